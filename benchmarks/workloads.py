@@ -14,7 +14,7 @@ from dualrate.diffusion.values import Batch, shared_time
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.system.device import settle_products
-from dualrate.training.memory import compile_blocks
+from dualrate.training.loop import compile_blocks
 
 Work = Callable[[], None]
 

@@ -134,8 +134,6 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
         if ":" in recipe or recipe in command["unlisted"]:
             return None
         name = f"{name} {recipe}"
-    if name == "cost" and rest and (":" in rest[0] or rest[0] in commands["train"]["recipes"] or "--gpus" in str(rest)):
-        return None  # of a recipe, or of a run's training: with the options of its experiment
     wrong = _wrong(rest, command["options"], command["required"]) if "options" in command else []
     told = "".join(f"dualrate {name}: {line}\n" for line in wrong)
     return (2, f"{told}dualrate {name} --help tells all options\n") if wrong else None

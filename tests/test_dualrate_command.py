@@ -210,9 +210,9 @@ def listed(folder: Path) -> dict[str, dict]:
         found[group] = {"kinds": list(kinds), **told(group)}
         found |= {f"{group} {kind}": options([(group, kind)]) for kind in kinds}
     found["train"] = recipes("train", [*own, "auto", "text-tokens"], [("train", *one) for one in (*trained, *other)])
-    for name in ("distill", "cost distill"):
-        of = [(*name.split(), recipe) for recipe in cli_distill.RECIPES]
-        found[name] = recipes(name, list(cli_distill.RECIPES), of)
+    found["distill"] = recipes(
+        "distill", list(cli_distill.RECIPES), [("distill", recipe) for recipe in cli_distill.RECIPES]
+    )
     found["retrofit"] = told("retrofit")
     return found
 
@@ -308,7 +308,7 @@ def shape_of(value: object) -> object:
         ),
         ("train auto --data.sources x", 2, "--data.source STR  fashion-mnist, a folder"),
         ("distill cifar10", 2, "dualrate distill cifar10: missing:\n  --teacher PATH"),
-        ("cost distill nope", 2, "there is no recipe 'nope' of a distillation"),
+        ("distill nope", 2, "there is no recipe 'nope' of a distillation"),
         ("cost weights/x --jason", 2, "--json"),
         ("data", 0, "dualrate data verify: "),
         ("data nope", 2, "dualrate data: there is no 'nope'\ndualrate data prepare: "),
@@ -347,9 +347,7 @@ def test_a_refusal_takes_a_fraction_of_a_second():
         "train fashion-mnist-decoder --mine 3",
         "train cifar10-dual --networks.encoder.levels.0.blocks 3 --fit.batch_size=3 --by consistency --method.eta 0.5",
         "train auto --data.source x --rate single --codec.folder y",
-        "cost RUN --gpus 3 --data.source x",
         "cost RUN --steps 3",
-        "cost cifar10-dual --data.source x",
         "retrofit FOLDER --mine 3",
         "compare a b c --out x",
     ],

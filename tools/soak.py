@@ -139,7 +139,6 @@ def jobs(folder: Path) -> dict[str, Job]:
     training = ("train", "mine:tiny", "--out", "OUT", "--nproc", "2", "--retries", "1000")
     return {
         "train": Job(training, trained),
-        "train-shard": Job((*training, "--shard", "2"), trained),
         "prepare": Job(
             ("data", "prepare", str(folder / "images"), "OUT", "--size", "64", "--shard-mib", "1", "--workers", "2"),
             files("**/*"),

@@ -16,11 +16,9 @@ from dualrate.experiment.networks import OneNetwork
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe
-from dualrate.runs import prediction
 from dualrate.runs.store import load
 from dualrate.runs.train import train
 from dualrate.training.config import FitConfig
-from dualrate.training.memory import PassCost
 
 
 def net(conv: int, transformer: int) -> UViTConfig:
@@ -85,29 +83,6 @@ def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert call(monkeypatch, "bound", tmp_path / "weights", "--variance", "own", "--num", 4, "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_heavy"] == 2
-
-
-def test_what_it_takes_is_predicted_before_it_begins_as_of_its_run(root, monkeypatch, capsys):
-    """Of the same experiment, from which all of a prediction follows; its passes are not counted here."""
-    asked: list[Experiment] = []
-    needs = prediction.needs
-
-    def noted(experiment: Experiment, load) -> prediction.Needs:
-        asked.append(experiment)
-        return needs(experiment, load)
-
-    monkeypatch.setattr(prediction, "pass_cost", lambda *_, **__: PassCost(1.0, 1.0, 1.0, 1))
-    monkeypatch.setattr(prediction, "needs", noted)
-
-    def predicted(*of) -> dict[str, float]:
-        assert call(monkeypatch, "cost", *of, "--gpus", 2, "--json") == 0
-        return json.loads(capsys.readouterr().out)["predicted"]
-
-    monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist", lambda: StudentRecipe("tiny", net(4, 16), FIT))
-    options = ("--teacher", root / "teacher", "--steps", 4, "--heavy", 2, "--pretraining", 1)
-    assert predicted("distill", "fashion-mnist", *options) == predicted(root / "dual")
-    before, of_run = asked
-    assert before == of_run
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from dualrate.cli import console
 from dualrate.cli import main as cli
 from dualrate.cli.console import LiveReporter, decoding, drawing
 from dualrate.drawing.drawer import Drawer
-from dualrate.system.folders import MANIFEST
+from dualrate.runs.store import RELEASED
+from dualrate.system.folders import Manifest
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights" / "fashion-mnist-light"
 OPTIONS = ["--steps", 1, "--batch-size", 4, "--precision", "float32"]
@@ -58,8 +59,8 @@ def test_the_report_as_text_says_that_nothing_was_drawn(weights, tmp_path, monke
 
 
 def test_a_class_is_given_by_its_name(weights, tmp_path, monkeypatch, capsys):
-    (weights / MANIFEST).unlink()  # a change on purpose
     (weights / "classes.json").write_text(json.dumps([f"class-{number}" for number in range(9)] + ["ankle boot"]))
+    Manifest.write(weights, [*RELEASED, "classes.json"])  # a change on purpose
     drawn = []
     for label in (9, "ankle boot"):
         assert sample(monkeypatch, weights, tmp_path / str(label), "--num", 1, "--label", label) == 0

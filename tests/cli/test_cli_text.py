@@ -214,6 +214,3 @@ def test_doctor_and_cost_know_texts(root, monkeypatch, capsys):
     assert "FILE.txt" in found.remedy
     assert [one.what for one in check_source(str(root / "own.txt"))] == ["its images are here: own.txt"]
     assert [one.level for one in check_source(str(root / "none.txt"))] == ["warning"]
-    of = ("--data.source", root / "own.txt", "--data.size", 16)
-    assert call(monkeypatch, "cost", "text-tokens", *of, "--gpus", 2) == 0
-    assert "iterations of 64 texts" in capsys.readouterr().out

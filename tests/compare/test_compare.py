@@ -409,7 +409,10 @@ def test_minutes_that_planning_wants_are_those_of_all_before_it_too(here, monkey
 
 def test_two_comparisons_do_not_fill_one_directory(here):
     (here / "report.cells").mkdir()
-    with run_lock(here / "report.cells"), pytest.raises(OSError, match="is being filled by a comparison by process"):
+    with (
+        run_lock(here / "report.cells"),
+        pytest.raises(OSError, match="filled by a comparison by another process"),
+    ):
         run(here, "heavy:2", "dual:4/2")
 
 

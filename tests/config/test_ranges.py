@@ -29,7 +29,6 @@ from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
 from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.compare import Compare
-from dualrate.cli.cost import OnGPUs
 from dualrate.cli.data import DATA, CodecCheck, DecodeLatents, Encode, EncodeImages, Prepare, Verify
 from dualrate.cli.distill import BRANCHES, Distill
 from dualrate.cli.evaluate import LikelihoodBound
@@ -78,13 +77,11 @@ from dualrate.networks.uvit import UViT
 from dualrate.planning.family import Member
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
-from dualrate.runs.prediction import Cluster
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.adjusted_ddim import TabulatedVariance
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
 from dualrate.serving.offer import Limits, Request
-from dualrate.training.accelerators import ACCELERATORS
 from dualrate.training.method import Loss, Phase
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
@@ -119,7 +116,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.diffusion.random.Draws",
     "dualrate.diffusion.values.Context",
     "dualrate.diffusion.values.Elsewhere",
-    "dualrate.training.accelerators.Accelerator",
     "dualrate.training.distributed.World",
     "dualrate.metrics.store._Part",
     "dualrate.metrics.store.StoredFeatures",
@@ -138,9 +134,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.config.ranges.Range",
     "dualrate.report.figures.Point",
     "dualrate.recipes.auto.Tier",
-    "dualrate.runs.prediction.Needs",
-    "dualrate.runs.prediction.Prediction",
-    "dualrate.training.memory.PassCost",
     "dualrate.report.saving.Saving",
     "dualrate.report.saving.ScoreRatio",
     "dualrate.report.saving._Contest",
@@ -204,9 +197,8 @@ def examples() -> Iterator[Any]:
     yield replace(cli_train.RECIPES["fashion-mnist-dual-45"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
-    yield from (cli.Retrofit(imagenet.heavy()), OnGPUs(), Cluster(ACCELERATORS["h100"]))
+    yield cli.Retrofit(imagenet.heavy())
     yield from (cli_train.Run(), cli_distill.Student(imagenet.distilled()))
-    yield cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
     yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
     yield from (EncodeImages("photos", run), DecodeLatents(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
@@ -485,8 +477,6 @@ COMMANDS |= {f"data {name}": EXAMPLES[kind] for name, kind in DATA.items()}
 TRAINED = {name: recipe() for name, recipe in cli_train.RECIPES.items() if not is_dataclass(recipe)}
 COMMANDS |= {f"train {name}": cli.Train(experiment) for name, experiment in TRAINED.items()}
 COMMANDS |= {f"distill {name}": Distill(recipe(), teacher=Path("run")) for name, recipe in cli_distill.RECIPES.items()}
-COMMANDS["cost imagenet64-heavy"] = cli.TrainingCost(imagenet.heavy())
-COMMANDS["cost distill imagenet64"] = cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
 # others are like them
 TRIED = ("train fashion-mnist-dual-45", "train imagenet64-heavy", "distill cifar10", *cli.COMMANDS)
 REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}

@@ -4,7 +4,7 @@ Losses are in double precision. No network has dropout, whose numbers are the tr
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -166,9 +166,8 @@ def prepared(
     *,
     fresh: bool,
     read: list[str] | None = None,
-    shard: Callable[[nn.Module], None] = lambda network: None,
 ) -> Prepared:
-    """read: the runs that were loaded are added to it; shard: of `Start`."""
+    """read: the runs that were loaded are added to it."""
 
     def load(run: str) -> dr.Model:
         if read is not None:
@@ -180,7 +179,7 @@ def prepared(
     def batch(iteration: int) -> Batch:
         return images(8, 8 * iteration, torch.get_default_dtype())
 
-    start = Start(fresh, torch.device("cpu"), False, load, batch, note, shard)
+    start = Start(fresh, torch.device("cpu"), False, load, batch, note)
     return experiment.method.prepare(experiment, start)
 
 
@@ -199,10 +198,10 @@ def batch_of(experiment: dr.Experiment, first: int = 0) -> Batch:
     )
 
 
-def method_of(experiment: dr.Experiment, shard: Callable[[nn.Module], None] = lambda network: None) -> Method:
-    """In double precision; no two of its networks have the same weights. shard: of `Start`."""
+def method_of(experiment: dr.Experiment) -> Method:
+    """In double precision; no two of its networks have the same weights."""
     with in_double():
-        method = prepared(experiment, fresh=True, shard=shard).method
+        method = prepared(experiment, fresh=True).method
     randomised(method.networks, 7)
     randomised(method.auxiliaries, 8)
     return method
@@ -278,32 +277,6 @@ def test_a_loss_is_a_mean_over_rows(experiment):
 def halved(logs) -> list[str]:
     """Logs of the gap between auxiliary and teacher, where it is not zero."""
     return [name for name, value in logs.items() if "gap" in name and value]
-
-
-@every_case
-def test_networks_are_called_as_often_whatever_the_rows(experiment):
-    """And the same parameters get a gradient: processes whose rows differ gather weights together."""
-    called: list[str] = []
-
-    def shard(network: nn.Module) -> None:
-        network.register_forward_hook(lambda *_: called.append("held"))
-
-    method = method_of(experiment, shard)
-    for part in (method.networks, method.auxiliaries):
-        for name, network in part.items():
-            network.register_forward_hook(lambda *_, name=name: called.append(name))
-    several = isinstance(method, InstantMomentMatching)  # which needs two rows, of all processes together
-    for iteration, phase in phases_of(method).values():
-        found = []
-        for rows in (slice(0, 8), slice(0, 1 + several), slice(3, 4 + several)):
-            called.clear()
-            batch = batch_of(experiment)[rows]
-            phase.loss(batch, iteration, Draws(0, batch.sample)).total.backward()
-            found.append((list(called), [p.grad is not None for p in phase.parameters]))
-            for parameter in phase.parameters:
-                parameter.grad = None
-        assert found[0][0]
-        assert all(one == found[0] for one in found)
 
 
 @every_case

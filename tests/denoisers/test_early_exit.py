@@ -157,7 +157,7 @@ def test_what_has_no_exits_is_refused():
     one = dr.Experiment("one", dr.OneNetwork(CONFIG), dr.DenoisingConfig(), FitConfig(1))
     light = dr.Model("one", one, nn.ModuleDict({"model": plain.network}), plain, 1, weights_hash="1")
     for pair in ((loaded(), light), (light, loaded())):
-        with pytest.raises(ValueError, match="exits has early exits, so it is a cheaper network"):
+        with pytest.raises(ValueError, match="exits has early exits; name a model"):
             switched(*pair)
     with pytest.raises(ValueError, match="an encoder is shared of a single-rate U-ViT"):
         loaded().with_denoiser("shared-encoder")

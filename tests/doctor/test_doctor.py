@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 from collections import namedtuple
 from importlib.metadata import PackageNotFoundError
 
@@ -14,11 +13,10 @@ from doctor.findings import levels, only
 from runs.made import ONE, saved
 
 from dualrate.cli.doctor import Doctor
-from dualrate.doctor import examine, pair
+from dualrate.doctor import examine
 from dualrate.doctor import machine as disk
 from dualrate.doctor import machine as hardware
 from dualrate.doctor import machine as installation
-from dualrate.doctor import machine as processes
 from dualrate.doctor.finding import Finding, ok, problem, warning
 
 CPU = torch.device("cpu")
@@ -179,24 +177,6 @@ def test_little_shared_memory_is_a_warning(tmp_path, monkeypatch):
     assert not list(disk.check_shared_memory())
 
 
-# Processes
-
-
-def test_processes_that_fail_are_a_problem(monkeypatch):
-    monkeypatch.setattr(processes, "PAIR", "no_such_module_at_all")
-    assert "exit code 1" in only(processes.check_processes(CPU), "problem").what
-
-
-def test_ctrl_c_ends_the_doctor_and_is_no_problem_of_the_processes(monkeypatch):
-    def stopped(pair, retries):
-        pair.signals.append(signal.SIGINT)
-        return 130
-
-    monkeypatch.setattr(processes.Supervisor, "run", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        list(processes.check_processes(CPU))
-
-
 def test_a_gpu_that_cannot_be_used_is_a_problem_and_the_rest_is_looked_at(monkeypatch, capsys):
     def unusable(asked):
         raise ValueError("the GPU is in use")
@@ -209,26 +189,6 @@ def test_a_gpu_that_cannot_be_used_is_a_problem_and_the_rest_is_looked_at(monkey
     assert "on cpu" in said
     with pytest.raises(ValueError, match="in use"):
         Doctor(device="cuda").run()
-
-
-def test_processes_that_are_slow_are_a_warning(monkeypatch):
-    monkeypatch.setattr(processes.Supervisor, "run", lambda self, retries: 0)
-    assert levels(processes.check_processes(CPU)) == ["ok"]
-    monkeypatch.setattr(processes, "SLOW", -1.0)
-    only(processes.check_processes(CPU), "warning")
-
-
-def test_within_a_training_of_several_processes_none_are_started(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setattr(processes, "PAIR", "no_such_module_at_all")
-    assert levels(processes.check_processes(CPU)) == ["ok"]
-    assert pair.main("cpu") == 0
-
-
-@pytest.mark.slow
-def test_two_processes_meet():
-    assert "problem" not in levels(processes.check_processes(CPU))
 
 
 # The command

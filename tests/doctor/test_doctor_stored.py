@@ -77,7 +77,7 @@ def test_released_weights(run, tmp_path):
     export(run, released, lambda text: None)
     assert levels(stored.check_stored(released)) == ["ok", "ok", "warning"]  # the images
     (released / "MANIFEST.json").unlink()
-    assert levels(stored.check_stored(released)) == ["ok", "warning", "ok", "warning"]
+    assert "problem" in levels(stored.check_stored(released))
 
 
 def test_images_of_a_run_that_are_gone_are_a_warning(tmp_path):

@@ -1,6 +1,8 @@
 """Workers that are none: what is sent to them is packed as for a process, and done in this one."""
 
-from dualrate.system.workers import _packed, _unpacked, in_turn
+import pickle
+
+from dualrate.system.workers import in_turn
 
 
 class Stand:
@@ -18,4 +20,4 @@ class Stand:
 
     def __call__(self, job, blocks):
         Stand.blocks += len(blocks)
-        yield from in_turn(_unpacked(_packed(job)), blocks)
+        yield from in_turn(pickle.loads(pickle.dumps(job)), blocks)

@@ -222,7 +222,7 @@ def test_the_command_measures_and_tells(tmp_path, monkeypatch, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(64) % 10)
     run = tmp_path / "run"
-    shutil.copytree(LIGHT, run, ignore=shutil.ignore_patterns("covariance*", "MANIFEST*"))
+    shutil.copytree(LIGHT, run, ignore=shutil.ignore_patterns("covariance*"))
     experiment = (run / "experiment.json").read_text()
     (run / "experiment.json").write_text(experiment.replace('"fashion-mnist"', f'"{tmp_path / "images.npz"}"'))
     Manifest.write(run, RELEASED)

@@ -1,6 +1,7 @@
 """What workers draw and measure is bit for bit what one process does, whoever dies meanwhile."""
 
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -41,7 +42,7 @@ from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.covariance import Bands
-from dualrate.system.workers import Workers, _packed, _unpacked, in_turn
+from dualrate.system.workers import Workers, _packed, in_turn
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
@@ -173,13 +174,13 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
         if sampler.of_table:
             continue
         drawer = Choice(steps=4, heavy=4, sampler=name).drawer(model).settled
-        sent = _unpacked(_packed(drawer))
+        sent = pickle.loads(_packed(drawer))
         assert (plain_step(sent.step), sent.plan, sent.origin("x")) == (
             plain_step(drawer.step),
             drawer.plan,
             drawer.origin("x"),
         )
-    assert _unpacked(_packed(model)).path == model.path
+    assert pickle.loads(_packed(model)).path == model.path
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
 def test_a_large_feature_net_is_loaded_by_the_worker_once(module, net, monkeypatch):
     loaded = []
     monkeypatch.setattr(module, f"load_{module.__name__.rpartition('.')[2]}", lambda device: loaded.append(net) or net)
-    first, again = (_unpacked(_packed(net)) for _ in range(2))
+    first, again = (pickle.loads(_packed(net)) for _ in range(2))
     assert first is again
     assert first == net
     assert len(loaded) == 1

@@ -496,7 +496,7 @@ def test_two_processes_cannot_fill_one_folder(model, artist, tmp_path):
     written(model, tmp_path, range(5, 9))
     with (
         run_lock(tmp_path, "filled with samples"),
-        pytest.raises(OSError, match="is being filled with samples by process"),
+        pytest.raises(OSError, match="is being filled with samples by another process"),
     ):
         written(model, tmp_path)
     assert written(model, tmp_path).drawn == 6

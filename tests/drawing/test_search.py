@@ -248,7 +248,7 @@ def test_too_few_images_are_refused_before_any_is_drawn(model, judge, tmp_path, 
 
 
 def test_one_search_at_a_time(model, judge, tmp_path, drawn):
-    with run_lock(tmp_path), pytest.raises(OSError, match="being filled by a search by process"):
+    with run_lock(tmp_path), pytest.raises(OSError, match="being filled by a search by another process"):
         search(model, DUAL, judge, tmp_path, progress=Told(), **OPTIONS)
     assert not drawn
 

@@ -209,8 +209,8 @@ def test_training_goes_on_where_its_latents_and_their_codec_were_moved(
         experiment, data=DataConfig(str(tmp_path / "latents")), fit=replace(FIT, iterations=3), codec=NoCodec()
     )
     with pytest.raises(ValueError, match=r"gone holds no codec.*name its new place \(--codec\)"):
-        run_training(here, tmp_path / "run", "cpu", None, 1)
-    assert run_training(here, tmp_path / "run", "cpu", None, 1, tmp_path / "vae").iteration == 3
+        run_training(here, tmp_path / "run", "cpu", None)
+    assert run_training(here, tmp_path / "run", "cpu", None, tmp_path / "vae").iteration == 3
     assert load(tmp_path / "run").experiment.codec.folder == str(tmp_path / "vae")
 
 

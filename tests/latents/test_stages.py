@@ -99,7 +99,7 @@ def test_stages_go_on_at_another_place(stages: Stages) -> None:
         if Path("here").exists():
             Path("here").rename("there")
         for experiment, folder in in_turn(made, Path(out)):
-            cli_train.run_training(experiment, folder, "cpu", None, 1)
+            cli_train.run_training(experiment, folder, "cpu", None)
     model = load("there/base", note=str)
     assert (model.iteration, model.experiment.codec.folder) == (3, str(Path("there/first").resolve()))
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch import nn
 
 from dualrate.networks.blocks import at_rest, frozen
 from dualrate.training.optim import Ema
@@ -89,28 +88,6 @@ def test_under_autocast_before_the_first_forward():
             net(torch.ones(1, 4))
         net(torch.ones(1, 4)).sum().backward()
     assert [p.grad is not None for p in net.parameters()] == flags(net)
-
-
-@pytest.fixture
-def one_process():
-    if not distributed.is_gloo_available():
-        pytest.skip("needs gloo")
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-def test_sharded_before_the_first_forward(one_process):
-    """The gathered weights are made at the first forward, here inside the block; after it they train as ever."""
-    net = network()
-    fully_shard(net, reshard_after_forward=True)
-    before = flags(net)
-    with frozen(net):
-        assert not net(torch.ones(1, 4)).requires_grad
-    assert flags(net) == before
-    net(torch.ones(1, 4)).sum().backward()
-    assert [p.grad is not None for p in net.parameters()] == before
-    assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
 def test_at_rest_nothing_drops_out_and_every_mode_is_put_back():

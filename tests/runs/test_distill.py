@@ -38,7 +38,7 @@ from dualrate.recipes.students import (
 )
 from dualrate.runs.release import export
 from dualrate.runs.store import load, read_experiment, write_experiment
-from dualrate.runs.train import samples_file, train
+from dualrate.runs.train import train
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -274,24 +274,6 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, of):
         )
     lines = (tmp_path / "run" / "scores.jsonl").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ['{"iteration": 4', '{"iteration": 8']
-
-
-@pytest.mark.parametrize("missing", ["score", "picture"])
-def test_a_score_or_a_picture_that_a_kill_left_out_is_made_by_the_same_command(root, tmp_path, missing):
-    experiment, file = (
-        Experiment("trained", OneNetwork(NET), DenoisingConfig(), FIT, DataConfig(str(root / "images.npz"))),
-        tmp_path / "run" / "scores.jsonl",
-    )
-    how = {"score": lambda model: ("FD-test", 1.0), "score_every": 4, "progress": Recorder()}
-    train(experiment, tmp_path / "run", **how)
-    lines, picture = file.read_text().splitlines(keepends=True), samples_file(tmp_path / "run", FIT.iterations)
-    if missing == "score":
-        file.write_text("".join(lines[:-1]))
-    else:
-        picture.rename(picture.with_name(f"{picture.name}.0123.partial"))
-    train(experiment, tmp_path / "run", **how)
-    assert picture.exists()
-    assert file.read_text().splitlines(keepends=True) == lines
 
 
 @pytest.mark.parametrize(

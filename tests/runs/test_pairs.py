@@ -75,7 +75,7 @@ def test_runs_that_make_no_pair_are_refused(runs, tmp_path):
     }
     for what, experiment in unlike.items():
         light = dr.load(saved(experiment, tmp_path / what))
-        with pytest.raises(ValueError, match=f"must have the same {what}, got "):
+        with pytest.raises(ValueError, match=f"they differ in {what}; name two models"):
             switched(heavy, light)
     student = replace(heavy, experiment=replace(ONE, method=MomentMatchingConfig("one", AtLeast(4))))
     with pytest.raises(ValueError, match="is a distilled student"):

@@ -339,12 +339,8 @@ def sparse(file: Path) -> None:
 
 @pytest.mark.parametrize("name", [*RELEASED, MANIFEST])
 @pytest.mark.parametrize("made", [pipe, device, sparse])
-@pytest.mark.parametrize("listed", [True, False], ids=["", "without a manifest"])
-@pytest.mark.filterwarnings("ignore")
-def test_a_pipe_a_device_and_what_no_memory_holds_are_refused_at_once(released, name, made, listed):
+def test_a_pipe_a_device_and_what_no_memory_holds_are_refused_at_once(released, name, made):
     """Opening the first would wait, reading the others would never end."""
-    if not listed:
-        (released / MANIFEST).unlink()
     (released / name).unlink(missing_ok=True)
     made(released / name)
     with pytest.raises((ValueError, OSError), match=f"{name}|no checkpoint"):
@@ -352,7 +348,6 @@ def test_a_pipe_a_device_and_what_no_memory_holds_are_refused_at_once(released, 
 
 
 def test_two_tensors_of_a_name_are_refused(released):
-    (released / MANIFEST).unlink()
     file = released / "model.safetensors"
     content = file.read_bytes()
     size = int.from_bytes(content[:8], "little")
@@ -360,15 +355,16 @@ def test_two_tensors_of_a_name_are_refused(released):
     name, entry = next((name, entry) for name, entry in json.loads(header).items() if name != "__metadata__")
     twice = f'{{"{name}":{json.dumps(entry)},{header[1:]}'.encode()
     file.write_bytes(len(twice).to_bytes(8, "little") + twice + content[8 + size :])
+    Manifest.write(released, RELEASED)
     with pytest.raises(OSError, match=r"is damaged .*stands there twice"):
         load(released)
 
 
 @pytest.mark.parametrize("iteration", ["-5", "many", "1e3"])
 def test_an_iteration_that_is_none_is_refused(released, iteration):
-    (released / MANIFEST).unlink()
     file = released / "model.safetensors"
     write_tensors(file, load_file(file), {"iteration": iteration})
+    Manifest.write(released, RELEASED)
     with pytest.raises(OSError, match=r"is damaged .*expected a number from 0 on"):
         load(released)
 
@@ -393,17 +389,9 @@ def test_the_card_may_be_edited(released):
     assert load(released).iteration == 7
 
 
-def test_released_weights_of_before_load_with_a_warning(released):
+def test_released_weights_without_a_manifest_are_refused(released):
     (released / MANIFEST).unlink()
-    notes: list[str] = []
-    assert load(released, note=notes.append).iteration == 7
-    warning = rf"{released} has no MANIFEST\.json, so nothing tells .*: export them again from their run"
-    assert len(notes) == 2
-    assert notes[0].startswith("warning: ")
-    with pytest.warns(UserWarning, match=warning):
-        load(released)
-    (released / "model.safetensors").write_bytes((released / "model.safetensors").read_bytes()[:-10])
-    with pytest.raises(OSError, match=rf"{released} is damaged \(model\.safetensors: "):
+    with pytest.raises(OSError, match=rf"{released} is damaged \(it has no MANIFEST\.json\)"):
         load(released)
 
 

@@ -20,7 +20,7 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.release import export
 from dualrate.runs.store import CLASSES, load
-from dualrate.runs.train import train
+from dualrate.runs.train import from_dataset, train
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -188,21 +188,15 @@ def test_the_same_images_at_another_place_are_the_same_run(runs, tmp_path):
         train(others, out)
 
 
-def test_a_model_that_a_run_started_from_may_have_moved(runs, tmp_path):
-    """Its weights tell: others are refused. It need not be there any more."""
+def test_a_model_that_a_run_started_from_need_not_be_there_any_more(runs, tmp_path):
     root, retrofit = runs
-    out = tmp_path / "run"
-    train(retrofit, out)
     shutil.copytree(root / "heavy", tmp_path / "heavy")
-    at = partial(replace, retrofit.method)
-    moved = replace(longer(retrofit), method=at(encoder_from=str(tmp_path / "heavy")))
-    assert train(moved, out).iteration == 4
-    assert train(longer(moved), out).iteration == 5
-    train(replace(moved, name="other", networks=OneNetwork(NET), method=DenoisingConfig()), tmp_path / "other")
-    with pytest.raises(ValueError, match=r"method.encoder_from: .*heavy -> .*other"):
-        train(replace(moved, method=at(encoder_from=str(tmp_path / "other"))), out)
+    here = replace(retrofit, method=replace(retrofit.method, encoder_from=str(tmp_path / "heavy")))
+    train(here, tmp_path / "run")
     shutil.rmtree(tmp_path / "heavy")
-    assert train(longer(longer(retrofit)), out).iteration == 5
+    assert train(longer(here), tmp_path / "run").iteration == 4
+    with pytest.raises(ValueError, match=r"method.encoder_from: .*heavy -> .*heavy"):
+        train(longer(retrofit), tmp_path / "run")
 
 
 def test_freezing_nothing_trained_is_refused():
@@ -276,3 +270,50 @@ def test_prefetching_changes_no_bit_also_of_a_resumed_run(runs, monkeypatch):
     for stem, tensors in one.tensors.items():
         assert all(torch.equal(tensor, other.tensors[stem][name]) for name, tensor in tensors.items()), stem
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+class Own(torch.utils.data.Dataset):
+    """Items that are made by a function of their number."""
+
+    def __init__(self, make, count: int = 20) -> None:
+        self.make, self.count = make, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int):
+        return self.make(i)
+
+
+def pixels(i: int) -> torch.Tensor:
+    return torch.randint(0, 256, (1, 8, 8), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+
+
+def test_a_data_set_of_one_s_own_trains_a_run_of_bytes_as_of_floats(tmp_path):
+    net = replace(NET, num_classes=3)
+    fit = FitConfig(iterations=2, batch_size=8, precision="float32", sample_every=100)
+    experiment = Experiment("own", OneNetwork(net), DenoisingConfig(), fit)
+    with_floats = Own(lambda i: (pixels(i).float() / 127.5 - 1, i % 3))
+    train(experiment, tmp_path / "bytes", images=Own(lambda i: (pixels(i).numpy(), torch.tensor(i % 3))))
+    train(experiment, tmp_path / "floats", images=with_floats)
+    named = from_dataset(with_floats)
+    assert (named.num_classes, named.shape) == (3, (1, 8, 8))
+    assert_same = partial(torch.testing.assert_close, rtol=0, atol=0)
+    assert_same(*(dict(load(tmp_path / name).networks.state_dict()) for name in ("bytes", "floats")))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda i: "x", r"item 0 of dataset is str; expected a tensor or an array"),
+        (lambda i: pixels(i)[0], r"torch.uint8 \(8, 8\); expected \(C, H, W\), C = 1 or 3 of uint8"),
+        (lambda i: pixels(i).float(), r"torch.float32 \(1, 8, 8\); expected"),
+        (lambda i: pixels(i).int(), r"torch.int32 \(1, 8, 8\)"),
+        (lambda i: pixels(i)[:, : 8 - i], r"item 1 of dataset is Tensor torch.uint8 \(1, 7, 8\); expected \(1, 8, 8\)"),
+        (lambda i: pixels(i).float() / 255, r"no value below 0, as images in .*give 2 \* x - 1"),
+        (lambda i: (pixels(i), 1 if i else None), r"19 of the 20 images of dataset have labels"),
+    ],
+)
+def test_what_is_no_image_in_a_data_set_of_one_s_own_is_refused_with_its_shape_and_type(make, said):
+    with pytest.raises(ValueError, match=said):
+        from_dataset(Own(make))

@@ -25,7 +25,7 @@ from dualrate.system.device import (
     settle_products,
     whole_products,
 )
-from dualrate.training.memory import compile_blocks, recompute
+from dualrate.training.loop import compile_blocks, recompute
 
 CPU = torch.device("cpu")
 

@@ -115,15 +115,6 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path):
     assert file.read_text() == "new"
 
 
-def test_where_no_locks_are_to_be_had_nothing_is_left(tmp_path, monkeypatch):
-    def refused(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refused)
-    test_two_writers_do_not_meet(tmp_path)
-    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
-
-
 def test_a_place_that_somebody_has_just_left_is_not_taken_for_one_s_own(tmp_path, monkeypatch):
     """Its file has its name by now, and would be written over."""
     flock, file = fcntl.flock, tmp_path / "a.txt"

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from trouble import failing, flips, full_disk, killed, unreadable
 
-from dualrate.system import folders
 from dualrate.system.folders import MANIFEST, Damaged, Manifest, new_folder
 
 
@@ -66,10 +65,7 @@ def test_a_folder_that_holds_something_is_not_replaced_unless_asked(tmp_path):
     assert names(tmp_path) == ["folder"]
 
 
-@pytest.mark.parametrize("swaps", [True, False])
-def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, swaps):
-    if not swaps:
-        monkeypatch.setattr(folders, "_swap", cannot_swap)
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
     write(tmp_path / "folder", "old")
     (tmp_path / "folder" / "more.txt").write_text("old")
     write(tmp_path / "folder", "new", replace=True)
@@ -77,11 +73,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, swaps):
     assert names(tmp_path) == ["folder"]
 
 
-def cannot_swap(first: Path, second: Path) -> None:
-    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-
-def test_where_folders_cannot_be_swapped_a_failure_restores_the_old_one(tmp_path, monkeypatch):
+def test_a_replacement_that_fails_restores_the_old_one(tmp_path, monkeypatch):
     write(tmp_path / "folder", "old")
     rename = Path.rename
 
@@ -90,7 +82,6 @@ def test_where_folders_cannot_be_swapped_a_failure_restores_the_old_one(tmp_path
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return rename(path, target)
 
-    monkeypatch.setattr(folders, "_swap", cannot_swap)
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(OSError, match="Input/output error"):
         write(tmp_path / "folder", "new", replace=True)
@@ -136,15 +127,6 @@ def test_a_writer_at_work_is_left_alone(tmp_path):
         (tmp_path / "folder" / "b.txt").unlink()
     assert content(tmp_path / "folder") == {"a.txt": "first"}
     assert names(tmp_path) == ["folder", "other"]
-
-
-def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
-    def no_locks(*arguments):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    write(tmp_path / "folder", "new")
-    assert content(tmp_path / "folder") == {"a.txt": "new", "b.txt": "new"}
 
 
 # Manifests
@@ -224,29 +206,10 @@ def test_a_file_of_somebody_else_is_no_damage(listed, name):
         read(listed)
 
 
-def test_a_file_that_changes_while_it_is_read_is_as_it_was_or_damaged(tmp_path):
-    file, size = tmp_path / "a.txt", 3 * folders.CHUNK
-    file.write_bytes(bytes(size))
-    Manifest.write(tmp_path, ["a.txt"])
-    manifest = Manifest.read(tmp_path, ["a.txt"])
+def test_a_file_is_checked_without_being_kept(listed):
+    manifest = Manifest.read(listed, ["a.txt"])
     assert manifest is not None
-
-    def read_and(change) -> bytes:
-        with manifest.opened("a.txt") as source:
-            source.fill(start := bytearray(folders.CHUNK))
-            change()
-            source.fill(rest := bytearray(source.left))
-        return bytes(start + rest)
-
-    def write(place: int) -> None:
-        with file.open("r+b") as opened:
-            opened.seek(place)
-            opened.write(b"1")
-
-    assert read_and(lambda: write(5)) == bytes(size)  # after it was read
-    file.write_bytes(bytes(size))
-    for change in (lambda: write(size - 1), lambda: file.write_bytes(b"cut")):
-        with pytest.raises(Damaged, match=r"a\.txt: its content is not what the manifest says"):
-            read_and(change)
-        file.write_bytes(bytes(size))
-    assert read_and(file.unlink) == bytes(size)
+    manifest.check("a.txt")
+    (listed / "a.txt").write_text("CONTENT of a.txt")
+    with pytest.raises(Damaged, match=r"a\.txt: its content is not what the manifest says"):
+        manifest.check("a.txt")

@@ -307,15 +307,15 @@ def test_readers_are_told_of_each_damaged_one(tmp_path):
 def test_one_that_is_removed_while_it_is_read_is_no_damage(tmp_path, monkeypatch):
     """The process that trains has saved two more, and keeps two."""
     write(tmp_path, 1, 2)
-    opened = Manifest.opened
+    content = Manifest.content
 
-    def prune_first(manifest: Manifest, name: str, limit: int | None = None):
+    def prune_first(manifest: Manifest, name: str) -> bytes:
         if manifest.folder / name == tmp_path / "step-00000002" / "ema-a.safetensors":
             write(tmp_path, 3, 4)
             checkpoint.prune(tmp_path, 2)
-        return opened(manifest, name, limit)
+        return content(manifest, name)
 
-    monkeypatch.setattr(Manifest, "opened", prune_first)
+    monkeypatch.setattr(Manifest, "content", prune_first)
     found = checkpoint.latest(tmp_path, lambda path, error: pytest.fail(str(error)))
     assert found is not None
     assert found.state["iteration"] == 4

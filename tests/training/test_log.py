@@ -1,11 +1,13 @@
 import io
 import json
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from trouble import unreadable
 
 from dualrate.system.progress import PlainReporter, duration
-from dualrate.training.log import MetricsFile, RunningMeans
+from dualrate.training.log import MetricsFile, RunningMeans, check_logger, logged
 
 
 def lines(path):
@@ -81,12 +83,11 @@ def test_a_stream_that_cannot_be_written_does_not_end_the_training():
 
 
 @pytest.mark.parametrize("odd", [b"garbage\n", b"\x80\0\n", b"[]\n", b'{"images": 3}\n', b"[" * 100_000 + b"\n"])
-def test_a_line_in_the_middle_that_is_none_stays_and_is_told(tmp_path, odd):
-    path, notes = tmp_path / "metrics.jsonl", []
+def test_a_line_in_the_middle_that_is_none_stays(tmp_path, odd):
+    path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"iteration": 10}\n' + odd + b'{"iteration": 20}\n{"iteration": 30}\n')
-    MetricsFile(path, 20, notes.append).write({"iteration": 30})
+    MetricsFile(path, 20, lambda text: None).write({"iteration": 30})
     assert path.read_bytes() == b'{"iteration": 10}\n' + odd + b'{"iteration": 20}\n{"iteration": 30}\n'
-    assert notes == [f"{path}, line 2 is no line of a log: what reads it wants it removed"]
 
 
 def test_a_log_of_somebody_else_is_noted_once(tmp_path):
@@ -95,3 +96,60 @@ def test_a_log_of_somebody_else_is_noted_once(tmp_path):
     with unreadable(path, tmp_path):
         MetricsFile(path, 20, notes.append).write({"iteration": 20})
     assert notes == [f"cannot write {path} (Permission denied): training goes on without its log"]
+
+
+class Shown:
+    """Counts what a reporter is called with."""
+
+    def __init__(self) -> None:
+        self.updates, self.notes, self.closed = 0, [], False
+
+    def update(self, iteration, total, logs) -> None:
+        self.updates += 1
+
+    def note(self, text) -> None:
+        self.notes.append(text)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def report(reporter) -> None:
+    for i in range(1, 6):
+        reporter.update(i, 5, {"model/loss": float(i), "images": 8.0 * i, "seconds": 0.1 * i})
+    reporter.note("a note")
+    reporter.close()
+
+
+def test_tensorboard_s_event_file_holds_mean_losses_of_an_interval(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = Shown()
+    report(logged("tensorboard", shown, tmp_path, {}, every=2))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("model/loss")] == [(2, 1.5), (4, 3.5), (5, 5.0)]
+    assert [event.value for event in events.Scalars("images")] == [16, 32, 40]
+    assert (shown.updates, shown.notes, shown.closed) == (5, ["a note"], True)
+
+
+def test_wandb_gets_the_experiment_and_the_losses(tmp_path, monkeypatch):
+    calls = []
+    run = SimpleNamespace(
+        log=lambda values, step: calls.append((step, values["model/loss"])), finish=lambda: calls.append("finished")
+    )
+    module = ModuleType("wandb")
+    monkeypatch.setattr(module, "init", lambda **settings: calls.append(settings) or run, raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    check_logger("wandb")
+    report(logged("wandb", Shown(), tmp_path / "mine", {"name": "x"}, every=5))
+    begun, *rest = calls
+    assert (begun["project"], begun["name"], begun["config"]) == ("dualrate", "mine", {"name": "x"})
+    assert rest == [(5, 3.0), "finished"]
+
+
+def test_a_logger_that_is_not_installed_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"wandb is not installed .*: pip install 'dualrate\[wandb\]'"):
+        check_logger("wandb")

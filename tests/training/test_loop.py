@@ -21,7 +21,6 @@ from dualrate.diffusion.values import Batch
 from dualrate.system.device import compiles
 from dualrate.training import checkpoint, loop
 from dualrate.training.distributed import World
-from dualrate.training.log import MetricsFile
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
 from dualrate.training.method import Loss, Phase
 from dualrate.training.optim import OptimConfig
@@ -167,16 +166,6 @@ def test_the_average_is_that_of_the_phase_that_began_last(tmp_path):
         assert not torch.equal(average, saved.tensors["ema-then"][name])
 
 
-def test_samples_that_a_kill_left_out_are_made_when_the_run_goes_on(tmp_path):
-    """Of the checkpoint that it goes on from, also where that is the last."""
-    config, made = replace(CONFIG, sample_every=4), []
-    train(tmp_path, config=replace(config, iterations=8), on_sample=made.append)
-    train(tmp_path, config=replace(config, iterations=12), on_sample=made.append, sampled=lambda done: done != 8)
-    train(tmp_path, config=replace(config, iterations=12), on_sample=made.append, sampled=lambda done: done != 12)
-    train(tmp_path, config=replace(config, iterations=14), on_sample=made.append)
-    assert made == [4, 8, 8, 12, 12, 14]
-
-
 def test_networks_and_auxiliaries_of_one_name_are_refused(tmp_path):
     method = Toy()
     method.auxiliaries = nn.ModuleDict({"a": nn.Linear(2, 2)})
@@ -300,24 +289,6 @@ def test_a_checkpoint_that_the_leader_found_is_waited_for(tmp_path, monkeypatch)
     train(tmp_path, progress=progress)
     assert waited == [7]
     assert progress.notes[-1] == "resuming at iteration 8"
-
-
-def test_samples_checkpoints_and_a_log_that_hang_are_named(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("DUALRATE_TIMEOUT", "0.05")  # seconds; and as long again
-    slow = {"checkpoint", "log"}  # the first of each
-    write, log = checkpoint.write, MetricsFile.write
-
-    def hang(what: str) -> None:
-        if what in slow:
-            slow.remove(what)
-            time.sleep(1.2)
-
-    monkeypatch.setattr(checkpoint, "write", lambda *of: (hang("checkpoint"), write(*of)))
-    monkeypatch.setattr(MetricsFile, "write", lambda *of: (hang("log"), log(*of)))
-    train(tmp_path, config=replace(CONFIG, log_every=16), on_sample=lambda iteration: time.sleep(1.2))
-    said = capfd.readouterr().err
-    for what in ("samples of iteration 16", "the checkpoint before", "the log of iteration 16"):
-        assert f"process 0 of 1: {what} has not ended after 0.6 seconds, it is waited for" in said
 
 
 def test_training_time_is_bounded_over_resumes(tmp_path):

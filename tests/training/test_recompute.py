@@ -10,7 +10,7 @@ from torch import nn
 import dualrate as dr
 from dualrate.networks.blocks import at_rest
 from dualrate.networks.uvit import UViT
-from dualrate.training.memory import recompute
+from dualrate.training.loop import recompute
 
 LEVELS = (dr.Level("conv", 8, 2, dropout=0.3), dr.Level("transformer", 16, 2, dropout=0.3))
 

@@ -7,26 +7,21 @@ import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
 from contracts.test_method_contracts import CASES, images, method_of, prepared
 
-from dualrate.denoisers.denoiser import posterior_mean
-from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.values import Batch
 from dualrate.methods.moment_matching import config as moment_matching
-from dualrate.training import checkpoint
-from dualrate.training import distributed as gradients
 from dualrate.training.config import FitConfig
-from dualrate.training.distributed import LOST, Lost, Share, World, gathered, joined, shard, shard_frozen
+from dualrate.training.distributed import LOST, Lost, Share, World, joined
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 from dualrate.training.optim import OptimConfig
-from dualrate.training.state import RunState
 from training.faults import File, Plan, Watched, context
-from training.toy import CONFIG, Points, same_bits
+from training.toy import CONFIG, Points
 
 Work = Callable[[World], int | None]
 
@@ -42,11 +37,7 @@ class Images:
 
 
 def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: int, micro_batch: int | None) -> None:
-    """A case of the methods' contracts, in double precision; every iteration is logged.
-
-    Processes that hold the weights together compute their blocks' activations again, too; where each holds all,
-    gradients are added up in several buckets.
-    """
+    """A case of the methods' contracts, in double precision; every iteration is logged."""
     config = FitConfig(
         iterations,
         batch_size=batch_size,
@@ -54,13 +45,11 @@ def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: i
         precision="float32",  # no autocast
         optim=OptimConfig(warmup=5),
         log_every=1,
-        recompute_from=None if world.mesh is None else 1,
     )
     batches = Images(batch_size, Share(batch_size, micro_batch, world).rows)
     with mock.patch.object(moment_matching, "PRECONDITIONING", 2):
-        method = method_of(CASES[case], partial(shard_frozen, world=world))
-    with mock.patch.object(gradients, "BUCKET", 500):
-        fit(method, batches, config, run_dir, identity={}, world=world)
+        method = method_of(CASES[case])
+    fit(method, batches, config, run_dir, identity={}, world=world)
 
 
 @dataclass(frozen=True)
@@ -154,54 +143,12 @@ class InTurn:
             assert not work(world)
 
 
-@dataclass(frozen=True)
-class Held:
-    """What a checkpoint of a case holds, held together: half of everything here, the same bits when gathered.
-
-    The leader's own estimates, under the averages, are those of the whole weights; and so are all processes' together.
-    """
-
-    case: str
-    run: Path
-
-    def __call__(self, world: World) -> None:
-        path = checkpoint.saved_paths(self.run / "checkpoints")[-1]
-        saved, method = checkpoint.load(path), method_of(CASES[self.case])
-        shard(method.networks.values(), world)
-        state = RunState(method.networks, method.auxiliaries, OptimConfig(), 100, "float32")
-        state.restore(checkpoint.load(path))
-        assert same_bits(state.tensors(), saved.tensors)
-        assert all(state.tensors(keep=False)[file] == {} for file in saved.tensors)
-        (phase,) = state.phases.values()
-        assert phase.ema is not None
-        total = sum(parameter.numel() for parameter in phase.parameters.values())
-        moments = [slots["exp_avg"] for slots in phase.optimizer.state.values()]
-        for held in (phase.parameters.values(), phase.ema.average, moments):
-            here = sum(tensor.to_local().numel() for tensor in held)
-            assert abs(here / total - 1 / world.shard) < 0.02, here / total  # some have an odd number of rows
-        with state.averaged(), gathered(state.networks, world):
-            averaged = self.estimates(method) if world.leads else None
-        raw, alone = self.estimates(method), method_of(CASES[self.case])
-        for average, found in {True: averaged, False: raw}.items():
-            alone.networks.load_state_dict(saved.weights(average=average))
-            if found is not None:
-                torch.testing.assert_close(found, self.estimates(alone), rtol=1e-12, atol=1e-12)
-        assert same_bits(state.tensors(), saved.tensors)
-
-    def estimates(self, method: Method) -> torch.Tensor:
-        """As a sampler asks for them, time after time."""
-        batch, t = images(3), torch.full((3,), 0.5, dtype=torch.float64)
-        method.networks.eval()
-        with torch.no_grad():
-            return torch.stack([posterior_mean(method.denoiser(), batch.x, t * i, Cond(batch.label)) for i in (1, 2)])
-
-
-def _process(work: Work, rank: int, size: int, port: int, timeout: float, shard: int) -> None:
+def _process(work: Work, rank: int, size: int, port: int, timeout: float) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["DUALRATE_TIMEOUT"] = str(timeout)
     try:
-        with joined(torch.device("cpu"), shard) as world:
+        with joined(torch.device("cpu")) as world:
             code = work(world) or 0
     except Lost:
         code = LOST
@@ -211,14 +158,13 @@ def _process(work: Work, rank: int, size: int, port: int, timeout: float, shard:
     os._exit(code)
 
 
-def start(work: Work, size: int = 2, timeout: float = 60, shard: int = 1) -> list:
+def start(work: Work, size: int = 2, timeout: float = 60) -> list:
     """Processes that do the same work. timeout: seconds that they wait for each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = [
-        context.Process(target=_process, args=(work, rank, size, port, timeout, shard), daemon=True)
-        for rank in range(size)
+        context.Process(target=_process, args=(work, rank, size, port, timeout), daemon=True) for rank in range(size)
     ]
     for process in started:
         process.start()

@@ -12,7 +12,6 @@ import tyro
 from tyro.conf import arg
 
 from dualrate.cli.recipe import checked, override, recipe_named
-from dualrate.cli.train import RECIPES as TRAINED
 from dualrate.cli.train import Run
 from dualrate.config.ranges import (
     BelowOne,
@@ -49,13 +48,6 @@ RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "cifar10": cifar10.distilled,
     "cifar10-compact": lambda: cifar10.distilled("compact"),
     **{imagenet.name_of(*of): partial(imagenet.distilled, *of) for of in imagenet.LAYOUTS},
-}
-
-
-TEACHERS: dict[str, str] = {  # recipes of `train` whose runs a recipe's students are made for; `auto` is for any
-    **{name: f"{name}-heavy" for name in RECIPES if f"{name}-heavy" in TRAINED},
-    "fashion-mnist-tokens": "fashion-mnist-tokens",
-    "text-tokens": "text-tokens",
 }
 
 

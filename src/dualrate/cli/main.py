@@ -15,7 +15,7 @@ import dualrate
 from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.compare import Compare
 from dualrate.cli.console import close_bars
-from dualrate.cli.cost import Cost, DistillationCost, TrainingCost, parse_cost
+from dualrate.cli.cost import Cost
 from dualrate.cli.data import CodecCheck, DecodeLatents, Encode, EncodeImages, Prepare, Verify, parse_codec, parse_data
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill, parse_distill
@@ -49,7 +49,6 @@ Command = (
     | Demo
     | Doctor
 )
-Predicted = TrainingCost | DistillationCost
 COMMANDS: dict[str, type[Command]] = {
     "sample": Sample,
     "evaluate": Evaluate,
@@ -72,7 +71,7 @@ LESS_MEMORY = {  # where it is short
     ),
     **dict.fromkeys(("sample", "evaluate", "bound", "encode", "decode"), "lower --batch-size"),
     "data": "lower --workers; data encode: --batch-size; data prepare: --shard-mib",
-    "cost": "lower --batch-size; of a recipe --fit.micro-batch",
+    "cost": "lower --batch-size",
     "plan": "lower --grid or --batch-size",
 }
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
@@ -80,7 +79,7 @@ USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --hel
 
 def parsed(
     arguments: list[str],
-) -> Train | TrainStages | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | Predicted | Command:
+) -> Train | TrainStages | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override,
     `retrofit` the folder of a model.
     """
@@ -104,8 +103,6 @@ def parsed(
         return parse_data(rest)
     if command == "codec":
         return parse_codec(rest)
-    if command == "cost":
-        return parse_cost(rest)
     if command in COMMANDS:
         return parse(COMMANDS[command], rest, f"dualrate {command}")
     asked = command in ("-h", "--help")

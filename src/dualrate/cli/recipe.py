@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO, TypeVar, cast
+from typing import Annotated, Any, Literal, TextIO, TypeVar, cast
 
 import tyro
 from tyro.conf import Positional, arg
@@ -29,8 +29,10 @@ Command = TypeVar("Command")
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; cuda if there is one.")]
 ProcessCount = Annotated[Processes, arg(help="Processes that train together on this machine, each on a GPU if any.")]
-ShardCount = Annotated[Processes, arg(help="How many of them hold all weights together, each a part; 1: each all.")]
-RetryCount = Annotated[Retries, arg(help="How often all of them start again after one was lost.")]
+RetryCount = Annotated[Retries, arg(help="How often all of them start again after one failed, from the checkpoint.")]
+Log = Annotated[
+    Literal["tensorboard", "wandb"] | None, arg(help="Log losses there, too; pip install 'dualrate[tensorboard]'.")
+]
 AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
 WORKERS = (
     "Processes that work at once, each with a copy of the model and its memory; auto: one for each idle processor, or "

@@ -17,9 +17,9 @@ from dualrate.cli.data import telling
 from dualrate.cli.recipe import (
     HELP,
     Device,
+    Log,
     ProcessCount,
     RetryCount,
-    ShardCount,
     checked,
     override,
     parse_known,
@@ -38,10 +38,10 @@ from dualrate.recipes import latents as fashion_mnist_latents
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
-from dualrate.system.progress import PlainReporter, Silent
+from dualrate.system.progress import Silent, stops
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import check_shard, is_launched, joined, own_device
-from dualrate.training.launch import Supervisor
+from dualrate.training.distributed import is_launched, joined, own_device
+from dualrate.training.log import Logger
 
 OF_IMAGENET: dict[str, Callable[[], Experiment]] = {
     f"{imagenet.name_of(size, patch)}-{kind}": partial(recipe, size, patch=patch)
@@ -110,15 +110,15 @@ class Run(Ranged):
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
     nproc: ProcessCount = 1
-    shard: ShardCount = 1
-    retries: RetryCount = 3
+    retries: RetryCount = 0
     codec: Path | None = None
     """Folder of the codec of latents, where that is not where they say."""
+    log: Log = None
 
     def train(self, experiment: Experiment) -> None:
         """Raises what `launch` and `run_training` raise."""
-        launch(self.nproc, self.retries, self.shard)
-        run_training(experiment, self.out, self.device, self.fd_every, self.shard, self.codec)
+        launch(self.nproc, self.retries)
+        run_training(experiment, self.out, self.device, self.fd_every, self.codec, self.log)
 
 
 @dataclass(frozen=True)
@@ -151,25 +151,49 @@ class TrainStages:
         out, where, progress = self.out or Path("runs") / self.stages.name, pick_device(self.device), reporter()
         for experiment, folder in in_turn(self.stages, out, device=where, progress=telling(progress, ENCODING)):
             progress.close()
-            if run_training(experiment, folder, self.device, None, 1).stopped != "done":
+            if run_training(experiment, folder, self.device, None).stopped != "done":
                 return
 
 
-def launch(processes: int, retries: int, shard: int) -> None:
-    """Where several processes are asked for, run this command in each of them and exit as they did.
+def launch(processes: int, retries: int) -> None:
+    """Where several processes are asked for, run this command in each of them by torch's elastic launcher, and exit.
 
-    Does nothing in such a process. Raises ValueError where torchrun started another number of them, and where `shard`,
-    those that hold the weights together, does not divide it.
+    The exit code is 75 after a signal, which all get and save for; else that of the first process that failed.
+    Does nothing in a process that was launched. Raises ValueError where torchrun started another number of them.
     """
     if is_launched():
         if processes not in (1, int(os.environ["WORLD_SIZE"])):
             raise ValueError(f"--nproc {processes}, but {os.environ['WORLD_SIZE']} processes are started: drop --nproc")
         return
-    check_shard(shard, processes)
-    if processes > 1:
-        command = [sys.executable, "-m", "dualrate_command", *sys.argv[1:]]
-        progress = PlainReporter()
-        raise SystemExit(Supervisor(command, processes, lambda text: progress.note(f"dualrate: {text}")).run(retries))
+    if processes == 1:
+        return
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if os.environ.get("DUALRATE_THREADS", "auto") == "auto":  # processes scale better than threads
+        os.environ["DUALRATE_THREADS"] = "1"
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # a restart would read the addresses of processes that ended
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=f"dualrate-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=retries,
+        signals_to_handle=",".join(number.name for number in stops()),
+        shutdown_timeout=600,  # seconds to save in, once a signal came
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "dualrate_command", *sys.argv[1:])
+    except SignalException:
+        raise SystemExit(75) from None  # as of a single process
+    except ChildFailedError as failed:
+        _, first = failed.get_first_failure()
+        raise SystemExit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode) from None
+    raise SystemExit(0)
 
 
 def run_training(
@@ -177,8 +201,8 @@ def run_training(
     out: Path | None,
     device: str | None,
     fd_every: int | None,
-    shard: int,
     codec: Path | None = None,
+    log: Logger | None = None,
 ) -> FitResult:
     """Train the experiment in `out`, or in runs/ under its name, and say how it ended. codec: where its folder is."""
     from dualrate.drawing.evaluator import scorer
@@ -194,7 +218,7 @@ def run_training(
             f"--fd-every is a multiple of --fit.sample-every ({experiment.fit.sample_every}), got {fd_every}"
         )
     resume_threads(out)
-    with joined(where, shard) as world:
+    with joined(where) as world:
         progress = reporter() if world.leads else Silent()
         result = train(
             experiment,
@@ -205,6 +229,7 @@ def run_training(
             decoding=decoding(progress),
             device=where,
             command=command_line(),
+            log=log,
             world=world,
         )
     report_end(result, experiment.fit, out, progress)

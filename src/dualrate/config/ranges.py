@@ -81,8 +81,6 @@ GuidanceWeight = Annotated[float, Range(-100, 100)]
 TeacherGuidance = Annotated[float, Range(0, 100, above=True)]
 LossWeight = Annotated[float, Range(0, 1000)]
 Factor = Annotated[float, Range(0, 1000, above=True)]
-GPUCount = Annotated[int, Range(1, 100_000)]
-Dollars = Annotated[float, Range(0, 10_000)]
 Minutes = Annotated[float, Range(0, 1_000_000, above=True)]
 
 

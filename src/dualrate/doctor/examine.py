@@ -17,7 +17,6 @@ from dualrate.doctor.machine import (
     check_device,
     check_disk,
     check_installation,
-    check_processes,
     check_shared_memory,
     check_threads,
     check_torch,
@@ -42,7 +41,6 @@ def checks(target: str | None, device: torch.device) -> dict[str, Check]:
         "disk": partial(check_disk, places),
         "shared memory": check_shared_memory,
         "compiler": partial(check_compiler, device),
-        "processes": partial(check_processes, device),
         "training": partial(check_trial, device),
     }
     if target is not None and place is not None:

@@ -18,7 +18,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -42,8 +41,6 @@ from dualrate.system.folders import new_folder
 from dualrate.system.progress import Silent, run_lock
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
-from dualrate.training.distributed import is_launched
-from dualrate.training.launch import Supervisor
 from dualrate.training.loop import fit
 from dualrate.training.optim import OptimConfig
 
@@ -166,13 +163,11 @@ def _refuses(folder: Path) -> str | None:
             write_whole(place / "file", content)
             with new_folder(place / "checkpoint") as aside:
                 (aside / "file").write_bytes(content)
-            with run_lock(place) as held:
+            with run_lock(place):
                 read = [(place / file).read_bytes() for file in ("file", "checkpoint/file")]
     except OSError as error:
         return f"it cannot be written to as checkpoints are ({error})"
-    if read != [content, content]:
-        return "what was written there is not what is read"
-    return None if held else "it has no locks, which keep two processes from training one run: see to it yourself, or"
+    return None if read == [content, content] else "what was written there is not what is read"
 
 
 def check_shared_memory() -> Iterator[Finding]:
@@ -280,33 +275,6 @@ def check_torch() -> Iterator[Finding]:
 def gpu_driver() -> bool:
     """Whether this machine seems to have an NVIDIA GPU."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-
-
-PAIR = "dualrate.doctor.pair"
-SLOW = 60.0  # seconds, most of them for loading torch twice
-
-
-def check_processes(device: torch.device) -> Iterator[Finding]:
-    """Starts two as `dualrate train --nproc 2` does: on GPUs where there are two, else on the CPU."""
-    if is_launched():
-        yield ok("processes: not tried, since this is one of several already")
-        return
-    kind = "cuda" if device.type == "cuda" and torch.cuda.device_count() > 1 else "cpu"
-    group, notes, start = {"cuda": "NCCL", "cpu": "gloo"}[kind], [], time.monotonic()
-    pair = Supervisor([sys.executable, "-m", PAIR, kind], 2, notes.append)
-    code = pair.run(0)
-    if pair.signals:
-        raise KeyboardInterrupt
-    seconds = time.monotonic() - start
-    if code:
-        yield problem(
-            f"two processes did not work together over {group} (exit code {code}): {'; '.join(notes) or 'see above'}",
-            "leave out --nproc; if it is the network, export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo",
-        )
-    elif seconds > SLOW:
-        yield warning(f"two processes took {seconds:.0f} s to meet over {group}", "see what else runs on this machine")
-    else:
-        yield ok(f"two processes met over {group} in {seconds:.1f} s")
 
 
 STEPS, BATCH, SIDE = 3, 4, 8

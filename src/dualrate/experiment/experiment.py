@@ -107,7 +107,6 @@ class Start:
     load:     the model of a run, or of released weights, by its directory, on the device
     batch:    the training batch of an iteration, on the device
     note:     tells the user something, once
-    shard:    has the run's processes hold a network together that it calls, by `forward`, and never trains
     """
 
     fresh: bool
@@ -116,7 +115,6 @@ class Start:
     load: Callable[[str], Model]
     batch: Callable[[int], Batch]
     note: Callable[[str], None]
-    shard: Callable[[nn.Module], None] = lambda network: None
 
 
 @dataclass(frozen=True)

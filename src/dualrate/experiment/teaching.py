@@ -115,7 +115,6 @@ def teacher_at_rest(single: NetworksConfig, process: Process, teacher: Model, st
     """A single-rate model without gradients or dropout, where the run computes, under the process of its student."""
     weights = teacher.networks["model"].state_dict()
     network = frozen_teacher(single, process, weights, bfloat16=start.bfloat16).to(start.device).eval()
-    start.shard(network)
     return Plain(network, process)
 
 

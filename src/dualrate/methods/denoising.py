@@ -391,8 +391,6 @@ class DenoisingConfig(MethodConfig, Ranged):
         check_targets(experiment, teacher)
         macs = replace(teacher.call_cost, decode=0).of(steps=1, heavy=1)
         start.note(f"targets: x_hat of {teacher}, {macs / 1e6:.3g} million multiply-adds more at every time trained on")
-        for network in teacher.networks.values():
-            start.shard(network)
         return Prepared(
             replace(method, targets=Targets(teacher.denoiser, self.targets_share)),
             weights | {"targets": str(teacher)},

@@ -18,8 +18,7 @@ decay included, and its moving average stays where it is. The gradient with resp
 flows: `torch.no_grad` is the stronger tool where not even that is wanted.
 
 Only the `requires_grad` flags change: no parameter is replaced, cast or moved. The block may hold a network's first
-forward: autocast keeps 16-bit copies only of weights that require gradients, so a frozen call leaves none behind; and
-gathered weights of networks that processes hold together (FSDP) take the flags of their parts at every gathering.
+forward: autocast keeps 16-bit copies only of weights that require gradients, so a frozen call leaves none behind.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Released weights: a run's averaged weights, its experiment and a card, in a directory that is written as a whole.
+"""Released weights: a run's averaged weights, its experiment and a model card, in a directory written as a whole.
 
-A model card: what a run is, how it was made, how its training went. Every figure is read from the run.
+The card describes the run, how it was made and how its training went. Every figure is read from the run.
 """
 
 from __future__ import annotations

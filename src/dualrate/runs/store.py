@@ -4,11 +4,11 @@ RUN/experiment.json, history.jsonl, checkpoints/step-*/    a training run; metri
                                                            scores.jsonl, if asked to score, and classes.json, if the
                                                            classes of its images have names: a list of them
 FOLDER/model_index.json, ...                               a pipeline of diffusers, which is read as a model too
-WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; sha256 of
-                                                           both files, and of classes.json as above, checked by
-                                                           whatever reads them
+WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; the
+                                                           manifest holds the sha256 of both files, and of
+                                                           classes.json, which every reader checks
 
-Two runs as one model: one for steps without a context, the other for the rest (denoisers/duodiff.py).
+`switched` makes one model of two runs: one for steps without a context, the other for the rest (denoisers/duodiff.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from types import MappingProxyType
 from typing import Any, TypeGuard, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dualrate.codecs import tokens as grey_levels  # noqa: F401  # a file may name them
@@ -66,7 +65,6 @@ from dualrate.system.files import (
     holders,
     read_bytes,
     read_header,
-    read_json,
     read_records,
     tensors_of,
     write_whole,
@@ -78,43 +76,24 @@ from dualrate.training import checkpoint
 def switched(heavy: Model, light: Model) -> Model:
     """`light` where a step has no context, `heavy` at the others; codec and process are theirs both.
 
-    Raises ValueError for models of different shapes, classes, processes or latents, early exits, a distilled student,
-    which knows its own steps alone, a dual-rate decoder as the light one, and what `Switched` raises.
+    Raises ValueError for models that differ in shape, classes, process, latents or arithmetic, for distilled students,
+    which know only their own steps, for early exits, for a dual-rate decoder as the light model, and what `Switched`
+    raises.
     """
-    for what, (mine, other) in {
-        "images": (heavy.shape, light.shape),
-        "classes": (heavy.num_classes, light.num_classes),
-        "null class": (heavy.experiment.networks.null_class, light.experiment.networks.null_class),
-        "process": (heavy.process, light.process),
-        "codec": tuple(model.experiment.codec.fingerprint or "none" for model in (heavy, light)),
-        "latents": tuple(model.experiment.method.latents.fingerprint or "none" for model in (heavy, light)),
-        "arithmetic": tuple(model.experiment.networks.bfloat16_weights for model in (heavy, light)),
-    }.items():
-        if mine != other:
-            raise ValueError(
-                f"{light.name} cannot make steps of {heavy.name}: both must have the same {what}, got {other} and "
-                f"{mine}; name two models trained alike"
-            )
+    cannot = f"{light.name} cannot make steps of {heavy.name}"
+    differing = [what for what, mine in _common(heavy).items() if _common(light)[what] != mine]
+    if differing:
+        raise ValueError(f"{cannot}: they differ in {', '.join(differing)}; name two models trained alike")
     for model in (heavy, light):
-        if not model.serves.any_plan:
-            raise ValueError(
-                f"{model.name} is a distilled student, which knows its own steps alone and makes none for another "
-                "model: name a model that was trained at every noise level"
-            )
-        if varies(model.denoiser):
-            raise ValueError(
-                f"{model.name} has early exits, so it is a cheaper network at the steps that allow it by itself: name "
-                "the run that they were trained beside"
-            )
+        if not model.serves.any_plan or varies(model.denoiser):
+            what = "has early exits" if model.serves.any_plan else "is a distilled student, which knows only its steps"
+            raise ValueError(f"{cannot}: {model.name} {what}; name a model trained at every noise level")
     if light.denoiser.reuse is Reuse.FREE and light.call_cost.heavy:
-        raise ValueError(
-            f"{light.name} sees its latent through a heavy call and makes no step without one: name a decoder of a "
-            "single network"
-        )
+        raise ValueError(f"{cannot}: it reads its latent by a heavy call; name a decoder of a single network")
     try:
         denoiser = Switched(light.denoiser, heavy.denoiser)
     except ValueError as error:
-        raise ValueError(f"{light.name} cannot make steps of {heavy.name}: {error}") from error
+        raise ValueError(f"{cannot}: {error}") from error
     networks = nn.ModuleDict({**heavy.networks, **{f"light {name}": net for name, net in light.networks.items()}})
     return replace(
         heavy,
@@ -124,6 +103,20 @@ def switched(heavy: Model, light: Model) -> Model:
         weights_hash=f"{heavy.weights_hash} after {light.weights_hash}",
         called_by=None if light.path is None else str(light.path.resolve()),
     )
+
+
+def _common(model: Model) -> dict[str, object]:
+    """What two models must share to make steps of one sampling."""
+    experiment = model.experiment
+    return {
+        "images": model.shape,
+        "classes": model.num_classes,
+        "null class": experiment.networks.null_class,
+        "process": model.process,
+        "codec": experiment.codec.fingerprint,
+        "latents": experiment.method.latents.fingerprint,
+        "arithmetic": experiment.networks.bfloat16_weights,
+    }
 
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
@@ -159,8 +152,8 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
     """The model of a run (its newest intact checkpoint, averaged weights), of released weights, or of a folder of
     diffusers, in float32.
 
-    note: called with which iteration is read, and a warning if that is not the newest, or nothing tells whether the
-          weights are intact; without it, the warning is one of Python's
+    note: called with which iteration is read, and a warning if that is not the newest; without it, the warning is
+          one of Python's
     Raises ValueError if the path is neither, OSError if its files are damaged or cannot be read.
     """
     with own_defaults():
@@ -273,14 +266,11 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         return StoredModel(path, experiment_of(path), weights_of(path), 0, None, read_folder(path).class_names)
     manifest = _manifest(path)
     experiment = _experiment(path, manifest)
-    if manifest is not None or (path / WEIGHTS).is_file():
+    if manifest is not None:
         weights, iteration = _released(_content(path, WEIGHTS, manifest), path / WEIGHTS)
         state, troubles = None, []
-        if manifest is None:
-            troubles.append(
-                f"{path} has no {MANIFEST}, so nothing tells whether its weights are what was released: export them "
-                "again from their run"
-            )
+    elif (path / WEIGHTS).is_file():
+        raise _damaged(path, ValueError(f"it has no {MANIFEST}"))
     else:
         damaged: list[str] = []
         saved = checkpoint.latest(path / "checkpoints", lambda bad, error: damaged.append(str(error)))
@@ -317,7 +307,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _manifest(path: Path) -> Manifest | None:
-    """Of released weights; None for a run, for released weights of before there were manifests, and for neither."""
+    """Of released weights; None for anything else."""
     try:
         return Manifest.read(path, RELEASED)
     except Damaged as error:
@@ -340,7 +330,7 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
             f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual-45 --out {path}), "
             "or use released weights (weights/...)"
         ) from error
-    return from_json(Experiment, content, str(path / EXPERIMENT), lambda plain: upgraded(plain, _distillation(path)))
+    return from_json(Experiment, content, str(path / EXPERIMENT), upgraded)
 
 
 def _class_names(path: Path, manifest: Manifest | None) -> tuple[str, ...]:
@@ -348,12 +338,6 @@ def _class_names(path: Path, manifest: Manifest | None) -> tuple[str, ...]:
     if CLASSES not in manifest.entries if manifest is not None else not (path / CLASSES).is_file():
         return ()
     return from_json(tuple[str, ...], _content(path, CLASSES, manifest), str(path / CLASSES))
-
-
-def _distillation(path: Path) -> dict[str, Any] | None:
-    """What versions of before wrote beside a student's experiment."""
-    file = path / "distillation.json"
-    return read_json(file) if file.exists() else None
 
 
 def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
@@ -365,8 +349,7 @@ def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
 
 
 def _damaged(path: Path, error: Exception) -> OSError:
-    changed = f". If it was changed on purpose, remove its {MANIFEST}" if isinstance(error, Damaged) else ""
-    return OSError(f"{path} is damaged ({error}): fetch it again, or export it again from its run{changed}")
+    return OSError(f"{path} is damaged ({error}): fetch it again, or export it again from its run")
 
 
 def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:
@@ -375,7 +358,7 @@ def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:
         weights = {name: tensor.float() for name, tensor in tensors_of(data).items()}
         about = read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
         return weights, _iteration(about.get("iteration", 0), file.name)
-    except (SafetensorError, ValueError) as error:
+    except ValueError as error:
         raise _damaged(file.parent, ValueError(f"{file.name}: {error}")) from error
 
 

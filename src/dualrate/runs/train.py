@@ -1,12 +1,12 @@
 """Training a run: data, networks and trainer brought together in a directory that the same call resumes.
 
-What is looked at before a training run does any work: where it would write, and what its images lack.
+`train` first checks where it would write, and whether the images fit the networks; then it works.
 
-The runs of a training in stages, one after the other; each goes on by itself, and so does what is made in between.
+`in_turn` trains in stages. Each stage resumes by itself:
 
-OUT/first    the run that trains the codec
-OUT/latents  of its images by it, as it is when it is finished (`data/encode.py`)
-OUT/base     the run that trains a model of these: what is sampled from
+    OUT/first    the run that trains the codec
+    OUT/latents  latents of its images, once it is finished (`data/encode.py`)
+    OUT/base     the run that trains a model of these latents, which is sampled from
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from dualrate.codecs.codec import Codec, decoded
 from dualrate.codecs.config import CodecFolder
@@ -30,7 +32,7 @@ from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
 from dualrate.data.encode import encode
-from dualrate.data.images import to_uint8
+from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.latents import HeldOut
 from dualrate.data.loader import Batches, Prefetched, TrainingSet
 from dualrate.data.source import DataProgress
@@ -55,17 +57,18 @@ from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import keep_compiled, own_defaults, peak_memory
-from dualrate.system.files import read_records, write_whole
+from dualrate.system.files import write_whole
 from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import Share, World, shard_frozen
-from dualrate.training.log import MetricsFile, logged_iterations
+from dualrate.training.distributed import Share, World
+from dualrate.training.log import Logger, MetricsFile, check_logger, logged
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 
-SAMPLES = "sample.json"  # is in a folder of samples, which no run can be in
+SAMPLES = "sample.json"  # is in a folder of samples
+OTHERS = {"model.safetensors": "released weights", SAMPLES: "samples"}  # what a folder with such a file holds
 OF_A_RUN = ("experiment.json", "checkpoints", ".lock")  # one of them is there as soon as a run has started
 TRIAL = ".trial-"  # of files that are made to see whether any can be
 LOGS = (".log", ".out", ".err")  # what a shell or a scheduler may have put there first
@@ -113,37 +116,30 @@ def check_names(plain: Any) -> None:
 
 def _check_content(out: Path) -> None:
     names = sorted(path.name for path in out.iterdir())
-    if "model.safetensors" in names:
-        raise ValueError(
-            f"{out} holds released weights, which would be loaded instead of the run: choose another --out"
-        )
-    if SAMPLES in names:
-        raise ValueError(f"{out} holds samples ({SAMPLES}): choose another --out")
     foreign = [name for name in names if not name.endswith(LOGS) and not name.startswith((TRIAL, ".nfs"))]
+    if other := [what for name, what in OTHERS.items() if name in names]:
+        raise ValueError(f"{out} holds {other[0]}: choose another --out")
     if foreign and not set(OF_A_RUN) & set(names):
         raise ValueError(f"{out} holds {some_of(foreign)} but no run: choose a new or empty directory as --out")
 
 
 def check_codec(experiment: Experiment, images: TrainingSet) -> None:
     """Raises ValueError unless the images are what the experiment's codec is trained on: images, or its own latents."""
-    if images.alphabet != experiment.codec.alphabet:
-        found, expected = (
-            f"a text of {len(alphabet)} characters" if alphabet else "a set of pictures"
-            for alphabet in (images.alphabet, experiment.codec.alphabet)
-        )
+    own = experiment.codec
+    found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
+    if found != expected:
         raise ValueError(
-            f"{images.name} is {found}, and {experiment.name} is of {expected}, these or others: name the data that it "
-            "was begun on, or begin a new run (dualrate train text-tokens is of texts)"
+            f"{images.name} is {found}, and {experiment.name} is trained on {expected}: name the data that it was "
+            "begun on, or begin a new run (of texts by the recipe text-tokens; of other latents, in Python, by "
+            "`dualrate.experiment.stages.on_codec_of_data`)"
         )
-    own, of_data = experiment.codec.fingerprint, images.codec.fingerprint
-    if own == of_data:
-        return
-    said = {True: "latents by the codec {} (sha256)", False: "images"}
-    found, expected = (said[bool(one)].format(one[:12]) for one in (of_data, own))
-    raise ValueError(
-        f"{images.name} has {found}, and {experiment.name} is trained on {expected}: name the data that it was begun "
-        "on, or begin a new run, in Python with `dualrate.experiment.stages.on_codec_of_data`"
-    )
+
+
+def _kind(alphabet: str, codec: str) -> str:
+    """codec: its fingerprint; empty for pixels"""
+    if codec:
+        return f"latents by the codec {codec[:12]} (sha256)"
+    return f"a text of the {len(alphabet)} characters {alphabet!r}" if alphabet else "a set of pictures"
 
 
 def check_end(experiment: Experiment, codec: Codec) -> None:
@@ -180,7 +176,6 @@ SCORES = "scores.jsonl"
 TEXTS = ".txt"  # of samples of texts
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
 OF_DATA = {"data.source": "images", "name": "images"}  # of what the images tell apart; recipes name a run after them
-STARTED_FROM = {f"{role}_from": role for role in ("encoder", "light", "student", "backbone")}  # as a history says
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
 
@@ -197,6 +192,8 @@ def train(
     decoding: Callable[[int, int, str], None] | None = None,
     device: torch.device | str = "cpu",
     command: str = "dualrate.train",
+    log: Logger | None = None,
+    images: Dataset[Any] | None = None,
     world: World = World(),
 ) -> FitResult:
     """Train, or continue, the run in `out`, by the method of its experiment.
@@ -204,6 +201,9 @@ def train(
     Writes experiment.json, history.jsonl (`command` and its surroundings, a line per start), checkpoints/,
     metrics.jsonl, now and then a grid of samples under the averaged weights, and scores.jsonl if asked to score.
     score, score_every: what scores the averaged weights, and iterations between scores, a multiple of `sample_every`
+    log: TensorBoard or Weights & Biases, which get the values of metrics.jsonl, too; `progress` may be a `Reporter` of
+        your own (`dualrate.system.progress`)
+    images: a data set to train on in place of the experiment's source, as `from_dataset` describes it
     world: the processes that train together (`training/distributed.py`), each in this call
     Raises ValueError if the data does not fit the networks, a run that the method needs does not, `out` holds another
     experiment or no run, or a part is of a class of a notebook or script; OSError if it cannot be written to.
@@ -220,13 +220,15 @@ def train(
         raise ValueError(
             f"score_every is a multiple of sample_every ({experiment.fit.sample_every}), got {score_every}"
         )
+    if log is not None:
+        check_logger(log)
     progress, device = progress or (PlainReporter() if world.leads else Silent()), torch.device(device)
     config = experiment.fit
     rows = Share(config.batch_size, config.micro_batch, world).rows
     with world.leader_first():
-        images = training_images(experiment, decoding)
+        data = training_images(experiment, decoding, images)
     whole, own = (
-        Batches(images, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
+        Batches(data, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
     )
     bfloat16 = bool(world.of_leader(in_bfloat16(config.precision, device)))
 
@@ -234,7 +236,6 @@ def train(
         return load(run, device=device, note=progress.note)
 
     fresh = world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0
-    experiment = experiment if fresh else _as_begun(experiment, out, source)
     prepared = experiment.method.prepare(
         experiment,
         Start(
@@ -244,7 +245,6 @@ def train(
             load=source,
             batch=lambda iteration: whole.batch(iteration).to(device),
             note=progress.note,
-            shard=lambda network: shard_frozen(network, world),
         ),
     )
     method, costs = prepared.method, costs_of(experiment, prepared.method)
@@ -252,13 +252,12 @@ def train(
     check_end(experiment, codec)
 
     def on_start() -> None:
-        announce(experiment, images, costs, out, progress)
+        announce(experiment, data, costs, out, progress)
         if world.size > 1:
-            held = f"; {world.shard} hold the weights together" if world.shard > 1 else ""
-            progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first{held}")
+            progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first")
         write_experiment(out, experiment)
         if experiment.num_classes:
-            write_class_names(out, images.class_names)
+            write_class_names(out, data.class_names)
         note_start(out, command, prepared.weights)
 
     def on_sample(iteration: int) -> None:
@@ -270,12 +269,9 @@ def train(
             MetricsFile(out / SCORES, iteration - 1, progress.note).write({"iteration": iteration, metric: value})
             progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
-    def sampled(iteration: int) -> bool:
-        scored = score is None or score_every is None or iteration % score_every != 0
-        file = samples_file(out, iteration)
-        shown = file.exists() or file.with_suffix(TEXTS).exists()
-        return shown and (scored or iteration in logged_iterations(out / SCORES))
-
+    watched = prepared.watch(progress)
+    if log is not None and world.leads:
+        watched = logged(log, watched, out, plain, config.log_every)
     if config.compile:
         keep_compiled(cache_dir() / COMPILED)
     with Prefetched(own, device) as batches, torch.autocast(device.type, enabled=False):  # but for its own
@@ -286,15 +282,14 @@ def train(
             out,
             identity={
                 **experiment.identity,
-                "images": images.fingerprint,
+                "images": data.fingerprint,
                 "method": to_plain(experiment.method) | dict(prepared.identity),
             },
             places=OF_DATA | {f"networks.{role}.source": f"networks.{role}.fingerprint" for role in method.networks},
             upgrade=upgraded_identity,
-            progress=prepared.watch(progress),
+            progress=watched,
             on_start=on_start,
             on_sample=on_sample,
-            sampled=sampled,
             device=device,
             world=world,
         )
@@ -313,29 +308,51 @@ def _check_method(experiment: Experiment, out: Path) -> None:
         )
 
 
-def _as_begun(experiment: Experiment, out: Path, source: Callable[[str], Model]) -> Experiment:
-    """The experiment of a run that goes on, with the places of the models that it started from as they were then, where
-    those of now have the same weights: its checkpoints hold these.
+def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
+    """The images of a map-style `torch.utils.data.Dataset`, read once and kept in memory as 8-bit pixels.
+
+    An item is an image or a pair (image, label). Images are tensors or arrays of one shape (C, H, W), C = 1 or 3, of
+    uint8, or of floats in [-1, 1], which are rounded to 8 bits. Labels are whole numbers from 0. Random transforms of
+    the data set are drawn once; the experiment's `data.augment` changes images anew at each use.
+    Raises ValueError for anything else, with the shape and type of the item.
     """
-    if not (out / EXPERIMENT).exists():
-        return experiment
-    written, now = (vars(one.method) for one in (read_experiment(out), experiment))
-    moved: dict[str, str] = {}
-    for name, role in STARTED_FROM.items():
-        before, place = written.get(name), now.get(name)
-        if before and place and before != place:
-            begun = next((record[role] for _, record in read_records(out / HISTORY) if role in record), "")
-            if begun.endswith(f"weights {source(place).weights_hash[:12]}"):
-                moved[name] = before
-    method: Any = experiment.method
-    return replace(experiment, method=replace(method, **moved)) if moved else experiment
+    pixels: list[Tensor] = []
+    labels: list[int] = []
+    lowest = 0.0
+    for i in range(len(dataset)):  # pyright: ignore[reportArgumentType]  # torch leaves out __len__
+        item = dataset[i]
+        image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
+        found = f"item {i} of {name} is {type(image).__name__}"
+        if not isinstance(image, (Tensor, np.ndarray)):
+            raise ValueError(f"{found}; expected a tensor or an array (C, H, W) of uint8 or of floats in [-1, 1]")
+        x = torch.as_tensor(image)
+        fits = x.ndim == 3 and x.shape[0] in (1, 3) and (not pixels or x.shape == pixels[0].shape)
+        if not fits or not (x.dtype == torch.uint8 or (x.is_floating_point() and bool((x.abs() <= 1).all()))):
+            shape = tuple(pixels[0].shape) if pixels else "(C, H, W), C = 1 or 3"
+            raise ValueError(f"{found} {x.dtype} {tuple(x.shape)}; expected {shape} of uint8 or of floats in [-1, 1]")
+        lowest = min(lowest, -1.0 if x.dtype == torch.uint8 else float(x.min()))
+        pixels.append(x if x.dtype == torch.uint8 else to_uint8(x))
+        if label is not None:
+            labels.append(int(label))
+    if labels and len(labels) < len(pixels):
+        raise ValueError(f"{len(labels)} of the {len(pixels)} images of {name} have labels; expected all or none")
+    if lowest == 0:
+        raise ValueError(
+            f"{name} has no value below 0, as images in [0, 1]; expected [-1, 1]: give 2 * x - 1, or uint8"
+        )
+    names = tuple(map(str, range(max(labels) + 1))) if labels else ()
+    return ImageSet(torch.stack(pixels).numpy(), np.array(labels, np.int64) if labels else None, names, name)
 
 
-def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> TrainingSet:
-    """What the experiment trains on. Raises ValueError if that does not fit its codec or its networks."""
-    if not experiment.data.source:
+def training_images(
+    experiment: Experiment, decoding: Callable[[int, int, str], None] | None, given: Dataset[Any] | None = None
+) -> TrainingSet:
+    """What the experiment trains on: a data set that is given, or its source. Raises ValueError if that does not fit
+    its codec or its networks.
+    """
+    if given is None and not experiment.data.source:
         raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
-    images = experiment.data.load("train", decoding)
+    images = experiment.data.load("train", decoding) if given is None else from_dataset(given)
     check_codec(experiment, images)
     check_fit(experiment, images)
     return experiment.seen(images)
@@ -362,19 +379,12 @@ def costs_of(experiment: Experiment, method: Method) -> list[str]:
         where, latent = next(method.networks.parameters()).device, experiment.networks.latent
         state = experiment.process.state_shape(experiment.shape)
         cost = call_cost(method.denoiser(), state, label, where, latent=latent)
-    calls = [macs for macs in (cost.heavy, cost.light) if macs]
     configs, lines = experiment.networks.configs, []
-    for i, (name, network) in enumerate(method.networks.items()):
+    for name, network in method.networks.items():
         layout = f"{_layout(configs[name])}; " if name in configs else ""
-        count = sum(parameter.numel() for parameter in network.parameters())
-        own = f", {_rounded(calls[i])} multiply-adds a call" if len(calls) == len(method.networks) else ""
-        lines.append(f"{name}: {layout}{_rounded(count)} parameters{own}")
-    if len(calls) != len(method.networks):
-        if cost.heavy:
-            lines.append(f"a heavy call: {_rounded(cost.heavy)} multiply-adds, a light one: {_rounded(cost.light)}")
-        else:
-            lines.append(f"a call of what is sampled from: {_rounded(cost.light)} multiply-adds")
-    return lines
+        lines.append(f"{name}: {layout}{_rounded(sum(p.numel() for p in network.parameters()))} parameters")
+    calls = {"a heavy call": cost.heavy, "a light call" if cost.heavy else "a call": cost.light}
+    return [*lines, ", ".join(f"{call}: {_rounded(macs)} multiply-adds" for call, macs in calls.items() if macs)]
 
 
 def _layout(config: UViTConfig) -> str:
@@ -416,8 +426,7 @@ def save_samples(
     seeds, (plan, *_) = range(SHOWN), experiment.serves.ladder([SHOWN_STEPS])
     labels = [seed % experiment.num_classes for seed in seeds] if experiment.num_classes else None
     step = make_step(experiment.serves.sampler or ANCESTRAL, experiment.process)
-    how = {"device": device, "given": given}
-    drawn = sample_batches(denoiser, step, plan, experiment.shape, seeds, labels, **how)
+    drawn = sample_batches(denoiser, step, plan, experiment.shape, seeds, labels, device=device, given=given)
     draws = Draws(0, torch.tensor(seeds, device=device))
     pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()
     file.parent.mkdir(exist_ok=True)
@@ -429,27 +438,22 @@ def save_samples(
 
 def check_fit(experiment: Experiment, images: TrainingSet) -> None:
     """Raises ValueError unless the images have the networks' shape and their labels exist for the networks."""
-    shape = experiment.codec.data_shape(experiment.shape)
-    if images.shape != shape and images.codec.fingerprint:
-        raise ValueError(
-            f"{images.name} has latents of {images.shape} (C, H, W), the networks of {experiment.name} take {shape}: "
-            "change the networks' image_channels and image_size, or encode images of another size"
-        )
+    shape, networks = experiment.codec.data_shape(experiment.shape), f"the networks of {experiment.name}"
     if images.shape != shape:
-        raise ValueError(
-            f"{images.name} has images of {images.shape} (C, H, W), the networks of {experiment.name} take "
-            f"{shape}: pass --data.size {shape[1]} --data.channels {shape[0]}, or change the networks"
-        )
+        way = f"pass --data.size {shape[1]} --data.channels {shape[0]}, or change the networks"
+        if images.codec.fingerprint:
+            way = "change the networks' image_channels and image_size, or encode images of another size"
+        raise ValueError(f"{images.name} has images of {images.shape} (C, H, W), {networks} take {shape}: {way}")
     if experiment.num_classes and images.labels is None:
         raise ValueError(
-            f"{images.name} has no labels, but the networks of {experiment.name} are conditioned on "
-            f"{experiment.num_classes} classes: set num_classes of every network to 0 for an unconditional model "
-            "(--networks.model.num-classes 0, or --networks.encoder.num-classes 0 --networks.light.num-classes 0)"
+            f"{images.name} has no labels, but {networks} are conditioned on {experiment.num_classes} classes: set "
+            "num_classes of every network to 0 for an unconditional model (--networks.model.num-classes 0, or "
+            "--networks.encoder.num-classes 0 --networks.light.num-classes 0)"
         )
     if images.num_classes > experiment.num_classes > 0:
         raise ValueError(
-            f"{images.name} has {images.num_classes} classes, the networks of {experiment.name} know only "
-            f"{experiment.num_classes}: raise num_classes"
+            f"{images.name} has {images.num_classes} classes, {networks} know only {experiment.num_classes}: raise "
+            "num_classes"
         )
 
 

@@ -1,19 +1,12 @@
-"""What a device likes: bfloat16 where it pays, compilation where there is a compiler. Both are tried, not guessed.
+"""Devices: which there are, bfloat16 where it pays, compilation, CUDA graphs, memory.
 
-Calls of a network as CUDA graphs: recorded once for inputs of a kind, and launched as a whole from then on.
+Whether bfloat16 is faster, and whether there is a compiler that works, is tried and not guessed.
 
-A light network launches some hundred kernels a call; a recording is one launch. It reads its inputs from buffers of its
-own, which are filled before, and what it leaves in others is copied, since the next launch overwrites it.
-
-One call is recorded, not all the steps between two heavy calls: it is the same under every plan, sampler and guidance,
-and a step adds only a few kernels to it. `torch.compile(mode="reduce-overhead")` does not do: its outputs are
-overwritten by the next call, and a context lives through many.
-
-glibc's allocator, told to keep what a network frees.
-
-By default a large tensor is mapped from the kernel anew and given back when freed, so each training iteration pays for
-its pages being cleared again: a sixth of the CPU time of a Fashion-MNIST training iteration (docs/results/tried.md).
-The command line does it at start; a program that uses the library decides for itself.
+CUDA graphs: a network's call is recorded once for inputs of a kind, and later launched as a whole. A light network
+launches some hundred kernels a call; a recording is one launch. It reads its inputs from buffers of its own, and what
+it leaves in others is copied, since the next launch overwrites it. One call is recorded, not the steps between two
+heavy calls: it is the same under every plan, sampler and guidance. `torch.compile(mode="reduce-overhead")` does not do:
+the next call overwrites its outputs, and a context lives through many.
 """
 
 from __future__ import annotations
@@ -25,7 +18,6 @@ import re
 import resource
 import sys
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -316,29 +308,24 @@ class _Recording:
 
     def __init__(self, call: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], record: Record) -> None:
         self.buffers = [tensor.clone() for tensor in tensors]
-        self.held: list[tuple[weakref.ref[Tensor], int] | None] = [None] * len(tensors)
         self.launch, self.output = record(lambda: call(self.buffers), tensors[0].device)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        for i, tensor in enumerate(tensors):
-            self._fill(i, tensor)
+        for buffer, tensor in zip(self.buffers, tensors, strict=True):
+            buffer.copy_(tensor)
         self.launch()
         return tree_map_only(Tensor, torch.clone, self.output)
-
-    def _fill(self, i: int, tensor: Tensor) -> None:
-        """Unless the buffer holds these very numbers, as it does of a context's features through many calls."""
-        held = self.held[i]
-        if held is None or held[0]() is not tensor or held[1] != tensor._version:
-            self.buffers[i].copy_(tensor)
-            counted = not tensor.is_inference()  # nobody counts the changes of an inference tensor
-            self.held[i] = (weakref.ref(tensor), tensor._version) if counted else None
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
 
 def keep_freed_memory() -> bool:
-    """Serve large blocks from the heap and never shrink it. False where the C library has no such settings."""
+    """Have glibc serve large blocks from its heap and never shrink it. False where the C library has no such settings.
+
+    By default a large tensor is mapped from the kernel anew and given back when freed, so that each training iteration
+    pays for its pages being cleared again. The command line calls this at its start; a program decides for itself.
+    """
     if not sys.platform.startswith("linux"):
         return False
     try:

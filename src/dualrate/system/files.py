@@ -1,8 +1,8 @@
 """Files that are written whole or not at all, and read back with errors that say which file it was and what it lacks.
 
-Two kinds of trouble are told apart everywhere. Content that is not what it should be is a ValueError, or whatever its
-reader makes of it. A system that does not give the content (no permission, a failing disk, too many open files) is an
-OSError, which says nothing about the content: nothing is thrown away, set aside or called damaged for it.
+Two kinds of trouble are separate everywhere. Content that is not what it should be is a ValueError, or what its reader
+makes of it. A system that does not give the content (no permission, a failing disk, too many open files) is an OSError.
+That is no evidence about the content: nothing is thrown away, set aside or called damaged for it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ import errno
 import fcntl
 import io
 import json
-import math
 import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -31,25 +29,6 @@ ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOO
 MOST_HEADER = 10**8  # bytes; the library's own limit
 MOST_JSON = 2**28  # bytes
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
-_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
 
 
 @contextmanager
@@ -70,8 +49,8 @@ def check_regular(path: Path, limit: int | None = None) -> None:
     block or never end, and for a file of more than `limit` bytes."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        kind = next((name for holds, name in _KINDS if holds(found.st_mode)), "of an unknown kind")
-        raise ValueError(f"{path} is {kind}; expected a file")
+        kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}; expected a file")
     check_size(path, found.st_size, limit)
 
 
@@ -152,7 +131,10 @@ def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
     If the block fails, or the process is killed, the file is what it was; what a kill leaves is written over next time.
     synced: False for files by the thousand, whose reader looks whether they are whole: a loss of power may cut them
     """
-    with naming(path), _place_aside(path) as aside:
+    usual, other = (path.with_name(f"{path.name}.{mark}.partial") for mark in ("0" * 8, secrets.token_hex(4)))
+    with naming(path):
+        descriptor = os.open(usual, os.O_RDWR | os.O_CREAT, 0o666)
+        aside = usual if _is_ours(descriptor, usual) else other  # another process may be writing there now
         try:
             yield aside
             if synced:
@@ -162,35 +144,16 @@ def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
             with suppress(OSError):
                 aside.unlink()
             raise
+        finally:
+            os.close(descriptor)
 
 
-@contextmanager
-def _place_aside(path: Path) -> Iterator[Path]:
-    """Where a file is written: in the same place each time, but where another process is writing there now."""
-    usual, other = (path.with_name(f"{path.name}.{mark}.partial") for mark in ("0" * 8, secrets.token_hex(4)))
-    try:
-        lock = os.open(usual, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # whoever writes will say it
-        yield other
-        return
-    try:
-        yield usual if _locks(lock, usual) else other
-    finally:
-        os.close(lock)
-
-
-def _locks(descriptor: int, path: Path) -> bool:
-    """Whether this process has the lock on an open file now, and the path still leads there."""
+def _is_ours(descriptor: int, path: Path) -> bool:
+    """Whether this process now holds the lock of an open file, and the path still leads there."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # none are to be had, as on some disks of a network
-        path.unlink(missing_ok=True)
-        return False
-    try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:  # whoever had it is done
+    except (BlockingIOError, FileNotFoundError):
         return False
 
 
@@ -217,46 +180,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     path.chmod(mode)
 
 
-class Source(Protocol):
-    """A file that is read from its beginning to its end. left: bytes that have not been read yet."""
-
-    left: int
-
-    def fill(self, buffer: bytearray | memoryview) -> None:
-        """Read as many bytes as the buffer has. Raises ValueError if there are fewer."""
-        ...
-
-
-def read_tensors(source: Source) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, each read into memory of its own: never a byte of the file is held twice.
-
-    The library's readers take the whole file as bytes, or map it: then what is used is not surely what was checked, and
-    a disk that fails ends the process. Raises ValueError for another content.
-    """
-    tensors: dict[str, Tensor] = {}
-    try:
-        source.fill(length := bytearray(8))
-        if (size := int.from_bytes(length, "little")) > min(source.left, MOST_HEADER):
-            raise ValueError(f"no safetensors file: a header of {size} bytes")
-        source.fill(text := bytearray(size))
-        header = parse_json(text, "its header")
-        header.pop("__metadata__", None)
-        start = source.left
-        for (first, last), name, entry in sorted(
-            (entry["data_offsets"], name, entry) for name, entry in header.items()
-        ):
-            dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
-            if (first, last) != (start - source.left, first + math.prod(shape) * dtype.itemsize) or last > start:
-                raise ValueError(f"tensor {name} does not follow the one before")
-            tensors[name] = torch.empty(shape, dtype=dtype, device="cpu")
-            source.fill(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"no safetensors file: {error!r}") from error
-    if source.left:
-        raise ValueError(f"{source.left} bytes after the last tensor")
-    return tensors
-
-
 def read_header(file: IO[bytes]) -> dict[str, Any]:
     """The header of a safetensors file, from its beginning. Raises ValueError for none, and for a name twice in it.
 
@@ -270,9 +193,12 @@ def read_header(file: IO[bytes]) -> dict[str, Any]:
 
 
 def tensors_of(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file's content. Raises SafetensorError, or ValueError as `read_header`."""
+    """The tensors of a safetensors file's content. Raises ValueError for another content."""
     read_header(io.BytesIO(content))
-    return safetensors.torch.load(content)
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise ValueError(f"no safetensors file: {error}") from error
 
 
 def check_files(folder: Path) -> None:

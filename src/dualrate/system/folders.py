@@ -2,8 +2,7 @@
 
     FOLDER/MANIFEST.json   size and sha256 of files beside it
 
-Reading: `Manifest.opened` hashes the bytes as they are read, so those that are used are those that were checked,
-whatever happens to the file meanwhile.
+Reading: `Manifest.content` returns the very bytes that it checked.
 
 Writing: into `.tmp-*` beside the folder, every file and the directory synced, renamed, the parent synced. A crash at
 any point leaves what was there before or the new folder. What a killed process leaves aside, the next writer removes.
@@ -11,7 +10,6 @@ any point leaves what was there before or the new folder. What a killed process 
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import glob
 import hashlib
@@ -20,15 +18,13 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
-from dualrate.system.files import ABSENT, MEMORY, check_regular, naming, read_json, sync, write_whole
+from dualrate.system.files import ABSENT, MEMORY, check_regular, naming, read_bytes, read_json, sync, write_whole
 
 MANIFEST = "MANIFEST.json"
-CHUNK = 2**20  # bytes that are read at once: few enough to be hashed in the processor's cache
 
 
 class Damaged(OSError):
@@ -72,66 +68,30 @@ class Manifest:
 
         limit: bytes that it may have
         """
-        with self.opened(name, limit) as file:
-            content = bytearray(file.left)
-            file.fill(content)
-        return bytes(content)
+        size, expected = self.entries[name]
+        with self._reading(name):
+            content = read_bytes(self.folder / name, min(size, limit))
+            if len(content) != size or hashlib.sha256(content).hexdigest() != expected:
+                raise Damaged(f"{self.folder / name}: its content is not what the manifest says")
+        return content
+
+    def check(self, name: str) -> None:
+        """Raises Damaged unless a file is what the manifest says; its content is not kept in memory."""
+        with self._reading(name):
+            if tuple(_entry(self.folder / name).values()) != self.entries[name]:
+                raise Damaged(f"{self.folder / name}: its content is not what the manifest says")
 
     @contextmanager
-    def opened(self, name: str, limit: int | None = None) -> Iterator[Hashed]:
-        """A file to be read once. What was made of it may be used when the block has ended: then it is checked.
-
-        limit: bytes that it may have
-        Raises Damaged, naming the file, unless its content is what the manifest says, whatever ValueError came of it.
-        """
-        file, (size, expected) = self.folder / name, self.entries[name]
-        damaged = Damaged(f"{file}: its content is not what the manifest says")
+    def _reading(self, name: str) -> Iterator[None]:
+        """Within the block a file that is not there, or that is none, is damage; other OSErrors are not."""
         try:
-            check_regular(file, limit)
-            with naming(file), file.open("rb", buffering=0) as opened:
-                if os.fstat(opened.fileno()).st_size != size:
-                    raise damaged
-                content, problem = Hashed(opened, size), None
-                try:
-                    yield content
-                except ValueError as error:
-                    problem = error
-                content.finish()
+            yield
         except ValueError as error:
-            raise Damaged(f"{file!r}: no file that can be read ({error})") from error
+            raise Damaged(f"{self.folder / name}: its content is not what the manifest says ({error})") from error
         except OSError as error:
             if error.errno in ABSENT:
-                raise Damaged(f"{file}: {error.strerror}") from error
+                raise Damaged(f"{self.folder / name}: {error.strerror}") from error
             raise
-        if content.left or content.digest.hexdigest() != expected:
-            raise damaged from problem
-        if problem is not None:
-            raise problem
-
-
-class Hashed:
-    """A file of `left` more bytes that is hashed as it is read. Raises ValueError where it ends before them."""
-
-    def __init__(self, file: FileIO, size: int) -> None:
-        self.file, self.left, self.digest = file, size, hashlib.sha256()
-
-    def fill(self, buffer: bytearray | memoryview) -> None:
-        """Read as many bytes as the buffer has."""
-        view = memoryview(buffer)
-        while view:
-            count = self.file.readinto(view[:CHUNK])
-            if not count:
-                raise ValueError("the file ends too early")
-            self.digest.update(view[:count])
-            self.left -= count
-            view = view[count:]
-
-    def finish(self) -> None:
-        """Read what is left, for its hash alone."""
-        chunk = memoryview(bytearray(CHUNK))
-        with suppress(ValueError):
-            while self.left > 0:
-                self.fill(chunk[: self.left])
 
 
 def _entry(file: Path) -> dict[str, int | str]:
@@ -167,9 +127,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     token = secrets.token_hex(4)
     made, aside = (target.with_name(f".tmp-{name}") for name in (f"{token}-{target.name}", f"{target.name}-{token}"))
     made.mkdir()
-    with ExitStack() as stack:
-        with suppress(OSError):  # a file system without locks: then nobody removes what others left
-            stack.enter_context(_locked(made))
+    with _locked(made):
         made.rename(aside)  # to where it is taken for a dead process's if it is not locked
         try:
             if target.is_dir():
@@ -192,8 +150,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 def _remove_leftovers(target: Path) -> None:
     """What processes left that were killed while they wrote `target`; those at work hold a lock.
 
-    Where folders cannot be swapped, a kill between two renames leaves what was there under another name: it is put
-    back.
+    A kill between the two renames of a replacement leaves what was there under another name: it is put back.
     """
     if not target.exists():
         for old in target.parent.glob(f".tmp-{glob.escape(target.name)}-*-old"):
@@ -216,25 +173,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _take_the_place(aside: Path, target: Path) -> None:
-    """`aside` becomes `target`, whose content goes: at once where the system can swap two folders."""
+    """`aside` becomes `target`, whose content goes."""
+    old = aside.with_name(f"{aside.name}-old")
+    target.rename(old)
     try:
-        _swap(aside, target)
-        old = aside
+        aside.rename(target)
     except OSError:
-        old = aside.with_name(f"{aside.name}-old")
-        target.rename(old)
-        try:
-            aside.rename(target)
-        except OSError:
-            old.rename(target)
-            raise
+        old.rename(target)
+        raise
     fault_point("in replacing")
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _swap(first: Path, second: Path) -> None:
-    """Exchange two folders. Raises OSError where that cannot be done at once: elsewhere than on Linux, or over NFS."""
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if call is None or call(here, os.fsencode(first), here, os.fsencode(second), exchange):
-        raise OSError(ctypes.get_errno(), "folders cannot be exchanged", str(first))

@@ -1,17 +1,12 @@
-"""What a long work says of itself to people: the library speaks to a `Reporter`.
+"""Progress and safety of long work: reporters, the lock of a run's directory, signals that save first.
 
-`PlainReporter` is the one that needs no terminal.
-
-What keeps a run safe from its surroundings: one process a run, and signals that save first.
+The library reports to a `Reporter`, a protocol of three methods of which a program may write its own; `PlainReporter`
+needs no terminal.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -21,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
-from dualrate.system.files import naming
+from filelock import FileLock, Timeout
 
 SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
 
@@ -29,34 +24,35 @@ ImageProgress = Callable[[int, int], None]  # called with (images done, images i
 
 
 class Reporter(Protocol):
-    """Where a run reports to."""
+    """Where a run reports its progress: `update` after every iteration, `note` now and then, `close` at the end."""
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        """After every iteration: how many are done, and how many there will be, which may be a guess that changes;
-        `logs` has "images", "seconds", "lr", "<phase>/loss", ...
+        """Called after every iteration.
 
-        Where calls of networks are counted, "calls" is in place of "images".
-        A device that queues is read now and then: then come the logs of the iterations since, an update each, and
-        updates between have none.
+        iteration: how many are done
+        total: how many there will be, an estimate that may change
+        logs: values by name: "images" done ("calls" where calls of networks are counted), "seconds", and in training
+              "lr", "<phase>/loss", ... Losses on a GPU are read now and then: then one update comes for each iteration
+              since, and updates in between have no losses
         """
         ...
 
     def note(self, text: str) -> None:
-        """Something the user should see, once."""
+        """Called with a message for the user."""
         ...
 
     def close(self) -> None:
-        """The run is over, for whatever reason."""
+        """Called when the work ends, for whatever reason."""
         ...
 
 
 def image_progress(progress: Reporter) -> ImageProgress:
-    """Images counted on a display of iterations."""
+    """A callback that reports images done as iterations."""
     return lambda done, total: progress.update(done, total, {"images": done})
 
 
 class PlainReporter:
-    """One plain line every `seconds`: iterations, mean losses since the last line, rate, time to go."""
+    """Prints a line every `seconds`: iterations, mean losses since the last line, rate, time to go."""
 
     def __init__(self, seconds: float = 30.0, stream: TextIO | None = None) -> None:
         self.seconds = seconds
@@ -93,7 +89,7 @@ class PlainReporter:
 
 
 class Silent:
-    """A reporter that says nothing: of a process beside one that reports."""
+    """A reporter that prints nothing, for a process beside one that reports."""
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         pass
@@ -112,49 +108,41 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[bool]:
+def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
     """Hold `run_dir/.lock`; OSError if another process does. The kernel drops the lock of a process that dies.
 
-    Yields whether it is held: a file system may have no locks (Lustre and NFS, as they may be mounted).
+    Where a file system has no locks, filelock warns, and the file itself is the lock.
+
     doing: what the holder of the lock is doing to the directory, for that error
     """
-    path = run_dir / ".lock"
-    with path.open("a+") as file:
-        held = True
-        try:
-            with naming(path):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise OSError(f"{run_dir} is being {doing} by {file.read().strip()}; wait for it or stop it") from None
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            held = False
-        with naming(path):  # without a buffer, which closing would write a second time
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield held
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"{run_dir} is being {doing} by another process; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-# Slurm warns of its time limit by any that it is told to; a terminal that goes away, by SIGHUP
+# Slurm announces its time limit by a signal that the user chooses; a terminal that closes sends SIGHUP
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def stops() -> list[signal.Signals]:
-    """Those of STOPS to listen to. Under nohup a process ignores SIGHUP, and goes on doing so."""
+    """The signals of STOPS that save first. Under nohup a process ignores SIGHUP, and goes on doing so."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in STOPS if number != signal.SIGHUP or not ignored]
 
 
-ECHO = 1.0  # seconds in which a signal to a whole group and its supervisor's copy of it are one
+ECHO = 1.0  # seconds in which a signal to a whole group and its launcher's copy of it count as one
 
 
 class Interrupts:
-    """Turns the first of `stops` into `received`; a second one acts as if nobody listened, at once.
+    """Within the block the first signal of `stops` is kept in `received`; a second one has its usual effect.
 
-    echoes: whether a supervisor passes signals on, so that one which all were sent comes twice, within ECHO
+    echoes: whether a launcher passes signals on, so that a signal to the whole group comes twice within ECHO seconds
     Python delivers signals to the main thread only; in any other thread this does nothing.
     """
 

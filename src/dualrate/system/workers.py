@@ -1,49 +1,48 @@
-"""Worker processes: blocks of work go out one at a time, and that of a worker that dies is given to another one.
+"""Worker processes: blocks of work go out one at a time and come back in their order.
 
-Whoever has blocks of work takes a `Mapper`: `in_turn` does them here, one after the other, `Workers` in processes. What
-a block is does not depend on how many there are, and a worker has one thread: so the results are bit for bit those of
-one process with one thread.
+Whoever has blocks of work takes a `Mapper`: `in_turn` does them here, one after the other, `Workers` in processes of
+`concurrent.futures`. Blocks do not depend on the number of workers, and each worker has one thread: so the results are
+bit for bit those of one process with one thread.
 
-A worker is a process of its own from the start (spawned, since a fork of a process with threads may hang), on a CPU for
-one core, on GPUs with one of them, in turns. What it works with is sent to it: a model as the directory to load it from
-(runs/store.py), anything else by value. Nothing of it is left when its parent is gone, however that ended.
+A worker is spawned, since a fork of a process with threads may hang. It runs on one core of the CPU, or on one of the
+GPUs in turns. A job is pickled once, to a file that the workers read: a model as the directory to load it from
+(runs/store.py), anything else by value. No worker is left when its parent is gone, however that ended.
 """
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-import traceback
 import warnings
-from collections import ChainMap, Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from multiprocessing.connection import wait
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from dualrate.system.device import keep_freed_memory
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
-DEATHS = 3  # of workers at one block, after which it is given up
+ATTEMPTS = 3  # at a block of which a worker died
 REFUSALS = (ValueError, OSError, MemoryError, FloatingPointError)  # kinds that an error keeps on its way to the parent
-_context = multiprocessing.get_context("spawn")
-_unpacked: Callable[[bytes], Any] = ForkingPickler.loads  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Mapper(Protocol):
     """Does a job for every block."""
 
     def __call__(self, job: Callable[[Block], Result], blocks: Sequence[Block], /) -> Iterator[tuple[Block, Result]]:
-        """Blocks with their results, in the order in which they are done. Raises what the job raises."""
+        """Blocks with their results, in the order of the blocks. Raises what the job raises."""
         ...
 
 
@@ -63,9 +62,9 @@ def number_of_workers(asked: int | Literal["auto"], device: torch.device) -> int
 def mapper(
     asked: int | Literal["auto"], device: torch.device, note: Callable[[str], None]
 ) -> AbstractContextManager[Mapper]:
-    """So many workers, for a `with`; one is this process. note: told of workers that died.
+    """That many workers, for a `with`; one is this process. note: called when a worker died.
 
-    ValueError for several on one GPU that was chosen by its number.
+    Raises ValueError for several on one GPU that was chosen by its number.
     """
     count = number_of_workers(asked, device)
     if count > 1 and device.type == "cuda" and device.index:  # 0 is what is taken where none is named
@@ -87,156 +86,103 @@ class Workers:
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.count, self.device, self.note = count, torch.device(device).type, note
-        self._workers: dict[int, _Worker] = {}
+        self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop(self._workers)
+        self._stop()
 
     def __call__(self, job: Callable[[Block], Result], blocks: Sequence[Block], /) -> Iterator[tuple[Block, Result]]:
-        """See `Mapper`. ValueError for a job that cannot be sent; ChildProcessError after DEATHS at one block."""
-        self._stop(self._busy)  # with blocks that nobody waits for any more
-        waiting, deaths = deque(range(len(blocks))), Counter[int]()
-        try:
-            while waiting or self._busy:
-                for worker in self._idle(len(waiting)):
-                    worker.give(job, waiting.popleft(), blocks)
-                for worker in self._heard():
+        """See `Mapper`. Raises ValueError for a job that cannot be sent; ChildProcessError if workers keep dying."""
+        done = deaths = 0
+        finished = False
+        with TemporaryDirectory(prefix="dualrate-job-") as folder:
+            file = Path(folder, "job")
+            file.write_bytes(_packed(job))
+            try:
+                while done < len(blocks):
                     try:
-                        answer = worker.connection.recv_bytes()
-                    except (EOFError, OSError):
-                        self._mourn(worker, deaths, len(blocks))
-                        waiting.appendleft(worker.at)
-                        continue
-                    result, error = _unpacked(answer)
-                    at, worker.at = worker.at, -1
-                    if error is not None:
-                        worker.job = None  # which it may never have got
-                        raise error
-                    if waiting:  # at once: what is done with the result may take a while
-                        worker.give(job, waiting.popleft(), blocks)
-                    yield blocks[at], result
-        finally:
-            self._stop(self._busy)
+                        for block, result in self._results(file, blocks[done:]):
+                            yield block, result
+                            done, deaths = done + 1, 0
+                    except BrokenProcessPool as error:
+                        self._stop()
+                        deaths += 1
+                        what = f"a worker died at block {done + 1} of {len(blocks)} or one of the next"
+                        if deaths == ATTEMPTS:
+                            raise ChildProcessError(
+                                f"{what}, as {deaths - 1} before it: mostly for lack of memory, of which each of the "
+                                f"{self.count} workers takes its own: use fewer (--workers), or a smaller --batch-size "
+                                "where the command has one"
+                            ) from error
+                        self.note(f"{what}, which are done again")
+                finished = True
+            finally:
+                if not finished:
+                    self._stop()
 
-    @property
-    def _busy(self) -> dict[int, _Worker]:
-        return {index: worker for index, worker in self._workers.items() if worker.at >= 0}
+    def _results(self, file: Path, blocks: Sequence[Block]) -> Iterator[tuple[Block, Any]]:
+        """In order; at most two blocks a worker are begun, so that results do not pile up."""
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            started = context.Value("i", 0)
+            self._pool = ProcessPoolExecutor(self.count, context, _begin, (started, self.device))
+        begun: deque[tuple[Block, Future[bytes]]] = deque()
+        for block in blocks:
+            begun.append((block, self._pool.submit(_do, file, _packed(block))))
+            if len(begun) == 2 * self.count:
+                first, future = begun.popleft()
+                yield first, pickle.loads(future.result())
+        for block, future in begun:
+            yield block, pickle.loads(future.result())
 
-    def _idle(self, wanted: int) -> list[_Worker]:
-        """At most `wanted` workers, started where there are not as many."""
-        for index in range(self.count):
-            if len(self._workers) - len(self._busy) >= wanted:
-                break
-            if index not in self._workers:
-                self._workers[index] = _Worker(index, self.device)
-        return [worker for worker in self._workers.values() if worker.at < 0][:wanted]
-
-    def _heard(self) -> list[_Worker]:
-        """Those that are done, or dead."""
-        by_connection = {worker.connection: worker for worker in self._busy.values()}
-        return [by_connection[one] for one in wait(list(by_connection)) if isinstance(one, Connection)]
-
-    def _mourn(self, worker: _Worker, deaths: Counter[int], total: int) -> None:
-        self._stop({worker.index: worker})
-        deaths[worker.at] += 1
-        what = f"a worker died ({_ending(worker.process.exitcode)}) at block {worker.at + 1} of {total}"
-        if deaths[worker.at] >= DEATHS:
-            raise ChildProcessError(
-                f"{what}, as {DEATHS - 1} before it: mostly for lack of memory, of which each of the {self.count} "
-                "workers takes its own: use fewer (--workers), or a smaller --batch-size where the command has one"
-            )
-        self.note(f"{what}, which is done again")
-
-    def _stop(self, workers: dict[int, _Worker]) -> None:
+    def _stop(self) -> None:
         """At once: a worker holds nothing that would be lost."""
-        for worker in workers.values():
-            worker.process.kill()
-        for index, worker in list(workers.items()):
-            worker.process.join()
-            worker.connection.close()
-            del self._workers[index]
+        if self._pool is not None:
+            for process in list((self._pool._processes or {}).values()):  # from Python 3.14 on: kill_workers
+                process.kill()
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
 
-class _Worker:
-    """at: the place of the block that it works on; -1: none. job: what it was sent."""
-
-    def __init__(self, index: int, device: str) -> None:
-        self.index, self.at = index, -1
-        self.job: object = None
-        self.connection, theirs = _context.Pipe()
-        self.process = _context.Process(target=_work, args=(theirs, index, device), daemon=True)
-        # what a child does about Ctrl-C it inherits; its parent stops it
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that its end is heard
-
-    def give(self, job: Callable[[Any], object], at: int, blocks: Sequence[object]) -> None:
-        """The job goes with its first block. One that died meanwhile is found by whoever listens to it."""
-        message = _packed((None if job is self.job else job, blocks[at]))
-        self.job, self.at = job, at
-        with suppress(OSError):
-            self.connection.send_bytes(message)
-
-
-def _packed(message: object) -> bytes:
-    """Tensors by value: torch's way, in shared memory, asks for more of it than a container has by default."""
-    buffer = io.BytesIO()
-    pickler = ForkingPickler(buffer)
-    by_value: dict[Any, Any] = {Tensor: _by_value, nn.Parameter: _by_value}
-    pickler.dispatch_table = ChainMap(by_value, pickler.dispatch_table)  # pyright: ignore
+def _packed(value: object) -> bytes:
+    """Tensors by value: multiprocessing's shared memory is small in most containers."""
     try:
-        pickler.dump(message)
+        return pickle.dumps(value)
     except ValueError:
         raise
     except Exception as error:  # whatever a class of the user's raises
         raise ValueError(f"this cannot be sent to a worker ({error}): use one process (--workers 1)") from error
-    return buffer.getvalue()
 
 
-def _by_value(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[object, ...]]:
-    values = tensor.detach().cpu().numpy()
-    return (_parameter, (values,)) if isinstance(tensor, nn.Parameter) else (torch.from_numpy, (values,))
-
-
-def _parameter(values: NDArray[Any]) -> nn.Parameter:
-    """Of a network that is used, not trained."""
-    return nn.Parameter(torch.from_numpy(values), requires_grad=False)
-
-
-def _work(connection: Connection, index: int, device: str) -> None:
-    """A worker's life: blocks come, results and errors go."""
+def _begin(started: Any, device: str) -> None:
+    """The settings of a worker. started: how many were started before it, shared by all."""
     leave_with_parent()
-    warnings.simplefilter("ignore")  # the parent has said it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops its workers
+    warnings.simplefilter("ignore")  # the parent shows the same ones
     torch.set_num_threads(1)
     keep_freed_memory()
+    with started.get_lock():
+        index, started.value = started.value, started.value + 1
     if device == "cuda":
         torch.cuda.set_device(index % torch.cuda.device_count())
-    job: Any = None
-    with suppress(EOFError, OSError):  # the parent has gone
-        while True:
-            message = connection.recv_bytes()
-            try:
-                new, block = _unpacked(message)
-                job = job if new is None else new
-                answer = _packed((job(block), None))
-            except Exception as error:
-                answer = _packed((None, _portable(error)))
-            connection.send_bytes(answer)
 
 
-def _portable(error: Exception) -> Exception:
-    """The error in a kind that every process can make, with where it was raised."""
-    kind = next((kind for kind in REFUSALS if isinstance(error, kind)), RuntimeError)
-    text = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
-    sent = kind(text)
-    sent.add_note(f"In a worker:\n{traceback.format_exc()}")
-    return sent
+@lru_cache(1)
+def _job(file: Path) -> Callable[[Any], object]:
+    return pickle.loads(file.read_bytes())
+
+
+def _do(file: Path, block: bytes) -> bytes:
+    try:
+        return _packed(_job(file)(pickle.loads(block)))
+    except REFUSALS as error:
+        kind = next(kind for kind in REFUSALS if isinstance(error, kind))
+        raise kind(str(error)) from error  # without arguments that the parent could not make again
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def leave_with_parent() -> None:
@@ -249,7 +195,3 @@ def leave_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-def _ending(code: int | None) -> str:
-    return f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name

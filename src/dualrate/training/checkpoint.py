@@ -7,8 +7,8 @@
 Writing: see `dualrate.system.folders`. A crash at any point leaves either the old set or the old set and the new one.
 While training goes on: saving.py.
 Reading: the newest that verifies; one with wrong content is renamed to `*.corrupt`, one that cannot be read is an
-error. Every file is read once, and hashed as it is read: the bytes that are used are those that were checked, and no
-byte is held twice. No file of a checkpoint can execute code: safetensors and JSON only.
+error. Every file is read once: the bytes that are used are those that were checked. No file of a checkpoint can execute
+code: safetensors and JSON only.
 
 Saving while training goes on: it stops only for a copy of the tensors, which a thread then writes.
 
@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from dualrate.system import folders
-from dualrate.system.files import ABSENT, naming, parse_json, read_tensors, write_tensors
+from dualrate.system.files import ABSENT, naming, parse_json, tensors_of, write_tensors
 from dualrate.system.folders import Damaged, Manifest, new_folder
 
 FORMAT = 1
@@ -137,8 +137,7 @@ def load(path: Path, *, training: bool = True) -> Checkpoint:
     try:
         state = parse_json(manifest.content(STATE), STATE)
         for name in wanted:
-            with manifest.opened(name) as file:
-                tensors[Path(name).stem] = read_tensors(file)
+            tensors[Path(name).stem] = tensors_of(manifest.content(name))
     except ValueError as error:
         raise Damaged(f"{path}: a file matches its manifest but cannot be read ({error})") from error
     found = state.get("format") if isinstance(state, dict) else None
@@ -208,9 +207,9 @@ def _newest(directory: Path, on_bad: OnBad, *, training: bool) -> Checkpoint | N
             on_bad(path, error)
             causes.append(f" ({error})")
     if any(re.match(r"step-\d{8,}", entry.name) for entry in _entries(directory)):
+        cause = "".join(causes[:1])
         raise OSError(
-            f"{directory} holds checkpoints but none is intact; restore one, or remove them to start over"
-            + "".join(causes[:1])
+            f"{directory} holds checkpoints but none is intact; restore one, or remove them to start over{cause}"
         )
     return None
 
@@ -236,14 +235,14 @@ class Saver:
         self.directory, self.keep, self.note, self.saved_at = directory, keep, note, saved_at
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._told = False
+        self._noted = False
 
     def save(
         self, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, last: bool
     ) -> None:
         """Begin to save a checkpoint. If that fails training goes on, with one notice; the last one may not fail.
 
-        last: whether to end when it is written, and raise its OSError
+        last: whether to wait until it is written, and raise its OSError
         """
         self.finish()
         folders.fault_point("before copy")
@@ -252,36 +251,26 @@ class Saver:
         self._thread = threading.Thread(target=self._write, args=(iteration, copy), name="saving", daemon=True)
         self._thread.start()
         if last:
-            error = self._ended()
-            if error is not None and self.saved_at != iteration:
-                raise error
-            self._tell(error)
+            self.finish(iteration)
 
     def look(self) -> None:
-        """Tell what became of a checkpoint, if it has ended. Raises what is no OSError."""
+        """As `finish`, if the checkpoint that was being written has ended."""
         if self._thread is not None and not self._thread.is_alive():
             self.finish()
 
-    def finish(self) -> None:
-        """Wait for the checkpoint that is being written, if one is, and tell what became of it."""
-        self._tell(self._ended())
-
-    def _ended(self) -> Exception | None:
-        """Why the checkpoint that was being written failed, if it did."""
+    def finish(self, needed: int = -1) -> None:
+        """Wait for the checkpoint that is being written. Its OSError is noted; raised if `needed` was not saved."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
-        return error
-
-    def _tell(self, error: Exception | None) -> None:
         if error is None:
             return
-        if not isinstance(error, OSError):
+        if not isinstance(error, OSError) or self.saved_at < needed:
             raise error
-        if not self._told:
+        if not self._noted:
             self.note(f"could not save a checkpoint, training goes on: {error}")
-        self._told = True
+        self._noted = True
 
     def _write(self, iteration: int, copy: Copy) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What a training run says to machines: metrics as JSON lines."""
+"""The log of a training run: `metrics.jsonl` always; TensorBoard or Weights & Biases as well, if asked for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dualrate.system.files import parse_record
+from dualrate.system.progress import Reporter
+
+Logger = Literal["tensorboard", "wandb"]
+COUNTS = ("images", "seconds", "skipped")
 
 
 class RunningMeans:
@@ -28,15 +32,6 @@ class RunningMeans:
         return {name: total / count for name, (total, count) in self.sums.items()}
 
 
-def logged_iterations(path: Path) -> set[int]:
-    """Of the lines of a log, without those that are none; none where there is no log."""
-    found = set()
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with suppress(ValueError, KeyError, TypeError):
-            found.add(int(parse_record(line, "")["iteration"]))
-    return found
-
-
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per line, appended; lines after `iteration` (of a lost continuation) go.
 
@@ -51,24 +46,18 @@ class MetricsFile:
             self._give_up(error)
 
     def _cut(self, iteration: int) -> None:
-        """Lines that are none go from the end, where a kill leaves them; others stay, and the first is noted."""
+        """Lines beyond `iteration` go, and what a kill left at the end."""
         if not self.path.is_file():
             return
-        size, kept, odd, inside = 0, 0, [], []
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                size += len(line)
-                try:
-                    beyond = parse_record(line, "")["iteration"] > iteration
-                except (ValueError, KeyError, TypeError):
-                    odd.append(number)
-                    continue
-                if beyond or not line.endswith(b"\n"):
+        size = kept = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            size += len(line)
+            with suppress(ValueError, KeyError, TypeError):  # lines that are none stay where others follow
+                if parse_record(line, "")["iteration"] > iteration:
                     break
-                kept, inside, odd = size, inside + odd, []
+                if line.endswith(b"\n"):
+                    kept = size
         os.truncate(self.path, kept)
-        if inside:
-            self._note(f"{self.path}, line {inside[0]} is no line of a log: what reads it wants it removed")
 
     def write(self, values: Mapping[str, float]) -> None:
         if self._lost:
@@ -82,3 +71,70 @@ class MetricsFile:
     def _give_up(self, error: OSError) -> None:
         self._lost = True
         self._note(f"cannot write {self.path} ({error.strerror}): training goes on without its log")
+
+
+class Logged:
+    """A `Reporter` that passes everything on to `shown`, and mean values over `every` iterations to `write`.
+
+    write: called with the values by name ("model/loss", "lr", ...) and the number of iterations done
+    finish: called at the end of the run
+    """
+
+    def __init__(
+        self,
+        shown: Reporter,
+        every: int,
+        write: Callable[[Mapping[str, float], int], None],
+        finish: Callable[[], None],
+    ) -> None:
+        self.shown, self.every, self.write, self.finish = shown, every, write, finish
+        self._means = RunningMeans()
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+        self.shown.update(iteration, total, logs)
+        self._means.add({name: value for name, value in logs.items() if name not in COUNTS})
+        if iteration % self.every == 0 or iteration == total:
+            self.write(self._means.means() | {name: logs[name] for name in COUNTS if name in logs}, iteration)
+            self._means = RunningMeans()
+
+    def note(self, text: str) -> None:
+        self.shown.note(text)
+
+    def close(self) -> None:
+        self.shown.close()
+        self.finish()
+
+
+def check_logger(logger: Logger) -> None:
+    """Raises ValueError, naming the extra, if the logger's package is not installed."""
+    try:
+        if logger == "tensorboard":
+            import torch.utils.tensorboard  # noqa: F401
+        else:
+            import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            f"{logger} is not installed ({error}): pip install 'dualrate[{logger}]', or train without --log"
+        ) from error
+
+
+def logged(logger: Logger, shown: Reporter, run: Path, config: Mapping[str, Any], every: int) -> Reporter:
+    """`shown`, with values also logged by TensorBoard, in RUN/tensorboard, or Weights & Biases, in project "dualrate".
+
+    config: the experiment, JSON-able; every: iterations between what is logged
+    """
+    if logger == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(run / "tensorboard")
+
+        def write(values: Mapping[str, float], iteration: int) -> None:
+            for name, value in values.items():
+                board.add_scalar(name, value, iteration)
+            board.flush()
+
+        return Logged(shown, every, write, board.close)
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    started = wandb.init(project="dualrate", name=run.name, group=str(run), dir=run, config=dict(config))
+    return Logged(shown, every, lambda values, iteration: started.log(dict(values), step=iteration), started.finish)

@@ -13,19 +13,22 @@ Micro-batches are weighted by their rows, so accumulation changes a result only 
 Losses and norms stay on the device, where an update that is not finite is skipped; they are read where a line of the
 log is written, so that in between nothing waits for a GPU. On the CPU, which has no queue, every iteration.
 
-Several processes each compute their rows (share.py) and add up gradients and logs before anything is decided by them,
-so they make the same updates, skip the same, and stop at the same iteration. The leader alone writes.
+Several processes each compute their rows (distributed.py) and add up gradients and logs before anything is decided by
+them, so they make the same updates, skip the same, and stop at the same iteration. The leader alone writes. A process
+that hangs for longer than the others wait prints where its threads stand, and ends.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -34,33 +37,22 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from dualrate.diffusion.values import Batch
-from dualrate.networks.blocks import frozen
-from dualrate.system.device import compiles, default_generator, pays, settle_products
+from dualrate.networks.blocks import Block, blocks_of, frozen
+from dualrate.system.device import compile_calls, compiles, default_generator, pays, settle_products
 from dualrate.system.progress import Interrupts, PlainReporter, Reporter, Silent, run_lock
 from dualrate.training import checkpoint
 from dualrate.training.checkpoint import Saver
 from dualrate.training.config import ROUNDING, FitConfig, FitResult
-from dualrate.training.distributed import (
-    Share,
-    World,
-    gathered,
-    is_launched,
-    is_supervised,
-    shard,
-    summed_gradients,
-    timeout,
-)
-from dualrate.training.launch import Watchdog
+from dualrate.training.distributed import Share, World, is_launched, sum_gradients, timeout
 from dualrate.training.log import MetricsFile
-from dualrate.training.memory import compile_blocks, recompute
 from dualrate.training.method import Method, Phase
 from dualrate.training.optim import lr_at
 from dualrate.training.state import PhaseState, RunState, differences, finite, note_changes, surroundings
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
-LONG = 6  # times as long as an iteration may take, that files and samples may: disks are slow, and networks of others
 
 
 class Batches(Protocol):
@@ -103,7 +95,6 @@ def fit(
     progress: Reporter | None = None,
     on_start: Callable[[], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
-    sampled: Callable[[int], bool] = lambda iteration: True,
     device: torch.device | str = "cpu",
     world: World = World(),
 ) -> FitResult:
@@ -115,9 +106,7 @@ def fit(
     upgrade:   of an identity as earlier versions wrote it
     on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
     on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
-    sampled:   whether `on_sample` was done at an iteration: at the one that is gone on from it is called if it was not
-    world:     the processes that train together, each in this call; the callbacks are the leader's. Processes that hold
-               weights together pass `on_sample` in all, which may call the networks then but not read their weights
+    world:     the processes that train together, each in this call; the callbacks are the leader's
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
     the end, another process lost), NonFiniteError.
     """
@@ -126,21 +115,18 @@ def fit(
     cuda = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.callback(progress.close)
-        if world.leads and not stack.enter_context(run_lock(run_dir)):
-            progress.note(f"{run_dir} is on a file system without locks: let no other process train this run")
-        interrupts = stack.enter_context(Interrupts(echoes=is_supervised()))
-        patience = timeout() + min(timeout(), 5)  # the others may be first to say that they wait
-        watchdog = stack.enter_context(Watchdog(patience, ends=is_launched()))
+        if world.leads:
+            stack.enter_context(run_lock(run_dir))
+        interrupts = stack.enter_context(Interrupts(echoes=is_launched()))
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(world.in_reach())
         plain = json.loads(json.dumps(dict(identity)))
-        trainer = _Trainer(method, config, device, progress, run_dir, plain, places, upgrade, world, watchdog)
+        trainer = _Trainer(method, config, device, progress, run_dir, plain, places, upgrade, world)
         if on_start and world.leads:
             on_start()
-        if trainer.is_sampled() and not world.of_leader(sampled(trainer.state.iteration)):
-            trainer.sample(on_sample)  # for a kill between the checkpoint and these
         begun = trainer.state.iteration
-        stopped = trainer.run(batches, on_sample, interrupts)
+        with trainer.saver:
+            stopped = trainer.run(batches, on_sample, interrupts)
         return FitResult(trainer.state.iteration, stopped, trainer.state.seconds, begun)
 
 
@@ -156,17 +142,16 @@ class _Trainer:
         places: Mapping[str, str],
         upgrade: Callable[[dict[str, Any]], dict[str, Any]],
         world: World,
-        watchdog: Watchdog,
     ) -> None:
         self.method, self.config, self.device, self.progress, self.upgrade = method, config, device, progress, upgrade
-        self.places, self.watchdog = places, watchdog
+        self.places = places
         self.world, self.share = world, Share(config.batch_size, config.micro_batch, world)
         self.checkpoints = run_dir / "checkpoints"
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
         self.generator = default_generator(device)
         self.compiling = False  # in the first iteration of a start
         self.unread: list[_Update] = []
-        self.untold: list[dict[str, float]] = []  # logs that were read, an iteration each
+        self.unreported: list[dict[str, float]] = []  # logs that were read, an iteration each
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
         world.copy_leader((*networks.state_dict().values(), *auxiliaries.state_dict().values()))
         trained = (*networks.values(), *auxiliaries.values())
@@ -177,7 +162,6 @@ class _Trainer:
             self.compiling = True
         if config.recompute_from is not None:
             recompute(trained, config.recompute_from)
-        shard(trained, world)
         self.state = RunState(networks, auxiliaries, config.optim, config.ema_halflife, config.precision)
         self.saver = Saver(self.checkpoints, config.keep, progress.note, self.resume())
         if self.state.precision == "auto":
@@ -206,7 +190,7 @@ class _Trainer:
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
         rows = {name: saved.state["config"]["fit"].get(name) for name in ROUNDING}
         now = surroundings(self.device, self.world) | {name: getattr(self.config, name) for name in ROUNDING}
-        note_changes({"processes": 1, "shard": 1} | saved.state["surroundings"] | rows, now, self.progress.note)
+        note_changes({"processes": 1} | saved.state["surroundings"] | rows, now, self.progress.note)
         self.state.restore(saved)
         self.progress.note(f"resuming at iteration {self.state.iteration}")
         return self.state.iteration
@@ -214,36 +198,28 @@ class _Trainer:
     def run(
         self, batches: Batches, on_sample: Callable[[int], None] | None, interrupts: Interrupts
     ) -> Literal["done", "signal", "seconds"]:
-        """Iterations until done, interrupted, or out of time; a checkpoint at the end of it, whichever it is."""
-        with self.saver:
-            return self.iterations(batches, on_sample, interrupts)
-
-    def iterations(
-        self, batches: Batches, on_sample: Callable[[int], None] | None, interrupts: Interrupts
-    ) -> Literal["done", "signal", "seconds"]:
+        """Train until finished, interrupted or out of time, then save a checkpoint."""
         config, state = self.config, self.state
         sampled_at = state.iteration
         while state.iteration < config.iterations and not any(
             self.world.any(interrupts.received is not None, self.out_of_time())
         ):
             start = time.perf_counter()
-            with self.watchdog.over(f"{self.world.name}: making the batch of iteration {state.iteration}"):
+            with ended_if_it_hangs(self.world):
                 batch = batches.batch(state.iteration)
-            if len(batch) != len(self.share.rows):
-                raise ValueError(f"got a batch of {len(batch)} rows, the configuration says {len(self.share.rows)}")
-            with self.watchdog.over(f"{self.world.name}: iteration {state.iteration}"):
+                if len(batch) != len(self.share.rows):
+                    raise ValueError(f"got a batch of {len(batch)} rows, the configuration says {len(self.share.rows)}")
                 self.iterate(batch.to(self.device))
                 if self.is_logged() or not _queues(self.device):
                     self.read()
-            with self.watchdog.over(f"{self.world.name}: the log of iteration {state.iteration}", LONG):
-                self.report(time.perf_counter() - start)
+            self.report(time.perf_counter() - start)
             self.saver.look()
             if state.iteration % config.checkpoint_every == 0:
                 self.save(last=False)
             if state.iteration % config.sample_every == 0:
                 self.sample(on_sample)
                 sampled_at = state.iteration
-        self.finish_saving()
+        self.saver.finish()
         if self.world.of_leader(self.saver.saved_at) != state.iteration:
             self.save(last=True)
         if state.iteration < config.iterations and any(self.world.any(interrupts.received is not None)):
@@ -254,29 +230,21 @@ class _Trainer:
 
     def sample(self, on_sample: Callable[[int], None] | None) -> None:
         """Averaged weights in place. Pictures that cannot be written do not stop training."""
-        if on_sample is None:
+        if on_sample is None or not self.world.leads:
             return
-        with self.state.averaged(), gathered(self.state.networks, self.world):
-            try:
-                if self.world.leads:
-                    with self.watchdog.over(f"{self.world.name}: samples of iteration {self.state.iteration}", LONG):
-                        on_sample(self.state.iteration)
-            except OSError as error:
-                self.progress.note(f"could not write samples, training goes on: {error}")
-            finally:
-                self.settle()
-
-    def is_sampled(self) -> bool:
-        """Whether samples of this iteration are due, at the end too."""
-        done = self.state.iteration
-        at_end = done >= self.config.iterations or self.out_of_time()
-        return done > 0 and (done % self.config.sample_every == 0 or at_end)
+        try:
+            with self.state.averaged():
+                on_sample(self.state.iteration)
+        except OSError as error:
+            self.progress.note(f"could not write samples, training goes on: {error}")
+        finally:
+            self.settle()
 
     def out_of_time(self) -> bool:
         return self.config.limit is not None and self.state.seconds >= self.config.limit
 
     def expected(self) -> int:
-        """Iterations in all, as far as can be told: fewer than asked for where seconds end the run before."""
+        """The estimated number of iterations in all: fewer than asked for where seconds end the run before."""
         done, seconds, limit = self.state.iteration, self.state.seconds, self.config.limit
         if limit is None or seconds == 0:
             return self.config.iterations
@@ -309,18 +277,16 @@ class _Trainer:
     ) -> tuple[Iterable[str], Tensor]:
         """Gradients of the batch's mean loss, a micro-batch at a time; the loss and logs. All of the whole batch."""
         totals: dict[str, Tensor] = {}
-        micro_batches = list(self.share.micro_batches(batch))
-        for number, (micro, start) in enumerate(micro_batches, 1):
+        for micro, start in self.share.micro_batches(batch):
             weight = len(micro) / self.config.batch_size
             self.generator.manual_seed(_mixed(self.config.seed, self.state.iteration, index, start))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
                 loss = phase.loss(micro, self.state.iteration, micro.draws(self.config.seed))
-            last = number == len(micro_batches)
-            with summed_gradients(parameters if last else (), self.world):
-                (loss.total * weight).backward()
+            (loss.total * weight).backward()
             for name, value in {"loss": loss.total, **loss.logs}.items():
                 value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
                 totals[name] = totals.get(name, 0) + value * weight
+        sum_gradients(parameters, self.world)
         values = torch.stack(list(totals.values()))
         self.world.add_up([values])
         return totals, values
@@ -341,7 +307,7 @@ class _Trainer:
                     self.skip(made, values)
                 logs |= {"lr": made.lr} | {f"{made.phase}/{name}": value for name, value in values.items()}
             self.state.running_means.add(finite(logs))
-            self.untold.append(logs)
+            self.unreported.append(logs)
 
     def skip(self, made: _Update, values: Mapping[str, float]) -> None:
         """Count and tell an update that is not made; give up after PATIENCE of the phase in a row."""
@@ -370,7 +336,7 @@ class _Trainer:
         state, config = self.state, self.config
         state.seconds += 0 if self.compiling else elapsed  # which is no training: schedules by seconds would end sooner
         self.compiling = False
-        untold, self.untold = self.untold, []
+        unreported, self.unreported = self.unreported, []
         if not self.world.leads:
             return
         counts = {"images": state.iteration * config.batch_size, "seconds": state.seconds, "skipped": state.skipped}
@@ -378,34 +344,69 @@ class _Trainer:
         if self.is_logged():
             means = state.running_means.means()
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
-            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": untold[-1]["lr"]})
+            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": unreported[-1]["lr"]})
             state.running_means.sums.clear()
         total = self.expected()
-        for logs in untold[:-1]:
+        for logs in unreported[:-1]:
             self.progress.update(state.iteration - 1, total, counts | finite(logs))
-        self.progress.update(state.iteration, total, counts | finite(untold[-1] if untold else {}))
-
-    def finish_saving(self) -> None:
-        with self.watchdog.over(f"{self.world.name}: the checkpoint before", LONG):
-            self.saver.finish()
+        self.progress.update(state.iteration, total, counts | finite(unreported[-1] if unreported else {}))
 
     def save(self, *, last: bool) -> None:
-        """Begin to save a checkpoint, which the leader does, of what all have; to the end if it is the last."""
+        """The leader begins to save a checkpoint; if it is the last one, to the end."""
         self.read()
-        self.finish_saving()
-        self.world.any(False)  # what was written before may have taken longer than the others wait in a gathering
-        tensors = self.state.tensors(keep=self.world.leads)
-        if not self.world.leads:
-            return
-        here = surroundings(self.device, self.world)
-        record = self.state.record() | {"surroundings": here, "config": self.identity}
-        with self.watchdog.over(f"{self.world.name}: the checkpoint of iteration {self.state.iteration}", LONG):
-            self.saver.save(self.state.iteration, tensors, record, last=last)
+        if self.world.leads:
+            here = surroundings(self.device, self.world)
+            record = self.state.record() | {"surroundings": here, "config": self.identity}
+            self.saver.save(self.state.iteration, self.state.tensors(), record, last=last)
 
 
 def _queues(device: torch.device) -> bool:
     """Whether work on the device goes on while the program asks for more."""
     return device.type != "cpu"
+
+
+@contextmanager
+def ended_if_it_hangs(world: World) -> Iterator[None]:
+    """One of several processes whose block takes longer than the others wait for it prints its stacks and ends."""
+    if world.size == 1:
+        yield
+        return
+    patience = timeout() + min(timeout(), 5)  # the others may be first to report that they wait
+    faulthandler.dump_traceback_later(patience, exit=True, file=2)  # standard error, whatever sys.stderr is
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def recompute(networks: Iterable[nn.Module], side: int) -> None:
+    """Activation checkpointing (Chen et al. 2016, arXiv 1604.06174) of blocks on maps of this side or a larger one.
+
+    Such a block does not keep what the backward pass needs, and computes it again then with the same dropout masks: the
+    same numbers for less memory and one more forward pass.
+    """
+    for network in networks:
+        for block in blocks_of(network):
+            block.forward = partial(_recomputed, block, block.forward, side)
+
+
+def _recomputed(block: Block, forward: Callable[..., Tensor], side: int, h: Tensor, emb: Tensor) -> Tensor:
+    # in evaluation mode a method keeps dropout off for this call only: the backward pass would turn it on
+    if h.shape[-1] < side or not block.training or not torch.is_grad_enabled():
+        return forward(h, emb)
+    again = recomputed(forward, h, emb, use_reentrant=False)
+    assert isinstance(again, Tensor)
+    return again
+
+
+def compile_blocks(networks: Iterable[nn.Module]) -> None:
+    """Have the blocks of networks compiled, of which equal ones share the result; a network without blocks as a whole.
+
+    Each process compiles for itself at the first calls, or takes the result from the cache (system/device.py).
+    """
+    for network in networks:
+        for part in blocks_of(network) or [network]:
+            compile_calls(part)
 
 
 def _mixed(*numbers: int) -> int:

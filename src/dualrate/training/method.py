@@ -48,8 +48,8 @@ class Phase(Ranged):
 class Method(Protocol):
     """What `fit` trains.
 
-    A loss calls each network through `forward`, as often whatever the rows, with none of them if need be, and gives the
-    same parameters a gradient: each call gathers weights that several processes hold together, from all of them.
+    Several processes compute a loss each of their own rows: one that sums over all rows (`Batch.elsewhere`) does so as
+    often whatever its rows.
     """
 
     @property

@@ -1,9 +1,9 @@
-"""AdamW, its learning-rate curve, and its state as named tensors.
+"""The optimiser and the averaged weights.
 
-The optimiser is torch's; what is ours is the curve (linear warm-up, then constant, or down to zero as half a cosine or
-a line) and the flat naming `<parameter>.<slot>` that lets the state live in a safetensors file.
+AdamW is torch's. Ours are the learning-rate curve (linear warm-up, then constant, or down to zero as half a cosine or a
+line) and the flat names `<parameter>.<slot>`, by which the state is a safetensors file.
 
-Exponential moving average of weights, with a half-life in images.
+`Ema` is an exponential moving average of weights, with a half-life in images:
 
     average <- decay * average + (1 - decay) * weights,   decay = 0.5 ** (rows / halflife)
 
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Factor, FirstIterations, LossWeight, Range, Ranged
-from dualrate.training.distributed import in_parts
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,6 @@ def load_state_tensors(
         if name not in position:
             raise ValueError(f'optimiser state "{key}" belongs to no parameter of this phase; was the network changed?')
         like = parameters[name]
-        value = in_parts(value, like)
         if value.shape == like.shape and value.stride() != like.stride():
             value = torch.empty_like(like, dtype=value.dtype).copy_(value)
         state.setdefault(position[name], {})[slot] = value
@@ -178,8 +176,7 @@ class Ema:
 
     @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:
-        for live, value in zip(self.live, values, strict=True):  # of parts of tensors torch copies no list at once
-            live.copy_(value)
+        torch._foreach_copy_(self.live, values)  # pyright: ignore[reportPrivateImportUsage, reportArgumentType]
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by name."""
@@ -190,5 +187,5 @@ class Ema:
         if set(tensors) != set(self.names):
             raise ValueError(f"averages of other weights: {sorted(set(tensors) ^ set(self.names))[:5]} do not match")
         for name, average in zip(self.names, self.average, strict=True):
-            average.copy_(in_parts(tensors[name], average))
+            average.copy_(tensors[name])
         self.images = images

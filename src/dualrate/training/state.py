@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dualrate.training import optim
 from dualrate.training.checkpoint import Checkpoint
-from dualrate.training.distributed import World, all_in_parts, collected, whole
+from dualrate.training.distributed import World
 from dualrate.training.log import RunningMeans
 from dualrate.training.method import Phase
 from dualrate.training.optim import Ema
@@ -33,7 +33,7 @@ class PhaseState:
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradients down to the configured norm; returns (), the norm they had."""
-        return whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip))
+        return nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
 
     def update(self, lr: float, rates: Mapping[nn.Parameter, float], rows: int, *, unless: Tensor) -> None:
         """One optimiser step from the gradients, which are gone then, and the average after it.
@@ -105,11 +105,8 @@ class RunState:
                 for module, training in modes.items():
                     module.training = training
 
-    def tensors(self, *, keep: bool = True) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds, by file. All processes must call it; keep: whether it is wanted in this one.
-
-        Weights that processes hold together are gathered one after another, to the CPU.
-        """
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, by file."""
         tensors: dict[str, dict[str, Tensor]] = {"model": self.networks.state_dict()}
         if self.auxiliaries:
             tensors["auxiliaries"] = self.auxiliaries.state_dict()
@@ -117,7 +114,7 @@ class RunState:
             tensors[f"optim-{name}"] = optim.state_tensors(phase.optimizer, phase.parameters)
             if phase.ema is not None:
                 tensors[f"ema-{name}"] = phase.ema.tensors()
-        return {file: collected(named, keep=keep) for file, named in tensors.items()}
+        return tensors
 
     def record(self) -> dict[str, Any]:
         """The JSON-able rest of a checkpoint."""
@@ -141,7 +138,7 @@ class RunState:
         """Continue from a checkpoint of the same networks, whose tensors are let go one after the other."""
         record = saved.state
         for networks, file in ((self.networks, "model"), (self.auxiliaries, "auxiliaries")):
-            networks.load_state_dict(all_in_parts(saved.tensors.pop(file, {}), networks.state_dict()))
+            networks.load_state_dict(saved.tensors.pop(file, {}))
         for name, counts in record["phases"].items():
             averages = saved.tensors.pop(f"ema-{name}", {})
             names = set(counts.get("parameters", averages))  # checkpoints of before there were auxiliaries do not list
@@ -158,7 +155,7 @@ class RunState:
 def surroundings(device: torch.device, world: World) -> dict[str, Any]:
     """What bit-for-bit resuming depends on."""
     here = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
-    return here | {"processes": world.size, "shard": world.shard}
+    return here | {"processes": world.size}
 
 
 def note_changes(before: Mapping[str, Any], now: Mapping[str, Any], note: Callable[[str], None]) -> None:

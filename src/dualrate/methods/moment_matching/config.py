@@ -13,7 +13,6 @@ dropout: a student trained with it is matched as a sampler that it then is not, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -130,7 +129,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         teacher = start.load(self.teacher)
-        method = self.build(experiment, teacher, bfloat16=start.bfloat16, shard=start.shard)
+        method = self.build(experiment, teacher, bfloat16=start.bfloat16)
         if isinstance(method, InstantMomentMatching):
             start.note(f"preconditioner: the teacher's gradients on {PRECONDITIONING} batches")
             method = method.preconditioned(start.batch(i)[:ROWS] for i in range(PRECONDITIONING))
@@ -145,12 +144,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         teacher: Model,
         *,
         bfloat16: bool,
-        shard: Callable[[nn.Module], None] = lambda network: None,
     ) -> MomentMatching | InstantMomentMatching:
-        """Student and auxiliary as new, before `fill`. Raises ValueError if the teacher cannot teach this student.
-
-        shard: of `Start`; the instant version's teacher stays whole, since it is differentiated in its parameters
-        """
+        """Student and auxiliary as new, before `fill`. Raises ValueError if the teacher cannot teach this student."""
         single = check_teacher(experiment, teacher, self.teacher, self.guidance).with_dropout(self.dropout)
         process = experiment.process
         networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
@@ -182,7 +177,6 @@ class MomentMatchingConfig(MethodConfig, Ranged):
                     f"{self.teacher}: pass --version alternating"
                 )
             return InstantMomentMatching(teacher_network=network, **roles)
-        shard(network)
         auxiliary = built(single, process, weights)
         auxiliaries = nn.ModuleDict({"auxiliary": auxiliary})
         return MomentMatching(auxiliaries=auxiliaries, auxiliary=Plain(auxiliary, process), **roles)
