@@ -57,7 +57,7 @@ from dualrate.from_diffusers.experiment import OwnBlocks
 from dualrate.from_diffusers.retrofit import Tap
 from dualrate.from_diffusers.schedulers import Discrete, Flow
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
-from dualrate.methods.denoising import Denoising, DualRateLoss, Targets
+from dualrate.methods.denoising import Denoising, DualRateLoss
 from dualrate.methods.early_exit import EarlyExitTraining
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.moment_matching.alternating import MomentMatching
@@ -227,8 +227,7 @@ def examples() -> Iterator[Any]:
     yield Guided(denoiser, of, 1.0, 3)
     yield Sharpened(denoiser, NoisePlanes(Masked()))
     yield from (FromData(4, of), SegmentRollout(plan, of), FullRollout(plan, of))
-    taught = {"targets": Targets(denoiser), "backbone": nn.Identity()}
-    yield Denoising(networks, denoiser, of, Sigmoid(), SingleTime(), **taught)
+    yield Denoising(networks, denoiser, of, Sigmoid(), SingleTime())
     yield DualRateLoss(nn.Identity(), nn.Identity())
     roles: dict[str, Any] = {"networks": networks, "student": denoiser, "teacher": denoiser, "process": of}
     roles |= {"weighting": Sigmoid()}

@@ -51,7 +51,6 @@ NET = dr.UViTConfig(
 LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("transformer", 16, 1)))
 DEEP = replace(NET, levels=(*NET.levels[:-1], replace(NET.levels[-1], blocks=3)))  # with blocks to leave out
 ONE, TWO, EXITS = dr.OneNetwork(NET), dr.TwoNetworks(NET, LIGHT), EarlyExitNetwork(DEEP)
-RESIDUAL = replace(TWO, context=ContextConfig(residual=True))
 OTHERS = dr.TwoNetworks(  # what simple diffusion, SiD2 and the public note have otherwise
     *(replace(net, norm="group", downsampling="haar") for net in (NET, LIGHT)), ContextConfig(join="concat")
 )
@@ -65,13 +64,8 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "denoising, from runs": (
         TWO, dr.DenoisingConfig(dr.TimeSampler(), encoder_from="one", freeze_encoder=True, light_from="light"),
     ),
-    "denoising, late plans": (TWO, dr.DenoisingConfig(dr.TimeSampler((1, 8), first=(0.6, 0.9), few=2.0))),
-    "denoising, residual": (RESIDUAL, dr.DenoisingConfig(dr.TimeSampler((2, 4)), light_from="light")),
+    "denoising, late plans": (TWO, dr.DenoisingConfig(dr.TimeSampler((1, 8), first=(0.6, 0.9)))),
     "denoising, as others have it": (OTHERS, dr.DenoisingConfig(dr.TimeSampler((2, 4)), multiscale=1)),
-    "denoising, slow encoder": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), encoder_rate=0.1)),
-    "denoising, taught": (
-        TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4), draws=2), targets_from="one", targets_share=0.5),
-    ),
     "moment matching": (ONE, MATCHING),
     "moment matching, guided": (ONE, replace(MATCHING, guidance=1.5)),
     "moment matching, segment": (TWO, replace(DUAL, rollout="segment", pretraining=2, light_from="light")),
@@ -409,7 +403,7 @@ def test_it_prepares_the_experiment_s_networks_and_starts_them_once(experiment):
         assert {phase.name for phase in one.method.phases(0)}
     method = experiment.method
     sources = [getattr(method, name, None) for name in ("encoder_from", "light_from", "student_from", "backbone_from")]
-    teacher = getattr(method, "teacher", None) or getattr(method, "targets_from", None)
+    teacher = getattr(method, "teacher", None)
     assert set(read[True]) == {run for run in (teacher, *sources) if run}
     assert set(read[False]) == {run for run in (teacher,) if run}
     assert begun.identity == resumed.identity

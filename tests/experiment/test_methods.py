@@ -182,21 +182,6 @@ def test_a_pair_is_trained_at_times_of_a_pair():
     student(ONE, dr.DenoisingConfig())
 
 
-def test_targets_are_charged_and_part_of_what_a_run_is():
-    notes = []
-    config = dr.DenoisingConfig(dr.TimeSampler(), targets_from="one", targets_share=0.25)
-    experiment, asked = student(TWO, config), replace(start([]), note=notes.append)
-    made = config.prepare(experiment, asked)
-    assert made.identity == {"targets_from": "weights 000000000000"}
-    assert "one at iteration 1, weights 000000000000" in made.weights["targets"]
-    (note,) = notes
-    assert f"{teacher().call_cost.light / 1e6:.3g} million multiply-adds more" in note
-    assert made.method.targets.share == 0.25
-    assert not made.method.auxiliaries
-    with pytest.raises(ValueError, match=r"share of 0\.25"):
-        dr.DenoisingConfig(dr.TimeSampler(), targets_share=0.25).check(experiment)
-
-
 @pytest.mark.parametrize("part", ["encoder_from", "light_from"])
 def test_parts_of_a_single_network_start_from_nothing(part):
     with pytest.raises(ValueError, match="has a single network"):

@@ -118,12 +118,10 @@ def test_what_joins_it_joins_its_stem_and_no_absent_row(root: Path) -> None:
 
 def test_it_trains_goes_on_is_counted_and_is_a_pipeline(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     made = recipe(root, "small-dit")(root / "dit", Silent())
-    made = replace(made, method=replace(made.method, targets_from=str(root / "dit")))  # a teacher too
     assert isinstance(made.networks, TwoForeign)
     dr.train(replace(made, fit=replace(FIT, iterations=1)), tmp_path / "half", progress=Silent())
     dr.train(replace(made, fit=replace(FIT, iterations=2)), tmp_path / "run", progress=Silent())
     options = ("--data.source", root / "images.npz", "--light", root / "small-dit", "--fit.iterations", "2")
-    options = (*options, "--method.targets-from", root / "dit")
     assert call(monkeypatch, "retrofit", root / "dit", *options, "--out", tmp_path / "half", "--device", "cpu") == 0
     assert "taps at blocks 1, 3, 5; a light call costs 0." in capsys.readouterr().err
     run, models = dr.load(tmp_path / "run"), [dr.load(root / name).networks["model"] for name in ("dit", "small-dit")]

@@ -14,11 +14,11 @@ from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Cond, Context
+from dualrate.diffusion.values import Batch, Context
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.networks import OneNetwork
 from dualrate.experiment.tokens import OneTransformer
-from dualrate.methods.denoising import Denoising, DenoisingConfig, Targets
+from dualrate.methods.denoising import Denoising, DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.tokens import TokensConfig
@@ -270,76 +270,3 @@ def test_expected_gradient_is_zero_at_the_optimum():
     assert slope.mean().abs() < 3.5 * standard_error
     slope_away = (per_row(0.3) - per_row(0.2)) / 0.1
     assert slope_away.mean() > 10 * standard_error
-
-
-@pytest.mark.parametrize("share", [1.0, 0.4])
-@pytest.mark.parametrize("k", [1, 2])
-def test_targets_are_a_mixture_of_the_teacher_at_the_same_states_and_the_data(share, k):
-    """The teacher sees (z_t, t, label) of every draw and gets no gradient; the encoder's own target is the data."""
-    torch.manual_seed(4)
-    teacher, data = UViT(NET).double(), batch()
-    for parameter in teacher.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    without = shared(k)
-    method = replace(without, targets=Targets(Plain(teacher, PROCESS), share))
-    draws, image = Draws(0, data.sample), torch.arange(8 * k) // k
-    times, cond = method.times(draws), method.condition(data, draws)
-    z_t, _ = method.pair(data.x, times.t, times.tau, draws)
-    taught = Plain(teacher, PROCESS).denoise(z_t, times.t, Context(), Cond(cond.label[image])).detach()
-    target = share * taught + (1 - share) * data.x[image]
-
-    def error(of):
-        return without.weighted_error(of, x_hat, times.t).mean()
-
-    x_hats = []
-    spied = replace(without, model=Spy(without.model, x_hats))
-    plain, loss = spied.loss(data, 0, draws), method.loss(data, 0, draws)
-    (x_hat,) = x_hats
-    torch.testing.assert_close(plain.total, error(data.x[image]) + plain.logs["encoder_loss"])
-    torch.testing.assert_close(loss.total, error(target) + plain.logs["encoder_loss"])
-    torch.testing.assert_close(loss.logs["data_loss"], error(data.x[image]).detach())
-    loss.total.backward()
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-
-
-class Spy:
-    """A denoiser that keeps the x_hat it returned."""
-
-    def __init__(self, inner, kept: list) -> None:
-        self.encode, self.inner, self.kept = inner.encode, inner, kept
-
-    def denoise(self, *call):
-        self.kept.append(self.inner.denoise(*call))
-        return self.kept[-1]
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_an_exact_teacher_keeps_the_expected_gradient_and_takes_variance_away(share):
-    """Of x_hat = (1 + b) E[x | z_t]: the slope of a row is -2 w (target - x_hat) m / d, m = E[x | z_t], so what the
-    targets take away of it has mean 0 and variance share^2 E[4 w^2 m Cov[x | z_t] m] / d^2, apart from what is left.
-    """
-    rows, bias = 40_000, 0.3
-    mixture = GaussianMixture.isotropic(torch.tensor([[-1.0, 0.5], [0.8, -0.2]], dtype=torch.float64), 0.1)
-    oracle = OracleDenoiser(mixture, PROCESS)
-    model = Biased(oracle)
-    method = Denoising(nn.ModuleDict({"model": model}), model, PROCESS, Sigmoid(), SingleTime())
-    draws = Draws(3, torch.arange(rows))
-    x, times = mixture.sample(draws.uniform("component"), draws.normal("x", 2).double()), method.times(draws)
-    z_t, _ = method.pair(x, times.t, times.tau, draws)
-    mean = oracle.denoise(z_t, times.t, Context(), Cond())
-    targets = Targets(oracle, share)(x, z_t, times.t, Cond())
-
-    def slopes(target: torch.Tensor) -> torch.Tensor:
-        low, high = (method.weighted_error(target, (1 + b) * mean, times.t) for b in (bias - 1e-3, bias + 1e-3))
-        return (high - low) / 2e-3  # exact: the loss is a parabola
-
-    of_data, of_teacher = slopes(x), slopes(targets)
-    difference = of_data - of_teacher
-    assert difference.mean().abs() < 3.5 * difference.std() / rows**0.5
-    assert of_teacher.mean() > 10 * of_data.std() / rows**0.5  # far from the optimum: there is something to keep
-    weight = x_loss_weight(Sigmoid(), PROCESS.schedule, times.t)
-    spread = mixture.posterior_covariance(z_t, PROCESS.schedule.log_snr(times.t))
-    noise = 4 * weight**2 * torch.einsum("bi,bij,bj->b", mean, spread, mean) / 2**2
-    assert float(difference.var()) == pytest.approx(float(share**2 * noise.mean()), rel=0.05)
-    noisy = times.t > 0.5
-    assert of_teacher[noisy].var() < (1 - 0.7 * share) * of_data[noisy].var()

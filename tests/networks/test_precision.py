@@ -19,7 +19,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 2)), 3, embedding=16, head_dim=16)
-DUAL = TwoNetworks(NET, NET, ContextConfig(residual=True, width=4))
+DUAL = TwoNetworks(NET, NET, ContextConfig(width=4))
 
 
 def model(networks: NetworksConfig) -> Model:

@@ -27,7 +27,7 @@ from dualrate.system.device import graph_calls
 
 PROCESS = GaussianProcess(Cosine())
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, embedding=16, head_dim=16)
-DUAL, ONE = TwoNetworks(NET, NET, ContextConfig(residual=True, width=4)), OneNetwork(NET)
+DUAL, ONE = TwoNetworks(NET, NET, ContextConfig(width=4)), OneNetwork(NET)
 X = torch.arange(12.0).view(3, 4)
 
 

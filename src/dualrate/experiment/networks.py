@@ -168,7 +168,7 @@ class TwoNetworks(NetworksConfig):
         encoder = ContextEncoder(self.encoder, self.light, self.context)
         levels = len(self.light.levels) if self.context.levels is None else self.context.levels
         concat = levels if self.context.join == "concat" else 0
-        light = LightUViT(self.light, residual=self.context.residual, concat=concat)
+        light = LightUViT(self.light, concat=concat)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     @property

@@ -445,4 +445,4 @@ Callback = Callable[[DualRatePipeline, int, float, dict[str, Tensor]], dict[str,
 
 
 def _experiment(plain: Mapping[str, Any]) -> Experiment:
-    return from_plain(Experiment, upgraded(dict(plain), None), "experiment in config.json")
+    return from_plain(Experiment, upgraded(dict(plain)), "experiment in config.json")

@@ -1,8 +1,8 @@
 """The times of a training batch: the joint law of (t, tau).
 
 t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal segments with a
-random phase. H is log-uniform on the integers of a range, so that one model serves any H. The distance to the next edge
-of a plan with fixed phase (the paper's own grid) is `phase=0`: tau = ceil(t H) / H.
+random phase. H is log-uniform on the integers of a range, so that one model serves any H. With `phase=0`, the paper's
+own grid, tau = ceil(t H) / H.
 
 A shared context serves k draws of t, each of the law of t given tau; their quantiles differ by 1 / k:
     random phase, tau < 1: t uniform on [max(0, tau - 1/H), tau];  tau = 1: P(t <= y) = (1 - H (1 - y))^2
@@ -11,14 +11,11 @@ A shared context serves k draws of t, each of the law of t given tau; their quan
 Plans whose first heavy call comes late are another family (`first`): that call is at F ~ U(a, b), the others divide
 [0, F] evenly, tau = F j / H, j = ceil(t H / F), and t > F has no context. Given its segment t is uniform in it.
 
-Whatever the family, t is uniform and x_hat is regressed on x with the weight of t alone: the loss is the mean of its
-plans' objectives, which weighs plans and biases nothing, for E[x | z_t, z_tau] = E[x | z_t] is right under all of them.
-`few` weighs plans of few heavy calls more, and so long ages of the context, t - tau.
+Whatever the family, t is uniform. The loss is the mean of its plans' objectives, all of which have the same optimum,
+since E[x | z_t, z_tau] = E[x | z_t].
 
-Context dropout: which images of a training batch keep the context of the heavy network.
-
-They are spread evenly over the sample numbers, so that every run of an even number of images keeps exactly half of them
-at a dropout of 0.5. The others train the light network alone, and are not encoded.
+Context dropout is by whole images, spread evenly over the sample numbers: at a dropout of 0.5 every run of an even
+number of images keeps half of them. The others train the light network alone, and are not encoded.
 """
 
 from __future__ import annotations
@@ -103,10 +100,7 @@ class TimeSource(ABC):
 
 @dataclass(frozen=True)
 class TimeSampler(TimeSource, Ranged):
-    """Draws (t, tau) and the context dropout of each row.
-
-    Contexts are dropped by whole images (context_dropout.py).
-    """
+    """Draws (t, tau) and the context dropout of each row."""
 
     heavy: tuple[Steps, Steps] = (4, 32)
     """The least and the largest number of heavy calls per image that the model is trained for."""
@@ -118,8 +112,6 @@ class TimeSampler(TimeSource, Ranged):
     """The light network's times for one heavy call."""
     first: tuple[Share, Share] | None = None
     """Least and largest time of a plan's first heavy call, before which it has no context; 1 if not given."""
-    few: Annotated[float, Range(0, 10)] = 1.0
-    """Odds of H heavy calls are about H to minus this: 0 all alike; above 1 long ages of the context more often."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,14 +177,9 @@ class TimeSampler(TimeSource, Ranged):
         return torch.cat((t[:, None], others.clamp(min=1e-9)), dim=1)
 
     def _num_heavy(self, draws: Draws) -> Tensor:
-        """(B,) float64: P(H) is the share of x^-few between H and H + 1; for few = 1 log-uniform on low..high."""
-        (low, high), power = self.heavy, 1 - self.few
-        u = draws.uniform("heavy")
-        if power == 0:
-            x = low * ((high + 1) / low) ** u
-        else:
-            x = (low**power + u * ((high + 1) ** power - low**power)) ** (1 / power)
-        return torch.floor(x).clamp(low, high)
+        """(B,) float64: log-uniform on the integers low..high."""
+        low, high = self.heavy
+        return torch.floor(low * ((high + 1) / low) ** draws.uniform("heavy")).clamp(low, high)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
-from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Ranged, as_path
+from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.data import fashion_mnist
 from dualrate.data.images import existing
 from dualrate.data.latents import is_encoded, read_latents
@@ -59,10 +59,6 @@ class Retrofit(Ranged):
     place of a fresh one of --share."""
     taps: tuple[Annotated[int, Range(0, 10_000)], ...] | None = None
     """Blocks whose outputs the light network is given; three, evenly spread, if not given."""
-    unfreeze_at: FirstIterations | None = None
-    """Iteration at which the model begins to train too; never if not given."""
-    rate: Factor = 0.1
-    """Then its learning rate over that of the light network."""
     num_classes: Classes | None = None
     """Classes, where not all labels of the model are some: a UNet2DModel whose last label is the null class."""
 
@@ -83,7 +79,7 @@ class Retrofit(Ranged):
 
     def _made(self, found: Adopted, folder: str) -> tuple[Experiment, str]:
         """The experiment, and what it is, in words."""
-        network, released = found.network, self.unfreeze_at is not None
+        network = found.network
         data, codec = self._seen(found, folder)
         networks, account = self._networks(found, codec)
         experiment = Experiment(
@@ -93,9 +89,7 @@ class Retrofit(Ranged):
                 times=TimeSampler(heavy=(4, 32)),
                 label_dropout=0.1 if network.null else 0.0,
                 encoder_from=folder,
-                freeze_encoder=not released,
-                release_encoder_at=self.unfreeze_at or 0,
-                encoder_rate=self.rate if released else 1.0,
+                freeze_encoder=True,
                 light_from=self.light if self.own_blocks is None else folder,
             ),
             FIT,

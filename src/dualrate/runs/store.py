@@ -66,7 +66,6 @@ from dualrate.system.files import (
     holders,
     read_bytes,
     read_header,
-    read_json,
     read_records,
     tensors_of,
     write_whole,
@@ -340,7 +339,7 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
             f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual-45 --out {path}), "
             "or use released weights (weights/...)"
         ) from error
-    return from_json(Experiment, content, str(path / EXPERIMENT), lambda plain: upgraded(plain, _distillation(path)))
+    return from_json(Experiment, content, str(path / EXPERIMENT), upgraded)
 
 
 def _class_names(path: Path, manifest: Manifest | None) -> tuple[str, ...]:
@@ -348,12 +347,6 @@ def _class_names(path: Path, manifest: Manifest | None) -> tuple[str, ...]:
     if CLASSES not in manifest.entries if manifest is not None else not (path / CLASSES).is_file():
         return ()
     return from_json(tuple[str, ...], _content(path, CLASSES, manifest), str(path / CLASSES))
-
-
-def _distillation(path: Path) -> dict[str, Any] | None:
-    """What versions of before wrote beside a student's experiment."""
-    file = path / "distillation.json"
-    return read_json(file) if file.exists() else None
 
 
 def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:

@@ -38,7 +38,7 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiment.stages import Stages
-from dualrate.experiment.upgrade import upgraded_identity
+from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
@@ -290,7 +290,7 @@ def train(
                 "method": to_plain(experiment.method) | dict(prepared.identity),
             },
             places=OF_DATA | {f"networks.{role}.source": f"networks.{role}.fingerprint" for role in method.networks},
-            upgrade=upgraded_identity,
+            upgrade=upgraded,
             progress=prepared.watch(progress),
             on_start=on_start,
             on_sample=on_sample,
