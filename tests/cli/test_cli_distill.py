@@ -12,7 +12,7 @@ from training.toy import Recorder
 from dualrate.cli import distill as cli_distill
 from dualrate.compare.contenders import Entry, contenders_of
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.network_configs import OneNetwork
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe

@@ -13,7 +13,7 @@ from cli.command import call
 
 from dualrate.cli import cost, distill, train
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import imagenet

@@ -16,7 +16,7 @@ from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiment.experiment import DataConfig, Experiment, Start
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.plan_support import AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.consistency import Consistency, ConsistencyConfig, TeacherSteps
 from dualrate.methods.denoising import DenoisingConfig

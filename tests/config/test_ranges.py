@@ -49,7 +49,7 @@ from dualrate.denoisers.token_cache import TokenCache
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
-from dualrate.experiment.decoding import OneDecoder, TwoDecoders
+from dualrate.experiment.network_configs import OneDecoder, TwoDecoders
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, Segments
 from dualrate.from_diffusers.config import ForeignConfig
 from dualrate.from_diffusers.cut import CutNetwork

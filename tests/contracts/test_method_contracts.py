@@ -26,9 +26,8 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment import experiment as experiment_module
 from dualrate.experiment.experiment import MethodConfig, Prepared, Start
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig, OneTransformer, TwoTransformers
 from dualrate.experiment.plan_support import AtLeast, OnePlan
-from dualrate.experiment.tokens import OneTransformer, TwoTransformers
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin

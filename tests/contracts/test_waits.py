@@ -25,7 +25,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Reuse, shared_time
-from dualrate.experiment.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods import consistency, denoising, early_exit, em_distillation, times
 from dualrate.methods.early_exit import EarlyExitNetwork
 from dualrate.methods.moment_matching import alternating, instant, states

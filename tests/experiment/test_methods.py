@@ -10,9 +10,8 @@ from dualrate.codecs.config import CodecFolder
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
-from dualrate.experiment.decoding import OneDecoder
 from dualrate.experiment.experiment import MethodConfig, Start
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig, OneDecoder
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan
 from dualrate.experiment.teaching import check_targets, check_teacher
 from dualrate.methods.consistency import ConsistencyConfig

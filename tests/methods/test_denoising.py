@@ -16,8 +16,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Context
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import OneNetwork
-from dualrate.experiment.tokens import OneTransformer
+from dualrate.experiment.network_configs import OneNetwork, OneTransformer
 from dualrate.methods.denoising import Denoising, DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT

@@ -14,7 +14,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
-from dualrate.experiment.tokens import TwoTransformers
+from dualrate.experiment.network_configs import TwoTransformers
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer

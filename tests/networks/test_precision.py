@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dualrate as dr
 from dualrate.diffusion.values import Cond
 from dualrate.experiment.experiment import Experiment, Model
-from dualrate.experiment.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import InFloat32, cast_layers, copied
 from dualrate.networks.dual import ContextConfig

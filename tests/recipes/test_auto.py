@@ -12,7 +12,7 @@ from dualrate.data.images import Look
 from dualrate.data.source import Raw
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime
 from dualrate.networks.dual import light_of
@@ -141,12 +141,6 @@ def test_what_was_chosen_is_said():
     assert "36 x 48 pixels (height x width)" in account(alike, asked, experiment(alike, asked))
 
 
-def test_base_at_32_is_the_full_network_of_cifar10():
-    config = network(TIERS["base"], 32, 3, 10)
-    assert config == cifar10.HEAVY["full"]
-    assert light_of(config) == cifar10.LIGHT["full"]
-
-
 def test_small_at_28_is_the_heavy_network_of_fashion_mnist():
     assert network(TIERS["small"], 28, 1, 10) == fashion_mnist.HEAVY
 
@@ -160,7 +154,7 @@ def macs(config: UViTConfig) -> int:
     "heavy",
     [
         fashion_mnist.HEAVY,
-        cifar10.HEAVY["compact"],
+        cifar10.NETWORKS["heavy"],
         UViTConfig(8, 1, (Level("transformer", 24, 1),), patch=2, head_dim=24),
         UViTConfig(8, 3, (Level("conv", 8, 1), Level("transformer", 48, 5, 0.1)), patch=2, head_dim=16),
     ],

@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dualrate.cli import train
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.decoder import Decoder
-from dualrate.experiment.decoding import OneDecoder
 from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.network_configs import OneDecoder
 from dualrate.networks.decoder import EncoderConfig, ImageEncoder
 from dualrate.recipes import imagenet as recipes
 from dualrate.sampling.cost import call_cost, macs_of
@@ -64,15 +64,14 @@ def test_decoders_of_either_size_are_of_the_first_stages_latents(size, monkeypat
         SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (32, size // 16, size // 16)),
     )
     monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: made)
-    kinds = ("heavy", "light", "dual", "retrofit")
-    heavy, light, dual, retrofit = (recipes.DecoderRecipe(kind, size, Path("here"))() for kind in kinds)
+    kinds = ("heavy", "light", "dual")
+    heavy, light, dual = (recipes.DecoderRecipe(kind, size, Path("here"))() for kind in kinds)
     assert heavy.networks.model == dual.networks.encoder == first.networks.decoder
     assert light.networks.model == dual.networks.light
-    for one in (heavy, light, dual, retrofit):
+    for one in (heavy, light, dual):
         assert one.networks.latent == first.shape
         assert (one.shape, one.process) == ((3, size, size), first.codec.process)
         assert one.data == first.data
-    assert retrofit.method.encoder_from == "runs/imagenet512-decoder-heavy"
     assert dual.serves.default_heavy(16) == 1
 
 

@@ -19,7 +19,7 @@ from dualrate.diffusion.schedule import Cosine, Interpolated, RectifiedFlow
 from dualrate.diffusion.values import Cond, Context
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import DataConfig, Experiment, Start
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.teaching import frozen_teacher
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig

@@ -19,7 +19,7 @@ from dualrate.data.loader import Augment
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks import blocks
@@ -270,7 +270,7 @@ def test_fewer_images_than_gpus_and_odd_groups_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", imagenet.LAYOUTS)
-def test_imagenet_fits_eight_gpus_of_80_gigabytes(of):
-    recipe = imagenet.dual(of[0], patch=of[1])
+@pytest.mark.parametrize("size", imagenet.SIZES)
+def test_imagenet_fits_eight_gpus_of_80_gigabytes(size):
+    recipe = imagenet.dual(size)
     assert predict(needs(recipe, refused), recipe.fit, Cluster(H100, 8)).fits

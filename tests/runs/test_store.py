@@ -9,7 +9,7 @@ from torch import nn
 from trouble import unreadable
 
 from dualrate.diffusion.values import Cond, Context
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.teaching import fill, start_from
 from dualrate.networks.dual import ContextConfig
 from dualrate.runs.release import export

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dualrate.data.loader import AHEAD, Augment, Prefetched
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.upgrade import OF_THE_METHOD
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

@@ -16,7 +16,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Betas, Cosine
 from dualrate.diffusion.values import Refresh
-from dualrate.experiment.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.networks.dual import ContextConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step

@@ -19,7 +19,7 @@ from dualrate.codecs.codec import Codec
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.diffusion.process import Process
 from dualrate.experiment.experiment import Experiment, Model, Start
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.networks.blocks import cast_layers
 
 

@@ -21,7 +21,7 @@ from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.config import ForeignConfig, adopted
 from dualrate.from_diffusers.retrofit import (
     COUNT,

@@ -61,7 +61,7 @@ from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Segments
 from dualrate.experiment.teaching import check_teacher, fill, require_no_decoder, start_from, teacher_at_rest
 from dualrate.methods.times import moved, stratified_uniform

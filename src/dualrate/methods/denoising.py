@@ -231,9 +231,7 @@ class DualRateLoss(Ranged):
         seeds = range(seeds) if isinstance(seeds, int) else seeds
         device = next(self.light.parameters()).device
         step = Ancestral(self.process)
-        batches = sample_batches(
-            self.denoiser, step, plan, shape, seeds, label, batch_size=batch_size, device=device
-        )
+        batches = sample_batches(self.denoiser, step, plan, shape, seeds, label, batch_size=batch_size, device=device)
         return torch.cat(list(batches))
 
 

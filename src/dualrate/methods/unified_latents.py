@@ -43,7 +43,7 @@ from dualrate.diffusion.process import Gaussian, GaussianProcess, Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.likelihood.bound import divergence
 from dualrate.methods.times import SILVER, moved, stratified_uniform

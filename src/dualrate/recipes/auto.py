@@ -37,7 +37,7 @@ from dualrate.data.source import resolved
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import light_of
@@ -273,3 +273,6 @@ def _found(look: Look) -> str:
 def distilled() -> StudentRecipe:
     """Students of any single-rate model; a dual-rate one gets a light network in proportion to its teacher's."""
     return StudentRecipe(None, None, DISTILLING)
+
+
+RECIPES = {"auto": ("networks that fit your own images, after a look at them", Auto())}

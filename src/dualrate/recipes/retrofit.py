@@ -27,7 +27,7 @@ from dualrate.data.latents import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.config import Adopted, adopted
 from dualrate.from_diffusers.experiment import COLOURS, OwnBlocks, Retrofitted, TwoForeign
 from dualrate.from_diffusers.retrofit import Tap, check_reach, shorter, taps_of

@@ -36,8 +36,7 @@ from dualrate.data.loader import Batches, Prefetched, TrainingSet
 from dualrate.data.source import DataProgress
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.random import Draws
-from dualrate.experiment.experiment import COMPILED, Experiment, Model, Start
-from dualrate.experiment.stages import Stages
+from dualrate.experiment.experiment import COMPILED, Experiment, Model, Stages, Start
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.networks.uvit import UViTConfig
@@ -142,7 +141,7 @@ def check_codec(experiment: Experiment, images: TrainingSet) -> None:
     found, expected = (said[bool(one)].format(one[:12]) for one in (of_data, own))
     raise ValueError(
         f"{images.name} has {found}, and {experiment.name} is trained on {expected}: name the data that it was begun "
-        "on, or begin a new run, in Python with `dualrate.experiment.stages.on_codec_of_data`"
+        "on, or begin a new run, in Python with `dualrate.experiment.experiment.on_codec_of_data`"
     )
 
 
@@ -153,7 +152,7 @@ def check_end(experiment: Experiment, codec: Codec) -> None:
         said = [f"with noise, at log-SNR {end:g}" if end is not None else "without noise" for end in (taken, drawn)]
         raise ValueError(
             f"the codec decodes latents {said[0]}, the process of {experiment.name} ends in latents {said[1]}: give a "
-            "NoisyEnd with a schedule of that log_snr_max, as in recipes/latents.py, or a GaussianProcess"
+            "NoisyEnd with a schedule of that log_snr_max, as in recipes/fashion_mnist_latents.py, or a GaussianProcess"
         )
 
 
