@@ -51,10 +51,9 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneDecoder, TwoDecoders
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, Segments
-from dualrate.from_diffusers.config import ForeignConfig
 from dualrate.from_diffusers.cut import CutNetwork
-from dualrate.from_diffusers.experiment import OwnBlocks
-from dualrate.from_diffusers.retrofit import Tap
+from dualrate.from_diffusers.diffusers_folder import ForeignConfig
+from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
 from dualrate.from_diffusers.schedulers import Discrete, Flow
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss
@@ -173,7 +172,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
-    "dualrate.from_diffusers.retrofit.Stem",
+    "dualrate.from_diffusers.retrofitted.Stem",
     "dualrate.training.config.FitResult",
     "dualrate.likelihood.bound.FittedVariance",
     "dualrate.drawing.latents.Decoded",

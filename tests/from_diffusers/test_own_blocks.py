@@ -14,8 +14,7 @@ from from_diffusers.test_retrofit import FIT, saved, tiny_recipe
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.experiment.experiment import Start
-from dualrate.from_diffusers.experiment import OwnBlocks
-from dualrate.from_diffusers.retrofit import of_shorter
+from dualrate.from_diffusers.retrofitted import OwnBlocks, of_shorter
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.recipes import retrofit
 from dualrate.sampling.cost import call_cost

@@ -24,12 +24,19 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import Start
 from dualrate.from_diffusers import kinds
-from dualrate.from_diffusers.config import adopted
-from dualrate.from_diffusers.experiment import Retrofitted
-from dualrate.from_diffusers.folder import read_folder
+from dualrate.from_diffusers.diffusers_folder import adopted, read_folder
+from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.from_diffusers.kinds import Kind, by_place
-from dualrate.from_diffusers.network import ForeignNetwork
-from dualrate.from_diffusers.retrofit import Projection, Stem, Tap, TappedEncoder, as_map, outputs, taps_of
+from dualrate.from_diffusers.retrofitted import (
+    Projection,
+    Retrofitted,
+    Stem,
+    Tap,
+    TappedEncoder,
+    as_map,
+    outputs,
+    taps_of,
+)
 from dualrate.from_diffusers.schedulers import REPA
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.methods.denoising import Denoising

@@ -17,8 +17,7 @@ from dualrate.denoisers.denoiser import DualRate
 from dualrate.diffusion.schedule import Betas
 from dualrate.diffusion.values import Cond
 from dualrate.experiment.experiment import Start
-from dualrate.from_diffusers.experiment import TwoForeign
-from dualrate.from_diffusers.retrofit import SiblingEncoder, SiblingLight, stem_of
+from dualrate.from_diffusers.retrofitted import SiblingEncoder, SiblingLight, TwoForeign, stem_of
 from dualrate.from_diffusers.schedulers import Discrete
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.integrations.programs import programs_of

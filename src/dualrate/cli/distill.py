@@ -26,7 +26,7 @@ from dualrate.config.ranges import (
     TeacherGuidance,
 )
 from dualrate.experiment.experiment import Experiment
-from dualrate.from_diffusers.folder import is_diffusers
+from dualrate.from_diffusers.diffusers_folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, token_models

@@ -1,6 +1,7 @@
-"""Files of earlier versions, read as today's: fields that are gone are dropped where they hold what now always applies.
+"""Files of earlier versions, read as today's.
 
-A field with another value stays, so that reading refuses it by name.
+Fields that are gone are dropped where they hold what now always applies. A field with another value stays, so that
+reading refuses it by name.
 """
 
 from __future__ import annotations
@@ -18,13 +19,24 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
     "TimeSampler": {"few": 1.0},
     "ContextConfig": {"residual": False},
 }
+OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"
 
 
-def upgraded(plain: Any) -> Any:
-    """What `serial.to_plain` wrote, without retired fields, at every depth."""
+def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
+    """An experiment as `serial.to_plain` writes it today. The first ones had their method's fields themselves."""
+    if "schedule" in plain:
+        method = {name: plain[name] for name in OF_THE_METHOD if name in plain}
+        process = {"type": "GaussianProcess", "schedule": plain["schedule"]}
+        kept = {name: value for name, value in plain.items() if name not in (*OF_THE_METHOD, "schedule")}
+        plain = {**kept, "method": {"type": "DenoisingConfig", **method}, "process": process}
+    return _current(plain)
+
+
+def _current(plain: Any) -> Any:
+    """Without retired fields, at every depth."""
     if isinstance(plain, list):
-        return [upgraded(item) for item in plain]
+        return [_current(item) for item in plain]
     if not isinstance(plain, dict):
         return plain
     gone = RETIRED.get(str(plain.get("type")), {})
-    return {name: upgraded(value) for name, value in plain.items() if name not in gone or value != gone[name]}
+    return {name: _current(value) for name, value in plain.items() if name not in gone or value != gone[name]}

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.folder import variant_of
+from dualrate.from_diffusers.diffusers_folder import variant_of
 from dualrate.system.files import check_files, read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents

@@ -43,7 +43,7 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.upgrade import upgraded
-from dualrate.from_diffusers.folder import names_of
+from dualrate.from_diffusers.diffusers_folder import names_of
 from dualrate.integrations.calls import (
     OUTPUTS,
     Checked,

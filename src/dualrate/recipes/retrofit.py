@@ -28,9 +28,17 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
-from dualrate.from_diffusers.config import Adopted, adopted
-from dualrate.from_diffusers.experiment import COLOURS, OwnBlocks, Retrofitted, TwoForeign
-from dualrate.from_diffusers.retrofit import Tap, check_reach, shorter, taps_of
+from dualrate.from_diffusers.diffusers_folder import Adopted, adopted
+from dualrate.from_diffusers.retrofitted import (
+    COLOURS,
+    OwnBlocks,
+    Retrofitted,
+    Tap,
+    TwoForeign,
+    check_reach,
+    shorter,
+    taps_of,
+)
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig

@@ -1,66 +1,55 @@
-"""A context encoder around a network of another library: what its blocks say, read off while it runs.
+"""A model of diffusers in a run: alone, or as the encoder beside a light network.
 
-    feature = sum over taps of project(norm(block's output)) + pixels(x_hat)      at the light network's first level
-    context = (feature, x_hat)
+The encoder's features are read off its blocks by hooks, which stand there for the time of one call.
 
-Every tap is normalised over its channels, since scales differ by depth, and brought to the light network's positions:
-a map that is a multiple as fine by a convolution of that stride, any other by means over the cells that a position
-overlaps, which of a divisor is repetition. Nothing has a bias, so that nothing of an absent context reaches the light
-network.
+    feature = sum over taps of project(norm(block's output)) + pixels(x_hat)       at the light network's positions
 
-Hooks stand on the blocks for the time of one call, and what they see is a value of that call.
+Every tap is normalised over its channels, since scales differ by depth. Nothing has a bias, so nothing of an absent
+context reaches the light network. That is one of three:
 
-A network of another library as the light one: a heavy network's feature joins it after one of its parts.
+    Retrofitted   a fresh U-ViT that corrects x_hat(tau): the context is (feature, x_hat)
+    TwoForeign    a smaller model: stem(z_t) + feature + embedding(log_snr_tau), and on as it always did. Projections
+                  begin at zero (as in Zhang et al. 2023, arXiv 2302.05543), so the pair begins as the two models
+    OwnBlocks     the model's own first and last blocks, for classes whose blocks run in a row on tokens h_1, ..., h_L:
+                  block 1 of z_t, + (h_(L-K+1) - h_1 at tau) + embedding(log_snr_tau), the last K - 1 blocks, the head.
+                  It begins as the encoder sharing of Delta-DiT (Chen et al. 2024, arXiv 2406.01125)
 
-    part's output + feature + embedding(log_snr_tau)
-
-The embedding begins at zero; a row without a context gets neither. Without features it is that network alone.
-
-A light network of a model's own first and last blocks, beside the model; what the blocks between made is kept.
-
-    heavy, at tau    h_1, ..., h_L, the tokens after each of L blocks;    context = h_(L-K+1) - h_1
-    light, at t      block 1 of z_t, + context + embedding(log_snr_tau), the last K - 1 blocks, the head
-
-At t = tau that is the model itself, and before any training the encoder sharing of Delta-DiT (Chen et al. 2024, arXiv
-2406.01125), from where training starts: the embedding begins at zero, the blocks as the model's. The first block is
-among them since the head of a DiT takes its conditioning from it. Without a context the blocks stand one on another.
-
-For classes whose blocks run in a row, on tokens.
-
-A smaller model of the same data as the light network, beside the heavy one.
-
-    heavy, at tau    feature = sum over taps of project(norm(block's output)) + pixels(x_hat)
-    light, at t      stem(z_t) + feature + embedding(log_snr_tau), and on as it always did
-
-The projections begin at zero (as those of Zhang et al. 2023, arXiv 2302.05543), so before training the pair is the
-heavy model at heavy steps and the smaller one between them. Each is asked at the same log-SNR in its own convention, so
-their schedules and predictions may differ.
+The embedding begins at zero. All weights are in the run's checkpoints, so the run needs the folder no more.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
+from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.prediction import x_from_v
+from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.config import ForeignConfig
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.network_configs import NetworksConfig
+from dualrate.from_diffusers.diffusers_folder import ForeignConfig, adopted
+from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.from_diffusers.kinds import BLOCKS
-from dualrate.from_diffusers.network import ForeignNetwork
 from dualrate.from_diffusers.schedulers import Discrete
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
-from dualrate.networks.dual import of_present
+from dualrate.networks.dual import LightUViT, disconnect, of_present
 from dualrate.networks.uvit import UViTConfig
+from dualrate.training.config import FitConfig
 
 
 @dataclass(frozen=True)
@@ -325,3 +314,178 @@ class SiblingLight(JoinedLight):
 
     def spread(self, tau: Tensor) -> Tensor:
         return tau[..., None, None]
+
+
+COLOURS = (1, 3)  # channels of images
+
+
+@dataclass(frozen=True)
+class OneForeign(NetworksConfig):
+    """A model of diffusers, called at every step."""
+
+    model: ForeignConfig
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        network = self.model.build()
+        return nn.ModuleDict({"model": network}), Plain(network, process)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("model",)
+
+    @property
+    def shape(self) -> Shape:
+        return self.model.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+    @property
+    def null_class(self) -> bool:
+        return self.model.null
+
+
+@dataclass(frozen=True)
+class Retrofitted(NetworksConfig):
+    """A model of diffusers as the encoder, and a light network that corrects its x_hat."""
+
+    encoder: ForeignConfig
+    light: UViTConfig
+    taps: tuple[Tap, ...]
+    """Whose outputs the light network is given, beside x_hat."""
+
+    def __post_init__(self) -> None:
+        _check_same(self.encoder, self.light)
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder = TappedEncoder(self.encoder.build(), Stem.of(self.light), self.taps)
+        light = LightUViT(self.light, residual=True)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("encoder", "light")
+
+    @property
+    def configs(self) -> Mapping[str, UViTConfig]:
+        return {"light": self.light}
+
+    @property
+    def null_class(self) -> bool:
+        return self.encoder.null
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks.get_submodule(f"{role}.net")
+
+    def disconnect(self, networks: nn.ModuleDict) -> None:
+        """At the start of training: the light network alone."""
+        disconnect(networks["encoder"], networks["light"])
+
+
+class _BothForeign:
+    """Both networks are of diffusers: what they see is what the encoder sees."""
+
+    encoder: ForeignConfig
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("encoder", "light")
+
+    @property
+    def shape(self) -> Shape:
+        return self.encoder.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.encoder.num_classes
+
+    @property
+    def null_class(self) -> bool:
+        return self.encoder.null
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks.get_submodule(f"{role}.net")
+
+
+@dataclass(frozen=True)
+class TwoForeign(_BothForeign, NetworksConfig):
+    """A model of diffusers as the encoder, and a smaller one as the light network."""
+
+    encoder: ForeignConfig
+    light: ForeignConfig
+    taps: tuple[Tap, ...]
+    """Of the encoder, whose outputs the light network is given, beside x_hat."""
+
+    def __post_init__(self) -> None:
+        _check_same(self.encoder, self.light)
+        if self.encoder.null != self.light.null:
+            told = {True: "a null class", False: "none"}
+            raise ValueError(
+                f"the encoder has {told[self.encoder.null]} and the light network {told[self.light.null]}: both or "
+                "neither drop their labels (--num-classes, where a UNet2DModel's last label is the null class)"
+            )
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        net = self.light.build()
+        encoder = SiblingEncoder(self.encoder.build(), stem_of(net, self.shape[1]), self.taps)
+        light = SiblingLight(net)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+
+def _check_same(encoder: ForeignConfig, light: ForeignConfig | UViTConfig) -> None:
+    own, its = ({"images of (C, H, W)": one.shape, "classes": one.num_classes} for one in (encoder, light))
+    if differ := [f"{what} {own[what]} and {its[what]}" for what in own if own[what] != its[what]]:
+        raise ValueError(f"encoder and light network are of the same images and classes, got {', '.join(differ)}")
+
+
+@dataclass(frozen=True)
+class OwnBlocks(_BothForeign, NetworksConfig, Ranged):
+    """A model of diffusers as the encoder, and a light network that starts as some of its blocks."""
+
+    encoder: ForeignConfig
+    blocks: Annotated[int, Range(2, 10_000)]
+    """Of the light network: the model's first, and its last."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shorter(self.encoder, self.blocks)
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder = OwnEncoder(self.encoder.build(), self.blocks)
+        light = OwnLight(shorter(self.encoder, self.blocks).build())
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        whole = json.loads(self.encoder.config)[COUNT]
+        return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
+
+
+def experiment_of(path: Path) -> Experiment:
+    """A folder of diffusers as the experiment of a single-rate model that is trained; its VAE is the codec.
+
+    Raises what `adopted` and `read_codec` raise; warns where images have channels of latents, which nothing decodes.
+    """
+    found = adopted(path)
+    codec = NoCodec() if found.folder.codec is None else CodecFolder.at(found.folder.codec)
+    channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(found.network.shape)
+    if channels not in COLOURS:
+        warnings.warn(
+            f"{path} has no VAE, and its network draws {channels} channels: latents, it seems, which nothing decodes. "
+            "Name the folder of a pipeline, with its vae",
+            stacklevel=2,
+        )
+    return Experiment(
+        path.resolve().name,
+        OneForeign(found.network),
+        DenoisingConfig(),
+        FitConfig(iterations=1),
+        DataConfig("", size=side, channels=channels if channels in COLOURS else None),
+        GaussianProcess(found.schedule),
+        codec,
+    )
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    """Those of the networks of `experiment_of`, in float32."""
+    return {f"model.net.{name}": tensor.float() for name, tensor in adopted(path).weights().state_dict().items()}
