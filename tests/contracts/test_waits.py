@@ -172,7 +172,7 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     single, plain = built(OneNetwork(NET))
     double, dual = built(TwoNetworks(NET, NET))
     on_ddim = DualRate(double["encoder"], double["light"], PROCESS, Reuse.OWN)
-    weighting, late = Sigmoid(), dr.TimeSampler(draws=2, first=(0.6, 0.9))
+    weighting, late = Sigmoid(), dr.TimeSampler(first=(0.6, 0.9))
     found: dict[str, tuple[object, Sequence[int]]] = {
         "heavy": (denoising.Denoising(single, plain, PROCESS, weighting, times.SingleTime(), 3), [0]),
         "dual-rate": (denoising.Denoising(double, dual, PROCESS, weighting, dr.TimeSampler(), 3), [0]),

@@ -64,7 +64,7 @@ def runs(root: Path) -> dict[str, Path]:
     networks = {"heavy": OneDecoder(NET, LATENT), "light": OneDecoder(LIGHT, LATENT)}
     for name, one in networks.items():
         dr.train(experiment(root, name, one, GIVEN), root / name)
-    dual = replace(GIVEN, times=GivenTimes(draws=2))
+    dual = replace(GIVEN, times=GivenTimes())
     two = experiment(root, "dual", TwoDecoders(NET, LIGHT, LATENT), dual)
     dr.train(replace(two, fit=replace(FIT, sample_every=2)), root / "dual")
     assert (root / "dual" / "samples" / "0000002.png").is_file()

@@ -43,18 +43,13 @@ def dual(dropout: float = 0.5, head: bool = True, **changes) -> Denoising:
     return Denoising(networks, model, PROCESS, Sigmoid(), TimeSampler((2, 4), dropout), null=3, **changes)
 
 
-@pytest.mark.parametrize("times", [1, 3])
-def test_each_noise_of_a_pair_has_a_name_of_its_own(times):
-    """By which runs of before go on with the same noise."""
+def test_each_noise_of_a_pair_has_a_name_of_its_own():
+    """So the draws of one are independent of the other's."""
     method, data = dual(), batch()
-    draws = Draws(0, data.sample)
-    t, tau = torch.full((8, times), 0.25).flatten(), torch.full((8,), 0.75)
+    draws, t, tau = Draws(0, data.sample), torch.full((8,), 0.25), torch.full((8,), 0.75)
     z_t, z_tau = method.pair(data.x, t, tau, draws)
-    noise_tau, noise_t = draws.normal("z_tau", 1, 8, 8), draws.repeated(times).normal("z_t", 1, 8, 8)
-    rows = (data.x.repeat_interleave(times, 0), tau.repeat_interleave(times), noise_tau.repeat_interleave(times, 0))
-    expected_t, expected_tau = PROCESS.pair(rows[0], t, rows[1], rows[2], noise_t)
-    torch.testing.assert_close(z_t, expected_t)
-    torch.testing.assert_close(z_tau, expected_tau[::times])
+    expected = PROCESS.pair(data.x, t, tau, draws.normal("z_tau", 1, 8, 8), draws.normal("z_t", 1, 8, 8))
+    torch.testing.assert_close((z_t, z_tau), expected)
 
 
 def gradients(method: Denoising, total: torch.Tensor) -> list[torch.Tensor]:
@@ -97,55 +92,6 @@ def test_micro_batches_add_up(rows):
         torch.testing.assert_close(added, gradient)
     for name, value in whole.logs.items():
         torch.testing.assert_close(sum(w * loss.logs[name] for w, loss in zip(shares, losses, strict=True)), value)
-
-
-def shared(k: int, **changes) -> Denoising:
-    method = dual(**changes)
-    return replace(method, times=replace(method.times, draws=k))
-
-
-def test_shared_context_is_the_mean_over_its_draws():
-    """k draws of a batch are the losses of k batches that share (x, z_tau), each with its own times and noise."""
-    k, method, data = 3, shared(3), batch()
-    draws = Draws(0, data.sample)
-    times, cond = method.times(draws), method.condition(data, draws)
-    z_t, z_tau = method.pair(data.x, times.t, times.tau, draws)
-    kept = times.kept.view(-1, k)[:, 0] // k
-    context = method.model.encode(z_tau[kept], times.tau[kept], cond[kept])
-    own = method.weighted_error(data.x[kept], context.x_hat, times.tau[kept]).sum() / len(data)
-    losses = []
-    for j in range(k):
-        t, z = times.t.view(-1, k)[:, j], z_t.view(-1, k, 1, 8, 8)[:, j]
-        x_hat = method.model.denoise(z, t, context.scattered(kept, len(data)), cond)
-        losses.append(method.weighted_error(data.x, x_hat, t).mean())
-    torch.testing.assert_close(method.loss(data, 0, draws).total, sum(losses) / k + own)
-
-
-def test_draws_of_a_shared_context_are_independent_given_it():
-    """Cov(z_t, z_t' | x) is that of two posterior draws of one z_tau: a a' Var(z_tau), and nothing more."""
-    rows, t, tau = 100_000, torch.tensor([0.3, 0.5], dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
-    method = dual()
-    x = torch.full((rows, 1), 0.4, dtype=torch.float64)
-    z_t, z_tau = method.pair(x, t.repeat(rows), tau.repeat(rows), Draws(0, torch.arange(rows)))
-    z = torch.cat((z_t.view(rows, 2), z_tau), 1)
-    alpha, sigma = PROCESS.alpha(torch.cat((t, tau[None]))), PROCESS.sigma(torch.cat((t, tau[None])))
-    with_tau = alpha[2] / alpha[:2] * sigma[:2] ** 2  # Cov(z_t, z_tau | x)
-    expected = torch.diag(sigma**2)
-    expected[:2, 2] = expected[2, :2] = with_tau
-    expected[0, 1] = expected[1, 0] = with_tau.prod() / sigma[2] ** 2
-    torch.testing.assert_close(z.mean(0), 0.4 * alpha, atol=0.01, rtol=0)
-    torch.testing.assert_close(z.T.cov(), expected, atol=0.01, rtol=0)
-
-
-@pytest.mark.parametrize("rows", [2, 4])
-def test_micro_batches_of_shared_contexts_add_up(rows):
-    method, data = shared(2), batch(8)
-    whole = method.loss(data, 0, Draws(0, data.sample))
-    parts = [data[slice(i, i + rows)] for i in range(0, 8, rows)]
-    losses = [method.loss(part, 0, Draws(0, part.sample)) for part in parts]
-    torch.testing.assert_close(sum(rows / 8 * loss.total for loss in losses), whole.total)
-    for name, value in whole.logs.items():
-        torch.testing.assert_close(sum(rows / 8 * loss.logs[name] for loss in losses), value)
 
 
 def test_noise_level_quarters_add_up_to_the_loss():

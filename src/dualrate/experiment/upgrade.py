@@ -16,7 +16,8 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
         "targets_from": None,
         "targets_share": 1.0,
     },
-    "TimeSampler": {"few": 1.0},
+    "TimeSampler": {"few": 1.0, "draws": 1},
+    "GivenTimes": {"draws": 1},
     "ContextConfig": {"residual": False},
 }
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"

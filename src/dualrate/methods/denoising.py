@@ -13,9 +13,6 @@ Hoogeboom, Heek, Salimans 2023, arXiv 2301.11093):
 
 Context dropout encodes only the kept rows. A dropped row would give the encoder neither effect nor gradient.
 
-k draws of (t, z_t) may share a context (`TimeSampler.draws`). The z_t are independent given (x, z_tau), so the expected
-gradient is that of k = 1, for a k-th of the heavy calls.
-
 Ours, not the paper's: an encoder with a head is also trained on its own x_hat at tau, with weight `encoder_weight`. It
 then denoises by itself at the steps where it is called.
 
@@ -47,7 +44,7 @@ from dualrate.diffusion.values import Batch, Cond, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import check_drops_labels, check_latent_shape, check_latents, start_from
-from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
+from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, with_null
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.training.method import Loss, Phase, quarters
@@ -91,23 +88,19 @@ class Denoising(Ranged):
         Logs: `loss_t0` to `loss_t3`; with a context also the loss of the rows that have one and the encoder's own, as
         sums over their rows divided by all rows.
         """
-        x, times, cond = batch.x, self.times(draws.host), self.condition(batch, draws)
-        image = torch.arange(len(times.t), device=times.t.device) // (len(times.t) // len(batch))  # of each draw
-        encoded, of_kept = torch.unique(image[times.kept], return_inverse=True)  # on the host, like the times
-        times, (image,) = times.to(x.device), moved(x.device, image)
-        encoded, of_kept = moved(x.device, encoded, of_kept)
+        x, times, cond = batch.x, self.times(draws.host).to(batch.x.device), self.condition(batch, draws)
+        kept = times.kept
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
-        context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
-        shared = context.rows(of_kept).scattered(times.kept, len(z_t))
-        x_hat = self.model.denoise(z_t, times.t, shared, cond[image])
-        loss = self.weighted_error(x[image], x_hat, times.t)
+        context = self.model.encode(z_tau[kept], times.tau[kept], cond[kept])
+        x_hat = self.model.denoise(z_t, times.t, context.scattered(kept, len(x)), cond)
+        loss = self.weighted_error(x, x_hat, times.t)
         logs = quarters("loss_t", loss, times.t)
         total = loss.mean()
         # sums over what is kept are divided by everything, so that micro-batches add up to the batch's mean
         if context.features:
-            logs["context_loss"] = loss[times.kept].sum().detach() / len(loss)
+            logs["context_loss"] = loss[kept].sum().detach() / len(loss)
         if context.x_hat is not None:
-            own = self.weighted_error(x[encoded], context.x_hat, times.tau[encoded]).sum() / len(batch)
+            own = self.weighted_error(x[kept], context.x_hat, times.tau[kept]).sum() / len(batch)
             logs["encoder_loss"] = own.detach()
             total = total + self.encoder_weight * own
         return Loss(total, logs)
@@ -118,16 +111,9 @@ class Denoising(Ranged):
         return Cond(with_null(batch, draws, self.null, self.label_dropout), z_0)
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """(z_t, z_tau) on one forward path. t: (B k,); x, z_tau: (B, ...); z_t: (B k, ...)."""
-        t, shape = t.unflatten(0, (len(x), -1)), x.shape[1:]
-        if t.shape[1] == 1:  # both in as many kernels as one
-            noise_tau, noise_t = self.process.noise(draws, ["z_tau", "z_t"], *shape)
-        else:
-            (noise_tau,) = self.process.noise(draws, ["z_tau"], *shape)
-            (noise_t,) = self.process.noise(draws.repeated(t.shape[1]), ["z_t"], *shape)
-        noise_t = noise_t.unflatten(0, t.shape)
-        z_t, z_tau = self.process.pair(x[:, None], t, tau[:, None], noise_tau[:, None], noise_t)
-        return z_t.flatten(0, 1), z_tau.squeeze(1)
+        """(z_t, z_tau) on one forward path. t, tau: (B,); x, z_t, z_tau: (B, ...)."""
+        noise_tau, noise_t = self.process.noise(draws, ["z_tau", "z_t"], *x.shape[1:])
+        return self.process.pair(x, t, tau, noise_tau, noise_t)
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """(B,): the weighted error of each row, a mean over what it holds."""

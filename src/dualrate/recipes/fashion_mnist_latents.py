@@ -101,7 +101,7 @@ def decoder(
     latents = CodecFolder.at(codec)
     shape = latents.read("cpu").latent_shape(heavy.shape)
     if kind == "dual":
-        networks, times = TwoDecoders(heavy, light, shape), GivenTimes(4)
+        networks, times = TwoDecoders(heavy, light, shape), GivenTimes()
     else:
         networks, times = OneDecoder(heavy if kind == "heavy" else light, shape), SingleTime()
     method = DenoisingConfig(times, weighting, latents=latents)
