@@ -59,11 +59,9 @@ from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss
 from dualrate.methods.early_exit import EarlyExitTraining
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
-from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
-from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout
-from dualrate.methods.moment_matching.student import StudentMethod
+from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching, StudentMethod
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
@@ -164,11 +162,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.errors.Candidate",
     "dualrate.drawing.errors.Ranked",
     "dualrate.experiment.experiment.Model",
-    "dualrate.methods.consistency.ConsistencyWatch",
-    "dualrate.methods.em_distillation.EMWatch",
     "dualrate.methods.em_distillation.Seen",
     "dualrate.methods.em_distillation.State",
-    "dualrate.methods.watch.Watch",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",

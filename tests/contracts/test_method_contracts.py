@@ -33,8 +33,7 @@ from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.moment_matching import config as moment_matching
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
-from dualrate.methods.moment_matching.instant import InstantMomentMatching
-from dualrate.methods.moment_matching.student import StudentMethod
+from dualrate.methods.moment_matching.versions import InstantMomentMatching, StudentMethod
 from dualrate.methods.times import SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.networks.decoder import EncoderConfig

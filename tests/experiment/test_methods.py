@@ -17,10 +17,9 @@ from dualrate.experiment.teaching import check_targets, check_teacher
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.em_distillation import EMDistillationConfig
-from dualrate.methods.moment_matching.config import MomentMatchingConfig
-from dualrate.methods.moment_matching.instant import InstantMomentMatching
+from dualrate.methods.moment_matching.config import WATCH, MomentMatchingConfig
+from dualrate.methods.moment_matching.versions import InstantMomentMatching
 from dualrate.methods.times import SingleTime
-from dualrate.methods.watch import Watch
 from dualrate.training.config import FitConfig
 
 NET = dr.UViTConfig(
@@ -144,7 +143,7 @@ def test_the_instant_version_is_preconditioned_on_64_batches_of_data(monkeypatch
 
 def test_a_distillation_is_watched():
     experiment = student(ONE, PLAIN)
-    assert experiment.method.prepare(experiment, start([])).watch is Watch
+    assert experiment.method.prepare(experiment, start([])).watch is WATCH
 
 
 def test_denoising_is_of_the_experiment_s_classes_with_the_weights_that_were_chosen():

@@ -25,7 +25,7 @@ from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import Langevin
 from dualrate.methods.moment_matching import config as moment_matching
-from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.versions import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import (

@@ -46,8 +46,8 @@ frozen; a run has it in no checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -65,7 +65,7 @@ from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Segments
 from dualrate.experiment.teaching import check_teacher, fill, require_no_decoder, start_from, teacher_at_rest
 from dualrate.methods.times import moved, stratified_uniform
-from dualrate.methods.watch import LogWatch
+from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest, frozen
 from dualrate.sampling.adjusted_ddim import adjusted
 from dualrate.sampling.ancestral import DDIM
@@ -223,17 +223,14 @@ class Consistency(Ranged):
         return self.process.extrapolate(against, x_hat, torch.full_like(t, self.guidance)), variance
 
 
-@dataclass
-class ConsistencyWatch(LogWatch):
-    """Two warnings: the student collapses, and its loss grows, which more steps of the teacher would make smaller."""
+def found_wrong(windows: Windows) -> Found:
+    """The student collapses, or its loss grows more than by the teacher's growing number of steps."""
+    remedy = "go back to a new run with a lower --fit.optim.lr or a larger --fit.batch-size"
+    yield from collapse(windows, "power", "mean square of its images", remedy)
+    yield from growth(windows, "loss", "the student's loss grows", remedy)
 
-    def judge(self, iteration: int, logs: Mapping[str, float]) -> None:
-        if not (means := self.means("student", logs, "loss", "power")):
-            return
-        loss, power = means
-        remedy = "go back to a new run with a lower --fit.optim.lr or a larger --fit.batch-size"
-        self.judge_collapse(iteration, "mean square of its images", power, remedy)
-        self.judge_growth(iteration, "the student's loss grows", loss, remedy)
+
+WATCH = partial(LogWatch, checks={"student": (("loss", "power"), found_wrong)})
 
 
 @dataclass(frozen=True)
@@ -337,7 +334,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
             heavy=self.heavy,
             backbone=None if self.heavy is None else experiment.networks.backbone(networks, "encoder"),
         )
-        return Prepared(method, weights, identity, ConsistencyWatch)
+        return Prepared(method, weights, identity, WATCH)
 
     def _fill(
         self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model | None, start: Start

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -29,13 +30,40 @@ from dualrate.diffusion.process import require_gaussian
 from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder, start_from
-from dualrate.methods.moment_matching.alternating import MomentMatching
-from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
-from dualrate.methods.watch import Watch
+from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching
+from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 
 Rollout = Literal["data", "segment", "full"]
 PRECONDITIONING, ROWS = 64, 64  # batches of the instant version's preconditioner, their rows at most
+LAG = (0.0, 3.0)  # `gap_ahead` in moment gaps: 1 where the auxiliary keeps up, below 0 where the student has passed it
+
+
+def wrong_with_the_student(windows: Windows) -> Found:
+    """In the first window there is no gap yet: the student is near what it started from."""
+    yield from collapse(windows, "spread_t3", "spread of its samples")
+    yield from growth(windows[1:], "moment_gap", "the moment gap grows", "lower --student-rate")
+
+
+def wrong_with_the_auxiliary(windows: Windows) -> Found:
+    """From the second window on, as above."""
+    gap, ahead = windows[-1]["moment_gap"], windows[-1]["gap_ahead"]
+    if len(windows) > 1 and not LAG[0] * gap <= ahead <= LAG[1] * gap:
+        why = (
+            f"from it to the student's moments is {ahead / gap:.1f} of the way from the teacher's to it, not about 1: "
+            "lower --student-rate, or raise --fit.batch-size"
+        )
+        yield "the auxiliary lags behind the student", why
+
+
+WATCH = partial(
+    LogWatch,
+    checks={
+        "student": (("moment_gap", "spread_t3"), wrong_with_the_student),
+        "auxiliary": (("moment_gap", "gap_ahead"), wrong_with_the_auxiliary),
+    },
+    hidden="student/loss",  # its gradient says something, its value nothing
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +165,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         weights = {"teacher": str(teacher)}
         if start.fresh:
             weights |= self.fill(experiment, method.networks, teacher, start)
-        return Prepared(method, weights, {"teacher": f"weights {teacher.weights_hash[:12]}"}, Watch)
+        return Prepared(method, weights, {"teacher": f"weights {teacher.weights_hash[:12]}"}, WATCH)
 
     def build(
         self,
