@@ -169,7 +169,7 @@ def test_denoising_is_of_the_experiment_s_classes_with_the_weights_that_were_cho
 )
 def test_targets_are_of_the_same_estimate(make, message):
     with pytest.raises(ValueError, match=message):
-        check_targets(student(TWO, dr.DenoisingConfig(dr.TimeSampler())), make())
+        check_targets(student(TWO, dr.DenoisingConfig(dr.TimeSampler())), make(), "backbone_from")
 
 
 def test_a_pair_is_trained_at_times_of_a_pair():

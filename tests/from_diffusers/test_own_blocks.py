@@ -122,5 +122,3 @@ def test_what_has_no_such_blocks_is_refused(root: Path, tmp_path: Path) -> None:
         recipe(root)(folder, Silent())
     with pytest.raises(ValueError, match=r"of 6 blocks 2 to 5 make a light network, .* got 6"):
         recipe(root, own_blocks=6)(root / "dit", Silent())
-    with pytest.raises(ValueError, match="has no taps"):
-        recipe(root, taps=(1,))(root / "dit", Silent())

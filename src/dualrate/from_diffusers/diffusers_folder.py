@@ -59,10 +59,14 @@ class Folder:
         kind = network_class(self.name)
         from diffusers.utils.import_utils import is_accelerate_available
 
-        how: dict[str, Any] = {"variant": variant_of(self.place, self.name)}
-        how["low_cpu_mem_usage"] = is_accelerate_available()  # without it diffusers asks for it at length
         try:
-            net, info = kind.from_pretrained(self.place, use_safetensors=True, output_loading_info=True, **how)
+            net, info = kind.from_pretrained(
+                self.place,
+                variant=variant_of(self.place, self.name),
+                use_safetensors=True,
+                low_cpu_mem_usage=is_accelerate_available(),  # without it diffusers asks for it at length
+                output_loading_info=True,
+            )
         except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise ValueError(f"{self.place / NETWORK} is no {self.name} that diffusers can build: {error}") from error
         if missing := info["missing_keys"]:

@@ -148,17 +148,13 @@ class Autoencoder:
             raise ValueError(f"the latents of {self.name} cannot be normalised: {error}") from error
         self.module = module.eval().requires_grad_(False)
 
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+    @cached_property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return _fingerprint(type(self.module).__name__, self.config, self.module)
 
     @property
     def latents(self) -> str:
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return _fingerprint(type(self.module).__name__, self.config, self.module)
+        return self.fingerprint
 
     @property
     def device(self) -> torch.device:
@@ -220,10 +216,15 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
             f"a codec of diffusers needs that library ({error}): pip install 'dualrate[diffusers]'"
         ) from error
     kind = getattr(diffusers, name)
-    how: dict[str, Any] = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-    how["variant"] = variant_of(folder, name)
     try:
-        module, info = kind.from_pretrained(folder, use_safetensors=True, **how)
+        module, info = kind.from_pretrained(
+            folder,
+            variant=variant_of(folder, name),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"{folder} holds a {name} that cannot be built as configured: {error}") from error
     if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:

@@ -169,9 +169,14 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         """Of a choice that says its plan, such as a `settled` one."""
         if choice.plan is None:
             raise ValueError("a scheduler's file holds a plan: pass choice.settled(model)")
-        asked = {name: getattr(choice, name) for name in ("sampler", "gamma", "eta")}
-        how = {"guidance_scale": guidance.weight, "guidance_interval": guidance.interval}
-        return DualRateScheduler(json.loads(choice.plan.to_json()), **asked, **how)
+        return DualRateScheduler(
+            json.loads(choice.plan.to_json()),
+            sampler=choice.sampler,
+            gamma=choice.gamma,
+            eta=choice.eta,
+            guidance_scale=guidance.weight,
+            guidance_interval=guidance.interval,
+        )
 
     def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
         """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""

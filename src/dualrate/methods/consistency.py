@@ -24,24 +24,16 @@ where x_t' is the x_hat with which DDIM makes the step of aDDIM (`adjusted_ddim.
 double precision.
 
 A dual-rate student (ours; Dual-Rate Diffusion, arXiv 2605.18190, samples ancestrally) makes H < S heavy calls. With one
-at (z_t, t) itself it is f, which learns as above. At a step that keeps its context the light network g is to say what a
-heavy call there would, on the pairs that sampling by DDIM makes, which are of no forward path:
+at (z_t, t) itself it is f, which learns as above. At a step that keeps its context the light network g learns what a
+heavy call there would say, on the states of the student's own path of DDIM:
 
     L_kept = E rho(|sg f(z_t, t) - g(z_t, t, context of z_tau)|^2 / (d sigma_t^2)),    added to L
     z_1 = noise; z_tau, z_t: states of one path of the student's own steps from it, without gradient; t = k / S
 
-Of the encoder it trains the projections alone, not the U-ViT, which is f's: what the light network asks of it is larger
-than what f learns from, and undid f within 300 iterations of images (dev/LOG.md). This target is a function of z_t
-alone, so pairs of any law have the same g for their best; which one a small network comes nearest to it on is another
-matter, and is measured (docs/results/tried.md).
+Of the encoder L_kept trains the projections alone, not the U-ViT, which is f's.
 
 Ours: the norm is of the error of v, per dimension, where the paper has SNR + 1 before one of the error of x; f(z_s, s)
 is without dropout, as a sampler has it; as at sampling, a step that ends in x has no variance to put back.
-
-The configuration of Multistep Consistency Models: a model of few steps of DDIM, from a teacher of many or from data.
-
-A single network that is trained is the teacher's, where there is one; of two the encoder starts from it. A teacher is
-frozen; a run has it in no checkpoint.
 """
 
 from __future__ import annotations

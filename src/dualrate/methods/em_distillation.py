@@ -23,15 +23,12 @@ gradient of variational score distillation (Diff-Instruct), in proportion. Cance
 z^L does not know the noise: exactly where z stays, k = 0, whatever L.
 
 The student is the teacher's network at the noise level where its schedule ends, which is to be high and not pure noise.
-No data are needed, labels only. Ours: w(t), which is moment matching's; the times, the middle of (0, 1), for u^2 grows
-without bound as t falls; and the default sizes of the chain, small enough for minutes of a CPU, where the paper takes
-L = 16 and moves z too.
+Its schedule is the teacher's up to there (`Truncated`). No data are needed, labels only. Ours: w(t), which is moment
+matching's; the times, the middle of (0, 1), for u^2 grows without bound as t falls; and the default sizes of the chain,
+small enough for minutes of a CPU, where the paper takes L = 16 and moves z too.
 
-The configuration of EM Distillation: a student of one step from a teacher of many.
-
-The student is the teacher's network at the noise level in which its own schedule ends, where it is called with pure
-noise; so its schedule is the teacher's up to there (`Truncated`). Teacher, student and auxiliary are as in moment
-matching: the teacher frozen and in no checkpoint, the auxiliary of its shape and trained along.
+Teacher, student and auxiliary are as in moment matching: the teacher frozen and in no checkpoint, the auxiliary of its
+shape and trained along.
 """
 
 from __future__ import annotations

@@ -20,10 +20,8 @@ Deviates from eq. (4) and the text, which contradict the paper's figures: dlog_s
 loss there too, and the weight, given as sigmoid(log_snr - b), is what discounts what no eye sees, sigmoid(b - log_snr)
 on the integrand of the bound, which is the error of eps.
 
-Unified Latents as an experiment: the networks of its first stage, and its method's configuration.
-
-The codec of such a run is its own (`codecs/diffusion.py`): trained with it, on images. A second stage is an ordinary
-experiment on that codec's latents, read from the run's directory, under a process that ends in noisy latents.
+The codec of such a run is its own (`codecs/diffusion.py`), trained with it. A second stage is an ordinary experiment on
+that codec's latents, under a process that ends in noisy latents.
 """
 
 from __future__ import annotations

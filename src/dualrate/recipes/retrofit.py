@@ -65,8 +65,6 @@ class Retrofit(Ranged):
     light: str | None = None
     """Folder of a smaller model of diffusers, a DiT or UNet2D of the same images, that the light network starts as, in
     place of a fresh one of --share."""
-    taps: tuple[Annotated[int, Range(0, 10_000)], ...] | None = None
-    """Blocks whose outputs the light network is given; three, evenly spread, if not given."""
     num_classes: Classes | None = None
     """Classes, where not all labels of the model are some: a UNet2DModel whose last label is the null class."""
 
@@ -114,15 +112,11 @@ class Retrofit(Ranged):
         account = f"{network.kind}: {heavy / 1e6:.4g} million multiply-adds; "
         if self.own_blocks is not None:
             if self.light is not None:
-                raise ValueError(
-                    "a light network is of the model's own blocks or of a smaller one: drop --light, or --own-blocks"
-                )
-            if self.taps is not None:
-                raise ValueError("a light network of the model's own blocks has no taps: drop --taps, or --own-blocks")
+                raise ValueError("a light network is of own blocks or a smaller model: drop --light, or --own-blocks")
             own = shorter(network, self.own_blocks).build()
             cost = macs_of(lambda: taps_of(own, network.shape, ())) / heavy
             return OwnBlocks(network, self.own_blocks), f"{account}a light call costs {cost:.2f} of it"
-        taps = taps_of(built, network.shape, self.taps)
+        taps = taps_of(built, network.shape)
         tapped = f"{account}taps at blocks {', '.join(str(tap.block) for tap in taps)}; a light call costs"
         if self.light is not None:
             networks, cost = self._beside(found, codec, tuple(taps))
@@ -155,11 +149,11 @@ class Retrofit(Ranged):
             existing(self.data.source)
         if not is_encoded(self.data.source):
             if own is None and channels in COLOURS:
-                for name, its in {"size": side, "channels": channels}.items():
-                    if (asked := getattr(self.data, name)) not in (None, its):
-                        raise ValueError(
-                            f"--data.{name} is {its}, that of the model in {folder}, got {asked}: drop the option"
-                        )
+                if self.data.size not in (None, side) or self.data.channels not in (None, channels):
+                    raise ValueError(
+                        f"the model in {folder} takes {channels} channels of side {side}: drop --data.size and "
+                        "--data.channels"
+                    )
                 return replace(self.data, size=side, channels=channels), NoCodec()
             raise ValueError(
                 f"{folder} is a model of latents ({'it has a VAE' if own else f'of {channels} channels'}), and "

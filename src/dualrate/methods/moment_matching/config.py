@@ -7,8 +7,7 @@ own: the teacher is called at the noise levels of the student's steps.
 The instant version has no auxiliary, and needs its teacher in float32 where training runs in bfloat16.
 
 Where auxiliary and teacher have dropout, they share its masks, so that their difference is not noise. A guided teacher,
-which has twice the rows, and one beside compiled networks, which draw other masks, run without. Sampling has no
-dropout: a student trained with it is matched as a sampler that it then is not, quite.
+and one beside compiled networks, run without. Sampling has no dropout.
 """
 
 from __future__ import annotations
