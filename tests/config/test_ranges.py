@@ -167,7 +167,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
-    "dualrate.from_diffusers.retrofitted.Stem",
     "dualrate.training.config.FitResult",
     "dualrate.likelihood.bound.FittedVariance",
     "dualrate.drawing.latents.Decoded",

@@ -30,7 +30,6 @@ from dualrate.from_diffusers.kinds import Kind, by_place
 from dualrate.from_diffusers.retrofitted import (
     Projection,
     Retrofitted,
-    Stem,
     Tap,
     TappedEncoder,
     as_map,
@@ -152,7 +151,7 @@ def test_every_block_of_every_class_can_be_tapped(net, tables):
     with pytest.raises(ValueError, match=f"has blocks 0 to {len(taps) - 1}, got"):
         taps_of(wrapped, shape, [len(taps)])
     light = dr.UViTConfig(8, shape[0], (dr.Level("transformer", 8, 1),), patch=2, head_dim=8)
-    encoder = TappedEncoder(wrapped, Stem.of(light), taps)
+    encoder = TappedEncoder(wrapped, light, taps)
     z, log_snr, label = torch.randn(3, *shape), torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([0, 1, 2])
     order = torch.tensor([2, 0, 1])
     (feature, x_hat), v = encoder(z, log_snr, label)
@@ -172,7 +171,7 @@ def test_a_feature_is_of_normalised_taps_and_x_hat():
     taps = taps_of(net, (4, 8, 8))
     assert [tap.block for tap in taps] == [1, 3, 5]
     light = dr.UViTConfig(8, 4, (dr.Level("transformer", 8, 1),), patch=2, head_dim=8)
-    encoder, z, log_snr = TappedEncoder(net, Stem.of(light), taps), torch.randn(2, 4, 8, 8), torch.tensor([-1.0, 2.0])
+    encoder, z, log_snr = TappedEncoder(net, light, taps), torch.randn(2, 4, 8, 8), torch.tensor([-1.0, 2.0])
     label = torch.tensor([0, 1])
     with torch.no_grad(), outputs(net.blocks) as seen:
         (feature, x_hat), _ = encoder(z, log_snr, label)
@@ -407,7 +406,7 @@ def excess(denoiser, mode, heavy=4, steps=32, rows=2000):
 def trained(seed, iterations, rate=1e-2):
     torch.manual_seed(seed)
     light = dr.UViTConfig(SIDE, 1, (dr.Level("conv", 24, 1),), patch=4, embedding=32)
-    encoder = TappedEncoder(Exact(), Stem.of(light), ())
+    encoder = TappedEncoder(Exact(), light, ())
     networks = nn.ModuleDict({"encoder": encoder, "light": LightUViT(light, residual=True)})
     denoiser = DualRate(networks["encoder"], networks["light"], PROCESS)
     method = Denoising(networks, denoiser, PROCESS, Sigmoid(), dr.TimeSampler(heavy=(2, 16)))

@@ -5,11 +5,9 @@ The encoder's features are read off its blocks by hooks, which stand there for t
     feature = sum over taps of project(norm(block's output)) + pixels(x_hat)       at the light network's positions
 
 Every tap is normalised over its channels, since scales differ by depth. Nothing has a bias, so nothing of an absent
-context reaches the light network. That is one of three:
+context reaches the light network. That is one of two:
 
     Retrofitted   a fresh U-ViT that corrects x_hat(tau): the context is (feature, x_hat)
-    TwoForeign    a smaller model: stem(z_t) + feature + embedding(log_snr_tau), and on as it always did. Projections
-                  begin at zero (as in Zhang et al. 2023, arXiv 2302.05543), so the pair begins as the two models
     OwnBlocks     the model's own first and last blocks, for classes whose blocks run in a row on tokens h_1, ..., h_L:
                   block 1 of z_t, + (h_(L-K+1) - h_1 at tau) + embedding(log_snr_tau), the last K - 1 blocks, the head.
                   It begins as the encoder sharing of Delta-DiT (Chen et al. 2024, arXiv 2406.01125)
@@ -21,7 +19,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,34 +34,17 @@ from dualrate.config.ranges import Channels, Range, Ranged, Side
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process
-from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig, adopted
 from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.from_diffusers.kinds import BLOCKS
-from dualrate.from_diffusers.schedulers import Discrete
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
 from dualrate.networks.dual import LightUViT, disconnect, of_present
 from dualrate.networks.uvit import UViTConfig
 from dualrate.training.config import FitConfig
-
-
-@dataclass(frozen=True)
-class Stem:
-    """Where a light network takes a feature in: (B, width, side, side), a position for each patch of the image."""
-
-    image_channels: int
-    width: int
-    side: int
-    patch: int
-
-    @staticmethod
-    def of(light: UViTConfig) -> Stem:
-        """At the finest level."""
-        return Stem(light.image_channels, light.levels[0].channels, light.side(0), light.patch)
 
 
 @dataclass(frozen=True)
@@ -137,11 +117,11 @@ class Projection(nn.Module):
 class TappedEncoder(nn.Module):
     """forward: (z_tau, log_snr_tau, label) -> ((feature, x_hat), v), for a `LightUViT` that corrects x_hat."""
 
-    def __init__(self, net: ForeignNetwork, stem: Stem, taps: Sequence[Tap]) -> None:
+    def __init__(self, net: ForeignNetwork, light: UViTConfig, taps: Sequence[Tap]) -> None:
         super().__init__()
-        self.net, self.taps = net, tuple(taps)
-        self.projections = nn.ModuleList(Projection(tap, stem.width, stem.side) for tap in taps)
-        self.pixels = nn.Conv2d(stem.image_channels, stem.width, stem.patch, stride=stem.patch, bias=False)
+        self.net, self.taps, width = net, tuple(taps), light.levels[0].channels
+        self.projections = nn.ModuleList(Projection(tap, width, light.side(0)) for tap in taps)
+        self.pixels = nn.Conv2d(light.image_channels, width, light.patch, stride=light.patch, bias=False)
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
         """z: (B, C, H, W); log_snr: (B,)."""
@@ -153,48 +133,6 @@ class TappedEncoder(nn.Module):
         for project, output in zip(self.projections, seen, strict=True):
             feature = feature + project(as_map(self.net.kind.tapped(output)))
         return (feature, x_hat), v
-
-
-class JoinedLight(nn.Module, ABC):
-    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. width: channels of the feature."""
-
-    def __init__(self, net: ForeignNetwork, width: int) -> None:
-        super().__init__()
-        self.net, self.tau = net, NoiseEmbedding(width)
-        for weight in self.tau.mlp[-1].parameters():
-            nn.init.zeros_(weight)
-
-    @property
-    @abstractmethod
-    def place(self) -> nn.Module:
-        """The part of the network to whose output the feature, the first one, is added."""
-
-    @abstractmethod
-    def spread(self, tau: Tensor) -> Tensor:
-        """(B, width), as the feature broadcasts."""
-
-    def forward(
-        self,
-        z: Tensor,
-        log_snr: Tensor,
-        label: Tensor | None,
-        features: tuple[Tensor, ...] = (),
-        log_snr_tau: Tensor | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
-        if log_snr_tau is None:
-            return self.net(z, log_snr, label)
-        added = features[0] + self.spread(of_present(self.tau(log_snr_tau), present))
-
-        def join(part: nn.Module, given: Any, output: Tensor) -> Tensor:
-            return output + added
-
-        hook = self.place.register_forward_hook(join)
-        try:
-            return self.net(z, log_snr, label)
-        finally:
-            hook.remove()
 
 
 COUNT = "num_layers"  # of a configuration
@@ -245,75 +183,34 @@ class OwnEncoder(nn.Module):
         return (seen[1] - seen[0],), v
 
 
-class OwnLight(JoinedLight):
-    """Joined after the first block."""
+class OwnLight(nn.Module):
+    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. A context joins after the first block."""
 
     def __init__(self, net: ForeignNetwork) -> None:
+        super().__init__()
         inner: Any = net.net
-        super().__init__(net, inner.inner_dim)
-
-    @property
-    def place(self) -> nn.Module:
-        return self.net.blocks[0]
-
-    def spread(self, tau: Tensor) -> Tensor:
-        return tau[:, None]
-
-
-BEYOND = 0.5  # in log-SNR: so much more noise is none that counts
-
-
-def stem_of(net: ForeignNetwork, side: int) -> Stem:
-    """Of a network of images of that side. Raises what `convolution_of` raises."""
-    convolution = convolution_of(net)
-    patch = convolution.stride[0]
-    return Stem(convolution.in_channels, convolution.out_channels, side // patch, patch)
-
-
-def convolution_of(net: ForeignNetwork) -> nn.Conv2d:
-    """Its stem's. Raises ValueError for a class whose stem is not known."""
-    if net.kind.stem is None:
-        raise ValueError(
-            f"as a light network DiTTransformer2DModel and UNet2DModel are known, got {type(net.net).__name__}: leave "
-            "it out, for a fresh one"
-        )
-    return net.kind.stem(net.net)
-
-
-def check_reach(light: ForeignConfig, schedule: Schedule) -> None:
-    """Raises ValueError where a network is asked for eps of more noise than it knows: x_hat divides by alpha there."""
-    spoken, end = light.convention, torch.ones((), dtype=torch.float64)
-    if not isinstance(spoken, Discrete) or spoken.predicts != "epsilon":
-        return
-    known, asked = (float(one.log_snr(end)) for one in (spoken.betas, schedule))
-    if asked < known - BEYOND:
-        raise ValueError(
-            f"{light.source} predicts eps down to log-SNR {known:.3g}, the heavy model is trained down to {asked:.3g}, "
-            "where that says nothing of x: name a light network that predicts v or x, a flow, or one of that schedule"
-        )
-
-
-class SiblingEncoder(TappedEncoder):
-    """With projections that begin at zero."""
-
-    def __init__(self, net: ForeignNetwork, stem: Stem, taps: Sequence[Tap]) -> None:
-        super().__init__(net, stem, taps)
-        for weight in (*self.projections.parameters(), *self.pixels.parameters()):
+        self.net, self.tau = net, NoiseEmbedding(inner.inner_dim)
+        for weight in self.tau.mlp[-1].parameters():
             nn.init.zeros_(weight)
 
-
-class SiblingLight(JoinedLight):
-    """Joined at the stem. x_hat, which an encoder hands over too, stays aside."""
-
-    def __init__(self, net: ForeignNetwork) -> None:
-        super().__init__(net, convolution_of(net).out_channels)
-
-    @property
-    def place(self) -> nn.Module:
-        return convolution_of(self.net)
-
-    def spread(self, tau: Tensor) -> Tensor:
-        return tau[..., None, None]
+    def forward(
+        self,
+        z: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None,
+        features: tuple[Tensor, ...] = (),
+        log_snr_tau: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
+        if log_snr_tau is None:
+            return self.net(z, log_snr, label)
+        added = features[0] + of_present(self.tau(log_snr_tau), present)[:, None]
+        hook = self.net.blocks[0].register_forward_hook(lambda block, given, output: output + added)
+        try:
+            return self.net(z, log_snr, label)
+        finally:
+            hook.remove()
 
 
 COLOURS = (1, 3)  # channels of images
@@ -356,10 +253,12 @@ class Retrofitted(NetworksConfig):
     """Whose outputs the light network is given, beside x_hat."""
 
     def __post_init__(self) -> None:
-        _check_same(self.encoder, self.light)
+        own, its = ((one.shape, one.num_classes) for one in (self.encoder, self.light))
+        if own != its:
+            raise ValueError(f"encoder and light network differ in (C, H, W) and classes: {own} and {its}")
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder = TappedEncoder(self.encoder.build(), Stem.of(self.light), self.taps)
+        encoder = TappedEncoder(self.encoder.build(), self.light, self.taps)
         light = LightUViT(self.light, residual=True)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
@@ -383,14 +282,22 @@ class Retrofitted(NetworksConfig):
         disconnect(networks["encoder"], networks["light"])
 
 
-class _BothForeign:
-    """Both networks are of diffusers: what they see is what the encoder sees."""
+@dataclass(frozen=True)
+class OwnBlocks(NetworksConfig, Ranged):
+    """A model of diffusers as the encoder, and a light network that starts as some of its blocks."""
 
     encoder: ForeignConfig
+    blocks: Annotated[int, Range(2, 10_000)]
+    """Of the light network: the model's first, and its last."""
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("encoder", "light")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shorter(self.encoder, self.blocks)
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder = OwnEncoder(self.encoder.build(), self.blocks)
+        light = OwnLight(shorter(self.encoder, self.blocks).build())
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     @property
     def shape(self) -> Shape:
@@ -406,55 +313,6 @@ class _BothForeign:
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         return networks.get_submodule(f"{role}.net")
-
-
-@dataclass(frozen=True)
-class TwoForeign(_BothForeign, NetworksConfig):
-    """A model of diffusers as the encoder, and a smaller one as the light network."""
-
-    encoder: ForeignConfig
-    light: ForeignConfig
-    taps: tuple[Tap, ...]
-    """Of the encoder, whose outputs the light network is given, beside x_hat."""
-
-    def __post_init__(self) -> None:
-        _check_same(self.encoder, self.light)
-        if self.encoder.null != self.light.null:
-            told = {True: "a null class", False: "none"}
-            raise ValueError(
-                f"the encoder has {told[self.encoder.null]} and the light network {told[self.light.null]}: both or "
-                "neither drop their labels (--num-classes, where a UNet2DModel's last label is the null class)"
-            )
-
-    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        net = self.light.build()
-        encoder = SiblingEncoder(self.encoder.build(), stem_of(net, self.shape[1]), self.taps)
-        light = SiblingLight(net)
-        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
-
-
-def _check_same(encoder: ForeignConfig, light: ForeignConfig | UViTConfig) -> None:
-    own, its = ({"images of (C, H, W)": one.shape, "classes": one.num_classes} for one in (encoder, light))
-    if differ := [f"{what} {own[what]} and {its[what]}" for what in own if own[what] != its[what]]:
-        raise ValueError(f"encoder and light network are of the same images and classes, got {', '.join(differ)}")
-
-
-@dataclass(frozen=True)
-class OwnBlocks(_BothForeign, NetworksConfig, Ranged):
-    """A model of diffusers as the encoder, and a light network that starts as some of its blocks."""
-
-    encoder: ForeignConfig
-    blocks: Annotated[int, Range(2, 10_000)]
-    """Of the light network: the model's first, and its last."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        shorter(self.encoder, self.blocks)
-
-    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder = OwnEncoder(self.encoder.build(), self.blocks)
-        light = OwnLight(shorter(self.encoder, self.blocks).build())
-        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         whole = json.loads(self.encoder.config)[COUNT]
