@@ -34,5 +34,7 @@ def test_a_retired_field_is_dropped_where_it_holds_what_now_applies_and_refused_
     for kind, fields in RETIRED.items():
         for field in fields:
             other = with_fields(today, {kind: {field: "another"}})
+            if other == today:  # no such object in this experiment
+                continue
             with pytest.raises(ValueError, match=f"has no field '{field}'"):
                 from_plain(dr.Experiment, upgraded(other))

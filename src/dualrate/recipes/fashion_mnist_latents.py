@@ -1,7 +1,7 @@
 """Fashion-MNIST by Unified Latents: encoder, prior and decoder trained together, a base model of the latents, decoders.
 
 Images of 28 x 28 become latents of 7 x 7. A decoder is a second model of the images, given the latents of a trained
-codec: heavy and light are single networks; dual calls the heavy one on the latent once an image, and the light one at
+codec: most are single networks; dual calls the heavy one on the latent once an image, and the light one at
 every step.
 
 Images are small, so a pixel tells more than one of 512 x 512. The decoder's weighting therefore has a bias of 3.
@@ -9,6 +9,7 @@ Images are small, so a pixel tells more than one of 512 x 512. The decoder's wei
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -47,10 +48,19 @@ FIT = FitConfig(
     sample_every=1000,
 )
 
-Kind = Literal["heavy", "light", "dual"]
-HEAVY_DECODER = replace(network(56, 128, 4), num_classes=0)
-LIGHT_DECODER = replace(network(24, 64, 1), num_classes=0)
-ITERATIONS: dict[Kind, int] = {"heavy": 3600, "light": 16_000, "dual": 2500}  # about 40 minutes of one CPU core each
+Size = Literal["heavy", "medium", "light"]
+Kind = Literal[Size, "dual"]
+SIZES: dict[Size, UViTConfig] = {
+    "heavy": replace(network(56, 128, 4), num_classes=0),
+    "medium": replace(network(48, 96, 2), num_classes=0),
+    "light": replace(network(24, 64, 1), num_classes=0),
+}
+ITERATIONS: dict[Kind, int] = {
+    "heavy": 3600,
+    "medium": 7000,
+    "light": 16_000,
+    "dual": 2500,
+}  # 40 minutes of a core each
 
 
 def first() -> Experiment:
@@ -85,10 +95,10 @@ def both() -> Stages:
 def decoder(
     name: str,
     kind: Kind,
-    heavy: UViTConfig,
-    light: UViTConfig,
+    sizes: Mapping[Size, UViTConfig],
     codec: Path,
     *,
+    encoder: Size = "heavy",
     weighting: Weighting,
     fit: FitConfig,
     data: DataConfig,
@@ -96,14 +106,15 @@ def decoder(
 ) -> Experiment:
     """Training of a decoder of a codec's latents. codec: a run that trained one, or its folder.
 
+    encoder: of dual, the size that sees the latent, once
     Raises what reading the codec raises.
     """
     latents = CodecFolder.at(codec)
-    shape = latents.read("cpu").latent_shape(heavy.shape)
+    shape = latents.read("cpu").latent_shape(sizes["light"].shape)
     if kind == "dual":
-        networks, times = TwoDecoders(heavy, light, shape), GivenTimes()
+        networks, times = TwoDecoders(sizes[encoder], sizes["light"], shape), GivenTimes()
     else:
-        networks, times = OneDecoder(heavy if kind == "heavy" else light, shape), SingleTime()
+        networks, times = OneDecoder(sizes[kind], shape), SingleTime()
     method = DenoisingConfig(times, weighting, latents=latents)
     return Experiment(f"{name}-{kind}", networks, method, fit, data, process)
 
@@ -114,7 +125,9 @@ class DecoderRecipe(Ranged):
     that: give --codec with --help to see all of them."""
 
     kind: Kind = "dual"
-    """heavy or light: one network. dual: a heavy one on the latent, once, and a light one at every step."""
+    """heavy, medium or light: one network. dual: a larger one on the latent, once, and the light one at every step."""
+    encoder: Size = "heavy"
+    """Of dual, the size that sees the latent."""
     codec: Path = Path("runs/fashion-mnist-latents/first")
     """Whose latents it decodes: a run that trained one, or its folder."""
 
@@ -123,9 +136,9 @@ class DecoderRecipe(Ranged):
         return decoder(
             "fashion-mnist-decoder",
             self.kind,
-            HEAVY_DECODER,
-            LIGHT_DECODER,
+            SIZES,
             self.codec,
+            encoder=self.encoder,
             weighting=WEIGHTING,
             fit=replace(FIT, iterations=ITERATIONS[self.kind]),
             data=DataConfig(),

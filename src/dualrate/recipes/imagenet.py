@@ -19,7 +19,7 @@ Latents are those of Unified Latents (arXiv 2602.17270). The paper has, at 512 p
 log-SNR 5; an encoder of levels [128, 256, 512, 512] on patches of 2, two blocks in each and three in the last; a prior
 of 8 transformer blocks of 1024; a decoder of convolution levels [128, 256, 512] and 8 transformer blocks of 1024; a
 base model of two transformer levels, [512, 1024] channels and [6, 16] blocks; dropout 0.1; a loss factor of 1.3 to 1.7.
-Ours, as its text does not say: the same networks at 256 pixels; blocks of the base's first level, 6 down and 6 up; two
+Ours, as its text does not say: blocks of the base's first level, 6 down and 6 up; two
 convolution blocks a level of the decoder, on patches of 2; the decoder's bias of 0 and its noise; from which iteration
 on latents are priced; optimiser, batch and iterations; the light decoder, of 0.13 of the paper's cost.
 """
@@ -47,7 +47,7 @@ from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfi
 from dualrate.networks.decoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import students
-from dualrate.recipes.fashion_mnist_latents import Kind, decoder
+from dualrate.recipes.fashion_mnist_latents import decoder
 from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -160,64 +160,54 @@ def _experiment(kind: str, networks: NetworksConfig, times: TimeSource = SingleT
     return Experiment(f"imagenet{size}-{kind}", networks, method, _within_memory(FIT, size), data, process)
 
 
-LatentSize = Literal[256, 512]
-LOG_SNR, CHANNELS, FACTOR, DROPOUT = 5.0, 32, 16, 0.1
-PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
+LATENT_SIZE, LATENT_SIDE, CHANNELS, LOG_SNR, DROPOUT = 512, 32, 32, 5.0, 0.1  # LATENT_SIZE: of the images
+LATENT_PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
+IMAGE_PROCESS = GaussianProcess(Interpolated.between(32, LATENT_SIZE, LATENT_SIZE))  # of decoders
 WEIGHTING = Sigmoid(0.0)  # of decoders
 STAGE = replace(FIT, iterations=FIT.iterations // 2, micro_batch=64)
+PICTURES = DataConfig("imagenet", LATENT_SIZE, 3, augment=Augment(flip=True))
+ENCODER = EncoderConfig(LATENT_SIZE, 3, CHANNELS, (128, 256, 512, 512), blocks=2, last_blocks=3, dropout=DROPOUT)
+PRIOR = UViTConfig(LATENT_SIDE, CHANNELS, (Level("transformer", 1024, 8, DROPOUT),), embedding=1024)
+DECODER = UViTConfig(
+    LATENT_SIZE,
+    3,
+    (*(Level("conv", width, 2, DROPOUT) for width in (128, 256, 512)), Level("transformer", 1024, 8, DROPOUT)),
+    patch=2,
+    embedding=1024,
+)
+LIGHT_DECODER = UViTConfig(
+    LATENT_SIZE,
+    3,
+    (*(Level("conv", width, 1) for width in (64, 128, 256)), Level("transformer", 512, 4)),
+    patch=2,
+    embedding=512,
+)
+BASE = UViTConfig(
+    LATENT_SIDE,
+    CHANNELS,
+    (Level("transformer", 512, 6, DROPOUT), Level("transformer", 1024, 16, DROPOUT)),
+    num_classes=1000,
+    embedding=1024,
+)
 
 
-def encoder(size: LatentSize) -> EncoderConfig:
-    return EncoderConfig(size, 3, CHANNELS, (128, 256, 512, 512), blocks=2, last_blocks=3, dropout=DROPOUT)
-
-
-def prior(size: LatentSize) -> UViTConfig:
-    return UViTConfig(size // FACTOR, CHANNELS, (Level("transformer", 1024, 8, DROPOUT),), embedding=1024)
-
-
-def decoder_network(size: LatentSize) -> UViTConfig:
-    convolutions = (Level("conv", channels, 2, DROPOUT) for channels in (128, 256, 512))
-    levels = (*convolutions, Level("transformer", 1024, 8, DROPOUT))
-    return UViTConfig(size, 3, levels, patch=2, embedding=1024)
-
-
-def light_decoder(size: LatentSize) -> UViTConfig:
-    levels = (*(Level("conv", channels, 1) for channels in (64, 128, 256)), Level("transformer", 512, 4))
-    return UViTConfig(size, 3, levels, patch=2, embedding=512)
-
-
-def base_network(size: LatentSize) -> UViTConfig:
-    levels = (Level("transformer", 512, 6, DROPOUT), Level("transformer", 1024, 16, DROPOUT))
-    return UViTConfig(size // FACTOR, CHANNELS, levels, num_classes=1000, embedding=1024)
-
-
-def images(size: LatentSize) -> GaussianProcess:
-    """Of the decoder."""
-    return GaussianProcess(Interpolated.between(32, size, size))
-
-
-def pictures(size: LatentSize) -> DataConfig:
-    return DataConfig("imagenet", size, 3, augment=Augment(flip=True))
-
-
-def first(size: LatentSize = 512) -> Experiment:
-    """Encoder, prior and decoder."""
-    networks = LatentNetworks(encoder(size), prior(size), decoder_network(size))
-    codec = DiffusionDecoding(channels=3, factor=FACTOR, log_snr=LOG_SNR, process=images(size))
+def first() -> Experiment:
+    """Encoder, prior and decoder, on images of 512 x 512."""
+    codec = DiffusionDecoding(channels=3, factor=LATENT_SIZE // LATENT_SIDE, log_snr=LOG_SNR, process=IMAGE_PROCESS)
     method = UnifiedLatentsConfig(1.5, decoder_weighting=WEIGHTING, priced_from=2000)
-    return Experiment(f"imagenet{size}-latents-first", networks, method, STAGE, pictures(size), PROCESS, codec)
+    networks = LatentNetworks(ENCODER, PRIOR, DECODER)
+    return Experiment("imagenet512-latents-first", networks, method, STAGE, PICTURES, LATENT_PROCESS, codec)
 
 
-def base(size: LatentSize = 512) -> Experiment:
+def base() -> Experiment:
     """The base model of the latents, which `data encode` made."""
     data = DataConfig(augment=Augment(flip=True))
-    networks, method = OneNetwork(base_network(size)), DenoisingConfig()
-    return Experiment(f"imagenet{size}-latents-base", networks, method, FIT, data, PROCESS)
+    return Experiment("imagenet512-latents-base", OneNetwork(BASE), DenoisingConfig(), FIT, data, LATENT_PROCESS)
 
 
-def both(size: LatentSize = 512) -> Stages:
+def both() -> Stages:
     """The first stage, then the base model."""
-    return Stages(f"imagenet{size}-latents", first(size), base(size))
+    return Stages("imagenet512-latents", first(), base())
 
 
 @dataclass(frozen=True)
@@ -225,25 +215,22 @@ class DecoderRecipe(Ranged):
     """A decoder of latents of ImageNet, untrained here. The codec is looked at first; options that are not listed here
     come after that: give --codec with --help to see all of them."""
 
-    kind: Kind = "dual"
+    kind: Literal["heavy", "light", "dual"] = "dual"
     """heavy or light: one network. dual: a heavy one on the latent, once, and a light one at every step."""
-    size: LatentSize = 512
-    """Of the images."""
     codec: Path = Path("runs/imagenet512-latents/first")
     """Whose latents it decodes: a run that trained one, or its folder."""
 
     def __call__(self) -> Experiment:
         """Raises what reading the codec raises."""
         return decoder(
-            f"imagenet{self.size}-decoder",
+            "imagenet512-decoder",
             self.kind,
-            decoder_network(self.size),
-            light_decoder(self.size),
+            {"heavy": DECODER, "light": LIGHT_DECODER},
             self.codec,
             weighting=WEIGHTING,
             fit=STAGE,
-            data=pictures(self.size),
-            process=images(self.size),
+            data=PICTURES,
+            process=IMAGE_PROCESS,
         )
 
 
@@ -258,13 +245,8 @@ ON_PIXELS = {
 }
 RECIPES = {
     **ON_PIXELS,
-    "imagenet256-latents-first": ("Unified Latents: encoder, prior and decoder", partial(first, 256)),
-    "imagenet256-latents-base": ("one network on the latents", partial(base, 256)),
     "imagenet512-latents-first": ("Unified Latents: encoder, prior and decoder", first),
     "imagenet512-latents-base": ("one network on the latents", base),
     "imagenet-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
 }
-STAGES = {
-    "imagenet256-latents": ("first stage and base model, one after the other", partial(both, 256)),
-    "imagenet512-latents": ("first stage and base model, one after the other", both),
-}
+STAGES = {"imagenet512-latents": ("first stage and base model, one after the other", both)}
