@@ -204,7 +204,7 @@ def short_side(look: Look) -> int:
 def checked_side(side: int) -> int:
     """Raises ValueError unless it is one of `SIDES`."""
     if side not in SIDES:
-        raise ValueError(f"auto has no networks for side {side}: it is one of {', '.join(map(str, SIDES))}")
+        raise ValueError(f"auto has no networks for --data.size {side}: it is one of {', '.join(map(str, SIDES))}")
     return side
 
 
@@ -218,10 +218,12 @@ def name_of(source: str) -> str:
 def account(look: Look, asked: DataConfig, made: Experiment) -> str:
     """What the images are and what becomes of them, for people. asked: before anything was chosen."""
     classes = f"{look.num_classes} classes" if look.num_classes else "no labels"
-    sides = sorted({min(shape[1:]) for shape in look.shapes})
+    if asked.size is None:
+        sides = sorted(min(shape[1:]) for shape in look.shapes)
+        classes += f", short sides of {sides[0]} to {sides[-1]} pixels"
     mirrored = "half of them are" if made.data.augment.flip else "none is (--data.augment.flip to mirror half of them)"
     return (
-        f"{look.name}: {look.count} images, {classes}, short sides of {sides[0]} to {sides[-1]} pixels\n"
+        f"{look.name}: {look.count} images, {classes}\n"
         f"each becomes {made.data.size} x {made.data.size}, {'grey' if made.data.channels == 1 else 'in colour'}: the "
         f"square in its middle, resized{'' if asked.size else ' (--data.size for another side)'}\n"
         f"mirrored in training: {mirrored}"

@@ -55,12 +55,8 @@ SIZES: dict[Size, UViTConfig] = {
     "medium": replace(network(48, 96, 2), num_classes=0),
     "light": replace(network(24, 64, 1), num_classes=0),
 }
-ITERATIONS: dict[Kind, int] = {
-    "heavy": 3600,
-    "medium": 7000,
-    "light": 16_000,
-    "dual": 2500,
-}  # 40 minutes of a core each
+# about 40 minutes of one CPU core each
+ITERATIONS: dict[Kind, int] = {"heavy": 3600, "medium": 7000, "light": 16_000, "dual": 2500}
 
 
 def first() -> Experiment:
