@@ -279,18 +279,13 @@ class ConsistencyConfig(MethodConfig, Ranged):
                 f"{first} and {last} for a student of {self.steps}"
             )
         require_no_decoder(experiment, "consistency")
-        if experiment.networks.single_rate and (self.heavy is not None or self.light_from is not None):
-            raise ValueError(f"{experiment.name} has one network, which runs at every step: drop heavy and light_from")
-        roles = experiment.networks.roles
-        if not experiment.networks.single_rate and roles != ("encoder", "light"):
+        if experiment.networks.single_rate:
+            if self.heavy is not None or self.light_from is not None:
+                raise ValueError(f"{experiment.name} has one network, called at every step: drop heavy and light_from")
+        elif experiment.networks.roles != ("encoder", "light") or not 0 < (self.heavy or 0) < self.steps:
             raise ValueError(
-                f"consistency trains one network, or an encoder with a light network; {experiment.name} has "
-                f"{', '.join(roles)}"
-            )
-        if not experiment.networks.single_rate and not 0 < (self.heavy or 0) < self.steps:
-            raise ValueError(
-                f"{experiment.name} is dual-rate: its heavy calls are at least one and fewer than its {self.steps} "
-                f"steps, got {self.heavy}; name them (heavy), or take one network, which is called at every step"
+                f"consistency trains one network, or an encoder and a light network with 1 to {self.steps - 1} heavy "
+                f"calls (heavy); {experiment.name} has {', '.join(experiment.networks.roles)}, and heavy {self.heavy}"
             )
         if self.student_from is not None and self.light_from is not None:
             raise ValueError("student_from brings the light network's weights too: drop light_from, or student_from")

@@ -121,22 +121,19 @@ class MomentMatchingConfig(MethodConfig, Ranged):
     def check(self, experiment: Experiment) -> None:
         require_no_decoder(experiment, "moment matching")
         fit, dual = experiment.fit, not experiment.networks.single_rate
-        if not isinstance(self.plans, OnePlan if dual else AtLeast):
+        starts = self.student_from or self.encoder_from or self.light_from
+        if dual and (self.rollout == "data" or not isinstance(self.plans, OnePlan)):
             raise ValueError(
-                "a dual-rate student serves one plan and a single-rate one all steps that are short enough, "
-                f"got {self.plans}"
+                "a dual-rate student serves one plan and learns from its own steps (rollout segment or full), got "
+                f"{self.plans} and rollout {self.rollout!r}"
             )
-        if (self.rollout == "data") == dual:
+        if not dual and (
+            self.rollout != "data" or self.pairs > 1 or self.pretraining or starts or isinstance(self.plans, OnePlan)
+        ):
             raise ValueError(
-                f"got rollout {self.rollout!r}: a dual-rate student learns from its own steps (segment or full), "
-                "a plain one from noised data (data)"
+                "a plain student serves all steps that are short enough, starts from its teacher and learns from noised "
+                f"data: drop rollout, pairs, pretraining, student_from, encoder_from and light_from, got {self}"
             )
-        if (self.pretraining or self.student_from or self.encoder_from or self.light_from) and not dual:
-            raise ValueError(
-                "a plain student starts from its teacher: drop pretraining, student_from, encoder_from and light_from"
-            )
-        if self.pairs > 1 and not dual:
-            raise ValueError(f"a rollout serves one pair (t, s) or more, noised data one; got pairs {self.pairs}")
         if self.pretraining >= fit.iterations:
             raise ValueError(
                 f"{self.pretraining} of {fit.iterations} iterations are pre-training: make it fewer "
