@@ -5,7 +5,7 @@
     dualrate --import examples.own_networks sample runs/own --steps 16 --heavy 4 --out out/own
     dualrate --import examples.own_networks compare runs/own:16/4 runs/own:8/8 --out out/own.html
 
-`--import` says that you trust this file: a run's file names it, and files run no code.
+A run's file names this one, and files run no code: `--import` says that you trust it.
 """
 
 from dataclasses import dataclass
@@ -47,10 +47,7 @@ class Encoder(nn.Module):
 
 
 class Light(nn.Module):
-    """(z_t, log_snr_t, label, features, log_snr_tau, present) -> v = alpha eps - sigma x, (B, C, H, W).
-
-    present: (B,), False in rows without a context, whose features are zero. Without log_snr_tau no row has one.
-    """
+    """(z_t, log_snr_t, label, features, log_snr_tau, present) -> v. present: False in rows without a context."""
 
     def __init__(self, channels, width, classes):
         super().__init__()
@@ -70,13 +67,12 @@ class ConvNetworks(NetworksConfig):
     side: int = 28
     classes: int = 10
     width: int = 64
-    light_width: int = 16
     shape = property(lambda self: (self.channels, self.side, self.side))  # of an image
     num_classes = property(lambda self: self.classes)
 
     def build(self, process):
-        encoder = Encoder(self.channels, self.width, self.light_width, self.classes)
-        light = Light(self.channels, self.light_width, self.classes)
+        encoder = Encoder(self.channels, self.width, self.width // 4, self.classes)
+        light = Light(self.channels, self.width // 4, self.classes)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
 

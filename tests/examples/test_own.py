@@ -17,7 +17,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.trajectory import rollout
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--networks.side", "8", "--networks.classes", "2", "--networks.width", "8", "--networks.light-width", "8"]
+TINY = ["--networks.side", "8", "--networks.classes", "2", "--networks.width", "16"]
 
 
 @pytest.fixture

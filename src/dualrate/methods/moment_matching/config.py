@@ -131,8 +131,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             self.rollout != "data" or self.pairs > 1 or self.pretraining or starts or isinstance(self.plans, OnePlan)
         ):
             raise ValueError(
-                "a plain student serves all steps that are short enough, starts from its teacher and learns from noised "
-                f"data: drop rollout, pairs, pretraining, student_from, encoder_from and light_from, got {self}"
+                "a plain student serves all steps that are short enough, starts from its teacher and learns from "
+                f"noised data: drop rollout, pairs, pretraining, student_from, encoder_from and light_from, got {self}"
             )
         if self.pretraining >= fit.iterations:
             raise ValueError(
