@@ -77,5 +77,4 @@ class ConvNetworks(NetworksConfig):
 
 
 def recipe() -> dr.Experiment:
-    method = dr.DenoisingConfig(times=dr.TimeSampler(heavy=(4, 16)))
-    return dr.Experiment("own", ConvNetworks(), method, dr.FitConfig(iterations=2000, batch_size=64))
+    return dr.Experiment("own", ConvNetworks(), dr.DenoisingConfig(dr.TimeSampler((4, 16))), dr.FitConfig(2000, 64))
