@@ -107,14 +107,14 @@ DECODING = "sde-dpm++2m:0.1", 16  # sampler and steps of a decoder as a codec, w
 
 @dataclass(frozen=True)
 class Start:
-    """What a run that begins, or goes on, gives its method.
+    """What a run gives its method when it starts or resumes.
 
-    fresh:    whether it begins: then the method puts in the weights that training starts from
+    fresh:    whether it starts: then the method fills in the weights that training starts from
     bfloat16: whether networks will run under autocast
     load:     the model of a run, or of released weights, by its directory, on the device
     batch:    the training batch of an iteration, on the device
-    note:     tells the user something, once
-    shard:    has the run's processes hold a network together that it calls, by `forward`, and never trains
+    note:     shows the user a message
+    shard:    spreads the weights of a network, which is called and never trained, over the run's processes
     """
 
     fresh: bool
@@ -131,7 +131,7 @@ class Prepared:
     """A method, ready for `fit`.
 
     weights:  which weights it started from, or learns from, by role: for the run's history
-    identity: what the run is besides its experiment, such as the teacher's weights; in place of fields of that name
+    identity: what identifies the run besides its experiment, such as the teacher's weights; replaces equal fields
     watch:    adds warnings to a reporter
     """
 
@@ -144,8 +144,8 @@ class Prepared:
 class MethodConfig(ABC):
     """How a run trains. A subclass is a frozen dataclass: its fields are part of the run's identity."""
 
-    weighting: Weighting = Sigmoid()  # of the loss, by which `dualrate plan` judges plans too
-    latents: CodecConfig = NoCodec()  # that the networks are given, where they are a decoder's
+    weighting: Weighting = Sigmoid()  # of the loss; `dualrate plan` weighs errors by it too
+    latents: CodecConfig = NoCodec()  # of a decoder: the codec of its latents
 
     @property
     @abstractmethod
@@ -158,7 +158,7 @@ class MethodConfig(ABC):
         return True
 
     def called(self, denoiser: Denoiser) -> Denoiser:
-        """The networks' denoiser as this method trains it: it may change when a context may be reused."""
+        """The networks' denoiser as this method trains it. It may change which samplers may reuse a context."""
         return denoiser
 
     def check(self, experiment: Experiment) -> None:  # noqa: B027  # most have nothing to refuse
@@ -200,7 +200,7 @@ class Experiment(Ranged):
 
     @property
     def gaussian(self) -> GaussianProcess:
-        """The process, as what is of Gaussian noise alone takes it. Raises ValueError for another."""
+        """The process, for what works with Gaussian noise alone. Raises ValueError for another process."""
         return require_gaussian(self.process, self.name)
 
     @property
@@ -210,25 +210,23 @@ class Experiment(Ranged):
 
     @property
     def batch_shape(self) -> Shape:
-        """(C, H, W) of what a method is given to train on."""
+        """(C, H, W) of an item of a training batch."""
         return self.shape if self.codec.instant else self.codec.data_shape(self.shape)
 
     def seen(self, images: TrainingSet) -> TrainingSet:
-        """What a method is given of images, or of their cached latents: these, unless the codec encodes each batch."""
+        """The training set as a method sees it: the images or cached latents, or images that the codec encodes."""
         if not self.codec.instant:
             return images
         return Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What it is, wherever its codec is: plain, for runs that go on and for what is kept of its images."""
+        """Its fields as plain values, but for where its codec's folder is: a run is resumed only by the same."""
         return {name: value for name, value in to_plain(self).items() if name != "codec"} | self.codec.identity
 
     @property
     def drawing(self) -> dict[str, Any]:
-        """Its identity but for how it was fitted, which its weights tell: what is kept of images outlives new settings
-        of training.
-        """
+        """Its identity without the settings of training. Kept features of images are named by this and the weights."""
         return {name: value for name, value in self.identity.items() if name != "fit"}
 
     @property
@@ -238,7 +236,7 @@ class Experiment(Ranged):
 
     @property
     def noun(self) -> str:
-        """What one of its data is called: text, or image."""
+        """What one item of its data is called: text, or image."""
         return "text" if self.codec.alphabet else "image"
 
     @property
@@ -286,10 +284,10 @@ class Model:
     """A trained model, ready to sample: networks, the denoiser that calls them, and the experiment that they are from.
 
     iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
-    compiled, graphs: whether sampling compiles its networks, and records their calls, when these first come
+    compiled, graphs: whether sampling compiles its networks, and records CUDA graphs, at their first calls
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own
-    latents:   that a decoder is given, in place of those of held-out images
+    latents:   of a decoder: those that it decodes, instead of held-out images' own
     class_names: of its training images' classes, by number; empty where nothing says them
     """
 
@@ -317,7 +315,7 @@ class Model:
 
     @property
     def gaussian(self) -> GaussianProcess:
-        """The process, as what is of Gaussian noise alone takes it. Raises ValueError for another."""
+        """The process, for what works with Gaussian noise alone. Raises ValueError for another process."""
         return self.experiment.gaussian
 
     @property
