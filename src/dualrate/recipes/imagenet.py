@@ -3,8 +3,8 @@
 Heavy at 64 and 128 is the "small" layout of the multistep consistency paper (arXiv 2403.06807), without concatenated
 skips. Its blocks count 108.45 and 137.44 giga multiply-adds, which Dual-Rate Diffusion (arXiv 2605.18190) reports as
 GFLOPs. Heavy at 256 and 512 is reconstructed: the levels of 128, with patches of 2. They count 137.4 and 652.8;
-other papers give SiD2 (arXiv 2410.19324) 137 and 653. Light is inferred from the dual-rate paper's costs (44.0 and 73.0):
-transformer widths and the middle's depth are halved, the convolutional levels kept.
+other papers give SiD2 (arXiv 2410.19324) 137 and 653. Light is inferred from the dual-rate paper's costs (44.0 and
+73.0): transformer widths and the middle's depth are halved, the convolutional levels kept.
 
 The noise is interpolated between what suits 32 pixels, at t = 1, and the images' side, at t = 0. The loss's bias falls
 with the side, as code of others says of SiD2. Batch 1024, Adam at 1e-4, EMA, about a million iterations are the
