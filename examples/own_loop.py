@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             if iteration == asked.iterations:
                 break
 
-    encoder, light = average.module["encoder"], average.module["light"]
+    encoder, light = average.module.children()
     model = dr.DualRateLoss(encoder, light, num_classes=classes)
     labels = [seed % classes for seed in range(16)]
     dr.save_grid(model.sample(16, (3, asked.side, asked.side), steps=16, heavy=4, label=labels), asked.out)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def test_released_weights_are_read() -> None:
         assert from_plain(dr.Experiment, upgraded(json.loads(file.read_text()))).shape == (1, 28, 28), file
 
 
-def with_fields(plain, fields):
+def with_fields(plain: Any, fields: dict[str, dict[str, Any]]) -> Any:
     """With these fields in every object of the class of that name."""
     if isinstance(plain, dict):
         inner = {name: with_fields(value, fields) for name, value in plain.items()}

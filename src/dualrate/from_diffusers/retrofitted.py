@@ -206,7 +206,11 @@ class OwnLight(nn.Module):
         if log_snr_tau is None:
             return self.net(z, log_snr, label)
         added = features[0] + of_present(self.tau(log_snr_tau), present)[:, None]
-        hook = self.net.blocks[0].register_forward_hook(lambda block, given, output: output + added)
+
+        def join(block: nn.Module, given: Any, output: Tensor) -> Tensor:
+            return output + added
+
+        hook = self.net.blocks[0].register_forward_hook(join)
         try:
             return self.net(z, log_snr, label)
         finally:

@@ -148,13 +148,17 @@ class Autoencoder:
             raise ValueError(f"the latents of {self.name} cannot be normalised: {error}") from error
         self.module = module.eval().requires_grad_(False)
 
-    @cached_property
-    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return _fingerprint(type(self.module).__name__, self.config, self.module)
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
     @property
     def latents(self) -> str:
-        return self.fingerprint
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return _fingerprint(type(self.module).__name__, self.config, self.module)
 
     @property
     def device(self) -> torch.device:
