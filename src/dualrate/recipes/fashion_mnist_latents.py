@@ -107,10 +107,10 @@ def decoder(
     """
     latents = CodecFolder.at(codec)
     shape = latents.read("cpu").latent_shape(sizes["light"].shape)
-    if kind == "dual":
-        networks, times = TwoDecoders(sizes[encoder], sizes["light"], shape), GivenTimes()
-    else:
+    if kind in sizes:
         networks, times = OneDecoder(sizes[kind], shape), SingleTime()
+    else:
+        networks, times = TwoDecoders(sizes[encoder], sizes["light"], shape), GivenTimes()
     method = DenoisingConfig(times, weighting, latents=latents)
     return Experiment(f"{name}-{kind}", networks, method, fit, data, process)
 
