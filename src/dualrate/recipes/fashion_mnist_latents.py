@@ -50,7 +50,7 @@ FIT = FitConfig(
 
 Size = Literal["heavy", "medium", "light"]
 Kind = Literal[Size, "dual"]
-SIZES: dict[Size, UViTConfig] = {
+SIZES: dict[str, UViTConfig] = {
     "heavy": replace(network(56, 128, 4), num_classes=0),
     "medium": replace(network(48, 96, 2), num_classes=0),
     "light": replace(network(24, 64, 1), num_classes=0),
@@ -91,7 +91,7 @@ def both() -> Stages:
 def decoder(
     name: str,
     kind: Kind,
-    sizes: Mapping[Size, UViTConfig],
+    sizes: Mapping[str, UViTConfig],
     codec: Path,
     *,
     encoder: Size = "heavy",
