@@ -249,7 +249,7 @@ def test_iterations_wait_where_they_log_alone(name, tmp_path, monkeypatch):
     for iterations in (2, 4):
         device = Played()
         monkeypatch.setattr(Batch, "to", lambda batch, _, device=device: on(device, batch))
-        for module in (denoising, times, states):
+        for module in (times, states):
             monkeypatch.setattr(module, "moved", device.moved)
         with device:
             for parameter in (*method.networks.parameters(), *method.auxiliaries.parameters()):
