@@ -30,7 +30,7 @@ from benchmarks.utilisation import known_peak
 from dualrate.config.ranges import Precision
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.diffusion.values import shared_time
-from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.recipes import fashion_mnist
 from dualrate.sampling.cost import CallCost, call_cost

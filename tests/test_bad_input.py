@@ -26,7 +26,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment import experiment as data_module
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig

@@ -21,15 +21,14 @@ from dualrate.doctor import examine
 from dualrate.drawing import calibration
 from dualrate.drawing import plan_search as search
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics import evaluate
 from dualrate.metrics import frechet as bootstrap
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import family
-from dualrate.recipes import auto, fashion_mnist, imagenet
-from dualrate.recipes import latents as fashion_mnist_latents
+from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.runs import train
 from dualrate.runs.store import write_experiment
 from dualrate.sampling.catalogue import SAMPLERS

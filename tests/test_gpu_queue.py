@@ -158,18 +158,18 @@ def test_what_a_piece_leaves_fits_through_the_door() -> None:
         counts = {
             made.name: sum(p.numel() for p in made.build()[0].parameters())
             for made in (
-                *(cifar10.heavy("compact"), cifar10.medium(), cifar10.light("compact")),
-                *(cifar10.dual("compact"), cifar10.dual_45()),
+                *(cifar10.single("heavy"), cifar10.single("medium"), cifar10.single("light")),
+                *(cifar10.dual(), cifar10.dual_45()),
             )
         }
     states = {name: 4 * count for name, count in counts.items()}
-    states["student"] = states["cifar10-compact-dual"] + 2 * counts["cifar10-compact-heavy"]
+    states["student"] = states["cifar10-dual"] + 2 * counts["cifar10-heavy"]
     for size in states.values():
         assert size * 1.01 < DOOR - 4 * 2**20
         assert -(-size // travel.PART) + 4 <= 8
     for piece in (PIECES["cifar10-report"], PIECES["cifar10-report-45"]):
         needed = [need.removeprefix("cifar10-").removesuffix("-3") for need in piece.needs if need != "cifar10-judge"]
-        released = sum(2 * counts[f"cifar10-compact-{name}"] for name in needed)
+        released = sum(2 * counts[f"cifar10-{name}"] for name in needed)
         assert released < DOOR - 15 * 2**20  # beside a checkout
 
 

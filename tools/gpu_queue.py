@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PIECES = {piece.name: piece for piece in QUEUE}
 State = Literal["done", "part", "never"]
 RESERVE = 75.0  # of a piece's seconds: for what was imported before its clock runs, for saving and packing
-RECIPES = {"train": "cifar10-compact-", "dual_45": "cifar10-compact-dual-45", "distill": "cifar10-compact"}
+RECIPES = {"train": "cifar10-", "dual_45": "cifar10-dual-45", "distill": "cifar10"}
 TINY = {"train": "tools.tiny:", "dual_45": "tools.tiny:dual_45", "distill": "tools.tiny:distilled"}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import cifar10
 from dualrate.recipes.students import StudentRecipe
@@ -30,19 +30,19 @@ def quick(fit: FitConfig) -> FitConfig:
 
 
 def heavy() -> Experiment:
-    return tiny(replace(cifar10.heavy("compact"), networks=OneNetwork(network(32))))
+    return tiny(replace(cifar10.single("heavy"), networks=OneNetwork(network(32))))
 
 
 def medium() -> Experiment:
-    return tiny(replace(cifar10.medium(), networks=OneNetwork(network(24))))
+    return tiny(replace(cifar10.single("medium"), networks=OneNetwork(network(24))))
 
 
 def light() -> Experiment:
-    return tiny(replace(cifar10.light("compact"), networks=OneNetwork(network(16))))
+    return tiny(replace(cifar10.single("light"), networks=OneNetwork(network(16))))
 
 
 def dual() -> Experiment:
-    return tiny(replace(cifar10.dual("compact"), networks=TwoNetworks(network(32), network(16))))
+    return tiny(replace(cifar10.dual(), networks=TwoNetworks(network(32), network(16))))
 
 
 def dual_45() -> Experiment:
@@ -50,7 +50,7 @@ def dual_45() -> Experiment:
 
 
 def distilled() -> StudentRecipe:
-    recipe = cifar10.distilled("compact")
+    recipe = cifar10.distilled()
     return replace(recipe, light=network(16), fit=quick(recipe.fit))
 
 

@@ -12,7 +12,7 @@ from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.drawing.choice import Choice, sample
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.from_diffusers.model import from_diffusers
 from dualrate.methods.denoising import DenoisingConfig, DualRateLoss
 from dualrate.methods.times import TimeSampler

@@ -12,7 +12,7 @@ from training.toy import Recorder
 from dualrate.cli import distill as cli_distill
 from dualrate.compare.contenders import Entry, contenders_of
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.network_configs import OneNetwork
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe
@@ -135,7 +135,7 @@ def test_compare_takes_students_with_their_own_plans(root):
         (["--student", "plain", "--heavy", "2"], "drop --heavy"),
         (["--student", "plain", "--rollout", "full"], "plain one from noised data"),
         (["--rollout", "data"], "learns from its own steps"),
-        (["--student", "plain", "--pairs", "2"], "noised data one; got pairs 2"),
+        (["--student", "plain", "--pairs", "2"], "learns from noised data: drop rollout, pairs"),
         (["--pretraining", "4"], "4 of 4 iterations are pre-training"),
         (["--student-from", "DUAL", "--light-from", "TEACHER"], "drop encoder_from and light_from"),
         (["--encoder-from", "DUAL"], "is a dual-rate model; encoder_from takes a single-rate one"),

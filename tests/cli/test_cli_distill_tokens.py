@@ -12,7 +12,7 @@ import dualrate as dr
 from dualrate.cli import distill as cli_distill
 from dualrate.codecs.tokens import GreyLevels
 from dualrate.diffusion.categorical import Masked, Uniform
-from dualrate.experiment.tokens import OneTransformer
+from dualrate.experiment.network_configs import OneTransformer
 from dualrate.networks.tokens import TokensConfig
 from dualrate.recipes.students import StudentRecipe
 from dualrate.runs.store import load

@@ -18,7 +18,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.doctor.stored import check_images, check_source
 from dualrate.drawing.samples import entropy
 from dualrate.metrics import text as language_model
-from dualrate.recipes import text_tokens
+from dualrate.recipes import token_models
 from dualrate.runs.store import load
 from dualrate.serving.offer import Offer
 
@@ -31,8 +31,8 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("text")
     (root / "own.txt").write_text(TEXT, "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_tokens, "HEAVY", (32, 1))
-        patch.setattr(text_tokens, "LIGHT", (32, 1))
+        patch.setattr(token_models, "HEAVY_TEXT", (32, 1))
+        patch.setattr(token_models, "LIGHT_TEXT", (32, 1))
         of = ("--data.source", root / "own.txt", "--data.size", 16)
         assert call(patch, "train", "text-tokens", *of, "--out", root / "run", *FIT) == 0
         other = ("--rate", "dual", "--noise", "uniform", "--out", root / "dual")

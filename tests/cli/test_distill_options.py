@@ -16,14 +16,13 @@ from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiment.experiment import DataConfig, Experiment, Start
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.plan_support import AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.consistency import Consistency, ConsistencyConfig, TeacherSteps
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig, Langevin
-from dualrate.methods.moment_matching.alternating import MomentMatching
-from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
+from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist

@@ -12,7 +12,7 @@ from dualrate.cli import distill as cli_distill
 from dualrate.cli import train as cli_train
 from dualrate.demo.demo import DEMO_PLANS
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig

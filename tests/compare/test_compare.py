@@ -32,7 +32,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.plan_support import Segments
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork

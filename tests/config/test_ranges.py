@@ -48,22 +48,19 @@ from dualrate.denoisers.token_cache import TokenCache
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
-from dualrate.experiment.decoding import OneDecoder, TwoDecoders
+from dualrate.experiment.network_configs import OneDecoder, TwoDecoders
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, Segments
-from dualrate.from_diffusers.config import ForeignConfig
 from dualrate.from_diffusers.cut import CutNetwork
-from dualrate.from_diffusers.experiment import OwnBlocks
-from dualrate.from_diffusers.retrofit import Tap
+from dualrate.from_diffusers.diffusers_folder import ForeignConfig
+from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
 from dualrate.from_diffusers.schedulers import Discrete, Flow
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
-from dualrate.methods.denoising import Denoising, DualRateLoss, Targets
+from dualrate.methods.denoising import Denoising, DualRateLoss
 from dualrate.methods.early_exit import EarlyExitTraining
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
-from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
-from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout
-from dualrate.methods.moment_matching.student import StudentMethod
+from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching, StudentMethod
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
@@ -158,15 +155,11 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.errors.Candidate",
     "dualrate.drawing.errors.Ranked",
     "dualrate.experiment.experiment.Model",
-    "dualrate.methods.consistency.ConsistencyWatch",
-    "dualrate.methods.em_distillation.EMWatch",
     "dualrate.methods.em_distillation.Seen",
     "dualrate.methods.em_distillation.State",
-    "dualrate.methods.watch.Watch",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
-    "dualrate.from_diffusers.retrofit.Stem",
     "dualrate.training.config.FitResult",
     "dualrate.likelihood.bound.FittedVariance",
     "dualrate.drawing.latents.Decoded",
@@ -219,8 +212,7 @@ def examples() -> Iterator[Any]:
     yield Guided(denoiser, of, 1.0, 3)
     yield Sharpened(denoiser, NoisePlanes(Masked()))
     yield from (FromData(4, of), SegmentRollout(plan, of), FullRollout(plan, of))
-    taught = {"targets": Targets(denoiser), "backbone": nn.Identity()}
-    yield Denoising(networks, denoiser, of, Sigmoid(), SingleTime(), **taught)
+    yield Denoising(networks, denoiser, of, Sigmoid(), SingleTime())
     yield DualRateLoss(nn.Identity(), nn.Identity())
     roles: dict[str, Any] = {"networks": networks, "student": denoiser, "teacher": denoiser, "process": of}
     roles |= {"weighting": Sigmoid()}

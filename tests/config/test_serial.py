@@ -48,7 +48,7 @@ def changed(path: list, value) -> dict:
             ["networks", "type"],
             "os.system",
             "there is no NetworksConfig 'os.system', it is one of EarlyExitNetwork, LatentNetworks, OneDecoder, "
-            "OneForeign, OneNetwork, OneTransformer, OwnBlocks, Retrofitted, TwoDecoders, TwoForeign, "
+            "OneForeign, OneNetwork, OneTransformer, OwnBlocks, Retrofitted, TwoDecoders, "
             "TwoNetworks, TwoTransformers",
         ),
         (["fit", "precision"], "float8", "expected one of"),

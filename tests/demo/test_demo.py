@@ -17,7 +17,7 @@ from dualrate.demo import demo as module
 from dualrate.demo.demo import SHOWN, DemoPlan, demo
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.architectures import Architecture

@@ -17,7 +17,7 @@ from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.likelihood import GREY_LEVEL, bits_per_dimension, ending, fit_variance
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.likelihood.bound import mean_errors, variational_bound
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig

@@ -14,7 +14,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.measure import call_seconds, cost_report, measure
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.experiment.plan_support import OnePlan
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching.config import MomentMatchingConfig

@@ -30,7 +30,7 @@ from dualrate.drawing.errors import measured_errors
 from dualrate.drawing.measure import measure
 from dualrate.drawing.samples import write_samples
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
-from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics import dinov2, efficientnet, inception

@@ -23,7 +23,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
 from dualrate.drawing.errors import candidates, check_plans, fitting_grid, measured_errors, spearman
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViT, UViTConfig

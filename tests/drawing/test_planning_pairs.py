@@ -17,7 +17,7 @@ from dualrate.diffusion.values import Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.errors import check_plans, measured_errors
 from dualrate.experiment.experiment import DataConfig
-from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.network_configs import OneNetwork
 from dualrate.networks.uvit import Level
 from dualrate.planning.planner import NO_CONTEXT, Planner, measure_errors
 from dualrate.runs.store import called_by

@@ -16,7 +16,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice, step_for
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Model
-from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.network_configs import OneNetwork
 from dualrate.experiment.plan_support import AtLeast
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig

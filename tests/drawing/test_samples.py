@@ -21,7 +21,7 @@ from dualrate.drawing import samples as module
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.samples import Pictures, write_samples
 from dualrate.experiment.experiment import Experiment, Model
-from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig

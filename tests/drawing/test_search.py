@@ -22,7 +22,7 @@ from dualrate.drawing.evaluator import evaluator
 from dualrate.drawing.measure import OutOfTime
 from dualrate.drawing.plan_search import Findings, fresh, search, searched
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics import evaluate

@@ -13,7 +13,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching.config import MomentMatchingConfig

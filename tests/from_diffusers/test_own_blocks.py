@@ -14,8 +14,7 @@ from from_diffusers.test_retrofit import FIT, saved, tiny_recipe
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.experiment.experiment import Start
-from dualrate.from_diffusers.experiment import OwnBlocks
-from dualrate.from_diffusers.retrofit import of_shorter
+from dualrate.from_diffusers.retrofitted import OwnBlocks, of_shorter
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.recipes import retrofit
 from dualrate.sampling.cost import call_cost
@@ -123,5 +122,3 @@ def test_what_has_no_such_blocks_is_refused(root: Path, tmp_path: Path) -> None:
         recipe(root)(folder, Silent())
     with pytest.raises(ValueError, match=r"of 6 blocks 2 to 5 make a light network, .* got 6"):
         recipe(root, own_blocks=6)(root / "dit", Silent())
-    with pytest.raises(ValueError, match="has no taps"):
-        recipe(root, taps=(1,))(root / "dit", Silent())

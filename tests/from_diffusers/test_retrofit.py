@@ -24,16 +24,22 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import Start
 from dualrate.from_diffusers import kinds
-from dualrate.from_diffusers.config import adopted
-from dualrate.from_diffusers.experiment import Retrofitted
-from dualrate.from_diffusers.folder import read_folder
+from dualrate.from_diffusers.diffusers_folder import adopted, read_folder
+from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.from_diffusers.kinds import Kind, by_place
-from dualrate.from_diffusers.network import ForeignNetwork
-from dualrate.from_diffusers.retrofit import Projection, Stem, Tap, TappedEncoder, as_map, outputs, taps_of
+from dualrate.from_diffusers.retrofitted import (
+    Projection,
+    Retrofitted,
+    Tap,
+    TappedEncoder,
+    as_map,
+    outputs,
+    taps_of,
+)
 from dualrate.from_diffusers.schedulers import REPA
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.methods.denoising import Denoising
-from dualrate.networks.dual import LightUViT, kept
+from dualrate.networks.dual import LightUViT
 from dualrate.recipes import retrofit
 from dualrate.runs import train
 from dualrate.sampling.cost import macs_of
@@ -145,7 +151,7 @@ def test_every_block_of_every_class_can_be_tapped(net, tables):
     with pytest.raises(ValueError, match=f"has blocks 0 to {len(taps) - 1}, got"):
         taps_of(wrapped, shape, [len(taps)])
     light = dr.UViTConfig(8, shape[0], (dr.Level("transformer", 8, 1),), patch=2, head_dim=8)
-    encoder = TappedEncoder(wrapped, Stem.of(light), taps)
+    encoder = TappedEncoder(wrapped, light, taps)
     z, log_snr, label = torch.randn(3, *shape), torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([0, 1, 2])
     order = torch.tensor([2, 0, 1])
     (feature, x_hat), v = encoder(z, log_snr, label)
@@ -165,7 +171,7 @@ def test_a_feature_is_of_normalised_taps_and_x_hat():
     taps = taps_of(net, (4, 8, 8))
     assert [tap.block for tap in taps] == [1, 3, 5]
     light = dr.UViTConfig(8, 4, (dr.Level("transformer", 8, 1),), patch=2, head_dim=8)
-    encoder, z, log_snr = TappedEncoder(net, Stem.of(light), taps), torch.randn(2, 4, 8, 8), torch.tensor([-1.0, 2.0])
+    encoder, z, log_snr = TappedEncoder(net, light, taps), torch.randn(2, 4, 8, 8), torch.tensor([-1.0, 2.0])
     label = torch.tensor([0, 1])
     with torch.no_grad(), outputs(net.blocks) as seen:
         (feature, x_hat), _ = encoder(z, log_snr, label)
@@ -236,19 +242,14 @@ def test_a_light_network_may_start_as_a_run_of_its_layout(place, tmp_path):
 
 
 def test_released_the_model_trains_too(place, tmp_path):
-    experiment = made(place, "unet", unfreeze_at=2)
+    experiment = made(place, "unet")
+    experiment = replace(experiment, method=replace(experiment.method, freeze_encoder=False))
     assert experiment.method.label_dropout == 0  # it has no null class
     assert made(place, "dit").method.label_dropout == 0.1
-    assert (experiment.method.encoder_rate, experiment.method.release_encoder_at) == (0.1, 2)
-    assert made(place, "unet", unfreeze_at=2, rate=0.3).method.encoder_rate == 0.3
-    trained = []
-    for iterations in (2, 3):
-        fit = replace(FIT, iterations=iterations)
-        dr.train(replace(experiment, fit=fit), tmp_path / "run", progress=Silent())
-        net = dr.load(tmp_path / "run").networks["encoder"].net
-        own = dr.load(place / "unet").networks["model"].state_dict()
-        trained.append(any(not torch.equal(weight, own[name]) for name, weight in net.state_dict().items()))
-    assert trained == [False, True]
+    dr.train(replace(experiment, fit=replace(FIT, iterations=2)), tmp_path / "run", progress=Silent())
+    net = dr.load(tmp_path / "run").networks["encoder"].net
+    own = dr.load(place / "unet").networks["model"].state_dict()
+    assert any(not torch.equal(weight, own[name]) for name, weight in net.state_dict().items())
 
 
 def test_a_model_without_a_null_class_is_not_guided(place, tmp_path):
@@ -279,7 +280,7 @@ def test_the_direction_of_a_flow_is_asked_where_a_folder_is_loaded(tmp_path, mon
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_light_call_costs_what_is_said(patch):
     light = dr.UViTConfig(8, 3, (dr.Level("transformer", 16, 2),), 3, patch=patch, embedding=12, head_dim=8)
-    network, label = LightUViT(light, residual=True, estimate=kept), torch.tensor([1])
+    network, label = LightUViT(light, residual=True), torch.tensor([1])
     z, log_snr, added = torch.randn(1, 3, 8, 8), torch.zeros(1), torch.zeros(1, 16, 8 // patch, 8 // patch)
     assert macs_of(lambda: network(z, log_snr, label, (added, z), log_snr)) == retrofit.macs_of_light(light)
 
@@ -405,8 +406,8 @@ def excess(denoiser, mode, heavy=4, steps=32, rows=2000):
 def trained(seed, iterations, rate=1e-2):
     torch.manual_seed(seed)
     light = dr.UViTConfig(SIDE, 1, (dr.Level("conv", 24, 1),), patch=4, embedding=32)
-    encoder = TappedEncoder(Exact(), Stem.of(light), ())
-    networks = nn.ModuleDict({"encoder": encoder, "light": LightUViT(light, residual=True, estimate=kept)})
+    encoder = TappedEncoder(Exact(), light, ())
+    networks = nn.ModuleDict({"encoder": encoder, "light": LightUViT(light, residual=True)})
     denoiser = DualRate(networks["encoder"], networks["light"], PROCESS)
     method = Denoising(networks, denoiser, PROCESS, Sigmoid(), dr.TimeSampler(heavy=(2, 16)))
     stale, reuse = excess(denoiser, "stale")[0], excess(denoiser, "dual")[0]

@@ -16,7 +16,7 @@ from latents.autoencoders import photos
 
 import dualrate as dr
 from dualrate.codecs.config import CodecFolder
-from dualrate.from_diffusers.folder import read_folder
+from dualrate.from_diffusers.diffusers_folder import read_folder
 from dualrate.recipes import retrofit
 from dualrate.system.progress import Silent
 

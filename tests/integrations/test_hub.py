@@ -87,7 +87,6 @@ def test_the_cards_figures_are_the_records(run, scored, exported):
         "| of | 5000 images, 8 steps, 2 heavy calls, ancestral |",
         f"| fingerprint | {fingerprint.short()}: ",
         "| command | `dualrate evaluate runs/two --json` |",
-        "a processor",
         model.weights_hash,
         "4 steps, 2 heavy calls",
     ):
@@ -142,19 +141,6 @@ def test_a_pipeline_is_replaced_and_nothing_else_is(run, exported, tmp_path):
 
 
 # The command
-
-
-def test_without_a_network_a_push_says_what_is_there(tmp_path):
-    class Unreachable:
-        def create_repo(self, *of, **how):
-            raise error("no route")
-
-    error: type[Exception] = type("ConnectError", (Exception,), {"__module__": "httpx2"})  # which is no OSError
-    with pytest.raises(OSError, match=r"cannot be reached.*is written"):
-        hub.push(tmp_path, "somebody/two", license="mit", api=Unreachable())
-    error = TypeError  # a fault of a program
-    with pytest.raises(TypeError):
-        hub.push(tmp_path, "somebody/two", license="mit", api=Unreachable())
 
 
 def test_the_command_writes_and_pushes_to_a_stand_in(run, scored, tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ import dualrate as dr
 from dualrate.codecs.config import CodecFolder
 from dualrate.data.images import to_uint8
 from dualrate.diffusion.random import Draws
-from dualrate.experiment.decoding import OneDecoder
+from dualrate.experiment.network_configs import OneDecoder
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.integrations.hub import export_pipeline
 

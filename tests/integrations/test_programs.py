@@ -17,8 +17,7 @@ from runs.made import NET, ONE, TWO, saved
 import dualrate as dr
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
-from dualrate.experiment.decoding import OneDecoder
-from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.network_configs import OneDecoder, TwoNetworks
 from dualrate.integrations.calls import check_sealed
 from dualrate.integrations.programs import export_programs, programs_of
 from dualrate.networks.uvit import Level

@@ -31,8 +31,8 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.latent_scores import nearness
 from dualrate.drawing.latents import FIRST, draw_latents
-from dualrate.experiment.decoding import OneDecoder, TwoDecoders
 from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.network_configs import OneDecoder, TwoDecoders
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.metrics.architectures import Architecture
 from dualrate.networks.uvit import Level, UViTConfig

@@ -22,8 +22,8 @@ from dualrate.codecs.config import CodecFolder, NoCodec, read_codec
 from dualrate.data.images import every_image, to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.latents import HOW, RECORD, Latents, decode_latents, encode_images
-from dualrate.experiment.decoding import OneDecoder
 from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.network_configs import OneDecoder
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.report.html import read_png
 from dualrate.runs.store import load

@@ -29,9 +29,8 @@ from dualrate.diffusion.random import Draws
 from dualrate.doctor.stored import check_stored
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.measure import cost_report, measure
-from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import TwoNetworks
-from dualrate.experiment.stages import on_codec_of_data
+from dualrate.experiment.experiment import DataConfig, Experiment, on_codec_of_data
+from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.architectures import Architecture

@@ -27,8 +27,8 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.latent_scores import bits_per_pixel, latent_scores, nearness, prior_of, round_trip_nearness
 from dualrate.drawing.measure import measure
-from dualrate.experiment.decoding import OneDecoder
 from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.network_configs import OneDecoder
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.evaluate import Evaluator

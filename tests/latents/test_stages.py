@@ -19,8 +19,7 @@ from dualrate.data.latents import read_latents
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.doctor.stored import check_stored, is_stored
-from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.stages import Stages
+from dualrate.experiment.experiment import DataConfig, Experiment, Stages
 from dualrate.runs import train as runs_stages
 from dualrate.runs import train as runs_train
 from dualrate.runs.store import load

@@ -17,7 +17,7 @@ from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.likelihood import bits_per_token
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.tokens import OneTransformer, TwoTransformers
+from dualrate.experiment.network_configs import OneTransformer, TwoTransformers
 from dualrate.networks.tokens import TokensConfig
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Reverse

@@ -22,7 +22,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
-from dualrate.experiment.networks import NetworksConfig, OneNetwork
+from dualrate.experiment.network_configs import NetworksConfig, OneNetwork
 from dualrate.methods.denoising import Denoising, DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load

@@ -24,12 +24,11 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.doctor.stored import check_codec
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.stages import on_codec_of_data
+from dualrate.experiment.experiment import Experiment, on_codec_of_data
 from dualrate.experiment.teaching import teachers_network
 from dualrate.methods.unified_latents import UnifiedLatentsConfig
 from dualrate.networks.decoder import EncoderConfig, ImageEncoder
-from dualrate.recipes import latents as fashion_mnist_latents
+from dualrate.recipes import fashion_mnist_latents
 from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral

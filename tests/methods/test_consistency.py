@@ -20,7 +20,7 @@ from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse
-from dualrate.methods.consistency import Consistency, ConsistencyWatch, TeacherSteps
+from dualrate.methods.consistency import WATCH, Consistency, TeacherSteps
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM
 from dualrate.sampling.ancestral import DDIM
@@ -276,7 +276,7 @@ def test_targets_are_made_without_dropout_and_without_gradient():
 def test_what_goes_wrong_is_told_once():
     def told(*windows: tuple[float, float]) -> list[str]:
         recorder = Recorder()
-        watch = ConsistencyWatch(recorder, window=2)
+        watch = WATCH(recorder, window=2)
         for i, (loss, power) in enumerate(windows):
             for j in range(2):
                 watch.update(2 * i + j, 100, {"student/loss": loss, "student/power": power})

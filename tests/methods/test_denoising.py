@@ -14,11 +14,10 @@ from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Cond, Context
+from dualrate.diffusion.values import Batch, Context
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import OneNetwork
-from dualrate.experiment.tokens import OneTransformer
-from dualrate.methods.denoising import Denoising, DenoisingConfig, Targets
+from dualrate.experiment.network_configs import OneNetwork, OneTransformer
+from dualrate.methods.denoising import Denoising, DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.tokens import TokensConfig
@@ -44,18 +43,13 @@ def dual(dropout: float = 0.5, head: bool = True, **changes) -> Denoising:
     return Denoising(networks, model, PROCESS, Sigmoid(), TimeSampler((2, 4), dropout), null=3, **changes)
 
 
-@pytest.mark.parametrize("times", [1, 3])
-def test_each_noise_of_a_pair_has_a_name_of_its_own(times):
-    """By which runs of before go on with the same noise."""
+def test_each_noise_of_a_pair_has_a_name_of_its_own():
+    """So the draws of one are independent of the other's."""
     method, data = dual(), batch()
-    draws = Draws(0, data.sample)
-    t, tau = torch.full((8, times), 0.25).flatten(), torch.full((8,), 0.75)
+    draws, t, tau = Draws(0, data.sample), torch.full((8,), 0.25), torch.full((8,), 0.75)
     z_t, z_tau = method.pair(data.x, t, tau, draws)
-    noise_tau, noise_t = draws.normal("z_tau", 1, 8, 8), draws.repeated(times).normal("z_t", 1, 8, 8)
-    rows = (data.x.repeat_interleave(times, 0), tau.repeat_interleave(times), noise_tau.repeat_interleave(times, 0))
-    expected_t, expected_tau = PROCESS.pair(rows[0], t, rows[1], rows[2], noise_t)
-    torch.testing.assert_close(z_t, expected_t)
-    torch.testing.assert_close(z_tau, expected_tau[::times])
+    expected = PROCESS.pair(data.x, t, tau, draws.normal("z_tau", 1, 8, 8), draws.normal("z_t", 1, 8, 8))
+    torch.testing.assert_close((z_t, z_tau), expected)
 
 
 def gradients(method: Denoising, total: torch.Tensor) -> list[torch.Tensor]:
@@ -98,55 +92,6 @@ def test_micro_batches_add_up(rows):
         torch.testing.assert_close(added, gradient)
     for name, value in whole.logs.items():
         torch.testing.assert_close(sum(w * loss.logs[name] for w, loss in zip(shares, losses, strict=True)), value)
-
-
-def shared(k: int, **changes) -> Denoising:
-    method = dual(**changes)
-    return replace(method, times=replace(method.times, draws=k))
-
-
-def test_shared_context_is_the_mean_over_its_draws():
-    """k draws of a batch are the losses of k batches that share (x, z_tau), each with its own times and noise."""
-    k, method, data = 3, shared(3), batch()
-    draws = Draws(0, data.sample)
-    times, cond = method.times(draws), method.condition(data, draws)
-    z_t, z_tau = method.pair(data.x, times.t, times.tau, draws)
-    kept = times.kept.view(-1, k)[:, 0] // k
-    context = method.model.encode(z_tau[kept], times.tau[kept], cond[kept])
-    own = method.weighted_error(data.x[kept], context.x_hat, times.tau[kept]).sum() / len(data)
-    losses = []
-    for j in range(k):
-        t, z = times.t.view(-1, k)[:, j], z_t.view(-1, k, 1, 8, 8)[:, j]
-        x_hat = method.model.denoise(z, t, context.scattered(kept, len(data)), cond)
-        losses.append(method.weighted_error(data.x, x_hat, t).mean())
-    torch.testing.assert_close(method.loss(data, 0, draws).total, sum(losses) / k + own)
-
-
-def test_draws_of_a_shared_context_are_independent_given_it():
-    """Cov(z_t, z_t' | x) is that of two posterior draws of one z_tau: a a' Var(z_tau), and nothing more."""
-    rows, t, tau = 100_000, torch.tensor([0.3, 0.5], dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
-    method = dual()
-    x = torch.full((rows, 1), 0.4, dtype=torch.float64)
-    z_t, z_tau = method.pair(x, t.repeat(rows), tau.repeat(rows), Draws(0, torch.arange(rows)))
-    z = torch.cat((z_t.view(rows, 2), z_tau), 1)
-    alpha, sigma = PROCESS.alpha(torch.cat((t, tau[None]))), PROCESS.sigma(torch.cat((t, tau[None])))
-    with_tau = alpha[2] / alpha[:2] * sigma[:2] ** 2  # Cov(z_t, z_tau | x)
-    expected = torch.diag(sigma**2)
-    expected[:2, 2] = expected[2, :2] = with_tau
-    expected[0, 1] = expected[1, 0] = with_tau.prod() / sigma[2] ** 2
-    torch.testing.assert_close(z.mean(0), 0.4 * alpha, atol=0.01, rtol=0)
-    torch.testing.assert_close(z.T.cov(), expected, atol=0.01, rtol=0)
-
-
-@pytest.mark.parametrize("rows", [2, 4])
-def test_micro_batches_of_shared_contexts_add_up(rows):
-    method, data = shared(2), batch(8)
-    whole = method.loss(data, 0, Draws(0, data.sample))
-    parts = [data[slice(i, i + rows)] for i in range(0, 8, rows)]
-    losses = [method.loss(part, 0, Draws(0, part.sample)) for part in parts]
-    torch.testing.assert_close(sum(rows / 8 * loss.total for loss in losses), whole.total)
-    for name, value in whole.logs.items():
-        torch.testing.assert_close(sum(rows / 8 * loss.logs[name] for loss in losses), value)
 
 
 def test_noise_level_quarters_add_up_to_the_loss():
@@ -270,76 +215,3 @@ def test_expected_gradient_is_zero_at_the_optimum():
     assert slope.mean().abs() < 3.5 * standard_error
     slope_away = (per_row(0.3) - per_row(0.2)) / 0.1
     assert slope_away.mean() > 10 * standard_error
-
-
-@pytest.mark.parametrize("share", [1.0, 0.4])
-@pytest.mark.parametrize("k", [1, 2])
-def test_targets_are_a_mixture_of_the_teacher_at_the_same_states_and_the_data(share, k):
-    """The teacher sees (z_t, t, label) of every draw and gets no gradient; the encoder's own target is the data."""
-    torch.manual_seed(4)
-    teacher, data = UViT(NET).double(), batch()
-    for parameter in teacher.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    without = shared(k)
-    method = replace(without, targets=Targets(Plain(teacher, PROCESS), share))
-    draws, image = Draws(0, data.sample), torch.arange(8 * k) // k
-    times, cond = method.times(draws), method.condition(data, draws)
-    z_t, _ = method.pair(data.x, times.t, times.tau, draws)
-    taught = Plain(teacher, PROCESS).denoise(z_t, times.t, Context(), Cond(cond.label[image])).detach()
-    target = share * taught + (1 - share) * data.x[image]
-
-    def error(of):
-        return without.weighted_error(of, x_hat, times.t).mean()
-
-    x_hats = []
-    spied = replace(without, model=Spy(without.model, x_hats))
-    plain, loss = spied.loss(data, 0, draws), method.loss(data, 0, draws)
-    (x_hat,) = x_hats
-    torch.testing.assert_close(plain.total, error(data.x[image]) + plain.logs["encoder_loss"])
-    torch.testing.assert_close(loss.total, error(target) + plain.logs["encoder_loss"])
-    torch.testing.assert_close(loss.logs["data_loss"], error(data.x[image]).detach())
-    loss.total.backward()
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-
-
-class Spy:
-    """A denoiser that keeps the x_hat it returned."""
-
-    def __init__(self, inner, kept: list) -> None:
-        self.encode, self.inner, self.kept = inner.encode, inner, kept
-
-    def denoise(self, *call):
-        self.kept.append(self.inner.denoise(*call))
-        return self.kept[-1]
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_an_exact_teacher_keeps_the_expected_gradient_and_takes_variance_away(share):
-    """Of x_hat = (1 + b) E[x | z_t]: the slope of a row is -2 w (target - x_hat) m / d, m = E[x | z_t], so what the
-    targets take away of it has mean 0 and variance share^2 E[4 w^2 m Cov[x | z_t] m] / d^2, apart from what is left.
-    """
-    rows, bias = 40_000, 0.3
-    mixture = GaussianMixture.isotropic(torch.tensor([[-1.0, 0.5], [0.8, -0.2]], dtype=torch.float64), 0.1)
-    oracle = OracleDenoiser(mixture, PROCESS)
-    model = Biased(oracle)
-    method = Denoising(nn.ModuleDict({"model": model}), model, PROCESS, Sigmoid(), SingleTime())
-    draws = Draws(3, torch.arange(rows))
-    x, times = mixture.sample(draws.uniform("component"), draws.normal("x", 2).double()), method.times(draws)
-    z_t, _ = method.pair(x, times.t, times.tau, draws)
-    mean = oracle.denoise(z_t, times.t, Context(), Cond())
-    targets = Targets(oracle, share)(x, z_t, times.t, Cond())
-
-    def slopes(target: torch.Tensor) -> torch.Tensor:
-        low, high = (method.weighted_error(target, (1 + b) * mean, times.t) for b in (bias - 1e-3, bias + 1e-3))
-        return (high - low) / 2e-3  # exact: the loss is a parabola
-
-    of_data, of_teacher = slopes(x), slopes(targets)
-    difference = of_data - of_teacher
-    assert difference.mean().abs() < 3.5 * difference.std() / rows**0.5
-    assert of_teacher.mean() > 10 * of_data.std() / rows**0.5  # far from the optimum: there is something to keep
-    weight = x_loss_weight(Sigmoid(), PROCESS.schedule, times.t)
-    spread = mixture.posterior_covariance(z_t, PROCESS.schedule.log_snr(times.t))
-    noise = 4 * weight**2 * torch.einsum("bi,bij,bj->b", mean, spread, mean) / 2**2
-    assert float(difference.var()) == pytest.approx(float(share**2 * noise.mean()), rel=0.05)
-    noisy = times.t > 0.5
-    assert of_teacher[noisy].var() < (1 - 0.7 * share) * of_data[noisy].var()

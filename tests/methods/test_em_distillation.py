@@ -20,7 +20,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.methods.em_distillation import EMDistillation, EMWatch, Langevin, State
+from dualrate.methods.em_distillation import WATCH, EMDistillation, Langevin, State
 
 PROCESS = GaussianProcess(Cosine())
 ALPHA, SIGMA, C0, THETA = 0.8, 0.6, 0.5, 0.8
@@ -284,7 +284,7 @@ def test_a_chain_wants_noise_levels():
 )
 def test_what_goes_wrong_is_told_once(last, what):
     recorder = Recorder()
-    watch = EMWatch(recorder, window=2)
+    watch = WATCH(recorder, window=2)
     well = {"moment_gap": 1.0, "gap_ahead": 0.2, "power": 0.5, "latent_power": 1.0, "noise_power": 1.0}
     for i, logs in enumerate((well, well, {**well, **last}, {**well, **last})):
         for j in range(2):

@@ -23,10 +23,8 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.methods.moment_matching.alternating import MomentMatching
-from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FullRollout, StateSource, StudentStates
-from dualrate.methods.moment_matching.student import gaps
+from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching, gaps
 from dualrate.methods.times import stratified_uniform
 
 T, S = 0.7, 0.4

@@ -14,7 +14,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
-from dualrate.experiment.tokens import TwoTransformers
+from dualrate.experiment.network_configs import TwoTransformers
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
@@ -55,7 +55,7 @@ def dual(process, net=NET) -> Denoising:
     torch.manual_seed(0)
     encoder, light = TokenEncoder(net, net), LightTokens(net)
     networks = nn.ModuleDict({"encoder": encoder, "light": light})
-    return Denoising(networks, DualRate(encoder, light, process), process, Sigmoid(), TimeSampler((1, 4), draws=2))
+    return Denoising(networks, DualRate(encoder, light, process), process, Sigmoid(), TimeSampler((1, 4)))
 
 
 def test_a_light_network_that_begins_alone_learns_when_its_context_is_from():

@@ -3,13 +3,13 @@
 import pytest
 from training.toy import Recorder
 
-from dualrate.methods.watch import Watch
+from dualrate.methods.moment_matching.config import WATCH
 
 
 def watched(*windows: tuple[float, float, float], instant: bool = False) -> list[str]:
     """The notes after windows of (moment_gap, gap_ahead, spread)."""
     recorder, iteration = Recorder(), 0
-    watch = Watch(recorder, window=3)
+    watch = WATCH(recorder, window=3)
     for gap, ahead, spread in windows:
         for share in (0.9, 1.0, 1.1):
             if not instant:

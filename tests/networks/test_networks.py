@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dualrate.diffusion.prediction import v_from_x, x_from_v
+from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.networks.blocks import (
     ConvBlock,
     FiLM,
@@ -22,7 +22,8 @@ from dualrate.networks.blocks import (
     unpatchified,
 )
 from dualrate.networks.decoder import LatentEncoder
-from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, disconnect, moved
+from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, disconnect
+from dualrate.networks.dual import kept as kept_at
 from dualrate.networks.uvit import Blocks, Level, UViT, UViTConfig
 from dualrate.recipes import imagenet
 from dualrate.sampling.cost import macs_of
@@ -53,17 +54,17 @@ def randomised(net: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "net", "giga"),
+    ("size", "net", "giga"),
     [
-        (64, 1, "heavy", 108.45),
-        (128, 1, "heavy", 137.44),
-        (64, 1, "light", 44.02),
-        (128, 1, "light", 73.01),
-        (256, 1, "heavy", 652.84),
+        (64, "heavy", 108.45),
+        (128, "heavy", 137.44),
+        (64, "light", 44.02),
+        (128, "light", 73.01),
+        (512, "heavy", 652.84),
     ],
 )
-def test_imagenet_layouts_cost_what_the_papers_report(size, patch, net, giga):
-    layout = imagenet.heavy_network(size, patch) if net == "heavy" else imagenet.light_network(size, patch)
+def test_imagenet_layouts_cost_what_the_papers_report(size, net, giga):
+    layout = imagenet.heavy_network(size) if net == "heavy" else imagenet.light_network(size)
     with FakeTensorMode():
         network = UViT(layout)
         z, log_snr = torch.zeros(1, 3, size, size), torch.zeros(1)
@@ -345,47 +346,10 @@ TAU = torch.tensor([0.3, 0.5, 0.95, 1.0], dtype=torch.float64)
 LOG_SNR, LOG_SNR_TAU = Cosine().log_snr(T), Cosine().log_snr(TAU)
 
 
-def test_the_encoders_estimate_moved_to_t_is_bayes_rule():
-    """x ~ N(x_hat(tau), sigma_tau^2), then z_t of q(z_t | z_tau, x) is seen."""
-    process, shape = GaussianProcess(Cosine()), (4, 1, 2, 2)
-    torch.manual_seed(0)
-    z_tau, v_tau, z_t = (torch.randn(shape, dtype=torch.float64) for _ in range(3))
-    prior = x_from_v(z_tau, v_tau, LOG_SNR_TAU)
-    law = process.posterior(z_tau, torch.zeros_like(z_tau), TAU, T)  # mean A z_tau + B x, at x = 0
-    slope = process.posterior(z_tau, torch.ones_like(z_tau), TAU, T).mean - law.mean
-    spread = process.sigma(TAU)[:, None, None, None] ** 2
-    gain = slope * spread / (slope**2 * spread + law.variance).clamp(min=1e-30)
-    expected = prior + gain * (z_t - law.mean - slope * prior)
-    before = T < TAU  # at t = tau z_t is z_tau, and nothing is seen
-    found = x_from_v(z_t, moved(z_t, v_tau, LOG_SNR_TAU, LOG_SNR), LOG_SNR)
-    torch.testing.assert_close(found[before], expected[before])
-    torch.testing.assert_close(moved(z_t, v_tau, LOG_SNR_TAU, LOG_SNR)[~before], v_tau[~before])
-
-
-def test_a_correction_of_nothing_is_exact_for_gaussian_data_of_any_mean():
-    """x ~ N(m, I), so E[x | z] = sigma^2 m + alpha z; the light network predicts nothing at first."""
-    torch.manual_seed(0)
-    mean, z_tau, z_t = (torch.randn(4, 3, 16, 16, dtype=torch.float64) for _ in range(3))
-
-    def v_of(z: torch.Tensor, log_snr: torch.Tensor) -> torch.Tensor:
-        alpha2, sigma2 = (torch.sigmoid(sign * log_snr)[:, None, None, None] for sign in (1, -1))
-        return v_from_x(z, sigma2 * mean + alpha2.sqrt() * z, log_snr)
-
-    light = LightUViT(LIGHT, residual=True).double()
-    features = tuple(
-        torch.zeros(4, level.channels, 8 // 2**i, 8 // 2**i).double() for i, level in enumerate(LIGHT.levels)
-    )
-    v = light(z_t, LOG_SNR, None, (*features, v_of(z_tau, LOG_SNR_TAU)), LOG_SNR_TAU)
-    torch.testing.assert_close(v, v_of(z_t, LOG_SNR))
-
-
 def test_a_correction_is_for_rows_with_a_context_and_a_trained_light_network_begins_alone():
-    pair = TwoNetworks(config(), LIGHT, ContextConfig(residual=True))
-    networks, _ = pair.build(GaussianProcess(Cosine()))
-    encoder, light = randomised(networks["encoder"]), randomised(networks["light"])
-    z, log_snr = torch.randn(2, 3, 16, 16), torch.tensor([0.3, -1.0])
-    features, v_tau = encoder(z, log_snr - 1, None)
-    assert torch.equal(features[-1], v_tau)
+    encoder, light = randomised(ContextEncoder(config(), LIGHT)), randomised(LightUViT(LIGHT, residual=True))
+    z, x_tau, log_snr = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16), torch.tensor([0.3, -1.0])
+    features = (*encoder(z, log_snr - 1, None)[0], x_tau)
     present = torch.tensor([True, False])
     kept = tuple(feature * present[:, None, None, None] for feature in features)
     alone, beside = light(z, log_snr, None), light(z, log_snr, None, kept, log_snr - 1, present)
@@ -394,19 +358,11 @@ def test_a_correction_is_for_rows_with_a_context_and_a_trained_light_network_beg
         light.net.trunk(z, light.net.embedding(log_snr, None) + light.tau(log_snr - 1), features[:-1])[0]
     )
     gate = light.gate(light.net.embedding(log_snr, None) + light.tau(log_snr - 1))[0]
-    torch.testing.assert_close(beside[0], added[0] + gate * moved(z, v_tau, log_snr - 1, log_snr)[0])
+    torch.testing.assert_close(beside[0], added[0] + gate * kept_at(z, x_tau, log_snr)[0])
     disconnect(encoder, light)
-    features, _ = encoder(z, log_snr - 1, None)
+    features = (*encoder(z, log_snr - 1, None)[0], x_tau)
     begun = light(z, log_snr, None, features, log_snr - 1)
     torch.testing.assert_close(begun, alone)
     begun.square().sum().backward()
     assert light.gate.bias.grad.abs() > 0
     assert light.gate.weight.grad.abs().max() > 0
-
-
-def test_without_the_correction_nothing_is_added_and_it_needs_a_head():
-    names = {name for name, _ in TwoNetworks(config(), LIGHT).build(GaussianProcess(Cosine()))[0].named_parameters()}
-    more = TwoNetworks(config(), LIGHT, ContextConfig(residual=True)).build(GaussianProcess(Cosine()))[0]
-    assert {name for name, _ in more.named_parameters()} - names == {"light.gate.weight", "light.gate.bias"}
-    with pytest.raises(ValueError, match="drop residual"):
-        TwoNetworks(config(head=False), LIGHT, ContextConfig(residual=True))

@@ -8,7 +8,7 @@ import pytest
 
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes import fashion_mnist
 from dualrate.sampling.cost import call_cost

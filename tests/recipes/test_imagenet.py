@@ -37,7 +37,7 @@ def tiny(config: UViTConfig) -> UViTConfig:
 
 
 def test_every_layout_has_its_three_recipes_and_its_students():
-    names = ["imagenet64", "imagenet128", "imagenet256", "imagenet256-patch1", "imagenet512"]
+    names = ["imagenet64", "imagenet128", "imagenet256", "imagenet512"]
     assert list(RECIPES) == [f"{name}-{kind}" for name in names for kind in ("heavy", "light", "dual")]
     for name in names:
         assert distill.RECIPES[name]().light == RECIPES[f"{name}-light"]().networks.configs["model"]
@@ -61,21 +61,10 @@ def test_levels_have_the_stated_positions(name):
         assert [level.kind for level in config.levels[-3:]] == ["conv", "transformer", "transformer"]
 
 
-def test_the_layouts_of_256_and_512_are_those_of_128_and_of_256_without_patches():
-    """So they cost what tests/networks/test_networks.py counts of these."""
-    for size, like in (((256, 2), (128, 1)), ((512, 2), (256, 1))):
-        for network in (imagenet.heavy_network, imagenet.light_network):
-            assert network(*size).levels == network(*like).levels
-            assert network(*size).side(0) == network(*like).side(0)
-
-
-@pytest.mark.parametrize(
-    ("of", "millions"),
-    [((64, 1), (315.9, 67.6)), ((256, 2), (319.3, 71.0)), ((256, 1), (323.2, 73.0)), ((512, 2), (323.2, 73.0))],
-)
-def test_networks_can_be_made_without_their_weights(of, millions):
+@pytest.mark.parametrize(("size", "millions"), [(64, (315.9, 67.6)), (256, (319.3, 71.0)), (512, (323.2, 73.0))])
+def test_networks_can_be_made_without_their_weights(size, millions):
     with torch.device("meta"):
-        networks, _ = imagenet.dual(of[0], patch=of[1]).build()
+        networks, _ = imagenet.dual(size).build()
     counted = tuple(sum(p.numel() for p in network.parameters()) / 1e6 for network in networks.values())
     assert counted == pytest.approx(millions, rel=1e-3)
 
@@ -116,8 +105,8 @@ def test_a_small_copy_trains_a_step(name):
 
 def test_the_three_recipes_of_a_size_differ_in_their_networks_alone():
     """A comparison of them is one of networks, not of augmentation (random translation: 1.30 to 1.26 in the paper)."""
-    for size, patch in imagenet.LAYOUTS:
-        heavy, light, dual = (recipe(size, patch=patch) for recipe in (imagenet.heavy, imagenet.light, imagenet.dual))
+    for size in imagenet.SIZES:
+        heavy, light, dual = (recipe(size) for recipe in (imagenet.heavy, imagenet.light, imagenet.dual))
         assert heavy.data == light.data == dual.data
         assert heavy.data.augment == Augment(flip=True, translate=4)
         assert heavy.fit == light.fit == dual.fit

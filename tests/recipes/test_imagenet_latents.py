@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dualrate.cli import train
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.decoder import Decoder
-from dualrate.experiment.decoding import OneDecoder
 from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.network_configs import OneDecoder
 from dualrate.networks.decoder import EncoderConfig, ImageEncoder
 from dualrate.recipes import imagenet as recipes
 from dualrate.sampling.cost import call_cost, macs_of
@@ -22,11 +22,10 @@ from dualrate.sampling.cost import call_cost, macs_of
 GIGA = 132.05, 120.90, 356.96, 105.89  # multiply-adds of encoder, prior, decoder, base
 
 
-@pytest.mark.parametrize("size", [256, 512])
-def test_the_stages_fit_together_and_are_read_again_as_they_are(size):
-    stages = train.STAGES[f"imagenet{size}-latents"]()
-    assert stages.first.shape == stages.base.shape == (32, size // 16, size // 16)
-    assert stages.first.codec.data_shape(stages.first.shape) == (3, size, size)
+def test_the_stages_fit_together_and_are_read_again_as_they_are():
+    stages = train.STAGES["imagenet512-latents"]()
+    assert stages.first.shape == stages.base.shape == (32, 32, 32)
+    assert stages.first.codec.data_shape(stages.first.shape) == (3, 512, 512)
     for kind, experiment in (("first", stages.first), ("base", stages.base)):
         assert train.RECIPES[experiment.name]() == experiment
         assert experiment.name == f"{stages.name}-{kind}"
@@ -57,29 +56,21 @@ def test_calls_cost_what_the_page_says():
     assert GIGA[1] * 1e9 == pytest.approx(8 * (12 * 1024**3 + 2 * 1024**3), rel=0.01)
 
 
-@pytest.mark.parametrize("size", [256, 512])
-def test_decoders_of_either_size_are_of_the_first_stages_latents(size, monkeypatch):
-    first, made = (
-        recipes.first(size),
-        SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (32, size // 16, size // 16)),
-    )
+def test_decoders_are_of_the_first_stages_latents(monkeypatch):
+    first, made = recipes.first(), SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (32, 32, 32))
     monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: made)
-    kinds = ("heavy", "light", "dual", "retrofit")
-    heavy, light, dual, retrofit = (recipes.DecoderRecipe(kind, size, Path("here"))() for kind in kinds)
+    heavy, light, dual = (recipes.DecoderRecipe(kind, Path("here"))() for kind in ("heavy", "light", "dual"))
     assert heavy.networks.model == dual.networks.encoder == first.networks.decoder
     assert light.networks.model == dual.networks.light
-    for one in (heavy, light, dual, retrofit):
+    for one in (heavy, light, dual):
         assert one.networks.latent == first.shape
-        assert (one.shape, one.process) == ((3, size, size), first.codec.process)
+        assert (one.shape, one.process) == ((3, 512, 512), first.codec.process)
         assert one.data == first.data
-    assert retrofit.method.encoder_from == "runs/imagenet512-decoder-heavy"
     assert dual.serves.default_heavy(16) == 1
 
 
 def test_a_light_decoder_costs_what_the_page_says():
     with FakeTensorMode():
-        for size, giga in ((256, 11.1), (512, 47.5)):
-            latent = (32, size // 16, size // 16)
-            decoder = OneDecoder(recipes.light_decoder(size), latent).build(recipes.images(size))[1]
-            cost = call_cost(decoder, (3, size, size), None, latent=latent).light
-            assert cost / 1e9 == pytest.approx(giga, rel=0.01)
+        decoder = OneDecoder(recipes.LIGHT_DECODER, (32, 32, 32)).build(recipes.IMAGE_PROCESS)[1]
+        cost = call_cost(decoder, (3, 512, 512), None, latent=(32, 32, 32)).light
+        assert cost / 1e9 == pytest.approx(47.5, rel=0.01)

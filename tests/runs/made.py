@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig

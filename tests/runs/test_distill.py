@@ -19,13 +19,13 @@ from dualrate.diffusion.schedule import Cosine, Interpolated, RectifiedFlow
 from dualrate.diffusion.values import Cond, Context
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import DataConfig, Experiment, Start
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.teaching import frozen_teacher
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import Langevin
 from dualrate.methods.moment_matching import config as moment_matching
-from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.versions import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import (

@@ -10,7 +10,7 @@ from runs.made import NET, ONE, TWO, saved
 import dualrate as dr
 from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.schedule import shifted
-from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.network_configs import OneNetwork
 from dualrate.experiment.plan_support import AtLeast
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.runs.store import called_by, switched

@@ -15,7 +15,7 @@ from trouble import flips, full_disk, killed, somebody, unreadable
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
-from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.network_configs import OneNetwork
 from dualrate.runs.release import export
 from dualrate.runs.store import CLASSES, RELEASED, load, read_experiment, write_class_names
 from dualrate.system.files import append_record, write_tensors

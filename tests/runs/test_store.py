@@ -9,7 +9,7 @@ from torch import nn
 from trouble import unreadable
 
 from dualrate.diffusion.values import Cond, Context
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.teaching import fill, start_from
 from dualrate.networks.dual import ContextConfig
 from dualrate.runs.release import export
@@ -27,15 +27,15 @@ def test_loads_the_averaged_weights(tmp_path):
 def test_weights_of_another_network_are_refused(tmp_path):
     run = saved(ONE, tmp_path / "run")
     write_experiment(run, replace(ONE, networks=OneNetwork(replace(NET, embedding=32))))
-    with pytest.raises(ValueError, match=r"do not fit its experiment.json: \d+ of \d+ tensors have other shapes"):
+    with pytest.raises(ValueError, match=r"do not fit its experiment.json: .*size mismatch"):
         load(run)
 
 
 def test_how_weights_differ_is_said_with_the_first_of_each():
     own = nn.Linear(2, 3).state_dict()
-    with pytest.raises(ValueError, match=r"^RUN: 1 of 2 .* shapes \(weight has \(3, 5\), not \(3, 2\)\)$"):
+    with pytest.raises(ValueError, match=r"^RUN: .*size mismatch for weight: .*\[3, 5\].*\[3, 2\]"):
         fill(nn.Linear(2, 3), nn.Linear(5, 3).state_dict(), "RUN")
-    with pytest.raises(ValueError, match=r"^RUN: 1 of 2 tensors are missing \(bias\), it has 1 others \(more\)$"):
+    with pytest.raises(ValueError, match=r'^RUN: .*Missing .*"bias".*Unexpected .*"more"'):
         fill(nn.Linear(2, 3), {"weight": own["weight"], "more": own["bias"]}, "RUN")
     filled = nn.Linear(2, 3)
     fill(filled, own, "RUN")

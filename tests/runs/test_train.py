@@ -13,7 +13,7 @@ from PIL import Image
 
 from dualrate.data.loader import AHEAD, Augment, Prefetched
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.upgrade import OF_THE_METHOD
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
@@ -75,65 +75,8 @@ def test_a_frozen_encoder_runs_without_dropout(runs):
     assert replace(retrofit.method, freeze_encoder=False).build(retrofit).networks.get_submodule("encoder.net").training
 
 
-def released(retrofit, at: int, **fit) -> Experiment:
-    method = replace(retrofit.method, freeze_encoder=False, release_encoder_at=at)
-    return replace(retrofit, method=method, fit=replace(retrofit.fit, **fit))
-
-
 def newest(run) -> checkpoint.Checkpoint:
     return checkpoint.load(checkpoint.saved_paths(run / "checkpoints")[-1])
-
-
-def test_an_encoder_that_is_released_late_is_frozen_until_then_and_trains_from_there(runs):
-    """Until then the same bits as frozen for good, its average included; then its optimiser begins at step 1."""
-    root, retrofit = runs
-    train(released(retrofit, 3), root / "held")
-    train(replace(retrofit, name="frozen-too"), root / "frozen-too")
-    held, frozen = newest(root / "held").tensors, newest(root / "frozen-too").tensors
-    heavy = load(root / "heavy").networks["model"].state_dict()
-    assert all(torch.equal(value, frozen["model"][name]) for name, value in held["model"].items())
-    assert held["optim-model"].keys() == frozen["optim-model"].keys()
-    for name, weight in heavy.items():
-        assert torch.equal(held["ema-model"][f"encoder.net.{name}"], weight), name
-    train(released(retrofit, 3, iterations=5), root / "held")
-    after = newest(root / "held").tensors
-    moved = [name for name, weight in heavy.items() if not torch.equal(after["model"][f"encoder.net.{name}"], weight)]
-    assert len(moved) > len(heavy) / 2
-    steps = {name: int(value) for name, value in after["optim-model"].items() if name.endswith(".step")}
-    assert {steps[name] for name in steps if name.startswith("encoder.net.")} == {2}
-    assert {steps[name] for name in steps if name.startswith("light.net.stem")} == {5}
-
-
-@pytest.mark.parametrize("stop", [1, 3])
-def test_a_run_resumes_bit_for_bit_across_the_release(runs, stop):
-    root, retrofit = runs
-    whole = replace(released(retrofit, 2, iterations=4), name="whole")
-    whole = replace(whole, method=replace(whole.method, encoder_rate=0.1))
-    if not (root / "whole").exists():
-        train(whole, root / "whole")
-    parts = root / f"parts-{stop}"
-    train(replace(whole, fit=replace(whole.fit, iterations=stop)), parts)
-    train(whole, parts)
-    first, second = newest(root / "whole").tensors, newest(parts).tensors
-    assert first.keys() == second.keys()
-    for file, named in first.items():
-        assert named.keys() == second[file].keys()
-        assert all(torch.equal(value, second[file][name]) for name, value in named.items()), file
-
-
-def test_the_encoder_learns_at_its_own_rate(runs):
-    """The first update of Adam is its rate long where there is a gradient."""
-    root, retrofit = runs
-    slow = replace(retrofit.method, freeze_encoder=False, encoder_rate=0.1)
-    optim = replace(retrofit.fit.optim, warmup=0, lr=1e-3)
-    fit = replace(retrofit.fit, iterations=1, optim=optim)
-    train(replace(retrofit, method=slow, fit=fit), root / "slow")
-    after, start = newest(root / "slow").tensors["model"], load(root / "heavy").networks["model"].state_dict()
-    largest = {name: float((after[f"encoder.net.{name}"] - weight).abs().max()) for name, weight in start.items()}
-    assert max(largest.values()) == pytest.approx(1e-4, rel=0.01)
-    begun = slow.build(retrofit).networks.state_dict()
-    rest = [float((after[name] - w).abs().max()) for name, w in begun.items() if not name.startswith("encoder.net.")]
-    assert max(rest) == pytest.approx(1e-3, rel=0.01)
 
 
 def test_a_run_that_an_earlier_version_wrote_goes_on(runs):
@@ -211,12 +154,6 @@ def test_freezing_nothing_trained_is_refused():
             DenoisingConfig(times=TimeSampler(), freeze_encoder=True),
             FitConfig(iterations=1),
         )
-    with pytest.raises(ValueError, match="never released"):
-        DenoisingConfig(encoder_from="x", freeze_encoder=True, release_encoder_at=1).check(
-            Experiment("two", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler()), FitConfig(iterations=1))
-        )
-    with pytest.raises(ValueError, match="single network"):
-        Experiment("one", OneNetwork(NET), DenoisingConfig(encoder_rate=0.1), FitConfig(iterations=1))
 
 
 def folders_of(root, names):

@@ -12,8 +12,7 @@ from dualrate.codecs.tokens import GreyLevels
 from dualrate.diffusion.categorical import Masked
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
-from dualrate.experiment.tokens import OneTransformer
+from dualrate.experiment.network_configs import OneNetwork, OneTransformer, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler

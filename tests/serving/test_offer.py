@@ -6,7 +6,7 @@ import pytest
 from runs.made import NET, ONE, TWO
 from serving.made import model, student
 
-from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.network_configs import OneNetwork
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

@@ -15,7 +15,7 @@ from latents.folding import FoldingFolder
 from runs.made import NET, ONE, TWO, saved
 from serving.made import ask, finished, model
 
-from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.network_configs import OneNetwork
 from dualrate.runs.release import export
 from dualrate.runs.store import RELEASED
 from dualrate.serving import space

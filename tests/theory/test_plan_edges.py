@@ -13,7 +13,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import BatchTimes, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT

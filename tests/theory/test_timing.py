@@ -5,14 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.integrate import quad
 from scipy.stats import ks_2samp, kstest
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
-from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler, radical_inverse, segment
-from theory.common import f64
+from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler, latest_heavy, radical_inverse
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
 sizes = st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
@@ -101,11 +99,9 @@ def test_impossible_plans_are_refused(t, refresh):
         lambda: TimeSampler(heavy=(0, 4)),
         lambda: TimeSampler(heavy=(8, 4)),
         lambda: TimeSampler(dropout=1.5),
-        lambda: TimeSampler(draws=0),
         lambda: TimeSampler(first=(0.9, 0.6)),
         lambda: TimeSampler(first=(0.0, 0.6)),
         lambda: TimeSampler(first=(0.6, 0.9), phase=0),
-        lambda: TimeSampler(few=-1.0),
     ],
 )
 def test_impossible_requests_are_refused(make):
@@ -181,53 +177,24 @@ def test_law_of_training_times(heavy):
     np.testing.assert_allclose(measured, distribution(grid), atol=error / 2)
 
 
-@pytest.mark.parametrize("family", [{}, {"phase": 0}, {"first": (0.6, 0.9)}], ids=str)
-@pytest.mark.parametrize("k", [2, 4])
-def test_every_draw_of_a_shared_context_has_the_law_of_the_first(family, k):
-    """Given tau too: the joint law is compared on a grid of (t, tau)."""
-    rows = 100_000
-    one = TimeSampler(heavy=(2, 3), **family)(draws(rows))
-    many = TimeSampler(heavy=(2, 3), **family, draws=k)(draws(rows))
-    t, tau = many.t.view(rows, k), many.tau
-    assert torch.equal(t[:, 0], one.t)
-    assert torch.equal(tau, one.tau)
-    assert ((t > 0) & (t <= tau[:, None])).all()
-    assert (t.sort(1).values.diff(dim=1) > 0).all()  # they spread out: none twice
-    ys, zs = f64(0.1, 0.3, 0.6, 0.8, 0.95), f64(0.5, 0.7, 0.999)
-    column = torch.bucketize(tau.double(), zs)
-
-    def shares(t):
-        """Of rows with t <= y and tau <= z; in the last column with any tau."""
-        cells = torch.bucketize(t.double().contiguous(), ys) * 4 + column
-        return cells.bincount(minlength=24).view(6, 4).cumsum(0).cumsum(1)[:5] / rows
-
-    for j in range(1, k):
-        found = shares(t[:, j])
-        assert found[:, -1].tolist() == pytest.approx(ys.tolist(), abs=2e-3)
-        torch.testing.assert_close(found[:, :-1], shares(one.t)[:, :-1], rtol=0, atol=3e-3)
-
-
 @pytest.mark.parametrize(("steps", "heavy"), [(16, 7), (16, 2), (32, 4), (8, 1)])
 def test_segments_are_those_of_a_late_plan(steps, heavy):
     """tau of every step of it, and no context before its first heavy call, which is at 7/8."""
     plan, tau = StepPlan.late(steps, heavy), None
     for t, refresh in zip(plan.t, plan.refresh, strict=False):
-        low, high = segment(torch.tensor([t]), torch.tensor([heavy]), torch.tensor([0.875]))
+        found = latest_heavy(torch.tensor([t]), torch.tensor([heavy]), torch.tensor([0.875]))
         tau = t if refresh is FULL else tau
-        assert high.item() == pytest.approx(1 if tau is None else tau)
-        assert low < t <= high
+        assert found.item() == pytest.approx(1 if tau is None else tau)
 
 
 def chances(sampler):
     """P(H), for each H from the least to the largest."""
     low, high = sampler.heavy
-    area = [quad(lambda x: x**-sampler.few, heavy, heavy + 1)[0] for heavy in range(low, high + 1)]
-    return np.array(area) / sum(area)
+    return np.diff(np.log(np.arange(low, high + 2))) / np.log((high + 1) / low)
 
 
-@pytest.mark.parametrize("few", [0.0, 1.0, 2.5])
-def test_odds_of_few_heavy_calls(few):
-    sampler = TimeSampler(heavy=(1, 8), few=few)
+def test_odds_of_few_heavy_calls():
+    sampler = TimeSampler(heavy=(1, 8))
     expected = chances(sampler)
     found = np.bincount(sampler._num_heavy(draws()).long().numpy(), minlength=9) / ROWS
     assert found[0] == 0
@@ -251,7 +218,7 @@ def density(sampler, t, tau):
 
 def test_law_of_late_plans():
     """t is uniform; (t, tau) has the density in closed form; without context is what comes before the first call."""
-    sampler = TimeSampler(heavy=(1, 4), first=(0.5, 0.9), dropout=0.0, few=2.0)
+    sampler = TimeSampler(heavy=(1, 4), first=(0.5, 0.9), dropout=0.0)
     times = sampler(draws())
     t, tau = times.t, times.tau
     assert kstest(t.numpy(), "uniform").statistic < 3e-4
@@ -273,22 +240,14 @@ def test_law_of_late_plans():
     assert expected[0, 8] > 0.002  # one call at 0.8 to 0.9, and a context that old
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_dropout_of_late_plans_is_by_whole_images_among_those_with_a_context(k):
-    sampler = TimeSampler(heavy=(1, 4), first=(0.5, 0.9), draws=k)
+def test_dropout_of_late_plans_is_among_images_with_a_context():
+    sampler = TimeSampler(heavy=(1, 4), first=(0.5, 0.9))
     times = sampler(draws(4000))
-    image = times.kept.view(-1, k) // k
-    assert (image == image[:, :1]).all()
-    assert (times.tau[image[:, 0]] < 1).all()
-    assert len(image) == pytest.approx(0.5 * 0.7 * 4000, rel=0.05)
+    assert (times.tau[times.kept] < 1).all()
+    assert len(times.kept) == pytest.approx(0.5 * 0.7 * 4000, rel=0.05)
     assert sampler.alone
     assert TimeSampler(first=(0.5, 0.9), dropout=0.0).alone
     assert not TimeSampler(dropout=0.0).alone
-
-
-def test_contexts_are_dropped_with_all_their_draws():
-    times = TimeSampler(draws=4)(draws(8))
-    assert times.kept.view(4, 4).tolist() == [[4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3] for i in (1, 3, 5, 7)]
 
 
 def test_fixed_grid_of_training_times():
@@ -362,13 +321,8 @@ def test_a_single_rate_model_has_one_time():
     assert torch.equal(times.kept, torch.arange(100))
 
 
-def test_the_times_of_a_decoder_are_spread_over_the_whole_way_for_every_image():
-    """Three of an image lie a third apart, the end joined to the beginning; each is uniform; one heavy call at 1."""
-    found = GivenTimes(3)(Draws(0, torch.arange(6000)))
-    t = found.t.view(-1, 3)
-    apart = ((t - t[:, :1] + 1e-9) % 1).sort(1).values
-    torch.testing.assert_close(apart, f64(0, 1 / 3, 2 / 3).expand_as(apart), rtol=0, atol=1e-6)
-    for column in t.T:
-        assert kstest(column.numpy(), "uniform").statistic < 1e-3
-    assert torch.equal(found.kept, torch.arange(18_000))
+def test_the_times_of_a_decoder_are_uniform_with_one_heavy_call():
+    found = GivenTimes()(Draws(0, torch.arange(6000)))
+    assert kstest(found.t.numpy(), "uniform").statistic < 1e-3
+    assert torch.equal(found.kept, torch.arange(6000))
     assert bool((found.tau == 1).all())

@@ -54,20 +54,12 @@ def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: i
 
 @dataclass(frozen=True)
 class InBfloat16:
-    """Trains, under autocast, a dual-rate model whose parts start from runs; one checkpoint midway, one at the end.
-
-    released_at: the iteration at which its encoder begins to train; None: it never does
-    """
+    """Trains, under autocast, a dual-rate model whose parts start from runs; one checkpoint midway, one at the end."""
 
     run: Path
-    released_at: int | None
 
     def method(self) -> Method:
-        case = CASES["denoising, from runs"]
-        if self.released_at is not None:
-            released = replace(case.method, freeze_encoder=False, release_encoder_at=self.released_at)
-            case = replace(case, method=released)
-        return prepared(case, fresh=True).method
+        return prepared(CASES["denoising, from runs"], fresh=True).method
 
     def __call__(self, world: World) -> None:
         config = FitConfig(

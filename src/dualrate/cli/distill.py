@@ -25,10 +25,10 @@ from dualrate.config.ranges import (
     TeacherGuidance,
 )
 from dualrate.experiment.experiment import Experiment
-from dualrate.from_diffusers.folder import is_diffusers
+from dualrate.from_diffusers.diffusers_folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
-from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, text_tokens
+from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, token_models
 from dualrate.recipes.students import (
     EM_RATE,
     PRETRAINING,
@@ -43,11 +43,10 @@ from dualrate.recipes.students import (
 RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
     "fashion-mnist": fashion_mnist.distilled,
-    "fashion-mnist-tokens": fashion_mnist_tokens.distilled,
-    "text-tokens": text_tokens.distilled,
+    "fashion-mnist-tokens": token_models.distilled_images,
+    "text-tokens": token_models.distilled_texts,
     "cifar10": cifar10.distilled,
-    "cifar10-compact": lambda: cifar10.distilled("compact"),
-    **{imagenet.name_of(*of): partial(imagenet.distilled, *of) for of in imagenet.LAYOUTS},
+    **{f"imagenet{size}": partial(imagenet.distilled, size) for size in imagenet.SIZES},
 }
 
 

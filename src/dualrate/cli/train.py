@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -29,12 +28,8 @@ from dualrate.cli.recipe import (
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.data.encode import ENCODING
 from dualrate.data.images import check_outside
-from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.stages import Stages, on_codec_of_data
-from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, text_tokens
-from dualrate.recipes import imagenet as imagenet_latents
-from dualrate.recipes import latents as fashion_mnist_decoders
-from dualrate.recipes import latents as fashion_mnist_latents
+from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
+from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet, token_models
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
@@ -43,46 +38,12 @@ from dualrate.training.config import FitResult
 from dualrate.training.distributed import is_launched, joined, own_device
 from dualrate.training.log import Logger
 
-OF_IMAGENET: dict[str, Callable[[], Experiment]] = {
-    f"{imagenet.name_of(size, patch)}-{kind}": partial(recipe, size, patch=patch)
-    for size, patch in imagenet.LAYOUTS
-    for kind, recipe in {"heavy": imagenet.heavy, "light": imagenet.light, "dual": imagenet.dual}.items()
-}
+FILES = (auto, fashion_mnist, fashion_mnist_latents, token_models, cifar10, imagenet)
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    "auto": auto.Auto(),
-    **{f"fashion-mnist-{name}": partial(fashion_mnist.single, name) for name in fashion_mnist.NETWORKS},
-    **{f"fashion-mnist-{name}": partial(fashion_mnist.dual, name) for name in fashion_mnist.PAIRS},
-    "fashion-mnist-early-exit": fashion_mnist.early_exit,
-    "fashion-mnist-small": fashion_mnist.small,
-    "fashion-mnist-latents-first": fashion_mnist_latents.first,
-    "fashion-mnist-latents-base": fashion_mnist_latents.base,
-    "fashion-mnist-latents-base-dual": fashion_mnist_latents.base_dual,
-    "fashion-mnist-decoder": fashion_mnist_decoders.DecoderRecipe(),
-    "fashion-mnist-tokens": fashion_mnist_tokens.single,
-    "fashion-mnist-tokens-dual": fashion_mnist_tokens.dual,
-    "fashion-mnist-tokens-uniform": fashion_mnist_tokens.uniform,
-    "fashion-mnist-tokens-28": fashion_mnist_tokens.full_size,
-    "text-tokens": text_tokens.Text(),
-    "cifar10-heavy": cifar10.heavy,
-    "cifar10-light": cifar10.light,
-    "cifar10-dual": cifar10.dual,
-    "cifar10-compact-heavy": partial(cifar10.heavy, "compact"),
-    "cifar10-compact-medium": cifar10.medium,
-    "cifar10-compact-light": partial(cifar10.light, "compact"),
-    "cifar10-compact-dual": partial(cifar10.dual, "compact"),
-    "cifar10-compact-dual-45": cifar10.dual_45,
-    **OF_IMAGENET,
-    "imagenet256-latents-first": partial(imagenet_latents.first, 256),
-    "imagenet256-latents-base": partial(imagenet_latents.base, 256),
-    "imagenet512-latents-first": imagenet_latents.first,
-    "imagenet512-latents-base": imagenet_latents.base,
-    "imagenet-decoder": imagenet_latents.DecoderRecipe(),
+    name: recipe for file in FILES for name, (_, recipe) in file.RECIPES.items()
 }
-
 STAGES: dict[str, Callable[[], Stages]] = {
-    "fashion-mnist-latents": fashion_mnist_latents.both,
-    "imagenet256-latents": partial(imagenet_latents.both, 256),
-    "imagenet512-latents": imagenet_latents.both,
+    name: recipe for file in (fashion_mnist_latents, imagenet) for name, (_, recipe) in file.STAGES.items()
 }
 
 
@@ -243,5 +204,5 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     recipe = recipe_named(arguments, {**RECIPES, **STAGES}, Experiment, usage)
     recipe, rest = with_own_options(recipe, arguments, "train")
     by = parse_known(Method, [option for option in rest[1:] if option not in HELP], "dualrate train", Method())[0].by
-    learned = imagenet.by_consistency if by == "consistency" and rest[0] in OF_IMAGENET else LEARNED[by]
+    learned = imagenet.by_consistency if by == "consistency" and rest[0] in imagenet.ON_PIXELS else LEARNED[by]
     return override(Train(learned(checked(recipe(), Experiment, rest[0])), by), rest, "train")

@@ -93,7 +93,7 @@ class CodecFolder(CodecConfig, Ranged):
     fingerprint: str
     """Its sha256; a folder that holds another one is refused, but for a decoder of its latents."""
     sampler: str | None = None
-    """Of a diffusion decoder; None: its own, as it was trained, or that of `experiment/decoding.py`."""
+    """Of a diffusion decoder; None: its own, as it was trained, or that of `experiment.as_codec`."""
     steps: Steps | None = None
     """Of a diffusion decoder; None: as for the sampler."""
 

@@ -30,7 +30,7 @@ from dualrate.data.images import ImageSet
 from dualrate.data.loader import Augment, Batches
 from dualrate.doctor.finding import Finding, ok, problem, warning
 from dualrate.experiment.experiment import Experiment, Model, Start
-from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig

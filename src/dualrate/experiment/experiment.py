@@ -1,9 +1,7 @@
-"""An experiment: every choice of a training run, as frozen dataclasses. Recipes are functions that return one.
+"""An experiment: every choice of a training run, as frozen dataclasses. A `Model` is a trained one.
 
-What trains it is its method's configuration, a `MethodConfig`: it is part of the run's identity, makes the method, and
-says which plans the trained model serves.
-
-What an experiment is trained on: images, a text, or cached latents of images.
+Recipes are functions that return an `Experiment`. Its method's configuration, a `MethodConfig`, makes what trains it,
+and says which plans the trained model serves. Two trainings in a row, a codec and a model of its latents, are `Stages`.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from torch import nn
 
 from dualrate.codecs.codec import Codec, decode_macs
 from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
+from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
@@ -36,7 +35,7 @@ from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Reuse, Shape
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Serves
 from dualrate.networks.blocks import copied
 from dualrate.sampling.cost import CallCost, call_cost
@@ -91,22 +90,30 @@ class DataConfig(Ranged):
             raise ValueError(f"{self.source} is a text, which has no labels: drop --data.label {self.label}")
         if is_text(self.source):
             return read_text(self.source, split, self.size or PIECE)
-        how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad, "label": self.label}
-        return load_images(self.source, split=split, progress=progress, **how)
+        return load_images(
+            self.source,
+            split=split,
+            size=self.size,
+            channels=self.channels,
+            on_bad=self.on_bad,
+            label=self.label,
+            progress=progress,
+        )
 
 
 COMPILED = "compiled"  # in the cache, networks that were compiled
+DECODING = "sde-dpm++2m:0.1", 16  # sampler and steps of a decoder as a codec, where none are asked for
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run that begins, or goes on, gives its method.
+    """What a run gives its method when it starts or resumes.
 
-    fresh:    whether it begins: then the method puts in the weights that training starts from
+    fresh:    whether it starts: then the method fills in the weights that training starts from
     bfloat16: whether networks will run under autocast
     load:     the model of a run, or of released weights, by its directory, on the device
     batch:    the training batch of an iteration, on the device
-    note:     tells the user something, once
+    note:     shows the user a message
     """
 
     fresh: bool
@@ -122,7 +129,7 @@ class Prepared:
     """A method, ready for `fit`.
 
     weights:  which weights it started from, or learns from, by role: for the run's history
-    identity: what the run is besides its experiment, such as the teacher's weights; in place of fields of that name
+    identity: what identifies the run besides its experiment, such as the teacher's weights; replaces equal fields
     watch:    adds warnings to a reporter
     """
 
@@ -135,8 +142,8 @@ class Prepared:
 class MethodConfig(ABC):
     """How a run trains. A subclass is a frozen dataclass: its fields are part of the run's identity."""
 
-    weighting: Weighting = Sigmoid()  # of the loss, by which `dualrate plan` judges plans too
-    latents: CodecConfig = NoCodec()  # that the networks are given, where they are a decoder's
+    weighting: Weighting = Sigmoid()  # of the loss; `dualrate plan` weighs errors by it too
+    latents: CodecConfig = NoCodec()  # of a decoder: the codec of its latents
 
     @property
     @abstractmethod
@@ -149,7 +156,7 @@ class MethodConfig(ABC):
         return True
 
     def called(self, denoiser: Denoiser) -> Denoiser:
-        """The networks' denoiser as this method trains it: it may change when a context may be reused."""
+        """The networks' denoiser as this method trains it. It may change which samplers may reuse a context."""
         return denoiser
 
     def check(self, experiment: Experiment) -> None:  # noqa: B027  # most have nothing to refuse
@@ -191,7 +198,7 @@ class Experiment(Ranged):
 
     @property
     def gaussian(self) -> GaussianProcess:
-        """The process, as what is of Gaussian noise alone takes it. Raises ValueError for another."""
+        """The process, for what works with Gaussian noise alone. Raises ValueError for another process."""
         return require_gaussian(self.process, self.name)
 
     @property
@@ -201,25 +208,23 @@ class Experiment(Ranged):
 
     @property
     def batch_shape(self) -> Shape:
-        """(C, H, W) of what a method is given to train on."""
+        """(C, H, W) of an item of a training batch."""
         return self.shape if self.codec.instant else self.codec.data_shape(self.shape)
 
     def seen(self, images: TrainingSet) -> TrainingSet:
-        """What a method is given of images, or of their cached latents: these, unless the codec encodes each batch."""
+        """The training set as a method sees it: the images or cached latents, or images that the codec encodes."""
         if not self.codec.instant:
             return images
         return Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What it is, wherever its codec is: plain, for runs that go on and for what is kept of its images."""
+        """Its fields as plain values, but for where its codec's folder is: a run is resumed only by the same."""
         return {name: value for name, value in to_plain(self).items() if name != "codec"} | self.codec.identity
 
     @property
     def drawing(self) -> dict[str, Any]:
-        """Its identity but for how it was fitted, which its weights tell: what is kept of images outlives new settings
-        of training.
-        """
+        """Its identity without the settings of training. Kept features of images are named by this and the weights."""
         return {name: value for name, value in self.identity.items() if name != "fit"}
 
     @property
@@ -229,7 +234,7 @@ class Experiment(Ranged):
 
     @property
     def noun(self) -> str:
-        """What one of its data is called: text, or image."""
+        """What one item of its data is called: text, or image."""
         return "text" if self.codec.alphabet else "image"
 
     @property
@@ -277,10 +282,10 @@ class Model:
     """A trained model, ready to sample: networks, the denoiser that calls them, and the experiment that they are from.
 
     iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
-    compiled, graphs: whether sampling compiles its networks, and records their calls, when these first come
+    compiled, graphs: whether sampling compiles its networks, and records CUDA graphs, at their first calls
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own
-    latents:   that a decoder is given, in place of those of held-out images
+    latents:   of a decoder: those that it decodes, instead of held-out images' own
     class_names: of its training images' classes, by number; empty where nothing says them
     """
 
@@ -308,7 +313,7 @@ class Model:
 
     @property
     def gaussian(self) -> GaussianProcess:
-        """The process, as what is of Gaussian noise alone takes it. Raises ValueError for another."""
+        """The process, for what works with Gaussian noise alone. Raises ValueError for another process."""
         return self.experiment.gaussian
 
     @property
@@ -361,10 +366,7 @@ class Model:
         if found:
             raise ValueError(f"{self.name} has several classes called {name!r}: give a number, {some_of(found)}")
         if not self.class_names:
-            raise ValueError(
-                f"{self.name} does not say what its classes are called, got label {name!r}: give a number from 0 to "
-                f"{self.num_classes - 1}"
-            )
+            raise ValueError(f"{self.name} has no names of classes, got {name!r}: give 0 to {self.num_classes - 1}")
         near = get_close_matches(name, self.class_names)
         known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
         raise ValueError(f"{self.name} has no class {name!r}; {known}")
@@ -460,3 +462,68 @@ class Model:
     def parameters(self) -> dict[str, int]:
         """How many each network has."""
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
+
+
+def as_codec(model: Model, sampler: str | None = None, steps: int | None = None) -> Codec:
+    """The codec that models of latents draw with: the model's own; of a decoder its latents' codec, decoded by it.
+
+    sampler, steps: of the decoder, in place of its own or of DECODING
+    Raises what reading the codec of its latents raises, and ValueError for a sampler that a decoder cannot have, or one
+    of a codec whose decoder does not draw.
+    """
+    latents = model.experiment.method.latents
+    if latents.fingerprint:
+        decoding = Decoding.by(model.denoiser, model.process, *DECODING).under(sampler, steps)
+        return OtherDecoder(latents.build(model.networks, model.device), decoding, model.weights_hash)
+    codec = model.codec
+    if sampler is None and steps is None:
+        return codec
+    decoding = decoding_of(codec)
+    if decoding is None:
+        raise ValueError(f"{model.name} has no decoder that takes steps: drop its sampler and its steps")
+    return OtherDecoder(codec, decoding.under(sampler, steps), codec.fingerprint)
+
+
+def on_codec_of_data(experiment: Experiment) -> Experiment:
+    """With the codec whose latents its data are, unless it has that one already. Raises as `read_latents`."""
+    source = experiment.data.source
+    if not is_encoded(source):
+        return experiment
+    codec = read_latents(source, "train").codec
+    return experiment if experiment.codec.fingerprint == codec.fingerprint else replace(experiment, codec=codec)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Two trainings: a codec on images, then a model of its latents. Either is a run of its own (`runs/train.py`).
+
+    Raises ValueError for a base model of other latents than the first stage's, or with data of its own.
+    """
+
+    name: str
+    """Of the two: letters, digits, _ . and -."""
+    first: Experiment
+    """Trains the codec: encoder, prior and decoder together."""
+    base: Experiment
+    """The model of its latents. These are its data."""
+
+    def __post_init__(self) -> None:
+        codec, base = self.first.codec, self.base
+        if codec.data_shape(self.first.shape) == self.first.shape:
+            raise ValueError(f"{self.first.name} trains no codec, so there are no latents for a second stage")
+        if base.shape != self.first.shape:
+            raise ValueError(
+                f"the latents of {self.first.name} are {self.first.shape} (C, H, W), the networks of {base.name} take "
+                f"{base.shape}: make them alike"
+            )
+        if base.process.end != self.first.process.end:
+            raise ValueError(
+                f"the first stage's decoder takes latents at log-SNR {self.first.process.end}, the process of "
+                f"{base.name} ends at {base.process.end}: make the schedules' log_snr_max alike"
+            )
+        if replace(base.data, augment=Augment()) != DataConfig():
+            raise ValueError(f"{base.name} is trained on the first stage's latents: give the images as --first.data")
+
+    def on_latents(self, folder: Path) -> Experiment:
+        """The base model's, on latents in a folder. Raises as `read_latents`."""
+        return on_codec_of_data(replace(self.base, data=replace(self.base.data, source=str(folder))))

@@ -1,10 +1,8 @@
-"""What starts from other models, or is taught by them: whose weights fit, which runs can teach, a teacher's network.
+"""Networks that start from other models, or are taught by them: which fit, which can teach, a teacher's network.
 
 A teacher is in no checkpoint. All networks know noise levels and no times, so a student may have a schedule of its own:
-the teacher is called at the noise levels of the student's steps.
-
-Where training runs in bfloat16, the teacher is held in it: its matrix products are in bfloat16 in any case, so this
-halves its memory and changes no number.
+the teacher is called at the noise levels of the student's steps. Where training runs in bfloat16, the teacher's weights
+are held in it, which halves their memory and changes no number.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from dualrate.codecs.codec import Codec
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.diffusion.process import Process
 from dualrate.experiment.experiment import Experiment, Model, Start
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.networks.blocks import cast_layers
 
 
@@ -189,14 +187,14 @@ def check_latent_shape(experiment: Experiment, codec: Codec) -> None:
         )
 
 
-def check_targets(experiment: Experiment, teacher: Model, name: str = "targets_from") -> None:
+def check_targets(experiment: Experiment, teacher: Model, name: str) -> None:
     """Raises ValueError unless a model's x_hat is an estimate of what this experiment's networks estimate.
 
     name: of the option that says which model
     """
     if not teacher.serves.any_plan:
         raise ValueError(f"{teacher.path} is a student, whose x_hat is no posterior mean: name what taught it")
-    own, its = ({**_seen(one), "process": one.process} for one in (experiment, teacher.experiment))
+    own, its = (_seen(one) for one in (experiment, teacher.experiment))
     if differ := [f"{what} {its[what]}, not {own[what]}" for what in own if own[what] != its[what]]:
         raise ValueError(
             f"{name} is a run with this one's images, classes and process; {teacher.path} has {', '.join(differ)}"
@@ -205,29 +203,18 @@ def check_targets(experiment: Experiment, teacher: Model, name: str = "targets_f
 
 def _seen(experiment: Experiment) -> dict[str, object]:
     """What networks see, by what it is called."""
-    codec, latents = (one.fingerprint[:12] or "none" for one in (experiment.codec, experiment.method.latents))
-    seen: dict[str, object] = {"images of (C, H, W)": experiment.shape, "codec": codec, "latents": latents}
-    return seen | {"classes": experiment.num_classes}
+    return {
+        "images of (C, H, W)": experiment.shape,
+        "codec": experiment.codec.fingerprint[:12] or "none",
+        "latents": experiment.method.latents.fingerprint[:12] or "none",
+        "classes": experiment.num_classes,
+        "process": experiment.process,
+    }
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], problem: str) -> None:
     """Give a module weights. Raises ValueError, which begins with `problem`, if they are of another one."""
-    if differ := _differences(module.state_dict(), weights):
-        raise ValueError(f"{problem}: {', '.join(differ)}")
-    module.load_state_dict(weights)
-
-
-def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """In which tensors, by name and shape, some weights are not a module's own: how many, and the first."""
-    lacking = [name for name in own if name not in weights]
-    foreign = [name for name in weights if name not in own]
-    unlike = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    found = []
-    if unlike:
-        its, wanted = (tuple(one[unlike[0]].shape) for one in (weights, own))
-        found.append(f"{len(unlike)} of {len(own)} tensors have other shapes ({unlike[0]} has {its}, not {wanted})")
-    if lacking:
-        found.append(f"{len(lacking)} of {len(own)} tensors are missing ({lacking[0]})")
-    if foreign:
-        found.append(f"it has {len(foreign)} others ({foreign[0]})")
-    return found
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{problem}: {' '.join(str(error).split())[:300]}") from error

@@ -1,89 +1,43 @@
-"""Experiments as earlier versions wrote them, read as today's. Before there were methods' configurations an experiment
-had their fields itself, and what was distilled stood in a file of its own.
+"""Files of earlier versions, read as today's.
+
+Fields that are gone are dropped where they hold what now always applies. A field with another value stays, so that
+reading refuses it by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-OF_THE_METHOD = (
-    "weighting",
-    "times",
-    "label_dropout",
-    "encoder_weight",
-    "encoder_from",
-    "freeze_encoder",
-    "light_from",
-)
-OF_A_DISTILLATION = (
-    "teacher",
-    "version",
-    "rollout",
-    "guidance",
-    "dropout",
-    "pretraining",
-    "pairs",
-    "student_rate",
-    "student_from",
-)
-LATER: dict[
-    str, dict[str, Any]
-] = {  # fields that runs of before do not have, and what they then are; None needs no word
+RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now always applies
     "DenoisingConfig": {
-        "targets_share": 1.0,
+        "forecast": False,
         "release_encoder_at": 0,
         "encoder_rate": 1.0,
-        "latents": {"type": "NoCodec"},
-        "multiscale": 0,
+        "targets_from": None,
+        "targets_share": 1.0,
     },
-    "MomentMatchingConfig": {"temperature": 1.0, "top_p": 1.0},
-    "TimeSampler": {"few": 1.0},
-    "ContextConfig": {"residual": False, "join": "add"},
-    "UViTConfig": {"norm": "layer", "downsampling": "patch"},
+    "TimeSampler": {"few": 1.0, "draws": 1},
+    "GivenTimes": {"draws": 1},
+    "ContextConfig": {"residual": False},
 }
-RETIRED: dict[str, dict[str, Any]] = {  # fields that are no more, and what they must have been
-    "DenoisingConfig": {"forecast": False},
-}
-PLANS = {"Continuous": "AtLeast", "Grid": "OnePlan"}
-UNKNOWN = "unknown"  # teacher of a student whose distillation was not kept
+OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"
 
 
-def upgraded(written: dict[str, Any], distillation: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """An experiment as `serial.to_plain` writes it today, from one that it wrote then; today's as it is.
-
-    distillation: what was written beside a student
-    """
-    if "method" in written or "networks" not in written:
-        return completed(written)
-    kept = {name: value for name, value in written.items() if name not in (*OF_THE_METHOD, "schedule")}
-    method: dict[str, Any] = {name: written[name] for name in OF_THE_METHOD if name in written}
-    times = method.get("times") or {}
-    if times.get("type") in PLANS:
-        plans = {**times, "type": PLANS[times["type"]]}
-        own = {"teacher": UNKNOWN, "rollout": "data" if plans["type"] == "AtLeast" else "full"}
-        own |= {name: distillation[name] for name in OF_A_DISTILLATION if name in distillation} if distillation else {}
-        shared = {name: method[name] for name in ("weighting", "light_from") if name in method}
-        method = {"type": "MomentMatchingConfig", **own, "plans": plans, **shared}
-    else:
-        method = {"type": "DenoisingConfig", **method}
-    process = {"process": {"type": "GaussianProcess", "schedule": written["schedule"]}} if "schedule" in written else {}
-    return completed({**kept, "method": method, **process})
+def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
+    """An experiment as `serial.to_plain` writes it today. The first ones had their method's fields themselves."""
+    if "schedule" in plain:
+        method = {name: plain[name] for name in OF_THE_METHOD if name in plain}
+        process = {"type": "GaussianProcess", "schedule": plain["schedule"]}
+        kept = {name: value for name, value in plain.items() if name not in (*OF_THE_METHOD, "schedule")}
+        plain = {**kept, "method": {"type": "DenoisingConfig", **method}, "process": process}
+    return _current(plain)
 
 
-def completed(plain: Any) -> Any:
-    """With the fields that came later, without those that went, all the way down."""
+def _current(plain: Any) -> Any:
+    """Without retired fields, at every depth."""
     if isinstance(plain, list):
-        return [completed(item) for item in plain]
+        return [_current(item) for item in plain]
     if not isinstance(plain, dict):
         return plain
-    kind, went = str(plain.get("type")), RETIRED.get(str(plain.get("type")), {})
-    held = {name: completed(value) for name, value in plain.items() if name not in went or value != went[name]}
-    return LATER.get(kind, {}) | held
-
-
-def upgraded_identity(written: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of its run, as it is written today."""
-    if "student" not in written:
-        return upgraded(written)
-    return {**upgraded(written["student"], written), "images": written["images"], "fit": written["fit"]}
+    gone = RETIRED.get(str(plain.get("type")), {})
+    return {name: _current(value) for name, value in plain.items() if name not in gone or value != gone[name]}

@@ -30,7 +30,6 @@ class Kind:
     blocks:  the parts that run one after another
     tapped:  of what such a part returns, the image's share: a map (B, C, h, w), or tokens (B, n, C)
     row:     the attribute that lists its blocks, where each takes tokens (B, n, C) first and returns no more; "": none
-    stem:    the convolution that the image enters through; None: not known
     odd:     of a configuration, why it cannot be called
     """
 
@@ -41,7 +40,6 @@ class Kind:
     blocks: Callable[[Any], list[nn.Module]] = lambda net: []
     tapped: Callable[[Any], Tensor] = lambda output: output
     row: str = ""
-    stem: Callable[[Any], nn.Conv2d] | None = None
     odd: Callable[[Config], str | None] = lambda config: None
 
 
@@ -104,7 +102,6 @@ KINDS: dict[str, Kind] = {
         null=True,
         blocks=_in_a_row,
         row=BLOCKS,
-        stem=lambda net: net.pos_embed.proj,
     ),
     "UNet2DModel": Kind(
         _by_label,
@@ -112,7 +109,6 @@ KINDS: dict[str, Kind] = {
         odd=_odd_unet,
         blocks=_down_and_up,
         tapped=_without_skips,
-        stem=lambda net: net.conv_in,
     ),
     "SD3Transformer2DModel": Kind(
         _by_text, takes=(TEXT, "pooled_projections"), blocks=_in_a_row, tapped=lambda output: output[1]

@@ -13,10 +13,9 @@ from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.direction import check_direction
-from dualrate.from_diffusers.folder import check_name, read_folder
+from dualrate.from_diffusers.diffusers_folder import check_name, read_folder
+from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of, shape_of
 from dualrate.from_diffusers.kinds import KINDS, Kind, by_place, kind_of
-from dualrate.from_diffusers.network import ForeignNetwork, labels_of, shape_of
 from dualrate.from_diffusers.schedulers import REPA, SIT, Convention, read_scheduler
 from dualrate.networks.blocks import copied
 from dualrate.system.device import own_defaults

@@ -1,12 +1,10 @@
-"""What calls of a pipeline have in common with `dualrate.sample`: images by seeds, networks by a denoiser.
+"""Calls of a pipeline, as `dualrate.sample` draws: images by seeds, networks by a denoiser. And sealed folders.
 
 torch's generators are states, ours are functions of a seed. A generator that nothing was drawn from stands for the seed
-that it was made with; each time it is asked it is drawn from, so the next time it stands for the number it gives.
+that it was made with. Each time it is asked it is drawn from, so the next time it stands for the number it gives.
 
-Folders that another library writes and reads, with a manifest of ours in each: what is damaged is told by name.
-
-FOLDER/MANIFEST.json            of the files beside it
-FOLDER/encoder/MANIFEST.json    of those below it, and so on
+A folder that another library writes and reads has a MANIFEST.json of the files beside it, and so has each folder below.
+A damaged file is named.
 """
 
 from __future__ import annotations
@@ -104,8 +102,8 @@ def sampled(
     if start is not None and start.shape[1:] != shape:
         raise ValueError(f"latents are (B, {', '.join(map(str, shape))}), got {tuple(start.shape)}")
     z = first_state(drawer.step.process, draws, shape) if start is None else start.to(draws.row.device, torch.float32)
-    how = (cond, StepNoise(drawer.step.process, draws, plan.num_steps, shape))
-    states = trajectory(drawer.denoiser, drawer.step, plan, z, *how)
+    noise = StepNoise(drawer.step.process, draws, plan.num_steps, shape)
+    states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise)
     z, i = next(states).z, 0
     while i < plan.num_steps:
         z, i = next(states).z, i + 1
@@ -116,7 +114,7 @@ def sampled(
         z = changed(i - 1, plan.t[i - 1], z)
         if i < plan.num_steps and not torch.equal(z, before):
             plan = refreshed(plan, i)
-            states = trajectory(drawer.denoiser, drawer.step, plan, z, *how, start=i)
+            states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise, start=i)
             next(states)
     return z
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.folder import variant_of
+from dualrate.from_diffusers.diffusers_folder import variant_of
 from dualrate.system.files import check_files, read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
@@ -220,10 +220,15 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
             f"a codec of diffusers needs that library ({error}): pip install 'dualrate[diffusers]'"
         ) from error
     kind = getattr(diffusers, name)
-    how: dict[str, Any] = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-    how["variant"] = variant_of(folder, name)
     try:
-        module, info = kind.from_pretrained(folder, use_safetensors=True, **how)
+        module, info = kind.from_pretrained(
+            folder,
+            variant=variant_of(folder, name),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"{folder} holds a {name} that cannot be built as configured: {error}") from error
     if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:

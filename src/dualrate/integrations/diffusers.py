@@ -43,7 +43,7 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.upgrade import upgraded
-from dualrate.from_diffusers.folder import names_of
+from dualrate.from_diffusers.diffusers_folder import names_of
 from dualrate.integrations.calls import (
     OUTPUTS,
     Checked,
@@ -169,9 +169,14 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         """Of a choice that says its plan, such as a `settled` one."""
         if choice.plan is None:
             raise ValueError("a scheduler's file holds a plan: pass choice.settled(model)")
-        asked = {name: getattr(choice, name) for name in ("sampler", "gamma", "eta")}
-        how = {"guidance_scale": guidance.weight, "guidance_interval": guidance.interval}
-        return DualRateScheduler(json.loads(choice.plan.to_json()), **asked, **how)
+        return DualRateScheduler(
+            json.loads(choice.plan.to_json()),
+            sampler=choice.sampler,
+            gamma=choice.gamma,
+            eta=choice.eta,
+            guidance_scale=guidance.weight,
+            guidance_interval=guidance.interval,
+        )
 
     def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
         """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""
@@ -445,4 +450,4 @@ Callback = Callable[[DualRatePipeline, int, float, dict[str, Tensor]], dict[str,
 
 
 def _experiment(plain: Mapping[str, Any]) -> Experiment:
-    return from_plain(Experiment, upgraded(dict(plain), None), "experiment in config.json")
+    return from_plain(Experiment, upgraded(dict(plain)), "experiment in config.json")

@@ -26,8 +26,6 @@ from dualrate.system.files import naming, read_json
 from dualrate.system.folders import MANIFEST, new_folder
 
 UNKNOWN = "unknown"  # the Hub's word for weights without a licence that is known
-HTTP = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # libraries that the Hub is reached by
-MEASURED_ON = ("processor", "threads", "torch", "date", "commit")
 UNSCORED = "Not measured: `dualrate evaluate RUN --json > score.json`, then export with `--score score.json`."
 LOADING = """```python
 from dualrate.integrations.diffusers import DualRatePipeline  # pip install "dualrate[diffusers]"
@@ -81,7 +79,7 @@ def read_score(file: Path, model: Model) -> dict[str, Any]:
     """What `dualrate evaluate --json` printed of this model. Raises ValueError for that of other weights, or none."""
     scored = read_json(file)
     try:
-        weights, _ = scored["weights"], (scored["score"]["fingerprint"], scored["command"], scored["environment"])
+        weights, _ = scored["weights"], (scored["score"]["fingerprint"], scored["command"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is no score: make it by `dualrate evaluate RUN --json > {file}`") from error
     if weights != model.weights_hash:
@@ -111,7 +109,7 @@ def pipeline_card(
     }
     loading = LOADING.format(name=name, labels="class_labels=[0]" if model.num_classes else "batch_size=4")
     lines = ["---", data.to_yaml(), "---", "", f"# {name}", "", *rows(about), "", loading, "", "## Quality", ""]
-    lines += [UNSCORED if scored is None else _quality(scored), ""]
+    lines += [*([UNSCORED] if scored is None else _quality(scored)), ""]
     lines += ["## Made by, in order", "", *history(stored.path), ""]
     lines += ["Every file but this card has its sha256 in a `MANIFEST.json` beside it, which loading checks.", ""]
     return printable("\n".join(lines))
@@ -129,37 +127,28 @@ def _result(scored: Mapping[str, Any]) -> EvalResult:
     )
 
 
-def _quality(scored: Mapping[str, Any]) -> str:
-    score, where = scored["score"], scored["environment"]
-    fingerprint = Fingerprint(**score["fingerprint"])
+def _quality(scored: Mapping[str, Any]) -> list[str]:
+    score, fingerprint = scored["score"], Fingerprint(**scored["score"]["fingerprint"])
+    how = f"{scored['num_steps']} steps, {scored['num_heavy']} heavy calls, {scored['sampler']}"
     measured = {
         score["metric"]: f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}] at {100 * score['level']:g}%",
-        "of": f"{fingerprint.count} images, {scored['num_steps']} steps, {scored['num_heavy']} heavy calls, "
-        f"{scored['sampler']}",
+        "of": f"{fingerprint.count} images, {how}",
         "floor": f"{score['floor']:.4g} for {score['floor_count']} held-out images" if score["floor_count"] else "none",
         "fingerprint": f"{fingerprint.short()}: {fingerprint.json()}",
-        "seconds an image": f"{scored['seconds_per_image']:.4g}, {scored['batch_size']} at a time",
-        "precision": scored["precision"],
-        "measured on": ", ".join(f"{fact} {where[fact]}" for fact in MEASURED_ON if fact in where),
         "command": f"`{scored['command']}`",
     }
-    return "\n".join(rows(measured))
+    return rows(measured)
 
 
 def push(folder: str | Path, repository: str, *, license: str, api: HfApi | None = None) -> str:
     """Send a folder that `export_pipeline` wrote to the Hub; the address of the commit.
 
     repository: OWNER/NAME, made private if there is none: who owns it opens it there
-    Raises ValueError without a licence; OSError where the Hub cannot be reached, or refuses.
+    Raises ValueError without a licence, and what the library of the Hub raises. The folder stays as it is.
     """
     if license == UNKNOWN:
         raise ValueError("what others shall use has a licence: say which, such as --license apache-2.0")
     api = HfApi() if api is None else api
+    api.create_repo(repository, private=True, exist_ok=True)
     message = f"{as_path(folder).name}, by dualrate export"
-    try:
-        api.create_repo(repository, private=True, exist_ok=True)
-        return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
-    except Exception as error:  # what an HTTP library raises without a network is no OSError in all of its versions
-        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] not in HTTP:
-            raise
-        raise OSError(f"the Hub cannot be reached ({error}); {folder} is written: push it again") from error
+    return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))

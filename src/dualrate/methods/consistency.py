@@ -24,30 +24,22 @@ where x_t' is the x_hat with which DDIM makes the step of aDDIM (`adjusted_ddim.
 double precision.
 
 A dual-rate student (ours; Dual-Rate Diffusion, arXiv 2605.18190, samples ancestrally) makes H < S heavy calls. With one
-at (z_t, t) itself it is f, which learns as above. At a step that keeps its context the light network g is to say what a
-heavy call there would, on the pairs that sampling by DDIM makes, which are of no forward path:
+at (z_t, t) itself it is f, which learns as above. At a step that keeps its context the light network g learns what a
+heavy call there would say, on the states of the student's own path of DDIM:
 
     L_kept = E rho(|sg f(z_t, t) - g(z_t, t, context of z_tau)|^2 / (d sigma_t^2)),    added to L
     z_1 = noise; z_tau, z_t: states of one path of the student's own steps from it, without gradient; t = k / S
 
-Of the encoder it trains the projections alone, not the U-ViT, which is f's: what the light network asks of it is larger
-than what f learns from, and undid f within 300 iterations of images (dev/LOG.md). This target is a function of z_t
-alone, so pairs of any law have the same g for their best; which one a small network comes nearest to it on is another
-matter, and is measured (docs/results/tried.md).
+Of the encoder L_kept trains the projections alone, not the U-ViT, which is f's.
 
 Ours: the norm is of the error of v, per dimension, where the paper has SNR + 1 before one of the error of x; f(z_s, s)
 is without dropout, as a sampler has it; as at sampling, a step that ends in x has no variance to put back.
-
-The configuration of Multistep Consistency Models: a model of few steps of DDIM, from a teacher of many or from data.
-
-A single network that is trained is the teacher's, where there is one; of two the encoder starts from it. A teacher is
-frozen; a run has it in no checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -61,11 +53,11 @@ from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Segments
 from dualrate.experiment.teaching import check_teacher, fill, require_no_decoder, start_from, teacher_at_rest
 from dualrate.methods.times import moved, stratified_uniform
-from dualrate.methods.watch import LogWatch
+from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest, frozen
 from dualrate.sampling.adjusted_ddim import adjusted
 from dualrate.sampling.ancestral import DDIM
@@ -223,17 +215,14 @@ class Consistency(Ranged):
         return self.process.extrapolate(against, x_hat, torch.full_like(t, self.guidance)), variance
 
 
-@dataclass
-class ConsistencyWatch(LogWatch):
-    """Two warnings: the student collapses, and its loss grows, which more steps of the teacher would make smaller."""
+def found_wrong(windows: Windows) -> Found:
+    """The student collapses, or its loss grows more than by the teacher's growing number of steps."""
+    remedy = "go back to a new run with a lower --fit.optim.lr or a larger --fit.batch-size"
+    yield from collapse(windows, "power", "mean square of its images", remedy)
+    yield from growth(windows, "loss", "the student's loss grows", remedy)
 
-    def judge(self, iteration: int, logs: Mapping[str, float]) -> None:
-        if not (means := self.means("student", logs, "loss", "power")):
-            return
-        loss, power = means
-        remedy = "go back to a new run with a lower --fit.optim.lr or a larger --fit.batch-size"
-        self.judge_collapse(iteration, "mean square of its images", power, remedy)
-        self.judge_growth(iteration, "the student's loss grows", loss, remedy)
+
+WATCH = partial(LogWatch, checks={"student": (("loss", "power"), found_wrong)})
 
 
 @dataclass(frozen=True)
@@ -290,18 +279,13 @@ class ConsistencyConfig(MethodConfig, Ranged):
                 f"{first} and {last} for a student of {self.steps}"
             )
         require_no_decoder(experiment, "consistency")
-        if experiment.networks.single_rate and (self.heavy is not None or self.light_from is not None):
-            raise ValueError(f"{experiment.name} has one network, which runs at every step: drop heavy and light_from")
-        roles = experiment.networks.roles
-        if not experiment.networks.single_rate and roles != ("encoder", "light"):
+        if experiment.networks.single_rate:
+            if self.heavy is not None or self.light_from is not None:
+                raise ValueError(f"{experiment.name} has one network, called at every step: drop heavy and light_from")
+        elif experiment.networks.roles != ("encoder", "light") or not 0 < (self.heavy or 0) < self.steps:
             raise ValueError(
-                f"consistency trains one network, or an encoder with a light network; {experiment.name} has "
-                f"{', '.join(roles)}"
-            )
-        if not experiment.networks.single_rate and not 0 < (self.heavy or 0) < self.steps:
-            raise ValueError(
-                f"{experiment.name} is dual-rate: its heavy calls are at least one and fewer than its {self.steps} "
-                f"steps, got {self.heavy}; name them (heavy), or take one network, which is called at every step"
+                f"consistency trains one network, or an encoder and a light network with 1 to {self.steps - 1} heavy "
+                f"calls (heavy); {experiment.name} has {', '.join(experiment.networks.roles)}, and heavy {self.heavy}"
             )
         if self.student_from is not None and self.light_from is not None:
             raise ValueError("student_from brings the light network's weights too: drop light_from, or student_from")
@@ -337,7 +321,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
             heavy=self.heavy,
             backbone=None if self.heavy is None else experiment.networks.backbone(networks, "encoder"),
         )
-        return Prepared(method, weights, identity, ConsistencyWatch)
+        return Prepared(method, weights, identity, WATCH)
 
     def _fill(
         self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model | None, start: Start

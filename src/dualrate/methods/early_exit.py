@@ -33,7 +33,7 @@ from dualrate.diffusion.process import GaussianProcess, Process, require_gaussia
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import check_drops_labels, check_targets, fill, teachers_network
 from dualrate.methods.times import moved, stratified_uniform, with_null

@@ -23,22 +23,19 @@ gradient of variational score distillation (Diff-Instruct), in proportion. Cance
 z^L does not know the noise: exactly where z stays, k = 0, whatever L.
 
 The student is the teacher's network at the noise level where its schedule ends, which is to be high and not pure noise.
-No data are needed, labels only. Ours: w(t), which is moment matching's; the times, the middle of (0, 1), for u^2 grows
-without bound as t falls; and the default sizes of the chain, small enough for minutes of a CPU, where the paper takes
-L = 16 and moves z too.
+Its schedule is the teacher's up to there (`Truncated`). No data are needed, labels only. Ours: w(t), which is moment
+matching's; the times, the middle of (0, 1), for u^2 grows without bound as t falls; and the default sizes of the chain,
+small enough for minutes of a CPU, where the paper takes L = 16 and moves z too.
 
-The configuration of EM Distillation: a student of one step from a teacher of many.
-
-The student is the teacher's network at the noise level in which its own schedule ends, where it is called with pure
-noise; so its schedule is the teacher's up to there (`Truncated`). Teacher, student and auxiliary are as in moment
-matching: the teacher frozen and in no checkpoint, the auxiliary of its shape and trained along.
+Teacher, student and auxiliary are as in moment matching: the teacher frozen and in no checkpoint, the auxiliary of its
+shape and trained along.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -55,7 +52,7 @@ from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prep
 from dualrate.experiment.plan_support import OneStep
 from dualrate.experiment.teaching import built, check_teacher, fill, require_no_decoder, teacher_at_rest
 from dualrate.methods.times import moved, stratified_uniform
-from dualrate.methods.watch import LogWatch
+from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest
 from dualrate.training.method import Loss, Phase, quarters
 
@@ -215,29 +212,23 @@ def check_times(times: tuple[float, float]) -> None:
         raise ValueError(f"times are the least and the largest t of the chain's noise levels, got {low} and {high}")
 
 
-@dataclass
-class EMWatch(LogWatch):
-    """Four warnings, from the second window on; in the first, auxiliary and student are near the teacher."""
+def found_wrong(windows: Windows) -> Found:
+    """From the second window on: in the first, auxiliary and student are near the teacher."""
+    yield from collapse(windows, "power", "mean square of its images")
+    yield from growth(windows[1:], "moment_gap", "the moment gap grows", "lower --student-rate")
+    if len(windows) == 1:
+        return
+    gap, ahead, _, latent, noise = windows[-1].values()
+    if abs(ahead) > LAG * gap:
+        why = f"it is {ahead / gap:.1f} times its way from the teacher to the student's images: lower --student-rate"
+        yield "the auxiliary lags behind the student", why
+    if max(latent, noise) > ESCAPE:
+        why = f"mean squares of {latent:.3g} (z) and {noise:.3g} (eps), not 1: lower --latent-step or --noise-step"
+        yield "the Langevin chain runs away", why
 
-    def judge(self, iteration: int, logs: Mapping[str, float]) -> None:
-        names = ("moment_gap", "gap_ahead", "power", "latent_power", "noise_power")
-        if not (means := self.means("student", logs, *names)):
-            return
-        gap, ahead, power, latent, noise = means
-        first = self._first is None
-        remedy = "go back to a new run with a lower --student-rate or a larger --fit.batch-size"
-        self.judge_collapse(iteration, "mean square of its images", power, remedy)
-        if first:
-            return
-        self.judge_growth(iteration, "the moment gap grows", gap, "lower --student-rate")
-        if abs(ahead) > LAG * gap:
-            why = (
-                f"it is {ahead / gap:.1f} times its way from the teacher to the student's images: lower --student-rate"
-            )
-            self.warn(iteration, "the auxiliary lags behind the student", why)
-        if max(latent, noise) > ESCAPE:
-            why = f"mean squares of {latent:.3g} (z) and {noise:.3g} (eps), not 1: lower --latent-step or --noise-step"
-            self.warn(iteration, "the Langevin chain runs away", why)
+
+WATCHED = "moment_gap", "gap_ahead", "power", "latent_power", "noise_power"
+WATCH = partial(LogWatch, checks={"student": (WATCHED, found_wrong)})
 
 
 @dataclass(frozen=True)
@@ -286,7 +277,7 @@ class EMDistillationConfig(MethodConfig, Ranged):
             problem = f"{self.teacher}: its network is not that of {experiment.name}"
             fill(method.networks, teacher.networks.state_dict(), problem)
         identity = {"teacher": f"weights {teacher.weights_hash[:12]}"}
-        return Prepared(method, {"teacher": str(teacher)}, identity, EMWatch)
+        return Prepared(method, {"teacher": str(teacher)}, identity, WATCH)
 
     def _method(self, experiment: Experiment, teacher: Model, start: Start) -> EMDistillation:
         """Student and auxiliary as new. Raises ValueError if the teacher cannot teach this student."""

@@ -1,24 +1,17 @@
 """The times of a training batch: the joint law of (t, tau).
 
 t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal segments with a
-random phase. H is log-uniform on the integers of a range, so that one model serves any H. The distance to the next edge
-of a plan with fixed phase (the paper's own grid) is `phase=0`: tau = ceil(t H) / H.
-
-A shared context serves k draws of t, each of the law of t given tau; their quantiles differ by 1 / k:
-    random phase, tau < 1: t uniform on [max(0, tau - 1/H), tau];  tau = 1: P(t <= y) = (1 - H (1 - y))^2
-    fixed phase:           t uniform on [tau - 1/H, tau]
+random phase. H is log-uniform on the integers of a range, so that one model serves any H. With `phase=0`, the paper's
+own grid, tau = ceil(t H) / H.
 
 Plans whose first heavy call comes late are another family (`first`): that call is at F ~ U(a, b), the others divide
-[0, F] evenly, tau = F j / H, j = ceil(t H / F), and t > F has no context. Given its segment t is uniform in it.
+[0, F] evenly, tau = F j / H, j = ceil(t H / F), and t > F has no context.
 
-Whatever the family, t is uniform and x_hat is regressed on x with the weight of t alone: the loss is the mean of its
-plans' objectives, which weighs plans and biases nothing, for E[x | z_t, z_tau] = E[x | z_t] is right under all of them.
-`few` weighs plans of few heavy calls more, and so long ages of the context, t - tau.
+Whatever the family, t is uniform. The loss is the mean of its plans' objectives, all of which have the same optimum,
+since E[x | z_t, z_tau] = E[x | z_t].
 
-Context dropout: which images of a training batch keep the context of the heavy network.
-
-They are spread evenly over the sample numbers, so that every run of an even number of images keeps exactly half of them
-at a dropout of 0.5. The others train the light network alone, and are not encoded.
+Context dropout is by whole images, spread evenly over the sample numbers: at a dropout of 0.5 every run of an even
+number of images keeps half of them. The others train the light network alone, and are not encoded.
 """
 
 from __future__ import annotations
@@ -35,9 +28,9 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 
 
-def kept_images(draws: Draws, dropout: float) -> Tensor:
-    """(K, 1): numbers of the images, within the batch, that keep their context."""
-    return torch.nonzero(radical_inverse(draws.row) >= dropout)
+def kept_rows(draws: Draws, dropout: float) -> Tensor:
+    """(K,): the rows of the batch that keep their context."""
+    return torch.nonzero(radical_inverse(draws.row) >= dropout).flatten()
 
 
 def radical_inverse(row: Tensor) -> Tensor:
@@ -54,11 +47,11 @@ def radical_inverse(row: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchTimes:
-    """The times of a training batch of B images with k draws of t each; draw r belongs to image r // k.
+    """The times of a training batch of B images.
 
-    t:      (B k,) float64
-    tau:    (B,) float64, of the context that the draws of an image share; t <= tau
-    kept:   (K,) the draws whose context is not dropped
+    t:      (B,) float64
+    tau:    (B,) float64, of the context; t <= tau
+    kept:   (K,) the rows whose context is not dropped
     """
 
     t: Tensor
@@ -103,10 +96,7 @@ class TimeSource(ABC):
 
 @dataclass(frozen=True)
 class TimeSampler(TimeSource, Ranged):
-    """Draws (t, tau) and the context dropout of each row.
-
-    Contexts are dropped by whole images (context_dropout.py).
-    """
+    """Draws (t, tau) and the context dropout of each row."""
 
     heavy: tuple[Steps, Steps] = (4, 32)
     """The least and the largest number of heavy calls per image that the model is trained for."""
@@ -114,12 +104,8 @@ class TimeSampler(TimeSource, Ranged):
     """Share of the images that train without context."""
     phase: Annotated[float, Range(0, 0)] | None = None
     """0: heavy calls on the fixed grid tau = ceil(t H) / H; at a random place in it if not given."""
-    draws: Annotated[int, Range(1, 1000)] = 1
-    """The light network's times for one heavy call."""
     first: tuple[Share, Share] | None = None
     """Least and largest time of a plan's first heavy call, before which it has no context; 1 if not given."""
-    few: Annotated[float, Range(0, 10)] = 1.0
-    """Odds of H heavy calls are about H to minus this: 0 all alike; above 1 long ages of the context more often."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,57 +128,21 @@ class TimeSampler(TimeSource, Ranged):
         return (0.0, 1.0) if self.first is None else (self.first[0] / self.heavy[1], self.first[1])
 
     def __call__(self, draws: Draws) -> BatchTimes:
-        t = stratified_uniform(draws)
-        heavy = self._num_heavy(draws)
+        t, heavy, kept = stratified_uniform(draws), self._num_heavy(draws), kept_rows(draws, self.dropout)
         if self.first is not None:
-            return self._of_late_plans(t, heavy, draws)
+            earliest, latest = self.first
+            first = earliest + (latest - earliest) * draws.uniform("first")
+            return BatchTimes(t, latest_heavy(t, heavy, first), kept[(t <= first)[kept]])
         if self.phase is None:
             tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
         else:
             tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
-        kept = self._kept(kept_images(draws, self.dropout))
-        return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, kept)
-
-    def _of_late_plans(self, t: Tensor, heavy: Tensor, draws: Draws) -> BatchTimes:
-        """For `first`. The tau of a time without context is 1, and means nothing."""
-        assert self.first is not None
-        earliest, latest = self.first
-        first = earliest + (latest - earliest) * draws.uniform("first")
-        low, high = segment(t, heavy, first)
-        share = ((t - low) / (high - low))[:, None]
-        others = (share + torch.arange(1, self.draws, device=t.device) / self.draws) % 1
-        others = low[:, None] + others * (high - low)[:, None]
-        times = torch.cat((t[:, None], torch.minimum(others, high[:, None]).clamp(min=1e-9)), dim=1)
-        kept = kept_images(draws, self.dropout)
-        kept = self._kept(kept[(t <= first)[kept]].unflatten(0, (-1, 1)))
-        return BatchTimes(times.flatten(), high, kept)
-
-    def _kept(self, images: Tensor) -> Tensor:
-        """(K k,): all draws of (K, 1) images."""
-        return (images * self.draws + torch.arange(self.draws, device=images.device)).flatten()
-
-    def _spread(self, tau: Tensor, heavy: Tensor, t: Tensor) -> Tensor:
-        """(B, k): t itself, and k - 1 more times of the law of t given tau, their quantiles spread evenly."""
-        low = tau - 1 / heavy
-        if self.phase is None:
-            low = low.clamp(min=0)
-        share = (t - low) / (tau - low)
-        whole = tau == 1 if self.phase is None else torch.zeros_like(tau, dtype=torch.bool)
-        share = torch.where(whole, share.square(), share)[:, None]
-        others = (share + torch.arange(1, self.draws, device=t.device) / self.draws) % 1
-        others = torch.where(whole[:, None], others.sqrt(), others)
-        others = torch.minimum(low[:, None] + others * (tau - low)[:, None], tau[:, None])
-        return torch.cat((t[:, None], others.clamp(min=1e-9)), dim=1)
+        return BatchTimes(t, tau, kept)
 
     def _num_heavy(self, draws: Draws) -> Tensor:
-        """(B,) float64: P(H) is the share of x^-few between H and H + 1; for few = 1 log-uniform on low..high."""
-        (low, high), power = self.heavy, 1 - self.few
-        u = draws.uniform("heavy")
-        if power == 0:
-            x = low * ((high + 1) / low) ** u
-        else:
-            x = (low**power + u * ((high + 1) ** power - low**power)) ** (1 / power)
-        return torch.floor(x).clamp(low, high)
+        """(B,) float64: log-uniform on the integers low..high."""
+        low, high = self.heavy
+        return torch.floor(low * ((high + 1) / low) ** draws.uniform("heavy")).clamp(low, high)
 
 
 @dataclass(frozen=True)
@@ -205,31 +155,21 @@ class SingleTime(TimeSource):
 
 
 @dataclass(frozen=True)
-class GivenTimes(TimeSource, Ranged):
+class GivenTimes(TimeSource):
     """Times of a dual-rate decoder, whose context is of z_0 and of no time: one heavy call, none dropped."""
-
-    draws: Annotated[int, Range(1, 1000)] = 1
-    """The light network's times for one heavy call."""
 
     heavy = (1, 1)  # no annotation: no field
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)
-        times = ((t[:, None] + torch.arange(self.draws, device=t.device) / self.draws) % 1).clamp(1e-9, 1 - 1e-9)
-        one = torch.ones_like(t)
-        return BatchTimes(times.flatten(), one, torch.arange(times.numel(), device=t.device))
+        return BatchTimes(t, torch.ones_like(t), torch.arange(len(t), device=t.device))
 
 
-def segment(t: Tensor, heavy: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends of the interval (low, high] that t is in, of heavy calls at first j / heavy, j = heavy .. 1; all (B,).
-
-    high is the time of the latest heavy call; where t is above `first` there is none, and the ends are (first, 1].
-    """
+def latest_heavy(t: Tensor, heavy: Tensor, first: Tensor) -> Tensor:
+    """tau of heavy calls at first j / heavy, j = heavy .. 1; 1 where t is above `first`. All (B,)."""
     j = torch.minimum(torch.ceil(t * heavy / first).clamp(min=1), heavy)
-    alone = t > first
-    low = torch.where(alone, first, (j - 1) * first / heavy)
-    high = torch.where(alone, torch.ones_like(t), j * first / heavy)
-    return low, torch.maximum(high, t)  # a rounding below it at most
+    tau = torch.where(t > first, torch.ones_like(t), j * first / heavy)
+    return torch.maximum(tau, t)  # a rounding below it at most
 
 
 def with_null(batch: Batch, draws: Draws, null: int, share: float) -> Tensor | None:

@@ -20,10 +20,8 @@ Deviates from eq. (4) and the text, which contradict the paper's figures: dlog_s
 loss there too, and the weight, given as sigmoid(log_snr - b), is what discounts what no eye sees, sigmoid(b - log_snr)
 on the integrand of the bound, which is the error of eps.
 
-Unified Latents as an experiment: the networks of its first stage, and its method's configuration.
-
-The codec of such a run is its own (`codecs/diffusion.py`): trained with it, on images. A second stage is an ordinary
-experiment on that codec's latents, read from the run's directory, under a process that ends in noisy latents.
+The codec of such a run is its own (`codecs/diffusion.py`), trained with it. A second stage is an ordinary experiment on
+that codec's latents, under a process that ends in noisy latents.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from dualrate.diffusion.process import Gaussian, GaussianProcess, Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.likelihood.bound import divergence
 from dualrate.methods.times import SILVER, moved, stratified_uniform

@@ -1,12 +1,8 @@
-"""Warnings of a training that goes wrong, read from its logs: a reporter around the one that shows them.
-
-Warnings of a distillation that goes wrong, read from its logs: the auxiliary lags, or the student collapses.
-"""
+"""Warnings of a training that goes wrong, read from its logs by a reporter around the one that shows them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dualrate.system.progress import Reporter
@@ -14,28 +10,45 @@ from dualrate.system.progress import Reporter
 WINDOW = 200  # updates of a phase whose means are compared
 COLLAPSE = 0.5  # the least that may be left of what is lost as samples become alike
 GROWTH = 2.0  # of a mean over its least
+REMEDY = "go back to a new run with a lower --student-rate or a larger --fit.batch-size"
+
+Windows = Sequence[Mapping[str, float]]  # means of a phase's logs, by name: of each window so far
+Found = Iterator[tuple[str, str]]  # what goes wrong, and how far it went and what to do
 
 
 @dataclass
 class LogWatch:
-    """A reporter that passes on what means something, and adds each of its warnings once.
+    """A reporter that passes logs on, and adds each warning once.
 
-    Means over a window of a phase's updates are judged, by `judge` of a subclass. A resumed run is judged from its own
-    first window on.
+    checks: by phase, the names of logs, and a function of their windows that yields what goes wrong
+    hidden: a log that is not shown, since its value means nothing
+    A resumed run begins with a first window of its own.
     """
 
     shown: Reporter
+    checks: Mapping[str, tuple[tuple[str, ...], Callable[[Windows], Found]]]
+    hidden: str = ""
     window: int = WINDOW
     _logs: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)  # of the window, by phase
-    _first: float | None = None  # mean of what `judge_collapse` was told, of the first window
-    _least: float = math.inf  # mean of what `judge_growth` was told
+    _windows: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
 
-    meaningless = ""  # no annotation: the name of a value that follows no trend, which is not shown
-
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        self.shown.update(iteration, total, {name: value for name, value in logs.items() if name != self.meaningless})
-        self.judge(iteration, logs)
+        self.shown.update(iteration, total, {name: value for name, value in logs.items() if name != self.hidden})
+        for phase, (names, check) in self.checks.items():
+            if not all(f"{phase}/{name}" in logs for name in names):
+                continue
+            seen = self._logs.setdefault(phase, [])
+            seen.append({name: logs[f"{phase}/{name}"] for name in names})
+            if len(seen) < self.window:
+                continue
+            windows = self._windows.setdefault(phase, [])
+            windows.append({name: sum(one[name] for one in seen) / self.window for name in names})
+            seen.clear()
+            for what, why in check(windows):
+                if what not in self._warned:
+                    self._warned.add(what)
+                    self.shown.note(f"warning at iteration {iteration}: {what}; {why}")
 
     def note(self, text: str) -> None:
         self.shown.note(text)
@@ -43,76 +56,16 @@ class LogWatch:
     def close(self) -> None:
         self.shown.close()
 
-    def judge(self, iteration: int, logs: Mapping[str, float]) -> None:
-        """Warns of what these logs, and those before, tell."""
-        raise NotImplementedError
 
-    def means(self, phase: str, logs: Mapping[str, float], *names: str) -> list[float]:
-        """Of a phase's window that these logs complete; empty if they do not."""
-        found = {name: logs[f"{phase}/{name}"] for name in names if f"{phase}/{name}" in logs}
-        if len(found) < len(names):
-            return []
-        seen = self._logs.setdefault(phase, [])
-        seen.append(found)
-        if len(seen) < self.window:
-            return []
-        means = [sum(one[name] for one in seen) / self.window for name in names]
-        seen.clear()
-        return means
-
-    def judge_collapse(self, iteration: int, what: str, mean: float, remedy: str) -> None:
-        """Warns where half of the first window's mean is left. what: of samples, in words."""
-        if self._first is None:
-            self._first = mean
-        elif mean < COLLAPSE * self._first:
-            why = f"the {what} fell from {self._first:.3g} to {mean:.3g}: {remedy}"
-            self.warn(iteration, "the student collapses", why)
-
-    def judge_growth(self, iteration: int, what: str, mean: float, remedy: str) -> None:
-        """Warns where a mean is twice its least, of all that were told. what: that it grows, in words."""
-        self._least = min(self._least, mean)
-        if mean > GROWTH * self._least:
-            self.warn(iteration, what, f"from {self._least:.3g} at its least to {mean:.3g}: {remedy}")
-
-    def warn(self, iteration: int, what: str, why: str) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            self.shown.note(f"warning at iteration {iteration}: {what}; {why}")
+def collapse(windows: Windows, name: str, what: str, remedy: str = REMEDY) -> Found:
+    """Where half of the first window's mean is left. what: of samples, in words."""
+    first, last = windows[0][name], windows[-1][name]
+    if last < COLLAPSE * first:
+        yield "the student collapses", f"the {what} fell from {first:.3g} to {last:.3g}: {remedy}"
 
 
-LAG = (0.0, 3.0)  # `gap_ahead` in moment gaps: 1 where the auxiliary keeps up, below 0 where the student has passed it
-
-
-@dataclass
-class Watch(LogWatch):
-    """Three warnings, from the second window on: in the first, auxiliary and student are still near what they started
-    from, so there is no gap yet.
-    """
-
-    _judged: bool = False  # there was a first window of the auxiliary
-
-    meaningless = "student/loss"  # whose gradient says something, its value nothing
-
-    def judge(self, iteration: int, logs: Mapping[str, float]) -> None:
-        if means := self.means("student", logs, "moment_gap", "spread_t3"):
-            self._judge_student(iteration, *means)
-        if means := self.means("auxiliary", logs, "moment_gap", "gap_ahead"):
-            self._judge_auxiliary(iteration, *means)
-
-    def _judge_student(self, iteration: int, gap: float, spread: float) -> None:
-        first = self._first is None
-        remedy = "go back to a new run with a lower --student-rate or a larger --fit.batch-size"
-        self.judge_collapse(iteration, "spread of its samples", spread, remedy)
-        if first:
-            return
-        self.judge_growth(iteration, "the moment gap grows", gap, "lower --student-rate")
-
-    def _judge_auxiliary(self, iteration: int, gap: float, ahead: float) -> None:
-        first, self._judged = not self._judged, True
-        if not first and not LAG[0] * gap <= ahead <= LAG[1] * gap:
-            self.warn(
-                iteration,
-                "the auxiliary lags behind the student",
-                f"from it to the student's moments is {ahead / gap:.1f} of the way from the teacher's to it, not "
-                "about 1: lower --student-rate, or raise --fit.batch-size",
-            )
+def growth(windows: Windows, name: str, what: str, remedy: str) -> Found:
+    """Where a mean is twice its least. what: that it grows, in words."""
+    least = min((one[name] for one in windows), default=0)
+    if windows and windows[-1][name] > GROWTH * least:
+        yield what, f"from {least:.3g} at its least to {windows[-1][name]:.3g}: {remedy}"

@@ -86,8 +86,6 @@ class LatentEncoder(nn.Module):
     def __init__(self, config: UViTConfig, light: UViTConfig, latent: Shape, context: ContextConfig = ALL) -> None:
         super().__init__()
         check_pair(config, light, context)
-        if context.residual:
-            raise ValueError("a decoder's encoder has no estimate at a time for the light network to correct")
         if context.join != "add":
             raise ValueError(
                 f"features of a decoder's encoder are added to what the light network makes of z_0, got join "

@@ -20,18 +20,12 @@ reaches the light network, since the projections have no bias.
 Ours, not the paper's: an encoder with a head also hands over its own x_hat, through a patch projection that joins the
 finest level's feature, so that the light network starts from a complete estimate and only corrects it.
 
-`ContextConfig.residual`, ours too, hands v_tau itself over, and the light network corrects it, moved to t:
+Beside a model of another library the encoder also hands over x_hat(tau), and the light network corrects it:
 
-    v = light(...) + gate (sigma_t / sigma_tau) v_tau
+    v = light(...) + gate kept(x_hat(tau)),    kept: the v at z_t whose x_hat that is
 
-With gate 1 and nothing from the light network this is Bayes' rule for x ~ N(x_hat(tau), sigma_tau^2 I) before z_t is
-seen, and for data N(m, I), whatever their mean m, it is E[v | z_t]. At t = tau it is the encoder's own v. The gate is a
-linear function of emb, so of both noise levels and the label, 1 at first; beside a trained light network (`disconnect`)
-0.
-
-Beside a model of another library the encoder hands over x_hat(tau) in place of v_tau, and the estimate is x_hat(tau)
-as it is, in v at z_t (`kept`): before training that is plain reuse. On a mixture of Gaussians it is better at the start
-and at the end.
+The gate is a linear function of emb, so of both noise levels and the label. It is 1 at first, which is plain reuse;
+beside a trained light network (`disconnect`) it is 0.
 
 The widths of the ImageNet recipes' light network are inferred from the costs that the paper reports (44.0 and 73.0 giga
 multiply-adds), not stated in it.
@@ -40,19 +34,15 @@ multiply-adds), not stated in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from dualrate.config.ranges import Channels, Range, Ranged
 from dualrate.diffusion.prediction import v_from_x, x_from_v
 from dualrate.networks.blocks import InFloat32, NoiseEmbedding
 from dualrate.networks.uvit import Level, UViT, UViTConfig
-
-Estimate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (z_t, the feature, log_snr_tau, log_snr_t) -> v
 
 
 @dataclass(frozen=True)
@@ -66,8 +56,6 @@ class ContextConfig(Ranged):
     join: Literal["add", "concat"] = "add"
     """How a feature meets the light network's own: its projection is added, or the two are concatenated and then
     projected."""
-    residual: bool = False
-    """Whether the light network predicts a correction to the encoder's own estimate, moved to t."""
 
 
 def check_pair(encoder: UViTConfig, light: UViTConfig, context: ContextConfig) -> None:
@@ -81,8 +69,6 @@ def check_pair(encoder: UViTConfig, light: UViTConfig, context: ContextConfig) -
             f"encoder and light network must have the same {', '.join(shared)} and number of levels, "
             f"got {', '.join(differences)}"
         )
-    if context.residual and not encoder.head:
-        raise ValueError("the light network corrects what the encoder predicts: give it its head, or drop residual")
     if (context.levels or 1) > len(light.levels):
         raise ValueError(
             f"these networks have {len(light.levels)} levels, so {context.levels} cannot hand over a feature"
@@ -90,12 +76,12 @@ def check_pair(encoder: UViTConfig, light: UViTConfig, context: ContextConfig) -
 
 
 class ContextEncoder(nn.Module):
-    """forward: (z_tau, log_snr_tau, label) -> (projected features, v or None). residual: v is the last feature too."""
+    """forward: (z_tau, log_snr_tau, label) -> (projected features, v or None)."""
 
     def __init__(self, config: UViTConfig, light: UViTConfig, context: ContextConfig = ContextConfig()) -> None:
         super().__init__()
         check_pair(config, light, context)
-        self.net, self.residual = UViT(config), context.residual
+        self.net = UViT(config)
         pairs = list(zip(config.levels, light.levels, strict=True))
         self.projections = nn.ModuleList(
             projection(heavy.channels, narrow.channels, context.width) for heavy, narrow in pairs[: context.levels]
@@ -112,7 +98,7 @@ class ContextEncoder(nn.Module):
         projected = [project(level) for project, level in zip(self.projections, levels, strict=False)]
         if v is not None and self.pixels is not None:
             projected[0] = projected[0] + self.pixels(x_from_v(z, v.to(z.dtype), log_snr))
-        return (*projected, v) if self.residual and v is not None else tuple(projected), v
+        return tuple(projected), v
 
 
 def projection(channels: int, to: int, width: int | None) -> nn.Module:
@@ -130,22 +116,18 @@ def unchanged(channels: int) -> nn.Conv2d:
 
 
 class Gate(InFloat32, nn.Linear):
-    """Of the encoder's own v in the light network's."""
+    """Of the encoder's own estimate in the light network's."""
 
 
 class LightUViT(nn.Module):
     """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. No features: an ordinary small U-ViT.
 
-    residual: the last feature is the encoder's own estimate at tau, which it corrects
-    estimate: what that is worth at t: `moved` of v_tau, or `kept` of x_hat(tau)
+    residual: the last feature is x_hat(tau) of the encoder, which it corrects
     concat:   the first levels at which a feature is concatenated with its own activations, not added to them; 0: none
     """
 
-    def __init__(
-        self, config: UViTConfig, *, residual: bool = False, estimate: Estimate | None = None, concat: int = 0
-    ) -> None:
+    def __init__(self, config: UViTConfig, *, residual: bool = False, concat: int = 0) -> None:
         super().__init__()
-        self.estimate = estimate or moved
         self.net = UViT(replace(config, head=True))
         self.tau = NoiseEmbedding(config.embedding)
         self.gate = None
@@ -173,7 +155,7 @@ class LightUViT(nn.Module):
         *added, own = features  # zero in absent rows
         v = self.net.predict(self.net.trunk(z, emb, added, self.own)[0])
         gate = of_present(self.gate(emb), present)
-        return v + gate[..., None, None] * self.estimate(z, own.to(v.dtype), log_snr_tau, log_snr)
+        return v + gate[..., None, None] * kept(z, own.to(v.dtype), log_snr)
 
 
 def of_present(part: Tensor, present: Tensor | None) -> Tensor:
@@ -181,12 +163,7 @@ def of_present(part: Tensor, present: Tensor | None) -> Tensor:
     return part if present is None else part * present[:, None].to(part.dtype)
 
 
-def moved(z: Tensor, v_tau: Tensor, log_snr_tau: Tensor, log_snr: Tensor) -> Tensor:
-    """(sigma_t / sigma_tau) v_tau: (B, C, H, W). log_snr_tau, log_snr: (B,)."""
-    return ((logsigmoid(-log_snr) - logsigmoid(-log_snr_tau)) / 2).exp()[:, None, None, None] * v_tau
-
-
-def kept(z: Tensor, x_tau: Tensor, log_snr_tau: Tensor, log_snr: Tensor) -> Tensor:
+def kept(z: Tensor, x_tau: Tensor, log_snr: Tensor) -> Tensor:
     """The v at z_t whose x_hat is that of tau: (alpha_t z_t - x_hat(tau)) / sigma_t: (B, C, H, W)."""
     return v_from_x(z, x_tau, log_snr)
 

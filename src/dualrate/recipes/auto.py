@@ -37,7 +37,7 @@ from dualrate.data.source import resolved
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import light_of
@@ -54,79 +54,52 @@ SIDES = (8, *(m * 2**k for k in range(1, 6) for m in (5, 6, 7, 8)))  # 8, 10, 12
 NOISE_SIDE = 32  # up to which the schedule is the cosine
 
 
+def _fit(iterations: int, batch_size: int, lr: float, warmup: int, ema_halflife: int, sample_every: int) -> FitConfig:
+    optim = OptimConfig(lr=lr, betas=(0.9, 0.99), warmup=warmup)
+    return FitConfig(
+        iterations, batch_size, optim=optim, ema_halflife=ema_halflife, checkpoint_every=250, sample_every=sample_every
+    )
+
+
 @dataclass(frozen=True)
 class Tier:
     """A size of the heavy network, and how it trains.
 
-    finest:       positions a side of the finest level, at most, with patches of up to 4
-    most:         pixels a side, unless more are asked for
     conv:         channels of convolutional levels
     transformers: channels of a level at 16 x 16 and of the middle; the first None: such a level is convolutional
     blocks:       of a level, of the middle
+    finest:       positions a side of the finest level, at most, with patches of up to 4
+    most:         pixels a side, unless more are asked for
     """
 
-    finest: int
-    most: int
     conv: int
     transformers: tuple[int | None, int]
     blocks: tuple[int, int]
-    embedding: int
-    dropout: float
     fit: FitConfig
+    finest: int = 16
+    most: int = 64
+    embedding: int = 128
+    dropout: float = 0.0
 
 
 TIERS: dict[Size, Tier] = {
-    "tiny": Tier(
-        finest=16,
-        most=64,
-        conv=48,
-        transformers=(None, 128),
-        blocks=(1, 3),
-        embedding=128,
-        dropout=0.0,
-        fit=FitConfig(
-            iterations=2000,
-            batch_size=64,
-            optim=OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=100),
-            ema_halflife=10_000,
-            checkpoint_every=250,
-            sample_every=500,
-        ),
-    ),
+    "tiny": Tier(48, (None, 128), (1, 3), _fit(2000, 64, lr=2e-3, warmup=100, ema_halflife=10_000, sample_every=500)),
     "small": Tier(
-        finest=16,
-        most=64,
-        conv=64,
-        transformers=(None, 192),
-        blocks=(1, 6),
-        embedding=128,
-        dropout=0.0,
-        fit=FitConfig(
-            iterations=4000,
-            batch_size=128,
-            optim=OptimConfig(lr=7e-4, betas=(0.9, 0.99), warmup=300),
-            ema_halflife=50_000,
-            checkpoint_every=250,
-            sample_every=1000,
-        ),
+        64, (None, 192), (1, 6), _fit(4000, 128, lr=7e-4, warmup=300, ema_halflife=50_000, sample_every=1000)
     ),
     "base": Tier(
-        finest=32,
-        most=128,
-        conv=128,
-        transformers=(256, 512),
-        blocks=(2, 8),
-        embedding=512,
-        dropout=0.1,
-        fit=FitConfig(
-            iterations=50_000,
-            batch_size=256,
-            optim=OptimConfig(lr=4e-4, betas=(0.9, 0.99), warmup=1000),
-            ema_halflife=300_000,
+        128,
+        (256, 512),
+        (2, 8),
+        replace(
+            _fit(50_000, 256, lr=4e-4, warmup=1000, ema_halflife=300_000, sample_every=5000),
             compile=True,
             checkpoint_every=1000,
-            sample_every=5000,
         ),
+        finest=32,
+        most=128,
+        embedding=512,
+        dropout=0.1,
     ),
 }
 
@@ -231,8 +204,7 @@ def short_side(look: Look) -> int:
 def checked_side(side: int) -> int:
     """Raises ValueError unless it is one of `SIDES`."""
     if side not in SIDES:
-        listed = ", ".join(map(str, SIDES))
-        raise ValueError(f"auto has no networks for --data.size {side}: it is one of {listed}")
+        raise ValueError(f"auto has no networks for --data.size {side}: it is one of {', '.join(map(str, SIDES))}")
     return side
 
 
@@ -245,31 +217,22 @@ def name_of(source: str) -> str:
 
 def account(look: Look, asked: DataConfig, made: Experiment) -> str:
     """What the images are and what becomes of them, for people. asked: before anything was chosen."""
-    classes, flip = f"{look.num_classes} classes" if look.num_classes else "no labels", made.data.augment.flip
-    found, becomes = _found(look) if asked.size is None else "", f"each becomes {made.data.size} x {made.data.size}"
-    return "\n".join(
-        [
-            f"{look.name}: {look.count} images, {classes}{found}",
-            f"{becomes}, {'grey' if made.data.channels == 1 else 'in colour'}: the square in its middle, resized"
-            + ("" if asked.size else f" (--data.size for another side, up to {SIDES[-1]})"),
-            "half of them are mirrored in training"
-            if flip
-            else "none is mirrored in training; if mirrored ones are "
-            "as good, as of most photographs, add --data.augment.flip",
-        ]
+    classes = f"{look.num_classes} classes" if look.num_classes else "no labels"
+    if asked.size is None:
+        sides = sorted(min(shape[1:]) for shape in look.shapes)
+        classes += f", short sides of {sides[0]} to {sides[-1]} pixels"
+    mirrored = "half of them are" if made.data.augment.flip else "none is (--data.augment.flip to mirror half of them)"
+    return (
+        f"{look.name}: {look.count} images, {classes}\n"
+        f"each becomes {made.data.size} x {made.data.size}, {'grey' if made.data.channels == 1 else 'in colour'}: the "
+        f"square in its middle, resized{'' if asked.size else ' (--data.size for another side)'}\n"
+        f"mirrored in training: {mirrored}"
     )
-
-
-def _found(look: Look) -> str:
-    """The sizes that were found."""
-    sizes = {shape[1:] for shape in look.shapes}
-    sides = sorted(map(min, sizes))
-    some = "" if len(look.shapes) == look.count else f" (of {len(look.shapes)} looked at)"
-    if len(sizes) == 1:
-        return ", {} x {} pixels (height x width)".format(*sizes.pop()) + some
-    return f", short sides of {sides[0]} to {sides[-1]} pixels, the middle one {short_side(look)}{some}"
 
 
 def distilled() -> StudentRecipe:
     """Students of any single-rate model; a dual-rate one gets a light network in proportion to its teacher's."""
     return StudentRecipe(None, None, DISTILLING)
+
+
+RECIPES = {"auto": ("networks that fit your own images, after a look at them", Auto())}

@@ -9,12 +9,12 @@ mirrored or shifted shoes are no longer Fashion-MNIST.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
@@ -95,33 +95,24 @@ def dual(name: Pair = "dual-45") -> Experiment:
     return Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=times), annealed(name))
 
 
-def early_exit() -> Experiment:
-    """Exits of the heavy network, whose run is named by --method.backbone-from: ten minutes of one CPU core."""
-    optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=20, decay="cosine")
-    fit = replace(FIT, iterations=500, batch_size=32, optim=optim, ema_halflife=2000, sample_every=250)
-    return Experiment("fashion-mnist-early-exit", EarlyExitNetwork(HEAVY), EarlyExitConfig(), fit)
-
-
 def small(seconds: float = 120) -> Experiment:
     """A dual-rate model for a first look: its samples are clothes after 20 seconds of one CPU core, better after 120.
 
-    Many small updates of small networks: at this length their number counts most (dev/LOG.md).
+    Small networks make many small updates, whose number counts most at this length.
     """
-    encoder = network(conv=32, transformer=96, depth=2)
-    light = network(conv=16, transformer=48, depth=1)
-    fit = replace(
-        FIT,
-        batch_size=64,
-        optim=OptimConfig(lr=3e-3, warmup=30),
-        ema_halflife=10_000,
-        max_seconds=seconds,
-        log_every=10,
-    )
-    return Experiment(
-        "fashion-mnist-small", TwoNetworks(encoder, light), DenoisingConfig(times=TimeSampler(heavy=(4, 32))), fit
-    )
+    networks = TwoNetworks(network(conv=32, transformer=96, depth=2), network(conv=16, transformer=48, depth=1))
+    optim = OptimConfig(lr=3e-3, warmup=30)
+    fit = replace(FIT, batch_size=64, optim=optim, ema_halflife=10_000, max_seconds=seconds, log_every=10)
+    return Experiment("fashion-mnist-small", networks, DenoisingConfig(TimeSampler(heavy=(4, 32))), fit)
 
 
 def distilled() -> StudentRecipe:
     """Students of the heavy model, about 35 minutes of one CPU core each."""
     return StudentRecipe("fashion-mnist", LIGHT, DISTILLING)
+
+
+RECIPES = {
+    "fashion-mnist-small": ("two small networks, for a first look: two minutes", small),
+    **{f"fashion-mnist-{name}": (f"one network: {name}", partial(single, name)) for name in NETWORKS},
+    **{f"fashion-mnist-{name}": (f"two networks: {' and '.join(PAIRS[name])}", partial(dual, name)) for name in PAIRS},
+}

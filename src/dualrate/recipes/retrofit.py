@@ -6,7 +6,6 @@ Light    a flat transformer of `BLOCKS` blocks. Its patches are the model's own,
 Taps     at a third and two thirds of the model's blocks, and at the last.
 Start    the light network adds nothing at first, and its gate takes x_hat(tau) whole: plain reuse.
 Own      in place of all this, the model's own first and last blocks, which share the others' work at first.
-Sibling  or a smaller model's network, which is as it was at first.
 Noise    the schedule that the model was trained under, so that its own times are asked.
 Labels   dropped in training where the model has a null class.
 Latents  of a model that has a VAE: trained on those that `dualrate data encode` made by it, which is the run's codec.
@@ -20,17 +19,22 @@ from pathlib import Path
 from typing import Annotated
 
 from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
-from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Ranged, as_path
+from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.data import fashion_mnist
 from dualrate.data.images import existing
 from dualrate.data.latents import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.networks import NetworksConfig
-from dualrate.from_diffusers.config import Adopted, adopted
-from dualrate.from_diffusers.experiment import COLOURS, OwnBlocks, Retrofitted, TwoForeign
-from dualrate.from_diffusers.retrofit import Tap, check_reach, shorter, taps_of
+from dualrate.experiment.network_configs import NetworksConfig
+from dualrate.from_diffusers.diffusers_folder import Adopted, adopted
+from dualrate.from_diffusers.retrofitted import (
+    COLOURS,
+    OwnBlocks,
+    Retrofitted,
+    shorter,
+    taps_of,
+)
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -54,15 +58,6 @@ class Retrofit(Ranged):
     """Cost of a light call over that of a heavy one, at most."""
     own_blocks: Annotated[int, Range(2, 10_000)] | None = None
     """Blocks of a DiT, its first and last, that the light network starts as, in place of a fresh one of --share."""
-    light: str | None = None
-    """Folder of a smaller model of diffusers, a DiT or UNet2D of the same images, that the light network starts as, in
-    place of a fresh one of --share."""
-    taps: tuple[Annotated[int, Range(0, 10_000)], ...] | None = None
-    """Blocks whose outputs the light network is given; three, evenly spread, if not given."""
-    unfreeze_at: FirstIterations | None = None
-    """Iteration at which the model begins to train too; never if not given."""
-    rate: Factor = 0.1
-    """Then its learning rate over that of the light network."""
     num_classes: Classes | None = None
     """Classes, where not all labels of the model are some: a UNet2DModel whose last label is the null class."""
 
@@ -70,9 +65,8 @@ class Retrofit(Ranged):
         """The experiment. progress: called with what was chosen.
 
         Raises ValueError for a folder that is not known, or lacks weights, for images of another size or other channels
-        than its own, images where it takes latents, latents by another codec than its own, a share that no light
-        network fits, and a smaller model of other images, classes or latents, of more noise than it knows, or that is
-        as dear.
+        than its own, images where it takes latents, latents by another codec than its own, and a share that no
+        light network fits.
         """
         if not self.data.source:
             raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
@@ -83,9 +77,9 @@ class Retrofit(Ranged):
 
     def _made(self, found: Adopted, folder: str) -> tuple[Experiment, str]:
         """The experiment, and what it is, in words."""
-        network, released = found.network, self.unfreeze_at is not None
+        network = found.network
         data, codec = self._seen(found, folder)
-        networks, account = self._networks(found, codec)
+        networks, account = self._networks(found)
         experiment = Experiment(
             f"{name_of(folder)}-retrofit",
             networks,
@@ -93,10 +87,8 @@ class Retrofit(Ranged):
                 times=TimeSampler(heavy=(4, 32)),
                 label_dropout=0.1 if network.null else 0.0,
                 encoder_from=folder,
-                freeze_encoder=not released,
-                release_encoder_at=self.unfreeze_at or 0,
-                encoder_rate=self.rate if released else 1.0,
-                light_from=self.light if self.own_blocks is None else folder,
+                freeze_encoder=True,
+                light_from=None if self.own_blocks is None else folder,
             ),
             FIT,
             data,
@@ -105,46 +97,19 @@ class Retrofit(Ranged):
         )
         return experiment, account
 
-    def _networks(self, found: Adopted, codec: CodecConfig) -> tuple[NetworksConfig, str]:
+    def _networks(self, found: Adopted) -> tuple[NetworksConfig, str]:
         network = found.network
         built = network.around(found.weights())
         heavy = macs_of(lambda: taps_of(built, network.shape, ()))
         account = f"{network.kind}: {heavy / 1e6:.4g} million multiply-adds; "
         if self.own_blocks is not None:
-            if self.light is not None:
-                raise ValueError(
-                    "a light network is of the model's own blocks or of a smaller one: drop --light, or --own-blocks"
-                )
-            if self.taps is not None:
-                raise ValueError("a light network of the model's own blocks has no taps: drop --taps, or --own-blocks")
             own = shorter(network, self.own_blocks).build()
             cost = macs_of(lambda: taps_of(own, network.shape, ())) / heavy
             return OwnBlocks(network, self.own_blocks), f"{account}a light call costs {cost:.2f} of it"
-        taps = taps_of(built, network.shape, self.taps)
+        taps = taps_of(built, network.shape)
         tapped = f"{account}taps at blocks {', '.join(str(tap.block) for tap in taps)}; a light call costs"
-        if self.light is not None:
-            networks, cost = self._beside(found, codec, tuple(taps))
-            if cost >= heavy:
-                raise ValueError(
-                    f"{self.light} makes {cost / 1e6:.4g} million multiply-adds, the model {heavy / 1e6:.4g}: a "
-                    "light network is smaller, 0.1 to 0.3 of it"
-                )
-            return networks, f"{tapped} {cost / heavy:.2f} of it"
         light = light_of(network.shape, network.num_classes, self._patch(found), heavy, self.share)
         return Retrofitted(network, light, tuple(taps)), f"{tapped} {macs_of_light(light) / heavy:.2f} of it"
-
-    def _beside(self, found: Adopted, codec: CodecConfig, taps: tuple[Tap, ...]) -> tuple[NetworksConfig, int]:
-        """The model with a smaller one, and what a call of that costs."""
-        smaller = adopted(as_path(self.light or ""), self.num_classes)
-        own, network = smaller.folder.codec, smaller.network
-        if own is not None and CodecFolder.at(own).fingerprint != codec.fingerprint:
-            raise ValueError(
-                f"{self.light} is a model of latents by its own codec, {own}, not of what this one is of: name another"
-            )
-        networks = TwoForeign(found.network, network, taps)
-        check_reach(network, found.schedule)
-        built = network.around(smaller.weights())
-        return networks, macs_of(lambda: taps_of(built, network.shape, ()))
 
     def _seen(self, found: Adopted, folder: str) -> tuple[DataConfig, CodecConfig]:
         """What it is trained on, and their codec."""
@@ -153,11 +118,11 @@ class Retrofit(Ranged):
             existing(self.data.source)
         if not is_encoded(self.data.source):
             if own is None and channels in COLOURS:
-                for name, its in {"size": side, "channels": channels}.items():
-                    if (asked := getattr(self.data, name)) not in (None, its):
-                        raise ValueError(
-                            f"--data.{name} is {its}, that of the model in {folder}, got {asked}: drop the option"
-                        )
+                if self.data.size not in (None, side) or self.data.channels not in (None, channels):
+                    raise ValueError(
+                        f"the model in {folder} takes {channels} channels of side {side}: drop --data.size and "
+                        "--data.channels"
+                    )
                 return replace(self.data, size=side, channels=channels), NoCodec()
             raise ValueError(
                 f"{folder} is a model of latents ({'it has a VAE' if own else f'of {channels} channels'}), and "

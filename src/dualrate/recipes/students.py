@@ -12,7 +12,7 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.categorical import CategoricalProcess, NoisePlanes
 from dualrate.diffusion.schedule import Cosine, Interpolated, Truncated
 from dualrate.experiment.experiment import Experiment, MethodConfig
-from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import encoders_network, teachers_network
 from dualrate.methods.consistency import ConsistencyConfig

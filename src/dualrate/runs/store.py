@@ -39,13 +39,11 @@ from dualrate.data.latents import DrawnLatents
 from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
 from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.values import Reuse
-from dualrate.experiment import tokens  # noqa: F401  # a file may name their methods
-from dualrate.experiment.decoding import as_codec
-from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.experiment import Experiment, Model, as_codec
 from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
-from dualrate.from_diffusers.experiment import experiment_of, weights_of
-from dualrate.from_diffusers.folder import is_diffusers, read_folder
+from dualrate.from_diffusers.diffusers_folder import is_diffusers, read_folder
+from dualrate.from_diffusers.retrofitted import experiment_of, weights_of
 from dualrate.methods import (
     consistency,  # noqa: F401  # a file may name their methods
     denoising,  # noqa: F401  # a file may name their methods

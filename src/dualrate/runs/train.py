@@ -38,9 +38,8 @@ from dualrate.data.loader import Batches, Prefetched, TrainingSet
 from dualrate.data.source import DataProgress
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.random import Draws
-from dualrate.experiment.experiment import COMPILED, Experiment, Model, Start
-from dualrate.experiment.stages import Stages
-from dualrate.experiment.upgrade import upgraded_identity
+from dualrate.experiment.experiment import COMPILED, Experiment, Model, Stages, Start
+from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
@@ -131,7 +130,7 @@ def check_codec(experiment: Experiment, images: TrainingSet) -> None:
         raise ValueError(
             f"{images.name} is {found}, and {experiment.name} is trained on {expected}: name the data that it was "
             "begun on, or begin a new run (of texts by the recipe text-tokens; of other latents, in Python, by "
-            "`dualrate.experiment.stages.on_codec_of_data`)"
+            "`dualrate.experiment.experiment.on_codec_of_data`)"
         )
 
 
@@ -149,7 +148,7 @@ def check_end(experiment: Experiment, codec: Codec) -> None:
         said = [f"with noise, at log-SNR {end:g}" if end is not None else "without noise" for end in (taken, drawn)]
         raise ValueError(
             f"the codec decodes latents {said[0]}, the process of {experiment.name} ends in latents {said[1]}: give a "
-            "NoisyEnd with a schedule of that log_snr_max, as in recipes/latents.py, or a GaussianProcess"
+            "NoisyEnd with a schedule of that log_snr_max, as in recipes/fashion_mnist_latents.py, or a GaussianProcess"
         )
 
 
@@ -286,7 +285,7 @@ def train(
                 "method": to_plain(experiment.method) | dict(prepared.identity),
             },
             places=OF_DATA | {f"networks.{role}.source": f"networks.{role}.fingerprint" for role in method.networks},
-            upgrade=upgraded_identity,
+            upgrade=upgraded,
             progress=watched,
             on_start=on_start,
             on_sample=on_sample,

@@ -7,13 +7,13 @@ own: the teacher is called at the noise levels of the student's steps.
 The instant version has no auxiliary, and needs its teacher in float32 where training runs in bfloat16.
 
 Where auxiliary and teacher have dropout, they share its masks, so that their difference is not noise. A guided teacher,
-which has twice the rows, and one beside compiled networks, which draw other masks, run without. Sampling has no
-dropout: a student trained with it is matched as a sampler that it then is not, quite.
+and one beside compiled networks, run without. Sampling has no dropout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -28,13 +28,40 @@ from dualrate.diffusion.process import require_gaussian
 from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder, start_from
-from dualrate.methods.moment_matching.alternating import MomentMatching
-from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
-from dualrate.methods.watch import Watch
+from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching
+from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 
 Rollout = Literal["data", "segment", "full"]
 PRECONDITIONING, ROWS = 64, 64  # batches of the instant version's preconditioner, their rows at most
+LAG = (0.0, 3.0)  # `gap_ahead` in moment gaps: 1 where the auxiliary keeps up, below 0 where the student has passed it
+
+
+def wrong_with_the_student(windows: Windows) -> Found:
+    """In the first window there is no gap yet: the student is near what it started from."""
+    yield from collapse(windows, "spread_t3", "spread of its samples")
+    yield from growth(windows[1:], "moment_gap", "the moment gap grows", "lower --student-rate")
+
+
+def wrong_with_the_auxiliary(windows: Windows) -> Found:
+    """From the second window on, as above."""
+    gap, ahead = windows[-1]["moment_gap"], windows[-1]["gap_ahead"]
+    if len(windows) > 1 and not LAG[0] * gap <= ahead <= LAG[1] * gap:
+        why = (
+            f"from it to the student's moments is {ahead / gap:.1f} of the way from the teacher's to it, not about 1: "
+            "lower --student-rate, or raise --fit.batch-size"
+        )
+        yield "the auxiliary lags behind the student", why
+
+
+WATCH = partial(
+    LogWatch,
+    checks={
+        "student": (("moment_gap", "spread_t3"), wrong_with_the_student),
+        "auxiliary": (("moment_gap", "gap_ahead"), wrong_with_the_auxiliary),
+    },
+    hidden="student/loss",  # its gradient says something, its value nothing
+)
 
 
 @dataclass(frozen=True)
@@ -93,22 +120,19 @@ class MomentMatchingConfig(MethodConfig, Ranged):
     def check(self, experiment: Experiment) -> None:
         require_no_decoder(experiment, "moment matching")
         fit, dual = experiment.fit, not experiment.networks.single_rate
-        if not isinstance(self.plans, OnePlan if dual else AtLeast):
+        starts = self.student_from or self.encoder_from or self.light_from
+        if dual and (self.rollout == "data" or not isinstance(self.plans, OnePlan)):
             raise ValueError(
-                "a dual-rate student serves one plan and a single-rate one all steps that are short enough, "
-                f"got {self.plans}"
+                "a dual-rate student serves one plan and learns from its own steps (rollout segment or full), got "
+                f"{self.plans} and rollout {self.rollout!r}"
             )
-        if (self.rollout == "data") == dual:
+        if not dual and (
+            self.rollout != "data" or self.pairs > 1 or self.pretraining or starts or isinstance(self.plans, OnePlan)
+        ):
             raise ValueError(
-                f"got rollout {self.rollout!r}: a dual-rate student learns from its own steps (segment or full), "
-                "a plain one from noised data (data)"
+                "a plain student serves all steps that are short enough, starts from its teacher and learns from "
+                f"noised data: drop rollout, pairs, pretraining, student_from, encoder_from and light_from, got {self}"
             )
-        if (self.pretraining or self.student_from or self.encoder_from or self.light_from) and not dual:
-            raise ValueError(
-                "a plain student starts from its teacher: drop pretraining, student_from, encoder_from and light_from"
-            )
-        if self.pairs > 1 and not dual:
-            raise ValueError(f"a rollout serves one pair (t, s) or more, noised data one; got pairs {self.pairs}")
         if self.pretraining >= fit.iterations:
             raise ValueError(
                 f"{self.pretraining} of {fit.iterations} iterations are pre-training: make it fewer "
@@ -136,7 +160,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         weights = {"teacher": str(teacher)}
         if start.fresh:
             weights |= self.fill(experiment, method.networks, teacher, start)
-        return Prepared(method, weights, {"teacher": f"weights {teacher.weights_hash[:12]}"}, Watch)
+        return Prepared(method, weights, {"teacher": f"weights {teacher.weights_hash[:12]}"}, WATCH)
 
     def build(
         self,

@@ -1,11 +1,13 @@
-"""Folders as diffusers writes them: of a pipeline (model_index.json), or of a network alone (config.json).
+"""Folders as diffusers writes them, of a pipeline (model_index.json) or of a network alone (config.json).
 
-Read is JSON, and weights are safetensors: no code of a folder is run, and no pickle is loaded.
+Read is JSON, and weights are safetensors: no code of a folder is run, and no pickle is loaded. A `ForeignConfig` builds
+the network again without its folder, as a part of a run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +16,12 @@ from typing import Any, cast
 
 from torch import nn
 
-from dualrate.from_diffusers.kinds import KINDS
-from dualrate.from_diffusers.schedulers import NO_MEAN
+from dualrate.config.ranges import Classes, Ranged
+from dualrate.diffusion.schedule import Schedule
+from dualrate.diffusion.values import Shape
+from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of, shape_of
+from dualrate.from_diffusers.kinds import KINDS, kind_of
+from dualrate.from_diffusers.schedulers import NO_MEAN, Convention, read_scheduler
 from dualrate.system.files import check_files, read_json
 from dualrate.system.folders import some_of
 
@@ -53,10 +59,14 @@ class Folder:
         kind = network_class(self.name)
         from diffusers.utils.import_utils import is_accelerate_available
 
-        how: dict[str, Any] = {"variant": variant_of(self.place, self.name)}
-        how["low_cpu_mem_usage"] = is_accelerate_available()  # without it diffusers asks for it at length
         try:
-            net, info = kind.from_pretrained(self.place, use_safetensors=True, output_loading_info=True, **how)
+            net, info = kind.from_pretrained(
+                self.place,
+                variant=variant_of(self.place, self.name),
+                use_safetensors=True,
+                low_cpu_mem_usage=is_accelerate_available(),  # without it diffusers asks for it at length
+                output_loading_info=True,
+            )
         except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise ValueError(f"{self.place / NETWORK} is no {self.name} that diffusers can build: {error}") from error
         if missing := info["missing_keys"]:
@@ -170,3 +180,92 @@ def network_class(name: str) -> Any:
     if name not in KINDS:
         raise ValueError(f"no {name} is known; known are {', '.join(KINDS)}")
     return getattr(diffusers, name)
+
+
+OWN_CLASSES = "dualrate_num_classes"  # in a network's config.json, where its last label is the null class
+
+
+@dataclass(frozen=True)
+class ForeignConfig(Ranged):
+    """A network of diffusers, and what it takes and gives."""
+
+    kind: str
+    """Its class."""
+    config: str
+    """Of the class, as JSON."""
+    convention: Convention
+    """What it takes for its time, and predicts."""
+    num_classes: Classes = 0
+    """Labels, without a null class."""
+    null: bool = False
+    """Whether the label after these is a null class."""
+    source: str = ""
+    """The folder that it is from."""
+    fingerprint: str = ""
+    """sha256 of configuration and weights in that folder."""
+
+    def build(self) -> ForeignNetwork:
+        """With random weights. Raises ValueError for a configuration of no network, and without diffusers."""
+        kind = network_class(self.kind)
+        try:
+            return self.around(kind.from_config(self._config))
+        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+            raise ValueError(f"{self.kind} of diffusers cannot be built as configured: {error}") from error
+
+    def around(self, net: nn.Module) -> ForeignNetwork:
+        """Such a network that is there already."""
+        kind = kind_of(self.kind, self._config)
+        return ForeignNetwork(net, kind, self.convention, num_classes=self.num_classes, null=self.null)
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W) of an image."""
+        return shape_of(self._config)
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        return json.loads(self.config)
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A folder's network, its schedule, and its weights' module."""
+
+    network: ForeignConfig
+    schedule: Schedule
+    folder: Folder
+
+    def weights(self) -> nn.Module:
+        """The module, with its weights. Raises ValueError where its time runs another way than its scheduler says."""
+        net = self.folder.network()
+        check_direction(self.network.around(net), self.network.shape)
+        return net
+
+
+def adopted(path: Path, num_classes: int | None = None) -> Adopted:
+    """What a run needs to know of a folder of diffusers.
+
+    num_classes: as of `from_diffusers`; None: as the network's config.json says by OWN_CLASSES, if it does
+    Raises ValueError for a folder that `from_diffusers` refuses, one without scheduler, and a model of texts.
+    """
+    folder = read_folder(path)
+    if folder.scheduler is None:
+        raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
+    kind = kind_of(folder.name, folder.config)
+    if kind.takes:
+        raise ValueError(
+            f"{path} holds a model of texts ({folder.name}); a run has labels alone: wrap it by from_diffusers"
+        )
+    schedule, convention = read_scheduler(folder.scheduler)
+    own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
+    config = {name: value for name, value in own.items() if name != OWN_CLASSES}
+    num_classes = own.get(OWN_CLASSES) if num_classes is None else num_classes
+    network = ForeignConfig(
+        folder.name,
+        json.dumps(config, sort_keys=True),
+        convention,
+        **labels_of(kind, config, num_classes),
+        source=str(path),
+        fingerprint=folder.fingerprint,
+    )
+    return Adopted(network, schedule, folder)

@@ -1,0 +1,353 @@
+"""A model of diffusers in a run: alone, or as the encoder beside a light network.
+
+The encoder's features are read off its blocks by hooks, which stand there for the time of one call.
+
+    feature = sum over taps of project(norm(block's output)) + pixels(x_hat)       at the light network's positions
+
+Every tap is normalised over its channels, since scales differ by depth. Nothing has a bias, so nothing of an absent
+context reaches the light network. That is one of two:
+
+    Retrofitted   a fresh U-ViT that corrects x_hat(tau): the context is (feature, x_hat)
+    OwnBlocks     the model's own first and last blocks, for classes whose blocks run in a row on tokens h_1, ..., h_L:
+                  block 1 of z_t, + (h_(L-K+1) - h_1 at tau) + embedding(log_snr_tau), the last K - 1 blocks, the head.
+                  It begins as the encoder sharing of Delta-DiT (Chen et al. 2024, arXiv 2406.01125)
+
+The embedding begins at zero. All weights are in the run's checkpoints, so the run needs the folder no more.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualrate.codecs.config import CodecFolder, NoCodec
+from dualrate.config.ranges import Channels, Range, Ranged, Side
+from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.diffusion.prediction import x_from_v
+from dualrate.diffusion.process import GaussianProcess, Process
+from dualrate.diffusion.values import Shape
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.network_configs import NetworksConfig
+from dualrate.from_diffusers.diffusers_folder import ForeignConfig, adopted
+from dualrate.from_diffusers.foreign_network import ForeignNetwork
+from dualrate.from_diffusers.kinds import BLOCKS
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.networks.blocks import NoiseEmbedding, layer_norm
+from dualrate.networks.dual import LightUViT, disconnect, of_present
+from dualrate.networks.uvit import UViTConfig
+from dualrate.training.config import FitConfig
+
+
+@dataclass(frozen=True)
+class Tap(Ranged):
+    """The output of a block of the network: (B, channels, side, side), or that many tokens."""
+
+    block: Annotated[int, Range(0, 10_000)]
+    """Which, in the order in which they run."""
+    channels: Channels
+    side: Side
+
+
+@contextmanager
+def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
+    """What each of the blocks returned last; None before."""
+    seen: list[Any] = [None] * len(blocks)
+
+    def note(place: int) -> Any:
+        return lambda block, given, output: seen.__setitem__(place, output)
+
+    hooks = [block.register_forward_hook(note(place)) for place, block in enumerate(blocks)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def as_map(output: Tensor) -> Tensor:
+    """(B, C, h, w) of a map, or of tokens (B, n, C) on a square."""
+    if output.ndim == 4:
+        return output
+    side = round(output.shape[1] ** 0.5)
+    return output.transpose(1, 2).unflatten(2, (side, side))
+
+
+@torch.no_grad()
+def taps_of(network: ForeignNetwork, shape: Shape, blocks: Sequence[int] | None = None) -> list[Tap]:
+    """The taps on these blocks; None: at a third and two thirds of the depth, and the last. Runs the network once.
+
+    Raises ValueError for a network that has no such blocks.
+    """
+    parts = network.blocks
+    if blocks is None:
+        blocks = sorted({max(len(parts) * share // 3 - 1, 0) for share in (1, 2, 3)}) if parts else []
+    if wrong := [block for block in blocks if not 0 <= block < len(parts)]:
+        raise ValueError(f"{type(network.net).__name__} has blocks 0 to {len(parts) - 1}, got {wrong}")
+    device = next(network.parameters()).device
+    with outputs([parts[block] for block in blocks]) as seen:
+        label = torch.zeros(1, dtype=torch.int64, device=device) if network.num_classes else None
+        network(torch.zeros(1, *shape, device=device), torch.zeros(1, device=device), label)
+    maps = [as_map(network.kind.tapped(output)) for output in seen]
+    return [Tap(block, made.shape[1], made.shape[2]) for block, made in zip(blocks, maps, strict=True)]
+
+
+class Projection(nn.Module):
+    """A tap's map at the light network's positions. (B, C, side, side) -> (B, width, positions, positions)."""
+
+    def __init__(self, tap: Tap, width: int, positions: int) -> None:
+        super().__init__()
+        stride = 1 if tap.side % positions else tap.side // positions
+        self.positions = positions
+        self.conv = nn.Conv2d(tap.channels, width, stride, stride=stride, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.conv(layer_norm(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return h if h.shape[2] == self.positions else F.adaptive_avg_pool2d(h, self.positions)
+
+
+class TappedEncoder(nn.Module):
+    """forward: (z_tau, log_snr_tau, label) -> ((feature, x_hat), v), for a `LightUViT` that corrects x_hat."""
+
+    def __init__(self, net: ForeignNetwork, light: UViTConfig, taps: Sequence[Tap]) -> None:
+        super().__init__()
+        self.net, self.taps, width = net, tuple(taps), light.levels[0].channels
+        self.projections = nn.ModuleList(Projection(tap, width, light.side(0)) for tap in taps)
+        self.pixels = nn.Conv2d(light.image_channels, width, light.patch, stride=light.patch, bias=False)
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """z: (B, C, H, W); log_snr: (B,)."""
+        parts = self.net.blocks
+        with outputs([parts[tap.block] for tap in self.taps]) as seen:
+            v = self.net(z, log_snr, label)
+        x_hat = x_from_v(z, v, log_snr)
+        feature = self.pixels(x_hat)
+        for project, output in zip(self.projections, seen, strict=True):
+            feature = feature + project(as_map(self.net.kind.tapped(output)))
+        return (feature, x_hat), v
+
+
+COUNT = "num_layers"  # of a configuration
+
+
+def shorter(model: ForeignConfig, blocks: int) -> ForeignConfig:
+    """The model with so many blocks. Raises ValueError for a class whose blocks are not in a row, and too many."""
+    config = json.loads(model.config)
+    if model.kind != "DiTTransformer2DModel":
+        raise ValueError(
+            f"a light network of a model's own blocks is known for DiTTransformer2DModel, got {model.kind}: leave it "
+            "out, for a fresh one"
+        )
+    if not 2 <= blocks < config[COUNT]:
+        raise ValueError(
+            f"of {config[COUNT]} blocks 2 to {config[COUNT] - 1} make a light network, the first and the last ones, "
+            f"got {blocks}"
+        )
+    return replace(model, config=json.dumps({**config, COUNT: blocks}, sort_keys=True))
+
+
+def of_shorter(weights: Mapping[str, Tensor], whole: int, blocks: int) -> dict[str, Tensor]:
+    """Of the weights of a network of `whole` blocks, by name, those of its first and its last `blocks - 1`."""
+    kept = {0: 0, **{whole - blocks + place: place for place in range(1, blocks)}}
+    found = {}
+    for name, tensor in weights.items():
+        before, is_block, after = name.partition(f"{BLOCKS}.")
+        place, _, rest = after.partition(".")
+        if not is_block:
+            found[name] = tensor
+        elif int(place) in kept:
+            found[f"{before}{BLOCKS}.{kept[int(place)]}.{rest}"] = tensor
+    return found
+
+
+class OwnEncoder(nn.Module):
+    """forward: (z_tau, log_snr_tau, label) -> ((context,), v); context: (B, n, C). blocks: of the light network."""
+
+    def __init__(self, net: ForeignNetwork, blocks: int) -> None:
+        super().__init__()
+        self.net, self.last = net, len(net.blocks) - blocks
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """z: (B, C, H, W); log_snr: (B,)."""
+        parts = self.net.blocks
+        with outputs([parts[0], parts[self.last]]) as seen:
+            v = self.net(z, log_snr, label)
+        return (seen[1] - seen[0],), v
+
+
+class OwnLight(nn.Module):
+    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. A context joins after the first block."""
+
+    def __init__(self, net: ForeignNetwork) -> None:
+        super().__init__()
+        inner: Any = net.net
+        self.net, self.tau = net, NoiseEmbedding(inner.inner_dim)
+        for weight in self.tau.mlp[-1].parameters():
+            nn.init.zeros_(weight)
+
+    def forward(
+        self,
+        z: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None,
+        features: tuple[Tensor, ...] = (),
+        log_snr_tau: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
+        if log_snr_tau is None:
+            return self.net(z, log_snr, label)
+        added = features[0] + of_present(self.tau(log_snr_tau), present)[:, None]
+
+        def join(block: nn.Module, given: Any, output: Tensor) -> Tensor:
+            return output + added
+
+        hook = self.net.blocks[0].register_forward_hook(join)
+        try:
+            return self.net(z, log_snr, label)
+        finally:
+            hook.remove()
+
+
+COLOURS = (1, 3)  # channels of images
+
+
+@dataclass(frozen=True)
+class OneForeign(NetworksConfig):
+    """A model of diffusers, called at every step."""
+
+    model: ForeignConfig
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        network = self.model.build()
+        return nn.ModuleDict({"model": network}), Plain(network, process)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("model",)
+
+    @property
+    def shape(self) -> Shape:
+        return self.model.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+    @property
+    def null_class(self) -> bool:
+        return self.model.null
+
+
+@dataclass(frozen=True)
+class Retrofitted(NetworksConfig):
+    """A model of diffusers as the encoder, and a light network that corrects its x_hat."""
+
+    encoder: ForeignConfig
+    light: UViTConfig
+    taps: tuple[Tap, ...]
+    """Whose outputs the light network is given, beside x_hat."""
+
+    def __post_init__(self) -> None:
+        own, its = ((one.shape, one.num_classes) for one in (self.encoder, self.light))
+        if own != its:
+            raise ValueError(f"encoder and light network differ in (C, H, W) and classes: {own} and {its}")
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder = TappedEncoder(self.encoder.build(), self.light, self.taps)
+        light = LightUViT(self.light, residual=True)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("encoder", "light")
+
+    @property
+    def configs(self) -> Mapping[str, UViTConfig]:
+        return {"light": self.light}
+
+    @property
+    def null_class(self) -> bool:
+        return self.encoder.null
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks.get_submodule(f"{role}.net")
+
+    def disconnect(self, networks: nn.ModuleDict) -> None:
+        """At the start of training: the light network alone."""
+        disconnect(networks["encoder"], networks["light"])
+
+
+@dataclass(frozen=True)
+class OwnBlocks(NetworksConfig, Ranged):
+    """A model of diffusers as the encoder, and a light network that starts as some of its blocks."""
+
+    encoder: ForeignConfig
+    blocks: Annotated[int, Range(2, 10_000)]
+    """Of the light network: the model's first, and its last."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shorter(self.encoder, self.blocks)
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder = OwnEncoder(self.encoder.build(), self.blocks)
+        light = OwnLight(shorter(self.encoder, self.blocks).build())
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+    @property
+    def shape(self) -> Shape:
+        return self.encoder.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.encoder.num_classes
+
+    @property
+    def null_class(self) -> bool:
+        return self.encoder.null
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks.get_submodule(f"{role}.net")
+
+    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        whole = json.loads(self.encoder.config)[COUNT]
+        return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
+
+
+def experiment_of(path: Path) -> Experiment:
+    """A folder of diffusers as the experiment of a single-rate model that is trained; its VAE is the codec.
+
+    Raises what `adopted` and `read_codec` raise; warns where images have channels of latents, which nothing decodes.
+    """
+    found = adopted(path)
+    codec = NoCodec() if found.folder.codec is None else CodecFolder.at(found.folder.codec)
+    channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(found.network.shape)
+    if channels not in COLOURS:
+        warnings.warn(
+            f"{path} has no VAE, and its network draws {channels} channels: latents, it seems, which nothing decodes. "
+            "Name the folder of a pipeline, with its vae",
+            stacklevel=2,
+        )
+    return Experiment(
+        path.resolve().name,
+        OneForeign(found.network),
+        DenoisingConfig(),
+        FitConfig(iterations=1),
+        DataConfig("", size=side, channels=channels if channels in COLOURS else None),
+        GaussianProcess(found.schedule),
+        codec,
+    )
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    """Those of the networks of `experiment_of`, in float32."""
+    return {f"model.net.{name}": tensor.float() for name, tensor in adopted(path).weights().state_dict().items()}

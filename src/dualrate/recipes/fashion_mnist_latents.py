@@ -1,0 +1,151 @@
+"""Fashion-MNIST by Unified Latents: encoder, prior and decoder trained together, a base model of the latents, decoders.
+
+Images of 28 x 28 become latents of 7 x 7. A decoder is a second model of the images, given the latents of a trained
+codec: most are single networks; dual calls the heavy one on the latent once an image, and the light one at
+every step.
+
+Images are small, so a pixel tells more than one of 512 x 512. The decoder's weighting therefore has a bias of 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.diffusion import DiffusionDecoding
+from dualrate.config.ranges import Ranged
+from dualrate.diffusion.prediction import Sigmoid, Weighting
+from dualrate.diffusion.process import GaussianProcess, NoisyEnd
+from dualrate.diffusion.schedule import Cosine
+from dualrate.experiment.experiment import DataConfig, Experiment, Stages
+from dualrate.experiment.network_configs import OneDecoder, OneNetwork, TwoDecoders, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler
+from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
+from dualrate.networks.decoder import EncoderConfig
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.fashion_mnist import network
+from dualrate.training.config import FitConfig
+from dualrate.training.optim import OptimConfig
+
+LOG_SNR = 5.0  # of z_0
+PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
+ENCODER = EncoderConfig(28, 1, latent_channels=4, channels=(24, 48), blocks=2)
+PRIOR = UViTConfig(7, 4, (Level("transformer", 96, 2),), embedding=128, head_dim=48)
+DECODER = UViTConfig(28, 1, (Level("conv", 32, 1), Level("transformer", 96, 2)), patch=2, embedding=128, head_dim=48)
+BASE = UViTConfig(7, 4, (Level("transformer", 192, 6),), num_classes=10, embedding=128, head_dim=48)
+LIGHT = UViTConfig(7, 4, (Level("transformer", 96, 2),), num_classes=10, embedding=128, head_dim=48)  # a twelfth of it
+WEIGHTING = Sigmoid(3.0)  # of decoders
+FIT = FitConfig(
+    iterations=6000,
+    batch_size=64,
+    optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup=200, decay="cosine"),
+    ema_halflife=20_000,
+    checkpoint_every=250,
+    sample_every=1000,
+)
+
+Size = Literal["heavy", "medium", "light"]
+Kind = Literal[Size, "dual"]
+SIZES: dict[str, UViTConfig] = {
+    "heavy": replace(network(56, 128, 4), num_classes=0),
+    "medium": replace(network(48, 96, 2), num_classes=0),
+    "light": replace(network(24, 64, 1), num_classes=0),
+}
+# about 40 minutes of one CPU core each
+ITERATIONS: dict[Kind, int] = {"heavy": 3600, "medium": 7000, "light": 16_000, "dual": 2500}
+
+
+def first() -> Experiment:
+    """The first stage, about 45 minutes of one CPU core.
+
+    The paper's loss factor of 1.5 leaves 0.05 bits a pixel in these small latents, 3 leaves 0.133
+    (docs/results/decoders.md).
+    """
+    method = UnifiedLatentsConfig(3.0, decoder_weighting=WEIGHTING, priced_from=400)
+    codec = DiffusionDecoding(channels=1, factor=4, log_snr=LOG_SNR)
+    networks = LatentNetworks(ENCODER, PRIOR, DECODER)
+    return Experiment("fashion-mnist-latents-first", networks, method, FIT, process=PROCESS, codec=codec)
+
+
+def base() -> Experiment:
+    """The second stage: a larger model of the latents, with classes. Its data are latents that `data encode` made."""
+    fit = replace(FIT, batch_size=128)
+    return Experiment("fashion-mnist-latents-base", OneNetwork(BASE), DenoisingConfig(), fit, process=PROCESS)
+
+
+def base_dual() -> Experiment:
+    """The second stage with two networks."""
+    networks, method = TwoNetworks(BASE, LIGHT), DenoisingConfig(times=TimeSampler(heavy=(4, 32)))
+    return replace(base(), name="fashion-mnist-latents-base-dual", networks=networks, method=method)
+
+
+def both() -> Stages:
+    """The first stage, then the base model of its latents."""
+    return Stages("fashion-mnist-latents", first(), base())
+
+
+def decoder(
+    name: str,
+    kind: Kind,
+    sizes: Mapping[str, UViTConfig],
+    codec: Path,
+    *,
+    encoder: Size = "heavy",
+    weighting: Weighting,
+    fit: FitConfig,
+    data: DataConfig,
+    process: GaussianProcess,
+) -> Experiment:
+    """Training of a decoder of a codec's latents. codec: a run that trained one, or its folder.
+
+    encoder: of dual, the size that sees the latent, once
+    Raises what reading the codec raises.
+    """
+    latents = CodecFolder.at(codec)
+    shape = latents.read("cpu").latent_shape(sizes["light"].shape)
+    if kind in sizes:
+        networks, times = OneDecoder(sizes[kind], shape), SingleTime()
+    else:
+        networks, times = TwoDecoders(sizes[encoder], sizes["light"], shape), GivenTimes()
+    method = DenoisingConfig(times, weighting, latents=latents)
+    return Experiment(f"{name}-{kind}", networks, method, fit, data, process)
+
+
+@dataclass(frozen=True)
+class DecoderRecipe(Ranged):
+    """A decoder of latents of Fashion-MNIST. The codec is looked at first; options that are not listed here come after
+    that: give --codec with --help to see all of them."""
+
+    kind: Kind = "dual"
+    """heavy, medium or light: one network. dual: a larger one on the latent, once, and the light one at every step."""
+    encoder: Size = "heavy"
+    """Of dual, the size that sees the latent."""
+    codec: Path = Path("runs/fashion-mnist-latents/first")
+    """Whose latents it decodes: a run that trained one, or its folder."""
+
+    def __call__(self) -> Experiment:
+        """Raises what reading the codec raises."""
+        return decoder(
+            "fashion-mnist-decoder",
+            self.kind,
+            SIZES,
+            self.codec,
+            encoder=self.encoder,
+            weighting=WEIGHTING,
+            fit=replace(FIT, iterations=ITERATIONS[self.kind]),
+            data=DataConfig(),
+            process=GaussianProcess(Cosine()),
+        )
+
+
+RECIPES = {
+    "fashion-mnist-latents-first": ("Unified Latents: encoder, prior and decoder", first),
+    "fashion-mnist-latents-base": ("one network on the latents", base),
+    "fashion-mnist-latents-base-dual": ("two networks on the latents", base_dual),
+    "fashion-mnist-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
+}
+STAGES = {"fashion-mnist-latents": ("first stage and base model, one after the other", both)}
