@@ -41,10 +41,9 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.denoisers.early_exit import EarlyExit
+from dualrate.contrib.early_exit import EarlyExit, EarlyExitTraining, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided, Sharpened
-from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.denoisers.token_cache import TokenCache
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Sigmoid
@@ -58,7 +57,6 @@ from dualrate.from_diffusers.retrofit import Tap
 from dualrate.from_diffusers.schedulers import Discrete, Flow
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss, Targets
-from dualrate.methods.early_exit import EarlyExitTraining
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
@@ -73,8 +71,7 @@ from dualrate.metrics.efficientnet import EfficientNet
 from dualrate.metrics.features import Card
 from dualrate.metrics.inception import Inception
 from dualrate.metrics.text import LanguageCard, Recurrent
-from dualrate.networks.early_exit import ExitUViT
-from dualrate.networks.uvit import UViT
+from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.planning.family import Member
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
@@ -218,7 +215,7 @@ def examples() -> Iterator[Any]:
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
     bands = Bands((1, 4, 4))
     yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
-    yield SharedEncoder(UViT(config), of, 1)
+    yield UViTCut(UViT(config), 1, 1)
     exits = EarlyExit(ExitUViT(config), of)
     yield from (exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid(), "data"))
     yield TokenCache(UViT(config).token_cut(scores=False), of, 0.1)

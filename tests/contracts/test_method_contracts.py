@@ -18,6 +18,7 @@ import dualrate as dr
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.codecs.tokens import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import NoisyEnd
@@ -30,7 +31,6 @@ from dualrate.experiment.networks import NetworksConfig
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.tokens import OneTransformer, TwoTransformers
 from dualrate.methods.consistency import ConsistencyConfig
-from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.moment_matching import config as moment_matching
 from dualrate.methods.moment_matching.config import MomentMatchingConfig

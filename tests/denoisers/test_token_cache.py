@@ -194,7 +194,7 @@ def test_a_plan_says_whose_context_a_step_has_where_that_is_one_step_s():
 def test_a_partial_step_wants_a_denoiser_that_has_one():
     plan = dr.StepPlan.uniform(4, 2).renewing((PARTIAL,))
     for denoiser in (named("fora"), Metered(named("fora")), Guided(PLAIN, PROCESS, 2.0, 3)):
-        with pytest.raises(ValueError, match=r"has a partial step: name a denoiser that renews a part \(toca, duca\)"):
+        with pytest.raises(ValueError, match=r"has no partial steps: use toca or duca"):
             last(denoiser, plan)
 
 

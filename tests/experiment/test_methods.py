@@ -7,6 +7,7 @@ import torch
 
 import dualrate as dr
 from dualrate.codecs.config import CodecFolder
+from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
@@ -16,7 +17,6 @@ from dualrate.experiment.networks import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan
 from dualrate.experiment.teaching import check_targets, check_teacher
 from dualrate.methods.consistency import ConsistencyConfig
-from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.em_distillation import EMDistillationConfig
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.methods.moment_matching.instant import InstantMomentMatching

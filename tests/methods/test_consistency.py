@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from theory.common import f64, gaussian, normals
+from theory.exact import GaussianMixture, OracleDenoiser
 from torch import Tensor, nn
 from training.toy import Recorder
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Plain, posterior_mean
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd

@@ -9,7 +9,6 @@ import torch
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Metered
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.sampling.covariance import (
     Bands,
@@ -22,6 +21,7 @@ from dualrate.sampling.covariance import (
 )
 from dualrate.sampling.trajectory import trajectory
 from theory.common import PROCESS, f64, normals, space_mixture, uniform_log_snr
+from theory.exact import OracleDenoiser
 
 BANDS = Bands((3, 8, 8), rings=6)
 POWER = 20.0 / (1 + torch.arange(BANDS.count, dtype=torch.float64)) ** 2.5  # of each band: from 20 to 0.01

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
@@ -18,6 +17,7 @@ from dualrate.sampling.grids import GRIDS, grid_times
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import rollout
 from theory.common import gaussian, normals, sources
+from theory.exact import OracleDenoiser
 
 SCHEDULE, LOG_SNR, C = Cosine(log_snr_max=5.0), 5.0, 0.01
 KINDS = (Ancestral, DDIM, Heun, DPMSolver2M, DPMSolver3M, SDEDPMSolver2M, NoiseCovariance)

@@ -8,12 +8,12 @@ import torch
 from scipy.integrate import quad
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import score_from_x
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Cond, Context
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, space_mixture, uniforms
+from theory.exact import GaussianMixture, OracleDenoiser
 from theory.held_context import held_variance, two_band_variance
 
 LOG_SNR = f64(-12, -4, -1, 0, 1, 3, 6)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import NoisyEnd
@@ -16,6 +15,7 @@ from dualrate.diffusion.values import Cond, Refresh
 from dualrate.planning.family import interpolated_objective
 from dualrate.planning.planner import Bend, Errors, Planner, measure_errors
 from tests.theory.common import PROCESS, gaussian, normals
+from theory.exact import OracleDenoiser
 from theory.held_context import Echo
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualrate.denoisers.denoiser import Metered
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.sampling.ancestral import DDIM, Ancestral
@@ -18,6 +17,7 @@ from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import rollout, trajectory
 from theory.common import PROCESS, line_mixture, normals
+from theory.exact import OracleDenoiser
 from theory.held_context import Echo
 
 MIXTURE = line_mixture()
@@ -47,7 +47,7 @@ class Recorded:
         return self.inner.encode(z, t, cond)
 
     def denoise(self, z, t, context, cond):
-        tau = None if context.tau is None else float(context.tau[0])
+        tau = None if context.tau is None else float(context.tau)
         assert context.tau is None or (context.tau == tau).all()
         assert torch.equal(cond.label, COND.label)
         self.calls.append(("denoise", float(t[0]), tau))
@@ -232,7 +232,7 @@ def test_a_trajectory_goes_on_from_any_of_its_states():
     plan, step, echo = StepPlan.uniform(9, 4), TwoEvaluations(), Echo(MIXTURE, PROCESS, reuse=Reuse.FREE)
     states = list(trajectory(echo, step, plan, START, COND, noise))
     assert [state.i for state in states] == list(range(10))
-    assert [float(state.t[0]) for state in states] == list(plan.t)
+    assert [float(state.t) for state in states] == list(plan.t)
     for begin in states:
         *_, last = trajectory(echo, step, plan, START, COND, noise, state=begin)
         assert torch.equal(last.z, states[-1].z)

@@ -6,7 +6,6 @@ import torch
 from scipy.integrate import solve_ivp
 
 from dualrate.denoisers.denoiser import Metered
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Cond, Context
@@ -16,6 +15,7 @@ from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import State, rollout, trajectory
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr
+from theory.exact import OracleDenoiser
 from theory.held_context import Echo
 
 MIXTURE = line_mixture()

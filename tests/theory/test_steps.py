@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated, alpha, sigma
@@ -17,6 +16,7 @@ from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import rollout
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr
+from theory.exact import OracleDenoiser
 from theory.held_context import held_variance
 
 STEPS = [

@@ -52,7 +52,6 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "auto": auto.Auto(),
     **{f"fashion-mnist-{name}": partial(fashion_mnist.single, name) for name in fashion_mnist.NETWORKS},
     **{f"fashion-mnist-{name}": partial(fashion_mnist.dual, name) for name in fashion_mnist.PAIRS},
-    "fashion-mnist-early-exit": fashion_mnist.early_exit,
     "fashion-mnist-small": fashion_mnist.small,
     "fashion-mnist-latents-first": fashion_mnist_latents.first,
     "fashion-mnist-latents-base": fashion_mnist_latents.base,

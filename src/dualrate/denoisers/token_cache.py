@@ -28,14 +28,14 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, Literal, Protocol, cast
+from typing import Annotated, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.denoisers.denoiser import Denoiser, Plain, of_network
+from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
@@ -47,9 +47,7 @@ By = Literal["attention", "random"]
 
 
 class TokenCut(Protocol):
-    """A network whose attention can be kept; arguments as `networks/uvit.py` has them. Its `token_cut(scores)` makes
-    it, where `scores` says whether it is to tell the attention that tokens receive.
-    """
+    """A network whose attention can be kept; arguments as `networks/uvit.py` has them."""
 
     def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What all blocks add, what attention adds, the attention that tokens receive (B, n), and v."""
@@ -66,8 +64,17 @@ class TokenCut(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenCuttable(Protocol):
+    """A network whose tokens can be renewed one by one."""
+
+    def token_cut(self, scores: bool) -> TokenCut:
+        """scores: whether it computes the attention that tokens receive. Raises ValueError where that cannot be."""
+        ...
+
+
 @dataclass(frozen=True)
-class TokenCache(Ranged):
+class TokenCache(Ranged, Denoiser):
     """A single-rate network that keeps its attention, and makes some tokens anew where a step is partial.
 
     share:   of the tokens, one at least
@@ -82,7 +89,7 @@ class TokenCache(Ranged):
     by: By = "random"
     between: tuple[Refresh, ...] = (Refresh.PARTIAL,)
     reuse: Reuse = Reuse.SMOOTH
-    alone_differs = True  # no annotation: its cost
+    alone_differs = True
 
     @staticmethod
     def around(*, share: float, by: By, between: tuple[Refresh, ...]) -> Callable[[Denoiser, Process], TokenCache]:
@@ -92,13 +99,13 @@ class TokenCache(Ranged):
         """
 
         def make(denoiser: Denoiser, process: Process) -> TokenCache:
-            gaussian = require_gaussian(process, "the model")
-            if (cut := of_network(denoiser, "token_cut")) is None:
+            network = denoiser.network if isinstance(denoiser, Plain) else denoiser
+            if not isinstance(network, TokenCuttable):
                 raise ValueError(
-                    "tokens are kept of a single U-ViT, or a transformer of diffusers, got "
-                    f"{type(denoiser.network if isinstance(denoiser, Plain) else denoiser).__name__}"
+                    f"tokens are kept of a single U-ViT, or a transformer of diffusers, got {type(network).__name__}"
                 )
-            return TokenCache(cut(by == "attention"), gaussian, share, by, between)
+            cut = network.token_cut(by == "attention")
+            return TokenCache(cut, require_gaussian(process, "the model"), share, by, between)
 
         return make
 
@@ -141,10 +148,10 @@ class TokenCache(Ranged):
 
 
 def choose(received: Tensor, age: Tensor, t: Tensor, count: int, by: By) -> Tensor:
-    """(B, count) of the n tokens, one at least. received, age: (B, n); t: (B,), which decides what random is."""
+    """(B, count) of the n tokens, one at least. received, age: (B, n); t: (B,) or (), which decides what random is."""
     size = age.shape[1]
     if by == "random":
-        return torch.stack([order(size, time, age.device)[: max(1, count)] for time in t.tolist()])
+        return torch.stack([order(size, time, age.device)[: max(1, count)] for time in t.expand(len(age)).tolist()])
     score = F.normalize(received, dim=1) + AGE * age
     side = round(size**0.5)
     if side * side == size and side % 2 == 0:

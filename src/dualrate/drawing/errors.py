@@ -182,7 +182,7 @@ class _Calls:
     def of(model: Model) -> _Calls:
         label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.num_classes else None
         z = torch.zeros(1, *model.shape, device=model.device)
-        context = model.denoiser.encode(z, shared_time(0.5, 1), Cond(label))
+        context = model.denoiser.encode(z, shared_time(0.5), Cond(label))
         return _Calls(bool(context.features), context.x_hat is not None, model.denoiser.reuse is not Reuse.SMOOTH)
 
     def until(self, times: int, cost: CallCost = UNIT) -> float:

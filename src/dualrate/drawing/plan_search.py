@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.denoisers.denoiser import between
+from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
@@ -159,7 +159,9 @@ def candidates(
     steps, heavy, schedule = usual.num_steps, usual.num_heavy, model.process.schedule
     reuses = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
     family = members(steps, heavy, late=reuses and model.serves.drops)
-    plans = {member.plan(schedule, steps, heavy).renewing(between(model.denoiser)): member for member in family}
+    plans = {
+        member.plan(schedule, steps, heavy).renewing(abilities(model.denoiser).between): member for member in family
+    }
     if len(family) > SHORT:
         errors = measured_errors(model, grid=grid, images=images, progress=progress, mapper=mapper)
         planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order)

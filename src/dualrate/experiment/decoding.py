@@ -14,8 +14,7 @@ from torch import nn
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import Ranged, Side
-from dualrate.denoisers.decoder import Decoder, DualRateDecoder
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Decoder, Denoiser, DualRateDecoder
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import Model

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dualrate.config.imports import import_module
+
 OF_THE_METHOD = (
     "weighting",
     "times",
@@ -45,6 +47,7 @@ LATER: dict[
 RETIRED: dict[str, dict[str, Any]] = {  # fields that are no more, and what they must have been
     "DenoisingConfig": {"forecast": False},
 }
+CONTRIB = dict.fromkeys(("EarlyExitConfig", "EarlyExitNetwork"), "dualrate.contrib.early_exit")  # and its module
 PLANS = {"Continuous": "AtLeast", "Grid": "OnePlan"}
 UNKNOWN = "unknown"  # teacher of a student whose distillation was not kept
 
@@ -77,7 +80,10 @@ def completed(plain: Any) -> Any:
         return [completed(item) for item in plain]
     if not isinstance(plain, dict):
         return plain
-    kind, went = str(plain.get("type")), RETIRED.get(str(plain.get("type")), {})
+    kind = str(plain.get("type"))
+    if kind in CONTRIB:  # our own, so it may be imported for a file
+        import_module(CONTRIB[kind])
+    went = RETIRED.get(kind, {})
     held = {name: completed(value) for name, value in plain.items() if name not in went or value != went[name]}
     return LATER.get(kind, {}) | held
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, Side
+from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, SharedBlocks, Side
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import (
     ConvBlock,
@@ -148,7 +148,9 @@ class Blocks(nn.Module):
 
 
 class Embedding(nn.Module):
-    """(log_snr, label) -> (B, E)."""
+    """(log_snr, label) -> (B, E). The label after the last is the null class."""
+
+    null = True
 
     def __init__(self, embedding: int, num_classes: int) -> None:
         super().__init__()
@@ -278,11 +280,13 @@ class UViT(nn.Module):
 class UViTCut(Ranged):
     """A U-ViT in two: what its levels from `outer` on add to what comes into them, and the rest.
 
-    outer: 0 to the number of levels above the middle. 0: only patches and head are outside
+    outer:  0 to the number of levels above the middle. 0: only patches and head are outside
+    blocks: where the middle alone is inside, how many of its first blocks are; None: all
     """
 
     network: UViT
     outer: OuterLevels
+    blocks: SharedBlocks | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -292,6 +296,11 @@ class UViTCut(Ranged):
                 f"outer is the number of levels that run at every step, 0 to {above} in this network of {above + 1}, "
                 f"got {self.outer}"
             )
+        middle = self.network.config.levels[-1].blocks
+        if self.blocks is not None and (self.outer < above or self.blocks > middle):
+            raise ValueError(
+                f"a refresh serves the first middle blocks, 1 to {middle} in this network, got {self.blocks}"
+            )
         if self.network.head is None:
             raise ValueError("this U-ViT was built without a head, so it cannot denoise: cut one that predicts v")
 
@@ -299,14 +308,19 @@ class UViTCut(Ranged):
         """What the inside adds, (B, C, h, w) of level `outer`, and v, as the network's. Arguments: the network's."""
         net, emb, h, skips = self.outside(z, log_snr, label)
         inner, inner_skips = net.descend(h, emb, begin=self.outer)
-        out = net.ascend(net.middle(inner, emb), inner_skips, emb, begin=self.outer)[0]
-        return out - h, net.predict(net.ascend(out, skips, emb)[0])
+        out = net.ascend(net.middle(inner, emb, end=self.blocks), inner_skips, emb, begin=self.outer)[0]
+        return out - h, self._v(out, skips, emb)
 
     def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
         """v of the outside alone, given what the inside adds. Raises ValueError where that has another shape."""
-        net, emb, h, skips = self.outside(z, log_snr, label)
+        _, emb, h, skips = self.outside(z, log_snr, label)
         require_shape(added, h)
-        return net.predict(net.ascend(h + added, skips, emb)[0])
+        return self._v(h + added, skips, emb)
+
+    def _v(self, out: Tensor, skips: Skips, emb: Tensor) -> Tensor:
+        """From the output of the inside."""
+        out = out if self.blocks is None else self.network.middle(out, emb, begin=self.blocks)
+        return self.network.predict(self.network.ascend(out, skips, emb)[0])
 
     def outside(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[UViT, Tensor, Tensor, Skips]:
         """The way down to the input of level `outer`."""

@@ -47,7 +47,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser, between, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser, abilities, posterior_mean
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess
@@ -98,7 +98,7 @@ def measure_bend(
 
     t: (M + 1,), M of FEWEST steps or more. Costs M heavy calls an image.
     """
-    times = [shared_time(time, len(normal)) for time in t[:-1]]
+    times = [shared_time(time) for time in t[:-1]]
     z, x_hats = normal, []
     for now, then in zip(times, [*times[1:], None], strict=True):
         x_hats.append(posterior_mean(denoiser, z, now, cond))
@@ -165,15 +165,14 @@ def every_call(
     call.
     Raises ValueError for a denoiser whose context is of more than one time.
     """
-    steps, rows = len(t) - 1, len(x)
-    times = [shared_time(time, rows) for time in t[:-1]]
+    steps, times = len(t) - 1, [shared_time(time) for time in t[:-1]]
     contexts: dict[int, Context] = {}
     start = draws.normal("plan start", *x.shape[1:]).to(x.dtype)
     z = process.add_noise(x, times[0], start)
     for i in range(steps):
         now = times[i]
         fresh = denoiser.encode(z, now, cond)
-        if fresh.keeps or between(denoiser) != (Refresh.KEEP,):
+        if fresh.keeps or abilities(denoiser).between != (Refresh.KEEP,):
             raise ValueError(
                 f"what {type(denoiser).__name__} makes of a step depends on more than its latest heavy call, which is "
                 "all that a planner looks at: its heavy calls are best spread evenly"

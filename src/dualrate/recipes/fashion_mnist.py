@@ -14,7 +14,6 @@ from typing import Literal
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.networks import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
@@ -93,13 +92,6 @@ def dual(name: Pair = "dual-45") -> Experiment:
     encoder, light = PAIRS[name]
     networks = TwoNetworks(NETWORKS[encoder], NETWORKS[light])
     return Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=times), annealed(name))
-
-
-def early_exit() -> Experiment:
-    """Exits of the heavy network, whose run is named by --method.backbone-from: ten minutes of one CPU core."""
-    optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=20, decay="cosine")
-    fit = replace(FIT, iterations=500, batch_size=32, optim=optim, ema_halflife=2000, sample_every=250)
-    return Experiment("fashion-mnist-early-exit", EarlyExitNetwork(HEAVY), EarlyExitConfig(), fit)
 
 
 def small(seconds: float = 120) -> Experiment:

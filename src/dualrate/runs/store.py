@@ -50,12 +50,10 @@ from dualrate.from_diffusers.folder import is_diffusers, read_folder
 from dualrate.methods import (
     consistency,  # noqa: F401  # a file may name their methods
     denoising,  # noqa: F401  # a file may name their methods
-    early_exit,  # noqa: F401  # a file may name their methods
     em_distillation,  # noqa: F401  # a file may name their methods
     unified_latents,  # noqa: F401  # a file may name their methods
 )
 from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # a file may name their methods
-from dualrate.sampling.cost import varies
 from dualrate.system.device import own_defaults
 from dualrate.system.environment import environment
 from dualrate.system.files import (
@@ -78,7 +76,7 @@ from dualrate.training import checkpoint
 def switched(heavy: Model, light: Model) -> Model:
     """`light` where a step has no context, `heavy` at the others; codec and process are theirs both.
 
-    Raises ValueError for models of different shapes, classes, processes or latents, early exits, a distilled student,
+    Raises ValueError for models of different shapes, classes, processes or latents, a distilled student,
     which knows its own steps alone, a dual-rate decoder as the light one, and what `Switched` raises.
     """
     for what, (mine, other) in {
@@ -100,11 +98,6 @@ def switched(heavy: Model, light: Model) -> Model:
             raise ValueError(
                 f"{model.name} is a distilled student, which knows its own steps alone and makes none for another "
                 "model: name a model that was trained at every noise level"
-            )
-        if varies(model.denoiser):
-            raise ValueError(
-                f"{model.name} has early exits, so it is a cheaper network at the steps that allow it by itself: name "
-                "the run that they were trained beside"
             )
     if light.denoiser.reuse is Reuse.FREE and light.call_cost.heavy:
         raise ValueError(

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from dualrate.denoisers.denoiser import Denoiser, Metered, renewal_if_any
+from dualrate.denoisers.denoiser import Denoiser, Metered, abilities
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.values import Cond, Context, Reuse, Shape
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, Shape
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
 
@@ -150,9 +150,9 @@ def priced(
         context = denoiser.encode(z, t, cond)
     kept = context.aged()
     light = price(lambda: denoiser.denoise(z, t, kept, cond))
-    renew = renewal_if_any(denoiser)
-    partial = 0 if renew is None else price(lambda: renew(z, t, kept, cond))
-    alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if alone_differs(denoiser) else None
+    can = abilities(denoiser)
+    partial = price(lambda: denoiser.renew(z, t, kept, cond)) if Refresh.PARTIAL in can.between else 0
+    alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if can.alone_differs else None
     return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone)
 
 
@@ -184,18 +184,6 @@ def plan_cost(
 def _plan_cost(calls: CallCost, metered: Metered) -> PlanCost:
     seen = metered.meter
     return PlanCost(calls, seen.heavy, seen.light, partial_calls=seen.partial, alone_calls=seen.alone)
-
-
-def alone_differs(denoiser: Denoiser) -> bool:
-    """Whether a step without a context is no light call but has a price of its own, another network's or that of the
-    whole of one, as a denoiser may say by an attribute of that name.
-    """
-    return getattr(denoiser, "alone_differs", False)
-
-
-def varies(denoiser: Denoiser) -> bool:
-    """Whether a call costs what its rows make it cost, as a denoiser may say by an attribute of that name."""
-    return getattr(denoiser, "varies", False)
 
 
 def mean_macs(
@@ -240,7 +228,7 @@ def expected_costs(
 
 
 @dataclass(frozen=True)
-class _WithoutNetworks:
+class _WithoutNetworks(Denoiser):
     """A denoiser that makes the calls of another one, and computes nothing."""
 
     calls: CallCost

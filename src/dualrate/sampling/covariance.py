@@ -72,7 +72,7 @@ from dualrate.config.ranges import Range, Ranged, Rings, Side
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
-from dualrate.diffusion.values import expand, is_shared, once
+from dualrate.diffusion.values import expand, once
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
@@ -346,16 +346,16 @@ def _forward_mode(denoise: Denoise, z: Tensor, t: Tensor, direction: Tensor) -> 
 
 def at_time(values: Tensor, times: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """The rows of values: (N, K) at which the plan's steps start at t, in the precision of `like`: (B, K) or (1, K)."""
-    found = values.to(t.device)[place(times, t[:1] if is_shared(t) else t)]
+    found = values.to(t.device)[place(times, t.reshape(-1))]
     return found.to(like, non_blocking=True)
 
 
 def place(times: Tensor, t: Tensor) -> Tensor:
-    """(B,) rows of the plan's steps that start at t: (B,). Raises ValueError for a time at which none does."""
-    distance = (t[:, None] - times.to(t)).abs()
-    if bool((strange := distance.amin(1) > 1e-9).any()):
+    """The plan's steps that start at t: (B,) or (); like t. Raises ValueError for a time at which none does."""
+    distance = (t[..., None] - times.to(t)).abs()
+    if bool((strange := distance.amin(-1) > 1e-9).any()):
         raise ValueError(f"no step of the plan starts at t = {t[strange][0]:g}: make the step for the plan that is run")
-    return distance.argmin(1)
+    return distance.argmin(-1)
 
 
 def _of(kernel: Kernel) -> str:
