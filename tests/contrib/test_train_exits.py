@@ -85,5 +85,5 @@ def test_runs_without_such_a_network_are_refused(runs, tmp_path):
             train(replace(exits, method=EarlyExitConfig(str(tmp_path / name))), tmp_path / "run", progress=Recorder())
     with pytest.raises(ValueError, match=r"name its run, --method.backbone-from RUN"):
         train(replace(exits, method=EarlyExitConfig()), tmp_path / "run", progress=Recorder())
-    with pytest.raises(ValueError, match="expected networks with exits .EarlyExitNetwork., got a single-rate model"):
+    with pytest.raises(ValueError, match=r"expected networks with exits .EarlyExitNetwork., got a single-rate model"):
         replace(one, method=EarlyExitConfig())

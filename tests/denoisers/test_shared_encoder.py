@@ -215,7 +215,7 @@ def test_features_that_are_tokens_have_their_channels_last():
         reuse = Reuse.SMOOTH
 
         def encode(self, z, t, cond):
-            feature = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) * (1 + torch.arange(3.0)[:, None] * t[0])
+            feature = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) * (1 + torch.arange(3.0)[:, None] * t)
             return Context((feature.expand(len(z), 3, 2),), tau=t, x_hat=0 * z)
 
         def denoise(self, z, t, context, cond):

@@ -19,8 +19,8 @@ FORA        Selvaraju et al. 2024, arXiv 2407.01425: DiT, refreshed at every N-t
             theirs.
 DeepCache   Ma et al. 2023, arXiv 2312.00858: U-Nets, refreshed at every N-th step. Its skips concatenate, so what is
             kept there is the inner levels' activation; here they add.
-TaylorSeer  Liu et al. 2025, arXiv 2503.06923: DiT, refreshed at every N-th step and the first few, order m. A cache that
-            has seen fewer than m + 1 refreshes forecasts at a lower order.
+TaylorSeer  Liu et al. 2025, arXiv 2503.06923: DiT, refreshed at every N-th step and the first few, order m. A cache
+            that has seen fewer than m + 1 refreshes forecasts at a lower order.
 Sharing     The decoupled diffusion transformer (Wang et al. 2025, arXiv 2504.05741), whose encoder's output serves
             several neighbouring steps. Its decoder sees the time through the encoder's output alone; here all that runs
             is given the current time, and the network was never cut in two in training.

@@ -298,9 +298,7 @@ class UViTCut(Ranged):
             )
         middle = self.network.config.levels[-1].blocks
         if self.blocks is not None and (self.outer < above or self.blocks > middle):
-            raise ValueError(
-                f"a refresh serves the first middle blocks, 1 to {middle} in this network, got {self.blocks}"
-            )
+            raise ValueError(f"a refresh serves the first blocks, 1 to {middle} in this network, got {self.blocks}")
         if self.network.head is None:
             raise ValueError("this U-ViT was built without a head, so it cannot denoise: cut one that predicts v")
 
