@@ -458,7 +458,7 @@ def test_a_value_that_is_no_field_is_checked_alike():
             10**400,
             r"file\.method\.weighting\.bias: expected a number, got one with 401 digits",
         ),
-        (("networks", "light", "resample_kernel"), True, r"file\.networks\.light: resample_kernel is 1 or 3"),
+        (("networks", "light", "patch"), True, r"file\.networks\.light\.patch: expected an integer"),
     ],
 )
 def test_a_number_in_a_file_is_refused_with_its_place(path, value, message):

@@ -39,7 +39,6 @@ from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.methods.times import SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.networks.decoder import EncoderConfig
-from dualrate.networks.dual import ContextConfig
 from dualrate.networks.tokens import TokensConfig
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.training.config import FitConfig
@@ -51,10 +50,6 @@ NET = dr.UViTConfig(
 LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("transformer", 16, 1)))
 DEEP = replace(NET, levels=(*NET.levels[:-1], replace(NET.levels[-1], blocks=3)))  # with blocks to leave out
 ONE, TWO, EXITS = dr.OneNetwork(NET), dr.TwoNetworks(NET, LIGHT), EarlyExitNetwork(DEEP)
-RESIDUAL = replace(TWO, context=ContextConfig(residual=True))
-OTHERS = dr.TwoNetworks(  # what simple diffusion, SiD2 and the public note have otherwise
-    *(replace(net, norm="group", downsampling="haar") for net in (NET, LIGHT)), ContextConfig(join="concat")
-)
 MATCHING = MomentMatchingConfig("one", AtLeast(4))
 TAUGHT = ConsistencyConfig(4, "one", teacher_steps=(8, 16))
 DUAL = replace(MATCHING, plans=OnePlan(8, 4), rollout="full")
@@ -66,8 +61,7 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
         TWO, dr.DenoisingConfig(dr.TimeSampler(), encoder_from="one", freeze_encoder=True, light_from="light"),
     ),
     "denoising, late plans": (TWO, dr.DenoisingConfig(dr.TimeSampler((1, 8), first=(0.6, 0.9), few=2.0))),
-    "denoising, residual": (RESIDUAL, dr.DenoisingConfig(dr.TimeSampler((2, 4)), light_from="light")),
-    "denoising, as others have it": (OTHERS, dr.DenoisingConfig(dr.TimeSampler((2, 4)), multiscale=1)),
+    "denoising, multiscale": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), multiscale=1)),
     "denoising, slow encoder": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), encoder_rate=0.1)),
     "denoising, taught": (
         TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4), draws=2), targets_from="one", targets_share=0.5),

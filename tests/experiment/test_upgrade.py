@@ -16,7 +16,6 @@ from dualrate.experiment.upgrade import LATER, upgraded, upgraded_identity
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.networks.dual import ContextConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
 
@@ -101,7 +100,7 @@ def test_released_weights_of_before_are_read():
         assert read(upgraded(json.loads(file.read_text()))).shape == (1, 28, 28), file
 
 
-@pytest.mark.parametrize("kind", [DenoisingConfig, TimeSampler, ContextConfig], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [DenoisingConfig, TimeSampler], ids=lambda kind: kind.__name__)
 def test_fields_that_came_later_are_what_they_stand_for(kind):
     """In a run of before, at any depth, they are as if never thought of; what today says of them stays."""
     today = Experiment("run", TWO, DenoisingConfig(TimeSampler()), FitConfig(iterations=9))
@@ -118,6 +117,17 @@ def test_fields_that_came_later_are_what_they_stand_for(kind):
     assert then != to_plain(today)
     assert upgraded_identity(then) == upgraded(then) == to_plain(today)
     assert upgraded(then | {"method": then["method"] | {"targets_share": 0.5}})["method"]["targets_share"] == 0.5
+
+
+def test_networks_with_the_usual_context_are_read_and_others_are_refused() -> None:
+    plain = to_plain(Experiment("run", TWO, DenoisingConfig(TimeSampler()), FitConfig(iterations=9)))
+    usual = {"type": "ContextConfig", "levels": None, "width": None}
+    light = plain["networks"]["light"] | {"norm": "layer", "downsampling": "patch", "resample_kernel": 1}
+    for context in (usual, usual | {"residual": False, "join": "add"}):
+        assert upgraded(plain | {"networks": plain["networks"] | {"light": light, "context": context}}) == plain
+    other = plain | {"networks": plain["networks"] | {"context": usual | {"width": 4}}}
+    with pytest.raises(ValueError, match="TwoNetworks has no field 'context'"):
+        from_plain(Experiment, upgraded(other))
 
 
 def test_a_field_that_went_is_read_as_it_always_was_and_refused_as_anything_else() -> None:

@@ -20,7 +20,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import Model
 from dualrate.experiment.networks import NetworksConfig
 from dualrate.networks.decoder import DecoderUViT, LatentEncoder
-from dualrate.networks.dual import ContextConfig, check_pair
+from dualrate.networks.dual import check_pair
 from dualrate.networks.uvit import UViT, UViTConfig
 
 DECODING = "sde-dpm++2m:0.1", 16  # sampler and steps of a decoder that stands in a codec, where none are asked for
@@ -76,15 +76,14 @@ class TwoDecoders(NetworksConfig, Ranged):
     light: UViTConfig
     latent_shape: tuple[Side, Side, Side]
     """(C, h, w) of the latents."""
-    context: ContextConfig = ContextConfig()
     bfloat16_weights = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_pair(self.encoder, self.light, self.context)
+        check_pair(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = LatentEncoder(self.encoder, self.light, self.latent_shape, self.context), UViT(self.light)
+        encoder, light = LatentEncoder(self.encoder, self.light, self.latent_shape), UViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateDecoder(encoder, light, process)
 
     @property

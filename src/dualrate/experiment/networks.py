@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
-from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, check_pair, disconnect, light_of
+from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect, light_of
 from dualrate.networks.uvit import UViT, UViTConfig
 
 Light = TypeVar("Light")
@@ -158,17 +158,13 @@ class TwoNetworks(NetworksConfig):
 
     encoder: UViTConfig
     light: UViTConfig
-    context: ContextConfig = ContextConfig()
     bfloat16_weights = True
 
     def __post_init__(self) -> None:
-        check_pair(self.encoder, self.light, self.context)
+        check_pair(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder = ContextEncoder(self.encoder, self.light, self.context)
-        levels = len(self.light.levels) if self.context.levels is None else self.context.levels
-        concat = levels if self.context.join == "concat" else 0
-        light = LightUViT(self.light, residual=self.context.residual, concat=concat)
+        encoder, light = ContextEncoder(self.encoder, self.light), LightUViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     @property

@@ -41,11 +41,13 @@ LATER: dict[
     },
     "MomentMatchingConfig": {"temperature": 1.0, "top_p": 1.0},
     "TimeSampler": {"few": 1.0},
-    "ContextConfig": {"residual": False, "join": "add"},
-    "UViTConfig": {"norm": "layer", "downsampling": "patch"},
 }
 RETIRED: dict[str, dict[str, Any]] = {  # fields that are no more, and what they must have been
     "DenoisingConfig": {"forecast": False},
+    "UViTConfig": {"norm": "layer", "downsampling": "patch", "resample_kernel": 1},
+    "ContextConfig": {"levels": None, "width": None, "residual": False, "join": "add"},
+    "TwoNetworks": {"context": {"type": "ContextConfig"}},  # without its own retired fields
+    "TwoDecoders": {"context": {"type": "ContextConfig"}},
 }
 CONTRIB = dict.fromkeys(("EarlyExitConfig", "EarlyExitNetwork"), "dualrate.contrib.early_exit")  # and its module
 PLANS = {"Continuous": "AtLeast", "Grid": "OnePlan"}
@@ -84,8 +86,10 @@ def completed(plain: Any) -> Any:
     if kind in CONTRIB:  # our own, so it may be imported for a file
         import_module(CONTRIB[kind])
     went = RETIRED.get(kind, {})
-    held = {name: completed(value) for name, value in plain.items() if name not in went or value != went[name]}
-    return LATER.get(kind, {}) | held
+    held = {name: completed(value) for name, value in plain.items()}
+    return LATER.get(kind, {}) | {
+        name: value for name, value in held.items() if name not in went or value != went[name]
+    }
 
 
 def upgraded_identity(written: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from dualrate.from_diffusers.retrofit import (
     stem_of,
 )
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.networks.dual import LightUViT, disconnect, kept
+from dualrate.networks.dual import LightUViT, disconnect
 from dualrate.networks.uvit import UViTConfig
 from dualrate.training.config import FitConfig
 
@@ -85,7 +85,7 @@ class Retrofitted(NetworksConfig):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder = TappedEncoder(self.encoder.build(), Stem.of(self.light), self.taps)
-        light = LightUViT(self.light, residual=True, estimate=kept)
+        light = LightUViT(self.light, residual=True)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     @property

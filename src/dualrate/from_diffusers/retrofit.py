@@ -40,7 +40,7 @@ their schedules and predictions may differ.
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ from dualrate.from_diffusers.kinds import BLOCKS
 from dualrate.from_diffusers.network import ForeignNetwork
 from dualrate.from_diffusers.schedulers import Discrete
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
-from dualrate.networks.dual import of_present
+from dualrate.networks.dual import Features, LightNetwork
 from dualrate.networks.uvit import UViTConfig
 
 
@@ -166,8 +166,8 @@ class TappedEncoder(nn.Module):
         return (feature, x_hat), v
 
 
-class JoinedLight(nn.Module, ABC):
-    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. width: channels of the feature."""
+class JoinedLight(LightNetwork):
+    """A network of diffusers, joined by one feature. width: channels of the feature."""
 
     def __init__(self, net: ForeignNetwork, width: int) -> None:
         super().__init__()
@@ -184,19 +184,10 @@ class JoinedLight(nn.Module, ABC):
     def spread(self, tau: Tensor) -> Tensor:
         """(B, width), as the feature broadcasts."""
 
-    def forward(
-        self,
-        z: Tensor,
-        log_snr: Tensor,
-        label: Tensor | None,
-        features: tuple[Tensor, ...] = (),
-        log_snr_tau: Tensor | None = None,
-        present: Tensor | None = None,
+    def joined(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None, features: Features, tau: Tensor, present: Tensor | None
     ) -> Tensor:
-        """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
-        if log_snr_tau is None:
-            return self.net(z, log_snr, label)
-        added = features[0] + self.spread(of_present(self.tau(log_snr_tau), present))
+        added = features[0] + self.spread(tau)
 
         def join(part: nn.Module, given: Any, output: Tensor) -> Tensor:
             return output + added

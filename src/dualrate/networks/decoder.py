@@ -30,10 +30,8 @@ from torch.nn import functional as F
 from dualrate.config.ranges import BelowOne, Channels, Range, Ranged, Side
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import ChannelNorm, ConvBlock
-from dualrate.networks.dual import ContextConfig, check_pair, last_weights, projection
+from dualrate.networks.dual import check_pair, projections
 from dualrate.networks.uvit import Head, UViT, UViTConfig
-
-ALL = ContextConfig()
 
 
 class LatentMaps(nn.Module):
@@ -83,32 +81,21 @@ class LatentEncoder(nn.Module):
     light: what z_0 itself adds at the levels of the light network, as in a decoder of that alone
     """
 
-    def __init__(self, config: UViTConfig, light: UViTConfig, latent: Shape, context: ContextConfig = ALL) -> None:
+    def __init__(self, config: UViTConfig, light: UViTConfig, latent: Shape) -> None:
         super().__init__()
-        check_pair(config, light, context)
-        if context.residual:
-            raise ValueError("a decoder's encoder has no estimate at a time for the light network to correct")
-        if context.join != "add":
-            raise ValueError(
-                f"features of a decoder's encoder are added to what the light network makes of z_0, got join "
-                f"{context.join!r}: leave it at add"
-            )
+        check_pair(config, light)
         self.net, self.light = DecoderUViT(replace(config, head=False), latent), LatentMaps(latent, light)
-        pairs = list(zip(config.levels, light.levels, strict=True))
-        self.projections = nn.ModuleList(
-            projection(heavy.channels, narrow.channels, context.width) for heavy, narrow in pairs[: context.levels]
-        )
+        self.projections = projections(config, light)
 
     def forward(self, log_snr: Tensor, z_0: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         """log_snr: (B,); z_0: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
-        features, levels = list(self.light(z_0)), self.net.features(log_snr, z_0, label)
-        for i, project in enumerate(self.projections):
-            features[i] = features[i] + project(levels[i])
-        return tuple(features)
+        own, levels = self.light(z_0), self.net.features(log_snr, z_0, label)
+        parts = zip(own, self.projections, levels, strict=True)
+        return tuple(feature + project(level) for feature, project, level in parts)
 
     def disconnect(self) -> None:
         """Zero every way from the heavy network into the light one, which is then a decoder by itself."""
-        for way in last_weights(self.projections):
+        for way in self.projections.parameters():
             nn.init.zeros_(way)
 
 

@@ -7,9 +7,6 @@
     v = unpatchify(norm, SiLU, zero-init convolution)
 
 If all blocks are the identity, as at initialisation, h - after_i = 0 and `before_i` passes through unchanged.
-Two options are those of others: GroupNorm (SiD2), and a Haar transform of the patches of z, whose inverse ends the head
-(`UViTConfig.downsampling`): invertible and orthonormal, so the noise stays N(0, I), and the first of a patch's numbers
-is its mean times its side. Simple diffusion (arXiv 2301.11093) is said to have another wavelet for it, the 5/3 one.
 
 A level is convolutional or transformer blocks; a single level with transformer blocks is a flat, DiT-like network.
 The layout of the ImageNet recipes is that of the multistep consistency paper (arXiv 2403.06807) without its
@@ -30,17 +27,14 @@ from torch.nn import functional as F
 from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, SharedBlocks, Side
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import (
+    ChannelNorm,
     ConvBlock,
     InFloat32,
     NoiseEmbedding,
-    Norm,
     TransformerBlock,
     attend,
     attention_weights,
     doubled,
-    haar,
-    norm_of,
-    patchified,
     unpatchified,
     zero_init,
 )
@@ -80,24 +74,11 @@ class UViTConfig(Ranged):
     """Width of the embedding of noise level and label."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """Width of an attention head, a divisor of the channels of every transformer level."""
-    resample_kernel: Literal[1, 3] = 1
-    """Side of the convolutions between levels."""
     head: bool = True
     """Whether it predicts v; a context encoder may do without."""
-    norm: Norm = "layer"
-    """Of convolution blocks and the head: over the channels of each position (layer), or over groups of channels and
-    all positions (group), as in SiD2, which takes several times as long on a CPU."""
-    downsampling: Literal["patch", "haar"] = "patch"
-    """How patches become positions: by one convolution (patch), or by an orthonormal Haar transform before a 3 x 3 one,
-    and its inverse after the head (haar). Patches of a power of two."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.downsampling == "haar" and (self.patch == 1 or self.patch & (self.patch - 1)):
-            raise ValueError(
-                f"the Haar transform is of patches of 2, 4, 8, ... pixels a side, got a patch of {self.patch}: change "
-                "patch, or leave downsampling at patch"
-            )
         if not self.levels:
             raise ValueError("a U-ViT needs at least one level (the middle)")
         factor = self.patch * 2 ** (len(self.levels) - 1)
@@ -136,7 +117,7 @@ class Blocks(nn.Module):
     def block(level: Level, config: UViTConfig) -> nn.Module:
         if level.kind == "transformer":
             return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
-        return ConvBlock(level.channels, config.embedding, level.dropout, config.norm)
+        return ConvBlock(level.channels, config.embedding, level.dropout)
 
     def forward(self, h: Tensor, emb: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
         """Blocks `begin` to `end` (exclusive; None: to the last), the positions in front of block 0."""
@@ -177,18 +158,17 @@ class UViT(nn.Module):
     def __init__(self, config: UViTConfig) -> None:
         super().__init__()
         self.config = config
-        levels, kernel = config.levels, config.resample_kernel
-        first = levels[0].channels
+        levels, first = config.levels, config.levels[0].channels
         self.embedding = Embedding(config.embedding, config.num_classes)
         self.stem = nn.Conv2d(config.image_channels, first, config.patch, stride=config.patch)
-        if config.patch == 1 or config.downsampling == "haar":
-            self.stem = nn.Conv2d(config.image_channels * config.patch**2, first, 3, padding=1)
+        if config.patch == 1:
+            self.stem = nn.Conv2d(config.image_channels, first, 3, padding=1)
         self.down = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
         self.middle = Blocks(levels[-1], config.side(len(levels) - 1), config)
         self.up = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
 
         def resample(source: Level, target: Level) -> nn.Conv2d:
-            conv = nn.Conv2d(source.channels, target.channels, kernel, padding=kernel // 2)
+            conv = nn.Conv2d(source.channels, target.channels, 1)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)  # so that `grow` adds nothing while h - after is zero
             return conv
@@ -198,7 +178,7 @@ class UViT(nn.Module):
         self.head = None
         if config.head:
             out = zero_init(nn.Conv2d(first, config.image_channels * config.patch**2, 3, padding=1))
-            self.head = Head(norm_of(config.norm, first), nn.SiLU(), out)
+            self.head = Head(ChannelNorm(first), nn.SiLU(), out)
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32. added: see `trunk`."""
@@ -209,21 +189,16 @@ class UViT(nn.Module):
         levels = self.trunk(z, self.embedding(log_snr, label))
         return levels, None if self.head is None else self.predict(levels[0])
 
-    def trunk(
-        self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = (), own: Sequence[nn.Module] | nn.ModuleList = ()
-    ) -> tuple[Tensor, ...]:
+    def trunk(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """The last activation of every level, finest first.
 
-        added: one tensor for each of the first levels; it joins the activations where the level begins.
-        own:   of each of the first levels, what its own activations go through there before something joins them
+        added: one tensor for each of the first levels; it joins the activations where the level begins
         """
-        h, skips = self.descend(self.patches(z), emb, added, own=own)
+        h, skips = self.descend(self.patches(z), emb, added)
         return self.ascend(self.middle(h, emb), skips, emb)
 
     def patches(self, z: Tensor) -> Tensor:
         """The input of the first level."""
-        if self.config.downsampling == "haar":
-            z = haar(patchified(z, self.config.patch), self.config.patch)
         return self.stem(z.contiguous(memory_format=torch.channels_last))
 
     def descend(
@@ -233,14 +208,12 @@ class UViT(nn.Module):
         added: Sequence[Tensor] = (),
         begin: int = 0,
         end: int | None = None,
-        own: Sequence[nn.Module] | nn.ModuleList = (),
     ) -> tuple[Tensor, Skips]:
         """The way down from the input h of level `begin` to that of level `end` (None: the middle), and (before, after)
-        of every level on it. added, own: see `trunk`.
+        of every level on it. added: see `trunk`.
         """
 
         def joined(h: Tensor, i: int) -> Tensor:
-            h = own[i](h) if i < len(own) else h
             return h + added[i] if i < len(added) else h
 
         skips: Skips = []
@@ -272,8 +245,7 @@ class UViT(nn.Module):
         """v from the finest level's last activation, in float32 whatever the trunk ran in."""
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
-        out, patch = self.head(h), self.config.patch
-        return unpatchified(haar(out, patch) if self.config.downsampling == "haar" else out, patch)
+        return unpatchified(self.head(h), self.config.patch)
 
 
 @dataclass(frozen=True)
