@@ -33,7 +33,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.runs.train import check_fit, check_out, data_notes, train
-from dualrate.sampling.ancestral import DDIM
+from dualrate.sampling.ddim import DDIM
 from dualrate.system.files import read_records
 from dualrate.system.folders import MANIFEST, Manifest
 from dualrate.training import checkpoint

@@ -72,14 +72,14 @@ from dualrate.metrics.features import Card
 from dualrate.metrics.inception import Inception
 from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.uvit import UViT, UViTCut
-from dualrate.planning.family import Member
+from dualrate.planning.search import Member
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.prediction import Cluster
 from dualrate.runs.store import read_experiment
-from dualrate.sampling.adjusted_ddim import TabulatedVariance
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
+from dualrate.sampling.ddim import TabulatedVariance
 from dualrate.serving.offer import Limits, Request
 from dualrate.training.accelerators import ACCELERATORS
 from dualrate.training.method import Loss, Phase
@@ -99,7 +99,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.work.TimedContender",
     "dualrate.drawing.plan_search._Bench",
     "dualrate.drawing.latent_scores.Nearness",
-    "dualrate.planning.family.Round",
+    "dualrate.planning.search.Round",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
     "dualrate.contrib.speculative._Speculation",

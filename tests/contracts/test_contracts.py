@@ -23,10 +23,10 @@ from dualrate.diffusion.values import Cond
 from dualrate.networks.decoder import DecoderUViT, LatentEncoder
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.catalogue import SAMPLERS, Sampler, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable, NoiseCovariance, ProbedCovariance, TabulatedCovariance
+from dualrate.sampling.ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.trajectory import rollout, trajectory
 
 PROCESS = dr.GaussianProcess(Cosine())

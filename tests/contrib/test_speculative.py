@@ -17,7 +17,8 @@ from dualrate.diffusion.process import Gaussian, NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.likelihood.bound import FittedVariance
-from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
+from dualrate.sampling.ancestral import Ancestral, Reverse
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.solvers import SDEDPMSolver2M
 from dualrate.sampling.trajectory import sample_batches
 

@@ -19,7 +19,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.networks.uvit import UViT, UViTCut
-from dualrate.planning.similarity import best_refreshes, similarities
+from dualrate.planning.planner import best_refreshes, similarities
 from dualrate.sampling.cost import call_cost, macs_of, plan_cost
 from dualrate.sampling.trajectory import trajectory
 

@@ -22,8 +22,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 from dualrate.methods.consistency import Consistency, ConsistencyWatch, TeacherSteps
 from dualrate.networks.blocks import NoiseEmbedding
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.step import move, move_weights
 
 PROCESS = GaussianProcess(Cosine())

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
-from dualrate.planning.family import BLENDS, Member, interpolated_objective, members, shortlist
 from dualrate.planning.planner import Errors, Planner
+from dualrate.planning.search import BLENDS, Member, interpolated_objective, members, shortlist
 from dualrate.sampling import grids
 from theory.common import PROCESS
 from theory.test_planner import FULL, KEEP, NONE, random_errors

@@ -17,7 +17,8 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import BatchTimes, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.trajectory import rollout
 from dualrate.training.config import FitConfig
 from theory.common import PROCESS, line_mixture, normals

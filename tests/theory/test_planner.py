@@ -12,8 +12,8 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
-from dualrate.planning.family import interpolated_objective
 from dualrate.planning.planner import Bend, Errors, Planner, measure_errors
+from dualrate.planning.search import interpolated_objective
 from tests.theory.common import PROCESS, gaussian, normals
 from theory.exact import OracleDenoiser
 from theory.held_context import Echo

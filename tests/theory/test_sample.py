@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dualrate.diffusion.plan import StepPlan
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.trajectory import sample_batches
 from theory.common import PROCESS, gaussian
 from theory.exact import OracleDenoiser

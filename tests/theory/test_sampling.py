@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from dualrate.denoisers.denoiser import Metered
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.covariance import NoiseCovariance
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import rollout, trajectory

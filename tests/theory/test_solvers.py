@@ -10,8 +10,8 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Cond, Context
 from dualrate.sampling import grids
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import State, rollout, trajectory
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr

@@ -44,8 +44,7 @@ from dualrate.drawing.choice import GAMMA, RECOMMENDED, SMOOTH, Choice, step_for
 from dualrate.drawing.errors import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.experiment.experiment import Model
 from dualrate.experiment.plan_support import Serves
-from dualrate.planning.planner import Planner
-from dualrate.planning.similarity import best_refreshes, similarities
+from dualrate.planning.planner import Planner, best_refreshes, similarities
 from dualrate.report.table import Table, compute_unit, plan_of, scored, significant
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, at_gamma, sampler_named

@@ -37,7 +37,7 @@ class Refreshing:
     """When a denoiser is refreshed, where a plan says no more than how often.
 
     even:    evenly, as FORA and DeepCache were published, and as what is forecast or renewed in part should be; else
-             where its features changed most (planning/similarity.py)
+             where its features changed most (planning/planner.py)
     planned: whether what it makes of a step depends on its latest heavy call alone, so that a planner can place these
     """
 

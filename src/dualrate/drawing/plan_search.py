@@ -1,4 +1,4 @@
-"""A plan found by measuring: the family of `planning/family.py`, by successive halving, confirmed on fresh seeds.
+"""A plan found by measuring: the family of `planning/search.py`, by successive halving, confirmed on fresh seeds.
 
 Every candidate is drawn from the same seeds, so that scores are compared as differences of paired samples. The least of
 many noisy scores flatters its plan; so what is found, and the usual plan that it is compared with, are measured once
@@ -30,7 +30,8 @@ from dualrate.drawing.measure import Measurement, OutOfTime, measure, until
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import Evaluator, Score
 from dualrate.metrics.frechet import Interval, interval_of
-from dualrate.planning.family import (
+from dualrate.planning.planner import Planner
+from dualrate.planning.search import (
     Member,
     Round,
     counts,
@@ -40,7 +41,6 @@ from dualrate.planning.family import (
     members,
     shortlist,
 )
-from dualrate.planning.planner import Planner
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.progress import ImageProgress, Reporter, run_lock
 from dualrate.system.workers import Mapper, in_turn

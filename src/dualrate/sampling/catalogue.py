@@ -18,8 +18,7 @@ from dualrate.config.ranges import Probability, Range, Ranged
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
+from dualrate.sampling.ancestral import Ancestral, Reverse
 from dualrate.sampling.covariance import (
     Bands,
     CovarianceTable,
@@ -28,6 +27,7 @@ from dualrate.sampling.covariance import (
     ProbedCovariance,
     TabulatedCovariance,
 )
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.grids import check_grid
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step

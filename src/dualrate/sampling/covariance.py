@@ -73,7 +73,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
 from dualrate.diffusion.values import expand, once
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
+from dualrate.sampling.ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
 
