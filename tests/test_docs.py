@@ -27,7 +27,7 @@ from dualrate.methods.times import TimeSampler
 from dualrate.metrics import evaluate
 from dualrate.metrics import frechet as bootstrap
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.planning import search
+from dualrate.planning import search as family
 from dualrate.recipes import auto, fashion_mnist, imagenet
 from dualrate.recipes import latents as fashion_mnist_latents
 from dualrate.runs import train
@@ -172,7 +172,7 @@ def small_networks(place, monkeypatch) -> None:
     few_replicates = partial(bootstrap.resampled_distances, resamples=20)
     monkeypatch.setattr(evaluate, "resampled_distances", lambda *of, resamples, **how: few_replicates(*of, **how))
     monkeypatch.setattr(search, "SHORT", 2)
-    monkeypatch.setattr(search, "BLENDS", (0.0, 1.0))
+    monkeypatch.setattr(family, "BLENDS", (0.0, 1.0))
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
     monkeypatch.setattr(work, "memory_of", lambda *of, **how: 1)

@@ -29,7 +29,7 @@ from dualrate.metrics import evaluate
 from dualrate.metrics import frechet as bootstrap
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.planning import search
+from dualrate.planning import search as family
 from dualrate.planning.search import Member
 from dualrate.runs.store import load
 from dualrate.sampling import grids
@@ -75,7 +75,7 @@ def root(tmp_path_factory) -> Path:
 def small(root, monkeypatch):
     """A cache of its own, few plans, and few resamples."""
     monkeypatch.setenv("DUALRATE_CACHE", str(root / "cache"))
-    monkeypatch.setattr(search, "BLENDS", (0.0, 0.6, 1.0))
+    monkeypatch.setattr(family, "BLENDS", (0.0, 0.6, 1.0))
     monkeypatch.setattr(searching, "SHORT", 4)
     resampled = bootstrap.resampled_distances
     for place in (bootstrap, evaluate):
@@ -120,7 +120,7 @@ def optimum_at(monkeypatch, best: StepPlan) -> None:
 def test_a_known_optimum_is_found(model, judge, tmp_path, monkeypatch):
     best = Member(0.6, 3).plan(model.process.schedule, 8, 2)
     optimum_at(monkeypatch, best)
-    monkeypatch.setattr(search, "BLENDS", tuple(i / 10 for i in range(11)))
+    monkeypatch.setattr(family, "BLENDS", tuple(i / 10 for i in range(11)))
     monkeypatch.setattr(searching, "SHORT", 100)
     found = search(model, Choice(steps=8, heavy=2), judge, tmp_path, progress=Told(), **OPTIONS)
     assert found.plan == best

@@ -31,7 +31,7 @@ few_steps = pytest.mark.parametrize("steps", [1, 2, 4])
 
 def uncertainty(t, power=POWER):
     """Var[x | z_t] of each band: (N, K)."""
-    alpha2, sigma2 = (PROCESS.alpha(t) ** 2)[:, None], (PROCESS.sigma(t) ** 2)[:, None]
+    alpha2, sigma2 = (PROCESS.alpha(t) ** 2)[..., None], (PROCESS.sigma(t) ** 2)[..., None]
     return power * sigma2 / (alpha2 * power + sigma2)
 
 
@@ -46,7 +46,7 @@ class Field:
         return Context()
 
     def denoise(self, z, t, context, cond):
-        alpha, sigma2 = PROCESS.alpha(t)[:, None], PROCESS.sigma(t)[:, None] ** 2
+        alpha, sigma2 = PROCESS.alpha(t)[..., None], PROCESS.sigma(t)[..., None] ** 2
         gain = alpha * self.power / (alpha**2 * self.power + sigma2)
         return BANDS.inverse(BANDS.spread(gain) * BANDS.transform(z))
 

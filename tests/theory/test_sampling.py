@@ -32,7 +32,7 @@ def noise(step: int, draw: int) -> torch.Tensor:
 
 @dataclass
 class Recorded:
-    """Writes down every call as (name, t, tau), and that all rows have these times."""
+    """Writes down every call as (name, t, tau), of times that all rows share."""
 
     inner: object
     calls: list = field(default_factory=list)
@@ -42,16 +42,14 @@ class Recorded:
         return self.inner.reuse
 
     def encode(self, z, t, cond):
-        assert (t == t[0]).all()
         assert torch.equal(cond.label, COND.label)
-        self.calls.append(("encode", float(t[0]), None))
+        self.calls.append(("encode", float(t), None))
         return self.inner.encode(z, t, cond)
 
     def denoise(self, z, t, context, cond):
         tau = None if context.tau is None else float(context.tau)
-        assert context.tau is None or (context.tau == tau).all()
         assert torch.equal(cond.label, COND.label)
-        self.calls.append(("denoise", float(t[0]), tau))
+        self.calls.append(("denoise", float(t), tau))
         return self.inner.denoise(z, t, context, cond)
 
 

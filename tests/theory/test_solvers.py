@@ -99,8 +99,8 @@ def test_3m_is_of_third_order_from_an_exact_history(exact_history, order, length
         plan, state = StepPlan.at(times.tolist(), ()), None
         if exact_history:
             z = [start] + [torch.tensor(exact(start, ends[0], float(levels[i])))[:, None] for i in (1, 2)]
-            x = [(x_hat(z[i], times[i].expand(64)), times[i].expand(64)) for i in (1, 0)]
-            state = State(2, z[2], times[2].expand(64), Context(), None, tuple(x))
+            x = [(x_hat(z[i], times[i].expand(64)), times[i]) for i in (1, 0)]
+            state = State(2, z[2], times[2], Context(), None, tuple(x))
         *_, last = trajectory(ORACLE, THREE_M, plan, start, Cond(), no_noise, state=state)
         errors.append(np.abs(last.z[:, 0].numpy() - truth).mean())
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.2)

@@ -22,7 +22,8 @@ It is the step that DDIM makes with another x_hat: with u = alpha / sigma, whose
 
     x_hat + (u_s - u_t) q / (1 + sqrt(1 + (u_s - u_t)^2 q)) eps_hat
 
-xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data, of a denoiser with its labels and without guidance.
+xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data, of a denoiser with its labels
+and without guidance.
 
 Source: Heek, Hoogeboom, Salimans, "Multistep Consistency Models" (arXiv 2403.06807).
 """
