@@ -41,7 +41,7 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.contrib.early_exit import EarlyExit, EarlyExitTraining, ExitUViT
+from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.denoisers.token_cache import TokenCache
@@ -217,7 +217,7 @@ def examples() -> Iterator[Any]:
     yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
     yield UViTCut(UViT(config), 1, 1)
     exits = EarlyExit(ExitUViT(config), of)
-    yield from (exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid(), "data"))
+    yield from (EarlyExitConfig(), exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid(), "data"))
     yield TokenCache(UViT(config).token_cut(scores=False), of, 0.1)
     yield from (FeatureCache(UViT(config).cut(1), of), CutNetwork(SimpleNamespace(net=nn.Identity()), "blocks"))
     denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()

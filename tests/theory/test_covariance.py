@@ -46,7 +46,7 @@ class Field:
         return Context()
 
     def denoise(self, z, t, context, cond):
-        alpha, sigma2 = PROCESS.alpha(t)[..., None], PROCESS.sigma(t)[..., None] ** 2
+        alpha, sigma2 = PROCESS.alpha(t).reshape(-1, 1), PROCESS.sigma(t).reshape(-1, 1) ** 2
         gain = alpha * self.power / (alpha**2 * self.power + sigma2)
         return BANDS.inverse(BANDS.spread(gain) * BANDS.transform(z))
 
