@@ -77,7 +77,6 @@ from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.prediction import Cluster
 from dualrate.runs.store import read_experiment
-from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
 from dualrate.sampling.ddim import TabulatedVariance
 from dualrate.serving.offer import Limits, Request
@@ -100,6 +99,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.plan_search._Bench",
     "dualrate.drawing.latent_scores.Nearness",
     "dualrate.planning.search.Round",
+    "dualrate.sampling.catalogue.Sampler",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
     "dualrate.contrib.speculative._Speculation",
@@ -210,7 +210,7 @@ def examples() -> Iterator[Any]:
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))
     yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
-    yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
+    yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)),)
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
     bands = Bands((1, 4, 4))

@@ -5,7 +5,7 @@ A plan is judged by terms of its steps, each an error e of x_hat with the weight
     term(t -> s; tau) = 1/2 e * integral of e^log_snr w dlog_snr over [t, s]
 
     ancestral         e = E|x - x_hat(z_t, t; context of tau)|^2 / d
-    second order      e = that - the same of a heavy call at t + what the step is off by with the latter (bend.py)
+    second order      e = that - the same of a heavy call at t + what the step is off by with the latter
 
 whose least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
 calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. With `free_times` the times
@@ -19,9 +19,8 @@ The sum is not a likelihood: with the sigmoid weight it is a training loss, and 
 would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
 as a Frechet distance does is a question to measurement, which `dualrate plan --check` asks (docs/results/tried.md).
 
-What a solver's step gets wrong though every x_hat is right: how x_hat bends along the probability-flow ODE.
-
-With h half the log-SNR, a step from h to h + l by DPM-Solver++ puts one x_hat in place of its mean over the step,
+`Bend` is what a solver's step gets wrong though every x_hat is right, since x_hat changes along the probability-flow
+ODE. With h half the log-SNR, a step from h to h + l by DPM-Solver++ puts one x_hat in place of its mean over the step,
 weighted by e^h, which is x_hat + (l / 2 + l^2 / 12) x' + l^2 / 6 x'' + O(l^3) with derivatives in h at its start:
 
     first order   x_hat                                                   off by   l / 2 x'
@@ -33,7 +32,8 @@ one path from noise for each image.
 
 Source: the orders are those of DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095); the constants are Taylor's.
 
-Where a shared encoder is refreshed: at the steps from which its features resemble those of the steps they serve.
+A shared encoder is refreshed at the steps whose features resemble those of the steps that they serve
+(`similarities`, `best_refreshes`):
 
     maximise over 0 = r_1 < ... < r_H < N:   sum over steps i of  S[i, latest refresh r <= i]
 

@@ -13,9 +13,8 @@ The planner's errors are of pairs of times on a grid, and those of the family li
 triangles, two a cell of pairs; the diagonal of equal times is an edge of theirs, so that no context of the future has
 a part in it. At t = 0, where nothing is left to predict, the error is zero.
 
-Successive halving: few images tell bad plans from good ones, more of them the good ones apart.
-
-Every round measures what is left on more images than the round before, and leaves the better half. All of a round are
+The search is by successive halving: few images tell bad plans from good ones, more of them the good ones apart. Every
+round measures what is left on more images than the round before, and leaves the better half. All of a round are
 measured on the same seeds: what is compared are differences, in which the noise that plans share cancels.
 
 Source: Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits", 2013.

@@ -35,7 +35,7 @@ Source: after Schioppa and Salimans, arXiv 2605.13910, of which the abstract alo
 DCT, the derivative by one JVP and the DDIM kernel are theirs; the Markov kernel, the table by context and the step
 along the noise are ours.
 
-Frequency bands of images: an orthonormal DCT-II over channels, rows and columns, frequencies grouped by radius.
+Bands: an orthonormal DCT-II over channels, rows and columns, frequencies grouped by radius.
 
     U[k, n] = sqrt((2 - [k = 0]) / N) cos(pi k (n + 1/2) / N)      along an axis of N
 
@@ -43,7 +43,7 @@ Over three colours the same transform is an opponent rotation: grey, red against
 ring of spatial frequencies of one such channel; the lowest holds the mean and, of large images, little else. Rings are
 of equal width in the square root of the radius, so that they are thinner where images have their energy.
 
-A table of what a model does not know of an image, in frequency bands, and the steps that are made with it.
+Table of a model:
 
     variance[t, tau, band] = mean of |U (x - x_hat)|^2 over images and the frequencies of a band
 
