@@ -121,11 +121,6 @@ class Elbo(Weighting):
         return torch.exp(log_snr_high) - torch.exp(log_snr_low)
 
 
-def step_weights(weighting: Weighting, log_snr: Tensor) -> Tensor:
-    """(N,): half the integral of the weight over each step between N + 1 log-SNRs, noise first."""
-    return 0.5 * weighting.integral(log_snr[:-1], log_snr[1:])
-
-
 def x_loss_weight(weighting: Weighting, schedule: Schedule, t: Tensor) -> Tensor:
     """-1/2 dlog_snr/dt e^log_snr w: the weight of |x - x_hat|^2 when t is uniform. Shape of t."""
     return -0.5 * schedule.log_snr_derivative(t) * weighting.snr_weight(schedule.log_snr(t))
