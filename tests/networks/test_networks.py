@@ -137,7 +137,7 @@ def test_sides_that_do_not_divide_are_refused():
         ({"image_channels": 1}, "got image_channels 3 and 1$"),
         ({"num_classes": 3}, "got num_classes 4 and 3$"),
         ({"num_classes": 0, "patch": 1}, "got num_classes 4 and 0, patch 2 and 1$"),
-        ({"levels": config().levels[1:]}, "got number of levels 3 and 2$"),
+        ({"levels": config().levels[1:]}, "got num_levels 3 and 2$"),
     ],
 )
 def test_encoder_and_light_must_see_the_same_images_and_classes(light, differs):

@@ -40,14 +40,16 @@ Features = tuple[Tensor, ...]  # of a context, as the light network takes them
 
 def check_pair(encoder: UViTConfig, light: UViTConfig) -> None:
     """Raises ValueError, which says what differs, unless the encoder's features fit the light network."""
-    shared = ("image_size", "image_channels", "num_classes", "patch")
-    differ = {name: (getattr(encoder, name), getattr(light, name)) for name in shared}
-    differ["number of levels"] = len(encoder.levels), len(light.levels)
+    require_same(encoder, light, "image_size", "image_channels", "num_classes", "patch", "num_levels")
+
+
+def require_same(encoder: object, light: object, *names: str) -> None:
+    """Raises ValueError for two configurations that differ in one of these fields."""
+    differ = {name: (getattr(encoder, name), getattr(light, name)) for name in names}
     differences = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
     if differences:
         raise ValueError(
-            f"encoder and light network must have the same {', '.join(shared)} and number of levels, "
-            f"got {', '.join(differences)}"
+            f"encoder and light network must have the same {', '.join(names)}, got {', '.join(differences)}"
         )
 
 

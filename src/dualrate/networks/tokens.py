@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
 from dualrate.networks.blocks import ChannelNorm, NoiseEmbedding, TransformerBlock, unpatchified, zero_init
-from dualrate.networks.dual import Features, LightNetwork
+from dualrate.networks.dual import Features, LightNetwork, require_same
 from dualrate.networks.uvit import Embedding, Head
 
 SPREAD = 0.02  # of vectors of categories and positions at the start
@@ -175,10 +175,4 @@ class LightTokens(LightNetwork):
 
 def check_tokens(encoder: TokensConfig, light: TokensConfig) -> None:
     """Raises ValueError, which says what differs, unless a light network can read this encoder's context."""
-    shared = ("shape", "patch", "num_classes", "noise")
-    differ = {name: (getattr(encoder, name), getattr(light, name)) for name in shared}
-    differences = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
-    if differences:
-        raise ValueError(
-            f"encoder and light network must have the same {' and '.join(shared)}, got {', '.join(differences)}"
-        )
+    require_same(encoder, light, "shape", "patch", "num_classes", "noise")

@@ -93,6 +93,10 @@ class UViTConfig(Ranged):
         """(C, H, W) of an image."""
         return self.image_channels, self.image_size, self.image_size
 
+    @property
+    def num_levels(self) -> int:
+        return len(self.levels)
+
     def with_dropout(self, dropout: float) -> UViTConfig:
         """With one rate of dropout at all levels."""
         return replace(self, levels=tuple(replace(level, dropout=dropout) for level in self.levels))
