@@ -245,5 +245,5 @@ def test_what_has_no_tokens_is_refused():
     with pytest.raises(ValueError, match=r"tokens are kept of a single U-ViT.*got Guided"):
         denoiser_named("duca")(Guided(PLAIN, PROCESS, 2.0, 3), PROCESS)
     (z, cond), t = start(), at(0.4)
-    with pytest.raises(ValueError, match="four features that all rows have, got 1"):
+    with pytest.raises(ValueError, match="4 features, of all rows, got 1"):
         named("toca").renew(z, t, dr.Context((z,), tau=t), cond)

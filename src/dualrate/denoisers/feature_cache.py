@@ -99,6 +99,15 @@ def _mixed(weights: tuple[Tensor, ...], features: tuple[Tensor, ...]) -> Tensor:
     return total.to(features[0].dtype)
 
 
+def check_own(context: Context, count: int) -> None:
+    """Raises ValueError for a context that is not of a cache with so many features, or that some rows do not have."""
+    if len(context.features) != count or context.present is not None:
+        raise ValueError(
+            f"this cache has contexts of {count} features, of all rows, got {len(context.features)}: pass what encode "
+            "returned for these rows, or Context() to run the whole network"
+        )
+
+
 ORDER = 2  # of TaylorSeer, where nothing else is said
 
 
@@ -187,12 +196,7 @@ class FeatureCache(Ranged, Denoiser):
             return context.x_hat
         if not context.features and context.tau is None:
             return cast(Tensor, self.encode(z, t, cond).x_hat)
-        if len(context.features) != 1 or context.present is not None:
-            raise ValueError(
-                f"the context of a feature cache is one feature that all rows have, got {len(context.features)}"
-                f"{'' if context.present is None else ', absent for some rows'}: pass what encode returned for these "
-                "rows, or Context() to run the whole network"
-            )
+        check_own(context, 1)
         log_snr = self.process.log_snr(t).to(z.dtype)
         (added,) = forecast(context, t, self.process.schedule, self.form)
         v = self.network.rest(z, per_row(log_snr, z), cond.label, added)

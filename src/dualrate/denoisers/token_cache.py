@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain
+from dualrate.denoisers.feature_cache import check_own
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
@@ -120,7 +121,8 @@ class TokenCache(Ranged, Denoiser):
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
         """Raises ValueError for a context that is not this network's, or that only some of the rows have."""
-        added, attention, received, age = self._features(context)
+        check_own(context, 4)
+        added, attention, received, age = context.features
         log_snr = self.process.log_snr(t).to(z.dtype)
         chosen = choose(received, age, t, round(self.share * age.shape[1]), self.by)
         added, v = self.network.part(z, per_row(log_snr, z), cond.label, added, attention, chosen)
@@ -133,18 +135,10 @@ class TokenCache(Ranged, Denoiser):
             return context.x_hat
         if not context.features and context.tau is None:
             return cast(Tensor, self.encode(z, t, cond).x_hat)
-        added, *_ = self._features(context)
+        check_own(context, 4)
+        added, *_ = context.features
         log_snr = self.process.log_snr(t).to(z.dtype)
         return x_from_v(z, self.network.rest(z, per_row(log_snr, z), cond.label, added).to(z.dtype), log_snr)
-
-    def _features(self, context: Context) -> tuple[Tensor, ...]:
-        if len(context.features) != 4 or context.present is not None:
-            raise ValueError(
-                f"the context of a token cache is four features that all rows have, got {len(context.features)}"
-                f"{'' if context.present is None else ', absent for some rows'}: pass what encode returned for these "
-                "rows, or Context() to run the whole network"
-            )
-        return context.features
 
 
 def choose(received: Tensor, age: Tensor, t: Tensor, count: int, by: By) -> Tensor:
