@@ -1,4 +1,4 @@
-"""Denoisers by name, made around that of a trained model: what spends less per step without training.
+"""Denoisers by name. Each is made around the denoiser of a trained model, and costs less per step without training.
 
 A name of the form `package.module:name` is one of another package, which is imported already: a class or a function
 that takes a denoiser and its process, and returns a denoiser. `shared-encoder-3` shares the first three middle blocks,

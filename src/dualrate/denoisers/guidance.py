@@ -1,6 +1,6 @@
 """Classifier-free guidance: a denoiser around another one. `reuse` passes through.
 
-Temperature and top-p of tokens: a denoiser around another one, whose likely tokens become likelier.
+Temperature and top-p of tokens: a denoiser around another one that makes likely tokens likelier.
 
     p' proportional to p^(1/T);  of p' the likeliest tokens that hold `top_p` of it, all others e^-margin times p'
 

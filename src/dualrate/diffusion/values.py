@@ -44,7 +44,7 @@ class Cond:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The rows of a batch that other processes hold; none, unless told otherwise.
+    """The rows of a batch that other processes hold; by default none.
 
     before, after: how many come before the rows that are here, and after them
     add_up: replaces tensors by their sums over all processes, which must all ask for the same ones

@@ -11,7 +11,7 @@ The heavy network of the dual-rate decoder is that of the single-rate one where 
 x, and has 0 in its place. So it sees z_0 alone, a trained single-rate decoder can take its part, and its features are
 right at every time. The sizes of the paper's decoder are known, how z_0 enters it is not: this is ours.
 
-A convolutional encoder: images -> latents, one tensor each, without noise (Unified Latents, arXiv 2602.17270).
+`ImageEncoder` is the other way, images -> latents, one tensor each, without noise: convolutional, of the same source.
 
     h = patchify(x);  of every level: blocks, then Down = average pool 2, convolution;  z = convolution(SiLU(norm(h)))
 

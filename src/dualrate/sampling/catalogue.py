@@ -1,7 +1,7 @@
-"""Samplers by name: how each is made of a process, and what is usual with it. All that names samplers reads this.
+"""Samplers by name: how each is made of a process, and what is usual with it.
 
-What a step says of itself (its order, its calls, whether it is Markovian) is read off the step. A name of the form
-`package.module:Class` is a step of another package that is imported already, made of the process alone.
+Its order, its calls, and whether it is Markovian are read off the step itself. A name of the form
+`package.module:Class` is a step of another package that is imported already. It is made of the process alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sampling: `trajectory`, the one loop; `rollout`, its end; `sample`, images from seeds in batches.
+"""Sampling: `trajectory`, the one loop; `rollout`, its end; `sample_batches`, images from seeds in batches.
 
     for each step (t -> s) of the plan:
         FULL:     context = encode(z, t)        heavy; with the contexts of before that it asks for
@@ -6,9 +6,8 @@
         NONE:     context = nothing
         z = step(denoise with that context)     light
 
-Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size.
-
-The random numbers of a plan's steps, those of the next steps made along with the first that asks.
+Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size. `StepNoise`
+makes the numbers of several steps at once.
 """
 
 from __future__ import annotations
