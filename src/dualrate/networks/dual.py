@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -85,10 +86,10 @@ def projections(config: UViTConfig, light: UViTConfig) -> nn.ModuleList:
 class LightNetwork(nn.Module, ABC):
     """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> output.
 
-    net: the light network alone, (z_t, log_snr_t, label) -> output; tau: log_snr_tau -> what tells it the context's age
+    net: the light network alone, (z_t, log_snr_t, label) -> output; tau: embeds log_snr_tau
     """
 
-    net: nn.Module
+    net: Any  # a module of the subclass
     tau: NoiseEmbedding
 
     def forward(
