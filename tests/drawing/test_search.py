@@ -239,7 +239,7 @@ def test_one_search_at_a_time(model, judge, tmp_path, drawn):
 
 # The command
 
-COMMAND = ["--search", "--steps", "4", "--num", str(NUM), "--grid", "4", "--images", "4"]
+COMMAND = ["--search", "--steps", "4", "--num", str(NUM)]
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ class Sampler:
         kernel = {} if self.kernel is None else {"kernel": self.kernel}
         if self.of_table is not None:
             if plan is None or table is None:
-                raise ValueError(f"{self.step.__name__} needs a model's covariance table, and a plan: use step_for")
+                raise ValueError(f"{self.step.__name__} needs a model's covariance table, and a plan: use `step_for`")
             return self.of_table(table, process, plan, **kernel)
         if self.other is None or isinstance(process, self.step.of):
             return cast(Callable[..., Step], self.step)(process, **settings, **kernel)
