@@ -91,7 +91,7 @@ def segment(
         model.denoiser,
         dr.Ancestral(experiment.gaussian),
         torch.randn(shape, device=device),
-        [shared_time(0.5 - i / (8 * steps), batch) for i in range(steps + 1)],
+        [shared_time(0.5 - i / (8 * steps)) for i in range(steps + 1)],
         torch.randn(steps, *shape, device=device),
         dr.Cond(torch.arange(batch, device=device) % null if null else None),
         bfloat16,

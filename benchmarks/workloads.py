@@ -59,7 +59,7 @@ def beside_frozen_encoder(experiment: Experiment) -> Experiment:
 def a_call_each(model: Model, batch: int, bfloat16: bool) -> dict[str, Work]:
     """One heavy and one light call, of `batch` rows each."""
     device, denoiser = model.device, model.ready(bfloat16=bfloat16).denoiser
-    z, t = torch.zeros(batch, *model.shape, device=device), shared_time(0.5, batch)
+    z, t = torch.zeros(batch, *model.shape, device=device), shared_time(0.5)
     cond = dr.Cond(torch.zeros(batch, dtype=torch.int64, device=device) if model.num_classes else None)
 
     def called(call: Callable[[], Any]) -> Any:

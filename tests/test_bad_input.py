@@ -33,7 +33,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.runs.train import check_fit, check_out, data_notes, train
-from dualrate.sampling.ancestral import DDIM
+from dualrate.sampling.ddim import DDIM
 from dualrate.system.files import read_records
 from dualrate.system.folders import MANIFEST, Manifest
 from dualrate.training import checkpoint
@@ -304,7 +304,6 @@ def test_networks_of_a_notebook_are_refused_before_they_are_trained(tmp_path, mo
         (["--networks.light.num-classes", 0], "must have the same .*, got num_classes 3 and 0"),
         (["--networks.light.image-size", 16], "got image_size 8 and 16"),
         (["--networks.encoder.image-channels", 3], "got image_channels 3 and 1"),
-        (["--networks.context.levels", 3], "these networks have 2 levels, so 3 cannot hand over a feature"),
         (["--data.augment.translate", 8], "images of side 8 are shifted by at most 7 pixels, got translate 8"),
         (["--method.times.heavy", 8, 4], r"heavy is the least number of heavy calls, then the largest, got \(8, 4\)"),
         (["--process.schedule.log-snr-min", 15], "log_snr_min must be below log_snr_max, got 15.0 and 15.0"),

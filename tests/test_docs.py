@@ -27,7 +27,7 @@ from dualrate.methods.times import TimeSampler
 from dualrate.metrics import evaluate
 from dualrate.metrics import frechet as bootstrap
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.planning import family
+from dualrate.planning import search as family
 from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.runs import train
 from dualrate.runs.store import write_experiment

@@ -13,10 +13,10 @@ import pytest
 import torch
 from cli.command import call
 from metrics.untrained import untrained
+from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 import dualrate as dr
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch

@@ -40,7 +40,6 @@ METHOD_WORDS = {
 KINDS_OF = ("experiment", "networks", "denoisers", "methods", "sampling")
 # What is left, by file: each refuses what a user passed, and says why
 BRANCHES = {
-    "denoisers/shared_encoder.py": 1,
     "drawing/drawer.py": 1,
     "drawing/likelihood.py": 1,
     "contrib/speculative.py": 1,

@@ -21,7 +21,8 @@ from dualrate.report.image_grid import save_grid
 from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.runs.train import train
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.solvers import SDEDPMSolver2M
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import sample_batches

@@ -35,7 +35,6 @@ from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.plan_support import Segments
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics import evaluate
 from dualrate.metrics.architectures import Architecture, Mixed
@@ -489,7 +488,7 @@ def test_what_was_asked_for_stays_so_where_the_usual_plans_have_it_too(here, ent
         ("dual:8/2", (Path("dual"), "dual", "8/2")),
         ("heavy:8@dpm++2m", (Path("heavy"), "heavy", "8", "dpm++2m")),
         ("heavy@ddim", (Path("heavy"), "heavy", None, "ddim")),
-        ("heavy+early-exit-0.05:8", (Path("heavy"), "heavy", "8", None, None, "early-exit-0.05")),
+        ("heavy+shared-encoder-3:8", (Path("heavy"), "heavy", "8", None, None, "shared-encoder-3")),
         ("dual:8/2@ancestral:0.5", (Path("dual"), "dual", "8/2", "ancestral", 0.5)),
         ("heavy:8@strange.steps:Mine", (Path("heavy"), "heavy", "8", "strange.steps:Mine")),
         ("heavy@strange.steps:Mine:0.5", (Path("heavy"), "heavy", None, "strange.steps:Mine", 0.5)),
@@ -720,18 +719,6 @@ def test_the_dearest_of_two_single_networks_has_the_rivals(here):
         of_single = [name for name in DENOISERS if name != "shared-encoder"]
         assert [one.denoiser for one in found] == [*of_single, "light"]
         assert not notes
-
-
-def test_exits_that_were_trained_are_rivals_at_some_thresholds(here):
-    exits = replace(load("heavy").experiment, networks=EarlyExitNetwork(NET), method=EarlyExitConfig("heavy"))
-    write_experiment(here / "exits", exits)
-    weights = exits.build()[0].state_dict()
-    checkpoint.save(here / "exits" / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
-    found, _ = rivals("heavy", "exits")
-    named = [f"early-exit-{threshold}" for threshold in ("0.01", "0.02", "0.04")]
-    assert [one.denoiser for one in found if one.run.name == "exits"] == named
-    plans = contenders_of(found, {one.run: load(one.run) for one in found}, progress=Notes())
-    assert {one.denoiser for one in plans} >= {*named, "toca", "duca", "taylor"}
 
 
 def test_caches_are_refreshed_evenly_as_published_and_a_shared_encoder_where_features_change_most(here, monkeypatch):

@@ -40,10 +40,9 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.denoisers.early_exit import EarlyExit
+from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided, Sharpened
-from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.denoisers.token_cache import TokenCache
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Sigmoid
@@ -56,7 +55,6 @@ from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
 from dualrate.from_diffusers.schedulers import Discrete, Flow
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss
-from dualrate.methods.early_exit import EarlyExitTraining
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout
@@ -69,15 +67,13 @@ from dualrate.metrics.efficientnet import EfficientNet
 from dualrate.metrics.features import Card
 from dualrate.metrics.inception import Inception
 from dualrate.metrics.text import LanguageCard, Recurrent
-from dualrate.networks.early_exit import ExitUViT
-from dualrate.networks.uvit import UViT
-from dualrate.planning.family import Member
+from dualrate.networks.uvit import UViT, UViTCut
+from dualrate.planning.search import Member
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.store import read_experiment
-from dualrate.sampling.adjusted_ddim import TabulatedVariance
-from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
+from dualrate.sampling.ddim import TabulatedVariance
 from dualrate.serving.offer import Limits, Request
 from dualrate.training.method import Loss, Phase
 
@@ -96,7 +92,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.work.TimedContender",
     "dualrate.drawing.plan_search._Bench",
     "dualrate.drawing.latent_scores.Nearness",
-    "dualrate.planning.family.Round",
+    "dualrate.planning.search.Round",
+    "dualrate.sampling.catalogue.Sampler",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
     "dualrate.contrib.speculative._Speculation",
@@ -198,14 +195,14 @@ def examples() -> Iterator[Any]:
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))
     yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
-    yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
+    yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)),)
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
     bands = Bands((1, 4, 4))
     yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
-    yield SharedEncoder(UViT(config), of, 1)
+    yield UViTCut(UViT(config), 1, 1)
     exits = EarlyExit(ExitUViT(config), of)
-    yield from (exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid(), "data"))
+    yield from (EarlyExitConfig(), exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid(), "data"))
     yield TokenCache(UViT(config).token_cut(scores=False), of, 0.1)
     yield from (FeatureCache(UViT(config).cut(1), of), CutNetwork(SimpleNamespace(net=nn.Identity()), "blocks"))
     denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()
@@ -445,7 +442,7 @@ def test_a_value_that_is_no_field_is_checked_alike():
             10**400,
             r"file\.method\.weighting\.bias: expected a number, got one with 401 digits",
         ),
-        (("networks", "light", "resample_kernel"), True, r"file\.networks\.light: resample_kernel is 1 or 3"),
+        (("networks", "light", "patch"), True, r"file\.networks\.light\.patch: expected an integer"),
     ],
 )
 def test_a_number_in_a_file_is_refused_with_its_place(path, value, message):

@@ -47,7 +47,7 @@ def changed(path: list, value) -> dict:
         (
             ["networks", "type"],
             "os.system",
-            "there is no NetworksConfig 'os.system', it is one of EarlyExitNetwork, LatentNetworks, OneDecoder, "
+            "there is no NetworksConfig 'os.system', it is one of .*LatentNetworks, OneDecoder, "
             "OneForeign, OneNetwork, OneTransformer, OwnBlocks, Retrofitted, TwoDecoders, "
             "TwoNetworks, TwoTransformers",
         ),

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dualrate as dr
+from dualrate.contrib import early_exit
+from dualrate.contrib.early_exit import EarlyExit, EarlyExitNetwork
 from dualrate.denoisers.denoiser import DualRate, Plain
-from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
@@ -26,8 +27,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Reuse, shared_time
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
-from dualrate.methods import consistency, denoising, early_exit, em_distillation, times
-from dualrate.methods.early_exit import EarlyExitNetwork
+from dualrate.methods import consistency, denoising, em_distillation, times
 from dualrate.methods.moment_matching import states, versions
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step
@@ -142,7 +142,7 @@ def test_a_step_of_a_sampler(name):
     """The second of a plan, once its coefficients are known."""
     step = make_step(name, PROCESS, plan=PLAN, table=CovarianceTable.of_white_noise(Bands(SHAPE, rings=4)))
     z = torch.randn(ROWS, *SHAPE)
-    before, t, s = (shared_time(time, ROWS) for time in PLAN.t[:3])
+    before, t, s = (shared_time(time) for time in PLAN.t[:3])
     carry = step(lambda z, t: 0.5 * z, z, before, t, lambda: z, step.start())[1]
     step(lambda z, t: 0.5 * z, z, t, s, lambda: z, carry)
     with Played() as device:

@@ -5,10 +5,10 @@ import pytest
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.denoiser import Metered, Plain
+from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.schedule import Cosine
-from dualrate.networks.uvit import UViT
+from dualrate.networks.uvit import UViT, UViTCut
 
 PROCESS = dr.GaussianProcess(Cosine())
 
@@ -21,13 +21,15 @@ def plain(blocks: int) -> Plain:
 @pytest.mark.parametrize(("blocks", "split"), [(1, 1), (2, 1), (3, 2), (6, 5), (12, 10)])
 def test_five_in_six_of_the_middle_blocks_are_shared_and_one_at_least(blocks, split):
     model = plain(blocks)
-    assert denoiser_named("shared-encoder")(model, PROCESS) == SharedEncoder(model.network, PROCESS, split)
+    assert denoiser_named("shared-encoder")(model, PROCESS) == FeatureCache(UViTCut(model.network, 1, split), PROCESS)
 
 
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_a_shared_encoder_is_named_with_its_number_of_blocks(split):
     model = plain(3)
-    assert denoiser_named(f"shared-encoder-{split}")(model, PROCESS) == SharedEncoder(model.network, PROCESS, split)
+    assert denoiser_named(f"shared-encoder-{split}")(model, PROCESS) == FeatureCache(
+        UViTCut(model.network, 1, split), PROCESS
+    )
     with pytest.raises(ValueError, match="1 to 3 in this network, got 4"):
         denoiser_named("shared-encoder-4")(model, PROCESS)
 
@@ -48,7 +50,7 @@ def test_a_name_of_another_package_is_found_once_it_is_imported():
     [
         (
             "nonsense",
-            f"no denoiser 'nonsense'; known is {', '.join(DENOISERS)}, early-exit-0.05, shared-encoder-3, and pack",
+            f"no denoiser 'nonsense'; known is {', '.join(DENOISERS)}, shared-encoder-3, and pack",
         ),
         ("shared-encoder-0", "shared-encoder-3 has a number of middle blocks from 1 on, got '0'"),
         ("shared-encoder-x", "from 1 on, got 'x'"),

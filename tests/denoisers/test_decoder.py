@@ -11,8 +11,7 @@ from theory.common import PROCESS, normals, uniform_log_snr
 from torch import Tensor, nn
 
 import dualrate as dr
-from dualrate.denoisers.decoder import Decoder, DualRateDecoder
-from dualrate.denoisers.denoiser import Metered
+from dualrate.denoisers.denoiser import Decoder, DualRateDecoder, Metered
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.values import Cond, Context
 from dualrate.networks.decoder import DecoderUViT, LatentEncoder, LatentMaps

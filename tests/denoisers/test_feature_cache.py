@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
-from dualrate.denoisers.denoiser import Metered, Plain, between
+from dualrate.denoisers.denoiser import Metered, Plain
 from dualrate.denoisers.feature_cache import FeatureCache, forecast_weights
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.uvit import UViT
@@ -159,7 +158,7 @@ def test_one_kept_sum_is_every_block_kept_or_forecast_on_its_own(outer, order, f
 def test_deep_cache_of_two_levels_is_encoder_sharing_of_the_whole_middle():
     net = network(dr.UViTConfig(8, 1, (LEVELS[0], LEVELS[2]), 3, patch=2, embedding=16, head_dim=16))
     plan, plain = dr.StepPlan.uniform(6, 2), Plain(net, PROCESS)
-    shared = last(SharedEncoder(net, PROCESS, 2), plan)
+    shared = last(FeatureCache.shared_encoder(2)(Plain(net, PROCESS), PROCESS), plan)
     torch.testing.assert_close(last(denoiser_named("deep-cache")(plain, PROCESS), plan), shared)
 
 
@@ -208,7 +207,7 @@ def test_a_context_keeps_as_many_before_it_as_are_forecast_from():
         walk = list(states(named("taylor"), dr.StepPlan.uniform(10, 5)))
     assert [len(state.context.earlier) for state in walk[1::2]] == [0, 1, 2, 2, 2]
     context = walk[-1].context
-    assert [one.tau[0].item() for one in (context, *context.earlier)] == pytest.approx([0.2, 0.4, 0.6])
+    assert [one.tau.item() for one in (context, *context.earlier)] == pytest.approx([0.2, 0.4, 0.6])
     assert all(one.earlier == () and one.x_hat is None for one in context.earlier)
     with torch.no_grad():
         assert all(state.context.earlier == () for state in states(named("fora"), dr.StepPlan.uniform(6, 3)))
@@ -225,7 +224,7 @@ def test_a_dropped_context_is_no_part_of_a_forecast():
 @every_name
 def test_interleaved_samplings_do_not_meet(name):
     denoiser = named(name)
-    plan = dr.StepPlan.uniform(7, 4).renewing(between(denoiser))
+    plan = dr.StepPlan.uniform(7, 4).renewing(denoiser.between)
     alone = [last(denoiser, plan, seed=seed) for seed in (0, 1)]
     with torch.no_grad():
         together = list(zip(states(denoiser, plan, 0), states(denoiser, plan, 1), strict=True))[-1]

@@ -73,7 +73,7 @@ def test_the_published_form_divides_by_the_latest_distance_at_unequal_spacing():
 
 @pytest.mark.parametrize("form", ["newton", "published"])
 def test_a_plan_s_times_have_their_weights_once_on_the_host_and_rows_their_own(form):
-    shared = forecast_weights(form, Cosine(), *(shared_time(t, 2) for t in (0.2, 0.4, 0.7)))
+    shared = forecast_weights(form, Cosine(), *(shared_time(t) for t in (0.2, 0.4, 0.7)))
     own = forecast_weights(form, Cosine(), *(torch.tensor([t, 0.9 * t]).double() for t in (0.2, 0.4, 0.7)))
     assert all(weight.ndim == 0 for weight in shared)
     assert [weight.shape for weight in own] == [(2,), (2,)]

@@ -12,14 +12,14 @@ from torch import nn
 import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Metered, Plain
+from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
-from dualrate.networks.uvit import UViT
-from dualrate.planning.similarity import best_refreshes, similarities
+from dualrate.networks.uvit import UViT, UViTCut
+from dualrate.planning.planner import best_refreshes, similarities
 from dualrate.sampling.cost import call_cost, macs_of, plan_cost
 from dualrate.sampling.trajectory import trajectory
 
@@ -43,8 +43,8 @@ def network(config: dr.UViTConfig = CONFIG) -> UViT:
 NET = network()
 
 
-def shared(split: int = 2) -> SharedEncoder:
-    return SharedEncoder(NET, PROCESS, split)
+def shared(split: int = 2) -> FeatureCache:
+    return FeatureCache(UViTCut(NET, 1, split), PROCESS)
 
 
 def images(denoiser: dr.Denoiser, plan: dr.StepPlan, step: dr.Step = DDIM, seeds: range = range(3)) -> torch.Tensor:
@@ -177,7 +177,7 @@ def test_a_split_must_lie_within_the_middle(split):
 
 def test_a_network_without_a_head_is_refused():
     with pytest.raises(ValueError, match="without a head"):
-        SharedEncoder(UViT(replace(CONFIG, head=False)), PROCESS, 1)
+        UViTCut(UViT(replace(CONFIG, head=False)), 1, 1)
 
 
 def test_a_foreign_context_is_refused():
@@ -215,7 +215,7 @@ def test_features_that_are_tokens_have_their_channels_last():
         reuse = Reuse.SMOOTH
 
         def encode(self, z, t, cond):
-            feature = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) * (1 + torch.arange(3.0)[:, None] * t[0])
+            feature = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) * (1 + torch.arange(3.0)[:, None] * t)
             return Context((feature.expand(len(z), 3, 2),), tau=t, x_hat=0 * z)
 
         def denoise(self, z, t, context, cond):

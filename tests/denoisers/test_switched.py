@@ -7,14 +7,14 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Metered, Plain
 from dualrate.denoisers.duodiff import Switched
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
+from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
@@ -132,11 +132,11 @@ def test_beside_a_dual_rate_model_another_network_makes_the_steps_without_a_cont
     assert found.macs == found.calls.of(5, heavy=2, alone=2)
     assert expected_costs(found.calls, pair.reuse, step, plan, SHAPE, label=0)[-1] == found
     with pytest.raises(ValueError, match="want a smooth path or a plan of its own"):
-        Switched(LIGHT, SharedEncoder.around(HEAVY, PROCESS))
+        Switched(LIGHT, FeatureCache.shared_encoder()(HEAVY, PROCESS))
 
 
 def test_a_cache_without_a_context_is_the_whole_network_at_its_price():
-    cache, plan = SharedEncoder.around(HEAVY, PROCESS), dr.StepPlan.uniform(4, 0)
+    cache, plan = FeatureCache.shared_encoder()(HEAVY, PROCESS), dr.StepPlan.uniform(4, 0)
     assert torch.equal(images(cache, plan), images(HEAVY, dr.StepPlan.uniform(4)))
     assert plan_cost(cache, dr.DDIM(PROCESS), plan, SHAPE, label=0).macs == 4 * call_cost(cache, SHAPE, 0).heavy
 

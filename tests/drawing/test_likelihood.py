@@ -24,7 +24,8 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load, write_experiment
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 from tests.theory.common import PROCESS

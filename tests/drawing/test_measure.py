@@ -27,10 +27,10 @@ from dualrate.metrics.origin import PIXELS
 from dualrate.metrics.reference import Reference
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import Model, load
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.covariance import Bands, ProbedCovariance, TabulatedCovariance
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.system.workers import in_turn
 from dualrate.training.config import FitConfig
 

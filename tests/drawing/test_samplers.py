@@ -25,10 +25,11 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
 from dualrate.sampling import grids
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.catalogue import SAMPLERS, make_step, sampler_named, taking
 from dualrate.sampling.cost import seconds_per_call
 from dualrate.sampling.covariance import NoiseCovariance
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.grids import GRIDS, grid_times
 from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import check_reuse, sample_batches

@@ -28,7 +28,8 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report.html import read_png
 from dualrate.runs.store import load
 from dualrate.runs.train import check_out
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from dualrate.system.progress import run_lock
 from dualrate.training.config import FitConfig
 

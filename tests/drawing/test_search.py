@@ -29,8 +29,8 @@ from dualrate.metrics import evaluate
 from dualrate.metrics import frechet as bootstrap
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.planning import family
-from dualrate.planning.family import Member
+from dualrate.planning import search as family
+from dualrate.planning.search import Member
 from dualrate.runs.store import load
 from dualrate.sampling import grids
 from dualrate.system.progress import run_lock
@@ -38,7 +38,7 @@ from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 4, 1), Level("transformer", 16, 1)), 2, patch=2, embedding=16, head_dim=16)
 NUM = 16
-OPTIONS = {"num": NUM, "grid": 4, "images": 4}
+OPTIONS = {"num": NUM}
 DUAL = Choice(steps=4, heavy=2)
 
 
@@ -168,22 +168,8 @@ def test_the_interval_is_of_paired_replicates(model, judge, tmp_path):
     assert (found.fresh.interval.low, found.fresh.interval.high) == pytest.approx((low, high))
 
 
-def test_plans_are_listed_by_the_order_of_the_sampler_that_draws(root, judge, tmp_path, monkeypatch):
-    model, orders = load(root / "one"), []
-
-    def noted(model, usual, order, **_):
-        orders.append(order)
-        return {usual: "usual"}
-
-    monkeypatch.setattr(searching, "candidates", noted)
-    for choice in (Choice(4), Choice(4, eta=0.5), Choice(4, sampler="ancestral")):
-        search(model, choice, judge, tmp_path, progress=Told(), **OPTIONS)
-    assert orders == [2, 1, 1]
-
-
-def test_a_single_network_is_searched_over_the_grid_alone(root, judge, tmp_path, monkeypatch):
+def test_a_single_network_is_searched_over_the_grid_alone(root, judge, tmp_path):
     model = load(root / "one")
-    monkeypatch.setattr(searching, "measured_errors", None)  # so few plans need no short list
     found = search(model, Choice(steps=4, grid="log-snr"), judge, tmp_path, progress=Told(), **OPTIONS)
     schedule = model.process.schedule
     blends = {StepPlan.spread(grids.blended(schedule, 4, i / 10)) for i in (0, 6, 10)}
@@ -199,9 +185,7 @@ def test_a_single_network_is_searched_over_the_grid_alone(root, judge, tmp_path,
 
 def test_a_model_without_steps_alone_has_none(model, judge, tmp_path):
     experiment = replace(model.experiment, method=DenoisingConfig(TimeSampler(dropout=0.0)))
-    names = searching.candidates(
-        replace(model, experiment=experiment), StepPlan.uniform(8, 2), grid=4, images=4, progress=Told()
-    )
+    names = searching.candidates(replace(model, experiment=experiment), StepPlan.uniform(8, 2))
     assert all(plan.refresh[0] is Refresh.FULL for plan in names)
     assert len(names) == 3
 
@@ -255,7 +239,7 @@ def test_one_search_at_a_time(model, judge, tmp_path, drawn):
 
 # The command
 
-COMMAND = ["--search", "--steps", "4", "--num", str(NUM), "--grid", "4", "--images", "4"]
+COMMAND = ["--search", "--steps", "4", "--num", str(NUM)]
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 import torch
 from cli.command import call
 from PIL import Image
+from theory.exact import GaussianMixture, OracleDenoiser
 
 import dualrate as dr
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.trajectory import rollout
 

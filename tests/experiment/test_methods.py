@@ -7,6 +7,7 @@ import torch
 
 import dualrate as dr
 from dualrate.codecs.config import CodecFolder
+from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
@@ -15,7 +16,6 @@ from dualrate.experiment.network_configs import NetworksConfig, OneDecoder
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan
 from dualrate.experiment.teaching import check_targets, check_teacher
 from dualrate.methods.consistency import ConsistencyConfig
-from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.em_distillation import EMDistillationConfig
 from dualrate.methods.moment_matching.config import WATCH, MomentMatchingConfig
 from dualrate.methods.moment_matching.versions import InstantMomentMatching

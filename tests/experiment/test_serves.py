@@ -19,8 +19,8 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.grids import karras, uniform
 from dualrate.sampling.solvers import Heun
 from dualrate.training.config import FitConfig

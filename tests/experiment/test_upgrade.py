@@ -8,6 +8,7 @@ import pytest
 
 import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.upgrade import RETIRED, upgraded
 
 NET = dr.UViTConfig(8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
@@ -39,3 +40,14 @@ def test_a_retired_field_is_dropped_where_it_holds_what_now_applies_and_refused_
                 continue
             with pytest.raises(ValueError, match=f"has no field '{field}'"):
                 from_plain(dr.Experiment, upgraded(other))
+
+
+def test_networks_with_the_usual_context_are_read_and_others_are_refused() -> None:
+    plain = to_plain(PAIR)
+    usual = {"type": "ContextConfig", "levels": None, "width": None}
+    light = plain["networks"]["light"] | {"norm": "layer", "downsampling": "patch", "resample_kernel": 1}
+    for context in (usual, usual | {"residual": False, "join": "add"}):
+        assert upgraded(plain | {"networks": plain["networks"] | {"light": light, "context": context}}) == plain
+    other = plain | {"networks": plain["networks"] | {"context": usual | {"width": 4}}}
+    with pytest.raises(ValueError, match="TwoNetworks has no field 'context'"):
+        from_plain(Experiment, upgraded(other))

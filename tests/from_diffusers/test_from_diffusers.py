@@ -10,10 +10,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from from_diffusers.models import diffusers, dit, pixart, randomised, sana, sd3, texts, unet
+from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 import dualrate as dr
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.schedule import Betas
 from dualrate.from_diffusers.diffusers_folder import adopted, check_name, network_class, read_folder
 from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of

@@ -20,6 +20,7 @@ from dualrate.cli.distill import Student
 from dualrate.cli.export import Export
 from dualrate.cli.train import RECIPES
 from dualrate.config.serial import to_plain
+from dualrate.contrib import early_exit
 from dualrate.recipes import students
 from dualrate.runs.store import write_experiment
 from dualrate.sampling.catalogue import SAMPLERS
@@ -36,7 +37,7 @@ RUNS = {
 }
 HEAVY = {"single": 8, "dual": 4}
 TRAINED = (
-    "fashion-mnist-light", "fashion-mnist-dual-25", "fashion-mnist-early-exit", "fashion-mnist-latents-first",
+    "fashion-mnist-light", "fashion-mnist-dual-25", "fashion-mnist-latents-first",
     "fashion-mnist-latents-base", "fashion-mnist-latents-base-dual", "fashion-mnist-tokens",
     "fashion-mnist-tokens-dual", "fashion-mnist-tokens-uniform", "imagenet64-heavy", "imagenet128-dual",
 )  # fmt: skip
@@ -72,7 +73,7 @@ def main() -> None:
     for name, experiment in RUNS.items():
         save_run(HERE / name, experiment)
     recipe = students.StudentRecipe(None, NET, students.DISTILLING)
-    made = {name: RECIPES[name]() for name in TRAINED}
+    made = {name: RECIPES[name]() for name in TRAINED} | {"fashion-mnist-early-exit": early_exit.fashion_mnist()}
     for by, more in {"moments": {}, "consistency": {}, "em": {}, "instant": {"version": "instant"}}.items():
         student = Student(recipe, by="moments" if by == "instant" else by, **more)  # pyright: ignore[reportArgumentType]
         made[f"student-{by}"] = student.of(HERE / "single")

@@ -11,6 +11,7 @@ import torch
 from latents.autoencoders import photos
 from latents.folding import Folding
 from latents.tiny_stage import NETWORKS, first_stage, untrained
+from theory.exact import GaussianMixture, OracleDenoiser
 
 import dualrate as dr
 from dualrate.codecs.codec import Moments
@@ -21,7 +22,6 @@ from dualrate.compare.page import front_table
 from dualrate.compare.speed import Speed
 from dualrate.data.images import ImageSet
 from dualrate.data.latents import HeldOut
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice

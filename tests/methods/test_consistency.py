@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from theory.common import f64, gaussian, normals
+from theory.exact import GaussianMixture, OracleDenoiser
 from torch import Tensor, nn
 from training.toy import Recorder
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Plain, posterior_mean
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
@@ -22,8 +22,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 from dualrate.methods.consistency import WATCH, Consistency, TeacherSteps
 from dualrate.networks.blocks import NoiseEmbedding
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.step import move, move_weights
 
 PROCESS = GaussianProcess(Cosine())

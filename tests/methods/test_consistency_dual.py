@@ -18,7 +18,7 @@ from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.methods.consistency import Consistency, TeacherSteps
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
-from dualrate.sampling.ancestral import DDIM
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.step import move_weights
 from dualrate.sampling.trajectory import trajectory
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 from dualrate.codecs.tokens import GreyLevels
 from dualrate.denoisers.denoiser import DualRate, Plain
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
 from dualrate.diffusion.process import GaussianProcess

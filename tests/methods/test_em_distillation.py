@@ -11,10 +11,10 @@ import pytest
 import torch
 from methods.one_gaussian import Scale
 from theory.common import f64, gaussian
+from theory.exact import GaussianMixture, OracleDenoiser
 from torch import Tensor, nn
 from training.toy import Recorder
 
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws

@@ -14,12 +14,11 @@ from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import InFloat32, cast_layers, copied
-from dualrate.networks.dual import ContextConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 2)), 3, embedding=16, head_dim=16)
-DUAL = TwoNetworks(NET, NET, ContextConfig(width=4))
+DUAL = TwoNetworks(NET, NET)
 
 
 def model(networks: NetworksConfig) -> Model:

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dualrate.cli import train
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.denoisers.decoder import Decoder
+from dualrate.denoisers.denoiser import Decoder
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneDecoder
 from dualrate.networks.decoder import EncoderConfig, ImageEncoder

@@ -17,7 +17,6 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Betas, Cosine
 from dualrate.diffusion.values import Refresh
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
-from dualrate.networks.dual import ContextConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable
@@ -27,7 +26,7 @@ from dualrate.system.device import graph_calls
 
 PROCESS = GaussianProcess(Cosine())
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, embedding=16, head_dim=16)
-DUAL, ONE = TwoNetworks(NET, NET, ContextConfig(width=4)), OneNetwork(NET)
+DUAL, ONE = TwoNetworks(NET, NET), OneNetwork(NET)
 X = torch.arange(12.0).view(3, 4)
 
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.exact import GaussianMixture
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated, shifted
 from dualrate.diffusion.values import Cond
 from dualrate.sampling.trajectory import State, trajectory
+from theory.exact import GaussianMixture
 
 SCHEDULES = {
     "cosine": Cosine(),

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.exact import GaussianMixture
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from theory.exact import GaussianMixture
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.values import Cond
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance, analytic_variance
-from dualrate.sampling.ancestral import DDIM
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM, TabulatedVariance, analytic_variance
 from dualrate.sampling.step import move
 from dualrate.sampling.trajectory import trajectory
 from theory.common import PROCESS, f64, gaussian, normals, uniform_log_snr
+from theory.exact import GaussianMixture, OracleDenoiser
 
 TABLE = TabulatedVariance((-4.0, 0.0, 2.0), (0.8, 0.4, 0.1))
 

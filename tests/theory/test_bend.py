@@ -5,12 +5,12 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.values import Cond
 from dualrate.planning.planner import Bend, measure_bend
 from dualrate.sampling.grids import uniform_log_snr
 from dualrate.sampling.solvers import extrapolated
 from theory.common import PROCESS, gaussian, normals
+from theory.exact import OracleDenoiser
 
 C = 0.3  # the variance of the data
 

@@ -8,14 +8,15 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, expand
 from dualrate.likelihood.bound import divergence, log_probability, variational_bound
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from tests.theory.common import PROCESS, gaussian, line_mixture, normals, uniform_log_snr, uniforms
+from theory.exact import OracleDenoiser
 from theory.held_context import Echo
 
 ROWS = 20_000

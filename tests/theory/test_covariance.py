@@ -9,7 +9,6 @@ import torch
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Metered
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.sampling.covariance import (
     Bands,
@@ -22,6 +21,7 @@ from dualrate.sampling.covariance import (
 )
 from dualrate.sampling.trajectory import trajectory
 from theory.common import PROCESS, f64, normals, space_mixture, uniform_log_snr
+from theory.exact import OracleDenoiser
 
 BANDS = Bands((3, 8, 8), rings=6)
 POWER = 20.0 / (1 + torch.arange(BANDS.count, dtype=torch.float64)) ** 2.5  # of each band: from 20 to 0.01
@@ -31,7 +31,7 @@ few_steps = pytest.mark.parametrize("steps", [1, 2, 4])
 
 def uncertainty(t, power=POWER):
     """Var[x | z_t] of each band: (N, K)."""
-    alpha2, sigma2 = (PROCESS.alpha(t) ** 2)[:, None], (PROCESS.sigma(t) ** 2)[:, None]
+    alpha2, sigma2 = (PROCESS.alpha(t) ** 2)[..., None], (PROCESS.sigma(t) ** 2)[..., None]
     return power * sigma2 / (alpha2 * power + sigma2)
 
 
@@ -46,7 +46,7 @@ class Field:
         return Context()
 
     def denoise(self, z, t, context, cond):
-        alpha, sigma2 = PROCESS.alpha(t)[:, None], PROCESS.sigma(t)[:, None] ** 2
+        alpha, sigma2 = PROCESS.alpha(t).reshape(-1, 1), PROCESS.sigma(t).reshape(-1, 1) ** 2
         gain = alpha * self.power / (alpha**2 * self.power + sigma2)
         return BANDS.inverse(BANDS.spread(gain) * BANDS.transform(z))
 

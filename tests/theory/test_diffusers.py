@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.values import Cond, Context
 from dualrate.sampling import grids
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import trajectory
 from theory.common import PROCESS, line_mixture, normals
+from theory.exact import OracleDenoiser
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from dualrate.denoisers.denoiser import DualRate, Plain
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.process import GaussianProcess
@@ -16,6 +15,7 @@ from dualrate.diffusion.values import Cond, Context, Refresh, expand
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import rollout, trajectory
 from theory.common import PROCESS, f64, line_mixture, normals, sources, uniform_log_snr
+from theory.exact import OracleDenoiser
 from theory.held_context import Echo, NeededContext, two_band_variance
 
 

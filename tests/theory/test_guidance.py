@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from dualrate.denoisers.denoiser import Metered
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Context, Reuse
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.trajectory import rollout
 from theory.common import PROCESS, f64, gaussian, normals
+from theory.exact import GaussianMixture, OracleDenoiser
 from theory.held_context import Echo
 
 NULL = 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dualrate.metrics.frechet import GaussianStats, frechet_distance, resampled_distances
-from dualrate.planning.family import counts, halving, images_of
+from dualrate.planning.search import counts, halving, images_of
 
 
 @pytest.mark.parametrize("optimum", [0.0, 0.31, 0.72, 1.0])

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.covariance import NoiseCovariance
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.grids import GRIDS, grid_times
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import rollout
 from theory.common import gaussian, normals, sources
+from theory.exact import OracleDenoiser
 
 SCHEDULE, LOG_SNR, C = Cosine(log_snr_max=5.0), 5.0, 0.01
 KINDS = (Ancestral, DDIM, Heun, DPMSolver2M, DPMSolver3M, SDEDPMSolver2M, NoiseCovariance)

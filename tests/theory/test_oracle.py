@@ -8,12 +8,12 @@ import torch
 from scipy.integrate import quad
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import score_from_x
+from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import Cond, Context
+from dualrate.diffusion.values import Cond, Context, expand
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, space_mixture, uniforms
+from theory.exact import GaussianMixture, OracleDenoiser
 from theory.held_context import held_variance, two_band_variance
 
 LOG_SNR = f64(-12, -4, -1, 0, 1, 3, 6)
@@ -51,7 +51,8 @@ def test_tweedie(mixture):
     """E[x | z] = (z + sigma^2 score) / alpha and Cov[x | z] = sigma^2 / alpha dE[x | z] / dz."""
     z = noisy(mixture).requires_grad_()
     mean = mixture.posterior_mean(z, LOG_SNR)
-    torch.testing.assert_close(score_from_x(z, mean, LOG_SNR), mixture.score(z, LOG_SNR), rtol=1e-6, atol=1e-7)
+    score = -eps_from_x(z, mean, LOG_SNR) / expand(sigma(LOG_SNR), z)
+    torch.testing.assert_close(score, mixture.score(z, LOG_SNR), rtol=1e-6, atol=1e-7)
     jacobian = torch.stack([torch.autograd.grad(c.sum(), z, retain_graph=True)[0] for c in mean.unbind(1)], dim=1)
     factor = (sigma(LOG_SNR) ** 2 / alpha(LOG_SNR))[:, None, None]
     torch.testing.assert_close(mixture.posterior_covariance(z, LOG_SNR), factor * jacobian, rtol=1e-6, atol=1e-9)

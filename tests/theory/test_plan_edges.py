@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualrate.denoisers.denoiser import DualRate, Plain
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh
@@ -18,10 +17,12 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import BatchTimes, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.trajectory import rollout
 from dualrate.training.config import FitConfig
 from theory.common import PROCESS, line_mixture, normals
+from theory.exact import OracleDenoiser
 from theory.held_context import Echo
 
 NET = UViTConfig(4, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=1, embedding=16, head_dim=16)

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
-from dualrate.planning.family import interpolated_objective
 from dualrate.planning.planner import Bend, Errors, Planner, measure_errors
 from tests.theory.common import PROCESS, gaussian, normals
+from theory.exact import OracleDenoiser
 from theory.held_context import Echo
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
@@ -57,43 +56,20 @@ def test_the_best_plan_is_that_of_trying_all(size, steps, heavy, seed, order):
 
 @ORDERS
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("free_times", [False, True])
 @pytest.mark.parametrize("share", [0.2, 0.5, 1])
-def test_steps_without_a_context_are_counted_where_they_have_a_price(share, free_times, seed, order):
+def test_steps_without_a_context_are_counted_where_they_have_a_price(share, seed, order):
     """By trying all plans of four steps whose numbers of heavy calls and of such steps a table allows."""
-    errors = random_errors(6 if free_times else 4, seed)
+    errors = random_errors(4, seed)
     planner, allowed = Planner(errors, PROCESS, order=order), np.random.default_rng(seed).random((5, 5)) < share
-    grids = [(errors.t[0], *inner, 0.0) for inner in itertools.combinations(errors.t[1:-1], 3)]
-    tried = [plan for t in grids for plan in all_plans(t, 4) if allowed[plan.num_heavy, plan.refresh.count(NONE)]]
+    tried = [plan for plan in all_plans(errors.t, 4) if allowed[plan.num_heavy, plan.refresh.count(NONE)]]
     if not tried:
         with pytest.raises(ValueError, match="no plan of 4 steps"):
-            planner.best(4, allowed, free_times=free_times)
+            planner.best(4, allowed)
         return
     best = min(tried, key=planner.objective)
-    found = planner.best(4, allowed, free_times=free_times)
+    found = planner.best(4, allowed)
     assert found.plan == best
     assert found.objective == pytest.approx(planner.objective(best), rel=1e-12)
-
-
-def test_a_search_too_large_for_memory_is_refused_before_it_begins():
-    planner = Planner(random_errors(128, 0), PROCESS)
-    with pytest.raises(ValueError, match=r"takes 21 GiB to find: take fewer steps or a coarser grid"):
-        planner.best(64, np.ones((65, 65), bool), free_times=True)
-
-
-@ORDERS
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("size", "steps", "heavy"), [(6, 3, 1), (6, 4, 2), (5, 1, 1), (5, 5, 2)])
-def test_free_times_are_the_best_of_the_grid(size, steps, heavy, seed, order):
-    errors = random_errors(size, seed)
-    planner = Planner(errors, PROCESS, order=order)
-    found = planner.best(steps, heavy, free_times=True)
-    inner = itertools.combinations(errors.t[1:-1], steps - 1)
-    tried = [plan for times in inner for plan in all_plans((errors.t[0], *times, errors.t[-1]), heavy)]
-    assert found.objective == pytest.approx(min(map(planner.objective, tried)), rel=1e-12)
-    assert planner.objective(found.plan) == pytest.approx(found.objective, rel=1e-12)
-    assert found.plan.num_steps == steps
-    assert found.plan.num_heavy <= heavy
 
 
 def test_terms_add_up_to_the_weighted_sum():
@@ -126,11 +102,11 @@ def test_where_the_end_has_noise_its_step_is_as_all_others():
     errors, process = random_errors(4, 0), NoisyEnd(PROCESS.schedule)
     planner = Planner(errors, process, order=2)
     ends = PROCESS.schedule.log_snr(torch.tensor(errors.t, dtype=torch.float64)).numpy()
-    found = planner.bending(errors.t).diagonal(1)
-    expected = [errors.bend.error(ends[i], ends[i + 1], first=i == 0) for i in range(4)]
-    assert found == pytest.approx(expected)
-    plan = StepPlan(errors.t, (FULL, KEEP, NONE, FULL))
-    assert interpolated_objective(planner, plan) == pytest.approx(planner.objective(plan))
+    log_snr = torch.from_numpy(ends)
+    weights = 0.5 * planner.weighting.integral(log_snr[:-1], log_snr[1:])
+    off = [errors.bend.error(ends[i], ends[i + 1], first=i == 0) for i in range(4)]
+    expected = sum(weight * one for weight, one in zip(weights.tolist(), off, strict=True))
+    assert planner.objective(StepPlan(errors.t, (FULL,) * 4)) == pytest.approx(expected)
 
 
 def test_measured_errors_are_the_posterior_variances():

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.trajectory import sample_batches
 from theory.common import PROCESS, gaussian
+from theory.exact import OracleDenoiser
 from theory.held_context import NeededContext
 
 IMAGES = NeededContext(PROCESS, 0.3)  # pictures of any even width
@@ -93,7 +94,7 @@ def test_samples_carry_no_gradient():
 def test_every_state_of_every_batch_is_watched_and_watching_can_end_it():
     seen, plan = [], StepPlan.uniform(3)
     images = list(sample_batches(IMAGES, DDIM(PROCESS), plan, (3, 2, 2), range(3), batch_size=2, watch=seen.append))
-    assert [(state.i, float(state.t[0]), len(state.z)) for state in seen] == [
+    assert [(state.i, float(state.t), len(state.z)) for state in seen] == [
         (i, plan.t[i], rows) for rows in (2, 1) for i in range(4)
     ]
     torch.testing.assert_close(seen[3].z.float(), images[0], rtol=0, atol=0)

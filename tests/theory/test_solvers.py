@@ -6,16 +6,16 @@ import torch
 from scipy.integrate import solve_ivp
 
 from dualrate.denoisers.denoiser import Metered
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Cond, Context
 from dualrate.sampling import grids
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import State, rollout, trajectory
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr
+from theory.exact import OracleDenoiser
 from theory.held_context import Echo
 
 MIXTURE = line_mixture()
@@ -99,8 +99,8 @@ def test_3m_is_of_third_order_from_an_exact_history(exact_history, order, length
         plan, state = StepPlan.at(times.tolist(), ()), None
         if exact_history:
             z = [start] + [torch.tensor(exact(start, ends[0], float(levels[i])))[:, None] for i in (1, 2)]
-            x = [(x_hat(z[i], times[i].expand(64)), times[i].expand(64)) for i in (1, 0)]
-            state = State(2, z[2], times[2].expand(64), Context(), None, tuple(x))
+            x = [(x_hat(z[i], times[i].expand(64)), times[i]) for i in (1, 0)]
+            state = State(2, z[2], times[2], Context(), None, tuple(x))
         *_, last = trajectory(ORACLE, THREE_M, plan, start, Cond(), no_noise, state=state)
         errors.append(np.abs(last.z[:, 0].numpy() - truth).mean())
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.2)

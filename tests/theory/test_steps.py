@@ -7,16 +7,16 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated, alpha, sigma
 from dualrate.diffusion.values import Cond, Context
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import rollout
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr
+from theory.exact import OracleDenoiser
 from theory.held_context import held_variance
 
 STEPS = [

@@ -8,7 +8,7 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond, is_shared, once, shared_time
+from dualrate.diffusion.values import Cond, once, shared_time
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable
 
@@ -23,16 +23,6 @@ def made(name: str) -> dr.Step:
     return make_step(name, PROCESS, plan=PLAN, table=TABLE)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_what_is_shared(rows):
-    t = shared_time(0.3, rows)
-    assert t.tolist() == [0.3] * rows
-    parts = (t, t[:1], t.expand(2, rows).flatten(0, 1))
-    assert all(map(is_shared, parts))
-    assert not any(map(is_shared, (t.float(), torch.full((rows,), 0.3, dtype=torch.float64))))
-    assert not is_shared(torch.tensor(0.3, dtype=torch.float64, requires_grad=True))
-
-
 def test_a_formula_is_evaluated_once_for_a_plan_and_every_time_for_rows():
     asked = []
 
@@ -42,13 +32,15 @@ def test_a_formula_is_evaluated_once_for_a_plan_and_every_time_for_rows():
         return 2 * t
 
     for rows in (2, 5):
-        assert double("a", shared_time(0.3, rows)).shape == ()
+        assert double("a", shared_time(0.3)).shape == ()
         assert double("b", torch.full((rows,), 0.3, dtype=torch.float64)).shape == (rows,)
     with torch.inference_mode():
-        assert double("c", shared_time(0.4, 2)) == 0.8
+        assert double("c", shared_time(0.4)) == 0.8
     weight = torch.ones((), requires_grad=True)
-    (weight * double("c", shared_time(0.4, 2))).backward()  # not a tensor of inference
-    assert asked == ["a", "b", "b", "c"]
+    (weight * double("c", shared_time(0.4))).backward()  # not a tensor of inference
+    asked_for = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.grad(double("d", asked_for), asked_for)[0] == 2
+    assert asked == ["a", "b", "b", "c", "d"]
 
 
 class Stepping(TorchDispatchMode):
@@ -70,7 +62,7 @@ class Stepping(TorchDispatchMode):
 def test_a_step_along_a_plan_has_no_rows_of_float64(name):
     """On a GPU these would be kernels, or waits: what is left in float64 are a plan's numbers on the host."""
     step, z = made(name), torch.randn(ROWS, 1, 8, 8)
-    before, t, s = (shared_time(time, ROWS) for time in PLAN.t[:3])
+    before, t, s = (shared_time(time) for time in PLAN.t[:3])
     carry = step(lambda z, t: 0.5 * z, z, before, t, lambda: z, step.start())[1]
     with Stepping() as watched:
         step(lambda z, t: 0.5 * z, z, t, s, lambda: z, carry)
@@ -81,10 +73,10 @@ def test_a_step_along_a_plan_has_no_rows_of_float64(name):
 def test_a_plan_s_times_step_as_the_same_times_one_a_row(name):
     step, z = made(name), torch.randn(3, 1, 8, 8, dtype=torch.float64)
     ends = {}
-    for kind, time in (("plan", shared_time), ("rows", lambda t, rows: torch.full((rows,), t, dtype=torch.float64))):
+    for kind, time in (("plan", shared_time), ("rows", lambda t: torch.full((3,), t, dtype=torch.float64))):
         carry, state = step.start(), z
         for t, s in zip(PLAN.t, PLAN.t[1:], strict=False):
-            state, carry = step(lambda z, t: 0.5 * z, state, time(t, 3), time(s, 3), lambda: z.flip(0), carry)
+            state, carry = step(lambda z, t: 0.5 * z, state, time(t), time(s), lambda: z.flip(0), carry)
         ends[kind] = state
     torch.testing.assert_close(ends["plan"], ends["rows"], rtol=1e-6, atol=1e-6)
 
@@ -98,7 +90,7 @@ def test_denoisers_give_networks_a_number_a_row():
 
     z, cond = torch.randn(3, 1, 8, 8), Cond(torch.zeros(3, dtype=torch.int64))
     denoiser = Plain(network, PROCESS)  # pyright: ignore[reportArgumentType]
-    x = [denoiser.denoise(z, t, dr.Context(), cond) for t in (shared_time(0.3, 3), shared_time(0.3, 3).clone())]
+    x = [denoiser.denoise(z, t, dr.Context(), cond) for t in (shared_time(0.3), shared_time(0.3).expand(3))]
     assert [(row.shape, row.dtype) for row in seen] == [((3,), torch.float32)] * 2
     torch.testing.assert_close(*seen, rtol=0, atol=0)
     torch.testing.assert_close(*x)

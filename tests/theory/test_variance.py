@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.likelihood.bound import FittedVariance, mean_errors, variational_bound
 from dualrate.sampling.ancestral import Ancestral
 from tests.theory.common import PROCESS, f64, gaussian, line_mixture, normals, uniform_log_snr, uniforms
+from theory.exact import OracleDenoiser
 from theory.held_context import Echo
 
 ROWS, C = 20_000, 0.3

@@ -38,7 +38,7 @@ class Compare(Ranged):
     first screens and orders. The data set's own if not given."""
     rivals: bool = False
     """Also evaluate training-free baselines (DeepCache, FORA, TaylorSeer, ToCa, DuCa) on the most expensive single
-    network, and lighter ones that are named for its first steps (RUN+LIGHT); early exits at some thresholds."""
+    network, and lighter ones that are named for its first steps (RUN+LIGHT)."""
     switch_at: Probability | None = None
     """Time at which the heavy network takes over from the light one of RUN+LIGHT and RUN+LIGHT:32, 1 is noise and 0
     data; RUN+LIGHT has 3/4 and 1/2 of the steps by the heavy one if not given."""

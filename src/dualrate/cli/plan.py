@@ -71,7 +71,7 @@ def run_search(
 ) -> None:
     """Searches, prints what was found, and writes `out`, and beside it a picture and what was measured.
 
-    effort: num, grid, images, batch_size and mapper of a `search`
+    effort: num, batch_size and mapper of a `search`
     """
     from dualrate.drawing.evaluator import evaluator
     from dualrate.drawing.measure import OutOfTime
@@ -182,8 +182,6 @@ class PlanSearch(Ranged):
     until this time, 1 for noise and 0 for data. Nothing is measured."""
     steps: tuple[Steps, ...] | None = None
     """Numbers of steps to choose from, parts of the grid; 8, 16, 32 and 64 if not given."""
-    free_times: bool = False
-    """Choose the times of the steps too, among those of the grid."""
     grid: Annotated[int, Range(1, 512)] | None = None
     """Steps of the grid on which errors are measured. If not given: 64, or 32, 16 or 8 where it would take longer than
     --minutes; one whose errors are known, or begun, is taken up."""
@@ -237,7 +235,7 @@ class PlanSearch(Ranged):
         with mapper(self.workers, model.device, progress.note) as over:
             errors = measured_errors(model, grid=grid, mapper=over, **how)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
-        found = candidates(planner, costs, budget, self._steps(grid), free_times=self.free_times)
+        found = candidates(planner, costs, budget, self._steps(grid))
         if self.budget is not None:
             whole = f"{self.grid or GRID} heavy calls, {budget / self._share:.4g} {unit}"
             print(f"{self.budget} of {whole}: {budget:.4g} {unit}\n")
@@ -262,17 +260,17 @@ class PlanSearch(Ranged):
             raise ValueError("--switch-at says the plan, and --search looks for one: drop one of the two")
         if self.denoiser is not None:
             raise ValueError(f"a search is of a model as it was trained: drop --denoiser {self.denoiser}, or --search")
-        others = ("budget", "gmacs", "seconds", "free_times", "spacing", "check")
+        others = ("budget", "gmacs", "seconds", "grid", "spacing", "check")
         if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
             raise ValueError(
-                f"--search is at given --steps and --heavy calls, not a budget: drop {' and '.join(given)}"
+                f"--search is at given --steps and --heavy calls, and measures no errors: drop {' and '.join(given)}"
             )
         if self.steps is not None and len(self.steps) != 1:
             raise ValueError(f"--search is for one number of --steps, got {' '.join(map(str, self.steps))}")
         self._check_out()
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         _ = model.gaussian  # before a feature net is trained
-        counts = {"num": self.num, "grid": self.grid or GRID, "images": self.images, "batch_size": self.batch_size}
+        counts = {"num": self.num, "batch_size": self.batch_size}
         steps = self.steps[0] if self.steps else None
         with mapper(self.workers, model.device, progress.note) as over:
             how = {"features": self.features, "progress": progress, "mapper": over, **counts}
@@ -330,14 +328,14 @@ class PlanSearch(Ranged):
         fits = [grid for grid in usual if len(self._steps(grid)) >= len(self.steps or (1,))]
         if not fits:
             raise ValueError(
-                f"--steps are divisors of --grid {self.grid or GRID}, or any number below it with --free-times, got "
+                f"--steps are divisors of --grid {self.grid or GRID}, got "
                 f"{' '.join(map(str, self.steps or ())) or 'none'}"
             )
         return fits
 
     def _check_switch(self) -> None:
         """Raises ValueError for what means nothing where a plan is switched at a time."""
-        given = [f"--{name.replace('_', '-')}" for name in ("grid", "free_times", "check") if getattr(self, name)]
+        given = [f"--{name.replace('_', '-')}" for name in ("grid", "check") if getattr(self, name)]
         if given:
             raise ValueError(f"--switch-at says the plan, and nothing is measured: drop {' and '.join(given)}")
         if self.steps is not None and len(self.steps) != 1:
@@ -346,7 +344,7 @@ class PlanSearch(Ranged):
     def _steps(self, grid: int) -> tuple[int, ...]:
         """The numbers of steps that a grid has plans of, of those that are asked for."""
         asked = self.steps or (8, 16, 32, 64)
-        return tuple(n for n in asked if n <= grid and (self.free_times or not grid % n))
+        return tuple(n for n in asked if not grid % n)
 
     def _budget(self, model: Model) -> tuple[CallCost, float, str]:
         """Costs of calls and the budget in one unit, and the unit's name."""

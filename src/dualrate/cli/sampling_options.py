@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
-from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT, SHARED
+from dualrate.denoisers.catalogue import DENOISERS, SHARED
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
 from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places
@@ -44,7 +44,7 @@ ETA = (
 )
 DENOISER = (
     f"How the networks are called. For a single network: {', '.join(DENOISERS)}, which spend less at steps without a "
-    f"heavy call; {SHARED}3 shares three middle blocks. {EARLY_EXIT}0.05: the threshold of a run with early exits. The "
+    f"heavy call; {SHARED}3 shares three middle blocks. The "
     "directory of another run: its network makes the steps without a context. package.module:name: your own. If not "
     "given, as trained."
 )

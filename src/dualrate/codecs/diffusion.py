@@ -21,8 +21,7 @@ from dualrate.codecs.codec import Codec, Moments
 from dualrate.codecs.config import CodecConfig
 from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
 from dualrate.config.serial import to_plain
-from dualrate.denoisers.decoder import Decoder
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Decoder, Denoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.random import Draws

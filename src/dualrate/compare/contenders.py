@@ -9,7 +9,6 @@
     RUN:32/8@ancestral:0.5  at a noise level gamma other than 0
     RUN:32@mypkg.steps:Mine under a step of another package
     RUN+taylor:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
-    RUN+early-exit-0.05:16  a run with early exits, at this threshold of the error that its probes estimate
     RUN+LIGHT:32/20         the first 12 of 32 steps by the network of another run, LIGHT (denoisers/duodiff.py)
     RUN+LIGHT:32            where a time of the switch is given: those that start before it
     RUN+OTHER:plan.json     the steps without a context by another run's network; RUN may be dual-rate, too
@@ -35,8 +34,8 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.work import MeasuredContender
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Probability, Ranged, Steps, checked
-from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT, refreshing
-from dualrate.denoisers.denoiser import between, has_exits
+from dualrate.denoisers.catalogue import DENOISERS, refreshing
+from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.plan import StepPlan, before
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Reuse
@@ -45,8 +44,7 @@ from dualrate.drawing.choice import GAMMA, RECOMMENDED, SMOOTH, Choice, step_for
 from dualrate.drawing.errors import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.experiment.experiment import Model
 from dualrate.experiment.plan_support import Serves
-from dualrate.planning.planner import Planner
-from dualrate.planning.similarity import best_refreshes, similarities
+from dualrate.planning.planner import Planner, best_refreshes, similarities
 from dualrate.report.table import Table, compute_unit, plan_of, scored, significant
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, at_gamma, sampler_named
@@ -226,7 +224,7 @@ def cached(entry: Entry, model: Model, steps: int, heavy: int, *, even: bool = F
         step = step_for(model, StepPlan.spread(times), sampler, entry.gamma or None)
         like = similarities(model.denoiser, step, times, model.shape, seeds, labels, device=model.device)
         plan = StepPlan.at(times, best_refreshes(like, heavy))
-    return entry.contender(plan.renewing(between(model.denoiser)), sampler)
+    return entry.contender(plan.renewing(abilities(model.denoiser).between), sampler)
 
 
 def after_light(entry: Entry, model: Model, steps: int, heavy: int | None) -> Contender:
@@ -413,7 +411,7 @@ def can_share_encoder(run: Path, models: dict[Path, Model]) -> bool:
     """Whether a run is the dearest single network, of Gaussian noise, no decoder, and its middle has blocks to share,
     and one to spare.
     """
-    single = [model.call_cost.light for model in models.values() if not has_exits(model.denoiser)]
+    single = [model.call_cost.light for model in models.values()]
     dearest = models[run].call_cost.light == max(single, default=0) and is_planned(models[run])
     networks = models[run].experiment.networks
     configs = networks.configs if networks.latent is None else {}
@@ -443,12 +441,8 @@ def planning_seconds(entry: Entry, models: dict[Path, Model], seconds: CallCost)
     return similarity if entry.denoiser is None and can_share_encoder(entry.run, models) else 0.0
 
 
-THRESHOLDS = (0.01, 0.02, 0.04)  # of early exits
-
-
 def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: Reporter) -> list[Entry]:
-    """The dearest single network under every denoiser of the catalogue that takes it, and after lighter ones; runs with
-    exits under theirs.
+    """The dearest single network under every denoiser of the catalogue that takes it, and after lighter ones.
 
     Its encoder, shared, is a usual contender, so not among them. models: by directory.
     Raises ValueError where no such network stands alone among the entries.
@@ -464,9 +458,6 @@ def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: 
     lighter = [str(other.run) for other, its in single.items() if its.call_cost.light < model.call_cost.light]
     wanted = [(entry, name) for name in DENOISERS if name != SHARED_ENCODER]
     wanted += [(entry, name) for name in lighter]
-    for other in usual:
-        denoiser = models[other.run].denoiser
-        wanted += [(other, f"{EARLY_EXIT}{threshold}") for threshold in THRESHOLDS if has_exits(denoiser)]
     found = []
     for one, name in wanted:
         try:
@@ -480,7 +471,7 @@ def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: 
 
 def is_single(model: Model) -> bool:
     """Whether one network runs at every step, whole, under any plan, and of nothing given."""
-    alone = model.denoiser.reuse is Reuse.FREE and not has_exits(model.denoiser)
+    alone = model.denoiser.reuse is Reuse.FREE
     return alone and model.serves.any_plan and model.experiment.networks.latent is None
 
 

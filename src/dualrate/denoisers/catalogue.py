@@ -1,9 +1,8 @@
-"""Denoisers by name, made around that of a trained model: what spends less per step without training.
+"""Denoisers by name. Each is made around the denoiser of a trained model, and costs less per step without training.
 
 A name of the form `package.module:name` is one of another package, which is imported already: a class or a function
-that takes a denoiser and its process, and returns a denoiser. `early-exit-0.05` sets the threshold of a run with exits,
-which was trained for them; `shared-encoder-3` shares the first three middle blocks, where `shared-encoder` shares five
-in six.
+that takes a denoiser and its process, and returns a denoiser. `shared-encoder-3` shares the first three middle blocks,
+where `shared-encoder` shares five in six.
 """
 
 from __future__ import annotations
@@ -14,18 +13,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dualrate.config.imports import known
-from dualrate.config.ranges import Probability, checked
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.feature_cache import ORDER, FeatureCache
-from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.denoisers.token_cache import SHARES, TokenCache
 from dualrate.diffusion.values import Refresh
 
 Around = Callable[[Denoiser, Any], Denoiser]  # of a denoiser and its process
 
 DENOISERS: dict[str, Around] = {
-    "shared-encoder": SharedEncoder.around,
+    "shared-encoder": FeatureCache.shared_encoder(),
     "fora": FeatureCache.around(),
     "deep-cache": FeatureCache.around(outer=1),
     "taylor": FeatureCache.around(order=ORDER),
@@ -33,7 +29,7 @@ DENOISERS: dict[str, Around] = {
     "toca": TokenCache.around(share=SHARES["toca"], by="attention", between=(Refresh.PARTIAL,)),
     "duca": TokenCache.around(share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
 }
-EARLY_EXIT, SHARED = "early-exit-", "shared-encoder-"  # with a threshold after it, and a number of blocks
+SHARED = "shared-encoder-"  # with a number of blocks after it
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Refreshing:
     """When a denoiser is refreshed, where a plan says no more than how often.
 
     even:    evenly, as FORA and DeepCache were published, and as what is forecast or renewed in part should be; else
-             where its features changed most (planning/similarity.py)
+             where its features changed most (planning/planner.py)
     planned: whether what it makes of a step depends on its latest heavy call alone, so that a planner can place these
     """
 
@@ -60,19 +56,20 @@ def refreshing(name: str | None) -> Refreshing:
 
 
 def denoiser_named(name: str) -> Around:
-    """Makes the denoiser of a name in DENOISERS, of early exits, or of another package that is imported already.
+    """Makes the denoiser of a name in DENOISERS, or of another package that is imported already.
 
     Raises ValueError for any other name.
     """
     if name in DENOISERS:
         return DENOISERS[name]
-    if name.startswith(EARLY_EXIT):
-        return EarlyExit.at(_threshold(name))
     if name.startswith(SHARED):
-        return SharedEncoder.at(_blocks(name))
+        number = name.removeprefix(SHARED)
+        if not number.isdecimal() or int(number) < 1:
+            raise ValueError(f"{name}: {SHARED}3 has a number of middle blocks from 1 on, got {number!r}")
+        return FeatureCache.shared_encoder(int(number))
     if ":" not in name:
         raise ValueError(
-            f"there is no denoiser {name!r}; known is {', '.join(DENOISERS)}, {EARLY_EXIT}0.05, {SHARED}3, and "
+            f"there is no denoiser {name!r}; known is {', '.join(DENOISERS)}, {SHARED}3, and "
             "package.module:name of your own"
         )
     found = known(name)
@@ -87,21 +84,4 @@ def denoiser_named(name: str) -> Around:
 
 def is_denoiser(name: str) -> bool:
     """Whether it is one of this catalogue's names, right or wrong in what stands after it."""
-    return name in DENOISERS or name.startswith((EARLY_EXIT, SHARED))
-
-
-def _blocks(name: str) -> int:
-    """Of the name of a shared encoder. Raises ValueError for a number that is none, or below 1."""
-    number = name.removeprefix(SHARED)
-    if not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"{name}: {SHARED}3 has a number of middle blocks from 1 on, got {number!r}")
-    return int(number)
-
-
-def _threshold(name: str) -> float:
-    """Of the name of an early exit. Raises ValueError for one that is no number from 0 to 1."""
-    number = name.removeprefix(EARLY_EXIT)
-    try:
-        return checked("the threshold", float(number), Probability)
-    except ValueError as error:
-        raise ValueError(f"{name}: {EARLY_EXIT}0.05 has a threshold from 0, no exit, to 1, got {number!r}") from error
+    return name in DENOISERS or name.startswith(SHARED)

@@ -1,4 +1,4 @@
-"""Denoisers: what a sampler calls. A heavy `encode` now and then, a light `denoise` at every step.
+"""Denoisers: what a sampler calls.
 
     encoder  E(z_tau, tau, label)             -> context     H times per image
     light    g(z_t, t, context, tau, label)   -> x_hat       N times per image
@@ -10,70 +10,76 @@ schedule nor plan; here their output becomes x_hat, in float32: v of a Gaussian 
 Source: Dual-Rate Diffusion (Bartosh et al. 2026, arXiv 2605.18190). `Context.x_hat` is ours: an encoder that keeps its
 output head has already denoised (z_tau, tau), so the step it was refreshed for needs no light call.
 
-Counting calls: a denoiser around another one. `reuse` passes through.
+A decoder p(x | z_0) is a denoiser whose latent z_0 stays the same over the whole trajectory, as a condition
+(`Cond.z_0`):
+
+    single-rate   x_hat(x_t, z_0, t)                                             N calls an image
+    dual-rate     context = E(z_0);  x_hat = g(x_t, t, context)                  one heavy call and N light ones
+
+A context of z_0 alone has no time: it never ages, and any sampler may use it (`Reuse.FREE`). Source: Unified Latents
+(Heek et al. 2026, arXiv 2602.17270), whose decoder is single-rate; two rates are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dualrate.diffusion.process import Process, per_row
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 
-Renewal = Callable[[Tensor, Tensor, Context, Cond], Context]  # of z, t, the context that is held, cond
 
+class Denoiser(ABC):
+    """What a sampler calls. `reuse`, `encode` and `denoise` are enough; a class with these need not derive from this.
 
-class Denoiser(Protocol):
-    @property
-    def reuse(self) -> Reuse:
-        """Which samplers may use a context at a later time than its own."""
-        ...
+    reuse:         which samplers may use a context at a later time than its own
+    between:       what steps between two heavy calls do to the context, in turn, where a plan says no more than how
+                   many heavy calls there are. One that is PARTIAL calls `renew`
+    alone_differs: whether a step without a context costs something else than a light call: it runs another network, or
+                   the whole of one
+    varies:        whether the cost of a call depends on its rows; an image's cost is then a mean over images
+    """
 
+    reuse: Any  # a Reuse. Any: so that a class may say it by a property too
+    between: Any = (Refresh.KEEP,)
+    alone_differs: Any = False
+    varies: Any = False
+
+    @abstractmethod
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        """A heavy call. z: (B, C, H, W); t: (B,)."""
-        ...
+        """A heavy call. z: (B, C, H, W); t: (B,) or ()."""
 
+    @abstractmethod
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """x_hat: (B, C, H, W) float32, the estimate of E[x | z_t, context]."""
-        ...
+
+    def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
+        """Computes a part of the context again, and x_hat if that comes of it, for less than a heavy call.
+
+        Raises ValueError for a denoiser that cannot.
+        """
+        raise ValueError(f"{type(self).__name__} has no partial steps: use toca or duca, or make the step keep or full")
 
 
-def renewal_if_any(denoiser: Denoiser) -> Renewal | None:
-    """What makes a part of a context anew, and x_hat if that comes of it, for less than a heavy call: its `renew`."""
-    return getattr(denoiser, "renew", None)
-
-
-def renewal(denoiser: Denoiser) -> Renewal:
-    """The same. Raises ValueError for a denoiser that has none."""
-    found = renewal_if_any(denoiser)
-    if found is None:
-        raise ValueError(
-            f"{type(denoiser).__name__} makes a context whole or keeps it, and the plan has a partial step: name a "
-            "denoiser that renews a part (toca, duca), or make the step keep or full"
-        )
-    return found
-
-
-def between(denoiser: Denoiser) -> tuple[Refresh, ...]:
-    """What its steps between two heavy calls do to the context, in turn, where a plan says no more than how many there
-    are: as it may say by an attribute of that name.
+def abilities(denoiser: Denoiser) -> Denoiser:
+    """Where `between`, `alone_differs` and `varies` of a denoiser stand: those of one that derives from no class of
+    ours are the usual ones.
     """
-    return getattr(denoiser, "between", (Refresh.KEEP,))
+    return denoiser if isinstance(denoiser, Denoiser) else Denoiser  # pyright: ignore[reportReturnType]
 
 
-def has_exits(denoiser: Denoiser) -> bool:
-    """Whether rows may leave its network before the end: what a call costs is then for its threshold to say."""
-    return getattr(denoiser, "has_exits", False)
+@runtime_checkable
+class Labelled(Protocol):
+    """A module that embeds labels: `num_classes` of them, and whether there is a null class after these."""
 
-
-def of_network(denoiser: Denoiser, name: str) -> Any:
-    """What a single network offers by that name, such as to be cut; None of any other denoiser or network."""
-    return getattr(denoiser.network, name, None) if isinstance(denoiser, Plain) else None
+    num_classes: int
+    null: bool
 
 
 def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
@@ -81,27 +87,21 @@ def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
 
     On a GPU such a label would end the process.
     """
-    tables = [part for part in _parts(denoiser) if isinstance(getattr(part, "num_classes", None), int)]
-    if not tables:
-        return
-    counts = [
-        part.num_classes + getattr(part, "null", True) for part in tables if part.num_classes
-    ]  # the null class too
-    known = range(min(counts, default=0))
-    if strange := [label for label in labels if label not in known]:
-        rule = (
-            f"are 0 to {known[-1]}, got {strange[0]!r}" if known else f"are none, got {strange[0]!r}: drop the labels"
-        )
-        raise ValueError(f"the labels that these networks know {rule}")
+    tables = [part for part in _modules(denoiser) if isinstance(part, Labelled)]
+    known = min((part.num_classes + part.null for part in tables if part.num_classes), default=0)
+    strange = [label for label in labels if not 0 <= label < known]
+    if tables and strange:
+        rule = f"are 0 to {known - 1}" if known else "are none"
+        raise ValueError(f"the labels that these networks know {rule}, got {strange[0]!r}")
 
 
-def _parts(value: object) -> Iterator[Any]:
-    """The modules within a denoiser."""
+def _modules(value: object) -> Iterator[nn.Module]:
+    """All modules within a denoiser."""
     if isinstance(value, nn.Module):
         yield from value.modules()
     elif is_dataclass(value):
-        for field in fields(value):
-            yield from _parts(getattr(value, field.name))
+        for part in vars(value).values():
+            yield from _modules(part)
 
 
 def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -110,7 +110,7 @@ def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tens
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Denoiser):
     """One network at every step. network: (z, log_snr, label) -> output."""
 
     network: nn.Module
@@ -126,7 +126,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class DualRate:
+class DualRate(Denoiser):
     """A heavy context encoder and a light denoiser.
 
     encoder: (z_tau, log_snr_tau, label) -> (features, output or None), features as the light network takes them
@@ -153,6 +153,52 @@ class DualRate:
         return self.process.x_hat(z, output.to(z.dtype), log_snr)
 
 
+@dataclass(frozen=True)
+class Decoder(Plain):
+    """One network at every step. network: (x_t, log_snr, z_0, label) -> v."""
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        """Raises ValueError where `cond` has no z_0."""
+        log_snr = self.process.log_snr(t).to(z.dtype)
+        v = self.network(z, per_row(log_snr, z), latent_of(cond), cond.label)
+        return self.process.x_hat(z, v.to(z.dtype), log_snr)
+
+
+@dataclass(frozen=True)
+class DualRateDecoder(Denoiser):
+    """A heavy network on z_0, whatever z and t are when it is called, and a light one on x_t.
+
+    encoder: (log_snr at t = 1, z_0, label) -> features, already at the light network's widths
+    light:   (x_t, log_snr, label, features) -> v
+    """
+
+    encoder: nn.Module
+    light: nn.Module
+    process: Process
+    reuse: Reuse = Reuse.FREE
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        """Raises ValueError where `cond` has no z_0."""
+        z_0 = latent_of(cond)
+        log_snr = self.process.log_snr(torch.ones((), dtype=torch.float64)).to(z_0.dtype)
+        return Context(self.encoder(per_row(log_snr, z_0), z_0, cond.label))
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        """Raises ValueError without a context: then nothing is known of z_0."""
+        if not context.features:
+            raise ValueError("a dual-rate decoder sees z_0 through its heavy call alone: begin the plan with one")
+        log_snr = self.process.log_snr(t).to(z.dtype)
+        v = self.light(z, per_row(log_snr, z), cond.label, context.features)
+        return self.process.x_hat(z, v.to(z.dtype), log_snr)
+
+
+def latent_of(cond: Cond) -> Tensor:
+    """z_0. Raises ValueError where there is none."""
+    if cond.z_0 is None:
+        raise ValueError("a decoder makes an image of a latent, got none: pass Cond(label, z_0)")
+    return cond.z_0
+
+
 @dataclass
 class Meter:
     """Rows (image x guidance branch) seen by each network.
@@ -167,7 +213,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Metered:
+class Metered(Denoiser):
     """Counts the rows of every network call. Sits innermost, so that guidance branches are counted.
 
     A partial refresh is a light call too. A denoise call that returns an output computed before runs no network and
@@ -190,7 +236,7 @@ class Metered:
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
         self.meter.light += z.shape[0]
         self.meter.partial += z.shape[0]
-        return renewal(self.inner)(z, t, context, cond)
+        return self.inner.renew(z, t, context, cond)
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         x_hat = self.inner.denoise(z, t, context, cond)

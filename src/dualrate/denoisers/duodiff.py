@@ -24,12 +24,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, abilities
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
 @dataclass(frozen=True)
-class Switched:
+class Switched(Denoiser):
     """Two models: `light` where a step has no context, `heavy` at the others.
 
     light: called without a context, so the light network of a dual-rate model does, too
@@ -42,7 +42,7 @@ class Switched:
     light: Denoiser
     heavy: Denoiser
     reuse: Reuse = Reuse.MARKOV
-    alone_differs = True  # no annotation: its cost
+    alone_differs = True
 
     def __post_init__(self) -> None:
         if self.heavy.reuse not in (Reuse.FREE, Reuse.MARKOV):
@@ -50,6 +50,10 @@ class Switched:
                 f"the contexts of {type(self.heavy).__name__} want a smooth path or a plan of its own, which another "
                 "network's steps are not: name a single network, or a dual-rate one that takes any plan"
             )
+
+    @property
+    def varies(self) -> bool:
+        return any(abilities(one).varies for one in (self.light, self.heavy))
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         context = self.heavy.encode(z, t, cond)

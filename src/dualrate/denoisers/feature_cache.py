@@ -1,4 +1,4 @@
-"""Feature caching of a trained single-rate network, without training: FORA, DeepCache, TaylorSeer.
+"""Feature caching of a trained single-rate network, without training: FORA, DeepCache, TaylorSeer, encoder sharing.
 
 Blocks add to what comes in, and so do a U-ViT's levels, which are linear but for their blocks. So what a row of blocks,
 or all levels from `outer` on, add to their input is one tensor, and kept between refreshes:
@@ -6,57 +6,53 @@ or all levels from `outer` on, add to their input is one tensor, and kept betwee
     refresh   D = h_out - h_in at tau                        the whole network
     between   h_out = h_in at t + forecast of D              what lies outside alone: levels above, patches, head
 
-    FORA         outer 0, D as it was           every block's output is reused; patches and head run
-    DeepCache    outer 1, D as it was           the inner levels' output is reused; the first level runs
-    TaylorSeer   outer 0, D from the last m+1   every block's output is forecast (denoisers/feature_cache.py)
+    FORA             outer 0, D as it was           every block's output is reused; patches and head run
+    DeepCache        outer 1, D as it was           the inner levels' output is reused; the first level runs
+    TaylorSeer       outer 0, D from the last m+1   every block's output is forecast
+    encoder sharing  D of the first middle blocks of a U-ViT, as it was; all else runs
 
 Keeping each block's output, as the originals do, is the same: the sum of what was kept, or forecast, is what is kept,
 or forecast, of the sum (a test does it block by block). A kept sum costs one addition and the memory of one tensor.
 
-FORA        Selvaraju et al. 2024, arXiv 2407.01425: DiT, refreshed at every N-th step. DiT-XL/2, ImageNet 256, DDIM 50
-            steps, FID 2.32 without a cache: 3.55 at 2.77 times fewer FLOPs (N = 3), 6.58 at 4.53 (N = 5). What it kept
-            it scales by the gates of the current time; a U-ViT's blocks have no gates, those of a model of diffusers
-            are kept with theirs.
-DeepCache   Ma et al. 2023, arXiv 2312.00858: U-Nets, refreshed at every N-th step. Stable Diffusion 1.5 2.3 times as
-            fast at 0.05 less CLIP score, LDM-4-G 4.1 times at 0.22 more FID. Its skips concatenate, so what is kept
-            there is the inner levels' activation; here they add. In a U-ViT of two levels it is encoder sharing
-            (denoisers/shared_encoder.py) of all middle blocks.
-TaylorSeer  Liu et al. 2025, arXiv 2503.06923: DiT, refreshed at every N-th step and the first few, order m. As above:
-            2.34 at 2.77 times fewer FLOPs (N = 3, m = 3), 2.65 at 4.53 (N = 5, m = 3). A cache that has seen fewer than
-            m + 1 refreshes forecasts at a lower order. At 20 steps others saw it fail on that DiT: FID 7.84, from 3.56,
-            at 1.44 times fewer FLOPs.
-Where a plan refreshes is its own matter: evenly, or where features changed most (planning/similarity.py).
+FORA        Selvaraju et al. 2024, arXiv 2407.01425: DiT, refreshed at every N-th step. What it kept it scales by the
+            gates of the current time; a U-ViT's blocks have no gates, those of a model of diffusers are kept with
+            theirs.
+DeepCache   Ma et al. 2023, arXiv 2312.00858: U-Nets, refreshed at every N-th step. Its skips concatenate, so what is
+            kept there is the inner levels' activation; here they add.
+TaylorSeer  Liu et al. 2025, arXiv 2503.06923: DiT, refreshed at every N-th step and the first few, order m. A cache
+            that has seen fewer than m + 1 refreshes forecasts at a lower order.
+Sharing     The decoupled diffusion transformer (Wang et al. 2025, arXiv 2504.05741), whose encoder's output serves
+            several neighbouring steps. Its decoder sees the time through the encoder's output alone; here all that runs
+            is given the current time, and the network was never cut in two in training.
+Where a plan refreshes is its own matter: evenly, or where features changed most (planning/planner.py).
 
-Features at a time, forecast from those kept at earlier ones: polynomials in u = log-SNR.
-
-Of F_0, F_1, ..., F_m, kept at u_0 (the latest), u_1, ..., u_m, with D_0[k] = F_k:
+A forecast of features F_0, F_1, ..., F_m, kept at u_0 (the latest), u_1, ..., u_m, is a polynomial in u = log-SNR. With
+D_0[k] = F_k:
 
     newton      D_i[k] = (D_i-1[k] - D_i-1[k+1]) / (u_k - u_k+i)     F(u) = sum_i D_i[0] (u - u_0) ... (u - u_i-1)
     published   D_i[k] = (D_i-1[k] - D_i-1[k+1]) / (u_k - u_k+1)     F(u) = sum_i D_i[0] (u - u_0)^i / i!
 
-The first is the polynomial through all of them, exact for features that are a polynomial of degree m in u, at any
-spacing. The second puts differences, which belong between the times, in the place of derivatives at the latest one: it
-is exact for straight lines alone, at equal spacing too.
-
-Source: TaylorSeer (Liu et al. 2025, arXiv 2503.06923), the second; as in its code a difference is divided by the
-distance of the latest two times at which it was taken. It counts steps where u stands here. The first is Newton's.
+The first is the polynomial through all of them, at any spacing. The second is that of TaylorSeer, which counts steps
+where u stands here: it puts differences, which belong between the times, in the place of derivatives at the latest one,
+and is exact for straight lines alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, cast
+from typing import Annotated, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.denoisers.denoiser import Denoiser, of_network
+from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Cond, Context, Reuse, expand, once
+from dualrate.networks.uvit import UViT, UViTCut
 
 Form = Literal["newton", "published"]
 
@@ -64,7 +60,7 @@ Form = Literal["newton", "published"]
 def forecast(context: Context, t: Tensor, schedule: Schedule, form: Form) -> tuple[Tensor, ...]:
     """The features of a context and of those before it, carried on to t; of a single one as they are.
 
-    t: (B,). Raises ValueError for contexts without a time.
+    t: (B,) or (). Raises ValueError for contexts without a time.
     """
     held = (context, *context.earlier)
     times = [one.tau for one in held if one.tau is not None]
@@ -103,11 +99,20 @@ def _mixed(weights: tuple[Tensor, ...], features: tuple[Tensor, ...]) -> Tensor:
     return total.to(features[0].dtype)
 
 
+def check_own(context: Context, count: int) -> None:
+    """Raises ValueError for a context that is not of a cache with so many features, or that some rows do not have."""
+    if len(context.features) != count or context.present is not None:
+        raise ValueError(
+            f"this cache has contexts of {count} features, of all rows, got {len(context.features)}: pass what encode "
+            "returned for these rows, or Context() to run the whole network"
+        )
+
+
 ORDER = 2  # of TaylorSeer, where nothing else is said
 
 
 class Cut(Protocol):
-    """A network in two: an inside that adds to what comes into it, and the rest. A network's `cut(outer)` makes it."""
+    """A network in two: an inside that adds to what comes into it, and the rest."""
 
     def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the inside adds, and v."""
@@ -118,8 +123,17 @@ class Cut(Protocol):
         ...
 
 
+@runtime_checkable
+class Cuttable(Protocol):
+    """A network that can be cut in two."""
+
+    def cut(self, outer: int) -> Cut:
+        """Levels from `outer` on are inside. Raises ValueError where that cannot be."""
+        ...
+
+
 @dataclass(frozen=True)
-class FeatureCache(Ranged):
+class FeatureCache(Ranged, Denoiser):
     """A single-rate network that keeps what its inside adds between refreshes.
 
     order: of the forecast, m; 0: what is kept stays as it is
@@ -133,7 +147,7 @@ class FeatureCache(Ranged):
     order: Annotated[int, Range(0, 8)] = 0
     form: Form = "newton"
     reuse: Reuse = Reuse.SMOOTH
-    alone_differs = True  # no annotation: its cost
+    alone_differs = True
 
     @staticmethod
     def around(*, outer: int = 0, order: int = 0, form: Form = "newton") -> Callable[[Denoiser, Process], FeatureCache]:
@@ -143,13 +157,30 @@ class FeatureCache(Ranged):
         """
 
         def cache(denoiser: Denoiser, process: Process) -> FeatureCache:
-            gaussian = require_gaussian(process, "the model")
-            if (cut := of_network(denoiser, "cut")) is None:
+            network = denoiser.network if isinstance(denoiser, Plain) else None
+            if not isinstance(network, Cuttable):
                 raise ValueError(
                     "features are cached of a single-rate network that can be cut, a U-ViT or a transformer of "
                     f"diffusers, got {type(denoiser).__name__}"
                 )
-            return FeatureCache(cut(outer), gaussian, order, form)
+            return FeatureCache(network.cut(outer), require_gaussian(process, "the model"), order, form)
+
+        return cache
+
+    @staticmethod
+    def shared_encoder(blocks: int | None = None) -> Callable[[Denoiser, Process], FeatureCache]:
+        """Makes the cache of a U-ViT's first middle blocks; None: of five in six of them.
+
+        That raises ValueError for a denoiser that is no single U-ViT, and for more blocks than there are.
+        """
+
+        def cache(denoiser: Denoiser, process: Process) -> FeatureCache:
+            network = denoiser.network if isinstance(denoiser, Plain) else None
+            if not isinstance(network, UViT):
+                raise ValueError(f"an encoder is shared of a single-rate U-ViT, got {type(denoiser).__name__}")
+            levels = network.config.levels
+            inside = max(1, levels[-1].blocks * 5 // 6) if blocks is None else blocks
+            return FeatureCache(UViTCut(network, len(levels) - 1, inside), require_gaussian(process, "the model"))
 
         return cache
 
@@ -165,12 +196,7 @@ class FeatureCache(Ranged):
             return context.x_hat
         if not context.features and context.tau is None:
             return cast(Tensor, self.encode(z, t, cond).x_hat)
-        if len(context.features) != 1 or context.present is not None:
-            raise ValueError(
-                f"the context of a feature cache is one feature that all rows have, got {len(context.features)}"
-                f"{'' if context.present is None else ', absent for some rows'}: pass what encode returned for these "
-                "rows, or Context() to run the whole network"
-            )
+        check_own(context, 1)
         log_snr = self.process.log_snr(t).to(z.dtype)
         (added,) = forecast(context, t, self.process.schedule, self.form)
         v = self.network.rest(z, per_row(log_snr, z), cond.label, added)

@@ -1,6 +1,6 @@
 """Classifier-free guidance: a denoiser around another one. `reuse` passes through.
 
-Temperature and top-p of tokens: a denoiser around another one, whose likely tokens become likelier.
+Temperature and top-p of tokens: a denoiser around another one that makes likely tokens likelier.
 
     p' proportional to p^(1/T);  of p' the likeliest tokens that hold `top_p` of it, all others e^-margin times p'
 
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Classes, Factor, GuidanceWeight, NoiseLevel, Range, Ranged, Share
-from dualrate.denoisers.denoiser import Denoiser, renewal
+from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.categorical import AXIS, CategoricalProcess
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.values import Cond, Context, Reuse, is_shared
+from dualrate.diffusion.values import Cond, Context, Reuse
 
 
 @dataclass(frozen=True)
-class Guided(Ranged):
+class Guided(Ranged, Denoiser):
     """Classifier-free guidance (Ho and Salimans 2022): x_hat = x_null + weight (x_label - x_null);
     of a categorical process the same of log-probabilities (`Process.extrapolate`).
 
@@ -59,11 +59,11 @@ class Guided(Ranged):
         return self.inner.encode(torch.cat((z, z)), _twice(t), self._both(cond))
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
-        return renewal(self.inner)(torch.cat((z, z)), _twice(t), context, self._both(cond))
+        return self.inner.renew(torch.cat((z, z)), _twice(t), context, self._both(cond))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         active = self._active(t)
-        if is_shared(t) and not bool(active.any()):  # of times on a device one would wait to know
+        if not (t.ndim or active):  # of times on a device one would wait to know
             return self.inner.denoise(z, t, context.rows(slice(0, z.shape[0])), cond)
         x_label, x_null = self.inner.denoise(torch.cat((z, z)), _twice(t), context, self._both(cond)).chunk(2)
         none = active.new_ones((), dtype=z.dtype)  # in whose precision the weight is, and not in float32
@@ -83,15 +83,15 @@ class Guided(Ranged):
 
 
 def _twice(t: Tensor) -> Tensor:
-    """(2B,) times; a plan's stay one number."""
-    return t.expand(2, *t.shape).flatten(0, 1)
+    """(2B,) times; one that all rows share, as it is."""
+    return torch.cat((t, t)) if t.ndim else t
 
 
 MARGIN = 5.0  # of log-probability: a token outside becomes 150 times less likely
 
 
 @dataclass(frozen=True)
-class Sharpened(Ranged):
+class Sharpened(Ranged, Denoiser):
     """See the module. temperature 1 and top_p 1 change nothing.
 
     Raises ValueError for a process that is not of tokens.

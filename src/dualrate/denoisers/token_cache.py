@@ -28,14 +28,15 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, Literal, Protocol, cast
+from typing import Annotated, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.denoisers.denoiser import Denoiser, Plain, of_network
+from dualrate.denoisers.denoiser import Denoiser, Plain
+from dualrate.denoisers.feature_cache import check_own
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
@@ -47,9 +48,7 @@ By = Literal["attention", "random"]
 
 
 class TokenCut(Protocol):
-    """A network whose attention can be kept; arguments as `networks/uvit.py` has them. Its `token_cut(scores)` makes
-    it, where `scores` says whether it is to tell the attention that tokens receive.
-    """
+    """A network whose attention can be kept; arguments as `networks/uvit.py` has them."""
 
     def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What all blocks add, what attention adds, the attention that tokens receive (B, n), and v."""
@@ -66,8 +65,17 @@ class TokenCut(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenCuttable(Protocol):
+    """A network whose tokens can be renewed one by one."""
+
+    def token_cut(self, scores: bool) -> TokenCut:
+        """scores: whether it computes the attention that tokens receive. Raises ValueError where that cannot be."""
+        ...
+
+
 @dataclass(frozen=True)
-class TokenCache(Ranged):
+class TokenCache(Ranged, Denoiser):
     """A single-rate network that keeps its attention, and makes some tokens anew where a step is partial.
 
     share:   of the tokens, one at least
@@ -82,7 +90,7 @@ class TokenCache(Ranged):
     by: By = "random"
     between: tuple[Refresh, ...] = (Refresh.PARTIAL,)
     reuse: Reuse = Reuse.SMOOTH
-    alone_differs = True  # no annotation: its cost
+    alone_differs = True
 
     @staticmethod
     def around(*, share: float, by: By, between: tuple[Refresh, ...]) -> Callable[[Denoiser, Process], TokenCache]:
@@ -92,13 +100,13 @@ class TokenCache(Ranged):
         """
 
         def make(denoiser: Denoiser, process: Process) -> TokenCache:
-            gaussian = require_gaussian(process, "the model")
-            if (cut := of_network(denoiser, "token_cut")) is None:
+            network = denoiser.network if isinstance(denoiser, Plain) else denoiser
+            if not isinstance(network, TokenCuttable):
                 raise ValueError(
-                    "tokens are kept of a single U-ViT, or a transformer of diffusers, got "
-                    f"{type(denoiser.network if isinstance(denoiser, Plain) else denoiser).__name__}"
+                    f"tokens are kept of a single U-ViT, or a transformer of diffusers, got {type(network).__name__}"
                 )
-            return TokenCache(cut(by == "attention"), gaussian, share, by, between)
+            cut = network.token_cut(by == "attention")
+            return TokenCache(cut, require_gaussian(process, "the model"), share, by, between)
 
         return make
 
@@ -113,7 +121,8 @@ class TokenCache(Ranged):
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
         """Raises ValueError for a context that is not this network's, or that only some of the rows have."""
-        added, attention, received, age = self._features(context)
+        check_own(context, 4)
+        added, attention, received, age = context.features
         log_snr = self.process.log_snr(t).to(z.dtype)
         chosen = choose(received, age, t, round(self.share * age.shape[1]), self.by)
         added, v = self.network.part(z, per_row(log_snr, z), cond.label, added, attention, chosen)
@@ -126,25 +135,17 @@ class TokenCache(Ranged):
             return context.x_hat
         if not context.features and context.tau is None:
             return cast(Tensor, self.encode(z, t, cond).x_hat)
-        added, *_ = self._features(context)
+        check_own(context, 4)
+        added, *_ = context.features
         log_snr = self.process.log_snr(t).to(z.dtype)
         return x_from_v(z, self.network.rest(z, per_row(log_snr, z), cond.label, added).to(z.dtype), log_snr)
 
-    def _features(self, context: Context) -> tuple[Tensor, ...]:
-        if len(context.features) != 4 or context.present is not None:
-            raise ValueError(
-                f"the context of a token cache is four features that all rows have, got {len(context.features)}"
-                f"{'' if context.present is None else ', absent for some rows'}: pass what encode returned for these "
-                "rows, or Context() to run the whole network"
-            )
-        return context.features
-
 
 def choose(received: Tensor, age: Tensor, t: Tensor, count: int, by: By) -> Tensor:
-    """(B, count) of the n tokens, one at least. received, age: (B, n); t: (B,), which decides what random is."""
+    """(B, count) of the n tokens, one at least. received, age: (B, n); t: (B,) or (), which decides what random is."""
     size = age.shape[1]
     if by == "random":
-        return torch.stack([order(size, time, age.device)[: max(1, count)] for time in t.tolist()])
+        return torch.stack([order(size, time, age.device)[: max(1, count)] for time in t.expand(len(age)).tolist()])
     score = F.normalize(received, dim=1) + AGE * age
     side = round(size**0.5)
     if side * side == size and side % 2 == 0:

@@ -12,8 +12,9 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex
 
+from dualrate.config.serial import from_plain
 from dualrate.diffusion.values import Refresh
 
 STEPS = 32  # of a sampler, where nothing else is said
@@ -33,16 +34,14 @@ class StepPlan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", tuple(map(_time, self.t)))
         object.__setattr__(self, "refresh", tuple(self.refresh))
-        if strange := [entry for entry in self.refresh if not isinstance(entry, Refresh)]:
-            raise ValueError(f"what a step does is one of {', '.join(map(str, Refresh))}, got {strange[0]!r}")
+        if not all(isinstance(entry, Refresh) for entry in self.refresh):
+            raise ValueError(f"a plan's steps are each one of {', '.join(map(str, Refresh))}, got {self.refresh}")
         if len(self.t) != len(self.refresh) + 1 or not self.refresh:
             raise ValueError(
                 f"a plan of N >= 1 steps has N + 1 times and N refreshes, got {len(self.t)} and {len(self.refresh)}"
             )
-        if not all(later < earlier for earlier, later in pairwise(self.t)):
-            raise ValueError("the times of a plan must decrease strictly, from noise (1) to data (0)")
-        if self.t[0] > 1 or self.t[-1] < 0:
-            raise ValueError(f"the times of a plan lie in [0, 1], got {self.t[0]} ... {self.t[-1]}")
+        if not (self.t[0] <= 1 and all(later < earlier for earlier, later in pairwise(self.t)) and self.t[-1] >= 0):
+            raise ValueError("the times of a plan lie in [0, 1] and decrease strictly, from noise (1) to data (0)")
         held = False
         for step, refresh in enumerate(self.refresh):
             if refresh.reuses and not held:
@@ -70,7 +69,7 @@ class StepPlan:
 
         Integers and times may be numpy's.
         """
-        t = tuple(map(_time, times)) if isinstance(times, Iterable) else _even(times)
+        t = tuple(times) if isinstance(times, Iterable) else _even(times)
         num_steps, heavy = len(t) - 1, sorted({_whole("a heavy call", step) for step in heavy})
         if not heavy:
             return StepPlan(t, (Refresh.NONE,) * num_steps)
@@ -157,38 +156,19 @@ class StepPlan:
     def from_json(text: str) -> StepPlan:
         """Raises ValueError for text that is no plan, naming the place."""
         try:
-            fields = json.loads(text)
-        except (RecursionError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a plan: {error}; {PLAN}") from error
-        if not isinstance(fields, dict) or set(fields) != {"t", "refresh"}:
-            raise ValueError(f"not a plan: {PLAN}, got {_abbreviated(fields)}")
-        for name, kinds in (("t", (int, float)), ("refresh", (str,))):
-            values = fields[name]
-            if not isinstance(values, list):
-                raise ValueError(f"not a plan: {name} is a list, got {_abbreviated(values)}; {PLAN}")
-            for i, value in enumerate(values):
-                if isinstance(value, bool) or not isinstance(value, kinds):
-                    raise ValueError(f"not a plan: {name}[{i}] is {_abbreviated(value)}; {PLAN}")
-        known = {refresh.value: refresh for refresh in Refresh}
-        if strange := [value for value in fields["refresh"] if value not in known]:
-            raise ValueError(f"not a plan: a step is one of {', '.join(known)}, got {_abbreviated(strange[0])}")
-        try:
-            return StepPlan(tuple(fields["t"]), tuple(known[value] for value in fields["refresh"]))
-        except OverflowError as error:
+            plain = json.loads(text)
+            if not isinstance(plain, dict) or set(plain) != {"t", "refresh"}:
+                raise ValueError('expected {"t": [1, ..., 0], "refresh": ["full", ...]}')
+            t = from_plain(tuple[float, ...], plain["t"], "t")
+            refresh = from_plain(tuple[Literal["none", "keep", "partial", "full"], ...], plain["refresh"], "refresh")
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"not a plan: {error}") from error
+        return StepPlan(t, tuple(map(Refresh, refresh)))
 
 
 def before(times: Sequence[float], switch: float) -> int:
     """How many steps on these times start before a time, noisier than it: those until networks are switched there."""
     return sum(t > switch + 1e-9 for t in times[:-1])
-
-
-PLAN = 'expected {"t": [1, ..., 0], "refresh": ["full", ...]}'
-
-
-def _abbreviated(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _whole(what: str, value: SupportsIndex) -> int:
@@ -210,7 +190,7 @@ def _heavy_calls(value: SupportsIndex, steps: int) -> int:
 
 def _time(value: float) -> float:
     """Any kind of number but a boolean; text is none."""
-    if isinstance(value, (str, bytes, bool)):
+    if isinstance(value, (str, bool)):
         raise ValueError(f"the times of a plan are numbers, got {value!r}")
     return float(value)
 

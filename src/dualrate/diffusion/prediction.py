@@ -53,11 +53,6 @@ def eps_from_v(z: Tensor, v: Tensor, log_snr: Tensor) -> Tensor:
     return expand(sigma(log_snr), z) * z + expand(alpha(log_snr), z) * v
 
 
-def score_from_x(z: Tensor, x: Tensor, log_snr: Tensor) -> Tensor:
-    """Gradient of log q(z_t) by Tweedie: (alpha x - z) / sigma^2."""
-    return -eps_from_x(z, x, log_snr) / expand(sigma(log_snr), z)
-
-
 def v_from_eps(z: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
     """v = (eps - sigma z) / alpha."""
     return (eps - expand(sigma(log_snr), z) * z) / expand(alpha(log_snr), z)
@@ -76,11 +71,6 @@ def flow_scale(log_snr: Tensor) -> Tensor:
 def v_from_flow(z: Tensor, u: Tensor, log_snr: Tensor) -> Tensor:
     """v = (1 - 2 r) z + s u."""
     return expand(torch.tanh(log_snr / 4), z) * z + expand(flow_scale(log_snr), z) * u
-
-
-def flow_from_v(z: Tensor, v: Tensor, log_snr: Tensor) -> Tensor:
-    """u = (v - (1 - 2 r) z) / s."""
-    return (v - expand(torch.tanh(log_snr / 4), z) * z) / expand(flow_scale(log_snr), z)
 
 
 class Weighting(ABC):
@@ -119,11 +109,6 @@ class Elbo(Weighting):
 
     def integral(self, log_snr_low: Tensor, log_snr_high: Tensor) -> Tensor:
         return torch.exp(log_snr_high) - torch.exp(log_snr_low)
-
-
-def step_weights(weighting: Weighting, log_snr: Tensor) -> Tensor:
-    """(N,): half the integral of the weight over each step between N + 1 log-SNRs, noise first."""
-    return 0.5 * weighting.integral(log_snr[:-1], log_snr[1:])
 
 
 def x_loss_weight(weighting: Weighting, schedule: Schedule, t: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
-from typing import Annotated, Literal
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -80,13 +80,20 @@ def sigma(log_snr: Tensor) -> Tensor:
     return torch.sigmoid(-log_snr).sqrt()
 
 
-def _check_ends(log_snr_min: float, log_snr_max: float) -> None:
-    if not log_snr_min < log_snr_max:
-        raise ValueError(f"log_snr_min must be below log_snr_max, got {log_snr_min} and {log_snr_max}")
+class _Ended(Schedule, Ranged):
+    """One that is told its log-SNR at both ends."""
+
+    log_snr_min: LogSNR
+    log_snr_max: LogSNR
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.log_snr_min < self.log_snr_max:
+            raise ValueError(f"log_snr_min must be below log_snr_max, got {self.log_snr_min} and {self.log_snr_max}")
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule, Ranged):
+class Cosine(_Ended):
     """The truncated cosine schedule, moved by `shift` between fixed end points."""
 
     log_snr_min: LogSNR = -15.0
@@ -95,10 +102,6 @@ class Cosine(Schedule, Ranged):
     """Log-SNR of the data, at t = 0."""
     shift: LogSNR = 0.0
     """Added to the log-SNR between the ends; below 0: more noise, as large images need."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_ends(self.log_snr_min, self.log_snr_max)
 
     @property
     def _angles(self) -> tuple[float, float]:
@@ -139,8 +142,34 @@ def shifted(noise_resolution: float, image_resolution: float) -> Cosine:
     return Cosine(shift=2 * math.log(noise_resolution / image_resolution))
 
 
+class _LinearShare(_Ended):
+    """A share r of noise is linear in t, log_snr = power log((1 - r) / r) - power log(shift)."""
+
+    power: int
+    shift: Any
+
+    @property
+    def _ends(self) -> tuple[float, float, float]:
+        """r at t = 0, 1 - r at t = 1, and the rate of change."""
+        first = 1 / (1 + math.exp(self.log_snr_max / self.power))
+        last = 1 / (1 + math.exp(-self.log_snr_min / self.power))
+        return first, last, 1 - first - last
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        (first, last, rate), k = self._ends, self.power
+        return k * torch.log(last + rate * (1 - t)) - k * torch.log(first + rate * t) - k * math.log(self.shift)
+
+    def log_snr_derivative(self, t: Tensor) -> Tensor:
+        (first, last, rate), k = self._ends, self.power
+        return -k * rate / (last + rate * (1 - t)) - k * rate / (first + rate * t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        first, _, rate = self._ends
+        return (torch.sigmoid(-log_snr / self.power - math.log(self.shift)) - first) / rate
+
+
 @dataclass(frozen=True)
-class RectifiedFlow(Schedule, Ranged):
+class RectifiedFlow(_LinearShare):
     """The schedule of rectified flow. At the usual ends, log-SNR -30 and 30, r is t to 3e-7 where the shift is 1."""
 
     shift: Factor = 1.0
@@ -149,60 +178,19 @@ class RectifiedFlow(Schedule, Ranged):
     """Log-SNR of pure noise before the shift, at t = 1."""
     log_snr_max: LogSNR = 30.0
     """Log-SNR of the data before the shift, at t = 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_ends(self.log_snr_min, self.log_snr_max)
-
-    @property
-    def _ends(self) -> tuple[float, float, float]:
-        """r at t = 0, 1 - r at t = 1, and the rate of change."""
-        first, last = 1 / (1 + math.exp(self.log_snr_max / 2)), 1 / (1 + math.exp(-self.log_snr_min / 2))
-        return first, last, 1 - first - last
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        first, last, rate = self._ends
-        return 2 * torch.log(last + rate * (1 - t)) - 2 * torch.log(first + rate * t) - 2 * math.log(self.shift)
-
-    def log_snr_derivative(self, t: Tensor) -> Tensor:
-        first, last, rate = self._ends
-        return -2 * rate / (last + rate * (1 - t)) - 2 * rate / (first + rate * t)
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        first, _, rate = self._ends
-        return (torch.sigmoid(-log_snr / 2 - math.log(self.shift)) - first) / rate
+    power = 2
 
 
 @dataclass(frozen=True)
-class Linear(Schedule, Ranged):
+class Linear(_LinearShare):
     """alpha^2 linear in t, truncated at both ends: the usual one of tokens, of which alpha^2 is the share kept."""
 
     log_snr_min: LogSNR = -15.0
     """Log-SNR of pure noise, at t = 1."""
     log_snr_max: LogSNR = 15.0
     """Log-SNR of the data, at t = 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_ends(self.log_snr_min, self.log_snr_max)
-
-    @property
-    def _ends(self) -> tuple[float, float, float]:
-        """sigma^2 at t = 0, alpha^2 at t = 1, and the rate of change."""
-        first, last = 1 / (1 + math.exp(self.log_snr_max)), 1 / (1 + math.exp(-self.log_snr_min))
-        return first, last, 1 - first - last
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        first, last, rate = self._ends
-        return torch.log(last + rate * (1 - t)) - torch.log(first + rate * t)
-
-    def log_snr_derivative(self, t: Tensor) -> Tensor:
-        first, last, rate = self._ends
-        return -rate / (last + rate * (1 - t)) - rate / (first + rate * t)
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        first, _, rate = self._ends
-        return (torch.sigmoid(-log_snr) - first) / rate
+    power = 1
+    shift = 1
 
 
 @dataclass(frozen=True)
@@ -339,25 +327,19 @@ def _table_on(betas: Betas, like: Tensor) -> Tensor:
     """
     if like.device.type == "cpu" or type(like) is not Tensor:  # a tensor that only says what it would be is not kept
         return _table(betas).to(like)
-    return _copied_table(betas, like.device, like.dtype)
-
-
-@cache
-def _copied_table(betas: Betas, device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        return _table(betas).to(device, dtype)
+    return _table(betas, like.device, like.dtype)
 
 
 @lru_cache(64)
-def _table(betas: Betas) -> Tensor:
-    """(T + 1,) float64: log_snr at t = 0, 1/T, ..., 1."""
+def _table(betas: Betas, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
+    """(T + 1,): log_snr at t = 0, 1/T, ..., 1, made in float64 on the host."""
     with torch.inference_mode(False), torch.no_grad():
         log_alpha = torch.log1p(-_betas(betas)).cumsum(0) / 2
         if betas.zero_terminal:
             alpha = log_alpha.exp()
             log_alpha = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).log()
         log_snr = (2 * log_alpha - torch.log(-torch.expm1(2 * log_alpha))).clamp(min=LOWEST)
-        return torch.cat((2 * log_snr[:1] - log_snr[1:2], log_snr))
+        return torch.cat((2 * log_snr[:1] - log_snr[1:2], log_snr)).to(device, dtype)
 
 
 def _betas(of: Betas) -> Tensor:

@@ -3,16 +3,12 @@
 Shapes
     B           rows of a batch: images, or images x guidance branches
     (B, C, H, W)  an image-shaped state; times broadcast over leading axes, so code never counts the others
-    (B,)        one time, label or sample number per row
+    (B,)        one label or sample number per row
 Times
     t in [0, 1], 0 = data, 1 = noise; s < t is the next, less noisy time; tau >= t the time of the last heavy call.
-
-Times that all rows share, and what is computed of them once.
-
-A time is (B,), one a row, on the device of the states. A plan's time is the same for all rows: it is one float64 number
-on the host, expanded to (B,), and its coefficients are numbers on the host, too. `once` makes them when they are first
-asked for and remembers them: a step of a sampler then launches no kernel for a coefficient, and never waits for the
-device to learn one.
+    A time is (B,), one for each row, on the device of the states; or (), one for all rows, float64 on the host, as the
+    times of a plan are (`shared_time`). Coefficients have the shape of their times. `once` computes those of shared
+    times once: then a sampler launches no kernel for a coefficient, and never waits for the device to learn one.
 """
 
 from __future__ import annotations
@@ -48,7 +44,7 @@ class Cond:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The rows of a batch that other processes hold; none, unless told otherwise.
+    """The rows of a batch that other processes hold; by default none.
 
     before, after: how many come before the rows that are here, and after them
     add_up: replaces tensors by their sums over all processes, which must all ask for the same ones
@@ -121,7 +117,7 @@ class Context:
     """The value of one heavy evaluation. Never stored on a module.
 
     features: tensors with a leading batch axis, one per resolution level
-    tau:      (B,) when they were computed; None if the context depends on nothing but (z_t, t)
+    tau:      (B,) or (), when they were computed; None if the context depends on nothing but (z_t, t)
     present:  (B,) bool; an absent row has zero features and a zero tau embedding. None: all present
     x_hat:    (B, C, H, W) an output already computed at this very (z, t): used once, then forgotten (`aged`)
     keeps:    how many contexts of before its denoiser wants beside it
@@ -149,7 +145,7 @@ class Context:
         """The context of some rows of the batch."""
 
         def take(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part[rows]
+            return part[rows] if part is not None and part.ndim else part
 
         features = tuple(feature[rows] for feature in self.features)
         earlier = tuple(one.rows(rows) for one in self.earlier)
@@ -158,7 +154,7 @@ class Context:
     def scattered(self, rows: Tensor, size: int) -> Context:
         """This context's rows placed at `rows` of a batch of `size`; all other rows are absent.
 
-        rows: (K,) int64. Turns a context of the kept half of a batch into one of the whole batch.
+        rows: (K,) int64; tau: (K,), if any. Turns a context of the kept half of a batch into one of the whole batch.
         """
         if not self.features and self.tau is None:
             return Context()
@@ -181,11 +177,9 @@ P = ParamSpec("P")
 Value = TypeVar("Value", bound=Tensor | tuple[Tensor, ...])
 
 
-def shared_time(t: float, rows: int) -> Tensor:
-    """(B,) float64 on the host, one number."""
-    return torch.tensor(t, dtype=torch.float64, device="cpu").as_strided(
-        (rows,), (0,)
-    )  # `expand` to one row has another stride
+def shared_time(t: float) -> Tensor:
+    """(), float64 on the host: a time that all rows share."""
+    return torch.tensor(t, dtype=torch.float64, device="cpu")
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
@@ -197,27 +191,22 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)).to(like) if value.ndim else value
 
 
-def is_shared(t: Tensor) -> bool:
-    """Whether a time is one number on the host, and nobody asks for its gradient."""
-    return not any(t.stride()) and t.device.type == "cpu" and t.dtype == torch.float64 and not t.requires_grad
-
-
 def once(formula: Callable[P, Value]) -> Callable[P, Value]:
-    """A formula (hashable, ..., *times) -> one or several tensors shaped as the times; () where these are shared.
+    """A formula (hashable, ..., *times) -> one or several tensors shaped as the times, (B,) or ().
 
-    Then it is evaluated once, in float64 on the host, and remembered by its arguments.
+    Where all times are shared it is evaluated once, in float64 on the host, and remembered by its arguments.
     """
 
     @lru_cache(REMEMBERED)
     def remembered(of: tuple[Any, ...], times: tuple[float, ...]) -> Any:
         with torch.inference_mode(False), torch.no_grad():  # its tensors serve whatever comes later
-            return formula(*of, *(torch.tensor(t, dtype=torch.float64, device="cpu") for t in times))  # pyright: ignore[reportCallIssue]
+            return formula(*of, *map(shared_time, times))  # pyright: ignore[reportCallIssue]
 
     @wraps(formula)
     def evaluated(*args: P.args, **kwargs: P.kwargs) -> Value:
         times = [arg for arg in args if isinstance(arg, Tensor)]
-        if not all(map(is_shared, times)):
+        if any(t.ndim or t.requires_grad for t in times):
             return formula(*args, **kwargs)
-        return remembered(args[: len(args) - len(times)], tuple(t.as_strided((), ()).item() for t in times))
+        return remembered(args[: len(args) - len(times)], tuple(t.item() for t in times))
 
     return evaluated

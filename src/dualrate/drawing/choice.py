@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
-from dualrate.denoisers.denoiser import between
+from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.plan import StepPlan, before
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.calibration import read_table
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.experiment import Model
 from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
-from dualrate.sampling.cost import alone_differs
 from dualrate.sampling.grids import check_grid, grid_times
 from dualrate.sampling.step import Step
 from dualrate.system.device import own_defaults
@@ -135,7 +134,7 @@ class Choice(Ranged):
             )
         late = heavy > 0 and reuse and model.serves.drops and self.places != "even"
         plan = model.serves.spread(times, heavy, min(steps // 4, steps - heavy) if late else 0)
-        return plan if late else plan.renewing(between(model.denoiser))
+        return plan if late else plan.renewing(abilities(model.denoiser).between)
 
     def _usual_grid(self, model: Model, reuse: bool) -> str:
         if not model.serves.any_plan:
@@ -199,7 +198,7 @@ def sample(
 
 def switches(model: Model) -> bool:
     """Whether another network makes the steps without a context: another run's, or the light one of two rates."""
-    return model.denoiser.reuse is Reuse.MARKOV and (model.serves.drops or alone_differs(model.denoiser))
+    return model.denoiser.reuse is Reuse.MARKOV and (model.serves.drops or abilities(model.denoiser).alone_differs)
 
 
 def step_for(model: Model, plan: StepPlan, name: str, gamma: float | None = None, eta: float | None = None) -> Step:

@@ -27,7 +27,7 @@ from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLeve
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.images import to_uint8
 from dualrate.data.loader import Augment, TrainingSet
-from dualrate.denoisers.denoiser import Denoiser, renewal
+from dualrate.denoisers.denoiser import Denoiser, abilities
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
@@ -35,7 +35,7 @@ from dualrate.diffusion.values import Cond, Refresh
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.origin import Origin
 from dualrate.networks.blocks import in_bfloat16
-from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs, plan_cost, varies
+from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs, plan_cost
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
 from dualrate.system.device import own_defaults
@@ -96,8 +96,8 @@ class Drawer(Ranged):
         super().__post_init__()
         model = self.model
         model.serves.check(self.plan)
-        if Refresh.PARTIAL in self.plan.refresh:
-            renewal(model.denoiser)
+        if Refresh.PARTIAL in self.plan.refresh and Refresh.PARTIAL not in abilities(model.denoiser).between:
+            raise ValueError(f"{model.name} has no partial steps: use toca or duca, or make these steps keep or full")
         model.serves.check_step(self.step)
         if self.guidance.weight != 1 and not model.num_classes:
             raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")
@@ -170,7 +170,7 @@ class Drawer(Ranged):
     @cached_property
     @own_defaults()
     def cost(self) -> PlanCost:
-        """What an image costs, whatever its class; of early exits a mean over the first COUNTED images.
+        """What an image costs, whatever its class; where calls vary a mean over the first COUNTED images.
 
         Raises ValueError for a step that the denoiser cannot be under.
         """
@@ -178,7 +178,7 @@ class Drawer(Ranged):
         latent = self.model.experiment.networks.latent
         how = {"label": label, "device": self.model.device, "wrap": self._guided, "latent": latent, "calls": calls}
         cost = plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
-        if not varies(self.model.denoiser):
+        if not abilities(self.model.denoiser).varies:
             return cost
         seeds, denoiser = range(COUNTED), self._guided(self.model.denoiser)
         of = (denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))

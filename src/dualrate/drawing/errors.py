@@ -58,9 +58,7 @@ class Candidate:
     cost: float
 
 
-def candidates(
-    planner: Planner, costs: CallCost, budget: float, steps: Sequence[int], *, free_times: bool = False
-) -> list[Candidate]:
+def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence[int]) -> list[Candidate]:
     """The best plan within the budget for each number of steps that fits it, best first.
 
     Raises ValueError if none does.
@@ -70,10 +68,9 @@ def candidates(
         affordable = costs.affordable(count, budget)
         if not affordable.any():
             continue
-        planned = planner.best(count, affordable, free_times=free_times)
+        planned = planner.best(count, affordable)
         heavy, alone = planned.plan.num_heavy, planned.plan.num_alone
-        on_grid = planner.errors.num_steps % count == 0
-        even = planner.objective(_even(planner, count, heavy)) if on_grid else math.inf
+        even = planner.objective(_even(planner, count, heavy))
         found.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
     if not found:
         cheapest = min(costs.of(count, *calls) for count in steps for calls in ((0, count), (1, 0), (count, 0)))
@@ -182,7 +179,7 @@ class _Calls:
     def of(model: Model) -> _Calls:
         label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.num_classes else None
         z = torch.zeros(1, *model.shape, device=model.device)
-        context = model.denoiser.encode(z, shared_time(0.5, 1), Cond(label))
+        context = model.denoiser.encode(z, shared_time(0.5), Cond(label))
         return _Calls(bool(context.features), context.x_hat is not None, model.denoiser.reuse is not Reuse.SMOOTH)
 
     def until(self, times: int, cost: CallCost = UNIT) -> float:

@@ -1,4 +1,4 @@
-"""A plan found by measuring: the family of `planning/family.py`, by successive halving, confirmed on fresh seeds.
+"""A plan found by measuring: the family of `planning/search.py`, by successive halving, confirmed on fresh seeds.
 
 Every candidate is drawn from the same seeds, so that scores are compared as differences of paired samples. The least of
 many noisy scores flatters its plan; so what is found, and the usual plan that it is compared with, are measured once
@@ -15,33 +15,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.denoisers.denoiser import between
+from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.errors import measured_errors
 from dualrate.drawing.measure import Measurement, OutOfTime, measure, until
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import Evaluator, Score
 from dualrate.metrics.frechet import Interval, interval_of
-from dualrate.planning.family import (
-    Member,
+from dualrate.planning.search import (
     Round,
     counts,
     halving,
     images_of,
-    interpolated_objective,
     members,
     shortlist,
 )
-from dualrate.planning.planner import Planner
-from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.progress import ImageProgress, Reporter, run_lock
 from dualrate.system.workers import Mapper, in_turn
 
@@ -98,8 +93,6 @@ def search(
     keep: Path,
     *,
     num: int = 1000,
-    grid: int = 64,
-    images: int = 128,
     batch_size: int = 64,
     seconds: float = math.inf,
     progress: Reporter,
@@ -109,8 +102,7 @@ def search(
 
     keep:         a directory that holds the features as images are drawn; the same search goes on from it
     num:          images of a plan in the last round, and of the fresh ones
-    grid, images: of the planner's errors, where the family is too large to measure all of it
-    mapper:       measures errors, and draws
+    mapper:       draws
     seconds:      after which it stops with an OutOfTime that says how far it came, as a KeyboardInterrupt does
     Raises ValueError, before anything is drawn, for what cannot be searched or scored; OSError for a directory that
     another process is filling, and for files.
@@ -126,8 +118,7 @@ def search(
         return of_plan.drawer(model, batch_size=batch_size)
 
     _ = drawer(usual).cost  # refuses what cannot be drawn
-    order = 1 if choice.settled(model).sampler == ANCESTRAL else 2
-    names = candidates(model, usual, order, grid=grid, images=images, progress=progress, mapper=mapper)
+    names = candidates(model, usual)
     rounds = counts(num, 2 * judge.net.dim)
     keep.mkdir(parents=True, exist_ok=True)
     with run_lock(keep, "filled by a search"):
@@ -145,29 +136,16 @@ def search(
             progress.close()
 
 
-def candidates(
-    model: Model,
-    usual: StepPlan,
-    order: Literal[1, 2] = 2,
-    *,
-    grid: int,
-    images: int,
-    progress: Reporter,
-    mapper: Mapper = in_turn,
-) -> Names:
-    """The plans to measure, the usual one first. order: a `Planner`'s. Raises what `measured_errors` raises."""
+def candidates(model: Model, usual: StepPlan) -> Names:
+    """The plans to measure, the usual one first."""
     steps, heavy, schedule = usual.num_steps, usual.num_heavy, model.process.schedule
     reuses = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
     family = members(steps, heavy, late=reuses and model.serves.drops)
-    plans = {member.plan(schedule, steps, heavy).renewing(between(model.denoiser)): member for member in family}
+    plans = {
+        member.plan(schedule, steps, heavy).renewing(abilities(model.denoiser).between): member for member in family
+    }
     if len(family) > SHORT:
-        errors = measured_errors(model, grid=grid, images=images, progress=progress, mapper=mapper)
-        planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order)
-
-        def objective(member: Member) -> float:
-            return interpolated_objective(planner, member.plan(schedule, steps, heavy))
-
-        family = shortlist(family, plans.get(usual), objective, SHORT)
+        family = shortlist(family, plans.get(usual), SHORT)
     names = {plan: str(member) for plan, member in plans.items() if member in family and plan != usual}
     return {usual: f"{USUAL}, {plans[usual]}" if usual in plans else USUAL} | names
 

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Ranged, Side
-from dualrate.denoisers.decoder import Decoder, DualRateDecoder
-from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.denoisers.denoiser import Decoder, Denoiser, DualRate, DualRateDecoder, Plain
 from dualrate.diffusion.categorical import NoisePlanes  # noqa: F401  # a file may name it
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.networks.decoder import DecoderUViT, LatentEncoder
-from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, check_pair, disconnect, light_of
+from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect, light_of
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 from dualrate.networks.uvit import UViT, UViTConfig
 
@@ -160,16 +159,13 @@ class TwoNetworks(NetworksConfig):
 
     encoder: UViTConfig
     light: UViTConfig
-    context: ContextConfig = ContextConfig()
     bfloat16_weights = True
 
     def __post_init__(self) -> None:
-        check_pair(self.encoder, self.light, self.context)
+        check_pair(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        levels = len(self.light.levels) if self.context.levels is None else self.context.levels
-        encoder = ContextEncoder(self.encoder, self.light, self.context)
-        light = LightUViT(self.light, concat=levels if self.context.join == "concat" else 0)
+        encoder, light = ContextEncoder(self.encoder, self.light), LightUViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     @property
@@ -313,15 +309,14 @@ class TwoDecoders(NetworksConfig, Ranged):
     light: UViTConfig
     latent_shape: tuple[Side, Side, Side]
     """(C, h, w) of the latents."""
-    context: ContextConfig = ContextConfig()
     bfloat16_weights = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_pair(self.encoder, self.light, self.context)
+        check_pair(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = LatentEncoder(self.encoder, self.light, self.latent_shape, self.context), UViT(self.light)
+        encoder, light = LatentEncoder(self.encoder, self.light, self.latent_shape), UViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateDecoder(encoder, light, process)
 
     @property

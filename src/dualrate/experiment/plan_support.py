@@ -16,8 +16,9 @@ from itertools import pairwise
 from dualrate.config.ranges import Probability, Ranged, Steps
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.likelihood.bound import FittedVariance
-from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
+from dualrate.sampling.ancestral import Ancestral, Reverse
 from dualrate.sampling.catalogue import ANCESTRAL
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.step import Step
 
 ROUNDING = 1e-9  # of times

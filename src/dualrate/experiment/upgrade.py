@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dualrate.config.imports import import_module
+
 RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now always applies
     "DenoisingConfig": {
         "forecast": False,
@@ -18,8 +20,12 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
     },
     "TimeSampler": {"few": 1.0, "draws": 1},
     "GivenTimes": {"draws": 1},
-    "ContextConfig": {"residual": False},
+    "UViTConfig": {"norm": "layer", "downsampling": "patch", "resample_kernel": 1},
+    "ContextConfig": {"levels": None, "width": None, "residual": False, "join": "add"},
+    "TwoNetworks": {"context": {"type": "ContextConfig"}},  # without its own retired fields
+    "TwoDecoders": {"context": {"type": "ContextConfig"}},
 }
+CONTRIB = dict.fromkeys(("EarlyExitConfig", "EarlyExitNetwork"), "dualrate.contrib.early_exit")  # class -> its module
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"
 
 
@@ -39,5 +45,8 @@ def _current(plain: Any) -> Any:
         return [_current(item) for item in plain]
     if not isinstance(plain, dict):
         return plain
-    gone = RETIRED.get(str(plain.get("type")), {})
-    return {name: _current(value) for name, value in plain.items() if name not in gone or value != gone[name]}
+    kind = str(plain.get("type"))
+    if kind in CONTRIB:  # our own, so a file may import it
+        import_module(CONTRIB[kind])
+    gone, held = RETIRED.get(kind, {}), {name: _current(value) for name, value in plain.items()}
+    return {name: value for name, value in held.items() if name not in gone or value != gone[name]}

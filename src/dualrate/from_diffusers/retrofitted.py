@@ -42,7 +42,7 @@ from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.from_diffusers.kinds import BLOCKS
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
-from dualrate.networks.dual import LightUViT, disconnect, of_present
+from dualrate.networks.dual import Features, LightNetwork, LightUViT, disconnect
 from dualrate.networks.uvit import UViTConfig
 from dualrate.training.config import FitConfig
 
@@ -183,8 +183,8 @@ class OwnEncoder(nn.Module):
         return (seen[1] - seen[0],), v
 
 
-class OwnLight(nn.Module):
-    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. A context joins after the first block."""
+class OwnLight(LightNetwork):
+    """A context joins after the first block. The embedding of tau begins at zero."""
 
     def __init__(self, net: ForeignNetwork) -> None:
         super().__init__()
@@ -193,19 +193,10 @@ class OwnLight(nn.Module):
         for weight in self.tau.mlp[-1].parameters():
             nn.init.zeros_(weight)
 
-    def forward(
-        self,
-        z: Tensor,
-        log_snr: Tensor,
-        label: Tensor | None,
-        features: tuple[Tensor, ...] = (),
-        log_snr_tau: Tensor | None = None,
-        present: Tensor | None = None,
+    def joined(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None, features: Features, tau: Tensor, present: Tensor | None
     ) -> Tensor:
-        """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
-        if log_snr_tau is None:
-            return self.net(z, log_snr, label)
-        added = features[0] + of_present(self.tau(log_snr_tau), present)[:, None]
+        added = features[0] + tau[:, None]
 
         def join(block: nn.Module, given: Any, output: Tensor) -> Tensor:
             return output + added

@@ -56,9 +56,9 @@ def calls_of(model: Model) -> dict[str, tuple[Any, ...]]:
         z = torch.zeros(ROWS, *model.process.state_shape(model.shape), device=model.device)
         cond = Cond(torch.zeros(ROWS, dtype=torch.int64, device=model.device) if model.num_classes else None)
         with torch.no_grad():
-            context = model.denoiser.encode(z, shared_time(0.9, ROWS), cond).aged()
+            context = model.denoiser.encode(z, shared_time(0.9), cond).aged()
             present = torch.ones(ROWS, dtype=torch.bool, device=model.device)
-            model.denoiser.denoise(z, shared_time(0.5, ROWS), dataclasses.replace(context, present=present), cond)
+            model.denoiser.denoise(z, shared_time(0.5), dataclasses.replace(context, present=present), cond)
     finally:
         for hook in hooks:
             hook.remove()

@@ -59,8 +59,7 @@ from dualrate.experiment.teaching import check_teacher, fill, require_no_decoder
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest, frozen
-from dualrate.sampling.adjusted_ddim import adjusted
-from dualrate.sampling.ancestral import DDIM
+from dualrate.sampling.ddim import DDIM, adjusted
 from dualrate.sampling.step import move
 from dualrate.sampling.trajectory import reuses, trajectory
 from dualrate.training.method import Loss, Phase, quarters

@@ -4,21 +4,15 @@ Activations are (B, C, H, W), kept in channels-last memory, so that (B, H * W, C
 Every block ends in a zero-initialised projection, so at initialisation it is the identity.
 MACs per image: convolution block 18 C^2 HW; transformer block 12 C^2 n + 2 C n^2 with n = HW tokens.
 
-Which precision networks run in; under autocast weights held in bfloat16, and the parts in float32 nevertheless.
+Precision. Autocast casts the weights of linear layers and convolutions wherever they are used; it keeps the result only
+of weights that require gradients, and only until its block ends. A network that samples has none of those: 72 of the
+170 operators of a light call were casts. Weights held in bfloat16 (`copied`) have the same bits, and are cast once.
 
-Autocast casts the weights of linear layers and convolutions wherever they are used; it keeps the result only of weights
-that require gradients, and only until its block ends. A network that samples has none of those: 72 of the 170 operators
-of a light call were casts. Held in bfloat16 the weights have the same bits, and are cast once.
-
-Parameters that do not train for a while: `frozen`, the one way to switch them off and on again; `at_rest` stills
-dropout too.
-
-A frozen parameter gets no gradient, so an optimiser that holds it keeps no state for it and leaves it alone, weight
-decay included, and its moving average stays where it is. The gradient with respect to the module's *inputs* still
-flows: `torch.no_grad` is the stronger tool where not even that is wanted.
-
-Only the `requires_grad` flags change: no parameter is replaced, cast or moved. The block may hold a network's first
-forward: autocast keeps 16-bit copies only of weights that require gradients, so a frozen call leaves none behind.
+Training. `frozen` switches parameters off for a while; `at_rest` stills dropout too. A frozen parameter gets no
+gradient, so an optimiser keeps no state for it and leaves it alone, and its moving average stays where it is. The
+gradient with respect to the module's *inputs* still flows. Only the `requires_grad` flags change: no parameter is
+replaced, cast or moved. The block may hold a network's first forward: autocast keeps 16-bit copies only of weights that
+require gradients, so a frozen call leaves none behind.
 """
 
 from __future__ import annotations
@@ -27,7 +21,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +80,6 @@ def copied(value: Value, network: nn.Module, *, bfloat16: bool) -> Value:
     return copy.deepcopy(value, held)
 
 
-Norm = Literal["layer", "group"]
 AS_CPU = {"cpu"}  # kinds of device on which attention is not one kernel, and whose autocast leaves norms as they are
 
 
@@ -139,14 +132,13 @@ def blocks_of(network: nn.Module) -> list[Block]:
 class ConvBlock(Block):
     """norm - SiLU - conv - FiLM norm - SiLU - conv, added to its input.
 
-    By default it deviates from SiD2's GroupNorm: a layer norm over the channels of each position, as in the transformer
-    blocks. On a CPU in bfloat16 GroupNorm took 40% of a light network's time, and several times a layer norm.
+    The norm is a layer norm over the channels of each position, as in the transformer blocks, where SiD2 has GroupNorm:
+    that took 40% of a light network's time on a CPU in bfloat16.
     """
 
-    def __init__(self, channels: int, embedding: int, dropout: float, norm: Norm = "layer") -> None:
+    def __init__(self, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.groups = groups_of(channels) if norm == "group" else None
-        self.norm = norm_of(norm, channels)
+        self.norm = ChannelNorm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
         self.film = FiLM(embedding, channels)
@@ -156,7 +148,7 @@ class ConvBlock(Block):
         """h: (B, C, H, W); emb: (B, E)."""
         scale, shift = self.film(emb)
         u = self.conv1(F.silu(self.norm(h)))
-        u = layer_norm(u.permute(0, 2, 3, 1)) if self.groups is None else group_norm(u, self.groups).permute(0, 2, 3, 1)
+        u = layer_norm(u.permute(0, 2, 3, 1))
         u = F.silu(u * scale[:, None, None] + shift[:, None, None])
         return h + self.conv2(self.dropout(u.permute(0, 3, 1, 2)))
 
@@ -218,37 +210,6 @@ class ChannelNorm(nn.Module):
         return layer_norm(h.permute(0, 2, 3, 1), self.scale).permute(0, 3, 1, 2)
 
 
-class GroupNorm(nn.Module):
-    """`group_norm` with a learned scale and shift of each channel. (B, C, H, W) -> the same."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.groups = groups_of(channels)
-        self.scale, self.shift = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, h: Tensor) -> Tensor:
-        return group_norm(h, self.groups, self.scale, self.shift)
-
-
-def norm_of(norm: Norm, channels: int) -> nn.Module:
-    """(B, C, H, W) -> the same, with the norm's learned scale."""
-    return GroupNorm(channels) if norm == "group" else ChannelNorm(channels)
-
-
-def groups_of(channels: int) -> int:
-    """32, or the largest power of two below it that divides the channels."""
-    return math.gcd(32, channels)
-
-
-def group_norm(h: Tensor, groups: int, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-    """(h - m) / sqrt(v + 1e-5), m and v of a group of channels over all positions of an image (Wu and He 2018).
-
-    h: (B, C, H, W); scale, shift: (C,), of the result, in whose precision it is computed. Like h, as `layer_norm`.
-    """
-    with _not_widened(h):
-        return F.group_norm(h if scale is None else h.to(scale.dtype), groups, scale, shift).to(h.dtype)
-
-
 def layer_norm(h: Tensor, scale: Tensor | None = None) -> Tensor:
     """Over the last axis, without bias; with a scale, in the scale's precision, which is also faster on a CPU.
 
@@ -266,27 +227,6 @@ def unpatchified(h: Tensor, patch: int) -> Tensor:
     if batch == 0:  # torch cannot go back through a shuffle of no rows
         return h.reshape(0, channels // patch**2, patch * height, patch * width)
     return F.pixel_shuffle(h, patch)
-
-
-def patchified(z: Tensor, patch: int) -> Tensor:
-    """(B, C, patch H, patch W) -> (B, C patch^2, H, W), the inverse of `unpatchified`."""
-    batch, channels, height, width = z.shape
-    if batch == 0:
-        return z.reshape(0, channels * patch**2, height // patch, width // patch)
-    return F.pixel_unshuffle(z, patch)
-
-
-def haar(h: Tensor, patch: int) -> Tensor:
-    """The orthonormal Haar transform of every patch, (B, C patch^2, H, W) as `patchified` has it: its own inverse.
-
-    Of two neighbours (a, b) -> (a + b, a - b) / sqrt(2), along both sides; of patches of 4, 8, ... again of each of the
-    four results. patch: a power of two
-    """
-    h = h.unflatten(1, (-1, *(2,) * (2 * (patch.bit_length() - 1))))  # the axes after the channels: bits of a place
-    for axis in range(2, h.ndim - 2):
-        a, b = h.unbind(axis)
-        h = torch.stack((a + b, a - b), axis) * math.sqrt(0.5)
-    return h.flatten(1, -3)
 
 
 def doubled(h: Tensor) -> Tensor:

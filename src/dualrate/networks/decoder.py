@@ -11,7 +11,7 @@ The heavy network of the dual-rate decoder is that of the single-rate one where 
 x, and has 0 in its place. So it sees z_0 alone, a trained single-rate decoder can take its part, and its features are
 right at every time. The sizes of the paper's decoder are known, how z_0 enters it is not: this is ours.
 
-A convolutional encoder: images -> latents, one tensor each, without noise (Unified Latents, arXiv 2602.17270).
+`ImageEncoder` is the other way, images -> latents, one tensor each, without noise: convolutional, of the same source.
 
     h = patchify(x);  of every level: blocks, then Down = average pool 2, convolution;  z = convolution(SiLU(norm(h)))
 
@@ -30,10 +30,8 @@ from torch.nn import functional as F
 from dualrate.config.ranges import BelowOne, Channels, Range, Ranged, Side
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import ChannelNorm, ConvBlock
-from dualrate.networks.dual import ContextConfig, check_pair, last_weights, projection
+from dualrate.networks.dual import check_pair, projections
 from dualrate.networks.uvit import Head, UViT, UViTConfig
-
-ALL = ContextConfig()
 
 
 class LatentMaps(nn.Module):
@@ -83,30 +81,21 @@ class LatentEncoder(nn.Module):
     light: what z_0 itself adds at the levels of the light network, as in a decoder of that alone
     """
 
-    def __init__(self, config: UViTConfig, light: UViTConfig, latent: Shape, context: ContextConfig = ALL) -> None:
+    def __init__(self, config: UViTConfig, light: UViTConfig, latent: Shape) -> None:
         super().__init__()
-        check_pair(config, light, context)
-        if context.join != "add":
-            raise ValueError(
-                f"features of a decoder's encoder are added to what the light network makes of z_0, got join "
-                f"{context.join!r}: leave it at add"
-            )
+        check_pair(config, light)
         self.net, self.light = DecoderUViT(replace(config, head=False), latent), LatentMaps(latent, light)
-        pairs = list(zip(config.levels, light.levels, strict=True))
-        self.projections = nn.ModuleList(
-            projection(heavy.channels, narrow.channels, context.width) for heavy, narrow in pairs[: context.levels]
-        )
+        self.projections = projections(config, light)
 
     def forward(self, log_snr: Tensor, z_0: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         """log_snr: (B,); z_0: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
-        features, levels = list(self.light(z_0)), self.net.features(log_snr, z_0, label)
-        for i, project in enumerate(self.projections):
-            features[i] = features[i] + project(levels[i])
-        return tuple(features)
+        own, levels = self.light(z_0), self.net.features(log_snr, z_0, label)
+        parts = zip(own, self.projections, levels, strict=True)
+        return tuple(feature + project(level) for feature, project, level in parts)
 
     def disconnect(self) -> None:
         """Zero every way from the heavy network into the light one, which is then a decoder by itself."""
-        for way in last_weights(self.projections):
+        for way in self.projections.parameters():
             nn.init.zeros_(way)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
 from dualrate.networks.blocks import ChannelNorm, NoiseEmbedding, TransformerBlock, unpatchified, zero_init
-from dualrate.networks.dual import projection
+from dualrate.networks.dual import Features, LightNetwork, require_same
 from dualrate.networks.uvit import Embedding, Head
 
 SPREAD = 0.02  # of vectors of categories and positions at the start
@@ -144,7 +144,7 @@ class TokenEncoder(nn.Module):
         super().__init__()
         check_tokens(config, light)
         self.net = TokenTransformer(config)
-        self.projections = nn.ModuleList([projection(config.channels, light.channels, None)])
+        self.projections = nn.ModuleList([nn.Conv2d(config.channels, light.channels, 1, bias=False)])
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """z: (B, V, H, W) one-hot; log_snr: (B,). Features: (B, light C, H / patch, W / patch) and (B, V, H, W)."""
@@ -152,8 +152,8 @@ class TokenEncoder(nn.Module):
         return (self.projections[0](h), self.net.tokens(z)), None if self.net.head is None else self.net.predict(h)
 
 
-class LightTokens(nn.Module):
-    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> logits. No features: a small transformer."""
+class LightTokens(LightNetwork):
+    """A small transformer, to whose first activation a feature is added."""
 
     def __init__(self, config: TokensConfig) -> None:
         super().__init__()
@@ -161,34 +161,18 @@ class LightTokens(nn.Module):
         self.tau = NoiseEmbedding(config.embedding)
         self.changed = reading(1, config)
 
-    def forward(
-        self,
-        z: Tensor,
-        log_snr: Tensor,
-        label: Tensor | None,
-        features: tuple[Tensor, ...] = (),
-        log_snr_tau: Tensor | None = None,
-        present: Tensor | None = None,
+    def joined(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None, features: Features, tau: Tensor, present: Tensor | None
     ) -> Tensor:
-        """z: (B, V, H, W) one-hot; log_snr, log_snr_tau: (B,); present: (B,) bool, None if all contexts are there."""
-        emb = self.net.embedding(log_snr, label)
-        if log_snr_tau is None:
-            return self.net.predict(self.net.trunk(z, emb))
-        there = z.new_ones(len(z)) if present is None else present.to(z.dtype)
+        """z: (B, V, H, W) one-hot."""
         feature, z_tau = features
         changed = (self.net.tokens(z) - z_tau).abs().sum(1, keepdim=True) / 2  # 1 where a token did
-        changed = changed * there[:, None, None, None]
-        tau = self.tau(log_snr_tau)
+        if present is not None:
+            changed = changed * present.to(z.dtype)[:, None, None, None]
         added = feature + self.changed(changed.to(feature.dtype))
-        return self.net.predict(self.net.trunk(z, emb + tau * there[:, None].to(tau.dtype), added))
+        return self.net.predict(self.net.trunk(z, self.net.embedding(log_snr, label) + tau, added))
 
 
 def check_tokens(encoder: TokensConfig, light: TokensConfig) -> None:
     """Raises ValueError, which says what differs, unless a light network can read this encoder's context."""
-    shared = ("shape", "patch", "num_classes", "noise")
-    differ = {name: (getattr(encoder, name), getattr(light, name)) for name in shared}
-    differences = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
-    if differences:
-        raise ValueError(
-            f"encoder and light network must have the same {' and '.join(shared)}, got {', '.join(differences)}"
-        )
+    require_same(encoder, light, "shape", "patch", "num_classes", "noise")

@@ -7,9 +7,6 @@
     v = unpatchify(norm, SiLU, zero-init convolution)
 
 If all blocks are the identity, as at initialisation, h - after_i = 0 and `before_i` passes through unchanged.
-Two options are those of others: GroupNorm (SiD2), and a Haar transform of the patches of z, whose inverse ends the head
-(`UViTConfig.downsampling`): invertible and orthonormal, so the noise stays N(0, I), and the first of a patch's numbers
-is its mean times its side. Simple diffusion (arXiv 2301.11093) is said to have another wavelet for it, the 5/3 one.
 
 A level is convolutional or transformer blocks; a single level with transformer blocks is a flat, DiT-like network.
 The layout of the ImageNet recipes is that of the multistep consistency paper (arXiv 2403.06807) without its
@@ -27,20 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, Side
+from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, SharedBlocks, Side
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import (
+    ChannelNorm,
     ConvBlock,
     InFloat32,
     NoiseEmbedding,
-    Norm,
     TransformerBlock,
     attend,
     attention_weights,
     doubled,
-    haar,
-    norm_of,
-    patchified,
     unpatchified,
     zero_init,
 )
@@ -80,24 +74,11 @@ class UViTConfig(Ranged):
     """Width of the embedding of noise level and label."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """Width of an attention head, a divisor of the channels of every transformer level."""
-    resample_kernel: Literal[1, 3] = 1
-    """Side of the convolutions between levels."""
     head: bool = True
     """Whether it predicts v; a context encoder may do without."""
-    norm: Norm = "layer"
-    """Of convolution blocks and the head: over the channels of each position (layer), or over groups of channels and
-    all positions (group), as in SiD2, which takes several times as long on a CPU."""
-    downsampling: Literal["patch", "haar"] = "patch"
-    """How patches become positions: by one convolution (patch), or by an orthonormal Haar transform before a 3 x 3 one,
-    and its inverse after the head (haar). Patches of a power of two."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.downsampling == "haar" and (self.patch == 1 or self.patch & (self.patch - 1)):
-            raise ValueError(
-                f"the Haar transform is of patches of 2, 4, 8, ... pixels a side, got a patch of {self.patch}: change "
-                "patch, or leave downsampling at patch"
-            )
         if not self.levels:
             raise ValueError("a U-ViT needs at least one level (the middle)")
         factor = self.patch * 2 ** (len(self.levels) - 1)
@@ -111,6 +92,10 @@ class UViTConfig(Ranged):
     def shape(self) -> Shape:
         """(C, H, W) of an image."""
         return self.image_channels, self.image_size, self.image_size
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.levels)
 
     def with_dropout(self, dropout: float) -> UViTConfig:
         """With one rate of dropout at all levels."""
@@ -136,7 +121,7 @@ class Blocks(nn.Module):
     def block(level: Level, config: UViTConfig) -> nn.Module:
         if level.kind == "transformer":
             return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
-        return ConvBlock(level.channels, config.embedding, level.dropout, config.norm)
+        return ConvBlock(level.channels, config.embedding, level.dropout)
 
     def forward(self, h: Tensor, emb: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
         """Blocks `begin` to `end` (exclusive; None: to the last), the positions in front of block 0."""
@@ -148,7 +133,9 @@ class Blocks(nn.Module):
 
 
 class Embedding(nn.Module):
-    """(log_snr, label) -> (B, E)."""
+    """(log_snr, label) -> (B, E). The label after the last is the null class."""
+
+    null = True
 
     def __init__(self, embedding: int, num_classes: int) -> None:
         super().__init__()
@@ -175,18 +162,17 @@ class UViT(nn.Module):
     def __init__(self, config: UViTConfig) -> None:
         super().__init__()
         self.config = config
-        levels, kernel = config.levels, config.resample_kernel
-        first = levels[0].channels
+        levels, first = config.levels, config.levels[0].channels
         self.embedding = Embedding(config.embedding, config.num_classes)
         self.stem = nn.Conv2d(config.image_channels, first, config.patch, stride=config.patch)
-        if config.patch == 1 or config.downsampling == "haar":
-            self.stem = nn.Conv2d(config.image_channels * config.patch**2, first, 3, padding=1)
+        if config.patch == 1:
+            self.stem = nn.Conv2d(config.image_channels, first, 3, padding=1)
         self.down = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
         self.middle = Blocks(levels[-1], config.side(len(levels) - 1), config)
         self.up = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
 
         def resample(source: Level, target: Level) -> nn.Conv2d:
-            conv = nn.Conv2d(source.channels, target.channels, kernel, padding=kernel // 2)
+            conv = nn.Conv2d(source.channels, target.channels, 1)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)  # so that `grow` adds nothing while h - after is zero
             return conv
@@ -196,7 +182,7 @@ class UViT(nn.Module):
         self.head = None
         if config.head:
             out = zero_init(nn.Conv2d(first, config.image_channels * config.patch**2, 3, padding=1))
-            self.head = Head(norm_of(config.norm, first), nn.SiLU(), out)
+            self.head = Head(ChannelNorm(first), nn.SiLU(), out)
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32. added: see `trunk`."""
@@ -207,21 +193,16 @@ class UViT(nn.Module):
         levels = self.trunk(z, self.embedding(log_snr, label))
         return levels, None if self.head is None else self.predict(levels[0])
 
-    def trunk(
-        self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = (), own: Sequence[nn.Module] | nn.ModuleList = ()
-    ) -> tuple[Tensor, ...]:
+    def trunk(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """The last activation of every level, finest first.
 
-        added: one tensor for each of the first levels; it joins the activations where the level begins.
-        own:   of each of the first levels, what its own activations go through there before something joins them
+        added: one tensor for each of the first levels; it joins the activations where the level begins
         """
-        h, skips = self.descend(self.patches(z), emb, added, own=own)
+        h, skips = self.descend(self.patches(z), emb, added)
         return self.ascend(self.middle(h, emb), skips, emb)
 
     def patches(self, z: Tensor) -> Tensor:
         """The input of the first level."""
-        if self.config.downsampling == "haar":
-            z = haar(patchified(z, self.config.patch), self.config.patch)
         return self.stem(z.contiguous(memory_format=torch.channels_last))
 
     def descend(
@@ -231,14 +212,12 @@ class UViT(nn.Module):
         added: Sequence[Tensor] = (),
         begin: int = 0,
         end: int | None = None,
-        own: Sequence[nn.Module] | nn.ModuleList = (),
     ) -> tuple[Tensor, Skips]:
         """The way down from the input h of level `begin` to that of level `end` (None: the middle), and (before, after)
-        of every level on it. added, own: see `trunk`.
+        of every level on it. added: see `trunk`.
         """
 
         def joined(h: Tensor, i: int) -> Tensor:
-            h = own[i](h) if i < len(own) else h
             return h + added[i] if i < len(added) else h
 
         skips: Skips = []
@@ -270,19 +249,20 @@ class UViT(nn.Module):
         """v from the finest level's last activation, in float32 whatever the trunk ran in."""
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
-        out, patch = self.head(h), self.config.patch
-        return unpatchified(haar(out, patch) if self.config.downsampling == "haar" else out, patch)
+        return unpatchified(self.head(h), self.config.patch)
 
 
 @dataclass(frozen=True)
 class UViTCut(Ranged):
     """A U-ViT in two: what its levels from `outer` on add to what comes into them, and the rest.
 
-    outer: 0 to the number of levels above the middle. 0: only patches and head are outside
+    outer:  0 to the number of levels above the middle. 0: only patches and head are outside
+    blocks: where the middle alone is inside, how many of its first blocks are; None: all
     """
 
     network: UViT
     outer: OuterLevels
+    blocks: SharedBlocks | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -292,6 +272,9 @@ class UViTCut(Ranged):
                 f"outer is the number of levels that run at every step, 0 to {above} in this network of {above + 1}, "
                 f"got {self.outer}"
             )
+        middle = self.network.config.levels[-1].blocks
+        if self.blocks is not None and (self.outer < above or self.blocks > middle):
+            raise ValueError(f"a refresh serves the first blocks, 1 to {middle} in this network, got {self.blocks}")
         if self.network.head is None:
             raise ValueError("this U-ViT was built without a head, so it cannot denoise: cut one that predicts v")
 
@@ -299,14 +282,19 @@ class UViTCut(Ranged):
         """What the inside adds, (B, C, h, w) of level `outer`, and v, as the network's. Arguments: the network's."""
         net, emb, h, skips = self.outside(z, log_snr, label)
         inner, inner_skips = net.descend(h, emb, begin=self.outer)
-        out = net.ascend(net.middle(inner, emb), inner_skips, emb, begin=self.outer)[0]
-        return out - h, net.predict(net.ascend(out, skips, emb)[0])
+        out = net.ascend(net.middle(inner, emb, end=self.blocks), inner_skips, emb, begin=self.outer)[0]
+        return out - h, self._v(out, skips, emb)
 
     def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
         """v of the outside alone, given what the inside adds. Raises ValueError where that has another shape."""
-        net, emb, h, skips = self.outside(z, log_snr, label)
+        _, emb, h, skips = self.outside(z, log_snr, label)
         require_shape(added, h)
-        return net.predict(net.ascend(h + added, skips, emb)[0])
+        return self._v(h + added, skips, emb)
+
+    def _v(self, out: Tensor, skips: Skips, emb: Tensor) -> Tensor:
+        """From the output of the inside."""
+        out = out if self.blocks is None else self.network.middle(out, emb, begin=self.blocks)
+        return self.network.predict(self.network.ascend(out, skips, emb)[0])
 
     def outside(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[UViT, Tensor, Tensor, Skips]:
         """The way down to the input of level `outer`."""

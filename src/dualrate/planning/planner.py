@@ -5,12 +5,12 @@ A plan is judged by terms of its steps, each an error e of x_hat with the weight
     term(t -> s; tau) = 1/2 e * integral of e^log_snr w dlog_snr over [t, s]
 
     ancestral         e = E|x - x_hat(z_t, t; context of tau)|^2 / d
-    second order      e = that - the same of a heavy call at t + what the step is off by with the latter (bend.py)
+    second order      e = that - the same of a heavy call at t + what the step is off by with the latter
 
 whose least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
-calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. With `free_times` the times
-of the steps are chosen too, among those of the grid: O(M^3 N H). Where a step without a context has a price of its own,
-since another network makes it (denoisers/duodiff.py), these are counted in the state too: N times as many.
+calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. Where a step without a
+context has a price of its own, since another network makes it (denoisers/duodiff.py), these are counted in the state
+too: N times as many.
 
 An ancestral step pays for all that z_t does not tell of x, so that more steps are always worth something. A solver of
 second order is not held up by that: it pays for what its context lacks, and for the length of its steps.
@@ -19,9 +19,8 @@ The sum is not a likelihood: with the sigmoid weight it is a training loss, and 
 would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
 as a Frechet distance does is a question to measurement, which `dualrate plan --check` asks (docs/results/tried.md).
 
-What a solver's step gets wrong though every x_hat is right: how x_hat bends along the probability-flow ODE.
-
-With h half the log-SNR, a step from h to h + l by DPM-Solver++ puts one x_hat in place of its mean over the step,
+`Bend` is what a solver's step gets wrong though every x_hat is right, since x_hat changes along the probability-flow
+ODE. With h half the log-SNR, a step from h to h + l by DPM-Solver++ puts one x_hat in place of its mean over the step,
 weighted by e^h, which is x_hat + (l / 2 + l^2 / 12) x' + l^2 / 6 x'' + O(l^3) with derivatives in h at its start:
 
     first order   x_hat                                                   off by   l / 2 x'
@@ -32,28 +31,41 @@ off by what x_hat is from that of the path's last time. Derivatives are differen
 one path from noise for each image.
 
 Source: the orders are those of DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095); the constants are Taylor's.
+
+A shared encoder is refreshed at the steps whose features resemble those of the steps that they serve
+(`similarities`, `best_refreshes`):
+
+    maximise over 0 = r_1 < ... < r_H < N:   sum over steps i of  S[i, latest refresh r <= i]
+
+S is the mean cosine similarity of the kept features along a trajectory that refreshes at every step. The best steps
+come from dynamic programming, in O(H N^2): best[h, i], the most that steps 0..i-1 reach with h refreshes, is the
+greatest best[h - 1, j] + S[j, j] + ... + S[i - 1, j] over j < i.
+
+Source: "statistical dynamic programming" of the decoupled diffusion transformer (Wang et al. 2025, arXiv 2504.05741).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from dualrate.denoisers.denoiser import Denoiser, between, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser, abilities, posterior_mean
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, shared_time
-from dualrate.sampling.step import move
+from dualrate.sampling.step import Step, move
+from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
 
 Numbers = NDArray[np.float64]
 FEWEST = 3  # steps of a grid that says how x_hat bends
@@ -98,7 +110,7 @@ def measure_bend(
 
     t: (M + 1,), M of FEWEST steps or more. Costs M heavy calls an image.
     """
-    times = [shared_time(time, len(normal)) for time in t[:-1]]
+    times = [shared_time(time) for time in t[:-1]]
     z, x_hats = normal, []
     for now, then in zip(times, [*times[1:], None], strict=True):
         x_hats.append(posterior_mean(denoiser, z, now, cond))
@@ -113,7 +125,6 @@ def measure_bend(
 
 
 NO_CONTEXT = -1  # the column of a step without context
-LARGEST = 4 * 2**30  # bytes of a search
 
 
 @dataclass(frozen=True)
@@ -165,15 +176,14 @@ def every_call(
     call.
     Raises ValueError for a denoiser whose context is of more than one time.
     """
-    steps, rows = len(t) - 1, len(x)
-    times = [shared_time(time, rows) for time in t[:-1]]
+    steps, times = len(t) - 1, [shared_time(time) for time in t[:-1]]
     contexts: dict[int, Context] = {}
     start = draws.normal("plan start", *x.shape[1:]).to(x.dtype)
     z = process.add_noise(x, times[0], start)
     for i in range(steps):
         now = times[i]
         fresh = denoiser.encode(z, now, cond)
-        if fresh.keeps or between(denoiser) != (Refresh.KEEP,):
+        if fresh.keeps or abilities(denoiser).between != (Refresh.KEEP,):
             raise ValueError(
                 f"what {type(denoiser).__name__} makes of a step depends on more than its latest heavy call, which is "
                 "all that a planner looks at: its heavy calls are best spread evenly"
@@ -261,82 +271,43 @@ class Planner:
             total += (self.own_errors[here, held] + self._bending[here, following]) * self._weights[here, following]
         return total
 
-    def best(self, steps: int, heavy: int | NDArray[np.bool_], *, free_times: bool = False) -> Planned:
-        """The best plan of N = `steps` steps with at most `heavy` heavy calls, from the grid's first time to its last.
+    def best(self, steps: int, heavy: int | NDArray[np.bool_]) -> Planned:
+        """The best plan of N = `steps` equal parts of the grid with at most `heavy` heavy calls.
 
         heavy: or a table, [heavy calls, steps without a context] that the plan may have; of one column where such steps
                are not counted (`CallCost.affordable`)
-        free_times: choose the times among the grid's; else N equal parts of the grid
-        Raises ValueError where there is no such plan on this grid, or the search would not fit into LARGEST.
+        Raises ValueError where there is no such plan on this grid.
         """
         size = self.errors.num_steps
-        if steps < 1 or (isinstance(heavy, int) and heavy < 0):
-            raise ValueError(
-                f"a plan has at least one step and no negative number of heavy calls, got {steps}, {heavy}"
-            )
-        allowed = _trimmed((np.ones((heavy + 1, 1), bool) if isinstance(heavy, int) else heavy)[: steps + 1])
-        if steps > size or (size % steps and not free_times):
-            raise ValueError(f"no {steps} equal steps on a grid of {size}: choose a divisor, or measure another grid")
-        every, places = size // steps, size - steps + 1 if free_times else 1
-        if (memory := steps * places * allowed.size * (size + 1) * _Reached.BYTES) > LARGEST:
-            raise ValueError(
-                f"the best of {steps} steps on a grid of {size} takes {memory / 2**30:.0f} GiB to find: take fewer "
-                "steps or a coarser grid, or leave the times as they are"
-            )
-
-        def following(place: int, left: int) -> range:
-            """Where a step from `place` may lead, with `left` steps to go after it."""
-            if not free_times:
-                return range(place + every, place + every + 1)
-            return range(place + 1, size - left + 1) if left else range(size, size + 1)
-
-        return self._search(steps, allowed, following)
-
-    def _search(self, steps: int, allowed: NDArray[np.bool_], following: Callable[[int, int], range]) -> Planned:
-        """`following`: (place, steps to go after this one) -> places where a step may lead."""
-        errors, weights, size = self.own_errors, self._weights, self.errors.num_steps
-        shape = (*allowed.shape, size + 1)
+        if steps < 1 or size % steps or (isinstance(heavy, int) and heavy < 0):
+            raise ValueError(f"expected a divisor of the grid's {size} steps, and heavy calls, got {steps} and {heavy}")
+        allowed = (np.ones((heavy + 1, 1), bool) if isinstance(heavy, int) else heavy)[: steps + 1]
+        every, shape = size // steps, (*allowed.shape, size + 1)
         start = np.full(shape, np.inf)
         start[0, 0, NO_CONTEXT] = 0
-        layers: list[dict[int, _Reached]] = [{0: _Reached(start)}]
-        for step in range(steps):
-            arrived: dict[int, _Reached] = {}
-            for place, reached in layers[-1].items():
-                acted = reached.acted(place)
-                for to in following(place, steps - step - 1):
-                    value = acted + (errors[place] + self._bending[place, to]) * weights[place, to]
-                    arrived.setdefault(to, _Reached(np.full(shape, np.inf))).improve(value, place)
-            layers.append(arrived)
-        end = np.where(allowed[..., None], layers[-1][size].value, np.inf)
+        least = [
+            start
+        ]  # of the sums after each step: [heavy calls made, steps without a context, place of the context]
+        for place in range(0, size, every):
+            to = place + every
+            terms = (self.own_errors[place] + self._bending[place, to]) * self._weights[place, to]
+            least.append(_refreshed(least[-1], place) + terms)
+        end = np.where(allowed[..., None], least[-1], np.inf)
         calls, alone, held = map(int, np.unravel_index(np.argmin(end), shape))
-        if not np.isfinite(end[calls, alone, held]):
+        objective = float(end[calls, alone, held])
+        if not np.isfinite(objective):
             raise ValueError(
                 f"no plan of {steps} steps with so few heavy calls here: what steps without a context, or with an old "
                 "one, are off by is not known"
             )
-        return Planned(self._traced(layers, calls, alone, held), float(end[calls, alone, held]))
-
-    def _traced(self, layers: list[dict[int, _Reached]], calls: int, alone: int, held: int) -> StepPlan:
-        """The plan that leads to the last layer with these heavy calls made, so many steps without a context, if they
-        are counted, and this context held.
-        """
-        size = self.errors.num_steps
-        place, places, refreshes = size, [size], []
-        for step in range(len(layers) - 1, 0, -1):
-            place = int(layers[step][place].origin[calls, alone, held])
-            before = layers[step - 1][place].value
-            if held == place:
-                refreshes.append(Refresh.FULL)
-                calls -= 1
+        refreshes = []
+        for place, before in reversed(list(zip(range(0, size, every), least[:-1], strict=True))):
+            refreshes.append({place: Refresh.FULL, size: Refresh.NONE}.get(held, Refresh.KEEP))
+            if refreshes[-1] is not Refresh.KEEP:
+                calls -= refreshes[-1] is Refresh.FULL
+                alone -= refreshes[-1] is Refresh.NONE and shape[1] > 1
                 held = int(np.argmin(before[calls, alone]))
-            elif held == size:
-                refreshes.append(Refresh.NONE)
-                alone -= before.shape[1] > 1
-                held = int(np.argmin(before[calls, alone]))
-            else:
-                refreshes.append(Refresh.KEEP)
-            places.append(place)
-        return StepPlan(tuple(self.errors.t[i] for i in reversed(places)), tuple(reversed(refreshes)))
+        return Planned(StepPlan(self.errors.t[::every], tuple(reversed(refreshes))), objective)
 
     @property
     def _bend(self) -> Bend | None:
@@ -348,34 +319,27 @@ class Planner:
         errors = self.errors.errors
         return errors if self._bend is None else errors - errors.diagonal()[:, None]
 
-    def bending(self, t: Sequence[float]) -> NDArray[np.float64]:
-        """(N + 1, N + 1): what a step between two of a plan's times is off by with a heavy call at its start, [earlier
-        in sampling, later]; the plan begins at the first. t: (N + 1,).
-        """
+    @cached_property
+    def _bending(self) -> NDArray[np.float64]:
+        """(M + 1, M + 1): what a step between two times is off by with a heavy call at its start, [earlier, later]."""
         if self._bend is None:
-            return np.zeros((len(t), len(t)))
-        log_snr = self._log_snr(t)
+            return np.zeros((len(self.errors.t),) * 2)
+        log_snr = self._log_snr
         error = self._bend.error(log_snr[:, None], log_snr[None], first=False)
         error[0] = self._bend.error(log_snr[:1], log_snr, first=True)
         if self.process.end is not None:  # the last step is then as all others
             return error
-        return np.where(np.array(t) > 0, error, self._bend.at_the_end(log_snr)[:, None])
-
-    @cached_property
-    def _bending(self) -> NDArray[np.float64]:
-        return self.bending(self.errors.t)
-
-    def weights(self, t: Sequence[float]) -> NDArray[np.float64]:
-        """(N + 1, N + 1): half the loss weight's integral between two times t, [earlier in sampling, later]."""
-        log_snr = torch.from_numpy(self._log_snr(t))
-        return 0.5 * self.weighting.integral(log_snr[:, None], log_snr[None]).numpy()
+        return np.where(np.array(self.errors.t) > 0, error, self._bend.at_the_end(log_snr)[:, None])
 
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
-        return self.weights(self.errors.t)
+        """(M + 1, M + 1): half the loss weight's integral between two times, [earlier, later]."""
+        log_snr = torch.from_numpy(self._log_snr)
+        return 0.5 * self.weighting.integral(log_snr[:, None], log_snr[None]).numpy()
 
-    def _log_snr(self, t: Sequence[float]) -> NDArray[np.float64]:
-        return self.process.schedule.log_snr(torch.tensor(tuple(t), dtype=torch.float64)).numpy()
+    @cached_property
+    def _log_snr(self) -> NDArray[np.float64]:
+        return self.process.schedule.log_snr(torch.tensor(self.errors.t, dtype=torch.float64)).numpy()
 
     def _index(self, t: float) -> int:
         found = np.flatnonzero(np.isclose(self.errors.t, t, rtol=0, atol=1e-9))
@@ -384,38 +348,66 @@ class Planner:
         return int(found[0])
 
 
-def _trimmed(allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without the last rows and columns that allow nothing; one that counts still does."""
-    rows, columns = (int(np.flatnonzero(allowed.any(axis)).max(initial=0)) + 1 for axis in (1, 0))
-    return allowed[:rows, : max(columns, min(2, allowed.shape[1]))]
+def _refreshed(least: NDArray[np.float64], place: int) -> NDArray[np.float64]:
+    """The least sums once the step at `place` has its context: kept, dropped, or of a heavy call."""
+    found, cheapest = least.copy(), least.min(2)
+    counted = int(cheapest.shape[1] > 1)
+    found[:, :counted, NO_CONTEXT] = np.inf
+    found[:, counted:, NO_CONTEXT] = cheapest[:, : cheapest.shape[1] - counted]
+    found[0, :, place] = np.inf
+    found[1:, :, place] = cheapest[:-1]
+    return found
 
 
-@dataclass
-class _Reached:
-    """The states at one place after some steps: [heavy calls made, steps without a context, place of the context held],
-    the last place for none; the second axis has one entry where such steps are not counted.
+def similarities(
+    denoiser: Denoiser,
+    step: Step,
+    times: int | Sequence[float],
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    label: Sequence[int] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float64]:
+    """(N, N): [i, j], mean cosine of the kept features of steps i and j, over images and positions.
 
-    value: the least sum of terms; origin: the place that the last step came from
+    times: of the plan, or their number N as in `StepPlan.at`; seeds, label: of a few images, as in `sample`
     """
+    plan = StepPlan.at(times, range(times if isinstance(times, int) else len(times) - 1))
+    draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
+    cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
+    with torch.no_grad():
+        noise = StepNoise(step.process, draws, plan.num_steps, shape)
+        states = trajectory(denoiser, step, plan, first_state(step.process, draws, shape), cond, noise)
+        next(states)  # before the first step: no features yet
+        features = [state.context.features[0].double() for state in states]
+    axis = 1 if features[0].ndim == 4 else -1  # of channels: (B, C, H, W), or tokens (B, n, C)
+    kept = torch.stack([F.normalize(feature, dim=axis) for feature in features])
+    positions = features[0].numel() // features[0].shape[axis]
+    flat = kept.flatten(1)
+    return (flat @ flat.T / positions).cpu().numpy()
 
-    value: NDArray[np.float64]
-    origin: NDArray[np.int16] = field(init=False)
-    BYTES: ClassVar[int] = 10  # of a state
 
-    def __post_init__(self) -> None:
-        self.origin = np.full(self.value.shape, -1, dtype=np.int16)
+def best_refreshes(similarity: NDArray[np.float64], heavy: int) -> list[int]:
+    """The H = `heavy` refresh steps, the first step 0, that maximise the summed similarity to the latest refresh.
 
-    def acted(self, place: int) -> NDArray[np.float64]:
-        """The least sums once the step at `place` has its context: kept, dropped, or of a heavy call."""
-        acted = self.value.copy()
-        cheapest = self.value.min(2)
-        counted = int(cheapest.shape[1] > 1)
-        acted[:, :counted, NO_CONTEXT] = np.inf
-        acted[:, counted:, NO_CONTEXT] = cheapest[:, : cheapest.shape[1] - counted]
-        acted[0, :, place] = np.inf
-        acted[1:, :, place] = cheapest[:-1]
-        return acted
-
-    def improve(self, value: NDArray[np.float64], origin: int) -> None:
-        better = value < self.value
-        self.value[better], self.origin[better] = value[better], origin
+    similarity: (N, N), [step, refresh]. Raises ValueError for another shape, numbers not finite, or H not in 1..N.
+    """
+    size = len(similarity)
+    if similarity.shape != (size, size) or not np.isfinite(similarity).all():
+        raise ValueError(f"similarities are finite and of shape (N, N), got {similarity.shape}: see `similarities`")
+    if not 1 <= heavy <= size:
+        raise ValueError(f"{size} steps have 1 to {size} refreshes, the first at step 0, got {heavy}")
+    gain = np.full((size, size + 1), -np.inf)  # [j, i]: steps j..i-1 with the features of step j
+    for refresh in range(size):
+        gain[refresh, refresh + 1 :] = np.cumsum(similarity[refresh:, refresh])
+    value, origins = gain[0], []  # value[i]: the most that steps 0..i-1 reach with the refreshes made so far
+    for _ in range(heavy - 1):
+        reached = value[:-1, None] + gain
+        origins.append(reached.argmax(0))
+        value = reached.max(0)
+    end, refreshes = size, []
+    for origin in reversed(origins):
+        end = int(origin[end])
+        refreshes.append(end)
+    return [0, *reversed(refreshes)]

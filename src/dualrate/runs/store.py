@@ -47,12 +47,10 @@ from dualrate.from_diffusers.retrofitted import experiment_of, weights_of
 from dualrate.methods import (
     consistency,  # noqa: F401  # a file may name their methods
     denoising,  # noqa: F401  # a file may name their methods
-    early_exit,  # noqa: F401  # a file may name their methods
     em_distillation,  # noqa: F401  # a file may name their methods
     unified_latents,  # noqa: F401  # a file may name their methods
 )
 from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # a file may name their methods
-from dualrate.sampling.cost import varies
 from dualrate.system.device import own_defaults
 from dualrate.system.environment import environment
 from dualrate.system.files import (
@@ -75,17 +73,18 @@ def switched(heavy: Model, light: Model) -> Model:
     """`light` where a step has no context, `heavy` at the others; codec and process are theirs both.
 
     Raises ValueError for models that differ in shape, classes, process, latents or arithmetic, for distilled students,
-    which know only their own steps, for early exits, for a dual-rate decoder as the light model, and what `Switched`
-    raises.
+    which know only their own steps, for a dual-rate decoder as the light model, and what `Switched` raises.
     """
     cannot = f"{light.name} cannot make steps of {heavy.name}"
     differing = [what for what, mine in _common(heavy).items() if _common(light)[what] != mine]
     if differing:
         raise ValueError(f"{cannot}: they differ in {', '.join(differing)}; name two models trained alike")
     for model in (heavy, light):
-        if not model.serves.any_plan or varies(model.denoiser):
-            what = "has early exits" if model.serves.any_plan else "is a distilled student, which knows only its steps"
-            raise ValueError(f"{cannot}: {model.name} {what}; name a model trained at every noise level")
+        if not model.serves.any_plan:
+            raise ValueError(
+                f"{cannot}: {model.name} is a distilled student, which knows only its steps; name a model trained at "
+                "every noise level"
+            )
     if light.denoiser.reuse is Reuse.FREE and light.call_cost.heavy:
         raise ValueError(f"{cannot}: it reads its latent by a heavy call; name a decoder of a single network")
     try:

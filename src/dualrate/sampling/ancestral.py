@@ -1,16 +1,12 @@
-"""Ancestral sampling and DDIM.
+"""Ancestral sampling.
 
 Ancestral (Ho, Jain, Abbeel 2020; DDPM) draws z_s from q(z_s | z_t, x = x_hat), with the variance interpolated on a log
 scale between the posterior's own (gamma = 0) and that of the transition q(z_t | z_s) (gamma = 1):
 
     variance = exp(gamma log(c sigma_t^2) + (1 - gamma) log(c sigma_s^2)),   c = 1 - exp(log_snr(t) - log_snr(s))
 
-DDIM (Song, Meng, Ermon 2021) solves the probability-flow ODE with x_hat constant over the step,
-
-    z_s = alpha_s x_hat + sigma_s eps_hat,   eps_hat = (z_t - alpha_t x_hat) / sigma_t
-
-which is Euler's method in X = z / alpha, S = sigma / alpha: dX/dS = eps_hat. Between the two (same paper, eq. 12 and
-16) a share of eps_hat is replaced by fresh noise,
+Between it and DDIM (sampling/ddim.py; Song, Meng, Ermon 2021, eq. 12 and 16) a share of eps_hat is replaced by fresh
+noise,
 
     z_s = alpha_s x_hat + sqrt(sigma_s^2 - g^2) eps_hat + g n,   g = eta sqrt(c) sigma_s
 
@@ -28,7 +24,8 @@ from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Process
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import expand, once
-from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped, move
+from dualrate.sampling.ddim import DDIM
+from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Stepped
 
 
 @dataclass(frozen=True)
@@ -130,18 +127,3 @@ def _less_noise(process: GaussianProcess, eta: float, t: Tensor, s: Tensor) -> t
     from_z = kept.sqrt() * sigma(log_snr_s) / sigma(log_snr_t)
     from_x = alpha(log_snr_s) - alpha(log_snr_t) * from_z
     return from_z, from_x, -(eta**2) * torch.expm1(gap) * torch.sigmoid(-log_snr_s)
-
-
-@dataclass(frozen=True)
-class DDIM(Step):
-    """The deterministic sampler of first order; the step into t = 0 returns x_hat."""
-
-    process: GaussianProcess
-    draws_noise = False
-
-    def __str__(self) -> str:
-        return "DDIM"
-
-    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
-        x_hat = denoise(z, t)
-        return x_hat if self.process.ends(s) else move(self.process, z, x_hat, t, s), carry

@@ -1,7 +1,7 @@
-"""Samplers by name: how each is made of a process, and what is usual with it. All that names samplers reads this.
+"""Samplers by name: how each is made of a process, and what is usual with it.
 
-What a step says of itself (its order, its calls, whether it is Markovian) is read off the step. A name of the form
-`package.module:Class` is a step of another package that is imported already, made of the process alone.
+Its order, its calls, and whether it is Markovian are read off the step itself. A name of the form
+`package.module:Class` is a step of another package that is imported already. It is made of the process alone.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from dualrate.config.imports import known
-from dualrate.config.ranges import Probability, Range, Ranged
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
+from dualrate.sampling.ancestral import Ancestral, Reverse
 from dualrate.sampling.covariance import (
     Bands,
     CovarianceTable,
@@ -28,7 +26,7 @@ from dualrate.sampling.covariance import (
     ProbedCovariance,
     TabulatedCovariance,
 )
-from dualrate.sampling.grids import check_grid
+from dualrate.sampling.ddim import DDIM, AdjustedDDIM
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step
 
@@ -38,7 +36,7 @@ MEANING = {"gamma": "the noise level", "eta": "the share of fresh noise"}
 
 
 @dataclass(frozen=True)
-class Sampler(Ranged):
+class Sampler:
     """How a step is made, and what is usual with it.
 
     step:     its class, which takes a process and settings
@@ -46,7 +44,7 @@ class Sampler(Ranged):
     grid:     times of a single network
     reusing:  times where a context is reused
     takes:    settings that it has
-    kernel:   of a covariance-aware step
+    kernel:   of a covariance-aware step; None: its own
     of_table: makes it of a model's covariance table, a process and a plan; None: it needs no table
     usual:    whether a comparison tries it where none is named
     longest:  calls up to which a comparison does; with more, others have overtaken it
@@ -59,17 +57,12 @@ class Sampler(Ranged):
     grid: str = "t"
     reusing: str = "t"
     takes: tuple[Setting, ...] = ()
-    kernel: Kernel = "markov"
-    of_table: Callable[[CovarianceTable, GaussianProcess, StepPlan, Kernel], Step] | None = None
+    kernel: Kernel | None = None
+    of_table: Callable[..., Step] | None = None
     usual: bool = False
-    longest: Annotated[int, Range(1, 100_000)] = 100_000
-    gammas: tuple[Probability, ...] = (0.0,)
-    rank: Annotated[int, Range(1, 100)] = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_grid(self.grid)
-        check_grid(self.reusing)
+    longest: int = 100_000
+    gammas: tuple[float, ...] = (0.0,)
+    rank: int = 100
 
     @cached_property
     def markovian(self) -> bool:
@@ -99,16 +92,16 @@ class Sampler(Ranged):
     ) -> Step:
         """The step. Raises ValueError for a process that has none, and without the plan and the table that it needs."""
         self.require(process)
-        if self.other is not None and not isinstance(process, self.step.of):
-            if settings:
-                raise ValueError(f"{' and '.join(settings)} mean nothing to {process}: drop them")
-            return cast(Callable[..., Step], self.other)(process)
-        if self.of_table is None:
-            kernel = {"kernel": self.kernel} if self.kernel != "markov" else {}
+        kernel = {} if self.kernel is None else {"kernel": self.kernel}
+        if self.of_table is not None:
+            if plan is None or table is None:
+                raise ValueError(f"{self.step.__name__} needs a model's covariance table, and a plan: use `step_for`")
+            return self.of_table(table, process, plan, **kernel)
+        if self.other is None or isinstance(process, self.step.of):
             return cast(Callable[..., Step], self.step)(process, **settings, **kernel)
-        if plan is None or table is None:
-            raise ValueError(f"{self.step.__name__} needs the covariance table of a model, for a plan: use `step_for`")
-        return self.of_table(table, process, plan, self.kernel)
+        if settings:
+            raise ValueError(f"{' and '.join(settings)} mean nothing to {process}: drop them")
+        return cast(Callable[..., Step], self.other)(process)
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -121,7 +114,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++2m": Sampler(DPMSolver2M, "karras", usual=True, rank=2),
     "dpm++3m": Sampler(DPMSolver3M, "log-snr"),
     "addim": Sampler(AdjustedDDIM),
-    "addim-table": Sampler(AdjustedDDIM, of_table=lambda table, process, plan, kernel: table.adjusted(process)),
+    "addim-table": Sampler(AdjustedDDIM, of_table=lambda table, process, plan: table.adjusted(process)),
     "covariance": Sampler(NoiseCovariance, "log-snr"),
     "covariance-ddim": Sampler(NoiseCovariance, "log-snr", kernel="ddim"),
     "covariance-table": Sampler(TabulatedCovariance, "log-snr", of_table=CovarianceTable.tabulated),

@@ -8,9 +8,8 @@ heavy call that computes them.
 
 where a step that uses the encoder's own output makes no light call, calls that renew a part of a context and those
 without one are light ones of their own prices, and a guidance interval spares light calls outside it, but none that
-make a context: that holds both branches. `plan_cost` counts a plan by running it, `expected_costs` by running it
-without the networks. Where calls cost what their rows make them cost (`varies`: early exits), an image costs what
-`mean_macs` counts while images are drawn; a call, that of a row of zeros.
+make a context: that holds both branches. Where the cost of a call depends on its rows (`Denoiser.varies`), an image
+costs what `mean_macs` counts while images are drawn; a call, that of a row of zeros.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from dualrate.denoisers.denoiser import Denoiser, Metered, renewal_if_any
+from dualrate.denoisers.denoiser import Denoiser, Metered, abilities
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.values import Cond, Context, Reuse, Shape
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, Shape
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
 
@@ -150,9 +149,9 @@ def priced(
         context = denoiser.encode(z, t, cond)
     kept = context.aged()
     light = price(lambda: denoiser.denoise(z, t, kept, cond))
-    renew = renewal_if_any(denoiser)
-    partial = 0 if renew is None else price(lambda: renew(z, t, kept, cond))
-    alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if alone_differs(denoiser) else None
+    can = abilities(denoiser)
+    partial = price(lambda: denoiser.renew(z, t, kept, cond)) if Refresh.PARTIAL in can.between else 0
+    alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if can.alone_differs else None
     return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone)
 
 
@@ -168,34 +167,9 @@ def plan_cost(
     latent: Shape | None = None,
     calls: CallCost | None = None,
 ) -> PlanCost:
-    """Counts the calls that one image makes, by making it.
-
-    wrap: guidance, around the meter; latent: of z_0; calls: `call_cost` of this denoiser, where it is known
-    """
-    metered = Metered(denoiser)
-    labels = None if label is None else [label]
-    given = None if latent is None else lambda seeds: torch.zeros(len(seeds), *latent, device=device)
-    for _ in sample_batches(wrap(metered), step, plan, shape, [0], labels, device=device, given=given):
-        pass
+    """What one image costs. wrap, label: as of `expected_costs`; calls: `call_cost` of this denoiser, where known."""
     calls = calls or call_cost(denoiser, step.process.state_shape(shape), label, device, latent=latent)
-    return _plan_cost(calls, metered)
-
-
-def _plan_cost(calls: CallCost, metered: Metered) -> PlanCost:
-    seen = metered.meter
-    return PlanCost(calls, seen.heavy, seen.light, partial_calls=seen.partial, alone_calls=seen.alone)
-
-
-def alone_differs(denoiser: Denoiser) -> bool:
-    """Whether a step without a context is no light call but has a price of its own, another network's or that of the
-    whole of one, as a denoiser may say by an attribute of that name.
-    """
-    return getattr(denoiser, "alone_differs", False)
-
-
-def varies(denoiser: Denoiser) -> bool:
-    """Whether a call costs what its rows make it cost, as a denoiser may say by an attribute of that name."""
-    return getattr(denoiser, "varies", False)
+    return expected_costs(calls, denoiser.reuse, step, plan, shape, label=label, wrap=wrap)[-1]
 
 
 def mean_macs(
@@ -222,17 +196,18 @@ def expected_costs(
     label: int | None = None,
     wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
 ) -> list[PlanCost]:
-    """Of one image up to the end of each step, as `plan_cost` counts it, of calls that cost so much and are not made.
+    """Of one image up to the end of each step: the calls are counted by a trajectory without networks.
 
     The decoding comes with the last step. What is kept is taken for a context, so of two single networks (Switched) the
-    steps that keep none are light calls here, and calls alone, of the same price, when they are counted.
-    calls, reuse: of the denoiser that is stood in for. Raises ValueError as `sample`.
+    steps that keep none are light calls here, not calls alone, of the same price.
+    calls, reuse: of the denoiser; wrap: guidance, around the meter. Raises ValueError as `sample_batches`.
     """
     metered, undecoded = Metered(_WithoutNetworks(calls, reuse, step.process)), replace(calls, decode=0)
     found: list[PlanCost] = []
 
     def count(state: State) -> None:
-        found.append(_plan_cost(undecoded, metered))
+        seen = metered.meter
+        found.append(PlanCost(undecoded, seen.heavy, seen.light, partial_calls=seen.partial, alone_calls=seen.alone))
 
     for _ in sample_batches(wrap(metered), step, plan, shape, [0], None if label is None else [label], watch=count):
         pass
@@ -240,7 +215,7 @@ def expected_costs(
 
 
 @dataclass(frozen=True)
-class _WithoutNetworks:
+class _WithoutNetworks(Denoiser):
     """A denoiser that makes the calls of another one, and computes nothing."""
 
     calls: CallCost

@@ -35,7 +35,7 @@ Source: after Schioppa and Salimans, arXiv 2605.13910, of which the abstract alo
 DCT, the derivative by one JVP and the DDIM kernel are theirs; the Markov kernel, the table by context and the step
 along the noise are ours.
 
-Frequency bands of images: an orthonormal DCT-II over channels, rows and columns, frequencies grouped by radius.
+Bands: an orthonormal DCT-II over channels, rows and columns, frequencies grouped by radius.
 
     U[k, n] = sqrt((2 - [k = 0]) / N) cos(pi k (n + 1/2) / N)      along an axis of N
 
@@ -43,7 +43,7 @@ Over three colours the same transform is an opponent rotation: grey, red against
 ring of spatial frequencies of one such channel; the lowest holds the mean and, of large images, little else. Rings are
 of equal width in the square root of the radius, so that they are thinner where images have their energy.
 
-A table of what a model does not know of an image, in frequency bands, and the steps that are made with it.
+Table of a model:
 
     variance[t, tau, band] = mean of |U (x - x_hat)|^2 over images and the frequencies of a band
 
@@ -72,8 +72,8 @@ from dualrate.config.ranges import Range, Ranged, Rings, Side
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
-from dualrate.diffusion.values import expand, is_shared, once
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
+from dualrate.diffusion.values import expand, once
+from dualrate.sampling.ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
 
@@ -346,16 +346,16 @@ def _forward_mode(denoise: Denoise, z: Tensor, t: Tensor, direction: Tensor) -> 
 
 def at_time(values: Tensor, times: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """The rows of values: (N, K) at which the plan's steps start at t, in the precision of `like`: (B, K) or (1, K)."""
-    found = values.to(t.device)[place(times, t[:1] if is_shared(t) else t)]
+    found = values.to(t.device)[place(times, t.reshape(-1))]
     return found.to(like, non_blocking=True)
 
 
 def place(times: Tensor, t: Tensor) -> Tensor:
-    """(B,) rows of the plan's steps that start at t: (B,). Raises ValueError for a time at which none does."""
-    distance = (t[:, None] - times.to(t)).abs()
-    if bool((strange := distance.amin(1) > 1e-9).any()):
+    """The plan's steps that start at t: (B,) or (); like t. Raises ValueError for a time at which none does."""
+    distance = (t[..., None] - times.to(t)).abs()
+    if bool((strange := distance.amin(-1) > 1e-9).any()):
         raise ValueError(f"no step of the plan starts at t = {t[strange][0]:g}: make the step for the plan that is run")
-    return distance.argmin(1)
+    return distance.argmin(-1)
 
 
 def _of(kernel: Kernel) -> str:

@@ -27,7 +27,7 @@ Stepped = tuple[Tensor, Carry]  # z_s and the next carry
 
 
 class Step(ABC):
-    """An update rule. A step is stateless; times are (B,) with s < t, a plan's on the host (`diffusion/values.py`).
+    """An update rule. A step is stateless. Times s < t are (), on the host, along a plan, or (B,), one for each row.
 
     process:           whose paths it goes back along; `sample` begins where it does, and draws its random numbers
     of:                the processes that it is for
@@ -70,7 +70,7 @@ class MarkovStep(Step):
 
 
 def move(process: GaussianProcess, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """z_s on the probability-flow ODE if x_hat were x all the way from z_t. z, x: (B, ...); t, s: (B,)."""
+    """z_s on the probability-flow ODE if x_hat were x all the way from z_t. z, x: (B, ...); t, s: (B,) or ()."""
     from_z, from_x = move_weights(process, t, s)
     return expand(from_z, z) * z + expand(from_x, z) * x
 

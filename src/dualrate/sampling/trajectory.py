@@ -1,4 +1,4 @@
-"""Sampling: `trajectory`, the one loop; `rollout`, its end; `sample`, images from seeds in batches.
+"""Sampling: `trajectory`, the one loop; `rollout`, its end; `sample_batches`, images from seeds in batches.
 
     for each step (t -> s) of the plan:
         FULL:     context = encode(z, t)        heavy; with the contexts of before that it asks for
@@ -6,9 +6,8 @@
         NONE:     context = nothing
         z = step(denoise with that context)     light
 
-Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size.
-
-The random numbers of a plan's steps, those of the next steps made along with the first that asks.
+Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size. `StepNoise`
+makes the numbers of several steps at once.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser, check_labels, renewal
+from dualrate.denoisers.denoiser import Denoiser, check_labels
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
@@ -59,7 +58,7 @@ class StepNoise:
 class State:
     """Where a trajectory stands: before step i of the plan, at time t.
 
-    z: (B, ...); t: (B,) on the host; context with its z_tau: of the latest heavy call; carry: the step's own
+    z: (B, ...); t: (), on the host; context with its z_tau: of the latest heavy call; carry: the step's own
     """
 
     i: int
@@ -121,12 +120,12 @@ def trajectory(
     calls the network at a second time; and for a state of another plan. Warns of noise where a smooth path is needed.
     """
     check_reuse(denoiser, step, plan)
-    times = [shared_time(t, z.shape[0]) for t in plan.t]
+    times = [shared_time(t) for t in plan.t]
     if state is None:
         if not 0 <= start < plan.num_steps:
             raise ValueError(f"start is one of the plan's steps 0..{plan.num_steps - 1}, got {start}")
         state = State(start, z, times[start], Context(), None, step.start())
-    elif float(state.t[0]) != plan.t[state.i]:
+    elif float(state.t) != plan.t[state.i]:
         raise ValueError(f"this state stands at step {state.i} of another plan: its time is not {plan.t[state.i]}")
     needs = state.i < plan.num_steps and plan.refresh[state.i].reuses
     if needs and state.z_tau is None:
@@ -147,7 +146,7 @@ def _advance(
     elif refresh is Refresh.FULL:
         context, z_tau = denoiser.encode(z, t, cond).after(context), z
     elif refresh is Refresh.PARTIAL:
-        context = renewal(denoiser)(z, t, context, cond)
+        context = denoiser.renew(z, t, context, cond)
     count = itertools.count()
     denoise = _Calls(denoiser, step, refresh, z, t, cond, context)
     z_s, carry = step(denoise, z, t, s, lambda: draw(state.i, next(count)), state.carry)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from scipy.stats import ks_2samp, norm
+from theory.common import PROCESS, f64, gaussian, normals, space_mixture, uniforms
+from theory.exact import OracleDenoiser
 
 from dualrate.contrib.speculative import _Numbers, acceptance, frozen, light, other, reflection_coupling, speculate
 from dualrate.denoisers.denoiser import Metered
-from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.plan import StepPlan
@@ -16,10 +17,10 @@ from dualrate.diffusion.process import Gaussian, NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.likelihood.bound import FittedVariance
-from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
+from dualrate.sampling.ancestral import Ancestral, Reverse
+from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.solvers import SDEDPMSolver2M
 from dualrate.sampling.trajectory import sample_batches
-from theory.common import PROCESS, f64, gaussian, normals, space_mixture, uniforms
 
 TARGET, PLAN = OracleDenoiser(space_mixture(), PROCESS), StepPlan.uniform(12)
 ROUGH = other(OracleDenoiser(gaussian(0.3, 3), PROCESS))  # knows one Gaussian of the two components

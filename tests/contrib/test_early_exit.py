@@ -8,16 +8,13 @@ import torch
 from torch import nn
 
 import dualrate as dr
-from dualrate.denoisers.catalogue import denoiser_named
+from dualrate.contrib import early_exit
+from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitNetwork, Exit, ExitUViT
 from dualrate.denoisers.denoiser import Plain
-from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing import drawer
-from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
-from dualrate.networks.early_exit import Exit, ExitUViT
 from dualrate.networks.uvit import UViT
-from dualrate.runs.store import switched
 from dualrate.sampling.cost import macs_of, mean_macs
 from dualrate.training.config import FitConfig
 
@@ -130,35 +127,28 @@ def test_an_image_costs_the_mean_of_what_is_drawn(monkeypatch):
     assert mean_macs(exits, STEP, PLAN, SHAPE, range(5), [0, 1, 2, 0, 1]) == pytest.approx(sum(each) / 5)
     drawn = dr.Drawer(replace(loaded(), denoiser=exits), STEP, PLAN)
     assert drawn.cost.macs == int(sum(each) / 5)
-    whole = dr.Drawer(loaded().with_denoiser("early-exit-0"), STEP, PLAN)
+    whole = dr.Drawer(loaded().with_denoiser("dualrate.contrib.early_exit:whole"), STEP, PLAN)
     assert whole.cost.mean is None
     assert whole.cost.macs == whole.expected_cost.macs == PLAN.num_steps * whole.cost.calls.light
     assert drawn.cost.macs < whole.cost.macs
 
 
 def test_a_run_is_called_at_another_threshold_by_name():
-    other = loaded(0.5).with_denoiser("early-exit-0.05")
-    assert (other.called_by, other.denoiser) == ("early-exit-0.05", model(0.05))
+    other = loaded(0.5).with_denoiser("dualrate.contrib.early_exit:at_2_percent")
+    assert (other.called_by, other.denoiser) == ("dualrate.contrib.early_exit:at_2_percent", model(0.02))
     assert other.weights_hash != loaded().weights_hash
     of = loaded().experiment
     assert of.build()[1].threshold == 0.5
-    for name in ("early-exit-", "early-exit-2", "early-exit-nan", "early-exit-soon"):
-        with pytest.raises(ValueError, match=r"early-exit-0.05 has a threshold from 0, no exit, to 1"):
-            denoiser_named(name)
+    with pytest.raises(ValueError, match=r"threshold is"):
+        model(2.0)
 
 
 def test_what_has_no_exits_is_refused():
-    plain, named = Plain(UViT(CONFIG), PROCESS), denoiser_named("early-exit-0.1")
-    with pytest.raises(ValueError, match="exits are trained beside a single-rate U-ViT, got Plain"):
-        named(plain, PROCESS)
+    with pytest.raises(ValueError, match="expected a run with early exits, got Plain"):
+        early_exit.at_1_percent(Plain(UViT(CONFIG), PROCESS), PROCESS)
     for config in (replace(CONFIG, head=False), replace(CONFIG, levels=(dr.Level("transformer", 16, 1),))):
-        with pytest.raises(ValueError, match="expected a head and two blocks or more"):
+        with pytest.raises(ValueError, match="expected a network with a head and two blocks or more"):
             ExitUViT(config)
-    one = dr.Experiment("one", dr.OneNetwork(CONFIG), dr.DenoisingConfig(), FitConfig(1))
-    light = dr.Model("one", one, nn.ModuleDict({"model": plain.network}), plain, 1, weights_hash="1")
-    for pair in ((loaded(), light), (light, loaded())):
-        with pytest.raises(ValueError, match="exits has early exits; name a model"):
-            switched(*pair)
     with pytest.raises(ValueError, match="an encoder is shared of a single-rate U-ViT"):
         loaded().with_denoiser("shared-encoder")
 

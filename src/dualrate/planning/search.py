@@ -5,17 +5,11 @@
             over the steps after them, so their times are of the same grid
 
 One network has the first parameter alone, as every step is a heavy call. Where the family is larger than what can be
-measured, a short list is made of it. The planner's objective must not make it alone: over the family at 16 steps and 4
-heavy calls it ranks blends nearly the wrong way round (dev/LOG.md). So the list has all that differ from the usual plan
-in one parameter, and the objective adds those of both that it likes best.
+measured, those are that differ from the usual plan in one parameter. The planner's objective does not choose: over the
+family at 16 steps and 4 heavy calls it ranks blends nearly the wrong way round (dev/LOG.md).
 
-The planner's errors are of pairs of times on a grid, and those of the family lie between. The error is interpolated in
-triangles, two a cell of pairs; the diagonal of equal times is an edge of theirs, so that no context of the future has
-a part in it. At t = 0, where nothing is left to predict, the error is zero.
-
-Successive halving: few images tell bad plans from good ones, more of them the good ones apart.
-
-Every round measures what is left on more images than the round before, and leaves the better half. All of a round are
+The search is by successive halving: few images tell bad plans from good ones, more of them the good ones apart. Every
+round measures what is left on more images than the round before, and leaves the better half. All of a round are
 measured on the same seeds: what is compared are differences, in which the noise that plans share cancels.
 
 Source: Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits", 2013.
@@ -28,15 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.prediction import step_weights
 from dualrate.diffusion.schedule import Schedule
-from dualrate.planning.planner import NO_CONTEXT, Planner
 from dualrate.sampling.grids import BLEND, blended
 
 BLENDS = tuple(i / 10 for i in range(11))
@@ -64,56 +52,11 @@ def members(steps: int, heavy: int, *, late: bool) -> list[Member]:
     return [Member(blend, first) for first in sorted(alone) if first <= steps - heavy for blend in BLENDS]
 
 
-def shortlist(
-    family: Sequence[Member], usual: Member | None, objective: Callable[[Member], float], most: int
-) -> list[Member]:
-    """At most so many: those that share a parameter with the usual one, if there is one, then the best of the others.
-
-    objective: lower is better
-    """
-    sharing = [m for m in family if usual is not None and (m.blend == usual.blend or m.alone == usual.alone)]
-    return [*sharing, *sorted((m for m in family if m not in sharing), key=objective)][:most]
-
-
-def interpolated_objective(planner: Planner, plan: StepPlan) -> float:
-    """The sum of the plan's terms as `Planner.objective`, at any times within the planner's grid."""
-    errors, size = _to_zero(planner.own_errors, known=planner.process.end is None), planner.errors.num_steps
-    places = np.interp([-t for t in plan.t], [-t for t in planner.errors.t], np.arange(size + 1))
-    log_snr = planner.process.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
-    weights = step_weights(planner.weighting, log_snr).numpy()
-    total = 0.0
-    bending = planner.bending(plan.t).diagonal(1)
-    for place, weight, off, step in zip(places[:-1], weights, bending, plan.held, strict=True):
-        held = math.nan if step is None else places[step]
-        total += (_error(errors, place, held) + off) * weight
-    return float(total)
-
-
-def _to_zero(errors: NDArray[np.float64], *, known: bool) -> NDArray[np.float64]:
-    """(M + 1, M + 2): with a last time, 0, at which there is no error, or that of the time before where x is not known
-    there; the last column stays that without context.
-    """
-    without = errors[:, NO_CONTEXT:]
-    held = np.pad(errors[:, :NO_CONTEXT], ((0, 0), (0, 1)), constant_values=np.inf)
-    before = np.insert(errors[-1], -1, errors[-1, -2])  # a context made at 0 is as good as one of the time before
-    return np.vstack((np.hstack((held, without)), np.zeros_like(before) if known else before))
-
-
-def _error(errors: NDArray[np.float64], place: float, held: float) -> float:
-    """At places between those of the grid, 0 to M; held: of the context, nan without one.
-
-    Of a cell's two triangles each has the corners (i, j) and (i + 1, j + 1); on the far side of the diagonal i = j lies
-    no point, so that no infinite error is touched.
-    """
-    i = min(int(place), len(errors) - 2)
-    a = place - i
-    if math.isnan(held):
-        return (1 - a) * errors[i, NO_CONTEXT] + a * errors[i + 1, NO_CONTEXT]
-    j = min(int(held), len(errors) - 2)
-    b = held - j
-    if a >= b:
-        return (1 - a) * errors[i, j] + (a - b) * errors[i + 1, j] + b * errors[i + 1, j + 1]
-    return (1 - b) * errors[i, j] + (b - a) * errors[i, j + 1] + a * errors[i + 1, j + 1]
+def shortlist(family: Sequence[Member], usual: Member | None, most: int) -> list[Member]:
+    """At most so many: those that share a parameter with the usual one; where it is none of the family, every k-th."""
+    if usual is None:
+        return list(family[:: math.ceil(len(family) / most)])
+    return [one for one in family if one.blend == usual.blend or one.alone == usual.alone][:most]
 
 
 Candidate = TypeVar("Candidate")

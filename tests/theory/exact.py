@@ -19,6 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Cond, Context, Reuse
 
@@ -112,7 +113,7 @@ class GaussianMixture:
 
 
 @dataclass(frozen=True)
-class OracleDenoiser:
+class OracleDenoiser(Denoiser):
     """The exact E[x | z_t] as a denoiser without context. `cond` is ignored; x_hat has the dtype and shape of z."""
 
     mixture: GaussianMixture

@@ -9,12 +9,12 @@ from runs.made import saved
 from training.toy import Recorder, final, same_bits
 
 from dualrate.codecs.tokens import GreyLevels
+from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.diffusion.categorical import Masked
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, OneTransformer, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import Level, UViTConfig
@@ -52,7 +52,7 @@ def test_exits_are_trained_beside_a_network_that_stays_as_it_is(runs, tmp_path):
     start = exits.build()[0].state_dict()
     moved = {name for name, weight in model.networks.state_dict().items() if not torch.equal(weight, start[name])}
     assert {"exits.exits.0.head.linear.weight", "exits.exits.1.probe.linear.bias"} <= moved
-    whole = Choice(4).drawer(model.with_denoiser("early-exit-0"))
+    whole = Choice(4).drawer(model.with_denoiser("dualrate.contrib.early_exit:whole"))
     assert (whole.draw(range(3)).images == Choice(4).drawer(one).draw(range(3)).images).all()
     export(tmp_path / "straight", tmp_path / "weights")
     assert Choice(4).drawer(load(tmp_path / "weights")).draw(range(2)).images.shape == (2, 1, 8, 8)
@@ -75,14 +75,14 @@ def test_runs_without_such_a_network_are_refused(runs, tmp_path):
         (
             "tokens",
             replace(one, networks=OneTransformer(tokens), process=Masked(), codec=GreyLevels(4)),
-            "is a OneTransformer, and exits are those of a U-ViT",
+            "expected a single-rate U-ViT, got OneTransformer",
         ),
         ("other", replace(one, networks=OneNetwork(other)), "its network is not that of exits"),
     ):
         saved(source, tmp_path / name)
         with pytest.raises(ValueError, match=message):
             train(replace(exits, method=EarlyExitConfig(str(tmp_path / name))), tmp_path / "run", progress=Recorder())
-    with pytest.raises(ValueError, match=r"say which run has it, with --method.backbone-from RUN"):
+    with pytest.raises(ValueError, match=r"name its run, --method.backbone-from RUN"):
         train(replace(exits, method=EarlyExitConfig()), tmp_path / "run", progress=Recorder())
-    with pytest.raises(ValueError, match="exits are trained beside one U-ViT; one is a single-rate model"):
+    with pytest.raises(ValueError, match=r"expected networks with exits .EarlyExitNetwork., got a single-rate model"):
         replace(one, method=EarlyExitConfig())

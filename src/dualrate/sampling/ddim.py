@@ -1,8 +1,14 @@
-"""AdjustedDDIM: DDIM with the noise that it loses in a long step put back (aDDIM).
+"""DDIM, and DDIM with the noise that it loses in a long step put back (aDDIM).
 
-x_hat is the mean of the images that z_t may stand for, so alpha_s x_hat + sigma_s eps_hat is shorter than z_s ought to
-be, and few steps of DDIM give smooth images. With xvar_t the variance of these images about x_hat, per dimension, z_s
-lacks a variance zvar per dimension, which eps_hat is stretched for:
+DDIM (Song, Meng, Ermon 2021) solves the probability-flow ODE with x_hat constant over the step,
+
+    z_s = alpha_s x_hat + sigma_s eps_hat,   eps_hat = (z_t - alpha_t x_hat) / sigma_t
+
+which is Euler's method in X = z / alpha, S = sigma / alpha: dX/dS = eps_hat.
+
+AdjustedDDIM. x_hat is the mean of the images that z_t may stand for, so alpha_s x_hat + sigma_s eps_hat is shorter than
+z_s ought to be, and few steps of DDIM give smooth images. With xvar_t the variance of these images about x_hat, per
+dimension, z_s lacks a variance zvar per dimension, which eps_hat is stretched for:
 
     zvar = (alpha_s - alpha_t sigma_s / sigma_t)^2 xvar_t
     z_s  = alpha_s x_hat + sqrt(sigma_s^2 + d / |eps_hat|^2 zvar) eps_hat
@@ -16,8 +22,8 @@ It is the step that DDIM makes with another x_hat: with u = alpha / sigma, whose
 
     x_hat + (u_s - u_t) q / (1 + sqrt(1 + (u_s - u_t)^2 q)) eps_hat
 
-xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data (`dualrate.measuring`), of a
-denoiser with its labels and without guidance.
+xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data, of a denoiser with its labels
+and without guidance.
 
 Source: Heek, Hoogeboom, Salimans, "Multistep Consistency Models" (arXiv 2403.06807).
 """
@@ -38,6 +44,22 @@ from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import expand
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
+
+
+@dataclass(frozen=True)
+class DDIM(Step):
+    """The deterministic sampler of first order; the step into t = 0 returns x_hat."""
+
+    process: GaussianProcess
+    draws_noise = False
+
+    def __str__(self) -> str:
+        return "DDIM"
+
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
+        x_hat = denoise(z, t)
+        return x_hat if self.process.ends(s) else move(self.process, z, x_hat, t, s), carry
+
 
 XVariance = Callable[[Tensor], Tensor]  # log_snr (B,) -> variance of x about x_hat, per dimension, (B,)
 

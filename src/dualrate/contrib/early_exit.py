@@ -1,0 +1,327 @@
+"""Early exits: a trained U-ViT that stops at the first block whose probe says that the error is small enough.
+
+A head and a probe stand behind each block i of the innermost level but the last, K:
+
+    h_i = block_i(h_i-1)
+    u_i = mean over positions of sigmoid(probe_i(h_i, noise level, label))      in (0, 1): the estimated error of g_i
+    g_i = predict(ascend(h_i + head_i(h_i, noise level, label)))                v, by the network's own way up and head
+    x_hat is that of g_i, i the first block with u_i <= threshold
+
+Each row leaves by itself and is taken out of the batch, so an image is the same whatever batch it is in, up to
+rounding. What an image costs depends on the image, and is counted as a mean over images that are drawn.
+
+Heads and probes train beside the frozen network:
+
+    t ~ U(0, 1),  z_t = alpha_t x + sigma_t eps;  x_i, eps_i of g_i
+    e_i = mean over what an image holds of tanh |eps_i - eps|,  without gradient
+    L   = sum_i w(t) |x - x_i|^2 / numel(x) + sum_i (u_i - e_i)^2
+
+Source: DeeDiff, later AdaDiff (Tang et al. 2023, arXiv 2309.17074), frozen and with a probe for each block as DuoDiff's
+authors found best (arXiv 2410.09633). Differences: its heads make the picture of the tokens alone, ours say what the
+blocks left out would add, zero at first, and the levels above run in any case. Ours, too: the target may be the
+network's own estimate (`reference`), so that u_i is what leaving loses.
+
+On Fashion-MNIST no threshold was better than fewer steps of the whole network (docs/results/tried.md). From the command
+line:
+
+    dualrate train dualrate.contrib.early_exit:fashion_mnist --method.backbone-from RUN --out EXITS
+    dualrate sample EXITS --steps 16 --denoiser dualrate.contrib.early_exit:at_2_percent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Classes, Probability, Ranged
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.prediction import Sigmoid, Weighting, eps_from_v, x_from_v, x_loss_weight
+from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Batch, Cond, Context, Reuse
+from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.network_configs import NetworksConfig
+from dualrate.experiment.plan_support import AnyPlan
+from dualrate.experiment.teaching import check_drops_labels, check_targets, fill, teachers_network
+from dualrate.methods.times import moved, stratified_uniform, with_null
+from dualrate.networks.blocks import FiLM, layer_norm, zero_init
+from dualrate.networks.uvit import Skips, UViT, UViTConfig
+from dualrate.recipes.fashion_mnist import FIT, HEAVY
+from dualrate.training.method import Loss, Phase
+from dualrate.training.optim import OptimConfig
+
+
+class Reading(nn.Module):
+    """A linear layer on every position, behind a FiLM norm. (h (B, C, H, W), emb (B, E)) -> (B, `out`, H, W)."""
+
+    def __init__(self, channels: int, embedding: int, out: int) -> None:
+        super().__init__()
+        self.film = FiLM(embedding, channels)
+        self.linear = zero_init(nn.Linear(channels, out))
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.film(emb)
+        tokens = layer_norm(h.permute(0, 2, 3, 1)) * scale[:, None, None] + shift[:, None, None]
+        return self.linear(tokens).permute(0, 3, 1, 2)
+
+
+class Exit(nn.Module):
+    """Where a network may be left."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.head, self.probe = Reading(channels, embedding, channels), Reading(channels, embedding, 1)
+
+    def left(self, h: Tensor, emb: Tensor) -> Tensor:
+        """What stands for the output of the last block: like h."""
+        return h + self.head(h, emb)
+
+    def error(self, h: Tensor, emb: Tensor) -> Tensor:
+        """u: (B,)."""
+        return torch.sigmoid(self.probe(h, emb)).flatten(1).mean(1)
+
+
+class ExitUViT(nn.Module):
+    """A frozen U-ViT, `net`, and its exits. Raises ValueError for one without a head, or of one innermost block."""
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        inner = config.levels[-1]
+        if not config.head or inner.blocks < 2:
+            raise ValueError(
+                f"exits: expected a network with a head and two blocks or more in its innermost level, got {config}"
+            )
+        self.net = UViT(config).eval().requires_grad_(False)
+        self.exits = nn.ModuleList(Exit(inner.channels, config.embedding) for _ in range(inner.blocks - 1))
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """v after each of the K blocks, (K, B, C, H, W), the last that of the network itself; and u of all but the
+        last, (K - 1, B). Arguments: the U-ViT's.
+        """
+        emb, h, skips = self._above(z, log_snr, label)
+        outputs, errors = [], []
+        for i, leave in enumerate(self._exits):
+            h = self.net.middle(h, emb, i, i + 1)
+            outputs.append(self._v(leave.left(h, emb), skips, emb))
+            errors.append(leave.error(h, emb))
+        outputs.append(self._v(self.net.middle(h, emb, begin=len(self.exits)), skips, emb))
+        return torch.stack(outputs), torch.stack(errors)
+
+    def until(self, threshold: float, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """v, each row left after the first block whose u is at most the threshold; and that block, (B,), from 0.
+
+        A row that has left is in no later block. A threshold of 0: none leaves, and no probe runs.
+        """
+        if threshold == 0:
+            return self.net(z, log_snr, label), torch.full((len(z),), len(self.exits), device=z.device)
+        emb, h, skips = self._above(z, log_snr, label)
+        here, within, left, rows = torch.arange(len(z), device=z.device), emb, [], []
+        for i, leave in enumerate(self._exits):
+            h = self.net.middle(h, within, i, i + 1)
+            leaves = leave.error(h, within) <= threshold
+            left.append(leave.left(h[leaves], within[leaves]))
+            rows.append(here[leaves])
+            h, within, here = h[~leaves], within[~leaves], here[~leaves]
+            if not len(here):
+                break
+        else:
+            left.append(self.net.middle(h, within, begin=len(self.exits)))
+            rows.append(here)
+        back = torch.cat(rows).argsort()
+        block = torch.cat([torch.full_like(some, i) for i, some in enumerate(rows)])
+        return self._v(torch.cat(left)[back], skips, emb), block[back]
+
+    @property
+    def _exits(self) -> list[Exit]:
+        return cast(list[Exit], list(self.exits))
+
+    def _above(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Skips]:
+        """The way down to the input of the innermost level."""
+        emb = self.net.embedding(log_snr, label)
+        return emb, *self.net.descend(self.net.patches(z), emb)
+
+    def _v(self, h: Tensor, skips: Skips, emb: Tensor) -> Tensor:
+        """From h, the output of the innermost level."""
+        return self.net.predict(self.net.ascend(h, skips, emb)[0])
+
+
+@dataclass(frozen=True)
+class EarlyExit(Ranged, Denoiser):
+    """threshold: of the error that a probe estimates; 0: no exit, the network itself; 1: after the first block."""
+
+    network: ExitUViT
+    process: GaussianProcess
+    threshold: Probability = 0.0
+    reuse: Reuse = Reuse.FREE
+
+    @property
+    def varies(self) -> bool:
+        return self.threshold > 0
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        return Context()
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        return self.left(z, t, cond)[0]
+
+    def left(self, z: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        """x_hat, and the block after which each row left, (B,), from 0. Arguments: of `denoise`."""
+        log_snr = self.process.log_snr(t).to(z.dtype)
+        v, block = self.network.until(self.threshold, z, per_row(log_snr, z), cond.label)
+        return x_from_v(z, v.to(z.dtype), log_snr), block
+
+
+def at(threshold: float, denoiser: Denoiser, process: Process) -> EarlyExit:
+    """The same network at another threshold. Raises ValueError for a denoiser without exits."""
+    if not isinstance(denoiser, EarlyExit):
+        raise ValueError(f"expected a run with early exits, got {type(denoiser).__name__}")
+    return replace(denoiser, threshold=threshold)
+
+
+whole, at_1_percent, at_2_percent, at_4_percent = (partial(at, threshold) for threshold in (0.0, 0.01, 0.02, 0.04))
+
+
+@dataclass(frozen=True)
+class EarlyExitTraining(Ranged):
+    """One phase, "model", that trains heads and probes.
+
+    model:     of the network "exits"
+    reference: x and eps of the data, or those that the network says
+    null:      the null class, for classifier-free guidance; label_dropout: probability of training a row with it
+    """
+
+    networks: nn.ModuleDict
+    model: EarlyExit
+    process: GaussianProcess
+    weighting: Weighting
+    reference: Literal["data", "network"]
+    null: Classes = 0
+    label_dropout: Probability = 0.1
+
+    @property
+    def auxiliaries(self) -> nn.ModuleDict:
+        """None."""
+        return nn.ModuleDict()
+
+    def phases(self, iteration: int) -> tuple[Phase, ...]:
+        return (Phase("model", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
+
+    def denoiser(self) -> EarlyExit:
+        return self.model
+
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """L of the module docstring, the mean over the batch's rows.
+
+        Logs: its two sums, `heads` and `probes`; of the first and the last exit the mean e_i, `first_error` and
+        `last_error`.
+        """
+        x, label = batch.x, with_null(batch, draws, self.null, self.label_dropout)
+        (t,) = moved(x.device, stratified_uniform(draws.host))
+        eps = draws.normal("z_t", *x.shape[1:]).to(x.dtype)
+        z_t = self.process.add_noise(x, t, eps)
+        log_snr = self.process.log_snr(t).to(z_t.dtype)
+        outputs, estimates = self.networks["exits"](z_t, log_snr, label)
+        outputs = outputs.to(z_t.dtype)
+        heads, errors = self._errors(outputs, z_t, log_snr, x, eps)
+        heads = (x_loss_weight(self.weighting, self.process.schedule, t).to(heads.dtype) * heads).sum(0).mean()
+        probes = (estimates - errors).square().sum(0).mean()
+        logs = {"heads": heads, "probes": probes, "first_error": errors[0].mean(), "last_error": errors[-1].mean()}
+        return Loss(heads + probes, {name: value.detach() for name, value in logs.items()})
+
+    def _errors(self, outputs: Tensor, z_t: Tensor, log_snr: Tensor, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """|x - x_i|^2 / numel(x), and e_i, without gradient: (K - 1, B) each. outputs: v, (K, B, C, H, W)."""
+        x_of, eps_of = x_from_v(z_t, outputs, log_snr), eps_from_v(z_t, outputs.detach(), log_snr)
+        if self.reference == "network":
+            x, eps = x_of[-1].detach(), eps_of[-1]
+        return (x_of[:-1] - x).square().flatten(2).mean(2), (eps_of[:-1] - eps).abs().tanh().flatten(2).mean(2)
+
+
+@dataclass(frozen=True)
+class EarlyExitNetwork(NetworksConfig):
+    """A single-rate U-ViT, and exits of it."""
+
+    exits: UViTConfig
+    bfloat16_weights = True
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        network = ExitUViT(self.exits)
+        return nn.ModuleDict({"exits": network}), EarlyExit(network, require_gaussian(process, "a network with exits"))
+
+    @property
+    def configs(self) -> Mapping[str, UViTConfig]:
+        return {"exits": self.exits}
+
+    @property
+    def kind(self) -> str:
+        return "a model with early exits"
+
+
+@dataclass(frozen=True)
+class EarlyExitConfig(MethodConfig, Ranged):
+    """Heads and probes beside a network that stays as it is."""
+
+    backbone_from: str | None = None
+    """The single-rate run, or released weights, whose network it is."""
+    threshold: Probability = 0.1
+    """Estimated error at which sampling leaves the network; 0: no exit."""
+    reference: Literal["data", "network"] = "data"
+    """What the errors of heads are of: data, as published, or the network's own output."""
+    weighting: Weighting = Sigmoid()
+    label_dropout: Probability = 0.1
+    """Share of the images that train without their label, for classifier-free guidance."""
+
+    @property
+    def serves(self) -> AnyPlan:
+        return AnyPlan()
+
+    @property
+    def drops_labels(self) -> bool:
+        return self.label_dropout > 0
+
+    def called(self, denoiser: Any) -> Denoiser:
+        return replace(denoiser, threshold=self.threshold)
+
+    def check(self, experiment: Experiment) -> None:
+        require_gaussian(experiment.process, experiment.name)
+        if not isinstance(experiment.networks, EarlyExitNetwork):
+            raise ValueError(f"expected networks with exits (EarlyExitNetwork), got {experiment.networks.kind}")
+
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        networks, denoiser = experiment.build()
+        weights = self._fill(experiment, networks, start) if start.fresh else {}
+        method = EarlyExitTraining(
+            networks,
+            cast(EarlyExit, denoiser),
+            experiment.gaussian,
+            self.weighting,
+            self.reference,
+            null=experiment.num_classes,
+            label_dropout=self.label_dropout,
+        )
+        return Prepared(method, weights)
+
+    def _fill(self, experiment: Experiment, networks: nn.ModuleDict, start: Start) -> dict[str, str]:
+        """Puts the network's weights in, and says which. Raises ValueError for a model that is no such network."""
+        if self.backbone_from is None:
+            raise ValueError("exits are trained beside a trained network: name its run, --method.backbone-from RUN")
+        source = start.load(self.backbone_from)
+        if not teachers_network(source.experiment, self.backbone_from).configs:
+            raise ValueError(f"{self.backbone_from}: expected a single-rate U-ViT, got {source.experiment.networks}")
+        check_targets(experiment, source, "backbone_from")
+        if self.label_dropout:
+            check_drops_labels(experiment, source)
+        problem = f"{self.backbone_from}: its network is not that of {experiment.name}"
+        fill(networks.get_submodule("exits.net"), source.networks["model"].state_dict(), problem)
+        return {"backbone": str(source)}
+
+
+def fashion_mnist() -> Experiment:
+    """Exits of the heavy Fashion-MNIST network, whose run --method.backbone-from names: ten minutes of one CPU core."""
+    optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=20, decay="cosine")
+    fit = replace(FIT, iterations=500, batch_size=32, optim=optim, ema_halflife=2000, sample_every=250)
+    return Experiment("fashion-mnist-early-exit", EarlyExitNetwork(HEAVY), EarlyExitConfig(), fit)
