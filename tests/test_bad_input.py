@@ -19,7 +19,7 @@ from trouble import somebody, unreadable
 import dualrate as dr
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.compare.contenders import Entry
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch

@@ -13,14 +13,13 @@ from latents.folding import Folding
 from latents.tiny_stage import NETWORKS, first_stage, untrained
 
 import dualrate as dr
-from dualrate.codecs.codec import Moments
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder, Moments
 from dualrate.compare import work
 from dualrate.compare.contender import Contender
 from dualrate.compare.page import front_table
 from dualrate.compare.speed import Speed
 from dualrate.data.images import ImageSet
-from dualrate.data.latents import HeldOut
+from dualrate.data.latent_set import HeldOut
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine

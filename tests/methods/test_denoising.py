@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.codecs.tokens import GreyLevels
+from dualrate.codecs.token_codec import GreyLevels
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.categorical import Masked

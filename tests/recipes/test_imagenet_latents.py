@@ -63,7 +63,7 @@ def test_decoders_of_either_size_are_of_the_first_stages_latents(size, monkeypat
         recipes.first(size),
         SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (32, size // 16, size // 16)),
     )
-    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: made)
+    monkeypatch.setattr("dualrate.codecs.codec.read_codec", lambda folder, *how: made)
     kinds = ("heavy", "light", "dual", "retrofit")
     heavy, light, dual, retrofit = (recipes.DecoderRecipe(kind, size, Path("here"))() for kind in kinds)
     assert heavy.networks.model == dual.networks.encoder == first.networks.decoder

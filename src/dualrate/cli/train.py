@@ -27,8 +27,8 @@ from dualrate.cli.recipe import (
     with_own_options,
 )
 from dualrate.config.ranges import Iterations, Ranged
-from dualrate.data.encode import ENCODING
 from dualrate.data.images import check_outside
+from dualrate.data.prepare import ENCODING
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.stages import Stages, on_codec_of_data
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, text_tokens

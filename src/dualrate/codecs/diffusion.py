@@ -17,8 +17,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import Codec, Moments
-from dualrate.codecs.config import CodecConfig
+from dualrate.codecs.codec import Codec, CodecConfig, Moments
 from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
 from dualrate.config.serial import to_plain
 from dualrate.denoisers.decoder import Decoder

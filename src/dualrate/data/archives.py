@@ -1,6 +1,6 @@
-"""Images in tar archives, read where they stand: nothing is ever unpacked, so no name in an archive is ever a path.
+"""Images in archives, read where they stand: nothing is ever unpacked, so no name in an archive is ever a path.
 
-A .tar file or a folder of them, perhaps in train/ and test/ (or val/). An image is a regular file with an image's
+Tar: a .tar file or a folder of them, perhaps in train/ and test/ (or val/). An image is a regular file with an image's
 ending. Its class is, by what there is
     key.cls or key.json beside key.jpg or key.image.jpg, as in webdataset's shards: a number or a name; in JSON that of
     "label"
@@ -10,14 +10,12 @@ The splits are those that folders or tars are named after (`source.split_named`)
 tenth is held out. Hidden files and folders (`source.hidden`) are not read; labels that belong to no image are counted.
 
 What has an image's name and is none (a link, a device, a sparse file), or should not have it (the second of a name, one
-that leads out of the archive), is an image that cannot be used, like one that cannot be decoded.
+that leads out of the archive), is an image that cannot be used, like one that cannot be decoded. Headers are read by
+Python's tarfile; what that takes on trust is checked: that it goes forwards, that what is said to be there is, that the
+archive has an end.
 
-The images of one tar archive of unknown origin: where they stand in it, and what it says of them.
-
-Headers are read by Python's tarfile, one after the other; what that takes on trust is checked: that it goes forwards,
-that what is said to be there is, that the archive has an end. Nothing is unpacked.
-
-Arrays of a NumPy archive (.npz) of unknown origin: what a member claims is checked before any memory is taken.
+NumPy (.npz): `images` (or `arr_0`), uint8 NHWC, NCHW or NHW, and optional `labels` (or `arr_1`). What a member claims
+is checked before any memory is taken.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from typing import IO
 import numpy as np
 
 from dualrate.data.decode import MAX_BYTES, SUFFIXES
-from dualrate.data.folder import is_folder
+from dualrate.data.image_folder import is_folder
 from dualrate.data.source import (
     HELD_OUT,
     DataProgress,
@@ -370,6 +368,64 @@ def _listing(
         every.alone.extend(one.alone)
     progress(len(files), len(files), "listing tars")
     return every
+
+
+# NumPy archives
+
+
+_NAMES = (("images", "arr_0"), ("labels", "arr_1"))  # of each, the first that there is
+
+
+def npz_source(path: Path, split: Split) -> Source:
+    """The images of a .npz file, a tenth of them held out as the test split (`hold_out`).
+
+    Classes are named by their numbers. Raises ValueError for other array names, types or shapes, for what
+    `read_arrays` refuses, and for labels that `class_numbers` refuses.
+    """
+    name = printable(path.name)
+
+    def read() -> Raw:
+        images, labels = _arrays(path)
+        positions = hold_out([str(i) for i in range(len(images))], split, str(path))
+        items = [(f"{name}[{i}]", images[i]) for i in positions]
+        if labels is None:
+            return Raw(items, len(positions), None, ())
+        numbers, class_names = class_numbers(labels, str(path), len(images))
+        return Raw(items, len(positions), numbers[positions], class_names)
+
+    return Source(f"{printable(path.stem)}/{split}", (path,), read)
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(N, C, H, W) uint8 images, and labels as they are stored."""
+
+    def wanted(found: list[str]) -> list[str]:
+        if not set(_NAMES[0]) & set(found):
+            raise ValueError(
+                f"{path} has the arrays {', '.join(found) or 'none'}; expected images (or arr_0) and maybe labels "
+                "(or arr_1)"
+            )
+        firsts = (next((name for name in names if name in found), None) for names in _NAMES)
+        return [name for name in firsts if name is not None]
+
+    images, *labels = read_arrays(path, wanted).values()
+    if images.dtype != np.uint8:
+        raise ValueError(f"images in {path} are {images.dtype}; expected uint8, 0 to 255")
+    return _channels_first(images, path), labels[0] if labels else None
+
+
+def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
+    if 0 not in images.shape:
+        if images.ndim == 3:
+            return images[:, None]
+        if images.ndim == 4 and images.shape[3] in (1, 3):
+            return images.transpose(0, 3, 1, 2)
+        if images.ndim == 4 and images.shape[1] in (1, 3):
+            return images
+    raise ValueError(
+        f"images in {path} have shape {images.shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3, "
+        "none of them 0"
+    )
 
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -29,8 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.codec import Codec
-from dualrate.codecs.config import CodecConfig
+from dualrate.codecs.codec import Codec, CodecConfig
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Shape

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dualrate.data.latents import is_encoded, read_latents
+from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.loader import Augment
 from dualrate.experiment.experiment import DataConfig, Experiment
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from dualrate.codecs.config import CodecFolder, NoCodec
+from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess, Process

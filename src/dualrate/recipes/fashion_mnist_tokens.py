@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualrate.codecs.tokens import GreyLevels
+from dualrate.codecs.token_codec import GreyLevels
 from dualrate.diffusion.categorical import CategoricalProcess, Masked, Uniform
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.networks import NetworksConfig, OneNetwork

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dualrate.codecs.tokens import Characters
-from dualrate.data.text import PIECE, PYTHON_DOCS, is_text, read_text
+from dualrate.codecs.token_codec import Characters
+from dualrate.data.text_pieces import PIECE, PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.tokens import OneTransformer, TwoTransformers

@@ -30,11 +30,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.codec import Codec, Moments, noisy_latents
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import Codec, CodecFolder, Moments, noisy_latents
 from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.data.loader import Augment
-from dualrate.data.shards import ENCODED, Packed, read_packed
+from dualrate.data.packed import ENCODED, Packed, read_packed
 from dualrate.data.source import DataProgress, Split, resolved
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape

@@ -24,8 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import Codec, Moments
-from dualrate.codecs.config import CodecConfig
+from dualrate.codecs.codec import Codec, CodecConfig, Moments
 from dualrate.config.ranges import Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.categorical import CategoricalProcess
