@@ -27,7 +27,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -47,6 +47,7 @@ from dualrate.data.source import (
     Source,
     Split,
     class_numbers,
+    class_words,
     hidden,
     hold_out,
     printable,
@@ -54,10 +55,9 @@ from dualrate.data.source import (
     some,
     split_named,
 )
-from dualrate.system.files import check_regular
+from dualrate.system.files import MEMORY, check_regular
 
 Label = int | str
-_BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER = 2**20  # bytes of an extended header, of a label
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _KINDS = {
@@ -70,10 +70,16 @@ _KINDS = {
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
+# Tar
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image of an archive. folder: what holds it there, a folder or an inner tar; empty: nothing does. splits: those
-    that its path names, as `split_named` calls them."""
+    """An image of an archive.
+
+    folder: what holds it there, a folder or an inner tar; empty: nothing does
+    splits: those that its path names, as `split_named` calls them
+    """
 
     image: Member
     tar: Path
@@ -82,24 +88,138 @@ class Found:
     label: Label | None
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """The images of an archive; hidden: the names of images that are not read; alone: of labels without an image."""
+def tar_files(folder: Path) -> list[Path]:
+    """The .tar files of a folder that holds no other images, or of its sub-folders named like splits; or none."""
+    entries = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
+    if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
+        return []
+    folders = [folder / entry.name for entry in entries if is_folder(entry)]
+    tars = [[file for file in place.glob("*.tar") if not hidden(file.name)] for place in folders or [folder]]
+    usable = all(split_named(one.name) for one in folders) and all(tars)
+    return sorted(file for files in tars for file in files) if usable else []
 
-    images: list[Found]
-    hidden: list[str]
-    alone: list[str]
+
+def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataProgress) -> Source:
+    """The images of tar files below `root`, or of the one that `root` is.
+
+    Raises, when read, OSError for files that cannot be opened or read; ValueError for one that is damaged or
+    compressed, for labels of several kinds, for classes that only the test images have, and if there is no image.
+    """
+
+    def read() -> Raw:
+        stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
+        return _raw(*_listing(tuple(files), root, stamps, progress), root, split)
+
+    return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
 
 
-def images_of(file: Path, shown: str) -> Listed:
-    """The images of one tar with their labels. shown: its name in messages.
+@lru_cache(maxsize=1)  # for both splits
+def _listing(
+    files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
+) -> tuple[list[Found], list[str]]:
+    """`_images_of` all tars, in order. stamps: of the files, since what was listed before may have changed."""
+    images, alone = [], []
+    for i, file in enumerate(files):
+        progress(i, len(files), "listing tars")
+        found, unused = _images_of(file, file.name if file == root else file.relative_to(root).as_posix())
+        images += found
+        alone += unused
+    progress(len(files), len(files), "listing tars")
+    return images, alone
+
+
+def _raw(found: list[Found], alone: list[str], root: Path, split: Split) -> Raw:
+    """alone: names of labels without an image"""
+    good = [one for one in found if not one.image.fault]
+    if not good:
+        said = f"; {found[0].image.name}: {found[0].image.fault}" if found else ""
+        raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
+    named = all(one.splits for one in good) and any("train" in one.splits for one in good)
+    if any(one.label is not None for one in good):
+        every = [_with_label(one) for one in found]
+    else:
+        shards = _are_shards({one.tar for one in good})
+        every = [_with_class(one, shards, named) for one in found]
+    train, test = (_named(every, name) for name in ("train", "test")) if named else (every, ())
+    said = [f"{len(alone)} label(s) (.cls or .json) that belong to no image ({some(alone)})"] if alone else []
+    if unused := len(every) - len(train) - len(test):
+        said.append(f"{unused} image(s) of other splits")
+    note = f"skipped {', '.join(said)} in {printable(root.name)}" if said else ""
+    if test:
+        chosen = test if split == "test" else train
+    else:
+        chosen = [train[i] for i in hold_out([one.image.name for one in train], split, str(root))]
+    labels, names = _numbers(chosen, train, str(root))
+    return Raw(Each(_item, [one.image for one in chosen]), len(chosen), labels, names, note)
+
+
+def _item(image: Member) -> tuple[str, Member]:
+    return image.name, image
+
+
+def _named(found: Sequence[Found], split: Split) -> list[Found]:
+    """Those of a split; what cannot be used is among the training images, unless it is elsewhere."""
+    if split == "train":
+        return [one for one in found if not one.splits or "train" in one.splits]
+    test = next((name for name in HELD_OUT if any(name in one.splits - {"train"} for one in found)), "")
+    return [one for one in found if "train" not in one.splits and test in one.splits]
+
+
+def _with_label(one: Found) -> Found:
+    if one.label is not None or one.image.fault:
+        return one
+    return replace(one, image=replace(one.image, fault="it has no label beside it (.cls, or label in .json)"))
+
+
+def _with_class(one: Found, shards: bool, named: bool) -> Found:
+    """The folder for a label, or the tar."""
+    folder = "" if named and split_named(one.folder) else one.folder
+    of_split = named and any(map(split_named, _words(one.tar.stem)))
+    tar = "" if shards or of_split else printable(one.tar.stem)
+    return replace(one, label=folder or tar or None)
+
+
+def _are_shards(tars: Iterable[Path]) -> bool:
+    """Whether in every folder there is one tar, or their names end in numbers one after the other: no classes, then."""
+    there = Counter(tar.parent for tar in tars)
+    runs: dict[tuple[Path, str], list[int]] = defaultdict(list)
+    for tar in tars:
+        digits = re.search(r"\d{0,18}$", tar.stem)
+        number = digits[0] if digits else ""
+        runs[tar.parent, tar.stem.removesuffix(number)].append(int(number or -1))
+    return all(
+        there[folder] == 1 or (min(run) >= 0 and max(run) - min(run) + 1 == len(run))
+        for (folder, _), run in runs.items()
+    )
+
+
+def _numbers(chosen: Sequence[Found], train: Sequence[Found], name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels of the chosen images and the names of classes, which the training images say; 0 for what is no image."""
+    known, own = ([one.label for one in part if not one.image.fault] for part in (train, chosen))
+    kinds = {type(label) for label in (*known, *own)}
+    if kinds <= {type(None)}:
+        return None, ()
+    if len(kinds) > 1:
+        raise ValueError(
+            f"in {name} some images have classes and others none, or some have numbers and others names: expected one "
+            "kind for all, in both splits; give the training archive alone, and a tenth of it is held out"
+        )
+    if kinds == {int}:
+        numbers, names = class_numbers(np.array(own, np.int64), name, len(own), reference=np.array(known, np.int64))
+    else:
+        numbers, names = class_words(list(map(str, own)), set(map(str, known)), name)
+    labels = np.zeros(len(chosen), np.int64)
+    labels[[not one.image.fault for one in chosen]] = numbers
+    return labels, names
+
+
+def _images_of(file: Path, shown: str) -> tuple[list[Found], list[str]]:
+    """The images of one tar with their labels, and the labels that belong to none. shown: its name in messages.
 
     A label is that of the image of the same name up to the last dot; else, as in webdataset, up to the first one.
     """
     check_regular(file)
     labels: dict[str, Label] = {}
-    used: set[str] = set()
-    passed: list[str] = []
     images: list[tuple[str, Member]] = []
     names: set[str] = set()
     with reading(file, "tar"), _Headers(file) as headers:
@@ -109,28 +229,26 @@ def images_of(file: Path, shown: str) -> Listed:
             name = inside + entry.name.removeprefix("./")
             stem, dot, suffix = name.rpartition(".")
             kind = dot + suffix.lower()
-            if _hidden(name):
-                passed += [printable(f"{shown}/{name}")] if kind in SUFFIXES else []
-            elif kind in (".cls", ".json") and entry.type in _REGULAR and entry.size <= _MAX_HEADER:
+            if any(map(hidden, name.split("/"))):
+                continue
+            if kind in (".cls", ".json") and entry.type in _REGULAR and entry.size <= _MAX_HEADER:
                 headers.seek(offset)
                 label = _label(headers.read(entry.size), kind == ".json")
                 if label is not None and (kind == ".cls" or stem not in labels):
                     labels[stem] = label
             elif kind in (*SUFFIXES, ".tar"):
-                said = printable(f"{shown}/{name}")
-                images.append((name, Member(said, file, offset, entry.size, _fault(entry, name in names))))
+                fault = _fault(entry, name in names)
+                images.append((name, Member(printable(f"{shown}/{name}"), file, offset, entry.size, fault)))
                 names.add(name)
-
-    def found(name: str, image: Member) -> Found:
+    found, used = [], set()
+    for name, image in images:
         folder, splits = _place(f"{shown}/{name.rpartition('/')[0]}", shown)
         inside, slash, base = name.rpartition("/")
         keys = (name.rpartition(".")[0], inside + slash + base.partition(".")[0])
         key = next((key for key in keys if key in labels), "")
         used.add(key)
-        return Found(image, file, folder, splits, labels.get(key))
-
-    every = [found(name, image) for name, image in images]
-    return Listed(every, passed, [printable(f"{shown}/{key}") for key in labels if key not in used])
+        found.append(Found(image, file, folder, splits, labels.get(key)))
+    return found, [printable(f"{shown}/{key}") for key in labels if key not in used]
 
 
 def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
@@ -151,13 +269,13 @@ def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[
                 )
             if entry.isdir():
                 continue
-            nested = entry.name.lower().endswith(".tar") and not _hidden(entry.name)
+            nested = entry.name.lower().endswith(".tar") and not any(map(hidden, entry.name.split("/")))
             if nested and entry.type in _REGULAR and not inside:
                 yield from _entries(headers, entry.offset_data, end, f"{entry.name}/")
             else:
                 yield inside, entry, entry.offset_data
     headers.seek(end)
-    if end + _BLOCK > stop or headers.read(_BLOCK).strip(b"\0"):
+    if end + tarfile.BLOCKSIZE > stop or headers.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise ValueError(f"{inside or 'it'} is damaged or cut off at byte {end:,}: the mark of its end is not there")
 
 
@@ -195,18 +313,14 @@ def _place(path: str, shown: str) -> tuple[str, frozenset[str]]:
     path: that of their folder, with those of the tars, of which the outer one's is `shown`
     """
     parts = PurePosixPath(path).parts
-    named = [*parts, *(word for part in parts if part.endswith(".tar") for word in words(part))]
+    named = [*parts, *(word for part in parts if part.endswith(".tar") for word in _words(part))]
     splits = frozenset(filter(None, map(split_named, named)))
     folder = parts[-1].removesuffix(".tar") if len(parts) > len(PurePosixPath(shown).parts) else ""
     return printable(folder), splits
 
 
-def words(name: str) -> list[str]:
+def _words(name: str) -> list[str]:
     return re.findall("[a-z]+", name.lower())
-
-
-def _hidden(name: str) -> bool:
-    return any(map(hidden, name.split("/")))
 
 
 class _Headers(io.FileIO):
@@ -216,158 +330,6 @@ class _Headers(io.FileIO):
         if size is None or not 0 <= size <= _MAX_HEADER:
             raise ValueError(f"it has a header of {size} bytes, more than the {_MAX_HEADER:,} accepted")
         return super().read(size) or b""
-
-
-def tar_files(folder: Path) -> list[Path]:
-    """The .tar files of a folder that holds no other images, or of its sub-folders named like splits; or none."""
-    entries = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
-    if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
-        return []
-    folders = [folder / entry.name for entry in entries if is_folder(entry)]
-    if not folders:
-        return _tars_in(folder)
-    inner = [_tars_in(one) for one in folders]
-    named = all(split_named(one.name) for one in folders) and all(inner)
-    return sorted(file for files in inner for file in files) if named else []
-
-
-def _tars_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.tar") if not hidden(file.name))
-
-
-def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataProgress) -> Source:
-    """The images of tar files below `root`, or of the one that `root` is.
-
-    Raises, when read, OSError for files that cannot be opened or read; ValueError for one that is damaged or
-    compressed, for labels of several kinds, for classes that only the test images have, and if there is no image.
-    """
-
-    def read() -> Raw:
-        stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
-        return _raw(_listing(tuple(files), root, stamps, progress), root, split)
-
-    return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
-
-
-def _raw(listed: Listed, root: Path, split: Split) -> Raw:
-    found = listed.images
-    good = [one for one in found if not one.image.fault]
-    if not good:
-        said = f"; {found[0].image.name}: {found[0].image.fault}" if found else ""
-        said += f"; {len(listed.hidden)} are hidden ({some(listed.hidden)})" if listed.hidden else ""
-        raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
-    named = all(one.splits for one in good) and any("train" in one.splits for one in good)
-    train, test = (_named(found, name) for name in ("train", "test")) if named else (found, ())
-    note = _note(listed, len(found) - len(train) - len(test), root)
-    if any(one.label is not None for one in good):
-        train, test = ([_with_label(one) for one in part] for part in (train, test))
-    else:
-        shards = _numbered_on(sorted({one.tar for one in good}))
-        train, test = ([_with_class(one, shards, named) for one in part] for part in (train, test))
-    if test:
-        chosen = test if split == "test" else train
-    else:
-        positions = hold_out([one.image.name for one in train], split, str(root))
-        chosen = [train[i] for i in positions]
-    labels, names = _numbers(chosen, train, str(root))
-    return Raw(Each(_item, [one.image for one in chosen]), len(chosen), labels, names, note)
-
-
-def _note(listed: Listed, elsewhere: int, root: Path) -> str:
-    """What is not used of the archives, as in `Raw`. elsewhere: images of other splits than are used."""
-    said = [
-        f"{len(names)} {what} ({some(names)})"
-        for what, names in (
-            ("hidden image(s)", listed.hidden),
-            ("label(s) (.cls or .json) that belong to no image", listed.alone),
-        )
-        if names
-    ]
-    said += [f"{elsewhere} image(s) of other splits"] if elsewhere else []
-    return f"skipped {', '.join(said)} in {printable(root.name)}" if said else ""
-
-
-def _named(found: Sequence[Found], split: Split) -> list[Found]:
-    """Those of a split; what cannot be used is among the training images, unless it is elsewhere."""
-    if split == "train":
-        return [one for one in found if not one.splits or "train" in one.splits]
-    test = next((name for name in HELD_OUT if any(name in one.splits - {"train"} for one in found)), "")
-    return [one for one in found if "train" not in one.splits and test in one.splits]
-
-
-def _with_label(one: Found) -> Found:
-    if one.label is not None or one.image.fault:
-        return one
-    return replace(one, image=replace(one.image, fault="it has no label beside it (.cls, or label in .json)"))
-
-
-def _with_class(one: Found, shards: bool, named: bool) -> Found:
-    """The folder for a label, or the tar."""
-    folder = "" if named and split_named(one.folder) else one.folder
-    of_split = named and any(map(split_named, words(one.tar.stem)))
-    tar = "" if shards or of_split else printable(one.tar.stem)
-    return replace(one, label=folder or tar or None)
-
-
-def _numbers(chosen: Sequence[Found], train: Sequence[Found], name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels of the chosen images and the names of classes, which the training images say; 0 for what is no image."""
-    known, own = ([one.label for one in part if not one.image.fault] for part in (train, chosen))
-    kinds = {type(label) for label in (*known, *own)}
-    if kinds <= {type(None)}:
-        return None, ()
-    if len(kinds) > 1:
-        raise ValueError(
-            f"in {name} some images have classes and others none, or some have numbers and others names: expected one "
-            "kind for all, in both splits; give the training archive alone, and a tenth of it is held out"
-        )
-    usable = np.array([not one.image.fault for one in chosen])
-    labels = np.zeros(len(chosen), np.int64)
-    if kinds == {int}:
-        numbers, names = class_numbers(np.array(own, np.int64), name, len(own), reference=np.array(known, np.int64))
-    else:
-        words = sorted({str(label) for label in known})
-        if unknown := sorted({str(label) for label in own} - set(words)):
-            raise ValueError(f"classes {unknown[:5]} of {name} do not occur in the training images")
-        number = {word: i for i, word in enumerate(words)}
-        numbers, names = class_numbers(
-            np.array([number[str(label)] for label in own], np.int64), name, len(own), class_names=tuple(words)
-        )
-    labels[usable] = numbers
-    return labels, names
-
-
-def _numbered_on(tars: Sequence[Path]) -> bool:
-    """Whether in every folder there is one tar, or their names end in numbers one after the other: no classes, then."""
-    numbers: dict[Path, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for tar in tars:
-        parts = re.fullmatch(r"(.*?)(\d{1,18})", tar.stem)
-        numbers[tar.parent][parts[1] if parts else tar.stem].append(int(parts[2]) if parts else -1)
-
-    def numbered(runs: list[list[int]]) -> bool:
-        alone = [len(run) for run in runs] == [1]
-        return alone or all(run[0] >= 0 and run == list(range(run[0], run[0] + len(run))) for run in runs)
-
-    return all(numbered([sorted(run) for run in found.values()]) for found in numbers.values())
-
-
-def _item(image: Member) -> tuple[str, Member]:
-    return image.name, image
-
-
-@lru_cache(maxsize=1)  # for both splits
-def _listing(
-    files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
-) -> Listed:
-    """All images of some tars, in order. stamps: of the files, since what was listed before may have changed."""
-    every = Listed([], [], [])
-    for i, file in enumerate(files):
-        progress(i, len(files), "listing tars")
-        one = images_of(file, file.name if file == root else file.relative_to(root).as_posix())
-        every.images.extend(one.images)
-        every.hidden.extend(one.hidden)
-        every.alone.extend(one.alone)
-    progress(len(files), len(files), "listing tars")
-    return every
 
 
 # NumPy archives
@@ -468,6 +430,5 @@ def _check_header(stream: IO[bytes], there: int, name: str) -> None:
     claimed, there = math.prod(shape) * dtype.itemsize, there - stream.tell()
     if min(shape, default=0) < 0 or claimed != there:
         raise ValueError(f"array {name} claims {dtype} {shape}, {claimed:,} bytes; it has {there:,}")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if claimed > memory:
-        raise ValueError(f"array {name} takes {claimed:,} bytes; this machine has {memory:,} bytes of memory")
+    if claimed > MEMORY:
+        raise ValueError(f"array {name} takes {claimed:,} bytes; this machine has {MEMORY:,} bytes of memory")

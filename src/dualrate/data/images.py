@@ -250,11 +250,14 @@ def _found(source: str | Path, split: Split, cache: Path, progress: DataProgress
         return packed_source(path, split)
     if (path / ENCODED).is_file():
         raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
-    from dualrate.data.parquet import parquet_files, parquet_source  # pyarrow is slow to import
-
-    train, test = parquet_files(path) if path.is_dir() else ([path], [])
-    if train:
-        return parquet_source(train, test, path.stem, split, label)
+    if path.is_file() or any(file for place in (path, path / "data") for file in place.glob("*.parquet")):
+        try:
+            from dualrate.data.parquet import parquet_files, parquet_source
+        except ModuleNotFoundError as error:
+            raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
+        train, test = parquet_files(path) if path.is_dir() else ([path], [])
+        if train:
+            return parquet_source(train, test, path.stem, split, label)
     tars = tar_files(path)
     return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
 
