@@ -141,9 +141,9 @@ def _raw(found: list[Found], alone: list[str], root: Path, split: Split) -> Raw:
         shards = _are_shards({one.tar for one in good})
         every = [_with_class(one, shards, named) for one in found]
     train, test = (_named(every, name) for name in ("train", "test")) if named else (every, ())
-    said = [f"{len(alone)} label(s) (.cls or .json) that belong to no image ({some(alone)})"] if alone else []
-    if unused := len(every) - len(train) - len(test):
-        said.append(f"{unused} image(s) of other splits")
+    unused = len(every) - len(train) - len(test)
+    said = [f"{unused} image(s) of other splits"] if unused else []
+    said += [f"{len(alone)} label(s) (.cls or .json) that belong to no image ({some(alone)})"] if alone else []
     note = f"skipped {', '.join(said)} in {printable(root.name)}" if said else ""
     if test:
         chosen = test if split == "test" else train

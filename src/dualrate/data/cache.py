@@ -20,6 +20,7 @@ import numpy as np
 from dualrate.data.decode import MAX_BYTES, decode, resize
 from dualrate.data.packed import (
     Packed,
+    Shard,
     fingerprint_of,
     finish_split,
     is_finished,
@@ -93,18 +94,11 @@ def identity(source: Source, options: Options, *, changes: bool = False) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageShard:
-    """The work of one shard.
+class ImageShard(Shard):
+    """items: with their labels, of the source called `name`; shape: (C, H, W) of every image"""
 
-    file:   its name
-    items:  `count` images of the source called `name`, with their labels
-    shape:  (C, H, W) of every image
-    """
-
-    file: str
     name: str
     items: Items
-    count: int
     labels: np.ndarray | None
     shape: tuple[int, ...]
 
@@ -129,20 +123,14 @@ def pack_images(
     first = next(iter(sources))
     shape = _shape(raws[first], options, sources[first].name)
     row = int(np.prod(shape))
-    blocks: dict[Split, list[ImageShard]] = {}
+    each = max(1, shard_bytes // row)
+    blocks: dict[Split, list[ImageShard]] = {split: [] for split in raws}
     for split, raw in raws.items():
-        ranges = (slice(i, i + max(1, shard_bytes // row)) for i in range(0, raw.count, max(1, shard_bytes // row)))
-        blocks[split] = [
-            ImageShard(
-                file=f"{split}-{i:05}.bin",
-                name=sources[split].name,
-                items=raw.items[part],
-                count=len(range(raw.count)[part]),
-                labels=None if raw.labels is None else raw.labels[part],
-                shape=shape,
-            )
-            for i, part in enumerate(ranges)
-        ]
+        for i, start in enumerate(range(0, raw.count, each)):
+            part = slice(start, min(start + each, raw.count))
+            labels = None if raw.labels is None else raw.labels[part]
+            file, count, items = f"{split}-{i:05}.bin", part.stop - start, raw.items[part]
+            blocks[split].append(ImageShard(file, count, sources[split].name, items, labels, shape))
     job, every = partial(decode_shard, folder, options), [block for part in blocks.values() for block in part]
     make_shards(folder, job, every, row, mapper, lambda done, total: progress(done, total, what))
     held = {"shape": shape, "dtype": "uint8", "each": 1}

@@ -39,6 +39,7 @@ from dualrate.data.source import (
     Raw,
     Source,
     Split,
+    hidden,
     printable,
     resolved,
 )
@@ -86,16 +87,14 @@ class ImageSet:
         if self.labels is None:
             if self.class_names:
                 raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
-            return
-        if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
+        elif self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
             raise ValueError(
                 f"{self.name}: labels are {self.labels.dtype} {self.labels.shape}; expected int64 {shape[:1]}"
             )
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(self.class_names):
+        elif self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise ValueError(
-                f"{self.name}: labels run from {low} to {high}; {len(self.class_names)} class names allow "
-                f"0 to {len(self.class_names) - 1}"
+                f"{self.name}: labels run from {self.labels.min()} to {self.labels.max()}; {len(self.class_names)} "
+                f"class names allow 0 to {len(self.class_names) - 1}"
             )
 
     def __len__(self) -> int:
@@ -119,14 +118,10 @@ class ImageSet:
     floats = staticmethod(_floats)
     codec = NoCodec()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of images, labels and class names; reads every image once, unless it is known."""
-        return self.hashed or self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        return fingerprint_of(self.images, self.labels, self.class_names)
+        return self.hashed or fingerprint_of(self.images, self.labels, self.class_names)
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -244,22 +239,26 @@ def _found(source: str | Path, split: Split, cache: Path, progress: DataProgress
             return npz_source(path, split)
         if path.suffix == ".tar":
             return tar_source([path], path, split, progress)
-        if path.suffix != ".parquet":
-            raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
+        if path.suffix == ".parquet":
+            return _parquet(path, split, label)
+        raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
     if is_prepared(path):
         return packed_source(path, split)
     if (path / ENCODED).is_file():
         raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
-    if path.is_file() or any(file for place in (path, path / "data") for file in place.glob("*.parquet")):
-        try:
-            from dualrate.data.parquet import parquet_files, parquet_source
-        except ModuleNotFoundError as error:
-            raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
-        train, test = parquet_files(path) if path.is_dir() else ([path], [])
-        if train:
-            return parquet_source(train, test, path.stem, split, label)
+    if any(not hidden(file.name) for place in (path, path / "data") for file in place.glob("*.parquet")):
+        return _parquet(path, split, label)
     tars = tar_files(path)
     return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
+
+
+def _parquet(path: Path, split: Split, label: str | None) -> Source:
+    try:
+        from dualrate.data.parquet import parquet_files, parquet_source
+    except ModuleNotFoundError as error:
+        raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
+    train, tests = parquet_files(path) if path.is_dir() else ([path], [])
+    return parquet_source(train, tests, path.stem, split, label)
 
 
 def _silent(done: int, total: int, message: str) -> None:
@@ -318,7 +317,7 @@ def look_at(source: str | Path, label: str | None = None) -> Look:
 
 @dataclass(frozen=True)
 class Everything:
-    """items: of the source, not decoded yet; options: how they are"""
+    """items: of a source, not decoded yet; options: how they are"""
 
     items: list[Item] | Items
     count: int
@@ -336,16 +335,16 @@ class Everything:
 def every_image(
     source: str | Path, size: int | None = None, channels: int | None = None, *, without: Collection[Path] = ()
 ) -> Everything:
-    """The images of a picture, a folder of pictures, or anything that `load_images` takes.
+    """The images of a picture, a folder of pictures in the order of their paths, or anything that `load_images` takes.
 
-    size, channels: as there, but images may have several shapes; without: pictures of a folder that are left out
+    Of other sources come the training images, then the others; where a tenth was held out, all in their own order.
+    size, channels: as in `load_images`, but images may have several shapes; without: pictures that are left out
     Raises ValueError for a source without images, FileNotFoundError for none, and what `find_source` raises.
     """
     options, path = Options(size, channels, "fail"), resolved(source)
     if path.is_file() and path.name.lower().endswith(SUFFIXES):
         return Everything([(printable(path.name), path)], 1, options)
-    files = [file for file in images_below(path) if file not in without] if path.is_dir() else []
-    if files:
+    if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):
         return Everything(Each(partial(named, path), files), len(files), options)
     raw = [find_source(source, split, cache_dir(), _silent).read() for split in SPLITS]
     items = sorted((item for one in raw for item in one.items), key=_place)

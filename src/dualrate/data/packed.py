@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,16 +156,34 @@ def read_packed(folder: Path, split: Split) -> Packed:
 
     Raises ValueError for a folder that is not finished, Damaged (an OSError) for what is not as it was written.
     """
-    manifest, dataset = _dataset(folder)
-    part = dataset["splits"][split]
-    row = dataset["row"]
-    size = row["each"] * math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize
-    for shard in part["shards"]:
-        _check_size(folder / shard["file"], shard["images"] * size)
-    labels = None
-    if part["labelled"]:
-        labels = np.load(io.BytesIO(_content(manifest, _labels_file(split))), allow_pickle=False)
+    try:
+        manifest = Manifest.read(folder, [DATASET])
+        if manifest is None and not any((folder / name).is_file() for name in (PREPARED, ENCODED)):
+            raise ValueError(f"{folder} is no folder that dualrate data prepare or encode wrote")
+        if manifest is None:
+            raise ValueError(f"{folder} is not finished: it has no {MANIFEST}; {AGAIN}")
+        dataset = json.loads(manifest.content(DATASET))
+        if dataset["format"] != FORMAT:
+            raise ValueError(f"{folder} has format {dataset['format']}, expected {FORMAT}: make it anew, elsewhere")
+        if "row" not in dataset:  # images, as v0.1 prepared them
+            shape = [dataset["channels"], dataset["size"], dataset["size"]]
+            dataset["row"] = {"shape": shape, "dtype": "uint8", "each": 1}
+        part, row = dataset["splits"][split], dataset["row"]
+        size = row["each"] * math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize
+        for shard in part["shards"]:
+            _check_size(folder / shard["file"], shard["images"] * size)
+        content = manifest.content(_labels_file(split)) if part["labelled"] else None
+    except Damaged as error:
+        raise Damaged(f"{error}; {AGAIN}") from error
+    labels = None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
     return Packed(shards_of(folder, row, part["shards"]), labels, dataset, part)
+
+
+def _check_size(file: Path, size: int) -> None:
+    if not file.exists():
+        raise Damaged(f"{file} is missing")
+    if (found := file.stat().st_size) != size:
+        raise Damaged(f"{file} has {found:,} bytes, expected {size:,}; remove it")
 
 
 def shards_of(folder: Path, row: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> Shards:
@@ -226,54 +244,18 @@ def is_finished(folder: Path, splits: Sequence[Split] = SPLITS) -> bool:
     return True
 
 
-def _dataset(folder: Path) -> tuple[Manifest, dict[str, Any]]:
-    try:
-        manifest = Manifest.read(folder, [DATASET])
-    except Damaged as error:
-        raise Damaged(f"{error}; {AGAIN}") from error
-    if manifest is None and not any((folder / name).is_file() for name in (PREPARED, ENCODED)):
-        raise ValueError(f"{folder} is no folder that dualrate data prepare or encode wrote")
-    if manifest is None:
-        raise ValueError(f"{folder} is not finished: it has no {MANIFEST}; {AGAIN}")
-    dataset = json.loads(_content(manifest, DATASET))
-    if dataset["format"] != FORMAT:
-        raise ValueError(f"{folder} has format {dataset['format']}, expected {FORMAT}: make it anew, elsewhere")
-    if "row" not in dataset:  # images, as v0.1 prepared them
-        shape = [dataset["channels"], dataset["size"], dataset["size"]]
-        dataset["row"] = {"shape": shape, "dtype": "uint8", "each": 1}
-    return manifest, dataset
-
-
-def _content(manifest: Manifest, name: str) -> bytes:
-    try:
-        return manifest.content(name)
-    except Damaged as error:
-        raise Damaged(f"{error}; {AGAIN}") from error
-
-
-def _check_size(file: Path, size: int) -> None:
-    try:
-        found = file.stat().st_size
-    except FileNotFoundError:
-        raise Damaged(f"{file} is missing; {AGAIN}") from None
-    if found != size:
-        raise Damaged(f"{file} has {found:,} bytes, expected {size:,}; remove it, then {AGAIN}")
-
-
 # Writing
 
 
-class Counted(Protocol):
-    """The work of one shard: its file, and how many images it has."""
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The work of one shard: `count` images to be written to `file`."""
 
-    @property
-    def file(self) -> str: ...
-
-    @property
-    def count(self) -> int: ...
+    file: str
+    count: int
 
 
-Work = TypeVar("Work", bound=Counted)
+Work = TypeVar("Work", bound=Shard)
 
 
 def write_shard(path: Path, rows: Iterable[NDArray[Any]], record: Callable[[], dict[str, Any]]) -> None:

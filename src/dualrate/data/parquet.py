@@ -128,18 +128,13 @@ def _label_column(file: Path, asked: str | None) -> tuple[str | None, str]:
         if asked not in schema.names:
             raise ValueError(f"{file} has the columns {', '.join(schema.names)}; --data.label {asked} is none of them")
         return asked, ""
-    if LABEL_COLUMNS[0] in schema.names:
-        return LABEL_COLUMNS[0], ""
     usable = [column.name for column in schema if _is_label(column.type)]
     known = [name for wanted in LABEL_COLUMNS for name in usable if name.lower() == wanted]
-    if known:
-        others = f"skipped the column(s) {some(known[1:])}: the labels are those of {known[0]}; --data.label COLUMN"
-        return known[0], f"{others} takes another" if known[1:] else ""
-    odd = [f"{one.name} ({one.type})" for one in schema if one.name.lower() in LABEL_COLUMNS and one.name not in usable]
-    said = (
-        f"without labels: {printable(file.name)} has the column(s) {some([*odd, *usable], 10)}, none of which is taken"
-    )
-    return None, f"{said} for labels; --data.label COLUMN names one of integers or strings" if odd or usable else ""
+    if LABEL_COLUMNS[0] in schema.names or known:
+        return LABEL_COLUMNS[0] if LABEL_COLUMNS[0] in schema.names else known[0], ""
+    columns = [f"{column.name} ({column.type})" for column in schema if column.name not in IMAGE_COLUMNS]
+    said = f"without labels: {printable(file.name)} has the column(s) {some(columns, 10)}; --data.label COLUMN"
+    return None, f"{said} takes one of integers or strings for labels" if columns else ""
 
 
 def _is_label(kind: pa.DataType) -> bool:

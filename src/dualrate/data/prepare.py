@@ -34,6 +34,7 @@ from dualrate.data.packed import (
     FORMAT,
     PREPARED,
     SHARD_BYTES,
+    Shard,
     finish_split,
     is_finished,
     make_shards,
@@ -152,18 +153,12 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class LatentShard:
-    """The work of one shard: images `first` to `last`, exclusive, of a split with that fingerprint."""
+class LatentShard(Shard):
+    """Images from number `first` on, of a split with that fingerprint."""
 
-    file: str
     split: Split
     first: int
-    last: int
     fingerprint: str
-
-    @property
-    def count(self) -> int:
-        return self.last - self.first
 
 
 def encode(
@@ -215,7 +210,7 @@ def encode(
             job = partial(encode_shard, folder, pixels, codec, where, mirrored, batch_size)
             each = max(1, shard_bytes // row.nbytes)
             blocks = [
-                LatentShard(f"{split}-{i:05}.bin", split, first, min(first + each, len(one)), one.fingerprint)
+                LatentShard(f"{split}-{i:05}.bin", min(each, len(one) - first), split, first, one.fingerprint)
                 for split, one in images.items()
                 for i, first in enumerate(range(0, len(one), each))
             ]
@@ -249,17 +244,17 @@ def encode_shard(
 ) -> None:
     """Raises what `moments_of` raises, and ValueError where the codec is not what it was."""
     codec, images = by.read(device), _loaded(pixels, block.split, block.fingerprint)
-    digest = hashlib.sha256()
+    digest, last = hashlib.sha256(), block.first + block.count
 
     def rows() -> Iterator[NDArray[np.float16]]:
-        for first in range(block.first, block.last, batch_size):
-            batch = images.images[first : min(first + batch_size, block.last)]
+        for first in range(block.first, last, batch_size):
+            batch = images.images[first : min(first + batch_size, last)]
             moments = moments_of(codec, batch, device, mirrored).numpy()
             digest.update(moments.tobytes())
             yield moments
 
     def record() -> dict[str, Any]:
-        labels = None if images.labels is None else images.labels[block.first : block.last].tolist()
+        labels = None if images.labels is None else images.labels[block.first : last].tolist()
         return {"images": block.count, "labels": labels, "sha256": digest.hexdigest()}
 
     write_shard(folder / block.file, rows(), record)
