@@ -1,4 +1,4 @@
-"""What a codec is: images to latents, on which networks are trained, and latents back to images.
+"""What a codec is: images to latents, on which networks are trained, and latents back to images; which one a run is on.
 
     x = (z_raw - mean) / std   per channel: the latents that this package speaks of are the x of its processes
 
@@ -6,10 +6,12 @@ A codec normalises itself, so nobody else knows a scaling factor. What an encode
 (`Moments`); one without spread is the case of a deterministic encoder. A decoder may draw: its numbers are keyed by the
 image's seed (`Draws`), as those of a sampler are, so a diffusion decoder is a codec like any other.
 
-A decoder of noisy latents takes z_0 = alpha x + sigma eps, of the log-SNR that it says (`log_snr`): the x of processes
+A decoder of noisy latents takes z_0 = alpha x + sigma eps, of the log-SNR that it names (`log_snr`): the x of processes
 is what its encoder gives, and a process whose trajectories end in z_0 (`NoisyEnd`) draws what it takes.
 
-Networks on pixels are the case of `Pixels`, which does nothing, and costs nothing.
+A codec that does not train is none of a run's weights: it stays in its folder, and the run holds its fingerprint
+(`CodecFolder`). One that trains is a subclass of `CodecConfig` whose codec calls the run's own networks; the folder of
+such a run is a codec for others. Networks on pixels are the case of `Pixels`, which does nothing, and costs nothing.
 """
 
 from __future__ import annotations
@@ -172,11 +174,15 @@ class Pixels:
 ON_PIXELS = Pixels()
 
 
+def _parts(count: int, image: Shape) -> list[slice]:
+    """Some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
+    size = max(1, AT_ONCE // (image[1] * image[2]))
+    return [slice(first, first + size) for first in range(0, count, size)]
+
+
 def decoded(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
-    """`Codec.decode`, some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
-    _, height, width = codec.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-    size = max(1, AT_ONCE // (height * width))
-    parts = [slice(first, first + size) for first in range(0, len(x), size)]
+    """`Codec.decode`, some rows at a time."""
+    parts = _parts(len(x), codec.image_shape((x.shape[1], x.shape[2], x.shape[3])))
     with whole_products():
         return torch.cat([codec.decode(x[part], Draws(draws.seed, draws.row[part])) for part in parts])
 
@@ -190,15 +196,12 @@ def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
 
 
 def noisy_latents(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
-    """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them.
-
-    Some rows at a time, which bounds the memory: `AT_ONCE` pixels.
-    """
-    size, made = max(1, AT_ONCE // (images.shape[2] * images.shape[3])), []
-    for part, row in zip(images.split(size), draws.row.split(size), strict=True):
-        own = Draws(draws.seed, row)
+    """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them."""
+    made = []
+    for part in _parts(len(images), (images.shape[1], images.shape[2], images.shape[3])):
+        own = Draws(draws.seed, draws.row[part])
         with whole_products():
-            moments = codec.encode(part)
+            moments = codec.encode(images[part])
         made.append(with_noise(codec, moments.sample(own.normal("latent", *moments.mean.shape[1:])), own))
     return torch.cat(made)
 
@@ -215,8 +218,6 @@ def decode_macs(codec: Codec, latent: Shape, device: torch.device | str = "cpu")
     x, row = torch.zeros(1, *latent, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     return macs_of(lambda: codec.decode(x, Draws(0, row)))
 
-
-# Which codec a run is on
 
 CONFIG = "config.json"
 RUN = "experiment.json"
@@ -361,9 +362,8 @@ def _check_class(path: Path) -> None:
         if error.errno not in ABSENT:
             raise
         others = [path / "vae"] if (path / "vae" / CONFIG).is_file() else holders(path, RUN)
-        there = f": give its {' or '.join(map(str, others))}" if others else ""
-        moved = "" if there else "; if it was moved, name its new place (--codec)"
-        raise ValueError(f"{path} holds no codec, which would have a {CONFIG}{there}{moved}") from error
+        there = f"give its {' or '.join(map(str, others))}" if others else "name its place (--codec)"
+        raise ValueError(f"{path} holds no codec, which would have a {CONFIG}: {there}") from error
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")
 

@@ -129,18 +129,16 @@ class DiffusionCodec:
         return self.fingerprint
 
     def latent_shape(self, image: Shape) -> Shape:
-        config = self._encoder
-        if image != config.shape:
+        if image != self._encoder.shape:
             raise ValueError(
-                f"this codec encodes images of {config.shape} (C, H, W), got {image}: give --size and --channels"
+                f"this codec encodes images of {self._encoder.shape} (C, H, W), got {image}: give --size and --channels"
             )
-        return config.latent_shape
+        return self._encoder.latent_shape
 
     def image_shape(self, latent: Shape) -> Shape:
-        config = self._encoder
-        if latent != config.latent_shape:
-            raise ValueError(f"this codec decodes latents of {config.latent_shape} (C, H, W), got {latent}")
-        return config.shape
+        if latent != self._encoder.latent_shape:
+            raise ValueError(f"this codec decodes latents of {self._encoder.latent_shape} (C, H, W), got {latent}")
+        return self._encoder.shape
 
     @property
     def _encoder(self) -> EncoderConfig:
@@ -154,8 +152,7 @@ class DiffusionCodec:
             return Moments(self.networks["encoder"](images.float()))
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
-        shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-        return self.decoding.images(x, shape, draws)
+        return self.decoding.images(x, self.image_shape((x.shape[1], x.shape[2], x.shape[3])), draws)
 
 
 @dataclass(frozen=True)
@@ -196,8 +193,7 @@ class OtherDecoder:
         return self.codec.encode(images)
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
-        shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-        return self.decoding.images(x, shape, draws)
+        return self.decoding.images(x, self.image_shape((x.shape[1], x.shape[2], x.shape[3])), draws)
 
 
 def decoding_of(codec: Codec) -> Decoding | None:
