@@ -155,42 +155,17 @@ class DiffusionCodec:
         return self.decoding.images(x, self.image_shape((x.shape[1], x.shape[2], x.shape[3])), draws)
 
 
-@dataclass(frozen=True)
 class OtherDecoder:
     """The latents of a codec, decoded in another way: by a decoder that was trained on them later, or as `decoding` is.
 
     weights: sha256 of the decoder's
     """
 
-    codec: Codec
-    decoding: Decoding
-    weights: str
-
-    @property
-    def log_snr(self) -> float | None:
-        return self.codec.log_snr
-
-    @property
-    def latents(self) -> str:
-        return self.codec.latents
-
-    @property
-    def device(self) -> torch.device:
-        return self.codec.device
-
-    @property
-    def fingerprint(self) -> str:
-        says = f"{self.codec.fingerprint} {self.weights} {self.decoding.step} {self.decoding.plan.to_json()}"
-        return hashlib.sha256(says.encode()).hexdigest()
-
-    def latent_shape(self, image: Shape) -> Shape:
-        return self.codec.latent_shape(image)
-
-    def image_shape(self, latent: Shape) -> Shape:
-        return self.codec.image_shape(latent)
-
-    def encode(self, images: Tensor) -> Moments:
-        return self.codec.encode(images)
+    def __init__(self, codec: Codec, decoding: Decoding, weights: str) -> None:
+        self.decoding, self.device, self.log_snr, self.latents = decoding, codec.device, codec.log_snr, codec.latents
+        self.latent_shape, self.image_shape, self.encode = codec.latent_shape, codec.image_shape, codec.encode
+        made_by = f"{codec.fingerprint} {weights} {decoding.step} {decoding.plan.to_json()}"
+        self.fingerprint = hashlib.sha256(made_by.encode()).hexdigest()
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
         return self.decoding.images(x, self.image_shape((x.shape[1], x.shape[2], x.shape[3])), draws)

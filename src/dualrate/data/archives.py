@@ -59,14 +59,6 @@ from dualrate.system.files import MEMORY, check_regular
 
 Label = int | str
 _MAX_HEADER = 2**20  # bytes of an extended header, of a label
-_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_KINDS = {
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a named pipe",
-}
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
@@ -82,7 +74,6 @@ class Found:
     """
 
     image: Member
-    tar: Path
     folder: str
     splits: frozenset[str]
     label: Label | None
@@ -138,7 +129,7 @@ def _raw(found: list[Found], alone: list[str], root: Path, split: Split) -> Raw:
     if any(one.label is not None for one in good):
         every = [_with_label(one) for one in found]
     else:
-        shards = _are_shards({one.tar for one in good})
+        shards = _are_shards({one.image.file for one in good})
         every = [_with_class(one, shards, named) for one in found]
     train, test = (_named(every, name) for name in ("train", "test")) if named else (every, ())
     unused = len(every) - len(train) - len(test)
@@ -174,8 +165,8 @@ def _with_label(one: Found) -> Found:
 def _with_class(one: Found, shards: bool, named: bool) -> Found:
     """The folder for a label, or the tar."""
     folder = "" if named and split_named(one.folder) else one.folder
-    of_split = named and any(map(split_named, _words(one.tar.stem)))
-    tar = "" if shards or of_split else printable(one.tar.stem)
+    of_split = named and any(map(split_named, _words(one.image.file.stem)))
+    tar = "" if shards or of_split else printable(one.image.file.stem)
     return replace(one, label=folder or tar or None)
 
 
@@ -231,7 +222,7 @@ def _images_of(file: Path, shown: str) -> tuple[list[Found], list[str]]:
             kind = dot + suffix.lower()
             if any(map(hidden, name.split("/"))):
                 continue
-            if kind in (".cls", ".json") and entry.type in _REGULAR and entry.size <= _MAX_HEADER:
+            if kind in (".cls", ".json") and _is_file(entry) and entry.size <= _MAX_HEADER:
                 headers.seek(offset)
                 label = _label(headers.read(entry.size), kind == ".json")
                 if label is not None and (kind == ".cls" or stem not in labels):
@@ -247,7 +238,7 @@ def _images_of(file: Path, shown: str) -> tuple[list[Found], list[str]]:
         keys = (name.rpartition(".")[0], inside + slash + base.partition(".")[0])
         key = next((key for key in keys if key in labels), "")
         used.add(key)
-        found.append(Found(image, file, folder, splits, labels.get(key)))
+        found.append(Found(image, folder, splits, labels.get(key)))
     return found, [printable(f"{shown}/{key}") for key in labels if key not in used]
 
 
@@ -262,7 +253,7 @@ def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[
         while (entry := tar.next()) is not None:
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # else it keeps every header
             begin, end = end, tar.offset
-            inner = entry.offset_data + (entry.size if entry.type in _REGULAR and not entry.issparse() else 0)
+            inner = entry.offset_data + (entry.size if _is_file(entry) else 0)
             if not (begin <= entry.offset < entry.offset_data <= inner <= end <= stop):
                 raise ValueError(
                     f"{inside}{entry.name} is said to be at {entry.offset_data:,}, of {entry.size:,} bytes"
@@ -270,7 +261,7 @@ def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[
             if entry.isdir():
                 continue
             nested = entry.name.lower().endswith(".tar") and not any(map(hidden, entry.name.split("/")))
-            if nested and entry.type in _REGULAR and not inside:
+            if nested and _is_file(entry) and not inside:
                 yield from _entries(headers, entry.offset_data, end, f"{entry.name}/")
             else:
                 yield inside, entry, entry.offset_data
@@ -279,10 +270,14 @@ def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[
         raise ValueError(f"{inside or 'it'} is damaged or cut off at byte {end:,}: the mark of its end is not there")
 
 
+def _is_file(entry: tarfile.TarInfo) -> bool:
+    return entry.isreg() and not entry.issparse()
+
+
 def _fault(entry: tarfile.TarInfo, again: bool) -> str:
     """Why something with an image's name is not to be used."""
-    if entry.issparse() or entry.type not in _REGULAR:
-        return f"it is {_KINDS.get(entry.type, 'a sparse file')}"
+    if not _is_file(entry):
+        return "it is a link, a device or a sparse file"
     if entry.name.lower().endswith(".tar"):
         return "a tar within a tar within a tar is not opened"
     if entry.name.startswith("/") or ".." in entry.name.split("/"):

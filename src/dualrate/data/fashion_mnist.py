@@ -79,7 +79,9 @@ def verified(file: Path) -> bytes:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is not a readable .gz file ({error}); delete it and run again") from error
     if (found := hashlib.sha256(data).hexdigest()) != expected:
-        raise ValueError(f"{file} holds content of sha256 {found}, expected {expected}: delete it and run again")
+        raise ValueError(
+            f"{file} does not hold Fashion-MNIST: sha256 {found}, expected {expected}; delete it and run again"
+        )
     return data
 
 
