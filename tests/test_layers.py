@@ -47,7 +47,7 @@ CONFINED = {
     "huggingface_hub": ("metrics", "integrations"),
     "diffusers": ("from_diffusers", "integrations"),
 }
-EXTRAS = ("eval", "dinov2", "efficientnet", "diffusers")
+EXTRAS = ("eval", "dinov2", "efficientnet", "diffusers", "parquet")
 OF_AN_EXTRA = {"dualrate.integrations.diffusers", "dualrate.integrations.hub"}  # imported late, by what uses them
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
 

@@ -362,7 +362,7 @@ def _check_class(path: Path) -> None:
         if error.errno not in ABSENT:
             raise
         others = [path / "vae"] if (path / "vae" / CONFIG).is_file() else holders(path, RUN)
-        there = f"give its {' or '.join(map(str, others))}" if others else "name its place (--codec)"
+        there = f"give its {' or '.join(map(str, others))}" if others else "name its new place (--codec)"
         raise ValueError(f"{path} holds no codec, which would have a {CONFIG}: {there}") from error
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")
