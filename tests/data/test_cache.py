@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import shutil
 import stat
 from collections.abc import Callable
@@ -114,6 +115,13 @@ def test_no_pixel_is_read_for_the_fingerprint_of_an_entry(load, monkeypatch):
     assert first.fingerprint == replace(first, hashed="").fingerprint
     monkeypatch.setattr("numpy.memmap", lambda *of, **how: pytest.fail("read again"))
     assert load().fingerprint == first.fingerprint
+
+
+def test_images_go_to_another_process_as_the_place_where_they_are(load):
+    images = load()
+    sent = pickle.dumps(images)
+    assert len(sent) < 2000 + images.labels.nbytes
+    assert np.array_equal(pickle.loads(sent).images, images.images)
 
 
 def test_another_archive_of_the_same_size_and_date_is_another_one(tmp_path, load):
