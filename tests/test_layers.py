@@ -48,7 +48,11 @@ CONFINED = {
     "diffusers": ("from_diffusers", "integrations"),
 }
 EXTRAS = ("eval", "dinov2", "efficientnet", "diffusers", "parquet")
-OF_AN_EXTRA = {"dualrate.integrations.diffusers", "dualrate.integrations.hub"}  # imported late, by what uses them
+OF_AN_EXTRA = {
+    "dualrate.data.parquet",
+    "dualrate.integrations.diffusers",
+    "dualrate.integrations.hub",
+}  # imported late, by what uses them
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
 
 
