@@ -148,8 +148,8 @@ def load_images(
 ) -> ImageSet:
     """One split of a data source, decoded once and memory-mapped ever after.
 
-    source:   "fashion-mnist", a folder of images (see `image_folder`), a tar archive or a folder of them (see `archives`), a
-              Parquet file or a folder of them (see `parquet`), a .npz file, or a folder that `prepare` wrote. A
+    source:   "fashion-mnist", a folder of images (see `image_folder`), a .tar or .npz file, or a folder of tars (see
+              `archives`), a Parquet file or a folder of them (see `parquet`), or a folder that `prepare` wrote. A
               source without a test split has a tenth held out (see `source.hold_out`)
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images
