@@ -19,7 +19,7 @@ from trouble import somebody, unreadable
 import dualrate as dr
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.compare.contenders import Entry
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
@@ -278,7 +278,7 @@ def test_commands_on_data_name_options_that_they_have(tmp_path, monkeypatch, cap
         for number in range(20):
             shutil.copy(f"{side}.png", images / f"{side}-{number}.png")
     assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae") == 2
-    assert "pass --size (and --channels 1 or 3) to bring them to one shape" in capsys.readouterr().err
+    assert "pass --size (and --channels 1 or 3) for one shape" in capsys.readouterr().err
     (images / "bad.png").write_bytes(b"no image")
     assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae", "--size", 8) == 2
     assert "pass --on-bad skip to leave them out" in capsys.readouterr().err

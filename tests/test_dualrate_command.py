@@ -25,7 +25,7 @@ from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli_main
 from dualrate.cli import recipe as cli_options
 from dualrate.cli import train as cli_train
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate_command import answer, idle_processors, settings, ticks
 
 STAT = """cpu  100 0 0 100 0 0 0 0 0 0

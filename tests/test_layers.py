@@ -47,8 +47,12 @@ CONFINED = {
     "huggingface_hub": ("metrics", "integrations"),
     "diffusers": ("from_diffusers", "integrations"),
 }
-EXTRAS = ("parquet", "serve", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
-OF_AN_EXTRA = {"dualrate.integrations.diffusers", "dualrate.integrations.hub"}  # imported late, by what uses them
+EXTRAS = ("parquet", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
+OF_AN_EXTRA = {  # imported late, by what uses them
+    "dualrate.data.parquet",
+    "dualrate.integrations.diffusers",
+    "dualrate.integrations.hub",
+}
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
 
 

@@ -25,12 +25,12 @@ LARGEST = 10
 
 
 def modules(src: Path) -> dict[str, Path]:
-    """Files by name: src/dualrate/data/npz.py is dualrate.data.npz; a package's `__init__` is the last part."""
+    """Files by name: src/dualrate/data/decode.py is dualrate.data.decode; a package's `__init__` is the last part."""
     return {".".join(path.relative_to(src).with_suffix("").parts): path for path in sorted(src.rglob("*.py"))}
 
 
 def room(module: str) -> str:
-    """dualrate.data.npz is of data, dualrate.npz of (root), dualrate.__init__ of __init__, other.py of other."""
+    """dualrate.data.decode is of data, dualrate.decode of (root), dualrate.__init__ of __init__, other.py of other."""
     first, *rest = module.split(".")
     if first != PACKAGE or not rest:
         return first if first != PACKAGE else "__init__"

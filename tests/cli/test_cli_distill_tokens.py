@@ -10,7 +10,7 @@ from training.toy import Recorder
 
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
-from dualrate.codecs.tokens import GreyLevels
+from dualrate.codecs.token_codec import GreyLevels
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.experiment.network_configs import OneTransformer
 from dualrate.networks.tokens import TokensConfig

@@ -10,10 +10,10 @@ from cli.command import call
 
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
-from dualrate.codecs.tokens import BETWEEN, Characters, texts
+from dualrate.codecs.token_codec import BETWEEN, Characters, texts
 from dualrate.compare import speed, work
 from dualrate.data.images import to_float
-from dualrate.data.text import PYTHON_DOCS, is_text, read_text
+from dualrate.data.text_pieces import PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.random import Draws
 from dualrate.doctor.stored import check_images, check_source
 from dualrate.drawing.samples import entropy

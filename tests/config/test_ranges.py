@@ -34,7 +34,7 @@ from dualrate.cli.distill import BRANCHES, Distill
 from dualrate.cli.evaluate import LikelihoodBound
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.compare.comparison import Effort
 from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry
@@ -98,13 +98,14 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.sampling.cost.PlanCost",
     "dualrate.contrib.speculative._Speculation",
     "dualrate.data.cache.Options",
-    "dualrate.data.latents.DrawnLatents",
+    "dualrate.data.latent_set.DrawnLatents",
     "dualrate.data.source.Member",
     "dualrate.data.archives.Found",
-    "dualrate.data.prepare.Block",
+    "dualrate.data.cache.ImageShard",
+    "dualrate.data.packed.Shard",
+    "dualrate.data.prepare.LatentShard",
     "dualrate.data.loader.ByteBatch",
-    "dualrate.data.encode.Block",
-    "dualrate.data.encode.Pixels",
+    "dualrate.data.prepare.Pixels",
     "dualrate.codecs.codec.Normalisation",
     "dualrate.data.source.Raw",
     "dualrate.diffusion.random.Draws",

@@ -16,7 +16,7 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.codecs.diffusion import DiffusionDecoding
-from dualrate.codecs.tokens import GreyLevels
+from dualrate.codecs.token_codec import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.diffusion.categorical import Masked

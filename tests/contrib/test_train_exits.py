@@ -8,7 +8,7 @@ import torch
 from runs.made import saved
 from training.toy import Recorder, final, same_bits
 
-from dualrate.codecs.tokens import GreyLevels
+from dualrate.codecs.token_codec import GreyLevels
 from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.diffusion.categorical import Masked
 from dualrate.drawing.choice import Choice

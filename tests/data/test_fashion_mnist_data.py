@@ -133,12 +133,11 @@ def test_a_mirror_with_other_content_is_refused(
 
 
 def test_every_route_is_in_the_final_error(tmp_path: Path, offline: list[str]) -> None:
-    with pytest.raises(OSError, match="could not be had") as caught:
+    with pytest.raises(OSError, match="could not be fetched") as caught:
         load_images("fashion-mnist", split="train", cache=tmp_path / "cache")
     message = str(caught.value)
     assert "apt-get download: apt-get ended with 100: E: no such package" in message
     assert "HTTPS: no route to host" in message
-    assert "installed package: none at" in message
     assert f"into {tmp_path / 'cache' / 'fashion-mnist'}" in message
     assert all(name in message for name in fashion_mnist.CONTENT)
 
@@ -158,9 +157,7 @@ def test_a_checksum_mismatch_says_both_sums(tmp_path: Path, offline: list[str]) 
     data = idx(LABELS[::-1])
     file.write_bytes(gzip.compress(data))
     expected = fashion_mnist.CONTENT[file.name][1]
-    with pytest.raises(
-        ValueError, match=f"sha256 {hashlib.sha256(data).hexdigest()}, expected 14 bytes with {expected}"
-    ):
+    with pytest.raises(ValueError, match=f"sha256 {hashlib.sha256(data).hexdigest()}, expected {expected}"):
         fashion_mnist.verified(file)
 
 

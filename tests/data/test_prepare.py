@@ -20,12 +20,12 @@ from cli.command import call
 from data.pickled import by_pickle
 from PIL import Image
 
-from dualrate.data import prepare as prepare_module
-from dualrate.data import shards as shards_module
+from dualrate.data import cache as cache_module
+from dualrate.data import packed as packed_module
 from dualrate.data.images import load_images, look_at
 from dualrate.data.loader import Batches
+from dualrate.data.packed import BLOCK, DATASET, PREPARED, Shards, block_sums, is_finished, read_packed, verify
 from dualrate.data.prepare import prepare
-from dualrate.data.shards import BLOCK, DATASET, PLAN, Shards, block_sums, is_finished, read_prepared, verify
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 from dualrate.system.workers import Workers, in_turn
 
@@ -138,7 +138,7 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    original = prepare_module.make_shard
+    original = cache_module.decode_shard
 
     def killed_at_the_third(folder: Path, options: Any, block: Any) -> None:
         if len(made) == 2:
@@ -147,13 +147,15 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
         original(folder, options, block)
         made.append(block.file)
 
-    monkeypatch.setattr(prepare_module, "make_shard", killed_at_the_third)
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted: 4 of 13 images are in .*; the same command goes on"):
+    monkeypatch.setattr(cache_module, "decode_shard", killed_at_the_third)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"interrupted: finished shards are kept in .*; the same command goes on"
+    ):
         prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
     with pytest.raises(ValueError, match="not finished"):
         load_images(tmp_path / "out", split="train")
     again: list[str] = []
-    monkeypatch.setattr(prepare_module, "make_shard", lambda *given: (original(*given), again.append(given[2].file))[0])
+    monkeypatch.setattr(cache_module, "decode_shard", lambda *given: (original(*given), again.append(given[2].file))[0])
     seen: list[tuple[int, int]] = []
     prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL, progress=lambda *now: seen.append(now[:2]))
     assert len(made) == 2
@@ -162,9 +164,9 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
     assert seen[0] == (4, 13)
     assert seen[-1] == (13, 13)
     assert not list((tmp_path / "out").glob("*.partial"))
-    assert_same(photos, tmp_path / "out", tmp_path)
     prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
     assert len(again) == 5
+    assert_same(photos, tmp_path / "out", tmp_path)
 
 
 def test_a_flipped_bit_is_found_and_that_shard_alone_made_again(photos: Path, tmp_path: Path) -> None:
@@ -205,9 +207,9 @@ def test_blocks_are_checked_once_and_those_alone_that_are_used(tmp_path: Path, m
     file = tmp_path / "rows.bin"
     file.write_bytes(np.random.default_rng(0).bytes(5 * row))
     sums, asked = block_sums(file), []
-    shards, sum_of = Shards([file], [5], (row,), blocks=[sums]), shards_module._sum
+    shards, sum_of = Shards([file], [5], (row,), "uint8", [sums]), packed_module._sum
     assert len(sums) == 8 * 8
-    monkeypatch.setattr(shards_module, "_sum", lambda block: asked.append(len(block)) or sum_of(block))
+    monkeypatch.setattr(packed_module, "_sum", lambda block: asked.append(len(block)) or sum_of(block))
     expected = np.frombuffer(file.read_bytes(), np.uint8).reshape(5, row)
     for rows, blocks in (([1], 2), ([1], 0), ([0, 4], 3), (slice(None), 3)):
         asked.clear()
@@ -218,17 +220,17 @@ def test_blocks_are_checked_once_and_those_alone_that_are_used(tmp_path: Path, m
         changed.seek(BLOCK)
         changed.write(b"another")
     with pytest.raises(Damaged):
-        _ = Shards([file], [5], (row,), blocks=[sums])[[1]]
+        _ = Shards([file], [5], (row,), "uint8", [sums])[[1]]
 
 
-def test_shards_of_before_there_were_sums_are_read(photos: Path, tmp_path: Path) -> None:
+def test_images_that_v0_1_prepared_are_read(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(photos, out, size=8, shard_bytes=SMALL)
     expected = load_images(out, split="train").images[:]
     dataset = json.loads((out / DATASET).read_text())
+    del dataset["row"]
     for part in dataset["splits"].values():
-        for shard in part["shards"]:
-            del shard["blocks"]
+        del part["notes"]
     (out / DATASET).write_text(json.dumps(dataset))
     Manifest.write(out, json.loads((out / MANIFEST).read_text())["files"])
     assert np.array_equal(load_images(out, split="train").images[:], expected)
@@ -260,14 +262,14 @@ def test_a_shard_that_was_cut_off_is_named(photos: Path, tmp_path: Path) -> None
 def test_bad_images_end_it_or_are_left_out_and_listed(photos: Path, tmp_path: Path) -> None:
     for name in ("dog/10.jpg", "eel/11.jpg"):
         (photos / name).write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"(10|11)\.jpg.*--on-bad skip"):
+    with pytest.raises(ValueError, match=r"(10|11)\.jpg.*on-bad skip"):
         prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.bin")}
     made = prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL, on_bad="skip")
     assert kept
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in kept.items())
     prepare(photos, tmp_path / "skipped", size=8, shard_bytes=SMALL, on_bad="skip")
-    for name in (DATASET, PLAN):
+    for name in (DATASET, PREPARED):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "skipped" / name).read_bytes()
     with pytest.raises(ValueError, match="on_bad skip, now fail"):
         prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
@@ -300,9 +302,7 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(
     """13 images of 192 bytes; once a shard of two is there, 384 fewer are needed."""
     out, usage = tmp_path / "out", shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=13 * 192 - 1))
-    with pytest.raises(
-        OSError, match=r"hold 2\.50 kB more, and 2\.50 kB are free there: make room for 1 byte,.*goes on"
-    ):
+    with pytest.raises(OSError, match=r"hold 2,496 bytes more, and 2,495 are free there: make room for 1,.*goes on"):
         prepare(photos, out, size=8, shard_bytes=SMALL)
     assert not list(out.glob("*.bin"))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=13 * 192))
@@ -322,14 +322,14 @@ def test_a_disk_that_fills_up_leaves_no_half_shard_and_the_same_call_goes_on(
             prepare(photos, tmp_path / "out", size=8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".lock", PLAN]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".lock", PREPARED]
     prepare(photos, tmp_path / "out", size=8)
     assert_same(photos, tmp_path / "out", tmp_path)
 
 
 def test_grey_among_colours_needs_channels(photos: Path, tmp_path: Path) -> None:
     (photos / "dog" / "99.jpg").write_bytes(jpeg(np.random.default_rng(5), "L"))
-    with pytest.raises(ValueError, match=r"dog/99\.jpg has 1 channel.*--channels"):
+    with pytest.raises(ValueError, match=r"dog/99\.jpg is 1 x 8 x 8.*channels 1 or 3"):
         prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
     prepare(photos, tmp_path / "three", size=8, channels=3, shard_bytes=SMALL)
     assert_same(photos, tmp_path / "three", tmp_path, channels=3)
@@ -392,7 +392,7 @@ def test_shards_are_indexed_as_an_array_is(tmp_path: Path) -> None:
     files = [tmp_path / f"{i}.bin" for i in range(4)]
     for file, part in zip(files, np.split(array, np.cumsum(counts)[:-1]), strict=True):
         file.write_bytes(part.tobytes())
-    shards = Shards(files, counts, (1, 2, 2))
+    shards = Shards(files, counts, (1, 2, 2), "uint8", list(map(block_sums, files)))
     for index in (slice(None), slice(2, 8), slice(8, 1, -3), [4, 0, 8, 4, -1], np.array([], np.int64), np.array([6])):
         assert np.array_equal(shards[index], array[index])
     for wrong in ([9], [-10]):
@@ -404,7 +404,13 @@ def test_start_up_from_as_many_images_as_imagenet_has_reads_no_pixel(tmp_path: P
     """Sparse files: 1.28 million images at 64 x 64, 15.7 GB of which none is on the disk."""
     total, each, image = 1_281_167, 2**28 // (3 * 64 * 64), 3 * 64 * 64
     counts = [min(each, total - start) for start in range(0, total, each)]
-    shards = [{"file": f"train-{i:05}.bin", "images": n, "sha256": "", "rejects": []} for i, n in enumerate(counts)]
+    zeros = {
+        size: packed_module._sum(bytes(size)) for size in (BLOCK, counts[0] * image % BLOCK, counts[-1] * image % BLOCK)
+    }
+    shards = []
+    for i, n in enumerate(counts):
+        blocks = zeros[BLOCK] * (n * image // BLOCK) + (zeros[n * image % BLOCK] if n * image % BLOCK else "")
+        shards.append({"file": f"train-{i:05}.bin", "images": n, "blocks": blocks, "rejects": []})
     for shard in shards:
         with (tmp_path / shard["file"]).open("wb") as file:
             file.truncate(shard["images"] * image)
@@ -413,7 +419,7 @@ def test_start_up_from_as_many_images_as_imagenet_has_reads_no_pixel(tmp_path: P
     part = {"name": "x/train", "images": total, "labelled": True, "class_names": names, "fingerprint": "f" * 64}
     dataset = {"format": 1, "size": 64, "channels": 3, "splits": {"train": part | {"shards": shards}}}
     (tmp_path / DATASET).write_text(json.dumps(dataset))
-    (tmp_path / PLAN).write_text("{}")
+    (tmp_path / PREPARED).write_text("{}")
     Manifest.write(tmp_path, [DATASET, "train-labels.npy"])
     start = time.process_time()
     images = load_images(tmp_path, split="train")
@@ -444,5 +450,5 @@ def test_the_commands(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert call(monkeypatch, "data", "pack") == 2
     assert call(monkeypatch, "data") == 0
     assert is_finished(out)
-    assert read_prepared(out, "train").name == "photos/train"
+    assert read_packed(out, "train").part["name"] == "photos/train"
     assert (out / MANIFEST).is_file()

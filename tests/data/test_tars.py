@@ -182,7 +182,7 @@ def test_labels_of_no_image_are_counted(tmp_path: Path) -> None:
     assert said.startswith("skipped 4 label(s) (.cls or .json) that belong to no image (x.tar/label-0, ")
 
 
-def test_what_is_hidden_in_an_archive_is_not_read_and_counted(tmp_path: Path) -> None:
+def test_what_is_hidden_in_an_archive_is_not_read(tmp_path: Path) -> None:
     places = ("cat/.ipynb_checkpoints/", "__MACOSX/cat/._", "@eaDir/")
     files = [
         *PETS,
@@ -190,8 +190,6 @@ def test_what_is_hidden_in_an_archive_is_not_read_and_counted(tmp_path: Path) ->
         ("__MACOSX/._x.tar", b"no tar"),
     ]
     assert classes(put(tmp_path / "x.tar", files)) == {f"x.tar/{name}": name[:3] for name, _ in PETS}
-    (said,) = said_of(tmp_path / "x.tar")
-    assert said.startswith("skipped 9 hidden image(s) (x.tar/cat/.ipynb_checkpoints/0.png, ")
     (tmp_path / "._x.tar").write_bytes(b"no tar")
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "self").symlink_to("self")
@@ -276,10 +274,10 @@ HOSTILE: dict[str, tuple[str, Content, str]] = {
     "leads up": ("../../evil.png", png(1), "leads out of the archive"),
     "leads up within": ("cat/../../../evil.png", png(1), "leads out of the archive"),
     "absolute": ("/dualrate-evil.png", png(1), "leads out of the archive"),
-    "symbolic link": ("cat/evil.png", special(tarfile.SYMTYPE, "/etc/passwd"), "a symbolic link"),
-    "hard link": ("cat/evil.png", special(tarfile.LNKTYPE, "cat/0.png"), "a hard link"),
-    "device": ("cat/evil.png", special(tarfile.CHRTYPE), "a device"),
-    "pipe": ("cat/evil.png", special(tarfile.FIFOTYPE), "a named pipe"),
+    "symbolic link": ("cat/evil.png", special(tarfile.SYMTYPE, "/etc/passwd"), "it is a link, a device"),
+    "hard link": ("cat/evil.png", special(tarfile.LNKTYPE, "cat/0.png"), "it is a link, a device"),
+    "device": ("cat/evil.png", special(tarfile.CHRTYPE), "it is a link, a device"),
+    "pipe": ("cat/evil.png", special(tarfile.FIFOTYPE), "it is a link, a device"),
     "again": ("cat/0.png", png(1), "another file of this name"),
     "again, otherwise written": ("./cat/0.png", png(1), "another file of this name"),
     "three deep": ("in.tar", archive([("in.tar", archive([("0.png", png(1))]))]), "a tar within a tar"),
@@ -295,7 +293,7 @@ def test_what_should_not_be_there_is_an_image_that_cannot_be_used(case: str, tmp
     assert reason in fault
     assert classes(source) == {f"pets.tar/{name}": name[:3] for name, _ in PETS}
     assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(ValueError, match=f"{reason}.*--on-bad skip"):
+    with pytest.raises(ValueError, match=f"{reason}.*on-bad skip"):
         prepare(source, tmp_path / "strict", size=8)
     parts = prepare(source, tmp_path / "out", size=8, on_bad="skip")["splits"].values()
     assert sum(part["images"] for part in parts) == len(PETS)

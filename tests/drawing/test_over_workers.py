@@ -20,7 +20,7 @@ from torch import nn
 from trouble import children, wait_until
 
 from dualrate.cli.main import main
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.calibration import _measured as table_of

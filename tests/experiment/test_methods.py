@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.schedule import Cosine

@@ -15,7 +15,7 @@ from latents import autoencoders
 from latents.autoencoders import photos
 
 import dualrate as dr
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.from_diffusers.diffusers_folder import read_folder
 from dualrate.recipes import retrofit
 from dualrate.system.progress import Silent

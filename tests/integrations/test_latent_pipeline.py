@@ -19,7 +19,7 @@ from runs import made
 from trouble import flip_each
 
 import dualrate as dr
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.data.images import to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.network_configs import OneDecoder

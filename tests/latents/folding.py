@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualrate.codecs.codec import Moments, Normalisation, Shape
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder, Moments, Normalisation, Shape
 from dualrate.diffusion.random import Draws
 
 

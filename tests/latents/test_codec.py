@@ -9,8 +9,17 @@ import torch
 from latents.folding import Folding
 
 from dualrate.codecs import codec as codec_module
-from dualrate.codecs.codec import Moments, Normalisation, Pixels, decode_macs, decoded, round_trip
-from dualrate.codecs.config import CodecFolder, NoCodec, read_codec
+from dualrate.codecs.codec import (
+    CodecFolder,
+    Moments,
+    NoCodec,
+    Normalisation,
+    Pixels,
+    decode_macs,
+    decoded,
+    read_codec,
+    round_trip,
+)
 from dualrate.diffusion.random import Draws
 
 DRAWS = Draws(0, torch.arange(3))

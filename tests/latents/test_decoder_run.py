@@ -14,10 +14,9 @@ from latents.folding import LOG_SNR, Noisy, NoisyFolder
 from torch import nn
 
 import dualrate as dr
-from dualrate.codecs.codec import decode_macs, noisy_latents
-from dualrate.codecs.config import CodecFolder, NoCodec
+from dualrate.codecs.codec import CodecFolder, NoCodec, decode_macs, noisy_latents
 from dualrate.codecs.diffusion import DECODER
-from dualrate.codecs.tokens import GreyLevels
+from dualrate.codecs.token_codec import GreyLevels
 from dualrate.compare.contenders import Entry, calls_of, contenders_of
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
@@ -132,19 +131,19 @@ def test_a_decoder_stands_in_a_codec_of_the_same_latents(
     )
     networks, denoiser = base.build()
     own = dr.Model("base", base, networks, denoiser, 0, "weights")
-    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: codecs[folder])
+    monkeypatch.setattr("dualrate.codecs.codec.read_codec", lambda folder, *how: codecs[folder])
     others = [own.with_codec(name) for name in runs]
     drawers = [dr.Drawer(one, dr.DDIM(one.process), dr.StepPlan.uniform(2)) for one in (own, *others)]
     assert len({drawer.origin("net").digest for drawer in drawers}) == 4
     assert drawers[1].draw(range(2)).images.shape == (2, 3, 16, 16)
-    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: Noisy("e" * 64))
+    monkeypatch.setattr("dualrate.codecs.codec.read_codec", lambda folder, *how: Noisy("e" * 64))
     with pytest.raises(ValueError, match="is another one"):
         _ = own.with_codec("other").codec
 
 
 def test_the_recipe_makes_decoders_of_a_codecs_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (4, 7, 7))
-    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: made)
+    monkeypatch.setattr("dualrate.codecs.codec.read_codec", lambda folder, *how: made)
     recipes = {kind: DecoderRecipe(kind, codec=Path("here"))() for kind in ITERATIONS}
     assert {one.networks.latent for one in recipes.values()} == {(4, 7, 7)}
     assert recipes["dual"].serves.default_heavy(16) == 1

@@ -12,8 +12,7 @@ import torch
 from latents.autoencoders import autoencoder, photos, saved, unit_size
 from torch import Tensor
 
-from dualrate.codecs.codec import Normalisation
-from dualrate.codecs.config import CodecFolder, read_codec
+from dualrate.codecs.codec import CodecFolder, Normalisation, read_codec
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.random import Draws
 from dualrate.doctor.stored import check_codec

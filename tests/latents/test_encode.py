@@ -16,11 +16,11 @@ from latents.folding import Folding, FoldingFolder
 from PIL import Image
 
 from dualrate.codecs.codec import Moments
-from dualrate.data.encode import encode, moments_of
 from dualrate.data.images import ImageSet, load_images, to_float
-from dualrate.data.latents import LatentSet, encoded_images, is_encoded, read_latents
+from dualrate.data.latent_set import LatentSet, encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Batches
-from dualrate.data.shards import DATASET, verify
+from dualrate.data.packed import DATASET, verify
+from dualrate.data.prepare import encode, moments_of
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import DataConfig
 from dualrate.system.folders import Damaged
@@ -102,7 +102,7 @@ def test_a_killed_encoding_goes_on_to_the_same_bits(source: Path, straight: Path
                 raise KeyboardInterrupt
             yield done
 
-    with pytest.raises(KeyboardInterrupt, match=r"12 of 30 images are encoded .* goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted: .* goes on"):
         made(source, tmp_path / "out", mapper=dying)
     with pytest.raises(ValueError, match="not finished"):
         read_latents(tmp_path / "out", "train")
@@ -123,7 +123,7 @@ def test_other_images_another_codec_and_other_settings_are_refused(
         again(codec=replace(CODEC, fingerprint="e" * 64))
     with pytest.raises(ValueError, match="mirrored True, now False"):
         again(mirrored=False)
-    with pytest.raises(ValueError, match="encoded from other files"):
+    with pytest.raises(ValueError, match="made from other files"):
         made(write_images(tmp_path / "images.npz", seed=1), straight)
     with pytest.raises(ValueError, match="not empty"):
         made(source, source.parent)

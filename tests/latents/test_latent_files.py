@@ -17,8 +17,7 @@ from latents.tiny_stage import NETWORKS, first_stage, untrained
 from PIL import Image
 
 import dualrate as dr
-from dualrate.codecs.codec import with_noise
-from dualrate.codecs.config import CodecFolder, NoCodec, read_codec
+from dualrate.codecs.codec import CodecFolder, NoCodec, read_codec, with_noise
 from dualrate.data.images import every_image, to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.latents import HOW, RECORD, Latents, decode_latents, encode_images

@@ -22,8 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dualrate as dr
 from dualrate.cli import main
 from dualrate.cli.train import run_training
-from dualrate.codecs.codec import round_trip
-from dualrate.codecs.config import CodecFolder, NoCodec
+from dualrate.codecs.codec import CodecFolder, NoCodec, round_trip
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.doctor.stored import check_stored

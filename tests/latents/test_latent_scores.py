@@ -14,14 +14,13 @@ from latents.tiny_stage import NETWORKS, first_stage, untrained
 from theory.exact import GaussianMixture, OracleDenoiser
 
 import dualrate as dr
-from dualrate.codecs.codec import Moments
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder, Moments
 from dualrate.compare import work
 from dualrate.compare.contender import Contender
 from dualrate.compare.page import front_table
 from dualrate.compare.speed import Speed
 from dualrate.data.images import ImageSet
-from dualrate.data.latents import HeldOut
+from dualrate.data.latent_set import HeldOut
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice

@@ -14,8 +14,8 @@ from latents.tiny_stage import LATENT, first_stage
 
 import dualrate as dr
 from dualrate.cli import train as cli_train
-from dualrate.codecs.config import read_codec
-from dualrate.data.latents import read_latents
+from dualrate.codecs.codec import read_codec
+from dualrate.data.latent_set import read_latents
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.doctor.stored import check_stored, is_stored

@@ -11,7 +11,7 @@ import torch
 
 import dualrate as dr
 from dualrate.codecs.codec import round_trip
-from dualrate.codecs.tokens import GreyLevels
+from dualrate.codecs.token_codec import GreyLevels
 from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_samplers
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.random import Draws

@@ -13,8 +13,7 @@ from latents.autoencoders import photos
 from torch import Tensor, nn
 
 import dualrate as dr
-from dualrate.codecs.codec import Codec, Moments, Shape
-from dualrate.codecs.config import CodecConfig
+from dualrate.codecs.codec import Codec, CodecConfig, Moments, Shape
 from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess

@@ -13,12 +13,11 @@ from latents.autoencoders import photos
 from latents.tiny_stage import CODEC, FIT, LATENT, NETWORKS, PROCESS
 
 import dualrate as dr
-from dualrate.codecs.codec import Codec, decoded, round_trip, with_noise
-from dualrate.codecs.config import CodecFolder, NoCodec, read_codec
+from dualrate.codecs.codec import Codec, CodecFolder, NoCodec, decoded, read_codec, round_trip, with_noise
 from dualrate.codecs.diffusion import DiffusionCodec
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.data.encode import encode
 from dualrate.data.images import load_images, to_float, to_uint8
+from dualrate.data.prepare import encode
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine

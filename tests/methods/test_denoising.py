@@ -7,7 +7,7 @@ import torch
 from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
-from dualrate.codecs.tokens import GreyLevels
+from dualrate.codecs.token_codec import GreyLevels
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.prediction import Sigmoid, x_loss_weight

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.data.text import read_text
+from dualrate.data.text_pieces import read_text
 from dualrate.drawing.evaluator import evaluator
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics import text as language_model

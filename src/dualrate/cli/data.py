@@ -113,8 +113,8 @@ class Encode(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.codecs.config import CodecFolder
-        from dualrate.data.encode import ENCODING, encode
+        from dualrate.codecs.codec import CodecFolder
+        from dualrate.data.prepare import ENCODING, encode
         from dualrate.system.workers import mapper
 
         progress, where = reporter(), pick_device(self.device)
@@ -174,7 +174,7 @@ class Verify(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.data.shards import verify
+        from dualrate.data.packed import verify
         from dualrate.system.workers import mapper
 
         progress = reporter()
@@ -216,7 +216,7 @@ class EncodeImages(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.codecs.config import read_codec
+        from dualrate.codecs.codec import read_codec
         from dualrate.data.images import every_image
         from dualrate.data.source import resolved
         from dualrate.drawing.latents import encode_images
@@ -265,7 +265,7 @@ class DecodeLatents(Ranged):
             sampler_named(name)
 
     def run(self) -> None:
-        from dualrate.codecs.config import read_codec
+        from dualrate.codecs.codec import read_codec
         from dualrate.drawing.latents import Latents, decode_latents
 
         latents, progress = Latents.read(self.latents), reporter()
@@ -303,7 +303,7 @@ class CodecCheck(Ranged):
 
     def run(self) -> None:
         from dualrate.cli.console import decoding, print_findings, reporter
-        from dualrate.codecs.config import read_codec
+        from dualrate.codecs.codec import read_codec
         from dualrate.data.images import load_images
         from dualrate.doctor.stored import check_codec
 

@@ -45,7 +45,7 @@ class Sample(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.codecs.tokens import BETWEEN
+        from dualrate.codecs.token_codec import BETWEEN
         from dualrate.drawing.samples import write_samples
         from dualrate.system.workers import mapper
 

@@ -26,10 +26,17 @@ from dualrate.cli.recipe import (
     with_own_options,
 )
 from dualrate.config.ranges import Iterations, Ranged
-from dualrate.data.encode import ENCODING
 from dualrate.data.images import check_outside
+from dualrate.data.prepare import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
-from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet, token_models
+from dualrate.recipes import (
+    auto,
+    cifar10,
+    fashion_mnist,
+    fashion_mnist_latents,
+    imagenet,
+    token_models,
+)
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device

@@ -1,4 +1,4 @@
-"""What a codec is: images to latents, on which networks are trained, and latents back to images.
+"""What a codec is: images to latents, on which networks are trained, and latents back to images; which one a run is on.
 
     x = (z_raw - mean) / std   per channel: the latents that this package speaks of are the x of its processes
 
@@ -6,25 +6,37 @@ A codec normalises itself, so nobody else knows a scaling factor. What an encode
 (`Moments`); one without spread is the case of a deterministic encoder. A decoder may draw: its numbers are keyed by the
 image's seed (`Draws`), as those of a sampler are, so a diffusion decoder is a codec like any other.
 
-A decoder of noisy latents takes z_0 = alpha x + sigma eps, of the log-SNR that it says (`log_snr`): the x of processes
+A decoder of noisy latents takes z_0 = alpha x + sigma eps, of the log-SNR that it names (`log_snr`): the x of processes
 is what its encoder gives, and a process whose trajectories end in z_0 (`NoisyEnd`) draws what it takes.
 
-Networks on pixels are the case of `Pixels`, which does nothing, and costs nothing.
+A codec that does not train is none of a run's weights: it stays in its folder, and the run holds its fingerprint
+(`CodecFolder`). One that trains is a subclass of `CodecConfig` whose codec calls the run's own networks; the folder of
+such a run is a codec for others. Networks on pixels are the case of `Pixels`, which does nothing, and costs nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dualrate.config.imports import imported
+from dualrate.config.ranges import Ranged, Steps, as_path
+from dualrate.config.serial import to_plain
+from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Shape
 from dualrate.sampling.cost import macs_of
 from dualrate.system.device import whole_products
+from dualrate.system.files import ABSENT, holders, read_json
 
 AT_ONCE = 2**21  # pixels of images that go through a codec together: 8 of 512 x 512, 32 of 256 x 256
 
@@ -162,11 +174,15 @@ class Pixels:
 ON_PIXELS = Pixels()
 
 
+def _parts(count: int, image: Shape) -> list[slice]:
+    """Some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
+    size = max(1, AT_ONCE // (image[1] * image[2]))
+    return [slice(first, first + size) for first in range(0, count, size)]
+
+
 def decoded(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
-    """`Codec.decode`, some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
-    _, height, width = codec.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-    size = max(1, AT_ONCE // (height * width))
-    parts = [slice(first, first + size) for first in range(0, len(x), size)]
+    """`Codec.decode`, some rows at a time."""
+    parts = _parts(len(x), codec.image_shape((x.shape[1], x.shape[2], x.shape[3])))
     with whole_products():
         return torch.cat([codec.decode(x[part], Draws(draws.seed, draws.row[part])) for part in parts])
 
@@ -180,15 +196,12 @@ def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
 
 
 def noisy_latents(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
-    """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them.
-
-    Some rows at a time, which bounds the memory: `AT_ONCE` pixels.
-    """
-    size, made = max(1, AT_ONCE // (images.shape[2] * images.shape[3])), []
-    for part, row in zip(images.split(size), draws.row.split(size), strict=True):
-        own = Draws(draws.seed, row)
+    """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them."""
+    made = []
+    for part in _parts(len(images), (images.shape[1], images.shape[2], images.shape[3])):
+        own = Draws(draws.seed, draws.row[part])
         with whole_products():
-            moments = codec.encode(part)
+            moments = codec.encode(images[part])
         made.append(with_noise(codec, moments.sample(own.normal("latent", *moments.mean.shape[1:])), own))
     return torch.cat(made)
 
@@ -204,3 +217,157 @@ def decode_macs(codec: Codec, latent: Shape, device: torch.device | str = "cpu")
     """Multiply-adds of one image's decoding, counted."""
     x, row = torch.zeros(1, *latent, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     return macs_of(lambda: codec.decode(x, Draws(0, row)))
+
+
+CONFIG = "config.json"
+RUN = "experiment.json"
+OF_RUNS = "dualrate.runs.store:codec_of"  # by name: runs are built on codecs
+OF_DIFFUSERS = "dualrate.integrations.codecs:read_autoencoder"  # by name: the core does without that library
+
+
+class CodecConfig(ABC):
+    """How a run's networks see images. A subclass is a frozen dataclass.
+
+    fingerprint: of a codec that does not train, whose latents the run is trained on; empty: it is trained on images
+    instant:     whether its latents are made of images as they come, batch by batch: it learns nothing, costs nothing
+    alphabet:    the characters of texts, whose pieces its data are, each by its place there; empty: they are pictures
+    """
+
+    fingerprint = ""
+    instant = False
+    alphabet: Any = ""  # Any: so that a class may have it as a field
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run is by it, wherever it is, as a part of the run's identity."""
+        return {"codec": to_plain(self)}
+
+    def data_shape(self, latent: Shape) -> Shape:
+        """(C, H, W) of what a run is trained on whose networks see `latent`: that, unless the codec trains too."""
+        return latent
+
+    def check(self, process: Process, shape: Shape) -> None:
+        """Raises ValueError for a process, or states of (C, H, W), that its latents are none of."""
+        if isinstance(process, CategoricalProcess):
+            raise ValueError(f"{process} is of tokens, which {type(self).__name__} makes none: set a codec of tokens")
+
+    def under(self, sampler: str | None, steps: int | None) -> CodecConfig:
+        """With a decoder that draws in another way; None: as it does.
+
+        Raises ValueError for a codec without a decoder that draws, here or in `build`.
+        """
+        if sampler is not None or steps is not None:
+            raise ValueError(f"{type(self).__name__} has no decoder that takes steps: drop its sampler and its steps")
+        return self
+
+    @abstractmethod
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        """The codec, on a device. networks: of the run, for a codec that is trained with them."""
+
+
+@dataclass(frozen=True)
+class NoCodec(CodecConfig):
+    """The networks see pixels."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {}  # as before there were codecs
+
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        return Pixels()
+
+
+@dataclass(frozen=True)
+class CodecFolder(CodecConfig, Ranged):
+    """A codec that does not train, as it was saved."""
+
+    folder: str
+    """Where it is, such as the vae of a diffusers pipeline."""
+    fingerprint: str
+    """Its sha256; a folder that holds another one is refused, but for a decoder of its latents."""
+    sampler: str | None = None
+    """Of a diffusion decoder; None: its own, as it was trained, or that of `experiment.as_codec`."""
+    steps: Steps | None = None
+    """Of a diffusion decoder; None: as for the sampler."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"codec": self.fingerprint}
+
+    @staticmethod
+    def at(folder: str | Path, device: torch.device | str = "cpu") -> CodecFolder:
+        """The codec that is there now. Raises as `read_codec`."""
+        return CodecFolder(str(as_path(folder).resolve()), read_codec(folder, device).latents)
+
+    def under(self, sampler: str | None, steps: int | None) -> CodecFolder:
+        return replace(self, sampler=sampler or self.sampler, steps=steps or self.steps)
+
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        return self.read(device)
+
+    def read(self, device: torch.device | str) -> Codec:
+        """The codec. Raises ValueError where the folder holds another one, and what `read_codec` raises."""
+        codec = read_codec(self.folder, device, self.sampler, self.steps)
+        if codec.latents != self.fingerprint:
+            raise ValueError(
+                f"the codec in {self.folder} is another one (sha256 {codec.latents[:12]}, expected "
+                f"{self.fingerprint[:12]}): name the one that the latents were made by, or encode the images anew"
+            )
+        return codec
+
+
+@dataclass(frozen=True)
+class HeldCodec(CodecConfig):
+    """A codec that is there already, such as that of a pipeline: for models that are not written as runs."""
+
+    codec: Codec
+
+    @property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.codec.latents
+
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        return self.codec
+
+
+def read_codec(
+    folder: str | Path, device: torch.device | str = "cpu", sampler: str | None = None, steps: int | None = None
+) -> Codec:
+    """The codec that was saved in a folder, or that of a run which trained its own; read once in a process.
+
+    sampler, steps: of a diffusion decoder, in place of its own
+    Raises ValueError for a folder that holds none that is known, and for a sampler or steps of one whose decoder does
+    not draw; OSError where it cannot be read.
+    """
+    path = as_path(folder).resolve()
+    return _read(path, _state(path), str(device), sampler, steps)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, state: tuple[Any, ...], device: str, sampler: str | None, steps: int | None) -> Codec:
+    """state: by which a folder is seen to have changed"""
+    if (path / RUN).is_file():
+        return cast(Callable[..., Codec], imported(OF_RUNS))(path, device, sampler, steps)
+    _check_class(path)
+    if sampler is not None or steps is not None:
+        raise ValueError(f"{path} holds an autoencoder, which decodes at once: drop the sampler and the steps")
+    return cast(Callable[[Path, str], Codec], imported(OF_DIFFUSERS))(path, device)
+
+
+def _check_class(path: Path) -> None:
+    """Raises ValueError for a folder without a class of diffusers, OSError where it cannot be read."""
+    try:
+        config = read_json(path / CONFIG)
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        others = [path / "vae"] if (path / "vae" / CONFIG).is_file() else holders(path, RUN)
+        there = f"give its {' or '.join(map(str, others))}" if others else "name its new place (--codec)"
+        raise ValueError(f"{path} holds no codec, which would have a {CONFIG}: {there}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")
+
+
+def _state(path: Path) -> tuple[Any, ...]:
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    return tuple((file.name, stat.st_size, stat.st_ctime_ns) for file in files for stat in [file.stat()])

@@ -17,8 +17,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import Codec, Moments
-from dualrate.codecs.config import CodecConfig
+from dualrate.codecs.codec import Codec, CodecConfig, Moments
 from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
 from dualrate.config.serial import to_plain
 from dualrate.denoisers.denoiser import Decoder, Denoiser
@@ -129,18 +128,16 @@ class DiffusionCodec:
         return self.fingerprint
 
     def latent_shape(self, image: Shape) -> Shape:
-        config = self._encoder
-        if image != config.shape:
+        if image != self._encoder.shape:
             raise ValueError(
-                f"this codec encodes images of {config.shape} (C, H, W), got {image}: give --size and --channels"
+                f"this codec encodes images of {self._encoder.shape} (C, H, W), got {image}: give --size and --channels"
             )
-        return config.latent_shape
+        return self._encoder.latent_shape
 
     def image_shape(self, latent: Shape) -> Shape:
-        config = self._encoder
-        if latent != config.latent_shape:
-            raise ValueError(f"this codec decodes latents of {config.latent_shape} (C, H, W), got {latent}")
-        return config.shape
+        if latent != self._encoder.latent_shape:
+            raise ValueError(f"this codec decodes latents of {self._encoder.latent_shape} (C, H, W), got {latent}")
+        return self._encoder.shape
 
     @property
     def _encoder(self) -> EncoderConfig:
@@ -154,50 +151,23 @@ class DiffusionCodec:
             return Moments(self.networks["encoder"](images.float()))
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
-        shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-        return self.decoding.images(x, shape, draws)
+        return self.decoding.images(x, self.image_shape((x.shape[1], x.shape[2], x.shape[3])), draws)
 
 
-@dataclass(frozen=True)
 class OtherDecoder:
     """The latents of a codec, decoded in another way: by a decoder that was trained on them later, or as `decoding` is.
 
     weights: sha256 of the decoder's
     """
 
-    codec: Codec
-    decoding: Decoding
-    weights: str
-
-    @property
-    def log_snr(self) -> float | None:
-        return self.codec.log_snr
-
-    @property
-    def latents(self) -> str:
-        return self.codec.latents
-
-    @property
-    def device(self) -> torch.device:
-        return self.codec.device
-
-    @property
-    def fingerprint(self) -> str:
-        says = f"{self.codec.fingerprint} {self.weights} {self.decoding.step} {self.decoding.plan.to_json()}"
-        return hashlib.sha256(says.encode()).hexdigest()
-
-    def latent_shape(self, image: Shape) -> Shape:
-        return self.codec.latent_shape(image)
-
-    def image_shape(self, latent: Shape) -> Shape:
-        return self.codec.image_shape(latent)
-
-    def encode(self, images: Tensor) -> Moments:
-        return self.codec.encode(images)
+    def __init__(self, codec: Codec, decoding: Decoding, weights: str) -> None:
+        self.decoding, self.device, self.log_snr, self.latents = decoding, codec.device, codec.log_snr, codec.latents
+        self.latent_shape, self.image_shape, self.encode = codec.latent_shape, codec.image_shape, codec.encode
+        made_by = f"{codec.fingerprint} {weights} {decoding.step} {decoding.plan.to_json()}"
+        self.fingerprint = hashlib.sha256(made_by.encode()).hexdigest()
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
-        shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-        return self.decoding.images(x, shape, draws)
+        return self.decoding.images(x, self.image_shape((x.shape[1], x.shape[2], x.shape[3])), draws)
 
 
 def decoding_of(codec: Codec) -> Decoding | None:

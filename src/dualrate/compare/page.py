@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dualrate.codecs.tokens import BETWEEN, texts
+from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.compare.contenders import rivals_table
 from dualrate.compare.judges import Verdict, roles, verdict_table, verdicts
 from dualrate.compare.savings import AT_EQUAL_COST, COSTS, ComparisonResults, Savings, savings

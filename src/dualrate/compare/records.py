@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dualrate.compare.judges import Verdict, verdicts
 from dualrate.compare.savings import AT_EQUAL_COST, COSTS, ComparisonResults, Savings, savings
-from dualrate.data.latents import DrawnLatents
+from dualrate.data.latent_set import DrawnLatents
 from dualrate.report.saving import Saving
 from dualrate.report.table import plan_of, records
 from dualrate.system.environment import environment

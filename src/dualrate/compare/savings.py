@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dualrate.compare.work import MeasuredContender, TimedContender
-from dualrate.data.latents import DrawnLatents
+from dualrate.data.latent_set import DrawnLatents
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import Point, front
 from dualrate.report.rows import shared_metrics

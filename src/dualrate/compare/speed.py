@@ -22,7 +22,7 @@ import torch
 
 from dualrate.compare.contender import Contender
 from dualrate.config.ranges import Precision
-from dualrate.data.latents import DrawnLatents
+from dualrate.data.latent_set import DrawnLatents
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.measure import call_seconds
 from dualrate.experiment.experiment import Model

@@ -140,7 +140,10 @@ def _fitting(value: Any, kind: Any) -> Any:
         allowed = [note for note in kind.__metadata__ if isinstance(note, Range)]
         return _number(value, parts[0], allowed[0]) if allowed else _fitting(value, parts[0])
     if origin in (Union, UnionType):
-        return _first_fitting(value, parts)
+        for part in parts:
+            with suppress(ValueError):
+                return _fitting(value, part)
+        raise ValueError
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             raise ValueError
@@ -160,22 +163,10 @@ def _fitting(value: Any, kind: Any) -> Any:
 
 
 def _number(value: Any, kind: Any, allowed: Range) -> Any:
-    if not _is_number(value, kind) or value not in allowed:
+    right = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if not right or value not in allowed:
         raise ValueError
     return kind(value)
-
-
-def _is_number(value: object, kind: type) -> bool:
-    return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-
-
-def _first_fitting(value: Any, kinds: tuple[Any, ...]) -> Any:
-    for kind in kinds:
-        try:
-            return _fitting(value, kind)
-        except ValueError:
-            continue
-    raise ValueError
 
 
 def described(kind: Any) -> str:

@@ -12,6 +12,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -130,10 +131,8 @@ def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
                 return from_plain(kind, value, where)
     else:
         for kind in kinds:
-            try:
+            with suppress(ValueError):
                 return from_plain(kind, value, where)
-            except ValueError:
-                continue
     return _checked(value, False, where, " or ".join(map(_expected, kinds)))
 
 

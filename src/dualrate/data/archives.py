@@ -1,6 +1,6 @@
-"""Images in tar archives, read where they stand: nothing is ever unpacked, so no name in an archive is ever a path.
+"""Images in archives, read where they stand: nothing is ever unpacked, so no name in an archive is ever a path.
 
-A .tar file or a folder of them, perhaps in train/ and test/ (or val/). An image is a regular file with an image's
+Tar: a .tar file or a folder of them, perhaps in train/ and test/ (or val/). An image is a regular file with an image's
 ending. Its class is, by what there is
     key.cls or key.json beside key.jpg or key.image.jpg, as in webdataset's shards: a number or a name; in JSON that of
     "label"
@@ -10,14 +10,12 @@ The splits are those that folders or tars are named after (`source.split_named`)
 tenth is held out. Hidden files and folders (`source.hidden`) are not read; labels that belong to no image are counted.
 
 What has an image's name and is none (a link, a device, a sparse file), or should not have it (the second of a name, one
-that leads out of the archive), is an image that cannot be used, like one that cannot be decoded.
+that leads out of the archive), is an image that cannot be used, like one that cannot be decoded. Headers are read by
+Python's tarfile; what that takes on trust is checked: that it goes forwards, that what is said to be there is, that the
+archive has an end.
 
-The images of one tar archive of unknown origin: where they stand in it, and what it says of them.
-
-Headers are read by Python's tarfile, one after the other; what that takes on trust is checked: that it goes forwards,
-that what is said to be there is, that the archive has an end. Nothing is unpacked.
-
-Arrays of a NumPy archive (.npz) of unknown origin: what a member claims is checked before any memory is taken.
+NumPy (.npz): `images` (or `arr_0`), uint8 NHWC, NCHW or NHW, and optional `labels` (or `arr_1`). What a member claims
+is checked before any memory is taken.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -39,7 +37,7 @@ from typing import IO
 import numpy as np
 
 from dualrate.data.decode import MAX_BYTES, SUFFIXES
-from dualrate.data.folder import is_folder
+from dualrate.data.image_folder import is_folder
 from dualrate.data.source import (
     HELD_OUT,
     DataProgress,
@@ -49,6 +47,7 @@ from dualrate.data.source import (
     Source,
     Split,
     class_numbers,
+    class_words,
     hidden,
     hold_out,
     printable,
@@ -56,52 +55,162 @@ from dualrate.data.source import (
     some,
     split_named,
 )
-from dualrate.system.files import check_regular
+from dualrate.system.files import MEMORY, check_regular
 
 Label = int | str
-_BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER = 2**20  # bytes of an extended header, of a label
-_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_KINDS = {
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a named pipe",
-}
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
+
+# Tar
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image of an archive. folder: what holds it there, a folder or an inner tar; empty: nothing does. splits: those
-    that its path names, as `split_named` calls them."""
+    """An image of an archive.
+
+    folder: what holds it there, a folder or an inner tar; empty: nothing does
+    splits: those that its path names, as `split_named` calls them
+    """
 
     image: Member
-    tar: Path
     folder: str
     splits: frozenset[str]
     label: Label | None
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """The images of an archive; hidden: the names of images that are not read; alone: of labels without an image."""
+def tar_files(folder: Path) -> list[Path]:
+    """The .tar files of a folder that holds no other images, or of its sub-folders named like splits; or none."""
+    entries = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
+    if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
+        return []
+    folders = [folder / entry.name for entry in entries if is_folder(entry)]
+    tars = [[file for file in place.glob("*.tar") if not hidden(file.name)] for place in folders or [folder]]
+    usable = all(split_named(one.name) for one in folders) and all(tars)
+    return sorted(file for files in tars for file in files) if usable else []
 
-    images: list[Found]
-    hidden: list[str]
-    alone: list[str]
+
+def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataProgress) -> Source:
+    """The images of tar files below `root`, or of the one that `root` is.
+
+    Raises, when read, OSError for files that cannot be opened or read; ValueError for one that is damaged or
+    compressed, for labels of several kinds, for classes that only the test images have, and if there is no image.
+    """
+
+    def read() -> Raw:
+        stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
+        return _raw(*_listing(tuple(files), root, stamps, progress), root, split)
+
+    return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
 
 
-def images_of(file: Path, shown: str) -> Listed:
-    """The images of one tar with their labels. shown: its name in messages.
+@lru_cache(maxsize=1)  # for both splits
+def _listing(
+    files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
+) -> tuple[list[Found], list[str]]:
+    """`_images_of` all tars, in order. stamps: of the files, since what was listed before may have changed."""
+    images, alone = [], []
+    for i, file in enumerate(files):
+        progress(i, len(files), "listing tars")
+        found, unused = _images_of(file, file.name if file == root else file.relative_to(root).as_posix())
+        images += found
+        alone += unused
+    progress(len(files), len(files), "listing tars")
+    return images, alone
+
+
+def _raw(found: list[Found], alone: list[str], root: Path, split: Split) -> Raw:
+    """alone: names of labels without an image"""
+    good = [one for one in found if not one.image.fault]
+    if not good:
+        said = f"; {found[0].image.name}: {found[0].image.fault}" if found else ""
+        raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
+    named = all(one.splits for one in good) and any("train" in one.splits for one in good)
+    if any(one.label is not None for one in good):
+        every = [_with_label(one) for one in found]
+    else:
+        shards = _are_shards({one.image.file for one in good})
+        every = [_with_class(one, shards, named) for one in found]
+    train, test = (_named(every, name) for name in ("train", "test")) if named else (every, ())
+    unused = len(every) - len(train) - len(test)
+    said = [f"{unused} image(s) of other splits"] if unused else []
+    said += [f"{len(alone)} label(s) (.cls or .json) that belong to no image ({some(alone)})"] if alone else []
+    note = f"skipped {', '.join(said)} in {printable(root.name)}" if said else ""
+    if test:
+        chosen = test if split == "test" else train
+    else:
+        chosen = [train[i] for i in hold_out([one.image.name for one in train], split, str(root))]
+    labels, names = _numbers(chosen, train, str(root))
+    return Raw(Each(_item, [one.image for one in chosen]), len(chosen), labels, names, note)
+
+
+def _item(image: Member) -> tuple[str, Member]:
+    return image.name, image
+
+
+def _named(found: Sequence[Found], split: Split) -> list[Found]:
+    """Those of a split; what cannot be used is among the training images, unless it is elsewhere."""
+    if split == "train":
+        return [one for one in found if not one.splits or "train" in one.splits]
+    test = next((name for name in HELD_OUT if any(name in one.splits - {"train"} for one in found)), "")
+    return [one for one in found if "train" not in one.splits and test in one.splits]
+
+
+def _with_label(one: Found) -> Found:
+    if one.label is not None or one.image.fault:
+        return one
+    return replace(one, image=replace(one.image, fault="it has no label beside it (.cls, or label in .json)"))
+
+
+def _with_class(one: Found, shards: bool, named: bool) -> Found:
+    """The folder for a label, or the tar."""
+    folder = "" if named and split_named(one.folder) else one.folder
+    of_split = named and any(map(split_named, _words(one.image.file.stem)))
+    tar = "" if shards or of_split else printable(one.image.file.stem)
+    return replace(one, label=folder or tar or None)
+
+
+def _are_shards(tars: Iterable[Path]) -> bool:
+    """Whether in every folder there is one tar, or their names end in numbers one after the other: no classes, then."""
+    there = Counter(tar.parent for tar in tars)
+    runs: dict[tuple[Path, str], list[int]] = defaultdict(list)
+    for tar in tars:
+        digits = re.search(r"\d{0,18}$", tar.stem)
+        number = digits[0] if digits else ""
+        runs[tar.parent, tar.stem.removesuffix(number)].append(int(number or -1))
+    return all(
+        there[folder] == 1 or (min(run) >= 0 and max(run) - min(run) + 1 == len(run))
+        for (folder, _), run in runs.items()
+    )
+
+
+def _numbers(chosen: Sequence[Found], train: Sequence[Found], name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels of the chosen images and the names of classes, which the training images say; 0 for what is no image."""
+    known, own = ([one.label for one in part if not one.image.fault] for part in (train, chosen))
+    kinds = {type(label) for label in (*known, *own)}
+    if kinds <= {type(None)}:
+        return None, ()
+    if len(kinds) > 1:
+        raise ValueError(
+            f"in {name} some images have classes and others none, or some have numbers and others names: expected one "
+            "kind for all, in both splits; give the training archive alone, and a tenth of it is held out"
+        )
+    if kinds == {int}:
+        numbers, names = class_numbers(np.array(own, np.int64), name, len(own), reference=np.array(known, np.int64))
+    else:
+        numbers, names = class_words(list(map(str, own)), set(map(str, known)), name)
+    labels = np.zeros(len(chosen), np.int64)
+    labels[[not one.image.fault for one in chosen]] = numbers
+    return labels, names
+
+
+def _images_of(file: Path, shown: str) -> tuple[list[Found], list[str]]:
+    """The images of one tar with their labels, and the labels that belong to none. shown: its name in messages.
 
     A label is that of the image of the same name up to the last dot; else, as in webdataset, up to the first one.
     """
     check_regular(file)
     labels: dict[str, Label] = {}
-    used: set[str] = set()
-    passed: list[str] = []
     images: list[tuple[str, Member]] = []
     names: set[str] = set()
     with reading(file, "tar"), _Headers(file) as headers:
@@ -111,28 +220,26 @@ def images_of(file: Path, shown: str) -> Listed:
             name = inside + entry.name.removeprefix("./")
             stem, dot, suffix = name.rpartition(".")
             kind = dot + suffix.lower()
-            if _hidden(name):
-                passed += [printable(f"{shown}/{name}")] if kind in SUFFIXES else []
-            elif kind in (".cls", ".json") and entry.type in _REGULAR and entry.size <= _MAX_HEADER:
+            if any(map(hidden, name.split("/"))):
+                continue
+            if kind in (".cls", ".json") and _is_file(entry) and entry.size <= _MAX_HEADER:
                 headers.seek(offset)
                 label = _label(headers.read(entry.size), kind == ".json")
                 if label is not None and (kind == ".cls" or stem not in labels):
                     labels[stem] = label
             elif kind in (*SUFFIXES, ".tar"):
-                said = printable(f"{shown}/{name}")
-                images.append((name, Member(said, file, offset, entry.size, _fault(entry, name in names))))
+                fault = _fault(entry, name in names)
+                images.append((name, Member(printable(f"{shown}/{name}"), file, offset, entry.size, fault)))
                 names.add(name)
-
-    def found(name: str, image: Member) -> Found:
+    found, used = [], set()
+    for name, image in images:
         folder, splits = _place(f"{shown}/{name.rpartition('/')[0]}", shown)
         inside, slash, base = name.rpartition("/")
         keys = (name.rpartition(".")[0], inside + slash + base.partition(".")[0])
         key = next((key for key in keys if key in labels), "")
         used.add(key)
-        return Found(image, file, folder, splits, labels.get(key))
-
-    every = [found(name, image) for name, image in images]
-    return Listed(every, passed, [printable(f"{shown}/{key}") for key in labels if key not in used])
+        found.append(Found(image, folder, splits, labels.get(key)))
+    return found, [printable(f"{shown}/{key}") for key in labels if key not in used]
 
 
 def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
@@ -146,27 +253,31 @@ def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[
         while (entry := tar.next()) is not None:
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # else it keeps every header
             begin, end = end, tar.offset
-            inner = entry.offset_data + (entry.size if entry.type in _REGULAR and not entry.issparse() else 0)
+            inner = entry.offset_data + (entry.size if _is_file(entry) else 0)
             if not (begin <= entry.offset < entry.offset_data <= inner <= end <= stop):
                 raise ValueError(
                     f"{inside}{entry.name} is said to be at {entry.offset_data:,}, of {entry.size:,} bytes"
                 )
             if entry.isdir():
                 continue
-            nested = entry.name.lower().endswith(".tar") and not _hidden(entry.name)
-            if nested and entry.type in _REGULAR and not inside:
+            nested = entry.name.lower().endswith(".tar") and not any(map(hidden, entry.name.split("/")))
+            if nested and _is_file(entry) and not inside:
                 yield from _entries(headers, entry.offset_data, end, f"{entry.name}/")
             else:
                 yield inside, entry, entry.offset_data
     headers.seek(end)
-    if end + _BLOCK > stop or headers.read(_BLOCK).strip(b"\0"):
+    if end + tarfile.BLOCKSIZE > stop or headers.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise ValueError(f"{inside or 'it'} is damaged or cut off at byte {end:,}: the mark of its end is not there")
+
+
+def _is_file(entry: tarfile.TarInfo) -> bool:
+    return entry.isreg() and not entry.issparse()
 
 
 def _fault(entry: tarfile.TarInfo, again: bool) -> str:
     """Why something with an image's name is not to be used."""
-    if entry.issparse() or entry.type not in _REGULAR:
-        return f"it is {_KINDS.get(entry.type, 'a sparse file')}"
+    if not _is_file(entry):
+        return "it is a link, a device or a sparse file"
     if entry.name.lower().endswith(".tar"):
         return "a tar within a tar within a tar is not opened"
     if entry.name.startswith("/") or ".." in entry.name.split("/"):
@@ -197,18 +308,14 @@ def _place(path: str, shown: str) -> tuple[str, frozenset[str]]:
     path: that of their folder, with those of the tars, of which the outer one's is `shown`
     """
     parts = PurePosixPath(path).parts
-    named = [*parts, *(word for part in parts if part.endswith(".tar") for word in words(part))]
+    named = [*parts, *(word for part in parts if part.endswith(".tar") for word in _words(part))]
     splits = frozenset(filter(None, map(split_named, named)))
     folder = parts[-1].removesuffix(".tar") if len(parts) > len(PurePosixPath(shown).parts) else ""
     return printable(folder), splits
 
 
-def words(name: str) -> list[str]:
+def _words(name: str) -> list[str]:
     return re.findall("[a-z]+", name.lower())
-
-
-def _hidden(name: str) -> bool:
-    return any(map(hidden, name.split("/")))
 
 
 class _Headers(io.FileIO):
@@ -220,156 +327,62 @@ class _Headers(io.FileIO):
         return super().read(size) or b""
 
 
-def tar_files(folder: Path) -> list[Path]:
-    """The .tar files of a folder that holds no other images, or of its sub-folders named like splits; or none."""
-    entries = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
-    if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
-        return []
-    folders = [folder / entry.name for entry in entries if is_folder(entry)]
-    if not folders:
-        return _tars_in(folder)
-    inner = [_tars_in(one) for one in folders]
-    named = all(split_named(one.name) for one in folders) and all(inner)
-    return sorted(file for files in inner for file in files) if named else []
+# NumPy archives
 
 
-def _tars_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.tar") if not hidden(file.name))
+_NAMES = (("images", "arr_0"), ("labels", "arr_1"))  # of each, the first that there is
 
 
-def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataProgress) -> Source:
-    """The images of tar files below `root`, or of the one that `root` is.
+def npz_source(path: Path, split: Split) -> Source:
+    """The images of a .npz file, a tenth of them held out as the test split (`hold_out`).
 
-    Raises, when read, OSError for files that cannot be opened or read; ValueError for one that is damaged or
-    compressed, for labels of several kinds, for classes that only the test images have, and if there is no image.
+    Classes are named by their numbers. Raises ValueError for other array names, types or shapes, for what
+    `read_arrays` refuses, and for labels that `class_numbers` refuses.
     """
+    name = printable(path.name)
 
     def read() -> Raw:
-        stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
-        return _raw(_listing(tuple(files), root, stamps, progress), root, split)
+        images, labels = _arrays(path)
+        positions = hold_out([str(i) for i in range(len(images))], split, str(path))
+        items = [(f"{name}[{i}]", images[i]) for i in positions]
+        if labels is None:
+            return Raw(items, len(positions), None, ())
+        numbers, class_names = class_numbers(labels, str(path), len(images))
+        return Raw(items, len(positions), numbers[positions], class_names)
 
-    return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
-
-
-def _raw(listed: Listed, root: Path, split: Split) -> Raw:
-    found = listed.images
-    good = [one for one in found if not one.image.fault]
-    if not good:
-        said = f"; {found[0].image.name}: {found[0].image.fault}" if found else ""
-        said += f"; {len(listed.hidden)} are hidden ({some(listed.hidden)})" if listed.hidden else ""
-        raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
-    named = all(one.splits for one in good) and any("train" in one.splits for one in good)
-    train, test = (_named(found, name) for name in ("train", "test")) if named else (found, ())
-    note = _note(listed, len(found) - len(train) - len(test), root)
-    if any(one.label is not None for one in good):
-        train, test = ([_with_label(one) for one in part] for part in (train, test))
-    else:
-        shards = _numbered_on(sorted({one.tar for one in good}))
-        train, test = ([_with_class(one, shards, named) for one in part] for part in (train, test))
-    if test:
-        chosen = test if split == "test" else train
-    else:
-        positions = hold_out([one.image.name for one in train], split, str(root))
-        chosen = [train[i] for i in positions]
-    labels, names = _numbers(chosen, train, str(root))
-    return Raw(Each(_item, [one.image for one in chosen]), len(chosen), labels, names, note)
+    return Source(f"{printable(path.stem)}/{split}", (path,), read)
 
 
-def _note(listed: Listed, elsewhere: int, root: Path) -> str:
-    """What is not used of the archives, as in `Raw`. elsewhere: images of other splits than are used."""
-    said = [
-        f"{len(names)} {what} ({some(names)})"
-        for what, names in (
-            ("hidden image(s)", listed.hidden),
-            ("label(s) (.cls or .json) that belong to no image", listed.alone),
-        )
-        if names
-    ]
-    said += [f"{elsewhere} image(s) of other splits"] if elsewhere else []
-    return f"skipped {', '.join(said)} in {printable(root.name)}" if said else ""
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(N, C, H, W) uint8 images, and labels as they are stored."""
+
+    def wanted(found: list[str]) -> list[str]:
+        if not set(_NAMES[0]) & set(found):
+            raise ValueError(
+                f"{path} has the arrays {', '.join(found) or 'none'}; expected images (or arr_0) and maybe labels "
+                "(or arr_1)"
+            )
+        firsts = (next((name for name in names if name in found), None) for names in _NAMES)
+        return [name for name in firsts if name is not None]
+
+    images, *labels = read_arrays(path, wanted).values()
+    if images.dtype != np.uint8:
+        raise ValueError(f"images in {path} are {images.dtype}; expected uint8, 0 to 255")
+    return _channels_first(images, path), labels[0] if labels else None
 
 
-def _named(found: Sequence[Found], split: Split) -> list[Found]:
-    """Those of a split; what cannot be used is among the training images, unless it is elsewhere."""
-    if split == "train":
-        return [one for one in found if not one.splits or "train" in one.splits]
-    test = next((name for name in HELD_OUT if any(name in one.splits - {"train"} for one in found)), "")
-    return [one for one in found if "train" not in one.splits and test in one.splits]
-
-
-def _with_label(one: Found) -> Found:
-    if one.label is not None or one.image.fault:
-        return one
-    return replace(one, image=replace(one.image, fault="it has no label beside it (.cls, or label in .json)"))
-
-
-def _with_class(one: Found, shards: bool, named: bool) -> Found:
-    """The folder for a label, or the tar."""
-    folder = "" if named and split_named(one.folder) else one.folder
-    of_split = named and any(map(split_named, words(one.tar.stem)))
-    tar = "" if shards or of_split else printable(one.tar.stem)
-    return replace(one, label=folder or tar or None)
-
-
-def _numbers(chosen: Sequence[Found], train: Sequence[Found], name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels of the chosen images and the names of classes, which the training images say; 0 for what is no image."""
-    known, own = ([one.label for one in part if not one.image.fault] for part in (train, chosen))
-    kinds = {type(label) for label in (*known, *own)}
-    if kinds <= {type(None)}:
-        return None, ()
-    if len(kinds) > 1:
-        raise ValueError(
-            f"in {name} some images have classes and others none, or some have numbers and others names: expected one "
-            "kind for all, in both splits; give the training archive alone, and a tenth of it is held out"
-        )
-    usable = np.array([not one.image.fault for one in chosen])
-    labels = np.zeros(len(chosen), np.int64)
-    if kinds == {int}:
-        numbers, names = class_numbers(np.array(own, np.int64), name, len(own), reference=np.array(known, np.int64))
-    else:
-        words = sorted({str(label) for label in known})
-        if unknown := sorted({str(label) for label in own} - set(words)):
-            raise ValueError(f"classes {unknown[:5]} of {name} do not occur in the training images")
-        number = {word: i for i, word in enumerate(words)}
-        numbers, names = class_numbers(
-            np.array([number[str(label)] for label in own], np.int64), name, len(own), class_names=tuple(words)
-        )
-    labels[usable] = numbers
-    return labels, names
-
-
-def _numbered_on(tars: Sequence[Path]) -> bool:
-    """Whether in every folder there is one tar, or their names end in numbers one after the other: no classes, then."""
-    numbers: dict[Path, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for tar in tars:
-        parts = re.fullmatch(r"(.*?)(\d{1,18})", tar.stem)
-        numbers[tar.parent][parts[1] if parts else tar.stem].append(int(parts[2]) if parts else -1)
-
-    def numbered(runs: list[list[int]]) -> bool:
-        alone = [len(run) for run in runs] == [1]
-        return alone or all(run[0] >= 0 and run == list(range(run[0], run[0] + len(run))) for run in runs)
-
-    return all(numbered([sorted(run) for run in found.values()]) for found in numbers.values())
-
-
-def _item(image: Member) -> tuple[str, Member]:
-    return image.name, image
-
-
-@lru_cache(maxsize=1)  # for both splits
-def _listing(
-    files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
-) -> Listed:
-    """All images of some tars, in order. stamps: of the files, since what was listed before may have changed."""
-    every = Listed([], [], [])
-    for i, file in enumerate(files):
-        progress(i, len(files), "listing tars")
-        one = images_of(file, file.name if file == root else file.relative_to(root).as_posix())
-        every.images.extend(one.images)
-        every.hidden.extend(one.hidden)
-        every.alone.extend(one.alone)
-    progress(len(files), len(files), "listing tars")
-    return every
+def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
+    if 0 not in images.shape:
+        if images.ndim == 3:
+            return images[:, None]
+        if images.ndim == 4 and images.shape[3] in (1, 3):
+            return images.transpose(0, 3, 1, 2)
+        if images.ndim == 4 and images.shape[1] in (1, 3):
+            return images
+    raise ValueError(
+        f"images in {path} have shape {images.shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3, "
+        "none of them 0"
+    )
 
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -412,6 +425,5 @@ def _check_header(stream: IO[bytes], there: int, name: str) -> None:
     claimed, there = math.prod(shape) * dtype.itemsize, there - stream.tell()
     if min(shape, default=0) < 0 or claimed != there:
         raise ValueError(f"array {name} claims {dtype} {shape}, {claimed:,} bytes; it has {there:,}")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if claimed > memory:
-        raise ValueError(f"array {name} takes {claimed:,} bytes; this machine has {memory:,} bytes of memory")
+    if claimed > MEMORY:
+        raise ValueError(f"array {name} takes {claimed:,} bytes; this machine has {MEMORY:,} bytes of memory")

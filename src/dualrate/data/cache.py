@@ -1,35 +1,43 @@
-"""Decoded images on disk: every source is decoded once, then memory-mapped.
+"""Images of any source, decoded into packed shards: into the cache, where each is decoded once, or where one asks.
 
-An entry is a folder images/<key>/ with images.npy (N, C, H, W) uint8, labels.npy (N,) int64 if there are labels, and
-info.json. The key is a sha256 of the files' paths, sizes and times of change and of all options, so an entry is never
-updated. It is written aside and renamed: an interrupted run leaves no half entry. Who may read it, the umask says.
-
-An entry holds the fingerprint of its images, which is made again when a process first opens it: what has changed on the
-disk is found before it is used.
+An entry of the cache is a packed folder of one split (packed.py), images/<key>/. The key is a sha256 of the files'
+paths, sizes and times of change and of all options, so an entry is never updated. It is written aside and renamed: an
+interrupted run leaves no half entry. One that is not whole is made again. Who may read it, the umask says.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from dualrate.data.decode import MAX_BYTES, decode, resize
-from dualrate.data.shards import Shards
-from dualrate.data.source import Content, DataProgress, Item, Member, Raw, Source, one_line, read_limited
-from dualrate.system.files import ABSENT, naming, read_json
+from dualrate.data.packed import (
+    Packed,
+    Shard,
+    fingerprint_of,
+    finish_split,
+    is_finished,
+    make_shards,
+    read_packed,
+    shards_of,
+    write_dataset,
+    write_shard,
+)
+from dualrate.data.source import Content, DataProgress, Items, Member, Raw, Source, Split, one_line, read_limited
+from dualrate.system.files import ABSENT, naming
 from dualrate.system.folders import new_folder
+from dualrate.system.workers import Mapper, in_turn
 
-VERSION = 3  # of the entry's format and of the decoding rules: part of every key
-_checked: set[tuple[object, ...]] = set()  # entries that this process has compared with their fingerprint
-_LOOK_ON = 1000  # images still looked at, to describe the shapes that occur, after two were found to differ
+VERSION = 3  # of the decoding rules: part of every key
+_SHARD_BYTES = 2**24  # of the cache: few, so that progress is seen
+_PROBED = 100  # images looked at for one that can be read, before it is given up
 
 OnBad = Literal["fail", "skip"]
 
@@ -43,20 +51,6 @@ class Options:
     on_bad: OnBad
 
 
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """A cache entry: images are memory-mapped; `notes` say what was left out of the source, if anything was.
-
-    fingerprint: `fingerprint_of` what it holds
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    class_names: tuple[str, ...]
-    notes: tuple[str, ...]
-    fingerprint: str
-
-
 def cache_dir() -> Path:
     """$DUALRATE_CACHE, else $XDG_CACHE_HOME/dualrate, else ~/.cache/dualrate."""
     if own := os.environ.get("DUALRATE_CACHE"):
@@ -65,21 +59,21 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "dualrate"
 
 
-def decoded(source: Source, options: Options, cache: Path, progress: DataProgress) -> Entry:
+def decoded(source: Source, split: Split, options: Options, cache: Path, progress: DataProgress) -> Packed:
     """The decoded images of a source, from the cache or decoded now.
 
-    Raises ValueError for bad images (unless they are skipped), images of several shapes, and a damaged entry; OSError
-    for files that cannot be read or written.
+    Raises ValueError for bad images (unless they are skipped) and images of several shapes; OSError for files that
+    cannot be read or written.
     """
     folder = cache / "images" / identity(source, options, changes=True)
-    if not folder.is_dir():
+    if not is_finished(folder, [split]):
         try:
-            with new_folder(folder) as aside:
-                _write(source.read(), options, aside, source.name, progress)
+            with new_folder(folder, replace=True) as aside:
+                pack_images({split: source}, aside, options, progress=progress, what=f"decoding {source.name}")
         except OSError:
-            if not folder.is_dir():  # else another process has just published the same entry
+            if not is_finished(folder, [split]):  # else another process has just published the same entry
                 raise
-    return _open(folder)
+    return read_packed(folder, split)
 
 
 def identity(source: Source, options: Options, *, changes: bool = False) -> str:
@@ -99,105 +93,114 @@ def identity(source: Source, options: Options, *, changes: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _open(folder: Path) -> Entry:
-    try:
-        info = read_json(folder / "info.json")
-        with naming(folder / "images.npy"):
-            images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        with naming(folder / "labels.npy"):
-            labels = np.load(folder / "labels.npy", allow_pickle=False) if info["labelled"] else None
-        entry = Entry(images, labels, tuple(info["class_names"]), tuple(info["notes"]), info["fingerprint"])
-        stats = [file.stat() for file in sorted(folder.iterdir())]
-        state = (folder, *((stat.st_ino, stat.st_size, stat.st_ctime_ns) for stat in stats))
-        if state not in _checked:
-            if fingerprint_of(entry.images, entry.labels, entry.class_names) != entry.fingerprint:
-                raise ValueError("its images are not those that were written")
-            _checked.add(state)
-        return entry
-    except OSError as error:
-        if error.errno not in ABSENT:
-            raise
-        raise _damaged(folder, error) from error
-    except (ValueError, KeyError, TypeError, EOFError) as error:
-        raise _damaged(folder, error) from error
+@dataclass(frozen=True, eq=False)
+class ImageShard(Shard):
+    """items: with their labels, of the source called `name`; shape: (C, H, W) of every image"""
+
+    name: str
+    items: Items
+    labels: np.ndarray | None
+    shape: tuple[int, ...]
 
 
-def fingerprint_of(images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> str:
-    """sha256 (hex) of images (N, C, H, W), labels and class names."""
-    digest = hashlib.sha256(repr((images.shape, class_names)).encode())
-    for start in range(0, len(images), 256):
-        digest.update(images[start : start + 256].tobytes())
-    if labels is not None:
-        digest.update(labels.tobytes())
-    return digest.hexdigest()
+def pack_images(
+    sources: Mapping[Split, Source],
+    folder: Path,
+    options: Options,
+    *,
+    progress: DataProgress,
+    what: str,
+    shard_bytes: int = _SHARD_BYTES,
+    mapper: Mapper = in_turn,
+) -> dict[str, Any]:
+    """Decode what is missing of these splits into a packed folder; what dataset.json holds then.
 
-
-def _damaged(folder: Path, error: Exception) -> ValueError:
-    return ValueError(f"the cache entry {folder} is damaged ({error}); delete that folder and run again")
-
-
-def _write(raw: Raw, options: Options, folder: Path, name: str, progress: DataProgress) -> None:
-    with naming(folder / "images.npy"), open(folder / "images.npy", "wb") as file:
-        kept, bad = _write_images(raw, options, file, name, progress)
-    if bad and (options.on_bad == "fail" or not kept):
-        advice = "pass --data.on-bad skip to leave them out" if kept else "no image is left"
-        raise ValueError(f"{summary(bad)} of {raw.count} images in {name} cannot be used; {advice}")
-    if not kept:
-        raise ValueError(f"{name} has no images")
-    labels = None if raw.labels is None else raw.labels[kept]
-    if labels is not None:
-        with naming(folder / "labels.npy"):
-            np.save(folder / "labels.npy", labels, allow_pickle=False)
-    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-    notes = [f"skipped {summary(bad)} of {raw.count} images"] if bad else []
-    notes += [raw.note] if raw.note else []
-    names = [str(one) for one in raw.class_names]
-    info = {"name": name, "labelled": labels is not None, "class_names": names, "notes": notes}
-    info["fingerprint"] = fingerprint_of(images, labels, tuple(names))
-    with naming(folder / "info.json"):
-        (folder / "info.json").write_text(json.dumps(info, indent=1))
-
-
-def _write_images(
-    raw: Raw, options: Options, file: BinaryIO, name: str, progress: DataProgress
-) -> tuple[list[int], list[str]]:
-    """Write the .npy file image by image; the numbers of the images kept, and what was wrong with the others.
-
-    Plain writes rather than a memory map: a full disk then raises OSError instead of killing the process.
+    what: the message that goes with progress; shard_bytes: of a file at most, but for an image at least
+    Raises ValueError for images that cannot be used, or are of several shapes; OSError for what cannot be read or
+    written.
     """
+    raws: dict[Split, Raw] = {split: source.read() for split, source in sources.items()}
+    first = next(iter(sources))
+    shape = _shape(raws[first], options, sources[first].name)
+    row = int(np.prod(shape))
+    each = max(1, shard_bytes // row)
+    blocks: dict[Split, list[ImageShard]] = {split: [] for split in raws}
+    for split, raw in raws.items():
+        for i, start in enumerate(range(0, raw.count, each)):
+            part = slice(start, min(start + each, raw.count))
+            labels = None if raw.labels is None else raw.labels[part]
+            file, count, items = f"{split}-{i:05}.bin", part.stop - start, raw.items[part]
+            blocks[split].append(ImageShard(file, count, sources[split].name, items, labels, shape))
+    job, every = partial(decode_shard, folder, options), [block for part in blocks.values() for block in part]
+    make_shards(folder, job, every, row, mapper, lambda done, total: progress(done, total, what))
+    held = {"shape": shape, "dtype": "uint8", "each": 1}
+    splits: dict[Split, dict[str, Any]] = {}
+    for split, raw in raws.items():
+        files = [block.file for block in blocks[split]]
+        part, labels = finish_split(folder, split, sources[split].name, raw.class_names, files)
+        rejects = [reject for shard in part["shards"] for reject in shard["rejects"]]
+        if not part["images"]:
+            raise ValueError(f"none of the {raw.count} images of {part['name']} can be used: {rejects[0]}")
+        images = shards_of(folder, held, part["shards"])
+        part["fingerprint"] = fingerprint_of(images, labels, raw.class_names)
+        part["rejected"] = len(rejects)
+        part["notes"] = [f"skipped {summary(rejects)} of {raw.count} images"] if rejects else []
+        part["notes"] += [raw.note] if raw.note else []
+        splits[split] = part
+    return write_dataset(folder, held, splits, size=options.size, channels=shape[0])
+
+
+def decode_shard(folder: Path, options: Options, block: ImageShard) -> None:
+    """Raises ValueError for images that cannot be used, unless they are left out, and for one of another shape."""
     kept: list[int] = []
-    bad: list[str] = []
-    shapes: Counter[tuple[int, ...]] = Counter()
-    for i, (label, item) in enumerate(_read(raw, name)):
-        if i % 256 == 0:
-            progress(i, raw.count, f"decoding {name}")
+    rejects: list[str] = []
+
+    def images() -> Iterator[np.ndarray]:
+        with naming(block.name):
+            for i, (name, item) in enumerate(block.items):
+                image = image_or_fault(name, item, options)
+                if isinstance(image, str):
+                    rejects.append(image)
+                    continue
+                if image.shape != block.shape:
+                    raise ValueError(
+                        f"{name} is {_times(image.shape)} (channels, height, width), the first image of {block.name} "
+                        f"{_times(block.shape)}: pass --data.size (and --data.channels 1 or 3) for one shape"
+                    )
+                kept.append(i)
+                yield image
+        if len(kept) + len(rejects) != block.count:
+            raise ValueError(
+                f"{block.name} gave {len(kept) + len(rejects)} images, expected {block.count}; did its files change?"
+            )
+        if rejects and options.on_bad == "fail":
+            raise ValueError(
+                f"{summary(rejects)} of {block.count} images of {block.name} cannot be used; pass --data.on-bad skip "
+                "to leave them out"
+            )
+
+    def record() -> dict[str, Any]:
+        labels = None if block.labels is None else block.labels[kept].tolist()
+        return {"images": len(kept), "labels": labels, "rejects": rejects}
+
+    write_shard(folder / block.file, images(), record)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _shape(raw: Raw, options: Options, name: str) -> tuple[int, ...]:
+    """(C, H, W) of the first image that can be read."""
+    faults: list[str] = []
+    for label, item in raw.items[:_PROBED]:
         image = image_or_fault(label, item, options)
-        if isinstance(image, str):
-            bad.append(image)
-            continue
-        if not shapes:
-            _header(file, (raw.count, *image.shape))
-        shapes[image.shape] += 1
-        if len(shapes) > 1:
-            if shapes.total() > len(kept) + _LOOK_ON:
-                break
-            continue
-        file.write(image.tobytes())
-        kept.append(i)
-    if len(shapes) > 1:
-        raise ValueError(_mixed(shapes, name))
-    if len(kept) + len(bad) != raw.count:
-        raise ValueError(f"{name} gave {len(kept) + len(bad)} images, expected {raw.count}; did its files change?")
-    if bad and kept:
-        _header(file, (len(kept), *next(iter(shapes))))
-    progress(raw.count, raw.count, f"decoding {name}")
-    return kept, bad
-
-
-def _read(raw: Raw, name: str) -> Iterator[Item]:
-    """The items; trouble with them is not that of the file that is written meanwhile."""
-    with naming(name):
-        yield from raw.items
+        if not isinstance(image, str):
+            return image.shape
+        faults.append(image)
+    if not faults:
+        raise ValueError(f"{name} has no images")
+    raise ValueError(f"none of the first {len(faults)} images of {name} can be used: {faults[0]}")
 
 
 def image_of(name: str, item: Content, options: Options) -> np.ndarray:
@@ -223,22 +226,6 @@ def image_or_fault(name: str, item: Content, options: Options) -> np.ndarray | s
         return one_line(error)
 
 
-def _header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    """Write, or rewrite in place, the .npy header: NumPy pads it so that the first axis may grow and shrink."""
-    file.seek(0)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
 def summary(bad: list[str]) -> str:
     """Their number, and the first of them."""
-    listed = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
-    return f"{len(bad)} ({listed})"
-
-
-def _mixed(shapes: Counter[tuple[int, ...]], name: str) -> str:
-    listed = ", ".join(f"{n} x {'x'.join(map(str, shape))}" for shape, n in shapes.most_common(8))
-    more = f" and {len(shapes) - 8} more" if len(shapes) > 8 else ""
-    return (
-        f"the images of {name} differ in channels x height x width: {listed}{more} among the first {shapes.total()}; "
-        "pass --data.size (and --data.channels 1 or 3) to bring them to one shape"
-    )
+    return f"{len(bad)} ({'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''})"

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,14 +44,8 @@ def decode(data: bytes, name: str, *, size: int | None = None, channels: int | N
         raise ValueError(f"{name}: the file is empty")
     if len(data) > MAX_BYTES:
         raise ValueError(f"{name}: the file has {len(data):,} bytes, more than the {MAX_BYTES:,} accepted")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow only warns about sizes that are refused here
-            return _pixels(_opened(data), size, channels)
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not a {', '.join(FORMATS)} image") from None
-    except Exception as error:  # decoders of untrusted bytes raise about ten kinds of exceptions
-        raise ValueError(f"{name}: cannot be decoded ({error})") from error
+    with _naming(name):
+        return _pixels(_opened(data), size, channels)
 
 
 def shape_of(item: Path | bytes, name: str) -> tuple[int, int, int]:
@@ -57,18 +53,25 @@ def shape_of(item: Path | bytes, name: str) -> tuple[int, int, int]:
 
     Raises ValueError, naming the file, for what is no image by its header; the pixels may still be damaged.
     """
+    with _naming(name), item.open("rb") if isinstance(item, Path) else io.BytesIO(item) as file:
+        image, deep = _unread(file)
+        with image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return 1 if deep or _grey(image) else 3, *((width, height) if turned else (height, width))
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Whatever a decoder of untrusted bytes raises, of about ten kinds, becomes a ValueError that names the file."""
     try:
-        with item.open("rb") if isinstance(item, Path) else io.BytesIO(item) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image, deep = _unread(file)
-            with image:
-                width, height = image.size
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-                return 1 if deep or _grey(image) else 3, *((width, height) if turned else (height, width))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow only warns about sizes that are refused here
+            yield
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a {', '.join(FORMATS)} image") from None
-    except Exception as error:  # as in `decode`
-        raise ValueError(f"{name}: cannot be opened ({error})") from error
+    except Exception as error:
+        raise ValueError(f"{name}: cannot be decoded ({error})") from error
 
 
 def resize(image: np.ndarray, *, size: int | None = None, channels: int | None = None) -> np.ndarray:

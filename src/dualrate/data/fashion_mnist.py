@@ -15,7 +15,6 @@ import subprocess
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
@@ -59,10 +58,8 @@ def fashion_mnist_source(split: Split, cache: Path, progress: DataProgress) -> S
 
 def parse_idx(data: bytes) -> np.ndarray:
     """The array in the bytes of an IDX file of unsigned bytes: 0, 0, 8, rank, big-endian int32 shape, then content."""
-    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
-        raise ValueError(
-            f"not an IDX file of unsigned bytes: it starts with {data[:4].hex(' ')}, expected 00 00 08 rank"
-        )
+    if data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
+        raise ValueError(f"no IDX file of unsigned bytes: it starts with {data[:4].hex(' ')}, expected 00 00 08 rank")
     start = 4 + 4 * data[3]
     shape = np.frombuffer(data[4:start], dtype=">i4").astype(int)
     if len(data) - start != shape.prod():
@@ -81,11 +78,9 @@ def verified(file: Path) -> bytes:
             data = stream.read(size + 1)  # no more, whatever the file holds
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is not a readable .gz file ({error}); delete it and run again") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
+    if (found := hashlib.sha256(data).hexdigest()) != expected:
         raise ValueError(
-            f"{file} does not hold Fashion-MNIST: {len(data)} bytes with sha256 {found}, expected {size} bytes with "
-            f"{expected}; delete it and run again"
+            f"{file} does not hold Fashion-MNIST: sha256 {found}, expected {expected}; delete it and run again"
         )
     return data
 
@@ -99,13 +94,9 @@ def found_at(cache: Path) -> Path | None:
 def _located(cache: Path, progress: DataProgress) -> Path:
     if (folder := found_at(cache)) is not None:
         return folder
-    tried = [f"cache: {cache} does not have all four files", f"installed package: none at {INSTALLED}"]
-    routes: tuple[tuple[str, Callable[[Path], None]], ...] = (
-        ("apt-get download", _from_debian),
-        ("HTTPS", _from_mirror),
-    )
+    tried: list[str] = []
     cache.mkdir(parents=True, exist_ok=True)
-    for route, fetch in routes:
+    for route, fetch in (("apt-get download", _from_debian), ("HTTPS", _from_mirror)):
         progress(0, len(CONTENT), f"fetching Fashion-MNIST (30 MB) by {route}")
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as aside:
             try:
@@ -120,7 +111,7 @@ def _located(cache: Path, progress: DataProgress) -> Path:
         progress(len(CONTENT), len(CONTENT), f"fetched Fashion-MNIST by {route}")
         return cache
     raise OSError(
-        "Fashion-MNIST could not be had. Tried\n  " + "\n  ".join(tried) + f"\nTo help by hand, put the files "
+        "Fashion-MNIST could not be fetched. Tried\n  " + "\n  ".join(tried) + f"\nTo help by hand, put the files "
         f"{', '.join(CONTENT)} into {cache} (from {MIRROR}), or as root: apt-get install {PACKAGE}"
     )
 
@@ -134,10 +125,8 @@ def _from_debian(folder: Path) -> None:
         own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/lists"]
         _run(["apt-get", *own, "update"], folder)
         _run(["apt-get", *own, "download", PACKAGE], folder)
-    packages = list(folder.glob("*.deb"))
-    if len(packages) != 1:
-        raise OSError(f"apt-get download left {len(packages)} packages, expected 1")
-    _run(["dpkg-deb", "-x", str(packages[0]), "unpacked"], folder)
+    for package in folder.glob("*.deb"):
+        _run(["dpkg-deb", "-x", package.name, "unpacked"], folder)
     for name in CONTENT:
         os.replace(folder / "unpacked" / INSTALLED.relative_to("/") / name, folder / name)
 
@@ -152,5 +141,5 @@ def _run(command: list[str], folder: Path) -> None:
     """Run a command in a folder; OSError with the last line it wrote if it fails or does not exist."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT)
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        raise OSError(f"{command[0]} ended with {done.returncode}: {lines[-1] if lines else 'no message'}")
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise OSError(f"{command[0]} ended with {done.returncode}: {lines[-1]}")

@@ -2,12 +2,8 @@
 
 The 8-bit rule: x = u / 127.5 - 1 and u = round(127.5 x + 127.5), clamped to 0..255; its round trip is exact.
 
-A look at a data source before it is decoded: how many images, of which sizes and colours, in how many classes.
-
-Every image of a source, one by one and by its name: for those who bring images to be encoded, not trained on.
-
-A picture is a source here too, and a folder is all pictures below it, in the order of their paths. Of other sources
-come the training images, then the others; where a tenth was held out, all in their own order.
+Beside it: a look at a source before it is decoded (`look_at`), and every image of a source by its name, for those that
+are encoded or decoded, not trained on (`every_image`).
 """
 
 from __future__ import annotations
@@ -25,15 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.config import NoCodec
+from dualrate.codecs.codec import NoCodec
 from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
-from dualrate.data.archives import tar_files, tar_source
-from dualrate.data.cache import OnBad, Options, cache_dir, decoded, fingerprint_of, image_of
+from dualrate.data.archives import npz_source, tar_files, tar_source
+from dualrate.data.cache import OnBad, Options, cache_dir, decoded, image_of
 from dualrate.data.decode import SUFFIXES, shape_of
-from dualrate.data.folder import folder_source, images_below, named
-from dualrate.data.npz import npz_source
-from dualrate.data.shards import ENCODED, Shards, is_prepared, read_prepared, shards_source
+from dualrate.data.image_folder import folder_source, images_below, named
+from dualrate.data.packed import ENCODED, Packed, Shards, fingerprint_of, is_prepared, packed_source, read_packed
 from dualrate.data.source import (
     SPLITS,
     DataProgress,
@@ -44,6 +39,7 @@ from dualrate.data.source import (
     Raw,
     Source,
     Split,
+    hidden,
     printable,
     resolved,
 )
@@ -69,7 +65,7 @@ def _floats(rows: Tensor, draws: Draws) -> Tensor:
 class ImageSet:
     """Images with or without labels.
 
-    images:      (N, C, H, W) uint8, C = 1 or 3; possibly a read-only memory map, or many of them
+    images:      (N, C, H, W) uint8, C = 1 or 3: an array, or `Shards`, which slices and numbers of rows index
     labels:      (N,) int64 in [0, num_classes), or None
     class_names: one per class; empty without labels
     hashed:      the fingerprint where it is known; empty: it is made when asked for
@@ -91,16 +87,14 @@ class ImageSet:
         if self.labels is None:
             if self.class_names:
                 raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
-            return
-        if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
+        elif self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
             raise ValueError(
                 f"{self.name}: labels are {self.labels.dtype} {self.labels.shape}; expected int64 {shape[:1]}"
             )
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(self.class_names):
+        elif self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise ValueError(
-                f"{self.name}: labels run from {low} to {high}; {len(self.class_names)} class names allow "
-                f"0 to {len(self.class_names) - 1}"
+                f"{self.name}: labels run from {self.labels.min()} to {self.labels.max()}; {len(self.class_names)} "
+                f"class names allow 0 to {len(self.class_names) - 1}"
             )
 
     def __len__(self) -> int:
@@ -154,9 +148,9 @@ def load_images(
 ) -> ImageSet:
     """One split of a data source, decoded once and memory-mapped ever after.
 
-    source:   "fashion-mnist", a folder of images (see `folder`), a tar archive or a folder of them (see `tars`), a
-              Parquet file or a folder of them (see `parquet`), a .npz file (see `npz`), or a folder that `prepare`
-              wrote (see `shards`). A source without a test split has a tenth held out (see `source.hold_out`)
+    source:   "fashion-mnist", a folder of images (see `image_folder`), a .tar or .npz file, or a folder of tars (see
+              `archives`), a Parquet file or a folder of them (see `parquet`), or a folder that `prepare` wrote. A
+              source without a test split has a tenth held out (see `source.hold_out`)
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images
     on_bad:   a file that is no image: "fail", or "skip" and report it through `progress`
@@ -170,17 +164,31 @@ def load_images(
         raise ValueError(f"split {split!r}, on_bad {on_bad!r}; expected train or test, and fail or skip")
     if channels not in (None, 1, 3) or (size is not None and size < 1):
         raise ValueError(f"size {size}, channels {channels}; expected a positive size or None, and 1, 3 or None")
-    report = progress or (lambda done, total, message: None)
+    report = progress or _silent
     if folder := prepared_folder(source):
         if label is not None:
             raise ValueError(f"{folder} was prepared with its labels: leave out --data.label {label}")
-        return _prepared(folder, split, size, channels)
-    cache = cache_dir() if cache is None else as_path(cache)
-    found = find_source(source, split, cache, report, label)
-    entry = decoded(found, Options(size, channels, on_bad), cache, report)
-    for note in filter(None, (found.note, *entry.notes)):
-        report(len(entry.images), len(entry.images), note)
-    return ImageSet(entry.images, entry.labels, entry.class_names, found.name, entry.fingerprint)
+        packed = read_packed(folder, split)
+        there, _, side = packed.rows.shape[1:]
+        if size not in (None, side) or channels not in (None, there):
+            raise ValueError(
+                f"{folder} was prepared at size {side} with {there} channel(s), asked for {size} and {channels}: "
+                "leave out --data.size and --data.channels, or prepare its source once more"
+            )
+        notes = packed.part.get("notes", ())
+    else:
+        cache = cache_dir() if cache is None else as_path(cache)
+        found = find_source(source, split, cache, report, label)
+        packed = decoded(found, split, Options(size, channels, on_bad), cache, report)
+        notes = filter(None, (found.note, *packed.part["notes"]))
+    for note in notes:
+        report(len(packed.rows), len(packed.rows), note)
+    return _image_set(packed)
+
+
+def _image_set(packed: Packed) -> ImageSet:
+    part = packed.part
+    return ImageSet(packed.rows, packed.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
 
 
 def prepared_folder(source: str | Path) -> Path | None:
@@ -197,17 +205,6 @@ def check_outside(folder: Path, source: str | Path) -> None:
     written_here = is_prepared(place) or (place / ENCODED).is_file()  # of which no class is read by its folder
     if place.is_dir() and not written_here and folder.resolve().is_relative_to(place):
         raise ValueError(f"{folder} is in {source}, whose images are read: give a folder elsewhere")
-
-
-def _prepared(folder: Path, split: Split, size: int | None, channels: int | None) -> ImageSet:
-    found = read_prepared(folder, split)
-    there, _, side = found.images.shape[1:]
-    if size not in (None, side) or channels not in (None, there):
-        raise ValueError(
-            f"{folder} was prepared at size {side} with {there} channel(s), asked for {size} and {channels}: "
-            "leave out --data.size and --data.channels, or prepare its source once more"
-        )
-    return ImageSet(found.images, found.labels, found.class_names, found.name, found.fingerprint)
 
 
 def existing(source: str | Path) -> Path:
@@ -246,19 +243,30 @@ def _found(source: str | Path, split: Split, cache: Path, progress: DataProgress
             return npz_source(path, split)
         if path.suffix == ".tar":
             return tar_source([path], path, split, progress)
-        if path.suffix != ".parquet":
-            raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
+        if path.suffix == ".parquet":
+            return _parquet(path, split, label)
+        raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
     if is_prepared(path):
-        return shards_source(path, split)
+        return packed_source(path, split)
     if (path / ENCODED).is_file():
         raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
-    from dualrate.data.parquet import parquet_files, parquet_source  # pyarrow is slow to import
-
-    train, test = parquet_files(path) if path.is_dir() else ([path], [])
-    if train:
-        return parquet_source(train, test, path.stem, split, label)
+    if any(not hidden(file.name) for place in (path, path / "data") for file in place.glob("*.parquet")):
+        return _parquet(path, split, label)
     tars = tar_files(path)
     return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
+
+
+def _parquet(path: Path, split: Split, label: str | None) -> Source:
+    try:
+        from dualrate.data.parquet import parquet_files, parquet_source
+    except ModuleNotFoundError as error:
+        raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
+    train, tests = parquet_files(path) if path.is_dir() else ([path], [])
+    return parquet_source(train, tests, path.stem, split, label)
+
+
+def _silent(done: int, total: int, message: str) -> None:
+    """Progress that nobody wants."""
 
 
 MOST = 1000  # images whose headers are read
@@ -307,13 +315,13 @@ def look_at(source: str | Path, label: str | None = None) -> Look:
 
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source.
     """
-    found = find_source(source, "train", cache_dir(), lambda done, total, message: None, label)
+    found = find_source(source, "train", cache_dir(), _silent, label)
     return Look(found.name, found.read())
 
 
 @dataclass(frozen=True)
 class Everything:
-    """items: of the source, not decoded yet; options: how they are"""
+    """items: of a source, not decoded yet; options: how they are"""
 
     items: list[Item] | Items
     count: int
@@ -331,24 +339,20 @@ class Everything:
 def every_image(
     source: str | Path, size: int | None = None, channels: int | None = None, *, without: Collection[Path] = ()
 ) -> Everything:
-    """The images of a picture, a folder of pictures, or anything that `load_images` takes.
+    """The images of a picture, a folder of pictures in the order of their paths, or anything that `load_images` takes.
 
-    size, channels: as there, but images may have several shapes; without: pictures of a folder that are left out
+    Of other sources come the training images, then the others; where a tenth was held out, all in their own order.
+    size, channels: as in `load_images`, but images may have several shapes; without: pictures that are left out
     Raises ValueError for a source without images, FileNotFoundError for none, and what `find_source` raises.
     """
     options, path = Options(size, channels, "fail"), resolved(source)
     if path.is_file() and path.name.lower().endswith(SUFFIXES):
         return Everything([(printable(path.name), path)], 1, options)
-    files = [file for file in images_below(path) if file not in without] if path.is_dir() else []
-    if files:
+    if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):
         return Everything(Each(partial(named, path), files), len(files), options)
-    raw = [_found_every(source, split).read() for split in SPLITS]
+    raw = [find_source(source, split, cache_dir(), _silent).read() for split in SPLITS]
     items = sorted((item for one in raw for item in one.items), key=_place)
     return Everything(items, len(items), options)
-
-
-def _found_every(source: str | Path, split: Split) -> Source:
-    return find_source(source, split, cache_dir(), lambda done, total, message: None)
 
 
 def _place(item: Item) -> list[tuple[int, str]]:

@@ -1,19 +1,10 @@
-"""Training batches as a function of the iteration: no state, no workers, nothing to save but the iteration.
+"""Training batches as a function of the iteration: no state, nothing to save but the iteration.
 
 Row r of iteration k has the global sample number n = k * batch_size + r. Its epoch is n // N; its image is number
-n % N of that epoch's order, a permutation drawn from (seed, epoch); its augmentation is drawn from (seed, n).
+n % N of that epoch's order, a permutation drawn from (seed, epoch); its augmentation is drawn from (seed, n). So a
+resumed run sees the same batches, and `Prefetched` may make the next ones in a thread without keeping an order.
 
-Batches made ahead by a thread, while the device works on the one before.
-
-A batch is a function of its number, so nothing has to be kept in order, saved or skipped on a resume: whoever asks for
-batch k has k + 1, ..., k + AHEAD begun. What takes time in the thread (copies from memory maps, mirroring, waiting for
-a disk) holds no lock that the trainer needs. On CUDA 8-bit pixels travel from pinned memory and become floats there.
-Pixels are mirrored and shifted in the thread, not on the device: what is drawn for that would be a hundred launches.
-
-Where the device is the CPU there is no thread: its work would take from the trainer what it saves, and its coming and
-going cost something besides (docs/results/tried.md).
-
-Data whose latents are made as they come, batch by batch on the device, by a codec that learns and costs nothing.
+What data must be to be trained on is `TrainingSet`: images, latents (latent_set.py), or a class of your own.
 """
 
 from __future__ import annotations
@@ -29,8 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.codec import Codec
-from dualrate.codecs.config import CodecConfig
+from dualrate.codecs.codec import Codec, CodecConfig
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Shape
@@ -73,35 +63,31 @@ def _mirrored(images: Tensor, rows: Tensor) -> Tensor:
 
 
 def _shifted(images: Tensor, corner: Tensor, most: int) -> Tensor:
-    """A window of each image, whose border is reflected to `most` pixels around it. By numpy, as above.
+    """A window of each image, whose border is reflected to `most` pixels around it.
 
     corner: (B, 2) of the window, rows and columns from the last place: corner = most is where the image itself is
     """
-    height, width = images.shape[2:]
-    padded = _bordered(_bordered(images, most, 3), most, 2).numpy()
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (most, most), (most, most)), "reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[2:], (2, 3))
     down, right = (2 * most - corner).numpy().T
     return torch.from_numpy(windows[np.arange(len(images)), :, down, right])
 
 
-def _bordered(images: Tensor, most: int, axis: int) -> Tensor:
-    """With `most` pixels more at both ends of an axis: those next to the end, reflected; the end is not repeated."""
-    size = images.shape[axis]
-    before, after = images.narrow(axis, 1, most), images.narrow(axis, size - 1 - most, most)
-    return torch.cat((before.flip(axis), images, after.flip(axis)), axis)
-
-
 class TrainingSet(Protocol):
-    """What batches are drawn from: images, or latents of images."""
+    """All that the trainer asks of data. What it is made of and how, `fingerprint` says: a resumed run compares it."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the content."""
+        ...
 
     @property
-    def labels(self) -> NDArray[np.int64] | None: ...
+    def labels(self) -> NDArray[np.int64] | None:
+        """(N,) in [0, num_classes); None: without labels."""
+        ...
 
     @property
     def num_classes(self) -> int: ...
@@ -116,7 +102,7 @@ class TrainingSet(Protocol):
 
     @property
     def codec(self) -> CodecConfig:
-        """Whose latents they are; of images none."""
+        """Whose latents they are; of images `NoCodec()`."""
         ...
 
     @property
@@ -127,7 +113,10 @@ class TrainingSet(Protocol):
     def __len__(self) -> int: ...
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
-        """(B, ...): what travels to the device for these images. draws: of their sample numbers."""
+        """(B, ...) on the CPU: what travels to the device for these images. draws: of their sample numbers.
+
+        A function of its arguments alone, so that a batch is the same whenever it is made.
+        """
         ...
 
     @property
@@ -225,10 +214,11 @@ AHEAD = 2  # batches: one is ready when it is wanted, though the one after it sh
 
 
 class Prefetched:
-    """`batches` on a device, with the next ones made ahead; for a `with`, at whose end the thread is gone.
+    """`batches` on a device, with the next ones made ahead by a thread; for a `with`, at whose end the thread is gone.
 
-    ahead: how many, AHEAD if not given, none on a CPU
-    An error in making a batch is raised by `batch` of that number, and by no other.
+    ahead: how many, AHEAD if not given, none on a CPU, whose trainer needs the thread's time (docs/results/tried.md)
+    On CUDA, 8-bit pixels travel from pinned memory and become floats there. An error in making a batch is raised by
+    `batch` of that number, and by no other.
     """
 
     def __init__(self, batches: Batches, device: torch.device | str, ahead: int | None = None) -> None:
@@ -267,58 +257,21 @@ class Prefetched:
         return made.pinned() if self.device.type == "cuda" else made
 
 
-@dataclass(frozen=True, eq=False)
 class Encoded:
-    """A `TrainingSet` of the latents of another one's images: 8-bit pixels travel, and are encoded where they arrive.
+    """A `TrainingSet` of the latents of another one's images, made as they come, on the device, by an instant codec.
 
-    by: the codec's configuration, where it is part of a run
+    codec: its configuration, where it is part of a run
     """
 
-    images: TrainingSet
-    by: CodecConfig
-    made: Codec
+    def __init__(self, images: TrainingSet, codec: CodecConfig, made: Codec) -> None:
+        self.name, self.fingerprint, self.alphabet = images.name, images.fingerprint, images.alphabet
+        self.labels, self.class_names, self.num_classes = images.labels, images.class_names, images.num_classes
+        self.shape, self.codec = made.latent_shape(images.shape), codec
+        self.rows, self.floats = images.rows, _Floats(images.floats, made)
+        self._count = len(images)
 
     def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def name(self) -> str:
-        return self.images.name
-
-    @property
-    def fingerprint(self) -> str:
-        return self.images.fingerprint
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        return self.images.labels
-
-    @property
-    def num_classes(self) -> int:
-        return self.images.num_classes
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.images.class_names
-
-    @property
-    def shape(self) -> Shape:
-        return self.made.latent_shape(self.images.shape)
-
-    @property
-    def alphabet(self) -> str:
-        return self.images.alphabet
-
-    @property
-    def codec(self) -> CodecConfig:
-        return self.by
-
-    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment) -> Tensor:
-        return self.images.rows(index, draws, augment)
-
-    @property
-    def floats(self) -> Callable[[Tensor, Draws], Tensor]:
-        return _Floats(self.images.floats, self.made)
+        return self._count
 
 
 @dataclass(frozen=True)

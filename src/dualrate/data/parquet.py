@@ -1,4 +1,4 @@
-"""Images in Parquet files, in the layout of Hugging Face `datasets`.
+"""Images in Parquet files, in the layout of Hugging Face `datasets`. pyarrow, of the extra `parquet`, reads them.
 
 Column `image` or `img`: a struct with `bytes`, or the encoded bytes themselves. The column of labels, optional, holds
 integers or strings: the one that is asked for, else the first of `LABEL_COLUMNS`. Class names come from the schema's
@@ -25,6 +25,7 @@ from dualrate.data.source import (
     Source,
     Split,
     class_numbers,
+    class_words,
     hidden,
     hold_out,
     printable,
@@ -95,30 +96,19 @@ def parquet_source(
 
     def read() -> Raw:
         column, note = _label_column(train[0], asked)
-        test, passed = _test_files(tests, column)
+        labelled = [files for files in tests if column is None or not all(_unlabelled(file, column) for file in files)]
+        passed = [printable(file.name) for files in tests if files not in labelled for file in files]
+        test = labelled[0] if labelled else []
+        check_complete(test)
         chosen = test if test and split == "test" else train
         count = sum(map(_rows, chosen))
         labels, class_names = _labels(chosen, train, count, column)
         rows = np.arange(count) if test else hold_out([str(i) for i in range(count)], split, str(chosen[0]))
-        return Raw(
-            _Rows(chosen, rows), len(rows), None if labels is None else labels[rows], class_names, note or passed
-        )
+        note = note or (f"skipped {len(passed)} file(s) without labels ({some(passed)})" if passed else "")
+        return Raw(_Rows(chosen, rows), len(rows), None if labels is None else labels[rows], class_names, note)
 
     files = dict.fromkeys([*train, *(file for test in tests for file in test)])
     return Source(f"{printable(name)}/{split}", tuple(files), read, label=asked)
-
-
-def _test_files(tests: Sequence[Sequence[Path]], column: str | None) -> tuple[Sequence[Path], str]:
-    """The test split, empty if there is none, and what was passed over for want of labels, as in `Raw`."""
-    passed: list[str] = []
-    for files in tests:
-        if column is None or not all(_unlabelled(file, column) for file in files):
-            check_complete(files)
-            break
-        passed += [printable(file.name) for file in files]
-    else:
-        files = []
-    return files, f"skipped {len(passed)} file(s) without labels ({some(passed)})" if passed else ""
 
 
 def _unlabelled(file: Path, column: str) -> bool:
@@ -138,18 +128,13 @@ def _label_column(file: Path, asked: str | None) -> tuple[str | None, str]:
         if asked not in schema.names:
             raise ValueError(f"{file} has the columns {', '.join(schema.names)}; --data.label {asked} is none of them")
         return asked, ""
-    if LABEL_COLUMNS[0] in schema.names:
-        return LABEL_COLUMNS[0], ""
     usable = [column.name for column in schema if _is_label(column.type)]
     known = [name for wanted in LABEL_COLUMNS for name in usable if name.lower() == wanted]
-    if known:
-        others = f"skipped the column(s) {some(known[1:])}: the labels are those of {known[0]}; --data.label COLUMN"
-        return known[0], f"{others} takes another" if known[1:] else ""
-    odd = [f"{one.name} ({one.type})" for one in schema if one.name.lower() in LABEL_COLUMNS and one.name not in usable]
-    said = (
-        f"without labels: {printable(file.name)} has the column(s) {some([*odd, *usable], 10)}, none of which is taken"
-    )
-    return None, f"{said} for labels; --data.label COLUMN names one of integers or strings" if odd or usable else ""
+    if LABEL_COLUMNS[0] in schema.names or known:
+        return LABEL_COLUMNS[0] if LABEL_COLUMNS[0] in schema.names else known[0], ""
+    columns = [f"{column.name} ({column.type})" for column in schema if column.name not in IMAGE_COLUMNS]
+    said = f"without labels: {printable(file.name)} has the column(s) {some(columns, 10)}; --data.label COLUMN"
+    return None, f"{said} takes one of integers or strings for labels" if columns else ""
 
 
 def _is_label(kind: pa.DataType) -> bool:
@@ -238,17 +223,15 @@ def _labels(
         schema = parquet.schema_arrow
     values, reference = _column(files, column), _column(train, column)
     if pa.types.is_integer(reference.type) and pa.types.is_integer(values.type):
-        declared = _declared_names(schema, train[0], column)
-        known = reference.to_numpy()
-        return class_numbers(values.to_numpy(), str(files[0]), count, reference=known, class_names=declared)
+        return class_numbers(
+            values.to_numpy(),
+            str(files[0]),
+            count,
+            reference=reference.to_numpy(),
+            class_names=_declared_names(schema, train[0], column),
+        )
     with reading(files[0], "Parquet"):
-        words, known = values.to_pylist(), set(reference.to_pylist())
-    numbers = {name: i for i, name in enumerate(sorted(known))}
-    unknown = sorted(set(words) - known)
-    if unknown:
-        raise ValueError(f"labels {unknown[:5]} of {files[0]} do not occur in the training files")
-    labels = np.array([numbers[word] for word in words], np.int64)
-    return class_numbers(labels, str(files[0]), count, class_names=tuple(numbers))
+        return class_words(values.to_pylist(), set(reference.to_pylist()), str(files[0]))
 
 
 def _column(files: Sequence[Path], name: str) -> pa.ChunkedArray:

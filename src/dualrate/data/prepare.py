@@ -1,175 +1,55 @@
-"""`prepare`: any source of images -> packed shards of one size (shards.py), over processes, going on after a kill.
+"""`prepare` and `encode`: any source of images -> a packed folder (packed.py) of images of one size, or of latents.
 
-A shard is a range of the source's images in their order, whatever the number of processes. It is written aside and
-renamed, then its record; one that has both is never made again. What is prepared has the bits of the source read
-directly at that size: the same decoding, the same split.
-
-The folder that `prepare`, or `encode`, writes: whether it may, whether there is room, what a killed process left.
+A shard is a range of the source's images in their order, whatever the number of processes; one that is there with its
+record is never made again, so the same call goes on after a kill. What is prepared has the bits of the source read
+directly at that size: the same decoding, the same split. What is encoded are moments (latent_set.py): images go through
+the codec in batches within a shard, in float32.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from dualrate.codecs.codec import Codec, CodecFolder
 from dualrate.config.ranges import as_path
-from dualrate.data.cache import OnBad, Options, cache_dir, identity, image_of, image_or_fault, summary
-from dualrate.data.images import ImageSet, check_outside, find_source, prepared_folder
-from dualrate.data.shards import (
+from dualrate.data import fashion_mnist
+from dualrate.data.cache import OnBad, Options, cache_dir, identity, pack_images
+from dualrate.data.images import ImageSet, check_outside, find_source, load_images, prepared_folder, to_float
+from dualrate.data.latent_set import is_encoded
+from dualrate.data.packed import (
     DATASET,
+    ENCODED,
     FORMAT,
-    PLAN,
+    PREPARED,
     SHARD_BYTES,
-    Shards,
-    block_sums,
+    Shard,
+    finish_split,
     is_finished,
-    is_prepared,
-    labels_file,
+    make_shards,
+    write_dataset,
+    write_shard,
 )
-from dualrate.data.source import SPLITS, DataProgress, Items, Raw, Source, Split, one_line
-from dualrate.system.files import naming, read_json, whole, write_whole, written_aside
-from dualrate.system.folders import MANIFEST, Manifest
+from dualrate.data.source import SPLITS, DataProgress, Source, Split, resolved
+from dualrate.system.device import whole_products
+from dualrate.system.files import naming, read_json, write_whole, written_aside
+from dualrate.system.folders import MANIFEST
 from dualrate.system.progress import run_lock
 from dualrate.system.workers import Mapper, in_turn
 
-
-class Counted(Protocol):
-    """The work of one shard, of so many images."""
-
-    @property
-    def count(self) -> int: ...
-
-
-Work = TypeVar("Work", bound=Counted)
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raises OSError, before hours of work, where the disk cannot hold so many bytes more."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{folder} is to hold {_size(needed)} more, and {_size(free)} are free there: make room for "
-            f"{_size(needed - free)}, or ask for a smaller --size; the same command goes on"
-        )
-
-
-def _size(count: int) -> str:
-    """Of so many bytes."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count} byte{'s' * (count != 1)}"
-
-
-def begun_strictly(folder: Path) -> bool:
-    """Whether a preparation was begun there that ends at bad images: one that leaves them out has the same shards."""
-    before = read_json(folder / PLAN) if is_prepared(folder) else None
-    return isinstance(before, dict) and before.get("on_bad") == "fail"
-
-
-def check_folder(
-    folder: Path, plan: dict[str, Any], *, file: str = PLAN, done: str = "prepared", free: Container[str] = ("source",)
-) -> None:
-    """Raises ValueError unless the folder is empty, new, or of the same plan.
-
-    file: that holds the plan, whose "content" is the source's; done: what became of it; free: parts that may differ
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a new folder for the {done} images")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / file).is_file():
-        if there := sorted(
-            file.name for file in folder.iterdir() if file.name != ".lock" and not written_aside(file.name)
-        ):
-            raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder for the {done} images")
-        return
-    before = read_json(folder / file)
-    if not isinstance(before, dict):
-        raise ValueError(f"{folder / file} is no JSON object: remove the folder and begin anew")
-    names = [name for name in plan if name not in free and name != "content" and before.get(name) != plan[name]]
-    if names:
-        differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
-        raise ValueError(f"{folder} was {done} with {differ}: ask for the same, or give another folder")
-    if before.get("content") != plan["content"]:
-        raise ValueError(
-            f"{folder} was {done} from other files ({before.get('source')}): their names, sizes or times of change "
-            f"are not those of {plan['source']} now; give another folder"
-        )
-
-
-def remove_leftovers(folder: Path) -> None:
-    """What a killed process left half written, and the manifest of what is to be mended."""
-    for file in folder.iterdir():
-        if written_aside(file.name) or file.name == MANIFEST:
-            with naming(file):
-                file.unlink()
-
-
-def record_file(file: str) -> str:
-    """Of a shard's record, which is written after the shard."""
-    return Path(file).with_suffix(".json").name
-
-
-def is_done(folder: Path, file: str, row: int) -> bool:
-    """Whether a shard is there with its record, which says how many rows it has; row: bytes of one."""
-    shard, record = folder / file, folder / record_file(file)
-    if not (shard.is_file() and record.is_file()):
-        return False
-    try:
-        return shard.stat().st_size == read_json(record)["images"] * row
-    except (ValueError, KeyError, TypeError):  # no record: the shard is made again
-        return False
-
-
-def make_blocks(
-    job: Callable[[Work], object],
-    missing: Sequence[Work],
-    total: int,
-    mapper: Mapper,
-    progress: Callable[[int, int], None],
-    place: str,
-) -> None:
-    """Do the job for every block; of `total` images the others are done. progress: (images done, total).
-
-    Raises KeyboardInterrupt, which says how many images are in their place.
-    """
-    done = total - sum(block.count for block in missing)
-    progress(done, total)
-    try:
-        for block, _ in mapper(job, missing):
-            done += block.count
-            progress(done, total)
-    except KeyboardInterrupt:
-        said = f"interrupted: {done:,} of {total:,} images are {place}; the same command goes on"
-        raise KeyboardInterrupt(said) from None
-
-
-PREPARING = "preparing"  # what progress is told
-_PROBED = 100  # images looked at for one that can be read, before it is given up
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """The work of one shard.
-
-    file:   its name
-    items:  `count` images, with their labels
-    shape:  (C, H, W) of every image
-    """
-
-    file: str
-    items: Items
-    count: int
-    labels: np.ndarray | None
-    shape: tuple[int, ...]
+PREPARING, ENCODING = "preparing", "encoding"  # messages of progress
+HIGHEST = float(np.finfo(np.float16).max)
 
 
 def prepare(
@@ -184,7 +64,7 @@ def prepare(
     mapper: Mapper = in_turn,
     progress: DataProgress = lambda done, total, message: None,
 ) -> dict[str, Any]:
-    """Both splits of a source (see `load_images`) as shards in `folder`, made if it is missing; or what is left to do.
+    """Both splits of a source (see `load_images`) as images in `folder`, made if it is missing; or what is left to do.
 
     label:       as in `load_images`
     shard_bytes: of a file at most, but for an image at least
@@ -199,136 +79,188 @@ def prepare(
     check_outside(folder, source)
     options = Options(size, channels, on_bad)
     sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
-
-    def plan_of(options: Options) -> dict[str, Any]:
-        content = [identity(found, options) for found in sources.values()]
-        made = {"format": FORMAT, "source": str(source), **asdict(options), "label": label, "shard_bytes": shard_bytes}
-        return {**made, "content": content}
-
-    as_begun = replace(options, on_bad="fail") if begun_strictly(folder) else options
-    plan = plan_of(as_begun)
-    check_folder(folder, plan)
-    with run_lock(folder, "prepared"):
-        if not is_finished(folder):
-            remove_leftovers(folder)
-            write_whole(folder / PLAN, json.dumps(plan if as_begun == options else plan_of(options), indent=1))
-            _prepare(sources, folder, options, shard_bytes, mapper, progress)
+    content = [identity(found, replace(options, on_bad="fail")) for found in sources.values()]
+    plan = {"format": FORMAT, "source": str(source), **asdict(options), "label": label, "shard_bytes": shard_bytes}
+    with _begun(folder, PREPARED, {**plan, "content": content}) as unfinished:
+        if unfinished:
+            made = pack_images(
+                sources, folder, options, progress=progress, what=PREPARING, shard_bytes=shard_bytes, mapper=mapper
+            )
+            for split, found in sources.items():
+                for note in filter(None, (found.note, *made["splits"][split]["notes"])):
+                    progress(1, 1, note)
     return read_json(folder / DATASET)
 
 
-def _prepare(
-    sources: dict[Split, Source],
-    folder: Path,
-    options: Options,
-    shard_bytes: int,
-    mapper: Mapper,
-    progress: DataProgress,
-) -> None:
-    raws: dict[Split, Raw] = {split: source.read() for split, source in sources.items()}
-    for split, raw in raws.items():
-        for note in filter(None, (sources[split].note, raw.note)):
-            progress(raw.count, raw.count, note)
-    shape = _shape(raws["train"], options, sources["train"].name)
-    per_shard = max(1, shard_bytes // int(np.prod(shape)))
-    blocks: dict[Split, list[Block]] = {split: _blocks(split, raw, shape, per_shard) for split, raw in raws.items()}
-    row = int(np.prod(shape))
-    missing = [block for split in SPLITS for block in blocks[split] if not is_done(folder, block.file, row)]
-    check_space(folder, sum(block.count for block in missing) * row)
-    job, total = partial(make_shard, folder, options), sum(raw.count for raw in raws.values())
-    make_blocks(job, missing, total, mapper, lambda done, of: progress(done, of, PREPARING), f"in {folder}")
-    splits: dict[Split, dict[str, Any]] = {
-        split: _described(folder, split, sources[split].name, raw, [b.file for b in blocks[split]], shape)
-        for split, raw in raws.items()
-    }
-    dataset = {"format": FORMAT, "size": options.size, "channels": shape[0], "splits": splits}
-    write_whole(folder / DATASET, json.dumps(dataset, indent=1))
-    labels = [labels_file(split) for split, part in splits.items() if part["labelled"]]
-    Manifest.write(folder, [DATASET, *labels])
+@contextmanager
+def _begun(folder: Path, file: str, plan: dict[str, Any]) -> Iterator[bool]:
+    """Hold a folder that is empty, new, or of the same plan; yields whether something is left to do.
 
-
-def make_shard(folder: Path, options: Options, block: Block) -> None:
-    """Decode the images of one shard and write it, then its record.
-
-    Raises ValueError for images that cannot be used, unless they are left out, and for one of other channels.
+    file: that holds the plan, whose "content" is the source's
+    Raises ValueError for any other folder.
     """
-    kept: list[int] = []
-    rejects: list[str] = []
-    digest = hashlib.sha256()
-    with whole(folder / block.file) as aside, aside.open("wb") as file:
-        for i, (name, item) in enumerate(block.items):
-            image = image_or_fault(name, item, options)
-            if isinstance(image, str):
-                rejects.append(image)
-                continue
-            if image.shape != block.shape:
-                raise ValueError(
-                    f"{name} has {image.shape[0]} channel(s), the first image {block.shape[0]}; pass --channels 1 or 3 "
-                    "to bring all to one number"
-                )
-            pixels = image.tobytes()
-            digest.update(pixels)
-            file.write(pixels)
-            kept.append(i)
-        if len(kept) + len(rejects) != block.count:
-            raise ValueError(
-                f"{block.file} got {len(kept) + len(rejects)} images, expected {block.count}; did the files change?"
-            )
-        if rejects and options.on_bad == "fail":
-            raise ValueError(
-                f"{summary(rejects)} of {block.count} images cannot be used; --on-bad skip leaves them out"
-            )
-    labels = None if block.labels is None else block.labels[kept].tolist()
-    sums = {"sha256": digest.hexdigest(), "blocks": block_sums(folder / block.file)}
-    record = {"images": len(kept), "labels": labels, **sums, "rejects": rejects}
-    write_whole(folder / record_file(block.file), json.dumps(record))
-
-
-def _blocks(split: Split, raw: Raw, shape: tuple[int, ...], per_shard: int) -> list[Block]:
-    blocks = []
-    for i, start in enumerate(range(0, raw.count, per_shard)):
-        part = slice(start, min(start + per_shard, raw.count))
-        labels = None if raw.labels is None else raw.labels[part]
-        blocks.append(Block(f"{split}-{i:05}.bin", raw.items[part], part.stop - start, labels, shape))
-    return blocks
-
-
-def _shape(raw: Raw, options: Options, name: str) -> tuple[int, ...]:
-    """(C, H, W) of the first image that can be read."""
-    first = ""
-    for label, item in raw.items[:_PROBED]:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / file).is_file():
+        _check_same(folder, read_json(folder / file), plan)
+    elif there := sorted(one.name for one in folder.iterdir() if one.name != ".lock" and not written_aside(one.name)):
+        raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder")
+    with run_lock(folder, "written"):
+        unfinished = not is_finished(folder)
+        if unfinished:
+            for left in folder.iterdir():  # half written, or the manifest of what is to be mended
+                if written_aside(left.name) or left.name == MANIFEST:
+                    with naming(left):
+                        left.unlink()
+            write_whole(folder / file, json.dumps(plan, indent=1))
         try:
-            return image_of(label, item, options).shape
-        except ValueError as error:
-            if options.on_bad == "fail":
-                raise ValueError(f"{error}; --on-bad skip leaves such images out") from error
-            first = first or one_line(error)
-    raise ValueError(f"none of the first {min(_PROBED, raw.count)} images of {name} can be used: {first}")
+            yield unfinished
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted: finished shards are kept in {folder}; the same command goes on"
+            ) from None
 
 
-def _described(
-    folder: Path, split: Split, name: str, raw: Raw, files: Sequence[str], shape: tuple[int, ...]
+def _check_same(folder: Path, before: Any, plan: dict[str, Any]) -> None:
+    """Raises ValueError for a folder of another plan; bad images may be left out where they ended it before."""
+    if not isinstance(before, dict):
+        raise ValueError(f"{folder} says in no JSON object how it was made: remove it and begin anew")
+    before = {**before, "on_bad": plan["on_bad"]} if before.get("on_bad") == "fail" else before
+    names = [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]
+    if names:
+        differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
+        raise ValueError(f"{folder} was made with {differ}: ask for the same, or give another folder")
+    if before.get("content") != plan["content"]:
+        raise ValueError(
+            f"{folder} was made from other files ({before.get('source')}): their names, sizes or times of change "
+            f"are not those of {plan['source']} now; give another folder"
+        )
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The images, as `load_images` takes them."""
+
+    source: str
+    size: int | None
+    channels: Literal[1, 3] | None
+    on_bad: OnBad
+    label: str | None
+
+    def load(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
+        return load_images(**asdict(self), split=split, progress=progress)
+
+
+@dataclass(frozen=True)
+class LatentShard(Shard):
+    """Images from number `first` on, of a split with that fingerprint."""
+
+    split: Split
+    first: int
+    fingerprint: str
+
+
+def encode(
+    source: str | Path,
+    folder: str | Path,
+    codec: CodecFolder,
+    *,
+    size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    on_bad: OnBad = "fail",
+    label: str | None = None,
+    mirrored: bool = True,
+    shard_bytes: int = SHARD_BYTES,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    mapper: Mapper = in_turn,
+    progress: DataProgress = lambda done, total, message: None,
 ) -> dict[str, Any]:
-    """A split's part of dataset.json, from the records of its shards, whose labels it writes; all pixels are read."""
-    records = [read_json(folder / record_file(file)) for file in files]
-    labels = None if raw.labels is None else np.concatenate([np.array(r.pop("labels"), np.int64) for r in records])
-    if not any(record["images"] for record in records):
-        first = next((reject for record in records for reject in record["rejects"]), "")
-        raise ValueError(f"none of the {raw.count} images of {name} can be used: {first}")
-    channels, height, width = shape
-    images = Shards([folder / file for file in files], [r["images"] for r in records], (channels, height, width))
-    whole_set = ImageSet(images, labels, raw.class_names, name)
-    if labels is not None:
-        with whole(folder / labels_file(split)) as aside, aside.open("wb") as file:
-            np.save(file, labels, allow_pickle=False)
-    return {
-        "name": name,
-        "images": len(images),
-        "rejected": raw.count - len(images),
-        "labelled": labels is not None,
-        "class_names": raw.class_names,
-        "fingerprint": whole_set.fingerprint,
-        "shards": [
-            {"file": file, **{name: r[name] for name in ("images", "sha256", "blocks", "rejects") if name in r}}
-            for file, r in zip(files, records, strict=True)
-        ],
-    }
+    """Both splits of a source (see `load_images`) as latents in `folder`, made if it is missing; or what is left to do.
+
+    size, channels, on_bad, label: as in `load_images`
+    mirrored: also the latents of mirrored images
+    shard_bytes: of a file at most, but for an image at least
+    device:   of the codec, in every process
+    Returns what dataset.json holds. Raises ValueError for images or latents that cannot be used, for a folder that
+    holds anything else or was encoded from other images, by another codec or in another way; OSError for what cannot be
+    read or written.
+    """
+    folder = as_path(folder)
+    if is_encoded(source):
+        raise ValueError(f"{source} holds latents already: encode the images that they were made of")
+    check_outside(folder, source)
+    if shard_bytes < 1 or batch_size < 1:
+        raise ValueError(f"shard_bytes {shard_bytes}, batch_size {batch_size}; expected at least 1 each")
+    named = str(source) if source == fashion_mnist.NAME else str(resolved(source))  # read again, from wherever
+    pixels = Pixels(named, size, channels, on_bad, label)
+    images: dict[Split, ImageSet] = {split: pixels.load(split, progress) for split in SPLITS}
+    if images["test"].shape != images["train"].shape:
+        shapes = " and ".join(f"{images[split].shape} ({split})" for split in SPLITS)
+        raise ValueError(f"images of one shape (C, H, W) are encoded, got {shapes}: give --size")
+    made_by = codec.read(device)
+    made_by.latent_shape(images["train"].shape)  # refuses what it cannot encode
+    plan = {"format": FORMAT, **asdict(pixels), "mirrored": mirrored, "shard_bytes": shard_bytes}
+    plan |= {"codec": codec.fingerprint, "content": [images[split].fingerprint for split in SPLITS]}
+    with _begun(folder, ENCODED, plan) as unfinished:
+        if unfinished:
+            row = moments_of(made_by, images["train"].images[:1], device, mirrored)
+            where = str(device) if mapper is in_turn else torch.device(device).type  # a worker has a GPU of its own
+            job = partial(encode_shard, folder, pixels, codec, where, mirrored, batch_size)
+            each = max(1, shard_bytes // row.nbytes)
+            blocks = [
+                LatentShard(f"{split}-{i:05}.bin", min(each, len(one) - first), split, first, one.fingerprint)
+                for split, one in images.items()
+                for i, first in enumerate(range(0, len(one), each))
+            ]
+            make_shards(folder, job, blocks, row.nbytes, mapper, lambda done, of: progress(done, of, ENCODING))
+            splits: dict[Split, dict[str, Any]] = {}
+            for split, one in images.items():
+                files = [block.file for block in blocks if block.split == split]
+                part, _ = finish_split(folder, split, one.name, one.class_names, files)
+                splits[split] = part | {"fingerprint": one.fingerprint}
+            held = {"shape": list(row.shape[2:]), "dtype": "float16", "each": row.shape[1]}
+            by = {"folder": codec.folder, "fingerprint": codec.fingerprint}
+            write_dataset(folder, held, splits, codec=by, images=asdict(pixels))
+    return read_json(folder / DATASET)
+
+
+def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mirrored: bool) -> Tensor:
+    """(B, V, M, C, H, W) float16. images: (B, C, H, W) uint8. Raises ValueError for numbers that float16 has not."""
+    x = to_float(torch.tensor(images).to(device))
+    with whole_products():
+        views = [codec.encode(view).stacked() for view in ((x, x.flip(-1)) if mirrored else (x,))]
+    stacked = torch.stack(views, 1).cpu()
+    if not (stacked.isfinite().all() and stacked.abs().max() <= HIGHEST):
+        raise ValueError(
+            "the codec gives latents that are not finite, or too large for float16: see `dualrate codec check`"
+        )
+    return stacked.half()
+
+
+def encode_shard(
+    folder: Path, pixels: Pixels, by: CodecFolder, device: str, mirrored: bool, batch_size: int, block: LatentShard
+) -> None:
+    """Raises what `moments_of` raises, and ValueError where the codec is not what it was."""
+    codec, images = by.read(device), _loaded(pixels, block.split, block.fingerprint)
+    digest, last = hashlib.sha256(), block.first + block.count
+
+    def rows() -> Iterator[NDArray[np.float16]]:
+        for first in range(block.first, last, batch_size):
+            batch = images.images[first : min(first + batch_size, last)]
+            moments = moments_of(codec, batch, device, mirrored).numpy()
+            digest.update(moments.tobytes())
+            yield moments
+
+    def record() -> dict[str, Any]:
+        labels = None if images.labels is None else images.labels[block.first : last].tolist()
+        return {"images": block.count, "labels": labels, "sha256": digest.hexdigest()}
+
+    write_shard(folder / block.file, rows(), record)
+
+
+@lru_cache(maxsize=2)
+def _loaded(pixels: Pixels, split: Split, fingerprint: str) -> ImageSet:
+    """Once in a process."""
+    return pixels.load(split)

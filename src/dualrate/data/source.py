@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +174,18 @@ def class_numbers(
     high = len(class_names) - 1
     _check_range(labels, high + 1, f"{high + 1} class names allow 0 to {high}", name)
     return labels.astype(np.int64), class_names
+
+
+def class_words(words: Sequence[str], known: Collection[str], name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """int64 labels of words, and the class names: `known`, those of the training images, sorted.
+
+    Raises ValueError for a word that the training images do not have, and for too many of them.
+    """
+    numbers = {word: i for i, word in enumerate(sorted(known))}
+    if unknown := sorted(set(words) - numbers.keys()):
+        raise ValueError(f"labels {unknown[:5]} of {name} do not occur in the training images")
+    labels = np.array([numbers[word] for word in words], np.int64)
+    return class_numbers(labels, name, len(labels), class_names=tuple(numbers))
 
 
 def _check_range(labels: np.ndarray, classes: int, expected: str, name: str) -> None:

@@ -28,9 +28,9 @@ from dualrate.codecs.codec import Codec, decoded, with_noise
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import Options, cache_dir, image_of
 from dualrate.data.images import ImageSet, find_source, to_float, to_uint8
-from dualrate.data.latents import is_encoded, read_latents
+from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.source import Raw, Split, one_line
-from dualrate.data.text import PYTHON_DOCS, is_text, read_text
+from dualrate.data.text_pieces import PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.random import Draws
 from dualrate.doctor.finding import Finding, ok, problem, warning
 from dualrate.runs.store import EXPERIMENT, WEIGHTS, load, read_experiment

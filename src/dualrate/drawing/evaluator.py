@@ -20,7 +20,7 @@ from dualrate import metrics
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet
-from dualrate.data.text import PIECE, is_text
+from dualrate.data.text_pieces import PIECE, is_text
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.measure import check, measure
 from dualrate.experiment.experiment import DataConfig, Model

@@ -24,10 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dualrate.codecs.codec import Codec
-from dualrate.codecs.config import RUN, CodecFolder
+from dualrate.codecs.codec import RUN, Codec, CodecFolder
 from dualrate.data.images import ImageSet, to_float
-from dualrate.data.latents import HeldOut
+from dualrate.data.latent_set import HeldOut
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess

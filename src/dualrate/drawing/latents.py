@@ -34,7 +34,7 @@ from dualrate.codecs.codec import Codec, decoded, with_noise
 from dualrate.codecs.diffusion import decoding_of
 from dualrate.data.archives import read_arrays
 from dualrate.data.images import Everything, to_float, to_uint8
-from dualrate.data.latents import DrawnLatents
+from dualrate.data.latent_set import DrawnLatents
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.metrics.store import FeatureStore

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import Precision
-from dualrate.data.latents import HeldOut
+from dualrate.data.latent_set import HeldOut
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer

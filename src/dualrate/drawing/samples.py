@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dualrate.codecs.tokens import BETWEEN, texts
+from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
 from dualrate.diffusion.values import Shape

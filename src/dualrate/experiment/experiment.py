@@ -18,17 +18,16 @@ from typing import Any, Literal, SupportsIndex
 import torch
 from torch import nn
 
-from dualrate.codecs.codec import Codec, decode_macs
-from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
+from dualrate.codecs.codec import Codec, CodecConfig, CodecFolder, NoCodec, decode_macs
 from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
-from dualrate.data.latents import DrawnLatents, GivenLatents, HeldOut, encoded_images, is_encoded, read_latents
+from dualrate.data.latent_set import DrawnLatents, GivenLatents, HeldOut, encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
 from dualrate.data.source import DataProgress, Split
-from dualrate.data.text import PIECE, is_text, read_text
+from dualrate.data.text_pieces import PIECE, is_text, read_text
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.prediction import Sigmoid, Weighting

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.codecs.config import CodecFolder, NoCodec
+from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.prediction import x_from_v

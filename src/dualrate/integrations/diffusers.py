@@ -32,8 +32,7 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import ON_PIXELS, Codec, decoded
-from dualrate.codecs.config import CodecFolder, HeldCodec
+from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, HeldCodec, decoded
 from dualrate.config.imports import already_imported
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan

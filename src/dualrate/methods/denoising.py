@@ -31,8 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from dualrate.codecs.codec import noisy_latents
-from dualrate.codecs.config import CodecConfig, NoCodec
+from dualrate.codecs.codec import CodecConfig, NoCodec, noisy_latents
 from dualrate.config.ranges import Classes, LossWeight, Probability, Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, DualRate
 from dualrate.diffusion.plan import STEPS, StepPlan

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
-from dualrate.data.shards import Shards
+from dualrate.data.packed import Shards
 from dualrate.metrics.extractor import features_of_photos, resized
 from dualrate.system.files import read_bytes, tensors_of
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.shards import Shards
+from dualrate.data.packed import Shards
 from dualrate.system.device import whole_products
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import Iterations, Probability, Ranged, Seed
 from dualrate.data.images import to_float
-from dualrate.data.shards import Shards
+from dualrate.data.packed import Shards
 from dualrate.metrics import kept
 from dualrate.metrics.architectures import Architecture, Classifier
 

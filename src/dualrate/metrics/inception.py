@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
-from dualrate.data.shards import Shards
+from dualrate.data.packed import Shards
 from dualrate.metrics.extractor import features_of_photos
 from dualrate.system.files import naming, write_whole
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from dualrate.config.serial import from_json
 from dualrate.data.images import ImageSet
-from dualrate.data.shards import Shards
+from dualrate.data.packed import Shards
 from dualrate.metrics.extractor import Extractor
 from dualrate.metrics.origin import Origin
 from dualrate.system.files import open_tensors, read_bytes, write_whole

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Channels, Classes, Iterations, Range, Ranged, Seed
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import Batches
-from dualrate.data.shards import Shards
+from dualrate.data.packed import Shards
 from dualrate.metrics.kept import KeptNetwork, weight_bytes
 from dualrate.metrics.train_features import TrainingProgress
 

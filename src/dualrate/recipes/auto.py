@@ -32,7 +32,7 @@ from statistics import median_low
 from typing import Literal
 
 from dualrate.data.images import Look, look_at
-from dualrate.data.latents import LatentSet, is_encoded, read_latents
+from dualrate.data.latent_set import LatentSet, is_encoded, read_latents
 from dualrate.data.source import resolved
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated

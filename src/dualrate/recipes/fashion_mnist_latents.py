@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
 from dualrate.diffusion.prediction import Sigmoid, Weighting

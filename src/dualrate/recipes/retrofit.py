@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
+from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.data import fashion_mnist
 from dualrate.data.images import existing
-from dualrate.data.latents import is_encoded, read_latents
+from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from dualrate.codecs.tokens import Characters, GreyLevels
-from dualrate.data.text import PIECE, PYTHON_DOCS, is_text, read_text
+from dualrate.codecs.token_codec import Characters, GreyLevels
+from dualrate.data.text_pieces import PIECE, PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneTransformer, TwoTransformers

@@ -29,13 +29,12 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs import tokens as grey_levels  # noqa: F401  # a file may name them
-from dualrate.codecs.codec import Codec
-from dualrate.codecs.config import CodecConfig
+from dualrate.codecs import token_codec  # noqa: F401  # a file may name them
+from dualrate.codecs.codec import Codec, CodecConfig
 from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.latents import DrawnLatents
+from dualrate.data.latent_set import DrawnLatents
 from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
 from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.values import Reuse

@@ -25,16 +25,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dualrate.codecs.codec import Codec, decoded
-from dualrate.codecs.config import CodecFolder
-from dualrate.codecs.tokens import BETWEEN, texts
+from dualrate.codecs.codec import Codec, CodecFolder, decoded
+from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
-from dualrate.data.encode import encode
 from dualrate.data.images import ImageSet, to_uint8
-from dualrate.data.latents import HeldOut
+from dualrate.data.latent_set import HeldOut
 from dualrate.data.loader import Batches, Prefetched, TrainingSet
+from dualrate.data.prepare import encode
 from dualrate.data.source import DataProgress
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.random import Draws

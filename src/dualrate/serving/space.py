@@ -19,7 +19,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import CodecFolder
 from dualrate.experiment.experiment import Model
 from dualrate.runs.release import CARD, CURVE, export
 from dualrate.runs.store import CLASSES, COVARIANCE, RELEASED, WEIGHTS, load

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dualrate.codecs.tokens import MOST
+from dualrate.codecs.token_codec import MOST
 from dualrate.data.images import ImageSet
 from dualrate.data.source import Split, resolved
 from dualrate.system.files import check_regular

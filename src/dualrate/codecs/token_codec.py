@@ -1,13 +1,11 @@
-"""What codecs of tokens share: nothing is learned, so a run is trained on its data, whose batches become tokens.
+"""Codecs of tokens: grey images, every pixel one of a few levels, and texts, every character one of an alphabet.
 
-A value of the data, (B, 1, H, W), is one of the codec's symbols, one-hot over V categories. A masked process has one
-category more than there are symbols, the last one: the mask, which no data is.
+Nothing is learned, so a run is trained on its data, whose batches become tokens. A value of the data, (B, 1, H, W), is
+one of the codec's symbols, one-hot over V categories. A masked process has one category more than there are symbols,
+the last one: the mask, which no data is.
 
-Grey images as tokens: every pixel one of a few levels.
-
-Levels are spread evenly over [-1, 1], ends included, so that what is black stays black; a pixel becomes the nearest.
-
-Texts as tokens: every character one of an alphabet. Data are its places there as 8-bit values, (B, 1, 1, L).
+Grey levels are spread evenly over [-1, 1], ends included, so that what is black stays black; a pixel becomes the
+nearest. A text's data are the places of its characters in the alphabet as 8-bit values, (B, 1, 1, L).
 """
 
 from __future__ import annotations
@@ -24,8 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import Codec, Moments
-from dualrate.codecs.config import CodecConfig
+from dualrate.codecs.codec import Codec, CodecConfig, Moments
 from dualrate.config.ranges import Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.categorical import CategoricalProcess

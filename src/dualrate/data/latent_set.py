@@ -1,21 +1,14 @@
-"""Latents of images, cached as moments: what `encode` writes, and its reader.
+"""Latents of images: cached as moments for training, and those that decoders are given where they are measured.
 
-    FOLDER/encode.json        what it is made of, and how: who finds this file takes the folder for latents
-    FOLDER/train-00000.bin    N x V x M x C x H x W float16: of an image its V views (as it is; mirrored), of a view
-                              its M moments (mean; log of the variance, unless the codec is deterministic), normalised
-    FOLDER/train-00000.json   of a finished shard: how many images, sha256
-    FOLDER/dataset.json       once all is there: names, counts, the codec, where the images are; MANIFEST.json: as of
-                              prepared images (shards.py)
+What `encode` writes is a packed folder (packed.py), whose rows are N x V x M x C x H x W float16: of an image its V
+views (as it is; mirrored), of a view its M moments (mean; log of the variance, unless the codec is deterministic),
+normalised. Training draws a latent from its moments, keyed by (seed, sample number), so noise is fresh in every epoch
+and a resumed run sees the same. A mirrored latent is no latent of the mirrored image, hence the views.
 
-Training draws a latent from its moments, keyed by (seed, sample number), so noise is fresh in every epoch and a resumed
-run sees the same. A mirrored latent is no latent of the mirrored image, hence the views; crops and shifts would want a
-view each, so images are not shifted in training on latents.
-
-What decoders are given where they are measured: a latent z_0 for every seed, the same for all decoders of these.
-
-HeldOut       seed i: z_0 of held-out image i, counted round and round, with noise that is keyed by i. What a decoder
-              draws of seed i is then its reconstruction of image i
-DrawnLatents  seed i: the i-th z_0 that a model of latents drew (`draw_latents`), counted round and round
+A decoder is given a latent z_0 for every seed, the same for all decoders of these:
+    HeldOut       seed i: z_0 of held-out image i, with noise that is keyed by i: the decoder reconstructs image i
+    DrawnLatents  seed i: the i-th z_0 that a model of latents drew (`draw_latents`)
+Both count round and round.
 """
 
 from __future__ import annotations
@@ -30,11 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.codec import Codec, Moments, noisy_latents
-from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.codec import Codec, CodecFolder, Moments, noisy_latents
 from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.data.loader import Augment
-from dualrate.data.shards import ENCODED, Packed, read_packed
+from dualrate.data.packed import ENCODED, Packed, read_packed
 from dualrate.data.source import DataProgress, Split, resolved
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -46,15 +38,21 @@ def _floats(rows: Tensor, draws: Draws) -> Tensor:
     return moments.sample(torch.zeros(()) if moments.log_var is None else draws.normal("latent", *rows.shape[2:]))
 
 
-@dataclass(frozen=True, eq=False)
 class LatentSet:
     """One split of cached latents, as a `TrainingSet`."""
 
-    packed: Packed
+    alphabet = ""
+    floats = staticmethod(_floats)
 
-    @property
-    def name(self) -> str:
-        return self.packed.part["name"]
+    def __init__(self, packed: Packed) -> None:
+        part, row = packed.part, packed.dataset["row"]
+        self.packed, self.labels, self.name = packed, packed.labels, part["name"]
+        self.class_names: tuple[str, ...] = tuple(part["class_names"])
+        self.num_classes = len(self.class_names)
+        self.codec = CodecFolder(**packed.dataset["codec"])
+        self.views: int = row["each"]
+        _, channels, height, width = row["shape"]
+        self.shape: Shape = (channels, height, width)  # of a latent
 
     @property
     def fingerprint(self) -> str:
@@ -65,47 +63,19 @@ class LatentSet:
         digest.update(b"" if self.labels is None else self.labels.tobytes())
         return digest.hexdigest()
 
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        return self.packed.labels
-
-    @property
-    def num_classes(self) -> int:
-        """0 without labels."""
-        return len(self.class_names)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple(self.packed.part["class_names"])
-
-    @property
-    def shape(self) -> Shape:
-        """(C, H, W) of a latent."""
-        _, channels, height, width = self.packed.dataset["row"]["shape"]
-        return channels, height, width
-
-    @property
-    def codec(self) -> CodecFolder:
-        """What made them."""
-        return CodecFolder(**self.packed.dataset["codec"])
-
     def __len__(self) -> int:
         return self.packed.part["images"]
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment) -> Tensor:
         """(B, M, C, H, W) float16. Raises ValueError for changes that are made before images are encoded."""
-        views = self.packed.dataset["row"]["each"]
         if augment.translate:
             raise ValueError(f"{self.name} are latents, which cannot be shifted: drop --data.augment.translate")
-        if augment.flip and views < 2:
+        if augment.flip and self.views < 2:
             raise ValueError(
                 f"{self.name} has no latents of mirrored images: encode with --mirrored, or drop --data.augment.flip"
             )
         view = augment.mirrors(draws).long().numpy()
-        return torch.from_numpy(self.packed.rows[index * views + view])
-
-    floats = staticmethod(_floats)
-    alphabet = ""  # no annotation: no field
+        return torch.from_numpy(self.packed.rows[index * self.views + view])
 
 
 def is_encoded(source: str | Path) -> bool:
