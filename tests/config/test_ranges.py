@@ -20,6 +20,9 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from dualrate.metrics.dinov2 import DinoV2
+from dualrate.metrics.efficientnet import EfficientNet
+from dualrate.metrics.inception import Inception
 from theory.held_context import NeededContext
 from torch import nn
 
@@ -67,11 +70,7 @@ from dualrate.methods.moment_matching.states import FromData, FullRollout, Segme
 from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
-from dualrate.metrics.architectures import Architecture, Mixed, Stacked
-from dualrate.metrics.dinov2 import DinoV2
-from dualrate.metrics.efficientnet import EfficientNet
-from dualrate.metrics.features import Card
-from dualrate.metrics.inception import Inception
+from dualrate.metrics.features import Architecture, Card, Mixed, Stacked
 from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.early_exit import ExitUViT
 from dualrate.networks.uvit import UViT
@@ -100,8 +99,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.work.Bench",
     "dualrate.compare.work.MeasuredContender",
     "dualrate.compare.work.TimedContender",
-    "dualrate.drawing.plan_search._Bench",
-    "dualrate.drawing.latent_scores.Nearness",
+    "dualrate.drawing.latents.Nearness",
     "dualrate.planning.family.Round",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
@@ -128,7 +126,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.metrics.origin.Fingerprint",
     "dualrate.metrics.text.GradientMoment",
     "dualrate.metrics.frechet.GaussianStats",
-    "dualrate.metrics.frechet.Interval",
     "dualrate.metrics.kid_prc.KernelDistance",
     "dualrate.metrics.kid_prc.Manifold",
     "dualrate.metrics.kid_prc.PrecisionRecall",
@@ -162,8 +159,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
-    "dualrate.drawing.errors.Candidate",
-    "dualrate.drawing.errors.Ranked",
+    "dualrate.drawing.plan_search.Candidate",
+    "dualrate.drawing.plan_search.Ranked",
     "dualrate.experiment.experiment.Model",
     "dualrate.methods.consistency.ConsistencyWatch",
     "dualrate.methods.em_distillation.EMWatch",
@@ -177,7 +174,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.training.config.FitResult",
     "dualrate.likelihood.bound.FittedVariance",
     "dualrate.drawing.latents.Decoded",
-    "dualrate.drawing.latent_scores.LatentScores",
+    "dualrate.drawing.latents.LatentScores",
     "dualrate.data.images.Everything",
 }
 

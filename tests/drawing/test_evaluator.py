@@ -11,9 +11,7 @@ from dualrate.drawing import evaluator as module
 from dualrate.drawing.choice import CHOSEN_IN
 from dualrate.drawing.evaluator import SHIPPED, evaluator, evaluators, features_named, messages, require_count
 from dualrate.experiment.experiment import DataConfig
-from dualrate.metrics.architectures import Architecture, Mixed
-from dualrate.metrics.features import CARD, FeatureNet, read_card
-from dualrate.metrics.train_features import train_feature_net
+from dualrate.metrics.features import CARD, Architecture, FeatureNet, Mixed, read_card, train_feature_net
 
 
 class Notes:

@@ -19,9 +19,8 @@ from dualrate.experiment.plan_support import OnePlan
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.methods.times import TimeSampler
-from dualrate.metrics.architectures import Architecture, Mixed
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.features import Card, FeatureNet
+from dualrate.metrics.features import Architecture, Card, FeatureNet, Mixed
 from dualrate.metrics.frechet import GaussianStats
 from dualrate.metrics.origin import PIXELS
 from dualrate.metrics.reference import Reference

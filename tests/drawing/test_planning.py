@@ -21,7 +21,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
-from dualrate.drawing.errors import candidates, check_plans, fitting_grid, measured_errors, spearman
+from dualrate.drawing.plan_search import candidates, check_plans, fitting_grid, measured_errors, spearman
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.networks import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
@@ -123,7 +123,7 @@ def test_candidates_stay_within_the_budget_and_beat_the_even_spread():
 def test_errors_are_measured_once(run, monkeypatch):
     model = load(run)
     first = measured_errors(model, grid=4, images=8, progress=Quiet())
-    monkeypatch.setattr("dualrate.drawing.errors.measure_errors", None)
+    monkeypatch.setattr("dualrate.drawing.plan_search.measure_errors", None)
     second = measured_errors(model, grid=4, images=8, progress=Quiet())
     np.testing.assert_array_equal(first.errors, second.errors)
     assert first.t == second.t == StepPlan.uniform(4).t
@@ -143,7 +143,7 @@ def test_errors_are_those_of_all_images_where_there_are_fewer_than_asked_for(run
 def test_errors_of_parts_are_those_of_the_whole(run, monkeypatch):
     model = load(run)
     whole = measured_errors(model, grid=4, images=10, progress=Quiet()).errors
-    monkeypatch.setattr("dualrate.drawing.errors.ROWS", 4)
+    monkeypatch.setattr("dualrate.drawing.plan_search.ROWS", 4)
     monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "other"))
     np.testing.assert_allclose(measured_errors(model, grid=4, images=10, progress=Quiet()).errors, whole, rtol=1e-2)
 
@@ -218,7 +218,7 @@ def ageing(monkeypatch) -> Errors:
     t = StepPlan.uniform(steps).t
     log_snr = PROCESS.schedule.log_snr(torch.tensor(t[:-1], dtype=torch.float64)).numpy()
     made = Errors(t, errors, Bend(log_snr, *(np.full(steps - less, 0.01) for less in (1, 2, 0))))
-    monkeypatch.setattr("dualrate.drawing.errors.measured_errors", lambda *_, **__: made)
+    monkeypatch.setattr("dualrate.drawing.plan_search.measured_errors", lambda *_, **__: made)
     return made
 
 
@@ -355,7 +355,7 @@ def test_a_full_disk_names_the_plan(run, ageing, monkeypatch, capsys):
 @pytest.mark.parametrize("calls", [1, 4, 13, 19, 26, 35])
 def test_what_was_measured_before_an_interruption_is_not_measured_again(run, monkeypatch, calls):
     """The same bits, wherever a measurement of two parts stopped; only an unfinished row is measured again."""
-    monkeypatch.setattr("dualrate.drawing.errors.ROWS", 4)
+    monkeypatch.setattr("dualrate.drawing.plan_search.ROWS", 4)
     model, how = load(run), {"grid": 4, "images": 8, "progress": Quiet()}
     whole = measured_errors(model, **how)
     monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "stopped"))
@@ -396,7 +396,7 @@ def test_calls_are_counted_as_calls(run, capsys):
 
 def test_a_grid_that_is_not_given_is_as_fine_as_the_minutes_allow(run, monkeypatch):
     """At 60 ms a call of 8 images: 0.4 minutes for 8 steps, 1.3 for 16, 4.7 for 32; what is known is taken up."""
-    monkeypatch.setattr("dualrate.drawing.errors.call_seconds", lambda *_, **__: CallCost(0.06, 0.06, own=True))
+    monkeypatch.setattr("dualrate.drawing.plan_search.call_seconds", lambda *_, **__: CallCost(0.06, 0.06, own=True))
     model, notes, progress = load(run), [], Quiet()
     progress.note = notes.append  # pyright: ignore[reportAttributeAccessIssue]
     how = {"images": 8, "spacing": "t", "progress": progress}
@@ -410,7 +410,7 @@ def test_a_grid_that_is_not_given_is_as_fine_as_the_minutes_allow(run, monkeypat
 
 
 def test_a_share_is_of_the_same_budget_whatever_grid_fits(run, monkeypatch, capsys):
-    monkeypatch.setattr("dualrate.drawing.errors.call_seconds", lambda *_, **__: CallCost(1.0, 1.0, own=True))
+    monkeypatch.setattr("dualrate.drawing.plan_search.call_seconds", lambda *_, **__: CallCost(1.0, 1.0, own=True))
     out = run.parent / "best.json"
     assert call(monkeypatch, "plan", run, "--budget", "0.125x", "--steps", "8", "--images", "2", "--out", out) == 0
     told = capsys.readouterr()

@@ -15,7 +15,7 @@ from dualrate.cli.console import reporter
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.errors import check_plans, measured_errors
+from dualrate.drawing.plan_search import check_plans, measured_errors
 from dualrate.experiment.experiment import DataConfig
 from dualrate.experiment.networks import OneNetwork
 from dualrate.networks.uvit import Level

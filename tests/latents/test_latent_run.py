@@ -34,9 +34,8 @@ from dualrate.experiment.networks import TwoNetworks
 from dualrate.experiment.stages import on_codec_of_data
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
-from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.features import Card, FeatureNet
+from dualrate.metrics.features import Architecture, Card, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import Auto

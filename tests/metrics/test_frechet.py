@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from dualrate.metrics.frechet import (
     GaussianStats,
+    Interval,
     _resampling_weights,
-    bootstrap_interval,
     frechet_distance,
+    interval_of,
     resampled_distances,
 )
+
+
+def bootstrap_interval(features: Tensor, reference, *, level: float, **how) -> Interval:
+    return interval_of(resampled_distances(features, reference, **how).numpy(), level)
 
 
 def random_features(count: int, size: int, seed: int, rank: int | None = None) -> Tensor:

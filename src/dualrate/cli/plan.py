@@ -19,7 +19,7 @@ from dualrate.config.ranges import BatchSize, HeavyCalls, Images, Minutes, Proba
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.errors import Candidate, Ranked, spearman
+from dualrate.drawing.plan_search import Candidate
 from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import ANCESTRAL
@@ -152,7 +152,6 @@ def _record(found: Findings) -> dict[str, Any]:
 
 
 GRID = 64  # the finest, where none is given
-PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
 
 
 DENOISER = (
@@ -196,13 +195,11 @@ class PlanSearch(Ranged):
     """Plan for ancestral sampling; else for solvers of second order, as the one that draws where none is named."""
     out: Path = Path("plan.json")
     """The plan, for --plan of sample and evaluate; a picture of it beside it."""
-    check: bool = False
-    """Draw and score images under over a dozen plans, and say whether the planner ranks them as the score does."""
     num: Images = 1000
-    """Images per plan of --check; of --search in its last round, and as many on fresh seeds."""
+    """Images per plan of --search in its last round, and as many on fresh seeds."""
     by_search: Annotated[SearchOptions, arg(name="")] = SearchOptions()
     features: Path | None = None
-    """Directory of the feature net of --check and --search; the data set's own if not given."""
+    """Directory of the feature net of --search; the data set's own if not given."""
     batch_size: BatchSize = 64
     """Images at a time where calls are timed, for --seconds, and where a search draws."""
     workers: Workers = 1
@@ -211,8 +208,7 @@ class PlanSearch(Ranged):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.drawing.errors import candidates, fitting_grid, measured_errors, rank, require_plannable
-        from dualrate.drawing.evaluator import evaluator
+        from dualrate.drawing.plan_search import candidates, fitting_grid, measured_errors, require_plannable
         from dualrate.planning.planner import Planner
         from dualrate.system.workers import mapper
 
@@ -243,14 +239,6 @@ class PlanSearch(Ranged):
             print(f"{self.budget} of {whole}: {budget:.4g} {unit}\n")
         print(_table(found, unit))
         self._write([(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found])
-        if not self.check:
-            return
-        judge = evaluator(model.experiment.data, features=self.features, progress=progress)
-        with mapper(self.workers, model.device, progress.note) as over:
-            ranked = rank(model, planner, judge, count=self.num, progress=progress, mapper=over)
-        print(_verdict(ranked, judge.metric))
-        lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
-        write_whole(self.out.with_suffix(".check.json"), json.dumps(lines, indent=1) + "\n")
 
     def _search(self) -> None:
         """Raises ValueError for options that mean nothing to a search, and for more than one number of steps."""
@@ -262,7 +250,7 @@ class PlanSearch(Ranged):
             raise ValueError("--switch-at says the plan, and --search looks for one: drop one of the two")
         if self.denoiser is not None:
             raise ValueError(f"a search is of a model as it was trained: drop --denoiser {self.denoiser}, or --search")
-        others = ("budget", "gmacs", "seconds", "free_times", "spacing", "check")
+        others = ("budget", "gmacs", "seconds", "free_times", "spacing")
         if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
             raise ValueError(
                 f"--search is at given --steps and --heavy calls, not a budget: drop {' and '.join(given)}"
@@ -323,8 +311,6 @@ class PlanSearch(Ranged):
             self._check_switch()
             self._check_out()
             return []
-        if self.check and self.grid is not None and self.grid < 8:
-            raise ValueError(f"--check needs a --grid of at least 8 for a dozen plans, got {self.grid}")
         self._check_out()
         usual = (GRID, GRID // 2, GRID // 4, GRID // 8) if self.grid is None else (self.grid,)
         fits = [grid for grid in usual if len(self._steps(grid)) >= len(self.steps or (1,))]
@@ -337,7 +323,7 @@ class PlanSearch(Ranged):
 
     def _check_switch(self) -> None:
         """Raises ValueError for what means nothing where a plan is switched at a time."""
-        given = [f"--{name.replace('_', '-')}" for name in ("grid", "free_times", "check") if getattr(self, name)]
+        given = [f"--{name.replace('_', '-')}" for name in ("grid", "free_times") if getattr(self, name)]
         if given:
             raise ValueError(f"--switch-at says the plan, and nothing is measured: drop {' and '.join(given)}")
         if self.steps is not None and len(self.steps) != 1:
@@ -380,15 +366,4 @@ def _table(found: list[Candidate], unit: str) -> str:
         lines.append(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
     lines.append("alone: steps without a context, by the light network or the other run's")
     lines.append("objective: weighted errors of x_hat summed over the steps; not a likelihood, nor a score")
-    return "\n".join(lines)
-
-
-def _verdict(ranked: list[Ranked], metric: str) -> str:
-    """Every plan of the check, and whether the objective ranks them as the score does."""
-    lines = ["", f"{'plan':16} objective  {metric}"]
-    ordered = sorted(ranked, key=lambda r: r.objective)
-    lines += [f"{r.name:16} {r.objective:9.5f}  {r.score:.3f}" for r in ordered]
-    rho = spearman([r.objective for r in ranked], [r.score for r in ranked])
-    does = "ranks" if rho >= PREDICTS else "does not rank"
-    lines.append(f"Spearman {rho:.2f} over {len(ranked)} plans: the objective {does} plans as {metric} does here")
     return "\n".join(lines)

@@ -3,7 +3,8 @@
 Whatever measures a model measures a `Drawer`. An image is a function of the drawer and its seed; the batch size acts on
 its rounding alone, and in float32 hardly on that.
 
-Images spread over a set, in batches, as a model takes them: what errors and likelihoods are measured on.
+`real_batches` are images spread over a set, in batches, as a model takes them: errors and likelihoods are measured on
+them.
 """
 
 from __future__ import annotations
@@ -141,8 +142,8 @@ class Drawer(Ranged):
         return self.model.arithmetic(bfloat16=self.bfloat16)
 
     @property
-    def settled(self) -> Drawer:
-        """With the precision that "auto" comes to here, for other processes."""
+    def resolved(self) -> Drawer:
+        """With the precision that "auto" means here, for other processes."""
         return replace(self, precision="bfloat16" if self.bfloat16 else "float32")
 
     @property
@@ -174,15 +175,23 @@ class Drawer(Ranged):
 
         Raises ValueError for a step that the denoiser cannot be under.
         """
-        label, calls = 0 if self.model.num_classes else None, self.model.call_cost
-        latent = self.model.experiment.networks.latent
-        how = {"label": label, "device": self.model.device, "wrap": self._guided, "latent": latent, "calls": calls}
-        cost = plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
-        if not varies(self.model.denoiser):
+        model, seeds = self.model, range(COUNTED)
+        cost = plan_cost(
+            model.denoiser,
+            self.step,
+            self.plan,
+            model.shape,
+            label=0 if model.num_classes else None,
+            wrap=self._guided,
+            device=model.device,
+            latent=model.experiment.networks.latent,
+            calls=model.call_cost,
+        )
+        if not varies(model.denoiser):
             return cost
-        seeds, denoiser = range(COUNTED), self._guided(self.model.denoiser)
-        of = (denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
-        return replace(cost, mean=mean_macs(*of, device=self.model.device))
+        guided, labels = self._guided(model.denoiser), self.labels(seeds)
+        macs = mean_macs(guided, self.step, self.plan, model.shape, seeds, labels, device=model.device)
+        return replace(cost, mean=macs)
 
     @property
     def expected_cost(self) -> PlanCost:
@@ -198,8 +207,9 @@ class Drawer(Ranged):
     @own_defaults()
     def _expected_costs(self) -> list[PlanCost]:
         model, label = self.model, 0 if self.model.num_classes else None
-        of = (model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape)
-        return expected_costs(*of, label=label, wrap=self._guided)
+        return expected_costs(
+            model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape, label=label, wrap=self._guided
+        )
 
     def batches(
         self,
@@ -229,10 +239,20 @@ class Drawer(Ranged):
 
         Latents, where the model is of latents.
         """
-        how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16, "watch": watch}
-        how["given"] = self.model.given
-        of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
-        return sample_batches(*of, progress=progress, **how)
+        return sample_batches(
+            self.denoiser,
+            self.step,
+            self.plan,
+            self.model.shape,
+            seeds,
+            self.labels(seeds),
+            batch_size=self.batch_size,
+            device=self.model.device,
+            bfloat16=self.bfloat16,
+            given=self.model.given,
+            progress=progress,
+            watch=watch,
+        )
 
     def draw(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Samples:
         """The images of these seeds, all at once. Raises what `sample` raises."""
@@ -280,7 +300,7 @@ def _digest(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class SubsetBatch:
+class RealBatch:
     """x: (b, C, H, W) float32, as networks see it; row: (b,) int64, the places of these images in their set."""
 
     x: Tensor
@@ -292,7 +312,7 @@ class SubsetBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class SubsetPart:
+class PackedBatch:
     """A batch as it is sent to a worker. rows, floats: as of a `TrainingSet`; label, row: (b,) int64."""
 
     rows: Tensor
@@ -303,25 +323,17 @@ class SubsetPart:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def on(self, device: torch.device) -> SubsetBatch:
+    def on(self, device: torch.device) -> RealBatch:
         cond = Cond(None if self.label is None else torch.tensor(self.label, device=device))
         row = torch.tensor(self.row, device=device)
-        return SubsetBatch(self.floats(self.rows.to(device), Draws(0, row)), cond, row)
+        return RealBatch(self.floats(self.rows.to(device), Draws(0, row)), cond, row)
 
 
-def subset_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[SubsetBatch]:
-    """`subset_parts` on the model's device."""
-    return (part.on(model.device) for part in subset_parts(model, images, count, batch_size))
-
-
-def subset_parts(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[SubsetPart]:
+def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[PackedBatch]:
     """`count` images, evenly spread over a set, in batches, with the labels that the model is conditioned on.
 
-    Raises ValueError for more images than there are, images or labels that are not the model's, and a batch size
-    below 1.
+    Raises ValueError for more images than there are, and images or labels that are not the model's.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, got {batch_size}")
     if not 1 <= count <= len(images):
         raise ValueError(f"{images.name} has {len(images)} images, got a count of {count}: ask for 1 to {len(images)}")
     if images.shape != model.shape:
@@ -336,7 +348,7 @@ def subset_parts(model: Model, images: TrainingSet, count: int, batch_size: int)
     for first in range(0, count, batch_size):
         row = chosen[first : first + batch_size]
         rows = images.rows(row, Draws(0, torch.from_numpy(row)), Augment())
-        yield SubsetPart(rows, images.floats, None if labels is None else np.asarray(labels[row]), row)
+        yield PackedBatch(rows, images.floats, None if labels is None else np.asarray(labels[row]), row)
 
 
 def spread(count: int, size: int) -> NDArray[np.int64]:

@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as bytes_of_tensors
