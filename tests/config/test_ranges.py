@@ -20,9 +20,6 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
-from dualrate.metrics.dinov2 import DinoV2
-from dualrate.metrics.efficientnet import EfficientNet
-from dualrate.metrics.inception import Inception
 from theory.held_context import NeededContext
 from torch import nn
 
@@ -71,6 +68,7 @@ from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.features import Architecture, Card, Mixed, Stacked
+from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.early_exit import ExitUViT
 from dualrate.networks.uvit import UViT
@@ -160,7 +158,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
     "dualrate.drawing.plan_search.Candidate",
-    "dualrate.drawing.plan_search.Ranked",
     "dualrate.experiment.experiment.Model",
     "dualrate.methods.consistency.ConsistencyWatch",
     "dualrate.methods.em_distillation.EMWatch",
@@ -254,9 +251,7 @@ def examples() -> Iterator[Any]:
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield LanguageCard("name", "0", Recurrent(3, 8, 8), "0", 16, 2.0, 0, 1)
-    yield Inception(nn.Identity(), torch.device("cpu"))
-    yield DinoV2(nn.Identity(), "name", 8, torch.device("cpu"))
-    yield EfficientNet(nn.Identity(), torch.device("cpu"))
+    yield PhotoNet("inception", nn.Identity(), "name", 8, torch.device("cpu"), 10)
 
 
 def within(value: Any) -> Iterator[Any]:

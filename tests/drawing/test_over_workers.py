@@ -172,7 +172,7 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
     for name, sampler in SAMPLERS.items():
         if sampler.of_table:
             continue
-        drawer = Choice(steps=4, heavy=4, sampler=name).drawer(model).settled
+        drawer = Choice(steps=4, heavy=4, sampler=name).drawer(model).resolved
         sent = _unpacked(_packed(drawer))
         assert (plain_step(sent.step), sent.plan, sent.origin("x")) == (
             plain_step(drawer.step),

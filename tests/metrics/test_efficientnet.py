@@ -13,13 +13,13 @@ from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics import pretrained
 from dualrate.metrics.pretrained import (
     EFFICIENTNET_SHA256,
-    EFFICIENTNET_SIZE,
     MEAN,
     STD,
     PhotoNet,
     load_efficientnet,
     resized,
 )
+from dualrate.metrics.pretrained import EFFICIENTNET_SIZE as SIZE
 from dualrate.system.progress import PlainReporter
 from metrics.scored import score_of
 from metrics.squares import two_classes
@@ -27,7 +27,7 @@ from metrics.squares import two_classes
 
 def prepared(images: torch.Tensor) -> torch.Tensor:
     """What the net takes."""
-    return (resized(images, EFFICIENTNET_SIZE) - MEAN) / STD
+    return (resized(images, SIZE) - MEAN) / STD
 
 
 MILITARY_UNIFORM = 652  # of ImageNet's 1,000 classes
@@ -73,9 +73,7 @@ def test_images_are_resized_as_pillow_does_it(size):
     image = pixels(1, size=size)[0]
     found = prepared(torch.from_numpy(image[None]))[0]
     for channel in range(3):
-        whole = Image.fromarray(image[channel].astype(np.float32)).resize(
-            (EFFICIENTNET_SIZE, EFFICIENTNET_SIZE), Image.Resampling.BICUBIC
-        )
+        whole = Image.fromarray(image[channel].astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         np.testing.assert_allclose(found[channel].numpy(), (np.asarray(whole) - 127) / 128, rtol=0, atol=1e-4)
 
 

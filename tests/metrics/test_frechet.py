@@ -265,8 +265,6 @@ def test_bad_arguments_are_refused():
     three, four = (GaussianStats.of(random_features(9, size, 0)) for size in (3, 4))
     with pytest.raises(ValueError, match="same feature net"):
         frechet_distance(three, four)
-    with pytest.raises(ValueError, match="level"):
-        bootstrap_interval(random_features(9, 3, 0), three, level=1.5, seed=0)
     with pytest.raises(ValueError, match="at least 2"):
         resampled_distances(random_features(9, 3, 0), three, resamples=1, seed=0)
     with pytest.raises(ValueError, match=r"partners \(8, 3\): one of each"):
