@@ -334,7 +334,7 @@ def test_real_images_are_seen_by_whoever_draws_before_anything_is_drawn(drawer, 
 def test_reconstructions_need_no_other_real_images_than_their_own(drawer, judge, other, monkeypatch, details, alone):
     asked = []
 
-    def drawn(*_: object) -> None:
+    def drawn(*_: object, **how: object) -> None:
         raise Killed
 
     monkeypatch.setattr("dualrate.drawing.measure._originals", lambda *of: torch.tensor(SEEDS))

@@ -131,7 +131,7 @@ NAN = np.where(np.arange(4) == 2, np.nan, MU)
 BAD = {
     "nan": ({"mu": NAN, "sigma": SIGMA}, "NaN"),
     "infinity": ({"mu": MU, "sigma": SIGMA * np.inf}, "infinity"),
-    "wrong dim": ({"mu": np.zeros(5), "sigma": np.eye(5)}, r"mu \(5,\) and sigma \(5, 5\); expected \(4,\)"),
+    "wrong dim": ({"mu": np.zeros(5), "sigma": np.eye(5)}, r"mu \(5,\) and sigma \(5, 5\); expected dimensions of 4"),
     "flat sigma": ({"mu": MU, "sigma": SIGMA[0]}, r"sigma \(4,\); expected"),
     "row mu": ({"mu": MU[None], "sigma": SIGMA}, r"mu \(1, 4\)"),
     "asymmetric": ({"mu": MU, "sigma": SIGMA + np.eye(4, k=1)}, "not symmetric"),

@@ -169,9 +169,7 @@ def _digest(tensors: Mapping[str, Tensor], noted: Mapping[str, str]) -> str:
 
 def _require_posterior_mean(model: Model) -> None:
     if not model.serves.any_plan:
-        raise ValueError(
-            f"{model.name} is a distilled student: its x_hat is no posterior mean, so it has no covariance"
-        )
+        raise ValueError(f"{model.name} is a distilled student: its x_hat is no posterior mean, it has no covariance")
 
 
 def read_table(model: Model) -> CovarianceTable:
@@ -181,12 +179,13 @@ def read_table(model: Model) -> CovarianceTable:
     """
     _require_posterior_mean(model)
     where = model.path or Path(model.name)
-    if not (where / COVARIANCE).is_file():
+    file, again = where / COVARIANCE, f"measure it again with `dualrate calibrate {where}`"
+    if not file.is_file():
         raise ValueError(f"{where} has no {COVARIANCE}: measure it with `dualrate calibrate {where}`")
     try:
-        with open_tensors(where / COVARIANCE) as file:
-            noted = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in ("log_snr", "variance", "ratio")}
+        with open_tensors(file) as opened:
+            noted = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in ("log_snr", "variance", "ratio")}
         channels, height, width = map(int, noted["shape"].split())
         bands = Bands((channels, height, width), int(noted["rings"]))
         below, above = map(float, noted["clamped"].split())
@@ -196,11 +195,7 @@ def read_table(model: Model) -> CovarianceTable:
         if noted["content"] != _digest(tensors, noted):
             raise ValueError("its content has changed")
     except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{where / COVARIANCE} is damaged: {error}; measure it again with `dualrate calibrate {where}`"
-        ) from error
+        raise ValueError(f"{file} is damaged: {error}; {again}") from error
     if noted.get("weights") != model.weights_hash:
-        raise ValueError(
-            f"{where / COVARIANCE} was measured for other weights: measure it again with `dualrate calibrate {where}`"
-        )
+        raise ValueError(f"{file} was measured for other weights: {again}")
     return CovarianceTable(bands, tensors["log_snr"], tensors["variance"], tensors["ratio"], below, above)

@@ -103,10 +103,7 @@ class Drawer(Ranged):
         if self.guidance.weight != 1 and not model.num_classes:
             raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")
         if self.guidance.weight != 1 and not model.experiment.networks.null_class:
-            raise ValueError(
-                f"{model.name} has no null class, against which it would be guided: drop the guidance weight, or say "
-                "where its last label is one (dualrate retrofit --num-classes)"
-            )
+            raise ValueError(f"{model.name} has no null class to guide against: drop the guidance weight")
         if self.guidance.weight != 1 and not model.experiment.method.drops_labels:
             raise ValueError(
                 f"{model.name} was trained with every label there, so its null class is none that it could be guided "
@@ -339,10 +336,7 @@ def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int)
     if images.shape != model.shape:
         raise ValueError(f"{model.name} models images of {model.shape} (C, H, W), {images.name} has {images.shape}")
     if model.num_classes and (images.labels is None or images.num_classes > model.num_classes):
-        raise ValueError(
-            f"{model.name} knows {model.num_classes} classes, {images.name} has {images.num_classes}: use images with "
-            "the labels that it was trained on"
-        )
+        raise ValueError(f"{model.name} knows {model.num_classes} classes, {images.name} has {images.num_classes}")
     labels = images.labels if model.num_classes else None
     chosen = spread(count, len(images))
     for first in range(0, count, batch_size):

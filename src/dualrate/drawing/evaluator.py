@@ -30,7 +30,7 @@ from dualrate.metrics import text as language_models
 from dualrate.metrics.evaluate import Evaluator, Score
 from dualrate.metrics.features import CARD, FeatureNet, TrainingProgress, check_trainable, read_card, train_feature_net
 from dualrate.metrics.pretrained import PRETRAINED, Pretrained
-from dualrate.metrics.reference import load_reference
+from dualrate.metrics.reference import holds_statistics, load_reference
 from dualrate.metrics.text import LanguageModel, train_language_model
 from dualrate.runs.train import Score as ScoreInTraining
 from dualrate.system.progress import Reporter, image_progress
@@ -110,9 +110,7 @@ def evaluator(
     """
     if is_text(data.source):
         if features is not None or reference is not None:
-            raise ValueError(
-                f"{data.source} is a text, scored by a language model trained on it: drop features and reference"
-            )
+            raise ValueError(f"{data.source} is a text, scored by a language model of it: drop features and reference")
         return _of_text(data, progress)
     shown = image_progress(progress)
     splits = _splits(data, progress) if features is None or reference is None else None
@@ -121,6 +119,12 @@ def evaluator(
         net = _feature_net(splits, progress)
     elif isinstance(features, Path):
         net = FeatureNet.load(features)
+        taken = (net.card.architecture.channels, net.card.architecture.size, net.card.architecture.size)
+        if splits is not None and splits[0].shape != taken:
+            raise ValueError(
+                f"{splits[0].name} has images of {splits[0].shape} (C, H, W), the feature net {net.card.name!r} takes "
+                f"{taken}: give another one, or none, to train one on these images"
+            )
     else:
         net = pretrained.load(features, device, note=progress.note)
     if reference is not None:
@@ -208,14 +212,14 @@ def score_source(
     """Scores of images that are there already, whoever made them, as of samples of a run.
 
     source:    a folder, an archive or a .npz file of images (see `every_image`)
-    data:      the real images; None: those of `reference`, a data source, or with `features` a .npz as of `evaluator`
+    data:      the real images; None: those of `reference`, which is a data source then, or a .npz of statistics
     features:  as of `features_named`
     Raises ValueError where neither says what to compare with, and what `evaluators` and `score_images` raise.
     """
     if data is None:
         if reference is None:
             raise ValueError("images are compared with real ones: name a run that was trained on them, or a reference")
-        if features is None or Path(reference).suffix != ".npz":
+        if not holds_statistics(Path(reference)):
             data, reference = DataConfig(str(reference)), None
     found = evaluators(
         data or DataConfig(""),

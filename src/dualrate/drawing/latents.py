@@ -163,10 +163,7 @@ def decode_latents(
     else; OSError for what cannot be read or written, and for a folder that another process is filling.
     """
     if codec.latents != latents.codec:
-        raise ValueError(
-            f"these are latents of the codec {latents.codec[:12]} (sha256), this one's are {codec.latents[:12]}: name "
-            "the run that encoded them, as it was then, or a decoder of its latents"
-        )
+        raise ValueError(f"got latents of the codec {latents.codec[:12]} (sha256), this one's are {codec.latents[:12]}")
     count, channels, height, width = latents.x.shape
     shape = codec.image_shape((channels, height, width))
     record = {"latents": latents.digest, "codec": codec.fingerprint, "seed": seed, "images": count}
@@ -204,9 +201,7 @@ def _check_folder(out: Path, record: dict[str, Any]) -> None:
             listed = ", ".join(
                 f"{name} ({str(found.get(name))[:12]}; now {str(record[name])[:12]})" for name in differing
             )
-            raise ValueError(
-                f"{out} holds other images, they differ in {listed}: name another --out, or ask for the same again"
-            )
+            raise ValueError(f"{out} holds other images, they differ in {listed}: name another --out")
     elif out.exists() and (not out.is_dir() or any(not _is_left(file.name) for file in out.iterdir())):
         raise ValueError(f"{out} is there already and holds no images that dualrate decode wrote: name another --out")
 

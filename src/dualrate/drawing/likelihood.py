@@ -175,18 +175,13 @@ def check_bounded(model: Model) -> None:
     """Raises ValueError for a model that makes other steps than ancestral ones alone."""
     made_for = model.serves.sampler
     if made_for not in (None, ANCESTRAL):
-        raise ValueError(
-            f"{model.name} was made for steps of {made_for} alone, which have no likelihood: the bound is of ancestral "
-            "ones. Name a model that takes any steps, such as its teacher"
-        )
+        raise ValueError(f"{model.name} was made for {made_for} alone, which has no likelihood: bound its teacher")
 
 
 def _kernel(drawer: Drawer) -> MarkovStep:
     check_bounded(drawer.model)
     if not isinstance(drawer.step, MarkovStep):
-        raise ValueError(
-            f"{drawer.step} has no likelihood: given z_t alone, z_s is no Gaussian under it. Use the ancestral sampler"
-        )
+        raise ValueError(f"{drawer.step} has no likelihood: its z_s is no Gaussian given z_t. Use the ancestral one")
     return drawer.step
 
 

@@ -106,9 +106,7 @@ def require_plannable(model: Model) -> None:
     refreshed evenly, since more than its latest heavy call decides.
     """
     if model.experiment.networks.latent is not None:
-        raise ValueError(
-            f"{model.name} is a decoder, whose heavy call, if any, is of the latent alone: there is nothing to plan"
-        )
+        raise ValueError(f"{model.name} is a decoder, whose heavy call is of the latent alone: nothing to plan")
     if not model.reuses_context:
         raise ValueError(
             f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "

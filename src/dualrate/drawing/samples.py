@@ -231,9 +231,7 @@ class Record:
             listed = ", ".join(
                 f"{name} ({self._said(name, wanted)}; now {wanted._said(name, self)})" for name in differing
             )
-            raise ValueError(
-                f"{directory} holds other samples, they differ in {listed}: choose another --out, or delete this one"
-            )
+            raise ValueError(f"{directory} holds other samples, they differ in {listed}: choose another --out")
 
     def _identity(self) -> dict[str, Any]:
         return {one.name: getattr(self.origin, one.name) for one in fields(Origin)} | {"first seed": self.first_seed}
@@ -281,14 +279,9 @@ def read_record(directory: Path) -> Record | None:
     if "experiment.json" in foreign:
         raise ValueError(f"{directory} is a run, or released weights, and no place for samples: choose another --out")
     if foreign and record is None:
-        raise ValueError(
-            f"{directory} holds {some_of(foreign)} but no {SAMPLES}, which would say what they are of: choose a new or "
-            "empty directory as --out"
-        )
+        raise ValueError(f"{directory} holds {some_of(foreign)} but no {SAMPLES}: choose a new directory as --out")
     if foreign:
-        raise ValueError(
-            f"{directory} holds {some_of(foreign)} beside its samples: take that away, or choose another --out"
-        )
+        raise ValueError(f"{directory} holds {some_of(foreign)} beside its samples: take that away, or change --out")
     return record
 
 

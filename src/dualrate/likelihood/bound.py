@@ -228,9 +228,7 @@ def token_bound(denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor,
     context may not be reused under this step.
     """
     if (plan.t[0], plan.t[-1]) != (1, 0):
-        raise ValueError(
-            f"tokens are all noise at t = 1 and none at 0, this plan goes from {plan.t[0]} to {plan.t[-1]}"
-        )
+        raise ValueError(f"a plan of tokens goes from t = 1 to 0, this one from {plan.t[0]} to {plan.t[-1]}")
     with torch.no_grad():
         _, steps = along_path(denoiser, step, plan, x, cond, draws, token_divergence)
     nothing = steps.new_zeros(len(x))

@@ -223,9 +223,7 @@ class Evaluator(Generic[Net]):
         """
         minimum = PER_FEATURE * self.net.dim
         if count < minimum:
-            raise ValueError(
-                f"got {count} images; {self.metric} needs at least {minimum}, better {self.net.usual_count}: draw more"
-            )
+            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: draw more")
         known = self.reference.stats.count if isinstance(self.reference, Reference) else None
         if known is not None and known < minimum:
             raise ValueError(

@@ -131,11 +131,9 @@ class TrainedNetwork(Generic[CardType, Module]):
         weights_path, card_path = (Path(directory) / f"{cls.file}.{ending}" for ending in ("safetensors", "json"))
         weights, card = read_bytes(weights_path), read_card(card_path, cls.card_type)
         found = hashlib.sha256(weights).hexdigest()
+        again = "it is damaged or belongs to another net; fetch both again, or train the net again"
         if found != card.identity:
-            raise ValueError(
-                f"{weights_path} has sha256 {found[:12]}..., its card says {card.identity[:12]}...: the file is "
-                "damaged or belongs to another net; fetch it again, or delete both files and train the net again"
-            )
+            raise ValueError(f"{weights_path} has sha256 {found[:12]}, its card says {card.identity[:12]}: {again}")
         try:
             module = card.architecture.build()
             module.load_state_dict(tensors_of(weights))

@@ -50,9 +50,7 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     In units of squared features. Identical inputs give 0 up to rounding, which may fall on either side of it.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(
-            f"features have {len(a.mean)} and {len(b.mean)} dimensions: take both sets through the same feature net"
-        )
+        raise ValueError(f"features have {len(a.mean)} and {len(b.mean)} dimensions: take both through the same net")
     cross = torch.linalg.svdvals(root(a.cov) @ root(b.cov)).sum()
     gap = (a.mean - b.mean).square().sum()
     return (gap + a.cov.trace() + b.cov.trace() - 2 * cross).item()
@@ -141,10 +139,7 @@ def resampled_distances(
     if strata is None:
         strata = torch.zeros(len(features), dtype=torch.int64)
     if strata.shape != (len(features),) or strata.dtype != torch.int64:
-        raise ValueError(
-            f"got strata {tuple(strata.shape)} {strata.dtype}; expected the class of each of {len(features)} feature "
-            "vectors, int64"
-        )
+        raise ValueError(f"got strata {tuple(strata.shape)} {strata.dtype}; expected ({len(features)},) int64")
     weights = _resampling_weights(strata, resamples, seed)
     if isinstance(reference, GaussianStats):
         value = frechet_distance(GaussianStats.of(features), reference)
@@ -163,10 +158,7 @@ def _resampling_weights(strata: Tensor, resamples: int, seed: int) -> Iterator[T
     """How much each vector counts in each resample: (N,) float64 of sum N, and n in every stratum of n."""
     labels, of_row, sizes = strata.unique(return_inverse=True, return_counts=True)
     if sizes.min() < 2:
-        raise ValueError(
-            f"stratum {labels[sizes.argmin()]} has a single vector, whose spread nothing tells: draw at least 2 of "
-            "each class, or give no strata"
-        )
+        raise ValueError(f"stratum {labels[sizes.argmin()]} has a single vector: draw at least 2 of each class")
     by_stratum = of_row.argsort(stable=True)
     from_stratum = torch.arange(len(sizes)).repeat_interleave(sizes - 1)
     start, size = (sizes.cumsum(0) - sizes)[from_stratum], sizes[from_stratum]

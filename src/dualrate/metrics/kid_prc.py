@@ -148,9 +148,7 @@ class Manifold:
 
 def _check_neighbours(name: str, own: Tensor, dim: int, k: int) -> None:
     if own.ndim != 2 or own.shape[1] != dim or not own.isfinite().all():
-        raise ValueError(
-            f"{name} {tuple(own.shape)} must be finite and (N, D) of one D: take both sets through the same net"
-        )
+        raise ValueError(f"{name} {tuple(own.shape)} must be finite and (N, {dim}): take both through the same net")
     if not 1 <= k < len(own):
         raise ValueError(f"got k = {k} for {len(own)} {name}; k is at least 1, and every set larger than k")
 

@@ -80,10 +80,7 @@ class PhotoNet(Ranged):
         """
         shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
         if dtype != "uint8" or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
-            raise ValueError(
-                f"got images {shape} {dtype}; {self.metric} takes (N, C, H, W) uint8 with C = 1 or 3: quantise x in "
-                "[-1, 1] by round(127.5x+127.5)"
-            )
+            raise ValueError(f"got images {shape} {dtype}; {self.metric} takes (N, C, H, W) uint8 with C = 1 or 3")
         parts = []
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), whole_products():
             for start in range(0, len(images), self.batch_size):
@@ -122,10 +119,7 @@ def resized(images: Tensor, size: int) -> Tensor:
 def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> bytes:
     """The content of a file of weights. Raises ValueError for any other content than that of the pinned sha256."""
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ValueError(
-            f"{source} has {len(content)} bytes with sha256 {found}; expected the weights of {sha256}. It was not "
-            f"opened: {way_out}"
-        )
+        raise ValueError(f"{source} has {len(content)} bytes with sha256 {found}; it was not opened: {way_out}")
     return content
 
 

@@ -73,6 +73,11 @@ def load_reference(
         raise ValueError(f"{path} is no reference of {of}: {error}") from error
 
 
+def holds_statistics(path: Path) -> bool:
+    """Whether it is a .npz file with mu; one of images alone is a data set, too."""
+    return zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist()
+
+
 def _wanted(found: list[str]) -> list[str]:
     names = next((names for names in (["mu", "sigma"], ["arr_0"]) if set(names) <= set(found)), None)
     if names is None:
@@ -87,17 +92,13 @@ def _stats(arrays: dict[str, np.ndarray], extractor: FeatureExtractor, progress:
     if "arr_0" in arrays:
         images = arrays["arr_0"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or len(images) < 2:
-            raise ValueError(
-                f"arr_0 is {images.dtype} {images.shape}; expected at least two images (N, H, W, C) uint8, C = 1 or 3"
-            )
+            raise ValueError(f"arr_0 is {images.dtype} {images.shape}; expected (N, H, W, C) uint8, N > 1, C = 1 or 3")
         return GaussianStats.of(real_features(extractor, images.transpose(0, 3, 1, 2), progress=progress))
     mu, sigma = (_numbers(arrays[name], name) for name in ("mu", "sigma"))
     dim = extractor.dim
     rounding = dim * torch.finfo(torch.float32).eps if arrays["sigma"].dtype == np.float32 else 0.0
     if mu.shape != (dim,) or sigma.shape != (dim, dim):
-        raise ValueError(
-            f"it has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; expected ({dim},) and ({dim}, {dim})"
-        )
+        raise ValueError(f"it has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; expected dimensions of {dim}")
     if (sigma - sigma.T).abs().max() > max(ASYMMETRY, rounding) * sigma.abs().max():
         raise ValueError("sigma is not symmetric, so it is no covariance: fetch the file again")
     cov = (sigma + sigma.T) / 2

@@ -71,10 +71,7 @@ def gradient_moment(generated: Tensor, data: Tensor) -> GradientMoment:
     Raises ValueError for two shapes, fewer than 3 blocks, and gradients that are not finite.
     """
     if generated.shape != data.shape or generated.ndim != 2 or len(generated) < FEWEST:
-        raise ValueError(
-            f"got gradients {tuple(generated.shape)} and {tuple(data.shape)}; expected (K, P) of both, K >= {FEWEST}: "
-            "cut both sides into as many blocks"
-        )
+        raise ValueError(f"got gradients {tuple(generated.shape)}, {tuple(data.shape)}; expected (K, P), K >= {FEWEST}")
     if not (generated.isfinite().all() and data.isfinite().all()):
         raise ValueError("some gradients of the language model are not finite: train it again")
     difference, count = generated.double() - data.double(), len(generated)
@@ -117,9 +114,7 @@ def nll(logits: Tensor, pieces: Tensor) -> Tensor:
 def number_of_blocks(count: int) -> int:
     """For as many pieces on the side that has fewer. Raises ValueError where they are too few."""
     if count < FEWEST:
-        raise ValueError(
-            f"a gradient moment needs at least {FEWEST} pieces of text of either side, got {count}: draw more"
-        )
+        raise ValueError(f"a gradient moment needs at least {FEWEST} pieces of text of either side, got {count}")
     return min(BLOCKS, count)
 
 
