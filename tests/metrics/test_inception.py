@@ -52,7 +52,6 @@ def fidelity(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=StandIn))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(pretrained, "INCEPTION_SHA256", hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(pretrained, "INCEPTION_BYTES", len(CONTENT))
     monkeypatch.setattr(pretrained, "INCEPTION_URL", (tmp_path / "nothing here").as_uri())
     inception_path().parent.mkdir(parents=True)
     inception_path().write_bytes(CONTENT)
@@ -161,7 +160,7 @@ def test_weights_are_fetched_once_and_checked_before_they_are_kept(monkeypatch, 
     monkeypatch.setattr(pretrained, "INCEPTION_URL", served.as_uri())
     inception_path().unlink()
     served.write_bytes(CONTENT[::-1])
-    with pytest.raises(ValueError, match="not opened"):
+    with pytest.raises(OSError, match="invalid hash value"):
         load_inception(note=notes.append)
     assert not list(inception_path().parent.iterdir())
     served.write_bytes(CONTENT)

@@ -100,15 +100,15 @@ class Drawer(Ranged):
         if Refresh.PARTIAL in self.plan.refresh:
             renewal(model.denoiser)
         model.serves.check_step(self.step)
-        if self.guidance.weight != 1 and not model.num_classes:
+        guided = self.guidance.weight != 1
+        if guided and not model.num_classes:
             raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")
-        if self.guidance.weight != 1 and not model.experiment.networks.null_class:
+        if guided and not model.experiment.networks.null_class:
             raise ValueError(f"{model.name} has no null class to guide against: drop the guidance weight")
-        if self.guidance.weight != 1 and not model.experiment.method.drops_labels:
+        if guided and not model.experiment.method.drops_labels:
             raise ValueError(
-                f"{model.name} was trained with every label there, so its null class is none that it could be guided "
-                "against: drop the guidance weight, or train with --method.label-dropout 0.1 (of a student: distil it "
-                "with --guidance)"
+                f"{model.name} was trained with every label, so it has nothing to guide against: drop the guidance weight, "
+                "or train with --method.label-dropout 0.1"
             )
         if self.label is not None:
             object.__setattr__(self, "label", model.class_number(self.label))
@@ -209,10 +209,7 @@ class Drawer(Ranged):
         )
 
     def batches(
-        self,
-        seeds: Sequence[int],
-        progress: ImageProgress | None = None,
-        watch: Callable[[State], None] | None = None,
+        self, seeds: Sequence[int], progress: ImageProgress | None = None, watch: Callable[[State], None] | None = None
     ) -> Iterator[NDArray[np.uint8]]:
         """The images of these seeds, (b, C, H, W), batch by batch as they are drawn, latents decoded.
 
@@ -227,10 +224,7 @@ class Drawer(Ranged):
             yield pixels
 
     def states(
-        self,
-        seeds: Sequence[int],
-        progress: ImageProgress | None = None,
-        watch: Callable[[State], None] | None = None,
+        self, seeds: Sequence[int], progress: ImageProgress | None = None, watch: Callable[[State], None] | None = None
     ) -> Iterator[Tensor]:
         """Where the trajectories of these seeds end, as `sample` yields it, which takes and raises the rest.
 

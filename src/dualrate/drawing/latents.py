@@ -215,12 +215,7 @@ def _is_left(name: str) -> bool:
 
 
 def draw_latents(
-    drawer: Drawer,
-    count: int,
-    directory: Path,
-    *,
-    progress: ImageProgress | None = None,
-    mapper: Mapper = in_turn,
+    drawer: Drawer, count: int, directory: Path, *, progress: ImageProgress | None = None, mapper: Mapper = in_turn
 ) -> DrawnLatents:
     """`count` of them, for decoders to be compared on; it goes on where a killed call was.
 

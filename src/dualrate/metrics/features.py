@@ -68,22 +68,18 @@ class FeatureExtractor(Protocol):
         ...
 
 
-class NetworkCard(Protocol):
-    """What a trained network is; a frozen dataclass, stored as JSON.
+@dataclass(frozen=True)
+class NetworkCard(Ranged):
+    """What a trained network is; stored as JSON.
 
     name:         of its data; distances in its features are called FD-<name>
     identity:     sha256 of the weights file
     architecture: its `build()` makes the network
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def identity(self) -> str: ...
-
-    @property
-    def architecture(self) -> Any: ...
+    name: str
+    identity: str
+    architecture: Any
 
 
 CardType = TypeVar("CardType", bound=NetworkCard)
@@ -343,18 +339,14 @@ MAX_SHIFT = 1  # pixel, each way: the only augmentation
 
 
 @dataclass(frozen=True)
-class Card(Ranged):
+class Card(NetworkCard):
     """What a feature net is and where it comes from.
 
-    name:     of the data set; scores are called FD-<name>
-    identity: sha256 of the weights file
     data:     sha256 of the training images
     accuracy: on the test images, in [0, 1]; None without a test set
     seed, epochs: of the training
     """
 
-    name: str
-    identity: str
     architecture: Architecture
     data: str
     accuracy: Probability | None

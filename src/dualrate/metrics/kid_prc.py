@@ -1,4 +1,6 @@
-"""Kernel distance between two sets of feature vectors: an unbiased estimate of the squared maximum mean discrepancy.
+"""Kernel distance of two sets of feature vectors, and improved precision and recall.
+
+The kernel distance is an unbiased estimate of the squared maximum mean discrepancy:
 
     k(x, y) = (x . y / D + 1)^3
     MMD^2   = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
@@ -11,12 +13,11 @@ The value is the mean over subsets of equal size. They share no vector: so they 
 between them is the sampling error. Published code draws overlapping ones, whose deviation says less than it seems to;
 the expectation is the same.
 
-Improved precision and recall: how many generated images look real, and how many real ones the model could generate.
-
-A set of feature vectors stands for the region of balls around each, with the distance to its k-th nearest neighbour in
-the set as radius. Precision is the share of generated vectors in the region of the real ones, recall that of real
-vectors in the region of the generated ones (Kynkaanniemi, Karras, Laine, Lehtinen and Aila, arXiv 1904.06991, eqs.
-1-2). Both hang on how many vectors there are: compare only at the same counts, best with as many real as generated.
+Precision says how many generated images look real, recall how many real ones the model could generate. A set of feature
+vectors stands for the region of balls around each, with the distance to its k-th nearest neighbour in the set as
+radius. Precision is the share of generated vectors in the region of the real ones, recall that of real vectors in the
+region of the generated ones (Kynkaanniemi, Karras, Laine, Lehtinen and Aila, arXiv 1904.06991, eqs. 1-2). Both depend
+on how many vectors there are: compare only at the same counts, best with as many real as generated.
 """
 
 from __future__ import annotations

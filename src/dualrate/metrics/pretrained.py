@@ -28,7 +28,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -45,7 +44,7 @@ from torch import Tensor, nn
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.metrics.features import Pixels
 from dualrate.system.device import whole_products
-from dualrate.system.files import naming, read_bytes, tensors_of, write_whole
+from dualrate.system.files import read_bytes, tensors_of
 
 Pretrained = Literal["inception", "dinov2", "efficientnet"]
 PRETRAINED: tuple[Pretrained, ...] = get_args(Pretrained)
@@ -128,8 +127,6 @@ def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> b
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-INCEPTION_BYTES = 95_628_359
-_TIMEOUT = 60  # seconds without an answer
 
 
 class InceptionFeatures(nn.Module):
@@ -172,22 +169,18 @@ def _inception_class() -> Callable[..., nn.Module]:
 
 
 def _inception_weights(path: Path, note: Callable[[str], None]) -> bytes:
+    if not path.exists():
+        note(f"fetching Inception's weights (96 MB), once, to {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(INCEPTION_URL, str(path), INCEPTION_SHA256, progress=False)
+        except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: of another hash
+            raise OSError(
+                f"Inception's weights cannot be fetched from {INCEPTION_URL} ({error}); put the file there by hand: "
+                f"{path} (sha256 {INCEPTION_SHA256}; TORCH_HOME moves the folder), or drop --features inception"
+            ) from error
     way_out = f"delete it and run again, or put the file from {INCEPTION_URL} at {path}"
-    if path.exists():
-        with naming(path), path.open("rb") as file:
-            return _checked(file.read(INCEPTION_BYTES + 1), INCEPTION_SHA256, path, way_out)
-    note(f"fetching Inception's weights (96 MB), once, to {path}")
-    try:
-        with urllib.request.urlopen(INCEPTION_URL, timeout=_TIMEOUT) as response:
-            content = response.read(INCEPTION_BYTES + 1)
-    except (OSError, HTTPException) as error:
-        raise OSError(
-            f"Inception's weights cannot be fetched from {INCEPTION_URL} ({error}); put the file there by hand: {path} "
-            f"(sha256 {INCEPTION_SHA256}; TORCH_HOME moves the folder), or evaluate without --features inception"
-        ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, _checked(content, INCEPTION_SHA256, INCEPTION_URL, way_out))
-    return content
+    return _checked(read_bytes(path), INCEPTION_SHA256, path, way_out)
 
 
 # DINOv2

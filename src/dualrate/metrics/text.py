@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Channels, Classes, Iterations, Range, Ranged, Seed
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import Batches
-from dualrate.metrics.features import Pixels, TrainedNetwork, TrainingProgress, fit, weight_bytes
+from dualrate.metrics.features import NetworkCard, Pixels, TrainedNetwork, TrainingProgress, fit, weight_bytes
 
 BLOCKS = 20  # where there are pieces enough: K of them have K / (K - 1) times the least variance where laws are one
 FEWEST = 3  # blocks, that a value may be made without one of them
@@ -157,19 +157,15 @@ class CharacterModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class LanguageCard(Ranged):
+class LanguageCard(NetworkCard):
     """What a language model is and where it comes from; stored as JSON beside its weights.
 
-    name:     of the text; distances are called FD-<name>
-    identity: sha256 of the weights file
     data:     sha256 of the training split: text, alphabet and length of pieces
     length:   L, characters of a piece
     bits:     a character, of the held-out pieces
     seed, iterations: of the training
     """
 
-    name: str
-    identity: str
     architecture: Recurrent
     data: str
     length: Channels
