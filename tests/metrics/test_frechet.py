@@ -263,7 +263,7 @@ def test_bad_features_are_refused(features, message):
 
 def test_bad_arguments_are_refused():
     three, four = (GaussianStats.of(random_features(9, size, 0)) for size in (3, 4))
-    with pytest.raises(ValueError, match="same feature net"):
+    with pytest.raises(ValueError, match="same net"):
         frechet_distance(three, four)
     with pytest.raises(ValueError, match="at least 2"):
         resampled_distances(random_features(9, 3, 0), three, resamples=1, seed=0)

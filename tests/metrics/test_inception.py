@@ -29,10 +29,10 @@ CONTENT = b"stands for 96 MB of weights"
 class StandIn(nn.Module):
     """Takes what torch-fidelity's net takes, strictly; its features are a linear map of the pixels."""
 
-    def __init__(self, name: str, features_list: list[str], feature_extractor_inception_path) -> None:
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path) -> None:
         super().__init__()
         self.asked = features_list
-        self.weights = feature_extractor_inception_path.read()
+        self.weights = feature_extractor_weights_path.read()
         self.map = nn.Linear(3 * 8 * 8, 8)
         self.calls: list[int] = []
 
@@ -146,8 +146,8 @@ def test_other_weights_are_refused_before_anything_opens_them(monkeypatch, tmp_p
     sentinel = tmp_path / "sentinel"
     inception_path().write_bytes(armed_pickle(sentinel))
 
-    def opens(*arguments, feature_extractor_inception_path):
-        torch.load(feature_extractor_inception_path, weights_only=False)
+    def opens(*arguments, feature_extractor_weights_path):
+        torch.load(feature_extractor_weights_path, weights_only=False)
 
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=opens))
     with pytest.raises(ValueError, match=r"bytes with sha256 .*not opened: delete it"):

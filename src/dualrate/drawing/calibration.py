@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dualrate.data.loader import TrainingSet
+from dualrate.data.loader import ByteBatch, TrainingSet
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Reuse
-from dualrate.drawing.drawer import PackedBatch, RealBatch, real_batches
+from dualrate.diffusion.values import Batch, Cond, Reuse
+from dualrate.drawing.drawer import real_batches
 from dualrate.experiment.experiment import Model
 from dualrate.planning.planner import Call, every_call
 from dualrate.runs.store import COVARIANCE
@@ -64,23 +64,23 @@ def _measured(
     schedule = model.process.schedule
     lowest, highest = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
     log_snr = torch.arange(max(LOWEST, math.ceil(lowest)), min(HIGHEST, math.floor(highest)) + 1, dtype=torch.float64)
-    size, batches = len(log_snr), list(real_batches(model, source, count, ROWS))
-    found: dict[PackedBatch, tuple[Tensor, Tensor]] = {}
+    size, batches = len(log_snr), dict(enumerate(real_batches(model, source, count, ROWS)))
+    found: dict[int, tuple[Tensor, Tensor]] = {}
 
     def show(times: int = 0) -> None:
-        done = sum(map(len, found)) + times * min(ROWS, count) // size
+        done = min(ROWS * len(found), count) + times * min(ROWS, count) // size
         progress.update(len(found) * size + times, len(batches) * size, {"images": done})
 
     in_batch = show if mapper is in_turn else None  # a worker reports whole batches
     t = (*schedule.time(log_snr).tolist(), 0.0)
-    for batch, measured in mapper(partial(_of_batch, model, bands, t, bfloat16, in_batch), batches):
-        found[batch] = measured
+    for (i, _), measured in mapper(partial(_of_batch, model, bands, t, bfloat16, in_batch), [*batches.items()]):
+        found[i] = measured
         show()
     progress.close()
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
-    for batch in batches:
-        total += found[batch][0] / count
-    estimates = torch.cat([found[batch][1] for batch in batches])
+    for i in batches:
+        total += found[i][0] / count
+    estimates = torch.cat([found[i][1] for i in batches])
     if model.denoiser.reuse is Reuse.FREE:  # no context, or any, is the same to it
         each = torch.arange(size)
         total[:] = total[:, each, each][:, :, None]
@@ -96,17 +96,17 @@ def _of_batch(
     t: tuple[float, ...],
     bfloat16: bool,
     show: Callable[[int], None] | None,
-    packed: PackedBatch,
+    numbered: tuple[int, ByteBatch],
 ) -> tuple[Tensor, Tensor]:
     """Of some images: sums (2, M, M + 1, K) float64 of squared errors and estimates; every estimate (B, M, M + 1, K).
 
     show: called with the times that are done
     """
-    denoiser, batch, size = model.ready(bfloat16=bfloat16).denoiser, packed.on(model.device), len(t) - 1
+    denoiser, batch, size = model.ready(bfloat16=bfloat16).denoiser, numbered[1].to(model.device), len(t) - 1
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
-    draws, estimates = Draws(SEED, batch.row), torch.zeros(len(batch), size, size + 1, bands.count)
+    draws, estimates = Draws(SEED, batch.sample), torch.zeros(len(batch.x), size, size + 1, bands.count)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-        for call in every_call(denoiser, model.gaussian, t, batch.x, batch.cond, draws):
+        for call in every_call(denoiser, model.gaussian, t, batch.x, Cond(batch.label), draws):
             if denoiser.reuse is Reuse.FREE and call.i != call.j:
                 continue
             with torch.no_grad():
@@ -120,13 +120,13 @@ def _of_batch(
 
 
 def _of_call(
-    denoiser: Denoiser, process: GaussianProcess, bands: Bands, batch: RealBatch, call: Call, draws: Draws
+    denoiser: Denoiser, process: GaussianProcess, bands: Bands, batch: Batch, call: Call, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """(B, K) squared error and estimate of every image in every band."""
     aged = call.context.aged()
     normal = draws.normal(f"probe {call.i} {call.j}", *batch.x.shape[1:])
     x_hat, estimate = probed(
-        process, bands, lambda z, t: denoiser.denoise(z, t, aged, batch.cond), call.z, call.t, normal
+        process, bands, lambda z, t: denoiser.denoise(z, t, aged, Cond(batch.label)), call.z, call.t, normal
     )
     if call.context.x_hat is not None:  # what a heavy call computed itself is what a step uses
         x_hat = call.context.x_hat

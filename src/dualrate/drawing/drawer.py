@@ -27,12 +27,12 @@ from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLevel, Precision, Ranged
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.images import to_uint8
-from dualrate.data.loader import Augment, TrainingSet
+from dualrate.data.loader import Augment, ByteBatch, TrainingSet
 from dualrate.denoisers.denoiser import Denoiser, renewal
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Refresh
+from dualrate.diffusion.values import Refresh
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.origin import Origin
 from dualrate.networks.blocks import in_bfloat16
@@ -107,7 +107,7 @@ class Drawer(Ranged):
             raise ValueError(f"{model.name} has no null class to guide against: drop the guidance weight")
         if guided and not model.experiment.method.drops_labels:
             raise ValueError(
-                f"{model.name} was trained with every label, so it has nothing to guide against: drop the guidance weight, "
+                f"{model.name} was trained with every label, so it has nothing to guide against: drop the guidance, "
                 "or train with --method.label-dropout 0.1"
             )
         if self.label is not None:
@@ -290,39 +290,10 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class RealBatch:
-    """x: (b, C, H, W) float32, as networks see it; row: (b,) int64, the places of these images in their set."""
-
-    x: Tensor
-    cond: Cond
-    row: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-
-@dataclass(frozen=True, eq=False)
-class PackedBatch:
-    """A batch as it is sent to a worker. rows, floats: as of a `TrainingSet`; label, row: (b,) int64."""
-
-    rows: Tensor
-    floats: Callable[[Tensor, Draws], Tensor]
-    label: NDArray[np.int64] | None
-    row: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def on(self, device: torch.device) -> RealBatch:
-        cond = Cond(None if self.label is None else torch.tensor(self.label, device=device))
-        row = torch.tensor(self.row, device=device)
-        return RealBatch(self.floats(self.rows.to(device), Draws(0, row)), cond, row)
-
-
-def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[PackedBatch]:
+def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[ByteBatch]:
     """`count` images, evenly spread over a set, in batches, with the labels that the model is conditioned on.
 
+    A batch's `sample` are the places of its images in the set.
     Raises ValueError for more images than there are, and images or labels that are not the model's.
     """
     if not 1 <= count <= len(images):
@@ -336,7 +307,8 @@ def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int)
     for first in range(0, count, batch_size):
         row = chosen[first : first + batch_size]
         rows = images.rows(row, Draws(0, torch.from_numpy(row)), Augment())
-        yield PackedBatch(rows, images.floats, None if labels is None else np.asarray(labels[row]), row)
+        label = None if labels is None else torch.tensor(np.asarray(labels[row]))
+        yield ByteBatch(rows, label, torch.from_numpy(row), images.floats, 0)
 
 
 def spread(count: int, size: int) -> NDArray[np.int64]:

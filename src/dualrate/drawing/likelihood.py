@@ -29,7 +29,8 @@ from dualrate.data.loader import TrainingSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
-from dualrate.drawing.drawer import Drawer, RealBatch, real_batches, spread
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.drawing.drawer import Drawer, real_batches, spread
 from dualrate.experiment.experiment import Model
 from dualrate.likelihood.bound import Bound, FittedVariance, mean_errors, token_bound, variational_bound
 from dualrate.metrics.evaluate import Evaluator, Score
@@ -131,8 +132,8 @@ def bits_per_dimension(
     """
     kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
 
-    def bound(batch: RealBatch) -> Bound:
-        return variational_bound(denoiser, kernel, plan, batch.x, batch.cond, Draws(seed, batch.row))
+    def bound(batch: Batch) -> Bound:
+        return variational_bound(denoiser, kernel, plan, batch.x, Cond(batch.label), Draws(seed, batch.sample))
 
     return Likelihood.of(_of_batches(bound, drawer, images, count, progress))
 
@@ -143,8 +144,8 @@ def bits_per_token(
     """As `bits_per_dimension`, of tokens, under the whole plan: of a character of a text, of a pixel in grey levels."""
     kernel, denoiser = _kernel(drawer), drawer.denoiser
 
-    def bound(batch: RealBatch) -> Bound:
-        return token_bound(denoiser, kernel, drawer.plan, batch.x, batch.cond, Draws(seed, batch.row))
+    def bound(batch: Batch) -> Bound:
+        return token_bound(denoiser, kernel, drawer.plan, batch.x, Cond(batch.label), Draws(seed, batch.sample))
 
     return Likelihood.of(_of_batches(bound, drawer, drawer.model.experiment.seen(data), count, progress))
 
@@ -164,8 +165,9 @@ def fit_variance(
     """
     kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
 
-    def errors(batch: RealBatch) -> Tensor:
-        return mean_errors(denoiser, kernel, plan, batch.x, batch.cond, Draws(seed, batch.row + TRAINING_OFFSET))
+    def errors(batch: Batch) -> Tensor:
+        draws = Draws(seed, batch.sample + TRAINING_OFFSET)
+        return mean_errors(denoiser, kernel, plan, batch.x, Cond(batch.label), draws)
 
     measured = torch.cat(_of_batches(errors, drawer, images, count, progress))
     return FittedVariance(kernel, plan.t[:-1], tuple(measured.mean(0).tolist()))
@@ -190,7 +192,7 @@ def _cut(drawer: Drawer, end: float) -> StepPlan:
 
 
 def _of_batches(
-    result: Callable[[RealBatch], Result],
+    result: Callable[[Batch], Result],
     drawer: Drawer,
     images: TrainingSet,
     count: int,
@@ -200,8 +202,8 @@ def _of_batches(
     device, found, done = drawer.model.device, [], 0
     for batch in real_batches(drawer.model, images, count, drawer.batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
-            found.append(result(batch.on(device)))
-        done += len(batch)
+            found.append(result(batch.to(device)))
+        done += len(batch.x)
         if progress is not None:
             progress(done, count)
     return found

@@ -29,15 +29,15 @@ import torch
 from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
-from dualrate.data.loader import TrainingSet
+from dualrate.data.loader import ByteBatch, TrainingSet
 from dualrate.data.source import read_text, reading
 from dualrate.denoisers.catalogue import refreshing
 from dualrate.denoisers.denoiser import between
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Reuse
+from dualrate.diffusion.values import Cond, Reuse
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.drawer import Drawer, PackedBatch, real_batches
+from dualrate.drawing.drawer import Drawer, real_batches
 from dualrate.drawing.measure import Measurement, OutOfTime, call_seconds, measure, until
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import Evaluator, Score
@@ -226,7 +226,7 @@ def _measured(
     found = {start: _read_errors(file, t) for start, file in files.items() if file.exists()}
 
     def show(here: float = 0) -> None:
-        done = sum(len(batches[start]) for start in found) + here
+        done = sum(len(batches[start].x) for start in found) + here
         progress.update(round(done * grid), images * grid, {"images": done})
 
     job = partial(_errors_of, model, t, pays(model.device), show if mapper is in_turn else None)
@@ -238,7 +238,7 @@ def _measured(
             show()
     finally:
         progress.close()
-    shares = [(len(batch) / images, found[start]) for start, batch in batches.items()]  # whichever was first
+    shares = [(len(batch.x) / images, found[start]) for start, batch in batches.items()]  # whichever was first
     total = sum((share * one.errors for share, one in shares), np.zeros((grid, grid + 1)))
     bends = [(share, one.bend) for share, one in shares if one.bend is not None]
     if not bends:
@@ -252,23 +252,25 @@ def _errors_of(
     t: tuple[float, ...],
     bfloat16: bool,
     show: Callable[[float], None] | None,
-    numbered: tuple[int, PackedBatch],
+    numbered: tuple[int, ByteBatch],
 ) -> Errors:
     """Means of a batch, whose first image has this number. show: called with the images done of this batch"""
-    start, batch = numbered[0], numbered[1].on(model.device)
-    draws = Draws(SEED, torch.arange(start, start + len(batch), device=model.device))
+    start, batch = numbered[0], numbered[1].to(model.device)
+    draws = Draws(SEED, torch.arange(start, start + len(batch.x), device=model.device))
+
+    cond = Cond(batch.label)
 
     def progress(rows: NDArray[np.float64]) -> None:
         if show is not None:
-            show(len(batch) * len(rows) / (len(t) - 1))
+            show(len(batch.x) * len(rows) / (len(t) - 1))
 
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         denoiser = model.ready(bfloat16=bfloat16).denoiser
-        errors = measure_errors(denoiser, model.gaussian, t, batch.x, batch.cond, draws, progress=progress)
+        errors = measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws, progress=progress)
         if errors.num_steps < FEWEST:
             return errors
         normal = draws.normal("bend", *batch.x.shape[1:]).to(batch.x.dtype)
-        return replace(errors, bend=measure_bend(denoiser, model.gaussian, t, normal, batch.cond))
+        return replace(errors, bend=measure_bend(denoiser, model.gaussian, t, normal, cond))
 
 
 # By images

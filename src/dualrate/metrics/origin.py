@@ -53,7 +53,7 @@ def _differences(records: Sequence[Any]) -> str:
     """The fields in which dataclasses of one kind differ, with their values; empty if they are equal."""
     found = {
         one.name: list(dict.fromkeys(str(getattr(record, one.name)) for record in records))
-        for one in fields(records[0])
+        for one in fields(records[0] if records else Origin)
     }
     return ", ".join(f"{name} ({' / '.join(values)})" for name, values in found.items() if len(values) > 1)
 
