@@ -258,16 +258,10 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, precisi
             return seconds_per_call(call, seconds=seconds, device=device) / batch_size
 
         calls = priced(denoiser, z, t, cond, taken)
-    return replace(calls, decode=seconds_of_decoding(model, batch_size, seconds=seconds) / batch_size)
-
-
-def seconds_of_decoding(model: Model, batch_size: int, *, seconds: float = 1.0) -> float:
-    """Seconds in which `batch_size` latents become images, measured now, for about `seconds`; 0 on pixels."""
     if not model.call_cost.decode:
-        return 0.0
-    x = torch.zeros(batch_size, *model.shape, device=model.device)
-    draws = Draws(0, torch.arange(batch_size, device=model.device))
-    return seconds_per_call(lambda: decoded(model.codec, x, draws), seconds=seconds, device=model.device)
+        return calls
+    x, draws = torch.zeros(batch_size, *model.shape, device=device), Draws(0, torch.arange(batch_size, device=device))
+    return replace(calls, decode=taken(lambda: decoded(model.codec, x, draws)))
 
 
 def cost_report(drawer: Drawer) -> dict[str, object]:
@@ -279,26 +273,21 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     drawer.draw(range(count))  # the first compiles, records, chooses kernels
     seconds = drawer.draw(range(count)).seconds
     taken = call_seconds(drawer.model, count, precision=drawer.precision)
+    calls = {"heavy_call": cost.calls.heavy, "light_call": cost.calls.light, "light_call_alone": cost.calls.without}
+    macs = {**calls, "decode": cost.calls.decode, "per_image": cost.macs}
     return {
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
-        "macs_heavy_call": cost.calls.heavy,
-        "macs_light_call": cost.calls.light,
-        "macs_light_call_alone": cost.calls.without,
-        "macs_decode": cost.calls.decode,
-        "flops_heavy_call": 2 * cost.calls.heavy,
-        "flops_light_call": 2 * cost.calls.light,
-        "flops_light_call_alone": 2 * cost.calls.without,
+        **{f"macs_{of}": number for of, number in macs.items()},
+        **{f"flops_{of}": 2 * number for of, number in macs.items() if of != "decode"},
         "seconds_heavy_call": count * taken.heavy if cost.calls.heavy else 0.0,
         "seconds_light_call": count * taken.light,
         "seconds_light_call_alone": count * taken.without,
         "seconds_decode": count * taken.decode,
+        "seconds_per_image": seconds / count,
         "steps": drawer.plan.num_steps,
         "heavy_calls_per_image": cost.heavy_calls,
         "light_calls_per_image": cost.light_calls,
         "light_calls_alone_per_image": cost.alone_calls,
-        "macs_per_image": cost.macs,
-        "flops_per_image": cost.flops,
-        "seconds_per_image": seconds / count,
         "batch_size": count,
         "device": str(drawer.model.device),
         "precision": drawer.arithmetic,
