@@ -196,8 +196,8 @@ def test_kept_or_not_it_is_the_same_row(drawer, judge, tmp_path):
 
 def test_a_row_has_the_counts_and_seconds_of_what_was_drawn(drawer, judge, tmp_path, monkeypatch):
     """A batch is no larger than what is drawn at once: all seeds, or a block of them."""
-    draw = Drawer.draw
-    monkeypatch.setattr(Drawer, "draw", lambda *of: replace(draw(*of), seconds=80.0))
+    clock = iter(range(0, 10_000, 80))  # seconds, at the beginning and at the end of a batch
+    monkeypatch.setattr("dualrate.metrics.store.time.perf_counter", lambda: next(clock))
     at_once = replace(drawer, batch_size=1000)
     row = measure(at_once, SEEDS, judge).row
     assert (row.num_steps, row.num_heavy, row.precision) == (2, 1, "bfloat16" if drawer.bfloat16 else "float32")

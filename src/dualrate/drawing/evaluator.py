@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 
@@ -211,7 +213,7 @@ def score_source(
 ) -> tuple[Score, ...]:
     """Scores of images that are there already, whoever made them, as of samples of a run.
 
-    source:    a folder, an archive or a .npz file of images (see `every_image`)
+    source:    a folder, a .zip, a .npz or another source of images (see `every_image`)
     data:      the real images; None: those of `reference`, which is a data source then, or a .npz of statistics
     features:  as of `features_named`
     Raises ValueError where neither says what to compare with, and what `evaluators` and `score_images` raise.
@@ -231,9 +233,13 @@ def score_source(
     real = found[0].reference
     channels = real.shape[0] if isinstance(real, ImageSet) else None
     place = resolved(source)
-    images = every_image(source, channels=channels, without=grids_below(place))
-    shown = image_progress(progress)
-    return score_images(images, printable(place.name), *found, details=details, progress=shown)
+    with TemporaryDirectory() as unpacked:
+        if place.suffix == ".zip":
+            ZipFile(place).extractall(unpacked)
+        folder = Path(unpacked) if place.suffix == ".zip" else place
+        images = every_image(folder, channels=channels, without=grids_below(folder))
+        shown = image_progress(progress)
+        return score_images(images, printable(place.name), *found, details=details, progress=shown)
 
 
 SCORED = 1000  # images of a score in training
