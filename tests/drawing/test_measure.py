@@ -1,6 +1,7 @@
 """A drawer is all that decides its images; kept in blocks they score as drawn at once, and the same after a kill."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,7 +198,7 @@ def test_kept_or_not_it_is_the_same_row(drawer, judge, tmp_path):
 def test_a_row_has_the_counts_and_seconds_of_what_was_drawn(drawer, judge, tmp_path, monkeypatch):
     """A batch is no larger than what is drawn at once: all seeds, or a block of them."""
     clock = iter(range(0, 10_000, 80))  # seconds, at the beginning and at the end of a batch
-    monkeypatch.setattr("dualrate.metrics.store.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("dualrate.metrics.store.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     at_once = replace(drawer, batch_size=1000)
     row = measure(at_once, SEEDS, judge).row
     assert (row.num_steps, row.num_heavy, row.precision) == (2, 1, "bfloat16" if drawer.bfloat16 else "float32")
