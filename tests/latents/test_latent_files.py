@@ -120,7 +120,7 @@ def test_pictures_of_two_shapes_are_refused_by_name(root: Path, tmp_path: Path) 
     folder = tmp_path / "photos"
     shutil.copytree(root / "photos", folder)
     Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(folder / "wide.png")
-    with pytest.raises(ValueError, match=r"wide.png is \(3, 8, 16\) .*, a.png is \(3, 16, 16\): expected one shape"):
+    with pytest.raises(ValueError, match=r"wide.png is \(3, 8, 16\) .*, a.png is \(3, 16, 16\); expected one shape"):
         encode_images(every_image(folder), Folding("f" * 64), tmp_path / "latents", batch_size=1)
     assert not (tmp_path / "latents").exists()
 
