@@ -32,7 +32,7 @@ from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.networks import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
-from dualrate.metrics import dinov2, efficientnet, inception
+from dualrate.metrics import pretrained
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
@@ -182,17 +182,10 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
     assert _unpacked(_packed(model)).path == model.path
 
 
-@pytest.mark.parametrize(
-    ("module", "net"),
-    [
-        (inception, inception.Inception(nn.Identity(), torch.device("cpu"), batch_size=7)),
-        (dinov2, dinov2.DinoV2(nn.Identity(), "x", 8, torch.device("cpu"), batch_size=7)),
-        (efficientnet, efficientnet.EfficientNet(nn.Identity(), torch.device("cpu"), batch_size=5)),
-    ],
-)
-def test_a_large_feature_net_is_loaded_by_the_worker_once(module, net, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(module, f"load_{module.__name__.rpartition('.')[2]}", lambda device: loaded.append(net) or net)
+@pytest.mark.parametrize("kind", pretrained.PRETRAINED)
+def test_a_large_feature_net_is_loaded_by_the_worker_once(kind, monkeypatch):
+    net, loaded = pretrained.PhotoNet(kind, nn.Identity(), "x", 8, torch.device("cpu"), batch_size=7), []
+    monkeypatch.setattr(pretrained, f"load_{kind}", lambda device, **_: loaded.append(net) or net)
     first, again = (_unpacked(_packed(net)) for _ in range(2))
     assert first is again
     assert first == net
