@@ -21,7 +21,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import DataConfig
-from dualrate.metrics.architectures import Architecture
+from dualrate.metrics.features import Architecture
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.trajectory import rollout
 from dualrate.training import checkpoint

@@ -220,7 +220,7 @@ METHODS = {path.stem for path in (SRC / "methods").iterdir()} - {"__init__", "__
 
 PINNED = {
     # weights of one sha256, opened as tensors alone: tests/metrics/test_efficientnet.py holds it to both
-    "metrics/efficientnet.py": ["torch.load"],
+    "metrics/pretrained.py": ["torch.load"],
     # messages between a process and the workers that it spawned, none from a file that somebody gave
     "system/workers.py": ["pickle", "pickle.dumps", "pickle.loads"],
 }

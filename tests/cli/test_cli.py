@@ -213,29 +213,6 @@ def test_the_version_is_told_in_a_line(monkeypatch, capsys):
         assert part in line
 
 
-@pytest.mark.parametrize(
-    ("options", "least"), [(("--num", "191"), 192), (("--num", "4095", "--features", "inception"), 4096)]
-)
-def test_too_few_images_to_score_are_refused_before_anything_is_read(options, least, monkeypatch, capsys):
-    monkeypatch.setattr("dualrate.runs.store.load", lambda *_, **__: pytest.fail("the model was loaded"))
-    assert call(monkeypatch, "evaluate", "weights/fashion-mnist-light", *options) == 2
-    assert f"needs at least {least} images" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--screen", "50"), "--screen 50 is too few: a distance in 96 features needs at least 192 images"),
-        (("--features", "fashion-mnist,inception"), "--count 2000 is too few"),
-    ],
-)
-def test_too_few_images_to_compare_are_refused_by_the_option_s_name(options, message, monkeypatch, capsys):
-    monkeypatch.setattr("dualrate.compare.comparison.load", lambda *_, **__: pytest.fail("the model was loaded"))
-    options = ("--screen", "1000", "--count", "2000", *options)
-    assert call(monkeypatch, "compare", "weights/fashion-mnist-light", *options) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_a_way_to_train_is_listed_before_a_recipe_is_named(monkeypatch, capsys):
     assert call(monkeypatch, "train", "--help") == 0
     assert "usage: dualrate train RECIPE [--by denoising|consistency] [options]" in capsys.readouterr().out

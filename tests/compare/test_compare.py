@@ -37,8 +37,7 @@ from dualrate.experiment.plan_support import Segments
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics import evaluate
-from dualrate.metrics.architectures import Architecture, Mixed
-from dualrate.metrics.features import FeatureNet
+from dualrate.metrics.features import Architecture, FeatureNet, Mixed
 from dualrate.metrics.store import FeatureStore
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report import html

@@ -25,11 +25,10 @@ from dualrate.config.imports import imported, known
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.prepare import prepare
 from dualrate.denoisers.catalogue import denoiser_named
-from dualrate.drawing.errors import read_plan
+from dualrate.drawing.plan_search import read_plan
 from dualrate.drawing.samples import read_record, write_samples
 from dualrate.experiment.experiment import Experiment
-from dualrate.metrics.architectures import Architecture
-from dualrate.metrics.features import FeatureNet
+from dualrate.metrics.features import Architecture, FeatureNet
 from dualrate.runs.store import read_losses
 from dualrate.runs.train import train
 from dualrate.sampling.catalogue import sampler_named

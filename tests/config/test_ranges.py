@@ -61,11 +61,8 @@ from dualrate.methods.moment_matching.states import FromData, FullRollout, Segme
 from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching, StudentMethod
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
-from dualrate.metrics.architectures import Architecture, Mixed, Stacked
-from dualrate.metrics.dinov2 import DinoV2
-from dualrate.metrics.efficientnet import EfficientNet
-from dualrate.metrics.features import Card
-from dualrate.metrics.inception import Inception
+from dualrate.metrics.features import Architecture, Card, Mixed, Stacked
+from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.planning.search import Member
@@ -90,8 +87,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.work.Bench",
     "dualrate.compare.work.MeasuredContender",
     "dualrate.compare.work.TimedContender",
-    "dualrate.drawing.plan_search._Bench",
-    "dualrate.drawing.latent_scores.Nearness",
+    "dualrate.drawing.latents.Nearness",
     "dualrate.planning.search.Round",
     "dualrate.sampling.catalogue.Sampler",
     "dualrate.sampling.cost.CallCost",
@@ -119,7 +115,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.metrics.origin.Fingerprint",
     "dualrate.metrics.text.GradientMoment",
     "dualrate.metrics.frechet.GaussianStats",
-    "dualrate.metrics.frechet.Interval",
     "dualrate.metrics.kid_prc.KernelDistance",
     "dualrate.metrics.kid_prc.Manifold",
     "dualrate.metrics.kid_prc.PrecisionRecall",
@@ -150,8 +145,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
-    "dualrate.drawing.errors.Candidate",
-    "dualrate.drawing.errors.Ranked",
+    "dualrate.drawing.plan_search.Candidate",
     "dualrate.experiment.experiment.Model",
     "dualrate.methods.em_distillation.Seen",
     "dualrate.methods.em_distillation.State",
@@ -161,7 +155,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.training.config.FitResult",
     "dualrate.likelihood.bound.FittedVariance",
     "dualrate.drawing.latents.Decoded",
-    "dualrate.drawing.latent_scores.LatentScores",
+    "dualrate.drawing.latents.LatentScores",
     "dualrate.data.images.Everything",
 }
 
@@ -239,9 +233,7 @@ def examples() -> Iterator[Any]:
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield LanguageCard("name", "0", Recurrent(3, 8, 8), "0", 16, 2.0, 0, 1)
-    yield Inception(nn.Identity(), torch.device("cpu"))
-    yield DinoV2(nn.Identity(), "name", 8, torch.device("cpu"))
-    yield EfficientNet(nn.Identity(), torch.device("cpu"))
+    yield PhotoNet("inception", nn.Identity(), "name", 8, torch.device("cpu"), 10)
 
 
 def within(value: Any) -> Iterator[Any]:

@@ -1,19 +1,23 @@
-"""Which feature net judges: the one given, the one shipped for these very images, or a cached one."""
+"""Which feature net scores: the one given, the one shipped for these very images, or a cached one."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cli.command import call
 from metrics.squares import two_classes
+from metrics.untrained import untrained
 
 from dualrate.data.images import ImageSet, load_images
 from dualrate.drawing import evaluator as module
 from dualrate.drawing.choice import CHOSEN_IN
-from dualrate.drawing.evaluator import SHIPPED, evaluator, evaluators, features_named, messages, require_count
+from dualrate.drawing.evaluator import SHIPPED, evaluator, evaluators, features_named, messages, score_source
 from dualrate.experiment.experiment import DataConfig
-from dualrate.metrics.architectures import Architecture, Mixed
-from dualrate.metrics.features import CARD, FeatureNet, read_card
-from dualrate.metrics.train_features import train_feature_net
+from dualrate.metrics.features import CARD, Architecture, FeatureNet, Mixed, read_card, train_feature_net
+from dualrate.metrics.frechet import GaussianStats
+from dualrate.report.html import png_bytes
 
 
 class Notes:
@@ -124,16 +128,54 @@ def test_several_judges_have_names_of_their_own(data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     judges = evaluators(data, f"{one},{two}", progress=Notes())
     assert [judge.metric for judge in judges] == ["FD-one", "FD-two"]
-    with pytest.raises(ValueError, match="two judges are called FD-one"):
+    with pytest.raises(ValueError, match="got the metrics FD-one, FD-two, FD-one"):
         evaluators(data, f"{one},{two},{one}", progress=Notes())
 
 
-def test_as_many_images_as_the_judge_of_most_features_needs():
-    require_count(192, features_named("fashion-mnist,fashion-mnist-b"))
-    with pytest.raises(ValueError, match="192"):
-        require_count(191, features_named("fashion-mnist-b,fashion-mnist"))
-    with pytest.raises(ValueError, match="640"):
-        require_count(639, features_named("fashion-mnist,efficientnet"))
+@pytest.mark.parametrize("kind", ["folder", "npz", "zip"])
+def test_images_of_anybody_are_scored_as_samples_are(data, tmp_path, monkeypatch, capsys, kind):
+    """In the same features, with the same floor; by the command too."""
+    images = two_classes(24, seed=3).images
+    folder, source = tmp_path / "theirs", tmp_path / ("theirs" if kind == "folder" else f"theirs.{kind}")
+    folder.mkdir()
+    for i, image in enumerate(images):
+        (folder / f"{i:03}.png").write_bytes(png_bytes(image))
+    if kind == "npz":
+        np.savez(source, arr_0=images.transpose(0, 2, 3, 1))
+    elif kind == "zip":
+        shutil.make_archive(str(folder), "zip", folder)
+    untrained(Architecture(1, 12, 2, features=4)).save(tmp_path / "net")
+    (score,) = score_source(source, data, features=tmp_path / "net", progress=Notes())
+    own = evaluator(data, features=tmp_path / "net", progress=Notes())
+    expected = own.score_features(own.net.features(images), seeds=f"images of {source.name}", labels="unknown")
+    assert score.value == pytest.approx(expected.value)
+    assert (score.low, score.high, score.floor) == pytest.approx((expected.low, expected.high, expected.floor))
+    assert score.fingerprint == expected.fingerprint
+    options = ("--reference", data.source, "--features", tmp_path / "net", "--json")
+    if kind == "npz":
+        stats = GaussianStats.of(own.reference_features)
+        np.savez(tmp_path / "stats.npz", mu=stats.mean.numpy(), sigma=stats.cov.numpy())
+        how = {"reference": tmp_path / "stats.npz", "features": tmp_path / "net", "progress": Notes()}
+        (of_statistics,) = score_source(source, **how)
+        assert np.isnan(of_statistics.floor)
+        assert of_statistics.value == pytest.approx(score.value)
+    if kind != "folder":
+        return
+    assert call(monkeypatch, "evaluate", "--images", source, *options) == 0
+    assert json.loads(capsys.readouterr().out)["scores"][0]["metric"] == score.metric
+
+
+def test_images_need_real_ones_of_their_shape_to_be_compared_with(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "theirs").mkdir()
+    for size in (12, 16):
+        (tmp_path / "theirs" / f"{size}.png").write_bytes(png_bytes(two_classes(1, size=size).images[0]))
+    assert call(monkeypatch, "evaluate", "--images", tmp_path / "theirs") == 2
+    assert "name a run that was trained on them, or a reference" in capsys.readouterr().err
+    assert call(monkeypatch, "evaluate") == 2
+    assert "name the RUN" in capsys.readouterr().err
+    untrained(Architecture(1, 12, 2, features=1)).save(tmp_path / "net")
+    with pytest.raises(ValueError, match=r"16\.png is \(1, 16, 16\) \(C, H, W\), 12\.png is \(1, 12, 12\)"):
+        score_source(tmp_path / "theirs", data, features=tmp_path / "net", progress=Notes())
 
 
 def test_the_recommendation_was_made_in_the_net_that_judges_where_none_is_named():

@@ -26,14 +26,14 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.calibration import _measured as table_of
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer, Guidance, plain_step
-from dualrate.drawing.errors import measured_errors
 from dualrate.drawing.measure import measure
+from dualrate.drawing.plan_search import measured_errors
 from dualrate.drawing.samples import write_samples
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
-from dualrate.metrics import dinov2, efficientnet, inception
+from dualrate.metrics import pretrained
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
@@ -136,7 +136,7 @@ def few(monkeypatch, rows: int) -> None:
     """Noise levels of a table, and images at a time."""
     for name, value in {"ROWS": rows, "LOWEST": -2, "HIGHEST": 1}.items():
         monkeypatch.setattr(f"dualrate.drawing.calibration.{name}", value)
-    monkeypatch.setattr("dualrate.drawing.errors.ROWS", rows)
+    monkeypatch.setattr("dualrate.drawing.plan_search.ROWS", rows)
 
 
 def test_a_table_and_errors_are_measured_the_same(model, images, two, monkeypatch, tmp_path):
@@ -173,7 +173,7 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
     for name, sampler in SAMPLERS.items():
         if sampler.of_table:
             continue
-        drawer = Choice(steps=4, heavy=4, sampler=name).drawer(model).settled
+        drawer = Choice(steps=4, heavy=4, sampler=name).drawer(model).resolved
         sent = pickle.loads(_packed(drawer))
         assert (plain_step(sent.step), sent.plan, sent.origin("x")) == (
             plain_step(drawer.step),
@@ -183,17 +183,10 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
     assert pickle.loads(_packed(model)).path == model.path
 
 
-@pytest.mark.parametrize(
-    ("module", "net"),
-    [
-        (inception, inception.Inception(nn.Identity(), torch.device("cpu"), batch_size=7)),
-        (dinov2, dinov2.DinoV2(nn.Identity(), "x", 8, torch.device("cpu"), batch_size=7)),
-        (efficientnet, efficientnet.EfficientNet(nn.Identity(), torch.device("cpu"), batch_size=5)),
-    ],
-)
-def test_a_large_feature_net_is_loaded_by_the_worker_once(module, net, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(module, f"load_{module.__name__.rpartition('.')[2]}", lambda device: loaded.append(net) or net)
+@pytest.mark.parametrize("kind", pretrained.PRETRAINED)
+def test_a_large_feature_net_is_loaded_by_the_worker_once(kind, monkeypatch):
+    net, loaded = pretrained.PhotoNet(kind, nn.Identity(), "x", 8, torch.device("cpu"), batch_size=7), []
+    monkeypatch.setattr(pretrained, f"load_{kind}", lambda device, **_: loaded.append(net) or net)
     first, again = (pickle.loads(_packed(net)) for _ in range(2))
     assert first is again
     assert first == net

@@ -15,11 +15,11 @@ from dualrate.cli.console import reporter
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.errors import check_plans, measured_errors
+from dualrate.drawing.plan_search import measured_errors
 from dualrate.experiment.experiment import DataConfig
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.networks.uvit import Level
-from dualrate.planning.planner import NO_CONTEXT, Planner, measure_errors
+from dualrate.planning.planner import NO_CONTEXT, measure_errors
 from dualrate.runs.store import called_by
 
 SMALL = ("--grid", "8", "--images", "8")
@@ -49,14 +49,6 @@ def test_of_two_single_networks_no_context_is_kept(runs):
     assert known[:, NO_CONTEXT].all()
     assert (known[:, :-1] == np.eye(8, dtype=bool)).all()
     assert (errors.diagonal() != errors[:, NO_CONTEXT]).all()
-
-
-def test_plans_of_two_single_networks_are_checked_beside_the_light_one_first(runs):
-    model = called_by(dr.load(runs["large"]), str(runs["small"]))
-    planner = Planner(errors_of(runs["large"], runs["small"]), model.gaussian)
-    plans = dict(check_plans(planner, model.call_cost))
-    assert plans["4/2 light first"] == dr.StepPlan.late(4, 2, 2)
-    assert {name for name in plans if "even" in name} == {"2/2 even", "4/4 even", "8/8 even"}
 
 
 def test_a_cache_is_measured_on_a_smooth_path_and_never_without_a_context(runs):

@@ -65,7 +65,7 @@ class Artist:
         self.batches, self.drawn = batches, []
 
     def stands_in(self, monkeypatch) -> None:
-        monkeypatch.setattr(Drawer, "batches", lambda drawer, seeds: self(drawer, seeds))
+        monkeypatch.setattr(Drawer, "batches", lambda drawer, seeds, progress=None: self(drawer, seeds))
 
     def __call__(self, drawer, seeds):
         if not self.batches:
@@ -186,7 +186,7 @@ def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
     large = replace(model, experiment=replace(EXPERIMENT, networks=TwoNetworks(net, net)))
     cost = Drawer(model, Ancestral(model.process), PLAN).cost
 
-    def noise(drawer, seeds):
+    def noise(drawer, seeds, progress=None):
         yield np.random.default_rng(seeds[0]).integers(0, 256, (len(seeds), *drawer.model.shape), dtype=np.uint8)
 
     monkeypatch.setattr(Drawer, "cost", cost)
@@ -399,7 +399,7 @@ def test_a_folder_of_other_samples_is_refused_and_what_differs_is_named(model, a
     written(model, tmp_path, range(5, 9))
     before = content(tmp_path) | {"sample.json": (tmp_path / "sample.json").read_bytes()}
     artist.drawn.clear()
-    with pytest.raises(ValueError, match=f"{message}: choose another --out, or delete this one"):
+    with pytest.raises(ValueError, match=f"{message}: choose another --out"):
         written(**{"model": model, "out": tmp_path, **other(what, model)})
     assert content(tmp_path) | {"sample.json": (tmp_path / "sample.json").read_bytes()} == before
     assert not artist.drawn

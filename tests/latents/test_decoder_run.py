@@ -22,7 +22,7 @@ from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.latent_scores import nearness
+from dualrate.drawing.latents import nearness
 from dualrate.drawing.measure import cost_report
 from dualrate.experiment.experiment import Experiment, Start, as_codec
 from dualrate.experiment.network_configs import NetworksConfig, OneDecoder, TwoDecoders

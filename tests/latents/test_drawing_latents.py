@@ -29,12 +29,11 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.latent_scores import nearness
-from dualrate.drawing.latents import FIRST, draw_latents
+from dualrate.drawing.latents import FIRST, draw_latents, nearness
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.network_configs import OneDecoder, TwoDecoders
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.metrics.architectures import Architecture
+from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
 from dualrate.sampling.trajectory import rollout

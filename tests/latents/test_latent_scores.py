@@ -24,14 +24,13 @@ from dualrate.data.latent_set import HeldOut
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.latent_scores import bits_per_pixel, latent_scores, nearness, prior_of, round_trip_nearness
+from dualrate.drawing.latents import bits_per_pixel, latent_scores, nearness, prior_of, round_trip_nearness
 from dualrate.drawing.measure import measure
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneDecoder
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.features import Card, FeatureNet
+from dualrate.metrics.features import Architecture, Card, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.runs.store import load
 from dualrate.sampling.cost import CallCost

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dualrate.cli import main as cli
 from dualrate.drawing import evaluator as runs_evaluator
-from dualrate.metrics import dinov2
-from dualrate.metrics.dinov2 import DinoV2, build, load_dinov2, prepared, shrunk
+from dualrate.metrics import pretrained
+from dualrate.metrics.pretrained import DinoV2Features, PhotoNet, build, load_dinov2, prepared, shrunk
 from metrics.squares import two_classes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +40,9 @@ class StandIn(nn.Module):
         return SimpleNamespace(last_hidden_state=torch.stack([token, torch.full_like(token, torch.nan)], dim=1))
 
 
-def small(**options) -> DinoV2:
-    return DinoV2(StandIn(), "dinov2-large:0", 8, CPU, **({"usual_count": 100} | options))
+def small(batch_size: int = 50) -> PhotoNet:
+    module = DinoV2Features(StandIn())
+    return PhotoNet("dinov2", module, "dinov2-large:0", 8, CPU, batch_size, usual_count=100)
 
 
 def pixels(count: int = 7, channels: int = 3, size: int = 16) -> np.ndarray:
@@ -51,11 +52,11 @@ def pixels(count: int = 7, channels: int = 3, size: int = 16) -> np.ndarray:
 def test_features_are_the_class_token_in_batches():
     net = small(batch_size=3)
     found = net.features(pixels())
-    assert net.module.calls == [3, 3, 1]
+    assert net.module.net.calls == [3, 3, 1]
     assert (found.shape, found.dtype, found.requires_grad) == ((7, 8), torch.float32, False)
     assert torch.equal(found, net.features(torch.from_numpy(pixels())))
     with torch.no_grad():
-        assert torch.equal(found[:3], net.module(prepared(torch.from_numpy(pixels()[:3]))).last_hidden_state[:, 0])
+        assert torch.equal(found[:3], net.module(torch.from_numpy(pixels()[:3])))
 
 
 @pytest.mark.parametrize("size", [64, 300])
@@ -105,7 +106,7 @@ def tiny(directory: Path, patches: int = 5) -> tuple[Path, Path]:
             hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=14 * patches, patch_size=14
         )
         transformers.Dinov2Model(config).save_pretrained(directory)
-    return directory / dinov2.CONFIG, directory / dinov2.WEIGHTS
+    return directory / pretrained.CONFIG, directory / pretrained.WEIGHTS
 
 
 def test_the_net_is_transformers_own_with_the_weights_of_the_file(tmp_path):
@@ -117,7 +118,7 @@ def test_the_net_is_transformers_own_with_the_weights_of_the_file(tmp_path):
     assert not any(parameter.requires_grad for parameter in module.parameters())
     images = torch.from_numpy(pixels(3))
     theirs = transformers.Dinov2Model.from_pretrained(tmp_path, local_files_only=True).eval()
-    found = DinoV2(module, "", 16, CPU).features(images)
+    found = PhotoNet("dinov2", DinoV2Features(module), "", 16, CPU, 50).features(images)
     positions = theirs.embeddings.position_embeddings.detach()
     with torch.no_grad():
         otherwise = theirs(prepared(images)).pooler_output
@@ -166,8 +167,8 @@ def stub_packages(directory: Path, report: dict[str, set[str]]) -> tuple[SimpleN
 
 @pytest.fixture
 def files(tmp_path) -> Path:
-    (tmp_path / dinov2.CONFIG).write_text('{"patch_size": 14}')
-    save_file({"positions": torch.randn(1, 1 + 37**2, 8)}, tmp_path / dinov2.WEIGHTS)
+    (tmp_path / pretrained.CONFIG).write_text('{"patch_size": 14}')
+    save_file({"positions": torch.randn(1, 1 + 37**2, 8)}, tmp_path / pretrained.WEIGHTS)
     return tmp_path
 
 
@@ -181,16 +182,16 @@ def stubbed(monkeypatch, directory: Path, **report: set[str]) -> list:
 def test_loading_pins_the_revision_and_names_what_was_loaded(files, monkeypatch):
     asked = stubbed(monkeypatch, files)
     net = load_dinov2()
-    digest = hashlib.sha256((files / dinov2.WEIGHTS).read_bytes()).hexdigest()
+    digest = hashlib.sha256((files / pretrained.WEIGHTS).read_bytes()).hexdigest()
     assert net.identity == f"dinov2-large:{digest[:12]}"
     assert (net.metric, net.dim, net.usual_count) == ("FD-DINOv2", 8, 50_000)
-    assert net.module.embeddings.position_embeddings.shape == (1, 257, 8)
+    assert net.module.net.embeddings.position_embeddings.shape == (1, 257, 8)
     assert asked == [
-        ("facebook/dinov2-large", "config.json", dinov2.REVISION),
-        ("facebook/dinov2-large", "model.safetensors", dinov2.REVISION),
+        ("facebook/dinov2-large", "config.json", pretrained.DINOV2_REVISION),
+        ("facebook/dinov2-large", "model.safetensors", pretrained.DINOV2_REVISION),
         (None, {"patch_size": 14}, torch.float32, True),
     ]
-    save_file({"positions": torch.randn(1, 257, 8)}, files / dinov2.WEIGHTS)
+    save_file({"positions": torch.randn(1, 257, 8)}, files / pretrained.WEIGHTS)
     assert load_dinov2().identity != net.identity
 
 
@@ -198,7 +199,7 @@ def test_incomplete_and_damaged_weights_are_refused(files, monkeypatch):
     stubbed(monkeypatch, files, missing_keys={"layernorm.bias"}, mismatched_keys={("embeddings.cls_token", 1, 2)})
     with pytest.raises(ValueError, match="lacks 2"):
         load_dinov2()
-    (files / dinov2.WEIGHTS).write_bytes(b"no tensors")
+    (files / pretrained.WEIGHTS).write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="no safetensors file"):
         load_dinov2()
 
@@ -207,7 +208,7 @@ def test_without_a_network_the_message_says_how_to_fetch_the_files(tmp_path, mon
     stubbed(monkeypatch, tmp_path)
     with pytest.raises(OSError, match="no network") as caught:
         load_dinov2()
-    assert dinov2.REVISION in str(caught.value)
+    assert pretrained.DINOV2_REVISION in str(caught.value)
 
 
 def test_without_transformers_the_message_names_the_extra(monkeypatch):
@@ -225,7 +226,7 @@ def evaluate(monkeypatch, capsys, *options) -> str:
     """What `dualrate evaluate --features dinov2` prints of the light network, with squares as the data set."""
     splits = (two_classes(size=28), two_classes(60, seed=1, size=28, split="test"))
     monkeypatch.setattr(runs_evaluator, "_splits", lambda data, progress: splits)
-    monkeypatch.setattr(runs_evaluator, "load_dinov2", lambda device: small())
+    monkeypatch.setattr(pretrained, "load_dinov2", lambda device: small())
     arguments = ["--features", "dinov2", "--steps", "1", "--num", "40", "--device", "cpu", *map(str, options)]
     monkeypatch.setattr(sys, "argv", ["dualrate", "evaluate", str(ROOT / "weights/fashion-mnist-light"), *arguments])
     cli.main()

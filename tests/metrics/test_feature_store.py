@@ -9,11 +9,10 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.diffusion.random import Draws
-from dualrate.metrics.architectures import Architecture
-from dualrate.metrics.features import Card, FeatureNet
+from dualrate.metrics.features import Architecture, Card, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.origin import Origin
-from dualrate.metrics.store import FeatureStore
+from dualrate.metrics.store import FeatureStore, fill_stores
 
 ARCH = Architecture(1, 8, 2, features=6)
 SOURCE = Origin("w1", "e1", "ancestral", "8 steps", "none", "noise:0123456789ab", "float32")
@@ -51,7 +50,7 @@ class Artist:
 
 def features_of(directory, net, *, ids=IDS, size=25, artist=None) -> torch.Tensor:
     store = FeatureStore.open(directory, SOURCE)
-    store.fill(ids, artist or Artist(), net, size=size)
+    fill_stores([(store, net)], ids, artist or Artist(), size=size)
     return store.read(ids).features
 
 
@@ -87,7 +86,7 @@ def test_a_write_that_was_cut_short_is_drawn_again(tmp_path, net, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         with pytest.raises(Killed):
-            store.fill(IDS, Artist(), net, size=25)
+            fill_stores([(store, net)], IDS, Artist(), size=25)
     assert len(list(tmp_path.glob("*.safetensors*"))) == 1
     assert not list(tmp_path.glob("*.safetensors"))
     artist = Artist()
@@ -100,7 +99,7 @@ def test_neither_block_size_nor_order_nor_who_drew_it_changes_an_image(tmp_path,
     torch.testing.assert_close(features_of(tmp_path / "other", net, size=7), whole)
     store = FeatureStore.open(tmp_path / "shared", SOURCE)
     for ids in (range(50, 100), range(50)):  # as two processes
-        store.fill(ids, Artist(), net, size=25)
+        fill_stores([(store, net)], ids, Artist(), size=25)
     assert torch.equal(store.read(IDS).features, whole)
     backwards = store.read(IDS[::-1]).features
     assert torch.equal(backwards, whole.flip(0))
@@ -124,9 +123,9 @@ def test_more_ids_draw_only_those_that_are_new(tmp_path, net):
 
 def test_progress_and_seconds_count_what_was_drawn_before(tmp_path, net):
     store, told = FeatureStore.open(tmp_path, SOURCE), []
-    store.fill(range(50), Artist(), net, size=25)
+    fill_stores([(store, net)], range(50), Artist(), size=25)
     before = store.read(range(50)).seconds
-    store.fill(IDS, Artist(), net, size=25, progress=lambda done, total: told.append((done, total)))
+    fill_stores([(store, net)], IDS, Artist(), size=25, progress=lambda done, total: told.append((done, total)))
     assert told == [(50, 100), (75, 100), (100, 100)]
     assert 0 < before < store.read(IDS).seconds
     assert store.read(range(50)).seconds == pytest.approx(before)
@@ -142,8 +141,8 @@ def test_another_origin_is_refused_and_what_differs_is_named(field, tmp_path):
 
 def test_another_net_is_refused(tmp_path, net):
     store = FeatureStore.open(tmp_path, replace(SOURCE, features="other:0"))
-    with pytest.raises(ValueError, match="in the features noise:0123456789ab"):
-        store.fill(IDS, Artist(), net)
+    with pytest.raises(ValueError, match="features of noise:0123456789ab"):
+        fill_stores([(store, net)], IDS, Artist())
 
 
 def test_a_block_of_another_origin_is_refused(tmp_path, net):
@@ -164,7 +163,7 @@ def test_missing_and_repeated_ids_are_errors(tmp_path, net):
         with pytest.raises(ValueError, match="none twice"):
             store.read(ids)
         with pytest.raises(ValueError, match="none twice"):
-            store.fill(ids, Artist(), net)
+            fill_stores([(store, net)], ids, Artist())
     file = next(tmp_path.glob("*.safetensors"))
     file.with_stem("copy").write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="is both in"):
@@ -234,5 +233,5 @@ def test_a_flipped_bit_of_a_block_is_an_error_or_changes_no_feature(tmp_path, ne
 def test_a_full_disk_names_the_block(tmp_path, net):
     store = FeatureStore.open(tmp_path, SOURCE)
     with full_disk(500), pytest.raises(OSError, match=r"00000000-00000024\.safetensors'"):
-        store.fill(IDS, Artist(), net, size=25)
+        fill_stores([(store, net)], IDS, Artist(), size=25)
     assert [file.name for file in tmp_path.iterdir()] == ["origin.json"]

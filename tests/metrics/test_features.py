@@ -11,10 +11,17 @@ from trouble import flips, full_disk, unreadable
 
 from dualrate.data.images import ImageSet
 from dualrate.drawing.evaluator import SHIPPED
-from dualrate.metrics.architectures import Architecture, Mixed, Stacked
-from dualrate.metrics.features import CARD, WEIGHTS, FeatureNet, read_card
+from dualrate.metrics.features import (
+    CARD,
+    WEIGHTS,
+    Architecture,
+    FeatureNet,
+    Mixed,
+    Stacked,
+    read_card,
+    train_feature_net,
+)
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.metrics.train_features import feature_net_in, train_feature_net
 from metrics.squares import two_classes
 
 EPOCHS = 10
@@ -130,7 +137,8 @@ def test_an_architecture_adapts_to_the_images(kind, channels, size):
 @pytest.mark.parametrize("kind", [Stacked, Mixed])
 def test_every_architecture_learns_and_comes_back_from_disk(kind, tmp_path):
     how = {"seed": 3, "epochs": EPOCHS, "kind": kind, "name": "other"}
-    made = feature_net_in(tmp_path, two_classes(), two_classes(seed=1, split="test"), **how)
+    made = train_feature_net(two_classes(), two_classes(seed=1, split="test"), **how)
+    made.save(tmp_path)
     loaded = FeatureNet.load(tmp_path)
     assert loaded.card == made.card
     assert same_weights(loaded, made)
@@ -166,21 +174,6 @@ def test_data_that_cannot_train_a_classifier_is_refused():
         train_feature_net(replace(squares, images=squares.images[..., :9]), None, seed=0)
     with pytest.raises(ValueError, match="no labels"):
         train_feature_net(squares, unlabelled, seed=0, epochs=1)
-
-
-def test_a_stored_net_is_used_again_and_only_for_its_own_data(tmp_path):
-    calls: list[tuple[int, int]] = []
-
-    def progress(done: int, total: int, loss: float) -> None:
-        calls.append((done, total))
-
-    first = feature_net_in(tmp_path, two_classes(), None, epochs=2, progress=progress)
-    assert calls == [(done, calls[0][1]) for done in range(1, calls[0][1] + 1)]
-    again = feature_net_in(tmp_path, two_classes(), None, epochs=2, progress=progress)
-    assert len(calls) == calls[0][1]
-    assert again.card == first.card
-    with pytest.raises(ValueError, match="was trained on 'squares'"):
-        feature_net_in(tmp_path, two_classes(seed=9), None)
 
 
 # Reading it back

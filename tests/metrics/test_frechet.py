@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from dualrate.metrics.frechet import (
     GaussianStats,
+    Interval,
     _resampling_weights,
-    bootstrap_interval,
     frechet_distance,
+    interval_of,
     resampled_distances,
 )
+
+
+def bootstrap_interval(features: Tensor, reference, *, level: float, **how) -> Interval:
+    return interval_of(resampled_distances(features, reference, **how).numpy(), level)
 
 
 def random_features(count: int, size: int, seed: int, rank: int | None = None) -> Tensor:
@@ -258,16 +263,14 @@ def test_bad_features_are_refused(features, message):
 
 def test_bad_arguments_are_refused():
     three, four = (GaussianStats.of(random_features(9, size, 0)) for size in (3, 4))
-    with pytest.raises(ValueError, match="same feature net"):
+    with pytest.raises(ValueError, match="same net"):
         frechet_distance(three, four)
-    with pytest.raises(ValueError, match="level"):
-        bootstrap_interval(random_features(9, 3, 0), three, level=1.5, seed=0)
     with pytest.raises(ValueError, match="at least 2"):
         resampled_distances(random_features(9, 3, 0), three, resamples=1, seed=0)
     with pytest.raises(ValueError, match=r"partners \(8, 3\): one of each"):
         resampled_distances(random_features(9, 3, 0), random_features(8, 3, 0), seed=0)
     for strata in (torch.zeros(8, dtype=torch.int64), torch.zeros(9)):
-        with pytest.raises(ValueError, match="class of each of 9"):
+        with pytest.raises(ValueError, match=r"expected \(9,\) int64"):
             resampled_distances(random_features(9, 3, 0), three, seed=0, strata=strata)
     with pytest.raises(ValueError, match="stratum 3 has a single vector"):
         resampled_distances(random_features(9, 3, 0), three, seed=0, strata=torch.tensor([0] * 8 + [3]))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,8 @@ from torch import nn
 from dualrate.cli import main as cli
 from dualrate.drawing import evaluator as runs_evaluator
 from dualrate.experiment.experiment import DataConfig
-from dualrate.metrics import inception
-from dualrate.metrics.inception import Inception, load_inception, weights_path
+from dualrate.metrics import pretrained
+from dualrate.metrics.pretrained import PhotoNet, inception_path, load_inception
 from dualrate.system.progress import PlainReporter
 from metrics.armed import armed_pickle
 from metrics.scored import score_of
@@ -50,16 +51,15 @@ def fidelity(monkeypatch, tmp_path):
     """torch-fidelity with the stand-in, and its weights where they belong."""
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=StandIn))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(inception, "SIZE", len(CONTENT))
-    monkeypatch.setattr(inception, "URL", (tmp_path / "nothing here").as_uri())
-    weights_path().parent.mkdir(parents=True)
-    weights_path().write_bytes(CONTENT)
+    monkeypatch.setattr(pretrained, "INCEPTION_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(pretrained, "INCEPTION_URL", (tmp_path / "nothing here").as_uri())
+    inception_path().parent.mkdir(parents=True)
+    inception_path().write_bytes(CONTENT)
 
 
-def small(**options) -> Inception:
+def small(batch_size: int = 100) -> PhotoNet:
     """The stand-in behind the seam, with its own number of features."""
-    return Inception(load_inception().module, CPU, dim=8, usual_count=100, **options)
+    return replace(load_inception(), dim=8, usual_count=100, batch_size=batch_size)
 
 
 def pixels(count: int = 23, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -67,18 +67,18 @@ def pixels(count: int = 23, channels: int = 3, seed: int = 0) -> np.ndarray:
 
 
 def test_the_pinned_hash_is_that_of_the_file_name():
-    source = Path(inception.__file__).read_text()
-    assert f'SHA256, SIZE = "{Path(inception.WEIGHTS).stem.rsplit("-", 1)[1]}' in source
+    source = Path(pretrained.__file__).read_text()
+    assert f'INCEPTION_SHA256 = "{Path(pretrained.INCEPTION_WEIGHTS).stem.rsplit("-", 1)[1]}' in source
 
 
 def test_features_are_the_last_pooling_in_batches_of_the_images_as_they_are():
     net = small(batch_size=10)
     images = pixels()
     found = net.features(images)
-    assert net.module.asked == ["2048"]
-    assert net.module.calls == [10, 10, 3]
+    assert net.module.net.asked == ["2048"]
+    assert net.module.net.calls == [10, 10, 3]
     assert (found.shape, found.dtype, found.requires_grad) == ((23, 8), torch.float32, False)
-    expected = net.module.map(
+    expected = net.module.net.map(
         torch.from_numpy(images).float().unflatten(2, (8, 2)).mean(3).unflatten(3, (8, 2)).mean(4).flatten(1)
     )
     torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-3)
@@ -106,7 +106,7 @@ def test_features_are_float32_wherever_they_are_asked_for():
 def test_only_these_features_are_called_fid():
     net = load_inception()
     assert (net.metric, net.dim, net.usual_count) == ("FID", 2048, 50_000)
-    assert net.identity == "torch-fidelity/inception-2015-12-05:6726825d0af5"
+    assert net.identity == f"torch-fidelity/inception-2015-12-05:{pretrained.INCEPTION_SHA256[:12]}"
 
 
 @pytest.mark.parametrize(
@@ -139,49 +139,50 @@ def test_a_torchvision_that_does_not_import_is_named(source, monkeypatch, tmp_pa
 
 
 def test_the_net_gets_the_very_bytes_that_were_checked():
-    assert load_inception().module.weights == CONTENT
+    assert load_inception().module.net.weights == CONTENT
 
 
 def test_other_weights_are_refused_before_anything_opens_them(monkeypatch, tmp_path):
     sentinel = tmp_path / "sentinel"
-    weights_path().write_bytes(armed_pickle(sentinel))
+    inception_path().write_bytes(armed_pickle(sentinel))
 
     def opens(*arguments, feature_extractor_weights_path):
         torch.load(feature_extractor_weights_path, weights_only=False)
 
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=opens))
-    with pytest.raises(ValueError, match=r"more than .* bytes with sha256 .*not opened: delete it"):
+    with pytest.raises(ValueError, match=r"bytes with sha256 .*not opened: delete it"):
         load_inception()
     assert not sentinel.exists()
 
 
 def test_weights_are_fetched_once_and_checked_before_they_are_kept(monkeypatch, tmp_path):
     served, notes = tmp_path / "served", []
-    monkeypatch.setattr(inception, "URL", served.as_uri())
-    weights_path().unlink()
+    monkeypatch.setattr(pretrained, "INCEPTION_URL", served.as_uri())
+    inception_path().unlink()
     served.write_bytes(CONTENT[::-1])
-    with pytest.raises(ValueError, match="not opened"):
+    with pytest.raises(OSError, match="invalid hash value"):
         load_inception(note=notes.append)
-    assert not list(weights_path().parent.iterdir())
+    assert not list(inception_path().parent.iterdir())
     served.write_bytes(CONTENT)
-    assert load_inception(note=notes.append).module.weights == CONTENT
+    assert load_inception(note=notes.append).module.net.weights == CONTENT
     served.unlink()
-    assert load_inception(note=notes.append).module.weights == CONTENT
+    assert load_inception(note=notes.append).module.net.weights == CONTENT
     assert len(notes) == 2
-    assert str(weights_path()) in notes[0]
+    assert str(inception_path()) in notes[0]
 
 
 def test_without_a_network_the_message_says_where_to_put_the_file():
-    weights_path().unlink()
+    inception_path().unlink()
     with pytest.raises(OSError, match="by hand") as caught:
         load_inception()
-    for said in (inception.URL, str(weights_path()), inception.SHA256, "TORCH_HOME"):
+    for said in (pretrained.INCEPTION_URL, str(inception_path()), pretrained.INCEPTION_SHA256, "TORCH_HOME"):
         assert said in str(caught.value)
 
 
 @pytest.fixture
 def loaded_small(monkeypatch):
-    monkeypatch.setattr(runs_evaluator, "load_inception", lambda device, *, note: small())
+    made = small()
+    monkeypatch.setattr(pretrained, "load_inception", lambda device, *, note: made)
 
 
 def test_with_a_reference_file_no_data_set_is_needed(loaded_small, tmp_path):
@@ -201,7 +202,6 @@ def test_with_a_reference_file_no_data_set_is_needed(loaded_small, tmp_path):
 def test_the_command_prints_an_fid(loaded_small, monkeypatch, capsys, tmp_path):
     np.savez(tmp_path / "ref.npz", mu=np.zeros(8), sigma=np.eye(8))
     run = ROOT / "weights" / "fashion-mnist-light"
-    monkeypatch.setattr(inception, "DIM", 8)  # the small one's
     arguments = ["--features", "inception", "--reference", tmp_path / "ref.npz", "--steps", 1, "--num", 20, "--json"]
     monkeypatch.setattr(sys, "argv", ["dualrate", "evaluate", str(run), *map(str, arguments), "--device", "cpu"])
     cli.main()

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from dualrate.metrics import kid_prc as kernel
-from dualrate.metrics.architectures import Architecture
-from dualrate.metrics.features import Card, FeatureNet
-from dualrate.metrics.inception import Inception
+from dualrate.metrics.features import Architecture, Card, FeatureNet
 from dualrate.metrics.kid_prc import kernel_distance, kernel_metric, squared_mmd
+from dualrate.metrics.pretrained import PhotoNet
 
 
 def draws(count: int, size: int = 6, *, seed: int, shift: float = 0.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -113,7 +112,7 @@ def test_it_is_called_kid_in_inception_features_alone():
     arch = Architecture(1, 8, 2)
     own = FeatureNet(Card("squares", "", arch, "", None, 0, 1), arch.build())
     assert kernel_metric(own) == "KD-squares"
-    assert kernel_metric(Inception(torch.nn.Identity(), torch.device("cpu"))) == "KID"
+    assert kernel_metric(PhotoNet("inception", torch.nn.Identity(), "", 8, torch.device("cpu"), 10)) == "KID"
 
 
 def test_few_vectors_make_fewer_subsets_of_two():

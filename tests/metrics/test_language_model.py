@@ -110,5 +110,5 @@ def test_it_judges_a_text_where_distances_are_measured(text, tmp_path, monkeypat
         for of in (pieces, noise.astype(np.uint8))
     ]
     assert scores[0] < 0.1 * scores[1]
-    with pytest.raises(ValueError, match="is a text, whose judge is a language model"):
+    with pytest.raises(ValueError, match="is a text, scored by a language model"):
         evaluator(DataConfig(source=str(text), size=12), features="inception", progress=Silent())

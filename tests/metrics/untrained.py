@@ -4,9 +4,7 @@ import hashlib
 
 import torch
 
-from dualrate.metrics.architectures import Architecture
-from dualrate.metrics.features import Card, FeatureNet
-from dualrate.metrics.kept import weight_bytes
+from dualrate.metrics.features import Architecture, Card, FeatureNet, weight_bytes
 
 
 def untrained(architecture: Architecture, name: str = "noise", accuracy: float | None = None) -> FeatureNet:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
-from dualrate.cli.console import command_line, loaded
+from dualrate.cli.console import command_line, loaded, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, LogSNR, Range, Ranged, Seed
@@ -24,6 +24,7 @@ from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
 from dualrate.experiment.experiment import Model
 from dualrate.sampling.catalogue import ANCESTRAL
+from dualrate.system.device import pick_device
 from dualrate.system.environment import environment
 from dualrate.system.progress import Reporter, image_progress
 
@@ -34,9 +35,15 @@ class Evaluate(Ranged):
 
     Of a model of texts: the bound of held-out text in bits a character; the entropy of what it draws; and its bits a
     character and gradient moment under a language model of the text, trained on first use.
+
+    With --images FOLDER: score images that are there already, against the data of RUN or against --reference.
     """
 
-    run_dir: RunDir
+    run_dir: Annotated[
+        Positional[Path | None], arg(metavar="[RUN]", help="Directory of a run, or of released weights.")
+    ] = None
+    images: str | None = None
+    """A folder, archive or .npz file of images to score, whoever made them, in place of drawing any."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images = 5000
     """Number of images."""
@@ -46,7 +53,8 @@ class Evaluate(Ranged):
     """Judges, with commas between: inception (FID), dinov2 (FD-DINOv2), efficientnet (FD-EfficientNet, for a CPU),
     directories of feature nets, names of shipped ones. Not given: the data set's, or one trained on first use."""
     reference: Path | None = None
-    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images."""
+    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images. Of --images
+    without RUN also a folder or archive of real images."""
     keep: Path | None = None
     """Directory that keeps the features as images are drawn: the same command goes on where it was."""
     details: bool = False
@@ -59,25 +67,30 @@ class Evaluate(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.evaluator import evaluators, features_named, require_count
-        from dualrate.drawing.latent_scores import latent_scores
+        from dualrate.drawing.evaluator import evaluators, features_named
+        from dualrate.drawing.latents import latent_scores
         from dualrate.drawing.measure import measure
         from dualrate.report.table import as_text, table
         from dualrate.system.workers import mapper
 
+        if self.images is not None:
+            self._images(self.images)
+            return
+        if self.run_dir is None:
+            raise ValueError("name the RUN whose images are scored, or images by --images FOLDER")
+        features_named(self.features)  # refused before the model is loaded
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size)
         if model.experiment.codec.alphabet:
             self._texts(drawer, progress)
             return
-        require_count(self.num, features_named(self.features))
-        how = {"reference": self.reference, "device": model.device, "progress": progress}
-        judges = evaluators(model.experiment.data, self.features, **how)
+        found = evaluators(
+            model.experiment.data, self.features, reference=self.reference, device=model.device, progress=progress
+        )
         seeds, show = range(self.seed, self.seed + self.num), image_progress(progress)
         with mapper(self.workers, model.device, progress.note) as over:
-            how = {"keep": self.keep, "details": self.details, "progress": show, "mapper": over}
-            measured = measure(drawer, seeds, *judges, **how)
-        row, kept = measured.row, latent_scores(drawer, seeds, measured, judges)
+            measured = measure(drawer, seeds, *found, keep=self.keep, details=self.details, progress=show, mapper=over)
+        row, kept = measured.row, latent_scores(drawer, seeds, measured, found)
         progress.close()
         if self.json:
             of = {
@@ -93,10 +106,37 @@ class Evaluate(Ranged):
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")
 
+    def _images(self, source: str) -> None:
+        """Of images that are there already."""
+        from dualrate.drawing.evaluator import score_source
+        from dualrate.runs.store import read_experiment
+
+        progress, data = reporter(), None if self.run_dir is None else read_experiment(self.run_dir).data
+        with closing(progress):
+            scores = score_source(
+                source,
+                data,
+                reference=self.reference,
+                features=self.features,
+                details=self.details,
+                device=pick_device(self.device),
+                progress=progress,
+            )
+        if self.json:
+            print(json.dumps({"images": source, "scores": [asdict(score) for score in scores]}))
+            return
+        for score in scores:
+            print(
+                f"{score.metric} {score.value:.4g} [{score.low:.4g}, {score.high:.4g}] of {score.fingerprint.count:,} "
+                f"images, floor {score.floor:.4g}; {score.note}"
+            )
+            if score.details is not None:
+                print(score.details.text())
+
     def _texts(self, drawer: Drawer, progress: Reporter) -> None:
         """The bound, entropy, and what a language model says."""
         from dualrate.drawing.evaluator import evaluator
-        from dualrate.drawing.samples import score_texts
+        from dualrate.drawing.likelihood import score_texts
         from dualrate.system.workers import mapper
 
         if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:

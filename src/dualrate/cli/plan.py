@@ -19,7 +19,7 @@ from dualrate.config.ranges import BatchSize, HeavyCalls, Images, Minutes, Proba
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.errors import Candidate, Ranked, spearman
+from dualrate.drawing.plan_search import Candidate
 from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import ANCESTRAL
@@ -71,7 +71,7 @@ def run_search(
 ) -> None:
     """Searches, prints what was found, and writes `out`, and beside it a picture and what was measured.
 
-    effort: num, batch_size and mapper of a `search`
+    effort: num, grid, images, batch_size and mapper of a `search`
     """
     from dualrate.drawing.evaluator import evaluator
     from dualrate.drawing.measure import OutOfTime
@@ -152,7 +152,6 @@ def _record(found: Findings) -> dict[str, Any]:
 
 
 GRID = 64  # the finest, where none is given
-PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
 
 
 DENOISER = (
@@ -182,6 +181,8 @@ class PlanSearch(Ranged):
     until this time, 1 for noise and 0 for data. Nothing is measured."""
     steps: tuple[Steps, ...] | None = None
     """Numbers of steps to choose from, parts of the grid; 8, 16, 32 and 64 if not given."""
+    free_times: bool = False
+    """Choose the times of the steps too, among those of the grid."""
     grid: Annotated[int, Range(1, 512)] | None = None
     """Steps of the grid on which errors are measured. If not given: 64, or 32, 16 or 8 where it would take longer than
     --minutes; one whose errors are known, or begun, is taken up."""
@@ -194,13 +195,11 @@ class PlanSearch(Ranged):
     """Plan for ancestral sampling; else for solvers of second order, as the one that draws where none is named."""
     out: Path = Path("plan.json")
     """The plan, for --plan of sample and evaluate; a picture of it beside it."""
-    check: bool = False
-    """Draw and score images under over a dozen plans, and say whether the planner ranks them as the score does."""
     num: Images = 1000
-    """Images per plan of --check; of --search in its last round, and as many on fresh seeds."""
+    """Images per plan of --search in its last round, and as many on fresh seeds."""
     by_search: Annotated[SearchOptions, arg(name="")] = SearchOptions()
     features: Path | None = None
-    """Directory of the feature net of --check and --search; the data set's own if not given."""
+    """Directory of the feature net of --search; the data set's own if not given."""
     batch_size: BatchSize = 64
     """Images at a time where calls are timed, for --seconds, and where a search draws."""
     workers: Workers = 1
@@ -209,8 +208,7 @@ class PlanSearch(Ranged):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.drawing.errors import candidates, fitting_grid, measured_errors, rank, require_plannable
-        from dualrate.drawing.evaluator import evaluator
+        from dualrate.drawing.plan_search import candidates, fitting_grid, measured_errors, require_plannable
         from dualrate.planning.planner import Planner
         from dualrate.system.workers import mapper
 
@@ -235,20 +233,12 @@ class PlanSearch(Ranged):
         with mapper(self.workers, model.device, progress.note) as over:
             errors = measured_errors(model, grid=grid, mapper=over, **how)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
-        found = candidates(planner, costs, budget, self._steps(grid))
+        found = candidates(planner, costs, budget, self._steps(grid), free_times=self.free_times)
         if self.budget is not None:
             whole = f"{self.grid or GRID} heavy calls, {budget / self._share:.4g} {unit}"
             print(f"{self.budget} of {whole}: {budget:.4g} {unit}\n")
         print(_table(found, unit))
         self._write([(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found])
-        if not self.check:
-            return
-        judge = evaluator(model.experiment.data, features=self.features, progress=progress)
-        with mapper(self.workers, model.device, progress.note) as over:
-            ranked = rank(model, planner, judge, count=self.num, progress=progress, mapper=over)
-        print(_verdict(ranked, judge.metric))
-        lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
-        write_whole(self.out.with_suffix(".check.json"), json.dumps(lines, indent=1) + "\n")
 
     def _search(self) -> None:
         """Raises ValueError for options that mean nothing to a search, and for more than one number of steps."""
@@ -260,17 +250,17 @@ class PlanSearch(Ranged):
             raise ValueError("--switch-at says the plan, and --search looks for one: drop one of the two")
         if self.denoiser is not None:
             raise ValueError(f"a search is of a model as it was trained: drop --denoiser {self.denoiser}, or --search")
-        others = ("budget", "gmacs", "seconds", "grid", "spacing", "check")
+        others = ("budget", "gmacs", "seconds", "free_times", "spacing")
         if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
             raise ValueError(
-                f"--search is at given --steps and --heavy calls, and measures no errors: drop {' and '.join(given)}"
+                f"--search is at given --steps and --heavy calls, not a budget: drop {' and '.join(given)}"
             )
         if self.steps is not None and len(self.steps) != 1:
             raise ValueError(f"--search is for one number of --steps, got {' '.join(map(str, self.steps))}")
         self._check_out()
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         _ = model.gaussian  # before a feature net is trained
-        counts = {"num": self.num, "batch_size": self.batch_size}
+        counts = {"num": self.num, "grid": self.grid or GRID, "images": self.images, "batch_size": self.batch_size}
         steps = self.steps[0] if self.steps else None
         with mapper(self.workers, model.device, progress.note) as over:
             how = {"features": self.features, "progress": progress, "mapper": over, **counts}
@@ -321,21 +311,19 @@ class PlanSearch(Ranged):
             self._check_switch()
             self._check_out()
             return []
-        if self.check and self.grid is not None and self.grid < 8:
-            raise ValueError(f"--check needs a --grid of at least 8 for a dozen plans, got {self.grid}")
         self._check_out()
         usual = (GRID, GRID // 2, GRID // 4, GRID // 8) if self.grid is None else (self.grid,)
         fits = [grid for grid in usual if len(self._steps(grid)) >= len(self.steps or (1,))]
         if not fits:
             raise ValueError(
-                f"--steps are divisors of --grid {self.grid or GRID}, got "
+                f"--steps are divisors of --grid {self.grid or GRID}, or any number below it with --free-times, got "
                 f"{' '.join(map(str, self.steps or ())) or 'none'}"
             )
         return fits
 
     def _check_switch(self) -> None:
         """Raises ValueError for what means nothing where a plan is switched at a time."""
-        given = [f"--{name.replace('_', '-')}" for name in ("grid", "check") if getattr(self, name)]
+        given = [f"--{name.replace('_', '-')}" for name in ("grid", "free_times") if getattr(self, name)]
         if given:
             raise ValueError(f"--switch-at says the plan, and nothing is measured: drop {' and '.join(given)}")
         if self.steps is not None and len(self.steps) != 1:
@@ -344,7 +332,7 @@ class PlanSearch(Ranged):
     def _steps(self, grid: int) -> tuple[int, ...]:
         """The numbers of steps that a grid has plans of, of those that are asked for."""
         asked = self.steps or (8, 16, 32, 64)
-        return tuple(n for n in asked if not grid % n)
+        return tuple(n for n in asked if n <= grid and (self.free_times or not grid % n))
 
     def _budget(self, model: Model) -> tuple[CallCost, float, str]:
         """Costs of calls and the budget in one unit, and the unit's name."""
@@ -378,15 +366,4 @@ def _table(found: list[Candidate], unit: str) -> str:
         lines.append(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
     lines.append("alone: steps without a context, by the light network or the other run's")
     lines.append("objective: weighted errors of x_hat summed over the steps; not a likelihood, nor a score")
-    return "\n".join(lines)
-
-
-def _verdict(ranked: list[Ranked], metric: str) -> str:
-    """Every plan of the check, and whether the objective ranks them as the score does."""
-    lines = ["", f"{'plan':16} objective  {metric}"]
-    ordered = sorted(ranked, key=lambda r: r.objective)
-    lines += [f"{r.name:16} {r.objective:9.5f}  {r.score:.3f}" for r in ordered]
-    rho = spearman([r.objective for r in ranked], [r.score for r in ranked])
-    does = "ranks" if rho >= PREDICTS else "does not rank"
-    lines.append(f"Spearman {rho:.2f} over {len(ranked)} plans: the objective {does} plans as {metric} does here")
     return "\n".join(lines)

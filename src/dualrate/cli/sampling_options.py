@@ -16,7 +16,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
 from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.drawing.errors import read_plan
+from dualrate.drawing.plan_search import read_plan
 from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import SAMPLERS, at_gamma, sampler_named, taking

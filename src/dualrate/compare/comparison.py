@@ -29,7 +29,7 @@ from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
 from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount, as_path
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.evaluator import Features, evaluators, features_named, require_count
+from dualrate.drawing.evaluator import evaluators, features_named
 from dualrate.drawing.latents import draw_latents, drawn_by
 from dualrate.drawing.measure import check
 from dualrate.experiment.experiment import Model
@@ -107,15 +107,13 @@ def compare(
     clock, device = Clock(60 * effort.minutes), torch.device(device)
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
-    named = features_named(features)
-    _require_counts(effort, named)  # before the models are loaded; what their data tell, after
+    features_named(features)  # before the models are loaded
     runs = dict.fromkeys(run for entry in parsed for run in (entry.run, *entry.again))
     how = {"compiled": compiled, "graphs": graphs}
     models = {run: replace(load(run, device=device, note=progress.note), **how) for run in runs}
     _require_comparable(models, mixed=mixed)
     of_models = [model.experiment.data for model in models.values()]
     data = next((one for one in of_models if one.source), of_models[0])  # a folder of diffusers says none
-    _require_counts(effort, named, data.source)
     base = None if latents_by is None else _base(latents_by, models.values(), precision, progress)
     require_samplers(parsed, models)
     require_plans(parsed, models)
@@ -310,12 +308,6 @@ def _require_names(entries: Sequence[Entry]) -> None:
     for entry in entries:
         if runs.setdefault(entry.network, entry.run.resolve()) != entry.run.resolve():
             raise ValueError(f"two runs are called {entry.network!r}: name them, as in A={entry.run} B=...")
-
-
-def _require_counts(effort: Effort, judges: Sequence[Features], source: str | None = None) -> None:
-    """source: of the models' images, where they are loaded."""
-    require_count(effort.screen, judges[:1], "--screen", source=source)
-    require_count(effort.count, judges, "--count", source=source)
 
 
 def _require_comparable(models: dict[Path, Model], *, mixed: bool) -> None:

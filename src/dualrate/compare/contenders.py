@@ -41,7 +41,7 @@ from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.calibration import read_table
 from dualrate.drawing.choice import GAMMA, RECOMMENDED, SMOOTH, Choice, step_for
-from dualrate.drawing.errors import SEED, are_errors_kept, measured_errors, read_plan
+from dualrate.drawing.plan_search import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.experiment.experiment import Model
 from dualrate.experiment.plan_support import Serves
 from dualrate.planning.planner import Planner, best_refreshes, similarities

@@ -11,7 +11,7 @@ from dualrate.compare.judges import Verdict, roles, verdict_table, verdicts
 from dualrate.compare.savings import AT_EQUAL_COST, COSTS, ComparisonResults, Savings, savings
 from dualrate.compare.work import MeasuredContender, TimedContender
 from dualrate.diffusion.plan import StepPlan
-from dualrate.drawing.latent_scores import LOOKED_AT
+from dualrate.drawing.latents import LOOKED_AT
 from dualrate.report.figures import pareto_figure, plan_figure
 from dualrate.report.html import Drawing, Element, Facts, Gallery, Passage, Picture, Points, Section, Text, page
 from dualrate.report.image_grid import image_grid

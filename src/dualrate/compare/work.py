@@ -28,7 +28,7 @@ from dualrate.compare.rows import keep_row, read_row, row_name
 from dualrate.compare.speed import FEWEST, Speed, memory_of, round_robin, saturating_batch, speed, time_calls
 from dualrate.config.ranges import Precision
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.latent_scores import LOOKED_AT, Nearness, nearness
+from dualrate.drawing.latents import LOOKED_AT, Nearness, nearness
 from dualrate.drawing.measure import OutOfTime, measure, stores, until
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import Details, Evaluator

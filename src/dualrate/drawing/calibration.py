@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dualrate.data.loader import TrainingSet
+from dualrate.data.loader import ByteBatch, TrainingSet
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Reuse
-from dualrate.drawing.drawer import SubsetBatch, SubsetPart, subset_parts
+from dualrate.diffusion.values import Batch, Cond, Reuse
+from dualrate.drawing.drawer import real_batches
 from dualrate.experiment.experiment import Model
 from dualrate.planning.planner import Call, every_call
 from dualrate.runs.store import COVARIANCE
@@ -27,7 +27,6 @@ from dualrate.system.progress import Reporter
 from dualrate.system.workers import Mapper, in_turn
 
 LOWEST, HIGHEST = -12, 12  # log-SNRs of the table, one apart, within the schedule's; beyond, the nearest is taken
-NOTED = ("weights", "images", "shape", "rings", "clamped")  # in the file's metadata, beside its digest
 ROWS = 32  # images at a time
 SEED = 3 << 40  # of the noise; far from the seeds of images, and from the planner's
 
@@ -37,7 +36,7 @@ def calibrate(
 ) -> CovarianceTable:
     """Measures a model's table on training images and writes it beside its weights.
 
-    mapper: measures parts of ROWS images
+    mapper: measures batches of ROWS images
     Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
     """
     _require_posterior_mean(model)
@@ -46,9 +45,8 @@ def calibrate(
         raise ValueError(f"{model.name} was not loaded from a directory, so there is no place to keep its table")
     if images < 2:
         raise ValueError(f"a table is a mean over images: ask for at least 2, got {images}")
-    source = model.experiment.data.load("train")
-    how = {"bfloat16": pays(model.device), "mapper": mapper}
-    table = _measured(model, source, images, Bands(model.shape, rings), progress, **how)
+    source, bands = model.experiment.data.load("train"), Bands(model.shape, rings)
+    table = _measured(model, source, images, bands, progress, bfloat16=pays(model.device), mapper=mapper)
     write_table(table, model.path / COVARIANCE, model.weights_hash, images)
     return table
 
@@ -66,23 +64,23 @@ def _measured(
     schedule = model.process.schedule
     lowest, highest = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
     log_snr = torch.arange(max(LOWEST, math.ceil(lowest)), min(HIGHEST, math.floor(highest)) + 1, dtype=torch.float64)
-    size, parts = len(log_snr), list(subset_parts(model, source, count, ROWS))
-    found: dict[SubsetPart, tuple[Tensor, Tensor]] = {}
+    size, batches = len(log_snr), dict(enumerate(real_batches(model, source, count, ROWS)))
+    found: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def tell(at: int) -> None:
-        done = sum(map(len, found))
-        progress.update(len(found) * size + at, len(parts) * size, {"images": done + at * min(ROWS, count) // size})
+    def show(times: int = 0) -> None:
+        done = min(ROWS * len(found), count) + times * min(ROWS, count) // size
+        progress.update(len(found) * size + times, len(batches) * size, {"images": done})
 
-    here = tell if mapper is in_turn else None  # a worker tells of whole parts
+    in_batch = show if mapper is in_turn else None  # a worker reports whole batches
     t = (*schedule.time(log_snr).tolist(), 0.0)
-    for part, measured in mapper(partial(_of_part, model, bands, t, bfloat16, here), parts):
-        found[part] = measured
-        tell(0)
+    for (i, _), measured in mapper(partial(_of_batch, model, bands, t, bfloat16, in_batch), [*batches.items()]):
+        found[i] = measured
+        show()
     progress.close()
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
-    for part in parts:
-        total += found[part][0] / count
-    estimates = torch.cat([found[part][1] for part in parts])
+    for i in batches:
+        total += found[i][0] / count
+    estimates = torch.cat([found[i][1] for i in batches])
     if model.denoiser.reuse is Reuse.FREE:  # no context, or any, is the same to it
         each = torch.arange(size)
         total[:] = total[:, each, each][:, :, None]
@@ -92,23 +90,23 @@ def _measured(
     return CovarianceTable(bands, log_snr, variance.float(), ratio.float(), below, above)
 
 
-def _of_part(
+def _of_batch(
     model: Model,
     bands: Bands,
     t: tuple[float, ...],
     bfloat16: bool,
-    tell: Callable[[int], None] | None,
-    part: SubsetPart,
+    show: Callable[[int], None] | None,
+    numbered: tuple[int, ByteBatch],
 ) -> tuple[Tensor, Tensor]:
     """Of some images: sums (2, M, M + 1, K) float64 of squared errors and estimates; every estimate (B, M, M + 1, K).
 
-    tell: called with the times that are done
+    show: called with the times that are done
     """
-    denoiser, batch, size = model.ready(bfloat16=bfloat16).denoiser, part.on(model.device), len(t) - 1
+    denoiser, batch, size = model.ready(bfloat16=bfloat16).denoiser, numbered[1].to(model.device), len(t) - 1
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
-    draws, estimates = Draws(SEED, batch.row), torch.zeros(len(batch), size, size + 1, bands.count)
+    draws, estimates = Draws(SEED, batch.sample), torch.zeros(len(batch.x), size, size + 1, bands.count)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-        for call in every_call(denoiser, model.gaussian, t, batch.x, batch.cond, draws):
+        for call in every_call(denoiser, model.gaussian, t, batch.x, Cond(batch.label), draws):
             if denoiser.reuse is Reuse.FREE and call.i != call.j:
                 continue
             with torch.no_grad():
@@ -116,19 +114,19 @@ def _of_part(
             total[0, call.i, call.j] = energy.double().sum(0).cpu()
             total[1, call.i, call.j] = estimate.double().sum(0).cpu()
             estimates[:, call.i, call.j] = estimate.cpu()
-            if call.j == call.i and tell is not None:
-                tell(call.i + 1)
+            if call.j == call.i and show is not None:
+                show(call.i + 1)
     return total, estimates
 
 
 def _of_call(
-    denoiser: Denoiser, process: GaussianProcess, bands: Bands, batch: SubsetBatch, call: Call, draws: Draws
+    denoiser: Denoiser, process: GaussianProcess, bands: Bands, batch: Batch, call: Call, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """(B, K) squared error and estimate of every image in every band."""
     aged = call.context.aged()
     normal = draws.normal(f"probe {call.i} {call.j}", *batch.x.shape[1:])
     x_hat, estimate = probed(
-        process, bands, lambda z, t: denoiser.denoise(z, t, aged, batch.cond), call.z, call.t, normal
+        process, bands, lambda z, t: denoiser.denoise(z, t, aged, Cond(batch.label)), call.z, call.t, normal
     )
     if call.context.x_hat is not None:  # what a heavy call computed itself is what a step uses
         x_hat = call.context.x_hat
@@ -171,9 +169,7 @@ def _digest(tensors: Mapping[str, Tensor], noted: Mapping[str, str]) -> str:
 
 def _require_posterior_mean(model: Model) -> None:
     if not model.serves.any_plan:
-        raise ValueError(
-            f"{model.name} is a distilled student: its x_hat is no posterior mean, so it has no covariance"
-        )
+        raise ValueError(f"{model.name} is a distilled student: its x_hat is no posterior mean, it has no covariance")
 
 
 def read_table(model: Model) -> CovarianceTable:
@@ -183,27 +179,23 @@ def read_table(model: Model) -> CovarianceTable:
     """
     _require_posterior_mean(model)
     where = model.path or Path(model.name)
-    if not (where / COVARIANCE).is_file():
+    file, again = where / COVARIANCE, f"measure it again with `dualrate calibrate {where}`"
+    if not file.is_file():
         raise ValueError(f"{where} has no {COVARIANCE}: measure it with `dualrate calibrate {where}`")
     try:
-        with open_tensors(where / COVARIANCE) as file:
-            noted = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in ("log_snr", "variance", "ratio")}
+        with open_tensors(file) as opened:
+            noted = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in ("log_snr", "variance", "ratio")}
         channels, height, width = map(int, noted["shape"].split())
         bands = Bands((channels, height, width), int(noted["rings"]))
         below, above = map(float, noted["clamped"].split())
         size = len(tensors["log_snr"])
         if any(tensors[name].shape != (size, size + 1, bands.count) for name in ("variance", "ratio")):
             raise ValueError(f"its tensors are not those of {size} noise levels and {bands.count} bands")
-        has_digest = sorted(noted) != sorted(NOTED)  # tables of before have none
-        if has_digest and noted.get("content") != _digest(tensors, noted):
+        if noted["content"] != _digest(tensors, noted):
             raise ValueError("its content has changed")
     except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{where / COVARIANCE} is damaged: {error}; measure it again with `dualrate calibrate {where}`"
-        ) from error
+        raise ValueError(f"{file} is damaged: {error}; {again}") from error
     if noted.get("weights") != model.weights_hash:
-        raise ValueError(
-            f"{where / COVARIANCE} was measured for other weights: measure it again with `dualrate calibrate {where}`"
-        )
+        raise ValueError(f"{file} was measured for other weights: {again}")
     return CovarianceTable(bands, tensors["log_snr"], tensors["variance"], tensors["ratio"], below, above)

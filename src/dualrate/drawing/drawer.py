@@ -3,7 +3,8 @@
 Whatever measures a model measures a `Drawer`. An image is a function of the drawer and its seed; the batch size acts on
 its rounding alone, and in float32 hardly on that.
 
-Images spread over a set, in batches, as a model takes them: what errors and likelihoods are measured on.
+`real_batches` are images spread over a set, in batches, as a model takes them: errors and likelihoods are measured on
+them.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLevel, Precision, Ranged
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.images import to_uint8
-from dualrate.data.loader import Augment, TrainingSet
+from dualrate.data.loader import Augment, ByteBatch, TrainingSet
 from dualrate.denoisers.denoiser import Denoiser, abilities
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond, Refresh
+from dualrate.diffusion.values import Refresh
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.origin import Origin
 from dualrate.networks.blocks import in_bfloat16
@@ -99,18 +100,15 @@ class Drawer(Ranged):
         if Refresh.PARTIAL in self.plan.refresh and Refresh.PARTIAL not in abilities(model.denoiser).between:
             raise ValueError(f"{model.name} has no partial steps: use toca or duca, or make these steps keep or full")
         model.serves.check_step(self.step)
-        if self.guidance.weight != 1 and not model.num_classes:
+        guided = self.guidance.weight != 1
+        if guided and not model.num_classes:
             raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")
-        if self.guidance.weight != 1 and not model.experiment.networks.null_class:
+        if guided and not model.experiment.networks.null_class:
+            raise ValueError(f"{model.name} has no null class to guide against: drop the guidance weight")
+        if guided and not model.experiment.method.drops_labels:
             raise ValueError(
-                f"{model.name} has no null class, against which it would be guided: drop the guidance weight, or say "
-                "where its last label is one (dualrate retrofit --num-classes)"
-            )
-        if self.guidance.weight != 1 and not model.experiment.method.drops_labels:
-            raise ValueError(
-                f"{model.name} was trained with every label there, so its null class is none that it could be guided "
-                "against: drop the guidance weight, or train with --method.label-dropout 0.1 (of a student: distil it "
-                "with --guidance)"
+                f"{model.name} was trained with every label, so it has nothing to guide against: drop the guidance, "
+                "or train with --method.label-dropout 0.1"
             )
         if self.label is not None:
             object.__setattr__(self, "label", model.class_number(self.label))
@@ -141,8 +139,8 @@ class Drawer(Ranged):
         return self.model.arithmetic(bfloat16=self.bfloat16)
 
     @property
-    def settled(self) -> Drawer:
-        """With the precision that "auto" comes to here, for other processes."""
+    def resolved(self) -> Drawer:
+        """With the precision that "auto" means here, for other processes."""
         return replace(self, precision="bfloat16" if self.bfloat16 else "float32")
 
     @property
@@ -170,19 +168,27 @@ class Drawer(Ranged):
     @cached_property
     @own_defaults()
     def cost(self) -> PlanCost:
-        """What an image costs, whatever its class; where calls vary a mean over the first COUNTED images.
+        """What an image costs, whatever its class; of early exits a mean over the first COUNTED images.
 
         Raises ValueError for a step that the denoiser cannot be under.
         """
-        label, calls = 0 if self.model.num_classes else None, self.model.call_cost
-        latent = self.model.experiment.networks.latent
-        how = {"label": label, "device": self.model.device, "wrap": self._guided, "latent": latent, "calls": calls}
-        cost = plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
-        if not abilities(self.model.denoiser).varies:
+        model, seeds = self.model, range(COUNTED)
+        cost = plan_cost(
+            model.denoiser,
+            self.step,
+            self.plan,
+            model.shape,
+            label=0 if model.num_classes else None,
+            wrap=self._guided,
+            device=model.device,
+            latent=model.experiment.networks.latent,
+            calls=model.call_cost,
+        )
+        if not abilities(model.denoiser).varies:
             return cost
-        seeds, denoiser = range(COUNTED), self._guided(self.model.denoiser)
-        of = (denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
-        return replace(cost, mean=mean_macs(*of, device=self.model.device))
+        guided, labels = self._guided(model.denoiser), self.labels(seeds)
+        macs = mean_macs(guided, self.step, self.plan, model.shape, seeds, labels, device=model.device)
+        return replace(cost, mean=macs)
 
     @property
     def expected_cost(self) -> PlanCost:
@@ -198,14 +204,12 @@ class Drawer(Ranged):
     @own_defaults()
     def _expected_costs(self) -> list[PlanCost]:
         model, label = self.model, 0 if self.model.num_classes else None
-        of = (model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape)
-        return expected_costs(*of, label=label, wrap=self._guided)
+        return expected_costs(
+            model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape, label=label, wrap=self._guided
+        )
 
     def batches(
-        self,
-        seeds: Sequence[int],
-        progress: ImageProgress | None = None,
-        watch: Callable[[State], None] | None = None,
+        self, seeds: Sequence[int], progress: ImageProgress | None = None, watch: Callable[[State], None] | None = None
     ) -> Iterator[NDArray[np.uint8]]:
         """The images of these seeds, (b, C, H, W), batch by batch as they are drawn, latents decoded.
 
@@ -220,19 +224,26 @@ class Drawer(Ranged):
             yield pixels
 
     def states(
-        self,
-        seeds: Sequence[int],
-        progress: ImageProgress | None = None,
-        watch: Callable[[State], None] | None = None,
+        self, seeds: Sequence[int], progress: ImageProgress | None = None, watch: Callable[[State], None] | None = None
     ) -> Iterator[Tensor]:
         """Where the trajectories of these seeds end, as `sample` yields it, which takes and raises the rest.
 
         Latents, where the model is of latents.
         """
-        how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16, "watch": watch}
-        how["given"] = self.model.given
-        of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
-        return sample_batches(*of, progress=progress, **how)
+        return sample_batches(
+            self.denoiser,
+            self.step,
+            self.plan,
+            self.model.shape,
+            seeds,
+            self.labels(seeds),
+            batch_size=self.batch_size,
+            device=self.model.device,
+            bfloat16=self.bfloat16,
+            given=self.model.given,
+            progress=progress,
+            watch=watch,
+        )
 
     def draw(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Samples:
         """The images of these seeds, all at once. Raises what `sample` raises."""
@@ -279,64 +290,25 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class SubsetBatch:
-    """x: (b, C, H, W) float32, as networks see it; row: (b,) int64, the places of these images in their set."""
-
-    x: Tensor
-    cond: Cond
-    row: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-
-@dataclass(frozen=True, eq=False)
-class SubsetPart:
-    """A batch as it is sent to a worker. rows, floats: as of a `TrainingSet`; label, row: (b,) int64."""
-
-    rows: Tensor
-    floats: Callable[[Tensor, Draws], Tensor]
-    label: NDArray[np.int64] | None
-    row: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def on(self, device: torch.device) -> SubsetBatch:
-        cond = Cond(None if self.label is None else torch.tensor(self.label, device=device))
-        row = torch.tensor(self.row, device=device)
-        return SubsetBatch(self.floats(self.rows.to(device), Draws(0, row)), cond, row)
-
-
-def subset_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[SubsetBatch]:
-    """`subset_parts` on the model's device."""
-    return (part.on(model.device) for part in subset_parts(model, images, count, batch_size))
-
-
-def subset_parts(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[SubsetPart]:
+def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[ByteBatch]:
     """`count` images, evenly spread over a set, in batches, with the labels that the model is conditioned on.
 
-    Raises ValueError for more images than there are, images or labels that are not the model's, and a batch size
-    below 1.
+    A batch's `sample` are the places of its images in the set.
+    Raises ValueError for more images than there are, and images or labels that are not the model's.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, got {batch_size}")
     if not 1 <= count <= len(images):
         raise ValueError(f"{images.name} has {len(images)} images, got a count of {count}: ask for 1 to {len(images)}")
     if images.shape != model.shape:
         raise ValueError(f"{model.name} models images of {model.shape} (C, H, W), {images.name} has {images.shape}")
     if model.num_classes and (images.labels is None or images.num_classes > model.num_classes):
-        raise ValueError(
-            f"{model.name} knows {model.num_classes} classes, {images.name} has {images.num_classes}: use images with "
-            "the labels that it was trained on"
-        )
+        raise ValueError(f"{model.name} knows {model.num_classes} classes, {images.name} has {images.num_classes}")
     labels = images.labels if model.num_classes else None
     chosen = spread(count, len(images))
     for first in range(0, count, batch_size):
         row = chosen[first : first + batch_size]
         rows = images.rows(row, Draws(0, torch.from_numpy(row)), Augment())
-        yield SubsetPart(rows, images.floats, None if labels is None else np.asarray(labels[row]), row)
+        label = None if labels is None else torch.tensor(np.asarray(labels[row]))
+        yield ByteBatch(rows, label, torch.from_numpy(row), images.floats, 0)
 
 
 def spread(count: int, size: int) -> NDArray[np.int64]:

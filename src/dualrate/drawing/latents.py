@@ -1,4 +1,4 @@
-"""Images to a file of their latents, and back to images: what a codec makes of somebody's own pictures.
+"""Latents: of somebody's own pictures and back, of a model that draws them, and what a codec keeps of images.
 
     LATENTS (.npz)      latents (N, C, h, w) float32, as `Codec.encode` gives their means; names (N,); codec: the sha256
                         by which a codec's latents are known. Written whole or not at all
@@ -6,20 +6,28 @@
     OUT/000007-cat.png  the image of latent 7, whole or not there: the same call goes on after a kill
     OUT/images.npz      if asked for: arr_0 (N, H, W, C) uint8
 
-The noise that a decoder takes latents with, and what it draws, are keyed by a latent's number.
+The noise that a decoder takes latents with, and what it draws, are keyed by a latent's number. A decoder's own noise is
+keyed by its image's seed, so the latent that a model draws for image i has another seed, FIRST + i.
 
-Latents that a model of them draws, for decoders to be compared on: kept as they are drawn, like features of images.
+What a codec keeps of images, and at what price:
 
-A decoder's own noise is keyed by its image's seed, so the latent of image i is drawn from another one, FIRST + i.
+    gFD     the Frechet distance of a table, where its images are drawn by a model of latents: from training images
+    rFD     of reconstructions of held-out images, from the same images
+    PSNR    10 log10(255^2 / mean square error) of a reconstruction, in dB, on 8-bit pixels
+    bits    KL(q(z_0 | x) | p(z_0)) / (pixels ln 2) at most, by the prior that was trained with the codec:
+            mean over t of its unweighted loss, and KL(q(z_1 | x) | N(0, I))        (methods/unified_latents.py)
+
+Reconstructions are drawn: z_0 has its noise, a diffusion decoder its own. Both are keyed by the image's number.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,23 +38,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.codec import Codec, decoded, with_noise
+from dualrate.codecs.codec import RUN, Codec, CodecFolder, decoded, with_noise
 from dualrate.codecs.diffusion import decoding_of
 from dualrate.data.archives import read_arrays
-from dualrate.data.images import Everything, to_float, to_uint8
-from dualrate.data.latent_set import DrawnLatents
+from dualrate.data.images import Everything, ImageSet, to_float, to_uint8
+from dualrate.data.latent_set import DrawnLatents, HeldOut
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.prediction import Elbo
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.drawing.drawer import Drawer
-from dualrate.metrics.store import FeatureStore
-from dualrate.report.html import is_whole_png, png_bytes, read_png, write_npz
+from dualrate.diffusion.values import Cond
+from dualrate.drawing.drawer import Drawer, Samples
+from dualrate.drawing.likelihood import Estimate
+from dualrate.drawing.measure import Measurement, image_batches
+from dualrate.drawing.samples import NPZ, Files, Pictures
+from dualrate.experiment.experiment import Model
+from dualrate.methods.unified_latents import bound, end
+from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
+from dualrate.metrics.store import FeatureStore, fill_stores
+from dualrate.report.html import write_npz
 from dualrate.report.table import plan_name
+from dualrate.runs.store import load
 from dualrate.system.files import read_json, whole, write_whole, written_aside
 from dualrate.system.progress import ImageProgress, run_lock
 from dualrate.system.workers import Mapper, in_turn
 
 ARRAYS = ("latents", "names", "codec")
-RECORD, NPZ = "decoded.json", "images.npz"
-HOW = ("sampler", "steps")  # of a decoder that draws, in the record
+RECORD = "decoded.json"
+FIRST = 2_000_000  # the seed of the latent of image 0, beyond the seeds of images
+SHARD = 250  # drawn latents of a file
+LOOKED_AT = 1000  # images of PSNR and bits, at most, where a score has more
+TIMES = 16  # of the integral of `bits_per_pixel`, for each image: one in each sixteenth
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,49 +113,28 @@ def encode_images(
 ) -> Latents:
     """Write the latents of all images to a new file `out`, and return them.
 
-    Raises ValueError for a file that is there, images that are none or that the codec does not take, and latents that
-    are not finite; OSError for what cannot be read or written.
+    Raises ValueError for a file that is there, images that are none, of several shapes, or that the codec does not
+    take, and latents that are not finite; OSError for what cannot be read or written.
     """
     if out.exists():
         raise ValueError(f"{out} is there already: name another --out, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     found, names = [], []
     progress(0, len(images))
-    for batch in _batches(images, codec, batch_size):
-        x = to_float(np.stack([image for _, image in batch])).to(codec.device)
-        found.append(codec.encode(x).mean.float().cpu().numpy())
-        names += [name for name, _ in batch]
+    for batch_names, batch in image_batches(images, batch_size):
+        try:
+            codec.latent_shape(batch.shape[1:])
+        except ValueError as error:
+            raise ValueError(f"{batch_names[0]}: {error}") from error
+        found.append(codec.encode(to_float(batch).to(codec.device)).mean.float().cpu().numpy())
+        names += batch_names
         if not np.isfinite(found[-1]).all():
-            raise ValueError(f"the codec gives latents that are not finite, of {names[-len(batch)]} or one after it")
+            raise ValueError(f"the codec gives latents that are not finite, of {batch_names[0]} or one after it")
         progress(len(names), len(images))
     latents = Latents(np.concatenate(found), tuple(names), codec.latents)
     with whole(out) as aside, aside.open("wb") as file:
         np.savez(file, latents=latents.x, names=np.array(names), codec=np.array(latents.codec))
     return latents
-
-
-def _batches(images: Everything, codec: Codec, size: int) -> Iterator[list[tuple[str, NDArray[np.uint8]]]]:
-    """Raises ValueError, naming the image, for one of a shape that the codec or this file does not take."""
-    batch: list[tuple[str, NDArray[np.uint8]]] = []
-    first: tuple[str, tuple[int, ...]] | None = None
-    for name, image in images:
-        first = first or (name, image.shape)
-        if image.shape != first[1]:
-            raise ValueError(
-                f"{name} is {image.shape} (C, H, W), {first[0]} is {first[1]}: a file holds latents of one shape: "
-                "bring the images to one size (--size), or encode those of each size apart"
-            )
-        channels, height, width = image.shape
-        try:
-            codec.latent_shape((channels, height, width))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        batch.append((name, image))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 @dataclass(frozen=True)
@@ -161,106 +162,68 @@ def decode_latents(
     else; OSError for what cannot be read or written, and for a folder that another process is filling.
     """
     if codec.latents != latents.codec:
-        raise ValueError(
-            f"these are latents of the codec {latents.codec[:12]} (sha256), this one's are {codec.latents[:12]}: name "
-            "the run that encoded them, as it was then, or a decoder of its latents"
-        )
+        raise ValueError(f"got latents of the codec {latents.codec[:12]} (sha256), this one's are {codec.latents[:12]}")
     count, channels, height, width = latents.x.shape
     shape = codec.image_shape((channels, height, width))
-    record = _record(latents, codec, seed)
+    record = {"latents": latents.digest, "codec": codec.fingerprint, "seed": seed, "images": count}
+    if (decoding := decoding_of(codec)) is not None:
+        record |= {"sampler": decoding.sampler, "steps": decoding.plan.num_steps}
     _check_folder(out, record)
+
+    def draw(rows: Sequence[int]) -> Samples:
+        start, row = time.perf_counter(), torch.tensor(rows, device=codec.device)
+        draws, x = Draws(seed, row), torch.from_numpy(latents.x[list(rows)]).to(codec.device)
+        with torch.no_grad():
+            images = to_uint8(decoded(codec, with_noise(codec, x, draws), draws)).cpu().numpy()
+        return Samples(images, time.perf_counter() - start)
+
     out.mkdir(parents=True, exist_ok=True)
     with run_lock(out, "filled with decoded images"):
         _check_folder(out, record)
         write_whole(out / RECORD, json.dumps(record, indent=1) + "\n")
-        files = [out / f"{i:06}-{_plain(name)}.png" for i, name in enumerate(latents.names)]
-        there = np.array([file.is_file() and is_whole_png(file, shape) for file in files])
-        before, start = int(there.sum()), time.perf_counter()
-        progress(before, count)
-        for first in range(0, count, batch_size):
-            part = slice(first, min(first + batch_size, count))
-            if there[part].all():
-                continue
-            row = torch.arange(part.start, part.stop, device=codec.device)
-            draws, x = Draws(seed, row), torch.from_numpy(latents.x[part]).to(codec.device)
-            with torch.no_grad():
-                images = to_uint8(decoded(codec, with_noise(codec, x, draws), draws)).cpu().numpy()
-            for file, image in zip(files[part], images, strict=True):
-                write_whole(file, png_bytes(image), synced=False)
-            there[part] = True
-            progress(int(there.sum()), count)
-        seconds = time.perf_counter() - start
-        if npz:
-            write_npz(out / NPZ, map(read_png, files), (count, *shape), None)
-    return Decoded(count, count - before, seconds)
+        names = [re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.")[:60] or "image" for name in latents.names]
+        files = Files([out / f"{i:06}-{name}.png" for i, name in enumerate(names)], range(count), Pictures(shape))
+        with files.naming_progress():
+            drawn, seconds = files.fill(draw, batch_size, progress)
+            if npz:
+                write_npz(out / NPZ, files.read(), (count, *shape), None)
+    return Decoded(count, drawn, seconds)
 
 
-def _record(latents: Latents, codec: Codec, seed: int) -> dict[str, object]:
-    """What images are of. codec: sha256, of sampler and steps too, where its decoder has them"""
-    decoding = decoding_of(codec)
-    how = {} if decoding is None else dict(zip(HOW, (decoding.sampler, decoding.plan.num_steps), strict=True))
-    return {
-        "latents": latents.digest,
-        "codec": codec.fingerprint,
-        **how,
-        "seed": seed,
-        "images": len(latents.x),
-    }
-
-
-def _short(name: str, record: dict[str, object]) -> str:
-    """Of a record, for people: the beginning of a sha256."""
-    return str(record[name])[: 12 if name in ("latents", "codec") else None]
-
-
-def _check_folder(out: Path, record: dict[str, object]) -> None:
+def _check_folder(out: Path, record: dict[str, Any]) -> None:
     """Raises ValueError, naming what differs, for a folder of anything else than images of this record."""
     if (out / RECORD).is_file():
         found = read_json(out / RECORD)
         found = found if isinstance(found, dict) else {}
-        there = {name: found.get(name, record[name] if name in HOW else None) for name in record}  # not written before
-        differ = [name for name in record if there[name] != record[name]]
-        if set(HOW) & set(differ):
-            differ = [name for name in differ if name != "codec"]  # of whose sha256 they are a part
-        if differ:
-            listed = ", ".join(f"{name} ({_short(name, there)}; now {_short(name, record)})" for name in differ)
-            raise ValueError(
-                f"{out} holds other images, they differ in {listed}: name another --out, or ask for the same again"
+        differing = [name for name in record if found.get(name) != record[name]]
+        if differing:
+            listed = ", ".join(
+                f"{name} ({str(found.get(name))[:12]}; now {str(record[name])[:12]})" for name in differing
             )
-    elif out.exists() and (not out.is_dir() or any(not _is_left(file) for file in out.iterdir())):
+            raise ValueError(f"{out} holds other images, they differ in {listed}: name another --out")
+    elif out.exists() and (not out.is_dir() or any(not _is_left(file.name) for file in out.iterdir())):
         raise ValueError(f"{out} is there already and holds no images that dualrate decode wrote: name another --out")
 
 
-def _is_left(file: Path) -> bool:
+def _is_left(name: str) -> bool:
     """Whether a kill before the first image leaves such a file."""
-    return file.name == ".lock" or written_aside(file.name) == RECORD
+    return name == ".lock" or written_aside(name) == RECORD
 
 
-def _plain(name: str) -> str:
-    """A name of an image as a part of a file's."""
-    return re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.")[:60] or "image"
-
-
-FIRST = 2_000_000  # beyond the seeds of images
-SHARD = 250  # latents of a file
+# Drawn by a model
 
 
 def draw_latents(
-    drawer: Drawer,
-    count: int,
-    directory: Path,
-    *,
-    progress: ImageProgress | None = None,
-    mapper: Mapper = in_turn,
+    drawer: Drawer, count: int, directory: Path, *, progress: ImageProgress | None = None, mapper: Mapper = in_turn
 ) -> DrawnLatents:
-    """`count` of them, those that the directory lacks drawn now, in blocks; it goes on where a killed call was.
+    """`count` of them, for decoders to be compared on; it goes on where a killed call was.
 
     Raises OSError for files that are damaged or cannot be read.
     """
     model, cost, origin = drawer.model, drawer.expected_cost, drawer.origin(_Itself.identity)
     store = FeatureStore.open(directory / f"latents-{origin.digest}", origin)
-    seeds, how = range(FIRST, FIRST + count), {"size": SHARD, "progress": progress, "mapper": mapper}
-    store.fill(seeds, partial(_latents, drawer.settled), _Itself(), **how)
+    seeds, draw = range(FIRST, FIRST + count), partial(_latents, drawer.resolved)
+    fill_stores([(store, _Itself())], seeds, draw, size=SHARD, progress=progress, mapper=mapper)
     return DrawnLatents(
         store.read(seeds).features.unflatten(1, model.shape),
         codec=model.codec.latents,
@@ -288,3 +251,127 @@ class _Itself:
 
 def _latents(drawer: Drawer, seeds: Sequence[int]) -> Any:
     return torch.cat(list(drawer.states(seeds))).cpu().numpy()
+
+
+# What a codec keeps
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """A mean over images, and its standard error. psnr: in dB."""
+
+    psnr: float
+    error: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"PSNR {self.psnr:.2f} dB, standard error {self.error:.2f}, of {self.count:,} reconstructions"
+
+
+def nearness(drawer: Drawer, seeds: range) -> Nearness | None:
+    """Draws one image per seed. None for a model that is given no latents of images. Raises what drawing raises."""
+    given = drawer.model.given
+    if not isinstance(given, HeldOut):
+        return None
+    parts = torch.tensor(seeds).split(drawer.batch_size)
+    return nearness_of((given.originals(part), drawn) for part, drawn in zip(parts, drawer.batches(seeds), strict=True))
+
+
+def nearness_of(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Nearness:
+    """pairs: images and their reconstructions, each (b, C, H, W), batch by batch."""
+    found: list[float] = []
+    for images, drawn in pairs:
+        square = (drawn.astype(np.float64) - images) ** 2
+        found += [10 * math.log10(255**2 / max(error, 1e-9)) for error in square.mean((1, 2, 3)).tolist()]
+    return Nearness(float(np.mean(found)), float(np.std(found) / math.sqrt(len(found))), len(found))
+
+
+@dataclass(frozen=True)
+class LatentScores:
+    """generated: whether the table's distances are gFDs; rfd: by metric, of `count` images; bits: a pixel"""
+
+    generated: bool
+    rfd: Mapping[str, float]
+    count: int
+    nearness: Nearness
+    bits: Estimate | None
+
+    def __str__(self) -> str:
+        """For people, line by line."""
+        table = "gFD: images from a model of latents, from training images" if self.generated else "rFD"
+        lines = [f"the table's distances are {table}"]
+        for metric, value in self.rfd.items():
+            lines.append(f"r{metric} {value:.4g}, of {self.count:,} reconstructions, from the same held-out images")
+        lines.append(str(self.nearness))
+        if self.bits is not None:
+            lines.append(f"latents hold {self.bits} bits a pixel at most, by the prior that was trained with them")
+        return "\n".join(lines)
+
+
+def latent_scores(
+    drawer: Drawer, seeds: range, measured: Measurement, evaluators: Sequence[Evaluator[Any]]
+) -> LatentScores | None:
+    """Of a decoder, or of a model of latents; None for one of pixels, or evaluators without held-out images.
+
+    measured: what `measure` gave for them. Raises what drawing and reading the codec raise.
+    """
+    model, images = drawer.model, evaluators[0].held_out
+    given = model.given if isinstance(model.given, HeldOut) else None
+    codec = model.codec if given is None else given.codec
+    if not codec.fingerprint or images is None:
+        return None
+    if given is not None:
+        rfd, count = {metric: score.value for metric, score in measured.row.scores.items()}, len(seeds)
+        near = nearness(drawer, seeds[:LOOKED_AT])
+        assert near is not None  # of a decoder
+    else:
+        count = min(len(seeds), len(images))
+        rfd = {one.metric: one.reconstruction(count, codec) for one in evaluators}
+        near = round_trip_nearness(codec, images, min(count, LOOKED_AT))
+    prior = prior_of(model)
+    held = min(len(images), LOOKED_AT)
+    bits = prior and bits_per_pixel(prior.denoiser, prior.gaussian, codec, images, held, classes=prior.num_classes > 0)
+    return LatentScores(given is None, rfd, count, near, bits)
+
+
+def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
+    """PSNR of the first `count` images after the codec's round trip."""
+    rows = torch.arange(count)
+    parts = zip(rows.split(ROUND_TRIP), round_trips(codec, images, rows), strict=True)
+    return nearness_of((images.images[row.numpy()], drawn) for row, drawn in parts)
+
+
+def prior_of(model: Model) -> Model | None:
+    """The model, among those that it is built on, that trained with the codec a prior of its noisy latents, if any.
+
+    Raises what `load` raises.
+    """
+    latents = model.experiment.method.latents
+    config = latents if latents.fingerprint else model.experiment.codec
+    if not config.fingerprint:
+        return model if model.process.end is not None else None
+    if not isinstance(config, CodecFolder) or not (Path(config.folder) / RUN).is_file():
+        return None
+    return prior_of(load(config.folder, device=model.device, note=lambda text: None))
+
+
+@torch.no_grad()
+def bits_per_pixel(
+    denoiser: Denoiser, process: GaussianProcess, codec: Codec, images: ImageSet, count: int, *, classes: bool = False
+) -> Estimate:
+    """An upper bound on what z_0 holds of the first `count` images, in bits for each pixel, by a model of latents.
+
+    classes: whether the model is given the images' labels
+    """
+    found = []
+    for row in torch.arange(count, device=codec.device).split(ROUND_TRIP):
+        index, draws = row.cpu().numpy(), Draws(0, row)
+        moments = codec.encode(to_float(images.images[index]).to(codec.device))
+        z = moments.sample(draws.normal("latent", *moments.mean.shape[1:]))
+        label = torch.from_numpy(images.labels[index]).to(z.device) if classes and images.labels is not None else None
+        nats, offset = end(process, z).double(), draws.uniform("t").double()
+        for k in range(TIMES):
+            eps = draws.normal(f"z_t {k}", *z.shape[1:])
+            nats += bound(denoiser, process, z, (k + offset) / TIMES, eps, Cond(label), Elbo()) / TIMES
+        found.append(nats.cpu() / (math.log(2) * math.prod(images.shape[1:])))
+    return Estimate.of(torch.cat(found))

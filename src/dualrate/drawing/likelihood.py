@@ -1,20 +1,27 @@
-"""The likelihood of held-out images under a model and its plan, as a bound in bits per dimension.
+"""The likelihood of held-out images, or of texts, under a model and its plan, as a bound in bits.
 
-What is judged is the chain that the sampler runs: the same denoiser, guided and in bfloat16 where sampling is, under
+What is bounded is the chain that the sampler runs: the same denoiser, guided and in bfloat16 where sampling is, under
 the same plan. But a sampler ends by returning x_hat without noise, which gives no image a probability, so a likelihood
 needs an end with some noise left and a rule for rounding it (the reconstruction in `likelihood/bound.py`). `ending`
 cuts a plan there; a natural place is where the noise is one grey level wide, since finer states only guess at the
 rounding.
+
+The texts of a model are scored by the bound in bits a character, by their entropy, and by a language model that was
+trained on the same text. Its bits alone mislead: it finds a text that repeats itself likely, so they may lie below
+those of held-out pieces. The entropy shows that, and so does the gradient moment, which is least where both laws are
+the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.images import ImageSet
@@ -22,18 +29,22 @@ from dualrate.data.loader import TrainingSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
-from dualrate.drawing.drawer import Drawer, SubsetBatch, subset_batches
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.drawing.drawer import Drawer, real_batches, spread
 from dualrate.experiment.experiment import Model
 from dualrate.likelihood.bound import Bound, FittedVariance, mean_errors, token_bound, variational_bound
+from dualrate.metrics.evaluate import Evaluator, Score
+from dualrate.metrics.text import GradientMoment, LanguageModel, block_gradients, gradient_moment, number_of_blocks
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.step import MarkovStep
 from dualrate.system.progress import ImageProgress
+from dualrate.system.workers import Mapper, in_turn
 
 GREY_LEVEL = 2 * math.log(255 / 2)  # the log-SNR at which sigma / alpha is the distance of two 8-bit values, 2/255
 FITTED_ON = 125  # training images
 TRAINING_OFFSET = 1 << 40  # added to the numbers of training images, so that no held-out one shares their noise
 
-Judged = TypeVar("Judged")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,9 @@ class Estimate:
 
     @staticmethod
     def of(values: Tensor) -> Estimate:
-        """Of values: (K,), K >= 2."""
+        """Of values: (K,). Raises ValueError for K < 2."""
+        if len(values) < 2:
+            raise ValueError(f"a standard error needs at least 2 images or texts, got {len(values)}: ask for more")
         return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)))
 
 
@@ -58,7 +71,7 @@ class Likelihood:
 
     total:     of prior + steps + reconstruction
     each_step: (N,) means, whose sum is that of `steps`
-    images:    the total of every image, so that models judged on the same images can be compared image by image
+    images:    the total of every image, so that models can be compared image by image
     """
 
     total: Estimate
@@ -117,28 +130,24 @@ def bits_per_dimension(
     Raises ValueError for a step without a kernel, a plan that begins after its end, fewer than 2 images or more than
     there are, and images or labels that are not the model's.
     """
-    if count < 2:
-        raise ValueError(f"a standard error needs at least 2 images, got {count}: ask for more")
     kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
 
-    def bound(batch: SubsetBatch) -> Bound:
-        return variational_bound(denoiser, kernel, plan, batch.x, batch.cond, Draws(seed, batch.row))
+    def bound(batch: Batch) -> Bound:
+        return variational_bound(denoiser, kernel, plan, batch.x, Cond(batch.label), Draws(seed, batch.sample))
 
-    return Likelihood.of(_judged(bound, drawer, images, count, progress))
+    return Likelihood.of(_of_batches(bound, drawer, images, count, progress))
 
 
 def bits_per_token(
     drawer: Drawer, data: ImageSet, *, count: int, seed: int = 0, progress: ImageProgress | None = None
 ) -> Likelihood:
     """As `bits_per_dimension`, of tokens, under the whole plan: of a character of a text, of a pixel in grey levels."""
-    if count < 2:
-        raise ValueError(f"a standard error needs at least 2 of the data, got {count}: ask for more")
     kernel, denoiser = _kernel(drawer), drawer.denoiser
 
-    def bound(batch: SubsetBatch) -> Bound:
-        return token_bound(denoiser, kernel, drawer.plan, batch.x, batch.cond, Draws(seed, batch.row))
+    def bound(batch: Batch) -> Bound:
+        return token_bound(denoiser, kernel, drawer.plan, batch.x, Cond(batch.label), Draws(seed, batch.sample))
 
-    return Likelihood.of(_judged(bound, drawer, drawer.model.experiment.seen(data), count, progress))
+    return Likelihood.of(_of_batches(bound, drawer, drawer.model.experiment.seen(data), count, progress))
 
 
 def fit_variance(
@@ -152,14 +161,15 @@ def fit_variance(
 ) -> FittedVariance:
     """The step with the variance that suits `count` images spread over a set, for this plan and end alone.
 
-    For a bound, they must not be the images that are judged. Raises what `bits_per_dimension` raises.
+    For a bound, they must not be the images that it is of. Raises what `bits_per_dimension` raises.
     """
     kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
 
-    def errors(batch: SubsetBatch) -> Tensor:
-        return mean_errors(denoiser, kernel, plan, batch.x, batch.cond, Draws(seed, batch.row + TRAINING_OFFSET))
+    def errors(batch: Batch) -> Tensor:
+        draws = Draws(seed, batch.sample + TRAINING_OFFSET)
+        return mean_errors(denoiser, kernel, plan, batch.x, Cond(batch.label), draws)
 
-    measured = torch.cat(_judged(errors, drawer, images, count, progress))
+    measured = torch.cat(_of_batches(errors, drawer, images, count, progress))
     return FittedVariance(kernel, plan.t[:-1], tuple(measured.mean(0).tolist()))
 
 
@@ -167,18 +177,13 @@ def check_bounded(model: Model) -> None:
     """Raises ValueError for a model that makes other steps than ancestral ones alone."""
     made_for = model.serves.sampler
     if made_for not in (None, ANCESTRAL):
-        raise ValueError(
-            f"{model.name} was made for steps of {made_for} alone, which have no likelihood: the bound is of ancestral "
-            "ones. Name a model that takes any steps, such as what taught it"
-        )
+        raise ValueError(f"{model.name} was made for {made_for} alone, which has no likelihood: bound its teacher")
 
 
 def _kernel(drawer: Drawer) -> MarkovStep:
     check_bounded(drawer.model)
     if not isinstance(drawer.step, MarkovStep):
-        raise ValueError(
-            f"{drawer.step} has no likelihood: given z_t alone, z_s is no Gaussian under it. Use the ancestral sampler"
-        )
+        raise ValueError(f"{drawer.step} has no likelihood: its z_s is no Gaussian given z_t. Use the ancestral one")
     return drawer.step
 
 
@@ -186,19 +191,119 @@ def _cut(drawer: Drawer, end: float) -> StepPlan:
     return ending(drawer.plan, drawer.model.process.schedule, end)
 
 
-def _judged(
-    judge: Callable[[SubsetBatch], Judged],
+def _of_batches(
+    result: Callable[[Batch], Result],
     drawer: Drawer,
     images: TrainingSet,
     count: int,
     progress: ImageProgress | None,
-) -> list[Judged]:
-    """What `judge` says of every batch, under autocast as in sampling."""
-    device, judged, done = drawer.model.device, [], 0
-    for batch in subset_batches(drawer.model, images, count, drawer.batch_size):
+) -> list[Result]:
+    """The result of every batch, under autocast as in sampling."""
+    device, found, done = drawer.model.device, [], 0
+    for batch in real_batches(drawer.model, images, count, drawer.batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
-            judged.append(judge(batch))
-        done += len(batch)
+            found.append(result(batch.to(device)))
+        done += len(batch.x)
         if progress is not None:
             progress(done, count)
-    return judged
+    return found
+
+
+# Texts
+
+
+@dataclass(frozen=True)
+class OfPieces:
+    """Of pieces of text, in bits a character, means over pieces.
+
+    entropy: of the characters within a piece: low where it repeats itself
+    bits:    -log2 p of a piece under the language model
+    """
+
+    entropy: Estimate
+    bits: Estimate
+
+    @staticmethod
+    def of(pieces: NDArray[np.uint8], net: LanguageModel) -> OfPieces:
+        """pieces: (N, 1, 1, L)."""
+        return OfPieces(entropy(pieces), Estimate.of(net.bits(pieces).double()))
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Of a model of texts.
+
+    bound:           on -log2 p of held-out pieces, in bits a character, under the plan that draws
+    drawn, held_out: what was drawn, and as many held-out pieces
+    gradient_moment: of what was drawn, from held-out pieces
+    floor:           the same of pieces of the training split, which the model is to draw
+    language_model:  the name of its text and the beginning of its weights' sha256
+    distance:        the Frechet distance in its features; None of too few pieces
+    """
+
+    bound: Likelihood
+    drawn: OfPieces
+    held_out: OfPieces
+    gradient_moment: GradientMoment
+    floor: GradientMoment
+    language_model: str
+    distance: Score | None
+
+
+def score_texts(
+    drawer: Drawer,
+    seeds: Sequence[int],
+    evaluator: Evaluator[LanguageModel],
+    *,
+    progress: ImageProgress | None = None,
+    mapper: Mapper = in_turn,
+) -> TextScore:
+    """Of as many pieces drawn, and held out, as there are seeds; of held-out ones all, where there are fewer.
+
+    Raises ValueError for fewer than three, what `bits_per_token` and reading the text raise.
+    """
+    net, data = evaluator.net, drawer.model.experiment.data
+    test, train = data.images("test"), data.images("train")
+    count = min(len(seeds), len(test))
+    blocks, total = number_of_blocks(count), 2 * count + 3 * len(seeds)  # bound, drawing, three sets of gradients
+
+    def after(before: int) -> ImageProgress:
+        return lambda done, of: progress(before + done, total) if progress else None
+
+    bound = bits_per_token(drawer, test, count=count, seed=seeds[0], progress=after(0))
+    drawn, done = _drawn(drawer, seeds, after(count), mapper), count + len(seeds)
+    held_out, gradients = test.images[spread(count, len(test))], []
+    for side in (drawn, held_out, train.images[spread(len(seeds), len(train))]):
+        gradients.append(block_gradients(net.module, net.places(side), blocks, after(done)))
+        done += len(side)
+    distance = None
+    if len(drawn) >= 2 * net.dim:
+        distance = evaluator.score_features(net.features(drawn), seeds=f"{seeds[0]}-{seeds[-1]}", labels="none")
+    return TextScore(
+        bound,
+        OfPieces.of(drawn, net),
+        OfPieces.of(held_out, net),
+        gradient_moment(gradients[0], gradients[1]),
+        gradient_moment(gradients[2], gradients[1]),
+        net.identity,
+        distance,
+    )
+
+
+def _drawn(drawer: Drawer, seeds: Sequence[int], show: ImageProgress, mapper: Mapper) -> NDArray[np.uint8]:
+    """(N, 1, 1, L), in the order of the seeds."""
+    size, found = drawer.batch_size, {}
+    batches = [tuple(seeds[first : first + size]) for first in range(0, len(seeds), size)]
+    for batch, samples in mapper(drawer.resolved.draw, batches):
+        found[batch] = samples.images
+        show(sum(map(len, found)), len(seeds))
+    return np.concatenate([found[batch] for batch in batches])
+
+
+def entropy(pieces: NDArray[np.uint8]) -> Estimate:
+    """-sum p log2 p of the shares p of characters in a piece. pieces: (N, 1, 1, L), N >= 2."""
+    found = []
+    for piece in pieces:
+        share = np.unique(piece, return_counts=True)[1] / piece.size
+        found.append(-(share * np.log2(share)).sum())
+    return Estimate.of(torch.tensor(found, dtype=torch.float64))

@@ -8,44 +8,27 @@
 Batches are cut at multiples of the batch size from the first seed, and a batch that lacks an image is drawn again as a
 whole: so what a resumed call draws has the bits of an uninterrupted one. No more than one batch is held in memory, and
 one in each worker.
-
-What a sample is as a file: a picture, or a piece of text; and the one file that shows them together.
-
-What a folder of samples says that its images are of, and whether a folder may be filled with samples.
-
-What tells how good the texts of a model are: the bound in bits a character, their entropy, and what a language
-model that was trained on the same text says of them.
-
-A language model alone deceives: it finds a text that repeats itself likely, so bits a character may lie below those of
-held-out pieces. The entropy shows that, and so does the gradient moment, which is least where both laws are the same.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
 from dualrate.diffusion.values import Shape
-from dualrate.drawing.drawer import Drawer, Guidance, plain_step, spread
-from dualrate.drawing.likelihood import Estimate, Likelihood, bits_per_token
-from dualrate.experiment.experiment import Model
-from dualrate.metrics.evaluate import Evaluator, Score
+from dualrate.drawing.drawer import Drawer, Guidance, Samples, plain_step
 from dualrate.metrics.origin import PIXELS, Origin
-from dualrate.metrics.text import GradientMoment, LanguageModel, block_gradients, gradient_moment, number_of_blocks
 from dualrate.report.html import is_whole_png, png_bytes, read_png, write_npz
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.train import LOGS, SAMPLES
@@ -57,64 +40,38 @@ from dualrate.system.progress import ImageProgress, run_lock
 from dualrate.system.workers import Mapper, in_turn
 
 Ending = Literal[".png", ".txt"]
-OVERVIEW: dict[Ending, str] = {".png": "grid.png", ".txt": "samples.txt"}  # the file that shows them together
-GRID_PNG = OVERVIEW[".png"]
-SHOWN = 100  # images on the grid, at most
-
-
-class SampleFiles(Protocol):
-    """Samples (C, H, W) uint8 as files.
-
-    ending: of their names; shown: how many the overview has, None: all
-    """
-
-    ending: ClassVar[Ending]
-    shown: ClassVar[int | None]
-
-    def content(self, sample: NDArray[np.uint8]) -> bytes: ...
-
-    def is_whole(self, file: Path) -> bool:
-        """Whether it is one of these, to its end. Raises OSError where it cannot be read."""
-        ...
-
-    def read(self, file: Path) -> NDArray[np.uint8]:
-        """(C, H, W). Raises OSError for a damaged one."""
-        ...
-
-    def show(self, samples: Sequence[NDArray[np.uint8]], directory: Path) -> None:
-        """Writes the overview."""
-        ...
-
-
-def sample_files(model: Model) -> SampleFiles:
-    alphabet = model.experiment.codec.alphabet
-    return Pieces(alphabet, model.image_shape[2]) if alphabet else Pictures(model.image_shape)
+GRID_PNG, NPZ = "grid.png", "images.npz"
+OVERVIEW: dict[Ending, str] = {".png": GRID_PNG, ".txt": "samples.txt"}  # the file that shows them together
+SPACE = 100_000  # images for which the names of a folder have digits enough to sort as their seeds do
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """shape: (C, H, W)."""
+    """Samples of a shape (C, H, W) uint8 as PNG files. shown: how many the overview has, at most"""
 
     shape: Shape
     ending: ClassVar[Ending] = ".png"
-    shown: ClassVar[int | None] = SHOWN
+    shown: ClassVar[int | None] = 100
 
     def content(self, sample: NDArray[np.uint8]) -> bytes:
         return png_bytes(sample)
 
     def is_whole(self, file: Path) -> bool:
+        """Whether it is one of these, to its end. Raises OSError where it cannot be read."""
         return is_whole_png(file, self.shape)
 
     def read(self, file: Path) -> NDArray[np.uint8]:
+        """(C, H, W). Raises OSError for a damaged one."""
         return read_png(file)
 
     def show(self, samples: Sequence[NDArray[np.uint8]], directory: Path) -> None:
+        """Writes the overview."""
         save_grid(np.stack(samples), directory / GRID_PNG, scale=2 if self.shape[-1] < 64 else 1)
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Texts of `length` characters of an alphabet, in UTF-8, nothing after the last one."""
+    """Texts of `length` characters of an alphabet, in UTF-8, nothing after the last one. Methods as of `Pictures`."""
 
     alphabet: str
     length: int
@@ -139,8 +96,73 @@ class Pieces:
         write_whole(directory / OVERVIEW[".txt"], BETWEEN.join(pieces) + "\n")
 
 
-NPZ = "images.npz"
-SPACE = 100_000  # images for which the names of a folder have digits enough to sort as their seeds do
+class Files:
+    """One file for each of some seeds, filled batch by batch by the process that holds the lock of the directory.
+
+    there: (N,) bool, which of them are whole
+    """
+
+    def __init__(self, paths: list[Path], seeds: range, kind: Pictures | Pieces, noun: str = "image") -> None:
+        self.paths, self.seeds, self.kind, self.noun = paths, seeds, kind, noun
+        self.there = np.array([path.exists() and kind.is_whole(path) for path in paths])
+
+    def fill(
+        self,
+        draw: Callable[[Sequence[int]], Samples],
+        size: int,
+        report: ImageProgress,
+        mapper: Mapper = in_turn,
+        shown: Callable[[], None] = lambda: None,
+    ) -> tuple[int, float]:
+        """Draw every batch of `size` seeds that lacks an image; how many images were drawn, in how many seconds.
+
+        shown: called once, as soon as the first images, of the overview, are there
+        """
+        drawn, seconds, waiting = 0, 0.0, True
+        report(int(self.there.sum()), len(self.seeds))
+        batches = [
+            self.seeds[i : i + size] for i in range(0, len(self.seeds), size) if not self.there[i : i + size].all()
+        ]
+        for batch, samples in mapper(draw, batches):
+            seconds += samples.seconds
+            drawn += len(batch)
+            self._write(batch.start - self.seeds.start, samples.images)
+            del samples  # before the next batch is drawn
+            if waiting and self.there[: self.kind.shown].all():
+                shown()
+                waiting = False
+            report(int(self.there.sum()), len(self.seeds))
+        if waiting:
+            shown()
+        return drawn, seconds
+
+    def _write(self, first: int, images: NDArray[np.uint8]) -> None:
+        """A batch from the position `first` on.
+
+        Images that are there, maybe from a batch cut otherwise, are replaced first: until the last one is written the
+        batch lacks something, so that a kill never leaves it a mixture.
+        """
+        here = self.there[first : first + len(images)]
+        for i in np.argsort(~here, kind="stable"):
+            write_whole(self.paths[first + i], self.kind.content(images[i]), synced=False)
+            here[i] = True
+
+    def read(self) -> Iterator[NDArray[np.uint8]]:
+        """(C, H, W) each, one at a time."""
+        return map(self.kind.read, self.paths)
+
+    @contextmanager
+    def naming_progress(self) -> Iterator[None]:
+        """Says in an interruption, and in an error of a file, how far it came."""
+        so_far = f"{{}} of {len(self.seeds)} {self.noun}s are in {self.paths[0].parent}"
+        try:
+            yield
+        except KeyboardInterrupt:
+            done = so_far.format(self.there.sum())
+            raise KeyboardInterrupt(f"interrupted: {done}; the same command goes on") from None
+        except OSError as error:
+            done = so_far.format(self.there.sum())
+            raise OSError(f"{error}. {done}; once that is mended, the same command goes on") from error
 
 
 @dataclass(frozen=True)
@@ -170,43 +192,66 @@ class Record:
     ending: Ending = ".png"
     calls: tuple[dict, ...] = ()
 
+    @staticmethod
+    def of(drawer: Drawer, seeds: range, kind: Pictures | Pieces, command: str) -> Record:
+        model, cost = drawer.model, drawer.cost
+        device = {"device": str(model.device), **environment(model.device)}
+        return Record(
+            model=model.name,
+            path=str(model.path.resolve()) if model.path else "",
+            iteration=model.iteration,
+            sampler=drawer.sampler,
+            step=plain_step(drawer.step),
+            plan=json.loads(drawer.plan.to_json()),
+            guidance=drawer.guidance,
+            first_seed=seeds.start,
+            images=len(seeds),
+            origin=drawer.origin(PIXELS),
+            cost={name: getattr(cost, name) for name in ("heavy_calls", "light_calls", "macs", "flops")},
+            ending=kind.ending,
+            calls=({"command": command, "batch_size": drawer.batch_size, **device},),
+        )
+
     def file_name(self, seed: int) -> str:
         """Six digits, or more if the first seed asks for them: a function of the two seeds alone."""
         return f"{seed:0{max(6, len(str(self.first_seed + SPACE)))}d}{self.ending}"
 
-    def seed_of(self, name: str) -> int | None:
-        """The seed of an image of this name; None if no such image was asked for so far."""
+    def is_own(self, name: str) -> bool:
+        """Whether a file of this name is one of the folder's: of a seed that was asked for so far, or of them all."""
         stem = name.removesuffix(self.ending)
         if not stem.removeprefix("-").isdecimal():
-            return None
-        seed = int(stem)
-        return seed if 0 <= seed - self.first_seed < self.images and name == self.file_name(seed) else None
-
-    def is_own(self, name: str) -> bool:
-        """Whether a file of this name is one of the folder's."""
-        return name in (SAMPLES, OVERVIEW[self.ending], NPZ) or self.seed_of(name) is not None
+            return name in (SAMPLES, OVERVIEW[self.ending], NPZ)
+        return 0 <= int(stem) - self.first_seed < self.images and name == self.file_name(int(stem))
 
     def require_same(self, wanted: Record, directory: Path) -> None:
         """Raises ValueError that names what differs, unless the images of `wanted` are of the same kind as these."""
-        differing = {name: _described(name, self, wanted) for name in self.origin.differing(wanted.origin)}
-        if self.first_seed != wanted.first_seed:
-            differing["first seed"] = [str(self.first_seed), str(wanted.first_seed)]
+        found, here = self._identity(), wanted._identity()
+        differing = [name for name in found if found[name] != here[name]]
         if differing:
-            listed = ", ".join(f"{name} ({found}; now {here})" for name, (found, here) in differing.items())
-            raise ValueError(
-                f"{directory} holds other samples, they differ in {listed}: choose another --out, or delete this one"
+            listed = ", ".join(
+                f"{name} ({self._said(name, wanted)}; now {wanted._said(name, self)})" for name in differing
             )
+            raise ValueError(f"{directory} holds other samples, they differ in {listed}: choose another --out")
+
+    def _identity(self) -> dict[str, Any]:
+        return {one.name: getattr(self.origin, one.name) for one in fields(Origin)} | {"first seed": self.first_seed}
+
+    def _said(self, name: str, other: Record) -> object:
+        """What tells it from the other record, for people."""
+        if name == "weights":
+            return f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
+        if name == "sampler" and self.sampler != other.sampler:
+            return self.sampler
+        value = self._identity()[name]
+        return str(value)[:12] if name == "experiment" else value
 
     def joined(self, earlier: Record | None) -> Record:
         """This record with what an earlier one of the same images says besides."""
         if earlier is None:
             return self
-        known = [_undated(call) for call in earlier.calls]
-        calls = (*earlier.calls, *(call for call in self.calls if _undated(call) not in known))
+        known = [call | {"date": None} for call in earlier.calls]
+        calls = (*earlier.calls, *(call for call in self.calls if call | {"date": None} not in known))
         return replace(self, images=max(self.images, earlier.images), calls=calls)
-
-    def write(self, directory: Path) -> None:
-        write_whole(directory / SAMPLES, (json.dumps(to_plain(self), indent=1) + "\n"))
 
 
 def grids_below(folder: Path) -> frozenset[Path]:
@@ -224,8 +269,7 @@ def read_record(directory: Path) -> Record | None:
         return None
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; samples are kept in a directory: choose another --out")
-    file = directory / SAMPLES
-    record = None
+    file, record = directory / SAMPLES, None
     if file.exists():
         try:
             record = from_json(Record, read_bytes(file), str(file))
@@ -234,14 +278,10 @@ def read_record(directory: Path) -> Record | None:
     foreign = sorted(name for name in os.listdir(directory) if not _is_ours(name, record))
     if "experiment.json" in foreign:
         raise ValueError(f"{directory} is a run, or released weights, and no place for samples: choose another --out")
+    if foreign and record is None:
+        raise ValueError(f"{directory} holds {some_of(foreign)} but no {SAMPLES}: choose a new directory as --out")
     if foreign:
-        listed = some_of(foreign)
-        if record is None:
-            raise ValueError(
-                f"{directory} holds {listed} but no {SAMPLES}, which would say what they are of: choose a new or empty "
-                "directory as --out"
-            )
-        raise ValueError(f"{directory} holds {listed} beside its samples: take that away, or choose another --out")
+        raise ValueError(f"{directory} holds {some_of(foreign)} beside its samples: take that away, or change --out")
     return record
 
 
@@ -251,28 +291,6 @@ def _is_ours(name: str, record: Record | None) -> bool:
         return True
     name = written_aside(name) or name
     return name == SAMPLES or (record is not None and record.is_own(name))
-
-
-def _described(name: str, *records: Record) -> list[str]:
-    """What records say about a field of their origins, for people."""
-    whole = [getattr(record.origin, name) for record in records]
-    match name:
-        case "weights":
-            short = [
-                f"{record.model} at iteration {record.iteration}, {digest[:12]}"
-                for record, digest in zip(records, whole, strict=True)
-            ]
-        case "sampler":
-            short = [record.sampler for record in records]
-        case "experiment":
-            short = [digest[:12] for digest in whole]
-        case _:
-            short = whole
-    return short if len(set(short)) == len(short) else whole
-
-
-def _undated(call: dict) -> dict:
-    return {name: value for name, value in call.items() if name != "date"}
 
 
 @dataclass(frozen=True)
@@ -313,26 +331,12 @@ def write_samples(
     """
     if not seeds or seeds.step != 1:
         raise ValueError(f"expected seeds one after the other, got {seeds}")
-    out, model, cost, found = as_path(out), drawer.model, drawer.cost, read_record(as_path(out))
-    kind = sample_files(model)
+    out, model, found = as_path(out), drawer.model, read_record(as_path(out))
     if drawer.precision == "auto" and found is not None:
         drawer = replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
-    ran_on = {"device": str(model.device), **environment(model.device)}
-    record = Record(
-        model=model.name,
-        path=str(model.path.resolve()) if model.path else "",
-        iteration=model.iteration,
-        sampler=drawer.sampler,
-        step=plain_step(drawer.step),
-        plan=json.loads(drawer.plan.to_json()),
-        guidance=drawer.guidance,
-        first_seed=seeds.start,
-        images=len(seeds),
-        origin=drawer.origin(PIXELS),
-        cost={"heavy_calls": cost.heavy_calls, "light_calls": cost.light_calls, "macs": cost.macs, "flops": cost.flops},
-        ending=kind.ending,
-        calls=({"command": command, "batch_size": drawer.batch_size, **ran_on},),
-    )
+    alphabet = model.experiment.codec.alphabet
+    kind = Pieces(alphabet, model.image_shape[2]) if alphabet else Pictures(model.image_shape)
+    record = Record.of(drawer, seeds, kind, command)
     if found is not None:
         found.require_same(record, out)
 
@@ -341,191 +345,22 @@ def write_samples(
         found = read_record(out)  # again: before the lock was held, another process may have been here
         if found is not None:
             found.require_same(record, out)
-        folder = _Folder(out, record.joined(found), seeds, kind, model.experiment.noun)
-        with folder.naming_progress():
-            drawn, seconds = folder.fill(drawer, progress or (lambda done, total: None), mapper)
+        record = record.joined(found)
+        for name in os.listdir(out):
+            if record.is_own(written_aside(name) or ""):  # left by a process that was killed
+                (out / name).unlink()
+        files = Files([out / record.file_name(seed) for seed in seeds], seeds, kind, model.experiment.noun)
+        if not files.there.all():
+            write_whole(out / SAMPLES, json.dumps(to_plain(record), indent=1) + "\n")
+
+        def show() -> None:
+            kind.show([kind.read(path) for path in files.paths[: kind.shown]], out)
+
+        with files.naming_progress():
+            report = progress or (lambda done, total: None)
+            drawn, seconds = files.fill(drawer.resolved.draw, drawer.batch_size, report, mapper, show)
             if npz:
-                folder.write_npz(model.image_shape, drawer.labels(seeds))
-    return Written(drawn, seconds, cost, record.origin.precision, [folder.file(seed) for seed in seeds])
-
-
-class _Folder:
-    """The images of some seeds in a directory that this process holds the lock of. there: (N,) which are."""
-
-    def __init__(self, directory: Path, record: Record, seeds: range, kind: SampleFiles, noun: str) -> None:
-        self.directory, self.record, self.seeds, self.kind, self.noun = directory, record, seeds, kind, noun
-        self.there = np.zeros(len(seeds), bool)
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if record.is_own(written_aside(entry.name) or ""):  # left by a process that was killed
-                    os.unlink(entry)
-                seed = record.seed_of(entry.name)
-                if seed is not None and seed in seeds:
-                    self.there[seed - seeds.start] = kind.is_whole(Path(entry))
-
-    def fill(self, drawer: Drawer, report: ImageProgress, mapper: Mapper) -> tuple[int, float]:
-        """Draws what is missing; how many images were drawn, in how many seconds."""
-        size = drawer.batch_size
-        missing = [i for i in range(0, len(self.seeds), size) if not self.there[i : i + size].all()]
-        if missing:
-            self.record.write(self.directory)
-        drawn, seconds, shown = 0, 0.0, False
-        report(int(self.there.sum()), len(self.seeds))
-        batches = [self.seeds[first : first + size] for first in missing]
-        for batch, (images, spent) in mapper(partial(drawn_batch, drawer.settled), batches):
-            seconds += spent
-            drawn += len(batch)
-            self._write(batch.start - self.seeds.start, images)
-            del images  # before the next batch is drawn
-            if not shown and self.there[: self.kind.shown].all():
-                self._show()
-                shown = True
-            report(int(self.there.sum()), len(self.seeds))
-        if not shown:
-            self._show()
-        return drawn, seconds
-
-    def _write(self, first: int, images: NDArray[np.uint8]) -> None:
-        """A batch from the position `first` on.
-
-        Images that are there, maybe from a batch cut otherwise, are replaced first: until the last one is written the
-        batch lacks something, so that a kill never leaves it a mixture.
-        """
-        here = self.there[first : first + len(images)]
-        for i in np.argsort(~here, kind="stable"):
-            write_whole(self.file(self.seeds[first + i]), self.kind.content(images[i]), synced=False)
-            here[i] = True
-
-    def _show(self) -> None:
-        self.kind.show(list(self._read(self.seeds[: self.kind.shown])), self.directory)
-
-    def write_npz(self, shape: Shape, labels: list[int] | None) -> None:
-        classes = None if labels is None else np.asarray(labels)
-        write_npz(self.directory / NPZ, self._read(self.seeds), (len(self.seeds), *shape), classes)
-
-    def file(self, seed: int) -> Path:
-        return self.directory / self.record.file_name(seed)
-
-    def _read(self, seeds: range) -> Iterator[NDArray[np.uint8]]:
-        return (self.kind.read(self.file(seed)) for seed in seeds)
-
-    @contextmanager
-    def naming_progress(self) -> Iterator[None]:
-        """Says in an interruption, and in an error of a file, how far it came."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted: {self}; the same command goes on") from None
-        except OSError as error:
-            raise OSError(f"{error}. {self}; once that is mended, the same command goes on") from error
-
-    def __str__(self) -> str:
-        return f"{self.there.sum()} of {len(self.seeds)} {self.noun}s are in {self.directory}"
-
-
-def drawn_batch(drawer: Drawer, seeds: Sequence[int]) -> tuple[NDArray[np.uint8], float]:
-    """The images of a batch, (b, C, H, W), and the seconds that they took: a job for a `Mapper`."""
-    start = time.perf_counter()
-    (images,) = drawer.batches(seeds)
-    return images, time.perf_counter() - start
-
-
-@dataclass(frozen=True)
-class OfPieces:
-    """Of pieces of text, in bits a character, means over pieces.
-
-    entropy: of the characters within a piece: low where it repeats itself
-    bits:    -log2 p of a piece under the language model
-    """
-
-    entropy: Estimate
-    bits: Estimate
-
-
-@dataclass(frozen=True)
-class TextScore:
-    """Of a model of texts.
-
-    bound:           on -log2 p of held-out pieces, in bits a character, under the plan that draws
-    drawn, held_out: what was drawn, and as many held-out pieces
-    gradient_moment: of what was drawn, from held-out pieces
-    floor:           the same of pieces of the training split, which the model is to draw
-    language_model:  which it is: the name of its text and the beginning of its weights' sha256
-    distance:        the Frechet distance in its features; None of too few pieces
-    """
-
-    bound: Likelihood
-    drawn: OfPieces
-    held_out: OfPieces
-    gradient_moment: GradientMoment
-    floor: GradientMoment
-    language_model: str
-    distance: Score | None
-
-
-def score_texts(
-    drawer: Drawer,
-    seeds: Sequence[int],
-    judge: Evaluator[LanguageModel],
-    *,
-    progress: ImageProgress | None = None,
-    mapper: Mapper = in_turn,
-) -> TextScore:
-    """Of as many pieces drawn, and held out, as there are seeds; of held-out ones all, where there are fewer.
-
-    Raises ValueError for fewer than three, what `bits_per_token` and reading the text raise.
-    """
-    net, data = judge.net, drawer.model.experiment.data
-    test, train = data.images("test"), data.images("train")
-    count = min(len(seeds), len(test))
-    blocks, total = number_of_blocks(count), 2 * count + 3 * len(seeds)  # bound, drawing, three sets of gradients
-
-    def after(before: int) -> ImageProgress:
-        return lambda done, of: progress(before + done, total) if progress else None
-
-    bound = bits_per_token(drawer, test, count=count, seed=seeds[0], progress=after(0))
-    drawn, done = _drawn(drawer, seeds, after(count), mapper), count + len(seeds)
-    held_out, gradients = test.images[spread(count, len(test))], []
-    for side in (drawn, held_out, train.images[spread(len(seeds), len(train))]):
-        gradients.append(block_gradients(net.module, net.places(side), blocks, after(done)))
-        done += len(side)
-    return TextScore(
-        bound,
-        _of(drawn, net),
-        _of(held_out, net),
-        gradient_moment(gradients[0], gradients[1]),
-        gradient_moment(gradients[2], gradients[1]),
-        net.identity,
-        _distance(drawn, seeds, judge),
-    )
-
-
-def _distance(drawn: NDArray[np.uint8], seeds: Sequence[int], judge: Evaluator[LanguageModel]) -> Score | None:
-    if len(drawn) < 2 * judge.net.dim:
-        return None
-    features = judge.net.features(drawn)
-    return judge.score_features(features, seeds=f"{seeds[0]}-{seeds[-1]}", labels="none")
-
-
-def _drawn(drawer: Drawer, seeds: Sequence[int], show: ImageProgress, mapper: Mapper) -> NDArray[np.uint8]:
-    """(N, 1, 1, L), in the order of the seeds."""
-    size = drawer.batch_size
-    batches = [tuple(seeds[first : first + size]) for first in range(0, len(seeds), size)]
-    found: dict[tuple[int, ...], NDArray[np.uint8]] = {}
-    for batch, (images, _) in mapper(partial(drawn_batch, drawer.settled), batches):
-        found[batch] = images
-        show(sum(map(len, found)), len(seeds))
-    return np.concatenate([found[batch] for batch in batches])
-
-
-def _of(pieces: NDArray[np.uint8], net: LanguageModel) -> OfPieces:
-    return OfPieces(entropy(pieces), Estimate.of(net.bits(pieces).double()))
-
-
-def entropy(pieces: NDArray[np.uint8]) -> Estimate:
-    """-sum p log2 p of the shares p of characters in a piece. pieces: (N, 1, 1, L), N >= 2."""
-    found = []
-    for piece in pieces:
-        share = np.unique(piece, return_counts=True)[1] / piece.size
-        found.append(-(share * np.log2(share)).sum())
-    return Estimate.of(torch.tensor(found, dtype=torch.float64))
+                labels = drawer.labels(seeds)
+                classes = None if labels is None else np.asarray(labels)
+                write_npz(out / NPZ, files.read(), (len(seeds), *model.image_shape), classes)
+    return Written(drawn, seconds, drawer.cost, record.origin.precision, files.paths)

@@ -1,4 +1,6 @@
-"""The variational bound of a model under a Markovian plan, in nats, term by term:
+"""The variational bound of a model under a Markovian plan, in nats, term by term.
+
+Of images:
 
     -log p(x) <= KL(q(z_T | x) | N(0, I))                                      prior, z_T at plan.t[0]
                + sum over steps t -> s of E KL(q(z_s | z_t, x) | p(z_s | z_t, z_tau))
@@ -8,37 +10,31 @@ Both sides of a step are Gaussians, with variance V = c sigma_s^2 for q and v fo
 
     KL = sum over elements of 1/2 (V/v - 1 - log(V/v) + (mean_q - mean_p)^2 / v)
 
-so any kernel variance gives a bound, the sampler's own x_hat (guided, clipped) is what is judged, and no step is free
-of noise, the last one included. It holds for a reused context too: p(z_s | z_t, z_tau) is autoregressive along the
-path, and the expectation is over paths z_T, ..., z_0 of q given x. The sampling loop follows one path per image.
+so any kernel variance gives a bound. It is of the sampler's own x_hat (guided, clipped), and no step is free of noise,
+the last one included. It holds for a reused context too: p(z_s | z_t, z_tau) is autoregressive along the path, and the
+expectation is over paths z_T, ..., z_0 of q given x. The sampling loop follows one path per image.
 
-Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", arXiv 2107.00630; the dual-rate form is derived.
-
-A Markovian step with the variance that costs the bound least, measured on data.
-
-A step's kernel p(z_s | z_t) = N(mean_p, v) stands in for q(z_s | z_t, x) = N(mean_q, V), whose x it has to guess. Over
-data, KL = d/2 (V/v - 1 - log(V/v)) + E|mean_q - mean_p|^2 / (2 v) is least at
+Over data, the KL of a step is least at the variance
 
     v = V + E|mean_q - mean_p|^2 / d          = V + B^2 E|x - x_hat|^2 / d for Ancestral, B = c alpha_s
 
-With it a long step costs bits in proportion to log(v/V), where the posterior's own variance (gamma = 0) charges the
-whole squared error over V. Any number here gives a true bound on other images than those it was measured on.
+With it (`FittedVariance`) a long step costs bits in proportion to log(v/V), where the posterior's own variance (gamma =
+0) charges the whole squared error over V. Any number here gives a true bound on other images than those it was
+measured on.
 
-Source: Bao, Li, Sun, Zhu, Zhang, "Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic
-Models", ICML 2022 (arXiv 2206.07309); here it is one number per step of a plan.
-
-The variational bound of tokens under a Markovian plan, in nats:
+Of tokens, from t = 1, where no token is kept and the prior's term is 0, to s = 0, where all are:
 
     -log p(x) <= sum over steps t -> s of E KL(q(z_s | z_t, x) | p(z_s | z_t, z_tau))
 
-from t = 1, where no token is kept and the prior's term is 0, to s = 0, where all are, so that the last step's term is
-the reconstruction, E[-log p(x | z_t)]. A KL is a sum over categories and tokens.
+The last step's term is the reconstruction, E[-log p(x | z_t)]. A KL is a sum over categories and tokens. Of a masked
+process and an exact x_hat the bound reaches -log p(x) itself, for every x, as steps become small: tokens are then
+revealed one by one, in a random order, and p(x) is the product of its conditionals in any order. The steps' terms
+become -a_t' / (1 - a_t) times the cross-entropy of the masked tokens, integrated over t: the loss that trains.
 
-Of a masked process and an exact x_hat the bound reaches -log p(x) itself, for every x, as steps become small: tokens
-are then revealed one by one, in a random order, and p(x) is the product of its conditionals in any order. The steps'
-terms become -a_t' / (1 - a_t) times the cross-entropy of the masked tokens, integrated over t: the loss that trains.
-
-Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Shi et al. 2024 (MD4, arXiv 2406.04329).
+Sources: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", arXiv 2107.00630; the dual-rate form is derived.
+Bao, Li, Sun, Zhu, Zhang, "Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models",
+ICML 2022 (arXiv 2206.07309); here it is one number per step of a plan. Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Shi
+et al. 2024 (MD4, arXiv 2406.04329).
 """
 
 from __future__ import annotations
@@ -228,9 +224,7 @@ def token_bound(denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor,
     context may not be reused under this step.
     """
     if (plan.t[0], plan.t[-1]) != (1, 0):
-        raise ValueError(
-            f"tokens are all noise at t = 1 and none at 0, this plan goes from {plan.t[0]} to {plan.t[-1]}"
-        )
+        raise ValueError(f"a plan of tokens goes from t = 1 to 0, this one from {plan.t[0]} to {plan.t[-1]}")
     with torch.no_grad():
         _, steps = along_path(denoiser, step, plan, x, cond, draws, token_divergence)
     nothing = steps.new_zeros(len(x))

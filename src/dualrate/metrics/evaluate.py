@@ -1,6 +1,7 @@
 """Scores of generated images: a Frechet distance with its interval, beside the floor that real images reach.
 
-What a Frechet distance does not tell: a distance that is unbiased at any count, and fidelity apart from variety.
+Details are what a Frechet distance does not say: a distance that is unbiased at any count, and fidelity apart from
+variety.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.diffusion.random import Draws
-from dualrate.metrics.extractor import FeatureExtractor
+from dualrate.metrics.features import FeatureExtractor
 from dualrate.metrics.frechet import (
     LEVEL,
     PER_FEATURE,
@@ -75,7 +76,7 @@ class Score:
 
     metric:      "FD-<feature net>"; "FID" in Inception features only
     value:       lower is better
-    low, high:   bootstrap interval of the expected value at this count (see `bootstrap_interval`)
+    low, high:   bootstrap interval of the expected value at this count (see `frechet.interval_of`)
     level:       its level
     floor:       the value of `floor_count` held-out real images; NaN without any
     fingerprint: what must be equal in scores that are compared
@@ -101,9 +102,9 @@ class Evaluator(Generic[Net]):
 
     net:       for small images one trained on the reference's labels, or on images of the same size and colours
     reference: training images, all of them, whose features are computed once; or statistics from a file
-    held_out:  real images that nothing was trained on: the floor. None: no floor
+    held_out:  real images that nothing was trained on, for the floor. None: no floor
     keep:      a directory for the features of real images, which then are taken once by all calls; None: memory alone
-    progress:  told of these images, where their features take long
+    progress:  of taking these features, where it takes long
     """
 
     net: Net
@@ -111,14 +112,7 @@ class Evaluator(Generic[Net]):
     held_out: ImageSet | None
     keep: Path | None = field(default=None, repr=False, compare=False)
     progress: ImageProgress | None = field(default=None, repr=False, compare=False)
-    _round_trips: dict[tuple[int, str], GaussianStats] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _floors: dict[tuple[int, str], float] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _manifolds: dict[int, Manifold] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _seen: dict[str, Tensor] = field(  # by the images' fingerprint
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def metric(self) -> str:
@@ -151,22 +145,24 @@ class Evaluator(Generic[Net]):
 
         seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint
         strata:        (N,) int64, the classes of images that have as many of each class as was asked for, not as
-                       chance would have it: the interval then tells what other noise would do, not other classes
+                       chance would have it: the interval then says what other noise would do, not other classes
         details:       whether the score has `details`
         codec:         that decoded the images, for the floor
         of:            (N,) int64, rows of the held-out images that these reconstruct: the distance is then from those
                        (rFD), and 0 its floor
         replicates:    those of the score, where they are known, in place of `resamples` new ones
-        ValueError for fewer images than twice the features, and for what `bootstrap_interval` refuses.
+        ValueError for fewer images than twice the features, and for what `resampled_distances` refuses.
         """
-        self.check_count(len(features))
+        count = len(features)
+        self.check_count(count)
         before, images = self._before(of), self.reference if of is None else self.held_out
         assert images is not None
         stats = before if isinstance(before, GaussianStats) else GaussianStats.of(before)
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
         low, high = interval_of(replicates)
-        floor, floor_count = self.floor(len(features), codec) if of is None else (0.0, len(features))
+        floor, floor_count = self.floor(count, codec) if of is None else (0.0, count)
+        note = self._note(count, floor_count, stratified=strata is not None, codec=codec)
         return Score(
             metric=self.metric,
             value=frechet_distance(GaussianStats.of(features), stats),
@@ -179,13 +175,11 @@ class Evaluator(Generic[Net]):
                 features=self.net.identity,
                 reference=f"{images.name}:{images.fingerprint[:12]}",
                 reference_count=stats.count,
-                count=len(features),
+                count=count,
                 seeds=seeds,
                 labels=labels,
             ),
-            note=RECONSTRUCTED
-            if of is not None
-            else self._note(len(features), floor_count, stratified=strata is not None, codec=codec),
+            note=note if of is None else RECONSTRUCTED,
             details=self.details(features) if details else None,
         )
 
@@ -213,12 +207,12 @@ class Evaluator(Generic[Net]):
         """
         reference = self.reference_features
         count = min(len(features), len(reference))
-        if count not in self._manifolds:
-            self._manifolds[count] = Manifold.of(reference[_chosen(self.reference_images, count)])
+        if count not in self._known:
+            self._known[count] = Manifold.of(reference[_chosen(self.reference_images, count)])
         return Details(
             kernel_metric=kernel_metric(self.net),
             kernel=kernel_distance(features, reference),
-            precision_recall=self._manifolds[count].precision_recall(features),
+            precision_recall=self._known[count].precision_recall(features),
             reference_count=count,
         )
 
@@ -229,9 +223,7 @@ class Evaluator(Generic[Net]):
         """
         minimum = PER_FEATURE * self.net.dim
         if count < minimum:
-            raise ValueError(
-                f"got {count} images; {self.metric} needs at least {minimum}, better {self.net.usual_count}: draw more"
-            )
+            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: draw more")
         known = self.reference.stats.count if isinstance(self.reference, Reference) else None
         if known is not None and known < minimum:
             raise ValueError(
@@ -251,9 +243,10 @@ class Evaluator(Generic[Net]):
         if self.held_out is None:
             return math.nan, 0
         count = min(count, len(self.held_out))
-        if (count, codec.fingerprint) not in self._floors:
-            self._floors[count, codec.fingerprint] = frechet_distance(self._through(codec, count), self._stats)
-        return self._floors[count, codec.fingerprint], count
+        key = "floor", count, codec.fingerprint
+        if key not in self._known:
+            self._known[key] = frechet_distance(self._through(codec, count), self._stats)
+        return self._known[key], count
 
     def reconstruction(self, count: int, codec: Codec) -> float:
         """rFD: the distance of `count` held-out images after the codec's round trip from the same before it."""
@@ -261,41 +254,40 @@ class Evaluator(Generic[Net]):
 
     def _through(self, codec: Codec, count: int) -> GaussianStats:
         """Of `count` held-out images that the codec has encoded and decoded."""
-        if (count, codec.fingerprint) not in self._round_trips:
+        key = "round trip", count, codec.fingerprint
+        if key not in self._known:
             assert self.held_out is not None
             rows = _chosen(self.held_out, count)
             if codec.fingerprint:
-                seen = torch.cat([self.net.features(part) for part in round_trips(codec, self.held_out, rows)])
+                features = torch.cat([self.net.features(part) for part in round_trips(codec, self.held_out, rows)])
             else:
-                seen = self._held_out_features[rows]
-            self._round_trips[count, codec.fingerprint] = GaussianStats.of(seen)
-        return self._round_trips[count, codec.fingerprint]
+                features = self._features(self.held_out)[rows]
+            self._known[key] = GaussianStats.of(features)
+        return self._known[key]
 
     def _before(self, of: Tensor | None) -> GaussianStats | Tensor:
         """What the distance is from."""
-        return self._stats if of is None else self._held_out_features[of]
+        if of is None:
+            return self._stats
+        assert self.held_out is not None
+        return self._features(self.held_out)[of]
 
     @cached_property
     def _stats(self) -> GaussianStats:
-        if isinstance(self.reference, Reference):
-            return self.reference.stats
-        return GaussianStats.of(self.reference_features)
+        return (
+            self.reference.stats if isinstance(self.reference, Reference) else GaussianStats.of(self.reference_features)
+        )
 
     @property
     def reference_features(self) -> Tensor:
         """(M, D) float32 of `reference_images`."""
         return self._features(self.reference_images)
 
-    @property
-    def _held_out_features(self) -> Tensor:
-        assert self.held_out is not None
-        return self._features(self.held_out)
-
     def prepare(self, mapper: Mapper, *, held_out_alone: bool = False) -> None:
         """Take the features of the real images, which the first score would take, by several processes.
 
         held_out_alone: no others are needed, as for the distance of reconstructions
-        Where the mapper is this process only those that are kept: a place that cannot be written is told now. Raises
+        Where the mapper is this process only those that are kept: a place that cannot be written fails now. Raises
         what `store_in` and `real_features` raise.
         """
         if mapper is in_turn and self.keep is None:
@@ -305,11 +297,12 @@ class Evaluator(Generic[Net]):
                 self._features(images, mapper)
 
     def _features(self, images: ImageSet, mapper: Mapper = in_turn) -> Tensor:
-        if images.fingerprint not in self._seen:
+        if images.fingerprint not in self._known:
             store = None if self.keep is None else store_in(self.keep, self.net, images)
-            how = {"store": store, "mapper": mapper, "progress": self.progress}
-            self._seen[images.fingerprint] = real_features(self.net, images.images, **how)
-        return self._seen[images.fingerprint]
+            self._known[images.fingerprint] = real_features(
+                self.net, images.images, store=store, mapper=mapper, progress=self.progress
+            )
+        return self._known[images.fingerprint]
 
     def _note(self, count: int, floor_count: int, *, stratified: bool, codec: Codec) -> str:
         notes = [f"against the statistics in {self.reference.name}"] if isinstance(self.reference, Reference) else []

@@ -1,45 +1,352 @@
-"""The feature net: a small classifier of the data set's own labels, whose penultimate layer is where FD is measured.
+"""Networks whose features a Frechet distance is measured in, and the small ones that are trained here.
 
-Inception features are made for photographs of 299 x 299; on small images a classifier of the same data set sees more.
-Its features pool every resolution, so that they tell classes apart and still react to blur and noise. Distances in
-them are called FD-<name>, never FID: they compare only with distances in the very same weights (`identity`).
+A `FeatureNet` is a small classifier of a data set's own labels; its penultimate layer gives the features. Inception's
+features are made for photographs of 299 x 299; on small images a classifier of the same data set sees more. Distances
+in its features are called FD-<name>, never FID: they compare only with distances in the same weights (`identity`).
+Features are computed on the CPU in float32 from uint8 images, so a score depends on no accelerator.
 
-Features are always computed on the CPU in float32 from uint8 images, so that a score depends on no accelerator.
+An architecture is a dataclass that builds its network, and a feature net's file names its class. The three
+architectures share little, so one of them may see what another overlooks. A new one is a subclass here.
+
+Training a feature net takes minutes on a CPU, once per data set.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import save as bytes_of_tensors
+from torch import Tensor, nn
 
-from dualrate.config.ranges import Iterations, Probability, Ranged, Seed
-from dualrate.data.images import to_float
+from dualrate.config.ranges import Channels, Classes, Iterations, Probability, Ranged, Seed, Side
+from dualrate.config.serial import from_json, to_plain
+from dualrate.data.images import ImageSet, to_float
+from dualrate.data.loader import Augment, Batches
 from dualrate.data.packed import Shards
-from dualrate.metrics import kept
-from dualrate.metrics.architectures import Architecture, Classifier
+from dualrate.system.files import read_bytes, tensors_of, write_whole
 
-NAME = "features"
-WEIGHTS, CARD = f"{NAME}.safetensors", f"{NAME}.json"
+Pixels = Tensor | NDArray[np.uint8] | Shards
+TrainingProgress = Callable[[int, int, float], None]  # iterations done, iterations in all, loss
+
+
+class FeatureExtractor(Protocol):
+    """A fixed network. Distances compare only within one `identity`.
+
+    metric:      what a distance in its features is called: "FD-<name>", and "FID" in Inception's alone
+    identity:    "<name>:<first 12 hex digits of the weights' sha256>", for fingerprints and reference files
+    dim:         D, features of an image
+    usual_count: images that scores are usually of; a score of fewer carries a note
+    """
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def usual_count(self) -> int: ...
+
+    def features(self, images: Pixels) -> Tensor:
+        """(N, D) float32 on the CPU, of images (N, C, H, W) uint8. Raises ValueError for images it does not take."""
+        ...
 
 
 @dataclass(frozen=True)
-class Card(Ranged):
-    """What a feature net is and where it comes from; stored as JSON beside its weights.
+class NetworkCard(Ranged):
+    """What a trained network is; stored as JSON.
 
-    name:     of the data set; scores are called FD-<name>
-    identity: sha256 of the weights file
+    name:         of its data; distances in its features are called FD-<name>
+    identity:     sha256 of the weights file
+    architecture: its `build()` makes the network
+    """
+
+    name: str
+    identity: str
+    architecture: Any
+
+
+CardType = TypeVar("CardType", bound=NetworkCard)
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TrainedNetwork(Generic[CardType, Module]):
+    """A trained network in eval mode, without gradients, and its card; a subclass is a `FeatureExtractor`.
+
+    In a directory it is a file of weights (safetensors) and its card (JSON).
+
+    file:      the name of both files, without an ending
+    card_type: of the card
+    """
+
+    card: CardType
+    module: Module
+
+    file: ClassVar[str]
+    card_type: ClassVar[type]
+
+    @property
+    def metric(self) -> str:
+        return f"FD-{self.card.name}"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.card.name}:{self.card.identity[:12]}"
+
+    @property
+    def usual_count(self) -> int:
+        return 5000
+
+    def save(self, directory: Path | str) -> None:
+        """Write weights and card into `directory`, made if it is missing."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / f"{self.file}.safetensors", weight_bytes(self.module))
+        write_whole(directory / f"{self.file}.json", json.dumps(to_plain(self.card), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Self:
+        """Read what `save` wrote; OSError if a file cannot be read, ValueError if it is not what its card says."""
+        weights_path, card_path = (Path(directory) / f"{cls.file}.{ending}" for ending in ("safetensors", "json"))
+        weights, card = read_bytes(weights_path), read_card(card_path, cls.card_type)
+        found = hashlib.sha256(weights).hexdigest()
+        again = "it is damaged or belongs to another net; fetch both again, or train the net again"
+        if found != card.identity:
+            raise ValueError(f"{weights_path} has sha256 {found[:12]}, its card says {card.identity[:12]}: {again}")
+        try:
+            module = card.architecture.build()
+            module.load_state_dict(tensors_of(weights))
+        except (ValueError, ArithmeticError, IndexError, RuntimeError, SafetensorError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise ValueError(f"{card_path} does not fit the weights beside it: {what}; fetch both again") from error
+        return cls(card, module.eval().requires_grad_(False))
+
+
+def weight_bytes(module: nn.Module) -> bytes:
+    """The weights as the bytes of a safetensors file, the same for the same weights."""
+    return bytes_of_tensors({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
+
+
+def fit(
+    module: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    iterations: int,
+    *,
+    rate: float,
+    clip: float | None = None,
+    progress: TrainingProgress | None,
+) -> None:
+    """Train by AdamW with one cycle of the learning rate; then eval mode, without gradients.
+
+    loss_of: the loss of an iteration's batch
+    rate:    the highest learning rate
+    clip:    the largest norm of a gradient; None: not clipped
+    """
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=iterations)
+    module.train()
+    for iteration in range(iterations):
+        loss = loss_of(iteration)
+        optimizer.zero_grad()
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), clip)
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(iteration + 1, iterations, loss.item())
+    module.eval().requires_grad_(False)
+
+
+# Architectures
+
+
+class Classifier(nn.Module, ABC):
+    """A network whose penultimate layer is the features; classify: of features (B, D), to logits."""
+
+    classify: nn.Module
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """(B, D) of x: (B, C, H, W) in [-1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, num_classes) logits."""
+        return self.classify(self.features(x))
+
+
+@dataclass(frozen=True)
+class Architecture(Ranged):
+    """channels and size of the images, number of classes, D features. This class itself builds a `Pyramid`."""
+
+    channels: Channels
+    size: Side
+    num_classes: Classes
+    features: Channels = 96
+    learning_rate: ClassVar[float] = 0.004  # the highest, of training
+
+    @property
+    def halvings(self) -> int:
+        """How often the resolution is halved, to about 4 x 4."""
+        return max(1, round(math.log2(self.size / 3.5)))
+
+    def build(self) -> Classifier:
+        """The network, with weights from the global random state."""
+        return Pyramid(self)
+
+
+class Pyramid(Classifier):
+    """A strided stem and stages of convolutions; what every stage holds, averaged over space, gives the features.
+
+    They pool every resolution, so that they tell classes apart and still react to blur and noise.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        widths = [min(arch.features, 160 >> (arch.halvings - i)) for i in range(arch.halvings + 1)]
+        self.stem = _convolution(arch.channels, widths[0], kernel=5, stride=2)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *([_convolution(before, before, kernel=3, stride=2)] if i else []),
+                _convolution(before, after, kernel=3, stride=1),
+            )
+            for i, (before, after) in enumerate(pairwise(widths))
+        )
+        self.project = nn.Linear(sum(widths[1:]), arch.features)
+        self.classify = nn.Linear(arch.features, arch.num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        x, pooled = self.stem(x), []
+        for stage in self.stages:
+            x = stage(x)
+            pooled.append(x.mean((2, 3)))
+        return F.silu(self.project(torch.cat(pooled, dim=1)))
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.SiLU())
+
+
+@dataclass(frozen=True)
+class Stacked(Architecture):
+    """A `Stack`: 3 x 3 convolutions, maxima and rectifiers (Simonyan and Zisserman, arXiv 1409.1556)."""
+
+    features: Channels = 64
+    learning_rate: ClassVar[float] = 0.003
+
+    def build(self) -> Classifier:
+        return Stack(self)
+
+
+class Stack(Classifier):
+    """Pairs of convolutions between maxima of 2 x 2 pixels; the features see where in the image something is.
+
+    They are taken before their rectifier, and are signed.
+    """
+
+    def __init__(self, arch: Stacked) -> None:
+        super().__init__()
+        widths = [24 + 20 * i for i in range(arch.halvings + 1)]
+        layers: list[nn.Module] = [*_rectified(arch.channels, widths[0])]
+        for before, after in pairwise(widths):
+            layers += [nn.MaxPool2d(2), *_rectified(before, after), *_rectified(after, after)]
+        self.body = nn.Sequential(*layers)
+        self.project = nn.Linear(widths[-1] * (arch.size >> arch.halvings) ** 2, arch.features)
+        self.classify = nn.Sequential(nn.ReLU(), nn.Linear(arch.features, arch.num_classes))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.project(self.body(x).flatten(1))
+
+
+def _rectified(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+@dataclass(frozen=True)
+class Mixed(Architecture):
+    """A `Mixer`: perceptrons over patches, no convolution (Tolstikhin et al., arXiv 2105.01601)."""
+
+    features: Channels = 64
+    learning_rate: ClassVar[float] = 0.003
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a patch's side: the largest divisor of the image's that leaves 6 patches in a row, or 1."""
+        return max(side for side in range(1, self.size + 1) if self.size % side == 0 and side <= max(1, self.size // 6))
+
+    def build(self) -> Classifier:
+        return Mixer(self)
+
+
+class Mixer(Classifier):
+    """Patches as tokens; blocks that mix tokens, then channels; the mean token gives the features."""
+
+    def __init__(self, arch: Mixed, width: int = 64, depth: int = 4) -> None:
+        super().__init__()
+        tokens = (arch.size // arch.patch) ** 2
+        self.embed = nn.Conv2d(arch.channels, width, arch.patch, stride=arch.patch)
+        self.blocks = nn.ModuleList(_MixerBlock(tokens, width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, arch.features)
+        self.classify = nn.Linear(arch.features, arch.num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).mT  # (B, tokens, width)
+        for block in self.blocks:
+            x = block(x)
+        return F.gelu(self.project(self.norm(x).mean(1)))
+
+
+class _MixerBlock(nn.Module):
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.token_norm, self.tokens = nn.LayerNorm(width), _perceptron(tokens, width)
+        self.channel_norm, self.channels = nn.LayerNorm(width), _perceptron(width, 2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(self.token_norm(x).mT).mT
+        return x + self.channels(self.channel_norm(x))
+
+
+def _perceptron(width: int, hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+# The feature net
+
+NAME = "features"
+WEIGHTS, CARD = f"{NAME}.safetensors", f"{NAME}.json"
+BATCH_SIZE = 256
+MAX_SHIFT = 1  # pixel, each way: the only augmentation
+
+
+@dataclass(frozen=True)
+class Card(NetworkCard):
+    """What a feature net is and where it comes from.
+
     data:     sha256 of the training images
     accuracy: on the test images, in [0, 1]; None without a test set
     seed, epochs: of the training
     """
 
-    name: str
-    identity: str
     architecture: Architecture
     data: str
     accuracy: Probability | None
@@ -48,7 +355,7 @@ class Card(Ranged):
 
 
 @dataclass(frozen=True)
-class FeatureNet(kept.KeptNetwork[Card, Classifier]):
+class FeatureNet(TrainedNetwork[Card, Classifier]):
     """A trained classifier and its card; a `FeatureExtractor`."""
 
     file, card_type = NAME, Card
@@ -57,7 +364,7 @@ class FeatureNet(kept.KeptNetwork[Card, Classifier]):
     def dim(self) -> int:
         return self.card.architecture.features
 
-    def features(self, images: Tensor | NDArray[np.uint8] | Shards, batch_size: int = 500) -> Tensor:
+    def features(self, images: Pixels, batch_size: int = 500) -> Tensor:
         """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8; ValueError for others."""
         arch = self.card.architecture
         wanted = (arch.channels, arch.size, arch.size)
@@ -72,6 +379,83 @@ class FeatureNet(kept.KeptNetwork[Card, Classifier]):
             return torch.cat([self.module.features(to_float(part).cpu()) for part in parts])
 
 
-def read_card(file: Path) -> Card:
-    """The card of a feature net in a file. Raises ValueError for any other content."""
-    return kept.read_card(file, Card)
+def read_card(file: Path, kind: type[Any] = Card) -> Any:
+    """The card of a trained network in a file. Raises ValueError for any other content."""
+    try:
+        return from_json(kind, read_bytes(file), str(file))
+    except ValueError as error:
+        raise ValueError(f"{error}: it is no card of a trained net; fetch it again, or train the net again") from error
+
+
+def train_feature_net(
+    images: ImageSet,
+    test: ImageSet | None,
+    *,
+    seed: int = 0,
+    epochs: int = 10,
+    kind: type[Architecture] = Architecture,
+    name: str = "",
+    progress: TrainingProgress | None = None,
+) -> FeatureNet:
+    """Train a classifier of the images' labels in float32, with shifts of up to 1 pixel.
+
+    kind: of architecture
+    name: scores are called FD-<name>; that of the images if empty
+    The seed determines the weights bit for bit on one kind of machine at one number of threads. ValueError for images
+    without labels, of fewer than 2 classes, or that are not square.
+    """
+    check_trainable(images)
+    channels, height, _ = images.images.shape[1:]
+    architecture = kind(channels, height, images.num_classes)
+    module = _initialised(architecture.build(), torch.Generator().manual_seed(seed))
+    batches = Batches(images, min(BATCH_SIZE, len(images)), seed, Augment(translate=MAX_SHIFT))
+
+    def loss_of(iteration: int) -> Tensor:
+        batch = batches.batch(iteration)
+        assert batch.label is not None  # for the type checker: `check_trainable` refuses images without labels
+        return F.cross_entropy(module(batch.x.contiguous(memory_format=torch.channels_last)), batch.label)
+
+    iterations = max(1, round(epochs * len(images) / batches.batch_size))
+    fit(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
+    card = Card(
+        name=name or images.name.removesuffix("/train"),
+        identity=hashlib.sha256(weight_bytes(module)).hexdigest(),
+        architecture=architecture,
+        data=images.fingerprint,
+        accuracy=None,
+        seed=seed,
+        epochs=epochs,
+    )
+    net = FeatureNet(card, module)
+    return net if test is None else replace(net, card=replace(card, accuracy=_accuracy(net, test)))
+
+
+def check_trainable(images: ImageSet) -> None:
+    """Raises ValueError for images without labels, of fewer than 2 classes, or that are not square."""
+    labels, (height, width) = images.labels, images.images.shape[2:]
+    if labels is None or len(np.unique(labels)) < 2:
+        raise ValueError(
+            f"{images.name!r} has {'no labels' if labels is None else 'one class'}, and the feature net is a "
+            "classifier: sort the images into a folder per class, or give the feature net of a data set with labels "
+            "and images of this size (--features DIRECTORY); evaluate also takes --features efficientnet, inception or "
+            "dinov2"
+        )
+    if height != width:
+        raise ValueError(f"{images.name!r} has images of {height} x {width}; the feature net takes square ones: crop")
+
+
+def _accuracy(net: FeatureNet, test: ImageSet) -> float:
+    if test.labels is None:
+        raise ValueError(f"{test.name!r} has no labels to test the feature net on: give none, or a labelled test set")
+    guess = net.module.classify(net.features(test.images)).argmax(1)
+    return (guess.numpy() == test.labels).mean().item()
+
+
+def _initialised(module: Classifier, generator: torch.Generator) -> Classifier:
+    """Weights from the generator, biases zero: the global random state has no part in it."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight, generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    return module

@@ -6,13 +6,14 @@
 The trace of the root is the nuclear norm of cov_a^(1/2) cov_b^(1/2): both factors are symmetric, so no complex root
 appears, and rank-deficient covariances lose no accuracy.
 
-The bootstrap interval of a Frechet distance: what another set of as many images would have given.
+Its bootstrap interval says what another set of as many images would have given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,9 +50,7 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     In units of squared features. Identical inputs give 0 up to rounding, which may fall on either side of it.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(
-            f"features have {len(a.mean)} and {len(b.mean)} dimensions: take both sets through the same feature net"
-        )
+        raise ValueError(f"features have {len(a.mean)} and {len(b.mean)} dimensions: take both through the same net")
     cross = torch.linalg.svdvals(root(a.cov) @ root(b.cov)).sum()
     gap = (a.mean - b.mean).square().sum()
     return (gap + a.cov.trace() + b.cov.trace() - 2 * cross).item()
@@ -85,42 +84,24 @@ def finite_features(features: Tensor) -> Tensor:
 LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A confidence interval, in the units of the value it belongs to."""
 
     low: float
     high: float
 
 
-def bootstrap_interval(
-    features: Tensor,
-    reference: GaussianStats | Tensor,
-    *,
-    resamples: int = 200,
-    level: float = LEVEL,
-    seed: int,
-    strata: Tensor | None = None,
-) -> Interval:
+def interval_of(replicates: NDArray[np.float64], level: float = LEVEL) -> Interval:
     """Bias-centred bootstrap interval of the *expected distance at this count*, E[FD of N such vectors].
 
-    The quantiles of `resampled_distances`. level in (0, 1), else ValueError, as for what that refuses.
+    replicates: of `resampled_distances`, whose quantiles these are
 
     Percentiles rather than the reversed ("basic") interval, because the spread of a squared distance grows with it;
     the reversed one covers less and reaches below zero. Near the floor the bootstrap's spread is too wide, and the
     interval errs on the safe side. Not covered: the noise of the reference and that of training the sampled model
     again.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"got the level {level}; give one between 0 and 1")
-    distances = resampled_distances(features, reference, resamples=resamples, seed=seed, strata=strata)
-    return Interval(*interval_of(distances.numpy(), level))
-
-
-def interval_of(replicates: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
-    """Low and high: the quantiles of `resampled_distances`."""
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return low, high
+    return Interval(*np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 
 def resampled_distances(
@@ -158,10 +139,7 @@ def resampled_distances(
     if strata is None:
         strata = torch.zeros(len(features), dtype=torch.int64)
     if strata.shape != (len(features),) or strata.dtype != torch.int64:
-        raise ValueError(
-            f"got strata {tuple(strata.shape)} {strata.dtype}; expected the class of each of {len(features)} feature "
-            "vectors, int64"
-        )
+        raise ValueError(f"got strata {tuple(strata.shape)} {strata.dtype}; expected ({len(features)},) int64")
     weights = _resampling_weights(strata, resamples, seed)
     if isinstance(reference, GaussianStats):
         value = frechet_distance(GaussianStats.of(features), reference)
@@ -180,10 +158,7 @@ def _resampling_weights(strata: Tensor, resamples: int, seed: int) -> Iterator[T
     """How much each vector counts in each resample: (N,) float64 of sum N, and n in every stratum of n."""
     labels, of_row, sizes = strata.unique(return_inverse=True, return_counts=True)
     if sizes.min() < 2:
-        raise ValueError(
-            f"stratum {labels[sizes.argmin()]} has a single vector, whose spread nothing tells: draw at least 2 of "
-            "each class, or give no strata"
-        )
+        raise ValueError(f"stratum {labels[sizes.argmin()]} has a single vector: draw at least 2 of each class")
     by_stratum = of_row.argsort(stable=True)
     from_stratum = torch.arange(len(sizes)).repeat_interleave(sizes - 1)
     start, size = (sizes.cumsum(0) - sizes)[from_stratum], sizes[from_stratum]

@@ -1,4 +1,6 @@
-"""Kernel distance between two sets of feature vectors: an unbiased estimate of the squared maximum mean discrepancy.
+"""Kernel distance of two sets of feature vectors, and improved precision and recall.
+
+The kernel distance is an unbiased estimate of the squared maximum mean discrepancy:
 
     k(x, y) = (x . y / D + 1)^3
     MMD^2   = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
@@ -11,24 +13,22 @@ The value is the mean over subsets of equal size. They share no vector: so they 
 between them is the sampling error. Published code draws overlapping ones, whose deviation says less than it seems to;
 the expectation is the same.
 
-Improved precision and recall: how many generated images look real, and how many real ones the model could generate.
-
-A set of feature vectors stands for the region of balls around each, with the distance to its k-th nearest neighbour in
-the set as radius. Precision is the share of generated vectors in the region of the real ones, recall that of real
-vectors in the region of the generated ones (Kynkaanniemi, Karras, Laine, Lehtinen and Aila, arXiv 1904.06991, eqs.
-1-2). Both hang on how many vectors there are: compare only at the same counts, best with as many real as generated.
+Precision says how many generated images look real, recall how many real ones the model could generate. A set of feature
+vectors stands for the region of balls around each, with the distance to its k-th nearest neighbour in the set as
+radius. Precision is the share of generated vectors in the region of the real ones, recall that of real vectors in the
+region of the generated ones (Kynkaanniemi, Karras, Laine, Lehtinen and Aila, arXiv 1904.06991, eqs. 1-2). Both depend
+on how many vectors there are: compare only at the same counts, best with as many real as generated.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dualrate.metrics.extractor import FeatureExtractor
+from dualrate.metrics.features import FeatureExtractor
 
 SUBSETS = 20  # where there are vectors enough
 
@@ -111,9 +111,14 @@ class PrecisionRecall:
 
 @dataclass(frozen=True)
 class Manifold:
-    """Vectors with the balls that reach to their k-th neighbours; of a reference, to judge several sets against it."""
+    """Vectors with the balls that reach to their k-th neighbours, of a reference that several sets are compared with.
 
-    points: _Points
+    points:        (M, D) float64, less their centre (D,): distances stay the same, and lose fewer digits
+    squared_radii: (M,)
+    block:         rows and columns of the matrices of distances: 512 lie in a core's cache, 2048 take twice as long
+    """
+
+    points: Tensor
     squared_radii: Tensor
     centre: Tensor
     k: int
@@ -123,18 +128,18 @@ class Manifold:
     def of(reference: Tensor, *, k: int = 3, block: int = 512) -> Manifold:
         """That of a reference (M, D), on the CPU in float64.
 
-        block: rows and columns of the matrices of distances: 512 lie in a core's cache, 2048 take twice as long
         Raises ValueError for k < 1, no more than k vectors, other shapes, and what is not finite; so does what follows.
         """
         _check_neighbours("reference", reference, reference.shape[-1], k)
-        centre = reference.cpu().double().mean(0)  # distances do not change, and lose fewer digits
-        points = _Points.of(reference, centre)
+        reference = reference.cpu().double()
+        centre = reference.mean(0)
+        points = reference - centre
         return Manifold(points, _squared_radii(points, k, block), centre, k, block)
 
     def precision_recall(self, features: Tensor) -> PrecisionRecall:
         """Of features (N, D) against this reference."""
         _check_neighbours("features", features, len(self.centre), self.k)
-        fake = _Points.of(features, self.centre)
+        fake = features.cpu().double() - self.centre
         return PrecisionRecall(
             precision=_share_inside(fake, self.points, self.squared_radii, self.block),
             recall=_share_inside(self.points, fake, _squared_radii(fake, self.k, self.block), self.block),
@@ -144,61 +149,41 @@ class Manifold:
 
 def _check_neighbours(name: str, own: Tensor, dim: int, k: int) -> None:
     if own.ndim != 2 or own.shape[1] != dim or not own.isfinite().all():
-        raise ValueError(
-            f"{name} {tuple(own.shape)} must be finite and (N, D) of one D: take both sets through the same net"
-        )
+        raise ValueError(f"{name} {tuple(own.shape)} must be finite and (N, {dim}): take both through the same net")
     if not 1 <= k < len(own):
         raise ValueError(f"got k = {k} for {len(own)} {name}; k is at least 1, and every set larger than k")
 
 
-@dataclass(frozen=True)
-class _Points:
-    """x: (N, D) float64; squares: (N,) of their norms."""
-
-    x: Tensor
-    squares: Tensor
-
-    @staticmethod
-    def of(features: Tensor, centre: Tensor) -> _Points:
-        x = features.cpu().double() - centre
-        return _Points(x, x.square().sum(1))
-
-    def __getitem__(self, rows: slice | Tensor) -> _Points:
-        return _Points(self.x[rows], self.squares[rows])
-
-    def blocks(self, size: int) -> Iterator[tuple[slice, _Points]]:
-        for start in range(0, len(self.x), size):
-            rows = slice(start, min(start + size, len(self.x)))
-            yield rows, self[rows]
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M): |a|^2 + |b|^2."""
+    return a.square().sum(1)[:, None] + b.square().sum(1)
 
 
-def _squared_distances(a: _Points, b: _Points) -> Tensor:
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """(N, M); zero for equal vectors up to ROUNDING."""
-    return torch.addmm(a.squares[:, None] + b.squares, a.x, b.x.T, alpha=-2)
+    return torch.addmm(_squares(a, b), a, b.T, alpha=-2)
 
 
-def _squared_radii(points: _Points, k: int, block: int) -> Tensor:
+def _squared_radii(points: Tensor, k: int, block: int) -> Tensor:
     """(N,) squared distance of every vector to its k-th nearest neighbour among the others."""
-    radii = []
-    for rows, own in points.blocks(block):
-        nearest = torch.empty(len(own.x), 0, dtype=torch.float64)
-        for columns, others in points.blocks(block):
+    radii, parts = [], points.split(block)
+    for i, own in enumerate(parts):
+        nearest = []
+        for j, others in enumerate(parts):
             distances = _squared_distances(own, others)
-            if rows == columns:
+            if i == j:
                 distances.fill_diagonal_(torch.inf)  # itself
-            closest = distances.topk(min(k, distances.shape[1]), largest=False).values
-            merged = torch.cat((nearest, closest), dim=1)
-            nearest = merged.topk(min(k, merged.shape[1]), largest=False).values
-        radii.append(nearest.amax(1))
+            nearest.append(distances.topk(min(k, distances.shape[1]), largest=False).values)
+        radii.append(torch.cat(nearest, dim=1).topk(k, largest=False).values.amax(1))
     return torch.cat(radii)
 
 
-def _share_inside(points: _Points, region: _Points, squared_radii: Tensor, block: int) -> float:
+def _share_inside(points: Tensor, centres: Tensor, squared_radii: Tensor, block: int) -> float:
     """The share of points in at least one ball; those on its edge count as inside."""
     outside = 0
-    for _, left in points.blocks(block):
-        for columns, centres in region.blocks(block):
-            reach = squared_radii[columns] + ROUNDING * (left.squares[:, None] + centres.squares)
-            left = left[(_squared_distances(left, centres) > reach).all(1)]  # most are inside some ball soon
-        outside += len(left.x)
-    return (len(points.x) - outside) / len(points.x)
+    for left in points.split(block):
+        for part, radii in zip(centres.split(block), squared_radii.split(block), strict=True):
+            reach = radii + ROUNDING * _squares(left, part)
+            left = left[(_squared_distances(left, part) > reach).all(1)]  # most are inside some ball soon
+        outside += len(left)
+    return (len(points) - outside) / len(points)

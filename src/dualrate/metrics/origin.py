@@ -1,7 +1,4 @@
-"""What images, or features of images, are of: kept beside them, so that nothing else is mixed in.
-
-What must be equal for two scores to be comparable, kept beside every score.
-"""
+"""Where images and scores come from: what decides an image, and what must be equal for scores to compare."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from dualrate.config.serial import to_plain
 
@@ -47,13 +45,17 @@ class Fingerprint:
 
 def require_same(fingerprints: Sequence[Fingerprint]) -> None:
     """ValueError naming the differing fields, unless all fingerprints are equal."""
-    differing = []
-    for field in fields(Fingerprint):
-        values = list(dict.fromkeys(str(getattr(fingerprint, field.name)) for fingerprint in fingerprints))
-        if len(values) > 1:
-            differing.append(f"{field.name} ({' / '.join(values)})")
-    if differing:
-        raise ValueError(f"these scores cannot be compared, they differ in {', '.join(differing)}: score them alike")
+    if differing := _differences(fingerprints):
+        raise ValueError(f"these scores cannot be compared, they differ in {differing}: score them alike")
+
+
+def _differences(records: Sequence[Any]) -> str:
+    """The fields in which dataclasses of one kind differ, with their values; empty if they are equal."""
+    found = {
+        one.name: list(dict.fromkeys(str(getattr(record, one.name)) for record in records))
+        for one in fields(records[0] if records else Origin)
+    }
+    return ", ".join(f"{name} ({' / '.join(values)})" for name, values in found.items() if len(values) > 1)
 
 
 NOISE = "Philox keyed by the seed"
@@ -95,6 +97,6 @@ class Origin:
         """Eight hexadecimal digits for the name of a place: another one for whatever gives other features."""
         return hashlib.sha256(self.json().encode()).hexdigest()[:8]
 
-    def differing(self, other: Origin) -> list[str]:
-        """The names of the fields in which two origins differ."""
-        return [field.name for field in fields(Origin) if getattr(self, field.name) != getattr(other, field.name)]
+    def differences(self, other: Origin) -> str:
+        """The fields in which two origins differ, with both values; empty if they are equal."""
+        return _differences((self, other))

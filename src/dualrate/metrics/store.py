@@ -1,4 +1,4 @@
-"""Features of images, kept in a directory shard by shard as the images are drawn, or real ones seen.
+"""Features of images, kept in a directory shard by shard as the images are drawn.
 
     DIRECTORY/origin.json                   what the features are of; nothing else may continue the directory
     DIRECTORY/<first>-<last>.safetensors    ids (n,) int64 and features (n, D) float32 of one shard
@@ -8,10 +8,8 @@ shard is written whole or not at all, and a finished one is never drawn again. A
 seed), so several processes may fill one directory, each its own ids. Shard b holds the ids with id // size = b: what is
 resumed is drawn in the same batches and gives the same bits; in other batches features agree to rounding.
 
-Features of real images, PART at a time: by several processes, and kept, so that they are taken once.
-
-What is kept goes on after a kill where it was, and every later call reads it: Inception takes hours of a CPU for a
-data set. They are float32, D of an image: 490 MB of Inception's for 60,000 images, 77 MB of EfficientNet's.
+Features of real images are taken PART at a time, and may be kept in the same way: Inception takes hours of a CPU for a
+data set. 60,000 images need 490 MB for Inception's features, 77 MB for EfficientNet's.
 """
 
 from __future__ import annotations
@@ -24,9 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as bytes_of_tensors
@@ -34,16 +31,28 @@ from torch import Tensor
 
 from dualrate.config.serial import from_json
 from dualrate.data.images import ImageSet
-from dualrate.data.packed import Shards
-from dualrate.metrics.extractor import Extractor
+from dualrate.metrics.features import Pixels
 from dualrate.metrics.origin import Origin
 from dualrate.system.files import open_tensors, read_bytes, write_whole
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
+VERSION = 1  # of `real_features`; raised where a net of the same identity gives other features
+PART = 500  # images that a process sees at once; a multiple of every net's usual batch, for the same bits as at once
 
 DrawImages = Callable[[Sequence[int]], NDArray[Any]]  # ids -> images (n, C, H, W), each a function of its id
+
+
+class Extractor(Protocol):
+    """What makes features of images. identity: those of another one are not kept beside its own"""
+
+    @property
+    def identity(self) -> str: ...
+
+    def features(self, images: Any) -> Tensor:
+        """(N, D) float32 on the CPU, of (N, C, H, W)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,31 +79,20 @@ class FeatureStore:
         directory.mkdir(parents=True, exist_ok=True)
         file, names = directory / ORIGIN, [path.name for path in directory.iterdir()]  # first: another may begin it now
         if file.exists():
-            _require_same(_read_origin(file), origin, directory)
+            try:
+                found = from_json(Origin, read_bytes(file), str(file))
+            except ValueError as error:
+                raise ValueError(f"{error}; give a new directory for these features") from error
+            if differing := found.differences(origin):
+                raise ValueError(
+                    f"{directory} holds features of other images, they differ in {differing}: give another directory, "
+                    "or delete this one"
+                )
         elif any(not name.endswith(".partial") for name in names):
             raise ValueError(f"{directory} is not empty and has no {ORIGIN}: give a new directory for these features")
         else:
             write_whole(file, origin.json())
         return FeatureStore(directory, origin)
-
-    def fill(
-        self,
-        ids: Sequence[int],
-        draw: DrawImages,
-        net: Extractor,
-        *,
-        size: int = 250,
-        progress: Callable[[int, int], None] | None = None,
-        mapper: Mapper = in_turn,
-    ) -> None:
-        """Draw the images of those ids that are not here yet, and keep their features, `size` ids at a time.
-
-        progress: called with (ids here, of how many) at first and after every shard.
-        mapper:   draws the shards
-        Raises ValueError for repeated ids, a net that is not the origin's, and features that are not finite; and what
-        `read` raises for files.
-        """
-        fill_together([(self, net)], ids, draw, size=size, progress=progress, mapper=mapper)
 
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those of the ids that are not here, in order. Raises what `read` raises for repeated ids and for files."""
@@ -107,19 +105,17 @@ class FeatureStore:
         for damaged files, and those that cannot be read.
         """
         files = self._files()
-        missing = sorted(_distinct(ids) - files.keys())
-        if missing:
-            raise ValueError(
-                f"{self.directory} lacks {len(missing)} of {len(ids)} ids, the first is {missing[0]}: fill it first"
-            )
+        if missing := sorted(_distinct(ids) - files.keys()):
+            raise ValueError(f"{self.directory} lacks {len(missing)} of {len(ids)} ids, the first is {missing[0]}")
         rows = {id_: row for row, id_ in enumerate(ids)}
         parts, placed, seconds = [], [], 0.0
         for file in dict.fromkeys(files[id_] for id_ in ids):
-            shard_ids, features, spent = self._read(file)
+            tensors, about = _tensors(file, ("ids", "features"))
+            shard_ids = tensors["ids"].tolist()
             inside = [i for i, id_ in enumerate(shard_ids) if id_ in rows]
-            parts.append(features[inside])
+            parts.append(tensors["features"][inside])
             placed += [rows[shard_ids[i]] for i in inside]
-            seconds += spent * len(inside) / len(shard_ids)
+            seconds += float(about["seconds"]) * len(inside) / len(shard_ids)
         return StoredFeatures(torch.cat(parts)[torch.tensor(placed).argsort()], seconds)
 
     def write(self, ids: Sequence[int], features: Tensor, seconds: float = 0.0) -> None:
@@ -132,25 +128,19 @@ class FeatureStore:
                 f"{int((~features.isfinite()).sum())} are not finite; expected {len(ids)} finite float32 vectors"
             )
         tensors = {"ids": torch.tensor(list(ids)), "features": features.contiguous()}
-        about = {"origin": _digest(self.origin.json().encode()), "content": _content(tensors), "seconds": f"{seconds}"}
+        about = {"origin": self._origin, "content": _content(tensors), "seconds": f"{seconds}"}
         write_whole(self.directory / f"{ids[0]:08d}-{ids[-1]:08d}{SUFFIX}", bytes_of_tensors(tensors, about))
 
-    def _read(self, file: Path) -> tuple[list[int], Tensor, float]:
-        """Ids, features and seconds of a shard."""
-        tensors, about = _tensors(file, ("ids", "features"))
-        try:
-            if _content(tensors) != about["content"]:
-                raise ValueError("its content has changed")
-            return tensors["ids"].tolist(), tensors["features"], float(about["seconds"])
-        except (ValueError, KeyError) as error:
-            raise _damaged(file, error) from error
+    @property
+    def _origin(self) -> str:
+        return hashlib.sha256(self.origin.json().encode()).hexdigest()
 
     def _files(self) -> dict[int, Path]:
         """The file of every id that is here."""
         found: dict[int, Path] = {}
         for file in sorted(self.directory.glob(f"*{SUFFIX}")):
             tensors, about = _tensors(file, ("ids",))
-            if about.get("origin") != _digest(self.origin.json().encode()):
+            if about.get("origin") != self._origin:
                 raise ValueError(f"{file} was written for another origin than {ORIGIN} beside it: take it away")
             for id_ in tensors["ids"].tolist():
                 if id_ in found:
@@ -159,25 +149,25 @@ class FeatureStore:
         return found
 
 
-def fill_together(
+def fill_stores(
     stores: Sequence[tuple[FeatureStore, Extractor]],
     ids: Sequence[int],
     draw: DrawImages,
     *,
     size: int = 250,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ImageProgress | None = None,
     mapper: Mapper = in_turn,
 ) -> None:
-    """`FeatureStore.fill` of several stores, each with a net of its own: an image is drawn once for all that lack it.
+    """Draw the images of those ids that any store lacks, once, and keep each net's features, `size` ids at a time.
 
-    progress: called with (ids in all of them, of how many) at first and after every shard.
+    progress: called with (ids in all of them, of how many) at first and after every shard
     mapper:   draws the shards
+    Raises ValueError for repeated ids, a net that is not its store's, and features that are not finite; and what
+    `FeatureStore.read` raises for files.
     """
     for store, net in stores:
-        if size < 1 or net.identity != store.origin.features:
-            raise ValueError(
-                f"got shards of {size} in the features {net.identity}; expected at least 1 in {store.origin.features}"
-            )
+        if net.identity != store.origin.features:
+            raise ValueError(f"got features of {net.identity}; {store.directory} has {store.origin.features}")
     lacking = [set(store.missing(ids)) for store, _ in stores]
     missing = sorted(set().union(*lacking))
     report = progress or (lambda done, total: None)
@@ -185,10 +175,10 @@ def fill_together(
     report(done, len(ids))
     shards = [list(group) for _, group in itertools.groupby(missing, key=lambda id_: id_ // size)]
     for shard, (features, seconds) in mapper(partial(_features_drawn, draw, [net for _, net in stores]), shards):
-        for (store, _), own, seen in zip(stores, lacking, features, strict=True):
+        for (store, _), own, found in zip(stores, lacking, features, strict=True):
             rows = [row for row, id_ in enumerate(shard) if id_ in own]
             if rows:
-                store.write([shard[row] for row in rows], seen[rows], seconds * len(rows) / len(shard))
+                store.write([shard[row] for row in rows], found[rows], seconds * len(rows) / len(shard))
         done += len(shard)
         report(done, len(ids))
 
@@ -202,26 +192,24 @@ def _features_drawn(draw: DrawImages, nets: Sequence[Extractor], ids: Sequence[i
 
 
 def _tensors(file: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Some tensors of a shard, and its metadata. Raises OSError for damaged files, and those that cannot be read."""
+    """Some tensors of a shard, and its metadata; with features, its content is checked.
+
+    Raises OSError for damaged files, and those that cannot be read.
+    """
     try:
         with open_tensors(file) as opened:
-            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
+            tensors, about = {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
+        if "features" in names and ("seconds" not in about or _content(tensors) != about.get("content")):
+            raise ValueError("its content has changed")
+        return tensors, about
     except ValueError as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: Exception) -> OSError:
-    return OSError(f"{file} is damaged ({error}): delete it, and its features are taken again")
+        raise OSError(f"{file} is damaged ({error}): delete it, and its features are taken again") from error
 
 
 def _content(tensors: dict[str, Tensor]) -> str:
-    return _digest(*(tensors[name].numpy().tobytes() for name in ("ids", "features")))
-
-
-def _digest(*contents: bytes) -> str:
     digest = hashlib.sha256()
-    for content in contents:
-        digest.update(content)
+    for name in ("ids", "features"):
+        digest.update(tensors[name].numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -230,28 +218,6 @@ def _distinct(ids: Sequence[int]) -> set[int]:
     if not distinct or len(distinct) != len(ids):
         raise ValueError(f"got {len(ids)} ids, {len(distinct)} of them distinct; expected at least one, none twice")
     return distinct
-
-
-def _read_origin(file: Path) -> Origin:
-    try:
-        return from_json(Origin, read_bytes(file), str(file))
-    except ValueError as error:
-        raise ValueError(f"{error}; give a new directory for these features") from error
-
-
-def _require_same(found: Origin, origin: Origin, directory: Path) -> None:
-    differing = [f"{name} ({getattr(found, name)} / {getattr(origin, name)})" for name in found.differing(origin)]
-    if differing:
-        raise ValueError(
-            f"{directory} holds features of other images, they differ in {', '.join(differing)}: give another "
-            "directory, or delete this one"
-        )
-
-
-VERSION = 1  # raised where a net of the same weights, its identity, sees other features: resized otherwise, say
-PART = 500  # images that a process sees at once; a multiple of every net's usual batch, for the same bits as at once
-
-Pixels = NDArray[np.uint8] | Shards
 
 
 def real_features(
@@ -266,7 +232,7 @@ def real_features(
 
     store:    of `store_in`: what is there is not taken again, and what is taken is kept there
     mapper:   takes them
-    progress: told of images done, those that were kept among them, and of how many
+    progress: called with images done, those that were kept among them, and of how many
     Raises what the net raises for images, and `FeatureStore` for files.
     """
     count, found = len(images), {}
@@ -304,7 +270,7 @@ class _Part:
     first: int
 
     @property
-    def own(self) -> NDArray[np.uint8]:
+    def own(self) -> Pixels:
         return self.images[self.first : self.first + PART]
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -1,12 +1,13 @@
-"""A small autoregressive language model of characters, trained on a text in minutes on a CPU, and kept: its judge.
+"""How good texts are: a small language model of characters, and the gradient moment of two sets of texts under it.
+
+The language model is autoregressive, trained on a text in minutes on a CPU, and kept:
 
     p(x) = prod_i p(x_i | x_1 .. x_(i-1)),   i = 1 .. L, of a piece that may begin anywhere in the text
 
-It tells the exact likelihood of a piece (bits a character), the gradient of it (gradient_moment.py), and features in
-which texts have a distance. It is recurrent (GRU, Cho et al. 2014): in two minutes of a core it learned the reference
-of Python better than a causal transformer of its size did (dev/LOG.md). Everything is computed on the CPU in float32.
+It gives the exact likelihood of a piece (bits a character), the gradient of it, and features in which texts have a
+distance. It is recurrent (GRU, Cho et al. 2014), and computes on the CPU in float32.
 
-The gradient moment of two sets of texts: how far a language model would be pulled from one to the other.
+The gradient moment says how far a language model would be pulled from one set of texts to another:
 
     GM = |E_gen grad NLL - E_data grad NLL|^2
 
@@ -15,14 +16,13 @@ character (D-MMD, arXiv 2603.20155, where the model is GPT-2). A model that was 
 gradient there, so GM is that of what was generated. It is 0 where both laws are the same, and also where they differ
 only in what the model does not see: so it says nothing where the language model is the generator itself.
 
-The square of a mean that was measured is too large by the noise in it. An inner product of two means that share no
-piece is not: both sides are split in halves, and GM is E <d_1, d_2> of the differences d of halves. Here either side is
-in K blocks, and the value is the mean over all ways to make halves of them, which is
+The square of a measured mean is too large by its noise. An inner product of two means that share no piece is not. Here
+either side is in K blocks, and the value is the mean over all ways to split them in halves, which is
 
     sum_(j != k) <d_j, d_k> / (K (K - 1)),   d_k: mean gradient of block k of what was generated - of the data
 
-so K backward passes are all there is to it. It may be negative. Its unit hangs on the parameters of the language model,
-so values compare for one such model alone.
+so it takes K backward passes. It may be negative. Its unit depends on the parameters of the language model, so values
+compare for one such model alone.
 """
 
 from __future__ import annotations
@@ -37,15 +37,12 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Channels, Classes, Iterations, Range, Ranged, Seed
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import Batches
-from dualrate.data.packed import Shards
-from dualrate.metrics.kept import KeptNetwork, weight_bytes
-from dualrate.metrics.train_features import TrainingProgress
+from dualrate.metrics.features import NetworkCard, Pixels, TrainedNetwork, TrainingProgress, fit, weight_bytes
 
 BLOCKS = 20  # where there are pieces enough: K of them have K / (K - 1) times the least variance where laws are one
 FEWEST = 3  # blocks, that a value may be made without one of them
@@ -74,10 +71,7 @@ def gradient_moment(generated: Tensor, data: Tensor) -> GradientMoment:
     Raises ValueError for two shapes, fewer than 3 blocks, and gradients that are not finite.
     """
     if generated.shape != data.shape or generated.ndim != 2 or len(generated) < FEWEST:
-        raise ValueError(
-            f"got gradients {tuple(generated.shape)} and {tuple(data.shape)}; expected (K, P) of both, K >= {FEWEST}: "
-            "cut both sides into as many blocks"
-        )
+        raise ValueError(f"got gradients {tuple(generated.shape)}, {tuple(data.shape)}; expected (K, P), K >= {FEWEST}")
     if not (generated.isfinite().all() and data.isfinite().all()):
         raise ValueError("some gradients of the language model are not finite: train it again")
     difference, count = generated.double() - data.double(), len(generated)
@@ -120,9 +114,7 @@ def nll(logits: Tensor, pieces: Tensor) -> Tensor:
 def number_of_blocks(count: int) -> int:
     """For as many pieces on the side that has fewer. Raises ValueError where they are too few."""
     if count < FEWEST:
-        raise ValueError(
-            f"a gradient moment needs at least {FEWEST} pieces of text of either side, got {count}: draw more"
-        )
+        raise ValueError(f"a gradient moment needs at least {FEWEST} pieces of text of either side, got {count}")
     return min(BLOCKS, count)
 
 
@@ -165,19 +157,15 @@ class CharacterModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class LanguageCard(Ranged):
+class LanguageCard(NetworkCard):
     """What a language model is and where it comes from; stored as JSON beside its weights.
 
-    name:     of the text; distances are called FD-<name>
-    identity: sha256 of the weights file
     data:     sha256 of the training split: text, alphabet and length of pieces
     length:   L, characters of a piece
     bits:     a character, of the held-out pieces
     seed, iterations: of the training
     """
 
-    name: str
-    identity: str
     architecture: Recurrent
     data: str
     length: Channels
@@ -187,7 +175,7 @@ class LanguageCard(Ranged):
 
 
 @dataclass(frozen=True)
-class LanguageModel(KeptNetwork[LanguageCard, CharacterModel]):
+class LanguageModel(TrainedNetwork[LanguageCard, CharacterModel]):
     """A trained model of the characters of one text, and its card; a `FeatureExtractor` of pieces of it."""
 
     file, card_type = NAME, LanguageCard
@@ -196,7 +184,7 @@ class LanguageModel(KeptNetwork[LanguageCard, CharacterModel]):
     def dim(self) -> int:
         return self.card.architecture.hidden
 
-    def places(self, images: Tensor | NDArray[np.uint8] | Shards) -> Tensor:
+    def places(self, images: Pixels) -> Tensor:
         """(N, L) int64 of pieces (N, 1, 1, L) uint8. Raises ValueError for others, and for characters not its own."""
         wanted = (1, 1, self.card.length)
         if str(images.dtype).removeprefix("torch.") != "uint8" or tuple(images.shape[1:]) != wanted or not len(images):
@@ -212,20 +200,16 @@ class LanguageModel(KeptNetwork[LanguageCard, CharacterModel]):
             )
         return places
 
-    def bits(self, images: Tensor | NDArray[np.uint8] | Shards, batch_size: int = 500) -> Tensor:
+    def bits(self, images: Pixels, batch_size: int = 500) -> Tensor:
         """-log2 p a character of pieces (N, 1, 1, L) uint8: (N,) float32. Raises as `places`."""
         with torch.no_grad():
             parts = [nll(self.module(part), part) for part in self.places(images).split(batch_size)]
         return torch.cat(parts) / math.log(2)
 
-    def features(self, images: Tensor | NDArray[np.uint8] | Shards, batch_size: int = 500) -> Tensor:
+    def features(self, images: Pixels, batch_size: int = 500) -> Tensor:
         """(N, D) float32 of pieces (N, 1, 1, L) uint8: what it holds after a character, a mean over the piece."""
         with torch.no_grad():
             return torch.cat([self.module.hidden(part).mean(1) for part in self.places(images).split(batch_size)])
-
-
-def is_kept(directory: Path) -> bool:
-    return (directory / f"{NAME}.json").exists()
 
 
 def train_language_model(
@@ -246,25 +230,14 @@ def train_language_model(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         module = architecture.build()
-    _fit(module, batches, iterations, progress)
+
+    def loss_of(iteration: int) -> Tensor:
+        pieces = batches.bytes(iteration).x.flatten(1).long()
+        return nll(module(pieces), pieces).mean()
+
+    fit(module, loss_of, iterations, rate=RATE, clip=CLIP, progress=progress)
     identity = hashlib.sha256(weight_bytes(module)).hexdigest()
     name = Path(train.name).stem
     card = LanguageCard(name, identity, architecture, train.fingerprint, length, 0.0, seed, iterations)
     model = LanguageModel(card, module)
     return replace(model, card=replace(card, bits=model.bits(test.images).mean().item()))
-
-
-def _fit(module: CharacterModel, batches: Batches, iterations: int, progress: TrainingProgress | None) -> None:
-    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RATE, total_steps=iterations)
-    for iteration in range(iterations):
-        pieces = batches.bytes(iteration).x.flatten(1).long()
-        loss = nll(module(pieces), pieces).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), CLIP)
-        optimizer.step()
-        schedule.step()
-        if progress is not None:
-            progress(iteration + 1, iterations, loss.item())
-    module.eval().requires_grad_(False)

