@@ -6,7 +6,7 @@ grid     that of the sampler (sampling/catalogue.py), which is another one where
 steps    32, or a distilled student's own
 heavy    a quarter of the steps, within what was trained, at times that the encoder was trained at; the first quarter
          of the steps goes without a context where the model was trained on steps without one. After switch_at a single
-         network at every step
+         network at every step. Of a single network after another run's network: the last steps
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
 from dualrate.denoisers.denoiser import between
+from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.plan import StepPlan, before
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.calibration import read_table
@@ -34,7 +35,6 @@ from dualrate.system.device import own_defaults
 from dualrate.system.progress import ImageProgress
 
 RECOMMENDED, GAMMA = "sde-dpm++2m", 0.1
-CHOSEN_IN = "fashion-mnist:35f6356d56c1"  # the features whose distances the recommendation was made from
 SMOOTH = "dpm++2m"  # where a path must be smooth
 Places = Literal["late", "even"]
 Note = Callable[[str], object]
@@ -122,7 +122,8 @@ class Choice(Ranged):
                 "directory), or a dual-rate model that was trained on steps without a context"
             )
         heavy = self._heavy(model, steps)
-        reuse = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
+        light_first = isinstance(model.denoiser, Switched) and model.denoiser.heavy.reuse is Reuse.FREE
+        reuse = heavy < steps and model.denoiser.reuse is Reuse.MARKOV and not light_first
         grid = self.grid or self._usual_grid(model, reuse)
         times = self.times or grid_times(grid, model.process.schedule, steps)
         if self.switch_at is not None:
@@ -133,6 +134,8 @@ class Choice(Ranged):
                 f"places late leaves the first steps without a context, and {model.name} has none, or was not trained "
                 "without it, or is called at every step: drop places"
             )
+        if light_first and self.places is None:
+            return model.serves.spread(times, heavy, max(steps - heavy, 0))
         late = heavy > 0 and reuse and model.serves.drops and self.places != "even"
         plan = model.serves.spread(times, heavy, min(steps // 4, steps - heavy) if late else 0)
         return plan if late else plan.renewing(between(model.denoiser))

@@ -38,7 +38,7 @@ from dualrate.data.latents import DrawnLatents
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.metrics.store import FeatureStore
-from dualrate.report.html import is_whole_png, png_bytes, read_png, write_npz
+from dualrate.report.image_grid import is_whole_png, png_bytes, read_png, write_npz
 from dualrate.report.table import plan_name
 from dualrate.system.files import read_json, whole, write_whole, written_aside
 from dualrate.system.progress import ImageProgress, run_lock

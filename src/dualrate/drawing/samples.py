@@ -46,8 +46,7 @@ from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import Evaluator, Score
 from dualrate.metrics.origin import PIXELS, Origin
 from dualrate.metrics.text import GradientMoment, LanguageModel, block_gradients, gradient_moment, number_of_blocks
-from dualrate.report.html import is_whole_png, png_bytes, read_png, write_npz
-from dualrate.report.image_grid import save_grid
+from dualrate.report.image_grid import is_whole_png, png_bytes, read_png, save_grid, write_npz
 from dualrate.runs.train import LOGS, SAMPLES
 from dualrate.sampling.cost import PlanCost
 from dualrate.system.environment import environment
