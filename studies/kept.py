@@ -17,26 +17,22 @@ from common import RUNS, command, kept_rows, load, on_one_thread
 from report import REPORTS
 
 from dualrate.cli.console import reporter
-from dualrate.compare.contender import Contender
-from dualrate.compare.contenders import Entry, contenders_of
-from dualrate.compare.trainings import with_trainings
-from dualrate.compare.work import Bench
+from dualrate.compare.candidates import Candidate, Request, candidates_of, with_trainings
+from dualrate.compare.measure import Session
 from dualrate.drawing.evaluator import evaluators
 from dualrate.system.workers import in_turn, mapper
 
 
 @cache
-def bench_of(name: str) -> tuple[Bench, list[Contender]]:
-    """What measures, and every training of every contender, those first that the report names first."""
-    entries, progress = [Entry.parse(text) for text in REPORTS[name].entries], reporter()
-    runs = dict.fromkeys(run for entry in entries for run in (entry.run, *entry.again))
+def session_of(name: str) -> tuple[Session, list[Candidate]]:
+    """What measures, and every training of every candidate, those first that the report names first."""
+    requests, progress = [Request.parse(text) for text in REPORTS[name].requests], reporter()
+    runs = dict.fromkeys(run for request in requests for run in (request.run, *request.trainings))
     models = {run: replace(load(run), compiled=True) for run in runs}
     data = next(iter(models.values())).experiment.data
-    judges = evaluators(data, REPORTS[name].judges, device=torch.device("cpu"), progress=progress)
-    bench = Bench(models, judges, RUNS / f"{name}-report.cells", progress, "float32", kept_rows(name))
-    contenders = with_trainings(contenders_of(entries, models, progress=progress, unplanned={}), entries)
-    bench.estimates = {one.key: 1.0 for one in contenders}  # of an image: what is told counts images
-    return bench, contenders
+    metrics = evaluators(data, REPORTS[name].metrics, device=torch.device("cpu"), progress=progress)
+    session = Session(models, metrics, RUNS / f"{name}-report.cells", progress, "float32", kept_rows(name))
+    return session, with_trainings(candidates_of(requests, models), requests)
 
 
 def seeds_of(name: str) -> range:
@@ -44,10 +40,10 @@ def seeds_of(name: str) -> range:
 
 
 def measure(block: tuple[str, int]) -> None:
-    """One row, by its place; in its process, whose bench is its own."""
+    """One row, by its place; in its process, whose session is its own."""
     name, i = block
-    bench, contenders = bench_of(name)
-    bench.measure([contenders[i]], seeds_of(name), math.inf, details=True)
+    session, candidates = session_of(name)
+    session.measure([candidates[i]], seeds_of(name), math.inf, details=True)
 
 
 def main() -> None:
@@ -56,14 +52,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     on_one_thread()
-    bench, contenders = bench_of(options.name)
-    missing = [i for i, one in enumerate(contenders) if not bench.keeps(one, seeds_of(options.name))]
-    print(f"{len(missing)} of {len(contenders)} rows are missing", flush=True)
+    session, candidates = session_of(options.name)
+    missing = [i for i, one in enumerate(candidates) if not session.keeps(one, seeds_of(options.name))]
+    print(f"{len(missing)} of {len(candidates)} rows are missing", flush=True)
     if not missing:
         return
-    with mapper(options.processes, torch.device("cpu"), bench.progress.note) as bench.mapper:
-        bench.see_real_images()
-        over, bench.mapper = bench.mapper, in_turn
+    with mapper(options.processes, torch.device("cpu"), session.progress.note) as session.mapper:
+        session.see_real_images()
+        over, session.mapper = session.mapper, in_turn
         for _ in over(measure, [(options.name, i) for i in missing]):
             pass
 

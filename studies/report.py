@@ -10,7 +10,6 @@ one precision, as in `--kept --precision float32 --compile`.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from typing import Literal, get_args
 
 import numpy as np
 from common import (
-    JUDGES,
+    METRICS,
     PRETRAINED,
     RESULTS,
     ROOT,
     RUNS,
     SHOWN,
+    as_markdown,
     command,
     kept_rows,
     on_one_thread,
@@ -32,17 +32,16 @@ from common import (
     place,
 )
 from entries import AGAIN, NEAR, each, trained_alike
+from verdicts import headline_table, pooled_results, savings_table, scores_table, trainings_table, verdict_table
 
 from dualrate.cli.console import can_compile, reporter
 from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.judges import verdict_table, verdicts
-from dualrate.compare.page import front_table, reusing_plans, savings_table, trainings_table
-from dualrate.compare.savings import ComparisonResults, Savings
-from dualrate.compare.work import TimedContender
+from dualrate.compare.page import front_table, reusing_plans
+from dualrate.compare.results import ComparisonResults, TimedCandidate
 from dualrate.config.ranges import Precision
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.image_grid import save_grid
-from dualrate.report.table import Table, as_markdown, compute_unit, plan_of, significant, table
+from dualrate.report.table import Table
 from dualrate.system.device import pick_device
 
 Writer = Callable[[ComparisonResults, Path], object]
@@ -52,16 +51,16 @@ FIRST = (ROOT / "docs/results.md",)  # where the table "headline" stands, too
 
 @dataclass(frozen=True)
 class Report:
-    """entries: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results
+    """requests: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results
 
-    judges: feature nets that see the same images; kinds: tables of its page
+    metrics: feature nets that see the same images; kinds: tables of its page
     """
 
-    entries: Sequence[str]
+    requests: Sequence[str]
     effort: Effort
     command: str
     page: str
-    judges: str
+    metrics: str
     kinds: Sequence[str] = KINDS
 
 
@@ -71,46 +70,24 @@ REPORTS = {
         Effort(minutes=1440, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
-        f"{JUDGES},{PRETRAINED}",
+        f"{METRICS},{PRETRAINED}",
         kinds=("verdicts", *KINDS, "trainings", "headline", "scores"),
     ),
 }
 
 
-def headline_table(findings: ComparisonResults) -> Table:
-    """What each plan saves in FLOPs, a column a judge."""
-    return _by_judge(findings, lambda one: str(one.savings[0]))
-
-
-def scores_table(findings: ComparisonResults) -> Table:
-    """How much the best of the others lack at each plan's FLOPs, a column a judge."""
-    return _by_judge(findings, lambda one: str(one.score))
-
-
-def _by_judge(findings: ComparisonResults, cell: Callable[[Savings], str]) -> Table:
-    found = verdicts(findings)
-    prefix, unit = compute_unit([one.first.finished.row.flops for one in found])
-    cells = []
-    for one in found:
-        row = one.first.finished.row
-        named = (row.network, row.sampler, plan_of(row), significant(row.flops / unit))
-        cells.append((*named, *map(cell, one.by_judge.values())))
-    judges = found[0].by_judge if found else ()
-    return Table(("network", "sampler", "plan", f"{prefix}FLOPs", *judges), tuple(cells), ())
-
-
 TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind between a page's markers
     "verdicts": verdict_table,
     "savings": savings_table,
-    "front": lambda findings: front_table(findings.finished),
-    "trainings": lambda findings: trainings_table([one.measured for one in findings.finished]),
+    "front": lambda findings: front_table(pooled_results(findings).finished),
+    "trainings": trainings_table,
     "headline": headline_table,
     "scores": scores_table,
 }
 
 
-def _by_cost(findings: ComparisonResults) -> list[TimedContender]:
-    return sorted(findings.finished, key=lambda one: one.row.macs)
+def _by_cost(findings: ComparisonResults) -> list[TimedCandidate]:
+    return sorted(pooled_results(findings).finished, key=lambda one: one.row.macs)
 
 
 def _figure(cost: Literal["flops", "seconds"]) -> Writer:
@@ -118,7 +95,7 @@ def _figure(cost: Literal["flops", "seconds"]) -> Writer:
 
 
 def _plans(findings: ComparisonResults, file: Path) -> None:
-    file.write_bytes(png(plan_figure(reusing_plans(findings.finished))))
+    file.write_bytes(png(plan_figure(reusing_plans(_by_cost(findings)))))
 
 
 def _samples(findings: ComparisonResults, file: Path) -> None:
@@ -127,18 +104,11 @@ def _samples(findings: ComparisonResults, file: Path) -> None:
     save_grid(grid, file, columns=SHOWN, scale=2 if grid.shape[-1] < 30 else 1)
 
 
-def _screening(findings: ComparisonResults, file: Path) -> None:
-    made = table([one.row for one in findings.screened])
-    with file.open("w", newline="") as target:
-        csv.writer(target, lineterminator="\n").writerows([made.header, *made.cells])
-
-
 FILES: Mapping[str, Writer] = {  # NAME and this, where the report's page or the summary names it
     "-flops.png": _figure("flops"),
     "-seconds.png": _figure("seconds"),
     "-plans.png": _plans,
     "-samples.png": _samples,
-    "-screening.csv": _screening,
 }
 
 
@@ -164,10 +134,10 @@ def main() -> None:
     if options.kept and options.compile and not compiled:
         raise SystemExit("the rows that are kept are of compiled networks, for which there is no compiler here")
     findings = compare(
-        report.entries,
+        report.requests,
         out,
         report.effort,
-        features=report.judges,
+        features=report.metrics,
         device=device,
         workers=options.workers,
         compiled=compiled,
@@ -176,14 +146,11 @@ def main() -> None:
         progress=reporter(),
         command=report.command,
     )
-    for sentence in findings.unplanned:
-        print(sentence)
     if findings.unfinished:
         print(*findings.unfinished, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)
     named = "".join(file.read_text() for file in (page, *FIRST))
-    for suffix in (".json", *([".csv"] if f"{name}.csv" in named else [])):
-        (RESULTS / f"{name}{suffix}").write_text(out.with_suffix(suffix).read_text())
+    (RESULTS / f"{name}.json").write_text(out.with_suffix(".json").read_text())
     for ending, write in FILES.items():
         if f"{name}{ending}" in named:
             write(findings, RESULTS / f"{name}{ending}")

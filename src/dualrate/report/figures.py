@@ -23,7 +23,6 @@ from dualrate.metrics.origin import require_same
 from dualrate.report.rows import Row
 from dualrate.report.table import compute_unit, plan_of, significant
 
-
 Item = TypeVar("Item")
 
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#999933")
