@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dualrate.compare.contenders import Entry
 from PIL import Image
 from training.toy import Recorder
 from trouble import somebody, unreadable
@@ -20,7 +21,6 @@ import dualrate as dr
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
 from dualrate.codecs.config import CodecFolder
-from dualrate.compare.contenders import Entry
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.drawer import Drawer

@@ -7,10 +7,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from dualrate.compare.contenders import Entry
 
 import dualrate as dr
 from dualrate.cli.train import Train, parse_train
-from dualrate.compare.contenders import Entry
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.grids import grid_times
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from dualrate.compare.contenders import Entry, contenders_of
 from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
-from dualrate.compare.contenders import Entry, contenders_of
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.networks import OneNetwork
 from dualrate.methods.denoising import DenoisingConfig

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 from cli.command import call
+from dualrate.demo.demo import DEMO_PLANS
 from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import train as cli_train
-from dualrate.demo.demo import DEMO_PLANS
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.networks import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig

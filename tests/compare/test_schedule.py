@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-
 from dualrate.compare.contender import Contender
 from dualrate.compare.speed import FEWEST, affordable, levels, middles_first, useful_first
+
 from dualrate.diffusion.plan import StepPlan
 
 

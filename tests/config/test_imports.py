@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dualrate.compare.contenders import Entry
 from latents.tiny_stage import first_stage, untrained
 from metrics.untrained import untrained as untrained_net
 from runs.made import ONE, saved
 
 import dualrate as dr
 from dualrate.cli.train import RECIPES
-from dualrate.compare.contenders import Entry
 from dualrate.config.imports import imported, known
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.prepare import prepare

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from dualrate.compare.contender import Contender
+from dualrate.compare.contenders import Entry
 from theory.held_context import NeededContext
 from torch import nn
 
@@ -37,8 +39,6 @@ from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.codecs.config import CodecFolder
 from dualrate.compare.comparison import Effort
-from dualrate.compare.contender import Contender
-from dualrate.compare.contenders import Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.early_exit import EarlyExit

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from dualrate.compare.contenders import Entry
 
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.compare.contenders import Entry
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine

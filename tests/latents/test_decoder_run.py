@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dualrate.compare.contenders import Entry, calls_of, contenders_of
 from latents.autoencoders import photos
 from latents.folding import LOG_SNR, Noisy, NoisyFolder
 from torch import nn
@@ -18,7 +19,6 @@ from dualrate.codecs.codec import decode_macs, noisy_latents
 from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.codecs.diffusion import DECODER
 from dualrate.codecs.tokens import GreyLevels
-from dualrate.compare.contenders import Entry, calls_of, contenders_of
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dualrate.compare.contender import Contender
 from latents.autoencoders import photos
 from latents.folding import LOG_SNR, NoisyFolder
 from metrics.untrained import untrained
@@ -22,7 +23,6 @@ from runs.made import saved_random
 import dualrate as dr
 from dualrate.cli.main import main
 from dualrate.compare import speed, work
-from dualrate.compare.contender import Contender
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine

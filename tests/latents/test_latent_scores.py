@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dualrate.compare.contender import Contender
+from dualrate.compare.speed import Speed
 from latents.autoencoders import photos
 from latents.folding import Folding
 from latents.tiny_stage import NETWORKS, first_stage, untrained
@@ -16,9 +18,7 @@ import dualrate as dr
 from dualrate.codecs.codec import Moments
 from dualrate.codecs.config import CodecFolder
 from dualrate.compare import work
-from dualrate.compare.contender import Contender
 from dualrate.compare.page import front_table
-from dualrate.compare.speed import Speed
 from dualrate.data.images import ImageSet
 from dualrate.data.latents import HeldOut
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser

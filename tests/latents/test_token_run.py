@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_samplers
 
 import dualrate as dr
 from dualrate.codecs.codec import round_trip
 from dualrate.codecs.tokens import GreyLevels
-from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_samplers
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.likelihood import bits_per_token
