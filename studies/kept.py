@@ -17,7 +17,7 @@ from common import RUNS, command, kept_rows, load, on_one_thread
 from report import REPORTS
 
 from dualrate.cli.console import reporter
-from dualrate.compare.candidates import Candidate, Request, candidates_of, with_trainings
+from dualrate.compare.candidates import Candidate, RunRequest, candidates_of, with_trainings
 from dualrate.compare.measure import Session
 from dualrate.drawing.evaluator import evaluators
 from dualrate.system.workers import in_turn, mapper
@@ -26,7 +26,7 @@ from dualrate.system.workers import in_turn, mapper
 @cache
 def session_of(name: str) -> tuple[Session, list[Candidate]]:
     """What measures, and every training of every candidate, those first that the report names first."""
-    requests, progress = [Request.parse(text) for text in REPORTS[name].requests], reporter()
+    requests, progress = [RunRequest.parse(text) for text in REPORTS[name].requests], reporter()
     runs = dict.fromkeys(run for request in requests for run in (request.run, *request.trainings))
     models = {run: replace(load(run), compiled=True) for run in runs}
     data = next(iter(models.values())).experiment.data

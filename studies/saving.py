@@ -1,11 +1,12 @@
 """What a point of quality against cost saves against baselines, and the interval of that ratio.
 
-The baselines' front at a cost is the least score that they have for at most this cost. Between two plans of one curve the
-score is a straight line in (log cost, log score); between curves, before the first point and beyond the last one
+The baselines' front at a cost is the least score that they have for at most this cost. Between two plans of one curve
+the score is a straight line in (log cost, log score); between curves, before the first point and beyond the last one
 nothing is assumed: where the front falls to the first plan of a curve, a cheaper one, had it been measured, could do,
 so the ratio is an upper bound and has no lower end. At a fixed cost the log of the front is the least of several linear
-functions of the baselines' log scores: continuous in all of them, which the cost at a fixed score is not (a flat stretch
-of a curve is a jump of it). The interval is therefore made where the noise is tame: the ratio a belongs to it unless
+functions of the baselines' log scores: continuous in all of them, which the cost at a fixed score is not (a flat
+stretch of a curve is a jump of it). The interval is therefore made where the noise is tame: the ratio a belongs to it
+unless
 
     D(a) = log front(a * cost) - log score
 
@@ -73,8 +74,7 @@ class Saving:
     at_most:   whether what reaches the score is the first plan of a curve, or the cheapest baseline, and is better: the
                ratio is then an upper bound
     to_tell:   times as much as was measured tells it from 1, with probability POWER, if the scores are the true ones:
-               images, or trainings of as many images where the noise is of both; NaN where the baselines have no point as
-               cheap
+               images, or trainings of as many images where the noise is of both; NaN where no baseline is as cheap
     """
 
     ratio: float
@@ -92,8 +92,8 @@ class Saving:
 def saving(point: Point, baselines: Sequence[Point], *, level: float = LEVEL) -> Saving:
     """At the point's score, against all baselines; the interval is one of both sides' images.
 
-    Raises ValueError for no baselines, for other numbers of replicates than the point's, and for less than two or any that
-    is no number.
+    Raises ValueError for no baselines, for other numbers of replicates than the point's, and for less than two or any
+    that is no number.
     """
     contest, z = _Contest.of(point, baselines), _quantile(level)
     costs, paid = _costs(baselines), cost_at(baselines, point.score)
@@ -110,7 +110,7 @@ def saving(point: Point, baselines: Sequence[Point], *, level: float = LEVEL) ->
 
 @dataclass(frozen=True)
 class ScoreRatio:
-    """The baselines' least score at a point's cost over the point's own, and its interval: above 1 the point is better."""
+    """The baselines' least score at a point's cost over its own, and its interval: above 1 the point is better."""
 
     ratio: float
     low: float
@@ -133,7 +133,7 @@ def score_ratio(point: Point, baselines: Sequence[Point], *, level: float = LEVE
 
 
 def _ends(contest: _Contest, costs: Sequence[float], z: float) -> tuple[float, float]:
-    """The lowest and the highest cost at which the baselines may be as good as the point. costs: to look at, ascending."""
+    """The lowest and the highest cost at which the baselines may be as good. costs: to look at, ascending."""
     gaps = [contest.gap(cost) for cost in costs]
     not_worse = [i for i, gap in enumerate(gaps) if gap.low(z) <= 0]  # the baselines, as far as the noise tells
     not_better = [i for i, gap in enumerate(gaps) if gap.high(z) >= 0]

@@ -43,7 +43,7 @@ AT_EQUAL_COST = "score at equal FLOPs"  # a ratio of the baselines' to its own
 
 @dataclass(frozen=True, eq=False)
 class Savings:
-    """A dual-rate candidate by one metric: what it saves by each of COSTS; score: baselines' at its FLOPs, over its own"""
+    """By one metric: what a candidate saves by each of COSTS; score: the baselines' at its FLOPs, over its own"""
 
     savings: tuple[Saving, ...]
     score: ScoreRatio
@@ -194,11 +194,11 @@ def verdict_table(results: ComparisonResults) -> Table:
         "every metric sees the same images; the plans are those that one of them has on the front of their kind",
         f"{AT_EQUAL_COST}: the least of the baselines' for at most as many, over the plan's own: above 1 it is better; "
         "elsewhere what the baselines cost for its score, over its own cost: above 1 it is cheaper",
-        f"{CHEAPER}, or {DEARER}: the interval of every metric leaves out 1 on that side, by a factor of {TIMING} where "
-        f"time is measured; {OPEN}: every interval holds 1; {SPLIT}: anything else, and nothing is claimed",
-        f"on {COSTS[0].name} {sides.count(1)} of {len(sides)} ratios are significantly above 1, {sides.count(-1)} below; "
-        f"{significant_together(results, found)} remain by Holm's procedure, all of them rightly with a probability of "
-        f"{100 * LEVEL:.0f}%",
+        f"{CHEAPER}, or {DEARER}: the interval of every metric leaves out 1 on that side, by a factor of {TIMING} "
+        f"where time is measured; {OPEN}: every interval holds 1; {SPLIT}: anything else, and nothing is claimed",
+        f"on {COSTS[0].name} {sides.count(1)} of {len(sides)} ratios are significantly above 1, {sides.count(-1)} "
+        f"below; {significant_together(results, found)} remain by Holm's procedure, all of them rightly with a "
+        f"probability of {100 * LEVEL:.0f}%",
     )
     header = ("network", "sampler", "plan", "metric", "score", AT_EQUAL_COST, *(costs.name for costs in COSTS))
     return Table(header, tuple(cells), notes)
@@ -221,8 +221,8 @@ def savings_table(results: ComparisonResults) -> Table:
         "at most: what reaches the score is the cheapest plan of its curve that was measured, and is better, so that a "
         "cheaper one could do; the interval then begins at 0",
         "times of a network's plans are taken to rise with their FLOPs: what noise has turned round is pooled",
-        f"power: so many times the images, or the trainings, would make the ratio in {COSTS[0].name} significant with a "
-        f"chance of {100 * POWER:.0f}%, if the scores are the true ones",
+        f"power: so many times the images, or the trainings, would make the ratio in {COSTS[0].name} significant with "
+        f"a chance of {100 * POWER:.0f}%, if the scores are the true ones",
     )
     metric = metrics_of(results)[0]
     header = ("network", "sampler", "plan", metric, AT_EQUAL_COST, *(costs.name for costs in COSTS), "power")

@@ -7,10 +7,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-from dualrate.compare.contenders import Entry
 
 import dualrate as dr
 from dualrate.cli.train import Train, parse_train
+from dualrate.compare.candidates import RunRequest
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.grids import grid_times
 
@@ -38,16 +38,16 @@ def test_a_run_is_trained_by_a_command(name: str) -> None:
 
 
 def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
-    for entry in report.REPORTS["settled-25"].entries:
-        found = Entry.parse(entry)
-        for run in (found.run, *found.again):
-            assert (report.ROOT / run / "model.safetensors").exists(), entry
+    for text in report.REPORTS["settled-25"].requests:
+        found = RunRequest.parse(text)
+        for run in (found.run, *found.trainings):
+            assert (report.ROOT / run / "model.safetensors").exists(), text
 
     header, _, *judged = (
         block((report.RESULTS / "settled.md").read_text(), "settled-25 verdicts").partition("\n\n")[0].splitlines()
     )
     found = [dict(zip(cells_of(header), cells_of(line), strict=True)) for line in judged]
-    verdicts = {(one["network"], one["sampler"], one["plan"], one["judge"]): one["FLOPs"] for one in found}
+    verdicts = {(one["network"], one["sampler"], one["plan"], one["metric"]): one["FLOPs"] for one in found}
     for page in report.FIRST:
         head, _, *lines = block(page.read_text(), "settled-25 headline").splitlines()
         metrics = cells_of(head)[4:]

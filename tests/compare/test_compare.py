@@ -13,14 +13,21 @@ import numpy as np
 import pytest
 from cli.command import call
 from drawing.stand import Stand
-from dualrate.compare.contenders import switched_at
 from metrics.untrained import untrained
 from runs.made import saved_random
 from trouble import forked
 
 import dualrate as dr
 from dualrate.cli.main import main
-from dualrate.compare import comparison, page
+from dualrate.compare import candidates, comparison, measure, page
+from dualrate.compare.candidates import (
+    Candidate,
+    RunRequest,
+    baselines_of,
+    candidates_of,
+    switched_at,
+    with_trainings,
+)
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.page import compare_page
 from dualrate.denoisers.catalogue import DENOISERS
@@ -331,7 +338,7 @@ def test_what_was_asked_for_is_always_measured(here):
 @pytest.mark.parametrize("texts", [("heavy:3", "heavy"), ("heavy", "heavy:3")])
 def test_what_was_asked_for_stays_so_where_the_usual_plans_have_it_too(here, texts):
     models = {Path("heavy"): load("heavy")}
-    found = candidates_of([Request.parse(text) for text in texts], models)
+    found = candidates_of([RunRequest.parse(text) for text in texts], models)
     assert [one.plan.num_steps for one in found if one.named] == [3]
     assert len({one.key for one in found}) == len(found) > 1
 
@@ -339,22 +346,22 @@ def test_what_was_asked_for_stays_so_where_the_usual_plans_have_it_too(here, tex
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("heavy", Request(Path("heavy"), "heavy", Choice())),
-        ("big=heavy:8", Request(Path("heavy"), "big", Choice(8))),
-        ("dual:8/2", Request(Path("dual"), "dual", Choice(8, 2))),
-        ("heavy:8@dpm++2m", Request(Path("heavy"), "heavy", Choice(8, sampler="dpm++2m"))),
-        ("heavy@ddim", Request(Path("heavy"), "heavy", Choice(sampler="ddim"))),
-        ("heavy+early-exit-0.05:8", Request(Path("heavy"), "heavy", Choice(8), "early-exit-0.05")),
-        ("dual:8/2@ancestral:0.5", Request(Path("dual"), "dual", Choice(8, 2, "ancestral", 0.5))),
+        ("heavy", RunRequest(Path("heavy"), "heavy", Choice())),
+        ("big=heavy:8", RunRequest(Path("heavy"), "big", Choice(8))),
+        ("dual:8/2", RunRequest(Path("dual"), "dual", Choice(8, 2))),
+        ("heavy:8@dpm++2m", RunRequest(Path("heavy"), "heavy", Choice(8, sampler="dpm++2m"))),
+        ("heavy@ddim", RunRequest(Path("heavy"), "heavy", Choice(sampler="ddim"))),
+        ("heavy+early-exit-0.05:8", RunRequest(Path("heavy"), "heavy", Choice(8), "early-exit-0.05")),
+        ("dual:8/2@ancestral:0.5", RunRequest(Path("dual"), "dual", Choice(8, 2, "ancestral", 0.5))),
     ],
 )
 def test_requests(here, text, expected):
-    assert Request.parse(text) == expected
+    assert RunRequest.parse(text) == expected
 
 
 def test_a_request_may_name_a_step_of_another_package(here, strange):
-    assert Request.parse("heavy:8@strange.steps:Mine").choice == Choice(8, sampler="strange.steps:Mine")
-    assert Request.parse("heavy@strange.steps:Mine:0.5").choice == Choice(sampler="strange.steps:Mine", gamma=0.5)
+    assert RunRequest.parse("heavy:8@strange.steps:Mine").choice == Choice(8, sampler="strange.steps:Mine")
+    assert RunRequest.parse("heavy@strange.steps:Mine:0.5").choice == Choice(sampler="strange.steps:Mine", gamma=0.5)
 
 
 def test_a_step_of_another_package_is_compared_with_ours(here, strange, monkeypatch):
@@ -368,13 +375,13 @@ def test_a_step_of_another_package_is_compared_with_ours(here, strange, monkeypa
 @pytest.mark.parametrize("text", ["nothing", "nothing:3", "heavy:3@euler", "heavy:3@ancestral:x", "", "=", ":4"])
 def test_requests_that_are_none(here, text):
     with pytest.raises(ValueError, match="there is no"):
-        Request.parse(text)
+        RunRequest.parse(text)
 
 
 @pytest.mark.parametrize("text", ["heavy:x", "dual:8/x", "heavy:0", "dual:8/-1", "heavy:100001", "dual:9999999999/8"])
 def test_plans_that_are_none(here, text):
     with pytest.raises(ValueError, match=r"is no plan|number of steps"):
-        Request.parse(text)
+        RunRequest.parse(text)
 
 
 def test_a_plan_of_more_heavy_calls_than_steps_is_none(here):
@@ -414,7 +421,7 @@ def test_a_plan_file(here):
 
 
 def made_of(text: str) -> list[Candidate]:
-    request = Request.parse(text)
+    request = RunRequest.parse(text)
     return candidates_of([request], {request.run: load(request.run)})
 
 
@@ -436,7 +443,7 @@ def made_of(text: str) -> list[Candidate]:
 )
 def test_a_denoiser_of_an_entry_is_told_from_its_plan_and_from_a_name_with_a_plus(here, text, expected):
     Path("a+b").mkdir()
-    request = Request.parse(text)
+    request = RunRequest.parse(text)
     assert (str(request.run), request.denoiser, request.choice) == expected
 
 
@@ -455,14 +462,14 @@ def test_another_run_makes_the_first_steps(here, monkeypatch):
     drawn = np.stack([read_png(here / "drawn" / f"{seed:06d}.png") for seed in range(2)])
     assert np.array_equal(drawn, drawer.draw(range(2)).images)
     with pytest.raises(ValueError, match=r"there is no denoiser 'gone'.*nor is it the directory of a run"):
-        Request.parse("heavy+gone:8/6")
+        RunRequest.parse("heavy+gone:8/6")
     with pytest.raises(ValueError, match="say how many of the 8 steps are those of heavy: 8/4"):
         run(here, "heavy+dual:8")
 
 
 def test_another_run_makes_the_steps_until_a_time(here):
     """DuoDiff, T-Stitch: those that start before it, on the sampler's own times; what says its counts keeps them."""
-    requests = [Request.parse(text) for text in ("heavy+dual:8@dpm++2m", "heavy+dual", "heavy+dual:8/6", "heavy:8")]
+    requests = [RunRequest.parse(text) for text in ("heavy+dual:8@dpm++2m", "heavy+dual", "heavy+dual:8/6", "heavy:8")]
     switched, usual, *others = switched_at(requests, 0.5)
     assert others == requests[2:]
     models = {request.run: load(request.run) for request in requests}
@@ -475,9 +482,9 @@ def test_another_run_makes_the_steps_until_a_time(here):
         compare(["heavy:8"], Path("page.html"), Effort(), progress=Notes(), switch_at=0.5)
 
 
-def baselines(*texts: str) -> tuple[list[Request], list[str]]:
+def baselines(*texts: str) -> tuple[list[RunRequest], list[str]]:
     """What --baselines adds to these requests, and what is said of it."""
-    requests, notes = [Request.parse(text) for text in texts], Notes()
+    requests, notes = [RunRequest.parse(text) for text in texts], Notes()
     return baselines_of(requests, {one.run: load(one.run) for one in requests}, progress=notes), notes.lines
 
 
@@ -582,19 +589,19 @@ def test_bad_input_is_one_clear_line(here, capsys, monkeypatch, arguments, expec
 def test_a_request_of_several_runs(here):
     for name in ("other", "third"):
         shutil.copytree(here / "heavy", here / name)
-    request = Request.parse("big=heavy,other,third:8@ddim")
+    request = RunRequest.parse("big=heavy,other,third:8@ddim")
     assert (request.network, [str(run) for run in (request.run, *request.trainings)]) == (
         "big",
         ["heavy", "other", "third"],
     )
     assert request.choice == Choice(8, sampler="ddim")
     with pytest.raises(ValueError, match="no run 'nowhere'"):
-        Request.parse("heavy,nowhere:8")
+        RunRequest.parse("heavy,nowhere:8")
 
 
 def test_trainings_may_be_named_by_several_requests_of_their_network():
     run, first, second = Path("a"), Path("first"), Path("second")
-    requests = [Request(run, "a", Choice(), trainings=own) for own in ((first,), (second, first))]
+    requests = [RunRequest(run, "a", Choice(), trainings=own) for own in ((first,), (second, first))]
     made = with_trainings([Candidate(run, "a", "ddim", StepPlan.uniform(2))], requests)
     assert [(one.run, one.training) for one in made] == [(run, 0), (first, 1), (second, 2)]
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dualrate.compare.contenders import Entry
 from latents.tiny_stage import first_stage, untrained
 from metrics.untrained import untrained as untrained_net
 from runs.made import ONE, saved
 
 import dualrate as dr
 from dualrate.cli.train import RECIPES
+from dualrate.compare.candidates import RunRequest
 from dualrate.config.imports import imported, known
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.prepare import prepare
@@ -98,7 +98,7 @@ def test_a_name_is_looked_up_without_an_import_and_found_after_one(mark):
 
 
 def test_a_command_line_imports_what_it_names(mark, tmp_path):
-    assert Entry.parse(f"{saved(ONE, tmp_path / 'run')}:4@evilmod:Evil").sampler == "evilmod:Evil"
+    assert RunRequest.parse(f"{saved(ONE, tmp_path / 'run')}:4@evilmod:Evil").choice.sampler == "evilmod:Evil"
     assert mark.exists()
 
 

@@ -8,11 +8,10 @@ from metrics.squares import two_classes
 
 from dualrate.data.images import ImageSet, load_images
 from dualrate.drawing import evaluator as module
-from dualrate.drawing.choice import CHOSEN_IN
 from dualrate.drawing.evaluator import SHIPPED, evaluator, evaluators, features_named, messages, require_count
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.architectures import Architecture, Mixed
-from dualrate.metrics.features import CARD, FeatureNet, read_card
+from dualrate.metrics.features import CARD, FeatureNet
 from dualrate.metrics.train_features import train_feature_net
 
 
@@ -134,12 +133,6 @@ def test_as_many_images_as_the_judge_of_most_features_needs():
         require_count(191, features_named("fashion-mnist-b,fashion-mnist"))
     with pytest.raises(ValueError, match="640"):
         require_count(639, features_named("fashion-mnist,efficientnet"))
-
-
-def test_the_recommendation_was_made_in_the_net_that_judges_where_none_is_named():
-    card = read_card(SHIPPED / "fashion-mnist" / CARD)
-    assert FeatureNet(card, card.architecture.build()).identity == CHOSEN_IN
-    assert module.shipped(card.data) == SHIPPED / "fashion-mnist"
 
 
 def test_messages_are_told_once():

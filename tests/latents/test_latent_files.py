@@ -25,7 +25,7 @@ from dualrate.drawing.latents import HOW, RECORD, Latents, decode_latents, encod
 from dualrate.experiment.decoding import OneDecoder
 from dualrate.experiment.experiment import Experiment
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.report.html import read_png
+from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load
 
 PHOTOS = photos(5)

@@ -104,7 +104,7 @@ class Candidate(Ranged):
 
 
 @dataclass(frozen=True)
-class Request(Ranged):
+class RunRequest(Ranged):
     """An argument of `dualrate compare`: [NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]].
 
     choice:    sampler and plan, as far as they are given
@@ -120,7 +120,7 @@ class Request(Ranged):
     trainings: tuple[Path, ...] = ()
 
     @staticmethod
-    def parse(text: str) -> Request:
+    def parse(text: str) -> RunRequest:
         """Raises ValueError for a run that does not exist, and for a plan, sampler or denoiser that is none."""
         text = re.sub(r"(?<![^=,+:])~(?=/)", str(Path.home()), text)  # of each part, as a shell does of the first
         name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
@@ -142,7 +142,7 @@ class Request(Ranged):
         path, *trainings = map(Path, (*others, run))
         choice = replace(_planned(plan), sampler=sampler or None, gamma=gamma)
         note = Path(plan).stem if plan.endswith(".json") else ""
-        return Request(path, name or path.resolve().name, choice, denoiser, note, tuple(trainings))
+        return RunRequest(path, name or path.resolve().name, choice, denoiser, note, tuple(trainings))
 
     @property
     def named(self) -> bool:
@@ -211,7 +211,7 @@ def _planned(text: str) -> Choice:
     return Choice(checked("the number of steps", int(steps), Steps), int(heavy) if heavy else None)
 
 
-def candidates_of(requests: Sequence[Request], models: Mapping[Path, Model]) -> list[Candidate]:
+def candidates_of(requests: Sequence[RunRequest], models: Mapping[Path, Model]) -> list[Candidate]:
     """What is to be measured, none twice. models: by directory.
 
     Raises ValueError for a plan or sampler that a model does not serve, before anything is drawn.
@@ -229,7 +229,7 @@ def candidates_of(requests: Sequence[Request], models: Mapping[Path, Model]) -> 
     return list(found.values())
 
 
-def switched_at(requests: Sequence[Request], time: float) -> list[Request]:
+def switched_at(requests: Sequence[RunRequest], time: float) -> list[RunRequest]:
     """With a time at which the heavy network takes over, where a request leaves open which steps are another run's.
 
     Raises ValueError where none does.
@@ -245,7 +245,9 @@ def switched_at(requests: Sequence[Request], time: float) -> list[Request]:
     ]
 
 
-def baselines_of(requests: Sequence[Request], models: Mapping[Path, Model], *, progress: Reporter) -> list[Request]:
+def baselines_of(
+    requests: Sequence[RunRequest], models: Mapping[Path, Model], *, progress: Reporter
+) -> list[RunRequest]:
     """Ways to call the most expensive single network for less without training, and trained exits at some thresholds.
 
     The ways are the denoisers of the catalogue that fit it, and each cheaper single network for its first steps.
@@ -278,7 +280,7 @@ def is_single(model: Model) -> bool:
     return alone and model.serves.any_plan and model.experiment.networks.latent is None
 
 
-def further_trainings(requests: Sequence[Request]) -> dict[Path, list[Path]]:
+def further_trainings(requests: Sequence[RunRequest]) -> dict[Path, list[Path]]:
     """By the first run of a network: its other trainings, each once."""
     found: dict[Path, dict[Path, None]] = {}
     for request in requests:
@@ -286,7 +288,7 @@ def further_trainings(requests: Sequence[Request]) -> dict[Path, list[Path]]:
     return {run: list(others) for run, others in found.items()}
 
 
-def with_trainings(candidates: Sequence[Candidate], requests: Sequence[Request]) -> list[Candidate]:
+def with_trainings(candidates: Sequence[Candidate], requests: Sequence[RunRequest]) -> list[Candidate]:
     """Each candidate, followed by the same of the other trainings of its network."""
     others = further_trainings(requests)
     return [
@@ -296,7 +298,7 @@ def with_trainings(candidates: Sequence[Candidate], requests: Sequence[Request])
     ]
 
 
-def check_comparable(requests: Sequence[Request], models: Mapping[Path, Model], *, mixed: bool) -> None:
+def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model], *, mixed: bool) -> None:
     """Raises ValueError for two runs of one name, for models of other images, and for trainings that are none of one
     network from different seeds. mixed: allow other training data.
     """

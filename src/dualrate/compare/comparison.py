@@ -11,7 +11,7 @@ import torch
 
 from dualrate.compare.candidates import (
     Candidate,
-    Request,
+    RunRequest,
     baselines_of,
     candidates_of,
     check_comparable,
@@ -74,7 +74,7 @@ def compare(
 ) -> ComparisonResults:
     """Measures, then writes `out` (.html) and beside it .json, .csv and a directory that the same call goes on from.
 
-    requests:  as `Request.parse` reads them
+    requests:  as `RunRequest.parse` reads them
     features:  feature nets of the metrics, as `features_named` reads them: all see the same images, and the first one
                screens and orders; the data set's own if not given
     precision: of the networks' matrix products; auto: bfloat16 where it pays
@@ -94,7 +94,7 @@ def compare(
     if out.suffix != ".html":
         raise ValueError(f"--out is an .html file, beside which .json and .csv are written, got {out}")
     clock, device = Clock(60 * effort.minutes), torch.device(device)
-    parsed, named = [Request.parse(text) for text in requests], features_named(features)
+    parsed, named = [RunRequest.parse(text) for text in requests], features_named(features)
     require_count(effort.screen, named[:1], "--screen")  # before the models are loaded; with their data, after
     require_count(effort.count, named, "--count")
     runs = dict.fromkeys(run for request in parsed for run in (request.run, *request.trainings))
@@ -178,7 +178,7 @@ def _write(out: Path, results: ComparisonResults) -> None:
 
 def _measured(
     candidates: Sequence[Candidate],
-    requests: Sequence[Request],
+    requests: Sequence[RunRequest],
     session: Session,
     effort: Effort,
     clock: Clock,

@@ -40,7 +40,7 @@ SCORING = 1  # raised where a score, its interval or its replicates are made in 
 
 @dataclass(frozen=True)
 class KeptRow:
-    """replicates: of the score by each metric, in the order of `row.scores`; ran_on: hardware, versions, commit, date"""
+    """replicates: of each metric, in the order of `row.scores`; ran_on: hardware, versions, commit, date"""
 
     row: Row
     replicates: tuple[tuple[float, ...], ...]
