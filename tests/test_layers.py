@@ -29,7 +29,7 @@ FLOORS = (
     "experiment methods from_diffusers",
     "runs recipes",
     "drawing doctor",
-    "compare demo serving integrations contrib",
+    "compare serving integrations contrib",
     "__init__ cli __main__ dualrate_command",
 )
 ROOMS = [room for floor in FLOORS for room in floor.split()]
