@@ -1,18 +1,17 @@
 """The report of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
 
     make reproduce-report            settled-25: a small pair and single networks trained alike, 50,000 images, float32,
-                                     nine to twenty hours of a core; KEPT=1: of rows that are kept, minutes
+                                     nine to twenty hours of a core; KEPT=1: of the rows that are kept, minutes
 
 The same call goes on where it was. The page with everything is runs/NAME-report.html. With `--kept` rows are read from
-docs/results/rows/NAME.tar.xz, where other machines have measured them, and new ones are kept in runs/NAME-rows; all in
-one precision, as in `--kept --precision float32 --compile`.
+docs/results/rows/NAME.tar.xz, a file for each training of each candidate, and only times are measured anew.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,17 +26,28 @@ from common import (
     as_markdown,
     command,
     kept_rows,
+    load,
     on_one_thread,
     pages_with,
     place,
+    save,
 )
 from entries import AGAIN, NEAR, each, trained_alike
 from verdicts import headline_table, pooled_results, savings_table, scores_table, trainings_table, verdict_table
 
 from dualrate.cli.console import can_compile, reporter
+from dualrate.compare.candidates import RunRequest, candidates_of, with_trainings
 from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.page import front_table, reusing_plans
-from dualrate.compare.results import ComparisonResults, TimedCandidate
+from dualrate.compare.measure import Session
+from dualrate.compare.page import compare_page, front_table, reusing_plans
+from dualrate.compare.results import (
+    ComparisonResults,
+    MeasuredCandidate,
+    TimedCandidate,
+    as_json,
+    merged_trainings,
+    read_row,
+)
 from dualrate.config.ranges import Precision
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.image_grid import save_grid
@@ -112,15 +122,31 @@ FILES: Mapping[str, Writer] = {  # NAME and this, where the report's page or the
 }
 
 
+def kept_results(name: str, precision: Precision) -> ComparisonResults:
+    """Of the rows that are kept: their files have the names of the candidates. Times are measured now."""
+    report, folder, progress = REPORTS[name], kept_rows(name), reporter()
+    requests = [RunRequest.parse(text) for text in report.requests]
+    models = {run: load(run) for request in requests for run in (request.run, *request.trainings)}
+    candidates = candidates_of(requests, models)
+    measured = []
+    for one in with_trainings(candidates, requests):
+        kept = read_row(folder / f"{one.key}.json")
+        row = replace(kept.row, sampler=f"{kept.row.sampler}, {one.note}" if one.note else kept.row.sampler)
+        replicates = dict(zip(row.scores, map(np.array, kept.replicates), strict=True))
+        measured.append(MeasuredCandidate(one, row, replicates, kept.ran_on))
+    session = Session(models, (), RUNS / f"{name}-report.cells", progress, precision)
+    duals = frozenset(one.network for one in candidates if one.reuses)
+    timed = session.finish(merged_trainings(measured))
+    return ComparisonResults([], measured, timed, duals, command=report.command).with_savings()
+
+
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("name", choices=REPORTS)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw at once")
     parser.add_argument("--compile", action="store_true", help="the networks: a third faster in float32")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
-    parser.add_argument(
-        "--kept", action="store_true", help="take rows that are kept, and keep new ones in runs/NAME-rows"
-    )
+    parser.add_argument("--kept", action="store_true", help="take the rows that are kept")
     options = parser.parse_args()
     name, report, device = options.name, REPORTS[options.name], pick_device(None)
     page = RESULTS / report.page
@@ -130,22 +156,23 @@ def main() -> None:
         on_one_thread()
     os.chdir(ROOT)  # what is kept of a row has its entry's name, wherever the checkout stands
     out = RUNS / f"{name}-report.html"
-    compiled = options.compile and can_compile(device, reporter())
-    if options.kept and options.compile and not compiled:
-        raise SystemExit("the rows that are kept are of compiled networks, for which there is no compiler here")
-    findings = compare(
-        report.requests,
-        out,
-        report.effort,
-        features=report.metrics,
-        device=device,
-        workers=options.workers,
-        compiled=compiled,
-        precision=options.precision,
-        rows=kept_rows(name) if options.kept else None,
-        progress=reporter(),
-        command=report.command,
-    )
+    if options.kept:
+        findings = kept_results(name, options.precision)
+        save(out, compare_page(findings))
+        save(out.with_suffix(".json"), as_json(findings))
+    else:
+        findings = compare(
+            report.requests,
+            out,
+            report.effort,
+            features=report.metrics,
+            device=device,
+            workers=options.workers,
+            compiled=options.compile and can_compile(device, reporter()),
+            precision=options.precision,
+            progress=reporter(),
+            command=report.command,
+        )
     if findings.unfinished:
         print(*findings.unfinished, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)

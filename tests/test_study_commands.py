@@ -46,8 +46,8 @@ def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
     header, _, *judged = (
         block((report.RESULTS / "settled.md").read_text(), "settled-25 verdicts").partition("\n\n")[0].splitlines()
     )
-    found = [dict(zip(cells_of(header), cells_of(line), strict=True)) for line in judged]
-    verdicts = {(one["network"], one["sampler"], one["plan"], one["metric"]): one["FLOPs"] for one in found}
+    column = cells_of(header).index("FLOPs")
+    verdicts = {tuple(cells[:4]): cells[column] for cells in map(cells_of, judged)}  # network, sampler, plan, metric
     for page in report.FIRST:
         head, _, *lines = block(page.read_text(), "settled-25 headline").splitlines()
         metrics = cells_of(head)[4:]

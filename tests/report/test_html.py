@@ -6,7 +6,6 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from dualrate.report.figures import pareto_figure, svg
@@ -55,7 +54,7 @@ PAGE = """{% extends "base" %}
 
 def everything(word: str) -> str:
     rows = [row(word), HEAVY, LIGHT, DUAL]
-    figure = Markup(svg(pareto_figure(rows, "flops")))
+    figure = svg(pareto_figure(rows, "flops"))
     return page(PAGE, title=word, rows=table(rows), pixels=PIXELS, figure=figure)
 
 

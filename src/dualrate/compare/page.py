@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from dualrate.codecs.tokens import BETWEEN, texts
 from dualrate.compare.results import ComparisonResults, TimedCandidate
 from dualrate.diffusion.plan import StepPlan
@@ -61,12 +59,12 @@ def compare_page(results: ComparisonResults, title: str = "Quality against compu
         notes=[*_given(results), *(f"{one} The same command continues." for one in results.unfinished)],
         front=front_table(finished) if finished else None,
         figures=[
-            (Markup(svg(pareto_figure(rows, cost))), f"{caption}; faint points are worse than others of their network.")
+            (svg(pareto_figure(rows, cost)), f"{caption}; faint points are worse than others of their network.")
             for cost, caption in captions.items()
             if finished
         ],
         samples=[_sample(one) for one in finished],
-        plans=Markup(svg(plan_figure(plans))) if plans else "",
+        plans=svg(plan_figure(plans)) if plans else "",
         screening=table([one.row for one in results.screened]) if results.screened else None,
         made_by=_made_by(results),
     )
@@ -77,13 +75,15 @@ def headline(results: ComparisonResults) -> str:
     start = "So far: " if results.unfinished else ""
     best = min(results.dual_rate or results.finished, key=lambda one: one.row.score.value)
     metric = best.row.score.metric
-    says = f"{metric} {scored(best.row)} at {costs(best.row)} an image"
+    says = f"{metric} {scored(best.row.score)} at {costs(best.row)} an image"
     if best.saving is None:
         return f"{start}The best is {name(best.row)}: {says}."
     own = f"{start}The best dual-rate plan is {name(best.row)}: {says}. "
     other = min((one.row for one in results.baselines), key=lambda row: row.score.value)
     if math.isinf(best.saving.ratio):
-        return f"{own}No baseline reaches this score. The best is {name(other)}: {scored(other)} at {costs(other)}."
+        return (
+            f"{own}No baseline reaches this score. The best is {name(other)}: {scored(other.score)} at {costs(other)}."
+        )
     return f"{own}The cheapest baseline needs {best.saving} times its FLOPs for the same score."
 
 

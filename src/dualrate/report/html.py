@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from dualrate.report.table import TEXT_COLUMNS
@@ -52,7 +51,7 @@ BASE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
-<style>{{ style }}</style>
+<style>{{ style | safe }}</style>
 </head>
 <body>
 <main>
@@ -78,7 +77,7 @@ MACROS = """
 {%- for cell in cells %}<{{ tag }}{% if loop.index > text_columns %} class="number"{% endif %}>{{ cell }}</{{ tag }}>
 {%- endfor %}</tr>{% endmacro %}
 
-{% macro drawing(svg, caption) %}<figure class="drawing">{{ svg }}<figcaption>{{ caption }}</figcaption></figure>
+{% macro drawing(svg, caption) %}<figure class="drawing">{{ svg | safe }}<figcaption>{{ caption }}</figcaption></figure>
 {% endmacro %}
 
 {% macro picture(pixels, caption) %}
@@ -98,7 +97,7 @@ MACROS = """
 def page(template: str, **values: Any) -> str:
     """A page as one string. template: extends "base", and may import macros from "macros"; values: its names.
 
-    A figure comes as `Markup`, every other text is escaped.
+    Every text is escaped, but the SVG of the macro `drawing`.
     """
     return _ENVIRONMENT.from_string(template).render(**values)
 
@@ -118,4 +117,4 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["png"] = _png
-_ENVIRONMENT.globals |= {"text_columns": TEXT_COLUMNS, "style": Markup(STYLE)}
+_ENVIRONMENT.globals |= {"text_columns": TEXT_COLUMNS, "style": STYLE}

@@ -24,7 +24,7 @@ class Table:
 
 
 def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: Sequence[str] = ()) -> Table:
-    """The rows in order of cost, rounded for reading; a column and an interval for every metric that all rows have.
+    """The rows in order of cost, rounded for reading; a column for every metric that all rows have, with its interval.
 
     beside: further columns by their name, the same for each row, or none; notes: on these
     Raises ValueError for no rows, and for scores that were taken under different conditions.
@@ -43,19 +43,17 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
             "sampler": row.sampler,
             "N": str(row.num_steps),
             "H": EACH if row.num_heavy == row.num_steps else str(row.num_heavy),
-            f"{prefix}MACs": significant(row.macs / unit),
+            **{metric: scored(row.scores[metric]) for metric in metrics},
             f"{prefix}FLOPs": significant(row.flops / unit),
             "ms": significant(1000 * row.seconds_per_image),
         }
-        for metric in metrics:
-            score = row.scores[metric]
-            line |= {metric: significant(score.value), f"{metric}, {100 * score.level:.0f}% interval": interval(score)}
         lines.append(line | more)
     batches = ", ".join(str(size) for size in sorted({row.batch_size for row in rows}))
     scores = [rows[0].scores[metric] for metric in metrics]
     explained = (
-        f"N steps, H heavy calls ({EACH}: the whole model at every step); MACs, FLOPs = 2 MACs and milliseconds per "
-        f"image, measured in batches of {batches}",
+        f"N steps, H heavy calls ({EACH}: the whole model at every step); FLOPs, twice the multiply-adds, and "
+        f"milliseconds are per image, measured in batches of {batches}; brackets are "
+        f"{100 * scores[0].level:.0f}% intervals over images",
         *notes,
         *(note for score in scores for note in (_score_note(score), floor_note(score))),
         *dict.fromkeys(score.note for score in scores if score.note),
@@ -114,12 +112,6 @@ def compute_unit(flops: Sequence[int]) -> tuple[str, float]:
     return ("G", 1e9) if max(flops) >= 1e9 else ("M", 1e6)
 
 
-def interval(score: Score) -> str:
-    """[low, high] with as many decimals as the value."""
-    places = _places(score.value)
-    return f"[{score.low:.{places}f}, {score.high:.{places}f}]"
-
-
 def significant(value: float) -> str:
     """Three significant digits, never in exponent form; whole numbers keep all their digits."""
     return f"{value:.{_places(value)}f}"
@@ -137,9 +129,10 @@ def costs(row: Row) -> str:
     return f"{significant(row.flops / unit)} {prefix}FLOPs and {significant(1000 * row.seconds_per_image)} ms"
 
 
-def scored(row: Row) -> str:
-    """The score and its interval."""
-    return f"{significant(row.score.value)} {interval(row.score)}"
+def scored(score: Score) -> str:
+    """Value and interval, [low, high], with as many decimals as the value."""
+    places = _places(score.value)
+    return f"{significant(score.value)} [{score.low:.{places}f}, {score.high:.{places}f}]"
 
 
 def name(row: Row) -> str:
