@@ -47,14 +47,14 @@ PAGE = """{% extends "base" %}
 """
 
 
-def compare_page(results: ComparisonResults, title: str = "Quality against compute") -> str:
+def compare_page(results: ComparisonResults) -> str:
     finished = sorted(results.finished, key=lambda one: one.row.macs)
     rows = [one.row for one in finished]
     plans = reusing_plans(finished)
     captions = {"flops": "Score against FLOPs. N/H stands beside each point", "seconds": "Score against measured time"}
     return page(
         PAGE,
-        title=title,
+        title="Quality against compute",
         headline=headline(results) if finished else "",
         notes=[*_given(results), *(f"{one} The same command continues." for one in results.unfinished)],
         front=front_table(finished) if finished else None,

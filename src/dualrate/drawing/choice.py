@@ -129,14 +129,15 @@ class Choice(Ranged):
         if self.switch_at is not None:
             alone = before(times, self.switch_at)
             return model.serves.spread(times, min(heavy, steps - alone) if self.heavy is None else heavy, alone)
-        if self.places == "late" and not (reuse and model.serves.drops):
+        starts_alone = reuse and switches(model)
+        if self.places == "late" and not starts_alone:
             raise ValueError(
                 f"places late leaves the first steps without a context, and {model.name} has none, or was not trained "
                 "without it, or is called at every step: drop places"
             )
         if light_first and self.places is None:
             return model.serves.spread(times, heavy, max(steps - heavy, 0))
-        late = heavy > 0 and reuse and model.serves.drops and self.places != "even"
+        late = heavy > 0 and starts_alone and self.places != "even"
         plan = model.serves.spread(times, heavy, min(steps // 4, steps - heavy) if late else 0)
         return plan if late else plan.renewing(between(model.denoiser))
 
