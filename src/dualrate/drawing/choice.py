@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
 from dualrate.denoisers.denoiser import between
-from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.plan import StepPlan, before
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.calibration import read_table
@@ -122,8 +121,10 @@ class Choice(Ranged):
                 "directory), or a dual-rate model that was trained on steps without a context"
             )
         heavy = self._heavy(model, steps)
-        light_first = isinstance(model.denoiser, Switched) and model.denoiser.heavy.reuse is Reuse.FREE
-        reuse = heavy < steps and model.denoiser.reuse is Reuse.MARKOV and not light_first
+        markov = model.denoiser.reuse is Reuse.MARKOV
+        single = model.serves.default_heavy(steps) == steps
+        light_first = markov and single and alone_differs(model.denoiser)  # another run's network, then its own
+        reuse = heavy < steps and markov and not light_first
         grid = self.grid or self._usual_grid(model, reuse)
         times = self.times or grid_times(grid, model.process.schedule, steps)
         if self.switch_at is not None:
