@@ -107,7 +107,7 @@ def test_significant_together_has_the_noise_of_training_of_its_level(monkeypatch
         levels.append(level)
         factor = np.exp(10 * SPREAD)
         return [
-            replace(one, replicates={name: 4 * factor for name in one.replicates}) if one.row.network == "dual" else one
+            replace(one, replicates=dict.fromkeys(one.replicates, 4 * factor)) if one.row.network == "dual" else one
             for one in measured
         ]
 
