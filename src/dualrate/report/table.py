@@ -43,11 +43,11 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
             "sampler": row.sampler,
             "N": str(row.num_steps),
             "H": EACH if row.num_heavy == row.num_steps else str(row.num_heavy),
-            **{metric: scored(row.scores[metric]) for metric in metrics},
+            metrics[0]: scored(row.score),
             f"{prefix}FLOPs": significant(row.flops / unit),
             "ms": significant(1000 * row.seconds_per_image),
         }
-        lines.append(line | more)
+        lines.append(line | more | {metric: scored(row.scores[metric]) for metric in metrics[1:]})
     batches = ", ".join(str(size) for size in sorted({row.batch_size for row in rows}))
     scores = [rows[0].scores[metric] for metric in metrics]
     explained = (
