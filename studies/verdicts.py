@@ -20,7 +20,7 @@ from dualrate.report.rows import shared_metrics
 from dualrate.report.table import Table, compute_unit, plan_of, significant
 
 TIMING = 1.1  # what two timings of one candidate may differ by
-CHEAPER, DEARER = "all: cheaper", "all: more expensive"  # what the metrics come to
+CHEAPER, COSTLIER = "all: cheaper", "all: more expensive"  # what the metrics come to
 OPEN, SPLIT = "inconclusive", "no agreement"
 
 
@@ -62,13 +62,13 @@ class Verdict:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """For each of COSTS: CHEAPER or DEARER where every metric's interval leaves out 1 on that side, of measured
+        """For each of COSTS: CHEAPER or COSTLIER where every metric's interval leaves out 1 on that side, of measured
         costs by TIMING, OPEN where all of them hold it, else SPLIT.
         """
         words = []
         for costs, *found in zip(COSTS, *(one.savings for one in self.by_metric.values()), strict=True):
             sides = {beyond(one, TIMING if costs.measured else 1.0) for one in found}
-            words.append({1: CHEAPER, -1: DEARER, 0: OPEN}[sides.pop()] if len(sides) == 1 else SPLIT)
+            words.append({1: CHEAPER, -1: COSTLIER, 0: OPEN}[sides.pop()] if len(sides) == 1 else SPLIT)
         return tuple(words)
 
 
@@ -194,7 +194,7 @@ def verdict_table(results: ComparisonResults) -> Table:
         "every metric sees the same images; the plans are those that one of them has on the front of their kind",
         f"{AT_EQUAL_COST}: the least of the baselines' for at most as many, over the plan's own: above 1 it is better; "
         "elsewhere what the baselines cost for its score, over its own cost: above 1 it is cheaper",
-        f"{CHEAPER}, or {DEARER}: the interval of every metric leaves out 1 on that side, by a factor of {TIMING} "
+        f"{CHEAPER}, or {COSTLIER}: the interval of every metric leaves out 1 on that side, by a factor of {TIMING} "
         f"where time is measured; {OPEN}: every interval holds 1; {SPLIT}: anything else, and nothing is claimed",
         f"on {COSTS[0].name} {sides.count(1)} of {len(sides)} ratios are significantly above 1, {sides.count(-1)} "
         f"below; {significant_together(results, found)} remain by Holm's procedure, all of them rightly with a "

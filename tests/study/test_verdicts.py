@@ -10,7 +10,7 @@ from compare.test_results import findings, finished
 from saving import Saving
 from verdicts import (
     CHEAPER,
-    DEARER,
+    COSTLIER,
     OPEN,
     SPLIT,
     beyond,
@@ -43,7 +43,7 @@ def with_replicates(one: TimedCandidate, replicates: dict[str, np.ndarray]) -> T
     ("first", "second", "spread", "cost", "word"),
     [
         (4.0, 5.0, 0.0, 1, CHEAPER),  # the baselines pay 2 and 1.6 times as much
-        (4.0, 4.5, 0.0, 4, DEARER),
+        (4.0, 4.5, 0.0, 4, COSTLIER),
         (4.0, 7.0, 2.0, 1, SPLIT),  # the second one's interval holds 1
         (4.0, 8.0, 0.0, 1, SPLIT),
         (8.0, 8.0, 0.0, 1, OPEN),

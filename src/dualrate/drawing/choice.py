@@ -99,7 +99,7 @@ class Choice(Ranged):
 
     @own_defaults()
     def step_plan(self, model: Model, note: Note = warnings.warn) -> StepPlan:
-        """note: told where the plan has fewer heavy calls than were asked for, and why.
+        """note: called where the plan has fewer heavy calls than were asked for, and why.
 
         Raises ValueError for a plan that the model does not serve.
         """

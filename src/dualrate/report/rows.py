@@ -20,7 +20,7 @@ class Row:
     seconds_per_image: of networks and sampler, measured in this run, at `batch_size`
     precision:         "float32" or "bfloat16", of the networks' matrix products; then ", compiled", ", CUDA graphs"
     score:             quality with its interval, by the first metric
-    beside:            by the other judges, of the same images
+    beside:            by the other metrics, of the same images
     """
 
     network: str
