@@ -306,10 +306,11 @@ def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model
     for request in requests:
         if runs.setdefault(request.network, request.run.resolve()) != request.run.resolve():
             raise ValueError(f"two runs are called {request.network!r}: name them, as in A={request.run} B=...")
-        if request.light_first and request.named and request.choice.switch_at is None:
+        steps = request.choice.steps
+        if request.light_first and steps is not None and request.choice.switch_at is None:
             raise ValueError(
-                f"say how many of the {request.choice.steps} steps are those of {request.network}: "
-                f"{request.choice.steps}/{request.choice.steps // 2}; or when it takes over, by --switch-at"
+                f"say how many of the {steps} steps are those of {request.network}: {steps}/{steps // 2}; or when it "
+                "takes over, by --switch-at"
             )
     first, *others = (model.experiment for model in models.values())
     for other in others:

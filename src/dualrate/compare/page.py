@@ -9,7 +9,7 @@ from dualrate.codecs.tokens import BETWEEN, texts
 from dualrate.compare.results import ComparisonResults, TimedCandidate
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.latent_scores import LOOKED_AT
-from dualrate.report.figures import pareto_figure, plan_figure, svg
+from dualrate.report.figures import Cost, pareto_figure, plan_figure, svg
 from dualrate.report.html import page
 from dualrate.report.image_grid import image_grid
 from dualrate.report.table import EACH, Table, compute_unit, costs, name, scored, significant, table
@@ -51,7 +51,10 @@ def compare_page(results: ComparisonResults) -> str:
     finished = sorted(results.finished, key=lambda one: one.row.macs)
     rows = [one.row for one in finished]
     plans = reusing_plans(finished)
-    captions = {"flops": "Score against FLOPs. N/H stands beside each point", "seconds": "Score against measured time"}
+    captions: dict[Cost, str] = {
+        "flops": "Score against FLOPs. N/H stands beside each point",
+        "seconds": "Score against measured time",
+    }
     return page(
         PAGE,
         title="Quality against compute",

@@ -47,7 +47,7 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
             f"{prefix}FLOPs": significant(row.flops / unit),
             "ms": significant(1000 * row.seconds_per_image),
         }
-        lines.append(line | more | {metric: scored(row.scores[metric]) for metric in metrics[1:]})
+        lines.append({**line, **more, **{metric: scored(row.scores[metric]) for metric in metrics[1:]}})
     batches = ", ".join(str(size) for size in sorted({row.batch_size for row in rows}))
     scores = [rows[0].scores[metric] for metric in metrics]
     explained = (
