@@ -191,7 +191,7 @@ def test_workers_are_given_them_too(here: Path) -> None:
         (["other:3"], "base", "other decodes latents of the codec eeeeeeeeeeee, and what is to be drawn is of fff"),
         (["heavy:3"], "heavy", "decodes latents of the codec ffffffffffff, and what is to be drawn is pixels"),
         (["heavy:3"], "nowhere", "nowhere"),
-        (["heavy:3", "dual:8/3@ddim"], "base", "context that never grows old"),
+        (["heavy:3", "dual:8/3@ddim"], "base", "so there are 8 heavy calls, not 3"),
         (["heavy:3"], "small", "heavy decodes latents (12, 8, 8) (C, h, w), those to be drawn are (12, 4, 4)"),
     ],
 )

@@ -215,11 +215,12 @@ def promising(screened: Sequence[MeasuredCandidate], duals: Collection[str]) -> 
     turns, then those of each network. A front's best score comes first. duals: names of the networks at two rates.
     """
     networks = sorted({one.candidate.network for one in screened})
-    sides = [[one for one in screened if (one.candidate.network in duals) == dual] for dual in (False, True)]
+    own = [one for one in screened if one.candidate.network in duals]
+    baselines = [one for one in screened if one.candidate.network not in duals]
     lines = [[one for one in screened if one.candidate.network == network] for network in networks]
     fronts = [
         [one.candidate for one in reversed(pareto_front(group, lambda one: (one.row.macs, one.row.score.value)))]
-        for group in (*sides, *lines)
+        for group in (baselines, own, *lines)
     ]
     named = [one.candidate for one in screened if one.candidate.named]
     picked = [*named, *round_robin(fronts[:2]), *chain.from_iterable(fronts[2:])]
