@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import tarfile
+import textwrap
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 import dualrate as dr
+from dualrate.report.table import TEXT_COLUMNS, Table
 from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
 from dualrate.system.folders import new_folder
@@ -19,7 +21,8 @@ from dualrate.system.folders import new_folder
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, RUNS = ROOT / "docs" / "results", ROOT / "runs"
 SHOWN = 20  # images of a row on a grid
-JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"  # feature nets of Fashion-MNIST, those that ship
+LINE = 119  # characters of a note in Markdown, at most
+METRICS = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"  # feature nets of Fashion-MNIST, those that ship
 PRETRAINED = "efficientnet"  # and one that nobody here trained
 
 
@@ -71,3 +74,15 @@ def place(name: str, table: str, page: Path) -> None:
     """Puts a table where the page has a place for it."""
     between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
     save(page, between.sub(lambda _: table, page.read_text()))
+
+
+def as_markdown(made: Table) -> str:
+    """A Markdown table, the notes as a list below, no line of it longer than `LINE`."""
+    rule = ["---" if i < TEXT_COLUMNS else "---:" for i in range(len(made.header))]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (made.header, *made.cells)]
+    lines.insert(1, rule)
+    notes = [
+        textwrap.fill(note, LINE, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+        for note in made.notes
+    ]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *notes])

@@ -1,4 +1,4 @@
-"""Entries of `dualrate compare` that the report of studies/report.py is made of."""
+"""Requests of `dualrate compare` that the report of studies/report.py is made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def single(steps: int, grid: str = "blend-0.5") -> str:
     return f"{PLANS}/single/{steps}/{grid}.json{SETTLED}"
 
 
-NEAR = {  # dual-25 and what decided its ratios by some judge, at 10,000 images or more, or lies between two of these
+NEAR = {  # dual-25 and what decided its ratios by some metric, at 10,000 images or more, or lies between two of these
     "dual-25": (
         *(blended(plan, 0.1) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")),
         blended("0.5-8-2", 0.05),

@@ -1,48 +1,57 @@
 """The report of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
 
     make reproduce-report            settled-25: a small pair and single networks trained alike, 50,000 images, float32,
-                                     nine to twenty hours of a core; KEPT=1: of rows that are kept, minutes
+                                     nine to twenty hours of a core; KEPT=1: of the rows that are kept, minutes
 
 The same call goes on where it was. The page with everything is runs/NAME-report.html. With `--kept` rows are read from
-docs/results/rows/NAME.tar.xz, where other machines have measured them, and new ones are kept in runs/NAME-rows; all in
-one precision, as in `--kept --precision float32 --compile`.
+docs/results/rows/NAME.tar.xz, a file for each training of each candidate, and only times are measured anew.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from common import (
-    JUDGES,
+    METRICS,
     PRETRAINED,
     RESULTS,
     ROOT,
     RUNS,
     SHOWN,
+    as_markdown,
     command,
     kept_rows,
+    load,
     on_one_thread,
     pages_with,
     place,
+    save,
 )
 from entries import AGAIN, NEAR, each, trained_alike
+from verdicts import headline_table, pooled_results, savings_table, scores_table, trainings_table, verdict_table
 
 from dualrate.cli.console import can_compile, reporter
+from dualrate.compare.candidates import RunRequest, candidates_of, with_trainings
 from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.judges import verdict_table, verdicts
-from dualrate.compare.page import front_table, reusing_plans, savings_table, trainings_table
-from dualrate.compare.savings import ComparisonResults, Savings
-from dualrate.compare.work import TimedContender
+from dualrate.compare.measure import Session
+from dualrate.compare.page import compare_page, front_table, reusing_plans
+from dualrate.compare.results import (
+    ComparisonResults,
+    MeasuredCandidate,
+    TimedCandidate,
+    as_json,
+    merged_trainings,
+    read_row,
+)
 from dualrate.config.ranges import Precision
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.image_grid import save_grid
-from dualrate.report.table import Table, as_markdown, compute_unit, plan_of, significant, table
+from dualrate.report.table import Table
 from dualrate.system.device import pick_device
 
 Writer = Callable[[ComparisonResults, Path], object]
@@ -52,16 +61,16 @@ FIRST = (ROOT / "docs/results.md",)  # where the table "headline" stands, too
 
 @dataclass(frozen=True)
 class Report:
-    """entries: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results
+    """requests: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results
 
-    judges: feature nets that see the same images; kinds: tables of its page
+    metrics: feature nets that see the same images; kinds: tables of its page
     """
 
-    entries: Sequence[str]
+    requests: Sequence[str]
     effort: Effort
     command: str
     page: str
-    judges: str
+    metrics: str
     kinds: Sequence[str] = KINDS
 
 
@@ -71,46 +80,24 @@ REPORTS = {
         Effort(minutes=1440, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
-        f"{JUDGES},{PRETRAINED}",
+        f"{METRICS},{PRETRAINED}",
         kinds=("verdicts", *KINDS, "trainings", "headline", "scores"),
     ),
 }
 
 
-def headline_table(findings: ComparisonResults) -> Table:
-    """What each plan saves in FLOPs, a column a judge."""
-    return _by_judge(findings, lambda one: str(one.savings[0]))
-
-
-def scores_table(findings: ComparisonResults) -> Table:
-    """How much the best of the others lack at each plan's FLOPs, a column a judge."""
-    return _by_judge(findings, lambda one: str(one.score))
-
-
-def _by_judge(findings: ComparisonResults, cell: Callable[[Savings], str]) -> Table:
-    found = verdicts(findings)
-    prefix, unit = compute_unit([one.first.finished.row.flops for one in found])
-    cells = []
-    for one in found:
-        row = one.first.finished.row
-        named = (row.network, row.sampler, plan_of(row), significant(row.flops / unit))
-        cells.append((*named, *map(cell, one.by_judge.values())))
-    judges = found[0].by_judge if found else ()
-    return Table(("network", "sampler", "plan", f"{prefix}FLOPs", *judges), tuple(cells), ())
-
-
 TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind between a page's markers
     "verdicts": verdict_table,
     "savings": savings_table,
-    "front": lambda findings: front_table(findings.finished),
-    "trainings": lambda findings: trainings_table([one.measured for one in findings.finished]),
+    "front": lambda findings: front_table(pooled_results(findings).finished),
+    "trainings": trainings_table,
     "headline": headline_table,
     "scores": scores_table,
 }
 
 
-def _by_cost(findings: ComparisonResults) -> list[TimedContender]:
-    return sorted(findings.finished, key=lambda one: one.row.macs)
+def _by_cost(findings: ComparisonResults) -> list[TimedCandidate]:
+    return sorted(pooled_results(findings).finished, key=lambda one: one.row.macs)
 
 
 def _figure(cost: Literal["flops", "seconds"]) -> Writer:
@@ -118,7 +105,7 @@ def _figure(cost: Literal["flops", "seconds"]) -> Writer:
 
 
 def _plans(findings: ComparisonResults, file: Path) -> None:
-    file.write_bytes(png(plan_figure(reusing_plans(findings.finished))))
+    file.write_bytes(png(plan_figure(reusing_plans(_by_cost(findings)))))
 
 
 def _samples(findings: ComparisonResults, file: Path) -> None:
@@ -127,19 +114,30 @@ def _samples(findings: ComparisonResults, file: Path) -> None:
     save_grid(grid, file, columns=SHOWN, scale=2 if grid.shape[-1] < 30 else 1)
 
 
-def _screening(findings: ComparisonResults, file: Path) -> None:
-    made = table([one.row for one in findings.screened])
-    with file.open("w", newline="") as target:
-        csv.writer(target, lineterminator="\n").writerows([made.header, *made.cells])
-
-
 FILES: Mapping[str, Writer] = {  # NAME and this, where the report's page or the summary names it
     "-flops.png": _figure("flops"),
     "-seconds.png": _figure("seconds"),
     "-plans.png": _plans,
     "-samples.png": _samples,
-    "-screening.csv": _screening,
 }
+
+
+def kept_results(name: str, precision: Precision) -> ComparisonResults:
+    """Of the rows that are kept: their files have the names of the candidates. Times are measured now."""
+    report, folder, progress = REPORTS[name], kept_rows(name), reporter()
+    requests = [RunRequest.parse(text) for text in report.requests]
+    models = {run: load(run) for request in requests for run in (request.run, *request.trainings)}
+    candidates = candidates_of(requests, models)
+    measured = []
+    for one in with_trainings(candidates, requests):
+        kept = read_row(folder / f"{one.key}.json")
+        row = replace(kept.row, sampler=f"{kept.row.sampler}, {one.note}" if one.note else kept.row.sampler)
+        replicates = dict(zip(row.scores, map(np.array, kept.replicates), strict=True))
+        measured.append(MeasuredCandidate(one, row, replicates, kept.ran_on))
+    session = Session(models, (), RUNS / f"{name}-report.cells", progress, precision)
+    duals = frozenset(one.network for one in candidates if one.reuses)
+    timed = session.finish(merged_trainings(measured))
+    return ComparisonResults([], measured, timed, duals, command=report.command).with_savings()
 
 
 def main() -> None:
@@ -148,9 +146,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw at once")
     parser.add_argument("--compile", action="store_true", help="the networks: a third faster in float32")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
-    parser.add_argument(
-        "--kept", action="store_true", help="take rows that are kept, and keep new ones in runs/NAME-rows"
-    )
+    parser.add_argument("--kept", action="store_true", help="take the rows that are kept")
     options = parser.parse_args()
     name, report, device = options.name, REPORTS[options.name], pick_device(None)
     page = RESULTS / report.page
@@ -160,30 +156,28 @@ def main() -> None:
         on_one_thread()
     os.chdir(ROOT)  # what is kept of a row has its entry's name, wherever the checkout stands
     out = RUNS / f"{name}-report.html"
-    compiled = options.compile and can_compile(device, reporter())
-    if options.kept and options.compile and not compiled:
-        raise SystemExit("the rows that are kept are of compiled networks, for which there is no compiler here")
-    findings = compare(
-        report.entries,
-        out,
-        report.effort,
-        features=report.judges,
-        device=device,
-        workers=options.workers,
-        compiled=compiled,
-        precision=options.precision,
-        rows=kept_rows(name) if options.kept else None,
-        progress=reporter(),
-        command=report.command,
-    )
-    for sentence in findings.unplanned:
-        print(sentence)
+    if options.kept:
+        findings = kept_results(name, options.precision)
+        save(out, compare_page(findings))
+        save(out.with_suffix(".json"), as_json(findings))
+    else:
+        findings = compare(
+            report.requests,
+            out,
+            report.effort,
+            features=report.metrics,
+            device=device,
+            workers=options.workers,
+            compiled=options.compile and can_compile(device, reporter()),
+            precision=options.precision,
+            progress=reporter(),
+            command=report.command,
+        )
     if findings.unfinished:
         print(*findings.unfinished, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)
     named = "".join(file.read_text() for file in (page, *FIRST))
-    for suffix in (".json", *([".csv"] if f"{name}.csv" in named else [])):
-        (RESULTS / f"{name}{suffix}").write_text(out.with_suffix(suffix).read_text())
+    (RESULTS / f"{name}.json").write_text(out.with_suffix(".json").read_text())
     for ending, write in FILES.items():
         if f"{name}{ending}" in named:
             write(findings, RESULTS / f"{name}{ending}")

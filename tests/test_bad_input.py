@@ -20,7 +20,7 @@ import dualrate as dr
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
 from dualrate.codecs.codec import CodecFolder
-from dualrate.compare.contenders import Entry
+from dualrate.compare.candidates import RunRequest
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.drawer import Drawer
@@ -231,7 +231,7 @@ def test_every_path_of_a_command_line_expands_the_home_directory(run, tmp_path, 
     assert call(monkeypatch, "sample", "~/run", "--out=~/images", "--num", 1, "--steps", 1) == 0
     assert call(monkeypatch, "export", "~/run", "--to", "diffusers", "~/pipeline") == 0
     assert call(monkeypatch, "cost", "~/run") == 0
-    assert Entry.parse("NAME=~/run,~/run:2").run == tmp_path / "home/run"
+    assert RunRequest.parse("NAME=~/run,~/run:2").run == tmp_path / "home/run"
     assert {path.name for path in Path("home").iterdir()} == {"run", "tiny.npz", "trained", "images", "pipeline"}
     assert not Path("~").exists()
 

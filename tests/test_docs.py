@@ -15,7 +15,8 @@ from PIL import Image
 from reader import commands, follow, follow_page
 
 from dualrate.cli import main
-from dualrate.compare import contenders, speed, work
+from dualrate.compare import candidates
+from dualrate.compare import measure as comparing
 from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.doctor import examine
 from dualrate.drawing import calibration
@@ -31,7 +32,6 @@ from dualrate.planning import search as family
 from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.runs import train
 from dualrate.runs.store import write_experiment
-from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -154,27 +154,16 @@ def small_networks(place, monkeypatch) -> None:
         monkeypatch.setattr(fashion_mnist_latents, name, network)
     tier = replace(auto.TIERS["tiny"], conv=8, transformers=(None, 64), blocks=(1, 1), embedding=16)
     monkeypatch.setitem(auto.TIERS, "tiny", tier)
-    for name in ("sde-dpm++2m", "ddim", "heun"):
-        monkeypatch.setitem(SAMPLERS, name, replace(SAMPLERS[name], usual=False))
-    for name, few in {
-        "LADDER": (4,),
-        "DUAL_PLANS": ((4, 2),),
-        "PLANNED_PLANS": ((4, 2),),
-        "SHARED_PLANS": ((4, 2),),
-        "SWITCHED_PLANS": ((4, 2),),
-    }.items():
-        monkeypatch.setattr(contenders, name, few)
-    for name, few in {"PLANNER_GRID": 8, "PLANNING_IMAGES": 8, "SIMILARITY_IMAGES": 2}.items():
-        monkeypatch.setattr(contenders, name, few)
+    for name, few in {"LADDER": (4,), "DUAL_PLANS": ((4, 2),), "LIGHT_FIRST_PLANS": ((4, 2),)}.items():
+        monkeypatch.setattr(candidates, name, few)
     for name, least in {"LOWEST": -2, "HIGHEST": 2}.items():
         monkeypatch.setattr(calibration, name, least)
     few_replicates = partial(bootstrap.resampled_distances, resamples=20)
     monkeypatch.setattr(evaluate, "resampled_distances", lambda *of, resamples, **how: few_replicates(*of, **how))
     monkeypatch.setattr(search, "SHORT", 2)
     monkeypatch.setattr(family, "BLENDS", (0.0, 1.0))
-    monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
-    monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr(work, "memory_of", lambda *of, **how: 1)
+    monkeypatch.setattr(comparing, "BATCH", 2)
+    monkeypatch.setattr(comparing, "CALLING", 0.001)
     monkeypatch.setattr(train, "SHOWN", 4)
     monkeypatch.setattr(train, "SHOWN_STEPS", 4)
     monkeypatch.setattr(examine, "check_compiler", lambda device: iter(()))  # seconds

@@ -68,14 +68,13 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture
 def beside(place, monkeypatch) -> Path:
     """As if the package were installed, in its folder."""
-    from dualrate.compare import speed
+    from dualrate.compare import measure
 
     monkeypatch.syspath_prepend(place)
     monkeypatch.chdir(place)
     monkeypatch.setenv("DUALRATE_CACHE", str(place / "cache"))
-    monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
-    monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr("dualrate.compare.work.memory_of", lambda *of, **how: 1)
+    monkeypatch.setattr(measure, "BATCH", 2)
+    monkeypatch.setattr(measure, "CALLING", 0.001)
     return place
 
 

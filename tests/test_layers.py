@@ -29,7 +29,7 @@ FLOORS = (
     "experiment methods from_diffusers",
     "runs recipes",
     "drawing doctor",
-    "compare demo serving integrations contrib",
+    "compare serving integrations contrib",
     "__init__ cli __main__ dualrate_command",
 )
 ROOMS = [room for floor in FLOORS for room in floor.split()]
@@ -247,7 +247,7 @@ def test_code_needs_only_declared_dependencies() -> None:
     allowed = declared(*EXTRAS) | set(sys.stdlib_module_names) | {"dualrate", "dualrate_command", *beside}
     used = {target.split(".")[0]: module for module in MODULES for target in imports_of(module)}
     for name, paths in beside.items():
-        local = {path.stem for path in paths} | (declared("dev") if name == "benchmarks" else set())  # diffusers
+        local = {path.stem for path in paths} | (declared("dev") if name != "tools" else set())  # diffusers; scipy
         for path in paths:
             targets = {target.split(".")[0] for target in imports(path.read_text(), path.stem, MODULES)}
             used |= dict.fromkeys(targets - local, str(path))

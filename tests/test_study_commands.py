@@ -10,7 +10,7 @@ import pytest
 
 import dualrate as dr
 from dualrate.cli.train import Train, parse_train
-from dualrate.compare.contenders import Entry
+from dualrate.compare.candidates import RunRequest
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.grids import grid_times
 
@@ -38,16 +38,16 @@ def test_a_run_is_trained_by_a_command(name: str) -> None:
 
 
 def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
-    for entry in report.REPORTS["settled-25"].entries:
-        found = Entry.parse(entry)
-        for run in (found.run, *found.again):
-            assert (report.ROOT / run / "model.safetensors").exists(), entry
+    for text in report.REPORTS["settled-25"].requests:
+        found = RunRequest.parse(text)
+        for run in (found.run, *found.trainings):
+            assert (report.ROOT / run / "model.safetensors").exists(), text
 
-    header, _, *rows = (
+    header, _, *judged = (
         block((report.RESULTS / "settled.md").read_text(), "settled-25 verdicts").partition("\n\n")[0].splitlines()
     )
-    found = [dict(zip(cells_of(header), cells_of(line), strict=True)) for line in rows]
-    verdicts = {(one["network"], one["sampler"], one["plan"], one["metric"]): one["FLOPs"] for one in found}
+    column = cells_of(header).index("FLOPs")
+    verdicts = {tuple(cells[:4]): cells[column] for cells in map(cells_of, judged)}  # network, sampler, plan, metric
     for page in report.FIRST:
         head, _, *lines = block(page.read_text(), "settled-25 headline").splitlines()
         metrics = cells_of(head)[4:]
@@ -85,6 +85,6 @@ def test_a_single_network_as_a_pair_is_sampled_has_the_pair_s_times(steps: int) 
 def test_kept_rows_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "RUNS", tmp_path)
     folder = common.kept_rows("settled-25")
-    assert len(list(folder.glob("*.json"))) > 100
+    assert len(list(folder.glob("*.json"))) == 77  # one for each training of each candidate
     (folder / "new.json").write_text("{}")
     assert (common.kept_rows("settled-25") / "new.json").exists()

@@ -10,7 +10,7 @@ from cli.command import call
 from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
-from dualrate.compare.contenders import Entry, contenders_of
+from dualrate.compare.candidates import RunRequest, candidates_of
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.methods.denoising import DenoisingConfig
@@ -109,20 +109,19 @@ def test_what_a_student_does_not_serve_is_one_line(root, tmp_path, monkeypatch, 
 def test_compare_takes_students_with_their_own_plans(root):
     models = {root / name: load(root / name) for name in ("plain", "dual", "teacher")}
 
-    def contenders(*entries: str) -> list[tuple[int, int, str]]:
-        parsed = [Entry.parse(f"{root}/{entry}") for entry in entries]
-        found = contenders_of(parsed, models, progress=Recorder())
+    def candidates(request: str) -> list[tuple[int, int, str]]:
+        found = candidates_of([RunRequest.parse(f"{root}/{request}")], models)
         return [(one.plan.num_steps, one.plan.num_heavy, one.sampler) for one in found]
 
-    assert contenders("dual") == [(4, 2, "ancestral")]
-    assert contenders("dual:4") == [(4, 2, "ancestral")]
-    assert contenders("plain:3") == [(3, 3, "ancestral")]
-    plain = contenders("plain")
+    assert candidates("dual") == [(4, 2, "ancestral")]
+    assert candidates("dual:4") == [(4, 2, "ancestral")]
+    assert candidates("plain:3") == [(3, 3, "ancestral")]
+    plain = candidates("plain")
     assert plain[0] == (2, 2, "ancestral")
     assert {sampler for _, _, sampler in plain} == {"ancestral"}
-    for entry, message in (("plain:1", "2 steps"), ("dual:8/2", "no other plan"), ("dual@ddim", "drop ddim")):
+    for entry, message in (("plain:1", "2 steps"), ("dual:8/2", "no other plan"), ("dual@ddim", "drop the sampler")):
         with pytest.raises(ValueError, match=message):
-            contenders(entry)
+            candidates(entry)
 
 
 @pytest.mark.parametrize(

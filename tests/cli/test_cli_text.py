@@ -11,7 +11,7 @@ from cli.command import call
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
 from dualrate.codecs.token_codec import BETWEEN, Characters, texts
-from dualrate.compare import speed, work
+from dualrate.compare import measure as comparing
 from dualrate.data.images import to_float
 from dualrate.data.text_pieces import PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.random import Draws
@@ -107,9 +107,8 @@ def test_texts_are_compared(root, tmp_path, monkeypatch, capsys):
     """Their judge is a language model, and their samples are passages on the page."""
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path))
     monkeypatch.setattr(language_model, "HIDDEN", 16)
-    monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
-    monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr(work, "memory_of", lambda *of, **how: 1)
+    monkeypatch.setattr(comparing, "BATCH", 2)
+    monkeypatch.setattr(comparing, "CALLING", 0.001)
     entries, page = (f"{root / 'run'}:2", f"{root / 'dual'}:2/1"), tmp_path / "report.html"
     compare = ("compare", *entries, "--screen", 192, "--count", 200, "--out", page, "--device", "cpu")
     assert call(monkeypatch, *compare) == 0, capsys.readouterr().err

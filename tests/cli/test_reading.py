@@ -10,7 +10,6 @@ from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import train as cli_train
-from dualrate.demo.demo import DEMO_PLANS
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
@@ -110,29 +109,3 @@ def test_every_command_warns_where_the_newest_is_damaged(command, tmp_path, name
     assert f"reading {run} at iteration 1" in errors
     if "--json" in COMMANDS[name] and code == 0:
         json.loads(output)
-
-
-def test_the_demo_says_what_it_reads(runs, tmp_path, monkeypatch, capsys):
-    """Its first weights, and then no more: it ends at the first thing that is measured."""
-    monkeypatch.setattr("dualrate.demo.demo.evaluator", lambda *arguments, **options: Recorded())
-    monkeypatch.setattr("dualrate.demo.demo._train_small", lambda *arguments: None)
-    monkeypatch.setattr("dualrate.demo.demo._measure", ended)
-    for cell in DEMO_PLANS:
-        if not (tmp_path / "weights" / cell.model).exists():
-            assert call(monkeypatch, "export", runs / "dual", "--out", tmp_path / "weights" / cell.model) == 0
-    capsys.readouterr()
-    assert call(monkeypatch, "demo", "--out", tmp_path / "demo", "--weights", tmp_path / "weights") == 2
-    errors = capsys.readouterr().err.splitlines()
-    for cell in DEMO_PLANS:
-        assert f"reading {tmp_path / 'weights' / cell.model} at iteration 2" in errors
-
-
-class Recorded:
-    """As much of an evaluator as the demo looks at before it measures."""
-
-    class net:
-        dim = 8
-
-
-def ended(*arguments):
-    raise ValueError("ended")

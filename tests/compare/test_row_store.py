@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dualrate.compare.rows import keep_row, read_row, row_name
+from dualrate.compare.results import keep_row, read_row, row_name
 from dualrate.metrics.evaluate import Details, Score
 from dualrate.metrics.kid_prc import KernelDistance, PrecisionRecall
 from dualrate.metrics.origin import Fingerprint, Origin
@@ -25,10 +25,7 @@ def test_a_row_comes_back_to_the_last_bit(tmp_path):
     keep_row(tmp_path / "row.json", ROW, REPLICATES, "here, commit 1234567")
     kept = read_row(tmp_path / "row.json")
     assert kept.row == ROW
-    assert {metric: own.tolist() for metric, own in kept.by_metric.items()} == {
-        metric: own.tolist() for metric, own in REPLICATES.items()
-    }
-    assert list(kept.by_metric) == ["FD-net", "FD-b"]
+    assert kept.replicates == tuple(tuple(REPLICATES[metric].tolist()) for metric in ("FD-net", "FD-b"))
     assert kept.ran_on == "here, commit 1234567"
 
 
@@ -49,7 +46,7 @@ def test_replicates_of_a_judge_that_is_missing_are_a_damaged_file(tmp_path):
     keep_row(tmp_path / "row.json", ROW, REPLICATES, "here, commit 1234567")
     content = (tmp_path / "row.json").read_text()
     (tmp_path / "row.json").write_text(content.replace(f", {[0.3, 1 / 11]}", ""))
-    with pytest.raises(ValueError, match="1 of 2 judges"):
+    with pytest.raises(ValueError, match="2 scores with replicates of"):
         read_row(tmp_path / "row.json")
 
 

@@ -1,76 +1,39 @@
-"""What a comparison has time for, on made-up contenders of known cost."""
+"""What a comparison that is short of time measures: fewer images, and the useful first."""
 
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dualrate.compare.contender import Contender
-from dualrate.compare.speed import FEWEST, affordable, levels, middles_first, useful_first
+from dualrate.compare.candidates import Candidate
+from dualrate.compare.measure import Session, middles_first, useful_first
 from dualrate.diffusion.plan import StepPlan
 
 
-def contender(steps: int, run: str = "a", sampler="ancestral", **more) -> Contender:
-    return Contender(Path(run), run, sampler, StepPlan.uniform(steps), **more)
-
-
-def seconds_of(one: Contender, images: int) -> float:
-    """A millisecond a step."""
-    return one.plan.num_steps * images / 1000
-
-
 @pytest.mark.parametrize(
-    ("most", "fewest", "expected"),
-    [(1000, 192, [1000, 750, 500, 250]), (1000, 400, [1000, 750, 500]), (200, 192, [200]), (600, 1, [600, 500, 250])],
+    ("seconds", "expected"), [(1e9, 1000), (2000, 1000), (1999, 750), (1000, 500), (900, 500), (0, 500)]
 )
-def test_levels_are_blocks_that_can_be_scored(most, fewest, expected):
-    assert levels(most, fewest) == expected
+def test_as_many_images_as_there_is_time_for(seconds, expected):
+    """Two candidates of a second an image; 1000 are wanted, and a score needs 300."""
+    session = SimpleNamespace(seconds=lambda one, seeds: len(seeds))
+    found = Session.images(session, ["one", "other"], 7, 1000, 300, seconds)  # type: ignore[arg-type]
+    assert found == expected
 
 
-@pytest.mark.parametrize(
-    ("seconds", "wanted", "expected"),
-    [
-        (30, 4, ([8, 4, 2, 16], 1000)),  # all of them, as a thousand images take a second a step
-        (29, 4, ([8, 4, 2, 16], 500)),  # fewer images before fewer contenders
-        (29, 3, ([8, 4, 2], 1000)),
-        (7, 3, ([8, 4, 2], 500)),
-        (6, 3, ([8, 4], 500)),  # even the fewest images do not do: the first ones
-        (0, 3, ([8, 4], 500)),
-    ],
-)
-def test_fewer_images_then_fewer_contenders_and_never_none(seconds, wanted, expected):
-    picked, images = affordable([contender(n) for n in (8, 4, 2, 16)], seconds_of, seconds, [1000, 500], wanted=wanted)
-    assert ([one.plan.num_steps for one in picked], images) == expected
-    assert len(picked) >= FEWEST
-
-
-def test_one_that_is_too_dear_does_not_keep_others_out():
-    picked, _ = affordable([contender(n) for n in (1, 2, 64, 3)], seconds_of, 6, [1000], wanted=4)
-    assert [one.plan.num_steps for one in picked] == [1, 2, 3]
+def candidate(run: str, steps: int, *, named: bool = False) -> Candidate:
+    return Candidate(Path(run), run, "ddim", StepPlan.uniform(steps), named=named)
 
 
 def test_the_useful_first():
-    """What was named; then runs in turns, good samplers before others, and costs spread from the middle."""
-    made = [contender(n, "a") for n in (4, 8)]
-    made += [contender(n, "a", "sde-dpm++2m", gamma=gamma) for n in (4, 8, 16) for gamma in (0.0, 0.2)]
-    made += [contender(n, "b", "ddim") for n in (4, 8)]
-    named = contender(99, "b", "heun", named=True)
-    order = useful_first([*made, named], {one.key: one.plan.num_steps for one in [*made, named]})
-    assert order[0] is named
-    assert [(one.run.name, one.sampler, one.gamma, one.plan.num_steps) for one in order[1:6]] == [
-        ("a", "sde-dpm++2m", 0.2, 8),
-        ("b", "ddim", 0.0, 8),
-        ("a", "sde-dpm++2m", 0.2, 4),
-        ("b", "ddim", 0.0, 4),
-        ("a", "sde-dpm++2m", 0.2, 16),
-    ]
-    assert [one.sampler for one in order[6:]] == ["sde-dpm++2m"] * 3 + ["ancestral"] * 2
-    assert len(order) == len(made) + 1
+    every = [candidate("a", steps) for steps in (4, 8, 16)] + [candidate("b", 8), candidate("b", 2, named=True)]
+    made = useful_first(every, {one.key: one.plan.num_steps for one in every})
+    assert [(one.network, one.plan.num_steps) for one in made] == [("b", 2), ("a", 8), ("b", 8), ("a", 4), ("a", 16)]
 
 
-@pytest.mark.parametrize("count", range(12))
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 10])
 def test_middles_first_keeps_all_and_begins_in_the_middle(count):
     made = middles_first(range(count))
     assert sorted(made) == list(range(count))
     assert made[:1] == [count // 2][:count]
-    if count >= 5:
-        assert min(made[:3]) < count // 2 < max(made[:3])
+    assert all(abs(one - other) > 1 for one, other in pairwise(made[: count // 3]))

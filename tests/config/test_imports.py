@@ -20,7 +20,7 @@ from runs.made import ONE, saved
 
 import dualrate as dr
 from dualrate.cli.train import RECIPES
-from dualrate.compare.contenders import Entry
+from dualrate.compare.candidates import RunRequest
 from dualrate.config.imports import imported, known
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.prepare import prepare
@@ -97,7 +97,7 @@ def test_a_name_is_looked_up_without_an_import_and_found_after_one(mark):
 
 
 def test_a_command_line_imports_what_it_names(mark, tmp_path):
-    assert Entry.parse(f"{saved(ONE, tmp_path / 'run')}:4@evilmod:Evil").sampler == "evilmod:Evil"
+    assert RunRequest.parse(f"{saved(ONE, tmp_path / 'run')}:4@evilmod:Evil").choice.sampler == "evilmod:Evil"
     assert mark.exists()
 
 
@@ -114,7 +114,7 @@ def test_nothing_but_command_lines_imports_by_name():
     source = Path(dr.__file__).parent
     for file in sorted(source.rglob("*.py")):
         name = file.relative_to(source).as_posix()
-        if name.startswith("cli/") or name in ("config/imports.py", "compare/contenders.py"):
+        if name.startswith("cli/") or name in ("config/imports.py", "compare/candidates.py"):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("imported", "import_named"):

@@ -35,9 +35,8 @@ from dualrate.cli.evaluate import LikelihoodBound
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.codecs.codec import CodecFolder
+from dualrate.compare.candidates import Candidate, RunRequest
 from dualrate.compare.comparison import Effort
-from dualrate.compare.contender import Contender
-from dualrate.compare.contenders import Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
@@ -82,11 +81,11 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",
     "dualrate.compare.comparison.Clock",
-    "dualrate.compare.rows.KeptRow",
-    "dualrate.compare.speed.Speed",
-    "dualrate.compare.work.Bench",
-    "dualrate.compare.work.MeasuredContender",
-    "dualrate.compare.work.TimedContender",
+    "dualrate.compare.results.KeptRow",
+    "dualrate.compare.results.Saving",
+    "dualrate.compare.measure.Session",
+    "dualrate.compare.results.MeasuredCandidate",
+    "dualrate.compare.results.TimedCandidate",
     "dualrate.drawing.latents.Nearness",
     "dualrate.planning.search.Round",
     "dualrate.sampling.catalogue.Sampler",
@@ -122,26 +121,17 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.planning.planner.Errors",
     "dualrate.planning.planner.Planned",
     "dualrate.config.ranges.Range",
-    "dualrate.report.figures.Point",
     "dualrate.recipes.auto.Tier",
-    "dualrate.report.saving.Saving",
-    "dualrate.report.saving.ScoreRatio",
-    "dualrate.report.saving._Contest",
-    "dualrate.report.saving._Gap",
     "dualrate.drawing.samples.Pictures",
     "dualrate.drawing.samples.Pieces",
     "dualrate.drawing.samples.Record",
     "dualrate.drawing.samples.Written",
     "dualrate.runs.store.StoredModel",
-    "dualrate.demo.turns.Limits",
-    "dualrate.demo.turns.Turns",
     "dualrate.report.rows.Row",
     "dualrate.serving.offer.Job",
     "dualrate.serving.offer.Progress",
     "dualrate.serving.offer.Offered",
     "dualrate.sampling.covariance.CovarianceTable",
-    "dualrate.demo.demo._Timed",
-    "dualrate.demo.page.SmallRun",
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
@@ -188,7 +178,12 @@ def examples() -> Iterator[Any]:
     yield from (EncodeImages("photos", run), DecodeLatents(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
-    yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))
+    yield from (
+        RunRequest(run, "run", dr.Choice()),
+        Candidate(run, "run", "ancestral", plan),
+        dr.Choice(4),
+        Member(0.5),
+    )
     yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
     yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)),)
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()

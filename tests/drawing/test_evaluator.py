@@ -12,12 +12,18 @@ from metrics.untrained import untrained
 
 from dualrate.data.images import ImageSet, load_images
 from dualrate.drawing import evaluator as module
-from dualrate.drawing.choice import CHOSEN_IN
-from dualrate.drawing.evaluator import SHIPPED, evaluator, evaluators, features_named, messages, score_source
+from dualrate.drawing.evaluator import (
+    SHIPPED,
+    evaluator,
+    evaluators,
+    features_named,
+    messages,
+    score_source,
+)
 from dualrate.experiment.experiment import DataConfig
-from dualrate.metrics.features import CARD, Architecture, FeatureNet, Mixed, read_card, train_feature_net
+from dualrate.metrics.features import CARD, Architecture, FeatureNet, Mixed, train_feature_net
 from dualrate.metrics.frechet import GaussianStats
-from dualrate.report.html import png_bytes
+from dualrate.report.image_grid import png_bytes
 
 
 class Notes:
@@ -176,12 +182,6 @@ def test_images_need_real_ones_of_their_shape_to_be_compared_with(data, tmp_path
     untrained(Architecture(1, 12, 2, features=1)).save(tmp_path / "net")
     with pytest.raises(ValueError, match=r"16\.png is \(1, 16, 16\) \(C, H, W\), 12\.png is \(1, 12, 12\)"):
         score_source(tmp_path / "theirs", data, features=tmp_path / "net", progress=Notes())
-
-
-def test_the_recommendation_was_made_in_the_net_that_judges_where_none_is_named():
-    card = read_card(SHIPPED / "fashion-mnist" / CARD)
-    assert FeatureNet(card, card.architecture.build()).identity == CHOSEN_IN
-    assert module.shipped(card.data) == SHIPPED / "fashion-mnist"
 
 
 def test_messages_are_told_once():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.compare.contenders import Entry
+from dualrate.compare.candidates import RunRequest
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
@@ -130,10 +130,9 @@ def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
 
 
 def test_a_shared_encoder_has_no_table():
+    model = load(WEIGHTS / "fashion-mnist-heavy-annealed").with_denoiser("shared-encoder")
     with pytest.raises(ValueError, match="not of shared-encoder"):
-        Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8/4@covariance-table").named_contender(
-            load(WEIGHTS / "fashion-mnist-heavy-annealed")
-        )
+        Choice(8, 4, "covariance-table").drawer(model)
 
 
 def test_a_sampler_with_a_table_belongs_to_a_model_and_a_plan():
@@ -332,11 +331,11 @@ def test_the_command_line_knows_the_names(brief, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_comparison_takes_them_with_a_plan(name, heavy):
-    contender = Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8@{name}").named_contender(heavy)
-    step = contender.step(heavy)
-    assert str(step) == str(step_for(heavy, contender.plan, name))
+    (candidate,) = RunRequest.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8@{name}").candidates(heavy, ())
+    step = candidate.drawer(heavy).step
+    assert str(step) == str(step_for(heavy, candidate.plan, name))
     assert name in TABLED or step == make_step(name, heavy.process)
-    assert contender.plan.num_steps == 8
+    assert candidate.plan.num_steps == 8
 
 
 def test_the_command_line_takes_eta_and_a_list_of_times(brief, monkeypatch, capsys):

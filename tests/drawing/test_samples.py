@@ -25,7 +25,7 @@ from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.report.html import read_png
+from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load
 from dualrate.runs.train import check_out
 from dualrate.sampling.ancestral import Ancestral

@@ -17,7 +17,7 @@ import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, NoCodec, decode_macs, noisy_latents
 from dualrate.codecs.diffusion import DECODER
 from dualrate.codecs.token_codec import GreyLevels
-from dualrate.compare.contenders import Entry, calls_of, contenders_of
+from dualrate.compare.candidates import RunRequest, candidates_of
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
@@ -34,7 +34,6 @@ from dualrate.recipes.fashion_mnist_latents import ITERATIONS, SIZES, DecoderRec
 from dualrate.runs.store import load
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import StepNoise, rollout
-from dualrate.system.progress import Silent
 from dualrate.training.config import FitConfig
 
 LATENT = (12, 8, 8)
@@ -195,26 +194,22 @@ def test_a_comparison_gives_every_decoder_the_times_that_drawing_gives_it(runs: 
     for run in runs.values():
         model = load(run)
         for sampler in ("sde-dpm++2m", "dpm++2m", "ddim"):
-            plan = Entry.parse(f"{run}:4@{sampler}").named_contender(model).plan
+            (made,) = RunRequest.parse(f"{run}:4@{sampler}").candidates(model, ())
+            plan = made.plan
             assert plan == Choice(4, sampler=sampler).step_plan(model)
             assert plan.num_heavy == model.serves.default_heavy(4)
 
 
 def test_decoders_are_compared_at_equal_cost(runs: dict[str, Path]) -> None:
     """The usual plans of a dual-rate decoder have one heavy call, and as many light ones as the rung pays for."""
-    entries = [Entry.parse(str(run)) for run in runs.values()]
+    requests = [RunRequest.parse(f"{run}@ddim") for run in runs.values()]
     models = {run: load(run) for run in runs.values()}
-    found = contenders_of(entries, models, progress=Silent())
-    duals = [one for one in found if one.network == "dual"]
-    assert {one.plan.num_heavy for one in duals} == {1}
-    assert {one.sampler for one in duals} >= {"ddim", "dpm++2m", "sde-dpm++2m"}  # any
-    dearest = models[runs["heavy"]].call_cost.light
+    found = candidates_of(requests, models)
+    assert {one.plan.num_heavy for one in found if one.network == "dual"} == {1}
+    most = models[runs["heavy"]].call_cost.light
     for run in runs.values():
-        (last,) = [one for one in found if one.run == run and one.sampler == "ddim"][-1:]
-        assert last.drawer(models[run]).macs_by_step[-1] == pytest.approx(16 * dearest, rel=0.05)
-    own = Entry.parse(f"{runs['dual']}:6@heun").named_contender(models[runs["dual"]])
-    assert (own.denoiser, own.plan.num_heavy, own.plan.num_steps) == (None, 1, 6)
-    assert calls_of(10, 100, 50) == [35, 75, 155, 256]
+        last = [one for one in found if one.run == run][-1]
+        assert last.drawer(models[run]).macs_by_step[-1] == pytest.approx(32 * most, rel=0.05)
 
 
 def test_what_does_not_fit_is_refused(runs: dict[str, Path], root: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import pickle
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -21,8 +20,7 @@ from runs.made import saved_random
 
 import dualrate as dr
 from dualrate.cli.main import main
-from dualrate.compare import speed, work
-from dualrate.compare.contender import Contender
+from dualrate.compare import measure as comparing
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
@@ -54,9 +52,8 @@ CODEC, OTHER = NoisyFolder("a folder", "f" * 64), NoisyFolder("another", "e" * 6
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs of random weights: decoders `heavy`, `dual` and `other`, of another codec; `base` of latents; a judge."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
-    monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr(work, "memory_of", lambda *of, **how: 1)
+    monkeypatch.setattr(comparing, "BATCH", 2)
+    monkeypatch.setattr(comparing, "CALLING", 0.001)
     np.savez(tmp_path / "images.npz", images=photos(40).transpose(0, 2, 3, 1))
     data = dr.DataConfig(str(tmp_path / "images.npz"))
 
@@ -178,18 +175,12 @@ def test_decoders_are_compared_on_them(
     assert scored != held_out
 
 
-def test_workers_and_the_process_whose_memory_is_measured_are_given_them_too(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_are_given_them_too(here: Path) -> None:
     latents = draw_latents(drawer_of(load("base")), 12, here / "kept")
     drawer = drawer_of(load("dual").with_latents(latents), 4)
     again = pickle.loads(bytes(ForkingPickler.dumps(drawer)))
     assert again.model.weights_hash == drawer.model.weights_hash
     assert torch.equal(next(again.states(range(4))), next(drawer.states(range(4))))
-    monkeypatch.setattr(speed, "ProcessPoolExecutor", lambda count, **how: ThreadPoolExecutor(count))
-    contender = Contender(Path("dual"), "dual", "ddim", dr.StepPlan.uniform(2, 1))
-    (here / "images.npz").unlink()  # no held-out image is read
-    assert speed.memory_of(contender, 2, device=torch.device("cpu"), latents=latents) > 1e7
 
 
 @pytest.mark.parametrize(
@@ -199,7 +190,7 @@ def test_workers_and_the_process_whose_memory_is_measured_are_given_them_too(
         (["other:3"], "base", "other decodes latents of the codec eeeeeeeeeeee, and what is to be drawn is of fff"),
         (["heavy:3"], "heavy", "decodes latents of the codec ffffffffffff, and what is to be drawn is pixels"),
         (["heavy:3"], "nowhere", "nowhere"),
-        (["heavy:3", "dual:8/3@ddim"], "base", "dual cannot be called by shared-encoder"),
+        (["heavy:3", "dual:8/3@ddim"], "base", "so there are 8 heavy calls, not 3"),
         (["heavy:3"], "small", "heavy decodes latents (12, 8, 8) (C, h, w), those to be drawn are (12, 4, 4)"),
     ],
 )

@@ -23,7 +23,7 @@ from dualrate.drawing.latents import RECORD, Latents, decode_latents, encode_ima
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneDecoder
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.report.html import read_png
+from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load
 
 PHOTOS = photos(5)

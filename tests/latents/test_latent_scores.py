@@ -15,10 +15,9 @@ from theory.exact import GaussianMixture, OracleDenoiser
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, Moments
-from dualrate.compare import work
-from dualrate.compare.contender import Contender
+from dualrate.compare import measure as comparing
+from dualrate.compare.candidates import Candidate
 from dualrate.compare.page import front_table
-from dualrate.compare.speed import Speed
 from dualrate.data.images import ImageSet
 from dualrate.data.latent_set import HeldOut
 from dualrate.diffusion.process import NoisyEnd
@@ -132,19 +131,17 @@ def test_a_model_of_latents_has_the_scores_of_its_codec_and_a_decoder_those_of_w
 
 
 def test_a_comparison_of_decoders_has_their_psnr(root: Path, judge, tmp_path: Path, monkeypatch) -> None:
-    untimed = {"time_calls": CallCost(0.1, 0.1, decode=0.1), "saturating_batch": 4, "memory_of": 1}
-    for name, value in {**untimed, "speed": Speed(0.1, 0.1, 4)}.items():
-        monkeypatch.setattr(work, name, lambda *of, value=value, **how: value)
-    monkeypatch.setattr(work, "SHOWN", 4)
+    monkeypatch.setattr(comparing, "call_seconds", lambda *of, **how: CallCost(0.1, 0.1, decode=0.1))
+    monkeypatch.setattr(comparing, "seconds_per_image", lambda *of: 0.1)
+    monkeypatch.setattr(comparing, "SHOWN", 4)
     models = {root / name: load(root / name, note=str) for name in ("base", "decoder")}
-    bench = work.Bench(models, [judge], tmp_path / "cells", Silent(), rows=tmp_path / "kept" / "rows")  # both new
-    contenders = [Contender(run, run.name, "ddim", dr.StepPlan.uniform(2)) for run in models]
-    bench.estimate(contenders)
-    base, decoder = bench.finish(bench.measure(contenders, range(10), 60, details=False))
-    near = nearness(bench.drawer(contenders[1]), range(10))
+    session = comparing.Session(models, [judge], tmp_path / "cells", Silent(), rows=tmp_path / "kept" / "rows")
+    candidates = [Candidate(run, run.name, "ddim", dr.StepPlan.uniform(2)) for run in models]
+    base, decoder = session.finish(session.measure(candidates, range(10), 60, details=False))
+    near = nearness(session.drawer(candidates[1]), range(10))
     assert near is not None
     assert (base.nearness, decoder.nearness) == (None, near)
-    made = front_table([base, decoder])
+    made = front_table([decoder])
     assert made.header[-1] == "PSNR, dB"
-    assert {line[-1] for line in made.cells} == {"-", f"{near.psnr:.2f} +- {near.error:.2f}"}
+    assert {line[-1] for line in made.cells} == {f"{near.psnr:.2f} +- {near.error:.2f}"}
     assert "PSNR, dB" not in front_table([base]).header

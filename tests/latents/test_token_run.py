@@ -12,7 +12,7 @@ import torch
 import dualrate as dr
 from dualrate.codecs.codec import round_trip
 from dualrate.codecs.token_codec import GreyLevels
-from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_samplers
+from dualrate.compare.candidates import RunRequest, candidates_of
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.likelihood import bits_per_token
@@ -22,9 +22,7 @@ from dualrate.networks.tokens import TokensConfig
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.catalogue import make_step
-from dualrate.sampling.cost import CallCost
 from dualrate.serving.offer import Offer
-from dualrate.system.progress import Silent
 from dualrate.training.config import FitConfig
 
 NET = TokensConfig(5, 8, 8, channels=16, blocks=1, embedding=16, head_dim=16)
@@ -60,18 +58,16 @@ def test_a_run_draws_images_of_its_levels_by_the_step_of_tokens(model):
 
 
 def test_comparing_and_serving_try_the_step_of_tokens_alone(model):
-    """Without plans that are found by errors of Gaussian states."""
-    entry = replace(Entry.parse(str(model.path)), network="A")
-    models = {entry.run: model}
-    assert planning_seconds(entry, models, CallCost(1, 1)) == 0
-    found = contenders_of([entry], models, progress=Silent())
+    request = RunRequest.parse(str(model.path))
+    models = {request.run: model}
+    found = candidates_of([request], models)
     assert {one.sampler for one in found} == {"ancestral"}
     assert len({one.plan for one in found}) > 3
     assert found[0].drawer(model).step == Reverse(Masked())
     assert Offer(model).offered.samplers == {"ancestral": True}
     for asked in ("ddim", "sde-dpm++2m"):
         with pytest.raises(ValueError, match="is for a GaussianProcess, not Masked"):
-            require_samplers([replace(entry, sampler=asked)], models)
+            candidates_of([RunRequest.parse(f"{model.path}@{asked}")], models)
 
 
 def test_bits_of_a_token_are_bounded(model):

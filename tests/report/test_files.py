@@ -7,8 +7,7 @@ from PIL import Image
 from trouble import full_disk
 
 from dualrate.data.images import load_images, to_float, to_uint8
-from dualrate.report.html import is_whole_png, png_bytes, read_png, write_npz
-from dualrate.report.image_grid import save_grid
+from dualrate.report.image_grid import is_whole_png, png_bytes, read_png, save_grid, write_npz
 
 
 def constant_images(channels: int) -> np.ndarray:

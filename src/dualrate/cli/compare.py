@@ -13,40 +13,40 @@ from dualrate.cli.recipe import Compile, Device, Graphs, Workers
 from dualrate.config.ranges import Images, Minutes, Precision, Probability, Ranged
 from dualrate.system.device import pick_device
 
-ENTRY = "[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
+REQUEST = "[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 
 
 @dataclass(frozen=True)
 class Compare(Ranged):
-    """Compare models, samplers and plans: quality against FLOPs, time and memory, on one page. Goes on if run again."""
+    """Compare models, samplers and plans: quality against FLOPs and time, on one page. Continues if run again."""
 
-    entries: Annotated[Positional[tuple[str, ...]], arg(metavar=ENTRY)]
-    """RUN alone: its usual plans and samplers. RUN:32/8: 32 steps, 8 heavy calls spread evenly, ancestral unless a
-    sampler is named. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16; RUN+LIGHT:32/20, the first
-    12 of 32 steps by the network of another run. RUN,RUN,RUN: one network trained from several seeds, whose scores are
-    pooled."""
+    requests: Annotated[Positional[tuple[str, ...]], arg(metavar=REQUEST)]
+    """RUN alone: its usual plans. RUN:32/8: 32 steps, 8 heavy calls, as `dualrate sample RUN --steps 32 --heavy 8`
+    draws. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16; RUN+LIGHT:32/20, the first 12 of 32
+    steps by the network of another run. RUN,RUN,RUN: trainings of one network from several seeds, whose scores are
+    averaged."""
     minutes: Minutes = 60
-    """Of measuring; what they do not suffice for, the same command does next time."""
+    """Of measuring. What they do not suffice for, the same command does next time."""
     out: Path = Path("report.html")
     """The page; .json, .csv and what is needed to go on are beside it."""
     screen: Images = 1000
-    """Images per contender at first."""
+    """Images per plan at first, where the plans are the usual ones."""
     count: Images = 5000
-    """Images per contender on the front."""
+    """Images per plan on the front."""
     features: str | None = None
-    """Judges, with commas between: names of shipped feature nets, inception, dinov2, efficientnet, or directories; the
-    first screens and orders. The data set's own if not given."""
-    rivals: bool = False
+    """Metrics, with commas between: names of shipped feature nets, inception, dinov2, efficientnet, or directories. The
+    first one screens and orders. The data set's own if not given."""
+    baselines: bool = False
     """Also evaluate training-free baselines (DeepCache, FORA, TaylorSeer, ToCa, DuCa) on the most expensive single
     network, and lighter ones that are named for its first steps (RUN+LIGHT)."""
     switch_at: Probability | None = None
     """Time at which the heavy network takes over from the light one of RUN+LIGHT and RUN+LIGHT:32, 1 is noise and 0
     data; RUN+LIGHT has 3/4 and 1/2 of the steps by the heavy one if not given."""
     latents_by: Path | None = None
-    """Of decoders: a model of their latents (docs/unified-latents.md), whose draws they make images of, in place of
-    held-out images' latents. Distances are then gFDs. Drawing the latents is in no minutes."""
+    """Of decoders: a model of their latents (docs/unified-latents.md), whose latents they decode in place of those of
+    held-out images. Distances are then gFDs. Drawing the latents is not part of the minutes."""
     mixed: bool = False
-    """Allow runs trained on other data than the first, whose images then judge all."""
+    """Allow runs trained on other data than the first, whose images all are then compared with."""
     precision: Precision = "auto"
     """Of the networks; auto: bfloat16 where it pays. Rows of several machines compare only in the same."""
     workers: Workers = 1
@@ -59,16 +59,16 @@ class Compare(Ranged):
         from dualrate.compare.page import front_table
         from dualrate.report.table import as_text
 
-        if not self.entries:
+        if not self.requests:
             raise ValueError("nothing to compare: name runs, e.g. dualrate compare weights/fashion-mnist-*")
         device, progress = pick_device(self.device), reporter()
         findings = compare(
-            self.entries,
+            self.requests,
             self.out,
             Effort(self.minutes, self.screen, self.count),
             features=self.features,
             mixed=self.mixed,
-            rivals=self.rivals,
+            baselines=self.baselines,
             switch_at=self.switch_at,
             device=device,
             workers=self.workers,
@@ -81,8 +81,6 @@ class Compare(Ranged):
         )
         if findings.finished:
             print(as_text(front_table(findings.finished)), "\n")
-        for sentence in findings.unplanned:
-            print(sentence)
         for sentence in findings.unfinished:
-            print(f"{sentence} The same command goes on.")
+            print(f"{sentence} The same command continues.")
         print(self.out)

@@ -96,9 +96,10 @@ class SamplingOptions(Ranged):
         if not is_run(self.denoiser):
             import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
-        if is_run(self.denoiser) and self.plan is None and self.switch_at is None:
+        if is_run(self.denoiser) and self.plan is None and self.switch_at is None and self.heavy is None:
             raise ValueError(
-                f"say which steps are those of {self.denoiser}: the first, until --switch-at 0.6; or by --plan, which "
+                f"say which steps are those of {self.denoiser}: the first, until --switch-at 0.6; all but the last "
+                f"--heavy 8; or by --plan, which "
                 f"dualrate plan RUN --denoiser {self.denoiser} --budget 0.5x writes"
             )
         if self.codec_sampler is not None:

@@ -6,7 +6,7 @@ grid     that of the sampler (sampling/catalogue.py), which is another one where
 steps    32, or a distilled student's own
 heavy    a quarter of the steps, within what was trained, at times that the encoder was trained at; the first quarter
          of the steps goes without a context where the model was trained on steps without one. After switch_at a single
-         network at every step
+         network at every step. Of a single network after another run's network: the last steps
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from dualrate.system.device import own_defaults
 from dualrate.system.progress import ImageProgress
 
 RECOMMENDED, GAMMA = "sde-dpm++2m", 0.1
-CHOSEN_IN = "fashion-mnist:35f6356d56c1"  # the features whose distances the recommendation was made from
 SMOOTH = "dpm++2m"  # where a path must be smooth
 Places = Literal["late", "even"]
 Note = Callable[[str], object]
@@ -99,7 +98,7 @@ class Choice(Ranged):
 
     @own_defaults()
     def step_plan(self, model: Model, note: Note = warnings.warn) -> StepPlan:
-        """note: told where the plan has fewer heavy calls than were asked for, and why.
+        """note: called where the plan has fewer heavy calls than were asked for, and why.
 
         Raises ValueError for a plan that the model does not serve.
         """
@@ -121,18 +120,26 @@ class Choice(Ranged):
                 "directory), or a dual-rate model that was trained on steps without a context"
             )
         heavy = self._heavy(model, steps)
-        reuse = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
+        markov = model.denoiser.reuse is Reuse.MARKOV
+        single = model.serves.default_heavy(steps) == steps
+        light_first = (
+            markov and single and abilities(model.denoiser).alone_differs
+        )
+        reuse = heavy < steps and markov and not light_first
         grid = self.grid or self._usual_grid(model, reuse)
         times = self.times or grid_times(grid, model.process.schedule, steps)
         if self.switch_at is not None:
             alone = before(times, self.switch_at)
             return model.serves.spread(times, min(heavy, steps - alone) if self.heavy is None else heavy, alone)
-        if self.places == "late" and not (reuse and model.serves.drops):
+        starts_alone = reuse and switches(model)
+        if self.places == "late" and not starts_alone:
             raise ValueError(
                 f"places late leaves the first steps without a context, and {model.name} has none, or was not trained "
                 "without it, or is called at every step: drop places"
             )
-        late = heavy > 0 and reuse and model.serves.drops and self.places != "even"
+        if light_first and self.places is None:
+            return model.serves.spread(times, heavy, max(steps - heavy, 0))
+        late = heavy > 0 and starts_alone and self.places != "even"
         plan = model.serves.spread(times, heavy, min(steps // 4, steps - heavy) if late else 0)
         return plan if late else plan.renewing(abilities(model.denoiser).between)
 

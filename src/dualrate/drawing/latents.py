@@ -56,7 +56,7 @@ from dualrate.experiment.experiment import Model
 from dualrate.methods.unified_latents import bound, end
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
 from dualrate.metrics.store import FeatureStore, fill_stores
-from dualrate.report.html import write_npz
+from dualrate.report.image_grid import write_npz
 from dualrate.report.table import plan_name
 from dualrate.runs.store import load
 from dualrate.system.files import read_json, whole, write_whole, written_aside

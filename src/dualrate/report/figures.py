@@ -1,12 +1,6 @@
 """Figures, as inline SVG for pages (in the colour of the text around them: light and dark) or as PNG.
 
 Colours are those of Okabe and Ito, which colour-blind readers can distinguish; markers and dashes differ as well.
-
-How every page looks, light and dark: a file of its own, so that a page without figures loads no matplotlib.
-
-Points of quality against cost, and the front of them: those that no other beats.
-
-A point is on the front if no other is at most as dear and at least as good.
 """
 
 from __future__ import annotations
@@ -14,17 +8,14 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
-from numpy.typing import NDArray
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
@@ -32,70 +23,17 @@ from dualrate.metrics.origin import require_same
 from dualrate.report.rows import Row
 from dualrate.report.table import compute_unit, plan_of, significant
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #24262b; --soft: #5d6370; --page: #fff; --line: #d9dce2; --tint: #f4f5f8 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ec; --soft: #a2a8b4; --page: #15171b; --line: #353a44; --tint: #1d2026 }
-}
-* { box-sizing: border-box }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem }
-h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line) }
-p, ul { max-width: 46rem; margin: .6rem 0 }
-ul { padding-left: 1.2rem }
-li { margin: .4rem 0 }
-.lead { font-size: 1.15rem; padding: .9rem 1.1rem; background: var(--tint); border-radius: .5rem; max-width: none }
-.note, figcaption { font-size: .86rem; color: var(--soft) }
-.note { margin: .3rem 0 }
-.scroll { overflow-x: auto; margin: 1rem 0 .75rem }
-table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums }
-th, td { padding: .45rem .6rem; text-align: left; border-bottom: 1px solid var(--line); min-width: 8rem }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom }
-.number { text-align: right; min-width: 0 }
-td.number { white-space: nowrap }
-figure { margin: 0 }
-figcaption { margin-top: .35rem }
-img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.4rem 1.5rem }
-.drawing { margin: 1rem 0 1.75rem; overflow-x: auto }
-.drawing svg { width: 100%; min-width: 32rem; height: auto; display: block }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .93rem }
-dt { color: var(--soft) }
-dd { margin: 0; overflow-wrap: anywhere }
-"""
-
-
 Item = TypeVar("Item")
-FLOOR = 1e-3  # of a replicate, in scores
+
+PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#999933")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK = "#24262b"  # becomes currentColor in SVG
+WIDE = 5.0  # scores that span a larger factor get a log axis
+Cost = Literal["flops", "seconds"]
 
 
-@dataclass(frozen=True, eq=False)
-class Point:
-    """cost > 0; score > 0, lower is better; replicates: (R,) of the score, from its bootstrap. Else ValueError.
-
-    curve: names the plans between which others could stand, such as those of one network under one sampler, which
-           differ in steps; None: it stands alone
-    """
-
-    name: str
-    cost: float
-    score: float
-    replicates: NDArray[np.float64]
-    curve: str | None = None
-
-    def __post_init__(self) -> None:
-        if not (0 < self.cost < math.inf and 0 < self.score < math.inf):
-            raise ValueError(f"{self.name} has cost {self.cost} and score {self.score}; both must be positive numbers")
-
-    @property
-    def log_replicates(self) -> NDArray[np.float64]:
-        """Bias-centred replicates of a score near zero may fall below it, where logarithms end: FLOOR at least."""
-        return np.log(np.maximum(self.replicates, FLOOR * self.score))
-
-
-def unbeaten(items: Iterable[Item], place: Callable[[Item], tuple[float, float]]) -> list[Item]:
-    """The items that no other beats, in order of cost. place: an item's (cost, score)."""
+def pareto_front(items: Iterable[Item], place: Callable[[Item], tuple[float, float]]) -> list[Item]:
+    """The items that no other beats, in order of cost. place: an item's (cost, score); lower is better in both."""
     kept: list[Item] = []
     for item in sorted(items, key=place):
         if not kept or place(item)[1] < place(kept[-1])[1]:
@@ -103,43 +41,10 @@ def unbeaten(items: Iterable[Item], place: Callable[[Item], tuple[float, float]]
     return kept
 
 
-def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats, in order of cost."""
-    return unbeaten(points, lambda point: (point.cost, point.score))
-
-
-PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#999933")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-DASHES = ("-", "--", ":", "-.")
-INK = "#24262b"  # becomes currentColor in SVG
-WIDE = 5.0  # scores that span a larger factor get a log axis
-Cost = Literal["flops", "seconds"]
-
-
-def quality_figure(rows: Sequence[Row], cost: Cost) -> Figure:
-    """Score against FLOPs or measured seconds per image, one line per network and sampler, points annotated N/H.
+def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
+    """Score against FLOPs or measured seconds per image: a network's rows in one colour, a line through its front.
 
     Raises ValueError for no rows, and for scores that were taken under different conditions.
-    """
-    if not rows:
-        raise ValueError("no rows, so there is nothing to draw: measure something first")
-    require_same([row.score.fingerprint for row in rows])
-    figure, axes = _blank()
-    scale, label = _cost_axis(rows, cost)
-    networks = list(dict.fromkeys(row.network for row in rows))
-    for network in networks:
-        own = [row for row in rows if row.network == network]
-        for k, sampler in enumerate(dict.fromkeys(row.sampler for row in own)):
-            family = sorted((row for row in own if row.sampler == sampler), key=lambda row: _cost(row, cost))
-            _draw_family(axes, family, cost, scale, networks.index(network), k)
-    _finish(figure, axes, rows, label)
-    return figure
-
-
-def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
-    """Score against cost: a network's rows in one colour, a line through those that none of its others beat.
-
-    Raises ValueError as `quality_figure`.
     """
     if not rows:
         raise ValueError("no rows, so there is nothing to draw: measure something first")
@@ -148,13 +53,12 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
     scale, label = _cost_axis(rows, cost)
     for i, network in enumerate(dict.fromkeys(row.network for row in rows)):
         own = [row for row in rows if row.network == network]
-        best = unbeaten(own, lambda row: (_cost(row, cost), row.score.value))
-        _draw_family(axes, best, cost, scale, i, 0, name=network)
+        front = pareto_front(own, lambda row: (_cost(row, cost), row.score.value))
+        _draw_front(axes, front, cost, scale, i)
+        color, marker = mark(i)
         for row in own:
-            if row not in best:
-                at = _cost(row, cost) / scale
-                color, marker = mark(i)
-                axes.plot(at, row.score.value, marker, color=color, alpha=0.35)
+            if row not in front:
+                axes.plot(_cost(row, cost) / scale, row.score.value, marker, color=color, alpha=0.35)
     _finish(figure, axes, rows, label)
     return figure
 
@@ -211,7 +115,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     return target.getvalue()
 
 
-def _blank(height: float = 4.6) -> tuple[Figure, Axes]:
+def _blank(height: float) -> tuple[Figure, Axes]:
     """A figure of 8 inches width without a background, in INK."""
     figure = Figure(figsize=(8, height), facecolor="none", layout="constrained")
     with mpl.rc_context({"font.size": 12, "text.color": INK}):
@@ -242,32 +146,29 @@ def _finish(figure: Figure, axes: Axes, rows: Sequence[Row], xlabel: str) -> Non
     figure.legend(frameon=False, loc="outside upper center", ncols=2, labelcolor=INK)
 
 
-def _draw_family(
-    axes: Axes, family: list[Row], cost: Cost, scale: float, network: int, sampler: int, *, name: str = ""
-) -> None:
+def _draw_front(axes: Axes, front: Sequence[Row], cost: Cost, scale: float, network: int) -> None:
+    """network: its number, which colours it."""
     color, marker = mark(network)
-    x = [_cost(row, cost) / scale for row in family]
-    y = [row.score.value for row in family]
-    low = [max(0.0, row.score.value - row.score.low) for row in family]
-    high = [max(0.0, row.score.high - row.score.value) for row in family]
+    scores = [row.score for row in front]
+    x = [_cost(row, cost) / scale for row in front]
     axes.errorbar(
         x,
-        y,
-        yerr=(low, high),
+        [score.value for score in scores],
+        yerr=(
+            [max(0.0, score.value - score.low) for score in scores],
+            [max(0.0, score.high - score.value) for score in scores],
+        ),
         color=color,
         marker=marker,
-        markerfacecolor=color if sampler == 0 else "none",
         markersize=8,
-        markeredgewidth=1.8,
-        linestyle=DASHES[sampler % len(DASHES)],
         linewidth=1.8,
         elinewidth=1.5,
         capsize=4,
-        label=name or f"{family[0].network}, {family[0].sampler}",
+        label=front[0].network,
         zorder=3,
     )
     offset = ((8, 6), (8, -14), (-22, 6))[network % 3]  # neighbouring points of two networks are labelled apart
-    for row, at in zip(family, x, strict=True):
+    for row, at in zip(front, x, strict=True):
         axes.annotate(plan_of(row), (at, row.score.value), offset, textcoords="offset points", color=color, fontsize=11)
 
 

@@ -1,208 +1,120 @@
-"""One self-contained HTML page: text, tables, pictures and figures. Nothing is fetched, every string is escaped.
-
-Images to files and back: PNGs, and the npz layout of the reference evaluators.
-"""
+"""HTML pages of one file, made by jinja2: a base template and its macros. Every text is escaped, nothing is fetched."""
 
 from __future__ import annotations
 
 import base64
 import io
-import struct
-import zipfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from jinja2 import DictLoader, Environment, StrictUndefined
 from PIL import Image
 
-from dualrate.report.figures import STYLE, svg
-from dualrate.report.table import TEXT_COLUMNS, Table
-from dualrate.system.files import check_regular, whole
+from dualrate.report.table import TEXT_COLUMNS
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #24262b; --soft: #5d6370; --page: #fff; --line: #d9dce2; --tint: #f4f5f8 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8ec; --soft: #a2a8b4; --page: #15171b; --line: #353a44; --tint: #1d2026 }
+}
+* { box-sizing: border-box }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
+main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem }
+h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line) }
+p, ul { max-width: 46rem; margin: .6rem 0 }
+ul { padding-left: 1.2rem }
+li { margin: .4rem 0 }
+.lead { font-size: 1.15rem; padding: .9rem 1.1rem; background: var(--tint); border-radius: .5rem; max-width: none }
+.note, figcaption { font-size: .86rem; color: var(--soft) }
+.note { margin: .3rem 0 }
+.scroll { overflow-x: auto; margin: 1rem 0 .75rem }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums }
+th, td { padding: .45rem .6rem; text-align: left; border-bottom: 1px solid var(--line); min-width: 8rem }
+th { font-weight: 600; color: var(--soft); vertical-align: bottom }
+.number { text-align: right; min-width: 0 }
+td.number { white-space: nowrap }
+figure { margin: 0 }
+figcaption { margin-top: .35rem }
+img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.4rem 1.5rem }
+.drawing { margin: 1rem 0 1.75rem; overflow-x: auto }
+.drawing svg { width: 100%; min-width: 32rem; height: auto; display: block }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .93rem }
+dt { color: var(--soft) }
+dd { margin: 0; overflow-wrap: anywhere }
+"""
+
+BASE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>{{ style | safe }}</style>
+</head>
+<body>
+<main>
+<h1>{{ title }}</h1>
+{% block body %}{% endblock %}
+</main>
+</body>
+</html>
+"""
+
+MACROS = """
+{% macro table(made) %}
+<div class="scroll" tabindex="0"><table>
+<thead>{{ line("th", made.header) }}</thead>
+<tbody>
+{% for cells in made.cells %}{{ line("td", cells) }}
+{% endfor %}</tbody>
+</table></div>
+{% for note in made.notes %}<p class="note">{{ note }}</p>
+{% endfor %}{% endmacro %}
+
+{% macro line(tag, cells) %}<tr>
+{%- for cell in cells %}<{{ tag }}{% if loop.index > text_columns %} class="number"{% endif %}>{{ cell }}</{{ tag }}>
+{%- endfor %}</tr>{% endmacro %}
+
+{% macro drawing(svg, caption) %}<figure class="drawing">{{ svg | safe }}<figcaption>{{ caption }}</figcaption></figure>
+{% endmacro %}
+
+{% macro picture(pixels, caption) %}
+<figure><img src="{{ pixels | png }}" width="{{ pixels.shape[1] }}" height="{{ pixels.shape[0] }}" alt="{{ caption }}">
+<figcaption>{{ caption }}</figcaption></figure>
+{% endmacro %}
+
+{% macro passage(text, caption) %}<figure><pre>{{ text }}</pre><figcaption>{{ caption }}</figcaption></figure>
+{% endmacro %}
+
+{% macro facts(pairs) %}<dl>
+{%- for name, value in pairs.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
+{% endmacro %}
+"""
 
 
-@dataclass(frozen=True)
-class Text:
-    """A paragraph. lead: large, for what matters most; note: small."""
+def page(template: str, **values: Any) -> str:
+    """A page as one string. template: extends "base", and may import macros from "macros"; values: its names.
 
-    text: str
-    kind: Literal["plain", "lead", "note"] = "plain"
-
-
-@dataclass(frozen=True)
-class Points:
-    """A list of short texts."""
-
-    items: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Names and values, one pair per line."""
-
-    pairs: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """pixels: (H, W) or (H, W, 3) uint8, enlarged without smoothing to the width of its place."""
-
-    pixels: np.ndarray
-    caption: str
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A text, line by line as it is."""
-
-    text: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures, or passages, side by side where there is room."""
-
-    pictures: Sequence[Picture | Passage]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of `report.figures`."""
-
-    figure: Figure
-    caption: str
-
-
-Element = Text | Points | Facts | Table | Picture | Gallery | Drawing
-
-
-@dataclass(frozen=True)
-class Section:
-    heading: str
-    elements: Sequence[Element]
-
-
-def page(title: str, sections: Sequence[Section]) -> str:
-    """The page as one string. A section without a heading continues the title."""
-    body = "\n".join(_section(section) for section in sections)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _section(section: Section) -> str:
-    heading = f"<h2>{escape(section.heading)}</h2>\n" if section.heading else ""
-    return f"<section>\n{heading}" + "\n".join(_element(element) for element in section.elements) + "\n</section>"
-
-
-def _element(element: Element) -> str:
-    match element:
-        case Text(text, kind):
-            return f'<p class="{kind}">{escape(text)}</p>'
-        case Points(items):
-            return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
-        case Facts(pairs):
-            return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in pairs)}</dl>"
-        case Table(header, cells, notes):
-            return _table(header, cells, notes)
-        case Picture():
-            return _picture(element)
-        case Gallery(pictures):
-            return f'<div class="gallery">{"".join(_shown(picture) for picture in pictures)}</div>'
-        case Drawing(figure, caption):
-            return f'<figure class="drawing">{svg(figure)}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _table(header: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    def line(tag: str, values: Sequence[str]) -> str:
-        parts = (f"<{tag}{_aligned(i)}>{escape(value)}</{tag}>" for i, value in enumerate(values))
-        return f"<tr>{''.join(parts)}</tr>"
-
-    rows = "\n".join(line("td", row) for row in cells)
-    below = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    return (
-        f'<div class="scroll" tabindex="0"><table>\n<thead>{line("th", header)}</thead>\n<tbody>{rows}</tbody>\n'
-        f"</table></div>{below}"
-    )
-
-
-def _aligned(column: int) -> str:
-    return "" if column < TEXT_COLUMNS else ' class="number"'
-
-
-def _shown(one: Picture | Passage) -> str:
-    if isinstance(one, Picture):
-        return _picture(one)
-    return f"<figure><pre>{escape(one.text)}</pre><figcaption>{escape(one.caption)}</figcaption></figure>"
-
-
-def _picture(picture: Picture) -> str:
-    target = io.BytesIO()
-    Image.fromarray(picture.pixels).save(target, "PNG", optimize=True)
-    data = base64.b64encode(target.getvalue()).decode("ascii")
-    caption, (height, width) = escape(picture.caption), picture.pixels.shape[:2]
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{caption}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-_COLOUR_TYPE = {1: 0, 3: 2}  # of a PNG: grey, RGB
-_END = b"\0\0\0\0IEND\xaeB`\x82"
-
-
-def png_bytes(image: NDArray[np.uint8]) -> bytes:
-    """(C, H, W) uint8, C = 1 or 3, as the content of a PNG file."""
-    picture = image.transpose(1, 2, 0)
-    content = io.BytesIO()
-    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(content, "PNG")
-    return content.getvalue()
-
-
-def is_whole_png(path: Path, shape: tuple[int, int, int]) -> bool:
-    """Whether a file begins as a PNG of this shape (C, H, W) does, and ends as one. Reads 38 bytes of it."""
-    channels, height, width = shape
-    start = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBB", width, height, 8, _COLOUR_TYPE[channels])
-    check_regular(path)
-    with path.open("rb", buffering=0) as file:
-        if file.read(len(start)) != start:
-            return False
-        file.seek(-len(_END), io.SEEK_END)
-        return file.read() == _END
-
-
-def read_png(path: Path) -> NDArray[np.uint8]:
-    """(C, H, W) uint8. Raises OSError for a file that is no picture, or a damaged one."""
-    try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(f"{path} is damaged ({error}): delete it, and it is drawn again") from error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def write_npz(
-    path: Path, images: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int], labels: NDArray[np.int64] | None
-) -> None:
-    """arr_0 (N, H, W, C) uint8 and, if there are any, arr_1 (N,) labels, holding one image at a time.
-
-    images: N of (C, H, W); shape: (N, C, H, W). The file is whole or not there. Raises OSError that names it.
+    Every text is escaped, but the SVG of the macro `drawing`.
     """
-    count, channels, height, width = shape
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, height, width, channels)}
-    with whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-            np.lib.format.write_array_header_1_0(member, header)
-            for image in images:
-                member.write(image.transpose(1, 2, 0).tobytes())
-        if labels is not None:
-            with archive.open("arr_1.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, labels, allow_pickle=False)
+    return _ENVIRONMENT.from_string(template).render(**values)
+
+
+def _png(pixels: np.ndarray) -> str:
+    """(H, W) or (H, W, 3) uint8 as a data URL."""
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(target.getvalue()).decode('ascii')}"
+
+
+_ENVIRONMENT = Environment(
+    loader=DictLoader({"base": BASE, "macros": MACROS}),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["png"] = _png
+_ENVIRONMENT.globals |= {"text_columns": TEXT_COLUMNS, "style": STYLE}

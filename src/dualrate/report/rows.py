@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dualrate.metrics.evaluate import Score
 
@@ -19,8 +19,8 @@ class Row:
     macs:              multiply-adds per image, guidance counted; FLOPs are twice that
     seconds_per_image: of networks and sampler, measured in this run, at `batch_size`
     precision:         "float32" or "bfloat16", of the networks' matrix products; then ", compiled", ", CUDA graphs"
-    score:             quality with its interval, by the first judge
-    beside:            by the other judges, of the same images
+    score:             quality with its interval, by the first metric
+    beside:            by the other metrics, of the same images
     """
 
     network: str
@@ -40,14 +40,10 @@ class Row:
 
     @property
     def scores(self) -> dict[str, Score]:
-        """By every judge's metric, the first judge's first."""
+        """By metric, the first one first."""
         return {score.metric: score for score in (self.score, *self.beside)}
-
-    def judged_by(self, metric: str) -> Row:
-        """The row as this judge alone sees it. Raises KeyError for one that did not judge it."""
-        return replace(self, score=self.scores[metric], beside=())
 
 
 def shared_metrics(rows: Sequence[Row]) -> list[str]:
-    """The metrics of the judges that all of the rows have, in the order of the first one."""
+    """The metrics that all of the rows have, in the order of the first one."""
     return [metric for metric in rows[0].scores if all(metric in row.scores for row in rows)]

@@ -31,7 +31,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.experiment import Model
-from dualrate.report.html import png_bytes
+from dualrate.report.image_grid import png_bytes
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.trajectory import State
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dualrate.report.figures import STYLE
+from dualrate.report.html import STYLE
 
 PARTS = Path(__file__).with_name("parts")
 

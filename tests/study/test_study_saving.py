@@ -6,9 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-
-from dualrate.report.figures import Point
-from dualrate.report.saving import PRECISION, cost_at, saving, score_ratio, side
+from saving import PRECISION, Point, cost_at, saving, score_ratio, side
 
 CLOSE = pytest.approx
 
@@ -221,7 +219,7 @@ def test_a_first_plan_that_may_be_as_good_tells_no_lower_end():
 def test_replicates_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="5 replicates"):
         saving(point(1, 1), [point(1, 1, [1.0, 2.0])])
-    with pytest.raises(ValueError, match="rivals"):
+    with pytest.raises(ValueError, match="baselines"):
         saving(point(1, 1), [])
     for replicates in ([1.0], [1.0, math.nan]):
         with pytest.raises(ValueError, match="at least two replicates"):
@@ -285,3 +283,15 @@ def test_intervals_cover_what_they_say():
         own, *rivals = noisy([own, *seen], deviation, seed=trial, count=count)
         held += side(own, rivals, 2.0) == 0
     assert 0.93 <= held / trials <= 0.97
+
+
+def test_replicates_end_at_a_thousandth_of_the_score():
+    """Those of a score near zero may lie below it."""
+    found = Point("p", 1, 2.0, np.array([-1.0, 0.0, 1e-3, 2.0])).log_replicates
+    np.testing.assert_allclose(found, np.log([2e-3, 2e-3, 2e-3, 2.0]))
+
+
+@pytest.mark.parametrize(("cost", "score"), [(0, 1), (1, 0), (1, -1), (1, math.inf), (math.nan, 1)])
+def test_a_point_that_has_no_logarithm_is_refused(cost, score):
+    with pytest.raises(ValueError, match="both must be positive numbers"):
+        Point("p", cost, score, np.ones(2))

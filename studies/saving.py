@@ -1,11 +1,12 @@
-"""What a point of quality against cost saves against rivals, and the interval of that ratio.
+"""What a point of quality against cost saves against baselines, and the interval of that ratio.
 
-The rivals' front at a cost is the least score that they have for at most this cost. Between two plans of one curve the
-score is a straight line in (log cost, log score); between curves, before the first point and beyond the last one
+The baselines' front at a cost is the least score that they have for at most this cost. Between two plans of one curve
+the score is a straight line in (log cost, log score); between curves, before the first point and beyond the last one
 nothing is assumed: where the front falls to the first plan of a curve, a cheaper one, had it been measured, could do,
 so the ratio is an upper bound and has no lower end. At a fixed cost the log of the front is the least of several linear
-functions of the rivals' log scores: continuous in all of them, which the cost at a fixed score is not (a flat stretch
-of a curve is a jump of it). The interval is therefore made where the noise is tame: the ratio a belongs to it unless
+functions of the baselines' log scores: continuous in all of them, which the cost at a fixed score is not (a flat
+stretch of a curve is a jump of it). The interval is therefore made where the noise is tame: the ratio a belongs to it
+unless
 
     D(a) = log front(a * cost) - log score
 
@@ -27,24 +28,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.metrics.frechet import LEVEL
-from dualrate.report.figures import Point, front
+from dualrate.report.figures import pareto_front
 
 RESOLUTION = 0.01  # of the costs at which an interval is looked for, in log cost
 PRECISION = 1e-4  # of its ends
 POWER = 0.8
+FLOOR = 1e-3  # of a replicate, in scores
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """cost > 0; score > 0, lower is better; replicates: (R,) of the score, from its bootstrap. Else ValueError.
+
+    curve: names the plans between which others could stand, such as those of one network under one sampler, which
+           differ in steps; None: it stands alone
+    """
+
+    name: str
+    cost: float
+    score: float
+    replicates: NDArray[np.float64]
+    curve: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 < self.cost < math.inf and 0 < self.score < math.inf):
+            raise ValueError(f"{self.name} has cost {self.cost} and score {self.score}; both must be positive numbers")
+
+    @property
+    def log_replicates(self) -> NDArray[np.float64]:
+        """Bias-centred replicates of a score near zero may fall below it, where logarithms end: FLOOR at least."""
+        return np.log(np.maximum(self.replicates, FLOOR * self.score))
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats, in order of cost."""
+    return pareto_front(points, lambda point: (point.cost, point.score))
 
 
 @dataclass(frozen=True)
 class Saving:
-    """The rivals' cost for a point's score over the point's own: 2 means that they pay twice as much.
+    """The baselines' cost for a point's score over the point's own: 2 means that they pay twice as much.
 
-    low, high: its interval; infinite where the rivals never reach the score, low 0 where noise leaves open that even
+    low, high: its interval; infinite where the baselines never reach the score, low 0 where noise leaves open that even
                the first plan of a curve is better, so that a cheaper one, had it been measured, could do
-    at_most:   whether what reaches the score is the first plan of a curve, or the cheapest rival, and is better: the
+    at_most:   whether what reaches the score is the first plan of a curve, or the cheapest baseline, and is better: the
                ratio is then an upper bound
     to_tell:   times as much as was measured tells it from 1, with probability POWER, if the scores are the true ones:
-               images, or trainings of as many images where the noise is of both; NaN where the rivals have no point as
-               cheap
+               images, or trainings of as many images where the noise is of both; NaN where no baseline is as cheap
     """
 
     ratio: float
@@ -59,16 +89,16 @@ class Saving:
         return f"{'at most ' if self.at_most else ''}{ratio} [{low}, {high}]"
 
 
-def saving(point: Point, rivals: Sequence[Point], *, level: float = LEVEL) -> Saving:
-    """At the point's score, against all rivals; the interval is one of both sides' images.
+def saving(point: Point, baselines: Sequence[Point], *, level: float = LEVEL) -> Saving:
+    """At the point's score, against all baselines; the interval is one of both sides' images.
 
-    Raises ValueError for no rivals, for other numbers of replicates than the point's, and for less than two or any that
-    is no number.
+    Raises ValueError for no baselines, for other numbers of replicates than the point's, and for less than two or any
+    that is no number.
     """
-    contest, z = _Contest.of(point, rivals), _quantile(level)
-    costs, paid = _costs(rivals), cost_at(rivals, point.score)
+    contest, z = _Contest.of(point, baselines), _quantile(level)
+    costs, paid = _costs(baselines), cost_at(baselines, point.score)
     low, high = _ends(contest, costs, z)
-    at_most = any(first.cost == paid and first.score < point.score for first in _firsts(rivals))
+    at_most = any(first.cost == paid and first.score < point.score for first in _firsts(baselines))
     return Saving(
         ratio=paid / point.cost,
         low=0.0 if at_most else min(low, paid) / point.cost,
@@ -80,7 +110,7 @@ def saving(point: Point, rivals: Sequence[Point], *, level: float = LEVEL) -> Sa
 
 @dataclass(frozen=True)
 class ScoreRatio:
-    """The rivals' least score at a point's cost over the point's own, and its interval: above 1 the point is better."""
+    """The baselines' least score at a point's cost over its own, and its interval: above 1 the point is better."""
 
     ratio: float
     low: float
@@ -90,22 +120,22 @@ class ScoreRatio:
         return f"{self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}]" if math.isfinite(self.ratio) else "none as cheap"
 
 
-def score_ratio(point: Point, rivals: Sequence[Point], *, level: float = LEVEL) -> ScoreRatio:
-    """exp D(1), with the interval that decides whether the `saving` leaves out 1; NaN where no rival is as cheap.
+def score_ratio(point: Point, baselines: Sequence[Point], *, level: float = LEVEL) -> ScoreRatio:
+    """exp D(1), with the interval that decides whether the `saving` leaves out 1; NaN where no baseline is as cheap.
 
     Raises ValueError as `saving`.
     """
-    contest, z = _Contest.of(point, rivals), _quantile(level)
-    if point.cost < min(rival.cost for rival in rivals):
+    contest, z = _Contest.of(point, baselines), _quantile(level)
+    if point.cost < min(baseline.cost for baseline in baselines):
         return ScoreRatio(math.nan, math.nan, math.nan)
     gap = contest.gap(point.cost)
     return ScoreRatio(math.exp(gap.value), math.exp(gap.low(z)), math.exp(gap.high(z)))
 
 
 def _ends(contest: _Contest, costs: Sequence[float], z: float) -> tuple[float, float]:
-    """The lowest and the highest cost at which the rivals may be as good as the point. costs: to look at, ascending."""
+    """The lowest and the highest cost at which the baselines may be as good. costs: to look at, ascending."""
     gaps = [contest.gap(cost) for cost in costs]
-    not_worse = [i for i, gap in enumerate(gaps) if gap.low(z) <= 0]  # the rivals, as far as the noise tells
+    not_worse = [i for i, gap in enumerate(gaps) if gap.low(z) <= 0]  # the baselines, as far as the noise tells
     not_better = [i for i, gap in enumerate(gaps) if gap.high(z) >= 0]
     low, high = math.inf, costs[0]
     if gaps[0].low(z) < 0:
@@ -132,28 +162,28 @@ def _border(holds: Callable[[float], bool], inside: float, outside: float) -> fl
     return inside
 
 
-def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = LEVEL) -> int:
+def side(point: Point, baselines: Sequence[Point], ratio: float, *, level: float = LEVEL) -> int:
     """Where a ratio is: -1 below, 0 in, 1 above the saving's interval.
 
     Raises ValueError as `saving`.
     """
-    contest, z = _Contest.of(point, rivals), _quantile(level)
-    cost, cheapest = ratio * point.cost, min(rival.cost for rival in rivals)
+    contest, z = _Contest.of(point, baselines), _quantile(level)
+    cost, cheapest = ratio * point.cost, min(baseline.cost for baseline in baselines)
     if cost < cheapest:
         return -int(contest.gap(cheapest).low(z) >= 0)
     if contest.gap(cost).low(z) > 0:
-        return -int(ratio < saving(point, rivals, level=level).low)
+        return -int(ratio < saving(point, baselines, level=level).low)
     before = max(cost * math.exp(-PRECISION), cheapest)
     return int(contest.gap(before).high(z) < 0)  # the front may fall at a cost, all at once
 
 
-def cost_at(rivals: Sequence[Point], score: float) -> float:
-    """What the cheapest rival pays for a score, at least as good.
+def cost_at(baselines: Sequence[Point], score: float) -> float:
+    """What the cheapest baseline pays for a score, at least as good.
 
     The cheapest point's cost for a score that even that one surpasses (so the answer is an upper bound); infinite for a
     score that none reaches.
     """
-    return min(_cost_on(curve, score) for curve in _curves(rivals))
+    return min(_cost_on(curve, score) for curve in _curves(baselines))
 
 
 def _cost_on(curve: Sequence[Point], score: float) -> float:
@@ -173,14 +203,14 @@ def _curves(points: Sequence[Point]) -> list[list[Point]]:
     return together + [[point] for point in ordered if point.curve is None]
 
 
-def _firsts(rivals: Sequence[Point]) -> list[Point]:
-    """Where a cheaper rival could have been measured: of every curve its first plan, and the cheapest of all."""
-    return [curve[0] for curve in _curves(rivals) if curve[0].curve is not None] + [front(rivals)[0]]
+def _firsts(baselines: Sequence[Point]) -> list[Point]:
+    """Where a cheaper baseline could have been measured: of every curve its first plan, and the cheapest of all."""
+    return [curve[0] for curve in _curves(baselines) if curve[0].curve is not None] + [front(baselines)[0]]
 
 
-def _costs(rivals: Sequence[Point]) -> list[float]:
-    """Every cost of a rival, and more between them, cheapest first."""
-    costs = sorted({rival.cost for rival in rivals})
+def _costs(baselines: Sequence[Point]) -> list[float]:
+    """Every cost of a baseline, and more between them, cheapest first."""
+    costs = sorted({baseline.cost for baseline in baselines})
     filled = [
         np.geomspace(low, high, 1 + math.ceil(math.log(high / low) / RESOLUTION))[:-1] for low, high in pairwise(costs)
     ]
@@ -213,12 +243,12 @@ class _Gap:
 
 @dataclass(frozen=True, eq=False)
 class _Contest:
-    """Log scores: own () and its replicates (R,), rivals (n,) and theirs (n, R).
+    """Log scores: own () and its replicates (R,), baselines (n,) and theirs (n, R).
 
-    rivals: curve by curve; lines: places among them of two neighbours on a curve
+    baselines: curve by curve; lines: places among them of two neighbours on a curve
     """
 
-    rivals: Sequence[Point]
+    baselines: Sequence[Point]
     lines: Sequence[tuple[int, int]]
     own: float
     own_replicates: NDArray[np.float64]
@@ -226,25 +256,25 @@ class _Contest:
     replicates: NDArray[np.float64]
 
     @staticmethod
-    def of(point: Point, rivals: Sequence[Point]) -> _Contest:
+    def of(point: Point, baselines: Sequence[Point]) -> _Contest:
         count = len(point.replicates)
-        if not rivals or any(len(rival.replicates) != count for rival in rivals):
+        if not baselines or any(len(baseline.replicates) != count for baseline in baselines):
             raise ValueError(
-                f"a saving needs rivals with {count} replicates each, as many as its own, got {len(rivals)}"
+                f"a saving needs baselines with {count} replicates each, as many as its own, got {len(baselines)}"
             )
-        if count < 2 or not all(np.isfinite(one.replicates).all() for one in (point, *rivals)):
+        if count < 2 or not all(np.isfinite(one.replicates).all() for one in (point, *baselines)):
             raise ValueError(f"a saving needs at least two replicates of every score, all numbers, got {count}")
-        ordered = [(number, rival) for number, curve in enumerate(_curves(rivals)) for rival in curve]
+        ordered = [(number, baseline) for number, curve in enumerate(_curves(baselines)) for baseline in curve]
         lines = [(i, i + 1) for i, (one, next_) in enumerate(pairwise(ordered)) if one[0] == next_[0]]
-        rivals = [rival for _, rival in ordered]
-        scores = np.log([rival.score for rival in rivals])
-        replicates = np.stack([rival.log_replicates for rival in rivals])
-        return _Contest(rivals, lines, math.log(point.score), point.log_replicates, scores, replicates)
+        baselines = [baseline for _, baseline in ordered]
+        scores = np.log([baseline.score for baseline in baselines])
+        replicates = np.stack([baseline.log_replicates for baseline in baselines])
+        return _Contest(baselines, lines, math.log(point.score), point.log_replicates, scores, replicates)
 
     def falls(self, cost: float) -> bool:
-        """Whether the rivals' front falls there to the first plan of a curve, as far as PRECISION tells."""
+        """Whether the baselines' front falls there to the first plan of a curve, as far as PRECISION tells."""
         before = cost * math.exp(-2 * PRECISION)
-        return any(before < first.cost <= cost * math.exp(PRECISION) for first in _firsts(self.rivals))
+        return any(before < first.cost <= cost * math.exp(PRECISION) for first in _firsts(self.baselines))
 
     def gap(self, cost: float) -> _Gap:
         choices = self._choices(cost)
@@ -253,14 +283,14 @@ class _Contest:
         return _Gap(value, float(gaps.mean() - value), float(gaps.std(ddof=1)))
 
     def _choices(self, cost: float) -> NDArray[np.float64]:
-        """(choices, n): the log scores to be had for at most this cost, as sums of those of the rivals.
+        """(choices, n): the log scores to be had for at most this cost, as sums of those of the baselines.
 
-        Each rival that is no dearer, and of each curve the line between the two points around the cost.
+        Each baseline that is no more expensive, and of each curve the line between the two points around the cost.
         """
-        unit = np.eye(len(self.rivals))
-        choices = [unit[i] for i, rival in enumerate(self.rivals) if rival.cost <= cost]
+        unit = np.eye(len(self.baselines))
+        choices = [unit[i] for i, baseline in enumerate(self.baselines) if baseline.cost <= cost]
         for i, j in self.lines:
-            before, after = self.rivals[i].cost, self.rivals[j].cost
+            before, after = self.baselines[i].cost, self.baselines[j].cost
             if before < cost < after:
                 share = math.log(cost / before) / math.log(after / before)
                 choices.append((1 - share) * unit[i] + share * unit[j])

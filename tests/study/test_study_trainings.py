@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from saving import Point
 from scipy import stats
-
-from dualrate.report.figures import Point
-from dualrate.report.trainings import antithetic_normals, pooled, student_quantile, training_deviation
+from trainings import antithetic_normals, pooled, training_deviation
 
 COUNT = 4000
 
@@ -106,12 +105,6 @@ def test_the_noise_of_a_difference_is_the_same_whatever_the_seed():
     made = [pooled(trainings, seed=seed) for seed in range(3)]
     found = [np.log(one["a"][0].replicates / one["b"][0].replicates).std(ddof=1) for one in made]
     assert found == pytest.approx([found[0]] * 3, rel=1e-12)
-
-
-@pytest.mark.parametrize("freedom", [3, 4, 5, 8, 50])
-def test_the_quantile_is_that_of_scipy(freedom):
-    assert student_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
-    assert student_quantile(0.75, freedom) == pytest.approx(stats.t.ppf(0.75, freedom), rel=1e-3)
 
 
 def test_what_cannot_be_pooled_is_refused():

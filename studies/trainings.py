@@ -16,15 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import NormalDist
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from saving import Point
+from scipy import stats
 
-from dualrate.metrics.frechet import LEVEL
-from dualrate.report.figures import Point
+from dualrate.compare.results import MeasuredCandidate
+from dualrate.metrics.evaluate import Score
+from dualrate.metrics.frechet import LEVEL, interval_of
 
-LEAST_FREEDOM = 3  # degrees of freedom: with fewer Student's t is too wide to be of use, and `student_quantile` wrong
+LEAST_FREEDOM = 3  # degrees of freedom: with fewer Student's t is too wide to be of use
+COST = 1.0  # of points whose scores are pooled, whatever they cost
 Trainings = Sequence[Sequence[Point]]  # of one network: a row a training, a column a plan
 
 
@@ -77,20 +81,8 @@ def training_deviation(networks: Mapping[str, Trainings], level: float = LEVEL) 
         seen += float(np.square(_residuals(scores)).sum(0).mean())
         explained += float(np.square(of_images).mean(2).sum(0).mean())
     probability = (1 + level) / 2
-    wider = student_quantile(probability, freedom) / NormalDist().inv_cdf(probability)
+    wider = float(stats.t.ppf(probability, freedom) / stats.norm.ppf(probability))
     return math.sqrt(max(wider**2 * seen - explained, 0.0) / freedom)
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Of Student's t, by Abramowitz and Stegun (1964), 26.7.5: right to 0.2% at LEAST_FREEDOM and 0.975."""
-    z, nu = NormalDist().inv_cdf(probability), freedom
-    return (
-        z
-        + (z**3 + z) / (4 * nu)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * nu**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * nu**4)
-    )
 
 
 def _residuals(of_trainings: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -101,3 +93,77 @@ def _merged(plan: Sequence[Point], shift: NDArray[np.float64]) -> Point:
     score = math.exp(np.mean([math.log(point.score) for point in plan]))
     logs = np.mean([point.log_replicates for point in plan], axis=0)
     return replace(plan[0], score=score, replicates=np.exp(np.tile(logs, 2) + shift))
+
+
+def pooled_rows(measured: Sequence[MeasuredCandidate], level: float = LEVEL) -> list[MeasuredCandidate]:
+    """A line a plan: scores are those of `pooled`, by every metric, and the rest is the first training's.
+
+    level: of the intervals that are made of them
+
+    A plan that some training of its network lacks is left out. Where too few are there to tell the noise of training,
+    the first trainings stand alone. A network is one whoever calls it; that of another run which makes some of its
+    steps adds no noise of its own.
+    """
+    firsts = [one for one in measured if one.candidate.training == 0]
+    by_key: dict[str, list[MeasuredCandidate]] = {}
+    for one in measured:
+        by_key.setdefault(replace(one.candidate, training=0).key, []).append(one)
+    plans = [plan for plan in by_key.values() if plan[0].candidate.training == 0]
+    trainings: dict[Path, int] = {}
+    for plan in plans:
+        trainings[_network(plan)] = max(trainings.get(_network(plan), 0), plan[-1].candidate.training + 1)
+    complete = [plan for plan in plans if len(plan) == trainings[_network(plan)]]
+    made = [plan[0] for plan in complete]
+    if sum(trainings[network] - 1 for network in set(map(_network, complete))) < LEAST_FREEDOM:
+        return firsts
+    for metric in made[0].row.scores:
+        scores = _pooled(complete, metric, level)
+        made = [_scored(one, metric, point, len(plan)) for one, point, plan in zip(made, scores, complete, strict=True)]
+    return [replace(one, trainings=_values(plan)) for one, plan in zip(made, complete, strict=True)]
+
+
+def _values(plan: Sequence[MeasuredCandidate]) -> dict[str, tuple[float, ...]]:
+    """By metric the score of each training."""
+    return {metric: tuple(one.row.scores[metric].value for one in plan) for metric in plan[0].row.scores}
+
+
+def _network(plan: Sequence[MeasuredCandidate]) -> Path:
+    """Of a plan's trainings: the first run."""
+    return plan[0].candidate.run
+
+
+def _pooled(plans: Sequence[Sequence[MeasuredCandidate]], metric: str, level: float) -> list[Point]:
+    """A point a plan, by one metric. plans: the trainings of each."""
+    by_network: dict[str, list[int]] = {}
+    for i, plan in enumerate(plans):
+        by_network.setdefault(str(_network(plan)), []).append(i)
+    points = [[point_of(one, metric, COST) for one in plan] for plan in plans]
+    trainings = {
+        network: list(zip(*(points[i] for i in indices), strict=True)) for network, indices in by_network.items()
+    }
+    found = pooled(trainings, level=level)
+    place = {
+        i: point for network, indices in by_network.items() for i, point in zip(indices, found[network], strict=True)
+    }
+    return [place[i] for i in range(len(plans))]
+
+
+def _scored(one: MeasuredCandidate, metric: str, point: Point, trainings: int) -> MeasuredCandidate:
+    """With the pooled score of a metric, and its replicates."""
+    first, *others = (
+        _pooled_score(score, point, trainings) if score.metric == metric else score for score in one.row.scores.values()
+    )
+    row = replace(one.row, score=first, beside=tuple(others))
+    return replace(one, row=row, replicates={**one.replicates, metric: point.replicates})
+
+
+def point_of(one: MeasuredCandidate, metric: str, cost: float) -> Point:
+    """By one metric, at a cost."""
+    return Point(one.candidate.key, cost, one.row.scores[metric].value, one.replicates[metric], one.candidate.curve)
+
+
+def _pooled_score(score: Score, point: Point, trainings: int) -> Score:
+    low, high = map(math.exp, interval_of(np.log(point.replicates), score.level))
+    many = f"geometric mean of {trainings} trainings" if trainings > 1 else "one training"
+    note = f"{many}; interval: images and trainings"
+    return replace(score, value=point.score, low=low, high=high, note=f"{score.note}; {note}" if score.note else note)

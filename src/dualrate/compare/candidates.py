@@ -1,0 +1,342 @@
+"""What `dualrate compare` measures: models, each under a sampler and a plan.
+
+    RUN                     its usual numbers of steps and heavy calls
+    RUN:32, RUN:32/8        32 steps; with 8 heavy calls
+    RUN:plan.json           a plan, as `dualrate plan` writes it
+    RUN:32@ddim             under a sampler
+    RUN:32/8@ancestral:0.5  at noise level gamma 0.5
+    RUN:32@mypkg.steps:Mine under a step of another package
+    RUN+taylor:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
+    RUN+LIGHT:32/20         the first 12 of 32 steps by the network of another run (denoisers/duodiff.py)
+    RUN,RUN,RUN:32          trainings of one network from different seeds, one line of the report
+    NAME=RUN                what its line is called
+
+A part that is not given is as `drawing/choice.py` recommends, so `RUN:16/4` is `dualrate sample RUN --steps 16 --heavy
+4` and `Choice(steps=16, heavy=4)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from dualrate.config.imports import import_named
+from dualrate.config.ranges import Probability, Range, Ranged, Steps, checked
+from dualrate.denoisers.catalogue import DENOISERS
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Reuse
+from dualrate.drawing.choice import Choice, step_for
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.plan_search import read_plan
+from dualrate.experiment.experiment import Model
+from dualrate.runs.store import called_by, check_denoiser, is_run
+from dualrate.sampling.catalogue import at_gamma, sampler_named
+from dualrate.sampling.trajectory import check_reuse
+from dualrate.system.progress import Reporter
+from dualrate.training.config import FREE
+
+LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the most expensive network
+MOST_STEPS = 256
+DUAL_PLANS = ((8, 2), (12, 3), (16, 4), (16, 8), (32, 8))  # steps and heavy calls, where contexts are reused
+LIGHT_FIRST_PLANS = ((8, 6), (8, 4), (16, 12), (16, 8), (32, 16))  # where another run's network makes the first steps
+
+
+@dataclass(frozen=True)
+class Candidate(Ranged):
+    """A model under a sampler and a plan.
+
+    run:      directory of the model
+    network:  what its line is called
+    gamma:    noise level of the sampler
+    note:     name of the file that the plan is from, if any
+    denoiser: that calls the model's networks; or the directory of another run, whose network makes the steps without a
+              context. None: the model's own
+    named:    whether the user gave the plan, so that it is measured on many images in any case
+    training: which of its network's trainings the run is, 0 for the first
+    """
+
+    run: Path
+    network: str
+    sampler: str
+    plan: StepPlan
+    gamma: Probability = 0.0
+    note: str = ""
+    denoiser: str | None = None
+    named: bool = False
+    training: Annotated[int, Range(0, 1000)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sampler_named(self.sampler)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether a step goes without a heavy call."""
+        return self.plan.num_heavy < self.plan.num_steps
+
+    @property
+    def curve(self) -> str:
+        """The same for candidates that differ in the number of steps alone."""
+        rate = f"{self.plan.num_steps / self.plan.num_heavy:g}" if self.plan.num_heavy else "no heavy calls"
+        return f"{self.network} {self.denoiser} {self.sampler} {self.gamma} {self.note} {rate}"
+
+    @property
+    def key(self) -> str:
+        """A file name, different for every candidate; networks have different names."""
+        content = f"{self.network} {self.denoiser} {self.gamma} {self.plan.digest}"
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        name = re.sub(r"[^\w.-]+", "-", self.network)
+        again = f"-{self.training}" if self.training else ""
+        return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler.replace(':', '-')}-{digest}{again}"
+
+    def drawer(self, loaded: Model) -> Drawer:
+        """loaded: the run's model. Raises what `called_by`, `step_for`, `check_reuse` and `Drawer` raise."""
+        model = called_by(loaded, self.denoiser)
+        step = step_for(model, self.plan, self.sampler, self.gamma or None)
+        check_reuse(model.denoiser, step, self.plan)
+        return Drawer(model, step, self.plan, name=self.network)
+
+
+@dataclass(frozen=True)
+class RunRequest(Ranged):
+    """An argument of `dualrate compare`: [NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]].
+
+    choice:    sampler and plan, as far as they are given
+    note:      name of the plan's file
+    trainings: further trainings of the run's network
+    """
+
+    run: Path
+    network: str
+    choice: Choice
+    denoiser: str | None = None
+    note: str = ""
+    trainings: tuple[Path, ...] = ()
+
+    @staticmethod
+    def parse(text: str) -> RunRequest:
+        """Raises ValueError for a run that does not exist, and for a plan, sampler or denoiser that is none."""
+        text = re.sub(r"(?<![^=,+:])~(?=/)", str(Path.home()), text)  # of each part, as a shell does of the first
+        name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
+        name, rest = (name, rest) if equals else ("", text)
+        rest, _, sampler = rest.partition("@")
+        *others, last = [rest] if Path(rest).is_dir() else rest.split(",")
+        run, denoiser, plan = _split(last)
+        for path in (*others, run):
+            if not path or not Path(path).is_dir():
+                raise ValueError(
+                    f"there is no run {path or rest!r}: expected RUN, RUN:32/8, RUN:plan.json, RUN,RUN:32 or "
+                    f"RUN+DENOISER:32/8, got {text!r}"
+                )
+        sampler, gamma = at_gamma(sampler)
+        import_named("sampler", sampler)
+        if not is_run(denoiser):
+            import_named("denoiser", denoiser)
+        check_denoiser(denoiser)
+        path, *trainings = map(Path, (*others, run))
+        choice = replace(_planned(plan), sampler=sampler or None, gamma=gamma)
+        note = Path(plan).stem if plan.endswith(".json") else ""
+        return RunRequest(path, name or path.resolve().name, choice, denoiser, note, tuple(trainings))
+
+    @property
+    def named(self) -> bool:
+        """Whether a plan is given."""
+        return self.choice.plan is not None or self.choice.steps is not None
+
+    @property
+    def light_first(self) -> bool:
+        """Whether another run's network makes steps, and nothing says which."""
+        return is_run(self.denoiser) and self.choice.plan is None and self.choice.heavy is None
+
+    def candidates(self, loaded: Model, calls: Sequence[int]) -> list[Candidate]:
+        """loaded: the run's model; calls: per image, of its light network at the costs of LADDER.
+
+        Raises ValueError for a plan or sampler that the model does not serve.
+        """
+        model = called_by(loaded, self.denoiser)
+        network = self.network
+        if is_run(self.denoiser):
+            network += f" after {Path(str(self.denoiser)).resolve().name}"
+        elif self.denoiser is not None:
+            network += f", {self.denoiser.rpartition(':')[2].replace('-', ' ')}"
+        made = []
+        for choice in [self.choice] if self.named else self._usual(model, calls):
+            settled = choice.settled(model)
+            assert settled.sampler is not None
+            assert settled.plan is not None
+            gamma = settled.gamma or 0.0
+            one = Candidate(self.run, network, settled.sampler, settled.plan, gamma, self.note, self.denoiser)
+            made.append(replace(one, named=self.named))
+        return made
+
+    def _usual(self, model: Model, calls: Sequence[int]) -> Iterator[Choice]:
+        if not model.serves.any_plan:
+            return (replace(self.choice, plan=plan) for plan in model.serves.ladder(calls))
+        if self.choice.switch_at is not None:
+            return (replace(self.choice, steps=steps) for steps in dict(LIGHT_FIRST_PLANS))
+        if model.denoiser.reuse is Reuse.FREE:
+            return (replace(self.choice, steps=steps) for steps in dict.fromkeys(calls) if steps > 2)
+        plans = LIGHT_FIRST_PLANS if is_run(self.denoiser) else DUAL_PLANS
+        return (replace(self.choice, steps=steps, heavy=heavy) for steps, heavy in plans)
+
+
+def _split(text: str) -> tuple[str, str | None, str]:
+    """Run, denoiser and plan of RUN[+DENOISER][:PLAN]; a denoiser of another package has a colon of its own."""
+    if Path(text).is_dir():
+        return text, None, ""
+    run, plus, rest = text.partition("+")
+    if plus and Path(run).is_dir():
+        words = rest.split(":")
+        size = 2 if words[0] not in DENOISERS and words[1:2] and words[1].isidentifier() else 1
+        return run, ":".join(words[:size]), ":".join(words[size:])
+    run, _, plan = text.rpartition(":")
+    return (run, None, plan) if run else (plan, None, "")
+
+
+def _planned(text: str) -> Choice:
+    """Of "32", "32/8", "plan.json" or nothing. Raises ValueError for any other text."""
+    if text.endswith(".json"):
+        return Choice(plan=read_plan(Path(text)))
+    if not text:
+        return Choice()
+    steps, slash, heavy = text.partition("/")
+    if not (steps.isdecimal() and (heavy.isdecimal() or not slash)):
+        raise ValueError(f"{text!r} is no plan: expected 32 (steps), 32/8 (steps/heavy calls) or a .json file")
+    return Choice(checked("the number of steps", int(steps), Steps), int(heavy) if heavy else None)
+
+
+def candidates_of(requests: Sequence[RunRequest], models: Mapping[Path, Model]) -> list[Candidate]:
+    """What is to be measured, none twice. models: by directory.
+
+    Raises ValueError for a plan or sampler that a model does not serve, before anything is drawn.
+    """
+    costs = {run: model.call_cost for run, model in models.items()}
+    most = max(max(cost.heavy, cost.light) for cost in costs.values())
+    found: dict[str, Candidate] = {}
+    for request in requests:
+        cost = costs[request.run]
+        calls = [min(MOST_STEPS, max(1, round((rung * most - cost.heavy) / cost.light))) for rung in LADDER]
+        for one in request.candidates(models[request.run], calls):
+            _ = one.drawer(models[one.run])
+            if one.named or one.key not in found:
+                found[one.key] = one
+    return list(found.values())
+
+
+def switched_at(requests: Sequence[RunRequest], time: float) -> list[RunRequest]:
+    """With a time at which the heavy network takes over, where a request leaves open which steps are another run's.
+
+    Raises ValueError where none does.
+    """
+    if not any(request.light_first for request in requests):
+        raise ValueError(
+            f"--switch-at {time:g} has no effect: it is for a light network before a heavy one, RUN+LIGHT or "
+            "RUN+LIGHT:32, where the plan does not say which steps it makes"
+        )
+    return [
+        replace(request, choice=replace(request.choice, switch_at=time)) if request.light_first else request
+        for request in requests
+    ]
+
+
+def baselines_of(
+    requests: Sequence[RunRequest], models: Mapping[Path, Model], *, progress: Reporter
+) -> list[RunRequest]:
+    """Ways to call the most expensive single network for less without training.
+
+    The ways are the denoisers of the catalogue that fit it, and each cheaper single network for its first steps.
+    Raises ValueError where no single network stands among the requests without a plan.
+    """
+    plain = [request for request in requests if not request.named and request.denoiser is None]
+    single = {request: models[request.run] for request in plain if is_single(models[request.run])}
+    if not single:
+        raise ValueError("--baselines call a single network in other ways: name its run without a plan")
+    request, model = max(single.items(), key=lambda pair: pair[1].call_cost.light)
+    cheaper = [str(other.run) for other, its in single.items() if its.call_cost.light < model.call_cost.light]
+    wanted = [(request, name) for name in (*DENOISERS, *cheaper)]
+    found = []
+    for one, name in wanted:
+        try:
+            called_by(models[one.run], name)
+        except ValueError as error:
+            progress.note(f"without {name}: {error}")
+        else:
+            found.append(replace(one, denoiser=name, choice=Choice(), trainings=()))
+    return found
+
+
+def is_single(model: Model) -> bool:
+    """Whether one whole network runs at every step, under any plan, and of nothing given."""
+    alone = model.denoiser.reuse is Reuse.FREE
+    return alone and model.serves.any_plan and model.experiment.networks.latent is None
+
+
+def further_trainings(requests: Sequence[RunRequest]) -> dict[Path, list[Path]]:
+    """By the first run of a network: its other trainings, each once."""
+    found: dict[Path, dict[Path, None]] = {}
+    for request in requests:
+        found.setdefault(request.run, {}).update(dict.fromkeys(request.trainings))
+    return {run: list(others) for run, others in found.items()}
+
+
+def with_trainings(candidates: Sequence[Candidate], requests: Sequence[RunRequest]) -> list[Candidate]:
+    """Each candidate, followed by the same of the other trainings of its network."""
+    others = further_trainings(requests)
+    return [
+        replace(one, run=run, training=i)
+        for one in candidates
+        for i, run in enumerate((one.run, *others.get(one.run, ())))
+    ]
+
+
+def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model], *, mixed: bool) -> None:
+    """Raises ValueError for two runs of one name, for models of other images, and for trainings that are none of one
+    network from different seeds. mixed: allow other training data.
+    """
+    runs: dict[str, Path] = {}
+    for request in requests:
+        if runs.setdefault(request.network, request.run.resolve()) != request.run.resolve():
+            raise ValueError(f"two runs are called {request.network!r}: name them, as in A={request.run} B=...")
+        steps = request.choice.steps
+        if request.light_first and steps is not None and request.choice.switch_at is None:
+            raise ValueError(
+                f"say how many of the {steps} steps are those of {request.network}: {steps}/{steps // 2}; or when it "
+                "takes over, by --switch-at"
+            )
+    first, *others = (model.experiment for model in models.values())
+    for other in others:
+        images = [(one.codec.data_shape(one.shape), one.num_classes) for one in (first, other)]
+        latents = [one.method.latents.fingerprint[:12] for one in (first, other)]
+        data = [
+            f"{one.source or 'unknown images'} (size {one.size}, channels {one.channels})"
+            for one in (first.data, other.data)
+        ]
+        names = f"{first.name} and {other.name} do not compare"
+        if images[0] != images[1]:
+            raise ValueError(f"{names}: they make images (shape), classes {images[0]} and {images[1]}")
+        if latents[0] != latents[1]:
+            raise ValueError(f"{names}: they decode latents of the codecs {latents[0]} and {latents[1]}")
+        if data[0] != data[1] and not mixed:
+            raise ValueError(
+                f"{names}: they were trained on {data[0]} and on {data[1]}. If these are the same images, add --mixed"
+            )
+    for run, trainings in further_trainings(requests).items():
+        kinds = [_kind(models[one]) for one in (run, *trainings)]
+        seeds = [models[one].experiment.fit.seed for one in (run, *trainings)]
+        if any(kind != kinds[0] for kind in kinds) or len(set(seeds)) < len(seeds):
+            raise ValueError(
+                f"{run},... are not trainings of one network from different seeds (theirs are {seeds}): networks, "
+                "method and length of training must be equal, and seeds differ (--fit.seed)"
+            )
+
+
+def _kind(model: Model) -> tuple[object, ...]:
+    """What trainings of one network have in common."""
+    experiment, fit = model.experiment, asdict(model.experiment.fit)
+    for name in ("seed", *FREE):
+        del fit[name]
+    return experiment.networks, experiment.process, type(experiment.method), fit

@@ -1,0 +1,295 @@
+"""What a comparison found: measured rows, kept in a file each, and what they say about dual-rate and its baselines.
+
+    DIRECTORY/KEY-FIRST-LAST-DIGEST.json      a row with its bootstrap replicates, of the images of these seeds
+
+The digest is of all that decides a row: its images, the metrics, what images are compared with, their cost. So files of
+several machines may be put into one directory.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dualrate.compare.candidates import Candidate
+from dualrate.config.serial import from_json, to_plain
+from dualrate.data.latent_set import DrawnLatents
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.latents import Nearness
+from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
+from dualrate.metrics.frechet import LEVEL, interval_of
+from dualrate.report.rows import Row
+from dualrate.report.table import records
+from dualrate.system.environment import environment
+from dualrate.system.files import read_bytes, write_whole
+
+SCORING = 1  # raised where a score, its interval or its replicates are made in another way
+
+
+@dataclass(frozen=True)
+class KeptRow:
+    """replicates: of each metric, in the order of `row.scores`; ran_on: hardware, versions, commit, date"""
+
+    row: Row
+    replicates: tuple[tuple[float, ...], ...]
+    ran_on: str
+
+
+def row_name(key: str, drawer: Drawer, evaluators: Sequence[Evaluator[Any]], seeds: range) -> str:
+    """Name of the file of a row; another for whatever gives another row. key: of the candidate."""
+    content: list[object] = [SCORING, RESAMPLING_SEED, drawer.expected_cost.macs]
+    for one in evaluators:
+        real = (one.reference, one.held_out)
+        content += [drawer.origin(one.net.identity).json(), *(images.fingerprint if images else "" for images in real)]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+    return f"{key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
+
+
+def keep_row(file: Path, row: Row, replicates: Mapping[str, NDArray[np.float64]], ran_on: str) -> None:
+    """replicates: by metric. Raises OSError where it cannot be written."""
+    by_metric = tuple(tuple(replicates[metric].tolist()) for metric in row.scores)
+    write_whole(file, json.dumps(to_plain(KeptRow(row, by_metric, ran_on))) + "\n")
+
+
+def read_row(file: Path) -> KeptRow:
+    """Raises ValueError for another file, OSError for one that cannot be read."""
+    try:
+        kept: KeptRow = from_json(KeptRow, read_bytes(file), str(file))
+        counts = {len(replicates) for replicates in kept.replicates}
+        if len(kept.replicates) != len(kept.row.scores) or len(counts) != 1:
+            raise ValueError(f"{len(kept.row.scores)} scores with replicates of {sorted(counts)}")
+    except ValueError as error:
+        raise ValueError(f"{file} is no row of a comparison ({error}): delete it, and it is measured again") from error
+    return kept
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredCandidate:
+    """A candidate's row, and by metric its score's bootstrap replicates (R,), paired with those of other candidates.
+
+    ran_on:    hardware, versions and commit that its images were scored with
+    trainings: by metric the score of each training, where the row is of several
+    """
+
+    candidate: Candidate
+    row: Row
+    replicates: Mapping[str, NDArray[np.float64]]
+    ran_on: str = ""
+    trainings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class TimedCandidate:
+    """A candidate that was measured on many images.
+
+    seconds_alone: per image, drawn alone; in batches it is the row's
+    images:        the first, uint8 (n, C, H, W)
+    nearness:      of a decoder's images to those that it was given the latents of; None of any other model
+    alphabet:      of pieces of text, which the images then are, as of an `ImageSet`
+    saving:        FLOPs of the baselines for the same score, over its own; None without baselines
+    """
+
+    measured: MeasuredCandidate
+    seconds_alone: float
+    images: NDArray[np.uint8]
+    nearness: Nearness | None = None
+    alphabet: str = ""
+    saving: Saving | None = None
+
+    @property
+    def row(self) -> Row:
+        return self.measured.row
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.measured.candidate
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonResults:
+    """screened: every candidate on few images; measured: the best on many, each training; finished: these, timed.
+
+    duals:      names of the networks at two rates; all others are their baselines
+    unfinished: what the minutes did not suffice for, a sentence each; the same command continues
+    latents:    that decoders were given; None: those of held-out images, or these are no decoders
+    """
+
+    screened: Sequence[MeasuredCandidate]
+    measured: Sequence[MeasuredCandidate]
+    finished: Sequence[TimedCandidate]
+    duals: frozenset[str]
+    unfinished: Sequence[str] = ()
+    command: str = ""
+    latents: DrawnLatents | None = None
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def dual_rate(self) -> list[TimedCandidate]:
+        return [one for one in self.finished if one.candidate.network in self.duals]
+
+    @property
+    def baselines(self) -> list[TimedCandidate]:
+        return [one for one in self.finished if one.candidate.network not in self.duals]
+
+    def with_savings(self) -> ComparisonResults:
+        """With the saving of every dual-rate candidate, where there are baselines."""
+        baselines = [one.measured for one in self.baselines]
+        if not baselines:
+            return self
+        duals = {one.candidate.key: replace(one, saving=saving(one.measured, baselines)) for one in self.dual_rate}
+        return replace(self, finished=[duals.get(one.candidate.key, one) for one in self.finished])
+
+
+def merged_trainings(measured: Sequence[MeasuredCandidate]) -> list[MeasuredCandidate]:
+    """One for each plan: its score is the mean of its network's trainings, which the bootstrap resamples too."""
+    plans: dict[str, list[MeasuredCandidate]] = {}
+    for one in measured:
+        plans.setdefault(replace(one.candidate, training=0).key, []).append(one)
+    return [_merged(plan) if len(plan) > 1 else plan[0] for plan in plans.values() if not plan[0].candidate.training]
+
+
+def _merged(plan: Sequence[MeasuredCandidate]) -> MeasuredCandidate:
+    first, rng = plan[0], np.random.default_rng(RESAMPLING_SEED)
+    values = {metric: tuple(one.row.scores[metric].value for one in plan) for metric in first.row.scores}
+    replicates, scores = {}, []
+    for metric, score in first.row.scores.items():
+        of_each = np.stack([one.replicates[metric] for one in plan])  # (trainings, R)
+        count, resamples = of_each.shape
+        drawn = rng.integers(count, size=of_each.shape)
+        replicates[metric] = of_each[drawn, np.arange(resamples)].mean(0)
+        low, high = interval_of(replicates[metric], score.level)
+        note = "; ".join(filter(None, (score.note, f"mean of {count} trainings; interval: images and trainings")))
+        scores.append(replace(score, value=float(np.mean(values[metric])), low=low, high=high, note=note))
+    row = replace(first.row, score=scores[0], beside=tuple(scores[1:]))
+    return replace(first, row=row, replicates=replicates, trainings=values)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Baselines' cost over a candidate's own at its score: 2 means that they need twice as much.
+
+    low, high: 95% interval over the bootstrap replicates of all scores. Infinite where no baseline reaches the score
+    at_most:   whether the cheapest measured baseline has the better score, so that a cheaper one could do
+    """
+
+    ratio: float
+    low: float
+    high: float
+    at_most: bool = False
+
+    def __str__(self) -> str:
+        ratio, low, high = (
+            f"{value:.2f}" if math.isfinite(value) else "never" for value in (self.ratio, self.low, self.high)
+        )
+        return f"{'at most ' if self.at_most else ''}{ratio} [{low}, {high}]"
+
+
+def saving(one: MeasuredCandidate, baselines: Sequence[MeasuredCandidate]) -> Saving:
+    """In FLOPs, by the row's first metric.
+
+    Between two plans of one network and sampler the score is a straight line in logarithms. Beyond a curve's plans
+    nothing is assumed.
+    """
+    metric = one.row.score.metric
+    curves: dict[str, list[MeasuredCandidate]] = {}
+    for other in sorted(baselines, key=lambda other: other.row.macs):
+        curves.setdefault(other.candidate.curve, []).append(other)
+    costs = [np.array([other.row.macs for other in curve]) / one.row.macs for curve in curves.values()]
+    values = [np.array([other.row.scores[metric].value for other in curve]) for curve in curves.values()]
+    replicates = [np.stack([other.replicates[metric] for other in curve], axis=1) for curve in curves.values()]
+    ratio = min(cost_at(cost, scores, one.row.score.value) for cost, scores in zip(costs, values, strict=True))
+    ratios = [
+        min(cost_at(cost, scores[i], own) for cost, scores in zip(costs, replicates, strict=True))
+        for i, own in enumerate(one.replicates[metric])
+    ]
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low, high = np.quantile(ratios, tails, method="inverted_cdf").tolist()  # which has no trouble with infinite ones
+    firsts = [scores[0] for cost, scores in zip(costs, values, strict=True) if cost[0] == ratio]
+    return Saving(ratio, low, high, any(score < one.row.score.value for score in firsts))
+
+
+def cost_at(costs: NDArray[np.float64], scores: NDArray[np.float64], wanted: float) -> float:
+    """The least cost on a curve for a score as good as `wanted`; infinite where it has none. costs: ascending, (n,)."""
+    if scores[0] <= wanted:
+        return float(costs[0])
+    for (cost, worse), (next_cost, better) in pairwise(zip(costs, scores, strict=True)):
+        if better <= wanted:
+            share = math.log(worse / wanted) / math.log(worse / better) if min(better, wanted) > 0 else 1.0
+            return float(cost * (next_cost / cost) ** share)
+    return math.inf
+
+
+def as_records(results: ComparisonResults) -> list[dict[str, object]]:
+    """A flat dict for each finished candidate, unrounded."""
+    lines = records([one.row for one in results.finished])
+    for line, one in zip(lines, results.finished, strict=True):
+        candidate, details = one.candidate, one.row.score.details
+        line |= {
+            "run": candidate.run.name,
+            "note_on_plan": candidate.note,
+            "denoiser": candidate.denoiser and Path(candidate.denoiser).name,  # of a run its name, as above
+            "plan": json.loads(candidate.plan.to_json()),
+            "seconds_alone": one.seconds_alone,
+            "ran_on": one.measured.ran_on,
+            **{f"{metric} trainings": list(each) for metric, each in one.measured.trainings.items()},
+        }
+        if one.saving:
+            values = {f"saving_{name}": value for name, value in asdict(one.saving).items()}
+            line |= {name: value if math.isfinite(value) else "never" for name, value in values.items()}
+        if results.latents:
+            line |= {"latents_by": results.latents.drawn_by}
+        if one.nearness:
+            line |= {"psnr": one.nearness.psnr, "psnr_standard_error": one.nearness.error}
+        if details:
+            line |= {
+                "kernel_metric": details.kernel_metric,
+                "kernel": details.kernel.value,
+                "kernel_standard_error": details.kernel.standard_error,
+                "precision": details.precision_recall.precision,
+                "recall": details.precision_recall.recall,
+            }
+    return lines
+
+
+def as_json(results: ComparisonResults) -> str:
+    """All numbers of the page. "never": no baseline reaches the score."""
+    found: dict[str, object] = {
+        "command": results.command,
+        "environment": environment(results.device),
+        "unfinished": list(results.unfinished),
+        "front": as_records(results),
+        "screening": records([one.row for one in results.screened]),
+    }
+    if drawn := results.latents:
+        found["latents"] = {
+            "drawn_by": drawn.drawn_by,
+            "weights": drawn.weights,
+            "digest": drawn.digest,
+            "codec": drawn.codec,
+            "count": len(drawn.z_0),
+            "macs": drawn.macs,  # of a latent, in no row's cost
+        }
+    return json.dumps(found, indent=1)
+
+
+def as_csv(results: ComparisonResults) -> str:
+    """A line for each finished candidate, for a spreadsheet."""
+    lines = [{k: v for k, v in line.items() if not isinstance(v, dict)} for line in as_records(results)]
+    target = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(target, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return target.getvalue()

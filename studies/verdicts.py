@@ -1,0 +1,271 @@
+"""What the dual-rate plans of a comparison save at equal quality, by every metric, and tables of it.
+
+Scores are pooled over trainings (studies/trainings.py), intervals those of studies/saving.py.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio, side
+from trainings import point_of, pooled_rows
+
+from dualrate.compare.results import ComparisonResults, MeasuredCandidate, TimedCandidate
+from dualrate.metrics.frechet import LEVEL
+from dualrate.report.rows import shared_metrics
+from dualrate.report.table import Table, compute_unit, plan_of, significant
+
+TIMING = 1.1  # what two timings of one candidate may differ by
+CHEAPER, COSTLIER = "all: cheaper", "all: more expensive"  # what the metrics come to
+OPEN, SPLIT = "inconclusive", "no agreement"
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """One way to count the cost of an image. measured: with the noise of timing, TIMING"""
+
+    name: str
+    of: Callable[[TimedCandidate], float]
+    measured: bool = False
+
+
+COSTS = (
+    Costs("FLOPs", lambda one: float(one.row.flops)),
+    Costs("time in batches", lambda one: one.row.seconds_per_image, measured=True),
+    Costs("time alone", lambda one: one.seconds_alone, measured=True),
+)
+AT_EQUAL_COST = "score at equal FLOPs"  # a ratio of the baselines' to its own
+
+
+@dataclass(frozen=True, eq=False)
+class Savings:
+    """By one metric: what a candidate saves by each of COSTS; score: the baselines' at its FLOPs, over its own"""
+
+    savings: tuple[Saving, ...]
+    score: ScoreRatio
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """One dual-rate candidate. by_metric: the first metric first; its images are the same for all."""
+
+    finished: TimedCandidate
+    by_metric: Mapping[str, Savings]
+
+    @property
+    def first(self) -> Savings:
+        return next(iter(self.by_metric.values()))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """For each of COSTS: CHEAPER or COSTLIER where every metric's interval leaves out 1 on that side, of measured
+        costs by TIMING, OPEN where all of them hold it, else SPLIT.
+        """
+        words = []
+        for costs, *found in zip(COSTS, *(one.savings for one in self.by_metric.values()), strict=True):
+            sides = {beyond(one, TIMING if costs.measured else 1.0) for one in found}
+            words.append({1: CHEAPER, -1: COSTLIER, 0: OPEN}[sides.pop()] if len(sides) == 1 else SPLIT)
+        return tuple(words)
+
+
+def pooled_results(results: ComparisonResults, level: float = LEVEL) -> ComparisonResults:
+    """With scores pooled over trainings, whose intervals are of this level and hold the noise of training."""
+    pooled = {one.candidate.key: one for one in pooled_rows(results.measured, level)}
+    finished = [
+        replace(one, measured=_with_costs(pooled[one.candidate.key], one))
+        for one in results.finished
+        if one.candidate.key in pooled
+    ]
+    return replace(results, finished=finished)
+
+
+def _with_costs(one: MeasuredCandidate, timed: TimedCandidate) -> MeasuredCandidate:
+    """With the seconds of what was timed."""
+    row = replace(one.row, seconds_per_image=timed.row.seconds_per_image, batch_size=timed.row.batch_size)
+    return replace(one, row=row)
+
+
+def metrics_of(results: ComparisonResults) -> list[str]:
+    return shared_metrics([one.row for one in results.finished])
+
+
+def verdicts(results: ComparisonResults) -> list[Verdict]:
+    """Of every dual-rate candidate that some metric has on the front of its kind, by one of COSTS, in order of FLOPs.
+
+    results: see `pooled_results`
+    """
+    if not (results.dual_rate and results.baselines):
+        return []
+    metrics, on_front = metrics_of(results), set()
+    for metric in metrics:
+        for costs in COSTS:
+            points = [point_of(one.measured, metric, costs.of(one)) for one in results.dual_rate]
+            on_front |= {point.name for point in front(points)}
+    ordered = sorted(results.dual_rate, key=lambda one: one.row.macs)
+    return [
+        Verdict(one, {metric: savings_of(one, results.baselines, metric) for metric in metrics})
+        for one in ordered
+        if one.candidate.key in on_front
+    ]
+
+
+def savings_of(one: TimedCandidate, baselines: Sequence[TimedCandidate], metric: str) -> Savings:
+    """Against these baselines, by one metric."""
+    contests = [(point_of(one.measured, metric, costs.of(one)), _points(baselines, metric, costs)) for costs in COSTS]
+    return Savings(tuple(saving(*contest) for contest in contests), score_ratio(*contests[0]))
+
+
+def _points(baselines: Sequence[TimedCandidate], metric: str, costs: Costs) -> list[Point]:
+    """Measured costs along a curve rise with its FLOPs: by noise a plan of fewer calls may have taken longer than one
+    of more, and the line between its neighbours would leave it out.
+    """
+    points = []
+    ordered = sorted(baselines, key=lambda one: (one.candidate.curve, one.row.flops))
+    for _, group in groupby(ordered, lambda one: one.candidate.curve):
+        curve = list(group)
+        values = [costs.of(one) for one in curve]
+        values = rising(values) if costs.measured else values
+        points += [point_of(one.measured, metric, cost) for one, cost in zip(curve, values, strict=True)]
+    return points
+
+
+def rising(values: Sequence[float]) -> list[float]:
+    """The sequence that never falls and is nearest, in squares of logarithms, to positive numbers."""
+    logs, places = [math.log(value) for value in values], range(len(values))
+
+    def least(first: int, last: int) -> float:
+        return min(statistics.fmean(logs[first : end + 1]) for end in places[last:])
+
+    return [math.exp(max(least(first, place) for first in range(place + 1))) for place in places]
+
+
+def beyond(found: Saving, slack: float = 1.0) -> int:
+    """Of 1, on which the interval, as it is printed, is: 1 above by this factor, -1 below by it, else 0."""
+    return int(round(found.low, 2) > slack) - int(round(found.high, 2) < 1 / slack)
+
+
+def significant_together(results: ComparisonResults, found: Sequence[Verdict]) -> int:
+    """How many ratios of FLOPs differ from 1 if all of them are to be right at once, with a probability of LEVEL.
+
+    Holm (1979): while k of n are significant, the next is if its interval at the level 1 - (1 - LEVEL) / (n - k) leaves
+    out 1. results: not pooled; found: the verdicts of these, pooled
+    """
+    plans = {one.finished.candidate.key for one in found}
+    metrics = list(found[0].by_metric) if found else []
+    together, ratios = 0, len(plans) * len(metrics)
+    while together < ratios:
+        sides = _sides(results, plans, metrics, 1 - (1 - LEVEL) / (ratios - together))
+        if len(sides) - sides.count(0) <= together:
+            break
+        together = len(sides) - sides.count(0)
+    return together
+
+
+def _sides(results: ComparisonResults, plans: Collection[str], metrics: Sequence[str], level: float) -> list[int]:
+    """Of 1, on which the interval of each plan's ratio of FLOPs is by each metric, at this level."""
+    at_level, sides = pooled_results(results, level), []
+    for metric in metrics:
+        own, baselines = (
+            [point_of(one.measured, metric, COSTS[0].of(one)) for one in those]
+            for those in (at_level.dual_rate, at_level.baselines)
+        )
+        sides += [side(one, baselines, 1.0, level=level) for one in own if one.name in plans]
+    return sides
+
+
+def verdict_table(results: ComparisonResults) -> Table:
+    """A line a metric for every saving, and below these what they come to. results: not pooled, as below."""
+    found = verdicts(pooled_results(results))
+    cells: list[tuple[str, ...]] = []
+    for verdict in found:
+        row = verdict.finished.row
+        named = (row.network, row.sampler, plan_of(row))
+        for metric, one in verdict.by_metric.items():
+            cells.append(
+                (*named, metric, significant(row.scores[metric].value), str(one.score), *map(str, one.savings))
+            )
+        cells.append((*named, "all metrics", "", "", *verdict.words))
+    sides = [beyond(one.savings[0]) for verdict in found for one in verdict.by_metric.values()]
+    notes = (
+        "every metric sees the same images; the plans are those that one of them has on the front of their kind",
+        f"{AT_EQUAL_COST}: the least of the baselines' for at most as many, over the plan's own: above 1 it is better; "
+        "elsewhere what the baselines cost for its score, over its own cost: above 1 it is cheaper",
+        f"{CHEAPER}, or {COSTLIER}: the interval of every metric leaves out 1 on that side, by a factor of {TIMING} "
+        f"where time is measured; {OPEN}: every interval holds 1; {SPLIT}: anything else, and nothing is claimed",
+        f"on {COSTS[0].name} {sides.count(1)} of {len(sides)} ratios are significantly above 1, {sides.count(-1)} "
+        f"below; {significant_together(results, found)} remain by Holm's procedure, all of them rightly with a "
+        f"probability of {100 * LEVEL:.0f}%",
+    )
+    header = ("network", "sampler", "plan", "metric", "score", AT_EQUAL_COST, *(costs.name for costs in COSTS))
+    return Table(header, tuple(cells), notes)
+
+
+def savings_table(results: ComparisonResults) -> Table:
+    """A line for each plan, by the first metric."""
+    pooled = pooled_results(results)
+    found = verdicts(pooled)
+    cells = []
+    for one in found:
+        row = one.finished.row
+        named = (row.network, row.sampler, plan_of(row), significant(row.score.value))
+        cells.append((*named, str(one.first.score), *map(str, one.first.savings), _power(one)))
+    notes = (
+        f"{AT_EQUAL_COST}: the least of all baselines for at most as many, over the plan's own: above 1, it is better",
+        "elsewhere: cost of the best of these for the plan's score, over its own: above 1, it is cheaper. "
+        "Between two plans of one network and sampler the score is a straight line in logarithms",
+        "in brackets 95% intervals over images and trainings, of both sides; never: no baseline reaches the score",
+        "at most: what reaches the score is the cheapest plan of its curve that was measured, and is better, so that a "
+        "cheaper one could do; the interval then begins at 0",
+        "times of a network's plans are taken to rise with their FLOPs: what noise has turned round is pooled",
+        f"power: so many times the images, or the trainings, would make the ratio in {COSTS[0].name} significant with "
+        f"a chance of {100 * POWER:.0f}%, if the scores are the true ones",
+    )
+    metric = metrics_of(results)[0]
+    header = ("network", "sampler", "plan", metric, AT_EQUAL_COST, *(costs.name for costs in COSTS), "power")
+    return Table(header, tuple(cells), notes)
+
+
+def _power(one: Verdict) -> str:
+    """A dash where no baseline is as cheap."""
+    times = one.first.savings[0].to_tell
+    if not math.isfinite(times):
+        return "-"
+    return f"{times:.1f} times the {'trainings' if one.finished.measured.trainings else 'images'}"
+
+
+def headline_table(results: ComparisonResults) -> Table:
+    """What each plan saves in FLOPs, a column a metric."""
+    return _by_metric(results, lambda one: str(one.savings[0]))
+
+
+def scores_table(results: ComparisonResults) -> Table:
+    """How much the best of the baselines lack at each plan's FLOPs, a column a metric."""
+    return _by_metric(results, lambda one: str(one.score))
+
+
+def _by_metric(results: ComparisonResults, cell: Callable[[Savings], str]) -> Table:
+    found = verdicts(pooled_results(results))
+    prefix, unit = compute_unit([one.finished.row.flops for one in found])
+    cells = []
+    for one in found:
+        row = one.finished.row
+        named = (row.network, row.sampler, plan_of(row), significant(row.flops / unit))
+        cells.append((*named, *map(cell, one.by_metric.values())))
+    metrics = found[0].by_metric if found else ()
+    return Table(("network", "sampler", "plan", f"{prefix}FLOPs", *metrics), tuple(cells), ())
+
+
+def trainings_table(results: ComparisonResults) -> Table:
+    """A line for each plan whose network was trained several times, lowest cost first."""
+    several = [one.measured for one in pooled_results(results).finished]
+    several = [one for one in several if any(len(scores) > 1 for scores in one.trainings.values())]
+    cells = []
+    for one in sorted(several, key=lambda one: one.row.macs):
+        scores = ("; ".join(map(significant, values)) for values in one.trainings.values())
+        cells.append((one.row.network, one.row.sampler, plan_of(one.row), *scores))
+    note = "one score a training, in the order in which they were named; elsewhere stands their geometric mean"
+    return Table(("network", "sampler", "plan", *(several[0].trainings if several else ())), tuple(cells), (note,))

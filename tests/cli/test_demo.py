@@ -1,0 +1,77 @@
+"""The demo at a tiny scale: it trains, measures what is there, and goes on when it is called again."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli.command import call
+from metrics.squares import two_classes
+from metrics.untrained import untrained
+from runs.made import saved_random
+
+from dualrate.cli import demo
+from dualrate.compare import comparison, measure
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.metrics.features import Architecture
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes import fashion_mnist
+from dualrate.training.config import FitConfig, FitResult
+
+NET = UViTConfig(12, 1, (Level("transformer", 16, 1),), 2, patch=4, embedding=16, head_dim=16)
+PAIR = DenoisingConfig(times=TimeSampler((2, 4)))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set, a feature net, two released models of three, and a recipe that trains for 6 iterations."""
+    squares = two_classes(200)
+    np.savez(tmp_path / "squares.npz", images=squares.images, labels=squares.labels)
+    untrained(Architecture(1, 12, 2, features=8), "squares", 0.75).save(tmp_path / "net")
+    data = DataConfig(str(tmp_path / "squares.npz"))
+    saved_random(Experiment("heavy", OneNetwork(NET), DenoisingConfig(SingleTime()), FitConfig(1), data),
+                 tmp_path / "weights/heavy")  # fmt: skip
+    saved_random(Experiment("dual", TwoNetworks(NET, NET), PAIR, FitConfig(1), data), tmp_path / "weights/dual")
+    fit = FitConfig(6, batch_size=8, log_every=2, precision="float32")
+    monkeypatch.setattr(
+        fashion_mnist, "small", lambda seconds: Experiment("small", TwoNetworks(NET, NET), PAIR, fit, data)
+    )
+    monkeypatch.setattr(demo, "PLANS", (("two", "dual", "4/2"), ("one", "heavy", "3"), ("gone", "nowhere", "2")))
+    monkeypatch.setattr(demo, "TRAINED_HERE", "4/2")
+    monkeypatch.setattr(comparison, "compare", partial(comparison.compare, features=tmp_path / "net"))
+    monkeypatch.setattr(measure, "BATCH", 2)
+    monkeypatch.setattr(measure, "CALLING", 0.001)
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_is_there_is_measured_beside_the_model_that_it_trained(place, monkeypatch, capsys):
+    assert call(monkeypatch, "demo", "--count", "40") == 0
+    said = capsys.readouterr()
+    assert said.out.strip().endswith("demo/report.html")
+    assert "weights not found, so not measured: nowhere" in said.err
+    rows = json.loads((place / "demo/report.json").read_text())["front"]
+    assert {(row["network"], row["num_steps"], row["num_heavy"]) for row in rows} == {
+        ("two", 4, 2),
+        ("one", 3, 3),
+        ("trained here", 4, 2),
+    }
+    page = (place / "demo/report.html").read_text()
+    assert page.count("<img") == 3
+    assert "The best dual-rate plan is" in page
+    features = {file: file.stat().st_mtime_ns for file in (place / "demo").rglob("*.safetensors")}
+    assert call(monkeypatch, "demo", "--count", "40") == 0
+    assert all(file.stat().st_mtime_ns == at for file, at in features.items())
+
+
+def test_an_interrupted_training_measures_nothing(place, monkeypatch):
+    stopped = FitResult.__new__(FitResult)
+    object.__setattr__(stopped, "stopped", "signal")
+    monkeypatch.setattr("dualrate.runs.train.train", lambda *of, **how: stopped)
+    assert call(monkeypatch, "demo", "--count", "40") != 0
+    assert not (place / "demo/report.html").exists()

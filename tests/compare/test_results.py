@@ -1,0 +1,176 @@
+"""What a comparison says of made-up measurements: savings in closed form, merged trainings, the page, kept rows."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report.made import row
+
+from dualrate.compare import page
+from dualrate.compare.candidates import Candidate
+from dualrate.compare.measure import promising
+from dualrate.compare.page import compare_page, front_table, headline, reusing_plans
+from dualrate.compare.results import (
+    ComparisonResults,
+    MeasuredCandidate,
+    TimedCandidate,
+    as_csv,
+    as_json,
+    cost_at,
+    merged_trainings,
+    saving,
+)
+from dualrate.diffusion.plan import StepPlan
+
+
+def finished(
+    network: str, cost: float, score: float, *, heavy: int = 2, other: float | None = None, spread: float = 0.0
+) -> TimedCandidate:
+    """cost: GMACs; other: score by a second metric; spread: of the replicates, in logarithms."""
+    made = row(network, steps=4, heavy=heavy, macs=int(cost * 1e9), seconds=cost, value=score, half=0.1)
+    factors = np.exp(spread * np.linspace(-1, 1, 41))
+    replicates = {"FD-squares": score * factors}
+    if other is not None:
+        made = replace(made, beside=(replace(made.score, metric="FD-other", value=other),))
+        replicates["FD-other"] = other * factors
+    plan = StepPlan.uniform(int(8 * cost), int(2 * cost * heavy))  # plans of a network differ in steps alone
+    candidate = Candidate(Path(network), network, "ancestral", plan)
+    measured = MeasuredCandidate(candidate, made, replicates)
+    return TimedCandidate(measured, cost, np.zeros((2, 1, 4, 4), np.uint8))
+
+
+def findings(duals: list[TimedCandidate], baselines: list[TimedCandidate], *left: str) -> ComparisonResults:
+    measured = [one.measured for one in duals + baselines]
+    return ComparisonResults(measured, measured, duals + baselines, frozenset({"dual"}), left, "command").with_savings()
+
+
+BASELINES = [finished("single", cost, 8 / cost, heavy=4) for cost in (1, 4)]  # a power law, exact in logarithms
+
+
+@pytest.mark.parametrize(
+    ("cost", "score", "ratio", "at_most"),
+    [(1, 4.0, 2.0, False), (2, 4.0, 1.0, False), (4, 4.0, 0.5, False), (1, 1.9, math.inf, False), (2, 9.0, 0.5, True)],
+)
+def test_a_saving_is_the_baselines_cost_for_the_same_score(cost, score, ratio, at_most):
+    found = saving(finished("dual", cost, score).measured, [one.measured for one in BASELINES])
+    assert (found.ratio, found.low, found.high) == pytest.approx((ratio, ratio, ratio))
+    assert found.at_most == at_most
+
+
+def test_its_interval_is_of_the_replicates_of_both_sides():
+    """On the power law score times cost is 8, so that the ratio is 8 over own score and cost."""
+    dual, baselines = finished("dual", 1, 4.0, spread=0.2).measured, [one.measured for one in BASELINES]
+    found = saving(dual, baselines)
+    tails = np.quantile(8 / dual.replicates["FD-squares"], [0.025, 0.975], method="inverted_cdf")
+    assert (found.low, found.ratio, found.high) == pytest.approx((tails[0], 2.0, tails[1]))
+    noisy = [finished("single", cost, 8 / cost, heavy=4, spread=0.2).measured for cost in (1, 4)]
+    paired = saving(dual, noisy)  # the same images disturb both sides alike
+    assert (paired.low, paired.high) == pytest.approx((2.0, 2.0))
+
+
+def test_between_curves_and_beyond_them_nothing_is_assumed():
+    assert cost_at(np.array([1.0, 4.0]), np.array([8.0, 2.0]), 4.0) == pytest.approx(2.0)
+    assert cost_at(np.array([1.0, 4.0]), np.array([8.0, 2.0]), 9.0) == 1
+    assert cost_at(np.array([1.0, 4.0]), np.array([8.0, 2.0]), 1.0) == math.inf
+    assert cost_at(np.array([1.0, 2.0, 4.0]), np.array([8.0, 9.0, 2.0]), 4.0) == pytest.approx(
+        2 * 2 ** (math.log(9 / 4) / math.log(9 / 2))
+    )
+    apart = [finished("a", 1, 8.0, heavy=4), finished("b", 4, 2.0, heavy=4)]
+    assert saving(finished("dual", 1, 4.0).measured, [one.measured for one in apart]).ratio == 4
+
+
+def test_without_baselines_nothing_is_saved():
+    assert findings([finished("dual", 1, 4.0)], []).finished[0].saving is None
+    assert all(one.saving is None for one in findings([], BASELINES).finished)
+
+
+@pytest.mark.parametrize(
+    ("cost", "score", "said"),
+    [
+        (1, 4.0, "The cheapest baseline needs 2.00 [2.00, 2.00] times its FLOPs for the same score."),
+        (1, 1.0, "No baseline reaches this score. The best is single ancestral 4: 2.00 [1.90, 2.10] at 8.00 GFLOPs"),
+        (2, 9.0, "needs at most 0.50 [0.50, 0.50] times its FLOPs"),
+    ],
+)
+def test_the_headline_says_what_is_saved(cost, score, said):
+    found = headline(findings([finished("dual", cost, score)], BASELINES))
+    assert found.startswith("The best dual-rate plan is dual ancestral 4/2: FD-squares")
+    assert said in found
+    assert headline(findings([], BASELINES)).startswith("The best is single ancestral 4: FD-squares 2.00")
+
+
+def test_trainings_are_merged_and_their_noise_is_in_the_interval():
+    first = finished("dual", 1, 4.0, spread=0.01).measured
+    again = [
+        replace(first, candidate=replace(first.candidate, run=Path(f"dual-{i}"), training=i), row=row(value=value),
+                replicates={"FD-squares": np.full(41, value)})
+        for i, value in ((1, 5.0), (2, 9.0))
+    ]  # fmt: skip
+    (one, single) = merged_trainings([first, *again, BASELINES[0].measured])
+    assert single is BASELINES[0].measured
+    assert one.row.score.value == pytest.approx(6.0)
+    assert one.trainings == {"FD-squares": (4.0, 5.0, 9.0)}
+    assert one.row.score.low < 5 < 7.5 < one.row.score.high
+    assert "mean of 3 trainings" in one.row.score.note
+    assert one.candidate == first.candidate
+
+
+def test_further_metrics_are_columns(monkeypatch):
+    monkeypatch.setattr(page, "svg", lambda figure: "<svg></svg>")
+    dual = finished("dual", 1, 4.0, other=5.0)
+    results = findings([dual], [finished("single", cost, 8 / cost, heavy=4, other=8 / cost) for cost in (1, 4)])
+    header = front_table(results.finished).header
+    assert [name for name in header if name.startswith("FD-")] == ["FD-squares", "FD-other"]
+    lines = list(csv.DictReader(io.StringIO(as_csv(results))))
+    assert [float(line["FD-other value"]) for line in lines] == [5.0, 8.0, 2.0]
+    assert [line["saving_ratio"] for line in lines] == ["2.0", "", ""]
+    assert "FD-other" in compare_page(results)
+
+
+def test_a_curve_is_of_plans_of_one_rate():
+    def curve(steps: int, heavy: int) -> str:
+        return Candidate(Path("dual"), "dual", "ancestral", StepPlan.uniform(steps, heavy)).curve
+
+    assert curve(16, 4) == curve(32, 8) != curve(16, 8)
+    assert curve(16, 0) == curve(32, 0)
+    assert curve(16, 0) not in (curve(16, 1), curve(32, 2), curve(16, 16))
+
+
+def test_what_is_unfinished_is_said_first(monkeypatch):
+    monkeypatch.setattr(page, "svg", lambda figure: "<svg></svg>")
+    shown = compare_page(findings([finished("dual", 1, 4.0)], BASELINES, "3 of 9 were not measured."))
+    assert "So far: The best dual-rate" in shown
+    assert "3 of 9 were not measured. The same command continues." in shown
+
+
+def test_json_has_a_word_for_what_no_baseline_reaches():
+    (line, *_) = json.loads(as_json(findings([finished("dual", 1, 0.5)], BASELINES)))["front"]
+    assert (line["saving_ratio"], line["saving_at_most"]) == ("never", False)
+
+
+def test_the_table_is_in_order_of_cost():
+    made = front_table([BASELINES[1], finished("dual", 2, 3.0), BASELINES[0]])
+    assert [line[5] for line in made.cells] == ["2.00", "4.00", "8.00"]
+    assert [line[3] for line in made.cells] == ["-", "2", "-"]
+
+
+def test_a_plan_that_reuses_is_drawn_once():
+    dual = finished("dual", 1, 4.0)
+    other = replace(dual.candidate, gamma=0.5)
+    again = replace(dual, measured=replace(dual.measured, candidate=other))
+    shown = reusing_plans([dual, again, finished("dual", 2, 3.0), *BASELINES])
+    assert [name for name, _ in shown] == ["dual 8/4", "dual 16/8"]
+
+
+def test_promising_are_the_fronts_by_turns():
+    own = [finished("dual", cost, score).measured for cost, score in ((1, 5.0), (2, 6.0), (3, 4.0))]
+    others = [one.measured for one in (*BASELINES, finished("single", 2, 9.0, heavy=4), finished("third", 5, 9.0))]
+    made = promising(own + others, {"dual"})
+    assert [one.network for one in made] == ["single", "dual", "single", "dual", "third"]
+    named = replace(own[1], candidate=replace(own[1].candidate, named=True))
+    assert promising([*own, *others, named], {"dual"})[0].named

@@ -1,0 +1,6 @@
+"""The modules of studies/ by their names."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "studies"))
