@@ -17,7 +17,6 @@ from reader import commands, follow, follow_page
 from dualrate.cli import main
 from dualrate.compare import contenders, speed, work
 from dualrate.data import fashion_mnist as images_of_fashion
-from dualrate.doctor import examine
 from dualrate.drawing import calibration
 from dualrate.drawing import plan_search as search
 from dualrate.experiment.experiment import Experiment
@@ -178,8 +177,7 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(work, "memory_of", lambda *of, **how: 1)
     monkeypatch.setattr(train, "SHOWN", 4)
     monkeypatch.setattr(train, "SHOWN_STEPS", 4)
-    for name in ("check_compiler", "check_processes"):  # seconds each
-        monkeypatch.setattr(examine, name, lambda device: iter(()))
+    monkeypatch.setattr(doctor, "check_device", lambda device: iter(()))  # seconds of compiling
     alone, pair = OneNetwork(heavy), TwoNetworks(heavy, light)
     single = {"heavy-annealed": alone, "medium-45": alone, "light": OneNetwork(light)}
     released = single | {"dual-45": pair}

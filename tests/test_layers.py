@@ -28,7 +28,7 @@ FLOORS = (
     "data metrics report",
     "experiment methods from_diffusers",
     "runs recipes",
-    "drawing doctor",
+    "drawing",
     "compare demo serving integrations contrib",
     "__init__ cli __main__ dualrate_command",
 )

@@ -15,7 +15,7 @@ from dualrate.compare import speed, work
 from dualrate.data.images import to_float
 from dualrate.data.text import PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.random import Draws
-from dualrate.doctor.stored import check_images, check_source
+from dualrate.cli.doctor import check_images, check_source
 from dualrate.drawing.samples import entropy
 from dualrate.metrics import text as language_model
 from dualrate.recipes import text_tokens

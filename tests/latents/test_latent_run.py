@@ -26,7 +26,7 @@ from dualrate.codecs.codec import round_trip
 from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
-from dualrate.doctor.stored import check_stored
+from dualrate.cli.doctor import check_run
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.measure import cost_report, measure
 from dualrate.experiment.experiment import DataConfig, Experiment
@@ -178,7 +178,7 @@ def test_what_does_not_belong_together_is_refused(
     )
     with pytest.raises(ValueError, match="is another one"):
         Drawer(moved, Ancestral(moved.process), dr.StepPlan.uniform(4, 2)).draw([0])
-    assert [finding.level for finding in check_stored(run)].count("problem") == 0
+    assert [finding.level for finding in check_run(run)].count("problem") == 0
 
 
 def test_a_codec_that_was_moved_is_the_same_run(run: Path, root: Path, experiment: Experiment, drawer: Drawer) -> None:

@@ -18,7 +18,7 @@ from dualrate.codecs.config import read_codec
 from dualrate.data.latents import read_latents
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
-from dualrate.doctor.stored import check_stored, is_stored
+from dualrate.cli.doctor import check_run, is_stored
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.stages import Stages
 from dualrate.runs import train as runs_stages
@@ -87,7 +87,7 @@ def test_one_command_goes_on_from_wherever_it_was_killed(stages: Stages, monkeyp
     with pytest.raises(ValueError, match=r"give its .*/base or .*/first"):
         read_codec("runs/tiny")
     assert is_stored(Path("runs/tiny"))
-    assert "problem" not in {finding.level for finding in check_stored(Path("runs/tiny"))}
+    assert "problem" not in {finding.level for finding in check_run(Path("runs/tiny"))}
     assert call(monkeypatch, "train", "tiny", "--first.fit.iterations", 3) == 2
     assert "codec" in capsys.readouterr().err  # the latents are of the first stage as it was
 

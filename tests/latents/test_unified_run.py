@@ -22,7 +22,7 @@ from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.doctor.stored import check_codec
+from dualrate.cli.doctor import check_codec
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.stages import on_codec_of_data

@@ -6,9 +6,9 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED
-from dualrate.doctor.finding import Finding
 from dualrate.experiment.experiment import COMPILED, Model
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
@@ -167,21 +166,6 @@ def print_report(as_json: bool, values: Mapping[str, object]) -> None:
     width = max(map(len, values))
     for name, value in values.items():
         print(f"{name:{width}}  {_shown(value)}")
-
-
-def print_findings(as_json: bool, found: Iterable[Finding]) -> None:
-    """Findings as one JSON object, or a line each as they come. Raises SystemExit, code 1, where one is a problem."""
-    findings = []
-    for finding in found:
-        findings.append(finding)
-        if not as_json:
-            remedy = f" -> {finding.remedy}" if finding.remedy else ""
-            print(f"{finding.level:7}  {finding.what}{remedy}", flush=True)
-    problems = sum(finding.level == "problem" for finding in findings)
-    if as_json:
-        print(json.dumps({"problems": problems, "findings": [asdict(finding) for finding in findings]}))
-    if problems:
-        raise SystemExit(1)
 
 
 def _shown(value: object) -> str:
