@@ -10,12 +10,12 @@ from cli.command import call
 
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
+from dualrate.cli.doctor import check_images, check_source
 from dualrate.codecs.tokens import BETWEEN, Characters, texts
 from dualrate.compare import speed, work
 from dualrate.data.images import to_float
 from dualrate.data.text import PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.random import Draws
-from dualrate.cli.doctor import check_images, check_source
 from dualrate.drawing.samples import entropy
 from dualrate.metrics import text as language_model
 from dualrate.recipes import text_tokens

@@ -5,9 +5,7 @@ import io
 import os
 import re
 import signal
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace

@@ -159,7 +159,9 @@ def check_device(device: torch.device) -> Iterator[Finding]:
         yield problem(f"{device}: a product of matrices is off by {gap:.3g}", "use another device; test this one")
     yield ok(f"{device}: --fit.precision auto is {'bfloat16' if pays(device) else 'float32'}")
     if failed := compiles(device):
-        yield warning(f"torch.compile does not work ({failed})", "install g++, or leave out --compile and --fit.compile")
+        yield warning(
+            f"torch.compile does not work ({failed})", "install g++, or leave out --compile and --fit.compile"
+        )
     else:
         yield ok("torch.compile works")
 

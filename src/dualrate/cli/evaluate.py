@@ -105,7 +105,9 @@ class Evaluate(Ranged):
         from dualrate.system.workers import mapper
 
         if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:
-            raise ValueError(f"a model of texts has metrics of its own: drop {', '.join(f'--{name}' for name in given)}")
+            raise ValueError(
+                f"a model of texts has metrics of its own: drop {', '.join(f'--{name}' for name in given)}"
+            )
         judge = evaluator(drawer.model.experiment.data, progress=progress)
         with closing(progress), mapper(self.workers, drawer.model.device, progress.note) as over:
             found = score_texts(drawer, seeds, judge, progress=image_progress(progress), mapper=over)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
-
 from dualrate.cli.console import loaded
 from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir, Workers, parse
 from dualrate.config.imports import import_named
@@ -93,9 +91,7 @@ class Plan(Ranged):
         costs = self._costs(model, unit)
         budget = amount * (usual[0] * costs.heavy + costs.decode) if unit == "x" else amount
         spacing, images = self.spacing, self.images
-        grid = fitting_grid(
-            model, grids, minutes=self.minutes, images=images, spacing=spacing, progress=progress
-        )
+        grid = fitting_grid(model, grids, minutes=self.minutes, images=images, spacing=spacing, progress=progress)
         with mapper(self.workers, model.device, progress.note) as over:
             errors = measured_errors(model, grid=grid, mapper=over, images=images, spacing=spacing, progress=progress)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)

@@ -6,20 +6,18 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, decoding, report_end, reporter
-from dualrate.cli.data import telling
+from dualrate.cli.data import data_progress
 from dualrate.cli.recipe import (
     HELP,
     Device,
     ProcessCount,
     RetryCount,
-    ShardCount,
     checked,
     override,
     parse_known,
@@ -31,73 +29,48 @@ from dualrate.data.encode import ENCODING
 from dualrate.data.images import check_outside
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.stages import Stages, on_codec_of_data
-from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, text_tokens
-from dualrate.recipes import imagenet as imagenet_latents
-from dualrate.recipes import latents as fashion_mnist_decoders
-from dualrate.recipes import latents as fashion_mnist_latents
+from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, latents, text_tokens
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
-from dualrate.system.progress import PlainReporter, Silent
+from dualrate.system.progress import Silent, stops
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import check_shard, is_launched, joined, own_device
-from dualrate.training.launch import Supervisor
+from dualrate.training.distributed import is_launched, joined, own_device
 
-OF_IMAGENET: dict[str, Callable[[], Experiment]] = {
-    f"{imagenet.name_of(size, patch)}-{kind}": partial(recipe, size, patch=patch)
-    for size, patch in imagenet.LAYOUTS
-    for kind, recipe in {"heavy": imagenet.heavy, "light": imagenet.light, "dual": imagenet.dual}.items()
+FILES = (auto, fashion_mnist, latents, fashion_mnist_tokens, text_tokens, cifar10, imagenet)
+DESCRIBED: dict[str, tuple[str, Callable[[], Any]]] = {}
+for file in FILES:
+    DESCRIBED |= {**file.RECIPES, **getattr(file, "STAGES", {})}
+STAGES: dict[str, Callable[[], Stages]] = {
+    name: recipe for file in (latents, imagenet) for name, (_, recipe) in file.STAGES.items()
 }
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    "auto": auto.Auto(),
-    **{f"fashion-mnist-{name}": partial(fashion_mnist.single, name) for name in fashion_mnist.NETWORKS},
-    **{f"fashion-mnist-{name}": partial(fashion_mnist.dual, name) for name in fashion_mnist.PAIRS},
-    "fashion-mnist-early-exit": fashion_mnist.early_exit,
-    "fashion-mnist-small": fashion_mnist.small,
-    "fashion-mnist-latents-first": fashion_mnist_latents.first,
-    "fashion-mnist-latents-base": fashion_mnist_latents.base,
-    "fashion-mnist-latents-base-dual": fashion_mnist_latents.base_dual,
-    "fashion-mnist-decoder": fashion_mnist_decoders.DecoderRecipe(),
-    "fashion-mnist-tokens": fashion_mnist_tokens.single,
-    "fashion-mnist-tokens-dual": fashion_mnist_tokens.dual,
-    "fashion-mnist-tokens-uniform": fashion_mnist_tokens.uniform,
-    "fashion-mnist-tokens-28": fashion_mnist_tokens.full_size,
-    "text-tokens": text_tokens.Text(),
-    "cifar10-heavy": cifar10.heavy,
-    "cifar10-light": cifar10.light,
-    "cifar10-dual": cifar10.dual,
-    "cifar10-compact-heavy": partial(cifar10.heavy, "compact"),
-    "cifar10-compact-medium": cifar10.medium,
-    "cifar10-compact-light": partial(cifar10.light, "compact"),
-    "cifar10-compact-dual": partial(cifar10.dual, "compact"),
-    "cifar10-compact-dual-45": cifar10.dual_45,
-    **OF_IMAGENET,
-    "imagenet256-latents-first": partial(imagenet_latents.first, 256),
-    "imagenet256-latents-base": partial(imagenet_latents.base, 256),
-    "imagenet512-latents-first": imagenet_latents.first,
-    "imagenet512-latents-base": imagenet_latents.base,
-    "imagenet-decoder": imagenet_latents.DecoderRecipe(),
+    name: recipe for name, (_, recipe) in DESCRIBED.items() if name not in STAGES
 }
+FIRST = (  # of each family, what to begin with
+    "auto",
+    "fashion-mnist-small",
+    "fashion-mnist-dual-45",
+    "fashion-mnist-latents",
+    "fashion-mnist-decoder",
+    "fashion-mnist-tokens-dual",
+    "text-tokens",
+    "cifar10-dual",
+    "imagenet64-dual",
+    "imagenet256-dual",
+    "imagenet512-latents",
+    "imagenet-decoder",
+)
+LIST = "--list"
 
-STAGES: dict[str, Callable[[], Stages]] = {
-    "fashion-mnist-latents": fashion_mnist_latents.both,
-    "imagenet256-latents": partial(imagenet_latents.both, 256),
-    "imagenet512-latents": imagenet_latents.both,
-}
-
-
-By = Literal["denoising", "consistency"]
-LEARNED: dict[By, Callable[[Experiment], Experiment]] = {
-    "denoising": lambda experiment: experiment,
-    "consistency": by_consistency,
-}
+Loss = Literal["denoising", "consistency"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What `--by` says, which is read first: the options of a method are those of its configuration."""
+    """`--method`, which is read first: the options of a method are those of its configuration."""
 
-    by: By = "denoising"
+    method: Loss = "denoising"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +79,18 @@ class Run(Ranged):
 
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
-    fd_every: Iterations | None = None
+    eval_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
     nproc: ProcessCount = 1
-    shard: ShardCount = 1
-    retries: RetryCount = 3
+    retries: RetryCount = 0
     codec: Path | None = None
-    """Folder of the codec of latents, where that is not where they say."""
+    """Folder of the codec of latents, if it has moved since they were encoded."""
 
     def train(self, experiment: Experiment) -> None:
         """Raises what `launch` and `run_training` raise."""
-        launch(self.nproc, self.retries, self.shard)
-        run_training(experiment, self.out, self.device, self.fd_every, self.shard, self.codec)
+        launch(self.nproc, self.retries)
+        run_training(experiment, self.out, self.device, self.eval_every, self.codec)
 
 
 @dataclass(frozen=True)
@@ -126,7 +98,7 @@ class Train(Run):
     """Train a recipe, or continue it: the same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
-    by: By = "denoising"
+    method: Loss = "denoising"
     """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps)."""
 
     def run(self) -> None:
@@ -135,49 +107,72 @@ class Train(Run):
 
 @dataclass(frozen=True)
 class TrainStages:
-    """Train a recipe of two stages, or continue it: the same command resumes, wherever it was.
+    """Train a recipe of two stages, or continue it: the same command resumes.
 
     In one process; for several, train the stages one by one (dualrate data encode in between).
     """
 
     stages: Annotated[Stages, arg(name="")]
     out: Path | None = None
-    """Directory: first (a run, the codec), latents, base (a run, what is sampled from); runs/<recipe> if not given."""
+    """Directory of the stages: first (the codec), latents, base (the model to sample); runs/<recipe> if not given."""
     device: Device = None
 
     def run(self) -> None:
         if is_launched():
             raise ValueError("two stages are trained in one process: train them one by one, or drop torchrun")
         out, where, progress = self.out or Path("runs") / self.stages.name, pick_device(self.device), reporter()
-        for experiment, folder in in_turn(self.stages, out, device=where, progress=telling(progress, ENCODING)):
+        for experiment, folder in in_turn(self.stages, out, device=where, progress=data_progress(progress, ENCODING)):
             progress.close()
-            if run_training(experiment, folder, self.device, None, 1).stopped != "done":
+            if run_training(experiment, folder, self.device, None).stopped != "done":
                 return
 
 
-def launch(processes: int, retries: int, shard: int) -> None:
-    """Where several processes are asked for, run this command in each of them and exit as they did.
+def launch(processes: int, retries: int) -> None:
+    """Where several processes are asked for, run this command in each of them by torch's elastic launcher, and exit.
 
-    Does nothing in such a process. Raises ValueError where torchrun started another number of them, and where `shard`,
-    those that hold the weights together, does not divide it.
+    The exit code is that of the first process that failed; 128 + the number of a signal that ended all of them.
+    Does nothing in a process that was launched. Raises ValueError where torchrun started another number of them.
     """
     if is_launched():
         if processes not in (1, int(os.environ["WORLD_SIZE"])):
             raise ValueError(f"--nproc {processes}, but {os.environ['WORLD_SIZE']} processes are started: drop --nproc")
         return
-    check_shard(shard, processes)
-    if processes > 1:
-        command = [sys.executable, "-m", "dualrate_command", *sys.argv[1:]]
-        progress = PlainReporter()
-        raise SystemExit(Supervisor(command, processes, lambda text: progress.note(f"dualrate: {text}")).run(retries))
+    if processes == 1:
+        return
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if os.environ.get("DUALRATE_THREADS", "auto") == "auto":  # processes scale better than threads
+        os.environ["DUALRATE_THREADS"] = "1"
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # a restart would read the addresses of processes that ended
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=f"dualrate-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=retries,
+        signals_to_handle=",".join(number.name for number in stops()),
+        shutdown_timeout=600,  # seconds to save in, once a signal came
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "dualrate_command", *sys.argv[1:])
+    except SignalException as stopped:
+        raise SystemExit(128 + stopped.sigval) from None
+    except ChildFailedError as failed:
+        _, first = failed.get_first_failure()
+        raise SystemExit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode) from None
+    raise SystemExit(0)
 
 
 def run_training(
     experiment: Experiment,
     out: Path | None,
     device: str | None,
-    fd_every: int | None,
-    shard: int,
+    eval_every: int | None,
     codec: Path | None = None,
 ) -> FitResult:
     """Train the experiment in `out`, or in runs/ under its name, and say how it ended. codec: where its folder is."""
@@ -187,20 +182,20 @@ def run_training(
     experiment = on_codec_of_data(experiment)
     experiment = experiment if codec is None else experiment.with_codec(codec)
     out, where = out or Path("runs") / experiment.name, own_device(pick_device(device))
-    check_out(experiment.name, out)  # before a judge is trained
+    check_out(experiment.name, out)  # before a feature network is trained
     check_outside(out, experiment.data.source)
-    if fd_every is not None and fd_every % experiment.fit.sample_every:
+    if eval_every is not None and eval_every % experiment.fit.sample_every:
         raise ValueError(
-            f"--fd-every is a multiple of --fit.sample-every ({experiment.fit.sample_every}), got {fd_every}"
+            f"--eval-every is a multiple of --fit.sample-every ({experiment.fit.sample_every}), got {eval_every}"
         )
     resume_threads(out)
-    with joined(where, shard) as world:
+    with joined(where) as world:
         progress = reporter() if world.leads else Silent()
         result = train(
             experiment,
             out,
-            score=scorer(experiment.data, progress) if fd_every is not None and world.leads else None,
-            score_every=fd_every,
+            score=scorer(experiment.data, progress) if eval_every is not None and world.leads else None,
+            score_every=eval_every,
             progress=progress,
             decoding=decoding(progress),
             device=where,
@@ -211,12 +206,27 @@ def run_training(
     return result
 
 
+def usage(names: tuple[str, ...] = FIRST) -> str:
+    """What `dualrate train` says without a recipe. names: of the recipes that it lists."""
+    lines = ["usage: dualrate train RECIPE [options]    (dualrate train RECIPE --help for its options)", ""]
+    lines += [f"  {name:28} {DESCRIBED[name][0]}" for name in names if name in DESCRIBED]
+    lines.append(f"  {'package.module:function':28} a recipe of your own")
+    more = f"dualrate train {LIST} names all {len(DESCRIBED)} recipes."
+    return "\n".join([*lines, "", more] if len(names) < len(DESCRIBED) else lines)
+
+
 def parse_train(arguments: list[str]) -> Train | TrainStages:
-    if arguments[:1] and arguments[0] in STAGES:
-        return override(TrainStages(STAGES[arguments[0]]()), arguments, "train")
-    usage = f"train RECIPE [--by {'|'.join(get_args(By))}] [options]"
-    recipe = recipe_named(arguments, {**RECIPES, **STAGES}, Experiment, usage)
-    recipe, rest = with_own_options(recipe, arguments, "train")
-    by = parse_known(Method, [option for option in rest[1:] if option not in HELP], "dualrate train", Method())[0].by
-    learned = imagenet.by_consistency if by == "consistency" and rest[0] in OF_IMAGENET else LEARNED[by]
-    return override(Train(learned(checked(recipe(), Experiment, rest[0])), by), rest, "train")
+    """The options of a recipe. Raises SystemExit after listing the recipes, ValueError for a name that is none."""
+    name = arguments[0] if arguments else ""
+    if name in ("", LIST, *HELP):
+        print(usage(tuple(DESCRIBED) if name == LIST else FIRST))
+        raise SystemExit(0 if name else 2)
+    if name in STAGES:
+        return override(TrainStages(STAGES[name]()), arguments, "train")
+    recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train")
+    options = [option for option in rest[1:] if option not in HELP]
+    method = parse_known(Method, options, "dualrate train", Method())[0].method
+    experiment = checked(recipe(), Experiment, name)
+    if method == "consistency":
+        experiment = (imagenet.by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
+    return override(Train(experiment, method), rest, "train")

@@ -273,3 +273,6 @@ def _found(look: Look) -> str:
 def distilled() -> StudentRecipe:
     """Students of any single-rate model; a dual-rate one gets a light network in proportion to its teacher's."""
     return StudentRecipe(None, None, DISTILLING)
+
+
+RECIPES = {"auto": ("networks that fit your own images, after a look at them", Auto())}

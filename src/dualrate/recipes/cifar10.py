@@ -12,6 +12,7 @@ costs on average. `source` is your own copy: a folder of images, or parquet file
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from dualrate.data.loader import Augment
@@ -103,3 +104,15 @@ def distilled(size: Size = "full") -> StudentRecipe:
     """Students of the heavy model."""
     optim = OptimConfig(lr=5e-5, betas=(0.0, 0.99), warmup=200)
     return StudentRecipe(f"cifar10-{size}", LIGHT[size], replace(FITS[size], optim=optim, ema_halflife=10_000))
+
+
+RECIPES = {
+    "cifar10-heavy": ("the heavy network alone", heavy),
+    "cifar10-light": ("the light network alone", light),
+    "cifar10-dual": ("heavy and light", dual),
+    "cifar10-compact-heavy": ("a smaller heavy network alone", partial(heavy, "compact")),
+    "cifar10-compact-medium": ("a medium network alone", medium),
+    "cifar10-compact-light": ("a smaller light network alone", partial(light, "compact")),
+    "cifar10-compact-dual": ("smaller heavy and light networks", partial(dual, "compact")),
+    "cifar10-compact-dual-45": ("medium and light", dual_45),
+}

@@ -9,6 +9,7 @@ mirrored or shifted shoes are no longer Fashion-MNIST.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from dualrate.experiment.experiment import Experiment
@@ -125,3 +126,11 @@ def small(seconds: float = 120) -> Experiment:
 def distilled() -> StudentRecipe:
     """Students of the heavy model, about 35 minutes of one CPU core each."""
     return StudentRecipe("fashion-mnist", LIGHT, DISTILLING)
+
+
+RECIPES = {
+    "fashion-mnist-small": ("two small networks, for a first look: two minutes", small),
+    **{f"fashion-mnist-{name}": (f"one network: {name}", partial(single, name)) for name in NETWORKS},
+    **{f"fashion-mnist-{name}": (f"two networks: {' and '.join(PAIRS[name])}", partial(dual, name)) for name in PAIRS},
+    "fashion-mnist-early-exit": ("one network with exits after its blocks", early_exit),
+}

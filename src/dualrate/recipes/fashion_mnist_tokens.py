@@ -69,3 +69,11 @@ def of(
 def distilled() -> StudentRecipe:
     """Students of the single models."""
     return StudentRecipe(None, LIGHT, DISTILLING, noise=4)
+
+
+RECIPES = {
+    "fashion-mnist-tokens": ("one transformer, masked diffusion", single),
+    "fashion-mnist-tokens-dual": ("two transformers, masked diffusion", dual),
+    "fashion-mnist-tokens-uniform": ("one transformer, uniform noise", uniform),
+    "fashion-mnist-tokens-28": ("one transformer, whole images", full_size),
+}

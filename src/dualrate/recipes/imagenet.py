@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -277,3 +278,26 @@ class DecoderRecipe(Ranged):
             data=pictures(self.size, self.source),
             process=images(self.size),
         )
+
+
+ON_PIXELS = {
+    f"{name_of(size, patch)}-{kind}": (f"{text}, {size} x {size}", partial(recipe, size, patch=patch))
+    for size, patch in LAYOUTS
+    for kind, text, recipe in (
+        ("heavy", "the heavy network alone", heavy),
+        ("light", "the light network alone", light),
+        ("dual", "heavy and light", dual),
+    )
+}
+RECIPES = {
+    **ON_PIXELS,
+    "imagenet256-latents-first": ("Unified Latents: encoder, prior and decoder", partial(first, 256)),
+    "imagenet256-latents-base": ("one network on the latents", partial(base, 256)),
+    "imagenet512-latents-first": ("Unified Latents: encoder, prior and decoder", first),
+    "imagenet512-latents-base": ("one network on the latents", base),
+    "imagenet-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
+}
+STAGES = {
+    "imagenet256-latents": ("first stage and base model, one after the other", partial(both, 256)),
+    "imagenet512-latents": ("first stage and base model, one after the other", both),
+}

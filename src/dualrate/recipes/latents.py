@@ -177,3 +177,12 @@ class DecoderRecipe(Ranged):
             weighting=WEIGHTING,
             fit=replace(FIT, iterations=ITERATIONS[self.kind]),
         )
+
+
+RECIPES = {
+    "fashion-mnist-latents-first": ("Unified Latents: encoder, prior and decoder", first),
+    "fashion-mnist-latents-base": ("one network on the latents", base),
+    "fashion-mnist-latents-base-dual": ("two networks on the latents", base_dual),
+    "fashion-mnist-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
+}
+STAGES = {"fashion-mnist-latents": ("first stage and base model, one after the other", both)}

@@ -54,3 +54,6 @@ class Text:
 def distilled() -> StudentRecipe:
     """Students of the single models; a light network in proportion to its teacher's."""
     return StudentRecipe(None, None, DISTILLING, noise=4)
+
+
+RECIPES = {"text-tokens": ("a text by its characters, at one rate or two", Text())}
