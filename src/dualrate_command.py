@@ -160,6 +160,8 @@ def _help(name: str, command: Mapping[str, Any]) -> str:
     words = [option if option not in options else f"{option} {options[option].split('  ', 2)[1]}" for option in needed]
     lines = [f"usage: dualrate {name} {' '.join([*words, '[options]'])}", "", command["about"], ""]
     for option, line in {**needed, **options}.items():
+        if f"--{option.removeprefix('--no-')}" in options:  # the other way of a switch
+            continue
         _, values, says = line.split("  ", 2)
         lines.append(f"  {option} {values}".rstrip())
         lines += textwrap.wrap(says, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)

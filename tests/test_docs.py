@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from reader import commands, follow, follow_page
 
-from dualrate.cli import main
+from dualrate.cli import doctor, main
 from dualrate.compare import contenders, speed, work
 from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.drawing import calibration

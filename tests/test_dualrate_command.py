@@ -279,6 +279,7 @@ def options(forms: list[tuple[str, ...]], defaults: bool = False) -> dict[str, d
                     continue
                 says = re.sub(left_out, "", str(action.help), flags=re.DOTALL)
                 called = "" if not names and action.required else action.metavar or ""
+                called = called.replace("{None}|", "").replace("{None,", "{")
                 line = f"{FEWEST.get(action.nargs, action.nargs)}  {called}  {' '.join(says.split())}"
                 known |= {name: line for name in names if name not in known}
                 needed |= {names[0] if names else str(action.metavar): line} if action.required else {}
@@ -374,7 +375,7 @@ def test_a_refusal_takes_a_fraction_of_a_second():
         "sample x --out y --num -- --numb",
         "train package.module:recipe --mine 3",
         "train fashion-mnist-decoder --mine 3",
-        "train cifar10-dual --networks.encoder.levels.0.blocks 3 --fit.batch_size=3 --method consistency --method.eta 1",
+        "train cifar10-dual --networks.encoder.levels.0.blocks 3 --fit.batch_size=3 --method consistency",
         "train auto --data.source x --rate single --codec.folder y",
         "cost RUN --steps 3",
         "retrofit FOLDER --mine 3",

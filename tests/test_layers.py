@@ -50,7 +50,11 @@ CONFINED = {
     "uvicorn": ("serving",),
 }
 EXTRAS = ("eval", "dinov2", "efficientnet", "diffusers", "serve")
-OF_AN_EXTRA = {"dualrate.integrations.diffusers", "dualrate.integrations.hub", "dualrate.serving.app"}  # imported late, by what uses them
+OF_AN_EXTRA = {
+    "dualrate.integrations.diffusers",
+    "dualrate.integrations.hub",
+    "dualrate.serving.app",
+}  # imported late, by what uses them
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
 
 

@@ -16,11 +16,9 @@ from dualrate.experiment.networks import OneNetwork
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe
-from dualrate.runs import prediction
 from dualrate.runs.store import load
 from dualrate.runs.train import train
 from dualrate.training.config import FitConfig
-from dualrate.training.memory import PassCost
 
 
 def net(conv: int, transformer: int) -> UViTConfig:
@@ -83,31 +81,10 @@ def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
     assert "dualrate distill fashion-mnist" in card
     assert f"teacher {root / 'teacher'} at iteration 4, weights" in card
     capsys.readouterr()
-    assert call(monkeypatch, "bound", tmp_path / "weights", "--variance", "own", "--num", 4, "--json") == 0
+    assert (
+        call(monkeypatch, "evaluate", tmp_path / "weights", "--bound", "--variance", "own", "--num", 4, "--json") == 0
+    )
     assert json.loads(capsys.readouterr().out)["num_heavy"] == 2
-
-
-def test_what_it_takes_is_predicted_before_it_begins_as_of_its_run(root, monkeypatch, capsys):
-    """Of the same experiment, from which all of a prediction follows; its passes are not counted here."""
-    asked: list[Experiment] = []
-    needs = prediction.needs
-
-    def noted(experiment: Experiment, load) -> prediction.Needs:
-        asked.append(experiment)
-        return needs(experiment, load)
-
-    monkeypatch.setattr(prediction, "pass_cost", lambda *_, **__: PassCost(1.0, 1.0, 1.0, 1))
-    monkeypatch.setattr(prediction, "needs", noted)
-
-    def predicted(*of) -> dict[str, float]:
-        assert call(monkeypatch, "cost", *of, "--gpus", 2, "--json") == 0
-        return json.loads(capsys.readouterr().out)["predicted"]
-
-    monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist", lambda: StudentRecipe("tiny", net(4, 16), FIT))
-    options = ("--teacher", root / "teacher", "--steps", 4, "--heavy", 2, "--pretraining", 1)
-    assert predicted("distill", "fashion-mnist", *options) == predicted(root / "dual")
-    before, of_run = asked
-    assert before == of_run
 
 
 @pytest.mark.parametrize(
@@ -115,7 +92,7 @@ def test_what_it_takes_is_predicted_before_it_begins_as_of_its_run(root, monkeyp
     [
         (["sample", "dual", "--out", "x", "--steps", "8"], "for 4 steps equal in t with 2 heavy calls"),
         (["cost", "dual", "--heavy", "4"], "serves no other plan"),
-        (["bound", "dual", "--steps", "8", "--heavy", "2"], "serves no other plan"),
+        (["evaluate", "dual", "--bound", "--steps", "8", "--heavy", "2"], "serves no other plan"),
         (["evaluate", "plain", "--steps", "1"], "distilled to 2 steps and serves as many or more"),
         (["sample", "plain", "--out", "x", "--steps", "4", "--grid", "karras"], "longer than 1/2"),
         (["plan", "dual", "--budget", "0.25x"], "whose plan was set before"),
@@ -174,7 +151,7 @@ def test_compare_takes_students_with_their_own_plans(root):
         (["--student-from", "TEACHER"], "student_from takes a dual-rate one"),
         (["--version", "instant", "--guidance", "2"], "use MomentMatching, or a teacher without guidance"),
         (["--source", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--fd-every", "3"], "multiple of --fit.sample-every"),
+        (["--eval-every", "3"], "multiple of --fit.sample-every"),
         (["--out", "TEACHER"], "choose a new directory as --out"),
         (["--out", "PLAIN"], "trained with another configuration"),
     ],

@@ -15,7 +15,6 @@ import torch
 from cli.command import call
 from training.toy import final, same_bits
 
-from dualrate.cli import train as cli_train
 from dualrate.system.device import compiles
 from dualrate.training import checkpoint
 
@@ -160,7 +159,7 @@ def test_another_number_than_torchrun_started_is_refused(monkeypatch, capsys):
     assert "--nproc 2, but 4 processes are started: drop --nproc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "compare", "plan", "cost", "data", "codec"])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "compare", "plan", "cost", "data"])
 def test_what_is_one_process_is_refused_under_torchrun(monkeypatch, capsys, command):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -174,26 +173,3 @@ def test_what_may_be_launched_is_not_refused(monkeypatch, capsys, command, proce
     monkeypatch.setenv("WORLD_SIZE", processes)
     assert call(monkeypatch, command, "--help") == 0
     assert "usage" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("options", [("--shard", "2"), ("--nproc", "4", "--shard", "3")])
-def test_processes_that_hold_the_weights_together_divide_all_of_them(monkeypatch, capsys, options):
-    assert call(monkeypatch, "train", "fashion-mnist-small", *options) == 2
-    assert f"--shard {options[-1]} of" in capsys.readouterr().err
-
-
-def test_several_processes_are_started_with_the_same_command(monkeypatch):
-    started = []
-
-    class Recorded:
-        def __init__(self, command, processes, note):
-            started.append((command, processes))
-
-        def run(self, retries):
-            started.append(retries)
-            return 75
-
-    monkeypatch.setattr(cli_train, "Supervisor", Recorded)
-    arguments = ["train", "fashion-mnist-small", "--nproc", "3", "--retries", "5"]
-    assert call(monkeypatch, *arguments) == 75
-    assert started == [([sys.executable, "-m", "dualrate_command", *arguments], 3), 5]

@@ -2,11 +2,9 @@
 
 import contextlib
 import itertools
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,21 +236,20 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
     expected = candidates(planner, costs, budget, (2, 4, 8))[0].planned
     steps = ("--steps", "2", "4", "8")
     assert plan_command(run, monkeypatch, "--budget", "0.3x", *steps) == expected.plan
-    assert plan_command(run, monkeypatch, "--gmacs", str(budget / 1e9), *steps) == expected.plan
+    assert plan_command(run, monkeypatch, "--budget", f"{budget / 1e9}gmacs", *steps) == expected.plan
     told = capsys.readouterr().out
     assert told.count(f"{expected.objective:.5f}") >= 2
     of_first_order = candidates(Planner(ageing, PROCESS, Sigmoid(BIAS)), costs, budget, (2, 4, 8))[0].planned
     assert plan_command(run, monkeypatch, "--budget", "0.3x", "--ancestral", *steps) == of_first_order.plan
     assert f"{of_first_order.objective:.5f}" in capsys.readouterr().out
-    whole = 8 * costs.heavy / 1e9
-    assert f"0.3x of 8 heavy calls, {whole:.4g} GMACs: {budget / 1e9:.4g} GMACs" in told
+    assert f"budget 0.3x: {budget / 1e9:.4g} GMACs" in told
 
 
 def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
     pays.cache_clear()  # as in a fresh process
     times = iter([0.8, 0.08])  # of a heavy and of a light call of 8 rows
     monkeypatch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **_: (call(), next(times))[1])
-    plan = plan_command(run, monkeypatch, "--seconds", "0.35", "--steps", "8", "--batch-size", "8")
+    plan = plan_command(run, monkeypatch, "--budget", "0.35s", "--steps", "8", "--batch-size", "8")
     assert plan.num_heavy == 3  # 3 x 0.1 + 5 x 0.01 = 0.35
 
 
@@ -267,39 +264,16 @@ def test_a_plan_may_have_the_times_of_a_sampler_s_own_grid(run, monkeypatch):
     assert (errors.errors != measured_errors(model, **how).errors).any()
 
 
-def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run, ageing, monkeypatch, capsys):
-    from dualrate.drawing import errors as planning
-    from dualrate.drawing import evaluator
-
-    scores = {}
-
-    def scored(drawer, seeds, judge, **_):
-        value = judge.sign * planner.objective(drawer.plan)
-        scores[drawer.plan] = value
-        return SimpleNamespace(row=SimpleNamespace(score=SimpleNamespace(value=value)))
-
-    planner = Planner(ageing, PROCESS, Sigmoid(BIAS), order=2)
-    monkeypatch.setattr(planning, "measure", scored)
-    for sign, verdict in ((1, "Spearman 1.00"), (-1, "does not rank")):
-        judge = SimpleNamespace(metric="FD-x", sign=sign)
-        monkeypatch.setattr(evaluator, "evaluator", lambda *_, judge=judge, **__: judge)
-        plan_command(run, monkeypatch, "--gmacs", "1", "--check")
-        assert verdict in capsys.readouterr().out
-        kept = json.loads((run.parent / "plans" / "best.check.json").read_text())
-        assert sorted(line["FD-x"] for line in kept) == sorted(scores.values())
-        assert all(line["objective"] == sign * line["FD-x"] for line in kept)
-
-
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ([], "one of"),
+        ([], "--budget"),
         (["--budget", "much"], "0.25x"),
-        (["--gmacs", "1", "--seconds", "1"], "one of"),
-        (["--gmacs", "1", "--steps", "3"], "divisors"),
-        (["--gmacs", "1", "--out", "plan.png"], ".json"),
-        (["--gmacs", "1", "--images", "0"], "from 1 to"),
-        (["--gmacs", "1", "--spacing", "even"], "there is no grid 'even'"),
+        (["--budget", "-1x"], "0.25x"),
+        (["--budget", "1gmacs", "--steps", "3"], "divisors"),
+        (["--budget", "1gmacs", "--out", "plan.png"], ".json"),
+        (["--budget", "1gmacs", "--images", "0"], "from 1 to"),
+        (["--budget", "1gmacs", "--spacing", "even"], "there is no grid 'even'"),
     ],
 )
 def test_a_budget_is_said_once_and_as_a_number(run, monkeypatch, capsys, budget, message):

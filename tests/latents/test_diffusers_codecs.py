@@ -12,11 +12,11 @@ import torch
 from latents.autoencoders import autoencoder, photos, saved, unit_size
 from torch import Tensor
 
+from dualrate.cli.doctor import check_codec
 from dualrate.codecs.codec import Normalisation
 from dualrate.codecs.config import CodecFolder, read_codec
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.random import Draws
-from dualrate.cli.doctor import check_codec
 from dualrate.integrations.codecs import RULES, Autoencoder
 
 DRAWS = Draws(0, torch.arange(2))

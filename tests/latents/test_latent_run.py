@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dualrate as dr
 from dualrate.cli import main
+from dualrate.cli.doctor import check_run
 from dualrate.cli.train import run_training
 from dualrate.codecs.codec import round_trip
 from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
-from dualrate.cli.doctor import check_run
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.measure import cost_report, measure
 from dualrate.experiment.experiment import DataConfig, Experiment
@@ -147,10 +147,10 @@ def test_the_commands_take_a_latent_run(run: Path, root: Path, monkeypatch: pyte
     assert "16 x 16, 3 channel(s)" in (root / "released" / "README.md").read_text()
     assert call(monkeypatch, "data", "verify", root / "latents") == 0
     capsys.readouterr()
-    code = call(monkeypatch, "codec", "check", root / "vae", "--data", root / "images.npz", "--num", 32, "--json")
+    code = call(monkeypatch, "data", "codec", root / "vae", "--data", root / "images.npz", "--num", 32, "--json")
     found = json.loads(capsys.readouterr().out)
     assert (code, found["problems"]) == (0, 0)
-    assert call(monkeypatch, "codec", "chek") == 2
+    assert call(monkeypatch, "data", "codek") == 2
 
 
 def test_auto_fits_latents(root: Path) -> None:
@@ -209,8 +209,8 @@ def test_training_goes_on_where_its_latents_and_their_codec_were_moved(
         experiment, data=DataConfig(str(tmp_path / "latents")), fit=replace(FIT, iterations=3), codec=NoCodec()
     )
     with pytest.raises(ValueError, match=r"gone holds no codec.*name its new place \(--codec\)"):
-        run_training(here, tmp_path / "run", "cpu", None, 1)
-    assert run_training(here, tmp_path / "run", "cpu", None, 1, tmp_path / "vae").iteration == 3
+        run_training(here, tmp_path / "run", "cpu", None)
+    assert run_training(here, tmp_path / "run", "cpu", None, tmp_path / "vae").iteration == 3
     assert load(tmp_path / "run").experiment.codec.folder == str(tmp_path / "vae")
 
 

@@ -14,11 +14,11 @@ from latents.tiny_stage import LATENT, first_stage
 
 import dualrate as dr
 from dualrate.cli import train as cli_train
+from dualrate.cli.doctor import check_run, is_stored
 from dualrate.codecs.config import read_codec
 from dualrate.data.latents import read_latents
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
-from dualrate.cli.doctor import check_run, is_stored
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.stages import Stages
 from dualrate.runs import train as runs_stages
@@ -99,7 +99,7 @@ def test_stages_go_on_at_another_place(stages: Stages) -> None:
         if Path("here").exists():
             Path("here").rename("there")
         for experiment, folder in in_turn(made, Path(out)):
-            cli_train.run_training(experiment, folder, "cpu", None, 1)
+            cli_train.run_training(experiment, folder, "cpu", None)
     model = load("there/base", note=str)
     assert (model.iteration, model.experiment.codec.folder) == (3, str(Path("there/first").resolve()))
 

@@ -13,6 +13,7 @@ from latents.autoencoders import photos
 from latents.tiny_stage import CODEC, FIT, LATENT, NETWORKS, PROCESS
 
 import dualrate as dr
+from dualrate.cli.doctor import check_codec
 from dualrate.codecs.codec import Codec, decoded, round_trip, with_noise
 from dualrate.codecs.config import CodecFolder, NoCodec, read_codec
 from dualrate.codecs.diffusion import DiffusionCodec
@@ -22,7 +23,6 @@ from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.cli.doctor import check_codec
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.stages import on_codec_of_data

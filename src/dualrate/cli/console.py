@@ -1,4 +1,4 @@
-"""Progress and reports: a live bar on a terminal, plain lines otherwise. The only library module that uses rich."""
+"""Progress and reports: a live bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -142,18 +142,15 @@ def drawing(progress: Reporter) -> Callable[[int, int], None]:
 def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter) -> None:
     """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
-    nothing = "nothing is left to do: " if result.iteration == result.begun and result.stopped != "signal" else ""
-    more = ""
-    if result.stopped == "seconds" and fit.limit is not None and fit.limit == fit.optim.decay_seconds:
-        more = "; its --fit.optim.decay-seconds are over, with which the learning rate is 0"
-    elif result.stopped == "seconds":
-        more = "; its --fit.max-seconds are over: more of them go on with it"
-    elif nothing and "iterations" in fit.free():
-        more = f"; it has its {fit.iterations} iterations (--fit.iterations): more of them go on with it"
-    elif nothing:
-        more = f"; it has its {fit.iterations} iterations, with which the learning rate is 0: name another --out"
-    done = f"{nothing}{why} at iteration {result.iteration} after {result.seconds:.0f} s of training"
-    progress.note(f"{done}: {out}{more}")
+    idle, more = result.iteration == result.begun and result.stopped != "signal", ""
+    if idle or result.stopped == "seconds":
+        done = result.stopped == "done"
+        over = "iterations" not in fit.free() if done else fit.limit == fit.optim.decay_seconds
+        option = "--fit.iterations" if done else "--fit.max-seconds"
+        more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise {option}"
+    nothing = "nothing is left to do: " if idle else ""
+    spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
+    progress.note(f"{nothing}{why} {spent}: {out}{more}")
     if result.stopped == "signal":
         raise SystemExit(75)
 

@@ -57,7 +57,7 @@ class Student(Ranged):
     """A recipe's student, of whatever teacher."""
 
     recipe: Annotated[StudentRecipe, arg(name="")]
-    method: Literal["moments", "consistency", "em"] = "moments"
+    by: Annotated[Literal["moments", "consistency", "em"], arg(name="method")] = "moments"
     """Moment matching, sampled ancestrally; multistep consistency, sampled by DDIM; EM distillation, of one step."""
     steps: Steps | None = None
     """N, steps of the student; 8 if not given, by em 1. A plain student by moments may take more."""
@@ -117,15 +117,15 @@ class Student(Ranged):
 
         teacher: only its experiment is read
         """
-        make, allowed = METHODS[self.method]
+        make, allowed = METHODS[self.by]
         own = {name for _, names in METHODS.values() for name in names}
         given = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
         if wrong := sorted(given.keys() - set(allowed)):
             listed = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-            raise ValueError(f"--method {self.method} does not take {listed}")
+            raise ValueError(f"--method {self.by} does not take {listed}")
         if is_diffusers(teacher) and self.source is None and self.student_from is None:
             raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
-        given = self.recipe.defaults(self.method) | given
+        given = self.recipe.defaults(self.by) | given
         given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
         made = make(self.recipe, str(teacher), self.steps, given)
         return made if self.source is None else replace(made, data=replace(made.data, source=self.source))

@@ -116,8 +116,8 @@ class Evaluate(Ranged):
             print(json.dumps(asdict(found) | about | {"environment": environment(drawer.model.device)}))
             return
         print(
-            f"{drawer.network}, {drawer.plan.num_steps} steps; {len(seeds)} samples, {len(found.bound.images)} held-out "
-            f"pieces; bits a character, ± standard error\n\n"
+            f"{drawer.network}, {drawer.plan.num_steps} steps; {len(seeds)} samples, {len(found.bound.images)} "
+            f"held-out pieces; bits a character, ± standard error\n\n"
             f"bound            {found.bound.total} of held-out pieces\n"
             f"language model   {found.drawn.bits} of samples, {found.held_out.bits} of held-out pieces\n"
             f"entropy          {found.drawn.entropy} of samples, {found.held_out.entropy} of held-out pieces\n"

@@ -98,7 +98,7 @@ class Train(Run):
     """Train a recipe, or continue it: the same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
-    method: Loss = "denoising"
+    by: Annotated[Loss, arg(name="method")] = "denoising"
     """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps)."""
 
     def run(self) -> None:
