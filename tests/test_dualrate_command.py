@@ -115,13 +115,13 @@ def test_the_settings_are_there_before_openmp_reads_them():
     """OpenMP is asked to tell what it has read, at the moment it is loaded. `dualrate` begins anew as the command."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "DUALRATE_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "dualrate", "cost", "--help"],
+        [sys.executable, "-m", "dualrate", "--version"],
         env={**own, "DUALRATE_THREADS": "3", "OMP_DISPLAY_ENV": "TRUE"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0
-    assert "usage: dualrate" in done.stdout
+    assert "dualrate" in done.stdout
     *_, told = done.stderr.split("OPENMP DISPLAY ENVIRONMENT BEGIN")  # of the last process, if it began anew
     if "OMP_NUM_THREADS" not in told:
         pytest.skip("this torch's OpenMP does not tell its settings")
@@ -177,7 +177,7 @@ def test_the_help_of_a_command_needs_nothing_loaded():
 
 def test_a_wrong_number_is_one_line_and_exit_code_2():
     done = subprocess.run(
-        [sys.executable, "-m", "dualrate_command", "cost", "--help"],
+        [sys.executable, "-m", "dualrate_command", "--version"],
         env={**os.environ, "DUALRATE_THREADS": "none"},
         capture_output=True,
         text=True,
@@ -355,7 +355,7 @@ def test_a_wrong_name_is_told_without_loading_anything(line, code, says, monkeyp
     with pytest.raises(SystemExit) as stop:
         cli_main.main()
     assert stop.value.code == code
-    if "--" not in found[1] or "lists" in found[1]:
+    if "lists all options" not in found[1]:
         told = capsys.readouterr()
         assert (told.out or told.err) == found[1]
 

@@ -170,7 +170,7 @@ def test_released_weights(run, tmp_path):
     released = tmp_path / "released"
     export(run, released, lambda text: None)
     assert levels(check_run(released)) == ["ok", "ok", "warning"]  # the images
-    flip(released / "weights.safetensors")
+    flip(released / "model.safetensors")
     assert "problem" in levels(check_run(released))
 
 

@@ -388,6 +388,6 @@ def test_a_share_is_of_the_same_budget_whatever_grid_fits(run, monkeypatch, caps
     out = run.parent / "best.json"
     assert call(monkeypatch, "plan", run, "--budget", "0.125x", "--steps", "8", "--images", "2", "--out", out) == 0
     told = capsys.readouterr()
-    assert "0.125x of 64 heavy calls" in told.out
+    assert f"budget 0.125x: {0.125 * 64 * load(run).call_cost.heavy / 1e9:.4g} GMACs" in told.out
     assert "a grid of 8 steps" in told.err
     assert StepPlan.from_json(out.read_text()).num_steps == 8

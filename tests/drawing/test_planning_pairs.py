@@ -106,7 +106,7 @@ def test_a_plan_within_the_budget_is_drawn_at_the_cost_that_it_was_told(
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("sample {large} --denoiser {small} --out x", "say which steps are those of .* until --switch-at 0.6"),
+        ("sample {large} --denoiser {small} --out x", "say which steps .* makes: --switch-at 0.6"),
         ("sample {large} --switch-at 0.6 --out x", "has no other network for the steps before switch_at"),
         ("sample {large} --denoiser {small} --out x --switch-at 0.6 --places even", "no context: drop places"),
         ("plan {large} --budget 1gmacs", "there is nothing to plan; have it called by shared-encoder, or another run"),

@@ -136,7 +136,7 @@ def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mir
     stacked = torch.stack(views, 1).cpu()
     if not (stacked.isfinite().all() and stacked.abs().max() <= HIGHEST):
         raise ValueError(
-            "the codec gives latents that are not finite, or too large for float16: see `dualrate codec check`"
+            "the codec gives latents that are not finite, or too large for float16: see `dualrate data codec`"
         )
     return stacked.half()
 

@@ -184,7 +184,7 @@ def read_table(model: Model) -> CovarianceTable:
     _require_posterior_mean(model)
     where = model.path or Path(model.name)
     if not (where / COVARIANCE).is_file():
-        raise ValueError(f"{where} has no {COVARIANCE}: measure it with `dualrate calibrate {where}`")
+        raise ValueError(f"{where} has no {COVARIANCE}: measure it with `dualrate plan calibrate {where}`")
     try:
         with open_tensors(where / COVARIANCE) as file:
             noted = file.metadata() or {}
@@ -200,10 +200,10 @@ def read_table(model: Model) -> CovarianceTable:
             raise ValueError("its content has changed")
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{where / COVARIANCE} is damaged: {error}; measure it again with `dualrate calibrate {where}`"
+            f"{where / COVARIANCE} is damaged: {error}; measure it again with `dualrate plan calibrate {where}`"
         ) from error
     if noted.get("weights") != model.weights_hash:
         raise ValueError(
-            f"{where / COVARIANCE} was measured for other weights: measure it again with `dualrate calibrate {where}`"
+            f"{where / COVARIANCE} was measured for other weights: measure it again with `dualrate plan calibrate {where}`"
         )
     return CovarianceTable(bands, tensors["log_snr"], tensors["variance"], tensors["ratio"], below, above)

@@ -63,7 +63,7 @@ class Latents:
 
         def wanted(found: list[str]) -> tuple[str, ...]:
             if missing := set(ARRAYS) - set(found):
-                raise ValueError(f"it has no array {sorted(missing)[0]}, which dualrate encode writes")
+                raise ValueError(f"it has no array {sorted(missing)[0]}, which dualrate data encode-images writes")
             return ARRAYS
 
         x, names, codec = read_arrays(file, wanted, "latents").values()
@@ -228,7 +228,7 @@ def _check_folder(out: Path, record: dict[str, object]) -> None:
                 f"{out} holds other images, they differ in {listed}: name another --out, or ask for the same again"
             )
     elif out.exists() and (not out.is_dir() or any(not _is_left(file) for file in out.iterdir())):
-        raise ValueError(f"{out} is there already and holds no images that dualrate decode wrote: name another --out")
+        raise ValueError(f"{out} is there already and holds no images that dualrate data decode wrote: name another --out")
 
 
 def _is_left(file: Path) -> bool:
