@@ -101,7 +101,7 @@ def _quota() -> int:
 
 
 def settle_streams() -> None:
-    """Have standard output and error take whatever is written, so that a result is not lost for what is said of it.
+    """Have standard output and error take whatever is written, so that no result is lost.
 
     One that was closed (`>&-`) is the null device: else the next file that is opened has its number. A letter that
     the encoding of standard output lacks is escaped, as standard error does by itself.
@@ -150,8 +150,8 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
     elif "about" in command and not set(HELP).isdisjoint(rest):
         return 0, _help(name, command)
     wrong = _wrong(rest, command["options"], command["required"]) if "options" in command else []
-    told = "".join(f"dualrate {name}: {line}\n" for line in wrong)
-    return (2, f"{told}dualrate {name} --help lists all options\n") if wrong else None
+    lines = "".join(f"dualrate {name}: {line}\n" for line in wrong)
+    return (2, f"{lines}dualrate {name} --help lists all options\n") if wrong else None
 
 
 def _help(name: str, command: Mapping[str, Any]) -> str:

@@ -187,7 +187,7 @@ def test_adjusted_ddim_has_the_mean_error_of_a_heavy_call():
 
 def test_a_table_is_kept_beside_its_weights(tmp_path):
     model = replace(load(DUAL), path=tmp_path)
-    with pytest.raises(ValueError, match=rf"has no {COVARIANCE}: measure it with `dualrate calibrate"):
+    with pytest.raises(ValueError, match=rf"has no {COVARIANCE}: measure it with `dualrate plan calibrate"):
         read_table(model)
     write_table(made(), tmp_path / COVARIANCE, model.weights_hash, 7)
     again = read_table(model)
@@ -198,7 +198,7 @@ def test_a_table_is_kept_beside_its_weights(tmp_path):
     with pytest.raises(ValueError, match="measured for other weights: measure it again"):
         read_table(replace(model, weights_hash="other"))
     (tmp_path / COVARIANCE).write_bytes(b"\0" * 64)
-    with pytest.raises(ValueError, match=r"is damaged.*measure it again with `dualrate calibrate"):
+    with pytest.raises(ValueError, match=r"is damaged.*measure it again with `dualrate plan calibrate"):
         read_table(model)
 
 

@@ -31,7 +31,7 @@ class LiveReporter:
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._losses: dict[str, float] = {}  # the last that were told
+        self._losses: dict[str, float] = {}  # the last of each name
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         if self._bar is None or self._task is None:

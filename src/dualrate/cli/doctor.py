@@ -235,8 +235,10 @@ def check_run(path: Path) -> Iterator[Finding]:
         yield problem(f"{path} cannot be loaded: {error}", "restore its files and those of its codec")
     else:
         if (path / WEIGHTS).exists():  # the checkpoints of a run were looked at above
-            told = [note for note in notes if note.startswith("warning: ")]
-            yield from (warning(note.removeprefix("warning: "), "dualrate export RUN --out WEIGHTS") for note in told)
+            damaged = [note for note in notes if note.startswith("warning: ")]
+            yield from (
+                warning(note.removeprefix("warning: "), "dualrate export RUN --out WEIGHTS") for note in damaged
+            )
         codec = f", codec {fingerprint[:12]}" if fingerprint else ""
         yield ok(f"load reads iteration {model.iteration}, {sum(model.parameters.values()):,} parameters{codec}")
     try:

@@ -204,6 +204,6 @@ def read_table(model: Model) -> CovarianceTable:
         ) from error
     if noted.get("weights") != model.weights_hash:
         raise ValueError(
-            f"{where / COVARIANCE} was measured for other weights: measure it again with `dualrate plan calibrate {where}`"
+            f"{where / COVARIANCE} is of other weights: measure it again with `dualrate plan calibrate {where}`"
         )
     return CovarianceTable(bands, tensors["log_snr"], tensors["variance"], tensors["ratio"], below, above)

@@ -228,7 +228,9 @@ def _check_folder(out: Path, record: dict[str, object]) -> None:
                 f"{out} holds other images, they differ in {listed}: name another --out, or ask for the same again"
             )
     elif out.exists() and (not out.is_dir() or any(not _is_left(file) for file in out.iterdir())):
-        raise ValueError(f"{out} is there already and holds no images that dualrate data decode wrote: name another --out")
+        raise ValueError(
+            f"{out} is there already and holds no images that dualrate data decode wrote: name another --out"
+        )
 
 
 def _is_left(file: Path) -> bool:

@@ -141,8 +141,7 @@ async def _read(request: HTTPRequest) -> Request:
 def _refusal(request: HTTPRequest, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         name = error.name if isinstance(error, Refused) else NAMES.get(error.status_code, "bad-http")
-        told, status, headers = {"error": name, "message": error.detail}, error.status_code, error.headers
-        return JSONResponse(told, status, headers)
+        return JSONResponse({"error": name, "message": error.detail}, error.status_code, error.headers)
     message = re.sub(r"^request(: |\.)", "", str(error))
     if not isinstance(error, ValueError):
         return JSONResponse({"error": "server-error", "message": f"{type(error).__name__}: {message}"}, 500)

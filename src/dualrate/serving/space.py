@@ -21,10 +21,10 @@ from pathlib import Path
 
 from dualrate.codecs.config import CodecFolder
 from dualrate.experiment.experiment import Model
-from dualrate.runs.release import CARD, CURVE, export
-from dualrate.runs.store import CLASSES, COVARIANCE, RELEASED, WEIGHTS
+from dualrate.runs.release import export
+from dualrate.runs.store import WEIGHTS
 from dualrate.serving.offer import Offer
-from dualrate.system.folders import MANIFEST, new_folder
+from dualrate.system.folders import new_folder
 
 PORT = 7860
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -42,11 +42,8 @@ short_description: Diffusion sampling at two rates, side by side
 
 # {name}
 
-Images of `{name}` with the steps, heavy calls, sampler, guidance and seeds that you choose.
-MACs are counted, times are measured here.
-
-The folder is complete: `docker build -t page . && docker run -p {port}:{port} page` shows the same page at
-http://localhost:{port}/. Say in this file's header under which `license` the weights are.
+Images of `{name}`, with the steps, heavy calls, sampler, guidance and seeds that you choose. The folder is complete:
+`docker build -t page . && docker run -p {port}:{port} page`. Say in this header under which `license` the weights are.
 """
 DOCKERFILE = """FROM python:{python}-slim
 RUN useradd --create-home --uid 1000 user
@@ -103,10 +100,7 @@ def write_space(offer: Offer, out: Path, note: Callable[[str], None]) -> None:
 def _copy_weights(model: Model, place: Path, note: Callable[[str], None]) -> None:
     """The weights of a model that was loaded from a directory."""
     assert model.path is not None  # for the type checker: the command line loads all that it serves
-    if not (model.path / WEIGHTS).is_file():
+    if (model.path / WEIGHTS).is_file():
+        shutil.copytree(model.path, place)
+    else:
         export(model.path, place, note)
-        return
-    place.mkdir()
-    for name in (*RELEASED, MANIFEST, CLASSES, CARD, CURVE, COVARIANCE):
-        if (model.path / name).is_file():
-            shutil.copyfile(model.path / name, place / name)
