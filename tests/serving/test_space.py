@@ -137,3 +137,10 @@ def test_a_page_that_cannot_be_served_is_one_line_and_exit_code_2(tmp_path, monk
     assert "is no run" in capsys.readouterr().err
     assert call(monkeypatch, "serve", run, "--port", 70000) == 2
     assert "port is a whole number from 0 to 65,535, got 70000" in capsys.readouterr().err
+
+
+def test_without_the_server_s_packages_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "dualrate.serving.app", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert call(monkeypatch, "serve", saved(ONE, tmp_path / "run")) == 2
+    assert "the page needs uvicorn: pip install 'dualrate[serve]'" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from dualrate.sampling.grids import check_grid
 from dualrate.system.files import write_whole
 
 GRID = 64  # steps of the finest grid
-BUDGET = re.compile(r"([\d.]+(?:e[+-]?\d+)?)(x|gmacs|s)")
+BUDGET = re.compile(r"([\d.]+(?:e[+-]?\d+)?)(x|gmacs|s)?")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Plan(Ranged):
         parts = BUDGET.fullmatch(self.budget.lower())
         if parts is None or not float(parts[1]) > 0:
             raise ValueError(f"--budget is 0.25x, 3gmacs or 0.05s, or the like, got {self.budget!r}")
-        return float(parts[1]), parts[2]
+        return float(parts[1]), parts[2] or "x"
 
     def _steps(self, grid: int) -> tuple[int, ...]:
         """The numbers of steps that a grid has plans of, of those that are asked for."""
