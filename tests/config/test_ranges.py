@@ -28,7 +28,7 @@ from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
 from dualrate.cli.compare import Compare
-from dualrate.cli.data import DATA, CheckCodec, Decode, Encode, EncodeImages, Prepare, Verify
+from dualrate.cli.data import DATA, CheckCodec, Decode, Encode, EncodeImages, Prepare, Verify, _Images, _ToFolder
 from dualrate.cli.distill import Distill
 from dualrate.cli.plan import KINDS, Calibrate, Plan, Search
 from dualrate.cli.retrofit import Retrofit as RetrofitCommand
@@ -207,6 +207,7 @@ def examples() -> Iterator[Any]:
     yield from (cli_train.Run(), cli_distill.Student(imagenet.distilled()))
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
+    yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
     yield from (

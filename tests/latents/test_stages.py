@@ -120,5 +120,3 @@ def test_stages_that_do_not_fit_are_refused(stages: Stages, monkeypatch, capsys)
     Path("run/experiment.json").write_text("{}")
     assert call(monkeypatch, "train", "tiny", "--out", "run") == 2
     assert "run is a run of one stage" in capsys.readouterr().err
-    assert call(monkeypatch, "cost", "fashion-mnist-latents") == 2
-    assert "ask for fashion-mnist-latents-first, and for fashion-mnist-latents-base" in capsys.readouterr().err

@@ -53,8 +53,9 @@ class Export(Ranged):
             for field in fields(own)
             if field.name not in taken[form] and getattr(own, field.name) != getattr(usual, field.name)
         ]
-        if form != "diffusers" and (self.license, self.score, self.push_to_hub) != ("unknown", None, None):
-            wrong += ["--license", "--score", "--push-to-hub"]
+        if form != "diffusers":
+            card = {"--license": self.license != "unknown", "--score": self.score, "--push-to-hub": self.push_to_hub}
+            wrong += [option for option, given in card.items() if given]
         if wrong:
             what = {None: "released weights do", "torch-export": "a program does", "diffusers": "a pipeline does"}[form]
             raise ValueError(f"{what} not hold {' and '.join(wrong)}: drop them")
