@@ -180,7 +180,7 @@ def test_the_command_writes_and_pushes_to_a_stand_in(run, scored, tmp_path, monk
         ([], "say where to: --out DIR"),
         (["--out", "a", "--to", "diffusers", "b"], "say where to: --out DIR"),
         (["--out", "a", "--steps", "4"], "released weights do not hold --steps"),
-        (["--out", "a", "--license", "mit"], "does not hold --license"),
+        (["--out", "a", "--license", "mit"], "do not hold --license"),
         (["--to", "torch-export", "a", "--push-to-hub", "me/it"], "--push-to-hub: drop"),
         (["--to", "torch-export", "a", "--guidance", "2"], "a program does not hold --guidance"),
         (["--to", "diffusers", "a", "--denoiser", "shared-encoder"], "does not hold --denoiser"),
