@@ -1,21 +1,15 @@
-"""The `dualrate` command: refuses wrong names, decides how it computes beside others, then runs `dualrate.cli.main`.
+"""The `dualrate` command: answers what needs no torch, settles threads and streams, then runs `dualrate.cli.main`.
 
-A wrong command, recipe or option is told of by a list of them (cli/options.json), in a tenth of a second. All values
-are the parser's, which comes with torch.
+Help, and refusals of wrong names of commands, recipes and options, come from a list of them (cli/options.json) in a
+tenth of a second. All values are the parser's, which comes with torch.
 
-Torch computes in the threads of OpenMP (GCC's libgomp in the wheels), which reads its settings once, when torch is
-loaded. So they are made here, in a module of its own: importing anything of `dualrate` loads torch, which takes two
-seconds.
+Torch computes in the threads of OpenMP, which reads its settings once, when torch is loaded. So they are made here:
 
-    how many   DUALRATE_THREADS; "auto", or nothing and no OMP_NUM_THREADS: one for every processor that is idle now,
-               of those that this process may use, at least one
+    how many   DUALRATE_THREADS; "auto", or nothing and no OMP_NUM_THREADS: one for every idle processor, of those that
+               this process may use, at least one
     waiting    asleep, unless OMP_WAIT_POLICY says otherwise. By default a thread keeps its processor busy while it
-               waits for the others, and where other programs run that is often the processor which those need: on two
-               busy processors, sampling with two threads took 10 to 60 times as long as with one, and asleep 0.5 to 0.9
-               times (dev/LOG.md)
-
-Waiting asleep alone does not do: kernels of oneDNN wait awake whatever the settings, so threads without a processor of
-their own slow training down, 20 times where four shared two busy processors.
+               waits, in the way of other programs: on two busy processors, sampling with two threads took 10 to 60
+               times as long as with one, and asleep 0.5 to 0.9 times (dev/LOG.md)
 """
 
 from __future__ import annotations
@@ -27,16 +21,31 @@ import math
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 STAT = Path("/proc/stat")
 CLI = Path(__file__).parent / "dualrate" / "cli"
 USAGE = CLI / "usage.txt"
 OPTIONS = CLI / "options.json"  # of every command: `python tests/test_dualrate_command.py` writes it
 HELP = ("-h", "--help", "--help-all")
-RECIPE = "RECIPE"  # stands for a name that is no recipe's
+MOVED = {
+    "bound": "evaluate RUN --bound",
+    "calibrate": "plan calibrate RUN",
+    "encode": "data encode-images IMAGES --run RUN",
+    "decode": "data decode LATENTS --run RUN --out DIR",
+    "codec": "data codec CODEC --data IMAGES",
+}
+RENAMED = {
+    "--by": "--method",
+    "--fd-every": "--eval-every",
+    "--gmacs": "--budget 3gmacs",
+    "--seconds": "--budget 0.05s",
+    "--search": "the command dualrate plan search RUN",
+}
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <of>", or "max <of>"
 
 
@@ -92,7 +101,7 @@ def _quota() -> int:
 
 
 def settle_streams() -> None:
-    """Have standard output and error take whatever is written, so that a result is not lost for what is said of it.
+    """Have standard output and error take whatever is written, so that no result is lost.
 
     One that was closed (`>&-`) is the null device: else the next file that is opened has its number. A letter that
     the encoding of standard output lacks is escaped, as standard error does by itself.
@@ -109,7 +118,7 @@ def settle_streams() -> None:
 
 
 def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
-    """Exit code and text for a command line that asks what there is, or whose names are wrong whatever the values.
+    """Exit code and text for a command line that asks for help, or whose names are wrong whatever the values.
 
     None: it is for the parser, which knows the values too.
     """
@@ -118,25 +127,45 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
     if arguments[0].startswith("-"):  # --version, --import
         return None
     commands, (name, *rest) = json.loads(OPTIONS.read_text()), arguments
+    if name in MOVED:
+        return 2, f"dualrate: {name} is now `dualrate {MOVED[name]}`\n"
     if name not in commands:
         return 2, f"dualrate: there is no command {name!r}\n\n{USAGE.read_text()}"
     if rest and f"{name} {rest[0]}" in commands:
         name, rest = f"{name} {rest[0]}", rest[1:]
     command = commands[name]
-    if "told" in command and (not rest or rest[0] in HELP):
-        return (0 if rest else command["bare"]), command["told"]
+    if "usage" in command and (not rest or rest[0] in HELP):
+        return (0 if rest else command["bare"]), command["usage"]
     if "kinds" in command:
-        return 2, f"dualrate {name}: there is no {rest[0]!r}\n{command['told']}"
+        return 2, f"dualrate {name}: there is no {rest[0]!r}\n{command['usage']}"
     if "recipes" in command:
         recipe, *rest = rest
+        if recipe == "--list" and "list" in command:
+            return 0, command["list"]
         if ":" not in recipe and recipe not in command["recipes"]:
-            return 2, f"dualrate: {command['unknown'].replace(repr(RECIPE), repr(recipe))}\n"
+            return 2, f"dualrate: there is no recipe {recipe!r}: `dualrate {name}` lists them\n"
         if ":" in recipe or recipe in command["unlisted"]:
             return None
         name = f"{name} {recipe}"
+    elif "about" in command and not set(HELP).isdisjoint(rest):
+        return 0, _help(name, command)
     wrong = _wrong(rest, command["options"], command["required"]) if "options" in command else []
-    told = "".join(f"dualrate {name}: {line}\n" for line in wrong)
-    return (2, f"{told}dualrate {name} --help tells all options\n") if wrong else None
+    lines = "".join(f"dualrate {name}: {line}\n" for line in wrong)
+    return (2, f"{lines}dualrate {name} --help lists all options\n") if wrong else None
+
+
+def _help(name: str, command: Mapping[str, Any]) -> str:
+    """The options of a command, and what they mean."""
+    needed, options = command["required"], command["options"]
+    words = [option if option not in options else f"{option} {options[option].split('  ', 2)[1]}" for option in needed]
+    lines = [f"usage: dualrate {name} {' '.join([*words, '[options]'])}", "", command["about"], ""]
+    for option, line in {**needed, **options}.items():
+        if f"--{option.removeprefix('--no-')}" in options:  # the other way of a switch
+            continue
+        _, values, says = line.split("  ", 2)
+        lines.append(f"  {option} {values}".rstrip())
+        lines += textwrap.wrap(says, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines) + "\n"
 
 
 def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mapping[str, str]) -> list[str]:
@@ -150,7 +179,8 @@ def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mappi
     given = [argument.partition("=")[:2] for argument in arguments if re.match("--[A-Za-z]", argument)]
     names = [re.sub(r"\.\d+\.", ".N.", name.replace("_", "-")) for name, _ in given]
     if unknown := [i for i, name in enumerate(names) if name not in options]:
-        return [f"there is no option {given[i][0]}{_near(names[i], options)}" for i in unknown]
+        renamed = {i: f": it is {RENAMED[names[i]]}" for i in unknown if names[i] in RENAMED}
+        return [f"there is no option {given[i][0]}{renamed.get(i) or _near(names[i], options)}" for i in unknown]
     values = sum(options[name][0] != "0" for name, (_, equals) in zip(names, given, strict=True) if not equals)
     alone = [name for name in required if not name.startswith("--")]
     short = len(arguments) - len(given) - values < len(alone)  # an option may take more words than one
@@ -172,7 +202,7 @@ def _listed(options: Mapping[str, str], name: str) -> str:
 
 
 def main() -> None:
-    """Entry point of the `dualrate` command. What needs nothing loaded is told at once."""
+    """Entry point of the `dualrate` command."""
     settle_streams()
     if (found := answer(sys.argv[1:])) is not None:
         code, text = found

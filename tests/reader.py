@@ -15,18 +15,20 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "retrofit": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "sample": {"--num": 2},
     "evaluate": {"--num": 192},
-    "encode": {},
-    "decode": {},
-    "bound": {"--num": 2},
-    "plan": {"--grid": 48, "--images": 4, "--num": 192},
-    "calibrate": {"--images": 4, "--rings": 3},
+    "evaluate --bound": {"--num": 2},
+    "plan": {"--grid": 48, "--images": 4},
+    "plan search": {"--grid": 48, "--images": 4, "--num": 192},
+    "plan calibrate": {"--images": 4, "--rings": 3},
     "compare": {"--minutes": 2, "--screen": 192, "--count": 192},
     "demo": {"--minutes": 0.01, "--count": 192},
     "cost": {},
     "export": {},
     "serve": {},
     "doctor": {},
-    "data": {"--workers": 1},
+    "data prepare": {"--workers": 1},
+    "data encode": {"--workers": 1},
+    "data verify": {"--workers": 1},
+    "data": {},
     "--help": {},
 }
 TWO_STAGES = (["train", "fashion-mnist-latents"],)
@@ -59,7 +61,9 @@ def tiny(words: list[str]) -> list[str]:
     if words[-1] in ("--help", "--help-all"):
         return words
     stages = {f"--{stage}.{name[2:]}": value for stage in ("first", "base") for name, value in TINY["train"].items()}
-    for option, value in (stages if words[:2] in TWO_STAGES else TINY[words[0]]).items():
+    key = next((key for key in (" ".join(words[:2]), words[0]) if key in TINY), words[0])
+    key = "evaluate --bound" if "--bound" in words else key
+    for option, value in (stages if words[:2] in TWO_STAGES else TINY[key]).items():
         if option in words:
             at = words.index(option)
             words = words[:at] + words[at + 2 :]

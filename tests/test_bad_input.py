@@ -324,9 +324,9 @@ def test_options_that_do_not_go_together_are_one_line_before_any_work(options, m
 
 def test_scores_between_the_samples_are_refused_before_a_judge_is_trained(monkeypatch, capsys):
     monkeypatch.setattr("dualrate.drawing.evaluator.scorer", lambda *given: pytest.fail("a judge is trained"))
-    assert call(monkeypatch, "train", "tiny", "--fit.sample-every", 2, "--fd-every", 3) == 2
+    assert call(monkeypatch, "train", "tiny", "--fit.sample-every", 2, "--eval-every", 3) == 2
     (error,) = capsys.readouterr().err.splitlines()
-    assert error == "dualrate: --fd-every is a multiple of --fit.sample-every (2), got 3"
+    assert error == "dualrate: --eval-every is a multiple of --fit.sample-every (2), got 3"
 
 
 def test_more_classes_than_the_data_has_train_and_fewer_do_not(tmp_path, monkeypatch, capsys):
@@ -377,10 +377,13 @@ def test_the_same_command_says_why_nothing_is_left_to_do(monkeypatch, capsys):
     limited = ["train", "tiny", "--fit.iterations", 10**6, "--fit.checkpoint-every", 10**6, "--fit.sample-every", 10**6]
     cosine = ["--fit.optim.decay", "cosine", "--fit.optim.warmup", 0]
     for command, why in (
-        (["train", "tiny", "--out", "a"], "2 iterations (--fit.iterations): more of them go on with it"),
-        (["train", "tiny", "--out", "b", *cosine], "2 iterations, with which the learning rate is 0: name another"),
-        ([*limited, "--out", "c", "--fit.max-seconds", 0.1], "; its --fit.max-seconds are over: more of them go on"),
-        ([*limited, "--out", "d", *cosine, "--fit.optim.decay-seconds", 0.1], "; its --fit.optim.decay-seconds are"),
+        (["train", "tiny", "--out", "a"], "; to go on, raise --fit.iterations"),
+        (["train", "tiny", "--out", "b", *cosine], "; its learning rate is 0: name another --out"),
+        ([*limited, "--out", "c", "--fit.max-seconds", 0.1], "; to go on, raise --fit.max-seconds"),
+        (
+            [*limited, "--out", "d", *cosine, "--fit.optim.decay-seconds", 0.1],
+            "; its learning rate is 0: name another --out",
+        ),
     ):
         assert call(monkeypatch, *command) == 0
         told = capsys.readouterr().err

@@ -14,11 +14,10 @@ import pytest
 from PIL import Image
 from reader import commands, follow, follow_page
 
-from dualrate.cli import main
+from dualrate.cli import doctor, main
 from dualrate.compare import candidates
 from dualrate.compare import measure as comparing
 from dualrate.data import fashion_mnist as images_of_fashion
-from dualrate.doctor import examine
 from dualrate.drawing import calibration
 from dualrate.drawing import plan_search as search
 from dualrate.experiment.experiment import Experiment
@@ -166,7 +165,7 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(comparing, "CALLING", 0.001)
     monkeypatch.setattr(train, "SHOWN", 4)
     monkeypatch.setattr(train, "SHOWN_STEPS", 4)
-    monkeypatch.setattr(examine, "check_compiler", lambda device: iter(()))  # seconds
+    monkeypatch.setattr(doctor, "check_device", lambda device: iter(()))  # seconds of compiling
     alone, pair = OneNetwork(heavy), TwoNetworks(heavy, light)
     single = {"heavy-annealed": alone, "medium-45": alone, "light": OneNetwork(light)}
     released = single | {"dual-45": pair}

@@ -1,6 +1,7 @@
 """Threads of the `dualrate` command: as many as asked for, or as processors are idle; settled before torch loads."""
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -23,8 +24,13 @@ import dualrate_command
 from dualrate.cli import data as cli_data
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli_main
+from dualrate.cli import plan as cli_plan
 from dualrate.cli import recipe as cli_options
 from dualrate.cli import train as cli_train
+from dualrate.cli.distill import Distill
+from dualrate.cli.plan import Plan
+from dualrate.cli.retrofit import Retrofit
+from dualrate.cli.train import Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate_command import answer, idle_processors, settings, ticks
 
@@ -109,13 +115,13 @@ def test_the_settings_are_there_before_openmp_reads_them():
     """OpenMP is asked to tell what it has read, at the moment it is loaded. `dualrate` begins anew as the command."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "DUALRATE_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "dualrate", "cost", "--help"],
+        [sys.executable, "-m", "dualrate", "--version"],
         env={**own, "DUALRATE_THREADS": "3", "OMP_DISPLAY_ENV": "TRUE"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0
-    assert "usage: dualrate" in done.stdout
+    assert "dualrate" in done.stdout
     *_, told = done.stderr.split("OPENMP DISPLAY ENVIRONMENT BEGIN")  # of the last process, if it began anew
     if "OMP_NUM_THREADS" not in told:
         pytest.skip("this torch's OpenMP does not tell its settings")
@@ -138,22 +144,40 @@ def test_what_it_can_do_is_told_without_loading_anything(arguments, monkeypatch,
 
 
 def test_the_usage_has_every_command_with_its_first_line():
-    codec = (cli_data.__doc__ or "").partition("\n\nCheck a codec")[2]
-    kinds = {
-        "data": cli_data,
-        "codec": SimpleNamespace(__doc__=f"Check a codec{codec}"),
-        "train": cli_main.Train,
-        "distill": cli_main.Distill,
-        "retrofit": cli_main.Retrofit,
-        **cli_main.COMMANDS,
-    }
-    lines = [f"  {name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
-    assert [line for line in dualrate_command.USAGE.read_text().splitlines() if line.startswith("  ")][1:] == lines
+    kinds = {"train": Train, "distill": Distill, "retrofit": Retrofit, "plan": Plan, **cli_main.COMMANDS}
+    kinds["data"] = SimpleNamespace(
+        __doc__="Prepare, encode and verify images for training; encode and decode pictures; check a codec."
+    )
+    lines = {f"  {name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()}
+    told = [line for line in dualrate_command.USAGE.read_text().splitlines() if line.startswith("  ")]
+    assert {line for line in told if not line.startswith("   ")} == lines
+
+
+@pytest.mark.parametrize("name", dualrate_command.MOVED)
+def test_a_command_of_before_is_answered_by_its_new_name(name):
+    code, text = answer([name, "x"])
+    assert code == 2
+    new = dualrate_command.MOVED[name]
+    assert text == f"dualrate: {name} is now `dualrate {new}`\n"
+    assert answer(new.split()) is None
+
+
+def test_an_option_of_before_is_answered_by_its_new_name():
+    code, text = answer(["distill", "cifar10", "--teacher", "x", "--by", "em"])
+    assert (code, "there is no option --by: it is --method\n" in text) == (2, True)
+
+
+def test_the_help_of_a_command_needs_nothing_loaded():
+    for name in (*cli_main.COMMANDS, "plan", "plan search", "data encode"):
+        code, text = answer([*name.split(), "--help"])
+        assert code == 0
+        assert text.startswith(f"usage: dualrate {name} ")
+    assert "\n  --num INT\n      Images in all." in answer(["sample", "--help"])[1]
 
 
 def test_a_wrong_number_is_one_line_and_exit_code_2():
     done = subprocess.run(
-        [sys.executable, "-m", "dualrate_command", "cost", "--help"],
+        [sys.executable, "-m", "dualrate_command", "--version"],
         env={**os.environ, "DUALRATE_THREADS": "none"},
         capture_output=True,
         text=True,
@@ -202,38 +226,43 @@ def listed(folder: Path) -> dict[str, dict]:
     own = [name for name in cli_train.RECIPES if name not in (*UNLISTED, "auto", "text-tokens")]
     alike = {repr(shape_of(cli_train.RECIPES[name]())): name for name in own}  # these have the same options
     trained = [*((name,) for name in alike.values()), *of_auto, *of_text]
-    other = [(recipe, "--by", by) for recipe in ("cifar10-heavy", "cifar10-dual") for by in cli_train.LEARNED]
+    other = [(recipe, "--method", "consistency") for recipe in ("cifar10-heavy", "cifar10-dual")]
     found: dict[str, dict] = {}
-    for name in cli_main.COMMANDS:
-        found[name] = options([(name,)])
-    for group, kinds in {"data": cli_data.DATA, "codec": ("check",)}.items():
-        found[group] = {"kinds": list(kinds), **told(group)}
-        found |= {f"{group} {kind}": options([(group, kind)]) for kind in kinds}
-    found["train"] = recipes("train", [*own, "auto", "text-tokens"], [("train", *one) for one in (*trained, *other)])
+    for name, kind in {**cli_main.COMMANDS, "plan": Plan}.items():
+        found[name] = about(kind) | options([(name,)], defaults=True)
+    for group, kinds in {"data": cli_data.DATA, "plan": cli_plan.KINDS}.items():
+        if group == "data":
+            found[group] = {"kinds": list(kinds), **told(group)}
+        found |= {f"{group} {name}": about(kind) | options([(group, name)], True) for name, kind in kinds.items()}
+    forms = [("train", *one) for one in (*trained, *other)]
+    found["train"] = recipes("train", [*own, "auto", "text-tokens"], forms)
+    found["train"]["list"] = told("train --list")["usage"]
     found["distill"] = recipes(
-        "distill", list(cli_distill.RECIPES), [("distill", recipe) for recipe in cli_distill.RECIPES]
+        "distill", list(cli_distill.RECIPES), [("distill", name) for name in cli_distill.RECIPES]
     )
     found["retrofit"] = told("retrofit")
     return found
 
 
+def about(kind: type) -> dict:
+    return {"about": inspect.cleandoc(kind.__doc__ or "")}
+
+
 def recipes(name: str, names: list[str], forms: list[tuple[str, ...]]) -> dict:
-    with pytest.raises(ValueError) as refused:
-        cli_main.parsed([*name.split(), dualrate_command.RECIPE])
     unlisted = UNLISTED if name == "train" else ()
-    known = {"recipes": [*names, *unlisted], "unlisted": list(unlisted), "unknown": str(refused.value)}
-    return known | told(name) | options(forms)
+    return {"recipes": [*names, *unlisted], "unlisted": list(unlisted)} | told(name) | options(forms)
 
 
 def told(name: str) -> dict:
     """What a command that wants another word says without it, and its exit code."""
     with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit) as stop:
         cli_main.parsed(name.split())
-    return {"told": text.getvalue(), "bare": stop.value.code}
+    return {"usage": text.getvalue(), "bare": stop.value.code}
 
 
-def options(forms: list[tuple[str, ...]]) -> dict[str, dict[str, str]]:
-    """All options of a command with these words, and what all of these require."""
+def options(forms: list[tuple[str, ...]], defaults: bool = False) -> dict[str, dict[str, str]]:
+    """All options of a command with these words, and what all of these require. defaults: with these, but None."""
+    left_out = r"\s*\((default: (None|False)|required)\)$" if defaults else r"\s*\((default: .*|required)\)$"
     known: dict[str, str] = {}
     required: list[dict[str, str]] = []
     seen = set()
@@ -248,8 +277,9 @@ def options(forms: list[tuple[str, ...]]) -> dict[str, dict[str, str]]:
                 names = [re.sub(r"\.\d+\.", ".N.", name) for name in action.option_strings]
                 if "--help" in names:
                     continue
-                says = re.sub(r"\s*\((default: .*|required)\)$", "", str(action.help), flags=re.DOTALL)
+                says = re.sub(left_out, "", str(action.help), flags=re.DOTALL)
                 called = "" if not names and action.required else action.metavar or ""
+                called = called.replace("{None}|", "").replace("{None,", "{")
                 line = f"{FEWEST.get(action.nargs, action.nargs)}  {called}  {' '.join(says.split())}"
                 known |= {name: line for name in names if name not in known}
                 needed |= {names[0] if names else str(action.metavar): line} if action.required else {}
@@ -298,9 +328,10 @@ def shape_of(value: object) -> object:
         ("sample x --out y --numb 3", 2, "there is no option --numb; perhaps you meant:\n  --num INT  Images in all."),
         ("sample --num=3 x", 2, "dualrate sample: missing:\n  --out PATH  Directory for the images"),
         ("sample --num 3 --npz --out y", 2, "dualrate sample: missing:\n  RUN  Directory of a run"),
-        ("train", 2, "recipes: auto, "),
-        ("train --help", 0, "recipes: auto, "),
-        ("train fashion-mnist-smal", 2, "there is no recipe 'fashion-mnist-smal'; choose one of auto, "),
+        ("train", 2, "  auto  "),
+        ("train --help", 0, "  auto  "),
+        ("train --list", 0, "  imagenet64-heavy  "),
+        ("train fashion-mnist-smal", 2, "there is no recipe 'fashion-mnist-smal': `dualrate train` lists them"),
         (
             "train cifar10-dual --lr 1",
             2,
@@ -308,7 +339,7 @@ def shape_of(value: object) -> object:
         ),
         ("train auto --data.sources x", 2, "--data.source STR  fashion-mnist, a folder"),
         ("distill cifar10", 2, "dualrate distill cifar10: missing:\n  --teacher PATH"),
-        ("distill nope", 2, "there is no recipe 'nope' of a distillation"),
+        ("distill nope", 2, "there is no recipe 'nope': `dualrate distill` lists them"),
         ("cost weights/x --jason", 2, "--json"),
         ("data", 0, "dualrate data verify: "),
         ("data nope", 2, "dualrate data: there is no 'nope'\ndualrate data prepare: "),
@@ -324,7 +355,7 @@ def test_a_wrong_name_is_told_without_loading_anything(line, code, says, monkeyp
     with pytest.raises(SystemExit) as stop:
         cli_main.main()
     assert stop.value.code == code
-    if "--" not in found[1] or "recipes" in found[1]:
+    if "lists all options" not in found[1]:
         told = capsys.readouterr()
         assert (told.out or told.err) == found[1]
 
@@ -341,11 +372,10 @@ def test_a_refusal_takes_a_fraction_of_a_second():
     [
         "--version",
         "--import nope sample x --numb 3",
-        "sample x --help --numb",
         "sample x --out y --num -- --numb",
         "train package.module:recipe --mine 3",
         "train fashion-mnist-decoder --mine 3",
-        "train cifar10-dual --networks.encoder.levels.0.blocks 3 --fit.batch_size=3 --by consistency --method.eta 0.5",
+        "train cifar10-dual --networks.encoder.levels.0.blocks 3 --fit.batch_size=3 --method consistency",
         "train auto --data.source x --rate single --codec.folder y",
         "cost RUN --steps 3",
         "retrofit FOLDER --mine 3",

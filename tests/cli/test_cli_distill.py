@@ -81,7 +81,9 @@ def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
     assert "dualrate distill fashion-mnist" in card
     assert f"teacher {root / 'teacher'} at iteration 4, weights" in card
     capsys.readouterr()
-    assert call(monkeypatch, "bound", tmp_path / "weights", "--variance", "own", "--num", 4, "--json") == 0
+    assert (
+        call(monkeypatch, "evaluate", tmp_path / "weights", "--bound", "--variance", "own", "--num", 4, "--json") == 0
+    )
     assert json.loads(capsys.readouterr().out)["num_heavy"] == 2
 
 
@@ -90,7 +92,7 @@ def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
     [
         (["sample", "dual", "--out", "x", "--steps", "8"], "for 4 steps equal in t with 2 heavy calls"),
         (["cost", "dual", "--heavy", "4"], "serves no other plan"),
-        (["bound", "dual", "--steps", "8", "--heavy", "2"], "serves no other plan"),
+        (["evaluate", "dual", "--bound", "--steps", "8", "--heavy", "2"], "serves no other plan"),
         (["evaluate", "plain", "--steps", "1"], "distilled to 2 steps and serves as many or more"),
         (["sample", "plain", "--out", "x", "--steps", "4", "--grid", "karras"], "longer than 1/2"),
         (["plan", "dual", "--budget", "0.25x"], "whose plan was set before"),
@@ -148,7 +150,7 @@ def test_compare_takes_students_with_their_own_plans(root):
         (["--student-from", "TEACHER"], "student_from takes a dual-rate one"),
         (["--version", "instant", "--guidance", "2"], "use MomentMatching, or a teacher without guidance"),
         (["--source", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--fd-every", "3"], "multiple of --fit.sample-every"),
+        (["--eval-every", "3"], "multiple of --fit.sample-every"),
         (["--out", "TEACHER"], "choose a new directory as --out"),
         (["--out", "PLAIN"], "trained with another configuration"),
     ],

@@ -76,9 +76,9 @@ def test_a_student_of_tokens_is_a_model_like_others(root, tmp_path, monkeypatch,
     ("options", "message"),
     [
         (("--version", "instant", "--student", "plain"), "no Gaussian noise"),
-        (("--by", "consistency"), "no Gaussian noise"),
-        (("--by", "em"), "no Gaussian noise"),
-        (("--by", "consistency", "--top-p", 0.9), "does not take --top-p"),
+        (("--method", "consistency"), "no Gaussian noise"),
+        (("--method", "em"), "no Gaussian noise"),
+        (("--method", "consistency", "--top-p", 0.9), "does not take --top-p"),
     ],
 )
 def test_what_tokens_cannot_have_is_refused(root, tmp_path, monkeypatch, capsys, options, message):

@@ -10,12 +10,12 @@ from cli.command import call
 
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
+from dualrate.cli.doctor import check_images
 from dualrate.codecs.token_codec import BETWEEN, Characters, texts
 from dualrate.compare import measure as comparing
 from dualrate.data.images import to_float
 from dualrate.data.text_pieces import PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.random import Draws
-from dualrate.doctor.stored import check_images, check_source
 from dualrate.drawing.likelihood import entropy
 from dualrate.metrics import text as language_model
 from dualrate.recipes import token_models
@@ -96,10 +96,10 @@ def test_it_is_scored_in_bits_a_character(root, tmp_path, monkeypatch, capsys):
     assert "training" not in shown.err
     assert f"gradient moment  {moment['value']:.4g}" in shown.out
     assert call(monkeypatch, "evaluate", root / "dual", "--features", "inception", "--device", "cpu") == 2
-    assert "a language model trained on its text: drop --features" in capsys.readouterr().err
+    assert "has metrics of its own: drop --features" in capsys.readouterr().err
     assert call(monkeypatch, "evaluate", root / "dual", "--num", 2, "--device", "cpu") == 2
     assert "at least 3 pieces" in capsys.readouterr().err
-    assert call(monkeypatch, "bound", root / "run", "--num", 2, "--steps", 4, "--device", "cpu") == 0
+    assert call(monkeypatch, "evaluate", root / "run", "--bound", "--num", 2, "--steps", 4, "--device", "cpu") == 0
     assert "bits a token" in capsys.readouterr().out
 
 
@@ -191,8 +191,8 @@ def test_what_texts_cannot_have_is_refused(root, tmp_path, monkeypatch, capsys):
         (("train", "fashion-mnist-tokens", "--data.source", root / "own.txt", "--data.size", 14), "is a text of"),
         (("compare", root / "run", "--features", "fashion-mnist", "--out", tmp_path / "c.html"), "is a text, whose"),
         (("plan", root / "dual", "--budget", "0.25x"), "no Gaussian noise"),
-        (("plan", root / "dual", "--search", "--steps", 8, "--heavy", 2), "no Gaussian noise"),
-        (("calibrate", root / "run"), "no Gaussian noise"),
+        (("plan", "search", root / "dual", "--steps", 8, "--heavy", 2), "no Gaussian noise"),
+        (("plan", "calibrate", root / "run"), "no Gaussian noise"),
     ):
         assert call(monkeypatch, *command, "--device", "cpu") == 2, command
         assert message in capsys.readouterr().err
@@ -200,11 +200,8 @@ def test_what_texts_cannot_have_is_refused(root, tmp_path, monkeypatch, capsys):
         Offer(load(root / "run"))
 
 
-def test_doctor_and_cost_know_texts(root, monkeypatch, capsys):
+def test_doctor_knows_texts(root):
     (found,) = check_images(str(root / "own.txt"))
-    assert (found.level, found.what) == ("ok", f"own.txt: a text of {len(TEXT):,} characters, 29 different ones")
+    assert (found.level, found.what) == ("ok", "own.txt can be read")
     (found,) = check_images(str(root / "none.txt"))
     assert found.level == "problem"
-    assert "FILE.txt" in found.remedy
-    assert [one.what for one in check_source(str(root / "own.txt"))] == ["its images are here: own.txt"]
-    assert [one.level for one in check_source(str(root / "none.txt"))] == ["warning"]

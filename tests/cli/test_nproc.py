@@ -136,7 +136,7 @@ def test_another_number_than_torchrun_started_is_refused(monkeypatch, capsys):
     assert "--nproc 2, but 4 processes are started: drop --nproc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "compare", "plan", "cost", "data", "codec"])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "compare", "plan", "cost", "data"])
 def test_what_is_one_process_is_refused_under_torchrun(monkeypatch, capsys, command):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")

@@ -4,18 +4,23 @@ from dataclasses import fields
 
 import pytest
 
+from dualrate.cli.distill import parse_distill
 from dualrate.cli.recipe import _outer, checked, recipe_named
 from dualrate.cli.retrofit import Retrofit, parse_retrofit
+from dualrate.cli.train import parse_train
 
 RECIPES = {"one": lambda: 1}
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--help"], 0), (["-h"], 0), (["--help-all"], 0)])
-def test_without_a_recipe_they_are_listed(arguments, code, capsys):
+@pytest.mark.parametrize("parse", [parse_train, parse_distill])
+def test_without_a_recipe_they_are_listed(parse, arguments, code, capsys):
     with pytest.raises(SystemExit) as stopped:
-        recipe_named(arguments, RECIPES, int, "train RECIPE")
+        parse(arguments)
     assert stopped.value.code == code
-    assert "recipes: one, or package.module:function" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "auto" in listed
+    assert "package.module:function" in listed
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--data.source", "x"], 2), (["--help"], 0)])
@@ -31,20 +36,20 @@ def test_a_retrofit_has_one_way_to_train():
 
 
 def test_a_recipe_is_ours_or_of_another_package():
-    assert recipe_named(["one", "--x"], RECIPES, int, "train") is RECIPES["one"]
-    assert recipe_named(["time:time"], RECIPES, float, "train")() > 0
+    assert recipe_named("one", RECIPES, "train") is RECIPES["one"]
+    assert recipe_named("time:time", {}, "train")() > 0
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("two", "there is no recipe 'two' of a student; choose one of one, or name package.module:function"),
-        ("math:pi", "math:pi is no recipe: expected a function that returns int, got 3.14"),
+        ("two", "there is no recipe 'two': `dualrate train` lists them"),
+        ("math:pi", "math:pi is no recipe: expected a function, got 3.14"),
     ],
 )
 def test_a_name_that_is_no_recipe_s_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
-        recipe_named([name], RECIPES, int, "train", " of a student")
+        recipe_named(name, RECIPES, "train")
 
 
 def test_what_a_recipe_returns_is_looked_at():

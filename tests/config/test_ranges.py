@@ -27,13 +27,23 @@ import dualrate as dr
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
-from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.compare import Compare
-from dualrate.cli.data import DATA, CodecCheck, DecodeLatents, Encode, EncodeImages, Prepare, Verify
-from dualrate.cli.distill import BRANCHES, Distill
-from dualrate.cli.evaluate import LikelihoodBound
-from dualrate.cli.plan import PlanSearch
+from dualrate.cli.data import (
+    DATA,
+    CheckCodec,
+    Decode,
+    Encode,
+    EncodeImages,
+    Prepare,
+    Verify,
+    _Images,
+    _ToFolder,
+)
+from dualrate.cli.distill import Distill
+from dualrate.cli.plan import KINDS, Calibrate, Plan, Search
+from dualrate.cli.retrofit import Retrofit as RetrofitCommand
 from dualrate.cli.sampling_options import SamplingOptions
+from dualrate.cli.train import Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate.compare.candidates import Candidate, RunRequest
 from dualrate.compare.comparison import Effort
@@ -170,14 +180,16 @@ def examples() -> Iterator[Any]:
     yield from (Distill(recipe(), teacher=run) for recipe in cli_distill.RECIPES.values())
     method = MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
     yield replace(cli_train.RECIPES["fashion-mnist-dual-45"](), method=method)
-    yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
+    yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo())
     yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
-    yield cli.Retrofit(imagenet.heavy())
-    yield from (cli_train.Run(), cli_distill.Student(imagenet.distilled()))
-    yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
-    yield from (EncodeImages("photos", run), DecodeLatents(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
-    yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
-    yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
+    yield from (RetrofitCommand(imagenet.heavy()), cli_train.Run(), cli_distill.Student(imagenet.distilled()))
+    yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
+    yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
+    yield from (_Images(), _ToFolder(source="photos", out=run))
+    yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
+    yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
+    yield from (Plan(run, "1x"), Search(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance())
+    yield SamplingOptions()
     yield from (
         RunRequest(run, "run", dr.Choice()),
         Candidate(run, "run", "ancestral", plan),
@@ -211,7 +223,6 @@ def examples() -> Iterator[Any]:
         Consistency(networks, denoiser, of, 4),
         replace(cli_train.RECIPES["fashion-mnist-heavy"](), method=ConsistencyConfig()),
     )
-    yield BRANCHES["em"]
     yield InstantMomentMatching(**roles, teacher_network=nn.Identity())
     yield Phase("model", (), lambda *_: Loss(torch.zeros(())))
     yield from (
@@ -451,13 +462,14 @@ def test_experiments_of_released_weights_are_within_the_ranges(file):
 
 COMMANDS: dict[str, Any] = {name: EXAMPLES[kind] for name, kind in cli.COMMANDS.items() if kind in EXAMPLES}
 COMMANDS |= {f"data {name}": EXAMPLES[kind] for name, kind in DATA.items()}
+COMMANDS |= {f"plan {name}": EXAMPLES[kind] for name, kind in KINDS.items()} | {"plan": EXAMPLES[Plan]}
 TRAINED = {name: recipe() for name, recipe in cli_train.RECIPES.items() if not is_dataclass(recipe)}
-COMMANDS |= {f"train {name}": cli.Train(experiment) for name, experiment in TRAINED.items()}
+COMMANDS |= {f"train {name}": Train(experiment) for name, experiment in TRAINED.items()}
 COMMANDS |= {f"distill {name}": Distill(recipe(), teacher=Path("run")) for name, recipe in cli_distill.RECIPES.items()}
 # others are like them
-TRIED = ("train fashion-mnist-dual-45", "train imagenet64-heavy", "distill cifar10", *cli.COMMANDS)
+TRIED = ("train fashion-mnist-dual-45", "train imagenet64-heavy", "distill cifar10", "plan", *cli.COMMANDS)
 REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}
-REQUIRED |= {"encode": ["photos", "--run", "run"], "decode": ["latents", "--run", "run", "--out", "out"]}
+REQUIRED |= {"plan": ["run", "--budget", "1x"]}
 
 
 def helps(page: str) -> dict[str, str]:

@@ -237,16 +237,18 @@ def test_one_search_at_a_time(model, judge, tmp_path, drawn):
 
 # The command
 
-COMMAND = ["--search", "--steps", "4", "--num", str(NUM)]
+COMMAND = ["--steps", "4", "--num", str(NUM)]
 
 
 @pytest.fixture
 def command(root, tmp_path, monkeypatch, capsys):
-    """Exit code and what was told, of `dualrate plan --search` on a run."""
+    """Exit code and what was told, of `dualrate plan search` on a run."""
     monkeypatch.chdir(tmp_path)
 
     def command(run: str, *options: str) -> tuple[int, str, str]:
-        code = call(monkeypatch, "plan", root / run, *options, "--features", root / "net", "--out", "out/plan.json")
+        code = call(
+            monkeypatch, "plan", "search", root / run, *options, "--features", root / "net", "--out", "out/plan.json"
+        )
         told = capsys.readouterr()
         return code, told.out, told.err
 
@@ -282,14 +284,10 @@ def test_minutes_that_do_not_suffice_are_said(command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--search", "--budget", "0.5x", "--free-times"], "drop --budget and --free-times"),
-        (["--search", "--ancestral"], "say --sampler ancestral"),
-        (["--search", "--steps", "4", "8"], "one number of --steps, got 4 8"),
-        (["--budget", "0.5x", "--heavy", "2"], "--heavy without --search"),
-        (["--search", "--steps", "4", "--heavy", "5"], "between 0 and the 4 steps"),
-        (["--search", "--steps", "4", "--num", "3"], "needs at least 4"),
-        (["--search", "--sampler", "ddmi"], "did you mean ddim"),
-        (["--search", "--minutes", "0"], "minutes is a number above 0"),
+        (["--steps", "4", "--heavy", "5"], "between 0 and the 4 steps"),
+        (["--steps", "4", "--num", "3"], "needs at least 4"),
+        (["--sampler", "ddmi"], "did you mean ddim"),
+        (["--minutes", "0"], "minutes is a number above 0"),
     ],
 )
 def test_options_that_say_nothing_together_are_refused(command, options, message):

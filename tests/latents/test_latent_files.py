@@ -1,4 +1,4 @@
-"""`dualrate encode` and `decode`: one's own pictures there and back, other samplers and steps, refusals."""
+"""`dualrate data encode-images` and `decode`: one's own pictures there and back, other samplers and steps, refusals."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
         encode_images(every_image(root / "photos"), codec, tmp_path / "latents")
     with pytest.raises(ValueError, match=r"of the codec ffffffffffff .*, this one's are eeeeeeeeeeee"):
         decode_latents(latents, Folding("e" * 64), tmp_path / "out")
-    with pytest.raises(ValueError, match="holds no images that dualrate decode wrote"):
+    with pytest.raises(ValueError, match="holds no images that dualrate data decode wrote"):
         decode_latents(latents, codec, root / "photos")
     decode_latents(latents, codec, tmp_path / "out")
     with pytest.raises(ValueError, match=r"they differ in seed \(0; now 1\): name another"):
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"they differ in codec \(ffffffffffff; now dddddddddddd\)"):
         decode_latents(latents, codec, tmp_path / "out")
     np.savez(tmp_path / "other.npz", latents=latents.x)
-    with pytest.raises(ValueError, match="no array codec, which dualrate encode writes"):
+    with pytest.raises(ValueError, match="no array codec, which dualrate data encode-images writes"):
         Latents.read(tmp_path / "other.npz")
     np.savez(tmp_path / "other.npz", latents=latents.x[0], names=np.array(["one"]), codec=np.array("f"))
     with pytest.raises(ValueError, match=r"expected finite float32 \(N, C, h, w\)"):
@@ -191,33 +191,33 @@ def test_the_grid_beside_samples_is_no_picture(root: Path, tmp_path: Path, monke
         for name, photo in (("000000", PHOTOS[0]), ("grid", PHOTOS[1])):
             Image.fromarray(photo.transpose(1, 2, 0)).save(f"{folder}/{name}.png")
     Path("drawn/sample.json").write_text("{}")
-    assert call(monkeypatch, "encode", "drawn", "--run", root / "first", "--out", "latents") == 0
+    assert call(monkeypatch, "data", "encode-images", "drawn", "--run", root / "first", "--out", "latents") == 0
     assert Latents.read(Path("latents")).names == ("000000.png", "own/000000.png", "own/grid.png")
     assert "1 grid.png left out, which dualrate sample wrote" in capsys.readouterr().err
 
 
 def test_the_commands_go_there_and_back(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, "encode", root / "photos", "--run", root / "first", "--out", "latents") == 0
-    decode = ("decode", "latents", "--run", root / "decoder", "--steps", 2, "--out", "out", "--json")
+    assert call(monkeypatch, "data", "encode-images", root / "photos", "--run", root / "first", "--out", "latents") == 0
+    decode = ("data", "decode", "latents", "--run", root / "decoder", "--steps", 2, "--out", "out", "--json")
     capsys.readouterr()
     assert call(monkeypatch, *decode) == 0
     assert json.loads(capsys.readouterr().out)["drawn"] == 5
     assert call(monkeypatch, *decode) == 0
     assert json.loads(capsys.readouterr().out)["drawn"] == 0
     for wrong, said in (
-        (("encode", root / "photos", "--run", root / "first", "--out", "latents"), "is there already"),
+        (("data", "encode-images", root / "photos", "--run", root / "first", "--out", "latents"), "is there already"),
         (
-            ("encode", root / "photos", "--run", root / "first", "--out", "o", "--channels", 1),
+            ("data", "encode-images", root / "photos", "--run", root / "first", "--out", "o", "--channels", 1),
             "a.png: this codec",
         ),
         (
-            ("decode", "latents", "--run", root / "first", "--sampler", "sde-dpm++2m:0.1", "--out", "out"),
+            ("data", "decode", "latents", "--run", root / "first", "--sampler", "sde-dpm++2m:0.1", "--out", "out"),
             "steps (2; now 3): name another",
         ),
-        (("decode", root / "images.npz", "--run", root / "first", "--out", "o"), "it has no array"),
-        (("decode", "latents", "--run", root / "photos", "--out", "o"), "holds no codec"),
-        (("decode", "latents", "--run", root / "first", "--out", "o", "--sampler", "dim"), "did you mean ddim"),
+        (("data", "decode", root / "images.npz", "--run", root / "first", "--out", "o"), "it has no array"),
+        (("data", "decode", "latents", "--run", root / "photos", "--out", "o"), "holds no codec"),
+        (("data", "decode", "latents", "--run", root / "first", "--out", "o", "--sampler", "dim"), "did you mean ddim"),
     ):
         assert call(monkeypatch, *wrong) == 2
         assert said in capsys.readouterr().err

@@ -21,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dualrate as dr
 from dualrate.cli import main
+from dualrate.cli.doctor import check_run
 from dualrate.cli.train import run_training
 from dualrate.codecs.codec import CodecFolder, NoCodec, round_trip
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
-from dualrate.doctor.stored import check_stored
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.measure import cost_report, measure
 from dualrate.experiment.experiment import DataConfig, Experiment, on_codec_of_data
@@ -144,10 +144,10 @@ def test_the_commands_take_a_latent_run(run: Path, root: Path, monkeypatch: pyte
     assert "16 x 16, 3 channel(s)" in (root / "released" / "README.md").read_text()
     assert call(monkeypatch, "data", "verify", root / "latents") == 0
     capsys.readouterr()
-    code = call(monkeypatch, "codec", "check", root / "vae", "--data", root / "images.npz", "--num", 32, "--json")
+    code = call(monkeypatch, "data", "codec", root / "vae", "--data", root / "images.npz", "--num", 32, "--json")
     found = json.loads(capsys.readouterr().out)
     assert (code, found["problems"]) == (0, 0)
-    assert call(monkeypatch, "codec", "chek") == 2
+    assert call(monkeypatch, "data", "codek") == 2
 
 
 def test_auto_fits_latents(root: Path) -> None:
@@ -175,7 +175,7 @@ def test_what_does_not_belong_together_is_refused(
     )
     with pytest.raises(ValueError, match="is another one"):
         Drawer(moved, Ancestral(moved.process), dr.StepPlan.uniform(4, 2)).draw([0])
-    assert [finding.level for finding in check_stored(run)].count("problem") == 0
+    assert [finding.level for finding in check_run(run)].count("problem") == 0
 
 
 def test_a_codec_that_was_moved_is_the_same_run(run: Path, root: Path, experiment: Experiment, drawer: Drawer) -> None:

@@ -14,11 +14,11 @@ from latents.tiny_stage import LATENT, first_stage
 
 import dualrate as dr
 from dualrate.cli import train as cli_train
+from dualrate.cli.doctor import check_run, is_stored
 from dualrate.codecs.codec import read_codec
 from dualrate.data.latent_set import read_latents
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
-from dualrate.doctor.stored import check_stored, is_stored
 from dualrate.experiment.experiment import DataConfig, Experiment, Stages
 from dualrate.runs import train as runs_stages
 from dualrate.runs import train as runs_train
@@ -86,7 +86,7 @@ def test_one_command_goes_on_from_wherever_it_was_killed(stages: Stages, monkeyp
     with pytest.raises(ValueError, match=r"give its .*/base or .*/first"):
         read_codec("runs/tiny")
     assert is_stored(Path("runs/tiny"))
-    assert "problem" not in {finding.level for finding in check_stored(Path("runs/tiny"))}
+    assert "problem" not in {finding.level for finding in check_run(Path("runs/tiny"))}
     assert call(monkeypatch, "train", "tiny", "--first.fit.iterations", 3) == 2
     assert "codec" in capsys.readouterr().err  # the latents are of the first stage as it was
 
@@ -119,5 +119,3 @@ def test_stages_that_do_not_fit_are_refused(stages: Stages, monkeypatch, capsys)
     Path("run/experiment.json").write_text("{}")
     assert call(monkeypatch, "train", "tiny", "--out", "run") == 2
     assert "run is a run of one stage" in capsys.readouterr().err
-    assert call(monkeypatch, "cost", "fashion-mnist-latents") == 2
-    assert "ask for fashion-mnist-latents-first, and for fashion-mnist-latents-base" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from latents.autoencoders import photos
 from latents.tiny_stage import CODEC, FIT, LATENT, NETWORKS, PROCESS
 
 import dualrate as dr
+from dualrate.cli.doctor import check_codec
 from dualrate.codecs.codec import Codec, CodecFolder, NoCodec, decoded, read_codec, round_trip, with_noise
 from dualrate.codecs.diffusion import DiffusionCodec
 from dualrate.config.serial import from_plain, to_plain
@@ -21,7 +22,6 @@ from dualrate.data.prepare import encode
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.doctor.stored import check_codec
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Experiment, on_codec_of_data
 from dualrate.experiment.teaching import teachers_network

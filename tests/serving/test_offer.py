@@ -30,10 +30,10 @@ def test_a_dual_rate_model_leaves_all_choices(dual):
     assert {name for name in SAMPLERS if not SAMPLERS[name].of_table} == set(told["samplers"])
 
 
-def test_its_rival_is_itself_with_a_heavy_call_at_every_step(dual):
-    own, rival = dual.sides(Request(steps=8, heavy=2))
+def test_its_baseline_is_itself_with_a_heavy_call_at_every_step(dual):
+    own, baseline = dual.sides(Request(steps=8, heavy=2))
     assert (own.plan.num_steps, own.plan.num_heavy) == (8, 2)
-    assert (rival.plan.num_steps, rival.plan.num_heavy, rival.name) == (8, 8, "two, all heavy")
+    assert (baseline.plan.num_steps, baseline.plan.num_heavy, baseline.name) == (8, 8, "two, all heavy")
 
 
 def test_a_model_that_makes_fewer_heavy_calls_than_asked_for_says_how_many_and_why():
@@ -51,25 +51,25 @@ def test_no_call_of_a_single_network_is_called_heavy():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_rival_of_the_same_cost_has_the_most_steps_that_its_macs_allow(dual, guidance):
-    own, rival = dual.sides(Request(steps=12, heavy=3, guidance=guidance, beside="cost"))
-    each = rival.macs_by_step[0]
-    assert own.macs_by_step[-1] - each < rival.macs_by_step[-1] <= own.macs_by_step[-1]
+def test_a_baseline_of_the_same_cost_has_the_most_steps_that_its_macs_allow(dual, guidance):
+    own, baseline = dual.sides(Request(steps=12, heavy=3, guidance=guidance, beside="cost"))
+    each = baseline.macs_by_step[0]
+    assert own.macs_by_step[-1] - each < baseline.macs_by_step[-1] <= own.macs_by_step[-1]
 
 
-def test_a_rival_of_the_same_cost_under_a_sampler_of_two_calls_a_step_has_no_more_of_them(dual):
-    own, rival = dual.sides(Request(steps=6, heavy=6, sampler="heun", beside="cost"))
-    assert rival.plan.num_steps == own.plan.num_steps == 6
+def test_a_baseline_of_the_same_cost_under_a_sampler_of_two_calls_a_step_has_no_more_of_them(dual):
+    own, baseline = dual.sides(Request(steps=6, heavy=6, sampler="heun", beside="cost"))
+    assert baseline.plan.num_steps == own.plan.num_steps == 6
 
 
-def test_a_rival_of_the_same_cost_decodes_once_an_image_and_not_at_every_step(dual):
+def test_a_baseline_of_the_same_cost_decodes_once_an_image_and_not_at_every_step(dual):
     request, made = Request(steps=12, heavy=3, beside="cost"), model()
     made.__dict__["call_cost"] = replace(made.call_cost, decode=10**9)
     steps = [offer.sides(request)[1].plan.num_steps for offer in (dual, Offer(made, limits=LIMITS))]
     assert steps[0] == steps[1] > 1
 
 
-def test_one_network_has_no_heavy_calls_to_choose_and_no_rival():
+def test_one_network_has_no_heavy_calls_to_choose_and_no_baseline():
     offer = Offer(model(ONE), limits=LIMITS)
     told = offer.described()
     assert (told["least_heavy"], told["beside"], told["usual_heavy"][5]) == (None, ("nothing",), 5)
@@ -100,17 +100,17 @@ def test_a_single_rate_student_may_have_more_steps():
 
 
 def test_a_model_that_serves_nothing_so_short_is_refused():
-    with pytest.raises(ValueError, match="student serves no plan of 3 steps or fewer: allow 4 or more"):
+    with pytest.raises(ValueError, match="student serves no plan of 3 steps or fewer: pass --max-steps 4"):
         Offer(student(OnePlan(4, 2)), limits=Limits(steps=3))
 
 
 def test_another_model_is_drawn_beside_as_near_as_it_serves():
-    own, rival = Offer(model(), student(AtLeast(4)), LIMITS).sides(Request(steps=3, sampler="sde-dpm++2m"))
-    assert (own.plan.num_steps, rival.plan.num_steps, rival.plan.num_heavy) == (3, 4, 4)
-    assert (own.drawer.sampler, rival.drawer.sampler) == ("SDE-DPM-Solver++ 2M", "ancestral")
+    own, baseline = Offer(model(), student(AtLeast(4)), LIMITS).sides(Request(steps=3, sampler="sde-dpm++2m"))
+    assert (own.plan.num_steps, baseline.plan.num_steps, baseline.plan.num_heavy) == (3, 4, 4)
+    assert (own.drawer.sampler, baseline.drawer.sampler) == ("SDE-DPM-Solver++ 2M", "ancestral")
 
 
-def test_a_model_of_other_images_is_no_rival():
+def test_a_model_of_other_images_is_no_baseline():
     wide = model(replace(ONE, name="wide", networks=OneNetwork(replace(NET, image_size=16))))
     with pytest.raises(ValueError, match=r"two has images of \(1, 8, 8\) and 3 classes, wide of \(1, 16, 16\)"):
         Offer(model(), wide, LIMITS)

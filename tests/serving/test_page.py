@@ -6,8 +6,8 @@ import pytest
 from serving.browser import CHROMIUM, Page, browser
 from serving.made import model
 
+from dualrate.serving.app import listening
 from dualrate.serving.offer import Limits, Offer
-from dualrate.serving.server import listening
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 READY = "document.readyState === 'complete' && typeof at === 'function' && !at('draw').disabled"

@@ -1,4 +1,4 @@
-"""Progress and reports: a live bar on a terminal, plain lines otherwise. The only library module that uses rich."""
+"""Progress and reports: a live bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED
-from dualrate.doctor.finding import Finding
 from dualrate.experiment.experiment import COMPILED, Model
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
@@ -32,7 +31,7 @@ class LiveReporter:
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._losses: dict[str, float] = {}  # the last that were told
+        self._losses: dict[str, float] = {}  # the last of each name
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         if self._bar is None or self._task is None:
@@ -143,18 +142,15 @@ def drawing(progress: Reporter) -> Callable[[int, int], None]:
 def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter) -> None:
     """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
-    nothing = "nothing is left to do: " if result.iteration == result.begun and result.stopped != "signal" else ""
-    more = ""
-    if result.stopped == "seconds" and fit.limit is not None and fit.limit == fit.optim.decay_seconds:
-        more = "; its --fit.optim.decay-seconds are over, with which the learning rate is 0"
-    elif result.stopped == "seconds":
-        more = "; its --fit.max-seconds are over: more of them go on with it"
-    elif nothing and "iterations" in fit.free():
-        more = f"; it has its {fit.iterations} iterations (--fit.iterations): more of them go on with it"
-    elif nothing:
-        more = f"; it has its {fit.iterations} iterations, with which the learning rate is 0: name another --out"
-    done = f"{nothing}{why} at iteration {result.iteration} after {result.seconds:.0f} s of training"
-    progress.note(f"{done}: {out}{more}")
+    idle, more = result.iteration == result.begun and result.stopped != "signal", ""
+    if idle or result.stopped == "seconds":
+        done = result.stopped == "done"
+        over = "iterations" not in fit.free() if done else fit.limit == fit.optim.decay_seconds
+        option = "--fit.iterations" if done else "--fit.max-seconds"
+        more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise {option}"
+    nothing = "nothing is left to do: " if idle else ""
+    spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
+    progress.note(f"{nothing}{why} {spent}: {out}{more}")
     if result.stopped == "signal":
         raise SystemExit(75)
 
@@ -167,21 +163,6 @@ def print_report(as_json: bool, values: Mapping[str, object]) -> None:
     width = max(map(len, values))
     for name, value in values.items():
         print(f"{name:{width}}  {_shown(value)}")
-
-
-def print_findings(as_json: bool, found: Iterable[Finding]) -> None:
-    """Findings as one JSON object, or a line each as they come. Raises SystemExit, code 1, where one is a problem."""
-    findings = []
-    for finding in found:
-        findings.append(finding)
-        if not as_json:
-            remedy = f" -> {finding.remedy}" if finding.remedy else ""
-            print(f"{finding.level:7}  {finding.what}{remedy}", flush=True)
-    problems = sum(finding.level == "problem" for finding in findings)
-    if as_json:
-        print(json.dumps({"problems": problems, "findings": [asdict(finding) for finding in findings]}))
-    if problems:
-        raise SystemExit(1)
 
 
 def _shown(value: object) -> str:

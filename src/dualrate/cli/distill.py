@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.recipe import checked, override, recipe_named
+from dualrate.cli.recipe import HELP, checked, override, recipe_named
 from dualrate.cli.train import Run
 from dualrate.config.ranges import (
     BelowOne,
@@ -55,46 +56,42 @@ class Student(Ranged):
     """A recipe's student, of whatever teacher."""
 
     recipe: Annotated[StudentRecipe, arg(name="")]
-    by: Literal["moments", "consistency", "em"] = "moments"
-    """Moment matching, sampled ancestrally; multistep consistency, sampled by DDIM; or EM distillation, one network
-    and one step."""
+    by: Annotated[Literal["moments", "consistency", "em"], arg(name="method")] = "moments"
+    """Moment matching, sampled ancestrally; multistep consistency, sampled by DDIM; EM distillation, of one step."""
     steps: Steps | None = None
-    """N, the fewest steps of a plain student by moments; the only ones of any other; 8 if not given, by em 1."""
+    """N, steps of the student; 8 if not given, by em 1. A plain student by moments may take more."""
     guidance: TeacherGuidance = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
     dropout: BelowOne | None = None
-    """Of student and auxiliary in training, not in sampling; as the teacher's network says if not given."""
+    """Dropout of student and auxiliary in training; the teacher's if not given."""
     shift: LogSNR = 0.0
     """Of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
     student: Literal["dual", "plain"] | None = None
-    """Two networks at two rates, or one of the teacher's shape; by moments dual, by consistency plain if not given."""
+    """Two networks at two rates, or one of the teacher's shape; by moments dual, else plain if not given."""
     heavy: Steps | None = None
     """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
     rollout: Literal["full", "segment", "data"] | None = None
-    """By moments: the student's states in training: all steps its own, from noise (full); its own since the last heavy
-    call (segment); noised data (data, of a plain student). full, or data, if not given."""
+    """By moments: states in training are the student's own from noise (full) or since the last heavy call (segment), or
+    noised data (data); full of a dual-rate student, data of a plain one if not given."""
     version: Literal["alternating", "instant"] | None = None
     """By moments: with an auxiliary network, or in the teacher's parameter space; alternating if not given."""
     pretraining: FirstIterations | None = None
-    """By moments: the first of --fit.iterations: the light network alone, beside the frozen encoder; 1000 if not given;
-    0 of a plain student, with --student-from, and for a heavy call at every step."""
+    """By moments: first iterations, of the light network alone beside the frozen encoder; 1000 if it is new, else 0."""
     pairs: Pairs | None = None
     """By moments: times trained on from one rollout; 1 if not given."""
     student_rate: Factor | None = None
-    """By moments and em: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, by em,
-    for the instant version and of the ImageNet recipes, whose batch is 2048, 1."""
+    """By moments and em: the student's learning rate over the auxiliary's; the recipe's if not given."""
     temperature: Factor | None = None
     """By moments: of a teacher of tokens; 1 if not given."""
     top_p: Share | None = None
     """By moments: share of a teacher's probabilities of tokens that the likeliest keep; 1 if not given."""
     encoder_from: str | None = None
-    """By moments: a single-rate run, such as one smaller than the teacher, whose network the encoder of a dual-rate
-    student is and starts from; the teacher's if not given. With a heavy call at every step it is the whole student."""
+    """By moments: a single-rate run that the encoder of a dual-rate student starts from; the teacher if not given."""
     light_from: str | None = None
     """A single-rate run that the light network of a dual-rate student starts from."""
     student_from: str | None = None
-    """Of a dual-rate student a dual-rate run that all of it starts from, such as a retrofit of the teacher; on its
-    images. Of a plain one by consistency a run of the teacher's network, such as a student of more steps."""
+    """A run that all of the student starts from: a dual-rate run, such as a retrofit; by consistency of a plain student
+    a run of the teacher's network."""
     teacher_steps: tuple[Steps, Steps] | None = None
     """By consistency: the teacher's steps, at first and in the end; 64 and 1280 if not given."""
     annealing: Share | None = None
@@ -102,44 +99,40 @@ class Student(Ranged):
     eta: Eta | None = None
     """By consistency: share of the teacher's error that its steps put back as variance; 0.75 if not given."""
     huber: Huber | None = None
-    """By consistency: c of the pseudo-Huber loss, in the root mean square of the error of v; squares if not given, of
-    the ImageNet recipes 1e-4 over the root of an image's numbers."""
+    """By consistency: c of the pseudo-Huber loss; squares, or the recipe's c, if not given."""
     log_snr: LogSNR | None = None
-    """By em: log-SNR at which the student's network is called, high noise but not all; -6 if not given."""
+    """By em: log-SNR at which the student's network is called; -6 if not given."""
     langevin_steps: Steps | None = None
-    """By em: L, steps that correct a sample of the student's; 1 if not given, of the ImageNet recipes 16, which are
-    dear."""
+    """By em: L, Langevin steps that correct a sample; 1 if not given, of the ImageNet recipes 16."""
     noise_step: NoiseStep | None = None
     """By em: size of these steps in the noise; 0.16 if not given."""
     latent_step: LatentStep | None = None
-    """By em: size of these steps in what the student makes its image of; 0 if not given, which leaves it, of the
-    ImageNet recipes 0.01."""
+    """By em: size of these steps in the latent; 0 if not given, of the ImageNet recipes 0.01."""
     source: str | None = None
-    """Images, where they are not where the teacher's training found them."""
+    """Images, if they are not where the teacher's training found them."""
 
     def of(self, teacher: Path) -> Experiment:
-        """Its experiment, with its method. Raises ValueError for options of another method, and what go not together.
+        """The student's experiment. Raises ValueError for options of another method, and for options that conflict.
 
-        teacher: of which the experiment is read, and no weights
+        teacher: only its experiment is read
         """
-        branch = BRANCHES[self.by]
-        own = {name: getattr(self, name) for one in BRANCHES.values() for name in one.options}
-        given = {name: value for name, value in own.items() if value is not None}
-        if wrong := [name for name in given if name not in branch.options]:
-            others = [f"--by {by}" for by, other in BRANCHES.items() if set(wrong) <= set(other.options)]
-            listed, instead = ", ".join(_option(name) for name in wrong), f", or pass {' or '.join(others)}"
-            raise ValueError(f"--by {self.by} does not take {listed}: drop what it does not{instead if others else ''}")
+        make, allowed = METHODS[self.by]
+        own = {name for _, names in METHODS.values() for name in names}
+        given = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+        if wrong := sorted(given.keys() - set(allowed)):
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+            raise ValueError(f"--method {self.by} does not take {listed}")
         if is_diffusers(teacher) and self.source is None and self.student_from is None:
             raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
         given = self.recipe.defaults(self.by) | given
         given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
-        student = branch.student(self.recipe, str(teacher), branch.steps if self.steps is None else self.steps, given)
-        return student if self.source is None else replace(student, data=replace(student.data, source=self.source))
+        made = make(self.recipe, str(teacher), self.steps, given)
+        return made if self.source is None else replace(made, data=replace(made.data, source=self.source))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Student, Run):
-    """Distil a teacher into a student of few steps, or go on: the same command resumes."""
+    """Distil a teacher into a student of few steps, or continue: the same command resumes."""
 
     teacher: Path
     """A single-rate run, released weights, or a folder of diffusers."""
@@ -148,7 +141,8 @@ class Distill(Student, Run):
         self.train(self.of(self.teacher))
 
 
-def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
+def by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
+    steps = 8 if steps is None else steps
     heavy, student = given.pop("heavy", None), given.pop("student", "dual")
     calls = half(steps) if heavy is None else heavy
     started = given.get("student_from") is not None
@@ -168,7 +162,8 @@ def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str,
     return plain_student(recipe, teacher, steps, **given)
 
 
-def by_consistency(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
+def by_consistency(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
+    steps = 8 if steps is None else steps
     heavy = given.pop("heavy", None)
     student = given.pop("student", "plain" if heavy is None else "dual")
     if student != "plain":
@@ -178,55 +173,37 @@ def by_consistency(recipe: StudentRecipe, teacher: str, steps: int, given: dict[
     return consistency_student(recipe, teacher, steps, **given)
 
 
-def by_em(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
-    if steps != 1:
-        raise ValueError(f"EM distillation makes students of one step, got {steps}: drop --steps, or pass --by moments")
+def by_em(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
+    if steps not in (None, 1):
+        raise ValueError(f"EM distillation makes students of one step, got {steps}: drop --steps, or --method em")
     if given.pop("student", "plain") != "plain":
-        raise ValueError(
-            "one step is one heavy call, so a light network would never run: drop --student dual, or pass --by moments"
-        )
-    own = {field: given.pop(name) for name, field in OF_LANGEVIN.items() if name in given}
+        raise ValueError("a student of one step has one network: drop --student dual, or pass --method moments")
+    own = {field: given.pop(name) for name, field in LANGEVIN.items() if name in given}
     return em_student(recipe, teacher, langevin=Langevin(**own), **{"student_rate": EM_RATE, **given})
 
 
 def half(steps: int) -> int:
-    """Heavy calls of a dual-rate student, where nothing is said."""
+    """Heavy calls of a dual-rate student by default."""
     return (steps + 1) // 2
 
 
-@dataclass(frozen=True)
-class Branch(Ranged):
-    """A way to distil: makes the student of a recipe, a teacher, steps and options; those that not all ways take.
-
-    steps: where none are given
-    """
-
-    student: Callable[[StudentRecipe, str, int, dict[str, Any]], Experiment]
-    options: tuple[str, ...]
-    steps: Steps = 8
-
-
-OF_TWO_RATES = ("student", "heavy", "light_from", "student_from")
-OF_MOMENTS = ("encoder_from", "rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p")
-OF_LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
-BRANCHES: dict[str, Branch] = {
-    "moments": Branch(by_moments, (*OF_TWO_RATES, *OF_MOMENTS)),
-    "consistency": Branch(by_consistency, (*OF_TWO_RATES, "teacher_steps", "annealing", "eta", "huber")),
-    "em": Branch(by_em, (*OF_LANGEVIN, "log_snr", "student_rate", "student"), steps=1),
+Make = Callable[[StudentRecipe, str, int | None, dict[str, Any]], Experiment]
+TWO_RATES = ("student", "heavy", "light_from", "student_from")
+MOMENTS = ("encoder_from", "rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p")
+LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
+METHODS: dict[str, tuple[Make, tuple[str, ...]]] = {  # with the options that not all of them take
+    "moments": (by_moments, (*TWO_RATES, *MOMENTS)),
+    "consistency": (by_consistency, (*TWO_RATES, "teacher_steps", "annealing", "eta", "huber")),
+    "em": (by_em, (*LANGEVIN, "log_snr", "student_rate", "student")),
 }
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def parse_distill(arguments: list[str]) -> Distill:
-    """A recipe's name first, whose fields the options then override."""
-    recipe = student_recipe(arguments, "distill RECIPE --teacher RUN [options]")
+    """A recipe's name first, whose fields the options then override. Raises SystemExit after listing the recipes."""
+    name = arguments[0] if arguments else ""
+    if name in ("", *HELP):
+        names = textwrap.fill(", ".join(RECIPES), 100, initial_indent="  ", subsequent_indent="  ")
+        print(f"usage: dualrate distill RECIPE --teacher RUN [options]\n\n{names}\n  or package.module:function")
+        raise SystemExit(0 if name else 2)
+    recipe = checked(recipe_named(name, RECIPES, "distill")(), StudentRecipe, name)
     return override(Distill(recipe, teacher=tyro.MISSING), arguments, "distill")
-
-
-def student_recipe(arguments: list[str], usage: str) -> StudentRecipe:
-    """What the recipe that the first argument names makes. Raises as `recipe_named` and `checked`."""
-    recipe = recipe_named(arguments, RECIPES, StudentRecipe, usage, " of a distillation")
-    return checked(recipe(), StudentRecipe, arguments[0])

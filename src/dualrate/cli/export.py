@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,25 +41,24 @@ class Export(Ranged):
         if (self.out is None) == (self.to is None):
             raise ValueError("say where to: --out DIR (released weights), --to diffusers DIR or --to torch-export DIR")
         form = None if self.to is None else self.to[0]
-        if form is None and self.sampling != SamplingOptions():
-            raise ValueError("released weights say nothing of sampling: drop its options, or export --to diffusers")
-        if form != "diffusers" and (self.license, self.score, self.push_to_hub) != ("unknown", None, None):
-            raise ValueError(
-                "--license, --score and --push-to-hub are of a pipeline: export --to diffusers, or drop them"
-            )
-        own = self.sampling
-        given = (own.sampler, own.gamma, own.eta, own.interval)
-        if form == "torch-export" and (own.guidance != 1 or any(one is not None for one in given)):
-            raise ValueError(
-                "programs have a plan, but no sampler and no guidance: drop --sampler, --gamma, --eta, --guidance and "
-                "--interval"
-            )
-        if self.sampling.denoiser is not None:
-            raise ValueError("an exported model has its networks' own denoiser: drop --denoiser")
-        if any(one is not None for one in (own.codec, own.codec_sampler, own.codec_steps)):
-            raise ValueError(
-                "an exported model has the codec of its run: drop --codec, --codec-sampler and --codec-steps"
-            )
+        own, usual = self.sampling, SamplingOptions()
+        plan = ("steps", "heavy", "places", "switch_at", "plan", "grid", "times")
+        taken = {
+            None: (),
+            "torch-export": plan,
+            "diffusers": (*plan, "sampler", "gamma", "eta", "guidance", "interval"),
+        }
+        wrong = [
+            f"--{field.name.replace('_', '-')}"
+            for field in fields(own)
+            if field.name not in taken[form] and getattr(own, field.name) != getattr(usual, field.name)
+        ]
+        if form != "diffusers":
+            card = {"--license": self.license != "unknown", "--score": self.score, "--push-to-hub": self.push_to_hub}
+            wrong += [option for option, given in card.items() if given]
+        if wrong:
+            what = {None: "released weights do", "torch-export": "a program does", "diffusers": "a pipeline does"}[form]
+            raise ValueError(f"{what} not hold {' and '.join(wrong)}: drop them")
         if self.push_to_hub is not None and self.license == "unknown":
             raise ValueError("what others shall use has a licence: say which, such as --license apache-2.0")
 
@@ -82,7 +81,7 @@ class Export(Ranged):
         print(self.out)
         if tables:
             progress.note(
-                f"{tables[0] / COVARIANCE} was of other weights: measure that of these by dualrate calibrate {self.out}"
+                f"{tables[0] / COVARIANCE} was of other weights: measure it anew by dualrate plan calibrate {self.out}"
             )
 
     def _pipeline(self, folder: Path, progress: Reporter) -> None:
@@ -93,8 +92,16 @@ class Export(Ranged):
                 raise
             raise ValueError(NO_DIFFUSERS) from error
 
-        how = {"license": self.license, "score": self.score, "name": self.push_to_hub, "note": progress.note}
-        export_pipeline(self.run_dir, folder, self.sampling.choice(), self.sampling.guided, **how)
+        export_pipeline(
+            self.run_dir,
+            folder,
+            self.sampling.choice(),
+            self.sampling.guided,
+            license=self.license,
+            score=self.score,
+            name=self.push_to_hub,
+            note=progress.note,
+        )
         if self.push_to_hub is not None:
             progress.note(f"pushed: {push(folder, self.push_to_hub, license=self.license)}")
 

@@ -7,82 +7,58 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import dualrate
-from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.compare import Compare
 from dualrate.cli.console import close_bars
 from dualrate.cli.cost import Cost
-from dualrate.cli.data import CodecCheck, DecodeLatents, Encode, EncodeImages, Prepare, Verify, parse_codec, parse_data
+from dualrate.cli.data import parse_data
 from dualrate.cli.demo import Demo
-from dualrate.cli.distill import Distill, parse_distill
+from dualrate.cli.distill import parse_distill
 from dualrate.cli.doctor import Doctor
-from dualrate.cli.evaluate import Evaluate, LikelihoodBound
+from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
-from dualrate.cli.plan import PlanSearch
+from dualrate.cli.plan import parse_plan
 from dualrate.cli.recipe import parse
-from dualrate.cli.retrofit import Retrofit, parse_retrofit
+from dualrate.cli.retrofit import parse_retrofit
 from dualrate.cli.sample import Sample
 from dualrate.cli.serve import Serve
-from dualrate.cli.train import Train, TrainStages, parse_train
+from dualrate.cli.train import parse_train
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
 from dualrate.system.files import naming
-from dualrate.training.distributed import LOST, Lost, check_alone
+from dualrate.training.distributed import check_alone
 
-Command = (
-    Sample
-    | Evaluate
-    | Compare
-    | EncodeImages
-    | DecodeLatents
-    | LikelihoodBound
-    | PlanSearch
-    | Calibrate
-    | Cost
-    | Export
-    | Serve
-    | Demo
-    | Doctor
-)
+Command = Sample | Evaluate | Compare | Cost | Export | Serve | Demo | Doctor
 COMMANDS: dict[str, type[Command]] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
-    "encode": EncodeImages,
-    "decode": DecodeLatents,
-    "bound": LikelihoodBound,
-    "plan": PlanSearch,
-    "calibrate": Calibrate,
     "cost": Cost,
     "export": Export,
     "serve": Serve,
     "demo": Demo,
     "doctor": Doctor,
 }
-ALONE = {*COMMANDS, "data", "codec"} - {"doctor"}  # one process each
-LESS_MEMORY = {  # where it is short
-    **dict.fromkeys(
-        ("train", "distill", "retrofit"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"
-    ),
-    **dict.fromkeys(("sample", "evaluate", "bound", "encode", "decode"), "lower --batch-size"),
-    "data": "lower --workers; data encode: --batch-size; data prepare: --shard-mib",
-    "cost": "lower --batch-size",
-    "plan": "lower --grid or --batch-size",
+PARSERS: dict[str, Callable[[list[str]], Any]] = {  # of commands that take another word first
+    "train": parse_train,
+    "distill": parse_distill,
+    "retrofit": parse_retrofit,
+    "data": parse_data,
+    "plan": parse_plan,
 }
+TOGETHER = ("train", "distill", "retrofit", "doctor")  # run in several processes, too
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
 
 
-def parsed(
-    arguments: list[str],
-) -> Train | TrainStages | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | Command:
-    """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override,
-    `retrofit` the folder of a model.
-    """
+def parsed(arguments: list[str]) -> Any:
+    """The command with its options, a dataclass with `run`. Raises ValueError and SystemExit as `parse`."""
     modules, words = _imports(arguments)
     for module in modules:
         import_module(module)
@@ -91,31 +67,21 @@ def parsed(
         python, device = ".".join(map(str, sys.version_info[:3])), pick_device(None)
         print(f"dualrate {dualrate.__version__}, torch {torch.__version__}, Python {python}, {device}")
         raise SystemExit(0)
-    if command in ALONE:
+    if command in ("-h", "--help"):
+        print(USAGE.read_text(), end="")
+        raise SystemExit(0)
+    if command not in COMMANDS and command not in PARSERS:
+        print(f"dualrate: there is no command {command!r}\n\n{USAGE.read_text()}", end="", file=sys.stderr)
+        raise SystemExit(2)
+    if command not in TOGETHER:
         check_alone(command)
-    if command == "train":
-        return parse_train(rest)
-    if command == "distill":
-        return parse_distill(rest)
-    if command == "retrofit":
-        return parse_retrofit(rest)
-    if command == "data":
-        return parse_data(rest)
-    if command == "codec":
-        return parse_codec(rest)
-    if command in COMMANDS:
-        return parse(COMMANDS[command], rest, f"dualrate {command}")
-    asked = command in ("-h", "--help")
-    usage = USAGE.read_text()
-    if asked:
-        print(usage, end="")
-    else:
-        print(f"dualrate: there is no command {command!r}\n\n{usage}", end="", file=sys.stderr)
-    raise SystemExit(0 if asked else 2)
+    if command in PARSERS:
+        return PARSERS[command](rest)
+    return parse(COMMANDS[command], rest, f"dualrate {command}")
 
 
 def _imports(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What `--import MODULE` names before the command, for methods that runs' files name; and the rest."""
+    """The modules of `--import MODULE` before the command, for methods that runs' files name; and the rest."""
     modules = []
     while arguments[:1] == ["--import"]:
         if len(arguments) < 2:
@@ -139,9 +105,6 @@ def main() -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         _discard_output()
-    except Lost as error:
-        print(f"dualrate: {error}", file=sys.stderr)
-        raise SystemExit(LOST) from None
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"dualrate: {error}{_of_the_cache(error)}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -149,9 +112,11 @@ def main() -> None:
         shortage = memory_shortage(error)
         if shortage is None:  # a fault of the program
             raise
-        _, words = _imports(sys.argv[1:])
-        way_out = LESS_MEMORY.get(words[0], "use a device, or a machine, with more")
-        print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
+        print(
+            f"dualrate: not enough memory ({shortage}): lower --batch-size, --fit.micro-batch, --grid or --workers, "
+            "or use a device with more",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
 
 

@@ -1,207 +1,63 @@
-"""`dualrate plan`: the best plan for a budget.
-
-`dualrate plan --search`: a plan found by measuring.
-"""
+"""`dualrate plan`: the best plan for a budget; a plan found by drawing (search); a covariance table (calibrate)."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from tyro.conf import arg
+from typing import Annotated
 
 from dualrate.cli.console import loaded
-from dualrate.cli.recipe import Compile, Device, Graphs, RunDir, Workers
+from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir, Workers, parse
 from dualrate.config.imports import import_named
-from dualrate.config.ranges import BatchSize, HeavyCalls, Images, Minutes, Probability, Range, Ranged, Steps, checked
+from dualrate.config.ranges import BatchSize, HeavyCalls, Images, Minutes, Probability, Range, Ranged, Rings, Steps
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.plan_search import Candidate
 from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
-from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import check_grid
 from dualrate.system.files import write_whole
-from dualrate.system.progress import Reporter
 
-if TYPE_CHECKING:
-    from dualrate.drawing.plan_search import Compared, Findings
-
-
-@dataclass(frozen=True)
-class SearchOptions(Ranged):
-    """A search by measuring."""
-
-    search: bool = False
-    """Search the grid of times and the first heavy call by drawing images: for one number of --steps, at --heavy calls,
-    of a single network too. Says the score of what it finds on its own seeds, and on fresh ones."""
-    heavy: HeavyCalls | None = None
-    """H, heavy calls per image, of --search; as `dualrate sample` has it if not given."""
-    sampler: str | None = None
-    """Of --search; as `dualrate sample` has it if not given."""
-    gamma: Probability | None = None
-    """Noise level of the sampler."""
-    minutes: Minutes | None = None
-    """Of --search, 60 if not given; what they do not suffice for, the same command does next time. Without --search of
-    measuring errors, 2 if not given: the grid is as fine as they allow."""
-
-    @property
-    def given(self) -> list[str]:
-        """Options that mean something to a search alone, and were given."""
-        return [f"--{name}" for name in ("heavy", "sampler", "gamma") if getattr(self, name) is not None]
-
-    def choice(self, steps: int | None) -> Choice:
-        import_named("sampler", self.sampler)
-        return Choice(steps, self.heavy, self.sampler, self.gamma)
-
-
-def run_search(
-    model: Model,
-    steps: int | None,
-    options: SearchOptions,
-    out: Path,
-    *,
-    features: Path | None,
-    progress: Reporter,
-    **effort: Any,
-) -> None:
-    """Searches, prints what was found, and writes `out`, and beside it a picture and what was measured.
-
-    effort: num, grid, images, batch_size and mapper of a `search`
-    """
-    from dualrate.drawing.evaluator import evaluator
-    from dualrate.drawing.measure import OutOfTime
-    from dualrate.drawing.plan_search import search
-    from dualrate.report.figures import plan_figure, png
-
-    judge = evaluator(model.experiment.data, features=features, progress=progress)
-    keep, seconds = out.with_suffix(".search"), 60 * (60 if options.minutes is None else options.minutes)
-    try:
-        found = search(model, options.choice(steps), judge, keep, seconds=seconds, progress=progress, **effort)
-    except OutOfTime as stop:
-        progress.note(f"{stop}")
-        raise SystemExit(75) from None
-    print(_text(found))
-    write_whole(out, found.plan.to_json() + "\n")
-    write_whole(out.with_suffix(".search.json"), json.dumps(_record(found), indent=1) + "\n")
-    shown = [(found.names[plan], plan) for plan in dict.fromkeys((found.plan, found.usual))]
-    write_whole(out.with_suffix(".png"), png(plan_figure(shown)))
-    print(f"\n{out}: {found.names[found.plan]}; {out.with_suffix('.png')}, {out.with_suffix('.search.json')}")
-
-
-def _text(found: Findings) -> str:
-    """The last round, then both scores of the plan that was found and of the usual one."""
-    last = found.rounds[-1]
-    ordered = sorted(last.values.items(), key=lambda item: item[1])
-    return "\n".join(
-        [
-            f"{found.search.found.metric}, {last.count} images a plan in the last of {len(found.rounds)} rounds",
-            *(f"{value:9.3f}  {found.names[plan]}" for plan, value in ordered),
-            *_lines("seeds of the search, which flatter what was found on them", found.search),
-            *_lines("fresh seeds", found.fresh),
-            f"On fresh seeds what was found is {_search_verdict(found.fresh)} the usual plan.",
-        ]
-    )
-
-
-def _lines(seeds: str, both: Compared) -> list[str]:
-    scores = {"found": both.found, "usual": both.usual}
-    interval = both.interval
-    return [
-        "",
-        f"{seeds}, {both.found.fingerprint.seeds}",
-        *(f"{score.value:9.3f}  [{score.low:.3f}, {score.high:.3f}]  {name}" for name, score in scores.items()),
-        f"{both.difference:+9.3f}  [{interval.low:+.3f}, {interval.high:+.3f}]  found less usual, paired",
-    ]
-
-
-def _search_verdict(both: Compared) -> str:
-    """Of what was found, by the interval of the paired difference."""
-    if both.interval.high < 0:
-        return "better than"
-    return "worse than" if both.interval.low > 0 else "not told apart from"
-
-
-def _record(found: Findings) -> dict[str, Any]:
-    """All that was measured, for JSON."""
-
-    def both(compared: Compared) -> dict[str, Any]:
-        scores = {"found": compared.found, "usual": compared.usual}
-        return {
-            "seeds": compared.found.fingerprint.seeds,
-            **{name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
-            "difference": {"value": compared.difference, "low": compared.interval.low, "high": compared.interval.high},
-        }
-
-    return {
-        "metric": found.search.found.metric,
-        "features": found.search.found.fingerprint.features,
-        "found": found.names[found.plan],
-        "usual": found.names[found.usual],
-        "search": both(found.search),
-        "fresh": both(found.fresh),
-        "rounds": [
-            {"images": one.count, "scores": {found.names[plan]: value for plan, value in one.values.items()}}
-            for one in found.rounds
-        ],
-    }
-
-
-GRID = 64  # the finest, where none is given
-
-
-DENOISER = (
-    "What calls the networks: shared-encoder, deep-cache or fora of a single one; package.module:name of your own; or "
-    "another run's directory, whose network makes the steps without a context; their own denoiser if not given."
-)
+GRID = 64  # steps of the finest grid
+BUDGET = re.compile(r"([\d.]+(?:e[+-]?\d+)?)(x|gmacs|s)?")
 
 
 @dataclass(frozen=True)
-class PlanSearch(Ranged):
+class Plan(Ranged):
     """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go.
 
-    Of a single network: which steps another one makes, or where what it keeps is renewed (--denoiser).
+    For a single network, --denoiser says what makes the other steps. `dualrate plan search RUN` finds a plan by drawing
+    images. `dualrate plan calibrate RUN` measures the table of the covariance-aware samplers.
     """
 
     run_dir: RunDir
-    denoiser: Annotated[str | None, arg(help=DENOISER)] = None
-    budget: str | None = None
-    """Share of what a heavy call at every step of --grid costs, of 64 steps if that is not given: 0.25x of 64 steps is
-    the cost of 16 heavy calls."""
-    gmacs: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
-    """Budget in giga multiply-adds per image."""
-    seconds: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
-    """Budget in seconds per image, at --batch-size on this machine."""
-    switch_at: Probability | None = None
-    """In place of a budget: the plan of one number of --steps, 32 if not given, in which another network makes those
-    until this time, 1 for noise and 0 for data. Nothing is measured."""
+    budget: str
+    """Compute per image. 0.25x: a share of a heavy call at every step of the grid; 3gmacs: giga multiply-adds; 0.05s:
+    seconds on this machine."""
+    denoiser: str | None = None
+    """For a single network: shared-encoder, deep-cache or fora; package.module:name; or the directory of a run, whose
+    network makes the steps without a context."""
     steps: tuple[Steps, ...] | None = None
-    """Numbers of steps to choose from, parts of the grid; 8, 16, 32 and 64 if not given."""
-    free_times: bool = False
-    """Choose the times of the steps too, among those of the grid."""
+    """Numbers of steps to choose from, divisors of the grid; 8, 16, 32 and 64 if not given."""
     grid: Annotated[int, Range(1, 512)] | None = None
-    """Steps of the grid on which errors are measured. If not given: 64, or 32, 16 or 8 where it would take longer than
-    --minutes; one whose errors are known, or begun, is taken up."""
-    spacing: str | None = None
-    """Of the grid: equal steps in t if not given; log-snr, blend:0.5, karras as --grid of sample. If --grid is --steps,
-    the plan has a sampler's own times."""
+    """Steps of the grid on which errors are measured; 64, or fewer where that takes longer than --minutes, if not
+    given."""
+    spacing: str = "t"
+    """Times of the grid, as --grid of sample: t, log-snr, blend:0.5 or karras."""
     images: Images = 128
     """Training images that errors are measured on."""
+    minutes: Minutes | None = None
+    """Time for measuring errors; 2 if not given."""
     ancestral: bool = False
-    """Plan for ancestral sampling; else for solvers of second order, as the one that draws where none is named."""
+    """Plan for ancestral sampling; else for solvers of second order."""
     out: Path = Path("plan.json")
-    """The plan, for --plan of sample and evaluate; a picture of it beside it."""
-    num: Images = 1000
-    """Images per plan of --search in its last round, and as many on fresh seeds."""
-    by_search: Annotated[SearchOptions, arg(name="")] = SearchOptions()
-    features: Path | None = None
-    """Directory of the feature net of --search; the data set's own if not given."""
+    """The plan, for --plan of sample and evaluate; a picture is written beside it."""
     batch_size: BatchSize = 64
-    """Images at a time where calls are timed, for --seconds, and where a search draws."""
+    """Images at a time where calls are timed."""
     workers: Workers = 1
     compile: Compile = False
     graphs: Graphs = False
@@ -212,158 +68,217 @@ class PlanSearch(Ranged):
         from dualrate.planning.planner import Planner
         from dualrate.system.workers import mapper
 
-        if self.by_search.search:
-            self._search()
-            return
-        grids = self._checked()
+        amount, unit = self._budget()
+        if not is_run(self.denoiser):
+            import_named("denoiser", self.denoiser)
+        check_denoiser(self.denoiser)
+        check_grid(self.spacing)
+        check_out(self.out)
+        usual = (GRID, GRID // 2, GRID // 4, GRID // 8) if self.grid is None else (self.grid,)
+        grids = [grid for grid in usual if len(self._steps(grid)) >= len(self.steps or (1,))]
+        if not grids:
+            raise ValueError(f"--steps are divisors of --grid {usual[0]}, got {self.steps}")
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         model = called_by(model, self.denoiser)
         process = model.gaussian  # before anything is measured
-        if self.switch_at is not None:
-            self._switched(model)
-            return
         require_plannable(model)
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
-            raise ValueError(f"{self.denoiser} wants a smooth path, and ancestral sampling is none: drop --ancestral")
-        costs, budget, unit = self._budget(model)
-        how = {"images": self.images, "spacing": self.spacing or "t", "progress": progress}
-        grid = fitting_grid(model, grids, minutes=self.by_search.minutes, **how)
+            raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")
+        costs = self._costs(model, unit)
+        budget = amount * (usual[0] * costs.heavy + costs.decode) if unit == "x" else amount
+        spacing, images = self.spacing, self.images
+        grid = fitting_grid(model, grids, minutes=self.minutes, images=images, spacing=spacing, progress=progress)
         with mapper(self.workers, model.device, progress.note) as over:
-            errors = measured_errors(model, grid=grid, mapper=over, **how)
+            errors = measured_errors(model, grid=grid, mapper=over, images=images, spacing=spacing, progress=progress)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
-        found = candidates(planner, costs, budget, self._steps(grid), free_times=self.free_times)
-        if self.budget is not None:
-            whole = f"{self.grid or GRID} heavy calls, {budget / self._share:.4g} {unit}"
-            print(f"{self.budget} of {whole}: {budget:.4g} {unit}\n")
-        print(_table(found, unit))
-        self._write([(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found])
+        found = candidates(planner, costs, budget, self._steps(grid))
+        print(f"budget {self.budget}: {budget:.4g} {'s' if unit == 's' else 'GMACs'}\n\n{_table(found)}")
+        write_plans(self.out, [(_name(one.planned.plan), one.planned.plan) for one in found])
 
-    def _search(self) -> None:
-        """Raises ValueError for options that mean nothing to a search, and for more than one number of steps."""
-        from dualrate.system.workers import mapper
-
-        if self.ancestral:
-            raise ValueError("a search draws by a sampler: say --sampler ancestral in place of --ancestral")
-        if self.switch_at is not None:
-            raise ValueError("--switch-at says the plan, and --search looks for one: drop one of the two")
-        if self.denoiser is not None:
-            raise ValueError(f"a search is of a model as it was trained: drop --denoiser {self.denoiser}, or --search")
-        others = ("budget", "gmacs", "seconds", "free_times", "spacing")
-        if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
-            raise ValueError(
-                f"--search is at given --steps and --heavy calls, not a budget: drop {' and '.join(given)}"
-            )
-        if self.steps is not None and len(self.steps) != 1:
-            raise ValueError(f"--search is for one number of --steps, got {' '.join(map(str, self.steps))}")
-        self._check_out()
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
-        _ = model.gaussian  # before a feature net is trained
-        counts = {"num": self.num, "grid": self.grid or GRID, "images": self.images, "batch_size": self.batch_size}
-        steps = self.steps[0] if self.steps else None
-        with mapper(self.workers, model.device, progress.note) as over:
-            how = {"features": self.features, "progress": progress, "mapper": over, **counts}
-            run_search(model, steps, self.by_search, self.out, **how)
-
-    def _switched(self, model: Model) -> None:
-        steps = self.steps[0] if self.steps else None
-        sampler = ANCESTRAL if self.ancestral else None
-        plan = Choice(steps, sampler=sampler, grid=self.spacing, switch_at=self.switch_at).step_plan(model)
-        self._write([(f"{plan.num_steps}/{plan.num_heavy}", plan)])
-        cost = model.call_cost.of(plan.num_steps, plan.num_heavy, plan.num_alone) / 1e9
-        print(f"{plan.num_alone} steps until t = {self.switch_at:g} without a context; {cost:.4g} GMACs an image")
-
-    def _write(self, shown: list[tuple[str, StepPlan]]) -> None:
-        """The first plan, and a picture of all. shown: with names."""
-        from dualrate.report.figures import plan_figure, png
-
-        best = shown[0][1]
-        write_whole(self.out, best.to_json() + "\n")
-        write_whole(self.out.with_suffix(".png"), png(plan_figure(shown)))
-        print(f"\n{self.out}: {best.num_steps} steps, {best.num_heavy} heavy calls; {self.out.with_suffix('.png')}")
-
-    def _check_out(self) -> None:
-        if self.out.suffix != ".json":
-            raise ValueError(f"--out is a .json file, whose picture is written beside it as .png, got {self.out}")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-
-    def _checked(self) -> list[int]:
-        """The grids to choose from, the finest first.
-
-        Raises ValueError for options that could only fail later, after the measuring.
-        """
-        if self.by_search.given:
-            given = " and ".join(self.by_search.given)
-            raise ValueError(f"{given} without --search means nothing: add --search, or drop it")
-        if not is_run(self.denoiser):
-            import_named("denoiser", self.denoiser)
-        check_denoiser(self.denoiser)
-        check_grid(self.spacing or "t")
-        if self.budget is not None:
-            _ = self._share
-        if len([value for value in (self.budget, self.gmacs, self.seconds, self.switch_at) if value is not None]) != 1:
-            raise ValueError(
-                "say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05, or where networks "
-                "are switched by --switch-at 0.6"
-            )
-        if self.switch_at is not None:
-            self._check_switch()
-            self._check_out()
-            return []
-        self._check_out()
-        usual = (GRID, GRID // 2, GRID // 4, GRID // 8) if self.grid is None else (self.grid,)
-        fits = [grid for grid in usual if len(self._steps(grid)) >= len(self.steps or (1,))]
-        if not fits:
-            raise ValueError(
-                f"--steps are divisors of --grid {self.grid or GRID}, or any number below it with --free-times, got "
-                f"{' '.join(map(str, self.steps or ())) or 'none'}"
-            )
-        return fits
-
-    def _check_switch(self) -> None:
-        """Raises ValueError for what means nothing where a plan is switched at a time."""
-        given = [f"--{name.replace('_', '-')}" for name in ("grid", "free_times") if getattr(self, name)]
-        if given:
-            raise ValueError(f"--switch-at says the plan, and nothing is measured: drop {' and '.join(given)}")
-        if self.steps is not None and len(self.steps) != 1:
-            raise ValueError(f"--switch-at is for one number of --steps, got {' '.join(map(str, self.steps))}")
+    def _budget(self) -> tuple[float, str]:
+        """The amount and its unit."""
+        parts = BUDGET.fullmatch(self.budget.lower())
+        if parts is None or not float(parts[1]) > 0:
+            raise ValueError(f"--budget is 0.25x, 3gmacs or 0.05s, or the like, got {self.budget!r}")
+        return float(parts[1]), parts[2] or "x"
 
     def _steps(self, grid: int) -> tuple[int, ...]:
         """The numbers of steps that a grid has plans of, of those that are asked for."""
         asked = self.steps or (8, 16, 32, 64)
-        return tuple(n for n in asked if n <= grid and (self.free_times or not grid % n))
+        return tuple(n for n in asked if n <= grid and not grid % n)
 
-    def _budget(self, model: Model) -> tuple[CallCost, float, str]:
-        """Costs of calls and the budget in one unit, and the unit's name."""
+    def _costs(self, model: Model, unit: str) -> CallCost:
+        """Of calls, in seconds or in GMACs."""
         from dualrate.drawing.measure import call_seconds
 
-        if self.seconds is not None:
-            return call_seconds(model, self.batch_size), self.seconds, "s"
+        if unit == "s":
+            return call_seconds(model, self.batch_size)
         macs = model.call_cost
         alone = None if macs.alone is None else macs.alone / 1e9
-        costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9, alone=alone)
-        if self.gmacs is not None:
-            return costs, self.gmacs, "GMACs"
-        return costs, self._share * ((self.grid or GRID) * costs.heavy + costs.decode), "GMACs"
-
-    @property
-    def _share(self) -> float:
-        try:
-            share = float((self.budget or "").removesuffix("x"))
-        except ValueError as error:
-            raise ValueError(f"--budget is a share such as 0.25x, got {self.budget!r}") from error
-        return checked("--budget", share, Annotated[float, Range(0, 10, above=True)])
+        return CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9, alone=alone)
 
 
-def _table(found: list[Candidate], unit: str) -> str:
+def check_out(out: Path) -> None:
+    if out.suffix != ".json":
+        raise ValueError(f"--out is a .json file, whose picture is written beside it as .png, got {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_plans(out: Path, named: list[tuple[str, StepPlan]]) -> None:
+    """The first plan, and a picture of all."""
+    from dualrate.report.figures import plan_figure, png
+
+    name, plan = named[0]
+    write_whole(out, plan.to_json() + "\n")
+    write_whole(out.with_suffix(".png"), png(plan_figure(named)))
+    print(f"\n{out}: {name}; {out.with_suffix('.png')}")
+
+
+def _name(plan: StepPlan) -> str:
+    return f"{plan.num_steps} steps, {plan.num_heavy} heavy calls"
+
+
+def _table(found: list[Candidate]) -> str:
     """Candidates, best first."""
-    lines = [f"{'N':>4} {'H':>4} {'alone':>5} {unit:>8}  objective  even spread"]
-    for candidate in found:
-        plan = candidate.planned.plan
-        even = "-" if candidate.even is None else f"{candidate.even:.5f}"
-        counts = f"{plan.num_steps:4} {plan.num_heavy:4} {plan.num_alone:5} {candidate.cost:8.3g}"
-        lines.append(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
-    lines.append("alone: steps without a context, by the light network or the other run's")
-    lines.append("objective: weighted errors of x_hat summed over the steps; not a likelihood, nor a score")
+    lines = [f"{'steps':>5} {'heavy':>5} {'alone':>5} {'cost':>8}  objective  even spread"]
+    for one in found:
+        plan = one.planned.plan
+        even = "-" if one.even is None else f"{one.even:.5f}"
+        counts = f"{plan.num_steps:5} {plan.num_heavy:5} {plan.num_alone:5} {one.cost:8.3g}"
+        lines.append(f"{counts}  {one.planned.objective:9.5f}  {even:>11}")
+    lines.append("alone: steps without a context. objective: weighted errors of x_hat, summed over the steps")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Search(Ranged):
+    """Search a plan by drawing images: the times of the steps, and the first heavy call. Goes on if run again.
+
+    For one number of steps and heavy calls. The score of the plan that was found is measured on fresh seeds, too.
+    """
+
+    run_dir: RunDir
+    steps: Steps | None = None
+    """N, steps; as `dualrate sample` if not given."""
+    heavy: HeavyCalls | None = None
+    """H, heavy calls per image; as `dualrate sample` if not given."""
+    sampler: str | None = None
+    """As `dualrate sample` if not given."""
+    gamma: Probability | None = None
+    """Noise level of the sampler."""
+    minutes: Minutes = 60
+    """Time for drawing; the same command goes on where it ended."""
+    out: Path = Path("plan.json")
+    """The plan, for --plan of sample and evaluate; a picture and all scores are written beside it."""
+    num: Images = 1000
+    """Images per plan in the last round, and as many on fresh seeds."""
+    features: Path | None = None
+    """Directory of the feature network; the data set's own if not given."""
+    batch_size: BatchSize = 64
+    """Images at a time."""
+    workers: Workers = 1
+    compile: Compile = False
+    graphs: Graphs = False
+    device: Device = None
+
+    def run(self) -> None:
+        from dualrate.drawing.evaluator import evaluator
+        from dualrate.drawing.measure import OutOfTime
+        from dualrate.drawing.plan_search import search
+        from dualrate.system.workers import mapper
+
+        import_named("sampler", self.sampler)
+        choice = Choice(steps=self.steps, heavy=self.heavy, sampler=self.sampler, gamma=self.gamma)
+        check_out(self.out)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        _ = model.gaussian  # before a feature network is trained
+        metric = evaluator(model.experiment.data, features=self.features, progress=progress)
+        try:
+            with mapper(self.workers, model.device, progress.note) as over:
+                found = search(
+                    model,
+                    choice,
+                    metric,
+                    self.out.with_suffix(".search"),
+                    seconds=60 * self.minutes,
+                    num=self.num,
+                    batch_size=self.batch_size,
+                    progress=progress,
+                    mapper=over,
+                )
+        except OutOfTime as stop:
+            progress.note(f"{stop}")
+            raise SystemExit(75) from None
+        last = found.rounds[-1]
+        print(f"{found.search.found.metric}, {last.count} images a plan in the last of {len(found.rounds)} rounds")
+        for plan, value in sorted(last.values.items(), key=lambda item: item[1]):
+            print(f"{value:9.3f}  {found.names[plan]}")
+        record = {"metric": found.search.found.metric, "found": found.names[found.plan]}
+        record |= {"features": found.search.found.fingerprint.features, "usual": found.names[found.usual]}
+        record["rounds"] = [
+            {"images": one.count, "scores": {found.names[plan]: value for plan, value in one.values.items()}}
+            for one in found.rounds
+        ]
+        for seeds, both in (("search", found.search), ("fresh", found.fresh)):
+            interval, scores = both.interval, {"found": both.found, "usual": both.usual}
+            print(f"\n{seeds} seeds, {both.found.fingerprint.seeds}")
+            for name, score in scores.items():
+                print(f"{score.value:9.3f}  [{score.low:.3f}, {score.high:.3f}]  {name}")
+            print(f"{both.difference:+9.3f}  [{interval.low:+.3f}, {interval.high:+.3f}]  found less usual, paired")
+            record[seeds] = {
+                "seeds": both.found.fingerprint.seeds,
+                **{name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
+                "difference": {"value": both.difference, "low": interval.low, "high": interval.high},
+            }
+        fresh = found.fresh.interval
+        verdict = "better" if fresh.high < 0 else "worse" if fresh.low > 0 else "not significantly different"
+        print(f"On fresh seeds the plan that was found is {verdict}.")
+        write_whole(self.out.with_suffix(".search.json"), json.dumps(record, indent=1) + "\n")
+        write_plans(self.out, [(found.names[plan], plan) for plan in dict.fromkeys((found.plan, found.usual))])
+
+
+@dataclass(frozen=True)
+class Calibrate(Ranged):
+    """Measure a run's covariance table, for the samplers covariance-table, covariance-jvp and addim-table."""
+
+    run_dir: RunDir
+    images: Annotated[int, Range(2, 10_000_000)] = 128
+    """Training images."""
+    rings: Rings = 12
+    """Frequency bands of a channel."""
+    workers: Workers = 1
+    device: Device = None
+    json: AsJson = False
+
+    def run(self) -> None:
+        from dualrate.drawing.calibration import calibrate
+        from dualrate.runs.store import COVARIANCE
+        from dualrate.sampling.covariance import TRUSTED
+        from dualrate.system.workers import mapper
+
+        model, progress = loaded(self.run_dir, self.device)
+        with mapper(self.workers, model.device, progress.note) as over:
+            table = calibrate(model, images=self.images, rings=self.rings, progress=progress, mapper=over)
+        trust = table.trust()
+        if self.json:
+            rows = [{"age": age, "ratio": ratio, "trusted": trusted} for age, ratio, trusted in trust]
+            print(json.dumps({"ages": rows, "below": table.below, "above": table.above}))
+            return
+        print("Covariance by the derivative over that of the table, by age of the context in log-SNR.")
+        print(f"Outside [{TRUSTED[0]}, {TRUSTED[1]}] the table is used.\n")
+        print(f"{'age':>5}  {'median ratio':>12}  {'trusted':>7}")
+        for age, ratio, trusted in trust:
+            print(f"{age:>5}  {ratio:12.2f}  {trusted:7.0%}")
+        print(f"\n{self.run_dir / COVARIANCE}")
+
+
+KINDS: dict[str, type[Search | Calibrate]] = {"search": Search, "calibrate": Calibrate}
+
+
+def parse_plan(arguments: list[str]) -> Plan | Search | Calibrate:
+    """`plan RUN`, `plan search RUN` or `plan calibrate RUN`. Raises what `parse` raises."""
+    if arguments[:1] and arguments[0] in KINDS:
+        return parse(KINDS[arguments[0]], arguments[1:], f"dualrate plan {arguments[0]}")
+    return parse(Plan, arguments, "dualrate plan")

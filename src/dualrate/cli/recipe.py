@@ -1,8 +1,7 @@
-"""Commands that take a recipe's name first, whose fields the options then override.
+"""Options of a command line as a dataclass, by tyro; and commands that take a recipe's name first.
 
-Options of a command line as a dataclass: tyro's work, but for a value that is refused, and for long help.
-
---help leaves out the groups within groups, such as the levels of a network, and names them; --help-all has all.
+A value that is refused is refused in the dataclass's own words. --help leaves out the groups within groups, such as
+the levels of a network, and names them; --help-all shows all.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
@@ -34,21 +33,12 @@ Log = Annotated[
     Literal["tensorboard", "wandb"] | None, arg(help="Log losses there, too; pip install 'dualrate[tensorboard]'.")
 ]
 AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
-WORKERS = (
-    "Processes that work at once, each with a copy of the model and its memory; auto: one for each idle processor, or "
-    "each GPU. Results do not depend on it."
-)
-Workers = Annotated[WorkerCount, arg(help=WORKERS)]
-COMPILE = (
-    "Compile the networks, which takes minutes the first time; later ones find it in the cache. Faster at small "
-    "batches, hardly at large ones on a CPU. Pixels differ by rounding, so the two are never mixed."
-)
-Compile = Annotated[bool, arg(help=COMPILE)]
-GRAPHS = (
-    "Record the networks' calls as CUDA graphs, on a GPU: one launch a call in place of hundreds, meant for small "
-    "batches; not yet run on one. Each kind of call needs memory of its own. Never mixed with images drawn without."
-)
-Graphs = Annotated[bool, arg(help=GRAPHS)]
+Workers = Annotated[
+    WorkerCount,
+    arg(help="Worker processes, each with a copy of the model; auto: one for each GPU or idle processor."),
+]
+Compile = Annotated[bool, arg(help="Compile the networks. It takes minutes the first time, and pays at small batches.")]
+Graphs = Annotated[bool, arg(help="Record the networks' calls as CUDA graphs, for small batches on a GPU.")]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 PRIMITIVES = ConstructorRegistry()
 ALL = "--help-all"
@@ -106,53 +96,52 @@ def path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
 def parse(kind: type[Command], arguments: list[str], prog: str, default: Command | None = None) -> Command:
     """The command that these arguments say. default: its options where they do not.
 
-    Raises ValueError for a value that a dataclass refuses, in its own words; SystemExit where there is no such command
-    line, after telling, or after showing help.
+    Raises ValueError for a value that a dataclass refuses, in its own words; SystemExit after an error of other kinds,
+    or after help.
     """
     return _parsed(kind, arguments, prog, default)
 
 
 def parse_one_of(command: str, kinds: Mapping[str, type[Command]], arguments: list[str]) -> Command:
-    """The options of `dualrate command KIND ...`. Raises what `parse` raises; SystemExit after telling the kinds."""
+    """The options of `dualrate command KIND ...`. Raises what `parse` raises; SystemExit after listing the kinds."""
     if arguments[:1] and arguments[0] in kinds:
         return parse(kinds[arguments[0]], arguments[1:], f"dualrate {command} {arguments[0]}")
     asked = not arguments or arguments[0] in HELP
-    lines = [f"dualrate {command} {name}: {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
     if not asked:
-        lines.insert(0, f"dualrate {command}: there is no {arguments[0]!r}")
-    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+        print(f"dualrate {command}: there is no {arguments[0]!r}", file=sys.stderr)
+    for name, kind in kinds.items():
+        first = (kind.__doc__ or "").splitlines()[0]
+        print(f"dualrate {command} {name}: {first}", file=sys.stdout if asked else sys.stderr)
     raise SystemExit(0 if asked else 2)
 
 
 def parse_known(kind: type[Command], arguments: list[str], prog: str, default: Command) -> tuple[Command, list[str]]:
     """As `parse`, and the arguments that are none of its options."""
-    return _parsed(kind, arguments, prog, default, return_unknown_args=True)
+    return _parsed(kind, arguments, prog, default, known=True)
 
 
-def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Command | None, **how: Any) -> Any:
-    errors, shown, given = io.StringIO(), _like(sys.stdout), tyro.MISSING_NONPROP if default is None else default
-    config = (tyro.conf.AvoidSubcommands,)
-    args = ["--help" if argument == ALL else argument for argument in arguments]
+def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Command | None, known: bool = False) -> Any:
+    errors, shown = io.StringIO(), io.StringIO()
     try:
         with redirect_stderr(errors), redirect_stdout(shown):
-            return tyro.cli(kind, args=args, prog=prog, default=given, registry=PRIMITIVES, config=config, **how)
+            return tyro.cli(
+                kind,
+                args=["--help" if argument == ALL else argument for argument in arguments],
+                prog=prog,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                registry=PRIMITIVES,
+                config=(tyro.conf.AvoidSubcommands,),
+                return_unknown_args=known,
+            )
     except NoPath as error:
         refusal = ValueError(str(error))
     except SystemExit as stop:
         refusal = _refusal(stop)
         if refusal is None:
-            shown.seek(0)
-            text = shown.read()
-            sys.stdout.write(text if ALL in arguments else _outer(text))
+            sys.stdout.write(shown.getvalue() if ALL in arguments else _outer(shown.getvalue()))
             sys.stderr.write(errors.getvalue())
             raise
     raise refusal
-
-
-def _like(stream: TextIO) -> io.TextIOWrapper:
-    """An empty text in the encoding of a stream, which decides what can be drawn in it."""
-    encoding = getattr(stream, "encoding", None) or "ascii"
-    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", write_through=True)
 
 
 def _outer(text: str) -> str:
@@ -194,32 +183,23 @@ def _outermost(group: str) -> str:
     return outer if "." in outer else f"{outer}{levels}"
 
 
-RecipeCommand = TypeVar("RecipeCommand")
 Made = TypeVar("Made")
 Recipe = TypeVar("Recipe", bound=Callable[..., object])
 
 
-def recipe_named(
-    arguments: list[str], recipes: Mapping[str, Callable[[], Made]], made: type[Made], usage: str, of: str = ""
-) -> Callable[[], Made]:
-    """The recipe that the first argument names: one of ours, or `package.module:function`, which is imported.
+def recipe_named(name: str, recipes: Mapping[str, Callable[[], Made]], command: str) -> Callable[[], Made]:
+    """The recipe of this name: one of ours, or `package.module:function`, which is imported.
 
-    made: what the recipe returns
-    Raises ValueError for a name that is no recipe's, SystemExit after telling the recipes' names where there is none.
+    Raises ValueError for a name that is no recipe's.
     """
-    name, names = arguments[0] if arguments else "--help", ", ".join(recipes)
-    if name in HELP:
-        listed = textwrap.fill(f"recipes: {names}, or package.module:function of your own", 100)
-        print(f"usage: dualrate {usage} (--help after the recipe for its options)\n\n{listed}")
-        raise SystemExit(0 if arguments else 2)
     if ":" not in name:
         if name not in recipes:
-            raise ValueError(f"there is no recipe {name!r}{of}; choose one of {names}, or name package.module:function")
+            raise ValueError(f"there is no recipe {name!r}: `dualrate {command}` lists them")
         return recipes[name]
     recipe = imported(name)
     if not callable(recipe):
-        raise ValueError(f"{name} is no recipe: expected a function that returns {made.__name__}, got {recipe!r}")
-    return cast(Callable[[], Made], recipe)
+        raise ValueError(f"{name} is no recipe: expected a function, got {recipe!r}")
+    return recipe
 
 
 def checked(value: object, made: type[Made], name: str) -> Made:
@@ -230,9 +210,9 @@ def checked(value: object, made: type[Made], name: str) -> Made:
 
 
 def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tuple[Recipe, list[str]]:
-    """A recipe, and the arguments without its own options: a recipe that is a dataclass has its fields for such.
+    """A recipe, and the arguments without its own options: a recipe that is a dataclass has its fields as options.
 
-    --help alone tells these; beside other options it is left for `override`, which knows what the recipe made of them.
+    --help alone shows these; beside other options it is left for `override`, which knows what the recipe made of them.
     """
     if not is_dataclass(type(recipe)):
         return recipe, arguments
@@ -244,6 +224,6 @@ def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tupl
     return own, [name, *rest, *asked]
 
 
-def override(default: RecipeCommand, arguments: list[str], command: str) -> RecipeCommand:
+def override(default: Command, arguments: list[str], command: str) -> Command:
     """The command with the options that follow the recipe's name."""
     return parse(type(default), arguments[1:], f"dualrate {command} {arguments[0]}", default)

@@ -17,7 +17,7 @@ USAGE = "usage: dualrate retrofit FOLDER --data.source IMAGES [options] (--help 
 
 @dataclass(frozen=True)
 class Retrofit(Run):
-    """Make a model of diffusers dual-rate: train a light network beside it, or go on: the same command resumes."""
+    """Make a model of diffusers dual-rate: train a light network beside it, or continue: the same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
 

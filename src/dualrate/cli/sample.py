@@ -19,23 +19,22 @@ from dualrate.config.ranges import Classes, Images, Precision, Ranged, Seed
 class Sample(Ranged):
     """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill.
 
-    Of a model of texts: pieces of text, on the terminal, a file each, and all in OUT/samples.txt.
+    A model of texts gives pieces of text, on the terminal, in a file each, and together in OUT/samples.txt.
     """
 
     run_dir: RunDir
     out: Path
-    """Directory for the images: new, empty, or with samples of the same kind, which it goes on with."""
+    """Directory for the images: new, empty, or with samples of the same kind, to which it adds."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images = 64
-    """Images in all. Those that are in the directory already are not drawn again."""
+    """Images in all. Those that are in the directory already count."""
     label: Classes | str | None = None
-    """One class for all images, its number or its name; class `seed mod classes` for each if not given."""
+    """One class for all images, its number or its name; all classes in turn if not given."""
     seed: Seed = 0
     """Of the first image; image i has seed + i, whatever the batch size."""
     batch_size: AtATime = 125
     precision: Precision = "auto"
-    """auto: bfloat16 where it pays, or as the images that are there. The same picture for any batch size needs
-    float32."""
+    """auto: bfloat16 where it is faster. Pictures that do not depend on the batch size need float32."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
     workers: Workers = 1
@@ -50,8 +49,10 @@ class Sample(Ranged):
         from dualrate.system.workers import mapper
 
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
-        how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
-        drawer, of_text = self.sampling.drawer(model, progress.note, **how), bool(model.experiment.codec.alphabet)
+        drawer = self.sampling.drawer(
+            model, progress.note, label=self.label, batch_size=self.batch_size, precision=self.precision
+        )
+        of_text = bool(model.experiment.codec.alphabet)
         if self.npz and of_text:
             raise ValueError("images.npz is of images, and this is a model of texts: drop --npz")
         with closing(progress), mapper(self.workers, model.device, progress.note) as over:

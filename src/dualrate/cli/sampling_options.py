@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from dualrate.cli.data import check_decoder_sampler
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS, SHARED
@@ -19,7 +20,7 @@ from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.drawing.plan_search import read_plan
 from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
-from dualrate.sampling.catalogue import SAMPLERS, at_gamma, sampler_named, taking
+from dualrate.sampling.catalogue import SAMPLERS, taking
 
 
 def _names(markovian: bool) -> str:
@@ -28,25 +29,16 @@ def _names(markovian: bool) -> str:
 
 
 SAMPLER = (
-    f"Where there is no default: {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; {SMOOTH} with a --denoiser that caches; "
-    f"of a student its own, ancestral or ddim; ancestral with --eta. May reuse a dual-rate context: "
-    f"{_names(markovian=True)}; for a heavy call at every step, or one network: {_names(markovian=False)}; or "
-    "package.module:Class, a step of your own. "
-    "*: needs `dualrate calibrate RUN` once, which measures without guidance."
+    f"If not given: {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; {SMOOTH} with a --denoiser that caches; a student's "
+    f"own. For any number of heavy calls: {_names(markovian=True)}; for a heavy call at every step, or one network: "
+    f"{_names(markovian=False)}; or package.module:Class. *: after `dualrate plan calibrate RUN`."
 )
-GAMMA = (
-    f"Noise level of {' and '.join(taking('gamma'))}: 0 posterior variance (of a sampler that is named, if not given), "
-    "1 transition variance."
-)
-ETA = (
-    f"Share of the noise of {' and '.join(taking('eta'))} that is drawn afresh: 1 all of it (if not given), 0 none, "
-    "which is DDIM; below 1, for a heavy call at every step, or one network."
-)
+GAMMA = f"Noise level of {' and '.join(taking('gamma'))}: 0 posterior variance, 1 transition variance."
+ETA = f"Share of the noise of {' and '.join(taking('eta'))} that is drawn afresh; 0 is DDIM."
 DENOISER = (
-    f"How the networks are called. For a single network: {', '.join(DENOISERS)}, which spend less at steps without a "
-    f"heavy call; {SHARED}3 shares three middle blocks. The "
-    "directory of another run: its network makes the steps without a context. package.module:name: your own. If not "
-    "given, as trained."
+    f"What calls the networks. Caches for a single network: {', '.join(DENOISERS)}; {SHARED}3 shares three middle "
+    f"blocks. A run's directory: its network makes the steps without a context. Or "
+    "package.module:name."
 )
 
 
@@ -55,35 +47,31 @@ class SamplingOptions(Ranged):
     """When the networks run. What is not given is as docs/choosing.md recommends."""
 
     steps: Steps | None = None
-    """N, steps of the sampler; 32, or a distilled student's own, if not given. Heun calls the network twice in each but
-    the first and the last."""
+    """N, steps of the sampler; 32, or a distilled student's own, if not given."""
     heavy: HeavyCalls | None = None
-    """H, heavy calls per image. If not given: a quarter of the steps, within what was trained; a distilled student's
-    own; of one network every step. Fewer, which is said, where the encoder was trained at fewer of the steps."""
+    """H, heavy calls per image; a quarter of the steps, or a distilled student's own, if not given."""
     places: Places | None = None
-    """Of the heavy calls: spread evenly over the steps, or over those after the first quarter. late if not given, where
-    the model was trained on steps without a context."""
+    """Heavy calls spread evenly over all steps (even), or over those after the first quarter (late)."""
     switch_at: Probability | None = None
-    """Time, 1 for noise and 0 for data, until which another network makes the steps: that of --denoiser LIGHT, as in
-    DuoDiff and T-Stitch, or the light one of a dual-rate model that was trained without a context too."""
+    """Time, 1 for noise and 0 for data, until which the network of --denoiser LIGHT makes the steps, or the light
+    network of a dual-rate model alone (DuoDiff, T-Stitch)."""
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps, --heavy, --places, --switch-at, --grid and --times."""
     sampler: Annotated[str | None, arg(help=SAMPLER)] = None
     grid: str | None = None
-    """Steps equal in t (t), in log-SNR (log-snr), between them (blend:0.3; 0 is t, 1 log-snr), or as in Karras et al.
-    2022 (karras); the sampler's own, if not given."""
+    """Times of the steps: t (equal in t), log-snr (equal in log-SNR), blend:0.3 (between them) or karras; the sampler's
+    own if not given."""
     times: tuple[Probability, ...] | None = None
     """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
     gamma: Annotated[Probability | None, arg(help=GAMMA)] = None
     eta: Annotated[Probability | None, arg(help=ETA)] = None
     denoiser: Annotated[str | None, arg(help=DENOISER)] = None
     codec: Path | None = None
-    """Folder of the codec of a model of latents, where that is not where training found it; or a decoder's run."""
+    """Folder of the codec of a model of latents, if it has moved; or a decoder's run."""
     codec_sampler: str | None = None
-    """Of that codec's decoder, if it draws, or NAME:GAMMA; as it was trained, or sde-dpm++2m:0.1 of a decoder's run, if
-    not given."""
+    """Sampler of a diffusion decoder, or NAME:GAMMA; as it was trained if not given."""
     codec_steps: Steps | None = None
-    """Of that codec's decoder; as it was trained, or 16 of a decoder's run, if not given."""
+    """Steps of a diffusion decoder; as it was trained if not given."""
     guidance: GuidanceWeight = 1.0
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
@@ -96,21 +84,17 @@ class SamplingOptions(Ranged):
         if not is_run(self.denoiser):
             import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
-        if is_run(self.denoiser) and self.plan is None and self.switch_at is None and self.heavy is None:
+        if is_run(self.denoiser) and self.plan is None and self.switch_at is None:
             raise ValueError(
-                f"say which steps are those of {self.denoiser}: the first, until --switch-at 0.6; all but the last "
-                f"--heavy 8; or by --plan, which "
-                f"dualrate plan RUN --denoiser {self.denoiser} --budget 0.5x writes"
+                f"say which steps {self.denoiser} makes: --switch-at 0.6, or a --plan of dualrate plan RUN --denoiser "
+                f"{self.denoiser} --budget 0.5x"
             )
-        if self.codec_sampler is not None:
-            name, _ = at_gamma(self.codec_sampler)
-            import_named("sampler", name)
-            sampler_named(name)
+        check_decoder_sampler(self.codec_sampler)
 
     def drawer(self, model: Model, note: Note = warnings.warn, **more: Any) -> Drawer:
-        """What the options ask for. note: told where it has fewer heavy calls; more: fields of a `Drawer`.
+        """What the options ask for. note: gets a sentence where it has fewer heavy calls; more: fields of a `Drawer`.
 
-        Raises what `Choice`, its `drawer` and `Drawer` do.
+        Raises what `Choice`, its `drawer` and `Drawer` raise.
         """
         model = called_by(model, self.denoiser).with_codec(self.codec, self.codec_sampler, self.codec_steps)
         return self.choice().drawer(model, note=note, guidance=self.guided, **more)
@@ -125,14 +109,14 @@ class SamplingOptions(Ranged):
 
     def _choice(self, plan: StepPlan | None) -> Choice:
         return Choice(
-            self.steps,
-            self.heavy,
-            self.sampler,
-            self.gamma,
-            self.eta,
-            self.grid,
-            self.times,
-            self.places,
-            plan,
-            self.switch_at,
+            steps=self.steps,
+            heavy=self.heavy,
+            sampler=self.sampler,
+            gamma=self.gamma,
+            eta=self.eta,
+            grid=self.grid,
+            times=self.times,
+            places=self.places,
+            plan=plan,
+            switch_at=self.switch_at,
         )

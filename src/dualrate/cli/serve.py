@@ -41,14 +41,20 @@ class Serve(Ranged):
 
     def run(self) -> None:
         from dualrate.serving.offer import Offer
-        from dualrate.serving.server import serve
-        from dualrate.serving.space import write_space
 
         model, progress = loaded(self.run_dir, self.device)
-        rival = None if self.beside is None else loaded(self.beside, self.device)[0]
-        offer = Offer(model, rival, Limits(self.max_steps, self.max_images, self.max_waiting))
-        if self.space is None:
-            serve(offer, self.host, self.port, progress.note)
+        baseline = None if self.beside is None else loaded(self.beside, self.device)[0]
+        offer = Offer(model, baseline, Limits(self.max_steps, self.max_images, self.max_waiting))
+        if self.space is not None:
+            from dualrate.serving.space import write_space
+
+            write_space(offer, self.space, progress.note)
+            print(self.space)
             return
-        write_space(offer, self.space, progress.note)
-        print(self.space)
+        try:
+            from dualrate.serving.app import serve
+        except ModuleNotFoundError as error:
+            if str(error.name).split(".")[0] not in ("starlette", "uvicorn"):
+                raise
+            raise ValueError(f"the page needs {error.name}: pip install 'dualrate[serve]'") from error
+        serve(offer, self.host, self.port, progress.note)

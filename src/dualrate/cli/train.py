@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, decoding, report_end, reporter
-from dualrate.cli.data import telling
+from dualrate.cli.data import data_progress
 from dualrate.cli.recipe import (
     HELP,
     Device,
@@ -29,14 +29,7 @@ from dualrate.config.ranges import Iterations, Ranged
 from dualrate.data.images import check_outside
 from dualrate.data.prepare import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
-from dualrate.recipes import (
-    auto,
-    cifar10,
-    fashion_mnist,
-    fashion_mnist_latents,
-    imagenet,
-    token_models,
-)
+from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet, token_models
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
@@ -46,26 +39,39 @@ from dualrate.training.distributed import is_launched, joined, own_device
 from dualrate.training.log import Logger
 
 FILES = (auto, fashion_mnist, fashion_mnist_latents, token_models, cifar10, imagenet)
-RECIPES: dict[str, Callable[[], Experiment]] = {
-    name: recipe for file in FILES for name, (_, recipe) in file.RECIPES.items()
-}
+DESCRIBED: dict[str, tuple[str, Callable[[], Any]]] = {}
+for file in FILES:
+    DESCRIBED |= {**file.RECIPES, **getattr(file, "STAGES", {})}
 STAGES: dict[str, Callable[[], Stages]] = {
     name: recipe for file in (fashion_mnist_latents, imagenet) for name, (_, recipe) in file.STAGES.items()
 }
-
-
-By = Literal["denoising", "consistency"]
-LEARNED: dict[By, Callable[[Experiment], Experiment]] = {
-    "denoising": lambda experiment: experiment,
-    "consistency": by_consistency,
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    name: recipe for name, (_, recipe) in DESCRIBED.items() if name not in STAGES
 }
+FIRST = (  # of each family, what to begin with
+    "auto",
+    "fashion-mnist-small",
+    "fashion-mnist-dual-45",
+    "fashion-mnist-latents",
+    "fashion-mnist-decoder",
+    "fashion-mnist-tokens-dual",
+    "text-tokens",
+    "cifar10-dual",
+    "imagenet64-dual",
+    "imagenet256-dual",
+    "imagenet512-latents",
+    "imagenet-decoder",
+)
+LIST = "--list"
+
+Loss = Literal["denoising", "consistency"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What `--by` says, which is read first: the options of a method are those of its configuration."""
+    """`--method`, which is read first: the options of a method are those of its configuration."""
 
-    by: By = "denoising"
+    method: Loss = "denoising"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +80,19 @@ class Run(Ranged):
 
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
-    fd_every: Iterations | None = None
+    eval_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
     nproc: ProcessCount = 1
     retries: RetryCount = 0
     codec: Path | None = None
-    """Folder of the codec of latents, where that is not where they say."""
+    """Folder of the codec of latents, if it has moved since they were encoded."""
     log: Log = None
 
     def train(self, experiment: Experiment) -> None:
         """Raises what `launch` and `run_training` raise."""
         launch(self.nproc, self.retries)
-        run_training(experiment, self.out, self.device, self.fd_every, self.codec, self.log)
+        run_training(experiment, self.out, self.device, self.eval_every, self.codec, self.log)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Train(Run):
     """Train a recipe, or continue it: the same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
-    by: By = "denoising"
+    by: Annotated[Loss, arg(name="method")] = "denoising"
     """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps)."""
 
     def run(self) -> None:
@@ -103,21 +109,21 @@ class Train(Run):
 
 @dataclass(frozen=True)
 class TrainStages:
-    """Train a recipe of two stages, or continue it: the same command resumes, wherever it was.
+    """Train a recipe of two stages, or continue it: the same command resumes.
 
     In one process; for several, train the stages one by one (dualrate data encode in between).
     """
 
     stages: Annotated[Stages, arg(name="")]
     out: Path | None = None
-    """Directory: first (a run, the codec), latents, base (a run, what is sampled from); runs/<recipe> if not given."""
+    """Directory of the stages: first (the codec), latents, base (the model to sample); runs/<recipe> if not given."""
     device: Device = None
 
     def run(self) -> None:
         if is_launched():
             raise ValueError("two stages are trained in one process: train them one by one, or drop torchrun")
         out, where, progress = self.out or Path("runs") / self.stages.name, pick_device(self.device), reporter()
-        for experiment, folder in in_turn(self.stages, out, device=where, progress=telling(progress, ENCODING)):
+        for experiment, folder in in_turn(self.stages, out, device=where, progress=data_progress(progress, ENCODING)):
             progress.close()
             if run_training(experiment, folder, self.device, None).stopped != "done":
                 return
@@ -126,7 +132,7 @@ class TrainStages:
 def launch(processes: int, retries: int) -> None:
     """Where several processes are asked for, run this command in each of them by torch's elastic launcher, and exit.
 
-    The exit code is 75 after a signal, which all get and save for; else that of the first process that failed.
+    The exit code is that of the first process that failed; 128 + the number of a signal that ended all of them.
     Does nothing in a process that was launched. Raises ValueError where torchrun started another number of them.
     """
     if is_launched():
@@ -156,8 +162,8 @@ def launch(processes: int, retries: int) -> None:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "dualrate_command", *sys.argv[1:])
-    except SignalException:
-        raise SystemExit(75) from None  # as of a single process
+    except SignalException as stopped:
+        raise SystemExit(128 + stopped.sigval) from None
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
         raise SystemExit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode) from None
@@ -168,7 +174,7 @@ def run_training(
     experiment: Experiment,
     out: Path | None,
     device: str | None,
-    fd_every: int | None,
+    eval_every: int | None,
     codec: Path | None = None,
     log: Logger | None = None,
 ) -> FitResult:
@@ -179,11 +185,11 @@ def run_training(
     experiment = on_codec_of_data(experiment)
     experiment = experiment if codec is None else experiment.with_codec(codec)
     out, where = out or Path("runs") / experiment.name, own_device(pick_device(device))
-    check_out(experiment.name, out)  # before a judge is trained
+    check_out(experiment.name, out)  # before a feature network is trained
     check_outside(out, experiment.data.source)
-    if fd_every is not None and fd_every % experiment.fit.sample_every:
+    if eval_every is not None and eval_every % experiment.fit.sample_every:
         raise ValueError(
-            f"--fd-every is a multiple of --fit.sample-every ({experiment.fit.sample_every}), got {fd_every}"
+            f"--eval-every is a multiple of --fit.sample-every ({experiment.fit.sample_every}), got {eval_every}"
         )
     resume_threads(out)
     with joined(where) as world:
@@ -191,8 +197,8 @@ def run_training(
         result = train(
             experiment,
             out,
-            score=scorer(experiment.data, progress) if fd_every is not None and world.leads else None,
-            score_every=fd_every,
+            score=scorer(experiment.data, progress) if eval_every is not None and world.leads else None,
+            score_every=eval_every,
             progress=progress,
             decoding=decoding(progress),
             device=where,
@@ -204,12 +210,27 @@ def run_training(
     return result
 
 
+def usage(names: tuple[str, ...] = FIRST) -> str:
+    """What `dualrate train` says without a recipe. names: of the recipes that it lists."""
+    lines = ["usage: dualrate train RECIPE [options]    (dualrate train RECIPE --help for its options)", ""]
+    lines += [f"  {name:28} {DESCRIBED[name][0]}" for name in names if name in DESCRIBED]
+    lines.append(f"  {'package.module:function':28} a recipe of your own")
+    more = f"dualrate train {LIST} names all {len(DESCRIBED)} recipes."
+    return "\n".join([*lines, "", more] if len(names) < len(DESCRIBED) else lines)
+
+
 def parse_train(arguments: list[str]) -> Train | TrainStages:
-    if arguments[:1] and arguments[0] in STAGES:
-        return override(TrainStages(STAGES[arguments[0]]()), arguments, "train")
-    usage = f"train RECIPE [--by {'|'.join(get_args(By))}] [options]"
-    recipe = recipe_named(arguments, {**RECIPES, **STAGES}, Experiment, usage)
-    recipe, rest = with_own_options(recipe, arguments, "train")
-    by = parse_known(Method, [option for option in rest[1:] if option not in HELP], "dualrate train", Method())[0].by
-    learned = imagenet.by_consistency if by == "consistency" and rest[0] in imagenet.ON_PIXELS else LEARNED[by]
-    return override(Train(learned(checked(recipe(), Experiment, rest[0])), by), rest, "train")
+    """The options of a recipe. Raises SystemExit after listing the recipes, ValueError for a name that is none."""
+    name = arguments[0] if arguments else ""
+    if name in ("", LIST, *HELP):
+        print(usage(tuple(DESCRIBED) if name == LIST else FIRST))
+        raise SystemExit(0 if name else 2)
+    if name in STAGES:
+        return override(TrainStages(STAGES[name]()), arguments, "train")
+    recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train")
+    options = [option for option in rest[1:] if option not in HELP]
+    method = parse_known(Method, options, "dualrate train", Method())[0].method
+    experiment = checked(recipe(), Experiment, name)
+    if method == "consistency":
+        experiment = (imagenet.by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
+    return override(Train(experiment, method), rest, "train")

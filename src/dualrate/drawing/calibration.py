@@ -179,9 +179,9 @@ def read_table(model: Model) -> CovarianceTable:
     """
     _require_posterior_mean(model)
     where = model.path or Path(model.name)
-    file, again = where / COVARIANCE, f"measure it again with `dualrate calibrate {where}`"
+    file, again = where / COVARIANCE, f"measure it again with `dualrate plan calibrate {where}`"
     if not file.is_file():
-        raise ValueError(f"{where} has no {COVARIANCE}: measure it with `dualrate calibrate {where}`")
+        raise ValueError(f"{where} has no {COVARIANCE}: measure it with `dualrate plan calibrate {where}`")
     try:
         with open_tensors(file) as opened:
             noted = opened.metadata() or {}

@@ -122,9 +122,7 @@ class Choice(Ranged):
         heavy = self._heavy(model, steps)
         markov = model.denoiser.reuse is Reuse.MARKOV
         single = model.serves.default_heavy(steps) == steps
-        light_first = (
-            markov and single and abilities(model.denoiser).alone_differs
-        )
+        light_first = markov and single and abilities(model.denoiser).alone_differs
         reuse = heavy < steps and markov and not light_first
         grid = self.grid or self._usual_grid(model, reuse)
         times = self.times or grid_times(grid, model.process.schedule, steps)

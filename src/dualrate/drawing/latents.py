@@ -85,7 +85,7 @@ class Latents:
 
         def wanted(found: list[str]) -> tuple[str, ...]:
             if missing := set(ARRAYS) - set(found):
-                raise ValueError(f"it has no array {sorted(missing)[0]}, which dualrate encode writes")
+                raise ValueError(f"it has no array {sorted(missing)[0]}, which dualrate data encode-images writes")
             return ARRAYS
 
         x, names, codec = read_arrays(file, wanted, "latents").values()
@@ -202,7 +202,9 @@ def _check_folder(out: Path, record: dict[str, Any]) -> None:
             )
             raise ValueError(f"{out} holds other images, they differ in {listed}: name another --out")
     elif out.exists() and (not out.is_dir() or any(not _is_left(file.name) for file in out.iterdir())):
-        raise ValueError(f"{out} is there already and holds no images that dualrate decode wrote: name another --out")
+        raise ValueError(
+            f"{out} is there already and holds no images that `dualrate data decode` wrote: name another --out"
+        )
 
 
 def _is_left(name: str) -> bool:
