@@ -10,18 +10,14 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.diffusion.values import is_shared
 from dualrate.recipes.fashion_mnist import FIT
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402
-    agreement,
     child,
     fitting,
-    gpu,
-    imagenet,
     loops,
     ratios,
     utilisation,
@@ -116,63 +112,6 @@ def test_a_failed_child_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         child.run("no-such-run", "sample")
 
 
-def test_segments_of_a_gpu_run_eagerly_on_a_cpu() -> None:
-    small = model(DUAL).experiment
-    part = gpu.segment(small, 2, 3, CPU)
-    assert part.light(part.heavy()).shape == (3, 1, 8, 8)
-    rows = list(gpu.measure({"small": small}, 2, [1], CPU, seconds=0, precision="float32"))
-    assert {row["mode"] for row in rows} == {"heavy call, eager", "light steps, eager"}
-    assert not any(row["bfloat16"] for row in rows)
-    with pytest.raises(ValueError, match="take a dual recipe"):
-        gpu.segment(model(HEAVY).experiment, 2, 1, CPU)
-
-
-def test_light_networks_of_a_comparison_cost_the_same() -> None:
-    costs = []
-    for experiment in gpu.layouts().values():
-        part = gpu.segment(experiment, 1, 1, CPU)
-        costs.append(part.cost.light)
-    assert max(costs) < 1.15 * min(costs)
-
-
-def test_agreement_finds_a_device_that_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU agrees with itself; one whose light network is off by a thousandth does not."""
-    assert all(found.fine for found in agreement.calls(CPU))
-    assert all(found.error < 1e-6 for found in agreement.calls(CPU) if found.precision == "float32")
-    honest = agreement.on
-
-    copies = []
-
-    def off(device: torch.device, model: dr.Model) -> dr.Model:
-        copies.append(honest(device, model))
-        with torch.no_grad():
-            for parameter in copies[-1].networks["light"].parameters():
-                parameter.mul_(1.0 if len(copies) == 1 else 1.001)  # the first is what is expected
-        return copies[-1]
-
-    monkeypatch.setattr(agreement, "on", off)
-    findings = {(found.what, found.precision): found.fine for found in agreement.calls(CPU)}
-    assert not findings["light", "float32"]
-    assert findings["heavy", "float32"]
-
-
-def test_differences_are_relative_and_nan_is_never_fine() -> None:
-    ones = [torch.ones(3), torch.ones(1)]
-    assert agreement.difference([torch.ones(3), torch.zeros(1)], ones) == pytest.approx(0.5)
-    assert agreement.finding("call", "x", "float32", 1e-5).fine
-    assert not agreement.finding("call", "x", "float32", float("nan")).fine
-
-
-def test_networks_of_imagenet_are_timed_on_a_cpu() -> None:
-    tiny = imagenet.experiments(tiny=True)
-    (row,) = imagenet.sampling(tiny, 4, 2, [2], CPU, seconds=0)
-    assert row["macs_ratio"] > 1
-    assert row["mode"] == "eager"
-    rows = list(imagenet.training(tiny, [2], CPU, seconds=0))
-    assert [row["model"] for row in rows] == ["heavy", "dual"]
-    assert all(row["images_per_second"].median > 0 for row in rows)
-
-
 def test_a_product_of_matrices_uses_all_that_it_is_measured_by() -> None:
     """And two of them in one call, in twice the time, no more."""
     once = utilisation.product(CPU, bfloat16=False)
@@ -200,12 +139,6 @@ def test_fit_and_a_loop_by_hand_take_turns_and_are_timed() -> None:
     step()
     found = fitting.fit_over_loop(experiment, CPU, False, 4)
     assert all(0 < one.low <= one.median <= one.high for one in found.values())
-
-
-def test_times_of_a_segment_on_a_gpu_are_numbers_of_the_host() -> None:
-    part = gpu.segment(model(DUAL).experiment, 3, 2, CPU)
-    assert len(part.times) == 4
-    assert all(is_shared(t) for t in part.times)
 
 
 def test_flops_of_training_are_three_times_those_of_its_calls() -> None:

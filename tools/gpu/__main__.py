@@ -41,9 +41,7 @@ def commands(piece: Piece, out: Path) -> str:
     """What to run here, what to carry, and what to run on the machine."""
     here = [f"rm -rf {LOAD / 'found'} && mkdir -p {LOAD / 'found'}"]
     if piece.data:
-        here.append(
-            f"python -m tools.gpu pack FOLDER {LOAD / 'cifar10.npz'}    # FOLDER of train.parquet, test.parquet"
-        )
+        here.append(f"python -m tools.gpu pack FOLDER {LOAD / 'cifar10.npz'}  # of train.parquet and test.parquet")
     if piece.wheels:
         kind = "--python-version 3.12 --only-binary=:all: --no-deps"
         here.append(f"python -m pip download {kind} -d {LOAD / 'wheels'} {' '.join(piece.wheels)}")
@@ -53,10 +51,8 @@ def commands(piece: Piece, out: Path) -> str:
     there = [f"cp {LOAD / 'found'}/* $OUT 2>/dev/null"]
     if piece.wheels:
         there.append(f"python3 -m pip install -q --no-index --no-deps --target /tmp/site {LOAD / 'wheels'}/*.whl")
-    data = f" --data {LOAD / 'cifar10.npz'}" if piece.data else ""
-    there.append(
-        f"PYTHONPATH=src:/tmp/site PYTHONUNBUFFERED=1 python3 -m tools.gpu run {piece.name} --out $OUT --commit {commit}{data}"
-    )
+    options = f"--out $OUT --commit {commit}" + (f" --data {LOAD / 'cifar10.npz'}" if piece.data else "")
+    there.append(f"PYTHONPATH=src:/tmp/site python3 -u -m tools.gpu run {piece.name} {options}")
     return "\n".join(
         [
             "here:",

@@ -87,7 +87,7 @@ def curves(out: Path) -> dict[str, dict[int, Row]]:
 
 
 def gate(found: dict[str, dict[int, Row]]) -> Row:
-    """Excess of the smallest network's loss over the largest's, at the last images that both saw and at half of them."""
+    """The smallest network's excess loss over the largest, at the most images that both saw and at half of them."""
     small, large = found["1.8M"], found["25M"]
     common = sorted(small.keys() & large.keys())
     if not common:

@@ -1,4 +1,6 @@
-"""Does a pair beat single networks on unconditional CIFAR-10, at equal GPU time? Only if the gate of natural images opens.
+"""Does a pair beat single networks on unconditional CIFAR-10, at equal GPU time?
+
+It runs only if the gate of natural images opens.
 
 A medium network, a light one, and the pair of both train for two calls each, alone on the GPU. At the end of its
 second call each is scored under plans of 8 to 64 steps.
