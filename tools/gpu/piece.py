@@ -76,7 +76,7 @@ class Job:
 
     def put(self, name: str, row: Row) -> None:
         """Write a row, also over one of before."""
-        print(f"{self.name} {name} {json.dumps(row)}"[:500], flush=True)
+        print(f"{self.name} {name} {json.dumps(row)}"[:200], flush=True)
         self.rows[name] = row
         self.write(done=False)
 

@@ -89,7 +89,7 @@ def train_dit(job: Job, net: Any, train: Images, seconds: float, folder: Path) -
 
 def retrofit(job: Job, base: Path, out: Path) -> Row:
     """Train a light network beside the saved DiT, by the package's own recipe."""
-    made = Retrofit(dr.DataConfig(str(job.work / "train.npz")))(base, Silent())
+    made = Retrofit(dr.DataConfig(str(job.work / "train.npz")), share=1.0 if job.smoke else 0.2)(base, Silent())
     fit = replace(
         made.fit,
         iterations=2 if job.smoke else 10**6,
