@@ -126,7 +126,7 @@ def validation(
     labelled: bool = True,
     age: float = 0.0,
     bins: int = 12,
-    batch: int = 500,
+    batch: int = 512,
     weighting: Weighting = Sigmoid(),
 ) -> list[dict[str, float]]:
     """The error of x_hat at `bins` times, evenly spread, on the same noise for every network.

@@ -17,12 +17,12 @@ import dualrate as dr
 from dualrate.training.optim import OptimConfig
 from tools.gpu import training
 from tools.gpu.cifar10 import CLASSES, images, mean_loss, validation
-from tools.gpu.piece import Job, Piece, Row, read
+from tools.gpu.piece import FAILED, Job, Piece, Row, read
 
 NAME, GATE = "natural_images", "gate"
 LEAST = 0.02  # excess of the smallest network's loss over the largest's that is worth a pair
-HELD_OUT = 2000
-RESERVE = 110.0  # seconds of a call for compiling, validations and saving
+HELD_OUT = 2048
+RESERVE = 130.0  # seconds of a call for compiling, validations and saving
 
 
 def network(
@@ -40,7 +40,7 @@ def network(
 SIZES = {
     "1.8M": network(48, (64, 128), 2, 3),
     "9M": network(96, (192, 288), 2, 4),
-    "25M": network(128, (256, 448), 2, 6),
+    "25M": network(128, (288, 448), 2, 6),
 }
 SMOKE = {name: network(8 * width, (32, 32), 1, 1) for name, width in (("1.8M", 1), ("9M", 2), ("25M", 3))}
 
@@ -128,7 +128,7 @@ def run(job: Job) -> bool:
         with ProcessPoolExecutor(len(SIZES), mp_context=get_context("spawn")) as pool:
             for ended in [pool.submit(train, job, size) for size in SIZES]:
                 if error := ended.exception():
-                    job.put("failed", {"why": f"{type(error).__name__}: {error}"[:500]})
+                    job.put("processes", {FAILED: f"{type(error).__name__}: {error}"[:500]})
     found = curves(job.out)
     job.put(GATE, gate(found))
     picture(found, job.out / f"{NAME}.png")

@@ -19,7 +19,7 @@ import torch
 from dualrate.system.environment import environment
 from dualrate.system.files import write_whole
 
-SECONDS = 540.0  # of a call of ten minutes, after which no row begins
+SECONDS = 510.0  # of a call of ten minutes, after which no row begins
 FAILED = "failed"
 Row = Mapping[str, Any]
 

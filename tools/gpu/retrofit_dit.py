@@ -23,7 +23,7 @@ from dualrate.system.device import pays
 from dualrate.system.progress import Silent
 from tools.gpu import training
 from tools.gpu.cifar10 import CLASSES, Batches, Images, feature_net, images, mean_loss, score, statistics, validation
-from tools.gpu.piece import Job, Piece, Row
+from tools.gpu.piece import FAILED, Job, Piece, Row
 
 NAME = "retrofit_dit"
 BASE, MORE = 110.0, 75.0  # seconds of training of the DiT, and of each of the two that go on from it
@@ -107,7 +107,7 @@ def retrofit(job: Job, base: Path, out: Path) -> Row:
 
 
 def run(job: Job) -> bool:
-    train, held_out = images(job, "train"), images(job, "test").first(16 if job.smoke else 2000)
+    train, held_out = images(job, "train"), images(job, "test").first(16 if job.smoke else 2048)
     base, on, pair = (job.work / name for name in ("base", "trained-on", "retrofit"))
     training.unpack(job.out, f"{NAME}-base", base)
     for name, folder in {"base": base, "trained on": on, "retrofit": pair}.items():
@@ -139,7 +139,7 @@ def run(job: Job) -> bool:
     if (pair / "experiment.json").is_file():
         model = dr.load(pair, device=job.device)
         scores("retrofit", model.denoiser, model.gaussian, 1 / 16)
-    return not any("failed" in row for row in job.rows.values()) and "retrofit, loss" in job.rows
+    return not any(FAILED in row for row in job.rows.values()) and "retrofit, loss" in job.rows
 
 
 PIECE = Piece(

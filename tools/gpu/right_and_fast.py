@@ -48,8 +48,8 @@ ALLOWED = {  # bfloat16: twice or more what a CPU's own makes
     "cache": {"float32": 1e-3, "bfloat16": 0.05},
     "graphs": {"float32": 1e-6, "bfloat16": 1e-6},  # the same kernels
     "method": {"float32": 1e-3, "bfloat16": 0.2},
-    "training": {"float32": 0.05, "bfloat16": 0.15},
-    "resume": {"float32": 0.01, "bfloat16": 0.05},
+    "training": {"float32": 0.01, "bfloat16": 0.06},
+    "resume": {"float32": 0.01, "bfloat16": 0.02},
 }
 PROCESS = dr.GaussianProcess(Cosine())
 SIDE, CLASSES, ROWS, ITERATIONS = 16, 3, 4, 8
@@ -60,7 +60,8 @@ def network(conv: int, transformer: int) -> dr.UViTConfig:
     return dr.UViTConfig(SIDE, 1, levels, num_classes=CLASSES, embedding=32, head_dim=16)
 
 
-FIT = dr.FitConfig(ITERATIONS, batch_size=8, optim=OptimConfig(warmup=1), checkpoint_every=2, keep=100)
+STEADY = OptimConfig(warmup=1, eps=0.01)  # with a small eps the sign of a rounding error would move a weight
+FIT = dr.FitConfig(ITERATIONS, batch_size=8, optim=STEADY, checkpoint_every=2, keep=100)
 ONE, TWO = dr.OneNetwork(network(16, 32)), dr.TwoNetworks(network(16, 32), network(8, 16))
 BOTH = dr.DenoisingConfig(dr.TimeSampler((2, 4)))
 ONLY = dr.DenoisingConfig()
@@ -317,26 +318,29 @@ def added(rank: int, backend: str, start: str, device: str) -> float:
 
 
 def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Name and work of each row."""
-    tiny = cases()["dual-rate"]
-    pairs = {"imagenet-64": imagenet.dual(), "fashion-mnist": fashion_mnist.dual(), "cifar10": cifar10.dual("compact")}
+    """Name and work of each row. Compiling takes longest, so it comes last."""
+    tiny, large = cases()["dual-rate"], imagenet.dual()
+    pairs = {"imagenet-64": large, "fashion-mnist": fashion_mnist.dual(), "cifar10": cifar10.dual("compact")}
+    trainings = {"imagenet-64 heavy": (imagenet.heavy(), 64), "imagenet-64 pair": (large, 64)}
+    trainings["cifar10 pair"] = (pairs["cifar10"], 512)
+    batches: tuple[int, ...] = (1, 8, 64)
+    if job.smoke:
+        pairs, trainings, batches = {"tiny": tiny}, {"tiny": (tiny, 8)}, (2,)
     modes: dict[str, dict[str, bool]] = {"eager": {}}
     if job.device.type == "cuda":
         modes |= {"graphs": {"graphs": True}, "compiled": {"compiled": True}}
     for mode, how in modes.items():
-        for name, pair in ({"tiny": tiny} if job.smoke else pairs).items():
-            for batch in (2,) if job.smoke else (1, 8, 64):
+        for name, pair in pairs.items():
+            for batch in batches:
                 yield f"calls of {name}, {mode}, batch {batch}", lambda p=pair, b=batch, h=how: timed(job, p, b, h)
-    trainings = {"imagenet-64 heavy": (imagenet.heavy(), 64), "imagenet-64 pair": (imagenet.dual(), 64)}
-    trainings["cifar10 pair"] = (pairs["cifar10"], 512)
-    for compiled in (False, True) if job.device.type == "cuda" else (False,):
-        for name, (made, batch) in ({"tiny": (tiny, 8)} if job.smoke else trainings).items():
-            yield (
-                f"training of {name}, {'compiled' if compiled else 'eager'}",
-                lambda m=made, b=batch, c=compiled: training_speed(job, m, b, c),
-            )
-    if not job.smoke:
-        yield "two processes", lambda: two_processes(job)
+        if mode != "graphs":
+            for name, (made, batch) in trainings.items():
+                yield (
+                    f"training of {name}, {mode}",
+                    lambda m=made, b=batch, c=mode == "compiled": training_speed(job, m, b, c),
+                )
+        if mode == "eager" and not job.smoke:
+            yield "two processes", lambda: two_processes(job)
 
 
 def run(job: Job) -> bool:
