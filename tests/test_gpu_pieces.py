@@ -21,9 +21,7 @@ import dualrate as dr
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.gpu import (  # noqa: E402
-    __main__ as runner,
-)
+from tools.gpu import __main__ as runner  # noqa: E402
 from tools.gpu import (  # noqa: E402
     cifar10,
     natural_images,
@@ -76,7 +74,7 @@ def test_the_next_piece_is_the_first_that_is_not_done(tmp_path: Path) -> None:
 
 def test_the_commands_name_all_that_a_piece_needs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     left(tmp_path, right_and_fast.NAME)
-    left(tmp_path, natural_images.NAME)
+    left(tmp_path, natural_images.NAME, gate={"open": True})
     left(tmp_path, retrofit_dit.NAME, done=False)
     runner.show(tmp_path)
     printed = capsys.readouterr().out
@@ -265,7 +263,7 @@ def test_agreement_runs_on_a_cpu_which_agrees_with_itself(job: Job) -> None:
     assert call("right_and_fast", job)
     rows = read(job.out, "right_and_fast")["rows"]
     assert rows["what disagrees"]["rows"] == []
-    assert {name.split()[0] for name in rows} >= {"call", "sampler", "cache", "method", "training", "resume", "calls"}
+    assert {name.split()[0] for name in rows} >= {"sampler", "cache", "method", "training", "resume", "calls"}
     assert all(row["error"] < 1e-6 for name, row in rows.items() if "float32" in name and "error" in row)
 
 
@@ -275,13 +273,13 @@ def test_agreement_finds_a_device_that_computes_otherwise(monkeypatch: pytest.Mo
     def off(*of, **how) -> dr.Model:
         made.append(honest(*of, **how))
         with torch.no_grad():
-            for parameter in made[-1].networks["light"].parameters():
-                parameter.mul_(1.0 if len(made) == 1 else 1.001)
+            for parameter in made[-1].networks["encoder"].parameters():
+                parameter.mul_(1.0 if len(made) == 1 else 1.01)
         return made[-1]
 
     monkeypatch.setattr(right_and_fast, "random_model", off)
-    right, wrong = (right_and_fast.outputs(CPU, "float32") for _ in range(2))
-    errors = {name: right_and_fast.difference(wrong[name], right[name]) for name in right}
-    assert not right_and_fast.verdict("call", "float32", errors["light"])["fine"]
-    assert right_and_fast.verdict("call", "float32", errors["heavy"])["fine"]
-    assert not right_and_fast.verdict("call", "float32", float("nan"))["fine"]
+    right, wrong = (right_and_fast.drawn("sampler", "ddim", CPU, "float32") for _ in range(2))
+    error = right_and_fast.difference(wrong, right)
+    assert error > 1e-5
+    assert not right_and_fast.verdict("graphs", "float32", error)["fine"]
+    assert not right_and_fast.verdict("sampler", "float32", float("nan"))["fine"]

@@ -68,7 +68,7 @@ class Job:
             return
         start = time.perf_counter()
         try:
-            made = make()
+            made = dict(make())
         except Exception as error:  # one failure shall not hide what the other rows find
             traceback.print_exc()
             made = {FAILED: f"{type(error).__name__}: {error}"[:500]}

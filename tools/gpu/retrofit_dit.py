@@ -27,8 +27,8 @@ from tools.gpu.piece import FAILED, Job, Piece, Row
 
 NAME = "retrofit_dit"
 BASE, MORE = 110.0, 75.0  # seconds of training of the DiT, and of each of the two that go on from it
-DIT = {"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 64}  # 8 million parameters
-SMOKE = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 32}
+DIT: dict[str, Any] = {"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 64}  # 8 million parameters
+SMOKE: dict[str, Any] = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 32}
 PLANS = {"trained on": ((8, None), (12, None), (16, None), (32, None)), "retrofit": ((16, 4), (32, 4), (32, 8))}
 
 

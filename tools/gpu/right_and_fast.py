@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.experiment import Start
 from dualrate.recipes import cifar10, fashion_mnist, imagenet
-from dualrate.recipes.students import StudentRecipe, dual_student
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable
 from dualrate.system.device import settle_products
@@ -43,7 +43,6 @@ NAME, DISAGREE = "right_and_fast", "what disagrees"
 CPU = torch.device("cpu")
 HALF = {"float32": False, "bfloat16": True}
 ALLOWED = {  # bfloat16: twice or more what a CPU's own makes
-    "call": {"float32": 1e-4, "bfloat16": 0.03},
     "sampler": {"float32": 1e-3, "bfloat16": 0.05},
     "cache": {"float32": 1e-3, "bfloat16": 0.05},
     "graphs": {"float32": 1e-6, "bfloat16": 1e-6},  # the same kernels
@@ -85,27 +84,15 @@ def verdict(kind: str, precision: str, error: float) -> Row:
     return {"error": error, "allowed": allowed, "fine": error <= allowed}
 
 
-def random_model(networks: dr.OneNetwork | dr.TwoNetworks, device: torch.device, **how: bool) -> dr.Model:
-    """As built, but for weights that leave nothing zero. how: `compiled`, `graphs` of a `Model`"""
+def random_model(networks: dr.OneNetwork | dr.TwoNetworks, device: torch.device, *, graphs: bool) -> dr.Model:
+    """As built, but for weights that leave nothing zero."""
     torch.manual_seed(0)
     experiment = dr.Experiment("random", networks, BOTH if networks is TWO else ONLY, FIT)
     built, denoiser = networks.build(PROCESS)
     for parameter in built.parameters():
         nn.init.normal_(parameter, std=0.3)
     built.to(device).eval().requires_grad_(False)
-    return dr.Model("random", experiment, built, denoiser, 0, "", **how)
-
-
-def outputs(where: torch.device, precision: str) -> dict[str, list[Tensor]]:
-    """Of a heavy call and a light one, on the same inputs."""
-    model = random_model(TWO, where).ready(bfloat16=HALF[precision])
-    torch.manual_seed(1)
-    z, t = torch.randn(ROWS, 1, SIDE, SIDE), torch.linspace(0.2, 0.8, ROWS, dtype=torch.float64)
-    cond, net = dr.Cond(torch.arange(ROWS, device=where) % CLASSES), model.denoiser
-    with torch.no_grad(), torch.autocast(where.type, torch.bfloat16, enabled=HALF[precision]):
-        context = net.encode(z.to(where), t.to(where), cond)
-        light = net.denoise(z.to(where), 0.9 * t.to(where), context.aged(), cond)
-    return {"heavy": list(context.features), "light": [light]}
+    return dr.Model("random", experiment, built, denoiser, 0, "", graphs=graphs)
 
 
 def drawn(kind: str, name: str, where: torch.device, precision: str, *, graphs: bool = False) -> list[Tensor]:
@@ -163,26 +150,18 @@ def gradients(case: str, where: torch.device, precision: str) -> list[Tensor]:
     return found
 
 
-def cases() -> dict[str, dr.Experiment]:
-    experiments = {"single": (ONE, ONLY), "dual-rate": (TWO, BOTH)}
-    return {name: dr.Experiment("x", networks, method, FIT) for name, (networks, method) in experiments.items()}
+PAIR = dr.Experiment("x", TWO, BOTH, FIT)
 
 
-def trained(job: Job, name: str, where: torch.device, precision: str, *stops: int) -> Path:
+def trained(job: Job, where: torch.device, precision: Any, *stops: int) -> Path:
     """The folder of a training of 8 iterations, which stops and goes on where `stops` says."""
-    noise = job.work / "noise.npz"
+    noise, out = job.work / "noise.npz", job.work / f"{where.type}-{precision}-{len(stops)}"
     if not noise.is_file():
         pixels = np.random.default_rng(0).integers(0, 256, (64, SIDE, SIDE), dtype=np.uint8)
         np.savez(noise, images=pixels, labels=np.arange(64) % CLASSES)
-    if name == "student":
-        teacher = trained(job, "single", CPU, "float32")
-        made = dual_student(StudentRecipe("x", TWO.light, FIT), str(teacher), 4, 2, pretraining=1)
-    else:
-        made = cases()[name]
-    out = job.work / f"{name}-{where.type}-{precision}-{len(stops)}"
     for stop in (*stops, ITERATIONS):
-        fit = replace(FIT, iterations=stop, precision=precision)  # pyright: ignore[reportArgumentType]
-        dr.train(replace(made, data=dr.DataConfig(str(noise)), fit=fit), out, device=where, progress=Silent())
+        fit = replace(FIT, iterations=stop, precision=precision)
+        dr.train(replace(PAIR, data=dr.DataConfig(str(noise)), fit=fit), out, device=where, progress=Silent())
     return out
 
 
@@ -199,69 +178,41 @@ def moved(found: Path, expected: Path) -> float:
     return size([one - other for one, other in zip(*ends, strict=True)]) / size(way)
 
 
-def agreement(job: Job) -> Iterator[tuple[str, str, str, Callable[[], float]]]:
-    """Kind, name and precision of each comparison, and what makes its difference."""
-    few = slice(None, None, 7) if job.smoke else slice(None)
-    device = job.device
-    for precision in HALF:
-        for name in ("heavy", "light"):
-            yield (
-                "call",
-                name,
-                precision,
-                lambda n=name, p=precision: difference(outputs(device, p)[n], outputs(CPU, "float32")[n]),
-            )
-        for kind, names in {"sampler": SAMPLERS, "cache": DENOISERS}.items():
-            for name in list(names)[few]:
-                yield (
-                    kind,
-                    name,
-                    precision,
-                    lambda k=kind, n=name, p=precision: difference(drawn(k, n, device, p), drawn(k, n, CPU, "float32")),
-                )
-                if device.type == "cuda" and kind == "sampler":
-                    yield (
-                        "graphs",
-                        name,
-                        precision,
-                        lambda n=name, p=precision: difference(
-                            drawn("sampler", n, device, p, graphs=True), drawn("sampler", n, device, p)
-                        ),
-                    )
-        for name in list(contracts().CASES)[few]:
-            yield (
-                "method",
-                name,
-                precision,
-                lambda n=name, p=precision: difference(gradients(n, device, p), gradients(n, CPU, "float32")),
-            )
-        for name in ("single", "dual-rate", "student")[few]:
-            yield (
-                "training",
-                name,
-                precision,
-                lambda n=name, p=precision: moved(trained(job, n, device, p), trained(job, n, CPU, "float32")),
-            )
-            yield (
-                "resume",
-                name,
-                precision,
-                lambda n=name, p=precision: moved(
-                    trained(job, n, device, p, ITERATIONS // 2), trained(job, n, device, p)
-                ),
-            )
+def agreement(job: Job, precision: str) -> Iterator[tuple[str, str, Callable[[], float]]]:
+    """Kind and name of each comparison, and what makes its difference."""
+    few, device = slice(None, None, 7 if job.smoke else 1), job.device
+
+    def beside(make: Callable[..., list[Tensor]], *of: str) -> Callable[[], float]:
+        return lambda: difference(make(*of, device, precision), make(*of, CPU, "float32"))
+
+    def beside_eager(name: str) -> Callable[[], float]:
+        of = ("sampler", name, device, precision)
+        return lambda: difference(drawn(*of, graphs=True), drawn(*of))
+
+    for name in list(SAMPLERS)[few]:
+        yield "sampler", name, beside(drawn, "sampler", name)
+        if device.type == "cuda":
+            yield "graphs", name, beside_eager(name)
+    for name in list(DENOISERS)[few]:
+        yield "cache", name, beside(drawn, "cache", name)
+    for name in list(contracts().CASES)[few]:
+        yield "method", name, beside(gradients, name)
+    straight = partial(trained, job, device, precision)
+    yield "training", "pair", lambda: moved(straight(), trained(job, CPU, "float32"))
+    yield "resume", "pair", lambda: moved(straight(ITERATIONS // 2), straight())
 
 
-def timed(job: Job, experiment: dr.Experiment, batch: int, how: dict[str, bool]) -> Row:
+def timed(job: Job, experiment: dr.Experiment, batch: int, mode: str) -> Row:
     """Median milliseconds, MFU, and the share of the time without a kernel, of a heavy and of a light call."""
     built, denoiser = experiment.build()
     built.to(job.device).eval().requires_grad_(False)
-    model = dr.Model(experiment.name, experiment, built, denoiser, 0, "", **how)
+    model = dr.Model(experiment.name, experiment, built, denoiser, 0, "")
+    model = replace(model, compiled=mode == "compiled", graphs=mode == "graphs")
     half = job.device.type == "cuda"
     calls, cost = workloads.a_call_each(model, batch, half), model.call_cost
     rounds = interleaved(calls, job.device, seconds=0 if job.smoke else 1.5)
     row: dict[str, Any] = {}
-    peak = utilisation.known_peak(job.device, bfloat16=half)
+    peak = utilisation.known_peak(job.device)
     for name, macs in (("heavy", cost.heavy), ("light", cost.light)):
         seconds = Spread.of([one.wall for one in rounds[name]]).median
         row[f"{name} ms"] = round(1e3 * seconds, 4)
@@ -277,7 +228,7 @@ def training_speed(job: Job, experiment: dr.Experiment, batch: int, compiled: bo
     work = workloads.training(sized, job.device, half, compiled=compiled)
     rounds = interleaved({"": work}, job.device, seconds=0 if job.smoke else 4)[""]
     seconds = Spread.of([one.wall for one in rounds]).median
-    peak = utilisation.known_peak(job.device, bfloat16=half)
+    peak = utilisation.known_peak(job.device)
     share = peak and utilisation.flops_of(work) / (peak * seconds) if not compiled else None
     return {"images a second": batch / seconds, "MFU": share, "idle": idle(work, seconds, job.device)}
 
@@ -319,20 +270,17 @@ def added(rank: int, backend: str, start: str, device: str) -> float:
 
 def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Name and work of each row. Compiling takes longest, so it comes last."""
-    tiny, large = cases()["dual-rate"], imagenet.dual()
+    large = imagenet.dual()
     pairs = {"imagenet-64": large, "fashion-mnist": fashion_mnist.dual(), "cifar10": cifar10.dual("compact")}
     trainings = {"imagenet-64 heavy": (imagenet.heavy(), 64), "imagenet-64 pair": (large, 64)}
     trainings["cifar10 pair"] = (pairs["cifar10"], 512)
     batches: tuple[int, ...] = (1, 8, 64)
     if job.smoke:
-        pairs, trainings, batches = {"tiny": tiny}, {"tiny": (tiny, 8)}, (2,)
-    modes: dict[str, dict[str, bool]] = {"eager": {}}
-    if job.device.type == "cuda":
-        modes |= {"graphs": {"graphs": True}, "compiled": {"compiled": True}}
-    for mode, how in modes.items():
+        pairs, trainings, batches = {"tiny": PAIR}, {"tiny": (PAIR, 8)}, (2,)
+    for mode in ("eager", "graphs", "compiled") if job.device.type == "cuda" else ("eager",):
         for name, pair in pairs.items():
             for batch in batches:
-                yield f"calls of {name}, {mode}, batch {batch}", lambda p=pair, b=batch, h=how: timed(job, p, b, h)
+                yield f"calls of {name}, {mode}, batch {batch}", lambda p=pair, b=batch, m=mode: timed(job, p, b, m)
         if mode != "graphs":
             for name, (made, batch) in trainings.items():
                 yield (
@@ -345,8 +293,9 @@ def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:
 
 def run(job: Job) -> bool:
     job.work.mkdir(parents=True, exist_ok=True)
-    for kind, name, precision, make in agreement(job):
-        job.row(f"{kind} {name} {precision}", lambda k=kind, p=precision, m=make: verdict(k, p, m()))
+    for precision in HALF:
+        for kind, name, make in agreement(job, precision):
+            job.row(f"{kind} {name} {precision}", lambda k=kind, p=precision, m=make: verdict(k, p, m()))
     for name, make in speed(job):
         job.row(name, make)
     wrong = [name for name, row in job.rows.items() if FAILED in row or row.get("fine") is False]
