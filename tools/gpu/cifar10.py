@@ -201,7 +201,7 @@ def score(
     sampler: str = "sde-dpm++2m",
 ) -> dict[str, Any]:
     """Frechet distance of images drawn under a plan, multiply-adds of an image, and seconds of an image."""
-    count, batch = (64, 64) if job.smoke else (10_000, 1000)
+    count, batch = (16, 8) if job.smoke else (10_000, 1000)
     step = make_step(sampler, process)
     cost = plan_cost(denoiser, step, plan, SHAPE, label=0 if labelled else None, device=job.device)
 
