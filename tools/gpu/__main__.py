@@ -39,7 +39,8 @@ def following(out: Path) -> Piece | None:
 
 def commands(piece: Piece, out: Path) -> str:
     """What to run here, what to carry, and what to run on the machine."""
-    here = [f"rm -rf {LOAD / 'found'} && mkdir -p {LOAD / 'found'}"]
+    here = ["git sparse-checkout set --no-cone '/*' '!/weights/'  # which no piece reads; `disable` brings them back"]
+    here += [f"rm -rf {LOAD / 'found'} && mkdir -p {LOAD / 'found'}"]
     if piece.data:
         here.append(f"python -m tools.gpu pack FOLDER {LOAD / 'cifar10.npz'}  # of train.parquet and test.parquet")
     if piece.wheels:
@@ -50,9 +51,9 @@ def commands(piece: Piece, out: Path) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     there = [f"cp {LOAD / 'found'}/* $OUT 2>/dev/null"]
     if piece.wheels:
-        there.append(f"python3 -m pip install -q --no-index --no-deps --target /tmp/site {LOAD / 'wheels'}/*.whl")
+        there.append(f"python3 -m pip install -q --no-index --no-deps --target {LOAD / 'site'} {LOAD / 'wheels'}/*.whl")
     options = f"--out $OUT --commit {commit}" + (f" --data {LOAD / 'cifar10.npz'}" if piece.data else "")
-    there.append(f"PYTHONPATH=src:/tmp/site python3 -u -m tools.gpu run {piece.name} {options}")
+    there.append(f"PYTHONPATH=src:{LOAD / 'site'} python3 -u -m tools.gpu run {piece.name} {options}")
     return "\n".join(
         [
             "here:",

@@ -27,7 +27,7 @@ from tools.gpu.piece import FAILED, Job, Piece, Row
 
 NAME = "retrofit_dit"
 BASE, MORE = 110.0, 75.0  # seconds of training of the DiT, and of each of the two that go on from it
-DIT: dict[str, Any] = {"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 64}  # 8 million parameters
+DIT: dict[str, Any] = {"num_layers": 5, "num_attention_heads": 4, "attention_head_dim": 64}  # 7 million parameters
 SMOKE: dict[str, Any] = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 32}
 PLANS = {"trained on": ((8, None), (12, None), (16, None), (32, None)), "retrofit": ((16, 4), (32, 4), (32, 8))}
 
@@ -119,7 +119,7 @@ def run(job: Job) -> bool:
     reference = statistics(net, train.pixels)
 
     def again() -> Any:
-        return type(untrained(job)).from_pretrained(base / "transformer")
+        return type(untrained(job)).from_pretrained(base / "transformer", use_safetensors=True)
 
     def scores(name: str, denoiser: dr.Denoiser, process: dr.GaussianProcess, age: float) -> None:
         job.row(f"{name}, loss", lambda: {"loss": mean_loss(validation(denoiser, process, held_out, age=age))})

@@ -21,7 +21,7 @@ from tools.gpu.piece import Job, Piece, read
 
 NAME = "unconditional"
 SHARE = 330.0  # seconds of training in a call, beside decoding, compiling and scores
-MEDIUM, LIGHT = network(64, (128, 192), 2, 3, classes=0), network(48, (64, 128), 2, 2, classes=0)
+MEDIUM, LIGHT = network(64, (128, 160), 2, 2, classes=0), network(48, (64, 96), 2, 2, classes=0)
 TIMES = dr.TimeSampler(heavy=(1, 8), first=(0.6, 0.9))
 CONTENDERS = {
     "light": (dr.OneNetwork(LIGHT), dr.DenoisingConfig(label_dropout=0)),
