@@ -30,7 +30,7 @@ reproduce-train: env  ## train a model of docs/results/settled.md, e.g. MODEL=se
 reproduce-report: env-dev  ## dual-rate against single networks, docs/results/settled.md (nine to twenty hours of a core; KEPT=1: from kept rows, minutes)
 	@$(BIN)/python studies/report.py settled-25 --compile --precision float32 $(if $(KEPT),--kept)
 
-benchmark: env-dev  ## ratios of speed and memory, also to diffusers', on one thread (six minutes)
+benchmark: env-dev  ## ratios of speed and memory on one thread (five minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
 
 docs: env-docs  ## the documentation as a site in build/site; a warning is an error, a link that leads nowhere too

@@ -1,11 +1,8 @@
 """The ratios that speed is judged by, from the shipped weights; `make benchmark` (five minutes on a quiet machine).
 
     sampler     sampling over its network calls alone: what the loop, the noise and the update rule add
-    loop        the sampler's loop alone over that of diffusers, a seed per image
     efficiency  speed-up of the dual-rate model over the heavy one at equal steps, over the ratio of their multiply-adds
-    fit         an iteration of training over that of a loop by hand (fitting.py)
     training    images per second, dual-rate over heavy: both networks, the light one alone beside a trained one
-    mfu         FLOPs of heavy and light calls and of training over those that the device could do (utilisation.py)
     memory      peak, dual-rate over heavy; CPU seconds of a training iteration with and without kept memory beside it
 
 Prints each, in CPU and in wall time, and writes them all with what they were measured on.
@@ -22,10 +19,8 @@ from typing import Any
 import torch
 
 import dualrate as dr
-from benchmarks import child, loops, workloads
-from benchmarks.fitting import fit_over_loop
+from benchmarks import child, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
-from benchmarks.utilisation import utilisation
 from dualrate.experiment.experiment import Model
 from dualrate.system.device import keep_freed_memory, pays
 from dualrate.system.environment import environment
@@ -33,7 +28,6 @@ from dualrate.system.files import write_whole
 
 Figures = dict[str, Any]
 
-FITTED = 20  # iterations
 RELEASED = {"heavy": "heavy-annealed", "dual": "dual-45", "light": "light"}
 
 
@@ -71,24 +65,6 @@ def training(
     work = {name: workloads.training(experiment, device, bfloat16) for name, experiment in (("a", heavy), ("b", dual))}
     images = dual.fit.batch_size / heavy.fit.batch_size
     return quotient(interleaved(work, device, seconds=seconds), "a", "b", images)
-
-
-def shares_of_peak(
-    dual: Model,
-    trained: dict[str, dr.Experiment],
-    batches: list[int],
-    device: torch.device,
-    bfloat16: bool,
-    seconds: float,
-) -> Figures:
-    """MFU of the dual-rate model's calls by batch, and of training."""
-    calls = {
-        f"{name} call, batch {batch}": call
-        for batch in batches
-        for name, call in workloads.a_call_each(dual, batch, bfloat16).items()
-    }
-    calls |= {f"training {name}": workloads.training(one, device, bfloat16) for name, one in trained.items()}
-    return utilisation(calls, device, bfloat16=bfloat16, seconds=seconds)
 
 
 def processes(weights: dict[str, Path], device: str, threads: int) -> Figures:
@@ -138,21 +114,12 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
     }
     for name, ratio in found["sampler"].items():
         show(f"sampling over its network calls, {steps}/{calls}, {name}", ratio)
-    found["loop"] = loops.beside_diffusers(options.batches, device, seconds / 10)
-    for name, ratio in found["loop"].items():
-        show(f"loop alone over diffusers', {name}", ratio)
     for steps, calls in options.plans:
         for batch in options.batches:
             cell = efficiency(heavy, dual, steps, calls, batch, device, bfloat16, seconds)
             found["efficiency"].append(cell)
             show(f"speed-up {steps}/{calls}, batch {batch} (MACs {cell['macs_ratio']:.2f})", cell["speedup"])
             show("    over the ratio of multiply-adds", cell["efficiency"])
-    found["fit"] = {
-        one.name: fit_over_loop(one, device, bfloat16, FITTED)
-        for one in (heavy.experiment, dr.load(weights["light"]).experiment)
-    }
-    for name, ratio in found["fit"].items():
-        show(f"an iteration of fit over one by hand, {name}", ratio)
     beside = workloads.beside_frozen_encoder(dual.experiment)
     trained = {"heavy": heavy.experiment, "joint": dual.experiment, "retrofit": beside}
     found["training"] = {
@@ -160,9 +127,6 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
     }
     for name, ratio in found["training"].items():
         show(f"training images/s, {name} over heavy", ratio)
-    found["mfu"] = shares_of_peak(dual, trained, options.batches, device, bfloat16, seconds)
-    for name, share in found["mfu"].items():
-        show(f"MFU, {name}", share)
     found["processes"] = processes(weights, options.device, options.threads)
     for name, value in found["processes"].items():
         print(name, f"{value:.3f}" if isinstance(value, float) else value)

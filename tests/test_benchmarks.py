@@ -15,17 +15,7 @@ from dualrate.recipes.fashion_mnist import FIT
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import (  # noqa: E402
-    agreement,
-    child,
-    fitting,
-    gpu,
-    imagenet,
-    loops,
-    ratios,
-    utilisation,
-    workloads,
-)
+from benchmarks import child, ratios, utilisation, workloads  # noqa: E402
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -77,13 +67,6 @@ def test_the_replayed_calls_are_the_samplers(networks: dr.OneNetwork | dr.TwoNet
     torch.testing.assert_close([output for _, output in calls], [output for _, output in made], rtol=0, atol=0)
 
 
-def test_the_loops_of_both_take_turns(monkeypatch) -> None:
-    monkeypatch.setattr(loops, "STEPS", 3)
-    found = loops.beside_diffusers([1, 2], CPU, seconds=0)
-    assert found.keys() == {f"{name}, batch {batch}" for name in loops.OURS for batch in (1, 2)}
-    assert all(ratio["cpu"].median > 0 for ratio in found.values())
-
-
 def test_efficiency_is_the_speed_up_over_the_ratio_of_multiply_adds() -> None:
     found = ratios.efficiency(model(HEAVY), model(DUAL), 4, 2, 2, CPU, False, seconds=0)
     assert found["macs_ratio"] > 1
@@ -115,98 +98,6 @@ def test_a_failed_child_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         child.run("no-such-run", "sample")
 
 
-def test_segments_of_a_gpu_run_eagerly_on_a_cpu() -> None:
-    small = model(DUAL).experiment
-    part = gpu.segment(small, 2, 3, CPU)
-    assert part.light(part.heavy()).shape == (3, 1, 8, 8)
-    rows = list(gpu.measure({"small": small}, 2, [1], CPU, seconds=0, precision="float32"))
-    assert {row["mode"] for row in rows} == {"heavy call, eager", "light steps, eager"}
-    assert not any(row["bfloat16"] for row in rows)
-    with pytest.raises(ValueError, match="take a dual recipe"):
-        gpu.segment(model(HEAVY).experiment, 2, 1, CPU)
-
-
-def test_light_networks_of_a_comparison_cost_the_same() -> None:
-    costs = []
-    for experiment in gpu.layouts().values():
-        part = gpu.segment(experiment, 1, 1, CPU)
-        costs.append(part.cost.light)
-    assert max(costs) < 1.15 * min(costs)
-
-
-def test_agreement_finds_a_device_that_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU agrees with itself; one whose light network is off by a thousandth does not."""
-    assert all(found.fine for found in agreement.calls(CPU))
-    assert all(found.error < 1e-6 for found in agreement.calls(CPU) if found.precision == "float32")
-    honest = agreement.on
-
-    copies = []
-
-    def off(device: torch.device, model: dr.Model) -> dr.Model:
-        copies.append(honest(device, model))
-        with torch.no_grad():
-            for parameter in copies[-1].networks["light"].parameters():
-                parameter.mul_(1.0 if len(copies) == 1 else 1.001)  # the first is what is expected
-        return copies[-1]
-
-    monkeypatch.setattr(agreement, "on", off)
-    findings = {(found.what, found.precision): found.fine for found in agreement.calls(CPU)}
-    assert not findings["light", "float32"]
-    assert findings["heavy", "float32"]
-
-
-def test_differences_are_relative_and_nan_is_never_fine() -> None:
-    ones = [torch.ones(3), torch.ones(1)]
-    assert agreement.difference([torch.ones(3), torch.zeros(1)], ones) == pytest.approx(0.5)
-    assert agreement.finding("call", "x", "float32", 1e-5).fine
-    assert not agreement.finding("call", "x", "float32", float("nan")).fine
-
-
-def test_networks_of_imagenet_are_timed_on_a_cpu() -> None:
-    tiny = imagenet.experiments(tiny=True)
-    (row,) = imagenet.sampling(tiny, 4, 2, [2], CPU, seconds=0)
-    assert row["macs_ratio"] > 1
-    assert row["mode"] == "eager"
-    rows = list(imagenet.training(tiny, [2], CPU, seconds=0))
-    assert [row["model"] for row in rows] == ["heavy", "dual"]
-    assert all(row["images_per_second"].median > 0 for row in rows)
-
-
-def test_a_product_of_matrices_uses_all_that_it_is_measured_by() -> None:
-    """And two of them in one call, in twice the time, no more."""
-    once = utilisation.product(CPU, bfloat16=False)
-
-    def twice() -> None:
-        once()
-        once()
-
-    found = utilisation.utilisation({"one": once, "two": twice}, CPU, bfloat16=False, seconds=0.2)
-    assert utilisation.flops_of(once) == 2 * utilisation.SIDE**3
-    assert all(0.4 < share["cpu"].median < 2 for share in found.values())
-
-
-def test_fit_and_a_loop_by_hand_take_turns_and_are_timed() -> None:
-    experiment = model(HEAVY).experiment
-    batch = workloads.noise_batch(experiment, CPU)
-    step = fitting.loop_by_hand(experiment, batch, CPU, bfloat16=False)
-    made: list[str] = []
-    turns = fitting.Turns(batch, lambda: made.append("hand"), CPU)
-    for iteration in range(4):
-        assert turns.batch(iteration) is batch
-        made.append("fit")
-    assert made == ["fit", "hand", "fit", "hand", "fit", "hand", "fit"]
-    assert {name: len(rounds) for name, rounds in turns.rounds.items()} == {"fit": 3, "hand": 3}
-    step()
-    found = fitting.fit_over_loop(experiment, CPU, False, 4)
-    assert all(0 < one.low <= one.median <= one.high for one in found.values())
-
-
-def test_times_of_a_segment_on_a_gpu_are_numbers_of_the_host() -> None:
-    part = gpu.segment(model(DUAL).experiment, 3, 2, CPU)
-    assert len(part.times) == 4
-    assert all((t.shape, t.device.type) == ((), "cpu") for t in part.times)
-
-
 def test_flops_of_training_are_three_times_those_of_its_calls() -> None:
     layer = torch.nn.Linear(8, 8)
     x = torch.ones(4, 8, requires_grad=True)
@@ -217,9 +108,8 @@ def test_a_gpu_s_peak_is_that_of_its_name(monkeypatch: pytest.MonkeyPatch) -> No
     names = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA GeForce RTX 4090": 165e12, "NVIDIA H100 PCIe": None}
     for name, peak in names.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        assert utilisation.known_peak(torch.device("cuda"), bfloat16=True) == peak
-    assert utilisation.known_peak(torch.device("cuda"), bfloat16=False) is None
-    assert utilisation.known_peak(CPU, bfloat16=True) is None
+        assert utilisation.known_peak(torch.device("cuda")) == peak
+    assert utilisation.known_peak(CPU) is None
 
 
 def test_beside_a_frozen_encoder_the_light_network_trains_alone() -> None:

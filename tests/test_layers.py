@@ -250,7 +250,7 @@ def test_code_needs_only_declared_dependencies() -> None:
     allowed = declared(*EXTRAS) | set(sys.stdlib_module_names) | {"dualrate", "dualrate_command", *beside}
     used = {target.split(".")[0]: module for module in MODULES for target in imports_of(module)}
     for name, paths in beside.items():
-        local = {path.stem for path in paths} | (declared("dev") if name != "tools" else set())  # diffusers; scipy
+        local = {path.stem for path in paths} | (declared("dev") | ({"contracts"} if name == "tools" else set()))
         for path in paths:
             targets = {target.split(".")[0] for target in imports(path.read_text(), path.stem, MODULES)}
             used |= dict.fromkeys(targets - local, str(path))

@@ -2,7 +2,7 @@
 
 Convolutions at 32 x 32, transformers at 16 x 16 and 8 x 8. The light network halves the transformers' widths and the
 middle's depth, and has narrower convolutions. The medium network costs about what a pair costs on average. Models are
-small enough to travel between short pieces of GPU time (tools/gpu_queue.py); `auto --size base` makes larger ones.
+small enough to travel between short pieces of GPU time (tools/gpu); `auto --size base` makes larger ones.
 `--data.source` is your own copy: a folder of images, or parquet files as the Hub has them.
 """
 

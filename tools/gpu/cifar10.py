@@ -1,0 +1,229 @@
+"""CIFAR-10 on a device: packed for the way, as training batches, and as what losses and images are scored on.
+
+Frechet distances here are in a small classifier's features, and the pictures may be re-encoded. They compare networks
+of one piece with each other and with nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import dualrate as dr
+from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
+from dualrate.diffusion.values import Batch
+from dualrate.metrics.features import Architecture, Classifier
+from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.sampling.catalogue import make_step
+from dualrate.sampling.cost import plan_cost
+from dualrate.system.device import pays
+from tools.gpu.piece import Job, Row
+
+SHAPE, CLASSES = (3, 32, 32), 10
+SPLITS = ("train", "test")
+
+
+def pack(source: Path, target: Path) -> None:
+    """Write train.parquet and test.parquet of the folder `source` as one file: of 60,000 JPEGs, 17 MB."""
+    from pyarrow import parquet
+
+    packed: dict[str, np.ndarray] = {}
+    for split in SPLITS:
+        table = parquet.read_table(source / f"{split}.parquet", columns=["image", "label"])
+        pictures = [image["bytes"] for image in table["image"].to_pylist()]
+        packed[f"{split}_sizes"] = np.array([len(picture) for picture in pictures])
+        packed[f"{split}_labels"] = table["label"].to_numpy().astype(np.uint8)
+        packed[f"{split}_bytes"] = np.frombuffer(b"".join(pictures), np.uint8)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(target, **packed)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Images:
+    """pixels: (N, 3, 32, 32) uint8; labels: (N,) int64; both on the device."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> Images:
+        return Images(self.pixels[:count], self.labels[:count])
+
+    @property
+    def x(self) -> Tensor:
+        """In [-1, 1]."""
+        return self.pixels / 127.5 - 1
+
+
+def images(job: Job, split: str) -> Images:
+    """The images of a split, which are decoded once a machine; made-up ones in a smoke test."""
+    file = job.work / f"{split}.npz"
+    if not file.is_file():
+        job.work.mkdir(parents=True, exist_ok=True)
+        pixels, labels = _made_up(split) if job.smoke else _unpacked(job.data, split)
+        np.savez(file, images=pixels, labels=labels)
+    with np.load(file) as held:
+        pixels = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()
+        return Images(pixels.to(job.device), torch.from_numpy(held["labels"]).long().to(job.device))
+
+
+def _unpacked(data: Path | None, split: str) -> tuple[np.ndarray, np.ndarray]:
+    if data is None:
+        raise ValueError("this piece reads CIFAR-10: make a file by `python -m tools.gpu pack`, and give it as --data")
+    with np.load(data) as packed:
+        ends = np.cumsum(packed[f"{split}_sizes"])
+        content, labels = packed[f"{split}_bytes"].tobytes(), packed[f"{split}_labels"]
+    pictures = (content[start:end] for start, end in zip([0, *ends], ends, strict=False))
+    return np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in pictures]), labels
+
+
+def _made_up(split: str, count: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """Noise around a grey of its class."""
+    rng = np.random.default_rng(SPLITS.index(split))
+    labels = np.arange(count, dtype=np.uint8) % CLASSES
+    grey = rng.normal(25 * labels[:, None, None, None], 20, (count, 32, 32, 3))
+    return np.clip(grey, 0, 255).astype(np.uint8), labels
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Random images, half of them mirrored, as a function of the iteration. labelled: with their classes"""
+
+    images: Images
+    size: int
+    labelled: bool = True
+
+    def batch(self, iteration: int) -> Batch:
+        generator = torch.Generator().manual_seed(iteration)
+        device = self.images.labels.device
+        rows = torch.randint(len(self.images), (self.size,), generator=generator).to(device)
+        mirrored = torch.rand(self.size, 1, 1, 1, generator=generator).to(device) < 0.5
+        pixels = self.images.pixels[rows]
+        x = torch.where(mirrored, pixels.flip(3), pixels) / 127.5 - 1
+        label = self.images.labels[rows] if self.labelled else None
+        return Batch(x, label, iteration * self.size + torch.arange(self.size))
+
+
+@torch.no_grad()
+def validation(
+    denoiser: dr.Denoiser,
+    process: dr.GaussianProcess,
+    held_out: Images,
+    *,
+    labelled: bool = True,
+    age: float = 0.0,
+    bins: int = 12,
+    batch: int = 512,
+    weighting: Weighting = Sigmoid(),
+) -> list[dict[str, float]]:
+    """The error of x_hat at `bins` times, evenly spread, on the same noise for every network.
+
+    age: of the context, in time, on the forward path of the images
+    Returns for each time its log-SNR, the mean squared error of a pixel, and the training loss that it stands for.
+    """
+    found, device = [], held_out.labels.device
+    bfloat16 = pays(device)
+    for k in range(bins):
+        now = (k + 0.5) / bins
+        generator, errors = torch.Generator(device).manual_seed(k), []
+        for start in range(0, len(held_out), batch):
+            part = Images(held_out.pixels[start : start + batch], held_out.labels[start : start + batch])
+            x = part.x
+            t = torch.full((len(x),), now, dtype=torch.float64, device=device)
+            tau, cond = (t + age).clamp(max=1), dr.Cond(part.labels if labelled else None)
+            first, second = (torch.randn(x.shape, generator=generator, device=device) for _ in range(2))
+            z, z_tau = process.pair(x, t, tau, first, second) if age else (process.add_noise(x, t, first),) * 2
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                context = denoiser.encode(z_tau, tau, cond)
+                x_hat = denoiser.denoise(z, t, context.aged() if age else context, cond)
+            errors.append((x_hat.float() - x).square().flatten(1).mean(1))
+        at, error = torch.tensor(now, dtype=torch.float64), float(torch.cat(errors).mean())
+        weight = float(x_loss_weight(weighting, process.schedule, at))
+        log_snr = float(process.schedule.log_snr(at))
+        found.append({"log_snr": round(log_snr, 3), "error": error, "loss": weight * error})
+    return found
+
+
+def mean_loss(found: Sequence[Row]) -> float:
+    """Of a validation: the mean over uniform times, which is the training loss."""
+    return sum(row["loss"] for row in found) / len(found)
+
+
+def feature_net(job: Job, name: str, train: Images) -> Classifier:
+    """A classifier of the images, whose features distances are measured in; kept in OUT/NAME.safetensors."""
+    net, file = Architecture(*SHAPE[:2], CLASSES).build().to(job.device), job.out / f"{name}.safetensors"
+    if file.is_file():
+        net.load_state_dict(load_file(file))
+        return net.eval().requires_grad_(False)
+    batches, total = Batches(train, 256), 3 if job.smoke else 2000
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.004, total_steps=total)
+    for iteration in range(total):
+        made = batches.batch(iteration)
+        assert made.label is not None  # for the type checker
+        cross_entropy(net(made.x), made.label).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    job.out.mkdir(parents=True, exist_ok=True)
+    save_file(net.state_dict(), file)
+    return net.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def statistics(net: Classifier, pixels: Tensor) -> GaussianStats:
+    """Of features of images (N, 3, 32, 32) uint8."""
+    return GaussianStats.of(torch.cat([net.features(part / 127.5 - 1) for part in pixels.split(500)]).cpu())
+
+
+def score(
+    job: Job,
+    denoiser: dr.Denoiser,
+    process: dr.GaussianProcess,
+    plan: dr.StepPlan,
+    net: Classifier,
+    reference: GaussianStats,
+    *,
+    labelled: bool = True,
+    sampler: str = "sde-dpm++2m",
+) -> dict[str, Any]:
+    """Frechet distance of images drawn under a plan, multiply-adds of an image, and seconds of an image."""
+    count, batch = (16, 8) if job.smoke else (10_000, 1000)
+    step = make_step(sampler, process)
+    cost = plan_cost(denoiser, step, plan, SHAPE, label=0 if labelled else None, device=job.device)
+
+    def drawn(count: int) -> Tensor:
+        """(count, 3, 32, 32) uint8 on the CPU, which waits for the device."""
+        labels = [seed % CLASSES for seed in range(count)] if labelled else None
+        parts = dr.sample_batches(
+            denoiser,
+            step,
+            plan,
+            SHAPE,
+            range(count),
+            labels,
+            batch_size=batch,
+            device=job.device,
+            bfloat16=pays(job.device),
+        )
+        return torch.cat([((x + 1) * 127.5).round().clamp(0, 255).byte() for x in parts]).cpu()
+
+    drawn(batch)  # warms up
+    start = time.perf_counter()
+    pixels = drawn(count)
+    seconds = (time.perf_counter() - start) / count
+    found = frechet_distance(statistics(net, pixels.to(job.device)), reference)
+    return {"plan": f"{len(plan.refresh)}/{plan.num_heavy}", "fd": found, "macs": cost.macs, "seconds": seconds}

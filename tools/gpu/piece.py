@@ -1,0 +1,126 @@
+"""A piece of GPU work: a question, and a function that answers it within one call of ten minutes.
+
+What a piece finds is a table of rows in OUT/NAME.json, which is written after every row. So a call that is cut off
+loses one row, and the same call goes on with the next. A row that fails says so, and the others follow.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dualrate.system.environment import environment
+from dualrate.system.files import write_whole
+
+SECONDS = 510.0  # of a call of ten minutes, after which no row begins
+FAILED = "failed"
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Job:
+    """One call of a piece.
+
+    name:   of its file in `out`
+    out:    folder of what pieces found; its files come back from the machine
+    work:   folder for everything else, which is lost with the machine
+    ends:   time at which the call should be over, in seconds since the epoch
+    data:   what `tools.gpu pack` wrote, or None
+    smoke:  small networks on made-up images, for a test on a CPU
+    commit: of the code, where the machine has no git
+    """
+
+    name: str
+    out: Path
+    work: Path
+    ends: float
+    device: torch.device = torch.device("cpu")
+    data: Path | None = None
+    smoke: bool = False
+    commit: str = ""
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        found = read(self.out, self.name)
+        if found and found["smoke"] != self.smoke:
+            raise ValueError(f"{self.out} holds {self.name} with smoke {found['smoke']}: give another --out")
+        self.rows = {name: row for name, row in found.get("rows", {}).items() if FAILED not in row}
+
+    def named(self, name: str) -> Job:
+        """The same call with a file of its own for a part of the work, such as another process."""
+        return replace(self, name=f"{self.name}-{name}")
+
+    @property
+    def left(self) -> float:
+        """Seconds until the call should be over."""
+        return self.ends - time.time()
+
+    def row(self, name: str, make: Callable[[], Row]) -> None:
+        """Make a row and write the file, unless the row is there or no time is left. A failure becomes the row."""
+        if name in self.rows or self.left <= 0:
+            return
+        start = time.perf_counter()
+        try:
+            made = dict(make())
+        except Exception as error:  # one failure shall not hide what the other rows find
+            traceback.print_exc()
+            made = {FAILED: f"{type(error).__name__}: {error}"[:500]}
+        self.put(name, made | {"took": round(time.perf_counter() - start, 2)})
+
+    def put(self, name: str, row: Row) -> None:
+        """Write a row, also over one of before."""
+        print(f"{self.name} {name} {json.dumps(row)}"[:200], flush=True)
+        self.rows[name] = row
+        self.write(done=False)
+
+    def write(self, *, done: bool) -> None:
+        where = environment(self.device) | ({"commit": self.commit} if self.commit else {})
+        found = {"done": done, "smoke": self.smoke, "environment": where, "rows": self.rows}
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_whole(self.out / f"{self.name}.json", json.dumps(found, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What the runner knows of a piece.
+
+    answers: its question
+    run:     does what fits into a call; returns whether the piece is done
+    calls:   of ten minutes, that it takes
+    data:    whether it reads CIFAR-10
+    wheels:  packages that it needs and the machine lacks
+    closed:  of the folder of findings: why it should not run, or nothing
+    reads:   of the same folder: patterns of the files that its next call reads
+    """
+
+    name: str
+    answers: str
+    run: Callable[[Job], bool]
+    calls: int = 1
+    data: bool = False
+    wheels: Sequence[str] = ()
+    closed: Callable[[Path], str] = lambda out: ""
+    reads: Callable[[Path], Sequence[str]] | None = None
+
+    def state(self, out: Path) -> str:
+        """done, part or never."""
+        found = read(out, self.name)
+        return ("done" if found["done"] else "part") if found else "never"
+
+    def needed(self, out: Path) -> list[Path]:
+        """The files that its next call reads: all of its own if `reads` names none."""
+        patterns = self.reads(out) if self.reads else [f"{self.name}*"]
+        return sorted({path for pattern in patterns for path in out.glob(pattern)})
+
+
+def read(out: Path, name: str) -> dict[str, Any]:
+    """What a piece found so far; empty if it never ran."""
+    file = out / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
