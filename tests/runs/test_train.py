@@ -226,6 +226,23 @@ def pixels(i: int) -> torch.Tensor:
     return torch.randint(0, 256, (1, 8, 8), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
 
 
+def test_in_bfloat16_every_iteration_has_the_weights_of_the_one_before_and_a_resumed_run_the_same_bits(runs):
+    """Autocast keeps 16-bit copies of weights until the outermost autocast ends, which is after the last iteration."""
+    root, retrofit = runs
+    fit = replace(retrofit.fit, iterations=6, precision="bfloat16", checkpoint_every=3, sample_every=6)
+    experiment = Experiment("b", OneNetwork(NET), DenoisingConfig(), fit, retrofit.data)
+    train(experiment, root / "straight")
+    shutil.copytree(root / "straight", root / "halfway")
+    shutil.rmtree(checkpoint.path_of(root / "halfway" / "checkpoints", 6))
+    train(experiment, root / "halfway")
+    straight, resumed = (
+        checkpoint.load(checkpoint.path_of(root / name / "checkpoints", 6)).tensors for name in ("straight", "halfway")
+    )
+    for file, tensors in straight.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(resumed[file][name], tensor), f"{file} {name}"
+
+
 def test_a_data_set_of_one_s_own_trains_a_run_of_bytes_as_of_floats(tmp_path):
     net = replace(NET, num_classes=3)
     fit = FitConfig(iterations=2, batch_size=8, precision="float32", sample_every=100)

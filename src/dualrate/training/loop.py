@@ -283,6 +283,7 @@ class _Trainer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
                 loss = phase.loss(micro, self.state.iteration, micro.draws(self.config.seed))
             (loss.total * weight).backward()
+            torch.clear_autocast_cache()  # within another autocast its exit keeps 16-bit copies of weights of before
             for name, value in {"loss": loss.total, **loss.logs}.items():
                 value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
                 totals[name] = totals.get(name, 0) + value * weight
