@@ -30,30 +30,29 @@ import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import numpy as np
 
 from dualrate.data.decode import MAX_BYTES, SUFFIXES
-from dualrate.data.image_folder import is_folder
 from dualrate.data.source import (
-    HELD_OUT,
+    MIXED,
     DataProgress,
     Each,
+    Item,
+    Listed,
     Member,
     Raw,
     Source,
     Split,
-    class_numbers,
-    class_words,
     hidden,
-    hold_out,
+    numbered,
     printable,
     reading,
-    some,
+    skipped,
     split_named,
+    test_split,
 )
 from dualrate.system.files import MEMORY, check_regular
 
@@ -65,26 +64,27 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 # Tar
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """An image of an archive.
 
     folder: what holds it there, a folder or an inner tar; empty: nothing does
-    splits: those that its path names, as `split_named` calls them
+    split:  the one that its path names, as `split_named` calls it; empty: none
+    label:  beside it; else by its place
     """
 
     image: Member
     folder: str
-    splits: frozenset[str]
+    split: str
     label: Label | None
 
 
 def tar_files(folder: Path) -> list[Path]:
     """The .tar files of a folder that holds no other images, or of its sub-folders named like splits; or none."""
-    entries = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
+    entries = [folder / name for name in os.listdir(folder) if not hidden(name)]
     if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
         return []
-    folders = [folder / entry.name for entry in entries if is_folder(entry)]
+    folders = [entry for entry in entries if entry.is_dir()]
     tars = [[file for file in place.glob("*.tar") if not hidden(file.name)] for place in folders or [folder]]
     usable = all(split_named(one.name) for one in folders) and all(tars)
     return sorted(file for files in tars for file in files) if usable else []
@@ -99,7 +99,19 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
 
     def read() -> Raw:
         stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
-        return _raw(*_listing(tuple(files), root, stamps, progress), root, split)
+        found, alone = _listing(tuple(files), root, stamps, progress)
+        parts: dict[str, list[Found]] = defaultdict(list)
+        for one in found:  # what cannot be used and names no split is among the training images
+            parts[one.split or "train"].append(one)
+        test = test_split(parts)
+        unused = [one.image.name for kind in parts if kind not in ("train", test) for one in parts[kind]]
+        notes = (
+            skipped(unused, "image(s) of other splits"),
+            skipped(alone, "label(s) (.cls or .json) that belong to no image"),
+        )
+        train = _listed(parts["train"], root)
+        chosen = _listed(parts[test], root) if test and split == "test" else train
+        return chosen.raw(train, str(root), None if test else split, note="; ".join(filter(None, notes)))
 
     return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
 
@@ -108,66 +120,33 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
 def _listing(
     files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
 ) -> tuple[list[Found], list[str]]:
-    """`_images_of` all tars, in order. stamps: of the files, since what was listed before may have changed."""
-    images, alone = [], []
+    """The images of all tars, in order, and the names of labels that belong to none.
+
+    stamps: of the files, since what was listed before may have changed
+    """
+    found, alone = [], []
     for i, file in enumerate(files):
         progress(i, len(files), "listing tars")
-        found, unused = _images_of(file, file.name if file == root else file.relative_to(root).as_posix())
-        images += found
+        images, unused = _images_of(file, file.name if file == root else file.relative_to(root).as_posix())
+        found += images
         alone += unused
     progress(len(files), len(files), "listing tars")
-    return images, alone
-
-
-def _raw(found: list[Found], alone: list[str], root: Path, split: Split) -> Raw:
-    """alone: names of labels without an image"""
     good = [one for one in found if not one.image.fault]
     if not good:
         said = f"; {found[0].image.name}: {found[0].image.fault}" if found else ""
         raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
-    named = all(one.splits for one in good) and any("train" in one.splits for one in good)
-    if any(one.label is not None for one in good):
-        every = [_with_label(one) for one in found]
-    else:
-        shards = _are_shards({one.image.file for one in good})
-        every = [_with_class(one, shards, named) for one in found]
-    train, test = (_named(every, name) for name in ("train", "test")) if named else (every, ())
-    unused = len(every) - len(train) - len(test)
-    said = [f"{unused} image(s) of other splits"] if unused else []
-    said += [f"{len(alone)} label(s) (.cls or .json) that belong to no image ({some(alone)})"] if alone else []
-    note = f"skipped {', '.join(said)} in {printable(root.name)}" if said else ""
-    if test:
-        chosen = test if split == "test" else train
-    else:
-        chosen = [train[i] for i in hold_out([one.image.name for one in train], split, str(root))]
-    labels, names = _numbers(chosen, train, str(root))
-    return Raw(Each(_item, [one.image for one in chosen]), len(chosen), labels, names, note)
-
-
-def _item(image: Member) -> tuple[str, Member]:
-    return image.name, image
-
-
-def _named(found: Sequence[Found], split: Split) -> list[Found]:
-    """Those of a split; what cannot be used is among the training images, unless it is elsewhere."""
-    if split == "train":
-        return [one for one in found if not one.splits or "train" in one.splits]
-    test = next((name for name in HELD_OUT if any(name in one.splits - {"train"} for one in found)), "")
-    return [one for one in found if "train" not in one.splits and test in one.splits]
-
-
-def _with_label(one: Found) -> Found:
-    if one.label is not None or one.image.fault:
-        return one
-    return replace(one, image=replace(one.image, fault="it has no label beside it (.cls, or label in .json)"))
-
-
-def _with_class(one: Found, shards: bool, named: bool) -> Found:
-    """The folder for a label, or the tar."""
-    folder = "" if named and split_named(one.folder) else one.folder
-    of_split = named and any(map(split_named, _words(one.image.file.stem)))
-    tar = "" if shards or of_split else printable(one.image.file.stem)
-    return replace(one, label=folder or tar or None)
+    split = all(one.split for one in good) and any(one.split == "train" for one in good)
+    labelled, shards = any(one.label is not None for one in good), _are_shards({one.image.file for one in good})
+    for one in found:
+        if labelled and one.label is None and not one.image.fault:
+            one.image = replace(one.image, fault="it has no label beside it (.cls, or label in .json)")
+        elif not labelled:
+            tar = one.image.file.stem
+            unnamed = shards or (split and any(map(split_named, _words(tar))))
+            folder = "" if split and split_named(one.folder) else one.folder
+            one.label = folder or (None if unnamed else printable(tar))
+        one.split = one.split if split else ""
+    return found, alone
 
 
 def _are_shards(tars: Iterable[Path]) -> bool:
@@ -175,33 +154,29 @@ def _are_shards(tars: Iterable[Path]) -> bool:
     there = Counter(tar.parent for tar in tars)
     runs: dict[tuple[Path, str], list[int]] = defaultdict(list)
     for tar in tars:
-        digits = re.search(r"\d{0,18}$", tar.stem)
-        number = digits[0] if digits else ""
-        runs[tar.parent, tar.stem.removesuffix(number)].append(int(number or -1))
+        stem = tar.stem.rstrip("0123456789")
+        runs[tar.parent, stem].append(int(tar.stem[len(stem) :][-18:] or -1))
     return all(
         there[folder] == 1 or (min(run) >= 0 and max(run) - min(run) + 1 == len(run))
         for (folder, _), run in runs.items()
     )
 
 
-def _numbers(chosen: Sequence[Found], train: Sequence[Found], name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels of the chosen images and the names of classes, which the training images say; 0 for what is no image."""
-    known, own = ([one.label for one in part if not one.image.fault] for part in (train, chosen))
-    kinds = {type(label) for label in (*known, *own)}
-    if kinds <= {type(None)}:
-        return None, ()
+def _listed(found: Sequence[Found], root: Path) -> Listed:
+    """What cannot be used has the label of another one, which nobody sees."""
+    known = [one.label for one in found if not one.image.fault]
+    labels = [known[0] if one.image.fault else one.label for one in found] if known else []
+    kinds = {type(label) for label in labels}
     if len(kinds) > 1:
-        raise ValueError(
-            f"in {name} some images have classes and others none, or some have numbers and others names: expected one "
-            "kind for all, in both splits; give the training archive alone, and a tenth of it is held out"
-        )
+        raise ValueError(f"images of {root} {MIXED}")
+    items, keys = Each(_item, [one.image for one in found]), [one.image.name for one in found]
     if kinds == {int}:
-        numbers, names = class_numbers(np.array(own, np.int64), name, len(own), reference=np.array(known, np.int64))
-    else:
-        numbers, names = class_words(list(map(str, own)), set(map(str, known)), name)
-    labels = np.zeros(len(chosen), np.int64)
-    labels[[not one.image.fault for one in chosen]] = numbers
-    return labels, names
+        return Listed(items, len(found), np.array(labels, np.int64), keys)
+    return Listed(items, len(found), list(map(str, labels)) if kinds == {str} else None, keys)
+
+
+def _item(image: Member) -> Item:
+    return image.name, image
 
 
 def _images_of(file: Path, shown: str) -> tuple[list[Found], list[str]]:
@@ -228,17 +203,16 @@ def _images_of(file: Path, shown: str) -> tuple[list[Found], list[str]]:
                 if label is not None and (kind == ".cls" or stem not in labels):
                     labels[stem] = label
             elif kind in (*SUFFIXES, ".tar"):
-                fault = _fault(entry, name in names)
+                fault = _fault(entry) or ("there is another file of this name before it" if name in names else "")
                 images.append((name, Member(printable(f"{shown}/{name}"), file, offset, entry.size, fault)))
                 names.add(name)
     found, used = [], set()
     for name, image in images:
-        folder, splits = _place(f"{shown}/{name.rpartition('/')[0]}", shown)
-        inside, slash, base = name.rpartition("/")
-        keys = (name.rpartition(".")[0], inside + slash + base.partition(".")[0])
+        place, _, base = name.rpartition("/")
+        keys = (name.rpartition(".")[0], name.removesuffix(base) + base.partition(".")[0])
         key = next((key for key in keys if key in labels), "")
         used.add(key)
-        found.append(Found(image, folder, splits, labels.get(key)))
+        found.append(Found(image, *_place(f"{shown}/{place}", shown), labels.get(key)))
     return found, [printable(f"{shown}/{key}") for key in labels if key not in used]
 
 
@@ -274,7 +248,7 @@ def _is_file(entry: tarfile.TarInfo) -> bool:
     return entry.isreg() and not entry.issparse()
 
 
-def _fault(entry: tarfile.TarInfo, again: bool) -> str:
+def _fault(entry: tarfile.TarInfo) -> str:
     """Why something with an image's name is not to be used."""
     if not _is_file(entry):
         return "it is a link, a device or a sparse file"
@@ -282,8 +256,6 @@ def _fault(entry: tarfile.TarInfo, again: bool) -> str:
         return "a tar within a tar within a tar is not opened"
     if entry.name.startswith("/") or ".." in entry.name.split("/"):
         return "its name leads out of the archive"
-    if again:
-        return "there is another file of this name before it"
     return f"it has {entry.size:,} bytes, more than the {MAX_BYTES:,} accepted" if entry.size > MAX_BYTES else ""
 
 
@@ -302,16 +274,17 @@ def _label(content: bytes, in_json: bool) -> Label | None:
 
 
 @lru_cache(maxsize=10_000)
-def _place(path: str, shown: str) -> tuple[str, frozenset[str]]:
-    """The folder or inner tar of images, empty if there is none, and the splits that this path names.
+def _place(path: str, shown: str) -> tuple[str, str]:
+    """The folder or inner tar of images, empty if there is none, and the split that this path names, train first.
 
     path: that of their folder, with those of the tars, of which the outer one's is `shown`
     """
     parts = PurePosixPath(path).parts
     named = [*parts, *(word for part in parts if part.endswith(".tar") for word in _words(part))]
-    splits = frozenset(filter(None, map(split_named, named)))
+    splits = set(filter(None, map(split_named, named)))
+    split = "train" if "train" in splits else test_split(splits) or next(iter(splits), "")
     folder = parts[-1].removesuffix(".tar") if len(parts) > len(PurePosixPath(shown).parts) else ""
-    return printable(folder), splits
+    return printable(folder), split
 
 
 def _words(name: str) -> list[str]:
@@ -339,50 +312,32 @@ def npz_source(path: Path, split: Split) -> Source:
     Classes are named by their numbers. Raises ValueError for other array names, types or shapes, for what
     `read_arrays` refuses, and for labels that `class_numbers` refuses.
     """
-    name = printable(path.name)
-
-    def read() -> Raw:
-        images, labels = _arrays(path)
-        positions = hold_out([str(i) for i in range(len(images))], split, str(path))
-        items = [(f"{name}[{i}]", images[i]) for i in positions]
-        if labels is None:
-            return Raw(items, len(positions), None, ())
-        numbers, class_names = class_numbers(labels, str(path), len(images))
-        return Raw(items, len(positions), numbers[positions], class_names)
-
-    return Source(f"{printable(path.stem)}/{split}", (path,), read)
-
-
-def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """(N, C, H, W) uint8 images, and labels as they are stored."""
 
     def wanted(found: list[str]) -> list[str]:
         if not set(_NAMES[0]) & set(found):
+            there = ", ".join(found) or "none"
+            raise ValueError(f"{path} has the arrays {there}; expected images (or arr_0) and maybe labels (or arr_1)")
+        return [next(name for name in names if name in found) for names in _NAMES if set(names) & set(found)]
+
+    def read() -> Raw:
+        images, *labels = read_arrays(path, wanted).values()
+        if images.dtype != np.uint8:
+            raise ValueError(f"images in {path} are {images.dtype}; expected uint8, 0 to 255")
+        shape = images.shape
+        if 0 in shape or len(shape) not in (3, 4) or (len(shape) == 4 and not {1, 3} & {shape[1], shape[3]}):
             raise ValueError(
-                f"{path} has the arrays {', '.join(found) or 'none'}; expected images (or arr_0) and maybe labels "
-                "(or arr_1)"
+                f"images in {path} have shape {shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3, "
+                "none of them 0"
             )
-        firsts = (next((name for name in names if name in found), None) for names in _NAMES)
-        return [name for name in firsts if name is not None]
-
-    images, *labels = read_arrays(path, wanted).values()
-    if images.dtype != np.uint8:
-        raise ValueError(f"images in {path} are {images.dtype}; expected uint8, 0 to 255")
-    return _channels_first(images, path), labels[0] if labels else None
-
-
-def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
-    if 0 not in images.shape:
         if images.ndim == 3:
-            return images[:, None]
-        if images.ndim == 4 and images.shape[3] in (1, 3):
-            return images.transpose(0, 3, 1, 2)
-        if images.ndim == 4 and images.shape[1] in (1, 3):
-            return images
-    raise ValueError(
-        f"images in {path} have shape {images.shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3, "
-        "none of them 0"
-    )
+            images = images[:, None]
+        elif shape[3] in (1, 3):
+            images = images.transpose(0, 3, 1, 2)
+        items = Each(partial(numbered, printable(path.name)), list(enumerate(images)))
+        found = Listed(items, len(images), labels[0] if labels else None)
+        return found.raw(found, str(path), split)
+
+    return Source(f"{printable(path.stem)}/{split}", (path,), read)
 
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -407,23 +362,20 @@ def read_arrays(path: Path, wanted: Callable[[list[str]], Iterable[str]], kind: 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.ndarray:
     with archive.open(member) as stream:
-        _check_header(stream, member.file_size, name)
-    with archive.open(member) as stream:
-        array = np.lib.format.read_array(stream, allow_pickle=False)
-        stream.read(1)  # the archive compares its checksum when it meets the end
-    return array
-
-
-def _check_header(stream: IO[bytes], there: int, name: str) -> None:
-    """`there`: bytes of the member, header included."""
-    version = np.lib.format.read_magic(stream)
-    if version not in _HEADERS:
-        raise ValueError(f"array {name} is of .npy version {version}; expected one of {', '.join(map(str, _HEADERS))}")
-    shape, _, dtype = _HEADERS[version](stream)
+        version = np.lib.format.read_magic(stream)
+        if version not in _HEADERS:
+            raise ValueError(
+                f"array {name} is of .npy version {version}; expected one of {', '.join(map(str, _HEADERS))}"
+            )
+        shape, _, dtype = _HEADERS[version](stream)
+        claimed, there = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
     if dtype.hasobject:
         raise ValueError(f"array {name} holds Python objects, which are never unpickled")
-    claimed, there = math.prod(shape) * dtype.itemsize, there - stream.tell()
     if min(shape, default=0) < 0 or claimed != there:
         raise ValueError(f"array {name} claims {dtype} {shape}, {claimed:,} bytes; it has {there:,}")
     if claimed > MEMORY:
         raise ValueError(f"array {name} takes {claimed:,} bytes; this machine has {MEMORY:,} bytes of memory")
+    with archive.open(member) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        stream.read(1)  # the archive compares its checksum when it meets the end
+    return array

@@ -30,8 +30,8 @@ from dualrate.data.packed import (
     write_dataset,
     write_shard,
 )
-from dualrate.data.source import Content, DataProgress, Items, Member, Raw, Source, Split, one_line, read_limited
-from dualrate.system.files import ABSENT, naming
+from dualrate.data.source import Content, DataProgress, Items, Member, Raw, Source, Split, one_line
+from dualrate.system.files import ABSENT, naming, read_bytes
 from dualrate.system.folders import new_folder
 from dualrate.system.workers import Mapper, in_turn
 
@@ -208,7 +208,7 @@ def image_of(name: str, item: Content, options: Options) -> np.ndarray:
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
     if isinstance(item, Path):
-        item = read_limited(item, MAX_BYTES)
+        item = read_bytes(item, MAX_BYTES)
     data = item.read() if isinstance(item, Member) else item
     return decode(data, name, size=options.size, channels=options.channels)
 

@@ -15,12 +15,13 @@ import subprocess
 import tempfile
 import urllib.request
 import zlib
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 
-from dualrate.data.source import DataProgress, Raw, Source, Split
+from dualrate.data.source import DataProgress, Each, Raw, Source, Split, numbered
 from dualrate.system.files import naming
 
 NAME = "fashion-mnist"
@@ -50,7 +51,7 @@ def fashion_mnist_source(split: Split, cache: Path, progress: DataProgress) -> S
 
     def read() -> Raw:
         images, labels = (parse_idx(verified(file)) for file in files)
-        items = [(f"{NAME}[{i}]", image[None]) for i, image in enumerate(images)]
+        items = Each(partial(numbered, NAME), list(enumerate(images[:, None])))
         return Raw(items, len(images), labels.astype(np.int64), CLASS_NAMES)
 
     return Source(f"{NAME}/{split}", files, read)

@@ -180,7 +180,7 @@ def load_images(
         cache = cache_dir() if cache is None else as_path(cache)
         found = find_source(source, split, cache, report, label)
         packed = decoded(found, split, Options(size, channels, on_bad), cache, report)
-        notes = filter(None, (found.note, *packed.part["notes"]))
+        notes = packed.part["notes"]
     for note in notes:
         report(len(packed.rows), len(packed.rows), note)
     return _image_set(packed)
@@ -258,11 +258,10 @@ def _found(source: str | Path, split: Split, cache: Path, progress: DataProgress
 
 def _parquet(path: Path, split: Split, label: str | None) -> Source:
     try:
-        from dualrate.data.parquet import parquet_files, parquet_source
+        from dualrate.data.parquet import parquet_source
     except ModuleNotFoundError as error:
         raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
-    train, tests = parquet_files(path) if path.is_dir() else ([path], [])
-    return parquet_source(train, tests, path.stem, split, label)
+    return parquet_source(path, split, label)
 
 
 def _silent(done: int, total: int, message: str) -> None:

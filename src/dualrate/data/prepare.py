@@ -86,9 +86,8 @@ def prepare(
             made = pack_images(
                 sources, folder, options, progress=progress, what=PREPARING, shard_bytes=shard_bytes, mapper=mapper
             )
-            for split, found in sources.items():
-                for note in filter(None, (found.note, *made["splits"][split]["notes"])):
-                    progress(1, 1, note)
+            for note in (note for split in SPLITS for note in made["splits"][split]["notes"]):
+                progress(1, 1, note)
     return read_json(folder / DATASET)
 
 

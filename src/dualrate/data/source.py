@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from dualrate.config.ranges import as_path
-from dualrate.system.files import check_regular, check_size, naming
+from dualrate.system.files import naming, read_bytes
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -56,11 +56,11 @@ Item = tuple[str, Content]  # with a name for error messages
 
 
 class Items(Protocol):
-    """Undecoded images in order. A slice of them, from one number to another, can be sent to a worker."""
+    """Undecoded images in order. Some of them, a slice or ascending numbers, can be sent to a worker."""
 
     def __iter__(self) -> Iterator[Item]: ...
 
-    def __getitem__(self, part: slice, /) -> Items: ...
+    def __getitem__(self, part: slice | np.ndarray, /) -> Items: ...
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,13 @@ class Each:
     def __iter__(self) -> Iterator[Item]:
         return map(self.make, self.of)
 
-    def __getitem__(self, part: slice, /) -> Each:
-        return Each(self.make, self.of[part])
+    def __getitem__(self, part: slice | np.ndarray, /) -> Each:
+        return Each(self.make, self.of[part] if isinstance(part, slice) else [self.of[i] for i in part])
+
+
+def numbered(name: str, place: tuple[int, np.ndarray]) -> Item:
+    """The item of an image in an array, by its number there."""
+    return f"{name}[{place[0]}]", place[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +106,59 @@ class Source:
     name:  for reports
     files: whose absolute paths, sizes and times of change identify the content
     read:  called only when the decoded images are not in the cache yet
-    note:  as in `Raw`, where it is known before anything is read
     label: the column of labels that was asked for, part of what identifies the content
     """
 
     name: str
     files: tuple[Path, ...]
     read: Callable[[], Raw]
-    note: str = ""
     label: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Images as a reader finds them.
+
+    labels: a number of each (an array) or a word of each; None: without labels
+    keys:   by which some are held out; None: their numbers
+    """
+
+    items: Items
+    count: int
+    labels: np.ndarray | Sequence[str] | None
+    keys: Sequence[str] | None = None
+
+    def raw(
+        self, train: Listed, place: str, hold: Split | None, class_names: tuple[str, ...] = (), note: str = ""
+    ) -> Raw:
+        """All of them, or the part of them that `hold` names where the source has no test split of its own.
+
+        train: the training images, which say which classes there are; place: for errors; class_names: as declared
+        Raises ValueError as `class_numbers` and `hold_out`, and for classes that the training images do not have.
+        """
+        labels, known = self.labels, train.labels
+        if isinstance(labels, np.ndarray) and isinstance(known, np.ndarray):
+            labels, names = class_numbers(labels, place, self.count, reference=known, class_names=class_names)
+        elif labels is None and known is None:
+            names = ()
+        elif labels is None or known is None or isinstance(labels, np.ndarray) or isinstance(known, np.ndarray):
+            raise ValueError(f"images of {place} {MIXED}")
+        else:
+            numbers = {word: i for i, word in enumerate(sorted(set(known)))}
+            if unknown := sorted(set(labels) - numbers.keys()):
+                raise ValueError(f"labels {unknown[:5]} of {place} do not occur in the training images")
+            found = np.array([numbers[word] for word in labels], np.int64)
+            labels, names = class_numbers(found, place, self.count, class_names=tuple(numbers))
+        if hold is None:
+            return Raw(self.items, self.count, labels, names, note)
+        rows = hold_out(self.keys or [str(i) for i in range(self.count)], hold, place)
+        return Raw(self.items[rows], len(rows), None if labels is None else labels[rows], names, note)
+
+
+MIXED = (
+    "have classes and others have none, or some have numbers and others names: expected one kind for all, in both "
+    "splits; give the training images alone, and a tenth of them is held out"
+)
 
 
 def split_named(name: str) -> str:
@@ -117,6 +166,11 @@ def split_named(name: str) -> str:
     used ("unlabeled"); empty if no split is called so."""
     name = _SAME.get(name.lower(), name.lower())
     return name if name in _SPLITS else ""
+
+
+def test_split(names: Container[str]) -> str:
+    """The one of some splits that is the test split; empty if none is."""
+    return next((name for name in HELD_OUT if name in names), "")
 
 
 def hidden(name: str) -> bool:
@@ -127,6 +181,11 @@ def hidden(name: str) -> bool:
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first names, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def skipped(names: Sequence[str], what: str) -> str:
+    """What a report says of things that are not used; empty without any."""
+    return f"skipped {len(names)} {what} ({some(names)})" if names else ""
 
 
 def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np.ndarray:
@@ -176,18 +235,6 @@ def class_numbers(
     return labels.astype(np.int64), class_names
 
 
-def class_words(words: Sequence[str], known: Collection[str], name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """int64 labels of words, and the class names: `known`, those of the training images, sorted.
-
-    Raises ValueError for a word that the training images do not have, and for too many of them.
-    """
-    numbers = {word: i for i, word in enumerate(sorted(known))}
-    if unknown := sorted(set(words) - numbers.keys()):
-        raise ValueError(f"labels {unknown[:5]} of {name} do not occur in the training images")
-    labels = np.array([numbers[word] for word in words], np.int64)
-    return class_numbers(labels, name, len(labels), class_names=tuple(numbers))
-
-
 def _check_range(labels: np.ndarray, classes: int, expected: str, name: str) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
@@ -210,19 +257,10 @@ def resolved(source: str | Path) -> Path:
         raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """The content of a file; raises what `check_regular` raises."""
-    check_regular(path, limit)
-    with open(path, "rb") as file:
-        data = file.read(limit + 1)  # a file may grow, or say that it has no size
-    check_size(path, len(data), limit)
-    return data
-
-
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file; raises what `check_regular` raises, and ValueError for a file that is no text."""
+    """The content of a UTF-8 file; raises what `read_bytes` raises, and ValueError for a file that is no text."""
     with reading(path, "text"):
-        return read_limited(path, MAX_TEXT).decode()
+        return read_bytes(path, MAX_TEXT).decode()
 
 
 @contextmanager
