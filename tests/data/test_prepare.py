@@ -140,12 +140,12 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
     made: list[str] = []
     original = cache_module.decode_shard
 
-    def killed_at_the_third(folder: Path, options: Any, block: Any) -> None:
+    def killed_at_the_third(folder: Path, *given: Any) -> None:
         if len(made) == 2:
-            (folder / f"{block.file}.01234567.partial").write_bytes(b"half")
+            (folder / f"{given[-1].file}.01234567.partial").write_bytes(b"half")
             raise KeyboardInterrupt
-        original(folder, options, block)
-        made.append(block.file)
+        original(folder, *given)
+        made.append(given[-1].file)
 
     monkeypatch.setattr(cache_module, "decode_shard", killed_at_the_third)
     with pytest.raises(
@@ -155,7 +155,9 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
     with pytest.raises(ValueError, match="not finished"):
         load_images(tmp_path / "out", split="train")
     again: list[str] = []
-    monkeypatch.setattr(cache_module, "decode_shard", lambda *given: (original(*given), again.append(given[2].file))[0])
+    monkeypatch.setattr(
+        cache_module, "decode_shard", lambda *given: (original(*given), again.append(given[-1].file))[0]
+    )
     seen: list[tuple[int, int]] = []
     prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL, progress=lambda *now: seen.append(now[:2]))
     assert len(made) == 2

@@ -22,15 +22,15 @@ from dualrate.data.packed import (
     Packed,
     Shard,
     fingerprint_of,
-    finish_split,
     is_finished,
-    make_shards,
+    pack,
+    read_labels,
     read_packed,
     shards_of,
     write_dataset,
     write_shard,
 )
-from dualrate.data.source import Content, DataProgress, Items, Member, Raw, Source, Split, one_line
+from dualrate.data.source import Content, DataProgress, Member, Raw, Source, Split, one_line
 from dualrate.system.files import ABSENT, naming, read_bytes
 from dualrate.system.folders import new_folder
 from dualrate.system.workers import Mapper, in_turn
@@ -93,16 +93,6 @@ def identity(source: Source, options: Options, *, changes: bool = False) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class ImageShard(Shard):
-    """items: with their labels, of the source called `name`; shape: (C, H, W) of every image"""
-
-    name: str
-    items: Items
-    labels: np.ndarray | None
-    shape: tuple[int, ...]
-
-
 def pack_images(
     sources: Mapping[Split, Source],
     folder: Path,
@@ -113,84 +103,66 @@ def pack_images(
     shard_bytes: int = _SHARD_BYTES,
     mapper: Mapper = in_turn,
 ) -> dict[str, Any]:
-    """Decode what is missing of these splits into a packed folder; what dataset.json holds then.
+    """Decode what is missing of these splits into a packed folder; what dataset.json holds then. Arguments as `pack`'s.
 
-    what: the message that goes with progress; shard_bytes: of a file at most, but for an image at least
     Raises ValueError for images that cannot be used, or are of several shapes; OSError for what cannot be read or
     written.
     """
-    raws: dict[Split, Raw] = {split: source.read() for split, source in sources.items()}
-    first = next(iter(sources))
-    shape = _shape(raws[first], options, sources[first].name)
-    row = int(np.prod(shape))
-    each = max(1, shard_bytes // row)
-    blocks: dict[Split, list[ImageShard]] = {split: [] for split in raws}
-    for split, raw in raws.items():
-        for i, start in enumerate(range(0, raw.count, each)):
-            part = slice(start, min(start + each, raw.count))
-            labels = None if raw.labels is None else raw.labels[part]
-            file, count, items = f"{split}-{i:05}.bin", part.stop - start, raw.items[part]
-            blocks[split].append(ImageShard(file, count, sources[split].name, items, labels, shape))
-    job, every = partial(decode_shard, folder, options), [block for part in blocks.values() for block in part]
-    make_shards(folder, job, every, row, mapper, lambda done, total: progress(done, total, what))
-    held = {"shape": shape, "dtype": "uint8", "each": 1}
-    splits: dict[Split, dict[str, Any]] = {}
-    for split, raw in raws.items():
-        files = [block.file for block in blocks[split]]
-        part, labels = finish_split(folder, split, sources[split].name, raw.class_names, files)
+    raws = {split: (source.name, source.read()) for split, source in sources.items()}
+    shape = _shape(*next(iter(raws.values())), options)
+    row = {"shape": shape, "dtype": "uint8", "each": 1}
+    job = partial(decode_shard, folder, options, shape)
+    splits = pack(folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=what)
+    for split, part in splits.items():
+        name, raw = raws[split]
         rejects = [reject for shard in part["shards"] for reject in shard["rejects"]]
         if not part["images"]:
-            raise ValueError(f"none of the {raw.count} images of {part['name']} can be used: {rejects[0]}")
-        images = shards_of(folder, held, part["shards"])
-        part["fingerprint"] = fingerprint_of(images, labels, raw.class_names)
+            raise ValueError(f"none of the {raw.count} images of {name} can be used: {rejects[0]}")
+        labels = read_labels(folder, split) if part["labelled"] else None
+        part["fingerprint"] = fingerprint_of(shards_of(folder, row, part["shards"]), labels, raw.class_names)
         part["rejected"] = len(rejects)
         part["notes"] = [f"skipped {summary(rejects)} of {raw.count} images"] if rejects else []
         part["notes"] += [raw.note] if raw.note else []
-        splits[split] = part
-    return write_dataset(folder, held, splits, size=options.size, channels=shape[0])
+    return write_dataset(folder, row, splits, size=options.size, channels=shape[0])
 
 
-def decode_shard(folder: Path, options: Options, block: ImageShard) -> None:
-    """Raises ValueError for images that cannot be used, unless they are left out, and for one of another shape."""
-    kept: list[int] = []
+def decode_shard(folder: Path, options: Options, shape: tuple[int, ...], shard: Shard) -> None:
+    """Raises ValueError for images that cannot be used, unless they are left out, and for one of another shape.
+
+    shape: (C, H, W) of every image
+    """
     rejects: list[str] = []
 
-    def images() -> Iterator[np.ndarray]:
-        with naming(block.name):
-            for i, (name, item) in enumerate(block.items):
+    def images() -> Iterator[tuple[int, np.ndarray]]:
+        number = -1
+        with naming(shard.name):
+            for number, (name, item) in enumerate(shard.items):
                 image = image_or_fault(name, item, options)
                 if isinstance(image, str):
                     rejects.append(image)
                     continue
-                if image.shape != block.shape:
+                if image.shape != shape:
                     raise ValueError(
-                        f"{name} is {_times(image.shape)} (channels, height, width), the first image of {block.name} "
-                        f"{_times(block.shape)}: pass --data.size (and --data.channels 1 or 3) for one shape"
+                        f"{name} is {_times(image.shape)} (channels, height, width), the first image of {shard.name} "
+                        f"{_times(shape)}: pass --data.size (and --data.channels 1 or 3) for one shape"
                     )
-                kept.append(i)
-                yield image
-        if len(kept) + len(rejects) != block.count:
-            raise ValueError(
-                f"{block.name} gave {len(kept) + len(rejects)} images, expected {block.count}; did its files change?"
-            )
+                yield number, image
+        if number + 1 != shard.count:
+            raise ValueError(f"{shard.name} gave {number + 1} images, expected {shard.count}; did its files change?")
         if rejects and options.on_bad == "fail":
             raise ValueError(
-                f"{summary(rejects)} of {block.count} images of {block.name} cannot be used; pass --data.on-bad skip "
+                f"{summary(rejects)} of {shard.count} images of {shard.name} cannot be used; pass --data.on-bad skip "
                 "to leave them out"
             )
 
-    def record() -> dict[str, Any]:
-        labels = None if block.labels is None else block.labels[kept].tolist()
-        return {"images": len(kept), "labels": labels, "rejects": rejects}
-
-    write_shard(folder / block.file, images(), record)
+    write_shard(folder, shard, images(), {"rejects": rejects})
 
 
 def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _shape(raw: Raw, options: Options, name: str) -> tuple[int, ...]:
+def _shape(name: str, raw: Raw, options: Options) -> tuple[int, ...]:
     """(C, H, W) of the first image that can be read."""
     faults: list[str] = []
     for label, item in raw.items[:_PROBED]:

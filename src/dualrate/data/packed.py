@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dualrate.data.source import SPLITS, DataProgress, Each, Raw, Source, Split
+from dualrate.data.source import SPLITS, DataProgress, Each, Item, Items, Raw, Source, Split
 from dualrate.system.files import naming, read_json, whole, write_whole
 from dualrate.system.folders import MANIFEST, Damaged, Manifest, some_of
 from dualrate.system.workers import Mapper
@@ -169,21 +169,17 @@ def read_packed(folder: Path, split: Split) -> Packed:
             shape = [dataset["channels"], dataset["size"], dataset["size"]]
             dataset["row"] = {"shape": shape, "dtype": "uint8", "each": 1}
         part, row = dataset["splits"][split], dataset["row"]
-        size = row["each"] * math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize
         for shard in part["shards"]:
-            _check_size(folder / shard["file"], shard["images"] * size)
+            file, size = folder / shard["file"], shard["images"] * _bytes_of(row)
+            if not file.exists():
+                raise Damaged(f"{file} is missing")
+            if (found := file.stat().st_size) != size:
+                raise Damaged(f"{file} has {found:,} bytes, expected {size:,}; remove it")
         content = manifest.content(_labels_file(split)) if part["labelled"] else None
     except Damaged as error:
         raise Damaged(f"{error}; {AGAIN}") from error
     labels = None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
     return Packed(shards_of(folder, row, part["shards"]), labels, dataset, part)
-
-
-def _check_size(file: Path, size: int) -> None:
-    if not file.exists():
-        raise Damaged(f"{file} is missing")
-    if (found := file.stat().st_size) != size:
-        raise Damaged(f"{file} has {found:,} bytes, expected {size:,}; remove it")
 
 
 def shards_of(folder: Path, row: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> Shards:
@@ -200,16 +196,16 @@ def shards_of(folder: Path, row: Mapping[str, Any], shards: Sequence[Mapping[str
 def packed_source(folder: Path, split: Split) -> Source:
     """One split of images as a source, for whoever looks at them before use. Raises what `read_packed` raises."""
     found = read_packed(folder, split)
-    name, count = found.part["name"], len(found.rows)
-
-    def read() -> Raw:
-        items = Each(partial(_row, name, found.rows), range(count))
-        return Raw(items, count, found.labels, tuple(found.part["class_names"]))
-
-    return Source(name, (folder / DATASET,), read)
+    name, class_names = found.part["name"], tuple(found.part["class_names"])
+    return Source(name, (folder / DATASET,), lambda: raw_rows(name, found.rows, found.labels, class_names))
 
 
-def _row(name: str, images: Shards, number: int) -> tuple[str, NDArray[Any]]:
+def raw_rows(name: str, images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> Raw:
+    """Decoded images as those of a source."""
+    return Raw(Each(partial(_row, name, images), range(len(images))), len(images), labels, class_names)
+
+
+def _row(name: str, images: np.ndarray | Shards, number: int) -> Item:
     return f"{name}[{number}]", images[number]
 
 
@@ -249,83 +245,93 @@ def is_finished(folder: Path, splits: Sequence[Split] = SPLITS) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The work of one shard: `count` images to be written to `file`."""
+    """The work of one shard: `items`, `count` of them, of the source called `name`, with their labels, to `file`."""
 
     file: str
+    name: str
+    items: Items
     count: int
+    labels: np.ndarray | None
 
 
-Work = TypeVar("Work", bound=Shard)
+def write_shard(
+    folder: Path, shard: Shard, rows: Iterable[tuple[int, NDArray[Any]]], record: Mapping[str, Any]
+) -> None:
+    """Write a shard, then its record, whole or not at all.
 
-
-def write_shard(path: Path, rows: Iterable[NDArray[Any]], record: Callable[[], dict[str, Any]]) -> None:
-    """Write a shard, then its record, whole or not at all. record: called once all rows are written."""
+    rows: of an image, with its number among the shard's; record: what else there is to say once all are written
+    """
+    kept, path = [], folder / shard.file
     with whole(path) as aside, aside.open("wb") as file:
-        for row in rows:
+        for number, row in rows:
+            kept.append(number)
             file.write(row.tobytes())
-    write_whole(_record(path), json.dumps({**record(), "blocks": block_sums(path)}))
-
-
-def _record(shard: Path) -> Path:
-    return shard.with_suffix(".json")
+    labels = None if shard.labels is None else shard.labels[kept].tolist()
+    content = {"images": len(kept), "labels": labels, **record, "blocks": block_sums(path)}
+    write_whole(path.with_suffix(".json"), json.dumps(content))
 
 
 def _is_done(shard: Path, row: int) -> bool:
     """Whether a shard is there with its record, which says how many rows it has."""
-    if not (shard.is_file() and _record(shard).is_file()):
-        return False
     try:
-        record = read_json(_record(shard))
+        record = read_json(shard.with_suffix(".json"))
         return record.keys() >= {"blocks", "labels"} and shard.stat().st_size == record["images"] * row
-    except (ValueError, KeyError, TypeError, AttributeError):  # no record: the shard is made again
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # no record: the shard is made again
         return False
 
 
-def make_shards(
+def pack(
     folder: Path,
-    job: Callable[[Work], object],
-    blocks: Sequence[Work],
-    row: int,
+    splits: Mapping[Split, tuple[str, Raw]],
+    job: Callable[[Shard], object],
+    row: Mapping[str, Any],
+    *,
+    shard_bytes: int,
     mapper: Mapper,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Do the job for every shard that is missing. row: bytes of an image's rows; progress: (images done, total).
+    progress: DataProgress,
+    what: str,
+) -> dict[Split, dict[str, Any]]:
+    """Do the job for every shard of these splits, named, that is missing; their parts of dataset.json. Writes labels.
 
+    row: as of `write_dataset`; shard_bytes: of a file at most, but for an image at least; what: goes with progress
     Raises OSError, before hours of work, where the disk has no room.
     """
-    missing = [block for block in blocks if not _is_done(folder / block.file, row)]
-    left, total = (sum(block.count for block in part) for part in (missing, blocks))
-    needed, free = left * row, shutil.disk_usage(folder).free
+    size = _bytes_of(row)
+    shards: dict[Split, list[Shard]] = {split: [] for split in splits}
+    for split, (name, raw) in splits.items():
+        each = max(1, shard_bytes // size)
+        for i, first in enumerate(range(0, raw.count, each)):
+            part = slice(first, min(first + each, raw.count))
+            labels = None if raw.labels is None else raw.labels[part]
+            shards[split].append(Shard(f"{split}-{i:05}.bin", name, raw.items[part], part.stop - first, labels))
+    missing = [shard for made in shards.values() for shard in made if not _is_done(folder / shard.file, size)]
+    left, total = sum(shard.count for shard in missing), sum(raw.count for _, raw in splits.values())
+    needed, free = left * size, shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
             f"{folder} is to hold {needed:,} bytes more, and {free:,} are free there: make room for "
             f"{needed - free:,}, or ask for a smaller size; the same command goes on"
         )
     done = total - left
-    progress(done, total)
-    for block, _ in mapper(job, missing):
-        done += block.count
-        progress(done, total)
-
-
-def finish_split(
-    folder: Path, split: Split, name: str, class_names: Sequence[str], files: Sequence[str]
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """A split's part of dataset.json, from the records of its shards, and its labels, which are written."""
-    records = [read_json(_record(folder / file)) for file in files]
-    parts = [record.pop("labels") for record in records]
-    labels = None if None in parts else np.concatenate([np.array(part, np.int64) for part in parts])
-    if labels is not None:
-        with whole(folder / _labels_file(split)) as aside, aside.open("wb") as file:
-            np.save(file, labels, allow_pickle=False)
-    part = {
-        "name": name,
-        "images": sum(record["images"] for record in records),
-        "labelled": labels is not None,
-        "class_names": list(class_names),
-        "shards": [{"file": file, **record} for file, record in zip(files, records, strict=True)],
-    }
-    return part, labels
+    progress(done, total, what)
+    for shard, _ in mapper(job, missing):
+        done += shard.count
+        progress(done, total, what)
+    parts: dict[Split, dict[str, Any]] = {}
+    for split, (name, raw) in splits.items():
+        records = [read_json((folder / shard.file).with_suffix(".json")) for shard in shards[split]]
+        labels = [label for record in records for label in record.pop("labels") or ()]
+        if raw.labels is not None:
+            with whole(folder / _labels_file(split)) as aside, aside.open("wb") as file:
+                np.save(file, np.array(labels, np.int64), allow_pickle=False)
+        parts[split] = {
+            "name": name,
+            "images": sum(record["images"] for record in records),
+            "labelled": raw.labels is not None,
+            "class_names": list(raw.class_names),
+            "shards": [{"file": shard.file, **record} for shard, record in zip(shards[split], records, strict=True)],
+        }
+    return parts
 
 
 def write_dataset(folder: Path, row: Mapping[str, Any], splits: Mapping[Split, Any], **more: Any) -> dict[str, Any]:
@@ -336,5 +342,15 @@ def write_dataset(folder: Path, row: Mapping[str, Any], splits: Mapping[Split, A
     return dataset
 
 
+def read_labels(folder: Path, split: Split) -> np.ndarray:
+    """Those that `pack` wrote."""
+    return np.load(folder / _labels_file(split), allow_pickle=False)
+
+
 def _labels_file(split: Split) -> str:
     return f"{split}-labels.npy"
+
+
+def _bytes_of(row: Mapping[str, Any]) -> int:
+    """Of an image's rows."""
+    return row["each"] * math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize

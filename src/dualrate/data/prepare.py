@@ -12,8 +12,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,9 +36,9 @@ from dualrate.data.packed import (
     PREPARED,
     SHARD_BYTES,
     Shard,
-    finish_split,
     is_finished,
-    make_shards,
+    pack,
+    raw_rows,
     write_dataset,
     write_shard,
 )
@@ -96,13 +97,23 @@ def _begun(folder: Path, file: str, plan: dict[str, Any]) -> Iterator[bool]:
     """Hold a folder that is empty, new, or of the same plan; yields whether something is left to do.
 
     file: that holds the plan, whose "content" is the source's
-    Raises ValueError for any other folder.
+    Raises ValueError for any other folder; one in which bad images ended it may leave them out now.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / file).is_file():
-        _check_same(folder, read_json(folder / file), plan)
+        found = read_json(folder / file)
+        before = found if isinstance(found, dict) else {}
+        before |= {"on_bad": plan["on_bad"]} if before.get("on_bad") == "fail" else {}
+        if names := [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]:
+            differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
+            raise ValueError(f"{folder} was made with {differ}: ask for the same, or give another folder")
+        if before.get("content") != plan["content"]:
+            raise ValueError(
+                f"{folder} was made from other files ({before.get('source')}): their names, sizes or times of change "
+                f"are not those of {plan['source']} now; give another folder"
+            )
     elif there := sorted(one.name for one in folder.iterdir() if one.name != ".lock" and not written_aside(one.name)):
         raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder")
     with run_lock(folder, "written"):
@@ -119,45 +130,6 @@ def _begun(folder: Path, file: str, plan: dict[str, Any]) -> Iterator[bool]:
             raise KeyboardInterrupt(
                 f"interrupted: finished shards are kept in {folder}; the same command goes on"
             ) from None
-
-
-def _check_same(folder: Path, before: Any, plan: dict[str, Any]) -> None:
-    """Raises ValueError for a folder of another plan; bad images may be left out where they ended it before."""
-    if not isinstance(before, dict):
-        raise ValueError(f"{folder} says in no JSON object how it was made: remove it and begin anew")
-    before = {**before, "on_bad": plan["on_bad"]} if before.get("on_bad") == "fail" else before
-    names = [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]
-    if names:
-        differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
-        raise ValueError(f"{folder} was made with {differ}: ask for the same, or give another folder")
-    if before.get("content") != plan["content"]:
-        raise ValueError(
-            f"{folder} was made from other files ({before.get('source')}): their names, sizes or times of change "
-            f"are not those of {plan['source']} now; give another folder"
-        )
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """The images, as `load_images` takes them."""
-
-    source: str
-    size: int | None
-    channels: Literal[1, 3] | None
-    on_bad: OnBad
-    label: str | None
-
-    def load(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
-        return load_images(**asdict(self), split=split, progress=progress)
-
-
-@dataclass(frozen=True)
-class LatentShard(Shard):
-    """Images from number `first` on, of a split with that fingerprint."""
-
-    split: Split
-    first: int
-    fingerprint: str
 
 
 def encode(
@@ -193,35 +165,32 @@ def encode(
     if shard_bytes < 1 or batch_size < 1:
         raise ValueError(f"shard_bytes {shard_bytes}, batch_size {batch_size}; expected at least 1 each")
     named = str(source) if source == fashion_mnist.NAME else str(resolved(source))  # read again, from wherever
-    pixels = Pixels(named, size, channels, on_bad, label)
-    images: dict[Split, ImageSet] = {split: pixels.load(split, progress) for split in SPLITS}
+    how: dict[str, Any] = {"source": named, "size": size, "channels": channels, "on_bad": on_bad, "label": label}
+    images: dict[Split, ImageSet] = {split: load_images(**how, split=split, progress=progress) for split in SPLITS}
     if images["test"].shape != images["train"].shape:
         shapes = " and ".join(f"{images[split].shape} ({split})" for split in SPLITS)
         raise ValueError(f"images of one shape (C, H, W) are encoded, got {shapes}: give --size")
     made_by = codec.read(device)
     made_by.latent_shape(images["train"].shape)  # refuses what it cannot encode
-    plan = {"format": FORMAT, **asdict(pixels), "mirrored": mirrored, "shard_bytes": shard_bytes}
+    plan = {"format": FORMAT, **how, "mirrored": mirrored, "shard_bytes": shard_bytes}
     plan |= {"codec": codec.fingerprint, "content": [images[split].fingerprint for split in SPLITS]}
     with _begun(folder, ENCODED, plan) as unfinished:
         if unfinished:
-            row = moments_of(made_by, images["train"].images[:1], device, mirrored)
+            first = moments_of(made_by, images["train"].images[:1], device, mirrored)
+            row = {"shape": list(first.shape[2:]), "dtype": "float16", "each": first.shape[1]}
             where = str(device) if mapper is in_turn else torch.device(device).type  # a worker has a GPU of its own
-            job = partial(encode_shard, folder, pixels, codec, where, mirrored, batch_size)
-            each = max(1, shard_bytes // row.nbytes)
-            blocks = [
-                LatentShard(f"{split}-{i:05}.bin", min(each, len(one) - first), split, first, one.fingerprint)
+            job = partial(encode_shard, folder, codec, where, mirrored, batch_size)
+            raws = {
+                split: (one.name, raw_rows(one.name, one.images, one.labels, one.class_names))
                 for split, one in images.items()
-                for i, first in enumerate(range(0, len(one), each))
-            ]
-            make_shards(folder, job, blocks, row.nbytes, mapper, lambda done, of: progress(done, of, ENCODING))
-            splits: dict[Split, dict[str, Any]] = {}
-            for split, one in images.items():
-                files = [block.file for block in blocks if block.split == split]
-                part, _ = finish_split(folder, split, one.name, one.class_names, files)
-                splits[split] = part | {"fingerprint": one.fingerprint}
-            held = {"shape": list(row.shape[2:]), "dtype": "float16", "each": row.shape[1]}
+            }
+            splits = pack(
+                folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=ENCODING
+            )
+            for split, part in splits.items():
+                part["fingerprint"] = images[split].fingerprint
             by = {"folder": codec.folder, "fingerprint": codec.fingerprint}
-            write_dataset(folder, held, splits, codec=by, images=asdict(pixels))
+            write_dataset(folder, row, splits, codec=by, images=how)
     return read_json(folder / DATASET)
 
 
@@ -238,28 +207,17 @@ def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mir
     return stacked.half()
 
 
-def encode_shard(
-    folder: Path, pixels: Pixels, by: CodecFolder, device: str, mirrored: bool, batch_size: int, block: LatentShard
-) -> None:
+def encode_shard(folder: Path, by: CodecFolder, device: str, mirrored: bool, batch_size: int, shard: Shard) -> None:
     """Raises what `moments_of` raises, and ValueError where the codec is not what it was."""
-    codec, images = by.read(device), _loaded(pixels, block.split, block.fingerprint)
-    digest, last = hashlib.sha256(), block.first + block.count
+    codec, record = by.read(device), {"sha256": ""}
 
-    def rows() -> Iterator[NDArray[np.float16]]:
-        for first in range(block.first, last, batch_size):
-            batch = images.images[first : min(first + batch_size, last)]
-            moments = moments_of(codec, batch, device, mirrored).numpy()
+    def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
+        digest, items, first = hashlib.sha256(), iter(shard.items), 0
+        while batch := [image for _, image in islice(items, batch_size)]:
+            moments = moments_of(codec, np.stack(batch), device, mirrored).numpy()
             digest.update(moments.tobytes())
-            yield moments
+            yield from enumerate(moments, first)
+            first += len(batch)
+        record["sha256"] = digest.hexdigest()
 
-    def record() -> dict[str, Any]:
-        labels = None if images.labels is None else images.labels[block.first : last].tolist()
-        return {"images": block.count, "labels": labels, "sha256": digest.hexdigest()}
-
-    write_shard(folder / block.file, rows(), record)
-
-
-@lru_cache(maxsize=2)
-def _loaded(pixels: Pixels, split: Split, fingerprint: str) -> ImageSet:
-    """Once in a process."""
-    return pixels.load(split)
+    write_shard(folder, shard, rows(), record)
