@@ -80,16 +80,16 @@ class Normalisation:
 
     def forward(self, raw: Moments) -> Moments:
         """Moments of a codec's own latents -> those that networks see."""
-        mean, std = self._like(raw.mean)
+        mean, std = self._per_channel(raw.mean)
         log_var = None if raw.log_var is None else raw.log_var - 2 * std.log()
         return Moments((raw.mean - mean) / std, log_var)
 
     def inverse(self, x: Tensor) -> Tensor:
         """(B, C, H, W) latents that networks see -> a codec's own."""
-        mean, std = self._like(x)
+        mean, std = self._per_channel(x)
         return x * std + mean
 
-    def _like(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _per_channel(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Each (1, C or 1, 1, 1)."""
         if {len(self.mean), len(self.std)} - {1, z.shape[1]}:
             raise ValueError(
@@ -340,7 +340,9 @@ def read_codec(
     not draw; OSError where it cannot be read.
     """
     path = as_path(folder).resolve()
-    return _read(path, _state(path), str(device), sampler, steps)
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    state = tuple((file.name, stat.st_size, stat.st_ctime_ns) for file in files for stat in [file.stat()])
+    return _read(path, state, str(device), sampler, steps)
 
 
 @lru_cache(maxsize=1)
@@ -348,14 +350,6 @@ def _read(path: Path, state: tuple[Any, ...], device: str, sampler: str | None, 
     """state: by which a folder is seen to have changed"""
     if (path / RUN).is_file():
         return cast(Callable[..., Codec], imported(OF_RUNS))(path, device, sampler, steps)
-    _check_class(path)
-    if sampler is not None or steps is not None:
-        raise ValueError(f"{path} holds an autoencoder, which decodes at once: drop the sampler and the steps")
-    return cast(Callable[[Path, str], Codec], imported(OF_DIFFUSERS))(path, device)
-
-
-def _check_class(path: Path) -> None:
-    """Raises ValueError for a folder without a class of diffusers, OSError where it cannot be read."""
     try:
         config = read_json(path / CONFIG)
     except OSError as error:
@@ -366,8 +360,6 @@ def _check_class(path: Path) -> None:
         raise ValueError(f"{path} holds no codec, which would have a {CONFIG}: {there}") from error
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")
-
-
-def _state(path: Path) -> tuple[Any, ...]:
-    files = sorted(path.iterdir()) if path.is_dir() else []
-    return tuple((file.name, stat.st_size, stat.st_ctime_ns) for file in files for stat in [file.stat()])
+    if sampler is not None or steps is not None:
+        raise ValueError(f"{path} holds an autoencoder, which decodes at once: drop the sampler and the steps")
+    return cast(Callable[[Path, str], Codec], imported(OF_DIFFUSERS))(path, device)

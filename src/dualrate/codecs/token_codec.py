@@ -34,7 +34,8 @@ from dualrate.diffusion.values import Shape
 class TokenCodec(CodecConfig):
     """A codec of tokens. A subclass is a frozen dataclass with a field `mask`, and the others say what symbols are.
 
-    mask: whether a category more stands for noise, as a masked process has it
+    mask:  whether a category more stands for noise, as a masked process has it
+    steps: of data in [-1, 1], from one symbol's value to the next
     """
 
     instant = True
@@ -45,13 +46,9 @@ class TokenCodec(CodecConfig):
     def symbols(self) -> int:
         """How many there are."""
 
-    @abstractmethod
-    def index(self, x: Tensor) -> Tensor:
-        """Data in [-1, 1] -> int64 of the same shape, in [0, symbols)."""
-
-    @abstractmethod
-    def value(self, index: Tensor) -> Tensor:
-        """The other way."""
+    @property
+    def steps(self) -> int:
+        return self.symbols - 1
 
     @property
     def categories(self) -> int:
@@ -106,10 +103,12 @@ class Tokens:
 
     def encode(self, images: Tensor) -> Moments:
         tokens = images.new_zeros(len(images), self.config.categories, *images.shape[2:])
-        return Moments(tokens.scatter_(1, self.config.index(images), 1))
+        symbols = ((images + 1) / 2 * self.config.steps).round().long()
+        return Moments(tokens.scatter_(1, symbols, 1))
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
-        return self.config.value(x.argmax(1, keepdim=True).clamp(max=self.config.symbols - 1))
+        symbols = x.argmax(1, keepdim=True).clamp(max=self.config.symbols - 1)
+        return symbols / self.config.steps * 2.0 - 1
 
 
 @dataclass(frozen=True)
@@ -124,12 +123,6 @@ class GreyLevels(TokenCodec, Ranged):
     @property
     def symbols(self) -> int:
         return self.levels
-
-    def index(self, x: Tensor) -> Tensor:
-        return ((x + 1) / 2 * (self.levels - 1)).round().long()
-
-    def value(self, index: Tensor) -> Tensor:
-        return index / (self.levels - 1) * 2.0 - 1
 
 
 BETWEEN = "\n---\n"  # pieces that are shown one after the other
@@ -146,6 +139,7 @@ class Characters(TokenCodec):
 
     alphabet: str  # pyright: ignore[reportIncompatibleVariableOverride]
     mask: bool = True
+    steps = 255  # no annotation: no field. Data are places as 8-bit values
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.alphabet) <= MOST or len(set(self.alphabet)) != len(self.alphabet):
@@ -154,12 +148,6 @@ class Characters(TokenCodec):
     @property
     def symbols(self) -> int:
         return len(self.alphabet)
-
-    def index(self, x: Tensor) -> Tensor:
-        return (127.5 * x + 127.5).round().long()
-
-    def value(self, index: Tensor) -> Tensor:
-        return index / 127.5 - 1
 
 
 def texts(alphabet: str, places: NDArray[np.uint8]) -> Iterable[str]:

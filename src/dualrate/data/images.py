@@ -9,7 +9,7 @@ are encoded or decoded, not trained on (`every_image`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -28,19 +28,17 @@ from dualrate.data.archives import npz_source, tar_files, tar_source
 from dualrate.data.cache import OnBad, Options, cache_dir, decoded, image_of
 from dualrate.data.decode import SUFFIXES, shape_of
 from dualrate.data.image_folder import folder_source, images_below, named
-from dualrate.data.packed import ENCODED, Packed, Shards, fingerprint_of, is_prepared, packed_source, read_packed
+from dualrate.data.packed import ENCODED, Shards, fingerprint_of, is_prepared, packed_source, read_packed
 from dualrate.data.source import (
     SPLITS,
     DataProgress,
     Each,
     Item,
-    Items,
     Member,
     Raw,
     Source,
     Split,
     hidden,
-    printable,
     resolved,
 )
 from dualrate.diffusion.random import Draws
@@ -118,14 +116,10 @@ class ImageSet:
     floats = staticmethod(_floats)
     codec = NoCodec()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of images, labels and class names; reads every image once, unless it is known."""
-        return self.hashed or self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        return fingerprint_of(self.images, self.labels, self.class_names)
+        return self.hashed or fingerprint_of(self.images, self.labels, self.class_names)
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -175,18 +169,12 @@ def load_images(
                 f"{folder} was prepared at size {side} with {there} channel(s), asked for {size} and {channels}: "
                 "leave out --data.size and --data.channels, or prepare its source once more"
             )
-        notes = packed.part.get("notes", ())
     else:
         cache = cache_dir() if cache is None else as_path(cache)
         found = find_source(source, split, cache, report, label)
         packed = decoded(found, split, Options(size, channels, on_bad), cache, report)
-        notes = packed.part["notes"]
-    for note in notes:
+    for note in packed.part.get("notes", ()):  # none in a folder that v0.1 prepared
         report(len(packed.rows), len(packed.rows), note)
-    return _image_set(packed)
-
-
-def _image_set(packed: Packed) -> ImageSet:
     part = packed.part
     return ImageSet(packed.rows, packed.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
 
@@ -199,11 +187,10 @@ def prepared_folder(source: str | Path) -> Path | None:
 
 def check_outside(folder: Path, source: str | Path) -> None:
     """Raises ValueError for a folder to write in a folder of images, of which it would become a class."""
-    if source in ("", fashion_mnist.NAME):
+    place = None if source in ("", fashion_mnist.NAME) else resolved(source)
+    if place is None or not place.is_dir() or is_prepared(place) or (place / ENCODED).is_file():
         return
-    place = resolved(source)
-    written_here = is_prepared(place) or (place / ENCODED).is_file()  # of which no class is read by its folder
-    if place.is_dir() and not written_here and folder.resolve().is_relative_to(place):
+    if folder.resolve().is_relative_to(place):
         raise ValueError(f"{folder} is in {source}, whose images are read: give a folder elsewhere")
 
 
@@ -224,48 +211,40 @@ def find_source(
 
     Raises what `load_images` raises, and ValueError for a `label` of a source that is not of Parquet files.
     """
-    found = _found(source, split, cache, progress, label)
-    if found.label != label:
+    path = None if source == fashion_mnist.NAME else existing(source)
+    folders = (path, path / "data") if path and path.is_dir() else ()
+    if path and (
+        path.suffix == ".parquet"
+        or any(not hidden(file.name) for folder in folders for file in folder.glob("*.parquet"))
+    ):
+        try:
+            from dualrate.data.parquet import parquet_source
+        except ModuleNotFoundError as error:
+            raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
+        return parquet_source(path, split, label)
+    if label is not None:
         raise ValueError(
             f"--data.label {label} names a column of Parquet files, and there are none in {source}: drop it; its "
             "labels are its folders, or stand beside its images (docs/own-images.md)"
         )
-    return found
-
-
-def _found(source: str | Path, split: Split, cache: Path, progress: DataProgress, label: str | None) -> Source:
-    if source == fashion_mnist.NAME:
+    if path is None:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
-    path = existing(source)
-    if not path.is_dir():
-        check_regular(path)
-        if path.suffix == ".npz":
-            return npz_source(path, split)
-        if path.suffix == ".tar":
-            return tar_source([path], path, split, progress)
-        if path.suffix == ".parquet":
-            return _parquet(path, split, label)
-        raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
-    if is_prepared(path):
-        return packed_source(path, split)
-    if (path / ENCODED).is_file():
-        raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
-    if any(not hidden(file.name) for place in (path, path / "data") for file in place.glob("*.parquet")):
-        return _parquet(path, split, label)
-    tars = tar_files(path)
-    return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
+    if folders:
+        if is_prepared(path):
+            return packed_source(path, split)
+        if (path / ENCODED).is_file():
+            raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
+        tars = tar_files(path)
+        return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
+    check_regular(path)
+    if path.suffix == ".npz":
+        return npz_source(path, split)
+    if path.suffix == ".tar":
+        return tar_source([path], path, split, progress)
+    raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
 
 
-def _parquet(path: Path, split: Split, label: str | None) -> Source:
-    try:
-        from dualrate.data.parquet import parquet_source
-    except ModuleNotFoundError as error:
-        raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
-    return parquet_source(path, split, label)
-
-
-def _silent(done: int, total: int, message: str) -> None:
-    """Progress that nobody wants."""
+def _silent(done: int, total: int, message: str) -> None: ...
 
 
 MOST = 1000  # images whose headers are read
@@ -322,12 +301,11 @@ def look_at(source: str | Path, label: str | None = None) -> Look:
 class Everything:
     """items: of a source, not decoded yet; options: how they are"""
 
-    items: list[Item] | Items
-    count: int
+    items: Sequence[Item] | Each
     options: Options
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.items)
 
     def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         """Name and image, (C, H, W). Raises ValueError, naming it, for what is no image, OSError as `image_of`."""
@@ -346,12 +324,12 @@ def every_image(
     """
     options, path = Options(size, channels, "fail"), resolved(source)
     if path.is_file() and path.name.lower().endswith(SUFFIXES):
-        return Everything([(printable(path.name), path)], 1, options)
+        return Everything(Each(partial(named, path.parent), [path]), options)
     if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):
-        return Everything(Each(partial(named, path), files), len(files), options)
+        return Everything(Each(partial(named, path), files), options)
     raw = [find_source(source, split, cache_dir(), _silent).read() for split in SPLITS]
     items = sorted((item for one in raw for item in one.items), key=_place)
-    return Everything(items, len(items), options)
+    return Everything(items, options)
 
 
 def _place(item: Item) -> list[tuple[int, str]]:

@@ -73,6 +73,9 @@ class Each:
     def __iter__(self) -> Iterator[Item]:
         return map(self.make, self.of)
 
+    def __len__(self) -> int:
+        return len(self.of)
+
     def __getitem__(self, part: slice | np.ndarray, /) -> Each:
         return Each(self.make, self.of[part] if isinstance(part, slice) else [self.of[i] for i in part])
 
