@@ -59,9 +59,13 @@ class DiffusionDecoding(CodecConfig, Ranged):
     def data_shape(self, latent: Shape) -> Shape:
         return self.channels, self.factor * latent[1], self.factor * latent[2]
 
+    def decoder(self, networks: nn.ModuleDict) -> Denoiser:
+        """What calls the decoder's networks."""
+        return Decoder(networks["decoder"], self.process)
+
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         """Raises ValueError for a sampler that nobody knows, or that needs a table."""
-        decoding = Decoding.by(Decoder(networks["decoder"], self.process), self.process, self.sampler, self.steps)
+        decoding = Decoding.by(self.decoder(networks), self.process, self.sampler, self.steps)
         return DiffusionCodec(self, networks, decoding, torch.device(device))
 
 

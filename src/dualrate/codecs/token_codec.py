@@ -34,8 +34,8 @@ from dualrate.diffusion.values import Shape
 class TokenCodec(CodecConfig):
     """A codec of tokens. A subclass is a frozen dataclass with a field `mask`, and the others say what symbols are.
 
-    mask:  whether a category more stands for noise, as a masked process has it
-    steps: of data in [-1, 1], from one symbol's value to the next
+    mask:    whether a category more stands for noise, as a masked process has it
+    highest: the symbol that stands for 1 in the data, where 0 stands for -1
     """
 
     instant = True
@@ -47,7 +47,7 @@ class TokenCodec(CodecConfig):
         """How many there are."""
 
     @property
-    def steps(self) -> int:
+    def highest(self) -> int:
         return self.symbols - 1
 
     @property
@@ -103,12 +103,12 @@ class Tokens:
 
     def encode(self, images: Tensor) -> Moments:
         tokens = images.new_zeros(len(images), self.config.categories, *images.shape[2:])
-        symbols = ((images + 1) / 2 * self.config.steps).round().long()
+        symbols = ((images + 1) / 2 * self.config.highest).round().long()
         return Moments(tokens.scatter_(1, symbols, 1))
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
         symbols = x.argmax(1, keepdim=True).clamp(max=self.config.symbols - 1)
-        return symbols / self.config.steps * 2.0 - 1
+        return symbols / self.config.highest * 2.0 - 1
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Characters(TokenCodec):
 
     alphabet: str  # pyright: ignore[reportIncompatibleVariableOverride]
     mask: bool = True
-    steps = 255  # no annotation: no field. Data are places as 8-bit values
+    highest = 255  # no annotation: no field
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.alphabet) <= MOST or len(set(self.alphabet)) != len(self.alphabet):
