@@ -362,7 +362,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("dualrate.data.archives.zipfile.ZipFile", refuse)
+    monkeypatch.setattr("dualrate.data.readers.zipfile.ZipFile", refuse)
     monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
     with pytest.raises(OSError, match="Input/output error") as caught:
         load(tmp_path / name)

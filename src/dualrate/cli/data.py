@@ -163,7 +163,7 @@ class Verify(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.data.packed import verify
+        from dualrate.data.cache import verify
         from dualrate.system.workers import mapper
 
         progress = reporter()

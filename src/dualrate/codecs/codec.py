@@ -109,7 +109,6 @@ class Codec(Protocol):
 
         Empty: images are their own latents.
         """
-        ...
 
     @property
     def latents(self) -> str:
@@ -117,36 +116,29 @@ class Codec(Protocol):
 
         Models of its latents know it by this.
         """
-        ...
 
     @property
     def device(self) -> torch.device:
         """Where it works."""
-        ...
 
     @property
     def log_snr(self) -> float | None:
         """Of the latents that `decode` takes; None: they have no noise."""
-        ...
 
     def latent_shape(self, image: Shape) -> Shape:
         """(C, H, W) of the latent of an image of that shape. Raises ValueError for images that it cannot encode."""
-        ...
 
     def image_shape(self, latent: Shape) -> Shape:
         """(C, H, W) of the image of a latent of that shape. Raises ValueError for latents that it cannot decode."""
-        ...
 
     def encode(self, images: Tensor) -> Moments:
         """Normalised moments of the latents of some images."""
-        ...
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
         """Images of normalised latents, nominally in [-1, 1]: of z_0 where it takes them with noise.
 
         draws: of their seeds, for a decoder that draws
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,7 @@ class DiffusionCodec:
                 digest.update(tensor.detach().cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    @property
-    def latents(self) -> str:
-        return self.fingerprint
+    latents = fingerprint
 
     def latent_shape(self, image: Shape) -> Shape:
         if image != self._encoder.shape:

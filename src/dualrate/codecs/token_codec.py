@@ -87,9 +87,7 @@ class Tokens:
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(to_plain(self.config)).encode()).hexdigest()
 
-    @property
-    def latents(self) -> str:
-        return self.fingerprint
+    latents = fingerprint
 
     def latent_shape(self, image: Shape) -> Shape:
         if image[0] != 1:

@@ -24,11 +24,21 @@ from torch import Tensor
 from dualrate.codecs.codec import NoCodec
 from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
-from dualrate.data.archives import npz_source, tar_files, tar_source
-from dualrate.data.cache import OnBad, Options, cache_dir, decoded, image_of
+from dualrate.data.cache import (
+    ENCODED,
+    OnBad,
+    Options,
+    Shards,
+    cache_dir,
+    decoded,
+    fingerprint_of,
+    image_of,
+    is_prepared,
+    packed_source,
+    read_packed,
+)
 from dualrate.data.decode import SUFFIXES, shape_of
-from dualrate.data.image_folder import folder_source, images_below, named
-from dualrate.data.packed import ENCODED, Shards, fingerprint_of, is_prepared, packed_source, read_packed
+from dualrate.data.readers import folder_source, images_below, named, npz_source, tar_files, tar_source
 from dualrate.data.source import (
     SPLITS,
     DataProgress,
@@ -38,6 +48,7 @@ from dualrate.data.source import (
     Raw,
     Source,
     Split,
+    check_labels,
     hidden,
     resolved,
 )
@@ -82,18 +93,13 @@ class ImageSet:
         shape, dtype = self.images.shape, self.images.dtype
         if len(shape) != 4 or 0 in shape or shape[1] not in (1, 3) or dtype != np.uint8:
             raise ValueError(f"{self.name}: images are {dtype} {shape}; expected uint8 (N, C, H, W), N > 0, C = 1 or 3")
-        if self.labels is None:
-            if self.class_names:
-                raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
-        elif self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
-            raise ValueError(
-                f"{self.name}: labels are {self.labels.dtype} {self.labels.shape}; expected int64 {shape[:1]}"
-            )
-        elif self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
-            raise ValueError(
-                f"{self.name}: labels run from {self.labels.min()} to {self.labels.max()}; {len(self.class_names)} "
-                f"class names allow 0 to {len(self.class_names) - 1}"
-            )
+        if self.labels is not None:
+            if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
+                found = f"{self.labels.dtype} {self.labels.shape}"
+                raise ValueError(f"{self.name}: labels are {found}; expected int64 {shape[:1]}")
+            check_labels(self.labels, len(self.class_names), self.name)
+        elif self.class_names:
+            raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -142,8 +148,8 @@ def load_images(
 ) -> ImageSet:
     """One split of a data source, decoded once and memory-mapped ever after.
 
-    source:   "fashion-mnist", a folder of images (see `image_folder`), a .tar or .npz file, or a folder of tars (see
-              `archives`), a Parquet file or a folder of them (see `parquet`), or a folder that `prepare` wrote. A
+    source:   "fashion-mnist", a folder of images (see `readers`), a .tar or .npz file, or a folder of tars (see
+              `readers`), a Parquet file or a folder of them (see `parquet`), or a folder that `prepare` wrote. A
               source without a test split has a tenth held out (see `source.hold_out`)
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images

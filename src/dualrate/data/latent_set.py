@@ -1,6 +1,6 @@
 """Latents of images: cached as moments for training, and those that decoders are given where they are measured.
 
-What `encode` writes is a packed folder (packed.py), whose rows are N x V x M x C x H x W float16: of an image its V
+What `encode` writes is a packed folder (cache.py), whose rows are N x V x M x C x H x W float16: of an image its V
 views (as it is; mirrored), of a view its M moments (mean; log of the variance, unless the codec is deterministic),
 normalised. Training draws a latent from its moments, keyed by (seed, sample number), so noise is fresh in every epoch
 and a resumed run sees the same. A mirrored latent is no latent of the mirrored image, hence the views.
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import Codec, CodecFolder, Moments, noisy_latents
+from dualrate.data.cache import ENCODED, Packed, read_packed
 from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.data.loader import Augment
-from dualrate.data.packed import ENCODED, Packed, read_packed
 from dualrate.data.source import DataProgress, Split, resolved
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape

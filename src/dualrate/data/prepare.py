@@ -1,4 +1,4 @@
-"""`prepare` and `encode`: any source of images -> a packed folder (packed.py) of images of one size, or of latents.
+"""`prepare` and `encode`: any source of images -> a packed folder (cache.py) of images of one size, or of latents.
 
 A shard is a range of the source's images in their order, whatever the number of processes; one that is there with its
 record is never made again, so the same call goes on after a kill. What is prepared has the bits of the source read
@@ -26,22 +26,26 @@ from torch import Tensor
 from dualrate.codecs.codec import Codec, CodecFolder
 from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
-from dualrate.data.cache import OnBad, Options, cache_dir, identity, pack_images
-from dualrate.data.images import ImageSet, check_outside, find_source, load_images, prepared_folder, to_float
-from dualrate.data.latent_set import is_encoded
-from dualrate.data.packed import (
+from dualrate.data.cache import (
     DATASET,
     ENCODED,
     FORMAT,
     PREPARED,
     SHARD_BYTES,
+    OnBad,
+    Options,
     Shard,
+    cache_dir,
+    identity,
     is_finished,
     pack,
+    pack_images,
     raw_rows,
     write_dataset,
     write_shard,
 )
+from dualrate.data.images import ImageSet, check_outside, find_source, load_images, prepared_folder, to_float
+from dualrate.data.latent_set import is_encoded
 from dualrate.data.source import SPLITS, DataProgress, Source, Split, resolved
 from dualrate.system.device import whole_products
 from dualrate.system.files import naming, read_json, write_whole, written_aside

@@ -229,21 +229,21 @@ def class_numbers(
     if not class_names:
         known = labels if reference is None else reference
         allowed = min(MAX_CLASSES, max(1000, 10 * len(known)))
-        _check_range(known, allowed, f"class numbers of {len(known)} images are 0 to {allowed - 1}", name)
+        check_labels(known, allowed, name, f"class numbers of {len(known)} images are")
         class_names = tuple(str(i) for i in range(int(known.max(initial=0)) + 1))
     if len(class_names) > MAX_CLASSES:
         raise ValueError(f"{name} declares {len(class_names):,} classes, more than the {MAX_CLASSES:,} accepted")
-    high = len(class_names) - 1
-    _check_range(labels, high + 1, f"{high + 1} class names allow 0 to {high}", name)
+    check_labels(labels, len(class_names), name)
     return labels.astype(np.int64), class_names
 
 
-def _check_range(labels: np.ndarray, classes: int, expected: str, name: str) -> None:
+def check_labels(labels: np.ndarray, classes: int, name: str, rule: str = "") -> None:
+    """Raises ValueError for a label that is none of so many classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()} in {name}, {labels[wrong[0]]} in row {wrong[0]}; "
-            f"{expected}"
+            f"{rule or f'{classes} class names allow'} 0 to {classes - 1}"
         )
 
 

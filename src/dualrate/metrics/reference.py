@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualrate.data.archives import read_arrays
+from dualrate.data.readers import read_arrays
 from dualrate.data.source import printable
 from dualrate.metrics.features import FeatureExtractor
 from dualrate.metrics.frechet import ROUNDING, GaussianStats, clamped_eigenvalues
