@@ -22,9 +22,8 @@ from PIL import Image
 
 from dualrate.data import cache as cache_module
 from dualrate.data.cache import BLOCK, DATASET, PREPARED, Shards, block_sums, is_finished, read_packed, verify
-from dualrate.data.images import load_images, look_at
+from dualrate.data.images import load_images, look_at, prepare
 from dualrate.data.loader import Batches
-from dualrate.data.prepare import prepare
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 from dualrate.system.workers import Workers, in_turn
 

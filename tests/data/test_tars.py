@@ -14,8 +14,7 @@ from data.pickled import by_pickle
 from PIL import Image
 
 from dualrate.data import readers as tar_members
-from dualrate.data.images import find_source, load_images, look_at
-from dualrate.data.prepare import prepare
+from dualrate.data.images import find_source, load_images, look_at, prepare
 from dualrate.data.source import Member, Raw, Split
 
 Content = bytes | tarfile.TarInfo

@@ -26,6 +26,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
@@ -49,8 +50,9 @@ from dualrate.data.source import (
     Split,
     one_line,
 )
-from dualrate.system.files import ABSENT, naming, read_bytes, read_json, whole, write_whole
+from dualrate.system.files import ABSENT, naming, read_bytes, read_json, whole, write_whole, written_aside
 from dualrate.system.folders import MANIFEST, Damaged, Manifest, new_folder, some_of
+from dualrate.system.progress import run_lock
 from dualrate.system.workers import Mapper, in_turn
 
 FORMAT = 1
@@ -71,7 +73,7 @@ class Shards:
         self._made_of, self.dtype = (folder, row, shards), np.dtype(row["dtype"])
         self.starts = np.array([0, *accumulate(shard["images"] * row["each"] for shard in shards)])
         self.shape = (int(self.starts[-1]), *row["shape"])
-        self._good: dict[tuple[int, ...], NDArray[np.bool_]] = {}  # blocks, by file, inode, size and time of change
+        self._good: dict[int, NDArray[np.bool_]] = {}  # blocks, by file
         self._mapped = lru_cache(maxsize=_OPEN)(self._map)
 
     def __reduce__(self) -> tuple[type[Shards], tuple[Any, ...]]:
@@ -107,10 +109,8 @@ class Shards:
         """A file's rows, and which of its blocks are known to be good."""
         count, file = int(self.starts[number + 1] - self.starts[number]), self._file(number)
         with naming(file):
-            stat = file.stat()
             mapped = np.memmap(file, self.dtype, "r", shape=(count, *self.shape[1:]))
-        state = (number, stat.st_ino, stat.st_size, stat.st_ctime_ns)
-        return mapped, self._good.setdefault(state, np.zeros(-(-mapped.nbytes // BLOCK), bool))
+        return mapped, self._good.setdefault(number, np.zeros(-(-mapped.nbytes // BLOCK), bool))
 
     def _check(self, number: int, mapped: NDArray[Any], good: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
         """Raises Damaged unless the blocks of these rows are what was written; each is read for it once."""
@@ -347,6 +347,46 @@ def write_dataset(folder: Path, row: Mapping[str, Any], splits: Mapping[Split, A
     write_whole(folder / DATASET, json.dumps(dataset, indent=1))
     Manifest.write(folder, [DATASET, *(_labels_file(split) for split in splits if splits[split]["labelled"])])
     return dataset
+
+
+@contextmanager
+def begun(folder: Path, file: str, plan: dict[str, Any]) -> Iterator[bool]:
+    """Hold a folder that is empty, new, or of the same plan; yields whether something is left to do.
+
+    file: that holds the plan, whose "content" is the source's
+    Raises ValueError for any other folder; one in which bad images ended it may leave them out now.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / file).is_file():
+        found = read_json(folder / file)
+        before = found if isinstance(found, dict) else {}
+        before |= {"on_bad": plan["on_bad"]} if before.get("on_bad") == "fail" else {}
+        if names := [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]:
+            differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
+            raise ValueError(f"{folder} was made with {differ}: ask for the same, or give another folder")
+        if before.get("content") != plan["content"]:
+            raise ValueError(
+                f"{folder} was made from other files ({before.get('source')}): their names, sizes or times of change "
+                f"are not those of {plan['source']} now; give another folder"
+            )
+    elif there := sorted(one.name for one in folder.iterdir() if one.name != ".lock" and not written_aside(one.name)):
+        raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder")
+    with run_lock(folder, "written"):
+        unfinished = not is_finished(folder)
+        if unfinished:
+            for left in folder.iterdir():  # half written, or the manifest of what is to be mended
+                if written_aside(left.name) or left.name == MANIFEST:
+                    with naming(left):
+                        left.unlink()
+            write_whole(folder / file, json.dumps(plan, indent=1))
+        try:
+            yield unfinished
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted: finished shards are kept in {folder}; the same command goes on"
+            ) from None
 
 
 def read_labels(folder: Path, split: Split) -> np.ndarray:

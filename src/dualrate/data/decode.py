@@ -17,13 +17,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -46,36 +42,20 @@ def decode(data: bytes, name: str, *, size: int | None = None, channels: int | N
         raise ValueError(f"{name}: the file is empty")
     if len(data) > MAX_BYTES:
         raise ValueError(f"{name}: the file has {len(data):,} bytes, more than the {MAX_BYTES:,} accepted")
-    with _naming(name):
-        image, deep = _unread(io.BytesIO(data))
-        with image:
-            image.load()
-            return _pixels(_eight_bit(ImageOps.exif_transpose(image), deep or _grey(image)), size, channels)
-
-
-def shape_of(item: Path | bytes, name: str) -> tuple[int, int, int]:
-    """(C, H, W) that `decode` gives without a size and channels, from the file's header alone.
-
-    Raises ValueError, naming the file, for what is no image by its header; the pixels may still be damaged.
-    """
-    with _naming(name), item.open("rb") if isinstance(item, Path) else io.BytesIO(item) as file:
-        image, deep = _unread(file)
-        with image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            return 1 if deep or _grey(image) else 3, *((width, height) if turned else (height, width))
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Whatever a decoder of untrusted bytes raises, of about ten kinds, becomes a ValueError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow only warns about sizes that are refused here
-            yield
+            _check_size(_webp_size(data[:30]))
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(image.size)
+                image.load()
+                # by depth and colour type of the first chunk: 16-bit grey with alpha, which Pillow makes RGBA
+                deep = image.format == "PNG" and data[24:26] == b"\x10\x04"
+                grey = deep or _sixteen_bit(image) or image.mode in ("1", "L", "LA")
+                return _pixels(_eight_bit(ImageOps.exif_transpose(image), grey), size, channels)
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a {', '.join(FORMATS)} image") from None
-    except Exception as error:
+    except Exception as error:  # decoders raise about ten kinds of exceptions
         raise ValueError(f"{name}: cannot be decoded ({error})") from error
 
 
@@ -84,19 +64,6 @@ def resize(image: np.ndarray, *, size: int | None = None, channels: int | None =
     if (size is None or image.shape[1:] == (size, size)) and channels in (None, image.shape[0]):
         return image
     return _pixels(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)), size, channels)
-
-
-def _unread(file: BinaryIO) -> tuple[Image.Image, bool]:
-    """An image of which only the header was read, and whether it is 16-bit grey with alpha, which Pillow makes RGBA.
-
-    Raises ValueError for one of too many pixels.
-    """
-    header = file.read(30)
-    _check_size(_webp_size(header))
-    file.seek(0)
-    image = Image.open(file, formats=FORMATS)
-    _check_size(image.size)
-    return image, image.format == "PNG" and header[24:26] == b"\x10\x04"  # depth and colour type of the first chunk
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -117,10 +84,6 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 def _sixteen_bit(image: Image.Image) -> bool:
     return image.mode == "I" or image.mode.startswith("I;16")
-
-
-def _grey(image: Image.Image) -> bool:
-    return _sixteen_bit(image) or image.mode in ("1", "L", "LA")
 
 
 def _eight_bit(image: Image.Image, grey: bool) -> Image.Image:

@@ -2,19 +2,22 @@
 
 The 8-bit rule: x = u / 127.5 - 1 and u = round(127.5 x + 127.5), clamped to 0..255; its round trip is exact.
 
-Beside it: a look at a source before it is decoded (`look_at`), and every image of a source by its name, for those that
-are encoded or decoded, not trained on (`every_image`).
+`prepare` decodes a source once, to a packed folder (cache.py) of images of one size. It has the bits of the source read
+directly at that size: the same decoding, the same split. A shard is a range of the source's images in their order,
+whatever the number of processes; one that is there with its record is never made again, so the same call goes on after
+a kill. `look_at` looks at a source before it is decoded. `every_image` gives every image of a source by its name, for
+those that are encoded or decoded and not trained on.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,26 +28,33 @@ from dualrate.codecs.codec import NoCodec
 from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import (
+    DATASET,
     ENCODED,
+    FORMAT,
+    PREPARED,
+    SHARD_BYTES,
     OnBad,
     Options,
     Shards,
+    begun,
     cache_dir,
     decoded,
     fingerprint_of,
+    identity,
     image_of,
+    image_or_fault,
     is_prepared,
+    pack_images,
     packed_source,
     read_packed,
 )
-from dualrate.data.decode import SUFFIXES, shape_of
+from dualrate.data.decode import SUFFIXES
 from dualrate.data.readers import folder_source, images_below, named, npz_source, tar_files, tar_source
 from dualrate.data.source import (
     SPLITS,
     DataProgress,
     Each,
     Item,
-    Member,
     Raw,
     Source,
     Split,
@@ -54,7 +64,8 @@ from dualrate.data.source import (
 )
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.system.files import check_regular
+from dualrate.system.files import check_regular, read_json
+from dualrate.system.workers import Mapper, in_turn
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
@@ -185,6 +196,45 @@ def load_images(
     return ImageSet(packed.rows, packed.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
 
 
+def prepare(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    size: int,
+    channels: Literal[1, 3] | None = None,
+    on_bad: OnBad = "fail",
+    label: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    mapper: Mapper = in_turn,
+    progress: DataProgress = lambda done, total, message: None,
+) -> dict[str, Any]:
+    """Both splits of a source (see `load_images`) as images in `folder`, made if it is missing; or what is left to do.
+
+    label:       as in `load_images`
+    shard_bytes: of a file at most, but for an image at least
+    Returns what dataset.json holds. Raises ValueError for content that cannot be used, for a folder that holds
+    anything else or was prepared from other images or in another way; OSError for what cannot be read or written.
+    """
+    folder = as_path(folder)
+    if size < 1 or shard_bytes < 1:
+        raise ValueError(f"size {size}, shard_bytes {shard_bytes}; expected at least 1 each")
+    if prepared_folder(source):
+        raise ValueError(f"{source} is prepared already: prepare other sizes from the images that it was made of")
+    check_outside(folder, source)
+    options = Options(size, channels, on_bad)
+    sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
+    content = [identity(found, replace(options, on_bad="fail")) for found in sources.values()]
+    plan = {"format": FORMAT, "source": str(source), **asdict(options), "label": label, "shard_bytes": shard_bytes}
+    with begun(folder, PREPARED, {**plan, "content": content}) as unfinished:
+        if unfinished:
+            made = pack_images(
+                sources, folder, options, progress=progress, what=PREPARING, shard_bytes=shard_bytes, mapper=mapper
+            )
+            for note in (note for split in SPLITS for note in made["splits"][split]["notes"]):
+                progress(1, 1, note)
+    return read_json(folder / DATASET)
+
+
 def prepared_folder(source: str | Path) -> Path | None:
     """The folder that a source is, if `prepare` wrote it. Raises ValueError for a source that is no path."""
     path = None if source == fashion_mnist.NAME else resolved(source)
@@ -253,7 +303,8 @@ def find_source(
 def _silent(done: int, total: int, message: str) -> None: ...
 
 
-MOST = 1000  # images whose headers are read
+MOST = 500  # images that are looked at
+PREPARING = "preparing"  # the message of progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,18 +328,19 @@ class Look:
         return len(self.raw.class_names)
 
     @cached_property
-    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+    def shapes(self) -> tuple[Shape, ...]:
         """(C, H, W) of up to `MOST` images, spread evenly over all of them; files that are no images are passed over.
 
         Raises ValueError if nothing is left. May be read once, and reads all of a Parquet file.
         """
-        found, problem = [], ""
+        found: list[Shape] = []
+        problem = ""
         for name, item in islice(self.raw.items, 0, None, -(-self.count // MOST)):
-            try:
-                item = item.read() if isinstance(item, Member) else item
-                found.append(item.shape if isinstance(item, np.ndarray) else shape_of(item, name))
-            except ValueError as error:
-                problem = problem or str(error)
+            image = image_or_fault(name, item, Options(None, None, "skip"))
+            if isinstance(image, str):
+                problem = problem or image
+            else:
+                found.append((image.shape[0], image.shape[1], image.shape[2]))
         if not found:
             raise ValueError(f"no image of {self.name} can be opened; the first one: {problem}")
         return tuple(found)

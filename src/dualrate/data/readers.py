@@ -13,10 +13,10 @@ ending. Its class is, by what there is
     "label"
     the folder in the archive that it is in
     the tar that it is in, of a tar of tars (ImageNet's) or of several; unless these are numbered on: a-0.tar, a-1.tar
-Labels that belong to no image are counted. What has an image's name and is none (a link, a device, a sparse file), or should not have it (the second of a name, one
-that leads out of the archive), is an image that cannot be used, like one that cannot be decoded. Headers are read by
-Python's tarfile; what that takes on trust is checked: that it goes forwards, that what is said to be there is, that the
-archive has an end.
+Labels that belong to no image are counted. What has an image's name and is none (a link, a device, a sparse file), or
+should not have it (the second of a name, one that leads out of the archive), is an image that cannot be used, like one
+that cannot be decoded. Python's tarfile reads the headers; three things that it takes on trust are checked: that it
+goes forwards, that a file is within the archive, that the archive has an end.
 
 NumPy (.npz): `images` (or `arr_0`), uint8 NHWC, NCHW or NHW, and optional `labels` (or `arr_1`). What a member claims
 is checked before any memory is taken.
