@@ -109,6 +109,7 @@ class Codec(Protocol):
 
         Empty: images are their own latents.
         """
+        ...
 
     @property
     def latents(self) -> str:
@@ -116,29 +117,36 @@ class Codec(Protocol):
 
         Models of its latents know it by this.
         """
+        ...
 
     @property
     def device(self) -> torch.device:
         """Where it works."""
+        ...
 
     @property
     def log_snr(self) -> float | None:
         """Of the latents that `decode` takes; None: they have no noise."""
+        ...
 
     def latent_shape(self, image: Shape) -> Shape:
         """(C, H, W) of the latent of an image of that shape. Raises ValueError for images that it cannot encode."""
+        ...
 
     def image_shape(self, latent: Shape) -> Shape:
         """(C, H, W) of the image of a latent of that shape. Raises ValueError for latents that it cannot decode."""
+        ...
 
     def encode(self, images: Tensor) -> Moments:
         """Normalised moments of the latents of some images."""
+        ...
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
         """Images of normalised latents, nominally in [-1, 1]: of z_0 where it takes them with noise.
 
         draws: of their seeds, for a decoder that draws
         """
+        ...
 
 
 @dataclass(frozen=True)
@@ -166,17 +174,18 @@ class Pixels:
 ON_PIXELS = Pixels()
 
 
-def _parts(count: int, image: Shape) -> list[slice]:
-    """Some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
+def _in_parts(call: Callable[[slice, Draws], Tensor], image: Shape, draws: Draws) -> Tensor:
+    """Of some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
     size = max(1, AT_ONCE // (image[1] * image[2]))
-    return [slice(first, first + size) for first in range(0, count, size)]
+    parts = [slice(first, first + size) for first in range(0, len(draws.row), size)]
+    with whole_products():
+        return torch.cat([call(part, Draws(draws.seed, draws.row[part])) for part in parts])
 
 
 def decoded(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
     """`Codec.decode`, some rows at a time."""
-    parts = _parts(len(x), codec.image_shape((x.shape[1], x.shape[2], x.shape[3])))
-    with whole_products():
-        return torch.cat([codec.decode(x[part], Draws(draws.seed, draws.row[part])) for part in parts])
+    image = codec.image_shape((x.shape[1], x.shape[2], x.shape[3]))
+    return _in_parts(lambda part, own: codec.decode(x[part], own), image, draws)
 
 
 def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
@@ -189,13 +198,12 @@ def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
 
 def noisy_latents(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
     """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them."""
-    made = []
-    for part in _parts(len(images), (images.shape[1], images.shape[2], images.shape[3])):
-        own = Draws(draws.seed, draws.row[part])
-        with whole_products():
-            moments = codec.encode(images[part])
-        made.append(with_noise(codec, moments.sample(own.normal("latent", *moments.mean.shape[1:])), own))
-    return torch.cat(made)
+
+    def encoded(part: slice, own: Draws) -> Tensor:
+        moments = codec.encode(images[part])
+        return with_noise(codec, moments.sample(own.normal("latent", *moments.mean.shape[1:])), own)
+
+    return _in_parts(encoded, (images.shape[1], images.shape[2], images.shape[3]), draws)
 
 
 def round_trip(codec: Codec, images: Tensor, draws: Draws) -> Tensor:

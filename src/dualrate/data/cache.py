@@ -41,7 +41,6 @@ from dualrate.data.source import (
     SPLITS,
     Content,
     DataProgress,
-    Each,
     Item,
     Items,
     Member,
@@ -209,11 +208,20 @@ def packed_source(folder: Path, split: Split) -> Source:
 
 def raw_rows(name: str, images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> Raw:
     """Decoded images as those of a source."""
-    return Raw(Each(partial(_row, name, images), range(len(images))), len(images), labels, class_names)
+    return Raw(_Rows(name, images, range(len(images))), len(images), labels, class_names)
 
 
-def _row(name: str, images: np.ndarray | Shards, number: int) -> Item:
-    return f"{name}[{number}]", images[number]
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    name: str
+    images: np.ndarray | Shards
+    rows: range
+
+    def __iter__(self) -> Iterator[Item]:
+        return ((f"{self.name}[{i}]", self.images[i]) for i in self.rows)
+
+    def __getitem__(self, part: slice, /) -> _Rows:
+        return _Rows(self.name, self.images, self.rows[part])
 
 
 def verify(folder: Path, mapper: Mapper, progress: DataProgress) -> int:
@@ -420,6 +428,10 @@ class Options:
     channels: int | None
     on_bad: OnBad
 
+    def __post_init__(self) -> None:
+        if self.on_bad not in ("fail", "skip") or self.channels not in (None, 1, 3) or (self.size or 1) < 1:
+            raise ValueError(f"{self}; expected a positive size or None, 1 or 3 channels or None, and fail or skip")
+
 
 def cache_dir() -> Path:
     """$DUALRATE_CACHE, else $XDG_CACHE_HOME/dualrate, else ~/.cache/dualrate."""
@@ -540,9 +552,7 @@ def _shape(name: str, raw: Raw, options: Options) -> tuple[int, ...]:
         if not isinstance(image, str):
             return image.shape
         faults.append(image)
-    if not faults:
-        raise ValueError(f"{name} has no images")
-    raise ValueError(f"none of the first {len(faults)} images of {name} can be used: {faults[0]}")
+    raise ValueError(f"none of the first {len(faults)} images of {name} can be used: {''.join(faults[:1])}")
 
 
 def image_of(name: str, item: Content, options: Options) -> np.ndarray:

@@ -15,13 +15,12 @@ import subprocess
 import tempfile
 import urllib.request
 import zlib
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 
-from dualrate.data.source import DataProgress, Each, Raw, Source, Split, numbered
+from dualrate.data.source import DataProgress, Item, Raw, Source, Split
 from dualrate.system.files import naming
 
 NAME = "fashion-mnist"
@@ -51,7 +50,7 @@ def fashion_mnist_source(split: Split, cache: Path, progress: DataProgress) -> S
 
     def read() -> Raw:
         images, labels = (parse_idx(verified(file)) for file in files)
-        items = Each(partial(numbered, NAME), list(enumerate(images[:, None])))
+        items: list[Item] = [(f"{NAME}[{i}]", image[None]) for i, image in enumerate(images)]
         return Raw(items, len(images), labels.astype(np.int64), CLASS_NAMES)
 
     return Source(f"{NAME}/{split}", files, read)

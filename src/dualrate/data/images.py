@@ -12,9 +12,9 @@ those that are encoded or decoded and not trained on.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +53,6 @@ from dualrate.data.readers import folder_source, images_below, named, npz_source
 from dualrate.data.source import (
     SPLITS,
     DataProgress,
-    Each,
     Item,
     Raw,
     Source,
@@ -171,11 +170,9 @@ def load_images(
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source, OSError for what
     cannot be opened or read.
     """
-    if split not in ("train", "test") or on_bad not in ("fail", "skip"):
-        raise ValueError(f"split {split!r}, on_bad {on_bad!r}; expected train or test, and fail or skip")
-    if channels not in (None, 1, 3) or (size is not None and size < 1):
-        raise ValueError(f"size {size}, channels {channels}; expected a positive size or None, and 1, 3 or None")
-    report = progress or _silent
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}; expected train or test")
+    options, report = Options(size, channels, on_bad), progress or _silent
     if folder := prepared_folder(source):
         if label is not None:
             raise ValueError(f"{folder} was prepared with its labels: leave out --data.label {label}")
@@ -189,7 +186,7 @@ def load_images(
     else:
         cache = cache_dir() if cache is None else as_path(cache)
         found = find_source(source, split, cache, report, label)
-        packed = decoded(found, split, Options(size, channels, on_bad), cache, report)
+        packed = decoded(found, split, options, cache, report)
     for note in packed.part.get("notes", ()):  # none in a folder that v0.1 prepared
         report(len(packed.rows), len(packed.rows), note)
     part = packed.part
@@ -215,13 +212,10 @@ def prepare(
     Returns what dataset.json holds. Raises ValueError for content that cannot be used, for a folder that holds
     anything else or was prepared from other images or in another way; OSError for what cannot be read or written.
     """
-    folder = as_path(folder)
-    if size < 1 or shard_bytes < 1:
-        raise ValueError(f"size {size}, shard_bytes {shard_bytes}; expected at least 1 each")
+    folder, options = as_path(folder), Options(size, channels, on_bad)
     if prepared_folder(source):
         raise ValueError(f"{source} is prepared already: prepare other sizes from the images that it was made of")
     check_outside(folder, source)
-    options = Options(size, channels, on_bad)
     sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
     content = [identity(found, replace(options, on_bad="fail")) for found in sources.values()]
     plan = {"format": FORMAT, "source": str(source), **asdict(options), "label": label, "shard_bytes": shard_bytes}
@@ -230,8 +224,9 @@ def prepare(
             made = pack_images(
                 sources, folder, options, progress=progress, what=PREPARING, shard_bytes=shard_bytes, mapper=mapper
             )
-            for note in (note for split in SPLITS for note in made["splits"][split]["notes"]):
-                progress(1, 1, note)
+            for part in made["splits"].values():
+                for note in part["notes"]:
+                    progress(1, 1, note)
     return read_json(folder / DATASET)
 
 
@@ -359,7 +354,7 @@ def look_at(source: str | Path, label: str | None = None) -> Look:
 class Everything:
     """items: of a source, not decoded yet; options: how they are"""
 
-    items: Sequence[Item] | Each
+    items: list[Item]
     options: Options
 
     def __len__(self) -> int:
@@ -382,9 +377,9 @@ def every_image(
     """
     options, path = Options(size, channels, "fail"), resolved(source)
     if path.is_file() and path.name.lower().endswith(SUFFIXES):
-        return Everything(Each(partial(named, path.parent), [path]), options)
+        return Everything(named(path.parent, [path]), options)
     if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):
-        return Everything(Each(partial(named, path), files), options)
+        return Everything(named(path, files), options)
     raw = [find_source(source, split, cache_dir(), _silent).read() for split in SPLITS]
     items = sorted((item for one in raw for item in one.items), key=_place)
     return Everything(items, options)

@@ -157,8 +157,8 @@ def encode(
     if is_encoded(source):
         raise ValueError(f"{source} holds latents already: encode the images that they were made of")
     check_outside(folder, source)
-    if shard_bytes < 1 or batch_size < 1:
-        raise ValueError(f"shard_bytes {shard_bytes}, batch_size {batch_size}; expected at least 1 each")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}; expected at least 1")
     named = str(source) if source == fashion_mnist.NAME else str(resolved(source))  # read again, from wherever
     how: dict[str, Any] = {"source": named, "size": size, "channels": channels, "on_bad": on_bad, "label": label}
     images: dict[Split, ImageSet] = {split: load_images(**how, split=split, progress=progress) for split in SPLITS}

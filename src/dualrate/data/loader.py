@@ -71,10 +71,12 @@ class TrainingSet(Protocol):
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of the content."""
+        ...
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """(N,) in [0, num_classes); None: without labels."""
+        ...
 
     @property
     def num_classes(self) -> int: ...
@@ -85,14 +87,17 @@ class TrainingSet(Protocol):
     @property
     def shape(self) -> Shape:
         """(C, H, W) of what networks are trained on."""
+        ...
 
     @property
     def codec(self) -> CodecConfig:
         """Whose latents they are; of images `NoCodec()`."""
+        ...
 
     @property
     def alphabet(self) -> str:
         """As of an `ImageSet`."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -101,10 +106,12 @@ class TrainingSet(Protocol):
 
         A function of its arguments alone, so that a batch is the same whenever it is made.
         """
+        ...
 
     @property
     def floats(self) -> Callable[[Tensor, Draws], Tensor]:
         """`rows` on a device -> x: (B, C, H, W) float32 there. draws: as those of `rows`, on the device."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -159,8 +159,10 @@ class _Rows:
     files: Sequence[Path]
     rows: np.ndarray
 
-    def __getitem__(self, part: slice | np.ndarray, /) -> _Rows:
-        return _Rows(self.files, self.rows[part])
+    def at(self, rows: np.ndarray | slice, /) -> _Rows:
+        return _Rows(self.files, self.rows[rows])
+
+    __getitem__ = at
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         wanted, row = set(self.rows.tolist()), 0

@@ -34,7 +34,7 @@ import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -44,7 +44,6 @@ from dualrate.data.decode import MAX_BYTES, SUFFIXES
 from dualrate.data.source import (
     MIXED,
     DataProgress,
-    Each,
     Item,
     Listed,
     Member,
@@ -52,7 +51,6 @@ from dualrate.data.source import (
     Source,
     Split,
     hidden,
-    numbered,
     printable,
     reading,
     skipped,
@@ -144,8 +142,7 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
         raise ValueError(f"class folders without images in {root}: {some(empty)}; remove or fill them")
     files = flat or [file for inside in by_class.values() for file in inside]
     labels = [printable(name) for name, inside in by_class.items() for _ in inside]
-    keys = [file.relative_to(root).as_posix() for file in files]
-    return files, Listed(Each(partial(named, root), files), len(files), labels or None, keys)
+    return files, Listed(named(root, files), len(files), labels or None, by_name=True)
 
 
 def images_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
@@ -175,8 +172,9 @@ def _scan(folder: Path, above: tuple[Path, ...] = ()) -> tuple[list[Path], list[
     return folders, images
 
 
-def named(root: Path, file: Path) -> Item:
-    return printable(file.relative_to(root).as_posix()), file
+def named(root: Path, files: Iterable[Path]) -> list[Item]:
+    """Files by their places below a folder."""
+    return [(printable(file.relative_to(root).as_posix()), file) for file in files]
 
 
 # Tar
@@ -287,14 +285,9 @@ def _listed(found: Sequence[Found], root: Path) -> Listed:
     kinds = {type(label) for label in labels}
     if len(kinds) > 1:
         raise ValueError(f"images of {root} {MIXED}")
-    items, keys = Each(_item, [one.image for one in found]), [one.image.name for one in found]
-    if kinds == {int}:
-        return Listed(items, len(found), np.array(labels, np.int64), keys)
-    return Listed(items, len(found), list(map(str, labels)) if kinds == {str} else None, keys)
-
-
-def _item(image: Member) -> Item:
-    return image.name, image
+    items: list[Item] = [(one.image.name, one.image) for one in found]
+    words = list(map(str, labels)) if kinds == {str} else None
+    return Listed(items, len(found), np.array(labels, np.int64) if kinds == {int} else words, by_name=True)
 
 
 def _images_of(file: Path, shown: str) -> tuple[list[Found], list[str]]:
@@ -451,7 +444,7 @@ def npz_source(path: Path, split: Split) -> Source:
             images = images[:, None]
         elif shape[3] in (1, 3):
             images = images.transpose(0, 3, 1, 2)
-        items = Each(partial(numbered, printable(path.name)), list(enumerate(images)))
+        items: list[Item] = [(f"{printable(path.name)}[{i}]", image) for i, image in enumerate(images)]
         found = Listed(items, len(images), labels[0] if labels else None)
         return found.raw(found, str(path), split)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -56,33 +56,19 @@ Item = tuple[str, Content]  # with a name for error messages
 
 
 class Items(Protocol):
-    """Undecoded images in order. Some of them, a slice or ascending numbers, can be sent to a worker."""
+    """Undecoded images in order. A slice of them, from one number to another, can be sent to a worker."""
 
     def __iter__(self) -> Iterator[Item]: ...
 
-    def __getitem__(self, part: slice | np.ndarray, /) -> Items: ...
+    def __getitem__(self, part: slice, /) -> Items: ...
 
 
-@dataclass(frozen=True)
-class Each:
-    """Items that are made when they are asked for: one of each of `of`, by a function that can be pickled."""
+class Rows(Items, Protocol):
+    """Items that are read when they are asked for."""
 
-    make: Callable[[Any], Item]
-    of: Sequence[Any]
-
-    def __iter__(self) -> Iterator[Item]:
-        return map(self.make, self.of)
-
-    def __len__(self) -> int:
-        return len(self.of)
-
-    def __getitem__(self, part: slice | np.ndarray, /) -> Each:
-        return Each(self.make, self.of[part] if isinstance(part, slice) else [self.of[i] for i in part])
-
-
-def numbered(name: str, place: tuple[int, np.ndarray]) -> Item:
-    """The item of an image in an array, by its number there."""
-    return f"{name}[{place[0]}]", place[1]
+    def at(self, rows: np.ndarray, /) -> Items:
+        """Those of these numbers, which ascend."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,14 +108,14 @@ class Source:
 class Listed:
     """Images as a reader finds them.
 
-    labels: a number of each (an array) or a word of each; None: without labels
-    keys:   by which some are held out; None: their numbers
+    labels:  a number of each (an array) or a word of each; None: without labels
+    by_name: whether names say which of them are held out, or numbers
     """
 
-    items: Items
+    items: list[Item] | Rows
     count: int
     labels: np.ndarray | Sequence[str] | None
-    keys: Sequence[str] | None = None
+    by_name: bool = False
 
     def raw(
         self, train: Listed, place: str, hold: Split | None, class_names: tuple[str, ...] = (), note: str = ""
@@ -154,8 +140,10 @@ class Listed:
             labels, names = class_numbers(found, place, self.count, class_names=tuple(numbers))
         if hold is None:
             return Raw(self.items, self.count, labels, names, note)
-        rows = hold_out(self.keys or [str(i) for i in range(self.count)], hold, place)
-        return Raw(self.items[rows], len(rows), None if labels is None else labels[rows], names, note)
+        keys = [name for name, _ in self.items] if self.by_name else [str(i) for i in range(self.count)]
+        rows = hold_out(keys, hold, place)
+        items = [self.items[i] for i in rows] if isinstance(self.items, list) else self.items.at(rows)
+        return Raw(items, len(rows), None if labels is None else labels[rows], names, note)
 
 
 MIXED = (
