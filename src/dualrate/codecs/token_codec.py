@@ -137,7 +137,6 @@ class Characters(TokenCodec):
 
     alphabet: str  # pyright: ignore[reportIncompatibleVariableOverride]
     mask: bool = True
-    highest = 255  # no annotation: no field
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.alphabet) <= MOST or len(set(self.alphabet)) != len(self.alphabet):
@@ -146,6 +145,10 @@ class Characters(TokenCodec):
     @property
     def symbols(self) -> int:
         return len(self.alphabet)
+
+    @property
+    def highest(self) -> int:
+        return 255  # data are 8-bit values
 
 
 def texts(alphabet: str, places: NDArray[np.uint8]) -> Iterable[str]:

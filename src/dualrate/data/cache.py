@@ -490,7 +490,7 @@ def pack_images(
     Raises ValueError for images that cannot be used, or are of several shapes; OSError for what cannot be read or
     written.
     """
-    raws = {split: (source.name, source.read()) for split, source in sources.items()}
+    raws: dict[Split, tuple[str, Raw]] = {split: (source.name, source.read()) for split, source in sources.items()}
     shape = _shape(*next(iter(raws.values())), options)
     row = {"shape": shape, "dtype": "uint8", "each": 1}
     job = partial(decode_shard, folder, options, shape)

@@ -36,9 +36,11 @@ from dualrate.data.cache import (
     FORMAT,
     SHARD_BYTES,
     OnBad,
+    Options,
     Packed,
     Shard,
     begun,
+    image_of,
     pack,
     raw_rows,
     read_packed,
@@ -47,7 +49,7 @@ from dualrate.data.cache import (
 )
 from dualrate.data.images import ImageSet, check_outside, load_images, to_float
 from dualrate.data.loader import Augment
-from dualrate.data.source import SPLITS, DataProgress, Split, resolved
+from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.system.device import whole_products
@@ -175,7 +177,7 @@ def encode(
             row = {"shape": list(first.shape[2:]), "dtype": "float16", "each": first.shape[1]}
             where = str(device) if mapper is in_turn else torch.device(device).type  # a worker has a GPU of its own
             job = partial(encode_shard, folder, codec, where, mirrored, batch_size)
-            raws = {
+            raws: dict[Split, tuple[str, Raw]] = {
                 split: (one.name, raw_rows(one.name, one.images, one.labels, one.class_names))
                 for split, one in images.items()
             }
@@ -208,7 +210,8 @@ def encode_shard(folder: Path, by: CodecFolder, device: str, mirrored: bool, bat
 
     def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
         digest, items, first = hashlib.sha256(), iter(shard.items), 0
-        while batch := [image for _, image in islice(items, batch_size)]:
+        plain = Options(None, None, "fail")
+        while batch := [image_of(name, item, plain) for name, item in islice(items, batch_size)]:
             moments = moments_of(codec, np.stack(batch), device, mirrored).numpy()
             digest.update(moments.tobytes())
             yield from enumerate(moments, first)
