@@ -1,17 +1,17 @@
-"""What a codec is: images to latents, on which networks are trained, and latents back to images; which one a run is on.
+"""A codec encodes images to latents, on which networks are trained, and decodes latents to images.
 
-    x = (z_raw - mean) / std   per channel: the latents that this package speaks of are the x of its processes
+    x = (z_raw - mean) / std   per channel: networks and processes see the normalised latents x
 
-A codec normalises itself, so nobody else knows a scaling factor. What an encoder gives is a Gaussian for every element
-(`Moments`); one without spread is the case of a deterministic encoder. A decoder may draw: its numbers are keyed by the
-image's seed (`Draws`), as those of a sampler are, so a diffusion decoder is a codec like any other.
+A codec normalises its latents itself: no other part knows a scaling factor. An encoder gives a Gaussian for every
+element (`Moments`), without spread if it is deterministic. A decoder may draw random numbers. They are keyed by the
+image's seed (`Draws`), as a sampler's are, so a diffusion decoder is a codec like any other.
 
-A decoder of noisy latents takes z_0 = alpha x + sigma eps, of the log-SNR that it names (`log_snr`): the x of processes
-is what its encoder gives, and a process whose trajectories end in z_0 (`NoisyEnd`) draws what it takes.
+A decoder of noisy latents takes z_0 = alpha x + sigma eps, at its log-SNR (`log_snr`). The encoder gives the x of
+processes; a process whose trajectories end in z_0 (`NoisyEnd`) draws what the decoder takes.
 
-A codec that does not train is none of a run's weights: it stays in its folder, and the run holds its fingerprint
-(`CodecFolder`). One that trains is a subclass of `CodecConfig` whose codec calls the run's own networks; the folder of
-such a run is a codec for others. Networks on pixels are the case of `Pixels`, which does nothing, and costs nothing.
+A codec that does not train stays in its folder, and the run holds its fingerprint (`CodecFolder`). One that trains is a
+subclass of `CodecConfig` whose codec calls the run's own networks; the folder of such a run is a codec for others.
+Networks on pixels have the codec `Pixels`, which does nothing.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class CodecConfig(ABC):
             raise ValueError(f"{process} is of tokens, which {type(self).__name__} makes none: set a codec of tokens")
 
     def under(self, sampler: str | None, steps: int | None) -> CodecConfig:
-        """With a decoder that draws in another way; None: as it does.
+        """With another sampler or number of steps of its decoder; None: unchanged.
 
         Raises ValueError for a codec without a decoder that draws, here or in `build`.
         """
@@ -318,7 +318,7 @@ class CodecFolder(CodecConfig, Ranged):
 
 @dataclass(frozen=True)
 class HeldCodec(CodecConfig):
-    """A codec that is there already, such as that of a pipeline: for models that are not written as runs."""
+    """A codec in memory, such as that of a pipeline, for models that are not written as runs."""
 
     codec: Codec
 

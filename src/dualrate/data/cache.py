@@ -246,7 +246,7 @@ def verify(folder: Path, mapper: Mapper, progress: DataProgress) -> int:
 
 
 def is_finished(folder: Path, splits: Sequence[Split] = SPLITS) -> bool:
-    """Whether nothing is left to be done or mended, as far as can be told without reading the rows."""
+    """Whether these splits are complete by their manifest and the sizes of their files; no row is read."""
     try:
         for split in splits:
             read_packed(folder, split)

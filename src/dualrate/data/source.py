@@ -31,7 +31,7 @@ _HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a S
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An image that stands in another file as it is, `size` bytes from `offset`; or why it cannot be used."""
+    """An encoded image inside another file, `size` bytes from `offset`. fault: why it cannot be used, if so."""
 
     name: str
     file: Path
@@ -120,9 +120,12 @@ class Listed:
     def raw(
         self, train: Listed, place: str, hold: Split | None, class_names: tuple[str, ...] = (), note: str = ""
     ) -> Raw:
-        """All of them, or the part of them that `hold` names where the source has no test split of its own.
+        """The images of a split, with numbers for classes.
 
-        train: the training images, which say which classes there are; place: for errors; class_names: as declared
+        train: the training images: their labels define the classes
+        place: for errors
+        hold:  the split, if the source has none and a tenth is held out here; None: all images are of the split
+        class_names: if the source declares them
         Raises ValueError as `class_numbers` and `hold_out`, and for classes that the training images do not have.
         """
         labels, known = self.labels, train.labels
@@ -180,7 +183,7 @@ def skipped(names: Sequence[str], what: str) -> str:
 
 
 def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np.ndarray:
-    """Ascending positions of `split` in a source that has no test split of its own.
+    """Ascending positions of `split` in a source without a test split.
 
     The tenth (at least one) of the keys with the smallest sha256 is the test split. It depends on nothing but the
     keys, and a file added later moves few others. Raises ValueError for fewer than two keys; `name` is for the error.
