@@ -429,7 +429,8 @@ class Options:
     on_bad: OnBad
 
     def __post_init__(self) -> None:
-        if self.on_bad not in ("fail", "skip") or self.channels not in (None, 1, 3) or (self.size or 1) < 1:
+        small = self.size is not None and self.size < 1
+        if small or self.channels not in (None, 1, 3) or self.on_bad not in ("fail", "skip"):
             raise ValueError(f"{self}; expected a positive size or None, 1 or 3 channels or None, and fail or skip")
 
 

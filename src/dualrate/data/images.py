@@ -132,10 +132,14 @@ class ImageSet:
     floats = staticmethod(_floats)
     codec = NoCodec()
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) of images, labels and class names; reads every image once, unless it is known."""
-        return self.hashed or fingerprint_of(self.images, self.labels, self.class_names)
+        return self.hashed or self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return fingerprint_of(self.images, self.labels, self.class_names)
 
 
 def to_uint8(x: Tensor) -> Tensor:
