@@ -1,8 +1,8 @@
 """Codecs of tokens: grey images, every pixel one of a few levels, and texts, every character one of an alphabet.
 
-Nothing is learned, so a run is trained on its data, whose batches become tokens. A value of the data, (B, 1, H, W), is
-one of the codec's symbols, one-hot over V categories. A masked process has one category more than there are symbols,
-the last one: the mask, which no data is.
+Nothing is learned: a run is trained on its data, whose batches become tokens. A value of the data, (B, 1, H, W), is one
+of the codec's symbols, one-hot over V categories. A masked process has one more category, the last: the mask, which no
+data has.
 
 Grey levels are spread evenly over [-1, 1], ends included, so that what is black stays black; a pixel becomes the
 nearest. A text's data are the places of its characters in the alphabet as 8-bit values, (B, 1, 1, L).
@@ -32,9 +32,9 @@ from dualrate.diffusion.values import Shape
 
 
 class TokenCodec(CodecConfig):
-    """A codec of tokens. A subclass is a frozen dataclass with a field `mask`, and the others say what symbols are.
+    """A codec of tokens. A subclass is a frozen dataclass with a field `mask` and fields that define the symbols.
 
-    mask:    whether a category more stands for noise, as a masked process has it
+    mask:    whether one more category stands for noise, as in a masked process
     highest: the symbol that stands for 1 in the data, where 0 stands for -1
     """
 
@@ -116,7 +116,7 @@ class GreyLevels(TokenCodec, Ranged):
     levels: Annotated[int, Range(2, 256)] = 8
     """Of grey."""
     mask: bool = True
-    """Whether a category more stands for noise, as a masked process has it."""
+    """Whether one more category stands for noise, as in a masked process."""
 
     @property
     def symbols(self) -> int:
@@ -129,10 +129,10 @@ MOST = 255  # characters of an alphabet, which a byte tells apart
 
 @dataclass(frozen=True)
 class Characters(TokenCodec):
-    """Tokens of a text. Raises ValueError for an alphabet of fewer than 2 or more than 255 characters, or of twice one.
+    """Tokens of a text. Raises ValueError for an alphabet with a repeat, of fewer than 2 or more than 255 characters.
 
-    alphabet: all characters that there are
-    mask:     whether a category more stands for noise, as a masked process has it
+    alphabet: all characters
+    mask:     whether one more category stands for noise, as in a masked process
     """
 
     alphabet: str  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -152,5 +152,5 @@ class Characters(TokenCodec):
 
 
 def texts(alphabet: str, places: NDArray[np.uint8]) -> Iterable[str]:
-    """The pieces of text that 8-bit values say. places: (N, 1, 1, L)."""
+    """The pieces of text of 8-bit values. places: (N, 1, 1, L)."""
     return ("".join(alphabet[place] for place in piece.ravel()) for piece in places)

@@ -200,7 +200,7 @@ def read_packed(folder: Path, split: Split) -> Packed:
 
 
 def packed_source(folder: Path, split: Split) -> Source:
-    """One split of images as a source, for whoever looks at them before use. Raises what `read_packed` raises."""
+    """One split of packed images as a source. Raises what `read_packed` raises."""
     found = read_packed(folder, split)
     name, class_names = found.part["name"], tuple(found.part["class_names"])
     return Source(name, (folder / DATASET,), lambda: raw_rows(name, found.rows, found.labels, class_names))
@@ -274,7 +274,8 @@ def write_shard(
 ) -> None:
     """Write a shard, then its record, whole or not at all.
 
-    rows: of an image, with its number among the shard's; record: what else there is to say once all are written
+    rows:   of each image, with its number among the shard's
+    record: more entries for the record, complete once all rows are written
     """
     kept, path = [], folder / shard.file
     with whole(path) as aside, aside.open("wb") as file:

@@ -221,19 +221,19 @@ def encode_shard(folder: Path, by: CodecFolder, device: str, mirrored: bool, bat
     write_shard(folder, shard, rows(), record)
 
 
-KEPT = 64  # batches of z_0, so that what is drawn of them is timed without the encoder
+KEPT = 64  # batches of z_0, so that a drawing from them is timed without the encoder
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """codec: whose latents they are; images: that they are of."""
+    """The latents of some images by a codec."""
 
     codec: Codec
     images: ImageSet
     _kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, seeds: Tensor) -> Tensor:
-        """(B,) int64: which images those of these seeds, (B,), are."""
+        """(B,) int64: the numbers of the images of these seeds, (B,)."""
         return seeds.cpu() % len(self.images)
 
     def originals(self, seeds: Tensor) -> NDArray[np.uint8]:
@@ -255,8 +255,11 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class DrawnLatents:
-    """z_0: (N, C, h, w) float32; codec: `Codec.latents` of theirs; digest: of all that they depend on.
+    """Latents that a model drew.
 
+    z_0:      (N, C, h, w) float32
+    codec:    `Codec.latents` of their codec
+    digest:   of all that they depend on
     drawn_by: model, plan and sampler, in words; weights: that model's hash; macs: multiply-adds of one latent
     """
 

@@ -4,7 +4,7 @@ Row r of iteration k has the global sample number n = k * batch_size + r. Its ep
 n % N of that epoch's order, a permutation drawn from (seed, epoch); its augmentation is drawn from (seed, n). So a
 resumed run sees the same batches, and `Prefetched` may make the next ones in a thread without keeping an order.
 
-What data must be to be trained on is `TrainingSet`: images, latents (latent_set.py), or a class of your own.
+The trainer takes any `TrainingSet`: images, latents (latent_set.py), or your own class.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Augment(Ranged):
 
 
 class TrainingSet(Protocol):
-    """All that the trainer asks of data. What it is made of and how, `fingerprint` says: a resumed run compares it."""
+    """What the trainer needs of data. A resumed run compares the fingerprint."""
 
     @property
     def name(self) -> str: ...
@@ -91,7 +91,7 @@ class TrainingSet(Protocol):
 
     @property
     def codec(self) -> CodecConfig:
-        """Whose latents they are; of images `NoCodec()`."""
+        """The codec of latents; of images `NoCodec()`."""
         ...
 
     @property
@@ -116,7 +116,7 @@ class TrainingSet(Protocol):
 
 @dataclass(frozen=True)
 class ByteBatch:
-    """A training batch as it travels to a device: of images 8-bit pixels, a quarter of what a `Batch` takes.
+    """A training batch before it is on a device. Images are 8-bit pixels, a quarter of the bytes of a `Batch`.
 
     x: of the training set's `rows`, which `floats` makes floats; label, sample: as in `Batch`; seed: of the run
     """
@@ -142,7 +142,7 @@ class ByteBatch:
 class Batches:
     """All training batches of a run: `batch(k)` is the same however often, in whatever order, it is asked for.
 
-    rows: numbers of the rows that are wanted of every batch, ascending; all if not given
+    rows: numbers of the rows of every batch to make, ascending; None: all
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Batches:
         return torch.from_numpy(np.sort(keys.numpy())) & (2**31 - 1)
 
 
-AHEAD = 2  # batches: one is ready when it is wanted, though the one after it should take twice as long as usual
+AHEAD = 2  # batches: the next one is ready even if the one after it takes twice as long as usual
 
 
 class Prefetched:
@@ -243,7 +243,7 @@ class Prefetched:
 
 
 class Encoded:
-    """A `TrainingSet` of the latents of another one's images, made as they come, on the device, by an instant codec.
+    """A `TrainingSet` of the latents of another one. An instant codec makes them on the device, batch by batch.
 
     codec: its configuration, where it is part of a run
     """

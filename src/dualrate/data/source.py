@@ -1,4 +1,4 @@
-"""What every kind of data source reduces to before decoding: files that identify it, and a reader of raw images.
+"""Every kind of data source, before decoding: files that identify it, and a reader of raw images.
 
 Files that users bring: only regular files are opened, no more is read than is expected, errors name the file.
 """
@@ -78,7 +78,7 @@ class Raw:
     items:       `count` of them
     labels:      (count,) int64 in [0, len(class_names)), or None
     class_names: empty without labels
-    note:        what is not used of the source, beginning with one of `NOTED`; empty if all is
+    note:        the parts of the source that are not used, beginning with one of `NOTED`; empty: all is used
     """
 
     items: Items
@@ -168,7 +168,7 @@ def test_split(names: Container[str]) -> str:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name was put there by a program, and holds no image of the set."""
+    """Whether a program put a file or folder of this name there, so that it holds no image of the set."""
     return name in _HIDDEN or (name.startswith(".") and name not in (".", ".."))
 
 
@@ -178,7 +178,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def skipped(names: Sequence[str], what: str) -> str:
-    """What a report says of things that are not used; empty without any."""
+    """A note on things that are not used; empty without any."""
     return f"skipped {len(names)} {what} ({some(names)})" if names else ""
 
 
@@ -259,10 +259,10 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def reading(path: Path | str, kind: str) -> Iterator[None]:
-    """Around a decoder of untrusted bytes: whatever it raises becomes one line that names the file.
+    """Around a decoder of untrusted bytes: every error becomes one line that names the file.
 
-    What the operating system says (OSError with a number: no permission, a read error) stays what it is. All else is
-    a ValueError, "PATH cannot be read as KIND: ...", unless it names the file already.
+    An error of the operating system (OSError with a number: no permission, a read error) stays an OSError. Any other
+    becomes a ValueError, "PATH cannot be read as KIND: ...", unless it names the file already.
     """
     try:
         yield
@@ -278,7 +278,7 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, or else its type, in one line of bounded length."""
+    """The message of an exception, or else its type, in one line of bounded length."""
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) <= _MAX_MESSAGE else said[:_MAX_MESSAGE] + " ..."
 
