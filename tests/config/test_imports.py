@@ -23,7 +23,7 @@ from dualrate.cli.train import RECIPES
 from dualrate.compare.candidates import RunRequest
 from dualrate.config.imports import imported, known
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.prepare import prepare
+from dualrate.data.images import prepare
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.drawing.plan_search import read_plan
 from dualrate.drawing.samples import read_record, write_samples

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from trouble import full_disk, unreadable
 
+from dualrate.data.cache import DATASET
 from dualrate.data.images import ImageSet, load_images
-from dualrate.data.packed import DATASET
 from dualrate.data.source import hold_out
 from dualrate.system.folders import MANIFEST, Damaged
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from dualrate.data import images as module
-from dualrate.data.decode import decode, shape_of
 from dualrate.data.images import Look, look_at
 from dualrate.data.source import Raw
 
@@ -24,40 +23,6 @@ def encoded(size: tuple[int, int], mode: str = "RGB", kind: str = "PNG", **optio
     stream = io.BytesIO()
     Image.new(mode, size).save(stream, kind, **options)
     return stream.getvalue()
-
-
-def turned() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    return encoded((5, 9), kind="JPEG", exif=exif)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        encoded((5, 9)),
-        encoded((5, 9), "L"),
-        encoded((5, 9), "LA"),
-        encoded((5, 9), "RGBA"),
-        encoded((5, 9), "P"),
-        encoded((5, 9), "1"),
-        encoded((5, 9), "I;16"),
-        encoded((5, 9), "CMYK", "JPEG"),
-        encoded((5, 9), kind="WEBP"),
-        encoded((5, 9), "L", "GIF"),
-        turned(),
-    ],
-)
-def test_a_header_tells_the_shape_that_decoding_gives(data: bytes, tmp_path: Path) -> None:
-    file = tmp_path / "image"
-    file.write_bytes(data)
-    assert shape_of(data, "image") == shape_of(file, "image") == decode(data, "image").shape
-
-
-@pytest.mark.parametrize("data", [b"", b"text", encoded((8000, 8000), "1")])
-def test_what_is_no_image_by_its_header_is_named(data: bytes, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="that one"):
-        shape_of(data, "that one")
 
 
 def test_a_folder_is_looked_at_without_its_held_out_tenth(tmp_path: Path) -> None:

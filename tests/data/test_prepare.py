@@ -21,11 +21,9 @@ from data.pickled import by_pickle
 from PIL import Image
 
 from dualrate.data import cache as cache_module
-from dualrate.data import packed as packed_module
-from dualrate.data.images import load_images, look_at
+from dualrate.data.cache import BLOCK, DATASET, PREPARED, Shards, block_sums, is_finished, read_packed, verify
+from dualrate.data.images import load_images, look_at, prepare
 from dualrate.data.loader import Batches
-from dualrate.data.packed import BLOCK, DATASET, PREPARED, Shards, block_sums, is_finished, read_packed, verify
-from dualrate.data.prepare import prepare
 from dualrate.system.folders import MANIFEST, Damaged, Manifest
 from dualrate.system.workers import Workers, in_turn
 
@@ -74,6 +72,13 @@ def assert_same(source: Path, folder: Path, tmp_path: Path, **options: Any) -> N
         assert (ours.labels is None) == (direct.labels is None)
         assert ours.labels is None or np.array_equal(ours.labels, direct.labels)
         assert (ours.class_names, ours.name, ours.fingerprint) == (direct.class_names, direct.name, direct.fingerprint)
+
+
+def in_files(files: list[Path], counts: Any, shape: tuple[int, ...], sums: list[str] | None = None) -> Shards:
+    """Rows of bytes. sums: as the files are now, if not given"""
+    known = zip(files, counts, sums or map(block_sums, files), strict=True)
+    shards = [{"file": file.name, "images": count, "blocks": blocks} for file, count, blocks in known]
+    return Shards(files[0].parent, {"shape": shape, "dtype": "uint8", "each": 1}, shards)
 
 
 @pytest.mark.parametrize("kind", ["photos", "table"])
@@ -140,12 +145,12 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
     made: list[str] = []
     original = cache_module.decode_shard
 
-    def killed_at_the_third(folder: Path, options: Any, block: Any) -> None:
+    def killed_at_the_third(folder: Path, *given: Any) -> None:
         if len(made) == 2:
-            (folder / f"{block.file}.01234567.partial").write_bytes(b"half")
+            (folder / f"{given[-1].file}.01234567.partial").write_bytes(b"half")
             raise KeyboardInterrupt
-        original(folder, options, block)
-        made.append(block.file)
+        original(folder, *given)
+        made.append(given[-1].file)
 
     monkeypatch.setattr(cache_module, "decode_shard", killed_at_the_third)
     with pytest.raises(
@@ -155,7 +160,9 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
     with pytest.raises(ValueError, match="not finished"):
         load_images(tmp_path / "out", split="train")
     again: list[str] = []
-    monkeypatch.setattr(cache_module, "decode_shard", lambda *given: (original(*given), again.append(given[2].file))[0])
+    monkeypatch.setattr(
+        cache_module, "decode_shard", lambda *given: (original(*given), again.append(given[-1].file))[0]
+    )
     seen: list[tuple[int, int]] = []
     prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL, progress=lambda *now: seen.append(now[:2]))
     assert len(made) == 2
@@ -207,9 +214,9 @@ def test_blocks_are_checked_once_and_those_alone_that_are_used(tmp_path: Path, m
     file = tmp_path / "rows.bin"
     file.write_bytes(np.random.default_rng(0).bytes(5 * row))
     sums, asked = block_sums(file), []
-    shards, sum_of = Shards([file], [5], (row,), "uint8", [sums]), packed_module._sum
+    shards, sum_of = in_files([file], [5], (row,)), cache_module._sum
     assert len(sums) == 8 * 8
-    monkeypatch.setattr(packed_module, "_sum", lambda block: asked.append(len(block)) or sum_of(block))
+    monkeypatch.setattr(cache_module, "_sum", lambda block: asked.append(len(block)) or sum_of(block))
     expected = np.frombuffer(file.read_bytes(), np.uint8).reshape(5, row)
     for rows, blocks in (([1], 2), ([1], 0), ([0, 4], 3), (slice(None), 3)):
         asked.clear()
@@ -220,7 +227,7 @@ def test_blocks_are_checked_once_and_those_alone_that_are_used(tmp_path: Path, m
         changed.seek(BLOCK)
         changed.write(b"another")
     with pytest.raises(Damaged):
-        _ = Shards([file], [5], (row,), "uint8", [sums])[[1]]
+        _ = in_files([file], [5], (row,), [sums])[[1]]
 
 
 def test_images_that_v0_1_prepared_are_read(photos: Path, tmp_path: Path) -> None:
@@ -392,7 +399,7 @@ def test_shards_are_indexed_as_an_array_is(tmp_path: Path) -> None:
     files = [tmp_path / f"{i}.bin" for i in range(4)]
     for file, part in zip(files, np.split(array, np.cumsum(counts)[:-1]), strict=True):
         file.write_bytes(part.tobytes())
-    shards = Shards(files, counts, (1, 2, 2), "uint8", list(map(block_sums, files)))
+    shards = in_files(files, counts, (1, 2, 2))
     for index in (slice(None), slice(2, 8), slice(8, 1, -3), [4, 0, 8, 4, -1], np.array([], np.int64), np.array([6])):
         assert np.array_equal(shards[index], array[index])
     for wrong in ([9], [-10]):
@@ -405,7 +412,7 @@ def test_start_up_from_as_many_images_as_imagenet_has_reads_no_pixel(tmp_path: P
     total, each, image = 1_281_167, 2**28 // (3 * 64 * 64), 3 * 64 * 64
     counts = [min(each, total - start) for start in range(0, total, each)]
     zeros = {
-        size: packed_module._sum(bytes(size)) for size in (BLOCK, counts[0] * image % BLOCK, counts[-1] * image % BLOCK)
+        size: cache_module._sum(bytes(size)) for size in (BLOCK, counts[0] * image % BLOCK, counts[-1] * image % BLOCK)
     }
     shards = []
     for i, n in enumerate(counts):

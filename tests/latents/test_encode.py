@@ -16,11 +16,10 @@ from latents.folding import Folding, FoldingFolder
 from PIL import Image
 
 from dualrate.codecs.codec import Moments
+from dualrate.data.cache import DATASET, verify
 from dualrate.data.images import ImageSet, load_images, to_float
-from dualrate.data.latent_set import LatentSet, encoded_images, is_encoded, read_latents
+from dualrate.data.latent_set import LatentSet, encode, encoded_images, is_encoded, moments_of, read_latents
 from dualrate.data.loader import Augment, Batches
-from dualrate.data.packed import DATASET, verify
-from dualrate.data.prepare import encode, moments_of
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import DataConfig
 from dualrate.system.folders import Damaged

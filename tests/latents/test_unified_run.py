@@ -18,7 +18,7 @@ from dualrate.codecs.codec import Codec, CodecFolder, NoCodec, decoded, read_cod
 from dualrate.codecs.diffusion import DiffusionCodec
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.images import load_images, to_float, to_uint8
-from dualrate.data.prepare import encode
+from dualrate.data.latent_set import encode
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine

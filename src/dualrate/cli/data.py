@@ -66,7 +66,7 @@ class Prepare(_ToFolder):
     """Side that images are brought to: box averages, bicubic, centre crop."""
 
     def run(self) -> None:
-        from dualrate.data.prepare import PREPARING, prepare
+        from dualrate.data.images import PREPARING, prepare
         from dualrate.system.workers import mapper
 
         progress = reporter()
@@ -103,7 +103,7 @@ class Encode(_ToFolder):
 
     def run(self) -> None:
         from dualrate.codecs.codec import CodecFolder
-        from dualrate.data.prepare import ENCODING, encode
+        from dualrate.data.latent_set import ENCODING, encode
         from dualrate.system.workers import mapper
 
         progress, where = reporter(), pick_device(self.device)
@@ -163,7 +163,7 @@ class Verify(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.data.packed import verify
+        from dualrate.data.cache import verify
         from dualrate.system.workers import mapper
 
         progress = reporter()

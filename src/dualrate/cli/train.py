@@ -27,7 +27,7 @@ from dualrate.cli.recipe import (
 )
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.data.images import check_outside
-from dualrate.data.prepare import ENCODING
+from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet, token_models
 from dualrate.recipes.students import by_consistency

@@ -1,17 +1,17 @@
-"""What a codec is: images to latents, on which networks are trained, and latents back to images; which one a run is on.
+"""A codec encodes images to latents, on which networks are trained, and decodes latents to images.
 
-    x = (z_raw - mean) / std   per channel: the latents that this package speaks of are the x of its processes
+    x = (z_raw - mean) / std   per channel: networks and processes see the normalised latents x
 
-A codec normalises itself, so nobody else knows a scaling factor. What an encoder gives is a Gaussian for every element
-(`Moments`); one without spread is the case of a deterministic encoder. A decoder may draw: its numbers are keyed by the
-image's seed (`Draws`), as those of a sampler are, so a diffusion decoder is a codec like any other.
+A codec normalises its latents itself: no other part knows a scaling factor. An encoder gives a Gaussian for every
+element (`Moments`), without spread if it is deterministic. A decoder may draw random numbers. They are keyed by the
+image's seed (`Draws`), as a sampler's are, so a diffusion decoder is a codec like any other.
 
-A decoder of noisy latents takes z_0 = alpha x + sigma eps, of the log-SNR that it names (`log_snr`): the x of processes
-is what its encoder gives, and a process whose trajectories end in z_0 (`NoisyEnd`) draws what it takes.
+A decoder of noisy latents takes z_0 = alpha x + sigma eps, at its log-SNR (`log_snr`). The encoder gives the x of
+processes; a process whose trajectories end in z_0 (`NoisyEnd`) draws what the decoder takes.
 
-A codec that does not train is none of a run's weights: it stays in its folder, and the run holds its fingerprint
-(`CodecFolder`). One that trains is a subclass of `CodecConfig` whose codec calls the run's own networks; the folder of
-such a run is a codec for others. Networks on pixels are the case of `Pixels`, which does nothing, and costs nothing.
+A codec that does not train stays in its folder, and the run holds its fingerprint (`CodecFolder`). One that trains is a
+subclass of `CodecConfig` whose codec calls the run's own networks; the folder of such a run is a codec for others.
+Networks on pixels have the codec `Pixels`, which does nothing.
 """
 
 from __future__ import annotations
@@ -80,16 +80,16 @@ class Normalisation:
 
     def forward(self, raw: Moments) -> Moments:
         """Moments of a codec's own latents -> those that networks see."""
-        mean, std = self._like(raw.mean)
+        mean, std = self._per_channel(raw.mean)
         log_var = None if raw.log_var is None else raw.log_var - 2 * std.log()
         return Moments((raw.mean - mean) / std, log_var)
 
     def inverse(self, x: Tensor) -> Tensor:
         """(B, C, H, W) latents that networks see -> a codec's own."""
-        mean, std = self._like(x)
+        mean, std = self._per_channel(x)
         return x * std + mean
 
-    def _like(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _per_channel(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Each (1, C or 1, 1, 1)."""
         if {len(self.mean), len(self.std)} - {1, z.shape[1]}:
             raise ValueError(
@@ -174,17 +174,18 @@ class Pixels:
 ON_PIXELS = Pixels()
 
 
-def _parts(count: int, image: Shape) -> list[slice]:
-    """Some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
+def _in_parts(call: Callable[[slice, Draws], Tensor], image: Shape, draws: Draws) -> Tensor:
+    """Of some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
     size = max(1, AT_ONCE // (image[1] * image[2]))
-    return [slice(first, first + size) for first in range(0, count, size)]
+    parts = [slice(first, first + size) for first in range(0, len(draws.row), size)]
+    with whole_products():
+        return torch.cat([call(part, Draws(draws.seed, draws.row[part])) for part in parts])
 
 
 def decoded(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
     """`Codec.decode`, some rows at a time."""
-    parts = _parts(len(x), codec.image_shape((x.shape[1], x.shape[2], x.shape[3])))
-    with whole_products():
-        return torch.cat([codec.decode(x[part], Draws(draws.seed, draws.row[part])) for part in parts])
+    image = codec.image_shape((x.shape[1], x.shape[2], x.shape[3]))
+    return _in_parts(lambda part, own: codec.decode(x[part], own), image, draws)
 
 
 def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
@@ -197,13 +198,12 @@ def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
 
 def noisy_latents(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
     """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them."""
-    made = []
-    for part in _parts(len(images), (images.shape[1], images.shape[2], images.shape[3])):
-        own = Draws(draws.seed, draws.row[part])
-        with whole_products():
-            moments = codec.encode(images[part])
-        made.append(with_noise(codec, moments.sample(own.normal("latent", *moments.mean.shape[1:])), own))
-    return torch.cat(made)
+
+    def encoded(part: slice, own: Draws) -> Tensor:
+        moments = codec.encode(images[part])
+        return with_noise(codec, moments.sample(own.normal("latent", *moments.mean.shape[1:])), own)
+
+    return _in_parts(encoded, (images.shape[1], images.shape[2], images.shape[3]), draws)
 
 
 def round_trip(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
@@ -252,7 +252,7 @@ class CodecConfig(ABC):
             raise ValueError(f"{process} is of tokens, which {type(self).__name__} makes none: set a codec of tokens")
 
     def under(self, sampler: str | None, steps: int | None) -> CodecConfig:
-        """With a decoder that draws in another way; None: as it does.
+        """With another sampler or number of steps of its decoder; None: unchanged.
 
         Raises ValueError for a codec without a decoder that draws, here or in `build`.
         """
@@ -318,7 +318,7 @@ class CodecFolder(CodecConfig, Ranged):
 
 @dataclass(frozen=True)
 class HeldCodec(CodecConfig):
-    """A codec that is there already, such as that of a pipeline: for models that are not written as runs."""
+    """A codec in memory, such as that of a pipeline, for models that are not written as runs."""
 
     codec: Codec
 
@@ -340,7 +340,9 @@ def read_codec(
     not draw; OSError where it cannot be read.
     """
     path = as_path(folder).resolve()
-    return _read(path, _state(path), str(device), sampler, steps)
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    state = tuple((file.name, stat.st_size, stat.st_ctime_ns) for file in files for stat in [file.stat()])
+    return _read(path, state, str(device), sampler, steps)
 
 
 @lru_cache(maxsize=1)
@@ -348,14 +350,6 @@ def _read(path: Path, state: tuple[Any, ...], device: str, sampler: str | None, 
     """state: by which a folder is seen to have changed"""
     if (path / RUN).is_file():
         return cast(Callable[..., Codec], imported(OF_RUNS))(path, device, sampler, steps)
-    _check_class(path)
-    if sampler is not None or steps is not None:
-        raise ValueError(f"{path} holds an autoencoder, which decodes at once: drop the sampler and the steps")
-    return cast(Callable[[Path, str], Codec], imported(OF_DIFFUSERS))(path, device)
-
-
-def _check_class(path: Path) -> None:
-    """Raises ValueError for a folder without a class of diffusers, OSError where it cannot be read."""
     try:
         config = read_json(path / CONFIG)
     except OSError as error:
@@ -366,8 +360,6 @@ def _check_class(path: Path) -> None:
         raise ValueError(f"{path} holds no codec, which would have a {CONFIG}: {there}") from error
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")
-
-
-def _state(path: Path) -> tuple[Any, ...]:
-    files = sorted(path.iterdir()) if path.is_dir() else []
-    return tuple((file.name, stat.st_size, stat.st_ctime_ns) for file in files for stat in [file.stat()])
+    if sampler is not None or steps is not None:
+        raise ValueError(f"{path} holds an autoencoder, which decodes at once: drop the sampler and the steps")
+    return cast(Callable[[Path, str], Codec], imported(OF_DIFFUSERS))(path, device)

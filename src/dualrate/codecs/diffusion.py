@@ -87,7 +87,7 @@ class Decoding:
         return Decoding(decoder, process, sampler, make_step(name, process, gamma, plan=plan), plan)
 
     def under(self, sampler: str | None, steps: int | None) -> Decoding:
-        """The same decoder under another sampler, in other steps; None: as it is. Raises as `by`."""
+        """The same decoder with another sampler or number of steps; None: unchanged. Raises as `by`."""
         return Decoding.by(self.decoder, self.process, sampler or self.sampler, steps or self.plan.num_steps)
 
     @torch.no_grad()
@@ -123,9 +123,7 @@ class DiffusionCodec:
                 digest.update(tensor.detach().cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    @property
-    def latents(self) -> str:
-        return self.fingerprint
+    latents = fingerprint
 
     def latent_shape(self, image: Shape) -> Shape:
         if image != self._encoder.shape:
@@ -155,7 +153,7 @@ class DiffusionCodec:
 
 
 class OtherDecoder:
-    """The latents of a codec, decoded in another way: by a decoder that was trained on them later, or as `decoding` is.
+    """The latents of a codec, decoded in another way: by a decoder that was trained later, or with another sampler.
 
     weights: sha256 of the decoder's
     """

@@ -1,8 +1,8 @@
 """Codecs of tokens: grey images, every pixel one of a few levels, and texts, every character one of an alphabet.
 
-Nothing is learned, so a run is trained on its data, whose batches become tokens. A value of the data, (B, 1, H, W), is
-one of the codec's symbols, one-hot over V categories. A masked process has one category more than there are symbols,
-the last one: the mask, which no data is.
+Nothing is learned: a run is trained on its data, whose batches become tokens. A value of the data, (B, 1, H, W), is one
+of the codec's symbols, one-hot over V categories. A masked process has one more category, the last: the mask, which no
+data has.
 
 Grey levels are spread evenly over [-1, 1], ends included, so that what is black stays black; a pixel becomes the
 nearest. A text's data are the places of its characters in the alphabet as 8-bit values, (B, 1, 1, L).
@@ -32,9 +32,10 @@ from dualrate.diffusion.values import Shape
 
 
 class TokenCodec(CodecConfig):
-    """A codec of tokens. A subclass is a frozen dataclass with a field `mask`, and the others say what symbols are.
+    """A codec of tokens. A subclass is a frozen dataclass with a field `mask` and fields that define the symbols.
 
-    mask: whether a category more stands for noise, as a masked process has it
+    mask:    whether one more category stands for noise, as in a masked process
+    highest: the symbol that stands for 1 in the data, where 0 stands for -1
     """
 
     instant = True
@@ -45,13 +46,9 @@ class TokenCodec(CodecConfig):
     def symbols(self) -> int:
         """How many there are."""
 
-    @abstractmethod
-    def index(self, x: Tensor) -> Tensor:
-        """Data in [-1, 1] -> int64 of the same shape, in [0, symbols)."""
-
-    @abstractmethod
-    def value(self, index: Tensor) -> Tensor:
-        """The other way."""
+    @property
+    def highest(self) -> int:
+        return self.symbols - 1
 
     @property
     def categories(self) -> int:
@@ -90,9 +87,7 @@ class Tokens:
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(to_plain(self.config)).encode()).hexdigest()
 
-    @property
-    def latents(self) -> str:
-        return self.fingerprint
+    latents = fingerprint
 
     def latent_shape(self, image: Shape) -> Shape:
         if image[0] != 1:
@@ -106,10 +101,12 @@ class Tokens:
 
     def encode(self, images: Tensor) -> Moments:
         tokens = images.new_zeros(len(images), self.config.categories, *images.shape[2:])
-        return Moments(tokens.scatter_(1, self.config.index(images), 1))
+        symbols = ((images + 1) / 2 * self.config.highest).round().long()
+        return Moments(tokens.scatter_(1, symbols, 1))
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
-        return self.config.value(x.argmax(1, keepdim=True).clamp(max=self.config.symbols - 1))
+        symbols = x.argmax(1, keepdim=True).clamp(max=self.config.symbols - 1)
+        return symbols / self.config.highest * 2.0 - 1
 
 
 @dataclass(frozen=True)
@@ -119,17 +116,11 @@ class GreyLevels(TokenCodec, Ranged):
     levels: Annotated[int, Range(2, 256)] = 8
     """Of grey."""
     mask: bool = True
-    """Whether a category more stands for noise, as a masked process has it."""
+    """Whether one more category stands for noise, as in a masked process."""
 
     @property
     def symbols(self) -> int:
         return self.levels
-
-    def index(self, x: Tensor) -> Tensor:
-        return ((x + 1) / 2 * (self.levels - 1)).round().long()
-
-    def value(self, index: Tensor) -> Tensor:
-        return index / (self.levels - 1) * 2.0 - 1
 
 
 BETWEEN = "\n---\n"  # pieces that are shown one after the other
@@ -138,10 +129,10 @@ MOST = 255  # characters of an alphabet, which a byte tells apart
 
 @dataclass(frozen=True)
 class Characters(TokenCodec):
-    """Tokens of a text. Raises ValueError for an alphabet of fewer than 2 or more than 255 characters, or of twice one.
+    """Tokens of a text. Raises ValueError for an alphabet with a repeat, of fewer than 2 or more than 255 characters.
 
-    alphabet: all characters that there are
-    mask:     whether a category more stands for noise, as a masked process has it
+    alphabet: all characters
+    mask:     whether one more category stands for noise, as in a masked process
     """
 
     alphabet: str  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -155,13 +146,11 @@ class Characters(TokenCodec):
     def symbols(self) -> int:
         return len(self.alphabet)
 
-    def index(self, x: Tensor) -> Tensor:
-        return (127.5 * x + 127.5).round().long()
-
-    def value(self, index: Tensor) -> Tensor:
-        return index / 127.5 - 1
+    @property
+    def highest(self) -> int:
+        return 255  # data are 8-bit values
 
 
 def texts(alphabet: str, places: NDArray[np.uint8]) -> Iterable[str]:
-    """The pieces of text that 8-bit values say. places: (N, 1, 1, L)."""
+    """The pieces of text of 8-bit values. places: (N, 1, 1, L)."""
     return ("".join(alphabet[place] for place in piece.ravel()) for piece in places)

@@ -1,39 +1,418 @@
-"""Images of any source, decoded into packed shards: into the cache, where each is decoded once, or where one asks.
+"""Packed rows: images, or moments of latents, in shards that are memory-mapped; and the cache of decoded images.
 
-An entry of the cache is a packed folder of one split (packed.py), images/<key>/. The key is a sha256 of the files'
-paths, sizes and times of change and of all options, so an entry is never updated. It is written aside and renamed: an
-interrupted run leaves no half entry. One that is not whole is made again. Who may read it, the umask says.
+    FOLDER/prepare.json       of `prepare`: what it is made of, and how; of `encode` it is encode.json; the image cache
+                              has neither
+    FOLDER/train-00000.bin    one row after the other: C x H x W bytes of an image; test-00000.bin, ... alike
+    FOLDER/train-00000.json   of a finished shard: how many images, CRC-32 of its blocks, ...
+    FOLDER/train-labels.npy   (N,) int64 over all shards, if there are labels
+    FOLDER/dataset.json       once all is there: names, counts, fingerprints, and the shards without their labels
+    FOLDER/MANIFEST.json      size and sha256 of dataset.json and the labels, which are checked at every start
+
+A block of a shard is compared with its CRC-32 before the first of its rows is used. The fingerprint is that of the
+images themselves, so no pixel is read for it at a start.
+
+An entry of the cache is a packed folder of one split, images/<key>/. The key is a sha256 of the files' paths, sizes and
+times of change and of all options, so an entry is never updated. It is written aside and renamed: an interrupted run
+leaves no half entry. One that is not whole is made again. Who may read it, the umask says.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from dualrate.data.decode import MAX_BYTES, decode, resize
-from dualrate.data.packed import (
-    Packed,
-    Shard,
-    fingerprint_of,
-    finish_split,
-    is_finished,
-    make_shards,
-    read_packed,
-    shards_of,
-    write_dataset,
-    write_shard,
+from dualrate.data.source import (
+    SPLITS,
+    Content,
+    DataProgress,
+    Item,
+    Items,
+    Member,
+    Raw,
+    Source,
+    Split,
+    one_line,
 )
-from dualrate.data.source import Content, DataProgress, Items, Member, Raw, Source, Split, one_line, read_limited
-from dualrate.system.files import ABSENT, naming
-from dualrate.system.folders import new_folder
+from dualrate.system.files import ABSENT, naming, read_bytes, read_json, whole, write_whole, written_aside
+from dualrate.system.folders import MANIFEST, Damaged, Manifest, new_folder, some_of
+from dualrate.system.progress import run_lock
 from dualrate.system.workers import Mapper, in_turn
+
+FORMAT = 1
+PREPARED, ENCODED, DATASET = "prepare.json", "encode.json", "dataset.json"
+SHARD_BYTES = 2**28  # of one, about
+BLOCK = 2**18  # bytes that a CRC-32 is of
+_OPEN = 256  # shards mapped at a time: each holds a file open, of which a process may have 1024
+AGAIN = "run the same command again: it makes what is missing, and nothing else"
+
+
+class Shards:
+    """Rows in files as one array that is only read: (N, *shape), indexed by a slice or by numbers of rows.
+
+    row, shards: as dataset.json has them
+    """
+
+    def __init__(self, folder: Path, row: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> None:
+        self._made_of, self.dtype = (folder, row, shards), np.dtype(row["dtype"])
+        self.starts = np.array([0, *accumulate(shard["images"] * row["each"] for shard in shards)])
+        self.shape = (int(self.starts[-1]), *row["shape"])
+        self._good: dict[int, NDArray[np.bool_]] = {}  # blocks, by file
+        self._mapped = lru_cache(maxsize=_OPEN)(self._map)
+
+    def __reduce__(self) -> tuple[type[Shards], tuple[Any, ...]]:
+        return Shards, self._made_of
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, index: slice | ArrayLike) -> NDArray[Any]:
+        """A copy of these rows. Raises IndexError for rows that there are not, Damaged for a block that has changed."""
+        rows = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index, np.int64)
+        if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)} images")
+        rows = np.where(rows < 0, rows + len(self), rows)
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        images = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+        for number in np.unique(shard):
+            here = shard == number
+            mapped, good = self._mapped(int(number))
+            own = rows[here] - self.starts[number]
+            self._check(int(number), mapped, good, own)
+            images[here] = mapped[own]
+        return images
+
+    def _file(self, number: int) -> Path:
+        folder, _, shards = self._made_of
+        return folder / shards[number]["file"]
+
+    def _map(self, number: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """A file's rows, and which of its blocks are known to be good."""
+        count, file = int(self.starts[number + 1] - self.starts[number]), self._file(number)
+        with naming(file):
+            mapped = np.memmap(file, self.dtype, "r", shape=(count, *self.shape[1:]))
+        return mapped, self._good.setdefault(number, np.zeros(-(-mapped.nbytes // BLOCK), bool))
+
+    def _check(self, number: int, mapped: NDArray[Any], good: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
+        """Raises Damaged unless the blocks of these rows are what was written; each is read for it once."""
+        sums, row = self._made_of[2][number]["blocks"], mapped.nbytes // len(mapped)
+        first, last = rows * row // BLOCK, (rows * row + row - 1) // BLOCK
+        wanted = np.unique(np.concatenate([np.minimum(first + i, last) for i in range(int((last - first).max()) + 1)]))
+        content = mapped.reshape(-1).view(np.uint8)
+        for block in wanted[~good[wanted]].tolist():
+            if _sum(content[block * BLOCK : (block + 1) * BLOCK]) != sums[8 * block : 8 * block + 8]:
+                raise Damaged(
+                    f"{self._file(number)} is not what was written (block {block} of {BLOCK:,} bytes): remove it, "
+                    f"then {AGAIN}"
+                )
+            good[block] = True
+
+
+def block_sums(file: Path) -> str:
+    """The CRC-32 of every block of a file, 8 hex digits each."""
+    with naming(file), file.open("rb") as opened:
+        return "".join(_sum(block) for block in iter(partial(opened.read, BLOCK), b""))
+
+
+def _sum(block: Any) -> str:
+    return f"{zlib.crc32(block):08x}"
+
+
+def fingerprint_of(images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> str:
+    """sha256 (hex) of images (N, C, H, W), labels and class names."""
+    digest = hashlib.sha256(repr((images.shape, class_names)).encode())
+    for start in range(0, len(images), 256):
+        digest.update(images[start : start + 256].tobytes())
+    if labels is not None:
+        digest.update(labels.tobytes())
+    return digest.hexdigest()
+
+
+# Reading
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """One split of a packed folder.
+
+    rows:    all of them
+    dataset: what dataset.json holds; part: of it, this split's
+    """
+
+    rows: Shards
+    labels: np.ndarray | None
+    dataset: dict[str, Any]
+    part: dict[str, Any]
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is `prepare`'s, finished or not."""
+    return (folder / PREPARED).is_file()
+
+
+def read_packed(folder: Path, split: Split) -> Packed:
+    """One split, memory-mapped. Reads labels and sizes of files, and no row.
+
+    Raises ValueError for a folder that is not finished, Damaged (an OSError) for what is not as it was written.
+    """
+    try:
+        manifest = Manifest.read(folder, [DATASET])
+        if manifest is None and not any((folder / name).is_file() for name in (PREPARED, ENCODED)):
+            raise ValueError(f"{folder} is no folder that dualrate data prepare or encode wrote")
+        if manifest is None:
+            raise ValueError(f"{folder} is not finished: it has no {MANIFEST}; {AGAIN}")
+        dataset = json.loads(manifest.content(DATASET))
+        if dataset["format"] != FORMAT:
+            raise ValueError(f"{folder} has format {dataset['format']}, expected {FORMAT}: make it anew, elsewhere")
+        if "row" not in dataset:  # images, as v0.1 prepared them
+            shape = [dataset["channels"], dataset["size"], dataset["size"]]
+            dataset["row"] = {"shape": shape, "dtype": "uint8", "each": 1}
+        part, row = dataset["splits"][split], dataset["row"]
+        for shard in part["shards"]:
+            file, size = folder / shard["file"], shard["images"] * _bytes_of(row)
+            if not file.exists():
+                raise Damaged(f"{file} is missing")
+            if (found := file.stat().st_size) != size:
+                raise Damaged(f"{file} has {found:,} bytes, expected {size:,}; remove it")
+        content = manifest.content(_labels_file(split)) if part["labelled"] else None
+    except Damaged as error:
+        raise Damaged(f"{error}; {AGAIN}") from error
+    labels = None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
+    return Packed(Shards(folder, row, part["shards"]), labels, dataset, part)
+
+
+def packed_source(folder: Path, split: Split) -> Source:
+    """One split of packed images as a source. Raises what `read_packed` raises."""
+    found = read_packed(folder, split)
+    name, class_names = found.part["name"], tuple(found.part["class_names"])
+    return Source(name, (folder / DATASET,), lambda: raw_rows(name, found.rows, found.labels, class_names))
+
+
+def raw_rows(name: str, images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> Raw:
+    """Decoded images as those of a source."""
+    return Raw(_Rows(name, images, range(len(images))), len(images), labels, class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    name: str
+    images: np.ndarray | Shards
+    rows: range
+
+    def __iter__(self) -> Iterator[Item]:
+        return ((f"{self.name}[{i}]", self.images[i]) for i in self.rows)
+
+    def __getitem__(self, part: slice, /) -> _Rows:
+        return _Rows(self.name, self.images, self.rows[part])
+
+
+def verify(folder: Path, mapper: Mapper, progress: DataProgress) -> int:
+    """Read every shard and compare its blocks; the number of images.
+
+    Raises Damaged that names the shards that are not what was written, and what `read_packed` raises.
+    """
+    parts = [read_packed(folder, split).part for split in SPLITS]
+    by_file = {folder / shard["file"]: shard for part in parts for shard in part["shards"]}
+    total = sum(part["images"] for part in parts)
+    done, wrong = 0, []
+    for file, found in mapper(block_sums, list(by_file)):
+        done += by_file[file]["images"]
+        wrong += [file.name] if found != by_file[file]["blocks"] else []
+        progress(done, total, "verifying")
+    if wrong:
+        raise Damaged(
+            f"{len(wrong)} of {len(by_file)} shards in {folder} are not what was written: "
+            f"{some_of(sorted(wrong), 10)}; remove them, then {AGAIN}"
+        )
+    return total
+
+
+def is_finished(folder: Path, splits: Sequence[Split] = SPLITS) -> bool:
+    """Whether these splits are complete by their manifest and the sizes of their files; no row is read."""
+    try:
+        for split in splits:
+            read_packed(folder, split)
+    except (ValueError, Damaged):
+        return False
+    return True
+
+
+# Writing
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The work of one shard: `items`, `count` of them, of the source called `name`, with their labels, to `file`."""
+
+    file: str
+    name: str
+    items: Items
+    count: int
+    labels: np.ndarray | None
+
+
+def write_shard(
+    folder: Path, shard: Shard, rows: Iterable[tuple[int, NDArray[Any]]], record: Mapping[str, Any]
+) -> None:
+    """Write a shard, then its record, whole or not at all.
+
+    rows:   of each image, with its number among the shard's
+    record: more entries for the record, complete once all rows are written
+    """
+    kept, path = [], folder / shard.file
+    with whole(path) as aside, aside.open("wb") as file:
+        for number, row in rows:
+            kept.append(number)
+            file.write(row.tobytes())
+    labels = None if shard.labels is None else shard.labels[kept].tolist()
+    content = {"images": len(kept), "labels": labels, **record, "blocks": block_sums(path)}
+    write_whole(path.with_suffix(".json"), json.dumps(content))
+
+
+def _is_done(shard: Path, row: int) -> bool:
+    """Whether a shard is there with its record, which says how many rows it has."""
+    try:
+        record = read_json(shard.with_suffix(".json"))
+        return record.keys() >= {"blocks", "labels"} and shard.stat().st_size == record["images"] * row
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # no record: the shard is made again
+        return False
+
+
+def pack(
+    folder: Path,
+    splits: Mapping[Split, tuple[str, Raw]],
+    job: Callable[[Shard], object],
+    row: Mapping[str, Any],
+    *,
+    shard_bytes: int,
+    mapper: Mapper,
+    progress: DataProgress,
+    what: str,
+) -> dict[Split, dict[str, Any]]:
+    """Do the job for every shard of these splits, named, that is missing; their parts of dataset.json. Writes labels.
+
+    row: as of `write_dataset`; shard_bytes: of a file at most, but for an image at least; what: goes with progress
+    Raises OSError, before hours of work, where the disk has no room.
+    """
+    size = _bytes_of(row)
+    shards: dict[Split, list[Shard]] = {split: [] for split in splits}
+    for split, (name, raw) in splits.items():
+        each = max(1, shard_bytes // size)
+        for i, first in enumerate(range(0, raw.count, each)):
+            part = slice(first, min(first + each, raw.count))
+            labels = None if raw.labels is None else raw.labels[part]
+            shards[split].append(Shard(f"{split}-{i:05}.bin", name, raw.items[part], part.stop - first, labels))
+    missing = [shard for made in shards.values() for shard in made if not _is_done(folder / shard.file, size)]
+    left, total = sum(shard.count for shard in missing), sum(raw.count for _, raw in splits.values())
+    needed, free = left * size, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} is to hold {needed:,} bytes more, and {free:,} are free there: make room for "
+            f"{needed - free:,}, or ask for a smaller size; the same command goes on"
+        )
+    done = total - left
+    progress(done, total, what)
+    for shard, _ in mapper(job, missing):
+        done += shard.count
+        progress(done, total, what)
+    parts: dict[Split, dict[str, Any]] = {}
+    for split, (name, raw) in splits.items():
+        records = [read_json((folder / shard.file).with_suffix(".json")) for shard in shards[split]]
+        labels = [label for record in records for label in record.pop("labels") or ()]
+        if raw.labels is not None:
+            with whole(folder / _labels_file(split)) as aside, aside.open("wb") as file:
+                np.save(file, np.array(labels, np.int64), allow_pickle=False)
+        parts[split] = {
+            "name": name,
+            "images": sum(record["images"] for record in records),
+            "labelled": raw.labels is not None,
+            "class_names": list(raw.class_names),
+            "shards": [{"file": shard.file, **record} for shard, record in zip(shards[split], records, strict=True)],
+        }
+    return parts
+
+
+def write_dataset(folder: Path, row: Mapping[str, Any], splits: Mapping[Split, Any], **more: Any) -> dict[str, Any]:
+    """dataset.json, and the manifest, which finishes a folder. row: shape, dtype and how many an image has."""
+    dataset = {"format": FORMAT, "row": row, **more, "splits": splits}
+    write_whole(folder / DATASET, json.dumps(dataset, indent=1))
+    Manifest.write(folder, [DATASET, *(_labels_file(split) for split in splits if splits[split]["labelled"])])
+    return dataset
+
+
+@contextmanager
+def begun(folder: Path, file: str, plan: dict[str, Any]) -> Iterator[bool]:
+    """Hold a folder that is empty, new, or of the same plan; yields whether something is left to do.
+
+    file: that holds the plan, whose "content" is the source's
+    Raises ValueError for any other folder; one in which bad images ended it may leave them out now.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / file).is_file():
+        found = read_json(folder / file)
+        before = found if isinstance(found, dict) else {}
+        before |= {"on_bad": plan["on_bad"]} if before.get("on_bad") == "fail" else {}
+        if names := [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]:
+            differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
+            raise ValueError(f"{folder} was made with {differ}: ask for the same, or give another folder")
+        if before.get("content") != plan["content"]:
+            raise ValueError(
+                f"{folder} was made from other files ({before.get('source')}): their names, sizes or times of change "
+                f"are not those of {plan['source']} now; give another folder"
+            )
+    elif there := sorted(one.name for one in folder.iterdir() if one.name != ".lock" and not written_aside(one.name)):
+        raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder")
+    with run_lock(folder, "written"):
+        unfinished = not is_finished(folder)
+        if unfinished:
+            for left in folder.iterdir():  # half written, or the manifest of what is to be mended
+                if written_aside(left.name) or left.name == MANIFEST:
+                    with naming(left):
+                        left.unlink()
+            write_whole(folder / file, json.dumps(plan, indent=1))
+        try:
+            yield unfinished
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted: finished shards are kept in {folder}; the same command goes on"
+            ) from None
+
+
+def read_labels(folder: Path, split: Split) -> np.ndarray:
+    """Those that `pack` wrote."""
+    return np.load(folder / _labels_file(split), allow_pickle=False)
+
+
+def _labels_file(split: Split) -> str:
+    return f"{split}-labels.npy"
+
+
+def _bytes_of(row: Mapping[str, Any]) -> int:
+    """Of an image's rows."""
+    return row["each"] * math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize
+
+
+# Decoding, and the cache
 
 VERSION = 3  # of the decoding rules: part of every key
 _SHARD_BYTES = 2**24  # of the cache: few, so that progress is seen
@@ -49,6 +428,11 @@ class Options:
     size: int | None
     channels: int | None
     on_bad: OnBad
+
+    def __post_init__(self) -> None:
+        small = self.size is not None and self.size < 1
+        if small or self.channels not in (None, 1, 3) or self.on_bad not in ("fail", "skip"):
+            raise ValueError(f"{self}; expected a positive size or None, 1 or 3 channels or None, and fail or skip")
 
 
 def cache_dir() -> Path:
@@ -93,16 +477,6 @@ def identity(source: Source, options: Options, *, changes: bool = False) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class ImageShard(Shard):
-    """items: with their labels, of the source called `name`; shape: (C, H, W) of every image"""
-
-    name: str
-    items: Items
-    labels: np.ndarray | None
-    shape: tuple[int, ...]
-
-
 def pack_images(
     sources: Mapping[Split, Source],
     folder: Path,
@@ -113,84 +487,66 @@ def pack_images(
     shard_bytes: int = _SHARD_BYTES,
     mapper: Mapper = in_turn,
 ) -> dict[str, Any]:
-    """Decode what is missing of these splits into a packed folder; what dataset.json holds then.
+    """Decode what is missing of these splits into a packed folder; what dataset.json holds then. Arguments as `pack`'s.
 
-    what: the message that goes with progress; shard_bytes: of a file at most, but for an image at least
     Raises ValueError for images that cannot be used, or are of several shapes; OSError for what cannot be read or
     written.
     """
-    raws: dict[Split, Raw] = {split: source.read() for split, source in sources.items()}
-    first = next(iter(sources))
-    shape = _shape(raws[first], options, sources[first].name)
-    row = int(np.prod(shape))
-    each = max(1, shard_bytes // row)
-    blocks: dict[Split, list[ImageShard]] = {split: [] for split in raws}
-    for split, raw in raws.items():
-        for i, start in enumerate(range(0, raw.count, each)):
-            part = slice(start, min(start + each, raw.count))
-            labels = None if raw.labels is None else raw.labels[part]
-            file, count, items = f"{split}-{i:05}.bin", part.stop - start, raw.items[part]
-            blocks[split].append(ImageShard(file, count, sources[split].name, items, labels, shape))
-    job, every = partial(decode_shard, folder, options), [block for part in blocks.values() for block in part]
-    make_shards(folder, job, every, row, mapper, lambda done, total: progress(done, total, what))
-    held = {"shape": shape, "dtype": "uint8", "each": 1}
-    splits: dict[Split, dict[str, Any]] = {}
-    for split, raw in raws.items():
-        files = [block.file for block in blocks[split]]
-        part, labels = finish_split(folder, split, sources[split].name, raw.class_names, files)
+    raws: dict[Split, tuple[str, Raw]] = {split: (source.name, source.read()) for split, source in sources.items()}
+    shape = _shape(*next(iter(raws.values())), options)
+    row = {"shape": shape, "dtype": "uint8", "each": 1}
+    job = partial(decode_shard, folder, options, shape)
+    splits = pack(folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=what)
+    for split, part in splits.items():
+        name, raw = raws[split]
         rejects = [reject for shard in part["shards"] for reject in shard["rejects"]]
         if not part["images"]:
-            raise ValueError(f"none of the {raw.count} images of {part['name']} can be used: {rejects[0]}")
-        images = shards_of(folder, held, part["shards"])
-        part["fingerprint"] = fingerprint_of(images, labels, raw.class_names)
+            raise ValueError(f"none of the {raw.count} images of {name} can be used: {rejects[0]}")
+        labels = read_labels(folder, split) if part["labelled"] else None
+        part["fingerprint"] = fingerprint_of(Shards(folder, row, part["shards"]), labels, raw.class_names)
         part["rejected"] = len(rejects)
         part["notes"] = [f"skipped {summary(rejects)} of {raw.count} images"] if rejects else []
         part["notes"] += [raw.note] if raw.note else []
-        splits[split] = part
-    return write_dataset(folder, held, splits, size=options.size, channels=shape[0])
+    return write_dataset(folder, row, splits, size=options.size, channels=shape[0])
 
 
-def decode_shard(folder: Path, options: Options, block: ImageShard) -> None:
-    """Raises ValueError for images that cannot be used, unless they are left out, and for one of another shape."""
-    kept: list[int] = []
+def decode_shard(folder: Path, options: Options, shape: tuple[int, ...], shard: Shard) -> None:
+    """Raises ValueError for images that cannot be used, unless they are left out, and for one of another shape.
+
+    shape: (C, H, W) of every image
+    """
     rejects: list[str] = []
 
-    def images() -> Iterator[np.ndarray]:
-        with naming(block.name):
-            for i, (name, item) in enumerate(block.items):
+    def images() -> Iterator[tuple[int, np.ndarray]]:
+        number = -1
+        with naming(shard.name):
+            for number, (name, item) in enumerate(shard.items):
                 image = image_or_fault(name, item, options)
                 if isinstance(image, str):
                     rejects.append(image)
                     continue
-                if image.shape != block.shape:
+                if image.shape != shape:
                     raise ValueError(
-                        f"{name} is {_times(image.shape)} (channels, height, width), the first image of {block.name} "
-                        f"{_times(block.shape)}: pass --data.size (and --data.channels 1 or 3) for one shape"
+                        f"{name} is {_times(image.shape)} (channels, height, width), the first image of {shard.name} "
+                        f"{_times(shape)}: pass --data.size (and --data.channels 1 or 3) for one shape"
                     )
-                kept.append(i)
-                yield image
-        if len(kept) + len(rejects) != block.count:
-            raise ValueError(
-                f"{block.name} gave {len(kept) + len(rejects)} images, expected {block.count}; did its files change?"
-            )
+                yield number, image
+        if number + 1 != shard.count:
+            raise ValueError(f"{shard.name} gave {number + 1} images, expected {shard.count}; did its files change?")
         if rejects and options.on_bad == "fail":
             raise ValueError(
-                f"{summary(rejects)} of {block.count} images of {block.name} cannot be used; pass --data.on-bad skip "
+                f"{summary(rejects)} of {shard.count} images of {shard.name} cannot be used; pass --data.on-bad skip "
                 "to leave them out"
             )
 
-    def record() -> dict[str, Any]:
-        labels = None if block.labels is None else block.labels[kept].tolist()
-        return {"images": len(kept), "labels": labels, "rejects": rejects}
-
-    write_shard(folder / block.file, images(), record)
+    write_shard(folder, shard, images(), {"rejects": rejects})
 
 
 def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _shape(raw: Raw, options: Options, name: str) -> tuple[int, ...]:
+def _shape(name: str, raw: Raw, options: Options) -> tuple[int, ...]:
     """(C, H, W) of the first image that can be read."""
     faults: list[str] = []
     for label, item in raw.items[:_PROBED]:
@@ -198,9 +554,7 @@ def _shape(raw: Raw, options: Options, name: str) -> tuple[int, ...]:
         if not isinstance(image, str):
             return image.shape
         faults.append(image)
-    if not faults:
-        raise ValueError(f"{name} has no images")
-    raise ValueError(f"none of the first {len(faults)} images of {name} can be used: {faults[0]}")
+    raise ValueError(f"none of the first {len(faults)} images of {name} can be used: {''.join(faults[:1])}")
 
 
 def image_of(name: str, item: Content, options: Options) -> np.ndarray:
@@ -208,7 +562,7 @@ def image_of(name: str, item: Content, options: Options) -> np.ndarray:
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
     if isinstance(item, Path):
-        item = read_limited(item, MAX_BYTES)
+        item = read_bytes(item, MAX_BYTES)
     data = item.read() if isinstance(item, Member) else item
     return decode(data, name, size=options.size, channels=options.channels)
 

@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MAX_PIXELS = 50_000_000
 LONGEST = 8
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: as many as four channels of 16 bits take
+# where the width begins, how many bits after it the height does, of how many bits each is, and what 0 stands for
+_WEBP = {b"VP8X": (24, 24, 0xFFFFFF, 1), b"VP8L": (21, 14, 0x3FFF, 1), b"VP8 ": (26, 16, 0x3FFF, 0)}
 
 
 def decode(data: bytes, name: str, *, size: int | None = None, channels: int | None = None) -> np.ndarray:
@@ -44,33 +42,20 @@ def decode(data: bytes, name: str, *, size: int | None = None, channels: int | N
         raise ValueError(f"{name}: the file is empty")
     if len(data) > MAX_BYTES:
         raise ValueError(f"{name}: the file has {len(data):,} bytes, more than the {MAX_BYTES:,} accepted")
-    with _naming(name):
-        return _pixels(_opened(data), size, channels)
-
-
-def shape_of(item: Path | bytes, name: str) -> tuple[int, int, int]:
-    """(C, H, W) that `decode` gives without a size and channels, from the file's header alone.
-
-    Raises ValueError, naming the file, for what is no image by its header; the pixels may still be damaged.
-    """
-    with _naming(name), item.open("rb") if isinstance(item, Path) else io.BytesIO(item) as file:
-        image, deep = _unread(file)
-        with image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            return 1 if deep or _grey(image) else 3, *((width, height) if turned else (height, width))
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Whatever a decoder of untrusted bytes raises, of about ten kinds, becomes a ValueError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow only warns about sizes that are refused here
-            yield
+            _check_size(_webp_size(data[:30]))
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(image.size)
+                image.load()
+                # by depth and colour type of the first chunk: 16-bit grey with alpha, which Pillow makes RGBA
+                deep = image.format == "PNG" and data[24:26] == b"\x10\x04"
+                grey = deep or _sixteen_bit(image) or image.mode in ("1", "L", "LA")
+                return _pixels(_eight_bit(ImageOps.exif_transpose(image), grey), size, channels)
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a {', '.join(FORMATS)} image") from None
-    except Exception as error:
+    except Exception as error:  # decoders raise about ten kinds of exceptions
         raise ValueError(f"{name}: cannot be decoded ({error})") from error
 
 
@@ -79,27 +64,6 @@ def resize(image: np.ndarray, *, size: int | None = None, channels: int | None =
     if (size is None or image.shape[1:] == (size, size)) and channels in (None, image.shape[0]):
         return image
     return _pixels(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)), size, channels)
-
-
-def _opened(data: bytes) -> Image.Image:
-    """L or RGB, upright."""
-    image, deep = _unread(io.BytesIO(data))
-    with image:
-        image.load()
-        return _eight_bit(ImageOps.exif_transpose(image), deep or _grey(image))
-
-
-def _unread(file: BinaryIO) -> tuple[Image.Image, bool]:
-    """An image of which only the header was read, and whether it is 16-bit grey with alpha, which Pillow makes RGBA.
-
-    Raises ValueError for one of too many pixels.
-    """
-    header = file.read(30)
-    _check_size(_webp_size(header))
-    file.seek(0)
-    image = Image.open(file, formats=FORMATS)
-    _check_size(image.size)
-    return image, image.format == "PNG" and header[24:26] == b"\x10\x04"  # depth and colour type of the first chunk
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -111,65 +75,46 @@ def _check_size(size: tuple[int, int]) -> None:
 def _webp_size(data: bytes) -> tuple[int, int]:
     """Width and height in a WEBP header (30 bytes), (0, 0) for other files: Pillow opens WEBP by allocating it."""
     kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else b""
-
-    def number(start: int, end: int) -> int:
-        return int.from_bytes(data[start:end], "little")
-
-    if kind == b"VP8X":
-        return 1 + number(24, 27), 1 + number(27, 30)
-    if kind == b"VP8L":
-        return 1 + (number(21, 25) & 0x3FFF), 1 + (number(21, 25) >> 14 & 0x3FFF)
-    if kind == b"VP8 ":
-        return number(26, 28) & 0x3FFF, number(28, 30) & 0x3FFF
-    return 0, 0
+    if kind not in _WEBP:
+        return 0, 0
+    start, bits, mask, least = _WEBP[kind]
+    both = int.from_bytes(data[start:], "little")
+    return (both & mask) + least, (both >> bits & mask) + least
 
 
 def _sixteen_bit(image: Image.Image) -> bool:
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
-def _grey(image: Image.Image) -> bool:
-    return _sixteen_bit(image) or image.mode in ("1", "L", "LA")
-
-
 def _eight_bit(image: Image.Image, grey: bool) -> Image.Image:
+    """L or RGB."""
     if _sixteen_bit(image):
-        return _from_sixteen_bit(image)
-    mode = "L" if grey else "RGB"
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError(f"grey values from {wide.min()} to {wide.max()}, expected 0 to 65535")
+        levels = (wide + 128) // 257
+        if "transparency" in image.info:
+            levels[wide == image.info["transparency"]] = 255
+        return Image.fromarray(levels.astype(np.uint8))
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert(mode)
-    return image.convert(mode)
-
-
-def _from_sixteen_bit(image: Image.Image) -> Image.Image:
-    wide = np.asarray(image).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise ValueError(f"grey values from {wide.min()} to {wide.max()}, expected 0 to 65535")
-    grey = (wide + 128) // 257
-    if "transparency" in image.info:
-        grey[wide == image.info["transparency"]] = 255
-    return Image.fromarray(grey.astype(np.uint8))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("L" if grey else "RGB")
 
 
 def _pixels(image: Image.Image, size: int | None, channels: int | None) -> np.ndarray:
     if channels is not None:
         image = image.convert("L" if channels == 1 else "RGB")
     if size is not None:
-        image = _square(image, size)
+        most = LONGEST * min(image.size)
+        image = _centre(image, min(image.width, most), min(image.height, most))
+        while min(image.size) >= 2 * size:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+        scale = size / min(image.size)
+        if scale != 1:
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        image = _centre(image, size, size)
     array = np.asarray(image)
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    most = LONGEST * min(image.size)
-    image = _centre(image, min(image.width, most), min(image.height, most))
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    if scale != 1:
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    return _centre(image, size, size)
 
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -2,19 +2,22 @@
 
 The 8-bit rule: x = u / 127.5 - 1 and u = round(127.5 x + 127.5), clamped to 0..255; its round trip is exact.
 
-Beside it: a look at a source before it is decoded (`look_at`), and every image of a source by its name, for those that
-are encoded or decoded, not trained on (`every_image`).
+`prepare` decodes a source once, to a packed folder (cache.py) of images of one size. It has the bits of the source read
+directly at that size: the same decoding, the same split. A shard is a range of the source's images in their order,
+whatever the number of processes; one that is there with its record is never made again, so the same call goes on after
+a kill. `look_at` looks at a source before it is decoded. `every_image` gives every image of a source by its name, for
+those that are encoded or decoded and not trained on.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,28 +27,44 @@ from torch import Tensor
 from dualrate.codecs.codec import NoCodec
 from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
-from dualrate.data.archives import npz_source, tar_files, tar_source
-from dualrate.data.cache import OnBad, Options, cache_dir, decoded, image_of
-from dualrate.data.decode import SUFFIXES, shape_of
-from dualrate.data.image_folder import folder_source, images_below, named
-from dualrate.data.packed import ENCODED, Packed, Shards, fingerprint_of, is_prepared, packed_source, read_packed
+from dualrate.data.cache import (
+    DATASET,
+    ENCODED,
+    FORMAT,
+    PREPARED,
+    SHARD_BYTES,
+    OnBad,
+    Options,
+    Shards,
+    begun,
+    cache_dir,
+    decoded,
+    fingerprint_of,
+    identity,
+    image_of,
+    image_or_fault,
+    is_prepared,
+    pack_images,
+    packed_source,
+    read_packed,
+)
+from dualrate.data.decode import SUFFIXES
+from dualrate.data.readers import folder_source, images_below, named, npz_source, tar_files, tar_source
 from dualrate.data.source import (
     SPLITS,
     DataProgress,
-    Each,
     Item,
-    Items,
-    Member,
     Raw,
     Source,
     Split,
+    check_labels,
     hidden,
-    printable,
     resolved,
 )
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.system.files import check_regular
+from dualrate.system.files import check_regular, read_json
+from dualrate.system.workers import Mapper, in_turn
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
@@ -84,18 +103,13 @@ class ImageSet:
         shape, dtype = self.images.shape, self.images.dtype
         if len(shape) != 4 or 0 in shape or shape[1] not in (1, 3) or dtype != np.uint8:
             raise ValueError(f"{self.name}: images are {dtype} {shape}; expected uint8 (N, C, H, W), N > 0, C = 1 or 3")
-        if self.labels is None:
-            if self.class_names:
-                raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
-        elif self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
-            raise ValueError(
-                f"{self.name}: labels are {self.labels.dtype} {self.labels.shape}; expected int64 {shape[:1]}"
-            )
-        elif self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
-            raise ValueError(
-                f"{self.name}: labels run from {self.labels.min()} to {self.labels.max()}; {len(self.class_names)} "
-                f"class names allow 0 to {len(self.class_names) - 1}"
-            )
+        if self.labels is not None:
+            if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
+                found = f"{self.labels.dtype} {self.labels.shape}"
+                raise ValueError(f"{self.name}: labels are {found}; expected int64 {shape[:1]}")
+            check_labels(self.labels, len(self.class_names), self.name)
+        elif self.class_names:
+            raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -148,8 +162,8 @@ def load_images(
 ) -> ImageSet:
     """One split of a data source, decoded once and memory-mapped ever after.
 
-    source:   "fashion-mnist", a folder of images (see `image_folder`), a .tar or .npz file, or a folder of tars (see
-              `archives`), a Parquet file or a folder of them (see `parquet`), or a folder that `prepare` wrote. A
+    source:   "fashion-mnist", a folder of images (see `readers`), a .tar or .npz file, or a folder of tars (see
+              `readers`), a Parquet file or a folder of them (see `parquet`), or a folder that `prepare` wrote. A
               source without a test split has a tenth held out (see `source.hold_out`)
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images
@@ -160,11 +174,9 @@ def load_images(
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source, OSError for what
     cannot be opened or read.
     """
-    if split not in ("train", "test") or on_bad not in ("fail", "skip"):
-        raise ValueError(f"split {split!r}, on_bad {on_bad!r}; expected train or test, and fail or skip")
-    if channels not in (None, 1, 3) or (size is not None and size < 1):
-        raise ValueError(f"size {size}, channels {channels}; expected a positive size or None, and 1, 3 or None")
-    report = progress or _silent
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}; expected train or test")
+    options, report = Options(size, channels, on_bad), progress or _silent
     if folder := prepared_folder(source):
         if label is not None:
             raise ValueError(f"{folder} was prepared with its labels: leave out --data.label {label}")
@@ -175,20 +187,51 @@ def load_images(
                 f"{folder} was prepared at size {side} with {there} channel(s), asked for {size} and {channels}: "
                 "leave out --data.size and --data.channels, or prepare its source once more"
             )
-        notes = packed.part.get("notes", ())
     else:
         cache = cache_dir() if cache is None else as_path(cache)
         found = find_source(source, split, cache, report, label)
-        packed = decoded(found, split, Options(size, channels, on_bad), cache, report)
-        notes = filter(None, (found.note, *packed.part["notes"]))
-    for note in notes:
+        packed = decoded(found, split, options, cache, report)
+    for note in packed.part.get("notes", ()):  # none in a folder that v0.1 prepared
         report(len(packed.rows), len(packed.rows), note)
-    return _image_set(packed)
-
-
-def _image_set(packed: Packed) -> ImageSet:
     part = packed.part
     return ImageSet(packed.rows, packed.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
+
+
+def prepare(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    size: int,
+    channels: Literal[1, 3] | None = None,
+    on_bad: OnBad = "fail",
+    label: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    mapper: Mapper = in_turn,
+    progress: DataProgress = lambda done, total, message: None,
+) -> dict[str, Any]:
+    """Both splits of a source (see `load_images`) as images in `folder`, made if it is missing; or what is left to do.
+
+    label:       as in `load_images`
+    shard_bytes: of a file at most, but for an image at least
+    Returns what dataset.json holds. Raises ValueError for content that cannot be used, for a folder that holds
+    anything else or was prepared from other images or in another way; OSError for what cannot be read or written.
+    """
+    folder, options = as_path(folder), Options(size, channels, on_bad)
+    if prepared_folder(source):
+        raise ValueError(f"{source} is prepared already: prepare other sizes from the images that it was made of")
+    check_outside(folder, source)
+    sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
+    content = [identity(found, replace(options, on_bad="fail")) for found in sources.values()]
+    plan = {"format": FORMAT, "source": str(source), **asdict(options), "label": label, "shard_bytes": shard_bytes}
+    with begun(folder, PREPARED, {**plan, "content": content}) as unfinished:
+        if unfinished:
+            made = pack_images(
+                sources, folder, options, progress=progress, what=PREPARING, shard_bytes=shard_bytes, mapper=mapper
+            )
+            for part in made["splits"].values():
+                for note in part["notes"]:
+                    progress(1, 1, note)
+    return read_json(folder / DATASET)
 
 
 def prepared_folder(source: str | Path) -> Path | None:
@@ -199,11 +242,10 @@ def prepared_folder(source: str | Path) -> Path | None:
 
 def check_outside(folder: Path, source: str | Path) -> None:
     """Raises ValueError for a folder to write in a folder of images, of which it would become a class."""
-    if source in ("", fashion_mnist.NAME):
+    place = None if source in ("", fashion_mnist.NAME) else resolved(source)
+    if place is None or not place.is_dir() or is_prepared(place) or (place / ENCODED).is_file():
         return
-    place = resolved(source)
-    written_here = is_prepared(place) or (place / ENCODED).is_file()  # of which no class is read by its folder
-    if place.is_dir() and not written_here and folder.resolve().is_relative_to(place):
+    if folder.resolve().is_relative_to(place):
         raise ValueError(f"{folder} is in {source}, whose images are read: give a folder elsewhere")
 
 
@@ -224,52 +266,44 @@ def find_source(
 
     Raises what `load_images` raises, and ValueError for a `label` of a source that is not of Parquet files.
     """
-    found = _found(source, split, cache, progress, label)
-    if found.label != label:
+    path = None if source == fashion_mnist.NAME else existing(source)
+    folders = (path, path / "data") if path and path.is_dir() else ()
+    if path and (
+        path.suffix == ".parquet"
+        or any(not hidden(file.name) for folder in folders for file in folder.glob("*.parquet"))
+    ):
+        try:
+            from dualrate.data.parquet import parquet_source
+        except ModuleNotFoundError as error:
+            raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
+        return parquet_source(path, split, label)
+    if label is not None:
         raise ValueError(
             f"--data.label {label} names a column of Parquet files, and there are none in {source}: drop it; its "
             "labels are its folders, or stand beside its images (docs/own-images.md)"
         )
-    return found
-
-
-def _found(source: str | Path, split: Split, cache: Path, progress: DataProgress, label: str | None) -> Source:
-    if source == fashion_mnist.NAME:
+    if path is None:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
-    path = existing(source)
-    if not path.is_dir():
-        check_regular(path)
-        if path.suffix == ".npz":
-            return npz_source(path, split)
-        if path.suffix == ".tar":
-            return tar_source([path], path, split, progress)
-        if path.suffix == ".parquet":
-            return _parquet(path, split, label)
-        raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
-    if is_prepared(path):
-        return packed_source(path, split)
-    if (path / ENCODED).is_file():
-        raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
-    if any(not hidden(file.name) for place in (path, path / "data") for file in place.glob("*.parquet")):
-        return _parquet(path, split, label)
-    tars = tar_files(path)
-    return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
+    if folders:
+        if is_prepared(path):
+            return packed_source(path, split)
+        if (path / ENCODED).is_file():
+            raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
+        tars = tar_files(path)
+        return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
+    check_regular(path)
+    if path.suffix == ".npz":
+        return npz_source(path, split)
+    if path.suffix == ".tar":
+        return tar_source([path], path, split, progress)
+    raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
 
 
-def _parquet(path: Path, split: Split, label: str | None) -> Source:
-    try:
-        from dualrate.data.parquet import parquet_files, parquet_source
-    except ModuleNotFoundError as error:
-        raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
-    train, tests = parquet_files(path) if path.is_dir() else ([path], [])
-    return parquet_source(train, tests, path.stem, split, label)
+def _silent(done: int, total: int, message: str) -> None: ...
 
 
-def _silent(done: int, total: int, message: str) -> None:
-    """Progress that nobody wants."""
-
-
-MOST = 1000  # images whose headers are read
+MOST = 500  # images that are looked at
+PREPARING = "preparing"  # the message of progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,18 +327,19 @@ class Look:
         return len(self.raw.class_names)
 
     @cached_property
-    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+    def shapes(self) -> tuple[Shape, ...]:
         """(C, H, W) of up to `MOST` images, spread evenly over all of them; files that are no images are passed over.
 
         Raises ValueError if nothing is left. May be read once, and reads all of a Parquet file.
         """
-        found, problem = [], ""
+        found: list[Shape] = []
+        problem = ""
         for name, item in islice(self.raw.items, 0, None, -(-self.count // MOST)):
-            try:
-                item = item.read() if isinstance(item, Member) else item
-                found.append(item.shape if isinstance(item, np.ndarray) else shape_of(item, name))
-            except ValueError as error:
-                problem = problem or str(error)
+            image = image_or_fault(name, item, Options(None, None, "skip"))
+            if isinstance(image, str):
+                problem = problem or image
+            else:
+                found.append((image.shape[0], image.shape[1], image.shape[2]))
         if not found:
             raise ValueError(f"no image of {self.name} can be opened; the first one: {problem}")
         return tuple(found)
@@ -323,12 +358,11 @@ def look_at(source: str | Path, label: str | None = None) -> Look:
 class Everything:
     """items: of a source, not decoded yet; options: how they are"""
 
-    items: list[Item] | Items
-    count: int
+    items: list[Item]
     options: Options
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.items)
 
     def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         """Name and image, (C, H, W). Raises ValueError, naming it, for what is no image, OSError as `image_of`."""
@@ -347,12 +381,12 @@ def every_image(
     """
     options, path = Options(size, channels, "fail"), resolved(source)
     if path.is_file() and path.name.lower().endswith(SUFFIXES):
-        return Everything([(printable(path.name), path)], 1, options)
+        return Everything(named(path.parent, [path]), options)
     if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):
-        return Everything(Each(partial(named, path), files), len(files), options)
+        return Everything(named(path, files), options)
     raw = [find_source(source, split, cache_dir(), _silent).read() for split in SPLITS]
     items = sorted((item for one in raw for item in one.items), key=_place)
-    return Everything(items, len(items), options)
+    return Everything(items, options)
 
 
 def _place(item: Item) -> list[tuple[int, str]]:

@@ -1,11 +1,12 @@
-"""Latents of images: cached as moments for training, and those that decoders are given where they are measured.
+"""Latents of images: encoded and cached as moments for training, and those that decoders get where they are measured.
 
-What `encode` writes is a packed folder (packed.py), whose rows are N x V x M x C x H x W float16: of an image its V
-views (as it is; mirrored), of a view its M moments (mean; log of the variance, unless the codec is deterministic),
-normalised. Training draws a latent from its moments, keyed by (seed, sample number), so noise is fresh in every epoch
-and a resumed run sees the same. A mirrored latent is no latent of the mirrored image, hence the views.
+What `encode` writes is a packed folder (cache.py), whose rows are N x V x M x C x H x W float16: of an image its V
+views (plain; mirrored), of a view its M moments (mean; log of the variance, unless the codec is deterministic),
+normalised. Images go through the codec in batches within a shard, in float32. Training draws a latent from its moments,
+keyed by (seed, sample number), so noise is fresh in every epoch and a resumed run sees the same. A mirrored latent is
+no latent of the mirrored image, hence the views.
 
-A decoder is given a latent z_0 for every seed, the same for all decoders of these:
+A decoder gets a latent z_0 for every seed, the same for all decoders of these:
     HeldOut       seed i: z_0 of held-out image i, with noise that is keyed by i: the decoder reconstructs image i
     DrawnLatents  seed i: the i-th z_0 that a model of latents drew (`draw_latents`)
 Both count round and round.
@@ -14,9 +15,12 @@ Both count round and round.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,12 +28,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import Codec, CodecFolder, Moments, noisy_latents
-from dualrate.data.images import ImageSet, load_images, to_float
+from dualrate.config.ranges import as_path
+from dualrate.data import fashion_mnist
+from dualrate.data.cache import (
+    DATASET,
+    ENCODED,
+    FORMAT,
+    SHARD_BYTES,
+    OnBad,
+    Options,
+    Packed,
+    Shard,
+    begun,
+    image_of,
+    pack,
+    raw_rows,
+    read_packed,
+    write_dataset,
+    write_shard,
+)
+from dualrate.data.images import ImageSet, check_outside, load_images, to_float
 from dualrate.data.loader import Augment
-from dualrate.data.packed import ENCODED, Packed, read_packed
-from dualrate.data.source import DataProgress, Split, resolved
+from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
+from dualrate.system.device import whole_products
+from dualrate.system.files import read_json
+from dualrate.system.workers import Mapper, in_turn
 
 
 def _floats(rows: Tensor, draws: Draws) -> Tensor:
@@ -100,19 +125,115 @@ def encoded_images(source: str | Path, split: Split, progress: DataProgress | No
     return images
 
 
-KEPT = 64  # batches of z_0, so that what is drawn of them is timed without the encoder
+ENCODING = "encoding"  # the message of progress
+HIGHEST = float(np.finfo(np.float16).max)
+
+
+def encode(
+    source: str | Path,
+    folder: str | Path,
+    codec: CodecFolder,
+    *,
+    size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    on_bad: OnBad = "fail",
+    label: str | None = None,
+    mirrored: bool = True,
+    shard_bytes: int = SHARD_BYTES,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    mapper: Mapper = in_turn,
+    progress: DataProgress = lambda done, total, message: None,
+) -> dict[str, Any]:
+    """Both splits of a source (see `load_images`) as latents in `folder`, made if it is missing; or what is left to do.
+
+    size, channels, on_bad, label: as in `load_images`
+    mirrored: also the latents of mirrored images
+    shard_bytes: of a file at most, but for an image at least
+    device:   of the codec, in every process
+    Returns what dataset.json holds. Raises ValueError for images or latents that cannot be used, for a folder that
+    holds anything else or was encoded from other images, by another codec or in another way; OSError for what cannot be
+    read or written.
+    """
+    folder = as_path(folder)
+    if is_encoded(source):
+        raise ValueError(f"{source} holds latents already: encode the images that they were made of")
+    check_outside(folder, source)
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}; expected at least 1")
+    named = str(source) if source == fashion_mnist.NAME else str(resolved(source))  # read again, from wherever
+    how: dict[str, Any] = {"source": named, "size": size, "channels": channels, "on_bad": on_bad, "label": label}
+    images: dict[Split, ImageSet] = {split: load_images(**how, split=split, progress=progress) for split in SPLITS}
+    if images["test"].shape != images["train"].shape:
+        shapes = " and ".join(f"{images[split].shape} ({split})" for split in SPLITS)
+        raise ValueError(f"images of one shape (C, H, W) are encoded, got {shapes}: give --size")
+    made_by = codec.read(device)
+    made_by.latent_shape(images["train"].shape)  # refuses what it cannot encode
+    plan = {"format": FORMAT, **how, "mirrored": mirrored, "shard_bytes": shard_bytes}
+    plan |= {"codec": codec.fingerprint, "content": [images[split].fingerprint for split in SPLITS]}
+    with begun(folder, ENCODED, plan) as unfinished:
+        if unfinished:
+            first = moments_of(made_by, images["train"].images[:1], device, mirrored)
+            row = {"shape": list(first.shape[2:]), "dtype": "float16", "each": first.shape[1]}
+            where = str(device) if mapper is in_turn else torch.device(device).type  # a worker has a GPU of its own
+            job = partial(encode_shard, folder, codec, where, mirrored, batch_size)
+            raws: dict[Split, tuple[str, Raw]] = {
+                split: (one.name, raw_rows(one.name, one.images, one.labels, one.class_names))
+                for split, one in images.items()
+            }
+            splits = pack(
+                folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=ENCODING
+            )
+            for split, part in splits.items():
+                part["fingerprint"] = images[split].fingerprint
+            by = {"folder": codec.folder, "fingerprint": codec.fingerprint}
+            write_dataset(folder, row, splits, codec=by, images=how)
+    return read_json(folder / DATASET)
+
+
+def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mirrored: bool) -> Tensor:
+    """(B, V, M, C, H, W) float16. images: (B, C, H, W) uint8. Raises ValueError for numbers that float16 has not."""
+    x = to_float(torch.tensor(images).to(device))
+    with whole_products():
+        views = [codec.encode(view).stacked() for view in ((x, x.flip(-1)) if mirrored else (x,))]
+    stacked = torch.stack(views, 1).cpu()
+    if not (stacked.isfinite().all() and stacked.abs().max() <= HIGHEST):
+        raise ValueError(
+            "the codec gives latents that are not finite, or too large for float16: see `dualrate codec check`"
+        )
+    return stacked.half()
+
+
+def encode_shard(folder: Path, by: CodecFolder, device: str, mirrored: bool, batch_size: int, shard: Shard) -> None:
+    """Raises what `moments_of` raises, and ValueError where the codec is not what it was."""
+    codec, record = by.read(device), {"sha256": ""}
+
+    def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
+        digest, items, first = hashlib.sha256(), iter(shard.items), 0
+        plain = Options(None, None, "fail")
+        while batch := [image_of(name, item, plain) for name, item in islice(items, batch_size)]:
+            moments = moments_of(codec, np.stack(batch), device, mirrored).numpy()
+            digest.update(moments.tobytes())
+            yield from enumerate(moments, first)
+            first += len(batch)
+        record["sha256"] = digest.hexdigest()
+
+    write_shard(folder, shard, rows(), record)
+
+
+KEPT = 64  # batches of z_0, so that a drawing from them is timed without the encoder
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """codec: whose latents they are; images: that they are of."""
+    """The latents of some images by a codec."""
 
     codec: Codec
     images: ImageSet
     _kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, seeds: Tensor) -> Tensor:
-        """(B,) int64: which images those of these seeds, (B,), are."""
+        """(B,) int64: the numbers of the images of these seeds, (B,)."""
         return seeds.cpu() % len(self.images)
 
     def originals(self, seeds: Tensor) -> NDArray[np.uint8]:
@@ -134,8 +255,11 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class DrawnLatents:
-    """z_0: (N, C, h, w) float32; codec: `Codec.latents` of theirs; digest: of all that they depend on.
+    """Latents that a model drew.
 
+    z_0:      (N, C, h, w) float32
+    codec:    `Codec.latents` of their codec
+    digest:   of all that they depend on
     drawn_by: model, plan and sampler, in words; weights: that model's hash; macs: multiply-adds of one latent
     """
 

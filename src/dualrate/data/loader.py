@@ -4,7 +4,7 @@ Row r of iteration k has the global sample number n = k * batch_size + r. Its ep
 n % N of that epoch's order, a permutation drawn from (seed, epoch); its augmentation is drawn from (seed, n). So a
 resumed run sees the same batches, and `Prefetched` may make the next ones in a thread without keeping an order.
 
-What data must be to be trained on is `TrainingSet`: images, latents (latent_set.py), or a class of your own.
+The trainer takes any `TrainingSet`: images, latents (latent_set.py), or your own class.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Protocol
 
 import numpy as np
@@ -46,35 +46,24 @@ class Augment(Ranged):
             raise ValueError(
                 f"translate {self.translate}; expected 0 to {min(height, width) - 1} for {height} x {width}"
             )
-        if self.translate:
-            images = _shifted(images, draws.integer("translate", 2 * self.translate + 1, 2), self.translate)
-        return _mirrored(images, self.mirrors(draws)) if self.flip else images
+        pixels = images.numpy()  # numpy copies bytes in a fifth of torch's time
+        if most := self.translate:
+            padded = np.pad(pixels, ((0, 0), (0, 0), (most, most), (most, most)), "reflect")
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
+            down, right = (2 * most - draws.integer("translate", 2 * most + 1, 2)).numpy().T  # most: the image itself
+            pixels = windows[np.arange(len(images)), :, down, right]
+        if self.flip:
+            pixels, rows = pixels.copy(), self.mirrors(draws).numpy()
+            pixels[rows] = pixels[rows, ..., ::-1]
+        return torch.from_numpy(pixels)
 
     def mirrors(self, draws: Draws) -> Tensor:
         """(B,) bool: which rows are mirrored."""
         return (draws.uniform("flip", 1)[:, 0] < 0.5) & self.flip
 
 
-def _mirrored(images: Tensor, rows: Tensor) -> Tensor:
-    """Those of `rows`, (B,) bool, mirrored. By numpy, which copies bytes in a fifth of torch's time."""
-    mirrored, at = images.numpy().copy(), rows.numpy()
-    mirrored[at] = mirrored[at, ..., ::-1]
-    return torch.from_numpy(mirrored)
-
-
-def _shifted(images: Tensor, corner: Tensor, most: int) -> Tensor:
-    """A window of each image, whose border is reflected to `most` pixels around it.
-
-    corner: (B, 2) of the window, rows and columns from the last place: corner = most is where the image itself is
-    """
-    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (most, most), (most, most)), "reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[2:], (2, 3))
-    down, right = (2 * most - corner).numpy().T
-    return torch.from_numpy(windows[np.arange(len(images)), :, down, right])
-
-
 class TrainingSet(Protocol):
-    """All that the trainer asks of data. What it is made of and how, `fingerprint` says: a resumed run compares it."""
+    """What the trainer needs of data. A resumed run compares the fingerprint."""
 
     @property
     def name(self) -> str: ...
@@ -102,7 +91,7 @@ class TrainingSet(Protocol):
 
     @property
     def codec(self) -> CodecConfig:
-        """Whose latents they are; of images `NoCodec()`."""
+        """The codec of latents; of images `NoCodec()`."""
         ...
 
     @property
@@ -127,7 +116,7 @@ class TrainingSet(Protocol):
 
 @dataclass(frozen=True)
 class ByteBatch:
-    """A training batch as it travels to a device: of images 8-bit pixels, a quarter of what a `Batch` takes.
+    """A training batch before it is on a device. Images are 8-bit pixels, a quarter of the bytes of a `Batch`.
 
     x: of the training set's `rows`, which `floats` makes floats; label, sample: as in `Batch`; seed: of the run
     """
@@ -153,7 +142,7 @@ class ByteBatch:
 class Batches:
     """All training batches of a run: `batch(k)` is the same however often, in whatever order, it is asked for.
 
-    rows: numbers of the rows that are wanted of every batch, ascending; all if not given
+    rows: numbers of the rows of every batch to make, ascending; None: all
     """
 
     def __init__(
@@ -182,7 +171,9 @@ class Batches:
         if iteration < 0:
             raise ValueError(f"iteration {iteration}; expected 0 or more")
         sample = self.rows + iteration * self.batch_size
-        index = self._indices(sample).numpy()
+        epoch, place = sample // len(self.images), sample % len(self.images)
+        parts = [self._order(int(e))[place[epoch == e]] for e in epoch.unique()]
+        index = torch.cat(parts).numpy()  # samples ascend, and so do epochs
         labels = self.images.labels
         return ByteBatch(
             x=self.images.rows(index, Draws(self.seed, sample), self.augment),
@@ -191,12 +182,6 @@ class Batches:
             floats=self.images.floats,
             seed=self.seed,
         )
-
-    def _indices(self, sample: Tensor) -> Tensor:
-        """(B,) int64 positions in the data set."""
-        epoch, place = sample // len(self.images), sample % len(self.images)
-        parts = [self._order(int(e))[place[epoch == e]] for e in epoch.unique()]
-        return torch.cat(parts)  # samples ascend, and so do epochs
 
     def _permutation(self, epoch: int) -> Tensor:
         """(N,) int64: the epoch's order. From keyed draws: torch.randperm may change with the version of torch.
@@ -210,7 +195,7 @@ class Batches:
         return torch.from_numpy(np.sort(keys.numpy())) & (2**31 - 1)
 
 
-AHEAD = 2  # batches: one is ready when it is wanted, though the one after it should take twice as long as usual
+AHEAD = 2  # batches: the next one is ready even if the one after it takes twice as long as usual
 
 
 class Prefetched:
@@ -258,7 +243,7 @@ class Prefetched:
 
 
 class Encoded:
-    """A `TrainingSet` of the latents of another one's images, made as they come, on the device, by an instant codec.
+    """A `TrainingSet` of the latents of another one. An instant codec makes them on the device, batch by batch.
 
     codec: its configuration, where it is part of a run
     """
@@ -267,19 +252,12 @@ class Encoded:
         self.name, self.fingerprint, self.alphabet = images.name, images.fingerprint, images.alphabet
         self.labels, self.class_names, self.num_classes = images.labels, images.class_names, images.num_classes
         self.shape, self.codec = made.latent_shape(images.shape), codec
-        self.rows, self.floats = images.rows, _Floats(images.floats, made)
+        self.rows, self.floats = images.rows, partial(_encoded, made, images.floats)
         self._count = len(images)
 
     def __len__(self) -> int:
         return self._count
 
 
-@dataclass(frozen=True)
-class _Floats:
-    """As a value, so that workers can be sent it."""
-
-    floats: Callable[[Tensor, Draws], Tensor]
-    codec: Codec
-
-    def __call__(self, rows: Tensor, draws: Draws) -> Tensor:
-        return self.codec.encode(self.floats(rows, draws)).mean
+def _encoded(codec: Codec, floats: Callable[[Tensor, Draws], Tensor], rows: Tensor, draws: Draws) -> Tensor:
+    return codec.encode(floats(rows, draws)).mean

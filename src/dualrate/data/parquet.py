@@ -21,36 +21,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualrate.data.source import (
+    HELD_OUT,
+    Listed,
     Raw,
     Source,
     Split,
-    class_numbers,
-    class_words,
     hidden,
-    hold_out,
     printable,
     reading,
+    skipped,
     some,
     split_named,
 )
 from dualrate.system.files import check_regular
 
 PREFIXES = ("train", "test", "val")  # of files' names, in any case
-HELD_OUT = ("test", "val", "dev", "eval")  # the first with labels is the test split
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")  # all but the first in any case
 
 
-def parquet_files(folder: Path) -> tuple[list[Path], list[list[Path]]]:
+def _files(folder: Path) -> tuple[list[Path], list[list[Path]]]:
     """Training files of a folder, or of its data/ sub-folder, and the groups of files that may be the test split, the
-    first choice first; both empty if there are no .parquet files.
+    first choice first.
 
     Files named train* are the training split; test*, val*, dev and eval are groups; others are left aside. If no name
     says what it is, all are training files. Raises ValueError for test files without training files, and for training
     files of which some are missing (`check_complete`).
     """
     found = (sorted(place.glob("*.parquet")) for place in (folder, folder / "data"))
-    files = next(filter(None, ([file for file in files if not hidden(file.name)] for files in found)), [])
+    files = next(filter(None, ([file for file in files if not hidden(file.name)] for files in found)))
     groups: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         name = file.name.lower()
@@ -83,32 +82,33 @@ def check_complete(files: Sequence[Path]) -> None:
         )
 
 
-def parquet_source(
-    train: Sequence[Path], tests: Sequence[Sequence[Path]], name: str, split: Split, asked: str | None = None
-) -> Source:
-    """The images of Parquet files. asked: the column of labels; None: the usual one.
+def parquet_source(path: Path, split: Split, asked: str | None = None) -> Source:
+    """The images of a Parquet file, or of a folder of them. asked: the column of labels; None: the usual one.
 
-    The test split is the first of `tests` that has labels, if the training files have; without one, a tenth of the
-    training rows is held out (`hold_out`).
-    Raises, when read, OSError for files that cannot be opened or read; ValueError for damaged files, unexpected
-    columns, missing files, labels that `class_numbers` refuses, and labels that only the test files have.
+    The test split is the first group of test files that has labels, if the training files have; without one, a tenth of
+    the training rows is held out (`hold_out`).
+    Raises ValueError for missing files. Raises, when read, OSError for files that cannot be opened or read; ValueError
+    for damaged files, unexpected columns, and labels that `class_numbers` refuses or only the test files have.
     """
+    train, tests = _files(path) if path.is_dir() else ([path], [])
 
     def read() -> Raw:
-        column, note = _label_column(train[0], asked)
+        with _opened(train[0]) as parquet:
+            schema = parquet.schema_arrow
+        column, note = _label_column(schema, train[0], asked)
         labelled = [files for files in tests if column is None or not all(_unlabelled(file, column) for file in files)]
         passed = [printable(file.name) for files in tests if files not in labelled for file in files]
         test = labelled[0] if labelled else []
         check_complete(test)
-        chosen = test if test and split == "test" else train
-        count = sum(map(_rows, chosen))
-        labels, class_names = _labels(chosen, train, count, column)
-        rows = np.arange(count) if test else hold_out([str(i) for i in range(count)], split, str(chosen[0]))
-        note = note or (f"skipped {len(passed)} file(s) without labels ({some(passed)})" if passed else "")
-        return Raw(_Rows(chosen, rows), len(rows), None if labels is None else labels[rows], class_names, note)
+        known = _listed(train, column)
+        chosen = _listed(test, column) if test and split == "test" else known
+        place = str((test if test and split == "test" else train)[0])
+        names = _declared_names(schema, train[0], column)
+        note = note or skipped(passed, "file(s) without labels")
+        return chosen.raw(known, place, None if test else split, names, note)
 
     files = dict.fromkeys([*train, *(file for test in tests for file in test)])
-    return Source(f"{printable(name)}/{split}", tuple(files), read, label=asked)
+    return Source(f"{printable(path.stem)}/{split}", tuple(files), read, asked)
 
 
 def _unlabelled(file: Path, column: str) -> bool:
@@ -120,10 +120,8 @@ def _unlabelled(file: Path, column: str) -> bool:
         return len(values) == 0 or (pa.types.is_signed_integer(values.type) and bool((values.to_numpy() == -1).all()))
 
 
-def _label_column(file: Path, asked: str | None) -> tuple[str | None, str]:
+def _label_column(schema: pa.Schema, file: Path, asked: str | None) -> tuple[str | None, str]:
     """The column of labels, None if there is none; and what is to be said of other columns, as in `Raw`."""
-    with _opened(file) as parquet:
-        schema = parquet.schema_arrow
     if asked is not None:
         if asked not in schema.names:
             raise ValueError(f"{file} has the columns {', '.join(schema.names)}; --data.label {asked} is none of them")
@@ -154,15 +152,6 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
         yield parquet
 
 
-def _rows(file: Path) -> int:
-    """The number of rows, which the file only claims: no image takes less than a byte."""
-    with _opened(file) as parquet:
-        rows = parquet.metadata.num_rows
-        if not 0 <= rows <= file.stat().st_size:
-            raise ValueError(f"it claims {rows:,} rows in {file.stat().st_size:,} bytes")
-        return rows
-
-
 @dataclass(frozen=True, eq=False)
 class _Rows:
     """Some rows of all files together, ascending. Groups of rows that hold none of them are not read."""
@@ -170,34 +159,28 @@ class _Rows:
     files: Sequence[Path]
     rows: np.ndarray
 
+    def at(self, rows: np.ndarray | slice, /) -> _Rows:
+        return _Rows(self.files, self.rows[rows])
+
+    __getitem__ = at
+
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
-        wanted, offset = set(self.rows.tolist()), 0
+        wanted, row = set(self.rows.tolist()), 0
         for file in self.files:
-            for first, batch in self._batches(file, offset):
-                for i, value in enumerate(batch.column(0), first):
-                    if i in wanted:
-                        yield f"{printable(file.name)}[{i - offset}]", _encoded(value.as_py())
-            offset += _rows(file)
-
-    def __getitem__(self, part: slice, /) -> _Rows:
-        return _Rows(self.files, self.rows[part])
-
-    def _batches(self, file: Path, offset: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Batches with the number of their first row; the file's own first is `offset`."""
-        with _opened(file) as parquet:
-            column = _image_column(parquet.schema_arrow, file)
-            for group in range(parquet.num_row_groups):
-                first, offset = offset, offset + parquet.metadata.row_group(group).num_rows
-                if np.searchsorted(self.rows, first) == np.searchsorted(self.rows, offset):
-                    continue
-                for batch in parquet.iter_batches(batch_size=256, row_groups=[group], columns=[column]):
-                    yield first, batch
-                    first += batch.num_rows
-
-
-def _encoded(value: bytes | dict[str, bytes | None] | None) -> bytes:
-    """Missing bytes become an empty file, which `decode` refuses like any other bad image."""
-    return (value.get("bytes") if isinstance(value, dict) else value) or b""
+            start = row
+            with _opened(file) as parquet:
+                column = _image_column(parquet.schema_arrow, file)
+                for group in range(parquet.num_row_groups):
+                    end = row + parquet.metadata.row_group(group).num_rows
+                    if np.searchsorted(self.rows, row) < np.searchsorted(self.rows, end):
+                        for batch in parquet.iter_batches(batch_size=256, row_groups=[group], columns=[column]):
+                            for i, value in enumerate(batch.column(0), row):
+                                if i in wanted:
+                                    image = value.as_py()  # None: an empty file, which `decode` refuses
+                                    image = image.get("bytes") if isinstance(image, dict) else image
+                                    yield f"{printable(file.name)}[{i - start}]", image or b""
+                            row += batch.num_rows
+                    row = end
 
 
 def _image_column(schema: pa.Schema, file: Path) -> str:
@@ -213,48 +196,35 @@ def _image_column(schema: pa.Schema, file: Path) -> str:
     raise ValueError(f"{file} has the columns {', '.join(schema.names)}; expected {' or '.join(IMAGE_COLUMNS)}")
 
 
-def _labels(
-    files: Sequence[Path], train: Sequence[Path], count: int, column: str | None
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """(count,) labels of `files`; the classes are those of the training files."""
-    if column is None:
-        return None, ()
-    with _opened(train[0]) as parquet:
-        schema = parquet.schema_arrow
-    values, reference = _column(files, column), _column(train, column)
-    if pa.types.is_integer(reference.type) and pa.types.is_integer(values.type):
-        return class_numbers(
-            values.to_numpy(),
-            str(files[0]),
-            count,
-            reference=reference.to_numpy(),
-            class_names=_declared_names(schema, train[0], column),
-        )
-    with reading(files[0], "Parquet"):
-        return class_words(values.to_pylist(), set(reference.to_pylist()), str(files[0]))
-
-
-def _column(files: Sequence[Path], name: str) -> pa.ChunkedArray:
-    """The labels of all files: integers or strings, none missing."""
-    columns = []
+def _listed(files: Sequence[Path], column: str | None) -> Listed:
+    """All rows; of labels, integers or strings, none is missing."""
+    count, columns = 0, []
     for file in files:
         with _opened(file) as parquet:
-            if name not in parquet.schema_arrow.names:
-                raise ValueError(f"it has no column {name}, which other files have")
-            column = parquet.read(columns=[name]).column(name)
-            if column.null_count or not _is_label(column.type):
+            rows = parquet.metadata.num_rows
+            if not 0 <= rows <= file.stat().st_size:  # no image takes less than a byte
+                raise ValueError(f"it claims {rows:,} rows in {file.stat().st_size:,} bytes")
+            count += rows
+            if column is None:
+                continue
+            if column not in parquet.schema_arrow.names:
+                raise ValueError(f"it has no column {column}, which other files have")
+            labels = parquet.read(columns=[column]).column(column)
+            if labels.null_count or not _is_label(labels.type):
                 raise ValueError(
-                    f"column {name} of {file} is {column.type} with {column.null_count} nulls; expected integers or "
+                    f"column {column} of {file} is {labels.type} with {labels.null_count} nulls; expected integers or "
                     "strings (--data.label names another column)"
                 )
-            if pa.types.is_dictionary(column.type):
-                column = column.cast(column.type.value_type)
-            columns.append(column)
-    with reading(files[0], "Parquet (with its sister files)"):
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
+            columns.append(labels.cast(labels.type.value_type) if pa.types.is_dictionary(labels.type) else labels)
+    items = _Rows(files, np.arange(count))
+    if not columns:
+        return Listed(items, count, None)
+    with reading(files[0], "Parquet (with its sister files)" if len(files) > 1 else "Parquet"):
+        values = pa.chunked_array([chunk for labels in columns for chunk in labels.chunks], columns[0].type)
+        return Listed(items, count, values.to_numpy() if pa.types.is_integer(values.type) else values.to_pylist())
 
 
-def _declared_names(schema: pa.Schema, file: Path, column: str) -> tuple[str, ...]:
+def _declared_names(schema: pa.Schema, file: Path, column: str | None) -> tuple[str, ...]:
     """Class names of a ClassLabel column; empty if the schema declares none."""
     text = (schema.metadata or {}).get(b"huggingface", b"{}")
     with reading(file, "Parquet: the huggingface metadata of its schema are not as expected"):

@@ -1,4 +1,4 @@
-"""What every kind of data source reduces to before decoding: files that identify it, and a reader of raw images.
+"""Every kind of data source, before decoding: files that identify it, and a reader of raw images.
 
 Files that users bring: only regular files are opened, no more is read than is expected, errors name the file.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from dualrate.config.ranges import as_path
-from dualrate.system.files import check_regular, check_size, naming
+from dualrate.system.files import naming, read_bytes
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -31,7 +31,7 @@ _HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a S
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An image that stands in another file as it is, `size` bytes from `offset`; or why it cannot be used."""
+    """An encoded image inside another file, `size` bytes from `offset`. fault: why it cannot be used, if so."""
 
     name: str
     file: Path
@@ -63,18 +63,12 @@ class Items(Protocol):
     def __getitem__(self, part: slice, /) -> Items: ...
 
 
-@dataclass(frozen=True)
-class Each:
-    """Items that are made when they are asked for: one of each of `of`, by a function that can be pickled."""
+class Rows(Items, Protocol):
+    """Items that are read when they are asked for."""
 
-    make: Callable[[Any], Item]
-    of: Sequence[Any]
-
-    def __iter__(self) -> Iterator[Item]:
-        return map(self.make, self.of)
-
-    def __getitem__(self, part: slice, /) -> Each:
-        return Each(self.make, self.of[part])
+    def at(self, rows: np.ndarray, /) -> Items:
+        """Those of these numbers, which ascend."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +78,7 @@ class Raw:
     items:       `count` of them
     labels:      (count,) int64 in [0, len(class_names)), or None
     class_names: empty without labels
-    note:        what is not used of the source, beginning with one of `NOTED`; empty if all is
+    note:        the parts of the source that are not used, beginning with one of `NOTED`; empty: all is used
     """
 
     items: Items
@@ -101,15 +95,64 @@ class Source:
     name:  for reports
     files: whose absolute paths, sizes and times of change identify the content
     read:  called only when the decoded images are not in the cache yet
-    note:  as in `Raw`, where it is known before anything is read
     label: the column of labels that was asked for, part of what identifies the content
     """
 
     name: str
     files: tuple[Path, ...]
     read: Callable[[], Raw]
-    note: str = ""
     label: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Images as a reader finds them.
+
+    labels:  a number of each (an array) or a word of each; None: without labels
+    by_name: whether names say which of them are held out, or numbers
+    """
+
+    items: list[Item] | Rows
+    count: int
+    labels: np.ndarray | Sequence[str] | None
+    by_name: bool = False
+
+    def raw(
+        self, train: Listed, place: str, hold: Split | None, class_names: tuple[str, ...] = (), note: str = ""
+    ) -> Raw:
+        """The images of a split, with numbers for classes.
+
+        train: the training images: their labels define the classes
+        place: for errors
+        hold:  the split, if the source has none and a tenth is held out here; None: all images are of the split
+        class_names: if the source declares them
+        Raises ValueError as `class_numbers` and `hold_out`, and for classes that the training images do not have.
+        """
+        labels, known = self.labels, train.labels
+        if isinstance(labels, np.ndarray) and isinstance(known, np.ndarray):
+            labels, names = class_numbers(labels, place, self.count, reference=known, class_names=class_names)
+        elif labels is None and known is None:
+            names = ()
+        elif labels is None or known is None or isinstance(labels, np.ndarray) or isinstance(known, np.ndarray):
+            raise ValueError(f"images of {place} {MIXED}")
+        else:
+            numbers = {word: i for i, word in enumerate(sorted(set(known)))}
+            if unknown := sorted(set(labels) - numbers.keys()):
+                raise ValueError(f"labels {unknown[:5]} of {place} do not occur in the training images")
+            found = np.array([numbers[word] for word in labels], np.int64)
+            labels, names = class_numbers(found, place, self.count, class_names=tuple(numbers))
+        if hold is None:
+            return Raw(self.items, self.count, labels, names, note)
+        keys = [name for name, _ in self.items] if self.by_name else [str(i) for i in range(self.count)]
+        rows = hold_out(keys, hold, place)
+        items = [self.items[i] for i in rows] if isinstance(self.items, list) else self.items.at(rows)
+        return Raw(items, len(rows), None if labels is None else labels[rows], names, note)
+
+
+MIXED = (
+    "have classes and others have none, or some have numbers and others names: expected one kind for all, in both "
+    "splits; give the training images alone, and a tenth of them is held out"
+)
 
 
 def split_named(name: str) -> str:
@@ -119,8 +162,13 @@ def split_named(name: str) -> str:
     return name if name in _SPLITS else ""
 
 
+def test_split(names: Container[str]) -> str:
+    """The one of some splits that is the test split; empty if none is."""
+    return next((name for name in HELD_OUT if name in names), "")
+
+
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name was put there by a program, and holds no image of the set."""
+    """Whether a program put a file or folder of this name there, so that it holds no image of the set."""
     return name in _HIDDEN or (name.startswith(".") and name not in (".", ".."))
 
 
@@ -129,8 +177,13 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
+def skipped(names: Sequence[str], what: str) -> str:
+    """A note on things that are not used; empty without any."""
+    return f"skipped {len(names)} {what} ({some(names)})" if names else ""
+
+
 def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np.ndarray:
-    """Ascending positions of `split` in a source that has no test split of its own.
+    """Ascending positions of `split` in a source without a test split.
 
     The tenth (at least one) of the keys with the smallest sha256 is the test split. It depends on nothing but the
     keys, and a file added later moves few others. Raises ValueError for fewer than two keys; `name` is for the error.
@@ -167,33 +220,21 @@ def class_numbers(
     if not class_names:
         known = labels if reference is None else reference
         allowed = min(MAX_CLASSES, max(1000, 10 * len(known)))
-        _check_range(known, allowed, f"class numbers of {len(known)} images are 0 to {allowed - 1}", name)
+        check_labels(known, allowed, name, f"class numbers of {len(known)} images are")
         class_names = tuple(str(i) for i in range(int(known.max(initial=0)) + 1))
     if len(class_names) > MAX_CLASSES:
         raise ValueError(f"{name} declares {len(class_names):,} classes, more than the {MAX_CLASSES:,} accepted")
-    high = len(class_names) - 1
-    _check_range(labels, high + 1, f"{high + 1} class names allow 0 to {high}", name)
+    check_labels(labels, len(class_names), name)
     return labels.astype(np.int64), class_names
 
 
-def class_words(words: Sequence[str], known: Collection[str], name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """int64 labels of words, and the class names: `known`, those of the training images, sorted.
-
-    Raises ValueError for a word that the training images do not have, and for too many of them.
-    """
-    numbers = {word: i for i, word in enumerate(sorted(known))}
-    if unknown := sorted(set(words) - numbers.keys()):
-        raise ValueError(f"labels {unknown[:5]} of {name} do not occur in the training images")
-    labels = np.array([numbers[word] for word in words], np.int64)
-    return class_numbers(labels, name, len(labels), class_names=tuple(numbers))
-
-
-def _check_range(labels: np.ndarray, classes: int, expected: str, name: str) -> None:
+def check_labels(labels: np.ndarray, classes: int, name: str, rule: str = "") -> None:
+    """Raises ValueError for a label that is none of so many classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()} in {name}, {labels[wrong[0]]} in row {wrong[0]}; "
-            f"{expected}"
+            f"{rule or f'{classes} class names allow'} 0 to {classes - 1}"
         )
 
 
@@ -210,27 +251,18 @@ def resolved(source: str | Path) -> Path:
         raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """The content of a file; raises what `check_regular` raises."""
-    check_regular(path, limit)
-    with open(path, "rb") as file:
-        data = file.read(limit + 1)  # a file may grow, or say that it has no size
-    check_size(path, len(data), limit)
-    return data
-
-
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file; raises what `check_regular` raises, and ValueError for a file that is no text."""
+    """The content of a UTF-8 file; raises what `read_bytes` raises, and ValueError for a file that is no text."""
     with reading(path, "text"):
-        return read_limited(path, MAX_TEXT).decode()
+        return read_bytes(path, MAX_TEXT).decode()
 
 
 @contextmanager
 def reading(path: Path | str, kind: str) -> Iterator[None]:
-    """Around a decoder of untrusted bytes: whatever it raises becomes one line that names the file.
+    """Around a decoder of untrusted bytes: every error becomes one line that names the file.
 
-    What the operating system says (OSError with a number: no permission, a read error) stays what it is. All else is
-    a ValueError, "PATH cannot be read as KIND: ...", unless it names the file already.
+    An error of the operating system (OSError with a number: no permission, a read error) stays an OSError. Any other
+    becomes a ValueError, "PATH cannot be read as KIND: ...", unless it names the file already.
     """
     try:
         yield
@@ -246,7 +278,7 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, or else its type, in one line of bounded length."""
+    """The message of an exception, or else its type, in one line of bounded length."""
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) <= _MAX_MESSAGE else said[:_MAX_MESSAGE] + " ..."
 

@@ -34,7 +34,23 @@ def read_text(source: str | Path, split: Split, length: int = PIECE) -> ImageSet
     Raises ValueError for a text that is too short, is not in UTF-8 or has more than 255 different characters,
     FileNotFoundError where there is none, OSError for one that cannot be read.
     """
-    name, text = (PYTHON_DOCS, _python_docs()) if source == PYTHON_DOCS else _of_file(resolved(source))
+    if source == PYTHON_DOCS:
+        try:
+            from pydoc_data.topics import topics  # of this very version of Python; not in every installation
+        except ImportError as error:
+            raise FileNotFoundError(
+                f"this Python comes without its language reference ({error}): name a text, --data.source FILE{ENDING}"
+            ) from error
+        name, text = PYTHON_DOCS, "\n".join(topics[name] for name in sorted(topics))
+    else:
+        path = resolved(source)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no text {path}: name a {ENDING} file, or {PYTHON_DOCS}")
+        check_regular(path)
+        try:
+            name, text = path.name, path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text in UTF-8 ({error}): convert it (iconv -t UTF-8)") from error
     if len(text) < LEAST * length:
         raise ValueError(
             f"{name} has {len(text)} characters; pieces of {length} want {LEAST * length} or more: name a longer text, "
@@ -50,24 +66,3 @@ def read_text(source: str | Path, split: Split, length: int = PIECE) -> ImageSet
     alphabet = "".join(map(chr, codes))
     hashed = hashlib.sha256(f"{split} {length} {alphabet} {text}".encode()).hexdigest()
     return ImageSet(pieces[:, None, None], None, (), name, hashed, alphabet)
-
-
-def _of_file(path: Path) -> tuple[str, str]:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no text {path}: name a {ENDING} file, or {PYTHON_DOCS}")
-    check_regular(path)
-    try:
-        return path.name, path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}): convert it (iconv -t UTF-8)") from error
-
-
-def _python_docs() -> str:
-    """Of this very version of Python."""
-    try:
-        from pydoc_data.topics import topics  # not in every installation
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"this Python comes without its language reference ({error}): name a text, --data.source FILE{ENDING}"
-        ) from error
-    return "\n".join(topics[name] for name in sorted(topics))

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Channels, Classes, Iterations, Probability, Ranged, Seed, Side
 from dualrate.config.serial import from_json, to_plain
+from dualrate.data.cache import Shards
 from dualrate.data.images import ImageSet, to_float
 from dualrate.data.loader import Augment, Batches
-from dualrate.data.packed import Shards
 from dualrate.system.files import read_bytes, tensors_of, write_whole
 
 Pixels = Tensor | NDArray[np.uint8] | Shards

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualrate.data.archives import read_arrays
+from dualrate.data.readers import read_arrays
 from dualrate.data.source import printable
 from dualrate.metrics.features import FeatureExtractor
 from dualrate.metrics.frechet import ROUNDING, GaussianStats, clamped_eigenvalues
@@ -91,7 +91,8 @@ def _stats(arrays: dict[str, np.ndarray], extractor: FeatureExtractor, progress:
         raise ValueError(f"it says its statistics are of {made_in}")
     if "arr_0" in arrays:
         images = arrays["arr_0"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or len(images) < 2:
+        usable = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3) and len(images) > 1
+        if not usable or 0 in images.shape:
             raise ValueError(f"arr_0 is {images.dtype} {images.shape}; expected (N, H, W, C) uint8, N > 1, C = 1 or 3")
         return GaussianStats.of(real_features(extractor, images.transpose(0, 3, 1, 2), progress=progress))
     mu, sigma = (_numbers(arrays[name], name) for name in ("mu", "sigma"))

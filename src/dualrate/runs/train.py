@@ -31,9 +31,8 @@ from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, to_uint8
-from dualrate.data.latent_set import HeldOut
+from dualrate.data.latent_set import HeldOut, encode
 from dualrate.data.loader import Batches, Prefetched, TrainingSet
-from dualrate.data.prepare import encode
 from dualrate.data.source import DataProgress
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.random import Draws
