@@ -434,8 +434,8 @@ def test_one_image_and_equal_images_train(tmp_path):
         experiment, progress = replace(TINY, data=DataConfig(str(tmp_path / f"{count}.npz"))), Recorder()
         result = train(experiment, tmp_path / f"run {count}", progress=progress)
         assert (result.stopped, result.iteration) == ("done", 2)
-        assert len(progress.notes) == 3 + notes  # first what starts and what a call costs, last the memory
-        assert "no image of 2 of the networks' 3 classes" in progress.notes[2]
+        assert len(progress.notes) == 4 + notes  # first the start, the network and its cost, last the memory
+        assert "no image of 2 of the networks' 3 classes" in progress.notes[3]
 
 
 # Numbers of images
@@ -543,8 +543,7 @@ def test_any_other_line_that_is_none_is_named_and_training_goes_on(started, monk
     first, *rest = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(first + line + b"\n" + b"".join(rest or [first]))
     assert call(monkeypatch, "train", "tiny", "--fit.log-every", 1, "--fit.iterations", 3) == 0
-    told = capsys.readouterr().err
-    assert ("metrics.jsonl, line 2 is no line of a log" in told) == (name == "metrics.jsonl")
+    capsys.readouterr()
     assert call(monkeypatch, "export", started, "--out", "weights") == 2
     *_, error = capsys.readouterr().err.splitlines()
     assert error.startswith(f"dualrate: {file}, line 2 ")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dualrate.networks.blocks import at_rest, frozen
-from dualrate.training.optim import Ema
+from dualrate.training.state import Ema
 
 
 def network() -> nn.Sequential:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import os
 import typing
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
@@ -149,10 +148,6 @@ def _fitting(value: Any, kind: Any) -> Any:
             raise ValueError
         kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         return tuple(_fitting(item, part) for item, part in zip(value, kinds, strict=True))
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise ValueError
-        return {key: _fitting(item, parts[1]) for key, item in value.items()}
     if origin is Literal and not any(type(value) is type(choice) and value == choice for choice in parts):
         raise ValueError
     if kind is NoneType and value is not None:
@@ -181,8 +176,6 @@ def described(kind: Any) -> str:
         if parts[-1] is Ellipsis or len(set(parts)) == 1:
             return f"{'a list of' if parts[-1] is Ellipsis else len(parts)} values, each {described(parts[0])}"
         return f"{len(parts)} values, {', then '.join(map(described, parts))}"
-    if origin is Mapping:
-        return f"a mapping to values, each {described(parts[1])}"
     if origin is Literal:
         return " or ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in parts)
     if isinstance(kind, type) and issubclass(kind, PurePath):

@@ -50,8 +50,7 @@ from dualrate.methods import (
     unified_latents,  # noqa: F401  # a file may name their methods
 )
 from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # a file may name their methods
-from dualrate.system.device import own_defaults
-from dualrate.system.environment import environment
+from dualrate.system.device import environment, own_defaults
 from dualrate.system.files import (
     ABSENT,
     MEMORY,

@@ -45,7 +45,6 @@ FORMAT = 1
 MODEL, STATE = "model.safetensors", "state.json"
 TRAINING = ("optim-", "auxiliaries.")  # how the names of files begin that sampling has no use for
 Tensors = dict[str, Tensor]
-OnBad = Callable[[Path, Damaged], None]
 
 
 @dataclass(frozen=True)
@@ -67,59 +66,48 @@ class Checkpoint:
         return weights
 
 
-@dataclass(frozen=True)
-class Copy:
-    """What a checkpoint will hold, apart from the run that goes on meanwhile. tensors: on CPU; state: JSON."""
-
-    tensors: Mapping[str, Tensors]
-    state: str
-
-    @staticmethod
-    @torch.no_grad()
-    def of(tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Copy:
-        """One copy of every tensor; those on a GPU go to pinned memory, all of them at once."""
-        copies = {stem: {name: _to_cpu(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
-        text = json.dumps({"format": FORMAT, **state}, indent=1)
-        for device in {tensor.device for named in tensors.values() for tensor in named.values() if tensor.is_cuda}:
-            torch.cuda.synchronize(device)  # whichever is current: what has not arrived would be hashed as it is
-        return Copy(copies, text)
-
-
-def _to_cpu(tensor: Tensor) -> Tensor:
-    """Contiguous memory of its own: safetensors refuses tensors that share storage (tied weights)."""
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return copy.copy_(tensor, non_blocking=tensor.is_cuda)
+@torch.no_grad()
+def copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensors]:
+    """Tensors by file and name, each copied to contiguous CPU memory of its own; those on a GPU all at once."""
+    copies: dict[str, Tensors] = {}
+    for stem, named in tensors.items():
+        copies[stem] = {}
+        for name, tensor in named.items():
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            copies[stem][name] = copy.copy_(tensor, non_blocking=tensor.is_cuda)
+    for device in {tensor.device for named in tensors.values() for tensor in named.values() if tensor.is_cuda}:
+        torch.cuda.synchronize(device)  # else what has not arrived yet would be saved
+    return copies
 
 
 def save(
     directory: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write `directory/step-<iteration>` and return it; on failure (OSError) nothing is left behind."""
-    return write(directory, iteration, Copy.of(tensors, state))
+    """Write `directory/step-<iteration>` and return it; on failure (OSError) nothing is left behind.
 
-
-def write(directory: Path, iteration: int, copy: Copy) -> Path:
-    """The same, of a copy: the tensors' memory is let go as they are written."""
+    tensors: on the CPU, no two in the same memory
+    """
     target = path_of(directory, iteration)
     with new_folder(target) as folder:
-        for stem, named in copy.tensors.items():
+        for stem, named in tensors.items():
             write_tensors(folder / f"{stem}.safetensors", named)
             folders.fault_point(f"wrote {stem}")
         with naming(folder / STATE):
-            (folder / STATE).write_text(copy.state)
+            (folder / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
         folders.fault_point("before manifest")
         Manifest.write(folder, [file.name for file in folder.iterdir()])
     return target
 
 
-def await_folder(path: Path, seconds: float) -> None:
-    """Until a checkpoint that another process found is seen here too: on disks of a network that is later.
+def load_when_seen(path: Path, seconds: float) -> Checkpoint:
+    """Read a checkpoint that another process found: on a network's disk it may be seen here only after some seconds.
 
     seconds: to wait at most
     """
     end = time.monotonic() + seconds
     while not path.is_dir() and time.monotonic() < end:
         time.sleep(0.05)
+    return load(path)
 
 
 def load(path: Path, *, training: bool = True) -> Checkpoint:
@@ -166,7 +154,7 @@ def _entries(directory: Path) -> list[Path]:
         raise
 
 
-def latest(directory: Path, on_bad: OnBad = lambda path, error: None) -> Checkpoint | None:
+def latest(directory: Path, on_bad: Callable[[Path, Damaged], None] = lambda path, error: None) -> Checkpoint | None:
     """For readers of a run: the newest intact checkpoint but for what only training needs; None if there is none.
 
     on_bad: called with every damaged one that is newer
@@ -196,7 +184,7 @@ def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
     return _newest(directory, quarantine, training=True)
 
 
-def _newest(directory: Path, on_bad: OnBad, *, training: bool) -> Checkpoint | None:
+def _newest(directory: Path, on_bad: Callable[[Path, Damaged], None], *, training: bool) -> Checkpoint | None:
     causes = []
     for path in reversed(saved_paths(directory)):
         try:
@@ -246,9 +234,12 @@ class Saver:
         """
         self.finish()
         folders.fault_point("before copy")
-        copy = Copy.of(tensors, state)
+        copies = copied(tensors)
+        record = json.loads(json.dumps(dict(state)))  # the run goes on to change it
         # a daemon: nothing waits for it where the process is to end at once
-        self._thread = threading.Thread(target=self._write, args=(iteration, copy), name="saving", daemon=True)
+        self._thread = threading.Thread(
+            target=self._write, args=(iteration, copies, record), name="saving", daemon=True
+        )
         self._thread.start()
         if last:
             self.finish(iteration)
@@ -272,9 +263,9 @@ class Saver:
             self.note(f"could not save a checkpoint, training goes on: {error}")
         self._noted = True
 
-    def _write(self, iteration: int, copy: Copy) -> None:
+    def _write(self, iteration: int, tensors: dict[str, Tensors], state: dict[str, Any]) -> None:
         try:
-            write(self.directory, iteration, copy)
+            save(self.directory, iteration, tensors, state)
             self.saved_at = iteration
             prune(self.directory, self.keep)
         except Exception as error:  # for the thread that trains

@@ -35,14 +35,12 @@ class Phase(Ranged):
     parameters: updated in this phase; everything else is frozen while it runs
     loss:       (batch, iteration, draws) -> Loss; `draws` is keyed by the batch's sample numbers
     rate:       factor of the learning rate
-    rates:      factors over that, of parameters that have one of their own
     """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
     loss: Callable[[Batch, int, Draws], Loss]
     rate: Factor = 1.0
-    rates: Mapping[nn.Parameter, Factor] = field(default_factory=dict)
 
 
 class Method(Protocol):
