@@ -434,8 +434,8 @@ def test_one_image_and_equal_images_train(tmp_path):
         experiment, progress = replace(TINY, data=DataConfig(str(tmp_path / f"{count}.npz"))), Recorder()
         result = train(experiment, tmp_path / f"run {count}", progress=progress)
         assert (result.stopped, result.iteration) == ("done", 2)
-        assert len(progress.notes) == 4 + notes  # first the start, the network and its cost, last the memory
-        assert "no image of 2 of the networks' 3 classes" in progress.notes[3]
+        assert len(progress.notes) == 3 + notes  # first what starts and what a call costs, last the memory
+        assert "no image of 2 of the networks' 3 classes" in progress.notes[2]
 
 
 # Numbers of images

@@ -274,17 +274,13 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         weights, state = dict(saved.weights()), saved.state
         iteration = _iteration(state.get("iteration"), f"{saved.path}")
         troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]
-    _note_troubles(path, iteration, troubles, note)
-    return StoredModel(path, experiment, weights, iteration, state, _class_names(path, manifest))
-
-
-def _note_troubles(path: Path, iteration: int, troubles: list[str], note: Note | None) -> None:
     if note is None:
         for trouble in troubles:
-            warnings.warn(trouble, stacklevel=4)  # of who calls `load`
-        return
-    for text in (*(f"warning: {trouble}" for trouble in troubles), f"reading {path} at iteration {iteration}"):
-        note(text)
+            warnings.warn(trouble, stacklevel=3)  # of who calls `load`
+    else:
+        for text in (*(f"warning: {trouble}" for trouble in troubles), f"reading {path} at iteration {iteration}"):
+            note(text)
+    return StoredModel(path, experiment, weights, iteration, state, _class_names(path, manifest))
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -384,24 +380,11 @@ def note_start(run: Path, command: str, parts: Mapping[str, str] = MappingProxyT
     append_record(run / HISTORY, {"command": command, **parts, **environment()})
 
 
-def read_losses(run: Path) -> list[tuple[int, float]]:
-    """(images seen, loss) of every line of a run's log with a finite loss of its first phase; empty if it has none.
+def read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
+    """(images seen, value) of every line of a run's log, by the first name in it that ends so; finite ones only.
 
     Raises ValueError, naming file and line, for one that is no line of a log.
     """
-    return _read_logged(run, "/loss")
-
-
-def read_moment_gaps(run: Path) -> list[tuple[int, float]]:
-    """(images seen, mean square of the moment gap) as a student met it; empty for a run that was not distilled.
-
-    Raises what `read_losses` raises.
-    """
-    return _read_logged(run, "student/moment_gap")
-
-
-def _read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
-    """(images seen, value) of every line of a run's log, by the first name in it that ends so; finite ones only."""
     found = []
     for where, line in read_records(run / METRICS):
         images, value = line.get("images"), next((v for k, v in line.items() if k.endswith(ending)), math.nan)
