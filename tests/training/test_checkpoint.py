@@ -44,14 +44,14 @@ def test_tied_and_strided_tensors_can_be_saved(tmp_path):
     assert same_bits(loaded.tensors, {"model": {"w": w, "tied": w, "t": w.T}})
 
 
-def test_weights_are_the_averages_or_the_raw_ones_on_request(tmp_path):
+def test_weights_are_the_averages(tmp_path):
     write(tmp_path, 1)
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
     assert "optim-a" not in saved.tensors
     assert torch.equal(saved.weights()["w"], TENSORS["ema-a"]["w"])
     assert torch.equal(saved.weights()["n"], TENSORS["model"]["n"])
-    assert torch.equal(saved.weights(average=False)["w"], TENSORS["model"]["w"])
+    assert torch.equal(saved.tensors["model"]["w"], TENSORS["model"]["w"])
 
 
 def test_only_the_newest_are_kept(tmp_path):

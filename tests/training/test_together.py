@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dualrate.training import checkpoint
-from dualrate.training.distributed import LOST, Share, World
+from dualrate.training.distributed import Share, World
 from training import faults, together
-from training.together import InBfloat16, InTurn, Toys, Work
+from training.together import LOST, InBfloat16, InTurn, Toys, Work
 from training.toy import final, same_bits
 
 Cases = Mapping[str, tuple[int, int | None]]

@@ -31,11 +31,7 @@ def import_module(name: str) -> ModuleType:
 
 def imported(text: str) -> object:
     """The object of this name. Raises ValueError for a text of another form, and where there is no such object."""
-    module, name = _parts(text)
-    found = import_module(module)
-    if not hasattr(found, name):
-        raise _absent(found, text)
-    return getattr(found, name)
+    return _member(import_module(_module(text)), text)
 
 
 def import_named(kind: str, text: str | None) -> None:
@@ -55,11 +51,7 @@ def known(text: str) -> object:
 
     Raises ValueError as `imported`, and for a module that is not imported, which says how to import it.
     """
-    module, name = _parts(text)
-    found = already_imported(module)
-    if name not in vars(found):
-        raise _absent(found, text)
-    return vars(found)[name]
+    return _member(already_imported(_module(text)), text)
 
 
 def modules_of(*names: str | None) -> tuple[str, ...]:
@@ -78,13 +70,16 @@ def already_imported(module: str) -> ModuleType:
     return sys.modules[module]
 
 
-def _parts(text: str) -> tuple[str, str]:
+def _module(text: str) -> str:
     module, _, name = text.partition(":")
     if not name.isidentifier():
         raise ValueError(f"a name in another package is written package.module:name, got {text!r}")
-    return module, name
+    return module
 
 
-def _absent(module: ModuleType, text: str) -> ValueError:
-    where = getattr(module, "__file__", None) or "a folder"
-    return ValueError(f"{module.__name__} has no {text.partition(':')[2]!r}, which {text} names; it is {where}")
+def _member(module: ModuleType, text: str) -> object:
+    name = text.partition(":")[2]
+    if name not in vars(module):
+        where = getattr(module, "__file__", None) or "a folder"
+        raise ValueError(f"{module.__name__} has no {name!r}, which {text} names; it is {where}")
+    return vars(module)[name]

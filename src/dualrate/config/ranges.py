@@ -137,7 +137,12 @@ def _fitting(value: Any, kind: Any) -> Any:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         allowed = [note for note in kind.__metadata__ if isinstance(note, Range)]
-        return _number(value, parts[0], allowed[0]) if allowed else _fitting(value, parts[0])
+        if not allowed:
+            return _fitting(value, parts[0])
+        right = isinstance(value, Integral if parts[0] is int else Real) and not isinstance(value, bool)
+        if not right or value not in allowed[0]:
+            raise ValueError
+        return parts[0](value)
     if origin in (Union, UnionType):
         for part in parts:
             with suppress(ValueError):
@@ -155,13 +160,6 @@ def _fitting(value: Any, kind: Any) -> Any:
     if kind is str and isinstance(value, PurePath):
         return str(value)
     return value
-
-
-def _number(value: Any, kind: Any, allowed: Range) -> Any:
-    right = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    if not right or value not in allowed:
-        raise ValueError
-    return kind(value)
 
 
 def described(kind: Any) -> str:

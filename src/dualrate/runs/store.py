@@ -24,13 +24,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from dualrate.codecs import token_codec  # noqa: F401  # a file may name them
-from dualrate.codecs.codec import Codec, CodecConfig
+from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
@@ -74,8 +74,19 @@ def switched(heavy: Model, light: Model) -> Model:
     which know only their own steps, for a dual-rate decoder as the light model, and what `Switched` raises.
     """
     cannot = f"{light.name} cannot make steps of {heavy.name}"
-    differing = [what for what, mine in _common(heavy).items() if _common(light)[what] != mine]
-    if differing:
+    shared = [
+        {
+            "images": model.shape,
+            "classes": model.num_classes,
+            "null class": model.experiment.networks.null_class,
+            "process": model.process,
+            "codec": model.experiment.codec.fingerprint,
+            "latents": model.experiment.method.latents.fingerprint,
+            "arithmetic": model.experiment.networks.bfloat16_weights,
+        }
+        for model in (heavy, light)
+    ]
+    if differing := [what for what, mine in shared[0].items() if shared[1][what] != mine]:
         raise ValueError(f"{cannot}: they differ in {', '.join(differing)}; name two models trained alike")
     for model in (heavy, light):
         if not model.serves.any_plan:
@@ -98,20 +109,6 @@ def switched(heavy: Model, light: Model) -> Model:
         weights_hash=f"{heavy.weights_hash} after {light.weights_hash}",
         called_by=None if light.path is None else str(light.path.resolve()),
     )
-
-
-def _common(model: Model) -> dict[str, object]:
-    """What two models must share to make steps of one sampling."""
-    experiment = model.experiment
-    return {
-        "images": model.shape,
-        "classes": model.num_classes,
-        "null class": experiment.networks.null_class,
-        "process": model.process,
-        "codec": experiment.codec.fingerprint,
-        "latents": experiment.method.latents.fingerprint,
-        "arithmetic": experiment.networks.bfloat16_weights,
-    }
 
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
@@ -205,11 +202,10 @@ def _beside(path: Path, device: str) -> Model:
 class Place:
     """Where another process loads a model from, on its own device of the same kind.
 
-    weights: the hash that they then have; denoiser: what calls them, if not their own
-    codec, given: of its images, and of the latents that a decoder is given, which may have been moved, and decode
-                  otherwise than its own
+    weights:    the hash that they then have; denoiser: what calls them, if not their own
+    modules:    of names in use that the other process imports first, as they are imported here
+    experiment: of the model here, whose codecs may have been moved, and decode otherwise than those in the file
     compiled, graphs, latents: see `Model`
-    modules: of names in use that the other process imports first, as they are imported here
     """
 
     path: Path
@@ -219,9 +215,7 @@ class Place:
     graphs: bool
     device: str
     modules: tuple[str, ...]
-    codec: CodecConfig
-    given: CodecConfig
-    experiment: Experiment = field(compare=False)  # which brings the modules of its parts with it
+    experiment: Experiment
     latents: DrawnLatents | None = field(compare=False)  # which `weights` tell
 
     @cache  # noqa: B019  # kept as long as a worker lives
@@ -236,10 +230,7 @@ class Place:
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
                 "export it first, and use what was exported"
             )
-        experiment, method = replace(found.experiment, codec=self.codec), cast(Any, found.experiment.method)
-        if method.latents != self.given:
-            experiment = replace(experiment, method=replace(method, latents=self.given))
-        return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=experiment)
+        return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=self.experiment)
 
 
 def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
@@ -248,7 +239,7 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled, model.graphs)
     codecs = (model.experiment.codec, model.experiment.method.latents)
     modules = modules_of(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
-    return Place.model, (Place(*where, model.device.type, modules, *codecs, model.experiment, model.latents),)
+    return Place.model, (Place(*where, model.device.type, modules, model.experiment, model.latents),)
 
 
 copyreg.pickle(Model, _placed)
@@ -272,7 +263,7 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         if saved is None:
             raise ValueError(f"{path} has no checkpoint yet: train it on (dualrate train), then try again")
         weights, state = dict(saved.weights()), saved.state
-        iteration = _iteration(state.get("iteration"), f"{saved.path}")
+        iteration = _iteration(state.get("iteration"), saved.path)
         troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]
     if note is None:
         for trouble in troubles:
@@ -353,7 +344,7 @@ def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:
         raise _damaged(file.parent, ValueError(f"{file.name}: {error}")) from error
 
 
-def _iteration(value: object, where: str) -> int:
+def _iteration(value: object, where: Path | str) -> int:
     """Raises ValueError for anything but a number from 0 on."""
     if not str(value).isdecimal():
         raise ValueError(f"{where} is of iteration {value!r}, expected a number from 0 on")

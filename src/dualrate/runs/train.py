@@ -60,7 +60,7 @@ from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import Share, World
-from dualrate.training.log import Logger, MetricsFile, check_logger, logged
+from dualrate.training.log import Logger, MetricsFile, logged
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 
@@ -185,8 +185,6 @@ def train(
     if score_every is not None and score_every % experiment.fit.sample_every:
         every = experiment.fit.sample_every
         raise ValueError(f"score_every is a multiple of sample_every ({every}), got {score_every}")
-    if log is not None:
-        check_logger(log)
     progress, device = progress or (PlainReporter() if world.leads else Silent()), torch.device(device)
     config = experiment.fit
     rows = Share(config.batch_size, config.micro_batch, world).rows

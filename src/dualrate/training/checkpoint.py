@@ -55,13 +55,13 @@ class Checkpoint:
     tensors: dict[str, Tensors]
     state: Mapping[str, Any]
 
-    def weights(self, *, average: bool = True) -> Tensors:
+    def weights(self) -> Tensors:
         """State dict of the networks, with the averaged weights in place of the raw ones where there are any.
 
         Where several phases trained a parameter, the average is that of the phase that began last.
         """
         weights = dict(self.tensors["model"])
-        for phase in self.state.get("phases", {}) if average else ():
+        for phase in self.state.get("phases", {}):
             weights |= self.tensors.get(f"ema-{phase}", {})
         return weights
 

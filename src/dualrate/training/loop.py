@@ -69,7 +69,7 @@ class _Update:
     """What came of an update, on the device until it is read.
 
     values: (len(names),), the loss first, the gradient's norm last; lr: of the method's main phase
-    sample: (R,) numbers of the rows here; odd: (R,) bool, those whose data are not finite
+    odd: (R,) bool, the rows here whose data are not finite
     """
 
     iteration: int
@@ -78,7 +78,6 @@ class _Update:
     lr: float
     names: tuple[str, ...]
     values: Tensor
-    sample: Tensor
     odd: Tensor
 
 
@@ -251,7 +250,7 @@ class _Trainer:
             broken = ~(torch.isfinite(values[0]) & torch.isfinite(norm))
             updated.update(lr * phase.rate, self.config.batch_size, unless=broken)
             named, values = (*names, "grad_norm"), torch.cat([values, norm[None]])
-            self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, batch.sample, odd))
+            self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, odd))
         state.iteration += 1
 
     def rate(self) -> float:
@@ -302,12 +301,13 @@ class _Trainer:
         """Count and tell an update that is not made; give up after PATIENCE of the phase in a row."""
         self.state.skipped += 1
         made.state.skipped_in_a_row += 1
-        sample, odd = self.share.gathered(made.sample), self.share.gathered(made.odd.long())
+        size, odd = self.config.batch_size, self.share.gathered(made.odd.long())
+        first = made.iteration * size
         text = (
-            f'iteration {made.iteration}, phase "{made.phase}", samples {int(sample.min())} to {int(sample.max())}: '
+            f'iteration {made.iteration}, phase "{made.phase}", samples {first} to {first + size - 1}: '
             f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         )
-        if bad := sample[odd > 0].tolist():
+        if bad := (first + odd.nonzero().flatten()).tolist():
             text += f"; the data itself is not finite in samples {bad}"
         if made.state.skipped_in_a_row >= PATIENCE:
             raise NonFiniteError(
