@@ -92,7 +92,7 @@ def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
         raise ValueError(f"{what} is empty: expected the name of a file or folder; . is the current folder")
     try:
         found = Path(path).expanduser()
-        with suppress(OSError):  # not there, or not to be seen: whoever opens it says so
+        with suppress(OSError):  # a missing file is an error where it is opened
             os.lstat(found)
         return found
     except (RuntimeError, ValueError) as error:  # no such home directory, a null character

@@ -41,7 +41,7 @@ SHOWN = 100  # names of classes
 def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Path) -> None:
     """Writes README.md and the loss curve of a run. state: of the checkpoint; name: what the weights are called.
 
-    Raises ValueError, naming file and line, for a history or a log with a line that is none.
+    Raises ValueError, naming file and line, for a history or a log with a damaged line.
     """
     from dualrate.report.figures import loss_figure, svg  # only here: it imports matplotlib
 
@@ -97,11 +97,11 @@ def history(path: Path) -> list[str]:
             card = (path / CARD).read_text() if (path / CARD).is_file() else ""
         items = [line for line in card.splitlines() if line.startswith("- `")]
         return items or ["- unknown: this run kept no history"]
-    items, told = [], ("teacher", "student", "encoder", "light", "date", "commit", "processor", "threads", "torch")
+    items, shown = [], ("teacher", "student", "encoder", "light", "date", "commit", "processor", "threads", "torch")
     for where, start in read_records(file):
         if "command" not in start:
             raise ValueError(f"{where} says no command; remove that line")
-        how = ", ".join(f"{key} {start[key]}" for key in told if key in start)
+        how = ", ".join(f"{key} {start[key]}" for key in shown if key in start)
         items.append(f"- `{start['command']}` ({how})")
     return items
 
@@ -114,7 +114,7 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
 
     out:  new, empty, or released weights, which are then replaced as a whole
     note: as of `load`
-    Raises ValueError for a run that is none, and for any other `out`; OSError if it cannot be written. Then `out` is
+    Raises ValueError if `run` is no run, and for any other `out`; OSError if it cannot be written. Then `out` is
     what it was.
     """
     run, out = as_path(run), as_path(out)

@@ -155,10 +155,10 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
 def codec_of(
     path: str | Path, device: torch.device | str = "cpu", sampler: str | None = None, steps: int | None = None
 ) -> Codec:
-    """The codec of a run, or of released weights, as it is by its newest checkpoint; a decoder's is that of its latents
+    """The codec of a run by its newest checkpoint, or of released weights. A decoder's codec is that of its latents,
     with itself as the decoder.
 
-    sampler, steps: of its decoder, in place of its own
+    sampler, steps: of its decoder, in place of those it has
     Raises as `load` and `as_codec`, and ValueError for a model of pixels.
     """
     codec = as_codec(load(path, device=device, note=lambda text: None), sampler, steps)

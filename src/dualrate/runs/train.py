@@ -1,11 +1,10 @@
 """Training a run: data, networks and trainer brought together in a directory that the same call resumes.
 
-`train` first checks where it would write, and whether the images fit the networks; then it works.
-
-`in_turn` trains in stages. Each stage resumes by itself:
+`train` first checks that it can write there and that the images fit the networks. `in_turn` trains in stages, of which
+each resumes by itself:
 
     OUT/first    the run that trains the codec
-    OUT/latents  latents of its images, once it is finished (`data/encode.py`)
+    OUT/latents  latents of its images, once it is finished (`data/prepare.py`)
     OUT/base     the run that trains a model of these latents, which is sampled from
 """
 
@@ -179,7 +178,9 @@ def train(
     check_out(experiment.name, out)
     plain = to_plain(experiment)
     if from_plain(Experiment, plain) != experiment:
-        raise ValueError(f"{experiment.name} would not be read again as it is: its parts must be frozen dataclasses")
+        raise ValueError(
+            f"{experiment.name} would be read back as another experiment: its parts must be frozen dataclasses"
+        )
     if not (out / EXPERIMENT).exists():
         check_names(plain)
     if score_every is not None and score_every % experiment.fit.sample_every:

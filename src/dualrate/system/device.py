@@ -1,12 +1,12 @@
 """The machine: its devices, bfloat16 where it pays, compilation, CUDA graphs, memory, and what a measurement ran on.
 
-Whether bfloat16 is faster, and whether there is a compiler that works, is tried and not guessed.
+Whether bfloat16 is faster, and whether a compiler works, is measured and not guessed.
 
 CUDA graphs: a network's call is recorded once for inputs of a kind, and later launched as a whole. A light network
-launches some hundred kernels a call; a recording is one launch. It reads its inputs from buffers of its own, and what
-it leaves in others is copied, since the next launch overwrites it. One call is recorded, not the steps between two
-heavy calls: it is the same under every plan, sampler and guidance. `torch.compile(mode="reduce-overhead")` does not do:
-the next call overwrites its outputs, and a context lives through many.
+launches some hundred kernels a call; a recording is one launch. It reads its inputs from its own buffers. Its outputs
+are copied, because the next launch overwrites them. One call is recorded, not the steps between two heavy calls: a call
+is the same under every plan, sampler and guidance. `torch.compile(mode="reduce-overhead")` would not do: its next call
+overwrites its outputs, and a context lives through many calls.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def compile_calls(network: nn.Module, cache: Path | None = None) -> None:
     """Compiles what a network's call does, when it is first called; one more time where a batch has one row.
 
     Once for all numbers of rows, and of everything else for each shape that comes.
-    cache: as of `keep_compiled`, where nobody said it before
+    cache: as of `keep_compiled`, unless a place was chosen before
     Calls along which a derivative is carried forward stay as they are: what is compiled cannot carry one. So do those
     within another network that is compiled. A copy of the network would call what is compiled of this one: copy before.
     """
@@ -237,7 +237,7 @@ def record(call: Callable[[], Any], device: torch.device) -> tuple[Callable[[], 
                 call()
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # `here` again behind it, which a recording that fails does not see to
+        # a recording that fails does not make `here` the current stream again
         with refusing(), torch.cuda.stream(here), torch.cuda.graph(graph, stream=aside):
             output = call()
     return graph.replay, output

@@ -83,7 +83,7 @@ class Manifest:
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Within the block a file that is not there, or that is none, is damage; other OSErrors are not."""
+        """Within the block a missing file, or a folder in its place, is damage; other OSErrors are not."""
         try:
             yield
         except ValueError as error:

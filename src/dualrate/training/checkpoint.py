@@ -1,23 +1,22 @@
 """Checkpoints that are whole or absent: one immutable directory each, checked by hash before anything is used.
 
     checkpoints/step-00012000/   model.safetensors, ema-<phase>.safetensors: what sampling reads
-                                 auxiliaries.safetensors, optim-<phase>.safetensors: for going on with the training
+                                 auxiliaries.safetensors, optim-<phase>.safetensors: to go on with the training
                                  state.json; MANIFEST.json: size and sha256 of every other file, written last
 
 Writing: see `dualrate.system.folders`. A crash at any point leaves either the old set or the old set and the new one.
-While training goes on: saving.py.
-Reading: the newest that verifies; one with wrong content is renamed to `*.corrupt`, one that cannot be read is an
-error. Every file is read once: the bytes that are used are those that were checked. No file of a checkpoint can execute
-code: safetensors and JSON only.
 
-Saving while training goes on: it stops only for a copy of the tensors, which a thread then writes.
+Reading takes the newest checkpoint that verifies. The process that trains renames one with wrong content to
+`*.corrupt`. A file that cannot be read is an error. Every file is read once, so that the bytes that are used are those
+that were checked. No file of a checkpoint can execute code: they are safetensors and JSON.
 
-    save:  wait for the one before -> copy tensors to CPU memory, state to text -> start the thread -> training goes on
-    thread: write, hash, sync, publish (checkpoint.py) -> remove the oldest
+`Saver` writes while training goes on. Training stops only for a copy of the tensors, which a thread then writes:
 
-So between the copy and the end of the thread memory holds one state more; where the state is on a GPU the copy's pages
-are pinned, and torch keeps them for the next one. A process that dies meanwhile leaves what it would leave at any point
-of writing: the checkpoints of before, and an unfinished folder that the next start removes.
+    save:    wait for the last write -> copy tensors to CPU memory -> start the thread -> training goes on
+    thread:  write, hash, sync, publish -> remove the oldest
+
+During the write memory holds a second state. On a GPU the copy's pages are pinned, and torch keeps them for the next
+one. A process that dies meanwhile leaves the earlier checkpoints and an unfinished folder, which the next start removes.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Checkpoint:
 
 @torch.no_grad()
 def copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensors]:
-    """Tensors by file and name, each copied to contiguous CPU memory of its own; those on a GPU all at once."""
+    """Tensors by file and name, each copied to its own contiguous CPU memory; those on a GPU are copied together."""
     copies: dict[str, Tensors] = {}
     for stem, named in tensors.items():
         copies[stem] = {}
@@ -155,7 +154,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def latest(directory: Path, on_bad: Callable[[Path, Damaged], None] = lambda path, error: None) -> Checkpoint | None:
-    """For readers of a run: the newest intact checkpoint but for what only training needs; None if there is none.
+    """For readers of a run: the newest intact checkpoint, without what only training needs; None if there is none.
 
     on_bad: called with every damaged one that is newer
     Touches nothing. Raises OSError if there are checkpoints but none is intact, or one cannot be read.
@@ -236,7 +235,7 @@ class Saver:
         folders.fault_point("before copy")
         copies = copied(tensors)
         record = json.loads(json.dumps(dict(state)))  # the run goes on to change it
-        # a daemon: nothing waits for it where the process is to end at once
+        # a daemon thread: a second Ctrl-C ends the process without waiting for it
         self._thread = threading.Thread(
             target=self._write, args=(iteration, copies, record), name="saving", daemon=True
         )

@@ -51,7 +51,7 @@ class MetricsFile:
         size = kept = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             size += len(line)
-            # lines that are none stay where others follow
+            # lines without an iteration stay where others follow
             with suppress(ValueError, KeyError, TypeError, RecursionError):
                 if json.loads(line)["iteration"] > iteration:
                     break

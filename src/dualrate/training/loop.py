@@ -189,7 +189,7 @@ class _Trainer:
         return here | {"processes": self.world.size}
 
     def settle(self) -> None:
-        """As the iterations compute: whoever measures in between settles it otherwise."""
+        """How matrices are multiplied in training. Scores and samples settle it otherwise, so it is called again."""
         settle_products(self.device, bfloat16=self.state.precision == "bfloat16", trains=True)
 
     def run(
@@ -298,7 +298,7 @@ class _Trainer:
             self.unreported.append(logs)
 
     def skip(self, made: _Update, values: Mapping[str, float]) -> None:
-        """Count and tell an update that is not made; give up after PATIENCE of the phase in a row."""
+        """Count and note an update that is not made; give up after PATIENCE of the phase in a row."""
         self.state.skipped += 1
         made.state.skipped_in_a_row += 1
         size, odd = self.config.batch_size, self.share.gathered(made.odd.long())
@@ -317,11 +317,11 @@ class _Trainer:
         self.progress.note(f"{text}: update skipped")
 
     def is_logged(self) -> bool:
-        """Whether a line of the log tells of the iterations up to here."""
+        """Whether a line of the log ends with this iteration."""
         return self.state.iteration % self.config.log_every == 0 or self.state.iteration == self.config.iterations
 
     def report(self, elapsed: float) -> None:
-        """Of every iteration its logs, once, when they have been read: those of earlier ones as of the one before."""
+        """Report an iteration, with the losses read since the last report: one update for each iteration that has any."""
         state, config = self.state, self.config
         state.seconds += 0 if self.compiling else elapsed  # which is no training: schedules by seconds would end sooner
         self.compiling = False

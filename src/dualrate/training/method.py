@@ -46,8 +46,8 @@ class Phase(Ranged):
 class Method(Protocol):
     """What `fit` trains.
 
-    Several processes compute a loss each of their own rows: one that sums over all rows (`Batch.elsewhere`) does so as
-    often whatever its rows.
+    Several processes each compute the loss of their own rows. A loss that sums over all rows (`Batch.elsewhere`) must
+    do so equally often in every process.
     """
 
     @property

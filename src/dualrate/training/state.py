@@ -76,7 +76,7 @@ def _copy(to: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
 class PhaseState:
     """One phase's parameters by name, in the networks' order, with their optimiser and average.
 
-    ema: None for the parameters of auxiliaries, which nobody samples from
+    ema: None for the parameters of auxiliaries, which are not sampled from
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, ema: Ema | None) -> None:
@@ -208,7 +208,7 @@ class RunState:
         }
 
     def restore(self, saved: Checkpoint) -> None:
-        """Continue from a checkpoint of the same networks, whose tensors are let go one after the other."""
+        """Continue from a checkpoint of the same networks, whose tensors are freed one after the other."""
         record = saved.state
         self.networks.load_state_dict(saved.tensors.pop("model"))
         self.auxiliaries.load_state_dict(saved.tensors.pop("auxiliaries", {}))
