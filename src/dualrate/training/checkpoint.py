@@ -16,7 +16,7 @@ that were checked. No file of a checkpoint can execute code: they are safetensor
     thread:  write, hash, sync, publish -> remove the oldest
 
 During the write memory holds a second state. On a GPU the copy's pages are pinned, and torch keeps them for the next
-one. A process that dies meanwhile leaves the earlier checkpoints and an unfinished folder, which the next start removes.
+one. A process that dies meanwhile leaves the earlier checkpoints, and an unfinished folder that the next start removes.
 """
 
 from __future__ import annotations

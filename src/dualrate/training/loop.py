@@ -321,7 +321,7 @@ class _Trainer:
         return self.state.iteration % self.config.log_every == 0 or self.state.iteration == self.config.iterations
 
     def report(self, elapsed: float) -> None:
-        """Report an iteration, with the losses read since the last report: one update for each iteration that has any."""
+        """Report an iteration, and those before it whose losses were read only now: an update for each."""
         state, config = self.state, self.config
         state.seconds += 0 if self.compiling else elapsed  # which is no training: schedules by seconds would end sooner
         self.compiling = False
