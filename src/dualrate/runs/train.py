@@ -110,13 +110,10 @@ def check_names(plain: Any) -> None:
 def check_end(experiment: Experiment, codec: Codec) -> None:
     """Raises ValueError unless what is sampled is what the codec decodes: latents with their noise, or without."""
     if experiment.process.end != codec.log_snr:
-        taken, drawn = (
-            "without noise" if end is None else f"with noise, at log-SNR {end:g}"
-            for end in (codec.log_snr, experiment.process.end)
-        )
         raise ValueError(
-            f"the codec decodes latents {taken}, the process of {experiment.name} ends in latents {drawn}: give a "
-            "NoisyEnd with a schedule of that log_snr_max, as in recipes/fashion_mnist_latents.py, or a GaussianProcess"
+            f"the codec decodes latents of log-SNR {codec.log_snr}, the process of {experiment.name} ends at "
+            f"{experiment.process.end} (None: without noise): give a NoisyEnd with a schedule of that log_snr_max, as "
+            "in recipes/fashion_mnist_latents.py, or a GaussianProcess"
         )
 
 
