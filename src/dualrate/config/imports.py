@@ -19,14 +19,11 @@ def import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
-            f"{name} cannot be imported: {error}; install its package, or put its folder on PYTHONPATH"
-        ) from error
+        raise ValueError(f"{name} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
     except Exception as error:  # whatever a module of the user's raises
-        *_, last = traceback.extract_tb(error.__traceback__)
-        raise ValueError(
-            f"{name} cannot be imported: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
-        ) from error
+        *_, at = traceback.extract_tb(error.__traceback__)
+        what = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
+        raise ValueError(f"{name} cannot be imported: {what}") from error
 
 
 def imported(text: str) -> object:
@@ -64,8 +61,7 @@ def already_imported(module: str) -> ModuleType:
     """Raises ValueError for a module that is not imported, which says how to import it."""
     if module not in sys.modules:
         raise ValueError(
-            f"{module} is not imported, and files name no code to run. If you trust it, have it imported first: "
-            f"dualrate --import {module} COMMAND ..., in Python `import {module}`"
+            f"{module} is not imported, and files run no code: if you trust it, dualrate --import {module} COMMAND ..."
         )
     return sys.modules[module]
 

@@ -86,8 +86,8 @@ def _one_of(kind: type, value: Any, where: str) -> Any:
         module, colon, _ = name.partition(":")
         if colon:
             raise ValueError(
-                f"{where}: {name} is of another package, and files name no code to run. If you trust it, have it "
-                f"imported first: dualrate --import {module} COMMAND ..., in Python `import {module}`"
+                f"{where}: {name} is of another package, not imported: if you trust it, dualrate --import {module} "
+                "COMMAND ..."
             )
         raise ValueError(f"{where}: there is no {kind.__name__} {name!r}, it is one of {', '.join(sorted(known))}")
     made = known.get(name, kind)

@@ -29,7 +29,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs import token_codec  # noqa: F401  # a file may name them
+from dualrate.codecs import token_codec  # noqa: F401  # files name them
 from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
@@ -43,13 +43,8 @@ from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
 from dualrate.from_diffusers.diffusers_folder import is_diffusers, read_folder
 from dualrate.from_diffusers.retrofitted import experiment_of, weights_of
-from dualrate.methods import (
-    consistency,  # noqa: F401  # a file may name their methods
-    denoising,  # noqa: F401  # a file may name their methods
-    em_distillation,  # noqa: F401  # a file may name their methods
-    unified_latents,  # noqa: F401  # a file may name their methods
-)
-from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # a file may name their methods
+from dualrate.methods import consistency, denoising, em_distillation, unified_latents  # noqa: F401  # files name them
+from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # as these
 from dualrate.system.device import environment, own_defaults
 from dualrate.system.files import (
     ABSENT,
@@ -90,10 +85,7 @@ def switched(heavy: Model, light: Model) -> Model:
         raise ValueError(f"{cannot}: they differ in {', '.join(differing)}; name two models trained alike")
     for model in (heavy, light):
         if not model.serves.any_plan:
-            raise ValueError(
-                f"{cannot}: {model.name} is a distilled student, which knows only its steps; name a model trained at "
-                "every noise level"
-            )
+            raise ValueError(f"{cannot}: {model.name} is a distilled student, which knows only its steps")
     if light.denoiser.reuse is Reuse.FREE and light.call_cost.heavy:
         raise ValueError(f"{cannot}: it reads its latent by a heavy call; name a decoder of a single network")
     try:
@@ -228,7 +220,7 @@ class Place:
         if found.weights_hash != self.weights:
             raise ValueError(
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
-                "export it first, and use what was exported"
+                "export it first, and use that"
             )
         return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=self.experiment)
 
@@ -304,14 +296,11 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
     except OSError as error:
         if error.errno not in ABSENT:
             raise
-        if within := holders(path, EXPERIMENT):
+        if within := [run.name for run in holders(path, EXPERIMENT)]:
             raise ValueError(
-                f"{path} is no run, it holds {', '.join(run.name for run in within)}: name one, as {within[0]}"
+                f"{path} is no run, it holds {', '.join(within)}: name one, as {path / within[0]}"
             ) from error
-        raise ValueError(
-            f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual-45 --out {path}), "
-            "or use released weights (weights/...)"
-        ) from error
+        raise ValueError(f"{path} is no run: it has no {EXPERIMENT}; train one, or use released weights") from error
     return from_json(Experiment, content, str(path / EXPERIMENT), upgraded)
 
 

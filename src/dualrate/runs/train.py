@@ -99,11 +99,9 @@ def check_names(plain: Any) -> None:
     for module, name in re.findall(r'"type": "([^":]+):([^"]+)"', json.dumps(plain)):
         if module == "__main__" or "<locals>" in name:
             where = "in a notebook or script" if module == "__main__" else f"within a function of {module}"
-            own = name.rpartition(".")[2]
             raise ValueError(
-                f"{own} is defined {where}, where no command finds it again: move the class to the top of a file of "
-                f"its own, such as my_parts.py, and write `from my_parts import {own}` here; commands then load the "
-                "run by dualrate --import my_parts COMMAND ..."
+                f"{name.rpartition('.')[2]} is defined {where}, where no command finds it again: move it to the top of "
+                "a file of its own, as my_parts.py; commands load the run by dualrate --import my_parts COMMAND ..."
             )
 
 
@@ -175,9 +173,7 @@ def train(
     check_out(experiment.name, out)
     plain = to_plain(experiment)
     if from_plain(Experiment, plain) != experiment:
-        raise ValueError(
-            f"{experiment.name} would be read back as another experiment: its parts must be frozen dataclasses"
-        )
+        raise ValueError(f"the parts of {experiment.name} must be frozen dataclasses, to be read back as they are")
     if not (out / EXPERIMENT).exists():
         check_names(plain)
     if score_every is not None and score_every % experiment.fit.sample_every:
@@ -356,11 +352,7 @@ def check_fit(experiment: Experiment, images: TrainingSet) -> None:
     own = experiment.codec
     found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
     if found != expected:
-        raise ValueError(
-            f"{images.name} is {found}, and {experiment.name} is trained on {expected}: name the data that it was "
-            "begun on, or begin a new run (of texts by the recipe text-tokens; of other latents, in Python, by "
-            "`dualrate.experiment.experiment.on_codec_of_data`)"
-        )
+        raise ValueError(f"{images.name} is {found}, and {experiment.name} is trained on {expected}: begin a new run")
     shape, networks = experiment.codec.data_shape(experiment.shape), f"the networks of {experiment.name}"
     if images.shape != shape:
         way = f"pass --data.size {shape[1]} --data.channels {shape[0]}, or change the networks"
@@ -370,13 +362,11 @@ def check_fit(experiment: Experiment, images: TrainingSet) -> None:
     if experiment.num_classes and images.labels is None:
         raise ValueError(
             f"{images.name} has no labels, but {networks} are conditioned on {experiment.num_classes} classes: set "
-            "num_classes of every network to 0 for an unconditional model (--networks.model.num-classes 0, or "
-            "--networks.encoder.num-classes 0 --networks.light.num-classes 0)"
+            "num_classes of every network to 0, as --networks.model.num-classes 0"
         )
     if images.num_classes > experiment.num_classes > 0:
         raise ValueError(
-            f"{images.name} has {images.num_classes} classes, {networks} know only {experiment.num_classes}: raise "
-            "num_classes"
+            f"{images.name} has {images.num_classes} classes, {networks} know only {experiment.num_classes}"
         )
 
 

@@ -258,9 +258,7 @@ def refusing() -> Iterator[None]:
         if shortage := memory_shortage(first):
             raise torch.OutOfMemoryError(shortage) from error
         what = (str(first).strip().splitlines() or [type(first).__name__])[0]
-        raise ValueError(
-            f"the calls of this network cannot be recorded as CUDA graphs ({what}): draw without graphs"
-        ) from error
+        raise ValueError(f"these calls cannot be recorded as CUDA graphs ({what}): draw without graphs") from error
 
 
 def graph_calls(network: nn.Module, record: Record = record) -> None:

@@ -195,9 +195,7 @@ def _newest(directory: Path, on_bad: Callable[[Path, Damaged], None], *, trainin
             causes.append(f" ({error})")
     if any(re.match(r"step-\d{8,}", entry.name) for entry in _entries(directory)):
         cause = "".join(causes[:1])
-        raise OSError(
-            f"{directory} holds checkpoints but none is intact; restore one, or remove them to start over{cause}"
-        )
+        raise OSError(f"{directory} holds checkpoints but none is intact; restore one, or remove them{cause}")
     return None
 
 

@@ -51,9 +51,7 @@ class OptimConfig(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decay_seconds is not None and self.decay == "none":
-            raise ValueError(
-                f"got {self.decay_seconds:g} seconds of decay, and a rate that stays: add --fit.optim.decay cosine"
-            )
+            raise ValueError(f"decay_seconds {self.decay_seconds:g} needs a decay: add --fit.optim.decay cosine")
 
 
 def lr_at(config: OptimConfig, iteration: int, total: int, seconds: float) -> float:

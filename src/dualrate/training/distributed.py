@@ -138,8 +138,7 @@ def check_alone(command: str) -> None:
     """Raises ValueError where torchrun started several processes of a command that is one."""
     if not _is_alone():
         raise ValueError(
-            f"{command} is one process, here are {os.environ['WORLD_SIZE']} that would each do all of it: start it "
-            "without torchrun or srun; sample, evaluate and compare share their work with --workers"
+            f"{command} is one process, here are {os.environ['WORLD_SIZE']} that would each do all of it: use --workers"
         )
 
 
@@ -222,9 +221,8 @@ class Share:
         self._edges = [(start, min(start + size, batch_size)) for start in range(0, batch_size, size)]
         if (least := min(stop - start for start, stop in self._edges)) < world.size:
             raise ValueError(
-                f"{world.size} processes need a row each of every micro-batch, but batches of {batch_size} in "
-                f"micro-batches of {size} have one of {least}: raise --fit.micro-batch or --fit.batch-size, or start "
-                "fewer processes"
+                f"{world.size} processes need a row each of every micro-batch, batches of {batch_size} have one of "
+                f"{least}: raise --fit.micro-batch or --fit.batch-size, or start fewer"
             )
         self._own: Sequence[range] = [world.share(start, stop) for start, stop in self._edges]
         self.rows = torch.cat([torch.tensor(own) for own in self._own])

@@ -165,10 +165,8 @@ class _Trainer:
             free = {f"fit.{name}" for name in self.config.free()}
             written = saved.state["config"]
             if changes := differences(upgrade(written), self.identity, free, places):
-                lines = "\n  ".join(changes)
-                raise ValueError(
-                    f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}"
-                )
+                lines = "\n  ".join(("use a new run, or undo:", *changes))
+                raise ValueError(f"{saved.path} was trained with another configuration; {lines}")
             then = saved.state["surroundings"] | {name: written["fit"].get(name) for name in ROUNDING}
             now = self.surroundings() | {name: getattr(self.config, name) for name in ROUNDING}
             if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
@@ -310,10 +308,7 @@ class _Trainer:
         if bad := (first + odd.nonzero().flatten()).tolist():
             text += f"; the data itself is not finite in samples {bad}"
         if made.state.skipped_in_a_row >= PATIENCE:
-            raise NonFiniteError(
-                f"{text}; {PATIENCE} updates in a row were not finite. What was saved before is intact. Look at those "
-                "samples, or start a new run directory with a lower optim.lr"
-            )
+            raise NonFiniteError(f"{text}; so were {PATIENCE} updates in a row: look at them, or lower optim.lr")
         self.progress.note(f"{text}: update skipped")
 
     def is_logged(self) -> bool:

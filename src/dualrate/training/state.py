@@ -148,10 +148,7 @@ class RunState:
         ids = {id(parameter) for parameter in phase.parameters}
         mine = {name: parameter for name, parameter in self.parameters.items() if id(parameter) in ids}
         if len(mine) != len(ids):
-            raise ValueError(
-                f'phase "{phase.name}" updates parameters outside of `networks` and `auxiliaries`; '
-                "put their module there"
-            )
+            raise ValueError(f'phase "{phase.name}" has parameters outside of `networks` and `auxiliaries`')
         state = self.phases.get(phase.name) or self._begin(phase.name, mine)
         if state.parameters.keys() != mine.keys():
             raise ValueError(f'phase "{phase.name}" has other parameters than before; give it another name')
