@@ -89,7 +89,7 @@ def save(
     target = path_of(directory, iteration)
     with new_folder(target) as folder:
         for stem, named in tensors.items():
-            write_tensors(folder / f"{stem}.safetensors", named)
+            write_tensors(folder / f"{stem}.safetensors", {name: tensor.contiguous() for name, tensor in named.items()})
             folders.fault_point(f"wrote {stem}")
         with naming(folder / STATE):
             (folder / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))

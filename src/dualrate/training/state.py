@@ -210,10 +210,12 @@ class RunState:
         self.networks.load_state_dict(saved.tensors.pop("model"))
         self.auxiliaries.load_state_dict(saved.tensors.pop("auxiliaries", {}))
         for name, counts in record["phases"].items():
-            phase = self._begin(name, {key: self.parameters[key] for key in counts["parameters"]})
+            averages = saved.tensors.pop(f"ema-{name}", {})
+            names = counts.get("parameters", averages)  # the first checkpoints of format 1 do not list them
+            phase = self._begin(name, {key: p for key, p in self.parameters.items() if key in names})
             phase.load_optimizer(saved.tensors.pop(f"optim-{name}"))
             if phase.ema is not None:
-                phase.ema.load(saved.tensors.pop(f"ema-{name}"), counts["images"])
+                phase.ema.load(averages, counts["images"])
             phase.skipped_in_a_row = counts["skipped_in_a_row"]
         self.iteration, self.seconds, self.skipped = record["iteration"], record["seconds"], record["skipped"]
         self.precision, self.running_means = record["precision"], RunningMeans(record["meter"])
