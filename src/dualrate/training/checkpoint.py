@@ -153,13 +153,31 @@ def _entries(directory: Path) -> list[Path]:
         raise
 
 
-def latest(directory: Path, on_bad: Callable[[Path, Damaged], None] = lambda path, error: None) -> Checkpoint | None:
-    """For readers of a run: the newest intact checkpoint, without what only training needs; None if there is none.
+def latest(
+    directory: Path,
+    on_bad: Callable[[Path, Damaged], None] = lambda path, error: None,
+    *,
+    training: bool = False,
+) -> Checkpoint | None:
+    """The newest intact checkpoint; None if there is none. Touches nothing, and so serves every reader of a run.
 
-    on_bad: called with every damaged one that is newer
-    Touches nothing. Raises OSError if there are checkpoints but none is intact, or one cannot be read.
+    on_bad:   called with every damaged one that is newer
+    training: as of `load`
+    Raises OSError if there are checkpoints but none is intact, or one cannot be read.
     """
-    return _newest(directory, on_bad, training=False)
+    causes = []
+    for path in reversed(saved_paths(directory)):
+        try:
+            return load(path, training=training)
+        except Damaged as error:
+            if not os.path.lexists(path):  # removed meanwhile by the process that trains: there are newer ones
+                return latest(directory, on_bad, training=training)
+            on_bad(path, error)
+            causes.append(f" ({error})")
+    if any(re.match(r"step-\d{8,}", entry.name) for entry in _entries(directory)):
+        cause = "".join(causes[:1])
+        raise OSError(f"{directory} holds checkpoints but none is intact; restore one, or remove them{cause}")
+    return None
 
 
 def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
@@ -172,31 +190,12 @@ def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
         shutil.rmtree(leftover)
 
     def quarantine(bad: Path, error: Damaged) -> None:
-        aside = bad.with_name(f"{bad.name}.corrupt")
-        count = 1
-        while aside.exists():
-            count += 1
-            aside = bad.with_name(f"{bad.name}.{count}.corrupt")
+        names = (bad.with_name(f"{bad.name}{mark}.corrupt") for mark in ("", *(f".{n}" for n in range(2, 10_000))))
+        aside = next(name for name in names if not name.exists())
         bad.rename(aside)
         note(f"corrupt checkpoint set aside as {aside.name}: {error}")
 
-    return _newest(directory, quarantine, training=True)
-
-
-def _newest(directory: Path, on_bad: Callable[[Path, Damaged], None], *, training: bool) -> Checkpoint | None:
-    causes = []
-    for path in reversed(saved_paths(directory)):
-        try:
-            return load(path, training=training)
-        except Damaged as error:
-            if not os.path.lexists(path):  # removed meanwhile by the process that trains: there are newer ones
-                return _newest(directory, on_bad, training=training)
-            on_bad(path, error)
-            causes.append(f" ({error})")
-    if any(re.match(r"step-\d{8,}", entry.name) for entry in _entries(directory)):
-        cause = "".join(causes[:1])
-        raise OSError(f"{directory} holds checkpoints but none is intact; restore one, or remove them{cause}")
-    return None
+    return latest(directory, quarantine, training=True)
 
 
 def prune(directory: Path, keep: int) -> None:

@@ -40,24 +40,19 @@ class MetricsFile:
     def __init__(self, path: Path, iteration: int, note: Callable[[str], None]) -> None:
         self.path, self._note, self._lost = path, note, False
         try:
-            self._cut(iteration)
+            size = kept = 0
+            for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+                size += len(line)
+                # lines without an iteration stay where others follow
+                with suppress(ValueError, KeyError, TypeError, RecursionError):
+                    if json.loads(line)["iteration"] > iteration:
+                        break
+                    if line.endswith(b"\n"):
+                        kept = size
+            if size:
+                os.truncate(path, kept)
         except OSError as error:
             self._give_up(error)
-
-    def _cut(self, iteration: int) -> None:
-        """Lines beyond `iteration` go, and what a kill left at the end."""
-        if not self.path.is_file():
-            return
-        size = kept = 0
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            size += len(line)
-            # lines without an iteration stay where others follow
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
-                if json.loads(line)["iteration"] > iteration:
-                    break
-                if line.endswith(b"\n"):
-                    kept = size
-        os.truncate(self.path, kept)
 
     def write(self, values: Mapping[str, float]) -> None:
         if self._lost:

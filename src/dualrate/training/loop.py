@@ -167,9 +167,7 @@ class _Trainer:
             if changes := differences(upgrade(written), self.identity, free, places):
                 lines = "\n  ".join(("use a new run, or undo:", *changes))
                 raise ValueError(f"{saved.path} was trained with another configuration; {lines}")
-            then = (
-                {"processes": 1} | saved.state["surroundings"] | {name: written["fit"].get(name) for name in ROUNDING}
-            )
+            then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
             now = self.surroundings() | {name: getattr(self.config, name) for name in ROUNDING}
             if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
                 note(f"resuming, but not bit for bit: {'; '.join(other)}")
