@@ -108,7 +108,7 @@ class Workers:
                         what = f"a worker died at block {done + 1} of {len(blocks)} or one of the next"
                         if deaths == ATTEMPTS:
                             raise ChildProcessError(
-                                f"{what}, as {deaths - 1} before it: use fewer (--workers)"
+                                f"{what}, as {deaths - 1} before it, mostly for lack of memory: use fewer (--workers)"
                             ) from error
                         self.note(f"{what}, which are done again")
             except BaseException:
