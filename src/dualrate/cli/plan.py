@@ -17,7 +17,7 @@ from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.plan_search import Candidate
 from dualrate.experiment.experiment import Model
-from dualrate.runs.store import called_by, check_denoiser
+from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import check_grid
 from dualrate.system.files import write_whole
@@ -69,6 +69,8 @@ class Plan(Ranged):
         from dualrate.system.workers import mapper
 
         amount, unit = self._budget()
+        if not is_run(self.denoiser):
+            import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
         check_grid(self.spacing)
         check_out(self.out)

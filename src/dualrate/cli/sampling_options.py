@@ -81,6 +81,8 @@ class SamplingOptions(Ranged):
         super().__post_init__()
         import_named("sampler", self.sampler)
         self._choice(None if self.plan is None else StepPlan.uniform(1))  # what excludes each other, before any work
+        if not is_run(self.denoiser):
+            import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
         if is_run(self.denoiser) and self.plan is None and self.switch_at is None:
             raise ValueError(

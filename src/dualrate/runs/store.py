@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from dualrate.codecs import token_codec  # noqa: F401  # files name them
 from dualrate.codecs.codec import Codec
-from dualrate.config.imports import import_module, import_named, modules_of
+from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.latent_set import DrawnLatents
@@ -160,10 +160,9 @@ def codec_of(
 
 
 def check_denoiser(name: str | None) -> None:
-    """Import the denoiser that an option names. Raises ValueError for neither a denoiser nor the directory of a run."""
+    """Raises ValueError for what is neither the directory of a run nor a denoiser's name."""
     if name is None or is_run(name):
         return
-    import_named("denoiser", name)
     try:
         denoiser_named(name)
     except ValueError as error:
