@@ -93,7 +93,7 @@ def test_its_run_is_continued_by_its_method_alone_and_read_where_that_is_importe
     """The reader is a process that knows nothing of it: files name no code to run."""
     assert call(monkeypatch, "train", "mydiffusion.methods:small", *FEW["train"], "--out", "runs/other") == 0
     assert call(monkeypatch, "train", "fashion-mnist-light", *SMALL, "--out", "runs/other") == 2
-    assert "method.type: mydiffusion.methods:HuberConfig -> DenoisingConfig" in capsys.readouterr().err
+    assert "holds a run trained by mydiffusion.methods:HuberConfig" in capsys.readouterr().err
     assert load("runs/other").experiment.method.delta == 0.1  # pyright: ignore[reportAttributeAccessIssue]
     sample = [sys.executable, "-m", "dualrate_command", "sample", "runs/other", "--out", "out/refused"]
     refused = subprocess.run(sample, cwd=beside, capture_output=True, text=True, check=False)

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from dualrate.codecs.codec import Codec, CodecFolder, decoded
 from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path
-from dualrate.config.serial import from_plain, to_plain
+from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.latent_set import HeldOut
@@ -46,6 +46,7 @@ from dualrate.runs.store import (
     HISTORY,
     load,
     note_start,
+    read_experiment,
     write_class_names,
     write_experiment,
 )
@@ -174,7 +175,11 @@ def train(
     plain = to_plain(experiment)
     if from_plain(Experiment, plain) != experiment:
         raise ValueError(f"the parts of {experiment.name} must be frozen dataclasses, to be read back as they are")
-    if not (out / EXPERIMENT).exists():
+    if (out / EXPERIMENT).exists():
+        found, asked = (type_name(type(one.method)) for one in (read_experiment(out), experiment))
+        if found != asked:
+            raise ValueError(f"{out} holds a run trained by {found}, not by {asked}: choose a new directory as --out")
+    else:
         check_names(plain)
     if score_every is not None and score_every % experiment.fit.sample_every:
         every = experiment.fit.sample_every
