@@ -139,7 +139,7 @@ def _fitting(value: Any, kind: Any) -> Any:
         allowed = [note for note in kind.__metadata__ if isinstance(note, Range)]
         if not allowed:
             return _fitting(value, parts[0])
-        right = isinstance(value, Integral if parts[0] is int else Real) and not isinstance(value, bool)
+        right = issubclass(type(value), Integral if parts[0] is int else Real) and type(value) is not bool
         if not right or value not in allowed[0]:
             raise ValueError
         return parts[0](value)
