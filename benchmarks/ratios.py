@@ -22,8 +22,7 @@ import dualrate as dr
 from benchmarks import child, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
 from dualrate.experiment.experiment import Model
-from dualrate.system.device import keep_freed_memory, pays
-from dualrate.system.environment import environment
+from dualrate.system.device import environment, keep_freed_memory, pays
 from dualrate.system.files import write_whole
 
 Figures = dict[str, Any]

@@ -10,6 +10,7 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # OpenMP reads it when torch is loaded, which is later
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import pytest
 from hypothesis import settings
 from tyro import _docstrings
 
@@ -23,3 +24,14 @@ if hasattr(_docstrings, "_ClassTokenization"):
 # a job that a script started in the background ignores Ctrl-C, and so would every process that the tests start
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_samples():
+    """Trainings draw a small grid of samples, in few steps: most tests look at other things."""
+    from dualrate.runs import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "SHOWN", 4)
+        patch.setattr(train, "SHOWN_STEPS", 4)
+        yield

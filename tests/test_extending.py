@@ -25,7 +25,7 @@ from dualrate.metrics.features import Architecture
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.trajectory import rollout
 from dualrate.training import checkpoint
-from dualrate.training.config import FitConfig
+from dualrate.training.config import FitConfig, OptimConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -119,7 +119,6 @@ def test_the_method_lowers_its_loss(beside):
     from mydiffusion.methods import HuberConfig, small  # pyright: ignore[reportMissingImports]
 
     from dualrate.training.loop import fit
-    from dualrate.training.optim import OptimConfig
 
     class Data:
         def batch(self, iteration):

@@ -38,7 +38,7 @@ def test_one_line_trains_and_says_what_it_chose_before_it_starts(here, monkeypat
     told = capsys.readouterr().err
     chosen, cost = told.index("each becomes 32 x 32, in colour"), told.index("multiply-adds")
     assert chosen < cost < told.index("finished at iteration 2")
-    assert "encoder: conv 8 x 1 at 16 x 16, transformer 64 x 1 at 8 x 8, patches of 2; 0.0668 M parameters" in told
+    assert "encoder: 0.0668 M parameters" in told
     model = load(here / "runs" / "photos-tiny-dual")
     assert (model.shape, model.num_classes) == ((3, 32, 32), 0)
 

@@ -29,7 +29,7 @@ from dualrate.drawing.plan_search import read_plan
 from dualrate.drawing.samples import read_record, write_samples
 from dualrate.experiment.experiment import Experiment
 from dualrate.metrics.features import Architecture, FeatureNet
-from dualrate.runs.store import read_losses
+from dualrate.runs.store import read_logged
 from dualrate.runs.train import train
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.system.folders import MANIFEST, Manifest
@@ -152,7 +152,7 @@ def run(folder: Path) -> Callable[[], object]:
 
     def read() -> None:
         with suppress(ValueError):
-            read_losses(folder)
+            read_logged(folder, "/loss")
         dr.load(folder).codec.latent_shape((1, 8, 8))
 
     return read

@@ -70,7 +70,7 @@ from dualrate.methods.moment_matching.states import FromData, FullRollout, Segme
 from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching, StudentMethod
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
-from dualrate.metrics.features import Architecture, Card, Mixed, Stacked
+from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
 from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.uvit import UViT, UViTCut
@@ -298,7 +298,7 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod}
+    abstract = {StudentMethod, NetworkCard}
     assert ranged - abstract == set(EXAMPLES)
 
 

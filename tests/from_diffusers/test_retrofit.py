@@ -46,8 +46,7 @@ from dualrate.sampling.cost import macs_of
 from dualrate.serving.offer import Limits, Offer
 from dualrate.serving.space import write_space
 from dualrate.system.progress import Silent
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import FitConfig, OptimConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
 FIT = FitConfig(iterations=4, batch_size=4, optim=OptimConfig(lr=1e-2), checkpoint_every=2, sample_every=4)

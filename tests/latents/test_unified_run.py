@@ -131,7 +131,7 @@ def test_latents_of_the_first_stage_train_a_second(root: Path, run: Path, latent
     assert model.image_shape == (3, 16, 16)
     drawer = Drawer(model, Ancestral(model.process), dr.StepPlan.uniform(2, 1), precision="float32")
     assert drawer.draw(range(2)).images.shape == (2, 3, 16, 16)
-    with pytest.raises(ValueError, match=r"with noise, at log-SNR 5, .* without noise: give a NoisyEnd"):
+    with pytest.raises(ValueError, match=r"log-SNR 5\.0, .* ends at None .*: give a NoisyEnd"):
         dr.train(replace(base, process=GaussianProcess(Cosine())), root / "clean")
 
 

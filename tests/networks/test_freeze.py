@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dualrate.networks.blocks import at_rest, frozen
-from dualrate.training.optim import Ema
+from dualrate.training.state import Ema
 
 
 def network() -> nn.Sequential:
@@ -39,7 +39,7 @@ def test_no_gradient_no_optimiser_state_no_drift():
     assert x.grad.any()
     assert all(p.grad is None and p not in optimizer.state for p in net.parameters())
     assert len(optimizer.state) == 2
-    for p, same, mean in zip(net.parameters(), before, average.average, strict=False):
+    for p, same, mean in zip(net.parameters(), before, average.average.values(), strict=False):
         assert torch.equal(p, same)
         assert torch.equal(mean, same)
 

@@ -40,8 +40,7 @@ from dualrate.runs.release import export
 from dualrate.runs.store import load, read_experiment, write_experiment
 from dualrate.runs.train import train
 from dualrate.training import checkpoint
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import FitConfig, OptimConfig
 
 
 def net(conv: int, transformer: int) -> UViTConfig:
@@ -280,12 +279,12 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, of):
     ("change", "message"),
     [
         (lambda root: dual(root, rollout="data"), "learns from its own steps"),
-        (lambda root: plain(root, rollout="full"), "plain one from noised data"),
-        (lambda root: plain(root, pretraining=3), "drop pretraining"),
+        (lambda root: plain(root, rollout="full"), "learns from noised data: drop rollout"),
+        (lambda root: plain(root, pretraining=3), "drop rollout, pairs, pretraining"),
         (lambda root: dual(root, pairs=0), "pairs is a whole number from 1"),
         (lambda root: plain(root, dropout=1.0), "dropout is a number from 0 to below 1"),
         (lambda root: replace(plain(root), networks=dual(root).networks), "serves one plan"),
-        (lambda root: replace(plain(root), method=dual(root).method), "a single-rate one all steps"),
+        (lambda root: replace(plain(root), method=dual(root).method), "a plain student serves all steps"),
         (lambda root: dual_student(RECIPE, str(root / "two"), 4, 2), "is a dual-rate model; a teacher"),
         (lambda root: dual_student(RECIPE, str(root / "teacher"), 4, 5), "1 to 4 heavy calls, got 5"),
         (lambda root: dual_student(RECIPE, str(root / "teacher"), 4, 2, student_from=str(root / "other")),
@@ -303,7 +302,7 @@ def test_what_cannot_be_distilled_here_is_refused(root, tmp_path):
     train(plain(root), student, progress=Recorder())
     with pytest.raises(ValueError, match="is a student itself"):
         train(taught_by(plain(root), student), tmp_path / "a", progress=Recorder())
-    with pytest.raises(ValueError, match="holds a run trained by DenoisingConfig, this one is by MomentMatchingConfig"):
+    with pytest.raises(ValueError, match="holds a run trained by DenoisingConfig, not by MomentMatchingConfig"):
         train(plain(root), root / "other", progress=Recorder())
     with pytest.raises(ValueError, match=r"method\.plans\.steps: 4 -> 5"):
         train(plain(root, steps=5), student, progress=Recorder())

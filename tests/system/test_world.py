@@ -30,11 +30,11 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert own_device(torch.device("cpu")) == torch.device("cpu")
-    with pytest.raises(ValueError, match="a GPU of its own, here are 1 for process 1: start fewer"):
+    with pytest.raises(ValueError, match="its GPU, here are 1 for process 1: start fewer"):
         own_device(torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert own_device(torch.device("cuda")) == torch.device("cuda:1")
-    with pytest.raises(ValueError, match=r"got cuda:4 for all of them: choose them by CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ValueError, match=r"got cuda:4 for all: choose them by CUDA_VISIBLE_DEVICES"):
         own_device(torch.device("cuda:4"))
 
 

@@ -39,18 +39,19 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 def test_tied_and_strided_tensors_can_be_saved(tmp_path):
     w = torch.arange(6.0).view(2, 3)
-    loaded = checkpoint.load(checkpoint.save(tmp_path, 1, {"model": {"w": w, "tied": w, "t": w.T}}, {}))
+    tensors = checkpoint.copied({"model": {"w": w, "tied": w, "t": w.T}})
+    loaded = checkpoint.load(checkpoint.save(tmp_path, 1, tensors, {}))
     assert same_bits(loaded.tensors, {"model": {"w": w, "tied": w, "t": w.T}})
 
 
-def test_weights_are_the_averages_or_the_raw_ones_on_request(tmp_path):
+def test_weights_are_the_averages(tmp_path):
     write(tmp_path, 1)
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
     assert "optim-a" not in saved.tensors
     assert torch.equal(saved.weights()["w"], TENSORS["ema-a"]["w"])
     assert torch.equal(saved.weights()["n"], TENSORS["model"]["n"])
-    assert torch.equal(saved.weights(average=False)["w"], TENSORS["model"]["w"])
+    assert torch.equal(saved.tensors["model"]["w"], TENSORS["model"]["w"])
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -331,11 +332,13 @@ def test_a_link_to_nowhere_in_place_of_a_checkpoint_is_damage(tmp_path):
 
 def test_a_copy_waits_for_every_device_that_holds_a_part_of_it(monkeypatch):
     waited, on = [], [torch.device("cuda", 1), torch.device("cuda", 2)]
-    tensors = {"model": {str(device): SimpleNamespace(is_cuda=True, device=device) for device in on}}
-    tensors["rest"] = {"cpu": SimpleNamespace(is_cuda=False, device=torch.device("cpu"))}
-    monkeypatch.setattr(checkpoint, "_to_cpu", lambda tensor: torch.zeros(1))
+    like = {"shape": (1,), "dtype": torch.float32}
+    tensors = {"model": {str(device): SimpleNamespace(is_cuda=True, device=device, **like) for device in on}}
+    tensors["rest"] = {"cpu": SimpleNamespace(is_cuda=False, device=torch.device("cpu"), **like)}
+    memory = SimpleNamespace(copy_=lambda tensor, non_blocking: torch.zeros(1))
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: memory)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    checkpoint.Copy.of(cast("Any", tensors), {})
+    checkpoint.copied(cast("Any", tensors))
     assert sorted(waited, key=str) == on
 
 
@@ -349,7 +352,7 @@ def test_a_checkpoint_that_another_process_found_is_awaited(tmp_path, monkeypatc
             write(tmp_path, 1)
 
     monkeypatch.setattr(checkpoint.time, "sleep", sleep)
-    checkpoint.await_folder(checkpoint.path_of(tmp_path, 1), 60)
-    assert checkpoint.path_of(tmp_path, 1).is_dir()
+    assert checkpoint.load_when_seen(checkpoint.path_of(tmp_path, 1), 60).state["iteration"] == 1
     assert len(slept) == 3
-    checkpoint.await_folder(checkpoint.path_of(tmp_path, 2), 0)
+    with pytest.raises(OSError, match="no manifest"):
+        checkpoint.load_when_seen(checkpoint.path_of(tmp_path, 2), 0)

@@ -7,7 +7,7 @@ import pytest
 from trouble import unreadable
 
 from dualrate.system.progress import PlainReporter, duration
-from dualrate.training.log import MetricsFile, RunningMeans, check_logger, logged
+from dualrate.training.log import MetricsFile, RunningMeans, logged
 
 
 def lines(path):
@@ -142,14 +142,13 @@ def test_wandb_gets_the_experiment_and_the_losses(tmp_path, monkeypatch):
     module = ModuleType("wandb")
     monkeypatch.setattr(module, "init", lambda **settings: calls.append(settings) or run, raising=False)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    check_logger("wandb")
     report(logged("wandb", Shown(), tmp_path / "mine", {"name": "x"}, every=5))
     begun, *rest = calls
     assert (begun["project"], begun["name"], begun["config"]) == ("dualrate", "mine", {"name": "x"})
     assert rest == [(5, 3.0), "finished"]
 
 
-def test_a_logger_that_is_not_installed_names_its_extra(monkeypatch):
+def test_a_logger_that_is_not_installed_names_its_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"wandb is not installed .*: pip install 'dualrate\[wandb\]'"):
-        check_logger("wandb")
+        logged("wandb", Shown(), tmp_path, {}, every=5)

@@ -20,10 +20,10 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.system.device import compiles
 from dualrate.training import checkpoint, loop
+from dualrate.training.config import OptimConfig
 from dualrate.training.distributed import World
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
 from dualrate.training.method import Loss, Phase
-from dualrate.training.optim import OptimConfig
 from training.toy import CONFIG, Points, Recorder, Toy, final, same_bits
 
 TIMES = ("seconds", "images_per_second")
@@ -266,7 +266,7 @@ def test_samples_are_drawn_with_averages_in_evaluation_mode(tmp_path):
     saved = checkpoint.latest(tmp_path / "checkpoints")
     assert saved is not None
     assert same_bits({"": seen[-1][1]}, {"": saved.weights()})
-    assert same_bits({"": dict(method.networks.state_dict())}, {"": saved.weights(average=False)})
+    assert same_bits({"": dict(method.networks.state_dict())}, {"": saved.tensors["model"]})
     assert method.networks["a"][1].training
     assert not method.networks["b"][1].training
 
@@ -280,11 +280,11 @@ def test_what_is_measured_in_between_does_not_settle_how_iterations_compute(tmp_
 
 def test_a_checkpoint_that_the_leader_found_is_waited_for(tmp_path, monkeypatch):
     train(tmp_path, config=replace(CONFIG, iterations=8))
-    waited, await_folder = [], checkpoint.await_folder
+    waited, load = [], checkpoint.load_when_seen
     monkeypatch.setenv("DUALRATE_TIMEOUT", "7")
     monkeypatch.setattr(checkpoint, "recover", lambda *of: None)
     monkeypatch.setattr(World, "of_leader", lambda self, value: 8 if value == -1 else value)
-    monkeypatch.setattr(checkpoint, "await_folder", lambda path, most: waited.append(most) or await_folder(path, most))
+    monkeypatch.setattr(checkpoint, "load_when_seen", lambda path, most: waited.append(most) or load(path, most))
     progress = Recorder()
     train(tmp_path, progress=progress)
     assert waited == [7]

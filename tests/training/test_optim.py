@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.training.config import FitConfig
-from dualrate.training.method import Loss, Phase
-from dualrate.training.optim import OptimConfig, build, load_state_tensors, lr_at, set_rates, state_tensors
+from dualrate.training.config import FitConfig, OptimConfig, lr_at
+from dualrate.training.state import PhaseState
 
 
 def test_warmup_is_linear_and_ends_at_the_peak():
@@ -55,7 +54,7 @@ def test_a_senseless_configuration_is_refused(wrong):
 def test_the_first_step_is_adamw_by_hand():
     """After one step m/(1-b1) = g and v/(1-b2) = g^2, so the update is lr * (g/(|g|+eps) + weight_decay * p)."""
     p = nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
-    optimizer = build({"p": p}, OptimConfig(lr=0.1, weight_decay=0.5, eps=1e-8))
+    optimizer = PhaseState({"p": p}, OptimConfig(lr=0.1, weight_decay=0.5, eps=1e-8), None).optimizer
     p.grad = torch.tensor([3.0, -0.2], dtype=torch.float64)
     optimizer.step()
     expected = torch.tensor([2.0 - 0.1 * (1 + 0.5 * 2.0), -1.0 - 0.1 * (-1 - 0.5)], dtype=torch.float64)
@@ -63,36 +62,35 @@ def test_the_first_step_is_adamw_by_hand():
 
 
 def test_state_goes_through_named_tensors_unchanged():
-    def train(parameters, optimizer, rounds):
+    def train(state, rounds):
         for i in range(rounds):
-            for k, parameter in enumerate(parameters.values()):
+            for k, parameter in enumerate(state.parameters.values()):
                 parameter.grad = torch.sin(parameter.detach() * (i + 2) + k)
-            optimizer.step()
+            state.optimizer.step()
 
-    straight = {name: nn.Parameter(torch.linspace(-1, 1, 5)) for name in ("w", "x.y")}
-    optimizer = build(straight, OptimConfig())
-    train(straight, optimizer, 3)
-    resumed = {name: nn.Parameter(value.detach().clone()) for name, value in straight.items()}
-    other = build(resumed, OptimConfig())
-    tensors = {name: value.clone() for name, value in state_tensors(optimizer, straight).items()}
-    load_state_tensors(other, resumed, dict(tensors))
-    assert set(tensors) == {f"{n}.{slot}" for n in straight for slot in ("step", "exp_avg", "exp_avg_sq")}
-    train(straight, optimizer, 2)
-    train(resumed, other, 2)
-    for name in straight:
-        assert torch.equal(straight[name], resumed[name])
+    straight = PhaseState({name: nn.Parameter(torch.linspace(-1, 1, 5)) for name in ("w", "x.y")}, OptimConfig(), None)
+    train(straight, 3)
+    copies = {name: nn.Parameter(value.detach().clone()) for name, value in straight.parameters.items()}
+    resumed = PhaseState(copies, OptimConfig(), None)
+    tensors = {name: value.clone() for name, value in straight.optimizer_tensors().items()}
+    resumed.load_optimizer(dict(tensors))
+    assert set(tensors) == {f"{n}.{slot}" for n in copies for slot in ("step", "exp_avg", "exp_avg_sq")}
+    for state in (straight, resumed):
+        train(state, 2)
+    for name in copies:
+        assert torch.equal(straight.parameters[name], resumed.parameters[name])
 
 
 def test_state_written_in_another_memory_layout_belongs_to_the_same_elements():
     """Files are contiguous, the weights of convolutions are not, and the fused kernel goes by memory."""
     w = nn.Parameter(torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0)))
     last = nn.Parameter(w.detach().clone(memory_format=torch.channels_last))
-    optimizers = build({"w": w}, OptimConfig()), build({"w": last}, OptimConfig())
     tensors = {"w.exp_avg": torch.rand(4, 3, 2, 2), "w.exp_avg_sq": torch.rand(4, 3, 2, 2), "w.step": torch.tensor(3.0)}
-    for parameter, optimizer in zip((w, last), optimizers, strict=True):
-        load_state_tensors(optimizer, {"w": parameter}, {name: value.clone() for name, value in tensors.items()})
+    for parameter in (w, last):
+        state = PhaseState({"w": parameter}, OptimConfig(), None)
+        state.load_optimizer({name: value.clone() for name, value in tensors.items()})
         parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
+        state.optimizer.step()
     assert not last.is_contiguous()
     torch.testing.assert_close(last.detach(), w.detach())
 
@@ -100,7 +98,7 @@ def test_state_written_in_another_memory_layout_belongs_to_the_same_elements():
 def test_state_of_another_network_is_refused():
     p = nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match=r"old\.exp_avg"):
-        load_state_tensors(build({"new": p}, OptimConfig()), {"new": p}, {"old.exp_avg": torch.zeros(2)})
+        PhaseState({"new": p}, OptimConfig(), None).load_optimizer({"old.exp_avg": torch.zeros(2)})
 
 
 def test_no_clipping_is_possible():
@@ -108,37 +106,3 @@ def test_no_clipping_is_possible():
     p.grad = torch.full((2,), 1e3)
     nn.utils.clip_grad_norm_([p], OptimConfig(clip=math.inf).clip)
     assert torch.equal(p.grad, torch.full((2,), 1e3))
-
-
-def test_parameters_have_rates_of_their_own_which_may_change_at_any_step():
-    """The first steps of Adam under one gradient are its rate long, whatever group the parameter is in."""
-    named = {name: nn.Parameter(torch.zeros(1, dtype=torch.float64)) for name in "abc"}
-    optimizer = build(named, OptimConfig(lr=9.0, betas=(0.9, 0.99), eps=1e-16))
-    moved = dict.fromkeys(named, 0.0)
-    for lr, factors in ((1.0, {}), (2.0, {"b": 0.1}), (2.0, {"a": 3.0, "b": 0.1}), (1.0, {})):
-        for parameter in named.values():
-            parameter.grad = torch.ones(1, dtype=torch.float64)
-        set_rates(optimizer, lr, {named[name]: factor for name, factor in factors.items()})
-        optimizer.step()
-        for name, parameter in named.items():
-            moved[name] += lr * factors.get(name, 1.0)
-            assert parameter.item() == pytest.approx(-moved[name])
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == 3
-
-
-@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, "fast"])
-def test_a_rate_of_its_own_is_a_factor(rate):
-    parameter = nn.Parameter(torch.zeros(1))
-    with pytest.raises(ValueError, match="rates is a mapping to values, each a number above 0"):
-        Phase("model", (parameter,), lambda *_: Loss(torch.zeros(())), rates={parameter: rate})
-
-
-def test_state_finds_its_parameter_whatever_the_groups():
-    named = {name: nn.Parameter(torch.zeros(2)) for name in "ab"}
-    optimizer = build(named, OptimConfig())
-    set_rates(optimizer, 1.0, {named["a"]: 0.1})
-    set_rates(optimizer, 1.0, {named["b"]: 0.1})
-    optimizer.param_groups.reverse()
-    tensors = {"a.exp_avg": torch.ones(2), "a.exp_avg_sq": torch.ones(2), "a.step": torch.tensor(3.0)}
-    load_state_tensors(optimizer, named, dict(tensors))
-    assert state_tensors(optimizer, named).keys() == tensors.keys()

@@ -15,13 +15,14 @@ from contracts.test_method_contracts import CASES, images, method_of, prepared
 
 from dualrate.diffusion.values import Batch
 from dualrate.methods.moment_matching import config as moment_matching
-from dualrate.training.config import FitConfig
-from dualrate.training.distributed import LOST, Lost, Share, World, joined
+from dualrate.training.config import FitConfig, OptimConfig
+from dualrate.training.distributed import Lost, Share, World, joined
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
-from dualrate.training.optim import OptimConfig
 from training.faults import File, Plan, Watched, context
 from training.toy import CONFIG, Points
+
+LOST = 76  # exit code of a process that lost the others
 
 Work = Callable[[World], int | None]
 

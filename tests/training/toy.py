@@ -13,9 +13,8 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.training import checkpoint
-from dualrate.training.config import FitConfig
+from dualrate.training.config import FitConfig, OptimConfig
 from dualrate.training.method import Loss, Phase
-from dualrate.training.optim import OptimConfig
 
 CONFIG = FitConfig(
     iterations=16,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dualrate as dr
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import OptimConfig
 from tools.gpu import training
 from tools.gpu.cifar10 import CLASSES, images, mean_loss, validation
 from tools.gpu.piece import FAILED, Job, Piece, Row, read

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dualrate.system.environment import environment
+from dualrate.system.device import environment
 from dualrate.system.files import write_whole
 
 SECONDS = 510.0  # of a call of ten minutes, after which no row begins

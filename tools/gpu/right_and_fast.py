@@ -37,7 +37,7 @@ from dualrate.sampling.covariance import Bands, CovarianceTable
 from dualrate.system.device import settle_products
 from dualrate.system.progress import Silent
 from dualrate.training import checkpoint
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import OptimConfig
 from tools.gpu.piece import FAILED, Job, Piece, Row
 
 NAME, DISAGREE = "right_and_fast", "what disagrees"

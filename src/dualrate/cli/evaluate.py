@@ -20,8 +20,7 @@ from dualrate.data.images import ImageSet
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
 from dualrate.sampling.catalogue import ANCESTRAL
-from dualrate.system.device import pick_device
-from dualrate.system.environment import environment
+from dualrate.system.device import environment, pick_device
 from dualrate.system.progress import Reporter, image_progress
 
 SCORED, BOUNDED = 5000, 500  # images

@@ -33,7 +33,7 @@ from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import pareto_front
 from dualrate.sampling.cost import CallCost
-from dualrate.system.environment import environment
+from dualrate.system.device import environment
 from dualrate.system.progress import Reporter
 from dualrate.system.workers import Mapper, in_turn
 

@@ -13,7 +13,7 @@ from dualrate.report.figures import Cost, pareto_figure, plan_figure, svg
 from dualrate.report.html import page
 from dualrate.report.image_grid import image_grid
 from dualrate.report.table import EACH, Table, compute_unit, costs, name, scored, significant, table
-from dualrate.system.environment import environment
+from dualrate.system.device import environment
 
 COLUMNS = 10  # of a grid of samples
 PAGE = """{% extends "base" %}

@@ -32,7 +32,7 @@ from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.metrics.frechet import LEVEL, interval_of
 from dualrate.report.rows import Row
 from dualrate.report.table import records
-from dualrate.system.environment import environment
+from dualrate.system.device import environment
 from dualrate.system.files import read_bytes, write_whole
 
 SCORING = 1  # raised where a score, its interval or its replicates are made in another way

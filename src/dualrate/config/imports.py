@@ -19,23 +19,16 @@ def import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
-            f"{name} cannot be imported: {error}; install its package, or put its folder on PYTHONPATH"
-        ) from error
+        raise ValueError(f"{name} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
     except Exception as error:  # whatever a module of the user's raises
-        *_, last = traceback.extract_tb(error.__traceback__)
-        raise ValueError(
-            f"{name} cannot be imported: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
-        ) from error
+        *_, at = traceback.extract_tb(error.__traceback__)
+        what = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
+        raise ValueError(f"{name} cannot be imported: {what}") from error
 
 
 def imported(text: str) -> object:
     """The object of this name. Raises ValueError for a text of another form, and where there is no such object."""
-    module, name = _parts(text)
-    found = import_module(module)
-    if not hasattr(found, name):
-        raise _absent(found, text)
-    return getattr(found, name)
+    return _member(import_module(_module(text)), text)
 
 
 def import_named(kind: str, text: str | None) -> None:
@@ -55,11 +48,7 @@ def known(text: str) -> object:
 
     Raises ValueError as `imported`, and for a module that is not imported, which says how to import it.
     """
-    module, name = _parts(text)
-    found = already_imported(module)
-    if name not in vars(found):
-        raise _absent(found, text)
-    return vars(found)[name]
+    return _member(already_imported(_module(text)), text)
 
 
 def modules_of(*names: str | None) -> tuple[str, ...]:
@@ -72,19 +61,21 @@ def already_imported(module: str) -> ModuleType:
     """Raises ValueError for a module that is not imported, which says how to import it."""
     if module not in sys.modules:
         raise ValueError(
-            f"{module} is not imported, and files name no code to run. If you trust it, have it imported first: "
-            f"dualrate --import {module} COMMAND ..., in Python `import {module}`"
+            f"{module} is not imported, and files run no code: if you trust it, dualrate --import {module} COMMAND ..."
         )
     return sys.modules[module]
 
 
-def _parts(text: str) -> tuple[str, str]:
+def _module(text: str) -> str:
     module, _, name = text.partition(":")
     if not name.isidentifier():
         raise ValueError(f"a name in another package is written package.module:name, got {text!r}")
-    return module, name
+    return module
 
 
-def _absent(module: ModuleType, text: str) -> ValueError:
-    where = getattr(module, "__file__", None) or "a folder"
-    return ValueError(f"{module.__name__} has no {text.partition(':')[2]!r}, which {text} names; it is {where}")
+def _member(module: ModuleType, text: str) -> object:
+    name = text.partition(":")[2]
+    if name not in vars(module):
+        where = getattr(module, "__file__", None) or "a folder"
+        raise ValueError(f"{module.__name__} has no {name!r}, which {text} names; it is {where}")
+    return vars(module)[name]

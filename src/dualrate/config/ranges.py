@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import os
 import typing
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
@@ -93,7 +92,7 @@ def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
         raise ValueError(f"{what} is empty: expected the name of a file or folder; . is the current folder")
     try:
         found = Path(path).expanduser()
-        with suppress(OSError):  # not there, or not to be seen: whoever opens it says so
+        with suppress(OSError):  # a missing file is an error where it is opened
             os.lstat(found)
         return found
     except (RuntimeError, ValueError) as error:  # no such home directory, a null character
@@ -138,7 +137,12 @@ def _fitting(value: Any, kind: Any) -> Any:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         allowed = [note for note in kind.__metadata__ if isinstance(note, Range)]
-        return _number(value, parts[0], allowed[0]) if allowed else _fitting(value, parts[0])
+        if not allowed:
+            return _fitting(value, parts[0])
+        right = issubclass(type(value), Integral if parts[0] is int else Real) and type(value) is not bool
+        if not right or value not in allowed[0]:
+            raise ValueError
+        return parts[0](value)
     if origin in (Union, UnionType):
         for part in parts:
             with suppress(ValueError):
@@ -149,10 +153,6 @@ def _fitting(value: Any, kind: Any) -> Any:
             raise ValueError
         kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         return tuple(_fitting(item, part) for item, part in zip(value, kinds, strict=True))
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise ValueError
-        return {key: _fitting(item, parts[1]) for key, item in value.items()}
     if origin is Literal and not any(type(value) is type(choice) and value == choice for choice in parts):
         raise ValueError
     if kind is NoneType and value is not None:
@@ -160,13 +160,6 @@ def _fitting(value: Any, kind: Any) -> Any:
     if kind is str and isinstance(value, PurePath):
         return str(value)
     return value
-
-
-def _number(value: Any, kind: Any, allowed: Range) -> Any:
-    right = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    if not right or value not in allowed:
-        raise ValueError
-    return kind(value)
 
 
 def described(kind: Any) -> str:
@@ -181,8 +174,6 @@ def described(kind: Any) -> str:
         if parts[-1] is Ellipsis or len(set(parts)) == 1:
             return f"{'a list of' if parts[-1] is Ellipsis else len(parts)} values, each {described(parts[0])}"
         return f"{len(parts)} values, {', then '.join(map(described, parts))}"
-    if origin is Mapping:
-        return f"a mapping to values, each {described(parts[1])}"
     if origin is Literal:
         return " or ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in parts)
     if isinstance(kind, type) and issubclass(kind, PurePath):

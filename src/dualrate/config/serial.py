@@ -48,17 +48,12 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
         return tuple(from_plain(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
     if isinstance(kind, type) and (inspect.isabstract(kind) or is_dataclass(kind)):
         return _one_of(kind, value, where)
-    if kind is float:
-        _checked(value, isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number")
-        try:
+    if kind is float and type(value) is int:
+        with suppress(OverflowError):
             return float(value)
-        except OverflowError as error:
-            raise ValueError(f"{where}: expected a number, got one with {len(str(value))} digits") from error
-    if kind is int:
-        return _checked(value, isinstance(value, int) and not isinstance(value, bool), where, "an integer")
-    if kind is type(None):
-        return _checked(value, value is None, where, "null")
-    return _checked(value, type(value) is kind, where, getattr(kind, "__name__", str(kind)))
+        raise ValueError(f"{where}: expected a number, got one with {len(str(value))} digits")
+    names = {int: "an integer", float: "a number", type(None): "null"}
+    return _checked(value, type(value) is kind, where, names.get(kind, getattr(kind, "__name__", str(kind))))
 
 
 def from_json(
@@ -75,22 +70,6 @@ def from_json(
         raise ValueError(f"{where}: nested too deeply") from error
 
 
-def _dataclass(kind: type, value: Any, where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in fields(kind)]
-    given = {key: item for key, item in value.items() if key != "type"}
-    for key in given:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, 1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
-            raise ValueError(f"{where}: {kind.__name__} has no field {key!r}; {hint}")
-    values = {key: from_plain(hints[key], item, f"{where}.{key}") for key, item in given.items()}
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
 def type_name(kind: type) -> str:
     """What a class is called in a file."""
     own = kind.__module__.split(".")[0] == __name__.split(".")[0]
@@ -102,26 +81,35 @@ def _one_of(kind: type, value: Any, where: str) -> Any:
     _checked(value, isinstance(value, dict), where, f"a {kind.__name__}")
     known = {type_name(found): found for found in (kind, *_subclasses(kind)) if not inspect.isabstract(found)}
     name = value.get("type")
-    if name in known:
-        return _dataclass(known[name], value, where)
-    if type_name(kind) in known and ":" not in str(name):
-        return _dataclass(kind, value, where)
-    _checked(value, isinstance(name, str), where, f"a {kind.__name__}")
-    module, colon, _ = name.partition(":")
-    if colon:
-        raise ValueError(
-            f"{where}: {name} is of another package, and files name no code to run. If you trust it, have it imported "
-            f"first: dualrate --import {module} COMMAND ..., in Python `import {module}`"
-        )
-    raise ValueError(f"{where}: there is no {kind.__name__} {name!r}, it is one of {', '.join(sorted(known))}")
+    if name not in known and (type_name(kind) not in known or ":" in str(name)):
+        _checked(value, isinstance(name, str), where, f"a {kind.__name__}")
+        module, colon, _ = name.partition(":")
+        if colon:
+            raise ValueError(
+                f"{where}: {name} is of another package, not imported: if you trust it, dualrate --import {module} "
+                "COMMAND ..."
+            )
+        raise ValueError(f"{where}: there is no {kind.__name__} {name!r}, it is one of {', '.join(sorted(known))}")
+    made = known.get(name, kind)
+    hints, names = typing.get_type_hints(made), [field.name for field in fields(made)]
+    values = {}
+    for key, item in value.items():
+        if key in names:
+            values[key] = from_plain(hints[key], item, f"{where}.{key}")
+        elif key != "type":
+            close = difflib.get_close_matches(key, names, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
+            raise ValueError(f"{where}: {made.__name__} has no field {key!r}; {hint}")
+    try:
+        return made(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _subclasses(kind: type) -> Iterator[type]:
     """The dataclasses among all subclasses."""
     for found in kind.__subclasses__():
-        if is_dataclass(found):
-            yield found
-        yield from _subclasses(found)
+        yield from (found, *_subclasses(found)) if is_dataclass(found) else _subclasses(found)
 
 
 def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

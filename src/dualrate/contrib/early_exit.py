@@ -52,8 +52,8 @@ from dualrate.methods.times import moved, stratified_uniform, with_null
 from dualrate.networks.blocks import FiLM, layer_norm, zero_init
 from dualrate.networks.uvit import Skips, UViT, UViTConfig
 from dualrate.recipes.fashion_mnist import FIT, HEAVY
+from dualrate.training.config import OptimConfig
 from dualrate.training.method import Loss, Phase
-from dualrate.training.optim import OptimConfig
 
 
 class Reading(nn.Module):

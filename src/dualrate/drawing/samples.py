@@ -32,7 +32,7 @@ from dualrate.metrics.origin import PIXELS, Origin
 from dualrate.report.image_grid import is_whole_png, png_bytes, read_png, save_grid, write_npz
 from dualrate.runs.train import LOGS, SAMPLES
 from dualrate.sampling.cost import PlanCost
-from dualrate.system.environment import environment
+from dualrate.system.device import environment
 from dualrate.system.files import read_bytes, write_whole, written_aside
 from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import ImageProgress, run_lock

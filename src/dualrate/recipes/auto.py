@@ -44,8 +44,7 @@ from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.system.progress import PlainReporter, Reporter
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import FitConfig, OptimConfig
 
 Size = Literal["tiny", "small", "base"]
 Rate = Literal["dual", "single"]

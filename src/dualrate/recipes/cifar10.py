@@ -19,8 +19,7 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import FitConfig, OptimConfig
 
 Size = Literal["heavy", "medium", "light"]
 

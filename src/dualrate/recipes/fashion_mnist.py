@@ -18,8 +18,7 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import FitConfig, OptimConfig
 
 Pair = Literal["dual-45", "dual-25", "dual-17"]  # of networks
 Single = Literal["heavy", "medium-45", "medium-25", "light", "light-10", "light-05"]

@@ -28,8 +28,7 @@ from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfi
 from dualrate.networks.decoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.fashion_mnist import network
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import FitConfig, OptimConfig
 
 LOG_SNR = 5.0  # of z_0
 PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))

@@ -49,8 +49,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import students
 from dualrate.recipes.fashion_mnist_latents import decoder
 from dualrate.recipes.students import StudentRecipe
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import FitConfig, OptimConfig
 
 Size = Literal[64, 128, 256, 512]
 SIZES: tuple[Size, ...] = (64, 128, 256, 512)

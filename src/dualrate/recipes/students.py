@@ -21,8 +21,7 @@ from dualrate.methods.moment_matching.config import MomentMatchingConfig, Rollou
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.runs.store import read_experiment
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.training.config import FitConfig, OptimConfig
 
 PRETRAINING = 1000  # iterations of a light network that has never seen a context
 NOISE_LEVEL = -6.0  # log-SNR at which a student of one step calls its teacher's network, EM distillation's

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.data.source import printable
@@ -26,8 +25,7 @@ from dualrate.runs.store import (
     WEIGHTS,
     Note,
     StoredModel,
-    read_losses,
-    read_moment_gaps,
+    read_logged,
     read_stored,
     write_class_names,
     write_experiment,
@@ -43,7 +41,7 @@ SHOWN = 100  # names of classes
 def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Path) -> None:
     """Writes README.md and the loss curve of a run. state: of the checkpoint; name: what the weights are called.
 
-    Raises ValueError, naming file and line, for a history or a log with a line that is none.
+    Raises ValueError, naming file and line, for a history or a log with a damaged line.
     """
     from dualrate.report.figures import loss_figure, svg  # only here: it imports matplotlib
 
@@ -60,9 +58,10 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
     lines = [f"# {name}", "", "Averaged weights of a training run; `dualrate.load` reads this directory.", ""]
     lines += [*rows(about), ""]
     lines += ["Made by, in order:", "", *history(run), ""]
-    gaps = read_moment_gaps(run)  # of a student, whose loss says nothing
-    points, what = _smoothed(gaps or read_losses(run)), "moment gap" if gaps else "training loss"
-    if points:
+    gaps = read_logged(run, "student/moment_gap")  # of a student, whose loss says nothing
+    logged, what = gaps or read_logged(run, "/loss"), "moment gap" if gaps else "training loss"
+    windows = [logged[i : i + 10] for i in range(0, len(logged) - len(logged) % 10, 10)]  # so that it can be read
+    if points := [(window[-1][0] / 1000, sum(value for _, value in window) / 10) for window in windows]:
         with naming(out / CURVE):
             (out / CURVE).write_text(svg(loss_figure(points, "images seen (thousands)", what)))
         lines += [f"{what.capitalize()}, last value {points[-1][1]:.4g}:", "", f"![{what}]({CURVE})", ""]
@@ -98,21 +97,13 @@ def history(path: Path) -> list[str]:
             card = (path / CARD).read_text() if (path / CARD).is_file() else ""
         items = [line for line in card.splitlines() if line.startswith("- `")]
         return items or ["- unknown: this run kept no history"]
-    starts = read_records(file)
-    if nameless := [where for where, start in starts if "command" not in start]:
-        raise ValueError(f"{nameless[0]} says no command; remove that line")
-    return [f"- `{start['command']}` ({_surroundings(start)})" for _, start in starts]
-
-
-def _surroundings(start: Mapping[str, Any]) -> str:
-    keys = ("teacher", "student", "encoder", "light", "date", "commit", "processor", "threads", "torch")
-    return ", ".join(f"{key} {start[key]}" for key in keys if key in start)
-
-
-def _smoothed(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
-    """(thousands of images, value); averaged over ten log lines, so that the curve can be read."""
-    windows = [points[i : i + 10] for i in range(0, len(points) - len(points) % 10, 10)]
-    return [(window[-1][0] / 1000, sum(loss for _, loss in window) / len(window)) for window in windows]
+    items, shown = [], ("teacher", "student", "encoder", "light", "date", "commit", "processor", "threads", "torch")
+    for where, start in read_records(file):
+        if "command" not in start:
+            raise ValueError(f"{where} says no command; remove that line")
+        how = ", ".join(f"{key} {start[key]}" for key in shown if key in start)
+        items.append(f"- `{start['command']}` ({how})")
+    return items
 
 
 FILES = {*RELEASED, MANIFEST, CLASSES, CARD, CURVE, COVARIANCE}  # all that a directory of released weights may hold
@@ -123,7 +114,7 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
 
     out:  new, empty, or released weights, which are then replaced as a whole
     note: as of `load`
-    Raises ValueError for a run that is none, and for any other `out`; OSError if it cannot be written. Then `out` is
+    Raises ValueError if `run` is no run, and for any other `out`; OSError if it cannot be written. Then `out` is
     what it was.
     """
     run, out = as_path(run), as_path(out)
@@ -136,16 +127,14 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
     target = Path(os.path.realpath(out))  # a link stays one
     with new_folder(target, replace=True) as folder, own_defaults():
         write_experiment(folder, stored.experiment)
-        rounded = {name: _rounded(tensor).contiguous() for name, tensor in stored.weights.items()}
+        rounded = {  # counters and the like stay as they are
+            name: (tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor).contiguous()
+            for name, tensor in stored.weights.items()
+        }
         write_tensors(folder / WEIGHTS, rounded, {"iteration": str(stored.iteration)})
         write_class_names(folder, stored.class_names)
         write_card(stored, stored.state, target.name, folder)
         Manifest.write(folder, [*RELEASED, *(name for name in (CLASSES,) if (folder / name).exists())])
-
-
-def _rounded(tensor: Tensor) -> Tensor:
-    """Counters and the like stay as they are."""
-    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
 def check_target(

@@ -24,13 +24,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs import token_codec  # noqa: F401  # a file may name them
-from dualrate.codecs.codec import Codec, CodecConfig
+from dualrate.codecs import token_codec  # noqa: F401  # files name them
+from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
@@ -43,15 +43,9 @@ from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
 from dualrate.from_diffusers.diffusers_folder import is_diffusers, read_folder
 from dualrate.from_diffusers.retrofitted import experiment_of, weights_of
-from dualrate.methods import (
-    consistency,  # noqa: F401  # a file may name their methods
-    denoising,  # noqa: F401  # a file may name their methods
-    em_distillation,  # noqa: F401  # a file may name their methods
-    unified_latents,  # noqa: F401  # a file may name their methods
-)
-from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # a file may name their methods
-from dualrate.system.device import own_defaults
-from dualrate.system.environment import environment
+from dualrate.methods import consistency, denoising, em_distillation, unified_latents  # noqa: F401  # files name them
+from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # as these
+from dualrate.system.device import environment, own_defaults
 from dualrate.system.files import (
     ABSENT,
     MEMORY,
@@ -75,15 +69,23 @@ def switched(heavy: Model, light: Model) -> Model:
     which know only their own steps, for a dual-rate decoder as the light model, and what `Switched` raises.
     """
     cannot = f"{light.name} cannot make steps of {heavy.name}"
-    differing = [what for what, mine in _common(heavy).items() if _common(light)[what] != mine]
-    if differing:
+    shared = [
+        {
+            "images": model.shape,
+            "classes": model.num_classes,
+            "null class": model.experiment.networks.null_class,
+            "process": model.process,
+            "codec": model.experiment.codec.fingerprint,
+            "latents": model.experiment.method.latents.fingerprint,
+            "arithmetic": model.experiment.networks.bfloat16_weights,
+        }
+        for model in (heavy, light)
+    ]
+    if differing := [what for what, mine in shared[0].items() if shared[1][what] != mine]:
         raise ValueError(f"{cannot}: they differ in {', '.join(differing)}; name two models trained alike")
     for model in (heavy, light):
         if not model.serves.any_plan:
-            raise ValueError(
-                f"{cannot}: {model.name} is a distilled student, which knows only its steps; name a model trained at "
-                "every noise level"
-            )
+            raise ValueError(f"{cannot}: {model.name} is a distilled student, which knows only its steps")
     if light.denoiser.reuse is Reuse.FREE and light.call_cost.heavy:
         raise ValueError(f"{cannot}: it reads its latent by a heavy call; name a decoder of a single network")
     try:
@@ -99,20 +101,6 @@ def switched(heavy: Model, light: Model) -> Model:
         weights_hash=f"{heavy.weights_hash} after {light.weights_hash}",
         called_by=None if light.path is None else str(light.path.resolve()),
     )
-
-
-def _common(model: Model) -> dict[str, object]:
-    """What two models must share to make steps of one sampling."""
-    experiment = model.experiment
-    return {
-        "images": model.shape,
-        "classes": model.num_classes,
-        "null class": experiment.networks.null_class,
-        "process": model.process,
-        "codec": experiment.codec.fingerprint,
-        "latents": experiment.method.latents.fingerprint,
-        "arithmetic": experiment.networks.bfloat16_weights,
-    }
 
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
@@ -159,10 +147,10 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
 def codec_of(
     path: str | Path, device: torch.device | str = "cpu", sampler: str | None = None, steps: int | None = None
 ) -> Codec:
-    """The codec of a run, or of released weights, as it is by its newest checkpoint; a decoder's is that of its latents
+    """The codec of a run by its newest checkpoint, or of released weights. A decoder's codec is that of its latents,
     with itself as the decoder.
 
-    sampler, steps: of its decoder, in place of its own
+    sampler, steps: of its decoder, in place of those it has
     Raises as `load` and `as_codec`, and ValueError for a model of pixels.
     """
     codec = as_codec(load(path, device=device, note=lambda text: None), sampler, steps)
@@ -206,11 +194,10 @@ def _beside(path: Path, device: str) -> Model:
 class Place:
     """Where another process loads a model from, on its own device of the same kind.
 
-    weights: the hash that they then have; denoiser: what calls them, if not their own
-    codec, given: of its images, and of the latents that a decoder is given, which may have been moved, and decode
-                  otherwise than its own
+    weights:    the hash that they then have; denoiser: what calls them, if not their own
+    modules:    of names in use that the other process imports first, as they are imported here
+    experiment: of the model here, whose codecs may have been moved, and decode otherwise than those in the file
     compiled, graphs, latents: see `Model`
-    modules: of names in use that the other process imports first, as they are imported here
     """
 
     path: Path
@@ -220,9 +207,7 @@ class Place:
     graphs: bool
     device: str
     modules: tuple[str, ...]
-    codec: CodecConfig
-    given: CodecConfig
-    experiment: Experiment = field(compare=False)  # which brings the modules of its parts with it
+    experiment: Experiment
     latents: DrawnLatents | None = field(compare=False)  # which `weights` tell
 
     @cache  # noqa: B019  # kept as long as a worker lives
@@ -235,12 +220,9 @@ class Place:
         if found.weights_hash != self.weights:
             raise ValueError(
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
-                "export it first, and use what was exported"
+                "export it first, and use that"
             )
-        experiment, method = replace(found.experiment, codec=self.codec), cast(Any, found.experiment.method)
-        if method.latents != self.given:
-            experiment = replace(experiment, method=replace(method, latents=self.given))
-        return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=experiment)
+        return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=self.experiment)
 
 
 def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
@@ -249,7 +231,7 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled, model.graphs)
     codecs = (model.experiment.codec, model.experiment.method.latents)
     modules = modules_of(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
-    return Place.model, (Place(*where, model.device.type, modules, *codecs, model.experiment, model.latents),)
+    return Place.model, (Place(*where, model.device.type, modules, model.experiment, model.latents),)
 
 
 copyreg.pickle(Model, _placed)
@@ -273,19 +255,15 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         if saved is None:
             raise ValueError(f"{path} has no checkpoint yet: train it on (dualrate train), then try again")
         weights, state = dict(saved.weights()), saved.state
-        iteration = _iteration(state.get("iteration"), f"{saved.path}")
+        iteration = _iteration(state.get("iteration"), saved.path)
         troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]
-    _note_troubles(path, iteration, troubles, note)
-    return StoredModel(path, experiment, weights, iteration, state, _class_names(path, manifest))
-
-
-def _note_troubles(path: Path, iteration: int, troubles: list[str], note: Note | None) -> None:
     if note is None:
         for trouble in troubles:
-            warnings.warn(trouble, stacklevel=4)  # of who calls `load`
-        return
-    for text in (*(f"warning: {trouble}" for trouble in troubles), f"reading {path} at iteration {iteration}"):
-        note(text)
+            warnings.warn(trouble, stacklevel=3)  # of who calls `load`
+    else:
+        for text in (*(f"warning: {trouble}" for trouble in troubles), f"reading {path} at iteration {iteration}"):
+            note(text)
+    return StoredModel(path, experiment, weights, iteration, state, _class_names(path, manifest))
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -318,14 +296,11 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
     except OSError as error:
         if error.errno not in ABSENT:
             raise
-        if within := holders(path, EXPERIMENT):
+        if within := [run.name for run in holders(path, EXPERIMENT)]:
             raise ValueError(
-                f"{path} is no run, it holds {', '.join(run.name for run in within)}: name one, as {within[0]}"
+                f"{path} is no run, it holds {', '.join(within)}: name one, as {path / within[0]}"
             ) from error
-        raise ValueError(
-            f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual-45 --out {path}), "
-            "or use released weights (weights/...)"
-        ) from error
+        raise ValueError(f"{path} is no run: it has no {EXPERIMENT}; train one, or use released weights") from error
     return from_json(Experiment, content, str(path / EXPERIMENT), upgraded)
 
 
@@ -358,7 +333,7 @@ def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:
         raise _damaged(file.parent, ValueError(f"{file.name}: {error}")) from error
 
 
-def _iteration(value: object, where: str) -> int:
+def _iteration(value: object, where: Path | str) -> int:
     """Raises ValueError for anything but a number from 0 on."""
     if not str(value).isdecimal():
         raise ValueError(f"{where} is of iteration {value!r}, expected a number from 0 on")
@@ -385,24 +360,11 @@ def note_start(run: Path, command: str, parts: Mapping[str, str] = MappingProxyT
     append_record(run / HISTORY, {"command": command, **parts, **environment()})
 
 
-def read_losses(run: Path) -> list[tuple[int, float]]:
-    """(images seen, loss) of every line of a run's log with a finite loss of its first phase; empty if it has none.
+def read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
+    """(images seen, value) of every line of a run's log, by the first name in it that ends so; finite ones only.
 
     Raises ValueError, naming file and line, for one that is no line of a log.
     """
-    return _read_logged(run, "/loss")
-
-
-def read_moment_gaps(run: Path) -> list[tuple[int, float]]:
-    """(images seen, mean square of the moment gap) as a student met it; empty for a run that was not distilled.
-
-    Raises what `read_losses` raises.
-    """
-    return _read_logged(run, "student/moment_gap")
-
-
-def _read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
-    """(images seen, value) of every line of a run's log, by the first name in it that ends so; finite ones only."""
     found = []
     for where, line in read_records(run / METRICS):
         images, value = line.get("images"), next((v for k, v in line.items() if k.endswith(ending)), math.nan)

@@ -1,11 +1,10 @@
 """Training a run: data, networks and trainer brought together in a directory that the same call resumes.
 
-`train` first checks where it would write, and whether the images fit the networks; then it works.
-
-`in_turn` trains in stages. Each stage resumes by itself:
+`train` first checks that it can write there and that the images fit the networks. `in_turn` trains in stages, of which
+each resumes by itself:
 
     OUT/first    the run that trains the codec
-    OUT/latents  latents of its images, once it is finished (`data/encode.py`)
+    OUT/latents  latents of its images, once it is finished (`data/prepare.py`)
     OUT/base     the run that trains a model of these latents, which is sampled from
 """
 
@@ -17,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import COMPILED, Experiment, Model, Stages, Start
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import in_bfloat16
-from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.store import (
     EXPERIMENT,
@@ -60,7 +59,7 @@ from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import Share, World
-from dualrate.training.log import Logger, MetricsFile, check_logger, logged
+from dualrate.training.log import Logger, MetricsFile, logged
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 
@@ -87,66 +86,32 @@ def check_out(name: str, out: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"nothing can be written to {existing} ({error.strerror}): choose another --out") from error
-    if existing == out:
-        _check_content(out)
-
-
-def check_names(plain: Any) -> None:
-    """Raises ValueError where a part of an experiment, as JSON, is of a class that no other process can import."""
-    if isinstance(plain, list):
-        for part in plain:
-            check_names(part)
-    if not isinstance(plain, dict):
-        return
-    module, colon, name = str(plain.get("type")).partition(":")
-    if colon and (module == "__main__" or "<locals>" in name):
-        where = "in a notebook or script" if module == "__main__" else f"within a function of {module}"
-        own = name.rpartition(".")[2]
-        raise ValueError(
-            f"{own} is defined {where}, where no command finds it again, so what is trained could not be loaded: move "
-            f"the class to the top of a file of its own, such as my_parts.py, and write `from my_parts import {own}` "
-            "here; commands then load the run by dualrate --import my_parts COMMAND ..."
-        )
-    for part in plain.values():
-        check_names(part)
-
-
-def _check_content(out: Path) -> None:
-    names = sorted(path.name for path in out.iterdir())
-    foreign = [name for name in names if not name.endswith(LOGS) and not name.startswith((TRIAL, ".nfs"))]
+    names = sorted(path.name for path in out.iterdir()) if existing == out else []
     if other := [what for name, what in OTHERS.items() if name in names]:
         raise ValueError(f"{out} holds {other[0]}: choose another --out")
+    foreign = [name for name in names if not name.endswith(LOGS) and not name.startswith((TRIAL, ".nfs"))]
     if foreign and not set(OF_A_RUN) & set(names):
         raise ValueError(f"{out} holds {some_of(foreign)} but no run: choose a new or empty directory as --out")
 
 
-def check_codec(experiment: Experiment, images: TrainingSet) -> None:
-    """Raises ValueError unless the images are what the experiment's codec is trained on: images, or its own latents."""
-    own = experiment.codec
-    found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
-    if found != expected:
-        raise ValueError(
-            f"{images.name} is {found}, and {experiment.name} is trained on {expected}: name the data that it was "
-            "begun on, or begin a new run (of texts by the recipe text-tokens; of other latents, in Python, by "
-            "`dualrate.experiment.experiment.on_codec_of_data`)"
-        )
-
-
-def _kind(alphabet: str, codec: str) -> str:
-    """codec: its fingerprint; empty for pixels"""
-    if codec:
-        return f"latents by the codec {codec[:12]} (sha256)"
-    return f"a text of the {len(alphabet)} characters {alphabet!r}" if alphabet else "a set of pictures"
+def check_names(plain: Any) -> None:
+    """Raises ValueError where a part of an experiment, as JSON, is of a class that no other process can import."""
+    for module, name in re.findall(r'"type": "([^":]+):([^"]+)"', json.dumps(plain)):
+        if module == "__main__" or "<locals>" in name:
+            where = "in a notebook or script" if module == "__main__" else f"within a function of {module}"
+            raise ValueError(
+                f"{name.rpartition('.')[2]} is defined {where}, where no command finds it again: move it to the top of "
+                "a file of its own, as my_parts.py; commands load the run by dualrate --import my_parts COMMAND ..."
+            )
 
 
 def check_end(experiment: Experiment, codec: Codec) -> None:
     """Raises ValueError unless what is sampled is what the codec decodes: latents with their noise, or without."""
-    drawn, taken = experiment.process.end, codec.log_snr
-    if drawn != taken:
-        said = [f"with noise, at log-SNR {end:g}" if end is not None else "without noise" for end in (taken, drawn)]
+    if experiment.process.end != codec.log_snr:
         raise ValueError(
-            f"the codec decodes latents {said[0]}, the process of {experiment.name} ends in latents {said[1]}: give a "
-            "NoisyEnd with a schedule of that log_snr_max, as in recipes/fashion_mnist_latents.py, or a GaussianProcess"
+            f"the codec decodes latents of log-SNR {codec.log_snr}, the process of {experiment.name} ends at "
+            f"{experiment.process.end} (None: without noise): give a NoisyEnd with a schedule of that log_snr_max, as "
+            "in recipes/fashion_mnist_latents.py, or a GaussianProcess"
         )
 
 
@@ -159,11 +124,10 @@ def check_export(model: Model) -> None:
 def data_notes(images: TrainingSet, num_classes: int, batch_size: int) -> list[str]:
     """What is odd about the images but no error. num_classes: of the networks, 0 if unconditional."""
     notes = []
-    if images.labels is not None and num_classes:
-        missing = np.flatnonzero(np.bincount(images.labels, minlength=num_classes)[:num_classes] == 0).tolist()
-        if missing:
-            found = f"{len(missing)} of the networks' {num_classes} classes: {some_of(missing, 10)}"
-            notes.append(f"{images.name} has no image of {found}")
+    missing = () if images.labels is None else sorted({*range(num_classes)} - {*images.labels.tolist()})
+    if missing:
+        found = f"{len(missing)} of the networks' {num_classes} classes: {some_of(missing, 10)}"
+        notes.append(f"{images.name} has no image of {found}")
     if len(images) < batch_size:
         notes.append(f"{images.name} has {len(images)} image(s), fewer than a batch of {batch_size}: they repeat in it")
     return notes
@@ -209,37 +173,35 @@ def train(
     check_out(experiment.name, out)
     plain = to_plain(experiment)
     if from_plain(Experiment, plain) != experiment:
-        raise ValueError(f"{experiment.name} would not be read again as it is: its parts must be frozen dataclasses")
-    if not (out / EXPERIMENT).exists():
+        raise ValueError(f"the parts of {experiment.name} must be frozen dataclasses, to be read back as they are")
+    if (out / EXPERIMENT).exists():
+        found, asked = (type_name(type(one.method)) for one in (read_experiment(out), experiment))
+        if found != asked:
+            raise ValueError(f"{out} holds a run trained by {found}, not by {asked}: choose a new directory as --out")
+    else:
         check_names(plain)
-    _check_method(experiment, out)
     if score_every is not None and score_every % experiment.fit.sample_every:
-        raise ValueError(
-            f"score_every is a multiple of sample_every ({experiment.fit.sample_every}), got {score_every}"
-        )
-    if log is not None:
-        check_logger(log)
+        every = experiment.fit.sample_every
+        raise ValueError(f"score_every is a multiple of sample_every ({every}), got {score_every}")
     progress, device = progress or (PlainReporter() if world.leads else Silent()), torch.device(device)
     config = experiment.fit
     rows = Share(config.batch_size, config.micro_batch, world).rows
+    if images is None and not experiment.data.source:
+        raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
     with world.leader_first():
-        data = training_images(experiment, decoding, images)
+        loaded = experiment.data.load("train", decoding) if images is None else from_dataset(images)
+        check_fit(experiment, loaded)
+        data = experiment.seen(loaded)
     whole, own = (
         Batches(data, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
     )
-    bfloat16 = bool(world.of_leader(in_bfloat16(config.precision, device)))
-
-    def source(run: str) -> Model:
-        return load(run, device=device, note=progress.note)
-
-    fresh = world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0
     prepared = experiment.method.prepare(
         experiment,
         Start(
-            fresh=fresh,
+            fresh=world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0,
             device=device,
-            bfloat16=bfloat16,
-            load=source,
+            bfloat16=bool(world.of_leader(in_bfloat16(config.precision, device))),
+            load=partial(load, device=device, note=progress.note),
             batch=lambda iteration: whole.batch(iteration).to(device),
             note=progress.note,
         ),
@@ -249,7 +211,11 @@ def train(
     check_end(experiment, codec)
 
     def on_start() -> None:
-        announce(experiment, data, costs, out, progress)
+        limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
+        what = f"{config.iterations} iterations of {config.batch_size} {experiment.noun}s{limit}"
+        odd = data_notes(data, experiment.num_classes, config.batch_size)
+        for line in (f"{experiment.name}: {what}, in {out}", costs, *odd):
+            progress.note(line)
         if world.size > 1:
             progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first")
         write_experiment(out, experiment)
@@ -258,11 +224,11 @@ def train(
         note_start(out, command, prepared.weights)
 
     def on_sample(iteration: int) -> None:
-        save_samples(experiment, method.denoiser(), codec, samples_file(out, iteration), device, given)
+        file = out / "samples" / f"{iteration:07d}.png"
+        save_samples(experiment, method.denoiser(), codec, file, device, given)
         if score is not None and score_every is not None and iteration % score_every == 0:
-            metric, value = score(
-                Model(experiment.name, experiment, method.networks, method.denoiser(), iteration, weights_hash="")
-            )
+            networks, denoiser = method.networks, method.denoiser()
+            metric, value = score(Model(experiment.name, experiment, networks, denoiser, iteration, weights_hash=""))
             MetricsFile(out / SCORES, iteration - 1, progress.note).write({"iteration": iteration, metric: value})
             progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
@@ -294,17 +260,6 @@ def train(
     return result
 
 
-def _check_method(experiment: Experiment, out: Path) -> None:
-    """Raises ValueError where a run by another method is in `out`."""
-    if not (out / EXPERIMENT).exists():
-        return
-    found, asked = (type_name(type(one.method)) for one in (read_experiment(out), experiment))
-    if found != asked:
-        raise ValueError(
-            f"{out} holds a run trained by {found}, this one is by {asked}: choose a new directory as --out"
-        )
-
-
 def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
     """The images of a map-style `torch.utils.data.Dataset`, read once and kept in memory as 8-bit pixels.
 
@@ -315,7 +270,7 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
     """
     pixels: list[Tensor] = []
     labels: list[int] = []
-    lowest = 0.0
+    lowest, expected = 0.0, "(C, H, W), C = 1 or 3"
     for i in range(len(dataset)):  # pyright: ignore[reportArgumentType]  # torch leaves out __len__
         item = dataset[i]
         image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
@@ -323,10 +278,11 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
         if not isinstance(image, (Tensor, np.ndarray)):
             raise ValueError(f"{found}; expected a tensor or an array (C, H, W) of uint8 or of floats in [-1, 1]")
         x = torch.as_tensor(image)
-        fits = x.ndim == 3 and x.shape[0] in (1, 3) and (not pixels or x.shape == pixels[0].shape)
-        if not fits or not (x.dtype == torch.uint8 or (x.is_floating_point() and bool((x.abs() <= 1).all()))):
-            shape = tuple(pixels[0].shape) if pixels else "(C, H, W), C = 1 or 3"
-            raise ValueError(f"{found} {x.dtype} {tuple(x.shape)}; expected {shape} of uint8 or of floats in [-1, 1]")
+        expected = tuple(pixels[0].shape) if pixels else expected
+        right = x.dtype == torch.uint8 or (x.is_floating_point() and bool((x.abs() <= 1).all()))
+        if not right or (tuple(x.shape) != expected if pixels else x.ndim != 3 or x.shape[0] not in (1, 3)):
+            what = f"{x.dtype} {tuple(x.shape)}"
+            raise ValueError(f"{found} {what}; expected {expected} of uint8 or of floats in [-1, 1]")
         lowest = min(lowest, -1.0 if x.dtype == torch.uint8 else float(x.min()))
         pixels.append(x if x.dtype == torch.uint8 else to_uint8(x))
         if label is not None:
@@ -334,25 +290,9 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
     if labels and len(labels) < len(pixels):
         raise ValueError(f"{len(labels)} of the {len(pixels)} images of {name} have labels; expected all or none")
     if lowest == 0:
-        raise ValueError(
-            f"{name} has no value below 0, as images in [0, 1]; expected [-1, 1]: give 2 * x - 1, or uint8"
-        )
+        raise ValueError(f"{name} has no value below 0, as images in [0, 1]; give 2 * x - 1, or uint8")
     names = tuple(map(str, range(max(labels) + 1))) if labels else ()
     return ImageSet(torch.stack(pixels).numpy(), np.array(labels, np.int64) if labels else None, names, name)
-
-
-def training_images(
-    experiment: Experiment, decoding: Callable[[int, int, str], None] | None, given: Dataset[Any] | None = None
-) -> TrainingSet:
-    """What the experiment trains on: a data set that is given, or its source. Raises ValueError if that does not fit
-    its codec or its networks.
-    """
-    if given is None and not experiment.data.source:
-        raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
-    images = experiment.data.load("train", decoding) if given is None else from_dataset(given)
-    check_codec(experiment, images)
-    check_fit(experiment, images)
-    return experiment.seen(images)
 
 
 def resume_threads(run: Path) -> None:
@@ -369,46 +309,17 @@ def resume_threads(run: Path) -> None:
     torch.set_num_threads(threads)
 
 
-def costs_of(experiment: Experiment, method: Method) -> list[str]:
-    """A line for each network: its layout, where it is a U-ViT, and its parameters; and one for what calls cost."""
+def costs_of(experiment: Experiment, method: Method) -> str:
+    """The networks' parameters and what their calls cost."""
     label = 0 if experiment.num_classes else None
     with torch.random.fork_rng([]):  # dropout draws numbers
         where, latent = next(method.networks.parameters()).device, experiment.networks.latent
         state = experiment.process.state_shape(experiment.shape)
         cost = call_cost(method.denoiser(), state, label, where, latent=latent)
-    configs, lines = experiment.networks.configs, []
-    for name, network in method.networks.items():
-        layout = f"{_layout(configs[name])}; " if name in configs else ""
-        lines.append(f"{name}: {layout}{_rounded(sum(p.numel() for p in network.parameters()))} parameters")
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in method.networks.items()}
     calls = {"a heavy call": cost.heavy, "a light call" if cost.heavy else "a call": cost.light}
-    return [*lines, ", ".join(f"{call}: {_rounded(macs)} multiply-adds" for call, macs in calls.items() if macs)]
-
-
-def _layout(config: UViTConfig) -> str:
-    sides = (config.side(i) for i in range(len(config.levels)))
-    levels = (f"{b.kind} {b.channels} x {b.blocks} at {s} x {s}" for b, s in zip(config.levels, sides, strict=True))
-    return f"{', '.join(levels)}, patches of {config.patch}"
-
-
-def _rounded(count: float) -> str:
-    return f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
-
-
-def announce(experiment: Experiment, images: TrainingSet, costs: list[str], out: Path, progress: Reporter) -> None:
-    """Says what will be trained, what it costs, and what is odd about its images."""
-    config = experiment.fit
-    limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
-    progress.note(
-        f"{experiment.name}: {config.iterations} iterations of {config.batch_size} {experiment.noun}s{limit}, in {out}"
-    )
-    for line in costs:
-        progress.note(line)
-    for note in data_notes(images, experiment.num_classes, config.batch_size):
-        progress.note(note)
-
-
-def samples_file(out: Path, iteration: int) -> Path:
-    return out / "samples" / f"{iteration:07d}.png"
+    parts = [f"{name}: {size / 1e6:.3g} M parameters" for name, size in sizes.items()]
+    return ", ".join([*parts, *(f"{call}: {macs / 1e6:.3g} M multiply-adds" for call, macs in calls.items() if macs)])
 
 
 def save_samples(
@@ -433,8 +344,19 @@ def save_samples(
     save_grid(pictures, file, columns=10, scale=2)
 
 
+def _kind(alphabet: str, codec: str) -> str:
+    """codec: its fingerprint; empty for pixels"""
+    if codec:
+        return f"latents by the codec {codec[:12]} (sha256)"
+    return f"a text of the {len(alphabet)} characters {alphabet!r}" if alphabet else "a set of pictures"
+
+
 def check_fit(experiment: Experiment, images: TrainingSet) -> None:
-    """Raises ValueError unless the images have the networks' shape and their labels exist for the networks."""
+    """Raises ValueError unless the images are of the experiment's codec and shape, with labels its networks know."""
+    own = experiment.codec
+    found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
+    if found != expected:
+        raise ValueError(f"{images.name} is {found}, and {experiment.name} is trained on {expected}: begin a new run")
     shape, networks = experiment.codec.data_shape(experiment.shape), f"the networks of {experiment.name}"
     if images.shape != shape:
         way = f"pass --data.size {shape[1]} --data.channels {shape[0]}, or change the networks"
@@ -444,13 +366,11 @@ def check_fit(experiment: Experiment, images: TrainingSet) -> None:
     if experiment.num_classes and images.labels is None:
         raise ValueError(
             f"{images.name} has no labels, but {networks} are conditioned on {experiment.num_classes} classes: set "
-            "num_classes of every network to 0 for an unconditional model (--networks.model.num-classes 0, or "
-            "--networks.encoder.num-classes 0 --networks.light.num-classes 0)"
+            "num_classes of every network to 0, as --networks.model.num-classes 0"
         )
     if images.num_classes > experiment.num_classes > 0:
         raise ValueError(
-            f"{images.name} has {images.num_classes} classes, {networks} know only {experiment.num_classes}: raise "
-            "num_classes"
+            f"{images.name} has {images.num_classes} classes, {networks} know only {experiment.num_classes}"
         )
 
 

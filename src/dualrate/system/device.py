@@ -1,12 +1,12 @@
-"""Devices: which there are, bfloat16 where it pays, compilation, CUDA graphs, memory.
+"""The machine: its devices, bfloat16 where it pays, compilation, CUDA graphs, memory, and what a measurement ran on.
 
-Whether bfloat16 is faster, and whether there is a compiler that works, is tried and not guessed.
+Whether bfloat16 is faster, and whether a compiler works, is measured and not guessed.
 
 CUDA graphs: a network's call is recorded once for inputs of a kind, and later launched as a whole. A light network
-launches some hundred kernels a call; a recording is one launch. It reads its inputs from buffers of its own, and what
-it leaves in others is copied, since the next launch overwrites it. One call is recorded, not the steps between two
-heavy calls: it is the same under every plan, sampler and guidance. `torch.compile(mode="reduce-overhead")` does not do:
-the next call overwrites its outputs, and a context lives through many.
+launches some hundred kernels a call; a recording is one launch. It reads its inputs from its own buffers. Its outputs
+are copied, because the next launch overwrites them. One call is recorded, not the steps between two heavy calls: a call
+is the same under every plan, sampler and guidance. `torch.compile(mode="reduce-overhead")` would not do: its next call
+overwrites its outputs, and a context lives through many calls.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
 import re
 import resource
+import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +89,7 @@ def compile_calls(network: nn.Module, cache: Path | None = None) -> None:
     """Compiles what a network's call does, when it is first called; one more time where a batch has one row.
 
     Once for all numbers of rows, and of everything else for each shape that comes.
-    cache: as of `keep_compiled`, where nobody said it before
+    cache: as of `keep_compiled`, unless a place was chosen before
     Calls along which a derivative is carried forward stay as they are: what is compiled cannot carry one. So do those
     within another network that is compiled. A copy of the network would call what is compiled of this one: copy before.
     """
@@ -180,8 +184,6 @@ def default_generator(device: torch.device) -> torch.Generator:
     if device.type == "cuda":
         torch.cuda.init()
         return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    if device.type == "mps":
-        return torch.mps._get_default_mps_generator()
     return torch.default_generator
 
 
@@ -219,12 +221,11 @@ def memory_shortage(error: Exception) -> str | None:
 KEPT = 8  # recordings of a network, the latest used: of its batch sizes, with and without a context
 WARM_UPS = 3  # libraries choose kernels and workspaces in the first calls, which cannot be recorded
 
-Call = Callable[[], Any]
-Recorded = tuple[Callable[[], None], Any]  # what launches a call again, and what it returned: each launch makes it anew
-Record = Callable[[Call, torch.device], Recorded]
+# (call, device) -> what launches the call again, and what it returned: each launch writes it anew
+Record = Callable[[Callable[[], Any], torch.device], tuple[Callable[[], Any], Any]]
 
 
-def record(call: Call, device: torch.device) -> Recorded:
+def record(call: Callable[[], Any], device: torch.device) -> tuple[Callable[[], Any], Any]:
     """The kernels of a call on a GPU. Raises ValueError for another device, and as `refusing`."""
     if device.type != "cuda":
         raise ValueError(f"CUDA graphs need a GPU, and this is the {device}: draw without graphs")
@@ -236,7 +237,7 @@ def record(call: Call, device: torch.device) -> Recorded:
                 call()
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # `here` again behind it, which a recording that fails does not see to
+        # a recording that fails does not make `here` the current stream again
         with refusing(), torch.cuda.stream(here), torch.cuda.graph(graph, stream=aside):
             output = call()
     return graph.replay, output
@@ -257,9 +258,7 @@ def refusing() -> Iterator[None]:
         if shortage := memory_shortage(first):
             raise torch.OutOfMemoryError(shortage) from error
         what = (str(first).strip().splitlines() or [type(first).__name__])[0]
-        raise ValueError(
-            f"the calls of this network cannot be recorded as CUDA graphs ({what}): draw without graphs"
-        ) from error
+        raise ValueError(f"these calls cannot be recorded as CUDA graphs ({what}): draw without graphs") from error
 
 
 def graph_calls(network: nn.Module, record: Record = record) -> None:
@@ -269,7 +268,8 @@ def graph_calls(network: nn.Module, record: Record = record) -> None:
     kind its inputs are of: all but their numbers. Inputs of another kind are recorded anew.
     Raises ValueError from a call that cannot be recorded, as `record` says.
     """
-    eager, recordings = network.forward, OrderedDict[Hashable, _Recording]()
+    eager = network.forward
+    recordings: OrderedDict[Hashable, tuple[list[Tensor], Callable[[], Any], Any]] = OrderedDict()
 
     def forward(*inputs: Any) -> Any:
         leaves, structure = tree_flatten(inputs)
@@ -278,43 +278,27 @@ def graph_calls(network: nn.Module, record: Record = record) -> None:
             return eager(*inputs)
         device = tensors[0].device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        kind = (torch.is_inference_mode_enabled(), precision, structure, *map(_kind, leaves))
+        kinds = [(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves]
+        kind = (torch.is_inference_mode_enabled(), precision, structure, *kinds)
         if kind not in recordings:
-            others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+            held = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
-            def call(buffers: Sequence[Tensor]) -> Any:
-                for i, buffer in zip(places, buffers, strict=True):
-                    others[i] = buffer
+            def call() -> Any:
                 with torch.autocast(device, precision, enabled=precision is not None, cache_enabled=False):
-                    return eager(*tree_unflatten(others, structure))  # casts that were kept would be gone at a launch
+                    return eager(*tree_unflatten(held, structure))  # casts that were kept would be gone at a launch
 
-            recordings[kind] = _Recording(call, tensors, record)
+            buffers = [leaf for leaf in held if isinstance(leaf, Tensor)]
+            recordings[kind] = (buffers, *record(call, tensors[0].device))
         recordings.move_to_end(kind)
         while len(recordings) > KEPT:
             recordings.popitem(last=False)
-        return recordings[kind](tensors)
+        buffers, launch, output = recordings[kind]
+        for buffer, tensor in zip(buffers, tensors, strict=True):
+            buffer.copy_(tensor)
+        launch()
+        return tree_map_only(Tensor, torch.clone, output)
 
     network.forward = forward
-
-
-def _kind(leaf: object) -> Hashable:
-    """All of an input but a tensor's numbers."""
-    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
-
-
-class _Recording:
-    """A call with inputs of one kind."""
-
-    def __init__(self, call: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], record: Record) -> None:
-        self.buffers = [tensor.clone() for tensor in tensors]
-        self.launch, self.output = record(lambda: call(self.buffers), tensors[0].device)
-
-    def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        for buffer, tensor in zip(self.buffers, tensors, strict=True):
-            buffer.copy_(tensor)
-        self.launch()
-        return tree_map_only(Tensor, torch.clone, self.output)
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
@@ -334,3 +318,41 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20))
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Processor, GPU if that is the device, threads, versions, date (UTC) and, in a checkout, the commit; what is
+    unknown is left out.
+    """
+    try:
+        own = version("dualrate")
+    except PackageNotFoundError:
+        own = ""
+    facts = {
+        "processor": _processor(),
+        "GPU": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "",
+        "threads": str(torch.get_num_threads()),
+        "dualrate": own,
+        "torch": str(torch.__version__),
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", file.read_text(), re.MULTILINE) if file.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Short hash, "-dirty" with uncommitted changes; empty outside a checkout of this package."""
+    git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+    try:
+        git(["git", "ls-files", "--error-unmatch", Path(__file__).name])
+        return git(["git", "describe", "--always", "--dirty", "--exclude=*"]).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

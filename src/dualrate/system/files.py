@@ -84,10 +84,11 @@ def parse_json(content: bytes | bytearray, where: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"the key {twice!r} stands there twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands there twice")
+        found[key] = value
     return found
 
 
@@ -99,20 +100,18 @@ def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """
     if not path.is_file():
         return []
-    lines = read_bytes(path).split(b"\n")[:-1]
-    places = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    return [(where, parse_record(line, where)) for where, line in places]
-
-
-def parse_record(line: bytes, where: str) -> dict[str, Any]:
-    """The JSON object on a line. Raises ValueError that says where it is from, and what to do."""
-    try:
-        record = parse_json(line, where)
-    except ValueError as error:
-        raise ValueError(f"{error}; remove that line") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is no JSON object; remove that line")
-    return record
+    records = []
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                record = parse_json(line, where)
+            except ValueError as error:
+                raise ValueError(f"{error}; remove that line") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{where} is no JSON object; remove that line")
+            records.append((where, record))
+    return records
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

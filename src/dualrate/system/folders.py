@@ -83,7 +83,7 @@ class Manifest:
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Within the block a file that is not there, or that is none, is damage; other OSErrors are not."""
+        """Within the block a missing file, or a folder in its place, is damage; other OSErrors are not."""
         try:
             yield
         except ValueError as error:
@@ -123,7 +123,13 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises OSError if it cannot be written, or something is in its place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
+    pattern = f".tmp-{glob.escape(target.name)}-*"
+    for old in target.parent.glob(f"{pattern}-old") if not target.exists() else ():
+        old.rename(target)  # a kill between the two renames of a replacement left it so
+        break
+    for leftover in target.parent.glob(pattern):  # of killed processes: those at work hold a lock
+        with suppress(OSError), _locked(leftover):
+            shutil.rmtree(leftover)
     token = secrets.token_hex(4)
     made, aside = (target.with_name(f".tmp-{name}") for name in (f"{token}-{target.name}", f"{target.name}-{token}"))
     made.mkdir()
@@ -136,29 +142,23 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             for file in (*aside.rglob("*"), aside):
                 sync(file)
             fault_point("before rename")
-            if replace and target.is_dir():
-                _take_the_place(aside, target)
-            else:
+            old = aside.with_name(f"{aside.name}-old")
+            if replaced := replace and target.is_dir():
+                target.rename(old)
+            try:
                 aside.rename(target)
+            except OSError:
+                if replaced:
+                    old.rename(target)
+                raise
+            if replaced:
+                fault_point("in replacing")
+                shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         sync(target.parent)
     fault_point("after rename")
-
-
-def _remove_leftovers(target: Path) -> None:
-    """What processes left that were killed while they wrote `target`; those at work hold a lock.
-
-    A kill between the two renames of a replacement leaves what was there under another name: it is put back.
-    """
-    if not target.exists():
-        for old in target.parent.glob(f".tmp-{glob.escape(target.name)}-*-old"):
-            old.rename(target)
-            break
-    for leftover in target.parent.glob(f".tmp-{glob.escape(target.name)}-*"):
-        with suppress(OSError), _locked(leftover):
-            shutil.rmtree(leftover)
 
 
 @contextmanager
@@ -170,16 +170,3 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _take_the_place(aside: Path, target: Path) -> None:
-    """`aside` becomes `target`, whose content goes."""
-    old = aside.with_name(f"{aside.name}-old")
-    target.rename(old)
-    try:
-        aside.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    fault_point("in replacing")
-    shutil.rmtree(old, ignore_errors=True)

@@ -57,9 +57,8 @@ class PlainReporter:
     def __init__(self, seconds: float = 30.0, stream: TextIO | None = None) -> None:
         self.seconds = seconds
         self.stream = sys.stderr if stream is None else stream
-        self._last: tuple[float, int, float, int] | None = (
-            None  # clock, iteration, images or calls, total at the last line
-        )
+        # clock, iteration, images or calls, total at the last line
+        self._last: tuple[float, int, float, int] | None = None
         self._losses: dict[str, list[float]] = {}
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
@@ -88,16 +87,13 @@ class PlainReporter:
         self._last, self._losses = None, {}  # whatever is reported next has its own rate
 
 
-class Silent:
+class Silent(PlainReporter):
     """A reporter that prints nothing, for a process beside one that reports."""
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         pass
 
     def note(self, text: str) -> None:
-        pass
-
-    def close(self) -> None:
         pass
 
 
@@ -159,19 +155,16 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._before.clear()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
             self.received, self._at = signal.Signals(number), now
             if not self.echoes:
-                self._restore()
+                self.__exit__()
         elif now - self._at > ECHO:
-            self._restore()
+            self.__exit__()
             signal.raise_signal(number)
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-        self._before.clear()

@@ -54,9 +54,8 @@ def in_turn(job: Callable[[Block], Result], blocks: Sequence[Block], /) -> Itera
 
 def number_of_workers(asked: int | Literal["auto"], device: torch.device) -> int:
     """auto: one for each GPU, or for each thread that one process would have here (src/dualrate_command.py)."""
-    if asked != "auto":
-        return asked
-    return torch.cuda.device_count() if device.type == "cuda" else torch.get_num_threads()
+    found = torch.cuda.device_count() if device.type == "cuda" else torch.get_num_threads()
+    return found if asked == "auto" else asked
 
 
 def mapper(
@@ -80,10 +79,7 @@ class Workers:
     """
 
     def __init__(
-        self,
-        count: int,
-        device: torch.device | str = "cpu",
-        note: Callable[[str], None] = lambda text: None,
+        self, count: int, device: torch.device | str = "cpu", note: Callable[[str], None] = lambda text: None
     ) -> None:
         self.count, self.device, self.note = count, torch.device(device).type, note
         self._pool: ProcessPoolExecutor | None = None
@@ -97,7 +93,6 @@ class Workers:
     def __call__(self, job: Callable[[Block], Result], blocks: Sequence[Block], /) -> Iterator[tuple[Block, Result]]:
         """See `Mapper`. Raises ValueError for a job that cannot be sent; ChildProcessError if workers keep dying."""
         done = deaths = 0
-        finished = False
         with TemporaryDirectory(prefix="dualrate-job-") as folder:
             file = Path(folder, "job")
             file.write_bytes(_packed(job))
@@ -113,15 +108,12 @@ class Workers:
                         what = f"a worker died at block {done + 1} of {len(blocks)} or one of the next"
                         if deaths == ATTEMPTS:
                             raise ChildProcessError(
-                                f"{what}, as {deaths - 1} before it: mostly for lack of memory, of which each of the "
-                                f"{self.count} workers takes its own: use fewer (--workers), or a smaller --batch-size "
-                                "where the command has one"
+                                f"{what}, as {deaths - 1} before it, mostly for lack of memory: use fewer (--workers)"
                             ) from error
                         self.note(f"{what}, which are done again")
-                finished = True
-            finally:
-                if not finished:
-                    self._stop()
+            except BaseException:
+                self._stop()
+                raise
 
     def _results(self, file: Path, blocks: Sequence[Block]) -> Iterator[tuple[Block, Any]]:
         """In order; at most two blocks a worker are begun, so that results do not pile up."""
@@ -159,7 +151,14 @@ def _packed(value: object) -> bytes:
 
 def _begin(started: Any, device: str) -> None:
     """The settings of a worker. started: how many were started before it, shared by all."""
-    leave_with_parent()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:  # the parent's end, however it came, also in the middle of a block
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops its workers
     warnings.simplefilter("ignore")  # the parent shows the same ones
     torch.set_num_threads(1)
@@ -183,15 +182,3 @@ def _do(file: Path, block: bytes) -> bytes:
         raise kind(str(error)) from error  # without arguments that the parent could not make again
     except Exception as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
-
-
-def leave_with_parent() -> None:
-    """Have this process end when its parent is gone, however, also in the middle of a block."""
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            wait([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

@@ -1,23 +1,22 @@
 """Checkpoints that are whole or absent: one immutable directory each, checked by hash before anything is used.
 
     checkpoints/step-00012000/   model.safetensors, ema-<phase>.safetensors: what sampling reads
-                                 auxiliaries.safetensors, optim-<phase>.safetensors: for going on with the training
+                                 auxiliaries.safetensors, optim-<phase>.safetensors: to go on with the training
                                  state.json; MANIFEST.json: size and sha256 of every other file, written last
 
 Writing: see `dualrate.system.folders`. A crash at any point leaves either the old set or the old set and the new one.
-While training goes on: saving.py.
-Reading: the newest that verifies; one with wrong content is renamed to `*.corrupt`, one that cannot be read is an
-error. Every file is read once: the bytes that are used are those that were checked. No file of a checkpoint can execute
-code: safetensors and JSON only.
 
-Saving while training goes on: it stops only for a copy of the tensors, which a thread then writes.
+Reading takes the newest checkpoint that verifies. The process that trains renames one with wrong content to
+`*.corrupt`. A file that cannot be read is an error. Every file is read once, so that the bytes that are used are those
+that were checked. No file of a checkpoint can execute code: they are safetensors and JSON.
 
-    save:  wait for the one before -> copy tensors to CPU memory, state to text -> start the thread -> training goes on
-    thread: write, hash, sync, publish (checkpoint.py) -> remove the oldest
+`Saver` writes while training goes on. Training stops only for a copy of the tensors, which a thread then writes:
 
-So between the copy and the end of the thread memory holds one state more; where the state is on a GPU the copy's pages
-are pinned, and torch keeps them for the next one. A process that dies meanwhile leaves what it would leave at any point
-of writing: the checkpoints of before, and an unfinished folder that the next start removes.
+    save:    wait for the last write -> copy tensors to CPU memory -> start the thread -> training goes on
+    thread:  write, hash, sync, publish -> remove the oldest
+
+During the write memory holds a second state. On a GPU the copy's pages are pinned, and torch keeps them for the next
+one. A process that dies meanwhile leaves the earlier checkpoints, and an unfinished folder that the next start removes.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ FORMAT = 1
 MODEL, STATE = "model.safetensors", "state.json"
 TRAINING = ("optim-", "auxiliaries.")  # how the names of files begin that sampling has no use for
 Tensors = dict[str, Tensor]
-OnBad = Callable[[Path, Damaged], None]
 
 
 @dataclass(frozen=True)
@@ -56,70 +54,59 @@ class Checkpoint:
     tensors: dict[str, Tensors]
     state: Mapping[str, Any]
 
-    def weights(self, *, average: bool = True) -> Tensors:
+    def weights(self) -> Tensors:
         """State dict of the networks, with the averaged weights in place of the raw ones where there are any.
 
         Where several phases trained a parameter, the average is that of the phase that began last.
         """
         weights = dict(self.tensors["model"])
-        for phase in self.state.get("phases", {}) if average else ():
+        for phase in self.state.get("phases", {}):
             weights |= self.tensors.get(f"ema-{phase}", {})
         return weights
 
 
-@dataclass(frozen=True)
-class Copy:
-    """What a checkpoint will hold, apart from the run that goes on meanwhile. tensors: on CPU; state: JSON."""
-
-    tensors: Mapping[str, Tensors]
-    state: str
-
-    @staticmethod
-    @torch.no_grad()
-    def of(tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Copy:
-        """One copy of every tensor; those on a GPU go to pinned memory, all of them at once."""
-        copies = {stem: {name: _to_cpu(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
-        text = json.dumps({"format": FORMAT, **state}, indent=1)
-        for device in {tensor.device for named in tensors.values() for tensor in named.values() if tensor.is_cuda}:
-            torch.cuda.synchronize(device)  # whichever is current: what has not arrived would be hashed as it is
-        return Copy(copies, text)
-
-
-def _to_cpu(tensor: Tensor) -> Tensor:
-    """Contiguous memory of its own: safetensors refuses tensors that share storage (tied weights)."""
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return copy.copy_(tensor, non_blocking=tensor.is_cuda)
+@torch.no_grad()
+def copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensors]:
+    """Tensors by file and name, each copied to its own contiguous CPU memory; those on a GPU are copied together."""
+    copies: dict[str, Tensors] = {}
+    for stem, named in tensors.items():
+        copies[stem] = {}
+        for name, tensor in named.items():
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            copies[stem][name] = copy.copy_(tensor, non_blocking=tensor.is_cuda)
+    for device in {tensor.device for named in tensors.values() for tensor in named.values() if tensor.is_cuda}:
+        torch.cuda.synchronize(device)  # else what has not arrived yet would be saved
+    return copies
 
 
 def save(
     directory: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write `directory/step-<iteration>` and return it; on failure (OSError) nothing is left behind."""
-    return write(directory, iteration, Copy.of(tensors, state))
+    """Write `directory/step-<iteration>` and return it; on failure (OSError) nothing is left behind.
 
-
-def write(directory: Path, iteration: int, copy: Copy) -> Path:
-    """The same, of a copy: the tensors' memory is let go as they are written."""
+    tensors: on the CPU, no two in the same memory
+    """
     target = path_of(directory, iteration)
     with new_folder(target) as folder:
-        for stem, named in copy.tensors.items():
-            write_tensors(folder / f"{stem}.safetensors", named)
+        for stem, named in tensors.items():
+            write_tensors(folder / f"{stem}.safetensors", {name: tensor.contiguous() for name, tensor in named.items()})
             folders.fault_point(f"wrote {stem}")
         with naming(folder / STATE):
-            (folder / STATE).write_text(copy.state)
+            (folder / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
         folders.fault_point("before manifest")
         Manifest.write(folder, [file.name for file in folder.iterdir()])
     return target
 
 
-def await_folder(path: Path, seconds: float) -> None:
-    """Until a checkpoint that another process found is seen here too: on disks of a network that is later.
+def load_when_seen(path: Path, seconds: float) -> Checkpoint:
+    """Read a checkpoint that another process found: on a network's disk it may be seen here only after some seconds.
 
     seconds: to wait at most
     """
     end = time.monotonic() + seconds
     while not path.is_dir() and time.monotonic() < end:
         time.sleep(0.05)
+    return load(path)
 
 
 def load(path: Path, *, training: bool = True) -> Checkpoint:
@@ -166,13 +153,31 @@ def _entries(directory: Path) -> list[Path]:
         raise
 
 
-def latest(directory: Path, on_bad: OnBad = lambda path, error: None) -> Checkpoint | None:
-    """For readers of a run: the newest intact checkpoint but for what only training needs; None if there is none.
+def latest(
+    directory: Path,
+    on_bad: Callable[[Path, Damaged], None] = lambda path, error: None,
+    *,
+    training: bool = False,
+) -> Checkpoint | None:
+    """The newest intact checkpoint; None if there is none. Touches nothing, and so serves every reader of a run.
 
-    on_bad: called with every damaged one that is newer
-    Touches nothing. Raises OSError if there are checkpoints but none is intact, or one cannot be read.
+    on_bad:   called with every damaged one that is newer
+    training: as of `load`
+    Raises OSError if there are checkpoints but none is intact, or one cannot be read.
     """
-    return _newest(directory, on_bad, training=False)
+    causes = []
+    for path in reversed(saved_paths(directory)):
+        try:
+            return load(path, training=training)
+        except Damaged as error:
+            if not os.path.lexists(path):  # removed meanwhile by the process that trains: there are newer ones
+                return latest(directory, on_bad, training=training)
+            on_bad(path, error)
+            causes.append(f" ({error})")
+    if any(re.match(r"step-\d{8,}", entry.name) for entry in _entries(directory)):
+        cause = "".join(causes[:1])
+        raise OSError(f"{directory} holds checkpoints but none is intact; restore one, or remove them{cause}")
+    return None
 
 
 def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
@@ -185,33 +190,12 @@ def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
         shutil.rmtree(leftover)
 
     def quarantine(bad: Path, error: Damaged) -> None:
-        aside = bad.with_name(f"{bad.name}.corrupt")
-        count = 1
-        while aside.exists():
-            count += 1
-            aside = bad.with_name(f"{bad.name}.{count}.corrupt")
+        names = (bad.with_name(f"{bad.name}{mark}.corrupt") for mark in ("", *(f".{n}" for n in range(2, 10_000))))
+        aside = next(name for name in names if not name.exists())
         bad.rename(aside)
         note(f"corrupt checkpoint set aside as {aside.name}: {error}")
 
-    return _newest(directory, quarantine, training=True)
-
-
-def _newest(directory: Path, on_bad: OnBad, *, training: bool) -> Checkpoint | None:
-    causes = []
-    for path in reversed(saved_paths(directory)):
-        try:
-            return load(path, training=training)
-        except Damaged as error:
-            if not os.path.lexists(path):  # removed meanwhile by the process that trains: there are newer ones
-                return _newest(directory, on_bad, training=training)
-            on_bad(path, error)
-            causes.append(f" ({error})")
-    if any(re.match(r"step-\d{8,}", entry.name) for entry in _entries(directory)):
-        cause = "".join(causes[:1])
-        raise OSError(
-            f"{directory} holds checkpoints but none is intact; restore one, or remove them to start over{cause}"
-        )
-    return None
+    return latest(directory, quarantine, training=True)
 
 
 def prune(directory: Path, keep: int) -> None:
@@ -246,9 +230,12 @@ class Saver:
         """
         self.finish()
         folders.fault_point("before copy")
-        copy = Copy.of(tensors, state)
-        # a daemon: nothing waits for it where the process is to end at once
-        self._thread = threading.Thread(target=self._write, args=(iteration, copy), name="saving", daemon=True)
+        copies = copied(tensors)
+        record = json.loads(json.dumps(dict(state)))  # the run goes on to change it
+        # a daemon thread: a second Ctrl-C ends the process without waiting for it
+        self._thread = threading.Thread(
+            target=self._write, args=(iteration, copies, record), name="saving", daemon=True
+        )
         self._thread.start()
         if last:
             self.finish(iteration)
@@ -272,9 +259,9 @@ class Saver:
             self.note(f"could not save a checkpoint, training goes on: {error}")
         self._noted = True
 
-    def _write(self, iteration: int, copy: Copy) -> None:
+    def _write(self, iteration: int, tensors: dict[str, Tensors], state: dict[str, Any]) -> None:
         try:
-            write(self.directory, iteration, copy)
+            save(self.directory, iteration, tensors, state)
             self.saved_at = iteration
             prune(self.directory, self.keep)
         except Exception as error:  # for the thread that trains

@@ -2,15 +2,71 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dualrate.config.ranges import BatchSize, Iterations, Precision, Range, Ranged, Seed, Side
-from dualrate.training.optim import OptimConfig
+from dualrate.config.ranges import (
+    BatchSize,
+    BelowOne,
+    Factor,
+    FirstIterations,
+    Iterations,
+    LossWeight,
+    Precision,
+    Range,
+    Ranged,
+    Seed,
+    Side,
+)
 
 ROUNDING = ("micro_batch", "compile")  # change the weights by rounding and dropout masks alone, which is noted
 # what may differ when a run is resumed: none of the rest changes the weights
 FREE = frozenset({*ROUNDING, "log_every", "checkpoint_every", "keep", "sample_every", "max_seconds", "recompute_from"})
+
+
+@dataclass(frozen=True)
+class OptimConfig(Ranged):
+    """AdamW and its learning rate."""
+
+    lr: Factor = 1e-3
+    """Peak learning rate."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
+    """How much of the moving averages of the gradient and of its square an iteration keeps."""
+    eps: Annotated[float, Range(1e-16, 1)] = 1e-8
+    """Added to the root of the averaged square."""
+    weight_decay: LossWeight = 0.0
+    """Times the learning rate: the share of every weight that an iteration takes away."""
+    warmup: FirstIterations = 500
+    """Iterations of linear warm-up."""
+    decay: Literal["none", "cosine", "linear"] = "none"
+    """After the warm-up: none stays at the peak; cosine, half a wave, and linear, a line, fall to 0 at the last
+    iteration."""
+    decay_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
+    """Seconds of training, summed over resumes, in which the rate falls to 0 instead, and which end it: where time is
+    given and not iterations, as on a machine that is rented. Two such runs differ."""
+    clip: Annotated[float, Range(0, math.inf, above=True)] = 1.0
+    """Largest global norm of the gradient; inf for no clipping."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decay_seconds is not None and self.decay == "none":
+            raise ValueError(f"decay_seconds {self.decay_seconds:g} needs a decay: add --fit.optim.decay cosine")
+
+
+def lr_at(config: OptimConfig, iteration: int, total: int, seconds: float) -> float:
+    """The learning rate of iteration `iteration` (from 0) of `total`, after so many seconds of training."""
+    warm = min((iteration + 1) / config.warmup, 1.0) if config.warmup else 1.0
+    if config.decay == "none":
+        return config.lr * warm
+    if config.decay_seconds is not None:  # in which the warm-up is
+        progress = seconds / config.decay_seconds
+    else:
+        progress = max(iteration - config.warmup, 0) / max(total - config.warmup, 1)
+    progress = min(progress, 1.0)
+    if config.decay == "linear":
+        return config.lr * warm * (1 - progress)
+    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)

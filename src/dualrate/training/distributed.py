@@ -14,10 +14,9 @@ whatever the number of processes, also where a loss is not a mean over rows.
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -28,7 +27,6 @@ from torch import Tensor, nn
 
 from dualrate.diffusion.values import Batch, Elsewhere
 
-LOST = 76  # exit code of a process that lost the others
 GLOO = re.compile(r"\[\S*gloo\S*\] ")  # begins gloo's messages: torch has no class for its errors
 
 
@@ -127,17 +125,20 @@ class World:
             ) from error
 
 
-def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+def is_launched() -> bool:
     """Whether torchrun, or `--nproc`, started this process."""
-    return "RANK" in environment and "WORLD_SIZE" in environment
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _is_alone() -> bool:
+    return not is_launched() or os.environ["WORLD_SIZE"] == "1"
 
 
 def check_alone(command: str) -> None:
     """Raises ValueError where torchrun started several processes of a command that is one."""
-    if is_launched() and os.environ["WORLD_SIZE"] != "1":
+    if not _is_alone():
         raise ValueError(
-            f"{command} is one process, here are {os.environ['WORLD_SIZE']} that would each do all of it: start it "
-            "without torchrun or srun; sample, evaluate and compare share their work with --workers"
+            f"{command} is one process, here are {os.environ['WORLD_SIZE']} that would each do all of it: use --workers"
         )
 
 
@@ -146,15 +147,13 @@ def own_device(device: torch.device) -> torch.device:
 
     Raises ValueError for one GPU that all processes should share, and for more processes here than GPUs.
     """
-    if not is_launched() or os.environ["WORLD_SIZE"] == "1" or device.type == "cpu":
+    if _is_alone() or device.type == "cpu":
         return device
     if device.index:  # 0 is what is picked where none is named
-        raise ValueError(
-            f"every process has a GPU of its own, got {device} for all of them: choose them by CUDA_VISIBLE_DEVICES"
-        )
+        raise ValueError(f"every process has its GPU, got {device} for all: choose them by CUDA_VISIBLE_DEVICES")
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= gpus:
-        raise ValueError(f"every process needs a GPU of its own, here are {gpus} for process {local}: start fewer")
+        raise ValueError(f"every process needs its GPU, here are {gpus} for process {local}: start fewer")
     return torch.device(device.type, local)
 
 
@@ -165,7 +164,7 @@ def joined(device: torch.device) -> Iterator[World]:
     device: of this process, as `own_device` returns it
     Raises Lost if the others do not come; ValueError for a DUALRATE_TIMEOUT that is not a number of seconds.
     """
-    if not is_launched() or os.environ["WORLD_SIZE"] == "1":
+    if _is_alone():
         yield World()
         return
     rank, size, wait = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=timeout())
@@ -184,13 +183,9 @@ def joined(device: torch.device) -> Iterator[World]:
 def timeout() -> float:
     """Seconds that an operation on the device waits for the other processes."""
     text = os.environ.get("DUALRATE_TIMEOUT", "600")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < 1e7:
+    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text) or not float(text):
         raise ValueError(f"DUALRATE_TIMEOUT is a number of seconds above 0, got {text!r}")
-    return seconds
+    return float(text)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
@@ -226,9 +221,8 @@ class Share:
         self._edges = [(start, min(start + size, batch_size)) for start in range(0, batch_size, size)]
         if (least := min(stop - start for start, stop in self._edges)) < world.size:
             raise ValueError(
-                f"{world.size} processes need a row each of every micro-batch, but batches of {batch_size} in "
-                f"micro-batches of {size} have one of {least}: raise --fit.micro-batch or --fit.batch-size, or start "
-                "fewer processes"
+                f"{world.size} processes need a row each of every micro-batch, batches of {batch_size} have one of "
+                f"{least}: raise --fit.micro-batch or --fit.batch-size, or start fewer"
             )
         self._own: Sequence[range] = [world.share(start, stop) for start, stop in self._edges]
         self.rows = torch.cat([torch.tensor(own) for own in self._own])

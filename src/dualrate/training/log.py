@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from dualrate.system.files import parse_record
 from dualrate.system.progress import Reporter
 
 Logger = Literal["tensorboard", "wandb"]
@@ -41,23 +40,19 @@ class MetricsFile:
     def __init__(self, path: Path, iteration: int, note: Callable[[str], None]) -> None:
         self.path, self._note, self._lost = path, note, False
         try:
-            self._cut(iteration)
+            size = kept = 0
+            for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+                size += len(line)
+                # lines without an iteration stay where others follow
+                with suppress(ValueError, KeyError, TypeError, RecursionError):
+                    if json.loads(line)["iteration"] > iteration:
+                        break
+                    if line.endswith(b"\n"):
+                        kept = size
+            if size:
+                os.truncate(path, kept)
         except OSError as error:
             self._give_up(error)
-
-    def _cut(self, iteration: int) -> None:
-        """Lines beyond `iteration` go, and what a kill left at the end."""
-        if not self.path.is_file():
-            return
-        size = kept = 0
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            size += len(line)
-            with suppress(ValueError, KeyError, TypeError):  # lines that are none stay where others follow
-                if parse_record(line, "")["iteration"] > iteration:
-                    break
-                if line.endswith(b"\n"):
-                    kept = size
-        os.truncate(self.path, kept)
 
     def write(self, values: Mapping[str, float]) -> None:
         if self._lost:
@@ -81,11 +76,7 @@ class Logged:
     """
 
     def __init__(
-        self,
-        shown: Reporter,
-        every: int,
-        write: Callable[[Mapping[str, float], int], None],
-        finish: Callable[[], None],
+        self, shown: Reporter, every: int, write: Callable[[Mapping[str, float], int], Any], finish: Callable[[], None]
     ) -> None:
         self.shown, self.every, self.write, self.finish = shown, every, write, finish
         self._means = RunningMeans()
@@ -105,36 +96,30 @@ class Logged:
         self.finish()
 
 
-def check_logger(logger: Logger) -> None:
-    """Raises ValueError, naming the extra, if the logger's package is not installed."""
+def logged(logger: Logger, shown: Reporter, run: Path, config: Mapping[str, Any], every: int) -> Reporter:
+    """`shown`, with values also logged by TensorBoard, in RUN/tensorboard, or Weights & Biases, in project "dualrate".
+
+    config: the experiment, JSON-able; every: iterations between what is logged
+    Raises ValueError, naming the extra, if the logger's package is not installed.
+    """
     try:
         if logger == "tensorboard":
-            import torch.utils.tensorboard  # noqa: F401
+            from torch.utils.tensorboard import SummaryWriter
+
+            board = SummaryWriter(run / "tensorboard")
         else:
-            import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
+            import wandb  # pyright: ignore[reportMissingImports]
+
+            started = wandb.init(project="dualrate", name=run.name, group=str(run), dir=run, config=dict(config))
+            return Logged(shown, every, lambda values, i: started.log(dict(values), step=i), started.finish)
     except ImportError as error:
         raise ValueError(
             f"{logger} is not installed ({error}): pip install 'dualrate[{logger}]', or train without --log"
         ) from error
 
+    def write(values: Mapping[str, float], iteration: int) -> None:
+        for name, value in values.items():
+            board.add_scalar(name, value, iteration)
+        board.flush()
 
-def logged(logger: Logger, shown: Reporter, run: Path, config: Mapping[str, Any], every: int) -> Reporter:
-    """`shown`, with values also logged by TensorBoard, in RUN/tensorboard, or Weights & Biases, in project "dualrate".
-
-    config: the experiment, JSON-able; every: iterations between what is logged
-    """
-    if logger == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(run / "tensorboard")
-
-        def write(values: Mapping[str, float], iteration: int) -> None:
-            for name, value in values.items():
-                board.add_scalar(name, value, iteration)
-            board.flush()
-
-        return Logged(shown, every, write, board.close)
-    import wandb  # pyright: ignore[reportMissingImports]
-
-    started = wandb.init(project="dualrate", name=run.name, group=str(run), dir=run, config=dict(config))
-    return Logged(shown, every, lambda values, iteration: started.log(dict(values), step=iteration), started.finish)
+    return Logged(shown, every, write, board.close)

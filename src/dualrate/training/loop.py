@@ -45,12 +45,11 @@ from dualrate.system.device import compile_calls, compiles, default_generator, p
 from dualrate.system.progress import Interrupts, PlainReporter, Reporter, Silent, run_lock
 from dualrate.training import checkpoint
 from dualrate.training.checkpoint import Saver
-from dualrate.training.config import ROUNDING, FitConfig, FitResult
+from dualrate.training.config import ROUNDING, FitConfig, FitResult, lr_at
 from dualrate.training.distributed import Share, World, is_launched, sum_gradients, timeout
 from dualrate.training.log import MetricsFile
 from dualrate.training.method import Method, Phase
-from dualrate.training.optim import lr_at
-from dualrate.training.state import PhaseState, RunState, differences, finite, note_changes, surroundings
+from dualrate.training.state import PhaseState, RunState, differences, finite
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
 
@@ -70,7 +69,7 @@ class _Update:
     """What came of an update, on the device until it is read.
 
     values: (len(names),), the loss first, the gradient's norm last; lr: of the method's main phase
-    sample: (R,) numbers of the rows here; odd: (R,) bool, those whose data are not finite
+    odd: (R,) bool, the rows here whose data are not finite
     """
 
     iteration: int
@@ -79,7 +78,6 @@ class _Update:
     lr: float
     names: tuple[str, ...]
     values: Tensor
-    sample: Tensor
     odd: Tensor
 
 
@@ -120,11 +118,10 @@ def fit(
         interrupts = stack.enter_context(Interrupts(echoes=is_launched()))
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(world.in_reach())
-        plain = json.loads(json.dumps(dict(identity)))
-        trainer = _Trainer(method, config, device, progress, run_dir, plain, places, upgrade, world)
+        trainer = _Trainer(method, config, device, progress, run_dir, world)
+        begun = trainer.resume(identity, places, upgrade)
         if on_start and world.leads:
             on_start()
-        begun = trainer.state.iteration
         with trainer.saver:
             stopped = trainer.run(batches, on_sample, interrupts)
         return FitResult(trainer.state.iteration, stopped, trainer.state.seconds, begun)
@@ -132,22 +129,10 @@ def fit(
 
 class _Trainer:
     def __init__(
-        self,
-        method: Method,
-        config: FitConfig,
-        device: torch.device,
-        progress: Reporter,
-        run_dir: Path,
-        identity: dict[str, Any],
-        places: Mapping[str, str],
-        upgrade: Callable[[dict[str, Any]], dict[str, Any]],
-        world: World,
+        self, method: Method, config: FitConfig, device: torch.device, progress: Reporter, run_dir: Path, world: World
     ) -> None:
-        self.method, self.config, self.device, self.progress, self.upgrade = method, config, device, progress, upgrade
-        self.places = places
-        self.world, self.share = world, Share(config.batch_size, config.micro_batch, world)
-        self.checkpoints = run_dir / "checkpoints"
-        self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
+        self.method, self.config, self.device, self.progress, self.world = method, config, device, progress, world
+        self.run_dir, self.share = run_dir, Share(config.batch_size, config.micro_batch, world)
         self.generator = default_generator(device)
         self.compiling = False  # in the first iteration of a start
         self.unread: list[_Update] = []
@@ -162,38 +147,48 @@ class _Trainer:
             self.compiling = True
         if config.recompute_from is not None:
             recompute(trained, config.recompute_from)
-        self.state = RunState(networks, auxiliaries, config.optim, config.ema_halflife, config.precision)
-        self.saver = Saver(self.checkpoints, config.keep, progress.note, self.resume())
+        self.state = RunState(networks, auxiliaries, config)
+
+    def resume(
+        self,
+        identity: Mapping[str, Any],
+        places: Mapping[str, str],
+        upgrade: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> int:
+        """Continue from the newest intact checkpoint, if any; returns the number of iterations done."""
+        self.identity = json.loads(json.dumps({**identity, "fit": asdict(self.config)}))
+        directory, note, world = self.run_dir / "checkpoints", self.progress.note, self.world
+        saved = checkpoint.recover(directory, note) if world.leads else None
+        iteration = world.of_leader(-1 if saved is None else saved.state["iteration"])
+        if iteration >= 0:
+            saved = saved or checkpoint.load_when_seen(checkpoint.path_of(directory, iteration), timeout())
+            free = {f"fit.{name}" for name in self.config.free()}
+            written = saved.state["config"]
+            if changes := differences(upgrade(written), self.identity, free, places):
+                lines = "\n  ".join(("use a new run, or undo:", *changes))
+                raise ValueError(f"{saved.path} was trained with another configuration; {lines}")
+            then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
+            now = self.surroundings() | {name: getattr(self.config, name) for name in ROUNDING}
+            if other := [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]:
+                note(f"resuming, but not bit for bit: {'; '.join(other)}")
+            self.state.restore(saved)
+            note(f"resuming at iteration {iteration}")
+        self.saver = Saver(directory, self.config.keep, note, iteration)
         if self.state.precision == "auto":
-            self.state.precision = "bfloat16" if world.of_leader(pays(device)) else "float32"
+            self.state.precision = "bfloat16" if world.of_leader(pays(self.device)) else "float32"
         self.settle()
         if world.leads:
-            self.metrics = MetricsFile(run_dir / "metrics.jsonl", self.state.iteration, progress.note)
+            self.metrics = MetricsFile(self.run_dir / "metrics.jsonl", self.state.iteration, note)
+        return self.state.iteration
+
+    def surroundings(self) -> dict[str, Any]:
+        """What bit-for-bit resuming depends on."""
+        here = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": self.device.type}
+        return here | {"processes": self.world.size}
 
     def settle(self) -> None:
-        """As the iterations compute: whoever measures in between settles it otherwise."""
+        """How matrices are multiplied in training. Scores and samples settle it otherwise, so it is called again."""
         settle_products(self.device, bfloat16=self.state.precision == "bfloat16", trains=True)
-
-    def resume(self) -> int:
-        """Continue from the newest intact checkpoint, if any; returns its iteration, or -1."""
-        saved = checkpoint.recover(self.checkpoints, self.progress.note) if self.world.leads else None
-        iteration = self.world.of_leader(-1 if saved is None else saved.state["iteration"])
-        if iteration < 0:
-            return -1
-        if saved is None:
-            path = checkpoint.path_of(self.checkpoints, iteration)
-            checkpoint.await_folder(path, timeout())
-            saved = checkpoint.load(path)
-        free = {f"fit.{name}" for name in self.config.free()}
-        if changes := differences(self.upgrade(saved.state["config"]), self.identity, free, self.places):
-            lines = "\n  ".join(changes)
-            raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
-        rows = {name: saved.state["config"]["fit"].get(name) for name in ROUNDING}
-        now = surroundings(self.device, self.world) | {name: getattr(self.config, name) for name in ROUNDING}
-        note_changes({"processes": 1} | saved.state["surroundings"] | rows, now, self.progress.note)
-        self.state.restore(saved)
-        self.progress.note(f"resuming at iteration {self.state.iteration}")
-        return self.state.iteration
 
     def run(
         self, batches: Batches, on_sample: Callable[[int], None] | None, interrupts: Interrupts
@@ -201,8 +196,9 @@ class _Trainer:
         """Train until finished, interrupted or out of time, then save a checkpoint."""
         config, state = self.config, self.state
         sampled_at = state.iteration
+        limit = math.inf if config.limit is None else config.limit
         while state.iteration < config.iterations and not any(
-            self.world.any(interrupts.received is not None, self.out_of_time())
+            self.world.any(interrupts.received is not None, state.seconds >= limit)
         ):
             start = time.perf_counter()
             with ended_if_it_hangs(self.world):
@@ -240,16 +236,6 @@ class _Trainer:
         finally:
             self.settle()
 
-    def out_of_time(self) -> bool:
-        return self.config.limit is not None and self.state.seconds >= self.config.limit
-
-    def expected(self) -> int:
-        """The estimated number of iterations in all: fewer than asked for where seconds end the run before."""
-        done, seconds, limit = self.state.iteration, self.state.seconds, self.config.limit
-        if limit is None or seconds == 0:
-            return self.config.iterations
-        return min(self.config.iterations, max(done, math.ceil(done * limit / seconds)))
-
     def iterate(self, batch: Batch) -> None:
         """One batch: an update of every phase."""
         state, lr = self.state, self.rate()
@@ -258,11 +244,11 @@ class _Trainer:
             updated = state.enter(phase)
             with frozen(state.networks, state.auxiliaries, but=phase.parameters):
                 names, values = self.accumulate(phase, index, batch, updated.parameters.values())
-            norm = updated.clip_gradients().to(values)
+            norm = nn.utils.clip_grad_norm_(updated.parameters.values(), self.config.optim.clip).to(values)
             broken = ~(torch.isfinite(values[0]) & torch.isfinite(norm))
-            updated.update(lr * phase.rate, phase.rates, self.config.batch_size, unless=broken)
+            updated.update(lr * phase.rate, self.config.batch_size, unless=broken)
             named, values = (*names, "grad_norm"), torch.cat([values, norm[None]])
-            self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, batch.sample, odd))
+            self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, odd))
         state.iteration += 1
 
     def rate(self) -> float:
@@ -311,29 +297,27 @@ class _Trainer:
             self.unreported.append(logs)
 
     def skip(self, made: _Update, values: Mapping[str, float]) -> None:
-        """Count and tell an update that is not made; give up after PATIENCE of the phase in a row."""
+        """Count and note an update that is not made; give up after PATIENCE of the phase in a row."""
         self.state.skipped += 1
         made.state.skipped_in_a_row += 1
-        sample, odd = self.share.gathered(made.sample), self.share.gathered(made.odd.long())
+        size, odd = self.config.batch_size, self.share.gathered(made.odd.long())
+        first = made.iteration * size
         text = (
-            f'iteration {made.iteration}, phase "{made.phase}", samples {int(sample.min())} to {int(sample.max())}: '
+            f'iteration {made.iteration}, phase "{made.phase}", samples {first} to {first + size - 1}: '
             f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         )
-        if bad := sample[odd > 0].tolist():
+        if bad := (first + odd.nonzero().flatten()).tolist():
             text += f"; the data itself is not finite in samples {bad}"
         if made.state.skipped_in_a_row >= PATIENCE:
-            raise NonFiniteError(
-                f"{text}; {PATIENCE} updates in a row were not finite. What was saved before is intact. Look at those "
-                "samples, or start a new run directory with a lower optim.lr"
-            )
+            raise NonFiniteError(f"{text}; so were {PATIENCE} updates in a row: look at them, or lower optim.lr")
         self.progress.note(f"{text}: update skipped")
 
     def is_logged(self) -> bool:
-        """Whether a line of the log tells of the iterations up to here."""
+        """Whether a line of the log ends with this iteration."""
         return self.state.iteration % self.config.log_every == 0 or self.state.iteration == self.config.iterations
 
     def report(self, elapsed: float) -> None:
-        """Of every iteration its logs, once, when they have been read: those of earlier ones as of the one before."""
+        """Report an iteration, and those before it whose losses were read only now: an update for each."""
         state, config = self.state, self.config
         state.seconds += 0 if self.compiling else elapsed  # which is no training: schedules by seconds would end sooner
         self.compiling = False
@@ -347,7 +331,9 @@ class _Trainer:
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
             self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": unreported[-1]["lr"]})
             state.running_means.sums.clear()
-        total = self.expected()
+        total = config.iterations
+        if config.limit is not None and state.seconds:  # an estimate: seconds may end the run before
+            total = min(total, max(state.iteration, math.ceil(state.iteration * config.limit / state.seconds)))
         for logs in unreported[:-1]:
             self.progress.update(state.iteration - 1, total, counts | finite(logs))
         self.progress.update(state.iteration, total, counts | finite(unreported[-1] if unreported else {}))
@@ -356,8 +342,7 @@ class _Trainer:
         """The leader begins to save a checkpoint; if it is the last one, to the end."""
         self.read()
         if self.world.leads:
-            here = surroundings(self.device, self.world)
-            record = self.state.record() | {"surroundings": here, "config": self.identity}
+            record = self.state.record() | {"surroundings": self.surroundings(), "config": self.identity}
             self.saver.save(self.state.iteration, self.state.tensors(), record, last=last)
 
 

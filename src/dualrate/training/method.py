@@ -35,21 +35,19 @@ class Phase(Ranged):
     parameters: updated in this phase; everything else is frozen while it runs
     loss:       (batch, iteration, draws) -> Loss; `draws` is keyed by the batch's sample numbers
     rate:       factor of the learning rate
-    rates:      factors over that, of parameters that have one of their own
     """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
     loss: Callable[[Batch, int, Draws], Loss]
     rate: Factor = 1.0
-    rates: Mapping[nn.Parameter, Factor] = field(default_factory=dict)
 
 
 class Method(Protocol):
     """What `fit` trains.
 
-    Several processes compute a loss each of their own rows: one that sums over all rows (`Batch.elsewhere`) does so as
-    often whatever its rows.
+    Several processes each compute the loss of their own rows. A loss that sums over all rows (`Batch.elsewhere`) must
+    do so equally often in every process.
     """
 
     @property

@@ -1,50 +1,130 @@
-"""All that changes during a run, and its form in a checkpoint."""
+"""All that changes during a run, and its form in a checkpoint.
+
+AdamW is torch's. Its state is saved as tensors named `<parameter>.<slot>`, so that it is a safetensors file.
+
+`Ema` is an exponential moving average of weights, with a half-life in images:
+
+    average <- decay * average + (1 - decay) * weights,   decay = 0.5 ** (rows / halflife)
+
+Early on the half-life is at most RAMP times the images seen so far, so that the average is not dominated by the
+initial weights (the ramp of Karras et al., "Elucidating the design space", arXiv 2206.00364, code release).
+Counting images rather than updates makes the average independent of the batch size.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dualrate.training import optim
 from dualrate.training.checkpoint import Checkpoint
-from dualrate.training.distributed import World
+from dualrate.training.config import FitConfig, OptimConfig
 from dualrate.training.log import RunningMeans
 from dualrate.training.method import Phase
-from dualrate.training.optim import Ema
+
+RAMP = 0.05
+
+
+class Ema:
+    """The average of named live tensors, which are read at every update and never replaced.
+
+    named:    name -> live tensor (parameters, or floating buffers)
+    halflife: in images
+    """
+
+    def __init__(self, named: Mapping[str, Tensor], halflife: float) -> None:
+        self.live = {name: tensor.detach() for name, tensor in named.items()}
+        self.average = {name: tensor.clone() for name, tensor in self.live.items()}
+        self.halflife, self.images = halflife, 0
+
+    @torch.no_grad()
+    def update(self, rows: int) -> None:
+        """Fold in the current weights, `rows` images after the last update."""
+        self.images += rows
+        decay = 0.5 ** (rows / min(self.halflife, RAMP * self.images))
+        average, live = list(self.average.values()), list(self.live.values())
+        torch._foreach_lerp_(average, live, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Within the block the live tensors hold the average; after it, whatever happened, the raw weights again."""
+        raw = {name: tensor.clone() for name, tensor in self.live.items()}
+        try:
+            _copy(self.live, self.average)
+            yield
+        finally:
+            _copy(self.live, raw)
+
+    def load(self, tensors: Mapping[str, Tensor], images: int) -> None:
+        """Continue from saved averages and the number of images they have seen."""
+        if tensors.keys() != self.average.keys():
+            other = sorted(tensors.keys() ^ self.average.keys())[:5]
+            raise ValueError(f"averages of other weights: {other} do not match")
+        _copy(self.average, tensors)
+        self.images = images
+
+
+def _copy(to: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    for name, tensor in to.items():
+        tensor.copy_(source[name])
 
 
 class PhaseState:
     """One phase's parameters by name, in the networks' order, with their optimiser and average.
 
-    ema: None for the parameters of auxiliaries, which nobody samples from
+    ema: None for the parameters of auxiliaries, which are not sampled from
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: optim.OptimConfig, ema: Ema | None) -> None:
-        self.parameters = parameters
-        self.optimizer = optim.build(parameters, config)
-        self.clip = config.clip
-        self.ema = ema
-        self.skipped_in_a_row = 0
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, ema: Ema | None) -> None:
+        self.parameters, self.ema, self.skipped_in_a_row = parameters, ema, 0
+        self.optimizer = torch.optim.AdamW(
+            list(parameters.values()),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,  # only this kernel can leave out a step on the device
+        )
 
-    def clip_gradients(self) -> Tensor:
-        """Scale the gradients down to the configured norm; returns (), the norm they had."""
-        return nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
-
-    def update(self, lr: float, rates: Mapping[nn.Parameter, float], rows: int, *, unless: Tensor) -> None:
+    def update(self, lr: float, rows: int, *, unless: Tensor) -> None:
         """One optimiser step from the gradients, which are gone then, and the average after it.
 
-        rates: factors of `lr`; unless: (), where it is not 0 the weights stay, and the average counts them once more
+        unless: (), where it is not 0 weights and optimiser stay, and the average counts the weights once more
         """
-        optim.set_rates(self.optimizer, lr, rates)
-        optim.step(self.optimizer, unless)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.found_inf = unless.float()  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(rows)
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimiser's state by `<parameter>.<slot>`; parameters that never had a gradient have none."""
+        slots = {name: self.optimizer.state.get(parameter, {}) for name, parameter in self.parameters.items()}
+        return {f"{name}.{slot}": value for name, values in slots.items() for slot, value in values.items()}
+
+    def load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from tensors of `optimizer_tensors`, which are taken out of the dictionary.
+
+        Each gets its parameter's memory layout: the fused kernels walk through both in memory order, whatever the
+        strides. torch moves it to the parameter's device.
+        """
+        position = {name: i for i, name in enumerate(self.parameters)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key in tuple(tensors):
+            value = tensors.pop(key)
+            name, _, slot = key.rpartition(".")
+            if name not in position:
+                raise ValueError(f'optimiser state "{key}" is of no parameter of this phase; was the network changed?')
+            like = self.parameters[name]
+            if value.shape == like.shape and value.stride() != like.stride():
+                value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+            state.setdefault(position[name], {})[slot] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
 class RunState:
@@ -53,22 +133,14 @@ class RunState:
     iteration: iterations done; seconds: of training; skipped: updates not made because something was not finite
     """
 
-    def __init__(
-        self,
-        networks: nn.ModuleDict,
-        auxiliaries: nn.ModuleDict,
-        config: optim.OptimConfig,
-        ema_halflife: int,
-        precision: str,
-    ) -> None:
+    def __init__(self, networks: nn.ModuleDict, auxiliaries: nn.ModuleDict, config: FitConfig) -> None:
         if shared := networks.keys() & auxiliaries.keys():
             raise ValueError(f"networks and auxiliaries both have {sorted(shared)}: their names must differ")
-        self.networks, self.auxiliaries = networks, auxiliaries
-        self._config, self._ema_halflife = config, ema_halflife
+        self.networks, self.auxiliaries, self.config = networks, auxiliaries, config
         self.parameters = dict(networks.named_parameters()) | dict(auxiliaries.named_parameters())
         self.phases: dict[str, PhaseState] = {}
         self.iteration, self.seconds, self.skipped = 0, 0.0, 0
-        self.precision = precision
+        self.precision: str = config.precision
         self.running_means = RunningMeans()
 
     def enter(self, phase: Phase) -> PhaseState:
@@ -76,19 +148,17 @@ class RunState:
         ids = {id(parameter) for parameter in phase.parameters}
         mine = {name: parameter for name, parameter in self.parameters.items() if id(parameter) in ids}
         if len(mine) != len(ids):
-            raise ValueError(
-                f'phase "{phase.name}" updates parameters outside of `networks` and `auxiliaries`; '
-                "put their module there"
-            )
-        if phase.name not in self.phases:
-            self.phases[phase.name] = self._begin(mine)
-        if self.phases[phase.name].parameters.keys() != mine.keys():
+            raise ValueError(f'phase "{phase.name}" has parameters outside of `networks` and `auxiliaries`')
+        state = self.phases.get(phase.name) or self._begin(phase.name, mine)
+        if state.parameters.keys() != mine.keys():
             raise ValueError(f'phase "{phase.name}" has other parameters than before; give it another name')
-        return self.phases[phase.name]
+        return state
 
-    def _begin(self, parameters: Mapping[str, nn.Parameter]) -> PhaseState:
-        sampled = {name: p for name, p in parameters.items() if name.partition(".")[0] in self.networks}
-        return PhaseState(parameters, self._config, Ema(sampled, self._ema_halflife) if sampled else None)
+    def _begin(self, name: str, parameters: Mapping[str, nn.Parameter]) -> PhaseState:
+        sampled = {key: p for key, p in parameters.items() if key.partition(".")[0] in self.networks}
+        ema = Ema(sampled, self.config.ema_halflife) if sampled else None
+        self.phases[name] = PhaseState(parameters, self.config.optim, ema)
+        return self.phases[name]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -105,15 +175,15 @@ class RunState:
                 for module, training in modes.items():
                     module.training = training
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """What a checkpoint holds, by file."""
-        tensors: dict[str, dict[str, Tensor]] = {"model": self.networks.state_dict()}
+        tensors: dict[str, Mapping[str, Tensor]] = {"model": self.networks.state_dict()}
         if self.auxiliaries:
             tensors["auxiliaries"] = self.auxiliaries.state_dict()
         for name, phase in self.phases.items():
-            tensors[f"optim-{name}"] = optim.state_tensors(phase.optimizer, phase.parameters)
+            tensors[f"optim-{name}"] = phase.optimizer_tensors()
             if phase.ema is not None:
-                tensors[f"ema-{name}"] = phase.ema.tensors()
+                tensors[f"ema-{name}"] = phase.ema.average
         return tensors
 
     def record(self) -> dict[str, Any]:
@@ -135,33 +205,20 @@ class RunState:
         }
 
     def restore(self, saved: Checkpoint) -> None:
-        """Continue from a checkpoint of the same networks, whose tensors are let go one after the other."""
+        """Continue from a checkpoint of the same networks, whose tensors are freed one after the other."""
         record = saved.state
-        for networks, file in ((self.networks, "model"), (self.auxiliaries, "auxiliaries")):
-            networks.load_state_dict(saved.tensors.pop(file, {}))
+        self.networks.load_state_dict(saved.tensors.pop("model"))
+        self.auxiliaries.load_state_dict(saved.tensors.pop("auxiliaries", {}))
         for name, counts in record["phases"].items():
             averages = saved.tensors.pop(f"ema-{name}", {})
-            names = set(counts.get("parameters", averages))  # checkpoints of before there were auxiliaries do not list
-            phase = self._begin({key: parameter for key, parameter in self.parameters.items() if key in names})
-            optim.load_state_tensors(phase.optimizer, phase.parameters, saved.tensors.pop(f"optim-{name}"))
+            names = counts.get("parameters", averages)  # the first checkpoints of format 1 do not list them
+            phase = self._begin(name, {key: p for key, p in self.parameters.items() if key in names})
+            phase.load_optimizer(saved.tensors.pop(f"optim-{name}"))
             if phase.ema is not None:
                 phase.ema.load(averages, counts["images"])
             phase.skipped_in_a_row = counts["skipped_in_a_row"]
-            self.phases[name] = phase
         self.iteration, self.seconds, self.skipped = record["iteration"], record["seconds"], record["skipped"]
         self.precision, self.running_means = record["precision"], RunningMeans(record["meter"])
-
-
-def surroundings(device: torch.device, world: World) -> dict[str, Any]:
-    """What bit-for-bit resuming depends on."""
-    here = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
-    return here | {"processes": world.size}
-
-
-def note_changes(before: Mapping[str, Any], now: Mapping[str, Any], note: Callable[[str], None]) -> None:
-    changes = [f"{key} was {before.get(key)}, is {value}" for key, value in now.items() if before.get(key) != value]
-    if changes:
-        note(f"resuming, but not bit for bit: {'; '.join(changes)}")
 
 
 def differences(
@@ -177,14 +234,10 @@ def differences(
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix.removesuffix("."): tree}
+    return {key: leaf for name, part in tree.items() for key, leaf in _leaves(part, f"{prefix}{name}.").items()}
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:

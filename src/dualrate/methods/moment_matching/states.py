@@ -206,7 +206,7 @@ class _PlanSteps:
         """States at `step`: (B, k) of each row's path, which begins as z: (B, ...) at the heavy step `start`: (B,).
 
         A row is followed to the end of its last step's segment, so contexts that nothing asks for are not computed. The
-        student is called as often whatever the rows, with none if need be.
+        student may be called with no rows.
         """
         z, last = z.clone(), step.amax(1)
         z_t = z.new_empty(*step.shape, *z.shape[1:])
