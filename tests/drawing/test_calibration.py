@@ -45,7 +45,8 @@ class Field:
         return Context((z,), tau=t)
 
     def denoise(self, z, t, context, cond):
-        alpha, sigma2 = PROCESS.alpha(t)[:, None], PROCESS.sigma(t)[:, None] ** 2
+        t = t.expand(len(z))[:, None]
+        alpha, sigma2 = PROCESS.alpha(t), PROCESS.sigma(t) ** 2
         gain = self.gain * alpha * POWER / (alpha**2 * POWER + sigma2)
         return BANDS.inverse(BANDS.spread(gain.to(z)) * BANDS.transform(z))
 
@@ -194,7 +195,7 @@ def test_a_table_is_kept_beside_its_weights(tmp_path):
         assert torch.equal(getattr(again, name), getattr(made(), name))
     assert (again.bands, again.below, again.above) == (BANDS, 0.1, 0.2)
     assert [file.name for file in tmp_path.iterdir()] == [COVARIANCE]
-    with pytest.raises(ValueError, match="is of other weights: measure it again"):
+    with pytest.raises(ValueError, match="for other weights: measure it again"):
         read_table(replace(model, weights_hash="other"))
     (tmp_path / COVARIANCE).write_bytes(b"\0" * 64)
     with pytest.raises(ValueError, match=r"is damaged.*measure it again with `dualrate plan calibrate"):

@@ -203,7 +203,7 @@ def test_a_model_of_other_steps_alone_has_no_bound(run, model, tmp_path, monkeyp
 
 def command(run, monkeypatch, *options) -> int:
     monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "cache"))
-    monkeypatch.setattr("sys.argv", ["dualrate", "bound", *map(str, (run, *options))])
+    monkeypatch.setattr("sys.argv", ["dualrate", "evaluate", *map(str, (run, "--bound", *options))])
     try:
         main()
     except SystemExit as stop:
