@@ -71,23 +71,20 @@ def features_named(text: str | Path | None) -> tuple[Features, ...]:
     """
     if text is None:
         return (None,)
-    words = [str(text)] if str(text) and as_path(text).is_dir() else str(text).split(",")
-    return tuple(_named(word.strip()) for word in words)
-
-
-def _named(word: str) -> Features:
-    for name in PRETRAINED:
-        if word == name:
-            return name
-    if word and (place := as_path(word)).is_dir():
-        return place
-    names = sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}"))
-    if word not in names:
-        raise ValueError(
-            f"there is no feature net {word!r}: name {', '.join(PRETRAINED)}, a shipped one ({', '.join(names)}), or "
-            "the directory of one; several with commas between"
-        )
-    return SHIPPED / word
+    found, names = [], sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}"))
+    for word in [str(text)] if str(text) and as_path(text).is_dir() else map(str.strip, str(text).split(",")):
+        if word in PRETRAINED:
+            found.append(word)
+        elif word and as_path(word).is_dir():
+            found.append(as_path(word))
+        elif word in names:
+            found.append(SHIPPED / word)
+        else:
+            raise ValueError(
+                f"there is no feature net {word!r}: name {', '.join(PRETRAINED)}, a shipped one ({', '.join(names)}), "
+                "or the directory of one; several with commas between"
+            )
+    return tuple(found)
 
 
 def evaluator(
@@ -115,14 +112,13 @@ def evaluator(
             raise ValueError(f"{data.source} is a text, scored by a language model of it: drop features and reference")
         return _of_text(data, progress)
     shown = image_progress(progress)
-    splits = _splits(data, progress) if features is None or reference is None else None
+    splits = _splits(data, progress) if features is None or reference is None else ()
     if features is None:
-        assert splits is not None
-        net = _feature_net(splits, progress)
+        net = _feature_net(*splits, progress=progress)
     elif isinstance(features, Path):
         net = FeatureNet.load(features)
         taken = (net.card.architecture.channels, net.card.architecture.size, net.card.architecture.size)
-        if splits is not None and splits[0].shape != taken:
+        if splits and splits[0].shape != taken:
             raise ValueError(
                 f"{splits[0].name} has images of {splits[0].shape} (C, H, W), the feature net {net.card.name!r} takes "
                 f"{taken}: give another one, or none, to train one on these images"
@@ -131,7 +127,6 @@ def evaluator(
         net = pretrained.load(features, device, note=progress.note)
     if reference is not None:
         return Evaluator(net, load_reference(reference, net, progress=shown), None)
-    assert splits is not None
     if isinstance(net, FeatureNet):  # a small net: computing features takes less time than reading them
         return Evaluator(net, *splits)
     return Evaluator(net, *splits, keep=cache_dir() / "real-features", progress=shown)
@@ -161,9 +156,8 @@ def messages(note: Callable[[str], None]) -> Callable[[int, int, str], None]:
     return report
 
 
-def _feature_net(splits: tuple[ImageSet, ImageSet], progress: Reporter) -> FeatureNet:
+def _feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter) -> FeatureNet:
     """The shipped one, or the one in the user's cache, trained there on first use."""
-    train, test = splits
     place = shipped(train.fingerprint) or cache_dir() / "features" / train.fingerprint[:16]
     if not (place / CARD).exists():
         check_trainable(train)
@@ -223,23 +217,17 @@ def score_source(
             raise ValueError("images are compared with real ones: name a run that was trained on them, or a reference")
         if not holds_statistics(Path(reference)):
             data, reference = DataConfig(str(reference)), None
-    found = evaluators(
-        data or DataConfig(""),
-        features,
-        reference=None if reference is None else Path(reference),
-        device=device,
-        progress=progress,
-    )
-    real = found[0].reference
-    channels = real.shape[0] if isinstance(real, ImageSet) else None
-    place = resolved(source)
+    file = None if reference is None else Path(reference)
+    found = evaluators(data or DataConfig(""), features, reference=file, device=device, progress=progress)
+    real, folder = found[0].reference, resolved(source)
+    channels, name = real.shape[0] if isinstance(real, ImageSet) else None, printable(folder.name)
     with TemporaryDirectory() as unpacked:
-        if place.suffix == ".zip":
-            ZipFile(place).extractall(unpacked)
-        folder = Path(unpacked) if place.suffix == ".zip" else place
+        if folder.suffix == ".zip":
+            ZipFile(folder).extractall(unpacked)
+            folder = Path(unpacked)
         images = every_image(folder, channels=channels, without=grids_below(folder))
         shown = image_progress(progress)
-        return score_images(images, printable(place.name), *found, details=details, progress=shown)
+        return score_images(images, name, *found, details=details, progress=shown)
 
 
 SCORED = 1000  # images of a score in training

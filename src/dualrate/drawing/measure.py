@@ -106,27 +106,27 @@ def measure(
     nets, of = [one.net for one in evaluators], _originals(drawer.model, seeds, evaluators[0])
     size = shard_size or max(SHARD * (keep is not None), drawer.batch_size)
     with TemporaryDirectory() if keep is None else nullcontext(keep) as directory:
-        stores(drawer, nets, Path(directory))  # refused before the features of real images, which may take long
+        kept = stores(drawer, nets, Path(directory))  # refused before the features of real images, which may take long
         for one in evaluators:
             one.prepare(mapper, held_out_alone=of is not None and not (details and one is evaluators[0]))
-        kept = keep_features(drawer, seeds, nets, Path(directory), shard_size=size, progress=progress, mapper=mapper)
+        filled, draw = [*zip(kept, nets, strict=True)], partial(_images, drawer.resolved)
+        fill_stores(filled, seeds, draw, size=size, progress=progress, mapper=mapper)
         found = [store.read(seeds) for store in kept]
     features = {one.metric: own.features for one, own in zip(evaluators, found, strict=True)}
-    strata = drawer.strata(seeds)
-    replicates = {one.metric: one.replicates(features[one.metric], strata, of=of) for one in evaluators}
-    score, *beside = (
-        one.score_features(
-            features[one.metric],
+    strata, replicates, scores = drawer.strata(seeds), {}, []
+    for name, one in zip(features, evaluators, strict=True):
+        replicates[name] = one.replicates(features[name], strata, of=of)
+        score = one.score_features(
+            features[name],
             seeds=f"{seeds.start}-{seeds.stop - 1}",
             labels=drawer.labels_rule,
             strata=strata,
-            details=details and one is evaluators[0],
+            details=details and not scores,
             codec=drawer.model.codec,
             of=of,
-            replicates=replicates[one.metric],
+            replicates=replicates[name],
         )
-        for one in evaluators
-    )
+        scores.append(score)
     row = Row(
         network=drawer.network,
         sampler=drawer.sampler,
@@ -136,8 +136,8 @@ def measure(
         seconds_per_image=found[0].seconds / len(seeds),
         batch_size=min(drawer.batch_size, size, len(seeds)),
         precision=drawer.arithmetic,
-        score=score,
-        beside=tuple(beside),
+        score=scores[0],
+        beside=tuple(scores[1:]),
     )
     return Measurement(row, features, replicates)
 
@@ -158,26 +158,22 @@ def score_images(
     several shapes, and what `Evaluator.score_features` and reading them raise.
     """
     check(evaluators, len(images), details=details)
-    parts: list[list[Tensor]] = [[] for _ in evaluators]
-    done = 0
+    parts, done = [], 0
     for names, batch in image_batches(images, batch_size):
-        for own, one in zip(parts, evaluators, strict=True):
-            own.append(one.net.features(batch))
+        parts.append([one.net.features(batch) for one in evaluators])
         done += len(names)
         if progress is not None:
             progress(done, len(images))
+    every = (torch.cat(own) for own in zip(*parts, strict=True))
     return tuple(
-        one.score_features(
-            torch.cat(own), seeds=f"images of {name}", labels="unknown", details=details and one is evaluators[0]
-        )
-        for own, one in zip(parts, evaluators, strict=True)
+        one.score_features(own, seeds=f"images of {name}", labels="unknown", details=details and one is evaluators[0])
+        for own, one in zip(every, evaluators, strict=True)
     )
 
 
 def image_batches(images: Everything, size: int) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
     """Names and images (b, C, H, W) of one shape. Raises ValueError, naming the image, for one of another shape."""
-    first: tuple[str, tuple[int, ...]] | None = None
-    every = iter(images)
+    first, every = None, iter(images)
     while batch := list(islice(every, size)):
         for name, image in batch:
             first = first or (name, image.shape)
@@ -205,32 +201,13 @@ def _originals(model: Model, seeds: range, evaluator: Evaluator[Any]) -> Tensor 
     return given.rows(torch.tensor(seeds))
 
 
-def keep_features(
-    drawer: Drawer,
-    seeds: range,
-    nets: Sequence[FeatureExtractor],
-    directory: Path,
-    *,
-    shard_size: int | None = None,
-    progress: ImageProgress | None = None,
-    mapper: Mapper = in_turn,
-) -> list[FeatureStore]:
-    """Draw one image per seed that `stores` lack, and keep their features. Raises what they and drawing raise."""
-    found = stores(drawer, nets, directory)
-    size = shard_size or max(SHARD, drawer.batch_size)
-    draw = partial(_images, drawer.resolved)
-    fill_stores(list(zip(found, nets, strict=True)), seeds, draw, size=size, progress=progress, mapper=mapper)
-    return found
-
-
 def stores(drawer: Drawer, nets: Sequence[FeatureExtractor], directory: Path) -> list[FeatureStore]:
     """Where features are kept: the first net's in the directory, each other's in a folder of it that has its identity.
 
     Raises what `FeatureStore.open` raises.
     """
     places = [directory, *(directory / re.sub(r"[^\w.-]+", "-", net.identity) for net in nets[1:])]
-    opened = zip(places, nets, strict=True)
-    return [FeatureStore.open(place, drawer.origin(net.identity)) for place, net in opened]
+    return [FeatureStore.open(*of) for of in zip(places, (drawer.origin(net.identity) for net in nets), strict=True)]
 
 
 def _images(drawer: Drawer, seeds: Sequence[int]) -> NDArray[np.uint8]:
@@ -273,8 +250,8 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     drawer.draw(range(count))  # the first compiles, records, chooses kernels
     seconds = drawer.draw(range(count)).seconds
     taken = call_seconds(drawer.model, count, precision=drawer.precision)
-    calls = {"heavy_call": cost.calls.heavy, "light_call": cost.calls.light, "light_call_alone": cost.calls.without}
-    macs = {**calls, "decode": cost.calls.decode, "per_image": cost.macs}
+    macs = {"heavy_call": cost.calls.heavy, "light_call": cost.calls.light, "light_call_alone": cost.calls.without}
+    macs |= {"decode": cost.calls.decode, "per_image": cost.macs}
     return {
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
         **{f"macs_{of}": number for of, number in macs.items()},

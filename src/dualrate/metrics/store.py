@@ -18,10 +18,12 @@ import hashlib
 import itertools
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -107,16 +109,12 @@ class FeatureStore:
         files = self._files()
         if missing := sorted(_distinct(ids) - files.keys()):
             raise ValueError(f"{self.directory} lacks {len(missing)} of {len(ids)} ids, the first is {missing[0]}")
-        rows = {id_: row for row, id_ in enumerate(ids)}
-        parts, placed, seconds = [], [], 0.0
-        for file in dict.fromkeys(files[id_] for id_ in ids):
+        found, seconds = {}, 0.0
+        for file, wanted in Counter(files[id_] for id_ in ids).items():
             tensors, about = _tensors(file, ("ids", "features"))
-            shard_ids = tensors["ids"].tolist()
-            inside = [i for i, id_ in enumerate(shard_ids) if id_ in rows]
-            parts.append(tensors["features"][inside])
-            placed += [rows[shard_ids[i]] for i in inside]
-            seconds += float(about["seconds"]) * len(inside) / len(shard_ids)
-        return StoredFeatures(torch.cat(parts)[torch.tensor(placed).argsort()], seconds)
+            found |= zip(tensors["ids"].tolist(), tensors["features"], strict=True)
+            seconds += float(about["seconds"]) * wanted / len(tensors["ids"])
+        return StoredFeatures(torch.stack([found[id_] for id_ in ids]), seconds)
 
     def write(self, ids: Sequence[int], features: Tensor, seconds: float = 0.0) -> None:
         """A shard of these ids, in order, and what drawing them took. Raises ValueError for other features than (n, D)
@@ -171,13 +169,11 @@ def fill_stores(
     lacking = [set(store.missing(ids)) for store, _ in stores]
     missing = sorted(set().union(*lacking))
     report = progress or (lambda done, total: None)
-    done = len(ids) - len(missing)
-    report(done, len(ids))
+    report(done := len(ids) - len(missing), len(ids))
     shards = [list(group) for _, group in itertools.groupby(missing, key=lambda id_: id_ // size)]
     for shard, (features, seconds) in mapper(partial(_features_drawn, draw, [net for _, net in stores]), shards):
         for (store, _), own, found in zip(stores, lacking, features, strict=True):
-            rows = [row for row, id_ in enumerate(shard) if id_ in own]
-            if rows:
+            if rows := [row for row, id_ in enumerate(shard) if id_ in own]:
                 store.write([shard[row] for row in rows], found[rows], seconds * len(rows) / len(shard))
         done += len(shard)
         report(done, len(ids))
@@ -207,10 +203,7 @@ def _tensors(file: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def _content(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in ("ids", "features"):
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in ("ids", "features"))).hexdigest()
 
 
 def _distinct(ids: Sequence[int]) -> set[int]:
@@ -228,28 +221,20 @@ def real_features(
     mapper: Mapper = in_turn,
     progress: ImageProgress | None = None,
 ) -> Tensor:
-    """(N, D) float32 of images (N, C, H, W) uint8: `net.features(images)`.
+    """(N, D) float32 of images (N, C, H, W) uint8: `net.features(images)`, PART at a time.
 
-    store:    of `store_in`: what is there is not taken again, and what is taken is kept there
-    mapper:   takes them
-    progress: called with images done, those that were kept among them, and of how many
-    Raises what the net raises for images, and `FeatureStore` for files.
+    store: of `store_in`: what is there is not taken again, and what is taken is kept there
+    mapper, progress: as of `fill_stores`, whose errors are raised, and those of the net
     """
-    count, found = len(images), {}
-    missing = set(range(count)) if store is None else set(store.missing(range(count)))
-    parts = [_Part(images, first) for first in range(0, count, PART) if first in missing]
-    done = count - len(missing)
-    for part, features in mapper(partial(_features, net), parts):
-        if store is None:
-            found[part.first] = features
-        else:
-            store.write(range(part.first, part.first + len(features)), features)
-        done += len(features)
-        if progress is not None:
-            progress(done, count)
-    if store is not None:
-        return store.read(range(count)).features
-    return torch.cat([found[part.first] for part in parts])
+    ids = range(len(images))
+    with TemporaryDirectory() as folder:
+        store = store or FeatureStore.open(folder, Origin.of_real("images in memory", net.identity))
+        fill_stores([(store, net)], ids, partial(_part, images), size=PART, progress=progress, mapper=mapper)
+        return store.read(ids).features
+
+
+def _part(images: Pixels, ids: Sequence[int]) -> Any:
+    return images[ids[0] : ids[-1] + 1]
 
 
 def store_in(directory: Path, net: Extractor, images: ImageSet) -> FeatureStore:
@@ -260,22 +245,3 @@ def store_in(directory: Path, net: Extractor, images: ImageSet) -> FeatureStore:
     origin = Origin.of_real(f"{images.name}:{images.fingerprint}, {PART} at a time, version {VERSION}", net.identity)
     name = re.sub(r"[^\w.-]+", "-", f"{images.name}-{net.identity}-{origin.digest}")
     return FeatureStore.open(directory / name, origin)
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """PART images from the first on, of all of them; to another process goes no other."""
-
-    images: Pixels
-    first: int
-
-    @property
-    def own(self) -> Pixels:
-        return self.images[self.first : self.first + PART]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _Part, (self.own, 0)
-
-
-def _features(net: Extractor, part: _Part) -> Tensor:
-    return net.features(part.own)
