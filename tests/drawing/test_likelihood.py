@@ -240,7 +240,7 @@ def test_the_steps_own_variance_costs_more(run, monkeypatch, capsys):
     ("options", "message"),
     [
         (["--sampler", "ddim", "--heavy", 4], "ancestral"),
-        (["--num", 1], "num is a whole number from 2"),
+        (["--num", 1], "--num is 2 to 6"),
         (["--num", 7], "--num is 2 to 6"),
         (["--gamma", 0.5], "--variance own"),
         (["--end", -16], "choose a later end"),

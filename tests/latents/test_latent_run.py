@@ -163,7 +163,7 @@ def test_what_does_not_belong_together_is_refused(
     for wrong, message in (
         (replace(experiment, codec=NoCodec()), r"is latents by the codec .*, and latent is trained on a set of"),
         (replace(experiment, codec=CodecFolder("x", "0" * 64)), "is trained on latents by the codec 000000000000"),
-        (pixels, "has images, and latent is trained on latents"),
+        (pixels, "is a set of pictures, and latent is trained on latents"),
         (replace(experiment, networks=TwoNetworks(*2 * [replace(NET, image_channels=3)])), r"latents of \(4, 8, 8\)"),
     ):
         with pytest.raises(ValueError, match=message):

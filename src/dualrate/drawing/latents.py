@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,8 +85,8 @@ class Latents:
         """Raises ValueError, naming the file, for another content; OSError where it cannot be read."""
 
         def wanted(found: list[str]) -> tuple[str, ...]:
-            if missing := set(ARRAYS) - set(found):
-                raise ValueError(f"it has no array {sorted(missing)[0]}, which dualrate data encode-images writes")
+            if missing := sorted(set(ARRAYS) - set(found)):
+                raise ValueError(f"it has no array {missing[0]}, which `dualrate data encode-images` writes")
             return ARRAYS
 
         x, names, codec = read_arrays(file, wanted, "latents").values()
@@ -193,23 +194,17 @@ def decode_latents(
 def _check_folder(out: Path, record: dict[str, Any]) -> None:
     """Raises ValueError, naming what differs, for a folder of anything else than images of this record."""
     if (out / RECORD).is_file():
-        found = read_json(out / RECORD)
-        found = found if isinstance(found, dict) else {}
-        differing = [name for name in record if found.get(name) != record[name]]
-        if differing:
-            listed = ", ".join(
-                f"{name} ({str(found.get(name))[:12]}; now {str(record[name])[:12]})" for name in differing
-            )
-            raise ValueError(f"{out} holds other images, they differ in {listed}: name another --out")
-    elif out.exists() and (not out.is_dir() or any(not _is_left(file.name) for file in out.iterdir())):
-        raise ValueError(
-            f"{out} is there already and holds no images that `dualrate data decode` wrote: name another --out"
-        )
-
-
-def _is_left(name: str) -> bool:
-    """Whether a kill before the first image leaves such a file."""
-    return name == ".lock" or written_aside(name) == RECORD
+        content = read_json(out / RECORD)
+        found = content if isinstance(content, dict) else {}
+        if differing := [name for name in record if found.get(name) != record[name]]:
+            pairs = [f"{name} ({str(found.get(name))[:12]}; now {str(record[name])[:12]})" for name in differing]
+            raise ValueError(f"{out} holds other images, they differ in {', '.join(pairs)}: name another --out")
+        return
+    left = (
+        {name for name in os.listdir(out) if name != ".lock" and written_aside(name) != RECORD} if out.exists() else ()
+    )
+    if left:
+        raise ValueError(f"{out} holds other files than images that `dualrate data decode` wrote: name another --out")
 
 
 # Drawn by a model
