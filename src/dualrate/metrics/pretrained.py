@@ -122,6 +122,12 @@ def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> b
     return content
 
 
+class _Wrapped(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
 # Inception
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -129,12 +135,8 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
-class InceptionFeatures(nn.Module):
+class InceptionFeatures(_Wrapped):
     """net: torch-fidelity's, uint8 (B, 3, H, W) -> a tuple that holds (B, 2048) float32"""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images.expand(-1, 3, -1, -1))[0]
@@ -142,9 +144,18 @@ class InceptionFeatures(nn.Module):
 
 def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], None] = lambda text: None) -> PhotoNet:
     """Inception-v3 with the weights in `inception_path()`. Raises as `load`."""
-    extractor = _inception_class()
+    try:
+        from torch_fidelity import FeatureExtractorInceptionV3  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another build fails in any of these ways
+        raise ValueError(
+            f"FID needs torch-fidelity, which does not import beside torch {torch.__version__} "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}): pip install 'dualrate[eval]'. If that "
+            "is here, torchvision is of another build than torch: install both from one index (PyPI for CUDA, "
+            "https://download.pytorch.org/whl/cpu without). FD in the data set's own features needs neither"
+        ) from error
     weights = io.BytesIO(_inception_weights(inception_path(), note))
-    module = InceptionFeatures(extractor("inception", ["2048"], feature_extractor_weights_path=weights))
+    extractor = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
+    module = InceptionFeatures(extractor)
     identity = f"torch-fidelity/inception-2015-12-05:{INCEPTION_SHA256[:12]}"
     return PhotoNet("inception", module.to(device).eval(), identity, 2048, torch.device(device), batch_size=100)
 
@@ -152,20 +163,6 @@ def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], 
 def inception_path() -> Path:
     """Where torch-fidelity and torchmetrics keep the weights too: $TORCH_HOME/hub/checkpoints."""
     return Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS)
-
-
-def _inception_class() -> Callable[..., nn.Module]:
-    try:
-        from torch_fidelity import FeatureExtractorInceptionV3  # pyright: ignore[reportMissingImports]
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another build fails in any of these ways
-        first = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"FID needs torch-fidelity, which does not import beside torch {torch.__version__} "
-            f"({type(error).__name__}: {first}): pip install 'dualrate[eval]'. If that is here, torchvision is of "
-            "another build than torch: install both from one index (PyPI for CUDA, "
-            "https://download.pytorch.org/whl/cpu without). FD in the data set's own features needs neither"
-        ) from error
-    return FeatureExtractorInceptionV3
 
 
 def _inception_weights(path: Path, note: Callable[[str], None]) -> bytes:
@@ -192,12 +189,8 @@ DINOV2_MEAN, DINOV2_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFSET = 0.1  # patches; the original adds it to the size that position embeddings are resized to
 
 
-class DinoV2Features(nn.Module):
+class DinoV2Features(_Wrapped):
     """net: transformers' Dinov2Model, (B, 3, 224, 224) -> last_hidden_state (B, 1 + patches, D), class token first"""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(prepared(images)).last_hidden_state[:, 0]
