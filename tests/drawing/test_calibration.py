@@ -57,7 +57,7 @@ def images(count) -> ImageSet:
     return ImageSet(((x.clamp(-1, 1) + 1) * 127.5).round().byte().numpy(), None, (), "field")
 
 
-def measured(denoiser, count=1000) -> CovarianceTable:
+def measured(denoiser, count=1000, levels=12) -> CovarianceTable:
     """In batches of 600, as a derivative takes as long of few of these images as of many."""
     of = {
         "process": PROCESS,
@@ -69,7 +69,8 @@ def measured(denoiser, count=1000) -> CovarianceTable:
     }
     model = SimpleNamespace(denoiser=denoiser, ready=lambda bfloat16: model, **of)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROWS", 600)
+        for name, value in {"ROWS": 600, "LOWEST": -levels, "HIGHEST": levels}.items():
+            patch.setattr(module, name, value)
         return _measured(model, images(count), count, BANDS, Quiet())  # type: ignore[arg-type]
 
 
@@ -90,7 +91,7 @@ def test_a_denoiser_that_trusts_too_little_has_a_ratio_below_one():
 
 def test_clamps_are_shares_of_all_that_is_used_whatever_the_kind_of_model():
     """A denoiser that looks at no context, once as a single-rate model and once as a dual-rate one."""
-    single, dual = (measured(Field(reuse, gain=1.3), count=64) for reuse in (Reuse.FREE, Reuse.MARKOV))
+    single, dual = (measured(Field(reuse, gain=1.3), count=64, levels=4) for reuse in (Reuse.FREE, Reuse.MARKOV))
     assert 0.02 < single.above < 1
     assert dual.above == pytest.approx(single.above, rel=0.5)
 
@@ -118,7 +119,10 @@ def test_at_a_heavy_call_the_error_is_that_of_what_the_encoder_computed():
         def denoise(self, z, t, context, cond):
             return super().denoise(z, t, context, cond) if context.x_hat is None else context.x_hat
 
-    own, at = measured(Own(Reuse.MARKOV, gain=0.5), count=200), 16  # log-SNR 4: half of the lowest band is known
+    own, at = (
+        measured(Own(Reuse.MARKOV, gain=0.5), count=200, levels=5),
+        9,
+    )  # log-SNR 4: half of the lowest band is known
     assert (own.variance * own.ratio / 0.5 / exact(own.log_snr)[:, None])[at, at, 0] == pytest.approx(1, abs=1e-4)
     assert own.variance[at, at, 0] / exact(own.log_snr)[at, 0] == pytest.approx(1, abs=0.25)
     assert own.variance[at, at - 1, 0] / exact(own.log_snr)[at, 0] > 1.3

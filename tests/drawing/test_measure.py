@@ -20,11 +20,10 @@ from dualrate.experiment.plan_support import OnePlan
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.methods.times import TimeSampler
-from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.evaluate import Evaluator, Reference
 from dualrate.metrics.features import Architecture, Card, FeatureNet, Mixed
 from dualrate.metrics.frechet import GaussianStats
 from dualrate.metrics.origin import PIXELS
-from dualrate.metrics.reference import Reference
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import Model, load
 from dualrate.sampling.ancestral import Ancestral
@@ -327,7 +326,7 @@ def test_real_images_are_seen_by_whoever_draws_before_anything_is_drawn(drawer, 
         return in_turn(job, blocks)
 
     assert measured(drawer, replace(judge), None, mapper=mapper).score == measured(drawer, judge, None).score
-    assert jobs == [["_Part"], ["list"] * 3]
+    assert jobs == [["list"], ["list"] * 3]
 
 
 @pytest.mark.parametrize(("details", "alone"), [(False, [True, True]), (True, [False, True])])
@@ -338,7 +337,7 @@ def test_reconstructions_need_no_other_real_images_than_their_own(drawer, judge,
         raise Killed
 
     monkeypatch.setattr("dualrate.drawing.measure._originals", lambda *of: torch.tensor(SEEDS))
-    monkeypatch.setattr("dualrate.drawing.measure.keep_features", drawn)
+    monkeypatch.setattr("dualrate.drawing.measure.fill_stores", drawn)
     monkeypatch.setattr(Evaluator, "prepare", lambda self, mapper, **how: asked.append(how["held_out_alone"]))
     with pytest.raises(Killed):
         measure(drawer, SEEDS, judge, other, details=details)

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from dualrate.data.images import ImageSet
-from dualrate.metrics.evaluate import Evaluator, by_turns
+from dualrate.metrics.evaluate import Evaluator, Reference, by_turns
 from dualrate.metrics.features import FeatureNet, train_feature_net
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.kid_prc import Manifold, kernel_distance
 from dualrate.metrics.origin import require_same
-from dualrate.metrics.reference import Reference
 from dualrate.system.workers import in_turn
 from metrics.scored import score_of
 from metrics.squares import two_classes

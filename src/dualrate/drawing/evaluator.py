@@ -29,10 +29,9 @@ from dualrate.experiment.experiment import DataConfig, Model
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
 from dualrate.metrics import text as language_models
-from dualrate.metrics.evaluate import Evaluator, Score
+from dualrate.metrics.evaluate import Evaluator, Score, holds_statistics, load_reference
 from dualrate.metrics.features import CARD, FeatureNet, TrainingProgress, check_trainable, read_card, train_feature_net
 from dualrate.metrics.pretrained import PRETRAINED, Pretrained
-from dualrate.metrics.reference import holds_statistics, load_reference
 from dualrate.metrics.text import LanguageModel, train_language_model
 from dualrate.runs.train import Score as ScoreInTraining
 from dualrate.system.progress import Reporter, image_progress

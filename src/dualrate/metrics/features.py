@@ -42,11 +42,24 @@ Pixels = Tensor | NDArray[np.uint8] | Shards
 TrainingProgress = Callable[[int, int, float], None]  # iterations done, iterations in all, loss
 
 
-class FeatureExtractor(Protocol):
+class Extractor(Protocol):
+    """What makes features of images.
+
+    identity: "<name>:<first 12 hex digits of the weights' sha256>", for fingerprints and reference files
+    """
+
+    @property
+    def identity(self) -> str: ...
+
+    def features(self, images: Any) -> Tensor:
+        """(N, D) float32 on the CPU, of images (N, C, H, W) uint8. Raises ValueError for images it does not take."""
+        ...
+
+
+class FeatureExtractor(Extractor, Protocol):
     """A fixed network. Distances compare only within one `identity`.
 
     metric:      what a distance in its features is called: "FD-<name>", and "FID" in Inception's alone
-    identity:    "<name>:<first 12 hex digits of the weights' sha256>", for fingerprints and reference files
     dim:         D, features of an image
     usual_count: images that scores are usually of; a score of fewer carries a note
     """
@@ -55,17 +68,10 @@ class FeatureExtractor(Protocol):
     def metric(self) -> str: ...
 
     @property
-    def identity(self) -> str: ...
-
-    @property
     def dim(self) -> int: ...
 
     @property
     def usual_count(self) -> int: ...
-
-    def features(self, images: Pixels) -> Tensor:
-        """(N, D) float32 on the CPU, of images (N, C, H, W) uint8. Raises ValueError for images it does not take."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from dualrate.config.serial import from_json
 from dualrate.data.images import ImageSet
-from dualrate.metrics.features import Pixels
+from dualrate.metrics.features import Extractor, Pixels
 from dualrate.metrics.origin import Origin
 from dualrate.system.files import open_tensors, read_bytes, write_whole
 from dualrate.system.progress import ImageProgress
@@ -44,17 +44,6 @@ VERSION = 1  # of `real_features`; raised where a net of the same identity gives
 PART = 500  # images that a process sees at once; a multiple of every net's usual batch, for the same bits as at once
 
 DrawImages = Callable[[Sequence[int]], NDArray[Any]]  # ids -> images (n, C, H, W), each a function of its id
-
-
-class Extractor(Protocol):
-    """What makes features of images. identity: those of another one are not kept beside its own"""
-
-    @property
-    def identity(self) -> str: ...
-
-    def features(self, images: Any) -> Tensor:
-        """(N, D) float32 on the CPU, of (N, C, H, W)."""
-        ...
 
 
 @dataclass(frozen=True)
