@@ -271,14 +271,20 @@ def nearness(drawer: Drawer, seeds: range) -> Nearness | None:
     if not isinstance(given, HeldOut):
         return None
     parts = torch.tensor(seeds).split(drawer.batch_size)
-    return nearness_of((given.originals(part), drawn) for part, drawn in zip(parts, drawer.batches(seeds), strict=True))
+    return _nearness(map(given.originals, parts), drawer.batches(seeds))
 
 
-def nearness_of(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Nearness:
-    """pairs: images and their reconstructions, each (b, C, H, W), batch by batch."""
+def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
+    """PSNR of the first `count` images after the codec's round trip."""
+    rows = torch.arange(count)
+    return _nearness((images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows))
+
+
+def _nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDArray[np.uint8]]) -> Nearness:
+    """Of batches, each (b, C, H, W)."""
     found: list[float] = []
-    for images, drawn in pairs:
-        square = (drawn.astype(np.float64) - images) ** 2
+    for x, drawn in zip(images, reconstructions, strict=True):
+        square = (drawn.astype(np.float64) - x) ** 2
         found += [10 * math.log10(255**2 / max(error, 1e-9)) for error in square.mean((1, 2, 3)).tolist()]
     return Nearness(float(np.mean(found)), float(np.std(found) / math.sqrt(len(found))), len(found))
 
@@ -290,15 +296,17 @@ class LatentScores:
     generated: bool
     rfd: Mapping[str, float]
     count: int
-    nearness: Nearness
+    nearness: Nearness | None
     bits: Estimate | None
 
     def __str__(self) -> str:
         """For people, line by line."""
         table = "gFD: images from a model of latents, from training images" if self.generated else "rFD"
-        lines = [f"the table's distances are {table}"]
-        for metric, value in self.rfd.items():
-            lines.append(f"r{metric} {value:.4g}, of {self.count:,} reconstructions, from the same held-out images")
+        of = f"of {self.count:,} reconstructions, from the same held-out images"
+        lines = [
+            f"the table's distances are {table}",
+            *(f"r{name} {value:.4g}, {of}" for name, value in self.rfd.items()),
+        ]
         lines.append(str(self.nearness))
         if self.bits is not None:
             lines.append(f"latents hold {self.bits} bits a pixel at most, by the prior that was trained with them")
@@ -320,7 +328,6 @@ def latent_scores(
     if given is not None:
         rfd, count = {metric: score.value for metric, score in measured.row.scores.items()}, len(seeds)
         near = nearness(drawer, seeds[:LOOKED_AT])
-        assert near is not None  # of a decoder
     else:
         count = min(len(seeds), len(images))
         rfd = {one.metric: one.reconstruction(count, codec) for one in evaluators}
@@ -329,13 +336,6 @@ def latent_scores(
     held = min(len(images), LOOKED_AT)
     bits = prior and bits_per_pixel(prior.denoiser, prior.gaussian, codec, images, held, classes=prior.num_classes > 0)
     return LatentScores(given is None, rfd, count, near, bits)
-
-
-def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
-    """PSNR of the first `count` images after the codec's round trip."""
-    rows = torch.arange(count)
-    parts = zip(rows.split(ROUND_TRIP), round_trips(codec, images, rows), strict=True)
-    return nearness_of((images.images[row.numpy()], drawn) for row, drawn in parts)
 
 
 def prior_of(model: Model) -> Model | None:

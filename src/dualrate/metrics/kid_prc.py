@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from dualrate.metrics.features import FeatureExtractor
+from dualrate.metrics.frechet import finite_features
 
 SUBSETS = 20  # where there are vectors enough
 
@@ -58,8 +59,12 @@ def kernel_distance(
     larger reference only as many vectors count as there are features.
     Raises ValueError for fewer than 2 subsets, subsets of fewer than 2 vectors, other shapes, and what is not finite.
     """
-    _check(features, reference)
-    count = min(len(features), len(reference))
+    if features.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"features have {features.shape} and {reference.shape}: take both through the same feature net"
+        )
+    sets = finite_features(features), finite_features(reference)
+    count = min(map(len, sets))
     subsets = min(SUBSETS, count // 2) if subsets is None else subsets
     size = count // max(1, subsets)
     if subsets < 2 or size < 2:
@@ -68,33 +73,20 @@ def kernel_distance(
             "at least 2 subsets, of at least 2 vectors each: draw more images, or ask for other subsets"
         )
     generator = torch.Generator().manual_seed(seed)
-    x, y = (f[torch.randperm(len(f), generator=generator)[: subsets * size]].double() for f in (features, reference))
+    x, y = (one[torch.randperm(len(one), generator=generator)[: subsets * size]] for one in sets)
     values = torch.stack([squared_mmd(a, b) for a, b in zip(x.split(size), y.split(size), strict=True)])
     return KernelDistance(values.mean().item(), values.std().item() / math.sqrt(subsets), subsets, size)
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
     """The estimate above, a scalar, of x (N, D) and y (M, D)."""
-    return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * _kernel(x, y).mean()
-
-
-def _mean_of_pairs(x: Tensor) -> Tensor:
-    kernel = _kernel(x, x)
-    return (kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1))
+    within = (_kernel(x, x), _kernel(y, y))
+    pairs = [(kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1)) for kernel in within]
+    return sum(pairs) - 2 * _kernel(x, y).mean()
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
-
-
-def _check(features: Tensor, reference: Tensor) -> None:
-    if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
-        raise ValueError(
-            f"got features {tuple(features.shape)} and {tuple(reference.shape)}; expected (N, D) and (M, D): take both "
-            "sets through the same feature net"
-        )
-    if not (features.isfinite().all() and reference.isfinite().all()):
-        raise ValueError("some feature vectors are not finite; look at the images they came from")
 
 
 ROUNDING = 1e-12  # of squared norms: what a squared distance of equal vectors may come to
@@ -130,16 +122,14 @@ class Manifold:
 
         Raises ValueError for k < 1, no more than k vectors, other shapes, and what is not finite; so does what follows.
         """
-        _check_neighbours("reference", reference, reference.shape[-1], k)
-        reference = reference.cpu().double()
+        reference = _neighbours(reference, reference.shape[-1], k)
         centre = reference.mean(0)
         points = reference - centre
         return Manifold(points, _squared_radii(points, k, block), centre, k, block)
 
     def precision_recall(self, features: Tensor) -> PrecisionRecall:
         """Of features (N, D) against this reference."""
-        _check_neighbours("features", features, len(self.centre), self.k)
-        fake = features.cpu().double() - self.centre
+        fake = _neighbours(features, len(self.centre), self.k) - self.centre
         return PrecisionRecall(
             precision=_share_inside(fake, self.points, self.squared_radii, self.block),
             recall=_share_inside(self.points, fake, _squared_radii(fake, self.k, self.block), self.block),
@@ -147,11 +137,13 @@ class Manifold:
         )
 
 
-def _check_neighbours(name: str, own: Tensor, dim: int, k: int) -> None:
-    if own.ndim != 2 or own.shape[1] != dim or not own.isfinite().all():
-        raise ValueError(f"{name} {tuple(own.shape)} must be finite and (N, {dim}): take both through the same net")
+def _neighbours(own: Tensor, dim: int, k: int) -> Tensor:
+    """On the CPU in float64."""
+    if own.ndim != 2 or own.shape[1] != dim:
+        raise ValueError(f"got features {tuple(own.shape)}; expected (N, {dim}): take both through the same net")
     if not 1 <= k < len(own):
-        raise ValueError(f"got k = {k} for {len(own)} {name}; k is at least 1, and every set larger than k")
+        raise ValueError(f"got k = {k} for {len(own)} vectors; k is at least 1, and every set larger than k")
+    return finite_features(own).cpu()
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
