@@ -20,10 +20,10 @@ from dualrate.experiment.plan_support import OnePlan
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.methods.times import TimeSampler
+from dualrate.metrics.distances import GaussianStats
 from dualrate.metrics.evaluate import Evaluator, Reference
 from dualrate.metrics.features import Architecture, Card, FeatureNet, Mixed
-from dualrate.metrics.frechet import GaussianStats
-from dualrate.metrics.origin import PIXELS
+from dualrate.metrics.store import PIXELS
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import Model, load
 from dualrate.sampling.ancestral import Ancestral

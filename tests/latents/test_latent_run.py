@@ -32,9 +32,9 @@ from dualrate.experiment.experiment import DataConfig, Experiment, on_codec_of_d
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
+from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, FeatureNet
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import Auto
 from dualrate.runs.store import load, write_experiment

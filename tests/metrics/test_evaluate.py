@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from dualrate.data.images import ImageSet
+from dualrate.metrics.distances import GaussianStats, Manifold, frechet_distance, kernel_distance
 from dualrate.metrics.evaluate import Evaluator, Reference, by_turns
 from dualrate.metrics.features import FeatureNet, train_feature_net
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.metrics.kid_prc import Manifold, kernel_distance
-from dualrate.metrics.origin import require_same
+from dualrate.metrics.store import require_same
 from dualrate.system.workers import in_turn
 from metrics.scored import score_of
 from metrics.squares import two_classes

@@ -9,10 +9,9 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.diffusion.random import Draws
+from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import Architecture, Card, FeatureNet
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.metrics.origin import Origin
-from dualrate.metrics.store import FeatureStore, fill_stores
+from dualrate.metrics.store import FeatureStore, Origin, fill_stores
 
 ARCH = Architecture(1, 8, 2, features=6)
 SOURCE = Origin("w1", "e1", "ancestral", "8 steps", "none", "noise:0123456789ab", "float32")

@@ -9,9 +9,9 @@ import scipy.linalg
 import torch
 
 from dualrate.data.images import ImageSet
+from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.evaluate import Evaluator, load_reference
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.metrics.origin import require_same
+from dualrate.metrics.store import require_same
 from metrics.armed import Armed, armed_pickle
 from metrics.scored import score_of
 

@@ -184,8 +184,7 @@ class Search(Ranged):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.drawing.evaluator import evaluator
-        from dualrate.drawing.measure import OutOfTime
+        from dualrate.drawing.measure import OutOfTime, evaluator
         from dualrate.drawing.plan_search import search
         from dualrate.system.workers import mapper
 

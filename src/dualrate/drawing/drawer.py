@@ -34,7 +34,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
 from dualrate.experiment.experiment import Model
-from dualrate.metrics.origin import Origin
+from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs, plan_cost
 from dualrate.sampling.step import Step

@@ -39,8 +39,8 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer, real_batches
 from dualrate.drawing.measure import Measurement, OutOfTime, call_seconds, measure, until
 from dualrate.experiment.experiment import Model
+from dualrate.metrics.distances import Interval, interval_of
 from dualrate.metrics.evaluate import Evaluator, Score
-from dualrate.metrics.frechet import Interval, interval_of
 from dualrate.planning.planner import FEWEST, Bend, Errors, Planned, Planner, measure_bend, measure_errors
 from dualrate.planning.search import Round, counts, halving, members, shortlist
 from dualrate.sampling.cost import CallCost

@@ -28,7 +28,7 @@ from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import Drawer, Guidance, Samples, plain_step
-from dualrate.metrics.origin import PIXELS, Origin
+from dualrate.metrics.store import PIXELS, Origin
 from dualrate.report.image_grid import is_whole_png, png_bytes, read_png, save_grid, write_npz
 from dualrate.runs.train import LOGS, SAMPLES
 from dualrate.sampling.cost import PlanCost

@@ -37,20 +37,23 @@ from dualrate.data.archives import read_arrays
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.data.source import printable
 from dualrate.diffusion.random import Draws
-from dualrate.metrics.features import FeatureExtractor
-from dualrate.metrics.frechet import (
+from dualrate.metrics.distances import (
     LEVEL,
     PER_FEATURE,
     ROUNDING,
     GaussianStats,
+    KernelDistance,
+    Manifold,
+    PrecisionRecall,
     clamped_eigenvalues,
     frechet_distance,
     interval_of,
+    kernel_distance,
+    kernel_metric,
     resampled_distances,
 )
-from dualrate.metrics.kid_prc import KernelDistance, Manifold, PrecisionRecall, kernel_distance, kernel_metric
-from dualrate.metrics.origin import Fingerprint
-from dualrate.metrics.store import real_features, store_in
+from dualrate.metrics.features import FeatureExtractor
+from dualrate.metrics.store import Fingerprint, real_features, store_in
 from dualrate.system.files import check_regular, naming
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn

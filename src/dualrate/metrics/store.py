@@ -10,17 +10,20 @@ resumed is drawn in the same batches and gives the same bits; in other batches f
 
 Features of real images are taken PART at a time, and may be kept in the same way: Inception takes hours of a CPU for a
 data set. 60,000 images need 490 MB for Inception's features, 77 MB for EfficientNet's.
+
+An `Origin` says what decides the features of an image; a `Fingerprint` what must be equal for scores to compare.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,13 +34,104 @@ from numpy.typing import NDArray
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor
 
-from dualrate.config.serial import from_json
+from dualrate.config.serial import from_json, to_plain
 from dualrate.data.images import ImageSet
 from dualrate.metrics.features import Extractor, Pixels
-from dualrate.metrics.origin import Origin
 from dualrate.system.files import open_tensors, read_bytes, write_whole
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
+
+BITS = "uint8 round(127.5x+127.5)"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The conditions a score was taken under.
+
+    features:        the extractor's identity, "<name>:<first 12 hex digits of its weights' sha256>"
+    reference:       "<data set and split, or file>:<first 12 hex digits of the images' or the file's sha256>"
+    reference_count: how many of them; None for statistics from a file, which do not say
+    count:           images scored
+    seeds:           their seeds, e.g. "0-4999"
+    labels:          the rule of their labels, e.g. "i mod classes", or "none"
+    bits:            how they were quantised
+    """
+
+    features: str
+    reference: str
+    reference_count: int | None
+    count: int
+    seeds: str
+    labels: str
+    bits: str = BITS
+
+    def json(self) -> str:
+        """All fields as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    def short(self) -> str:
+        """The first 12 hex digits of the sha256 of `json()`."""
+        return hashlib.sha256(self.json().encode()).hexdigest()[:12]
+
+
+def require_same(fingerprints: Sequence[Fingerprint]) -> None:
+    """ValueError naming the differing fields, unless all fingerprints are equal."""
+    if differing := _differences(fingerprints):
+        raise ValueError(f"these scores cannot be compared, they differ in {differing}: score them alike")
+
+
+def _differences(records: Sequence[Any]) -> str:
+    """The fields in which dataclasses of one kind differ, with their values; empty if they are equal."""
+    found = {
+        one.name: list(dict.fromkeys(str(getattr(record, one.name)) for record in records))
+        for one in fields(records[0] if records else Origin)
+    }
+    return ", ".join(f"{name} ({' / '.join(values)})" for name, values in found.items() if len(values) > 1)
+
+
+NOISE = "Philox keyed by the seed"
+PIXELS = "none, the images themselves"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that decides the features, or the pixels, of an id (an image's seed).
+
+    weights, experiment: sha256 of the model's
+    sampler, plan:       the update rule with its settings and guidance; times and heavy calls
+    labels:              the rule that makes a class of an id, or "none"
+    features:            the extractor's identity; PIXELS where the images themselves are kept
+    precision:           of the model's matrix products, and whether it is compiled, which changes rounding
+    seeds, bits:         the rules that make noise of an id, and 8-bit images of samples
+    """
+
+    weights: str
+    experiment: str
+    sampler: str
+    plan: str
+    labels: str
+    features: str
+    precision: str
+    seeds: str = NOISE
+    bits: str = BITS
+
+    def json(self) -> str:
+        return json.dumps(to_plain(self), indent=1) + "\n"
+
+    @staticmethod
+    def of_real(images: str, features: str) -> Origin:
+        """Of real images, whose ids are their rows. images: says which"""
+        return Origin(*5 * ("none",), features=features, precision="none", seeds=f"rows of {images}", bits="their own")
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits for the name of a place: another one for whatever gives other features."""
+        return hashlib.sha256(self.json().encode()).hexdigest()[:8]
+
+    def differences(self, other: Origin) -> str:
+        """The fields in which two origins differ, with both values; empty if they are equal."""
+        return _differences((self, other))
+
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
 VERSION = 1  # of `real_features`; raised where a net of the same identity gives other features
