@@ -122,7 +122,7 @@ def test_what_cannot_be_drawn_is_refused_when_the_drawer_is_made(model, drawer):
         ({"label": 3}, "knows the classes 0 to 2, got label 3"),
         ({"model": unconditional(model), "label": 0}, "has no classes: drop the label"),
         ({"model": unconditional(model), "guidance": Guidance(2.0)}, "nothing to guide"),
-        ({"model": labelled, "guidance": Guidance(2.0)}, "so it has nothing to guide against"),
+        ({"model": labelled, "guidance": Guidance(2.0)}, "has nothing to guide against"),
         ({"batch_size": 0}, "batch_size is a whole number from 1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -157,9 +157,10 @@ def fit_variance(
 
 def check_bounded(model: Model) -> None:
     """Raises ValueError for a model that makes other steps than ancestral ones alone."""
-    made_for = model.serves.sampler
-    if made_for not in (None, ANCESTRAL):
-        raise ValueError(f"{model.name} was made for {made_for} alone, which has no likelihood: bound its teacher")
+    if model.serves.sampler not in (None, ANCESTRAL):
+        raise ValueError(
+            f"{model.name} was made for {model.serves.sampler} alone, which has no likelihood: bound its teacher"
+        )
 
 
 def _kernel(drawer: Drawer) -> MarkovStep:
@@ -262,15 +263,9 @@ def score_texts(
     distance = None
     if len(drawn) >= 2 * net.dim:
         distance = evaluator.score_features(net.features(drawn), seeds=f"{seeds[0]}-{seeds[-1]}", labels="none")
-    return TextScore(
-        bound,
-        OfPieces.of(drawn, net),
-        OfPieces.of(held_out, net),
-        gradient_moment(gradients[0], gradients[1]),
-        gradient_moment(gradients[2], gradients[1]),
-        net.identity,
-        distance,
-    )
+    both = OfPieces.of(drawn, net), OfPieces.of(held_out, net)
+    moments = (gradient_moment(gradients[i], gradients[1]) for i in (0, 2))
+    return TextScore(bound, *both, *moments, net.identity, distance)
 
 
 def _drawn(drawer: Drawer, seeds: Sequence[int], show: ImageProgress, mapper: Mapper) -> NDArray[np.uint8]:
@@ -285,8 +280,6 @@ def _drawn(drawer: Drawer, seeds: Sequence[int], show: ImageProgress, mapper: Ma
 
 def entropy(pieces: NDArray[np.uint8]) -> Estimate:
     """-sum p log2 p of the shares p of characters in a piece. pieces: (N, 1, 1, L), N >= 2."""
-    found = []
-    for piece in pieces:
-        share = np.unique(piece, return_counts=True)[1] / piece.size
-        found.append(-(share * np.log2(share)).sum())
+    shares = [np.unique(piece, return_counts=True)[1] / piece.size for piece in pieces]
+    found = [-(share * np.log2(share)).sum() for share in shares]
     return Estimate.of(torch.tensor(found, dtype=torch.float64))

@@ -216,13 +216,13 @@ def _originals(model: Model, seeds: range, evaluator: Evaluator[Any]) -> Tensor 
 
     Raises ValueError for a decoder that is given the latents of other images.
     """
-    given = model.given
-    if not isinstance(given, HeldOut) or evaluator.held_out is None:
+    given, held_out = model.given, evaluator.held_out
+    if not isinstance(given, HeldOut) or held_out is None:
         return None
-    if given.images.fingerprint != evaluator.held_out.fingerprint:
+    if given.images.fingerprint != held_out.fingerprint:
         raise ValueError(
             f"{model.name} reconstructs {given.images.name}, and {evaluator.metric} has the held-out images of "
-            f"{evaluator.held_out.name}: measure it on the data that it was trained with"
+            f"{held_out.name}: measure it on the data that it was trained with"
         )
     return given.rows(torch.tensor(seeds))
 

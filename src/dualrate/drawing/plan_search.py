@@ -327,9 +327,8 @@ def search(
 def plans_to_measure(model: Model, usual: StepPlan) -> Names:
     """The plans of the family, the usual one first."""
     steps, heavy, schedule = usual.num_steps, usual.num_heavy, model.process.schedule
-    reuses = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
-    family = members(steps, heavy, late=reuses and model.serves.drops)
-    between = abilities(model.denoiser).between
+    late = heavy < steps and model.denoiser.reuse is Reuse.MARKOV and model.serves.drops
+    family, between = members(steps, heavy, late=late), abilities(model.denoiser).between
     plans = {member.plan(schedule, steps, heavy).renewing(between): member for member in family}
     if len(family) > SHORT:
         family = shortlist(family, plans.get(usual), SHORT)
