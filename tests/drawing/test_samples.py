@@ -208,15 +208,15 @@ def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
 
 def test_killed_at_every_write_the_same_call_ends_with_the_same_bits(model, tmp_path):
     """Real processes, really killed, right before and right after each file appears."""
-    assert forked(partial(dying.write, model.path, tmp_path / "whole", 5)) == 0
+    assert forked(partial(dying.write, model.path, tmp_path / "whole", 4)) == 0
     whole = content(tmp_path / "whole")
-    assert len(whole) == 7
+    assert len(whole) == 6
     writes = len(whole) + 1
     for moment in range(1, 2 * writes + 1):
         out = tmp_path / f"{moment}"
-        assert forked(partial(dying.write, model.path, out, 5, kill_at=moment)) == -signal.SIGKILL
+        assert forked(partial(dying.write, model.path, out, 4, kill_at=moment)) == -signal.SIGKILL
         assert {name for name in whole if (out / name).exists() and (out / name).read_bytes() != whole[name]} == set()
-        dying.write(model.path, out, 5)
+        dying.write(model.path, out, 4)
         assert content(out) == whole
 
 

@@ -164,7 +164,7 @@ def test_what_does_not_belong_together_is_refused(
         (replace(experiment, codec=NoCodec()), r"is latents by the codec .*, and latent is trained on a set of"),
         (replace(experiment, codec=CodecFolder("x", "0" * 64)), "is trained on latents by the codec 000000000000"),
         (pixels, "is a set of pictures, and latent is trained on latents"),
-        (replace(experiment, networks=TwoNetworks(*2 * [replace(NET, image_channels=3)])), r"latents of \(4, 8, 8\)"),
+        (replace(experiment, networks=TwoNetworks(*2 * [replace(NET, image_channels=3)])), r"images of \(4, 8, 8\)"),
     ):
         with pytest.raises(ValueError, match=message):
             dr.train(wrong, tmp_path / "run")
