@@ -205,22 +205,24 @@ class Record:
         """Six digits, or more if the first seed asks for them: a function of the two seeds alone."""
         return f"{seed:0{max(6, len(str(self.first_seed + SPACE)))}d}{self.ending}"
 
-    def is_own(self, name: str) -> bool:
-        """Whether a file of this name is an image of a seed that was asked for so far."""
-        stem = name.removesuffix(self.ending)
-        own = stem.removeprefix("-").isdecimal() and 0 <= int(stem) - self.first_seed < self.images
-        return own and name == self.file_name(int(stem))
+    def joined(self, earlier: Record | None, directory: Path) -> Record:
+        """This record with what an earlier one of the same images says besides.
 
-    def require_same(self, wanted: Record, directory: Path) -> None:
-        """Raises ValueError that names what differs, unless the images of `wanted` are of the same kind as these."""
-        differing = []
-        for name, (value, words) in self._identity().items():
-            other, now = wanted._identity()[name]
+        Raises ValueError that names what differs, if the earlier one is of images of another kind.
+        """
+        if earlier is None:
+            return self
+        differing, here = [], self._identity()
+        for name, (value, words) in earlier._identity().items():
+            other, now = here[name]
             if value != other:
                 differing.append(f"{name} ({value}; now {other})" if words == now else f"{name} ({words}; now {now})")
         if differing:
             listed = ", ".join(differing)
             raise ValueError(f"{directory} holds other samples, they differ in {listed}: choose another --out")
+        known = [call | {"date": None} for call in earlier.calls]
+        calls = (*earlier.calls, *(call for call in self.calls if call | {"date": None} not in known))
+        return replace(self, images=max(self.images, earlier.images), calls=calls)
 
     def _identity(self) -> dict[str, tuple[Any, Any]]:
         """What is equal in images of one kind: the value, and how an error shows it."""
@@ -228,14 +230,6 @@ class Record:
         weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
         words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
         return {name: (value, words.get(name, value)) for name, value in found.items()}
-
-    def joined(self, earlier: Record | None) -> Record:
-        """This record with what an earlier one of the same images says besides."""
-        if earlier is None:
-            return self
-        known = [call | {"date": None} for call in earlier.calls]
-        calls = (*earlier.calls, *(call for call in self.calls if call | {"date": None} not in known))
-        return replace(self, images=max(self.images, earlier.images), calls=calls)
 
 
 def grids_below(folder: Path) -> frozenset[Path]:
@@ -263,9 +257,8 @@ def read_record(directory: Path) -> Record | None:
         record = from_json(Record, read_bytes(file), str(file))
     except ValueError as error:
         raise ValueError(f"{error}; choose another --out") from error
-    beside = (SAMPLES, OVERVIEW[record.ending])
-    foreign = [name for name in names if name.endswith(record.ending) and name not in beside and name[0] != "."]
-    if foreign := [name for name in foreign if not record.is_own(name)]:
+    own = {record.file_name(record.first_seed + i) for i in range(record.images)} | {OVERVIEW[record.ending]}
+    if foreign := [name for name in names if name.endswith(record.ending) and name not in own and name[0] != "."]:
         raise ValueError(f"{directory} holds {some_of(foreign)} beside its samples: take that away, or change --out")
     return record
 
@@ -320,15 +313,10 @@ def write_samples(
     alphabet = model.experiment.codec.alphabet
     kind = Pieces(alphabet, model.image_shape[2]) if alphabet else Pictures(model.image_shape)
     record = Record.of(drawer, seeds, kind, command)
-    if found is not None:
-        found.require_same(record, out)
-
+    _ = record.joined(found, out)
     out.mkdir(parents=True, exist_ok=True)
     with run_lock(out, "filled with samples"):
-        found = read_record(out)  # again: before the lock was held, another process may have been here
-        if found is not None:
-            found.require_same(record, out)
-        record = record.joined(found)
+        record = record.joined(read_record(out), out)  # again: before the lock was held, another process may have come
         for name in os.listdir(out):
             if _left(name):
                 (out / name).unlink()
