@@ -422,9 +422,8 @@ def _feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter) -> Feat
     if not (place / CARD).exists():
         check_trainable(train)
         progress.note(f"training a feature net on {train.name}, once; it is kept in {place}")
-        net = train_feature_net(train, test, progress=training_progress(progress, feature_nets.BATCH_SIZE))
+        train_feature_net(train, test, progress=_shown(progress, feature_nets.BATCH_SIZE)).save(place)
         progress.close()  # whatever is shown next has a rate of its own
-        net.save(place)
     return FeatureNet.load(place)
 
 
@@ -437,15 +436,14 @@ def _of_text(data: DataConfig, progress: Reporter) -> Evaluator[LanguageModel]:
     place = cache_dir() / "language-models" / train.fingerprint[:16]
     if not (place / f"{language_models.NAME}.json").exists():
         progress.note(f"training a language model on {train.name}, once; it is kept in {place}")
-        shown = training_progress(progress, language_models.BATCH_SIZE)
-        train_language_model(train, test, progress=shown).save(place)
+        train_language_model(train, test, progress=_shown(progress, language_models.BATCH_SIZE)).save(place)
         progress.close()
     hashed = hashlib.sha256(f"{train.fingerprint} every {length}".encode()).hexdigest()
     pieces = replace(train, images=train.images[::length], hashed=hashed)
     return Evaluator(LanguageModel.load(place), pieces, test)
 
 
-def training_progress(progress: Reporter, batch_size: int) -> TrainingProgress:
+def _shown(progress: Reporter, batch_size: int) -> TrainingProgress:
     """Shows the training of a net, of batches of this size."""
     start = time.monotonic()
 
