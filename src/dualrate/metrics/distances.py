@@ -33,7 +33,7 @@ on how many vectors there are: compare only at the same counts, best with as man
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -166,15 +166,15 @@ def resampled_distances(
         raise ValueError(f"got strata {tuple(strata.shape)} {strata.dtype}; expected ({len(features)},) int64")
     weights = _resampling_weights(strata, resamples, seed)
     if isinstance(reference, GaussianStats):
-        value = frechet_distance(GaussianStats.of(features), reference)
-        distances = _weighted_distances(features, reference, weights)
-    else:
-        if reference.shape != features.shape:
-            raise ValueError(f"got features {tuple(features.shape)} and partners {tuple(reference.shape)}: one of each")
+        value, rooted = frechet_distance(GaussianStats.of(features), reference), root(reference.cov)
+        each = [_distance(_weighted(features, weight), reference, rooted) for weight in weights]
+    elif reference.shape == features.shape:
         pair = features, finite_features(reference)
         value = frechet_distance(*map(GaussianStats.of, pair))
         each = [frechet_distance(*(_weighted(one, weight) for one in pair)) for weight in weights]
-        distances = torch.tensor(each, dtype=torch.float64)
+    else:
+        raise ValueError(f"got features {tuple(features.shape)} and partners {tuple(reference.shape)}: one of each")
+    distances = torch.tensor(each, dtype=torch.float64)
     return value + distances - distances.mean()
 
 
@@ -195,28 +195,16 @@ def _resampling_weights(strata: Tensor, resamples: int, seed: int) -> Iterator[T
 
 def _weighted(features: Tensor, weight: Tensor) -> GaussianStats:
     """Of vectors that count so often each, in all as often as there are: (N,)."""
-    count = len(features)
-    mean = weight @ features / count
-    centred = features - mean
-    return GaussianStats(mean, centred.T @ (centred * weight[:, None]) / (count - 1), count)
+    count, mean = len(features), weight @ features / len(features)
+    counted = weight.nonzero().squeeze(1)  # a resample leaves a third of the vectors out
+    centred = features[counted] - mean
+    return GaussianStats(mean, centred.T @ (centred * weight[counted, None]) / (count - 1), count)
 
 
-def _weighted_distances(features: Tensor, reference: GaussianStats, weights: Iterable[Tensor]) -> Tensor:
-    """(resamples,) float64. Each costs one weighted Gram matrix: tr (S_f S_r)^(1/2) needs only that of f S_r^(1/2)."""
-    count = len(features)
-    centred = features - reference.mean
-    rooted, squares = centred @ root(reference.cov), centred.square().sum(1)
-    distances = []
-    for weight in weights:
-        mean, rooted_mean = weight @ centred / count, weight @ rooted / count
-        trace = (weight @ squares - count * mean.square().sum()) / (count - 1)
-        counted = weight.nonzero().squeeze(1)  # a resample leaves a third of the vectors out
-        chosen = rooted[counted]
-        second = chosen.T @ (chosen * weight[counted, None])
-        product = (second - count * torch.outer(rooted_mean, rooted_mean)) / (count - 1)
-        cross = clamped_eigenvalues(torch.linalg.eigvalsh(product)).sqrt().sum()
-        distances.append(mean.square().sum() + trace + reference.cov.trace() - 2 * cross)
-    return torch.stack(distances)
+def _distance(a: GaussianStats, b: GaussianStats, rooted: Tensor) -> float:
+    """`frechet_distance` where the root of b's covariance is known: without a singular value decomposition."""
+    cross = clamped_eigenvalues(torch.linalg.eigvalsh(rooted @ a.cov @ rooted)).sqrt().sum()
+    return ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross).item()
 
 
 SUBSETS = 20  # where there are vectors enough
