@@ -9,7 +9,7 @@
 The noise that a decoder takes latents with, and what it draws, are keyed by a latent's number. A decoder's own noise is
 keyed by its image's seed, so the latent that a model draws for image i has another seed, FIRST + i.
 
-What a codec keeps of images, and at what price:
+What a codec keeps of images, and at what cost in bits:
 
     gFD     the Frechet distance of a table, where its images are drawn by a model of latents: from training images
     rFD     of reconstructions of held-out images, from the same images

@@ -80,21 +80,21 @@ class OutOfTime(Exception):
     """What was to be drawn took longer than it may; what was drawn is kept."""
 
 
-def until(deadline: float, tell: Callable[[int, int], None]) -> ImageProgress:
+def until(deadline: float, report: Callable[[int, int], None]) -> ImageProgress:
     """Raises OutOfTime at the first report after the deadline, of `time.monotonic`, unless all is done.
 
-    tell: called with the images that were there before, and those drawn since
+    report: called with the images that existed before, and those drawn since
     """
     before = -1
 
-    def report(done: int, total: int) -> None:
+    def check_time(done: int, total: int) -> None:
         nonlocal before
         before = done if before < 0 else before
-        tell(before, done - before)
+        report(before, done - before)
         if done < total and time.monotonic() > deadline:
             raise OutOfTime
 
-    return report
+    return check_time
 
 
 def check(evaluators: Sequence[Evaluator[Any]], count: int, *, details: bool) -> None:
@@ -176,7 +176,7 @@ def score_images(
     batch_size: int = 125,
     progress: ImageProgress | None = None,
 ) -> tuple[Score, ...]:
-    """Scores of images that are there already, whoever made them, by every evaluator; the first with details if asked.
+    """Scores of existing images by every evaluator; the first one's score has the details, if asked for.
 
     images: of one shape, (C, H, W), as `every_image` finds them
     name:   of the images, in the scores' fingerprints
@@ -423,7 +423,7 @@ def _feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter) -> Feat
         check_trainable(train)
         progress.note(f"training a feature net on {train.name}, once; it is kept in {place}")
         train_feature_net(train, test, progress=_shown(progress, feature_nets.BATCH_SIZE)).save(place)
-        progress.close()  # whatever is shown next has a rate of its own
+        progress.close()  # the next progress is counted anew
     return FeatureNet.load(place)
 
 
@@ -463,7 +463,7 @@ def score_source(
     device: torch.device | str = "cpu",
     progress: Reporter,
 ) -> tuple[Score, ...]:
-    """Scores of images that are there already, whoever made them, as of samples of a run.
+    """Scores of existing images, in the same way as of samples of a run.
 
     source:    a folder, a .zip, a .npz or another source of images (see `every_image`)
     data:      the real images; None: those of `reference`, which is a data source then, or a .npz of statistics

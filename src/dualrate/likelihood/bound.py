@@ -127,7 +127,7 @@ def along_path(
 
 @dataclass(frozen=True)
 class _Forward(Step):
-    """Goes from z_t to z_s ~ q(z_s | z_t, x), and carries what `compare` says of `step` beside that."""
+    """Goes from z_t to z_s ~ q(z_s | z_t, x), and carries the results of `compare`."""
 
     step: MarkovStep
     x: Tensor

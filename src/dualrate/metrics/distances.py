@@ -154,7 +154,7 @@ def resampled_distances(
 
     FD of a sample is biased upward by about C/N. A resample repeats some vectors, so it carries that bias a second
     time, and the plain percentile interval lies above the value, often without touching it. The bootstrap's own mean
-    tells the second bias: it is subtracted. The first bias is left in on purpose, as it is in every value at this
+    measures the second bias, which is subtracted. The first bias is left in on purpose, as it is in every value at this
     count, the floor of real images included.
     """
     if resamples < 2:

@@ -1,7 +1,6 @@
 """Scores of generated images: a Frechet distance with its interval, beside the floor that real images reach.
 
-Details are what a Frechet distance does not say: a distance that is unbiased at any count, and fidelity apart from
-variety.
+Details go beyond the Frechet distance: a distance that is unbiased at any count, and fidelity apart from variety.
 
 Reference statistics come from a file, too, in the two layouts that are published: npz with `mu` and `sigma`, or with
 images.
@@ -251,7 +250,7 @@ class Evaluator(Generic[Net]):
     def check_count(self, count: int) -> None:
         """Raises ValueError for fewer images than twice the features, and for a reference file of fewer.
 
-        Their covariance means nothing. Of a data set that has no more training images a score's note says so.
+        Their covariance means nothing. A score's note names a data set that has no more training images.
         """
         minimum = PER_FEATURE * self.net.dim
         if count < minimum:
@@ -392,7 +391,7 @@ def load_reference(
     progress: of the file's images, if it holds those
     Raises OSError for a file that is missing or cannot be read; ValueError, naming the extractor, for a pickle or
     anything else that is no such file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma
-    that is no covariance, and statistics that say they were made in other features.
+    that is no covariance, and statistics that were made in other features.
     """
     path = Path(path)
     of = f"{extractor.metric} in the features {extractor.identity}"
@@ -427,7 +426,7 @@ def _wanted(found: list[str]) -> list[str]:
 def _stats(arrays: dict[str, np.ndarray], extractor: FeatureExtractor, progress: ImageProgress | None) -> GaussianStats:
     made_in = str(arrays.pop("extractor", extractor.identity))
     if made_in != extractor.identity:
-        raise ValueError(f"it says its statistics are of {made_in}")
+        raise ValueError(f"its statistics were made in {made_in}")
     if "arr_0" in arrays:
         images = arrays["arr_0"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or len(images) < 2:

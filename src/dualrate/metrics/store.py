@@ -11,7 +11,7 @@ resumed is drawn in the same batches and gives the same bits; in other batches f
 Features of real images are taken PART at a time, and may be kept in the same way: Inception takes hours of a CPU for a
 data set. 60,000 images need 490 MB for Inception's features, 77 MB for EfficientNet's.
 
-An `Origin` says what decides the features of an image; a `Fingerprint` what must be equal for scores to compare.
+An `Origin` holds what decides the features of an image; a `Fingerprint` what must be equal for scores to compare.
 """
 
 from __future__ import annotations

@@ -7,14 +7,14 @@ The language model is autoregressive, trained on a text in minutes on a CPU, and
 It gives the exact likelihood of a piece (bits a character), the gradient of it, and features in which texts have a
 distance. It is recurrent (GRU, Cho et al. 2014), and computes on the CPU in float32.
 
-The gradient moment says how far a language model would be pulled from one set of texts to another:
+The gradient moment measures how far a language model would be pulled from one set of texts to another:
 
     GM = |E_gen grad NLL - E_data grad NLL|^2
 
 with the gradient in all parameters theta of a fixed language model, and NLL = -log p_theta of a piece in nats a
 character (D-MMD, arXiv 2603.20155, where the model is GPT-2). A model that was trained on data to its end has no
 gradient there, so GM is that of what was generated. It is 0 where both laws are the same, and also where they differ
-only in what the model does not see: so it says nothing where the language model is the generator itself.
+only in what the model does not see: so it means nothing where the language model is the generator itself.
 
 The square of a measured mean is too large by its noise. An inner product of two means that share no piece is not. Here
 either side is in K blocks, and the value is the mean over all ways to split them in halves, which is
