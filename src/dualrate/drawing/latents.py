@@ -200,10 +200,7 @@ def _check_folder(out: Path, record: dict[str, Any]) -> None:
             pairs = [f"{name} ({str(found.get(name))[:12]}; now {str(record[name])[:12]})" for name in differing]
             raise ValueError(f"{out} holds other images, they differ in {', '.join(pairs)}: name another --out")
         return
-    left = (
-        {name for name in os.listdir(out) if name != ".lock" and written_aside(name) != RECORD} if out.exists() else ()
-    )
-    if left:
+    if out.exists() and any(name != ".lock" and written_aside(name) != RECORD for name in os.listdir(out)):
         raise ValueError(f"{out} holds other files than images that `dualrate data decode` wrote: name another --out")
 
 
