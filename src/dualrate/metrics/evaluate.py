@@ -191,6 +191,7 @@ class Evaluator(Generic[Net]):
         count = len(features)
         self.check_count(count)
         images = self.reference if of is None else self.held_out
+        assert images is not None
         stats = self._stats if of is None else GaussianStats.of(self._partners(of))
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
