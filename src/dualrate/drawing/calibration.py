@@ -164,4 +164,4 @@ def read_table(model: Model) -> CovarianceTable:
         raise ValueError(f"{file} is damaged: {error}; {again}") from error
     if noted.get("weights") != model.weights_hash:
         raise ValueError(f"{file} was measured for other weights: {again}")
-    return CovarianceTable(bands, *(tensors[name] for name in TENSORS), below, above)
+    return CovarianceTable(bands, **tensors, below=below, above=above)

@@ -91,8 +91,8 @@ class Likelihood:
             for name in ("prior", "steps", "reconstruction")
         )
         total = prior + steps.sum(1) + reconstruction
-        terms = map(Estimate.of, (total, prior, steps.sum(1), reconstruction))
-        return Likelihood(*terms, tuple(steps.mean(0).tolist()), tuple(total.tolist()))
+        terms = [Estimate.of(term) for term in (total, prior, steps.sum(1), reconstruction)]
+        return Likelihood(*terms, each_step=tuple(steps.mean(0).tolist()), images=tuple(total.tolist()))
 
 
 def ending(plan: StepPlan, schedule: Schedule, log_snr: float) -> StepPlan:
@@ -265,7 +265,7 @@ def score_texts(
         distance = evaluator.score_features(net.features(drawn), seeds=f"{seeds[0]}-{seeds[-1]}", labels="none")
     both = OfPieces.of(drawn, net), OfPieces.of(held_out, net)
     moments = (gradient_moment(gradients[i], gradients[1]) for i in (0, 2))
-    return TextScore(bound, *both, *moments, net.identity, distance)
+    return TextScore(bound, *both, *moments, language_model=net.identity, distance=distance)
 
 
 def _drawn(drawer: Drawer, seeds: Sequence[int], show: ImageProgress, mapper: Mapper) -> NDArray[np.uint8]:

@@ -372,20 +372,22 @@ def evaluator(
             raise ValueError(f"{data.source} is a text, scored by a language model of it: drop features and reference")
         return _of_text(data, progress)
     shown = image_progress(progress)
-    splits = _splits(data, progress) if features is None or reference is None else ()
+    splits = _splits(data, progress) if features is None or reference is None else None
     if features is None:
+        assert splits is not None
         net = _feature_net(*splits, progress=progress)
     elif isinstance(features, Path):
         net = FeatureNet.load(features)
         taken = (net.card.architecture.channels, net.card.architecture.size, net.card.architecture.size)
-        if splits and splits[0].shape != taken:
+        if splits is not None and splits[0].shape != taken:
             raise ValueError(
                 f"{splits[0].name} has images of {splits[0].shape} (C, H, W), the feature net {net.card.name!r} takes "
                 f"{taken}: give another one, or none, to train one on these images"
             )
     else:
         net = pretrained.load(features, device, note=progress.note)
-    if reference is not None:
+    if splits is None or reference is not None:
+        assert reference is not None
         return Evaluator(net, load_reference(reference, net, progress=shown), None)
     if isinstance(net, FeatureNet):  # a small net: computing features takes less time than reading them
         return Evaluator(net, *splits)

@@ -144,7 +144,7 @@ def measured_errors(
     bend = None
     if found[0][1].bend is not None:
         parts = [(share, vars(one.bend)) for share, one in found]
-        bend = Bend(**{name: sum(share * part[name] for share, part in parts) for name in parts[0][1]})
+        bend = Bend(**{name: np.sum([share * part[name] for share, part in parts], 0) for name in parts[0][1]})
     kept = {"t": t, "errors": total.tolist(), "bend": bend and {name: x.tolist() for name, x in vars(bend).items()}}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(kept))
