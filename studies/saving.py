@@ -27,7 +27,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.metrics.frechet import LEVEL
+from dualrate.metrics.distances import LEVEL
 from dualrate.report.figures import pareto_front
 
 RESOLUTION = 0.01  # of the costs at which an interval is looked for, in log cost

@@ -24,8 +24,8 @@ from saving import Point
 from scipy import stats
 
 from dualrate.compare.results import MeasuredCandidate
+from dualrate.metrics.distances import LEVEL, interval_of
 from dualrate.metrics.evaluate import Score
-from dualrate.metrics.frechet import LEVEL, interval_of
 
 LEAST_FREEDOM = 3  # degrees of freedom: with fewer Student's t is too wide to be of use
 COST = 1.0  # of points whose scores are pooled, whatever they cost

@@ -15,7 +15,7 @@ from saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio,
 from trainings import point_of, pooled_rows
 
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate, TimedCandidate
-from dualrate.metrics.frechet import LEVEL
+from dualrate.metrics.distances import LEVEL
 from dualrate.report.rows import shared_metrics
 from dualrate.report.table import Table, compute_unit, plan_of, significant
 

@@ -323,7 +323,7 @@ def test_options_that_do_not_go_together_are_one_line_before_any_work(options, m
 
 
 def test_scores_between_the_samples_are_refused_before_a_judge_is_trained(monkeypatch, capsys):
-    monkeypatch.setattr("dualrate.drawing.evaluator.scorer", lambda *given: pytest.fail("a judge is trained"))
+    monkeypatch.setattr("dualrate.drawing.measure.scorer", lambda *given: pytest.fail("a judge is trained"))
     assert call(monkeypatch, "train", "tiny", "--fit.sample-every", 2, "--eval-every", 3) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error == "dualrate: --eval-every is a multiple of --fit.sample-every (2), got 3"

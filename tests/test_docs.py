@@ -24,8 +24,8 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
+from dualrate.metrics import distances as bootstrap
 from dualrate.metrics import evaluate
-from dualrate.metrics import frechet as bootstrap
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import search as family
 from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, imagenet

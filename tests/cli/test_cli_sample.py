@@ -109,7 +109,7 @@ def test_weights_that_have_changed_since_are_refused_in_one_line(weights, tmp_pa
 def test_the_weights_themselves_are_no_place_for_samples(weights, tmp_path, monkeypatch, capsys):
     before = names(weights)
     assert sample(monkeypatch, weights, weights) == 2
-    assert "is a run, or released weights, and no place for samples" in capsys.readouterr().err
+    assert "but no sample.json: choose a new directory as --out" in capsys.readouterr().err
     assert names(weights) == before
 
 

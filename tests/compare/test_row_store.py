@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dualrate.compare.results import keep_row, read_row, row_name
+from dualrate.metrics.distances import KernelDistance, PrecisionRecall
 from dualrate.metrics.evaluate import Details, Score
-from dualrate.metrics.kid_prc import KernelDistance, PrecisionRecall
-from dualrate.metrics.origin import Fingerprint, Origin
+from dualrate.metrics.store import Fingerprint, Origin
 from dualrate.report.rows import Row
 
 DETAILS = Details("KD-net", KernelDistance(1 / 3, 0.1, 100, 50), PrecisionRecall(0.7, 0.6, 3), 40)

@@ -24,7 +24,7 @@ from dualrate.data.images import ImageSet, load_images
 from dualrate.data.source import MAX_CLASSES, MAX_TEXT, class_numbers, printable
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.plan_search import read_plan
-from dualrate.metrics.reference import load_reference
+from dualrate.metrics.evaluate import load_reference
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(20) % 4

@@ -45,7 +45,8 @@ class Field:
         return Context((z,), tau=t)
 
     def denoise(self, z, t, context, cond):
-        alpha, sigma2 = PROCESS.alpha(t)[:, None], PROCESS.sigma(t)[:, None] ** 2
+        t = t.expand(len(z))[:, None]
+        alpha, sigma2 = PROCESS.alpha(t), PROCESS.sigma(t) ** 2
         gain = self.gain * alpha * POWER / (alpha**2 * POWER + sigma2)
         return BANDS.inverse(BANDS.spread(gain.to(z)) * BANDS.transform(z))
 
@@ -56,7 +57,7 @@ def images(count) -> ImageSet:
     return ImageSet(((x.clamp(-1, 1) + 1) * 127.5).round().byte().numpy(), None, (), "field")
 
 
-def measured(denoiser, count=1000) -> CovarianceTable:
+def measured(denoiser, count=1000, levels=12) -> CovarianceTable:
     """In batches of 600, as a derivative takes as long of few of these images as of many."""
     of = {
         "process": PROCESS,
@@ -68,7 +69,8 @@ def measured(denoiser, count=1000) -> CovarianceTable:
     }
     model = SimpleNamespace(denoiser=denoiser, ready=lambda bfloat16: model, **of)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROWS", 600)
+        for name, value in {"ROWS": 600, "LOWEST": -levels, "HIGHEST": levels}.items():
+            patch.setattr(module, name, value)
         return _measured(model, images(count), count, BANDS, Quiet())  # type: ignore[arg-type]
 
 
@@ -89,7 +91,7 @@ def test_a_denoiser_that_trusts_too_little_has_a_ratio_below_one():
 
 def test_clamps_are_shares_of_all_that_is_used_whatever_the_kind_of_model():
     """A denoiser that looks at no context, once as a single-rate model and once as a dual-rate one."""
-    single, dual = (measured(Field(reuse, gain=1.3), count=64) for reuse in (Reuse.FREE, Reuse.MARKOV))
+    single, dual = (measured(Field(reuse, gain=1.3), count=64, levels=4) for reuse in (Reuse.FREE, Reuse.MARKOV))
     assert 0.02 < single.above < 1
     assert dual.above == pytest.approx(single.above, rel=0.5)
 
@@ -117,7 +119,10 @@ def test_at_a_heavy_call_the_error_is_that_of_what_the_encoder_computed():
         def denoise(self, z, t, context, cond):
             return super().denoise(z, t, context, cond) if context.x_hat is None else context.x_hat
 
-    own, at = measured(Own(Reuse.MARKOV, gain=0.5), count=200), 16  # log-SNR 4: half of the lowest band is known
+    own, at = (
+        measured(Own(Reuse.MARKOV, gain=0.5), count=200, levels=5),
+        9,
+    )  # log-SNR 4: half of the lowest band is known
     assert (own.variance * own.ratio / 0.5 / exact(own.log_snr)[:, None])[at, at, 0] == pytest.approx(1, abs=1e-4)
     assert own.variance[at, at, 0] / exact(own.log_snr)[at, 0] == pytest.approx(1, abs=0.25)
     assert own.variance[at, at - 1, 0] / exact(own.log_snr)[at, 0] > 1.3
@@ -194,7 +199,7 @@ def test_a_table_is_kept_beside_its_weights(tmp_path):
         assert torch.equal(getattr(again, name), getattr(made(), name))
     assert (again.bands, again.below, again.above) == (BANDS, 0.1, 0.2)
     assert [file.name for file in tmp_path.iterdir()] == [COVARIANCE]
-    with pytest.raises(ValueError, match="is of other weights: measure it again"):
+    with pytest.raises(ValueError, match="for other weights: measure it again"):
         read_table(replace(model, weights_hash="other"))
     (tmp_path / COVARIANCE).write_bytes(b"\0" * 64)
     with pytest.raises(ValueError, match=r"is damaged.*measure it again with `dualrate plan calibrate"):
@@ -217,6 +222,8 @@ def test_released_weights_have_theirs(name):
 
 
 def test_the_command_measures_and_tells(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "LOWEST", -2)
+    monkeypatch.setattr(module, "HIGHEST", 2)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     pixels = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(64) % 10)
@@ -254,7 +261,7 @@ def test_a_model_from_nowhere_has_no_place_for_a_table():
 def test_any_flipped_bit_of_a_table_is_found(tmp_path):
     model = replace(load(DUAL), path=tmp_path)
     write_table(made(), tmp_path / COVARIANCE, model.weights_hash, 7)
-    for flipped in flips((tmp_path / COVARIANCE).read_bytes(), 500):
+    for flipped in flips((tmp_path / COVARIANCE).read_bytes(), 200):
         (tmp_path / COVARIANCE).write_bytes(flipped)
         with pytest.raises(ValueError, match=r"is damaged|for other weights"):
             read_table(model)

@@ -11,8 +11,8 @@ from metrics.squares import two_classes
 from metrics.untrained import untrained
 
 from dualrate.data.images import ImageSet, load_images
-from dualrate.drawing import evaluator as module
-from dualrate.drawing.evaluator import (
+from dualrate.drawing import measure as module
+from dualrate.drawing.measure import (
     SHIPPED,
     evaluator,
     evaluators,
@@ -21,8 +21,8 @@ from dualrate.drawing.evaluator import (
     score_source,
 )
 from dualrate.experiment.experiment import DataConfig
+from dualrate.metrics.distances import GaussianStats
 from dualrate.metrics.features import CARD, Architecture, FeatureNet, Mixed, train_feature_net
-from dualrate.metrics.frechet import GaussianStats
 from dualrate.report.image_grid import png_bytes
 
 

@@ -203,7 +203,7 @@ def test_a_model_of_other_steps_alone_has_no_bound(run, model, tmp_path, monkeyp
 
 def command(run, monkeypatch, *options) -> int:
     monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "cache"))
-    monkeypatch.setattr("sys.argv", ["dualrate", "bound", *map(str, (run, *options))])
+    monkeypatch.setattr("sys.argv", ["dualrate", "evaluate", *map(str, (run, "--bound", *options))])
     try:
         main()
     except SystemExit as stop:
@@ -240,7 +240,7 @@ def test_the_steps_own_variance_costs_more(run, monkeypatch, capsys):
     ("options", "message"),
     [
         (["--sampler", "ddim", "--heavy", 4], "ancestral"),
-        (["--num", 1], "num is a whole number from 2"),
+        (["--num", 1], "--num is 2 to 6"),
         (["--num", 7], "--num is 2 to 6"),
         (["--gamma", 0.5], "--variance own"),
         (["--end", -16], "choose a later end"),

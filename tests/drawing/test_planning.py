@@ -296,45 +296,18 @@ def test_a_full_disk_names_the_plan(run, ageing, monkeypatch, capsys):
     assert not list(Path().glob("*.partial"))
 
 
-@pytest.mark.parametrize("calls", [1, 18, 30])
-def test_what_was_measured_before_an_interruption_is_not_measured_again(run, monkeypatch, calls):
-    """The same bits, wherever a measurement of two batches stopped; only an unfinished batch is measured again."""
-    monkeypatch.setattr("dualrate.drawing.plan_search.ROWS", 4)
-    model, how = load(run), {"grid": 4, "images": 8, "progress": Quiet()}
-    whole = measured_errors(model, **how)
-    monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "stopped"))
-    left, denoise = [calls], type(model.denoiser).denoise
-
-    def counted(*of):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return denoise(*of)
-
-    monkeypatch.setattr(type(model.denoiser), "denoise", counted)
-    with pytest.raises(KeyboardInterrupt):
-        measured_errors(model, **how)
-    each = 4 + 6 + 4 + 4  # calls of a batch: heavy ones, with a context of before, with none, and for the bend
-    left[0] = (2 - calls // each) * each
-    again = measured_errors(model, **how)
-    assert left == [0]
-    np.testing.assert_array_equal(again.errors, whole.errors)
-    np.testing.assert_array_equal(vars(again.bend)["second"], vars(whole.bend)["second"])
-    assert [file.suffix for file in (run.parent / "stopped" / "plans").iterdir()] == [".json"]
-
-
 def test_a_grid_that_is_not_given_is_as_fine_as_the_minutes_allow(run, monkeypatch):
     """At 60 ms a call of 8 images: 0.4 minutes for 8 steps, 1.3 for 16, 4.7 for 32; what is known is taken up."""
     monkeypatch.setattr("dualrate.drawing.plan_search.call_seconds", lambda *_, **__: CallCost(0.06, 0.06, own=True))
     model, notes, progress = load(run), [], Quiet()
     progress.note = notes.append  # pyright: ignore[reportAttributeAccessIssue]
     how = {"images": 8, "spacing": "t", "progress": progress}
-    for minutes, grid in ((None, 16), (9, 32), (2, 16), (0.5, 8), (0.01, 8)):
+    for minutes, grid in ((9, 32), (2, 16), (0.5, 8), (0.01, 8)):
         assert fitting_grid(model, (32, 16, 8), minutes=minutes, **how) == grid
-    assert "a grid of 16 steps, whose errors take at most" in notes[2]
-    assert "a finer one is measured by --grid 32, in at most" in notes[2]
+    assert "a grid of 16 steps, whose errors take at most" in notes[1]
+    assert "a finer one is measured by --grid 32, in at most" in notes[1]
     measured_errors(model, grid=16, **how)
-    for minutes, grid in ((None, 16), (9, 32), (0.01, 16)):
+    for minutes, grid in ((9, 32), (0.01, 16)):
         assert fitting_grid(model, (32, 16, 8), minutes=minutes, **how) == grid
 
 

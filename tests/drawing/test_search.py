@@ -17,15 +17,14 @@ from dualrate.diffusion.values import Refresh
 from dualrate.drawing import plan_search as searching
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.evaluator import evaluator
-from dualrate.drawing.measure import OutOfTime
+from dualrate.drawing.measure import OutOfTime, evaluator
 from dualrate.drawing.plan_search import Findings, fresh, search, searched
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.metrics import distances as bootstrap
 from dualrate.metrics import evaluate
-from dualrate.metrics import frechet as bootstrap
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import search as family

@@ -32,9 +32,9 @@ from dualrate.experiment.experiment import DataConfig, Experiment, on_codec_of_d
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
+from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, FeatureNet
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import Auto
 from dualrate.runs.store import load, write_experiment
@@ -161,10 +161,10 @@ def test_what_does_not_belong_together_is_refused(
 ) -> None:
     pixels = replace(experiment, data=DataConfig(str(root / "images.npz")))
     for wrong, message in (
-        (replace(experiment, codec=NoCodec()), r"has latents by the codec .*, and latent is trained on images"),
+        (replace(experiment, codec=NoCodec()), r"is latents by the codec .*, and latent is trained on a set of"),
         (replace(experiment, codec=CodecFolder("x", "0" * 64)), "is trained on latents by the codec 000000000000"),
-        (pixels, "has images, and latent is trained on latents"),
-        (replace(experiment, networks=TwoNetworks(*2 * [replace(NET, image_channels=3)])), r"latents of \(4, 8, 8\)"),
+        (pixels, "is a set of pictures, and latent is trained on latents"),
+        (replace(experiment, networks=TwoNetworks(*2 * [replace(NET, image_channels=3)])), r"images of \(4, 8, 8\)"),
     ):
         with pytest.raises(ValueError, match=message):
             dr.train(wrong, tmp_path / "run")

@@ -28,9 +28,9 @@ from dualrate.drawing.measure import measure
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneDecoder
 from dualrate.methods.denoising import DenoisingConfig
+from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, FeatureNet
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.runs.store import load
 from dualrate.sampling.cost import CallCost
 from dualrate.system.progress import Silent

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from dualrate.data.images import ImageSet
-from dualrate.metrics.evaluate import Evaluator, by_turns
+from dualrate.metrics.distances import GaussianStats, Manifold, frechet_distance, kernel_distance
+from dualrate.metrics.evaluate import Evaluator, Reference, by_turns
 from dualrate.metrics.features import FeatureNet, train_feature_net
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.metrics.kid_prc import Manifold, kernel_distance
-from dualrate.metrics.origin import require_same
-from dualrate.metrics.reference import Reference
+from dualrate.metrics.store import require_same
 from dualrate.system.workers import in_turn
 from metrics.scored import score_of
 from metrics.squares import two_classes
@@ -118,7 +116,7 @@ def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch
     def backwards(job, blocks):
         for block in reversed(blocks):
             sent = pickle.loads(pickle.dumps(block))
-            asked.append(len(sent.images))
+            asked.append(len(sent))
             yield block, pickle.loads(pickle.dumps(job))(sent)
 
     fresh = replace(evaluator, progress=lambda done, total: told.append((done, total)))
@@ -126,7 +124,7 @@ def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch
     assert asked == [100, 500]
     fresh.prepare(backwards)
     assert asked == [100, 500, 500, 500, 500]
-    assert told == [(100, 600), (600, 600), (500, 1500), (1000, 1500), (1500, 1500)]
+    assert told == [(0, 600), (100, 600), (600, 600), (0, 1500), (500, 1500), (1000, 1500), (1500, 1500)]
     monkeypatch.setattr(FeatureNet, "features", None)  # not asked again
     assert fresh.floor(1200) == (alone.floor, 600)
     assert torch.equal(fresh.reference_features, evaluator.reference_features)

@@ -10,7 +10,8 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.data.images import ImageSet
-from dualrate.drawing.evaluator import SHIPPED
+from dualrate.drawing.measure import SHIPPED
+from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import (
     CARD,
     WEIGHTS,
@@ -21,7 +22,6 @@ from dualrate.metrics.features import (
     read_card,
     train_feature_net,
 )
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from metrics.squares import two_classes
 
 EPOCHS = 10

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from dualrate.metrics.origin import Fingerprint, require_same
+from dualrate.metrics.store import Fingerprint, require_same
 
 ONE = Fingerprint("net:0123456789ab", "data/train:ba9876543210", 60000, 5000, "0-4999", "i mod classes")
 

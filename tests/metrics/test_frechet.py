@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dualrate.metrics.frechet import (
+from dualrate.metrics.distances import (
     GaussianStats,
     Interval,
     _resampling_weights,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualrate.metrics import kid_prc as kernel
+from dualrate.metrics import distances as kernel
+from dualrate.metrics.distances import kernel_distance, kernel_metric, squared_mmd
 from dualrate.metrics.features import Architecture, Card, FeatureNet
-from dualrate.metrics.kid_prc import kernel_distance, kernel_metric, squared_mmd
 from dualrate.metrics.pretrained import PhotoNet
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dualrate.data.text_pieces import read_text
-from dualrate.drawing.evaluator import evaluator
+from dualrate.drawing.measure import evaluator
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics import text as language_model
 from dualrate.metrics.text import NAME, LanguageModel, Recurrent, nll, train_language_model

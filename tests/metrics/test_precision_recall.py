@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualrate.metrics import kid_prc as module
-from dualrate.metrics.kid_prc import Manifold, PrecisionRecall
+from dualrate.metrics import distances as module
+from dualrate.metrics.distances import Manifold, PrecisionRecall
 
 
 def precision_recall(features, reference, **how) -> PrecisionRecall:

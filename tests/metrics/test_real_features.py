@@ -44,7 +44,7 @@ def test_they_are_those_of_the_net_in_whatever_order(tmp_path, kept):
     store = store_in(tmp_path, net, IMAGES) if kept else None
     assert torch.equal(real_features(net, IMAGES.images, store=store, **how), EXPECTED)
     assert net.asked == [100, PART]
-    assert told == [(100, PART + 100), (PART + 100, PART + 100)]
+    assert told == [(0, PART + 100), (100, PART + 100), (PART + 100, PART + 100)]
 
 
 def test_a_kill_loses_a_part(tmp_path):
@@ -56,7 +56,7 @@ def test_a_kill_loses_a_part(tmp_path):
         found = real_features(net, IMAGES.images, store=store, progress=lambda *done: told.append(done))
         assert torch.equal(found, EXPECTED)
         assert net.asked == taken
-    assert told == [(PART + 100, PART + 100)]
+    assert told == [(PART, PART + 100), *2 * [(PART + 100, PART + 100)]]
 
 
 def test_other_images_nets_and_versions_have_a_place_of_their_own(tmp_path, monkeypatch):

@@ -9,10 +9,9 @@ import scipy.linalg
 import torch
 
 from dualrate.data.images import ImageSet
-from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.metrics.origin import require_same
-from dualrate.metrics.reference import load_reference
+from dualrate.metrics.distances import GaussianStats, frechet_distance
+from dualrate.metrics.evaluate import Evaluator, load_reference
+from dualrate.metrics.store import require_same
 from metrics.armed import Armed, armed_pickle
 from metrics.scored import score_of
 
@@ -137,7 +136,7 @@ BAD = {
     "asymmetric": ({"mu": MU, "sigma": SIGMA + np.eye(4, k=1)}, "not symmetric"),
     "negative": ({"mu": MU, "sigma": np.diag([1.0, 1.0, 1.0, -0.1])}, "eigenvalue -0.1 < 0"),
     "integers": ({"mu": np.zeros(4, int), "sigma": np.eye(4)}, "int64; expected float32 or float64"),
-    "other extractor": ({"mu": MU, "sigma": SIGMA, "extractor": "other:00"}, "says its statistics are of other:00"),
+    "other extractor": ({"mu": MU, "sigma": SIGMA, "extractor": "other:00"}, "its statistics were made in other:00"),
     "no sigma": ({"mu": MU, "mu_s": MU}, "it holds mu, mu_s; expected mu and sigma, or arr_0"),
     "nothing": ({}, "it holds nothing"),
     "float images": ({"arr_0": np.zeros((9, 6, 6, 3))}, "arr_0 .* float64"),

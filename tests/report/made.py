@@ -3,7 +3,7 @@
 import math
 
 from dualrate.metrics.evaluate import Score
-from dualrate.metrics.origin import Fingerprint
+from dualrate.metrics.store import Fingerprint
 from dualrate.report.rows import Row
 
 

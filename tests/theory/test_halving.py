@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.metrics.frechet import GaussianStats, frechet_distance, resampled_distances
+from dualrate.metrics.distances import GaussianStats, frechet_distance, resampled_distances
 from dualrate.planning.search import counts, halving, images_of
 
 

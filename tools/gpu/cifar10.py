@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 import dualrate as dr
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.values import Batch
+from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import Architecture, Classifier
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.sampling.catalogue import make_step
 from dualrate.sampling.cost import plan_cost
 from dualrate.system.device import pays

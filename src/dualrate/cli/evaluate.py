@@ -76,9 +76,8 @@ class Evaluate(Ranged):
         if self.bound:
             self._bound(self.run_dir)
             return
-        from dualrate.drawing.evaluator import evaluators, features_named
         from dualrate.drawing.latents import latent_scores
-        from dualrate.drawing.measure import measure
+        from dualrate.drawing.measure import evaluators, features_named, measure
         from dualrate.report.table import as_text, table
         from dualrate.system.workers import mapper
 
@@ -111,7 +110,7 @@ class Evaluate(Ranged):
 
     def _images(self, source: str) -> None:
         """Of images that are there already."""
-        from dualrate.drawing.evaluator import score_source
+        from dualrate.drawing.measure import score_source
         from dualrate.runs.store import read_experiment
 
         progress, data = reporter(), None if self.run_dir is None else read_experiment(self.run_dir).data
@@ -137,8 +136,8 @@ class Evaluate(Ranged):
                 print(score.details.text())
 
     def _texts(self, drawer: Drawer, seeds: range, progress: Reporter) -> None:
-        from dualrate.drawing.evaluator import evaluator
         from dualrate.drawing.likelihood import score_texts
+        from dualrate.drawing.measure import evaluator
         from dualrate.system.workers import mapper
 
         if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:
@@ -165,8 +164,8 @@ class Evaluate(Ranged):
             print(f"{far.metric:17}{far.value:.4g} [{far.low:.4g}, {far.high:.4g}], floor {far.floor:.4g}; {far.note}")
 
     def _bound(self, run: Path) -> None:
-        from dualrate.drawing.evaluator import messages
         from dualrate.drawing.likelihood import bits_per_dimension, check_bounded, ending, fit_variance
+        from dualrate.drawing.measure import messages
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")

@@ -50,8 +50,8 @@ class Plan(Ranged):
     """Times of the grid, as --grid of sample: t, log-snr, blend:0.5 or karras."""
     images: Images = 128
     """Training images that errors are measured on."""
-    minutes: Minutes | None = None
-    """Time for measuring errors; 2 if not given."""
+    minutes: Minutes = 2
+    """Time for measuring errors."""
     ancestral: bool = False
     """Plan for ancestral sampling; else for solvers of second order."""
     out: Path = Path("plan.json")
@@ -184,8 +184,7 @@ class Search(Ranged):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.drawing.evaluator import evaluator
-        from dualrate.drawing.measure import OutOfTime
+        from dualrate.drawing.measure import OutOfTime, evaluator
         from dualrate.drawing.plan_search import search
         from dualrate.system.workers import mapper
 

@@ -179,7 +179,7 @@ def run_training(
     log: Logger | None = None,
 ) -> FitResult:
     """Train the experiment in `out`, or in runs/ under its name, and say how it ended. codec: where its folder is."""
-    from dualrate.drawing.evaluator import scorer
+    from dualrate.drawing.measure import scorer
     from dualrate.runs.train import check_out, resume_threads, train
 
     experiment = on_codec_of_data(experiment)

@@ -24,9 +24,8 @@ from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_cs
 from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount, as_path
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.evaluator import evaluators, features_named
 from dualrate.drawing.latents import draw_latents, drawn_by
-from dualrate.drawing.measure import check
+from dualrate.drawing.measure import check, evaluators, features_named
 from dualrate.experiment.experiment import Model
 from dualrate.runs.store import load
 from dualrate.system.files import write_whole

@@ -28,8 +28,8 @@ from dualrate.config.serial import from_json, to_plain
 from dualrate.data.latent_set import DrawnLatents
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.latents import Nearness
+from dualrate.metrics.distances import LEVEL, interval_of
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
-from dualrate.metrics.frechet import LEVEL, interval_of
 from dualrate.report.rows import Row
 from dualrate.report.table import records
 from dualrate.system.device import environment

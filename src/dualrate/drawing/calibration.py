@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from dualrate.data.loader import ByteBatch, TrainingSet
-from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Reuse
+from dualrate.diffusion.values import Cond, Reuse
 from dualrate.drawing.drawer import real_batches
 from dualrate.experiment.experiment import Model
-from dualrate.planning.planner import Call, every_call
+from dualrate.planning.planner import every_call
 from dualrate.runs.store import COVARIANCE
 from dualrate.sampling.covariance import TRUSTED, Bands, CovarianceTable, probed
 from dualrate.system.device import pays
@@ -27,7 +25,8 @@ from dualrate.system.progress import Reporter
 from dualrate.system.workers import Mapper, in_turn
 
 LOWEST, HIGHEST = -12, 12  # log-SNRs of the table, one apart, within the schedule's; beyond, the nearest is taken
-ROWS = 32  # images at a time
+TENSORS = ("log_snr", "variance", "ratio")
+ROWS = 16  # images at a time
 SEED = 3 << 40  # of the noise; far from the seeds of images, and from the planner's
 
 
@@ -64,89 +63,60 @@ def _measured(
     schedule = model.process.schedule
     lowest, highest = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
     log_snr = torch.arange(max(LOWEST, math.ceil(lowest)), min(HIGHEST, math.floor(highest)) + 1, dtype=torch.float64)
-    size, batches = len(log_snr), dict(enumerate(real_batches(model, source, count, ROWS)))
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def show(times: int = 0) -> None:
-        done = min(ROWS * len(found), count) + times * min(ROWS, count) // size
-        progress.update(len(found) * size + times, len(batches) * size, {"images": done})
-
-    in_batch = show if mapper is in_turn else None  # a worker reports whole batches
-    t = (*schedule.time(log_snr).tolist(), 0.0)
-    for (i, _), measured in mapper(partial(_of_batch, model, bands, t, bfloat16, in_batch), [*batches.items()]):
-        found[i] = measured
-        show()
+    size, t = len(log_snr), (*schedule.time(log_snr).tolist(), 0.0)
+    total, parts, done = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64), [], 0
+    batches = [*real_batches(model, source, count, ROWS)]
+    for batch, (sums, estimates) in mapper(partial(_of_batch, model, bands, t, bfloat16), batches):
+        total += sums / count
+        parts.append(estimates)
+        done += len(batch.x)
+        progress.update(done, count, {"images": done})
     progress.close()
-    total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
-    for i in batches:
-        total += found[i][0] / count
-    estimates = torch.cat([found[i][1] for i in batches])
+    estimates = torch.cat(parts)
     if model.denoiser.reuse is Reuse.FREE:  # no context, or any, is the same to it
         each = torch.arange(size)
         total[:] = total[:, each, each][:, :, None]
         estimates[:] = estimates[:, each, each][:, :, None]
     variance, ratio = total[0].clamp_min(1e-12), total[1] / total[0].clamp_min(1e-12)
-    below, above = _clamped(estimates, variance, ratio)
-    return CovarianceTable(bands, log_snr, variance.float(), ratio.float(), below, above)
+    return CovarianceTable(bands, log_snr, variance.float(), ratio.float(), *_clamped(estimates, variance, ratio))
 
 
 def _of_batch(
-    model: Model,
-    bands: Bands,
-    t: tuple[float, ...],
-    bfloat16: bool,
-    show: Callable[[int], None] | None,
-    numbered: tuple[int, ByteBatch],
+    model: Model, bands: Bands, t: tuple[float, ...], bfloat16: bool, batch: ByteBatch
 ) -> tuple[Tensor, Tensor]:
-    """Of some images: sums (2, M, M + 1, K) float64 of squared errors and estimates; every estimate (B, M, M + 1, K).
-
-    show: called with the times that are done
-    """
-    denoiser, batch, size = model.ready(bfloat16=bfloat16).denoiser, numbered[1].to(model.device), len(t) - 1
-    total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
-    draws, estimates = Draws(SEED, batch.sample), torch.zeros(len(batch.x), size, size + 1, bands.count)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-        for call in every_call(denoiser, model.gaussian, t, batch.x, Cond(batch.label), draws):
+    """Of images: sums (2, M, M + 1, K) float64 of squared errors and estimates; all estimates (B, M, M + 1, K)."""
+    denoiser, process, size = model.ready(bfloat16=bfloat16).denoiser, model.gaussian, len(t) - 1
+    images = batch.to(model.device)
+    cond, draws = Cond(images.label), Draws(SEED, images.sample)
+    errors, estimates = torch.zeros(2, len(images.x), size, size + 1, bands.count)
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+        for call in every_call(denoiser, process, t, images.x, cond, draws):
             if denoiser.reuse is Reuse.FREE and call.i != call.j:
                 continue
-            with torch.no_grad():
-                energy, estimate = _of_call(denoiser, model.gaussian, bands, batch, call, draws)
-            total[0, call.i, call.j] = energy.double().sum(0).cpu()
-            total[1, call.i, call.j] = estimate.double().sum(0).cpu()
+            held, normal = call.context.aged(), draws.normal(f"probe {call.i} {call.j}", *images.x.shape[1:])
+            x_hat, estimate = probed(
+                process, bands, lambda z, t, held=held: denoiser.denoise(z, t, held, cond), call.z, call.t, normal
+            )
+            if call.context.x_hat is not None:  # what a heavy call computed itself is what a step uses
+                x_hat = call.context.x_hat
+            with torch.autocast(model.device.type, enabled=False):
+                errors[:, call.i, call.j] = bands.mean(bands.transform(images.x - x_hat).square()).cpu()
             estimates[:, call.i, call.j] = estimate.cpu()
-            if call.j == call.i and show is not None:
-                show(call.i + 1)
-    return total, estimates
-
-
-def _of_call(
-    denoiser: Denoiser, process: GaussianProcess, bands: Bands, batch: Batch, call: Call, draws: Draws
-) -> tuple[Tensor, Tensor]:
-    """(B, K) squared error and estimate of every image in every band."""
-    aged = call.context.aged()
-    normal = draws.normal(f"probe {call.i} {call.j}", *batch.x.shape[1:])
-    x_hat, estimate = probed(
-        process, bands, lambda z, t: denoiser.denoise(z, t, aged, Cond(batch.label)), call.z, call.t, normal
-    )
-    if call.context.x_hat is not None:  # what a heavy call computed itself is what a step uses
-        x_hat = call.context.x_hat
-    with torch.autocast(batch.x.device.type, enabled=False):
-        return bands.mean(bands.transform(batch.x - x_hat).square()), estimate
+    return torch.stack([errors.double().sum(0), estimates.double().sum(0)]), estimates
 
 
 def _clamped(estimates: Tensor, variance: Tensor, ratio: Tensor) -> tuple[float, float]:
     """Shares of single images' estimates below 0 and above the data's variance, where derivatives are trusted."""
     used = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
-    seen = estimates[:, used]
-    most = variance[0, 0].expand_as(variance)[used]
-    if seen.numel() == 0:
+    if not used.any():
         return 0.0, 0.0
+    seen, most = estimates[:, used], variance[0, 0].expand_as(variance)[used]
     return (seen < 0).float().mean().item(), (seen > most).float().mean().item()
 
 
 def write_table(table: CovarianceTable, file: Path, weights: str, images: int) -> None:
     """Whole or not at all: a kill leaves the old one or the new one."""
-    tensors = {"log_snr": table.log_snr, "variance": table.variance, "ratio": table.ratio}
+    tensors = {name: getattr(table, name).contiguous() for name in TENSORS}
     noted = {
         "weights": weights,
         "images": str(images),
@@ -154,7 +124,6 @@ def write_table(table: CovarianceTable, file: Path, weights: str, images: int) -
         "rings": str(table.bands.rings),
         "clamped": f"{table.below} {table.above}",
     }
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with whole(file) as aside:
         write_tensors(aside, tensors, noted | {"content": _digest(tensors, noted)})
 
@@ -185,17 +154,14 @@ def read_table(model: Model) -> CovarianceTable:
     try:
         with open_tensors(file) as opened:
             noted = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in ("log_snr", "variance", "ratio")}
+            tensors = {name: opened.get_tensor(name) for name in TENSORS}
+        if noted["content"] != _digest(tensors, noted):
+            raise ValueError("its content has changed")
         channels, height, width = map(int, noted["shape"].split())
         bands = Bands((channels, height, width), int(noted["rings"]))
         below, above = map(float, noted["clamped"].split())
-        size = len(tensors["log_snr"])
-        if any(tensors[name].shape != (size, size + 1, bands.count) for name in ("variance", "ratio")):
-            raise ValueError(f"its tensors are not those of {size} noise levels and {bands.count} bands")
-        if noted["content"] != _digest(tensors, noted):
-            raise ValueError("its content has changed")
     except (KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error}; {again}") from error
     if noted.get("weights") != model.weights_hash:
         raise ValueError(f"{file} was measured for other weights: {again}")
-    return CovarianceTable(bands, tensors["log_snr"], tensors["variance"], tensors["ratio"], below, above)
+    return CovarianceTable(bands, **tensors, below=below, above=above)

@@ -34,7 +34,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
 from dualrate.experiment.experiment import Model
-from dualrate.metrics.origin import Origin
+from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs, plan_cost
 from dualrate.sampling.step import Step
@@ -100,15 +100,11 @@ class Drawer(Ranged):
         if Refresh.PARTIAL in self.plan.refresh and Refresh.PARTIAL not in abilities(model.denoiser).between:
             raise ValueError(f"{model.name} has no partial steps: use toca or duca, or make these steps keep or full")
         model.serves.check_step(self.step)
-        guided = self.guidance.weight != 1
-        if guided and not model.num_classes:
-            raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")
-        if guided and not model.experiment.networks.null_class:
-            raise ValueError(f"{model.name} has no null class to guide against: drop the guidance weight")
-        if guided and not model.experiment.method.drops_labels:
+        networks, method = model.experiment.networks, model.experiment.method
+        if self.guidance.weight != 1 and not (model.num_classes and networks.null_class and method.drops_labels):
             raise ValueError(
-                f"{model.name} was trained with every label, so it has nothing to guide against: drop the guidance, "
-                "or train with --method.label-dropout 0.1"
+                f"{model.name} has nothing to guide against: no classes, no null class, or it was trained with every "
+                "label. Drop the guidance weight, or train with --method.label-dropout 0.1"
             )
         if self.label is not None:
             object.__setattr__(self, "label", model.class_number(self.label))
@@ -215,10 +211,9 @@ class Drawer(Ranged):
 
         progress, watch: as of `sample`. Raises what that and the codec raise.
         """
-        done = 0
+        rows = torch.tensor(list(seeds), dtype=torch.int64)
         for batch in self.states(seeds, progress, watch):
-            row = torch.tensor(list(seeds[done : done + len(batch)]), dtype=torch.int64, device=batch.device)
-            done += len(batch)
+            row, rows = rows[: len(batch)].to(batch.device), rows[len(batch) :]
             with own_defaults():
                 pixels = to_uint8(decoded(self.model.codec, batch, Draws(0, row))).cpu().numpy()
             yield pixels
@@ -248,17 +243,16 @@ class Drawer(Ranged):
     def draw(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Samples:
         """The images of these seeds, all at once. Raises what `sample` raises."""
         start = time.perf_counter()
-        batches = list(self.batches(seeds, progress))
-        seconds = time.perf_counter() - start
-        return Samples(np.concatenate(batches), seconds)
+        images = np.concatenate([*self.batches(seeds, progress)])
+        return Samples(images, time.perf_counter() - start)
 
     def origin(self, features: str) -> Origin:
         """What its images are of, for keeping them. features: the extractor's identity, or PIXELS."""
         codec, identity = self.model.codec, self.model.experiment.drawing
-        other = [codec.fingerprint] if codec.latents != codec.fingerprint else []  # another decoder of its latents
+        own = codec.latents == codec.fingerprint  # else another decoder of its latents
         return Origin(
             weights=self.model.weights_hash,
-            experiment=_digest([identity, *other] if other else identity),
+            experiment=_digest(identity if own else [identity, codec.fingerprint]),
             sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
             plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {self.plan.digest}",
             labels=self.labels_rule,
@@ -267,10 +261,9 @@ class Drawer(Ranged):
         )
 
     def _guided(self, denoiser: Denoiser) -> Denoiser:
-        if self.guidance.weight == 1:
-            return denoiser
-        return Guided(
-            denoiser, self.model.process, self.guidance.weight, self.model.num_classes, self.guidance.interval
+        weight, interval = self.guidance.weight, self.guidance.interval
+        return (
+            denoiser if weight == 1 else Guided(denoiser, self.model.process, weight, self.model.num_classes, interval)
         )
 
 

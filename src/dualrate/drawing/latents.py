@@ -9,7 +9,7 @@
 The noise that a decoder takes latents with, and what it draws, are keyed by a latent's number. A decoder's own noise is
 keyed by its image's seed, so the latent that a model draws for image i has another seed, FIRST + i.
 
-What a codec keeps of images, and at what price:
+What a codec keeps of images, and at what cost in bits:
 
     gFD     the Frechet distance of a table, where its images are drawn by a model of latents: from training images
     rFD     of reconstructions of held-out images, from the same images
@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,8 +85,8 @@ class Latents:
         """Raises ValueError, naming the file, for another content; OSError where it cannot be read."""
 
         def wanted(found: list[str]) -> tuple[str, ...]:
-            if missing := set(ARRAYS) - set(found):
-                raise ValueError(f"it has no array {sorted(missing)[0]}, which dualrate data encode-images writes")
+            if missing := sorted(set(ARRAYS) - set(found)):
+                raise ValueError(f"it has no array {missing[0]}, which `dualrate data encode-images` writes")
             return ARRAYS
 
         x, names, codec = read_arrays(file, wanted, "latents").values()
@@ -193,23 +194,14 @@ def decode_latents(
 def _check_folder(out: Path, record: dict[str, Any]) -> None:
     """Raises ValueError, naming what differs, for a folder of anything else than images of this record."""
     if (out / RECORD).is_file():
-        found = read_json(out / RECORD)
-        found = found if isinstance(found, dict) else {}
-        differing = [name for name in record if found.get(name) != record[name]]
-        if differing:
-            listed = ", ".join(
-                f"{name} ({str(found.get(name))[:12]}; now {str(record[name])[:12]})" for name in differing
-            )
-            raise ValueError(f"{out} holds other images, they differ in {listed}: name another --out")
-    elif out.exists() and (not out.is_dir() or any(not _is_left(file.name) for file in out.iterdir())):
-        raise ValueError(
-            f"{out} is there already and holds no images that `dualrate data decode` wrote: name another --out"
-        )
-
-
-def _is_left(name: str) -> bool:
-    """Whether a kill before the first image leaves such a file."""
-    return name == ".lock" or written_aside(name) == RECORD
+        content = read_json(out / RECORD)
+        found = content if isinstance(content, dict) else {}
+        if differing := [name for name in record if found.get(name) != record[name]]:
+            pairs = [f"{name} ({str(found.get(name))[:12]}; now {str(record[name])[:12]})" for name in differing]
+            raise ValueError(f"{out} holds other images, they differ in {', '.join(pairs)}: name another --out")
+        return
+    if out.exists() and any(name != ".lock" and written_aside(name) != RECORD for name in os.listdir(out)):
+        raise ValueError(f"{out} holds other files than images that `dualrate data decode` wrote: name another --out")
 
 
 # Drawn by a model
@@ -276,14 +268,20 @@ def nearness(drawer: Drawer, seeds: range) -> Nearness | None:
     if not isinstance(given, HeldOut):
         return None
     parts = torch.tensor(seeds).split(drawer.batch_size)
-    return nearness_of((given.originals(part), drawn) for part, drawn in zip(parts, drawer.batches(seeds), strict=True))
+    return _nearness(map(given.originals, parts), drawer.batches(seeds))
 
 
-def nearness_of(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Nearness:
-    """pairs: images and their reconstructions, each (b, C, H, W), batch by batch."""
+def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
+    """PSNR of the first `count` images after the codec's round trip."""
+    rows = torch.arange(count)
+    return _nearness((images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows))
+
+
+def _nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDArray[np.uint8]]) -> Nearness:
+    """Of batches, each (b, C, H, W)."""
     found: list[float] = []
-    for images, drawn in pairs:
-        square = (drawn.astype(np.float64) - images) ** 2
+    for x, drawn in zip(images, reconstructions, strict=True):
+        square = (drawn.astype(np.float64) - x) ** 2
         found += [10 * math.log10(255**2 / max(error, 1e-9)) for error in square.mean((1, 2, 3)).tolist()]
     return Nearness(float(np.mean(found)), float(np.std(found) / math.sqrt(len(found))), len(found))
 
@@ -295,15 +293,17 @@ class LatentScores:
     generated: bool
     rfd: Mapping[str, float]
     count: int
-    nearness: Nearness
+    nearness: Nearness | None
     bits: Estimate | None
 
     def __str__(self) -> str:
         """For people, line by line."""
         table = "gFD: images from a model of latents, from training images" if self.generated else "rFD"
-        lines = [f"the table's distances are {table}"]
-        for metric, value in self.rfd.items():
-            lines.append(f"r{metric} {value:.4g}, of {self.count:,} reconstructions, from the same held-out images")
+        of = f"of {self.count:,} reconstructions, from the same held-out images"
+        lines = [
+            f"the table's distances are {table}",
+            *(f"r{name} {value:.4g}, {of}" for name, value in self.rfd.items()),
+        ]
         lines.append(str(self.nearness))
         if self.bits is not None:
             lines.append(f"latents hold {self.bits} bits a pixel at most, by the prior that was trained with them")
@@ -325,7 +325,6 @@ def latent_scores(
     if given is not None:
         rfd, count = {metric: score.value for metric, score in measured.row.scores.items()}, len(seeds)
         near = nearness(drawer, seeds[:LOOKED_AT])
-        assert near is not None  # of a decoder
     else:
         count = min(len(seeds), len(images))
         rfd = {one.metric: one.reconstruction(count, codec) for one in evaluators}
@@ -334,13 +333,6 @@ def latent_scores(
     held = min(len(images), LOOKED_AT)
     bits = prior and bits_per_pixel(prior.denoiser, prior.gaussian, codec, images, held, classes=prior.num_classes > 0)
     return LatentScores(given is None, rfd, count, near, bits)
-
-
-def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
-    """PSNR of the first `count` images after the codec's round trip."""
-    rows = torch.arange(count)
-    parts = zip(rows.split(ROUND_TRIP), round_trips(codec, images, rows), strict=True)
-    return nearness_of((images.images[row.numpy()], drawn) for row, drawn in parts)
 
 
 def prior_of(model: Model) -> Model | None:

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import TrainingSet
+from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, real_batches, spread
 from dualrate.experiment.experiment import Model
 from dualrate.likelihood.bound import Bound, FittedVariance, mean_errors, token_bound, variational_bound
@@ -90,14 +91,8 @@ class Likelihood:
             for name in ("prior", "steps", "reconstruction")
         )
         total = prior + steps.sum(1) + reconstruction
-        return Likelihood(
-            total=Estimate.of(total),
-            prior=Estimate.of(prior),
-            steps=Estimate.of(steps.sum(1)),
-            reconstruction=Estimate.of(reconstruction),
-            each_step=tuple(steps.mean(0).tolist()),
-            images=tuple(total.tolist()),
-        )
+        terms = [Estimate.of(term) for term in (total, prior, steps.sum(1), reconstruction)]
+        return Likelihood(*terms, each_step=tuple(steps.mean(0).tolist()), images=tuple(total.tolist()))
 
 
 def ending(plan: StepPlan, schedule: Schedule, log_snr: float) -> StepPlan:
@@ -130,24 +125,16 @@ def bits_per_dimension(
     Raises ValueError for a step without a kernel, a plan that begins after its end, fewer than 2 images or more than
     there are, and images or labels that are not the model's.
     """
-    kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
-
-    def bound(batch: Batch) -> Bound:
-        return variational_bound(denoiser, kernel, plan, batch.x, Cond(batch.label), Draws(seed, batch.sample))
-
-    return Likelihood.of(_of_batches(bound, drawer, images, count, progress))
+    plan = ending(drawer.plan, drawer.model.process.schedule, end)
+    return Likelihood.of(_of_batches(variational_bound, drawer, plan, images, count, seed, progress))
 
 
 def bits_per_token(
     drawer: Drawer, data: ImageSet, *, count: int, seed: int = 0, progress: ImageProgress | None = None
 ) -> Likelihood:
     """As `bits_per_dimension`, of tokens, under the whole plan: of a character of a text, of a pixel in grey levels."""
-    kernel, denoiser = _kernel(drawer), drawer.denoiser
-
-    def bound(batch: Batch) -> Bound:
-        return token_bound(denoiser, kernel, drawer.plan, batch.x, Cond(batch.label), Draws(seed, batch.sample))
-
-    return Likelihood.of(_of_batches(bound, drawer, drawer.model.experiment.seen(data), count, progress))
+    tokens = drawer.model.experiment.seen(data)
+    return Likelihood.of(_of_batches(token_bound, drawer, drawer.plan, tokens, count, seed, progress))
 
 
 def fit_variance(
@@ -163,21 +150,17 @@ def fit_variance(
 
     For a bound, they must not be the images that it is of. Raises what `bits_per_dimension` raises.
     """
-    kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
-
-    def errors(batch: Batch) -> Tensor:
-        draws = Draws(seed, batch.sample + TRAINING_OFFSET)
-        return mean_errors(denoiser, kernel, plan, batch.x, Cond(batch.label), draws)
-
-    measured = torch.cat(_of_batches(errors, drawer, images, count, progress))
-    return FittedVariance(kernel, plan.t[:-1], tuple(measured.mean(0).tolist()))
+    plan = ending(drawer.plan, drawer.model.process.schedule, end)
+    measured = torch.cat(_of_batches(mean_errors, drawer, plan, images, count, seed, progress, TRAINING_OFFSET))
+    return FittedVariance(_kernel(drawer), plan.t[:-1], tuple(measured.mean(0).tolist()))
 
 
 def check_bounded(model: Model) -> None:
     """Raises ValueError for a model that makes other steps than ancestral ones alone."""
-    made_for = model.serves.sampler
-    if made_for not in (None, ANCESTRAL):
-        raise ValueError(f"{model.name} was made for {made_for} alone, which has no likelihood: bound its teacher")
+    if model.serves.sampler not in (None, ANCESTRAL):
+        raise ValueError(
+            f"{model.name} was made for {model.serves.sampler} alone, which has no likelihood: bound its teacher"
+        )
 
 
 def _kernel(drawer: Drawer) -> MarkovStep:
@@ -187,23 +170,24 @@ def _kernel(drawer: Drawer) -> MarkovStep:
     return drawer.step
 
 
-def _cut(drawer: Drawer, end: float) -> StepPlan:
-    return ending(drawer.plan, drawer.model.process.schedule, end)
-
-
 def _of_batches(
-    result: Callable[[Batch], Result],
+    of: Callable[[Denoiser, MarkovStep, StepPlan, Tensor, Cond, Draws], Result],
     drawer: Drawer,
+    plan: StepPlan,
     images: TrainingSet,
     count: int,
+    seed: int,
     progress: ImageProgress | None,
+    offset: int = 0,
 ) -> list[Result]:
-    """The result of every batch, under autocast as in sampling."""
-    device, found, done = drawer.model.device, [], 0
+    """A function of every batch, under autocast as in sampling. offset: added to the images' numbers in the noise"""
+    device, kernel, denoiser, found, done = drawer.model.device, _kernel(drawer), drawer.denoiser, [], 0
     for batch in real_batches(drawer.model, images, count, drawer.batch_size):
+        here = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
-            found.append(result(batch.to(device)))
-        done += len(batch.x)
+            draws = Draws(seed, here.sample + offset)
+            found.append(of(denoiser, kernel, plan, here.x, Cond(here.label), draws))
+        done += len(here.x)
         if progress is not None:
             progress(done, count)
     return found
@@ -279,31 +263,23 @@ def score_texts(
     distance = None
     if len(drawn) >= 2 * net.dim:
         distance = evaluator.score_features(net.features(drawn), seeds=f"{seeds[0]}-{seeds[-1]}", labels="none")
-    return TextScore(
-        bound,
-        OfPieces.of(drawn, net),
-        OfPieces.of(held_out, net),
-        gradient_moment(gradients[0], gradients[1]),
-        gradient_moment(gradients[2], gradients[1]),
-        net.identity,
-        distance,
-    )
+    both = OfPieces.of(drawn, net), OfPieces.of(held_out, net)
+    moments = (gradient_moment(gradients[i], gradients[1]) for i in (0, 2))
+    return TextScore(bound, *both, *moments, language_model=net.identity, distance=distance)
 
 
 def _drawn(drawer: Drawer, seeds: Sequence[int], show: ImageProgress, mapper: Mapper) -> NDArray[np.uint8]:
     """(N, 1, 1, L), in the order of the seeds."""
-    size, found = drawer.batch_size, {}
-    batches = [tuple(seeds[first : first + size]) for first in range(0, len(seeds), size)]
-    for batch, samples in mapper(drawer.resolved.draw, batches):
-        found[batch] = samples.images
+    size, found = drawer.batch_size, []
+    batches = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+    for _, samples in mapper(drawer.resolved.draw, batches):
+        found.append(samples.images)
         show(sum(map(len, found)), len(seeds))
-    return np.concatenate([found[batch] for batch in batches])
+    return np.concatenate(found)
 
 
 def entropy(pieces: NDArray[np.uint8]) -> Estimate:
     """-sum p log2 p of the shares p of characters in a piece. pieces: (N, 1, 1, L), N >= 2."""
-    found = []
-    for piece in pieces:
-        share = np.unique(piece, return_counts=True)[1] / piece.size
-        found.append(-(share * np.log2(share)).sum())
+    shares = [np.unique(piece, return_counts=True)[1] / piece.size for piece in pieces]
+    found = [-(share * np.log2(share)).sum() for share in shares]
     return Estimate.of(torch.tensor(found, dtype=torch.float64))

@@ -1,7 +1,12 @@
-"""Measuring a model: images drawn, scored and timed, as a row of a report; and what its calls and images cost."""
+"""Measuring a model: images scored and timed, as a row of a report; what its calls cost; evaluators of its data.
+
+An evaluator has the images of a data set, or a reference file, and a net: named, shipped, cached or trained. Of a text
+the net is a language model that is trained on it, and images are pieces of it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,28 +17,49 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dualrate import metrics
 from dualrate.codecs.codec import decoded
-from dualrate.config.ranges import Precision
-from dualrate.data.images import Everything
+from dualrate.config.ranges import Precision, as_path
+from dualrate.data.cache import cache_dir
+from dualrate.data.images import Everything, ImageSet, every_image
 from dualrate.data.latent_set import HeldOut
+from dualrate.data.source import printable, resolved
+from dualrate.data.text_pieces import PIECE, is_text
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
+from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
-from dualrate.experiment.experiment import Model
-from dualrate.metrics.evaluate import Evaluator, Score
-from dualrate.metrics.features import FeatureExtractor
+from dualrate.drawing.samples import grids_below
+from dualrate.experiment.experiment import DataConfig, Model
+from dualrate.metrics import features as feature_nets
+from dualrate.metrics import pretrained
+from dualrate.metrics import text as language_models
+from dualrate.metrics.evaluate import Evaluator, Score, holds_statistics, load_reference
+from dualrate.metrics.features import (
+    CARD,
+    FeatureExtractor,
+    FeatureNet,
+    TrainingProgress,
+    check_trainable,
+    read_card,
+    train_feature_net,
+)
+from dualrate.metrics.pretrained import PRETRAINED, Pretrained
 from dualrate.metrics.store import FeatureStore, fill_stores
+from dualrate.metrics.text import LanguageModel, train_language_model
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.report.rows import Row
+from dualrate.runs.train import Score as ScoreInTraining
 from dualrate.sampling.cost import CallCost, priced, seconds_per_call
 from dualrate.system.device import own_defaults
-from dualrate.system.progress import ImageProgress
+from dualrate.system.progress import ImageProgress, Reporter, image_progress
 from dualrate.system.workers import Mapper, in_turn
 
 SHARD = 125  # images of a file of kept features, at least
@@ -54,21 +80,21 @@ class OutOfTime(Exception):
     """What was to be drawn took longer than it may; what was drawn is kept."""
 
 
-def until(deadline: float, tell: Callable[[int, int], None]) -> ImageProgress:
+def until(deadline: float, report: Callable[[int, int], None]) -> ImageProgress:
     """Raises OutOfTime at the first report after the deadline, of `time.monotonic`, unless all is done.
 
-    tell: called with the images that were there before, and those drawn since
+    report: called with the images that existed before, and those drawn since
     """
     before = -1
 
-    def report(done: int, total: int) -> None:
+    def check_time(done: int, total: int) -> None:
         nonlocal before
         before = done if before < 0 else before
-        tell(before, done - before)
+        report(before, done - before)
         if done < total and time.monotonic() > deadline:
             raise OutOfTime
 
-    return report
+    return check_time
 
 
 def check(evaluators: Sequence[Evaluator[Any]], count: int, *, details: bool) -> None:
@@ -106,27 +132,27 @@ def measure(
     nets, of = [one.net for one in evaluators], _originals(drawer.model, seeds, evaluators[0])
     size = shard_size or max(SHARD * (keep is not None), drawer.batch_size)
     with TemporaryDirectory() if keep is None else nullcontext(keep) as directory:
-        stores(drawer, nets, Path(directory))  # refused before the features of real images, which may take long
+        kept = stores(drawer, nets, Path(directory))  # refused before the features of real images, which may take long
         for one in evaluators:
             one.prepare(mapper, held_out_alone=of is not None and not (details and one is evaluators[0]))
-        kept = keep_features(drawer, seeds, nets, Path(directory), shard_size=size, progress=progress, mapper=mapper)
+        filled, draw = [*zip(kept, nets, strict=True)], partial(_images, drawer.resolved)
+        fill_stores(filled, seeds, draw, size=size, progress=progress, mapper=mapper)
         found = [store.read(seeds) for store in kept]
     features = {one.metric: own.features for one, own in zip(evaluators, found, strict=True)}
-    strata = drawer.strata(seeds)
-    replicates = {one.metric: one.replicates(features[one.metric], strata, of=of) for one in evaluators}
-    score, *beside = (
-        one.score_features(
-            features[one.metric],
+    strata, replicates, scores = drawer.strata(seeds), {}, []
+    for name, one in zip(features, evaluators, strict=True):
+        replicates[name] = one.replicates(features[name], strata, of=of)
+        score = one.score_features(
+            features[name],
             seeds=f"{seeds.start}-{seeds.stop - 1}",
             labels=drawer.labels_rule,
             strata=strata,
-            details=details and one is evaluators[0],
+            details=details and not scores,
             codec=drawer.model.codec,
             of=of,
-            replicates=replicates[one.metric],
+            replicates=replicates[name],
         )
-        for one in evaluators
-    )
+        scores.append(score)
     row = Row(
         network=drawer.network,
         sampler=drawer.sampler,
@@ -136,8 +162,8 @@ def measure(
         seconds_per_image=found[0].seconds / len(seeds),
         batch_size=min(drawer.batch_size, size, len(seeds)),
         precision=drawer.arithmetic,
-        score=score,
-        beside=tuple(beside),
+        score=scores[0],
+        beside=tuple(scores[1:]),
     )
     return Measurement(row, features, replicates)
 
@@ -150,7 +176,7 @@ def score_images(
     batch_size: int = 125,
     progress: ImageProgress | None = None,
 ) -> tuple[Score, ...]:
-    """Scores of images that are there already, whoever made them, by every evaluator; the first with details if asked.
+    """Scores of existing images by every evaluator; the first one's score has the details, if asked for.
 
     images: of one shape, (C, H, W), as `every_image` finds them
     name:   of the images, in the scores' fingerprints
@@ -158,26 +184,22 @@ def score_images(
     several shapes, and what `Evaluator.score_features` and reading them raise.
     """
     check(evaluators, len(images), details=details)
-    parts: list[list[Tensor]] = [[] for _ in evaluators]
-    done = 0
+    parts, done = [], 0
     for names, batch in image_batches(images, batch_size):
-        for own, one in zip(parts, evaluators, strict=True):
-            own.append(one.net.features(batch))
+        parts.append([one.net.features(batch) for one in evaluators])
         done += len(names)
         if progress is not None:
             progress(done, len(images))
+    every = (torch.cat(own) for own in zip(*parts, strict=True))
     return tuple(
-        one.score_features(
-            torch.cat(own), seeds=f"images of {name}", labels="unknown", details=details and one is evaluators[0]
-        )
-        for own, one in zip(parts, evaluators, strict=True)
+        one.score_features(own, seeds=f"images of {name}", labels="unknown", details=details and one is evaluators[0])
+        for own, one in zip(every, evaluators, strict=True)
     )
 
 
 def image_batches(images: Everything, size: int) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
     """Names and images (b, C, H, W) of one shape. Raises ValueError, naming the image, for one of another shape."""
-    first: tuple[str, tuple[int, ...]] | None = None
-    every = iter(images)
+    first, every = None, iter(images)
     while batch := list(islice(every, size)):
         for name, image in batch:
             first = first or (name, image.shape)
@@ -194,33 +216,15 @@ def _originals(model: Model, seeds: range, evaluator: Evaluator[Any]) -> Tensor 
 
     Raises ValueError for a decoder that is given the latents of other images.
     """
-    given = model.given
-    if not isinstance(given, HeldOut) or evaluator.held_out is None:
+    given, held_out = model.given, evaluator.held_out
+    if not isinstance(given, HeldOut) or held_out is None:
         return None
-    if given.images.fingerprint != evaluator.held_out.fingerprint:
+    if given.images.fingerprint != held_out.fingerprint:
         raise ValueError(
             f"{model.name} reconstructs {given.images.name}, and {evaluator.metric} has the held-out images of "
-            f"{evaluator.held_out.name}: measure it on the data that it was trained with"
+            f"{held_out.name}: measure it on the data that it was trained with"
         )
     return given.rows(torch.tensor(seeds))
-
-
-def keep_features(
-    drawer: Drawer,
-    seeds: range,
-    nets: Sequence[FeatureExtractor],
-    directory: Path,
-    *,
-    shard_size: int | None = None,
-    progress: ImageProgress | None = None,
-    mapper: Mapper = in_turn,
-) -> list[FeatureStore]:
-    """Draw one image per seed that `stores` lack, and keep their features. Raises what they and drawing raise."""
-    found = stores(drawer, nets, directory)
-    size = shard_size or max(SHARD, drawer.batch_size)
-    draw = partial(_images, drawer.resolved)
-    fill_stores(list(zip(found, nets, strict=True)), seeds, draw, size=size, progress=progress, mapper=mapper)
-    return found
 
 
 def stores(drawer: Drawer, nets: Sequence[FeatureExtractor], directory: Path) -> list[FeatureStore]:
@@ -229,8 +233,7 @@ def stores(drawer: Drawer, nets: Sequence[FeatureExtractor], directory: Path) ->
     Raises what `FeatureStore.open` raises.
     """
     places = [directory, *(directory / re.sub(r"[^\w.-]+", "-", net.identity) for net in nets[1:])]
-    opened = zip(places, nets, strict=True)
-    return [FeatureStore.open(place, drawer.origin(net.identity)) for place, net in opened]
+    return [FeatureStore.open(*of) for of in zip(places, (drawer.origin(net.identity) for net in nets), strict=True)]
 
 
 def _images(drawer: Drawer, seeds: Sequence[int]) -> NDArray[np.uint8]:
@@ -273,8 +276,8 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     drawer.draw(range(count))  # the first compiles, records, chooses kernels
     seconds = drawer.draw(range(count)).seconds
     taken = call_seconds(drawer.model, count, precision=drawer.precision)
-    calls = {"heavy_call": cost.calls.heavy, "light_call": cost.calls.light, "light_call_alone": cost.calls.without}
-    macs = {**calls, "decode": cost.calls.decode, "per_image": cost.macs}
+    macs = {"heavy_call": cost.calls.heavy, "light_call": cost.calls.light, "light_call_alone": cost.calls.without}
+    macs |= {"decode": cost.calls.decode, "per_image": cost.macs}
     return {
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
         **{f"macs_{of}": number for of, number in macs.items()},
@@ -292,3 +295,210 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
         "device": str(drawer.model.device),
         "precision": drawer.arithmetic,
     }
+
+
+Features = Pretrained | Path | None
+SHIPPED = Path(metrics.__path__[0]) / "nets"  # nets/<name>/, as written by FeatureNet.save
+
+
+def evaluators(
+    data: DataConfig,
+    features: str | Path | None = None,
+    *,
+    reference: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: Reporter,
+) -> tuple[Evaluator[Any], ...]:
+    """An evaluator for each net in `features` (see `features_named`); the first one's score is the one that orders.
+
+    Raises ValueError for two of one metric, and what `features_named` and `evaluator` raise.
+    """
+    found = tuple(
+        evaluator(data, features=one, reference=reference, device=device, progress=progress)
+        for one in features_named(features)
+    )
+    names = [one.metric for one in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"got the metrics {', '.join(names)}: name nets of different names, each once")
+    return found
+
+
+def features_named(text: str | Path | None) -> tuple[Features, ...]:
+    """The nets that a text names, with commas between: a pretrained net, a directory of a feature net, or a shipped
+    net's name. A directory comes before a shipped net, and may have commas in its own name; None is as in `evaluator`.
+
+    Raises ValueError for a name that is empty, or unknown.
+    """
+    if text is None:
+        return (None,)
+    found, names = [], sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}"))
+    for word in [str(text)] if str(text) and as_path(text).is_dir() else map(str.strip, str(text).split(",")):
+        if word in PRETRAINED:
+            found.append(word)
+        elif word and as_path(word).is_dir():
+            found.append(as_path(word))
+        elif word in names:
+            found.append(SHIPPED / word)
+        else:
+            raise ValueError(
+                f"there is no feature net {word!r}: name {', '.join(PRETRAINED)}, a shipped one ({', '.join(names)}), "
+                "or the directory of one; several with commas between"
+            )
+    return tuple(found)
+
+
+def evaluator(
+    data: DataConfig,
+    *,
+    features: Features = None,
+    reference: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: Reporter,
+) -> Evaluator[Any]:
+    """Training and test images of `data` with a net.
+
+    features:  inception: FID; dinov2: FD-DINOv2; efficientnet: FD-EfficientNet; else a directory of a feature net.
+               None: the one shipped for exactly these training images, else one in the user's cache, trained there on
+               first use (minutes on a CPU)
+    reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
+               since the file does not say which images it is of, and with `features` named `data` need not be here
+    device:    of pretrained nets, whose features of these images are kept in the user's cache
+    Raises ValueError for features or a reference with a text, for data that cannot train a feature net, a net that is
+    damaged or takes other images, or a reference that is not of its features; OSError for a missing one; what
+    `pretrained.load` raises.
+    """
+    if is_text(data.source):
+        if features is not None or reference is not None:
+            raise ValueError(f"{data.source} is a text, scored by a language model of it: drop features and reference")
+        return _of_text(data, progress)
+    shown = image_progress(progress)
+    splits = _splits(data, progress) if features is None or reference is None else None
+    if features is None:
+        assert splits is not None
+        net = _feature_net(*splits, progress=progress)
+    elif isinstance(features, Path):
+        net = FeatureNet.load(features)
+        taken = (net.card.architecture.channels, net.card.architecture.size, net.card.architecture.size)
+        if splits is not None and splits[0].shape != taken:
+            raise ValueError(
+                f"{splits[0].name} has images of {splits[0].shape} (C, H, W), the feature net {net.card.name!r} takes "
+                f"{taken}: give another one, or none, to train one on these images"
+            )
+    else:
+        net = pretrained.load(features, device, note=progress.note)
+    if splits is None or reference is not None:
+        assert reference is not None
+        return Evaluator(net, load_reference(reference, net, progress=shown), None)
+    if isinstance(net, FeatureNet):  # a small net: computing features takes less time than reading them
+        return Evaluator(net, *splits)
+    return Evaluator(net, *splits, keep=cache_dir() / "real-features", progress=shown)
+
+
+def _splits(data: DataConfig, progress: Reporter) -> tuple[ImageSet, ImageSet]:
+    """Training and test images."""
+    decoding = messages(progress.note)
+    return data.images("train", decoding), data.images("test", decoding)
+
+
+def shipped(fingerprint: str) -> Path | None:
+    """The shipped feature net that was trained on the images of this fingerprint; of several the first by its name."""
+    cards = sorted(SHIPPED.glob(f"*/{CARD}"), key=lambda card: card.parent.name)
+    return next((card.parent for card in cards if read_card(card).data == fingerprint), None)
+
+
+def messages(note: Callable[[str], None]) -> Callable[[int, int, str], None]:
+    """Progress of data loading as notes: every message once."""
+    shown: set[str] = set()
+
+    def report(done: int, total: int, message: str) -> None:
+        if message and message not in shown:
+            shown.add(message)
+            note(message)
+
+    return report
+
+
+def _feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter) -> FeatureNet:
+    """The shipped one, or the one in the user's cache, trained there on first use."""
+    place = shipped(train.fingerprint) or cache_dir() / "features" / train.fingerprint[:16]
+    if not (place / CARD).exists():
+        check_trainable(train)
+        progress.note(f"training a feature net on {train.name}, once; it is kept in {place}")
+        train_feature_net(train, test, progress=_shown(progress, feature_nets.BATCH_SIZE)).save(place)
+        progress.close()  # the next progress is counted anew
+    return FeatureNet.load(place)
+
+
+def _of_text(data: DataConfig, progress: Reporter) -> Evaluator[LanguageModel]:
+    """Its reference: the training split in pieces one after the other, of which training takes any others too.
+
+    The language model is in the user's cache, trained there on first use (about two minutes on a core of a CPU).
+    """
+    (train, test), length = _splits(data, progress), data.size or PIECE
+    place = cache_dir() / "language-models" / train.fingerprint[:16]
+    if not (place / f"{language_models.NAME}.json").exists():
+        progress.note(f"training a language model on {train.name}, once; it is kept in {place}")
+        train_language_model(train, test, progress=_shown(progress, language_models.BATCH_SIZE)).save(place)
+        progress.close()
+    hashed = hashlib.sha256(f"{train.fingerprint} every {length}".encode()).hexdigest()
+    pieces = replace(train, images=train.images[::length], hashed=hashed)
+    return Evaluator(LanguageModel.load(place), pieces, test)
+
+
+def _shown(progress: Reporter, batch_size: int) -> TrainingProgress:
+    """Shows the training of a net, of batches of this size."""
+    start = time.monotonic()
+
+    def report(done: int, total: int, loss: float) -> None:
+        progress.update(done, total, {"images": done * batch_size, "seconds": time.monotonic() - start, "loss": loss})
+
+    return report
+
+
+def score_source(
+    source: str | Path,
+    data: DataConfig | None = None,
+    *,
+    reference: str | Path | None = None,
+    features: str | Path | None = None,
+    details: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Reporter,
+) -> tuple[Score, ...]:
+    """Scores of existing images, in the same way as of samples of a run.
+
+    source:    a folder, a .zip, a .npz or another source of images (see `every_image`)
+    data:      the real images; None: those of `reference`, which is a data source then, or a .npz of statistics
+    features:  as of `features_named`
+    Raises ValueError where neither says what to compare with, and what `evaluators` and `score_images` raise.
+    """
+    if data is None:
+        if reference is None:
+            raise ValueError("images are compared with real ones: name a run that was trained on them, or a reference")
+        if not holds_statistics(Path(reference)):
+            data, reference = DataConfig(str(reference)), None
+    file = None if reference is None else Path(reference)
+    found = evaluators(data or DataConfig(""), features, reference=file, device=device, progress=progress)
+    real, folder = found[0].reference, resolved(source)
+    channels, name = real.shape[0] if isinstance(real, ImageSet) else None, printable(folder.name)
+    with TemporaryDirectory() as unpacked:
+        if folder.suffix == ".zip":
+            ZipFile(folder).extractall(unpacked)
+            folder = Path(unpacked)
+        images = every_image(folder, channels=channels, without=grids_below(folder))
+        shown = image_progress(progress)
+        return score_images(images, name, *found, details=details, progress=shown)
+
+
+SCORED = 1000  # images of a score in training
+
+
+def scorer(data: DataConfig, progress: Reporter) -> ScoreInTraining:
+    """Frechet distance of 1,000 images under the recommended sampler and plan. Raises what `evaluator` raises."""
+    found = evaluator(data, progress=progress)
+    check([found], SCORED, details=False)
+
+    def score(model: Model) -> tuple[str, float]:
+        return found.metric, measure(Choice().drawer(model), range(SCORED), found).row.score.value
+
+    return score

@@ -16,9 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
-from dualrate.data.loader import ByteBatch, TrainingSet
+from dualrate.data.loader import ByteBatch
 from dualrate.data.source import read_text, reading
 from dualrate.denoisers.catalogue import refreshing
 from dualrate.denoisers.denoiser import abilities
@@ -40,8 +39,8 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer, real_batches
 from dualrate.drawing.measure import Measurement, OutOfTime, call_seconds, measure, until
 from dualrate.experiment.experiment import Model
+from dualrate.metrics.distances import Interval, interval_of
 from dualrate.metrics.evaluate import Evaluator, Score
-from dualrate.metrics.frechet import Interval, interval_of
 from dualrate.planning.planner import FEWEST, Bend, Errors, Planned, Planner, measure_bend, measure_errors
 from dualrate.planning.search import Round, counts, halving, members, shortlist
 from dualrate.sampling.cost import CallCost
@@ -51,10 +50,8 @@ from dualrate.system.files import read_json, write_whole
 from dualrate.system.progress import Reporter, duration, image_progress, run_lock
 from dualrate.system.workers import Mapper, in_turn
 
-MINUTES = 2.0  # of measuring errors, where none are given
-ROWS = 32  # images at a time: the contexts of all grid times are held for them
+ROWS = 16  # images at a time: the contexts of all grid times are held for them
 SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sampled and scored with
-PARTS = ".batches"  # suffix of the folder of what is measured, beside the file of all
 
 
 @dataclass(frozen=True)
@@ -123,73 +120,64 @@ def measured_errors(
 ) -> Errors:
     """Errors of the model on its training data, over a grid of so many steps, and its bend; kept in the user's cache.
 
-    images: at most; all of them if there are fewer
+    images: spread over the data set; all of them if there are fewer
     spacing: of the grid, as a sampler's (sampling/grids.py)
     mapper: measures batches of ROWS images
-    A batch that is measured is kept, so that the next call goes on after an interruption.
-    Raises what `require_plannable` and `every_call` raise.
+    Raises what `require_plannable` and `every_call` raise; ValueError for a damaged file.
     """
     require_plannable(model)
-    source = model.experiment.data.load("train")
-    images = min(images, len(source))
-    file, t = _file(model, source, grid, images, spacing), grid_times(spacing, model.process.schedule, grid)
+    source, t = model.experiment.data.load("train"), grid_times(spacing, model.process.schedule, grid)
+    images, file = min(images, len(source)), _file(model, grid, images, spacing)
     if file.exists():
         return _read_errors(file, t)
-    progress.note(
-        f"measuring errors, once: {images} images at {grid} times; what is measured is kept in {file.parent}: if "
-        "stopped, the same command goes on"
-    )
-    folder = file.with_suffix(PARTS)
-    errors = _measured(model, source, t, images, folder, progress, mapper)
-    _write_errors(file, errors)
-    shutil.rmtree(folder, ignore_errors=True)
-    return errors
+    progress.note(f"measuring errors, once: {images} images at {grid} times; they are kept in {file.parent}")
+    found: list[tuple[float, Errors]] = []
+    batches = [*zip(range(0, images, ROWS), real_batches(model, source, images, ROWS), strict=True)]
+    try:
+        for (start, batch), errors in mapper(partial(_errors_of, model, t, pays(model.device)), batches):
+            found.append((len(batch.x) / images, errors))
+            done = start + len(batch.x)
+            progress.update(done, images, {"images": done})
+    finally:
+        progress.close()
+    total = sum((share * one.errors for share, one in found), np.zeros((grid, grid + 1)))
+    bend = None
+    if found[0][1].bend is not None:
+        parts = [(share, vars(one.bend)) for share, one in found]
+        bend = Bend(**{name: np.sum([share * part[name] for share, part in parts], 0) for name in parts[0][1]})
+    kept = {"t": t, "errors": total.tolist(), "bend": bend and {name: x.tolist() for name, x in vars(bend).items()}}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(kept))
+    return Errors(t, total, bend)
 
 
 def fitting_grid(
-    model: Model, grids: Sequence[int], *, images: int, spacing: str, minutes: float | None, progress: Reporter
+    model: Model, grids: Sequence[int], *, images: int, spacing: str, minutes: float, progress: Reporter
 ) -> int:
-    """The finest of some grids whose errors are known, begun, or take at most so many minutes; else the coarsest.
+    """The finest of some grids whose errors are kept, or take at most so many minutes; else the coarsest.
 
-    grids: the finest first; minutes: None: MINUTES, and one that is known or begun is taken though a finer one may fit
+    grids: the finest first
     Notes what the measuring takes.
     """
     if len(grids) == 1:
         return grids[0]
-    source = model.experiment.data.load("train")
-    images = min(images, len(source))
-    files = {grid: _file(model, source, grid, images, spacing) for grid in grids}
-    known = [grid for grid, file in files.items() if file.exists() or file.with_suffix(PARTS).exists()]
-    if known and (minutes is None or known[0] == grids[0]):
-        return known[0]
+    images = min(images, len(model.experiment.data.load("train")))
     cost = call_seconds(model, min(ROWS, images), seconds=0.2)
-    calls = {grid: (2 * cost.heavy + cost.without) * grid + cost.light * grid * (grid + 1) / 2 for grid in grids}
-    seconds = 60 * (MINUTES if minutes is None else minutes)
-    chosen = next((grid for grid in grids if grid in known or images * calls[grid] <= seconds), grids[-1])
-    note = f"a grid of {chosen} steps, whose errors take at most {duration(images * calls[chosen])} to measure"
+    times = {n: images * ((2 * cost.heavy + cost.without) * n + cost.light * n * (n + 1) / 2) for n in grids}
+    fits = (n for n in grids if times[n] <= 60 * minutes or _file(model, n, images, spacing).exists())
+    chosen = next(fits, grids[-1])
+    note = f"a grid of {chosen} steps, whose errors take at most {duration(times[chosen])} to measure"
     if chosen != grids[0]:
-        note += f"; a finer one is measured by --grid {grids[0]}, in at most {duration(images * calls[grids[0]])}"
+        note += f"; a finer one is measured by --grid {grids[0]}, in at most {duration(times[grids[0]])}"
     progress.note(note)
     return chosen
 
 
-def are_errors_kept(model: Model, *, grid: int, images: int) -> bool:
-    """Whether `measured_errors` has nothing left to measure."""
+def _file(model: Model, grid: int, images: int, spacing: str) -> Path:
     source = model.experiment.data.load("train")
-    return _file(model, source, grid, min(images, len(source)), "t").exists()
-
-
-def _file(model: Model, source: TrainingSet, grid: int, images: int, spacing: str) -> Path:
-    of = [model.weights_hash, model.experiment.drawing, source.fingerprint, grid, images, pays(model.device)]
-    of += ["bend"] + ["compiled"] * model.compiled + ["graphs"] * model.graphs + [spacing] * (spacing != "t")
-    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
-    return cache_dir() / "plans" / f"{key}.json"
-
-
-def _write_errors(file: Path, errors: Errors) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    bend = errors.bend and {name: part.tolist() for name, part in vars(errors.bend).items()}
-    write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist(), "bend": bend}))
+    of = [model.weights_hash, model.experiment.drawing, source.fingerprint, grid, min(images, len(source)), spacing]
+    of += [pays(model.device), model.compiled, model.graphs]
+    return cache_dir() / "plans" / f"{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}.json"
 
 
 def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
@@ -206,63 +194,13 @@ def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
         raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
 
 
-def _measured(
-    model: Model,
-    source: TrainingSet,
-    t: tuple[float, ...],
-    images: int,
-    folder: Path,
-    progress: Reporter,
-    mapper: Mapper,
-) -> Errors:
-    """`images` spread over the data set; a mean over batches of ROWS images. folder: of a file for each batch."""
-    grid = len(t) - 1
-    batches = dict(zip(range(0, images, ROWS), real_batches(model, source, images, ROWS), strict=True))
-    files = {start: folder / f"{start}.json" for start in batches}
-    found = {start: _read_errors(file, t) for start, file in files.items() if file.exists()}
-
-    def show(here: float = 0) -> None:
-        done = sum(len(batches[start].x) for start in found) + here
-        progress.update(round(done * grid), images * grid, {"images": done})
-
-    job = partial(_errors_of, model, t, pays(model.device), show if mapper is in_turn else None)
-    try:
-        show()
-        for (start, _), errors in mapper(job, [item for item in batches.items() if item[0] not in found]):
-            found[start] = errors
-            _write_errors(files[start], errors)
-            show()
-    finally:
-        progress.close()
-    shares = [(len(batch.x) / images, found[start]) for start, batch in batches.items()]  # whichever was first
-    total = sum((share * one.errors for share, one in shares), np.zeros((grid, grid + 1)))
-    bends = [(share, one.bend) for share, one in shares if one.bend is not None]
-    if not bends:
-        return Errors(t, total)
-    means = {name: sum(share * getattr(bend, name) for share, bend in bends) for name in ("first", "second", "last")}
-    return Errors(t, total, replace(bends[0][1], **means))
-
-
-def _errors_of(
-    model: Model,
-    t: tuple[float, ...],
-    bfloat16: bool,
-    show: Callable[[float], None] | None,
-    numbered: tuple[int, ByteBatch],
-) -> Errors:
-    """Means of a batch, whose first image has this number. show: called with the images done of this batch"""
+def _errors_of(model: Model, t: tuple[float, ...], bfloat16: bool, numbered: tuple[int, ByteBatch]) -> Errors:
+    """Means of a batch, whose first image has this number."""
     start, batch = numbered[0], numbered[1].to(model.device)
-    draws = Draws(SEED, torch.arange(start, start + len(batch.x), device=model.device))
-
-    cond = Cond(batch.label)
-
-    def progress(rows: NDArray[np.float64]) -> None:
-        if show is not None:
-            show(len(batch.x) * len(rows) / (len(t) - 1))
-
+    draws, cond = Draws(SEED, torch.arange(start, start + len(batch.x), device=model.device)), Cond(batch.label)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         denoiser = model.ready(bfloat16=bfloat16).denoiser
-        errors = measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws, progress=progress)
+        errors = measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws)
         if errors.num_steps < FEWEST:
             return errors
         normal = draws.normal("bend", *batch.x.shape[1:]).to(batch.x.dtype)
@@ -389,9 +327,8 @@ def search(
 def plans_to_measure(model: Model, usual: StepPlan) -> Names:
     """The plans of the family, the usual one first."""
     steps, heavy, schedule = usual.num_steps, usual.num_heavy, model.process.schedule
-    reuses = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
-    family = members(steps, heavy, late=reuses and model.serves.drops)
-    between = abilities(model.denoiser).between
+    late = heavy < steps and model.denoiser.reuse is Reuse.MARKOV and model.serves.drops
+    family, between = members(steps, heavy, late=late), abilities(model.denoiser).between
     plans = {member.plan(schedule, steps, heavy).renewing(between): member for member in family}
     if len(family) > SHORT:
         family = shortlist(family, plans.get(usual), SHORT)

@@ -28,7 +28,7 @@ from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import Drawer, Guidance, Samples, plain_step
-from dualrate.metrics.origin import PIXELS, Origin
+from dualrate.metrics.store import PIXELS, Origin
 from dualrate.report.image_grid import is_whole_png, png_bytes, read_png, save_grid, write_npz
 from dualrate.runs.train import LOGS, SAMPLES
 from dualrate.sampling.cost import PlanCost
@@ -115,36 +115,25 @@ class Files:
     ) -> tuple[int, float]:
         """Draw every batch of `size` seeds that lacks an image; how many images were drawn, in how many seconds.
 
-        shown: called once, as soon as the first images, of the overview, are there
+        shown: called when the first images, those of the overview, have been drawn
         """
-        drawn, seconds, waiting = 0, 0.0, True
+        drawn, seconds, shows = 0, 0.0, self.kind.shown
         report(int(self.there.sum()), len(self.seeds))
-        batches = [
-            self.seeds[i : i + size] for i in range(0, len(self.seeds), size) if not self.there[i : i + size].all()
-        ]
-        for batch, samples in mapper(draw, batches):
+        starts = [first for first in range(0, len(self.seeds), size) if not self.there[first : first + size].all()]
+        for batch, samples in mapper(draw, [self.seeds[first : first + size] for first in starts]):
             seconds += samples.seconds
             drawn += len(batch)
-            self._write(batch.start - self.seeds.start, samples.images)
+            first, begun = batch.start - self.seeds.start, not self.there[:shows].all()
+            # Images that are there, maybe from a batch cut otherwise, are replaced first: until the last one is written
+            # the batch lacks something, so that a kill never leaves it a mixture.
+            for i in first + np.argsort(~self.there[first : first + len(batch)], kind="stable"):
+                write_whole(self.paths[i], self.kind.content(samples.images[i - first]), synced=False)
+                self.there[i] = True
             del samples  # before the next batch is drawn
-            if waiting and self.there[: self.kind.shown].all():
+            if begun and self.there[:shows].all():
                 shown()
-                waiting = False
             report(int(self.there.sum()), len(self.seeds))
-        if waiting:
-            shown()
         return drawn, seconds
-
-    def _write(self, first: int, images: NDArray[np.uint8]) -> None:
-        """A batch from the position `first` on.
-
-        Images that are there, maybe from a batch cut otherwise, are replaced first: until the last one is written the
-        batch lacks something, so that a kill never leaves it a mixture.
-        """
-        here = self.there[first : first + len(images)]
-        for i in np.argsort(~here, kind="stable"):
-            write_whole(self.paths[first + i], self.kind.content(images[i]), synced=False)
-            here[i] = True
 
     def read(self) -> Iterator[NDArray[np.uint8]]:
         """(C, H, W) each, one at a time."""
@@ -153,15 +142,16 @@ class Files:
     @contextmanager
     def naming_progress(self) -> Iterator[None]:
         """Says in an interruption, and in an error of a file, how far it came."""
-        so_far = f"{{}} of {len(self.seeds)} {self.noun}s are in {self.paths[0].parent}"
+
+        def so_far() -> str:
+            return f"{self.there.sum()} of {len(self.seeds)} {self.noun}s are in {self.paths[0].parent}"
+
         try:
             yield
         except KeyboardInterrupt:
-            done = so_far.format(self.there.sum())
-            raise KeyboardInterrupt(f"interrupted: {done}; the same command goes on") from None
+            raise KeyboardInterrupt(f"interrupted: {so_far()}; the same command goes on") from None
         except OSError as error:
-            done = so_far.format(self.there.sum())
-            raise OSError(f"{error}. {done}; once that is mended, the same command goes on") from error
+            raise OSError(f"{error}. {so_far()}; once that is mended, the same command goes on") from error
 
 
 @dataclass(frozen=True)
@@ -215,42 +205,31 @@ class Record:
         """Six digits, or more if the first seed asks for them: a function of the two seeds alone."""
         return f"{seed:0{max(6, len(str(self.first_seed + SPACE)))}d}{self.ending}"
 
-    def is_own(self, name: str) -> bool:
-        """Whether a file of this name is one of the folder's: of a seed that was asked for so far, or of them all."""
-        stem = name.removesuffix(self.ending)
-        if not stem.removeprefix("-").isdecimal():
-            return name in (SAMPLES, OVERVIEW[self.ending], NPZ)
-        return 0 <= int(stem) - self.first_seed < self.images and name == self.file_name(int(stem))
+    def joined(self, earlier: Record | None, directory: Path) -> Record:
+        """This record with what an earlier one of the same images says besides.
 
-    def require_same(self, wanted: Record, directory: Path) -> None:
-        """Raises ValueError that names what differs, unless the images of `wanted` are of the same kind as these."""
-        found, here = self._identity(), wanted._identity()
-        differing = [name for name in found if found[name] != here[name]]
-        if differing:
-            listed = ", ".join(
-                f"{name} ({self._said(name, wanted)}; now {wanted._said(name, self)})" for name in differing
-            )
-            raise ValueError(f"{directory} holds other samples, they differ in {listed}: choose another --out")
-
-    def _identity(self) -> dict[str, Any]:
-        return {one.name: getattr(self.origin, one.name) for one in fields(Origin)} | {"first seed": self.first_seed}
-
-    def _said(self, name: str, other: Record) -> object:
-        """What tells it from the other record, for people."""
-        if name == "weights":
-            return f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
-        if name == "sampler" and self.sampler != other.sampler:
-            return self.sampler
-        value = self._identity()[name]
-        return str(value)[:12] if name == "experiment" else value
-
-    def joined(self, earlier: Record | None) -> Record:
-        """This record with what an earlier one of the same images says besides."""
+        Raises ValueError that names what differs, if the earlier one is of images of another kind.
+        """
         if earlier is None:
             return self
+        differing, here = [], self._identity()
+        for name, (value, words) in earlier._identity().items():
+            other, now = here[name]
+            if value != other:
+                differing.append(f"{name} ({value}; now {other})" if words == now else f"{name} ({words}; now {now})")
+        if differing:
+            listed = ", ".join(differing)
+            raise ValueError(f"{directory} holds other samples, they differ in {listed}: choose another --out")
         known = [call | {"date": None} for call in earlier.calls]
         calls = (*earlier.calls, *(call for call in self.calls if call | {"date": None} not in known))
         return replace(self, images=max(self.images, earlier.images), calls=calls)
+
+    def _identity(self) -> dict[str, tuple[Any, Any]]:
+        """What is equal in images of one kind: the value, and how an error shows it."""
+        found = {one.name: getattr(self.origin, one.name) for one in fields(Origin)} | {"first seed": self.first_seed}
+        weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
+        words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
+        return {name: (value, words.get(name, value)) for name, value in found.items()}
 
 
 def grids_below(folder: Path) -> frozenset[Path]:
@@ -261,35 +240,33 @@ def grids_below(folder: Path) -> frozenset[Path]:
 def read_record(directory: Path) -> Record | None:
     """What the samples in a directory are of; None for a directory that is new, or empty but for logs.
 
-    Raises ValueError for a directory that holds anything else, or anything beside the samples.
+    Raises ValueError for a directory that holds anything else, or other images beside the samples.
     """
+    check_link(directory)
     if not directory.exists():
-        check_link(directory)
         return None
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; samples are kept in a directory: choose another --out")
-    file, record = directory / SAMPLES, None
-    if file.exists():
-        try:
-            record = from_json(Record, read_bytes(file), str(file))
-        except ValueError as error:
-            raise ValueError(f"{error}; choose another --out") from error
-    foreign = sorted(name for name in os.listdir(directory) if not _is_ours(name, record))
-    if "experiment.json" in foreign:
-        raise ValueError(f"{directory} is a run, or released weights, and no place for samples: choose another --out")
-    if foreign and record is None:
-        raise ValueError(f"{directory} holds {some_of(foreign)} but no {SAMPLES}: choose a new directory as --out")
-    if foreign:
+    names, file = sorted(os.listdir(directory)), directory / SAMPLES
+    if not file.exists():
+        foreign = [name for name in names if not (name.startswith(".") or name.endswith(LOGS) or _left(name))]
+        if foreign:
+            raise ValueError(f"{directory} holds {some_of(foreign)} but no {SAMPLES}: choose a new directory as --out")
+        return None
+    try:
+        record = from_json(Record, read_bytes(file), str(file))
+    except ValueError as error:
+        raise ValueError(f"{error}; choose another --out") from error
+    own = {record.file_name(record.first_seed + i) for i in range(record.images)} | {OVERVIEW[record.ending]}
+    if foreign := [name for name in names if name.endswith(record.ending) and name not in own and name[0] != "."]:
         raise ValueError(f"{directory} holds {some_of(foreign)} beside its samples: take that away, or change --out")
     return record
 
 
-def _is_ours(name: str, record: Record | None) -> bool:
-    """Whether a file may be in a folder of samples: its own, hidden ones, and logs."""
-    if name.startswith(".") or name.endswith(LOGS):
-        return True
-    name = written_aside(name) or name
-    return name == SAMPLES or (record is not None and record.is_own(name))
+def _left(name: str) -> bool:
+    """Whether a process that was killed left this file beside the samples."""
+    target = written_aside(name) or ""
+    return target in (SAMPLES, NPZ) or (target.endswith((".png", ".txt")) and not target.startswith("."))
 
 
 @dataclass(frozen=True)
@@ -336,17 +313,12 @@ def write_samples(
     alphabet = model.experiment.codec.alphabet
     kind = Pieces(alphabet, model.image_shape[2]) if alphabet else Pictures(model.image_shape)
     record = Record.of(drawer, seeds, kind, command)
-    if found is not None:
-        found.require_same(record, out)
-
+    _ = record.joined(found, out)
     out.mkdir(parents=True, exist_ok=True)
     with run_lock(out, "filled with samples"):
-        found = read_record(out)  # again: before the lock was held, another process may have been here
-        if found is not None:
-            found.require_same(record, out)
-        record = record.joined(found)
+        record = record.joined(read_record(out), out)  # again: before the lock was held, another process may have come
         for name in os.listdir(out):
-            if record.is_own(written_aside(name) or ""):  # left by a process that was killed
+            if _left(name):
                 (out / name).unlink()
         files = Files([out / record.file_name(seed) for seed in seeds], seeds, kind, model.experiment.noun)
         if not files.there.all():
@@ -356,6 +328,8 @@ def write_samples(
             kind.show([kind.read(path) for path in files.paths[: kind.shown]], out)
 
         with files.naming_progress():
+            if files.there[: kind.shown].all():
+                show()
             report = progress or (lambda done, total: None)
             drawn, seconds = files.fill(drawer.resolved.draw, drawer.batch_size, report, mapper, show)
             if npz:

@@ -19,7 +19,7 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.experiment.experiment import Model
 from dualrate.integrations.diffusers import ROLES, TOP, VAE, DualRatePipeline
-from dualrate.metrics.origin import Fingerprint
+from dualrate.metrics.store import Fingerprint
 from dualrate.runs.release import CARD, check_target, facts, history, rows
 from dualrate.runs.store import Note, StoredModel, read_stored
 from dualrate.system.files import naming, read_json

@@ -127,7 +127,7 @@ def along_path(
 
 @dataclass(frozen=True)
 class _Forward(Step):
-    """Goes from z_t to z_s ~ q(z_s | z_t, x), and carries what `compare` says of `step` beside that."""
+    """Goes from z_t to z_s ~ q(z_s | z_t, x), and carries the results of `compare`."""
 
     step: MarkovStep
     x: Tensor
@@ -194,14 +194,11 @@ class FittedVariance(MarkovStep):
         """p(z_s | z_t). Raises ValueError for a t at which no step of the fitted plan starts."""
         mean = self.step.kernel(denoise, z, t, s).mean
         own = self.process.posterior(mean, mean, t, s).variance  # whatever the state and the image
-        return Gaussian(mean, own + expand(self._excess(t), z))
+        excess = torch.tensor(self.excess, dtype=t.dtype, device=t.device)
+        return Gaussian(mean, own + expand(excess[place(torch.tensor(self.t, dtype=torch.float64), t)], z))
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         return self.kernel(denoise, z, t, s).sample(draw()), carry
-
-    def _excess(self, t: Tensor) -> Tensor:
-        excess = torch.tensor(self.excess, dtype=t.dtype, device=t.device)
-        return excess[place(torch.tensor(self.t, dtype=torch.float64), t)]
 
 
 def mean_errors(denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor, cond: Cond, draws: Draws) -> Tensor:

@@ -1,12 +1,25 @@
 """Scores of generated images: a Frechet distance with its interval, beside the floor that real images reach.
 
-Details are what a Frechet distance does not say: a distance that is unbiased at any count, and fidelity apart from
-variety.
+Details go beyond the Frechet distance: a distance that is unbiased at any count, and fidelity apart from variety.
+
+Reference statistics come from a file, too, in the two layouts that are published: npz with `mu` and `sigma`, or with
+images.
+
+ADM (Dhariwal and Nichol, arXiv 2105.05233): mu (D,), sigma (D, D), beside mu_s and sigma_s, which belong to sFID, and
+arr_0 (N, H, W, C) uint8. Its mu and sigma are those of all training images, arr_0 only some of them, so arr_0 counts
+only where mu and sigma are missing; then it may come from `dualrate sample --npz` too.
+EDM (Karras et al., arXiv 2206.00364): mu and sigma alone.
+
+A file may also hold `extractor`, the `identity` of the features it was made in; of other files only the number of
+dimensions can be checked. Statistics in float32 are rounded: eigenvalues that this moves below zero are set to zero.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,20 +33,27 @@ from torch import Tensor
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
+from dualrate.data.readers import read_arrays
+from dualrate.data.source import printable
 from dualrate.diffusion.random import Draws
-from dualrate.metrics.features import FeatureExtractor
-from dualrate.metrics.frechet import (
+from dualrate.metrics.distances import (
     LEVEL,
     PER_FEATURE,
+    ROUNDING,
     GaussianStats,
+    KernelDistance,
+    Manifold,
+    PrecisionRecall,
+    clamped_eigenvalues,
     frechet_distance,
     interval_of,
+    kernel_distance,
+    kernel_metric,
     resampled_distances,
 )
-from dualrate.metrics.kid_prc import KernelDistance, Manifold, PrecisionRecall, kernel_distance, kernel_metric
-from dualrate.metrics.origin import Fingerprint
-from dualrate.metrics.reference import Reference
-from dualrate.metrics.store import real_features, store_in
+from dualrate.metrics.features import FeatureExtractor
+from dualrate.metrics.store import Fingerprint, real_features, store_in
+from dualrate.system.files import check_regular, naming
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
 
@@ -66,6 +86,7 @@ class Details:
 
 Net = TypeVar("Net", bound=FeatureExtractor)
 ROUND_TRIP = 16  # images that a codec encodes at a time
+ASYMMETRY = 1e-6  # of sigma's largest entry, at least; published ones were summed in another order
 RESAMPLING_SEED = 0  # of every interval, so that replicates are paired
 RECONSTRUCTED = "rFD: of reconstructions, from the held-out images that they are of"
 
@@ -94,6 +115,20 @@ class Score:
     fingerprint: Fingerprint
     note: str = ""
     details: Details | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics that scores are measured against.
+
+    stats:       stats.count is None unless the file held images
+    name:        of the file
+    fingerprint: sha256 (hex) of the file
+    """
+
+    stats: GaussianStats
+    name: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -155,14 +190,16 @@ class Evaluator(Generic[Net]):
         """
         count = len(features)
         self.check_count(count)
-        before, images = self._before(of), self.reference if of is None else self.held_out
+        images = self.reference if of is None else self.held_out
         assert images is not None
-        stats = before if isinstance(before, GaussianStats) else GaussianStats.of(before)
+        stats = self._stats if of is None else GaussianStats.of(self._partners(of))
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
         low, high = interval_of(replicates)
-        floor, floor_count = self.floor(count, codec) if of is None else (0.0, count)
-        note = self._note(count, floor_count, stratified=strata is not None, codec=codec)
+        floor, floor_count, note = 0.0, count, RECONSTRUCTED
+        if of is None:
+            floor, floor_count = self.floor(count, codec)
+            note = self._note(count, floor_count, stratified=strata is not None, codec=codec)
         return Score(
             metric=self.metric,
             value=frechet_distance(GaussianStats.of(features), stats),
@@ -179,7 +216,7 @@ class Evaluator(Generic[Net]):
                 seeds=seeds,
                 labels=labels,
             ),
-            note=note if of is None else RECONSTRUCTED,
+            note=note,
             details=self.details(features) if details else None,
         )
 
@@ -191,9 +228,8 @@ class Evaluator(Generic[Net]):
         Those of several sets of features that were drawn from the same seeds are paired.
         """
         self.check_count(len(features))
-        return resampled_distances(
-            features, self._before(of), resamples=resamples, seed=RESAMPLING_SEED, strata=strata
-        ).numpy()
+        source = self._stats if of is None else self._partners(of)
+        return resampled_distances(features, source, resamples=resamples, seed=RESAMPLING_SEED, strata=strata).numpy()
 
     def details(self, features: Tensor) -> Details:
         """Kernel distance, precision and recall of features (N, D) that `net` gave.
@@ -209,23 +245,18 @@ class Evaluator(Generic[Net]):
         count = min(len(features), len(reference))
         if count not in self._known:
             self._known[count] = Manifold.of(reference[_chosen(self.reference_images, count)])
-        return Details(
-            kernel_metric=kernel_metric(self.net),
-            kernel=kernel_distance(features, reference),
-            precision_recall=self._known[count].precision_recall(features),
-            reference_count=count,
-        )
+        kernel, shares = kernel_distance(features, reference), self._known[count].precision_recall(features)
+        return Details(kernel_metric(self.net), kernel, shares, count)
 
     def check_count(self, count: int) -> None:
         """Raises ValueError for fewer images than twice the features, and for a reference file of fewer.
 
-        Their covariance means nothing. Of a data set that has no more training images a score's note says so.
+        Their covariance means nothing. A score's note names a data set that has no more training images.
         """
         minimum = PER_FEATURE * self.net.dim
         if count < minimum:
             raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: draw more")
-        known = self.reference.stats.count if isinstance(self.reference, Reference) else None
-        if known is not None and known < minimum:
+        if isinstance(self.reference, Reference) and (known := self.reference.stats.count or minimum) < minimum:
             raise ValueError(
                 f"the reference {self.reference.name} is of {known} images; {self.metric} needs at least {minimum}, "
                 "better all training images: name a file of more, or none"
@@ -265,18 +296,15 @@ class Evaluator(Generic[Net]):
             self._known[key] = GaussianStats.of(features)
         return self._known[key]
 
-    def _before(self, of: Tensor | None) -> GaussianStats | Tensor:
-        """What the distance is from."""
-        if of is None:
-            return self._stats
+    def _partners(self, of: Tensor) -> Tensor:
+        """Features of these rows of the held-out images."""
         assert self.held_out is not None
         return self._features(self.held_out)[of]
 
     @cached_property
     def _stats(self) -> GaussianStats:
-        return (
-            self.reference.stats if isinstance(self.reference, Reference) else GaussianStats.of(self.reference_features)
-        )
+        known = self.reference.stats if isinstance(self.reference, Reference) else None
+        return known or GaussianStats.of(self.reference_features)
 
     @property
     def reference_features(self) -> Tensor:
@@ -351,3 +379,73 @@ def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
         rows = np.flatnonzero(labels == label)
         turn[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.argsort(turn, kind="stable")
+
+
+# Reference files
+
+
+def load_reference(
+    path: Path | str, extractor: FeatureExtractor, *, progress: ImageProgress | None = None
+) -> Reference:
+    """Read a .npz file of one of the layouts above, for distances in the features of `extractor`.
+
+    progress: of the file's images, if it holds those
+    Raises OSError for a file that is missing or cannot be read; ValueError, naming the extractor, for a pickle or
+    anything else that is no such file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma
+    that is no covariance, and statistics that were made in other features.
+    """
+    path = Path(path)
+    of = f"{extractor.metric} in the features {extractor.identity}"
+    check_regular(path)
+    with naming(path), path.open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is no .npz file of {of}, and a pickle (EDM2's .pkl) is never opened: it can run any code. Only if "
+            "you trust its origin, convert it yourself: ref = numpy.load('FILE.pkl', allow_pickle=True)['fid'] (or "
+            "['fd_dinov2']); numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
+        )
+    arrays = read_arrays(path, _wanted, f"reference of {of}")
+    try:
+        return Reference(_stats(arrays, extractor, progress), printable(path.name), fingerprint)
+    except ValueError as error:
+        raise ValueError(f"{path} is no reference of {of}: {error}") from error
+
+
+def holds_statistics(path: Path) -> bool:
+    """Whether it is a .npz file with mu; one of images alone is a data set, too."""
+    return zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist()
+
+
+def _wanted(found: list[str]) -> list[str]:
+    names = next((names for names in (["mu", "sigma"], ["arr_0"]) if set(names) <= set(found)), None)
+    if names is None:
+        raise ValueError(f"it holds {', '.join(found) or 'nothing'}; expected mu and sigma, or arr_0 (images)")
+    return [*names, *({"extractor"} & set(found))]
+
+
+def _stats(arrays: dict[str, np.ndarray], extractor: FeatureExtractor, progress: ImageProgress | None) -> GaussianStats:
+    made_in = str(arrays.pop("extractor", extractor.identity))
+    if made_in != extractor.identity:
+        raise ValueError(f"its statistics were made in {made_in}")
+    if "arr_0" in arrays:
+        images = arrays["arr_0"]
+        usable = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3) and len(images) > 1
+        if not usable or 0 in images.shape:
+            raise ValueError(f"arr_0 is {images.dtype} {images.shape}; expected (N, H, W, C) uint8, N > 1, C = 1 or 3")
+        return GaussianStats.of(real_features(extractor, images.transpose(0, 3, 1, 2), progress=progress))
+    for name, array in arrays.items():
+        if array.dtype not in (np.float32, np.float64) or not np.isfinite(array).all():
+            raise ValueError(f"{name} is {array.dtype}; expected float32 or float64 without NaN or infinity")
+    dim, (mu, sigma) = extractor.dim, (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
+    rounding = dim * torch.finfo(torch.float32).eps if arrays["sigma"].dtype == np.float32 else 0.0
+    if mu.shape != (dim,) or sigma.shape != (dim, dim):
+        raise ValueError(f"it has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; expected dimensions of {dim}")
+    if (sigma - sigma.T).abs().max() > max(ASYMMETRY, rounding) * sigma.abs().max():
+        raise ValueError("sigma is not symmetric, so it is no covariance: fetch the file again")
+    cov = (sigma + sigma.T) / 2
+    values, vectors = torch.linalg.eigh(cov)
+    kept = clamped_eigenvalues(values, max(ROUNDING, rounding))
+    if values.min() < -ROUNDING * values.abs().max():  # of float32: the nearest covariance
+        cov = (vectors * kept) @ vectors.T
+    return GaussianStats(mu, cov, count=None)

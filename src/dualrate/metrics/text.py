@@ -7,14 +7,14 @@ The language model is autoregressive, trained on a text in minutes on a CPU, and
 It gives the exact likelihood of a piece (bits a character), the gradient of it, and features in which texts have a
 distance. It is recurrent (GRU, Cho et al. 2014), and computes on the CPU in float32.
 
-The gradient moment says how far a language model would be pulled from one set of texts to another:
+The gradient moment measures how far a language model would be pulled from one set of texts to another:
 
     GM = |E_gen grad NLL - E_data grad NLL|^2
 
 with the gradient in all parameters theta of a fixed language model, and NLL = -log p_theta of a piece in nats a
 character (D-MMD, arXiv 2603.20155, where the model is GPT-2). A model that was trained on data to its end has no
 gradient there, so GM is that of what was generated. It is 0 where both laws are the same, and also where they differ
-only in what the model does not see: so it says nothing where the language model is the generator itself.
+only in what the model does not see: so it means nothing where the language model is the generator itself.
 
 The square of a measured mean is too large by its noise. An inner product of two means that share no piece is not. Here
 either side is in K blocks, and the value is the mean over all ways to split them in halves, which is
@@ -96,11 +96,11 @@ def block_gradients(
     """
     if len(pieces) < blocks:
         raise ValueError(f"got {len(pieces)} pieces of text for {blocks} blocks: draw more")
-    parameters, found, done = [p.detach().requires_grad_() for p in module.parameters()], [], 0
-    names = [name for name, _ in module.named_parameters()]
+    parameters = {name: weight.detach().requires_grad_() for name, weight in module.named_parameters()}
+    found, done = [], 0
     for block in pieces.tensor_split(blocks):
-        logits = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (block,))
-        gradient = torch.autograd.grad(nll(logits, block).mean(), parameters)
+        logits = torch.func.functional_call(module, parameters, (block,))
+        gradient = torch.autograd.grad(nll(logits, block).mean(), [*parameters.values()])
         found.append(torch.cat([part.flatten() for part in gradient]))
         report(done := done + len(block), len(pieces))
     return torch.stack(found)
@@ -175,9 +175,11 @@ class LanguageCard(NetworkCard):
 
 
 @dataclass(frozen=True)
-class LanguageModel(TrainedNetwork[LanguageCard, CharacterModel]):
+class LanguageModel(TrainedNetwork):
     """A trained model of the characters of one text, and its card; a `FeatureExtractor` of pieces of it."""
 
+    card: LanguageCard
+    module: CharacterModel
     file, card_type = NAME, LanguageCard
 
     @property
@@ -186,30 +188,24 @@ class LanguageModel(TrainedNetwork[LanguageCard, CharacterModel]):
 
     def places(self, images: Pixels) -> Tensor:
         """(N, L) int64 of pieces (N, 1, 1, L) uint8. Raises ValueError for others, and for characters not its own."""
-        wanted = (1, 1, self.card.length)
-        if str(images.dtype).removeprefix("torch.") != "uint8" or tuple(images.shape[1:]) != wanted or not len(images):
-            raise ValueError(
-                f"got pieces {tuple(images.shape)} {images.dtype}; the language model of {self.card.name!r} takes "
-                f"(N, {', '.join(map(str, wanted))}) uint8: give pieces of the text that it was trained on"
-            )
+        way_out = "give pieces of the text that it was trained on"
+        self.check(images, (1, 1, self.card.length), way_out)
         places = torch.tensor(np.asarray(images)).flatten(1).long()
-        if (most := int(places.max())) >= self.card.architecture.symbols:
-            raise ValueError(
-                f"got the character number {most}; the language model of {self.card.name!r} knows "
-                f"{self.card.architecture.symbols}: give pieces of the text that it was trained on"
-            )
+        known = self.card.architecture.symbols
+        if (most := int(places.max())) >= known:
+            raise ValueError(f"got the character number {most}; {self.card.name!r} has {known} of them: {way_out}")
         return places
 
+    @torch.no_grad()
     def bits(self, images: Pixels, batch_size: int = 500) -> Tensor:
         """-log2 p a character of pieces (N, 1, 1, L) uint8: (N,) float32. Raises as `places`."""
-        with torch.no_grad():
-            parts = [nll(self.module(part), part) for part in self.places(images).split(batch_size)]
+        parts = [nll(self.module(part), part) for part in self.places(images).split(batch_size)]
         return torch.cat(parts) / math.log(2)
 
+    @torch.no_grad()
     def features(self, images: Pixels, batch_size: int = 500) -> Tensor:
         """(N, D) float32 of pieces (N, 1, 1, L) uint8: what it holds after a character, a mean over the piece."""
-        with torch.no_grad():
-            return torch.cat([self.module.hidden(part).mean(1) for part in self.places(images).split(batch_size)])
+        return torch.cat([self.module.hidden(part).mean(1) for part in self.places(images).split(batch_size)])
 
 
 def train_language_model(
@@ -236,8 +232,7 @@ def train_language_model(
         return nll(module(pieces), pieces).mean()
 
     fit(module, loss_of, iterations, rate=RATE, clip=CLIP, progress=progress)
-    identity = hashlib.sha256(weight_bytes(module)).hexdigest()
-    name = Path(train.name).stem
+    identity, name = hashlib.sha256(weight_bytes(module)).hexdigest(), Path(train.name).stem
     card = LanguageCard(name, identity, architecture, train.fingerprint, length, 0.0, seed, iterations)
     model = LanguageModel(card, module)
     return replace(model, card=replace(card, bits=model.bits(test.images).mean().item()))

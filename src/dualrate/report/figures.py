@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMetho
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
-from dualrate.metrics.origin import require_same
+from dualrate.metrics.store import require_same
 from dualrate.report.rows import Row
 from dualrate.report.table import compute_unit, plan_of, significant
 

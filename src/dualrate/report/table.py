@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from dualrate.metrics.evaluate import Score
-from dualrate.metrics.origin import require_same
+from dualrate.metrics.store import require_same
 from dualrate.report.rows import Row, shared_metrics
 
 EACH = "-"  # H of a single-rate row
