@@ -40,6 +40,7 @@ METHOD_WORDS = {
 KINDS_OF = ("experiment", "networks", "denoisers", "methods", "sampling")
 # What is left, by file: each refuses what a user passed, and says why
 BRANCHES = {
+    "denoisers/feature_cache.py": 1,
     "drawing/drawer.py": 1,
     "drawing/likelihood.py": 1,
     "contrib/speculative.py": 1,

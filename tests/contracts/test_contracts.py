@@ -147,7 +147,7 @@ def test_a_step_for_tokens_alone_says_whether_it_may_reuse_a_context():
     class OfTokens(Reverse):
         of = CategoricalProcess
 
-    assert Sampler(OfTokens).may_reuse(Masked())
+    assert Sampler(OfTokens).made(Masked(), {}, None, None).markovian
     with pytest.raises(ValueError, match="OfTokens is for a CategoricalProcess"):
         _ = Sampler(OfTokens).markovian
 

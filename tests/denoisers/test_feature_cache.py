@@ -298,5 +298,5 @@ def test_a_foreign_context_is_refused():
     ):
         with pytest.raises(ValueError, match=match):
             cache.denoise(z, t, dr.Context(features, tau=t), cond)
-    with pytest.raises(ValueError, match="absent for some rows"):
+    with pytest.raises(ValueError, match="of all rows"):
         cache.denoise(z, t, dr.Context((own,), tau=t, present=torch.tensor([True, False])), cond)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 from dualrate.config.imports import known
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.denoisers.feature_cache import ORDER, FeatureCache
-from dualrate.denoisers.token_cache import SHARES, TokenCache
+from dualrate.denoisers.feature_cache import ORDER, SHARES, FeatureCache, TokenCache
 from dualrate.diffusion.values import Refresh
 
 Around = Callable[[Denoiser, Any], Denoiser]  # of a denoiser and its process
@@ -32,27 +30,8 @@ DENOISERS: dict[str, Around] = {
 SHARED = "shared-encoder-"  # with a number of blocks after it
 
 
-@dataclass(frozen=True)
-class Refreshing:
-    """When a denoiser is refreshed, where a plan says no more than how often.
-
-    even:    evenly, as FORA and DeepCache were published, and as what is forecast or renewed in part should be; else
-             where its features changed most (planning/planner.py)
-    planned: whether what it makes of a step depends on its latest heavy call alone, so that a planner can place these
-    """
-
-    even: bool = False
-    planned: bool = True
-
-
-FORECAST_OR_PARTIAL = ("taylor", "taylor-published", "toca", "duca")
-REFRESHING = {name: Refreshing(even=True, planned=False) for name in FORECAST_OR_PARTIAL}
-REFRESHING |= {name: Refreshing(even=True) for name in ("fora", "deep-cache")}
-
-
-def refreshing(name: str | None) -> Refreshing:
-    """Of the denoiser of this name, or of any other."""
-    return REFRESHING.get(name or "", Refreshing())
+# A step of these depends on more than its latest heavy call, so a planner cannot place their heavy calls
+UNPLANNED = ("taylor", "taylor-published", "toca", "duca")
 
 
 def denoiser_named(name: str) -> Around:
