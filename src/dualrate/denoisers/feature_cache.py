@@ -222,7 +222,9 @@ class FeatureCache(_Cache):
         """Makes the cache of a denoiser, all of whose levels from `outer` on are inside. That raises as `network_of`."""
 
         def cache(denoiser: Denoiser, process: Process) -> FeatureCache:
-            return FeatureCache(network_of(denoiser, Cuttable).cut(outer), require_gaussian(process, "the model"), order, form)
+            return FeatureCache(
+                network_of(denoiser, Cuttable).cut(outer), require_gaussian(process, "the model"), order, form
+            )
 
         return cache
 
