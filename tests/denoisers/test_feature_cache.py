@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from theory.common import plan_cost
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.uvit import UViT
-from dualrate.sampling.cost import call_cost, macs_of, plan_cost
+from dualrate.sampling.cost import call_cost, macs_of
 from dualrate.sampling.solvers import DPMSolver2M
 from dualrate.sampling.trajectory import trajectory
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from theory.common import plan_cost
 from torch import nn
 
 import dualrate as dr
@@ -15,7 +16,7 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.uvit import UViT, UViTCut
-from dualrate.sampling.cost import call_cost, macs_of, plan_cost
+from dualrate.sampling.cost import call_cost, macs_of
 from dualrate.sampling.trajectory import trajectory
 
 PROCESS = dr.GaussianProcess(Cosine())

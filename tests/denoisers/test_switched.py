@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from theory.common import plan_cost
 from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
@@ -21,7 +22,7 @@ from dualrate.diffusion.values import Refresh
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
 from dualrate.planning.planner import NO_CONTEXT, Errors, Planner, measure_errors
-from dualrate.sampling.cost import call_cost, expected_costs, plan_cost
+from dualrate.sampling.cost import call_cost, expected_costs
 from dualrate.sampling.solvers import Heun
 
 PROCESS = dr.GaussianProcess(Cosine())

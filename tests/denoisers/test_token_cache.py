@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from denoisers.test_feature_cache import NET, PLAIN, PROCESS, SHAPE, at, last, named, network, start
+from theory.common import plan_cost
 from torch.nn import functional as F
 
 import dualrate as dr
@@ -14,7 +15,7 @@ from dualrate.denoisers.feature_cache import TokenCache, choose
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.uvit import UViT
-from dualrate.sampling.cost import CallCost, expected_costs, macs_of, mean_macs, plan_cost
+from dualrate.sampling.cost import CallCost, expected_costs, macs_of, mean_macs
 
 KEEP, PARTIAL, FULL = Refresh.KEEP, Refresh.PARTIAL, Refresh.FULL
 

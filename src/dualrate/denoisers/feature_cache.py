@@ -115,7 +115,7 @@ def network_of(denoiser: Denoiser, kind: type[Kind]) -> Kind:
     if not isinstance(network, kind):
         raise ValueError(
             "features and tokens are cached of a single-rate network that can be cut, a U-ViT or a transformer of "
-            f"diffusers, got {type(network or denoiser).__name__}"
+            f"diffusers, got {type(denoiser).__name__}"
         )
     return network
 
@@ -219,7 +219,7 @@ class FeatureCache(_Cache):
 
     @staticmethod
     def around(*, outer: int = 0, order: int = 0, form: Form = "newton") -> Callable[[Denoiser, Process], FeatureCache]:
-        """Makes the cache of a denoiser, all of whose levels from `outer` on are inside. That raises as `network_of`."""
+        """Makes the cache of a denoiser, with all levels from `outer` on inside. That raises as `network_of`."""
 
         def cache(denoiser: Denoiser, process: Process) -> FeatureCache:
             return FeatureCache(

@@ -83,17 +83,6 @@ def copied(value: Value, network: nn.Module, *, bfloat16: bool) -> Value:
 AS_CPU = {"cpu"}  # kinds of device on which attention is not one kernel, and whose autocast leaves norms as they are
 
 
-@contextmanager
-def as_on_gpu() -> Iterator[None]:
-    """Within the block networks do on every device what they do on a GPU: for what predicts one."""
-    kinds = AS_CPU.copy()
-    AS_CPU.clear()
-    try:
-        yield
-    finally:
-        AS_CPU.update(kinds)
-
-
 def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     """The layer with weights and bias zero."""
     nn.init.zeros_(layer.weight)
@@ -278,15 +267,15 @@ def frozen(*modules: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[No
     but: parameters that are left alone
     """
     spared = {id(parameter) for parameter in but}
-    found = [parameter for module in modules for parameter in module.parameters() if id(parameter) not in spared]
-    flags = [(parameter, parameter.requires_grad) for parameter in found]
+    parameters = (parameter for module in modules for parameter in module.parameters())
+    found = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in spared]
     try:
-        for parameter, _ in flags:
-            _set(parameter, False)
+        for parameter in found:
+            parameter.requires_grad_(False)
         yield
     finally:
-        for parameter, flag in flags:
-            _set(parameter, flag)
+        for parameter in found:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -300,8 +289,3 @@ def at_rest(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-def _set(parameter: nn.Parameter, flag: bool) -> None:
-    if parameter.requires_grad != flag:  # a needless call costs more than the look
-        parameter.requires_grad_(flag)

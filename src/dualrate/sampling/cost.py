@@ -32,14 +32,10 @@ from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, Shape
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
 
-
-def _attention(q: Any, k: Any, v: Any, *others: object, **more: object) -> int:
-    """FLOPs of attention, by the shapes of queries, keys and values."""
-    return sdpa_flop_count(q, k, v)
-
-
-# fused attention, of which torch counts that of GPUs alone
-ON_CPU: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+# fused attention by the shapes of queries, keys and values; torch counts that of GPUs alone
+ON_CPU: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **more: sdpa_flop_count(q, k, v)
+}
 
 
 @dataclass(frozen=True)
@@ -153,23 +149,6 @@ def priced(
     partial = price(lambda: denoiser.renew(z, t, kept, cond)) if Refresh.PARTIAL in can.between else 0
     alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if can.alone_differs else None
     return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone)
-
-
-def plan_cost(
-    denoiser: Denoiser,
-    step: Step,
-    plan: StepPlan,
-    shape: Shape,
-    *,
-    label: int | None = None,
-    wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
-    device: torch.device | str = "cpu",
-    latent: Shape | None = None,
-    calls: CallCost | None = None,
-) -> PlanCost:
-    """What one image costs. wrap, label: as of `expected_costs`; calls: `call_cost` of this denoiser, where known."""
-    calls = calls or call_cost(denoiser, step.process.state_shape(shape), label, device, latent=latent)
-    return expected_costs(calls, denoiser.reuse, step, plan, shape, label=label, wrap=wrap)[-1]
 
 
 def mean_macs(

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal, get_args
 
 import torch
 
@@ -33,8 +32,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
 
 TimeGrid = tuple[float, ...]
-GridName = Literal["t", "log-snr", "karras"]
-GRIDS: tuple[GridName, ...] = get_args(GridName)
+GRIDS = ("t", "log-snr", "karras")
 BLEND = "blend:"
 
 
@@ -47,7 +45,8 @@ def grid_times(name: str, schedule: Schedule, steps: int) -> TimeGrid:
         case "t":
             return uniform(steps)
         case "log-snr":
-            return uniform_log_snr(schedule, steps, *_usual_ends(schedule))
+            least, most = _reach(schedule)
+            return uniform_log_snr(schedule, steps, max(-10.0, least), min(8.0, most))
         case "karras":
             least, most = _reach(schedule)
             sigma_min, sigma_max = max(0.002, math.exp(-most / 2)), min(80.0, math.exp(-least / 2))
@@ -78,7 +77,7 @@ def blended(schedule: Schedule, steps: int, share: float) -> TimeGrid:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share of equal steps in log-SNR is from 0 to 1, got {share}")
-    ends = zip(uniform(steps), uniform_log_snr(schedule, steps, *_usual_ends(schedule)), strict=True)
+    ends = zip(uniform(steps), grid_times("log-snr", schedule, steps), strict=True)
     return tuple((1 - share) * even + share * log_snr for even, log_snr in ends)
 
 
@@ -109,12 +108,6 @@ def karras(
     levels = [(first + (last - first) * share) ** rho for share in _shares(steps)]
     low, high = (-2 * math.log(level) for level in (sigma_max, sigma_min))
     return _through(schedule, [-2 * math.log(level) for level in levels], low, high)
-
-
-def _usual_ends(schedule: Schedule) -> tuple[float, float]:
-    """Those of `uniform_log_snr`, as far as the schedule reaches."""
-    least, most = _reach(schedule)
-    return max(-10.0, least), min(8.0, most)
 
 
 def _reach(schedule: Schedule) -> tuple[float, float]:

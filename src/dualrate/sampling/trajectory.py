@@ -18,6 +18,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -132,32 +133,27 @@ def trajectory(
         raise ValueError(f"step {state.i} reuses a context: start at a heavy step, or pass a state that holds one")
     yield state
     for i in range(state.i, plan.num_steps):
-        state = _advance(denoiser, step, plan.refresh[i], state, times[i + 1], cond, draw)
+        z, t, s, refresh = state.z, state.t, times[i + 1], plan.refresh[i]
+        context, z_tau = state.context.aged(), state.z_tau
+        if refresh is Refresh.NONE:
+            context, z_tau = Context(), None
+        elif refresh is Refresh.FULL:
+            context, z_tau = denoiser.encode(z, t, cond).after(context), z
+        elif refresh is Refresh.PARTIAL:
+            context = denoiser.renew(z, t, context, cond)
+        numbers = map(partial(draw, i), itertools.count())
+        denoise = _Calls(denoiser, step, refresh, z, t, cond, context)
+        z, carry = step(denoise, z, t, s, lambda numbers=numbers: next(numbers), state.carry)
+        state = State(i + 1, z, s, context, z_tau, carry)
         yield state
-
-
-def _advance(
-    denoiser: Denoiser, step: Step, refresh: Refresh, state: State, s: Tensor, cond: Cond, draw: StepDraw
-) -> State:
-    z, t = state.z, state.t
-    context, z_tau = state.context.aged(), state.z_tau
-    if refresh is Refresh.NONE:
-        context, z_tau = Context(), None
-    elif refresh is Refresh.FULL:
-        context, z_tau = denoiser.encode(z, t, cond).after(context), z
-    elif refresh is Refresh.PARTIAL:
-        context = denoiser.renew(z, t, context, cond)
-    count = itertools.count()
-    denoise = _Calls(denoiser, step, refresh, z, t, cond, context)
-    z_s, carry = step(denoise, z, t, s, lambda: draw(state.i, next(count)), state.carry)
-    return State(state.i + 1, z_s, s, context, z_tau, carry)
 
 
 @dataclass
 class _Calls:
     """The `denoise` of one step: at first what `encode` computed itself, if it did; then the network's.
 
-    The network does not run twice at the step's own (z, t): what it said there is kept.
+    The network does not run twice at the step's own (z, t): its output there is kept. Raises ValueError at a second
+    time where the context is a reused one.
     """
 
     denoiser: Denoiser
@@ -171,26 +167,20 @@ class _Calls:
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         context, self.context = self.context, self.context.aged()
-        if t is not self.t and not torch.equal(t, self.t):
-            context = self._at_another_time(z, t, context)
-        elif z is self.z and context.x_hat is None:
-            if self.at_start is None:
-                self.at_start = self.denoiser.denoise(z, t, context, self.cond)
-            return self.at_start
+        if t is self.t or torch.equal(t, self.t):
+            if z is self.z and context.x_hat is None:
+                if self.at_start is None:
+                    self.at_start = self.denoiser.denoise(z, t, context, self.cond)
+                return self.at_start
+        elif self.denoiser.reuse is not Reuse.FREE:  # else the context is the same at every time
+            if self.refresh.reuses:
+                raise ValueError(
+                    f"{type(self.step).__name__} calls the network at a second time in a step, which needs a context "
+                    "of that time: use DPMSolver2M, which calls it once, or a heavy call at every step"
+                )
+            if self.refresh is Refresh.FULL:
+                context = self.denoiser.encode(z, t, self.cond)
         return self.denoiser.denoise(z, t, context, self.cond)
-
-    def _at_another_time(self, z: Tensor, t: Tensor, context: Context) -> Context:
-        """The context for a second time within the step. Raises ValueError where it would be a reused one."""
-        if self.denoiser.reuse is Reuse.FREE:  # it is the same at every time
-            return context
-        if self.refresh is Refresh.FULL:
-            return self.denoiser.encode(z, t, self.cond)
-        if self.refresh is not Refresh.NONE:
-            raise ValueError(
-                f"{type(self.step).__name__} calls the network at a second time in a step, which counts as no step of "
-                "its own where a context is reused: use DPMSolver2M, which calls it once, or a heavy call at every step"
-            )
-        return context
 
 
 def rollout(
