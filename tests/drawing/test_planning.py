@@ -17,6 +17,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
+from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.plan_search import candidates, fitting_grid, measured_errors
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import TwoNetworks

@@ -227,18 +227,15 @@ class EarlyExitTraining(Ranged):
         log_snr = self.process.log_snr(t).to(z_t.dtype)
         outputs, estimates = self.networks["exits"](z_t, log_snr, label)
         outputs = outputs.to(z_t.dtype)
-        heads, errors = self._errors(outputs, z_t, log_snr, x, eps)
+        x_of, eps_of = x_from_v(z_t, outputs, log_snr), eps_from_v(z_t, outputs.detach(), log_snr)
+        if self.reference == "network":
+            x, eps = x_of[-1].detach(), eps_of[-1]
+        heads = (x_of[:-1] - x).square().flatten(2).mean(2)
+        errors = (eps_of[:-1] - eps).abs().tanh().flatten(2).mean(2)  # e_i, without gradient
         heads = (x_loss_weight(self.weighting, self.process.schedule, t).to(heads.dtype) * heads).sum(0).mean()
         probes = (estimates - errors).square().sum(0).mean()
         logs = {"heads": heads, "probes": probes, "first_error": errors[0].mean(), "last_error": errors[-1].mean()}
         return Loss(heads + probes, {name: value.detach() for name, value in logs.items()})
-
-    def _errors(self, outputs: Tensor, z_t: Tensor, log_snr: Tensor, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """|x - x_i|^2 / numel(x), and e_i, without gradient: (K - 1, B) each. outputs: v, (K, B, C, H, W)."""
-        x_of, eps_of = x_from_v(z_t, outputs, log_snr), eps_from_v(z_t, outputs.detach(), log_snr)
-        if self.reference == "network":
-            x, eps = x_of[-1].detach(), eps_of[-1]
-        return (x_of[:-1] - x).square().flatten(2).mean(2), (eps_of[:-1] - eps).abs().tanh().flatten(2).mean(2)
 
 
 @dataclass(frozen=True)
