@@ -132,7 +132,7 @@ def test_beside_a_dual_rate_model_another_network_makes_the_steps_without_a_cont
     assert found.macs == 2 * two.calls.heavy + two.calls.light + 2 * own.macs
     assert found.macs == found.calls.of(5, heavy=2, alone=2)
     assert expected_costs(found.calls, pair.reuse, step, plan, SHAPE, label=0)[-1] == found
-    with pytest.raises(ValueError, match="want a smooth path or a plan of its own"):
+    with pytest.raises(ValueError, match="need a smooth path or one plan"):
         Switched(LIGHT, FeatureCache.shared_encoder()(HEAVY, PROCESS))
 
 

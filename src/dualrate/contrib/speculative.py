@@ -21,7 +21,7 @@ halves the calls of the target at an exact law. Differences: the draft may be th
 dual-rate model, with the context of the last state that was verified; a frozen draft repeats the target's x_hat, not
 its drift, from the state before the one drafted from, which is not called ahead of its round.
 
-Rows advance at different rates, so this is a loop of its own: `trajectory` has one time for all rows.
+Rows advance at different rates, so this is another loop: `trajectory` has one time for all rows.
 """
 
 from __future__ import annotations

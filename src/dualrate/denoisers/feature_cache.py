@@ -24,7 +24,7 @@ TaylorSeer  Liu et al. 2025, arXiv 2503.06923: DiT, refreshed at every N-th step
 Sharing     The decoupled diffusion transformer (Wang et al. 2025, arXiv 2504.05741), whose encoder's output serves
             several neighbouring steps. Its decoder sees the time through the encoder's output alone; here all that runs
             is given the current time, and the network was never cut in two in training.
-A plan says where it refreshes, evenly by default.
+A plan sets where it refreshes, evenly by default.
 
 A forecast of features F_0, F_1, ..., F_m, kept at u_0 (the latest), u_1, ..., u_m, is a polynomial in u = log-SNR. With
 D_0[k] = F_k:
@@ -82,7 +82,7 @@ from dualrate.networks.uvit import UViTCut
 
 Form = Literal["newton", "published"]
 By = Literal["attention", "random"]
-ORDER = 2  # of TaylorSeer, where nothing else is said
+ORDER = 2  # of TaylorSeer, by default
 SHARES = {"toca": 0.07 * 2.5, "duca": 0.05 * 2.5}  # of the tokens
 AGE = 0.25 / 4  # of a score, a step: the published weight over the published interval
 FIRST = 1.8  # times its score, the greatest of four neighbours: published are 0.8 more
@@ -207,7 +207,7 @@ class _Cache(Ranged, Denoiser):
 class FeatureCache(_Cache):
     """A single-rate network that keeps what its inside adds.
 
-    order: of the forecast, m; 0: what is kept stays as it is
+    order: of the forecast, m; 0: what is kept stays the same
     form:  of the forecast
     """
 

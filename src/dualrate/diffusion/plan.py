@@ -17,7 +17,7 @@ from typing import Literal, SupportsIndex
 from dualrate.config.serial import from_plain
 from dualrate.diffusion.values import Refresh
 
-STEPS = 32  # of a sampler, where nothing else is said
+STEPS = 32  # of a sampler, by default
 
 
 @dataclass(frozen=True)

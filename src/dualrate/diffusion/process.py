@@ -64,9 +64,10 @@ class Process(ABC):
         """log_snr of what trajectories end in at t = 0; None: in x."""
         return None
 
+    @once
     def log_snr(self, t: Tensor) -> Tensor:
-        """The schedule's log_snr(t), or () where t is a plan's: how networks are told the time."""
-        return _log_snr(self.schedule, t)
+        """The schedule's log_snr(t), or () where t is a plan's: the time as networks see it."""
+        return self.schedule.log_snr(t)
 
     @abstractmethod
     def ends(self, s: Tensor) -> bool:
@@ -94,7 +95,7 @@ class Process(ABC):
 
     @abstractmethod
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
-        """E[x | z_t] as a network's output says it. log_snr: (B,), or () where it is a plan's."""
+        """E[x | z_t] of a network's output. log_snr: (B,), or () where it is a plan's."""
 
     @abstractmethod
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
@@ -144,17 +145,6 @@ def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
 
 
 @once
-def _log_snr(schedule: Schedule, t: Tensor) -> Tensor:
-    return schedule.log_snr(t)
-
-
-@once
-def _scales(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    log_snr = schedule.log_snr(t)
-    return alpha(log_snr), sigma(log_snr)
-
-
-@once
 def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """a, c sigma_t^2."""
     log_snr_s, log_snr_t = schedule.log_snr(s), schedule.log_snr(t)
@@ -188,9 +178,10 @@ class GaussianProcess(Process):
     def sigma(self, t: Tensor) -> Tensor:
         return sigma(self.schedule.log_snr(t))
 
+    @once
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, or () where t is a plan's."""
-        return _scales(self.schedule, t)
+        return self.alpha(t), self.sigma(t)
 
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, *shape) standard normal numbers."""
@@ -250,10 +241,10 @@ class NoisyEnd(GaussianProcess):
 
 
 def require_gaussian(process: Process, name: str) -> GaussianProcess:
-    """The process, as what is of Gaussian noise alone takes it. Raises ValueError, with the name, for another."""
+    """The process, for what needs Gaussian noise. Raises ValueError, with the name, for another."""
     if not isinstance(process, GaussianProcess):
         raise ValueError(
-            f"{name} has no Gaussian noise ({type(process).__name__}), which this is for: it is of tokens, of which "
-            "docs/tokens.md says what there is (compare tries their plans)"
+            f"{name} has no Gaussian noise ({type(process).__name__}), which this needs: see docs/tokens.md for what "
+            "there is for tokens (compare tries their plans)"
         )
     return process

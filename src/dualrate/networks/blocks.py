@@ -50,7 +50,7 @@ def no_autocast(h: Tensor) -> AbstractContextManager[object]:
 
 
 class InFloat32(nn.Module):
-    """Of a layer's base classes the first: it then runs in the precision of its weights, whatever autocast says."""
+    """The first base class of a layer, which then runs in the precision of its weights, also under autocast."""
 
     def forward(self, input: Tensor) -> Tensor:
         h = input.to(next(self.parameters()).dtype)
@@ -107,9 +107,8 @@ class FiLM(nn.Module):
 class Block(nn.Module):
     """A part of a network that is repeated. forward: (h, emb) -> like h; h: (B, C, H, W), emb: (B, E).
 
-    A derived class says no more by this than that training may treat its blocks one by one: hold the weights of each in
-    several processes (training/distributed.py), compute it again in the backward pass (training/memory.py), compile it
-    (training/memory.py).
+    Training may treat each block by itself: hold its weights in several processes, compute it again in the backward
+    pass, compile it.
     """
 
 
@@ -202,7 +201,7 @@ class ChannelNorm(nn.Module):
 def layer_norm(h: Tensor, scale: Tensor | None = None) -> Tensor:
     """Over the last axis, without bias; with a scale, in the scale's precision, which is also faster on a CPU.
 
-    Like h, whatever autocast says: what follows is then in that precision too, on every device.
+    In the precision of h, also under autocast: what follows is then in that precision too, on every device.
     """
     with _not_widened(h):
         if scale is None:
@@ -262,7 +261,7 @@ class NoiseEmbedding(nn.Module):
 
 @contextmanager
 def frozen(*modules: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Within the block no parameter of `modules` requires a gradient; afterwards, come what may, each is as before.
+    """Within the block no parameter of `modules` requires a gradient; afterwards each is as before.
 
     but: parameters that are left alone
     """

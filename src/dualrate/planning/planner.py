@@ -1,19 +1,19 @@
 """The best plan for a budget: where heavy calls go, on measured errors and measured costs.
 
-A plan is judged by terms of its steps, each an error e of x_hat with the weight of the training loss,
+The objective of a plan sums terms of its steps, each an error e of x_hat with the weight of the training loss,
 
     term(t -> s; tau) = 1/2 e * integral of e^log_snr w dlog_snr over [t, s]
 
     ancestral         e = E|x - x_hat(z_t, t; context of tau)|^2 / d
     second order      e = that - the same of a heavy call at t + what the step is off by with the latter
 
-whose least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
+The least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
 calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. Where a step without a
-context has a price of its own, since another network makes it (denoisers/duodiff.py), these are counted in the state
-too: N times as many.
+context has another cost, since another network makes it (denoisers/duodiff.py), these are counted in the state too: N
+times as many.
 
-An ancestral step pays for all that z_t does not tell of x, so that more steps are always worth something. A solver of
-second order is not held up by that: it pays for what its context lacks, and for the length of its steps.
+The error of an ancestral step is all that z_t does not determine of x, so more steps always help. A solver of second
+order is free of that: its error is what its context lacks, and the length of its steps.
 
 The sum is not a likelihood: with the sigmoid weight it is a training loss, and with the weight 1 the last step alone
 would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them

@@ -72,7 +72,7 @@ class Ancestral(Ranged, Reverse):
         if self.eta < 1 and self.gamma > 0:
             raise ValueError(
                 f"gamma adds noise and eta takes noise away, got gamma {self.gamma} with eta {self.eta}: "
-                "leave one as it is, gamma at 0 or eta at 1"
+                "keep one at its default, gamma at 0 or eta at 1"
             )
 
     @property

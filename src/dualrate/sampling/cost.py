@@ -7,7 +7,7 @@ heavy call that computes them.
     image = branches x (H x heavy + N x light) + decode,   branches = 2 under guidance
 
 where a step that uses the encoder's own output makes no light call, calls that renew a part of a context and those
-without one are light ones of their own prices, and a guidance interval spares light calls outside it, but none that
+without one are light ones at their own costs, and a guidance interval spares light calls outside it, but none that
 make a context: that holds both branches. Where the cost of a call depends on its rows (`Denoiser.varies`), an image
 costs what `mean_macs` counts while images are drawn; a call, that of a row of zeros.
 """
@@ -139,7 +139,7 @@ def call_cost(
 def priced(
     denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond, price: Callable[[Callable[[], object]], float]
 ) -> CallCost:
-    """What `price` says of one call of each kind, at (z, t)."""
+    """The `price` of one call of each kind, at (z, t): its MACs, or seconds."""
     heavy = price(lambda: denoiser.encode(z, t, cond))
     with torch.no_grad():
         context = denoiser.encode(z, t, cond)
@@ -178,7 +178,7 @@ def expected_costs(
     """Of one image up to the end of each step: the calls are counted by a trajectory without networks.
 
     The decoding comes with the last step. What is kept is taken for a context, so of two single networks (Switched) the
-    steps that keep none are light calls here, not calls alone, of the same price.
+    steps that keep none are light calls here, not calls alone, at the same cost.
     calls, reuse: of the denoiser; wrap: guidance, around the meter. Raises ValueError as `sample_batches`.
     """
     metered, undecoded = Metered(_WithoutNetworks(calls, reuse, step.process)), replace(calls, decode=0)

@@ -19,10 +19,10 @@ Two ways to have B^2 C:
 - In frequency bands (`Bands`), C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes l, the mean
   of |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image from the
   derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the band,
-  where the table says that this can be trusted. A table's marginals are exact where x - x_hat is not correlated with
+  where the table shows that this can be trusted. A table's marginals are exact where x - x_hat is not correlated with
   z_t: of a network that makes too little of z_t it spreads too much. It is of a denoiser without guidance.
 - Along the noise (`NoiseCovariance`), with the derivative in the direction of the step's own noise n. An eigenvalue
-  lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it says all there is to know, and
+  lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it has all the information, and
 
       markov  sqrt(V) (n + (B^2 / V) C n / (1 + e^(h / 2))),  h = log_snr(s) - log_snr(t)
       ddim    B sigma_t J n
@@ -309,7 +309,7 @@ def derivative(
 ) -> tuple[Tensor, Tensor]:
     """x_hat at z and its derivative along a direction, both (B, ...), at a fixed context.
 
-    Where the context came with an x_hat of its own (a heavy call's), that is the x_hat, and the derivative is the
+    Where the context came with an x_hat (a heavy call's), that is the x_hat, and the derivative is the
     denoiser's given the context. length: of a finite difference in units of sigma_t; None: forward mode, or a short
     difference where an operation of the network has no forward rule.
     """
