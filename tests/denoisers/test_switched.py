@@ -133,11 +133,11 @@ def test_beside_a_dual_rate_model_another_network_makes_the_steps_without_a_cont
     assert found.macs == found.calls.of(5, heavy=2, alone=2)
     assert expected_costs(found.calls, pair.reuse, step, plan, SHAPE, label=0)[-1] == found
     with pytest.raises(ValueError, match="need a smooth path or one plan"):
-        Switched(LIGHT, FeatureCache.shared_encoder()(HEAVY, PROCESS))
+        Switched(LIGHT, FeatureCache.shared_encoder(HEAVY, PROCESS))
 
 
 def test_a_cache_without_a_context_is_the_whole_network_at_its_price():
-    cache, plan = FeatureCache.shared_encoder()(HEAVY, PROCESS), dr.StepPlan.uniform(4, 0)
+    cache, plan = FeatureCache.shared_encoder(HEAVY, PROCESS), dr.StepPlan.uniform(4, 0)
     assert torch.equal(images(cache, plan), images(HEAVY, dr.StepPlan.uniform(4)))
     assert plan_cost(cache, dr.DDIM(PROCESS), plan, SHAPE, label=0).macs == 4 * call_cost(cache, SHAPE, 0).heavy
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from dualrate.config.imports import known
@@ -19,13 +20,13 @@ from dualrate.diffusion.values import Refresh
 Around = Callable[[Denoiser, Any], Denoiser]  # of a denoiser and its process
 
 DENOISERS: dict[str, Around] = {
-    "shared-encoder": FeatureCache.shared_encoder(),
-    "fora": FeatureCache.around(),
-    "deep-cache": FeatureCache.around(outer=1),
-    "taylor": FeatureCache.around(order=ORDER),
-    "taylor-published": FeatureCache.around(order=ORDER, form="published"),
-    "toca": TokenCache.around(share=SHARES["toca"], by="attention", between=(Refresh.PARTIAL,)),
-    "duca": TokenCache.around(share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
+    "shared-encoder": FeatureCache.shared_encoder,
+    "fora": FeatureCache.around,
+    "deep-cache": partial(FeatureCache.around, outer=1),
+    "taylor": partial(FeatureCache.around, order=ORDER),
+    "taylor-published": partial(FeatureCache.around, order=ORDER, form="published"),
+    "toca": partial(TokenCache.around, share=SHARES["toca"], by="attention", between=(Refresh.PARTIAL,)),
+    "duca": partial(TokenCache.around, share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
 }
 SHARED = "shared-encoder-"  # with a number of blocks after it
 
@@ -45,7 +46,7 @@ def denoiser_named(name: str) -> Around:
         number = name.removeprefix(SHARED)
         if not number.isdecimal() or int(number) < 1:
             raise ValueError(f"{name}: {SHARED}3 has a number of middle blocks from 1 on, got {number!r}")
-        return FeatureCache.shared_encoder(int(number))
+        return partial(FeatureCache.shared_encoder, blocks=int(number))
     if ":" not in name:
         raise ValueError(
             f"there is no denoiser {name!r}; known is {', '.join(DENOISERS)}, {SHARED}3, and "

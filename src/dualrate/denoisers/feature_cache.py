@@ -275,14 +275,12 @@ class TokenCache(_Cache):
     kept = 4
 
     @staticmethod
-    def around(*, share: float, by: By, between: tuple[Refresh, ...]) -> Callable[[Denoiser, Process], TokenCache]:
-        """Makes the cache of a denoiser. That raises as `network_of`, and where its attention cannot be kept."""
-
-        def cache(denoiser: Denoiser, process: Process) -> TokenCache:
-            cut = network_of(denoiser, TokenCuttable).token_cut(by == "attention")
-            return TokenCache(cut, require_gaussian(process, "the model"), share, by, between)
-
-        return cache
+    def around(
+        denoiser: Denoiser, process: Process, *, share: float, by: By, between: tuple[Refresh, ...]
+    ) -> TokenCache:
+        """The cache of a single network. Raises ValueError as `network_of`, and where its attention cannot be kept."""
+        cut = network_of(denoiser, TokenCuttable).token_cut(by == "attention")
+        return TokenCache(cut, require_gaussian(process, "the model"), share, by, between)
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Runs the whole network."""

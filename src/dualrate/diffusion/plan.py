@@ -69,7 +69,7 @@ class StepPlan:
 
         Integers and times may be numpy's.
         """
-        t = tuple(times) if isinstance(times, Iterable) else _even(times)
+        t = _times(times)
         num_steps, heavy = len(t) - 1, sorted({_whole("a heavy call", step) for step in heavy})
         if not heavy:
             return StepPlan(t, (Refresh.NONE,) * num_steps)
@@ -82,7 +82,7 @@ class StepPlan:
     @staticmethod
     def uniform(steps: SupportsIndex, heavy: SupportsIndex | None = None) -> StepPlan:
         """N steps uniform in t from 1 to 0 with H heavy calls spread evenly; `heavy=None`: one at every step."""
-        return StepPlan.spread(_even(steps), heavy)
+        return StepPlan.spread(_times(steps), heavy)
 
     @staticmethod
     def spread(times: Iterable[float], heavy: SupportsIndex | None = None) -> StepPlan:
@@ -99,7 +99,7 @@ class StepPlan:
         alone: how many; None: an eighth of them, or as many as the heavy calls leave. Raises ValueError where they do
                not leave that many.
         """
-        t = tuple(times) if isinstance(times, Iterable) else _even(times)
+        t = _times(times)
         steps = len(t) - 1
         heavy = _whole("the number of heavy calls", heavy)
         if not 0 <= heavy <= steps:
@@ -179,8 +179,10 @@ def _whole(what: str, value: SupportsIndex) -> int:
     raise ValueError(f"{what} is a whole number, got {value!r}")
 
 
-def _even(steps: SupportsIndex) -> tuple[float, ...]:
-    """t = 1 - i / N."""
+def _times(steps: SupportsIndex | Iterable[float]) -> tuple[float, ...]:
+    """Given times, or t = 1 - i / N."""
+    if isinstance(steps, Iterable):
+        return tuple(steps)
     steps = _whole("the number of steps", steps)
     if steps < 1:
         raise ValueError(f"a plan needs at least one step, got {steps}")

@@ -117,10 +117,7 @@ def sampler_named(name: str) -> Sampler:
             f"there is no sampler {name!r}{f', did you mean {close[0]}?' if close else ''}; there are "
             f"{', '.join(SAMPLERS)}; package.module:Class is a step of your own"
         )
-    try:
-        found = known(name)
-    except ValueError as error:
-        raise ValueError(f"there is no sampler {name!r}: {error}") from error
+    found = known(name)
     if not (isinstance(found, type) and issubclass(found, Step)) or inspect.isabstract(found):
         raise ValueError(f"{name} is no step: expected a class derived from dualrate.Step, with __call__, got {found}")
     try:

@@ -223,18 +223,11 @@ def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device
     device: where the call works; its queue is empty before and after each
     """
     device = torch.device(device)
-
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    call()
-    finish()
     durations: list[float] = []
-    start = time.perf_counter()
-    while len(durations) < 3 or time.perf_counter() - start < seconds:
+    while len(durations) < 4 or sum(durations[1:]) < seconds:
         began = time.perf_counter()
         call()
-        finish()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - began)
-    return sorted(durations)[len(durations) // 2]
+    return sorted(durations[1:])[(len(durations) - 1) // 2]

@@ -24,6 +24,7 @@ Two rules make them fit for few steps:
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from itertools import pairwise
 
 import torch
@@ -57,13 +58,9 @@ def grid_times(name: str, schedule: Schedule, steps: int) -> TimeGrid:
 
 def check_grid(name: str) -> str:
     """The name of a grid. Raises ValueError for one that is none."""
-    if name in GRIDS:
-        return name
-    try:
-        if name.startswith(BLEND) and 0 <= float(name.removeprefix(BLEND)) <= 1:
+    with suppress(ValueError):
+        if name in GRIDS or (name.startswith(BLEND) and 0 <= float(name.removeprefix(BLEND)) <= 1):
             return name
-    except ValueError:
-        pass
     raise ValueError(
         f"there is no grid {name!r}; there are {', '.join(GRIDS)}, and {BLEND}0.3, between t ({BLEND}0) and log-snr "
         f"({BLEND}1)"
