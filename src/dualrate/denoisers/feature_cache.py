@@ -218,32 +218,25 @@ class FeatureCache(_Cache):
     reuse: Reuse = Reuse.SMOOTH
 
     @staticmethod
-    def around(*, outer: int = 0, order: int = 0, form: Form = "newton") -> Callable[[Denoiser, Process], FeatureCache]:
-        """Makes the cache of a denoiser, with all levels from `outer` on inside. That raises as `network_of`."""
-
-        def cache(denoiser: Denoiser, process: Process) -> FeatureCache:
-            return FeatureCache(
-                network_of(denoiser, Cuttable).cut(outer), require_gaussian(process, "the model"), order, form
-            )
-
-        return cache
+    def around(
+        denoiser: Denoiser, process: Process, *, outer: int = 0, order: int = 0, form: Form = "newton"
+    ) -> FeatureCache:
+        """The cache of a single network, with all levels from `outer` on inside. Raises ValueError as `network_of`."""
+        cut = network_of(denoiser, Cuttable).cut(outer)
+        return FeatureCache(cut, require_gaussian(process, "the model"), order, form)
 
     @staticmethod
-    def shared_encoder(blocks: int | None = None) -> Callable[[Denoiser, Process], FeatureCache]:
-        """Makes the cache of a U-ViT's first middle blocks; None: of five in six of them.
+    def shared_encoder(denoiser: Denoiser, process: Process, *, blocks: int | None = None) -> FeatureCache:
+        """The cache of a U-ViT's first middle blocks; None: of five in six of them.
 
-        That raises ValueError for a denoiser that is no single U-ViT, and for more blocks than there are.
+        Raises ValueError for a denoiser that is no single U-ViT, and for more blocks than there are.
         """
-
-        def cache(denoiser: Denoiser, process: Process) -> FeatureCache:
-            cut = network_of(denoiser, Cuttable).cut(0)
-            if not isinstance(cut, UViTCut):
-                raise ValueError(f"an encoder is shared of a single-rate U-ViT, got {type(cut.network).__name__}")
-            *above, middle = cut.network.config.levels
-            inside = max(1, middle.blocks * 5 // 6) if blocks is None else blocks
-            return FeatureCache(replace(cut, outer=len(above), blocks=inside), require_gaussian(process, "the model"))
-
-        return cache
+        cut = network_of(denoiser, Cuttable).cut(0)
+        if not isinstance(cut, UViTCut):
+            raise ValueError(f"an encoder is shared of a single-rate U-ViT, got {type(cut.network).__name__}")
+        *above, middle = cut.network.config.levels
+        inside = max(1, middle.blocks * 5 // 6) if blocks is None else blocks
+        return FeatureCache(replace(cut, outer=len(above), blocks=inside), require_gaussian(process, "the model"))
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Runs the whole network; the context has one feature, what the inside added, and x_hat."""
