@@ -1,7 +1,7 @@
-"""Feature caching of a trained single-rate network, without training: FORA, DeepCache, TaylorSeer, encoder sharing.
+"""Caches of a trained single-rate network, without training: FORA, DeepCache, TaylorSeer, shared encoders, ToCa, DuCa.
 
 Blocks add to what comes in, and so do a U-ViT's levels, which are linear but for their blocks. So what a row of blocks,
-or all levels from `outer` on, add to their input is one tensor, and kept between refreshes:
+or all levels from `outer` on, add to their input is one tensor. `FeatureCache` keeps it between refreshes:
 
     refresh   D = h_out - h_in at tau                        the whole network
     between   h_out = h_in at t + forecast of D              what lies outside alone: levels above, patches, head
@@ -36,7 +36,7 @@ The first is the polynomial through all of them, at any spacing. The second is t
 where u stands here: it puts differences, which belong between the times, in the place of derivatives at the latest one,
 and is exact for straight lines alone.
 
-By tokens (`TokenCache`), ToCa and DuCa:
+`TokenCache` keeps attention, and computes the rest for some tokens:
 
     full      the whole network; kept is what attention adds to the tokens, block by block, and what all blocks add
     partial   attention as it was kept; the rest of the blocks for a share of the tokens, chosen, whose sums are renewed
