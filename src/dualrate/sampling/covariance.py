@@ -316,13 +316,12 @@ def derivative(
     own = None  # what was computed with the context, which has no derivative; asked again, x_hat is the network's
     if length is None:
         try:
-            for _ in range(2):
+            while True:
                 with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward rule
                     x_hat, along = forward_ad.unpack_dual(denoise(forward_ad.make_dual(z, direction), t))
-                if along is not None:
-                    return x_hat if own is None else own, along
-                own = x_hat if own is None else own
-            return own, torch.zeros_like(z)
+                if own is not None or along is not None:
+                    return x_hat if own is None else own, torch.zeros_like(z) if along is None else along
+                own = x_hat
         except NotImplementedError:
             length = FALLBACK
     x_hat, step = denoise(z, t) if own is None else own, expand(length * process.scales(t)[1], z)
