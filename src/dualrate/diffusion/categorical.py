@@ -123,10 +123,6 @@ class CategoricalProcess(Process):
         """a_t: the share of tokens that noise has not replaced. Shape of t, or () where t is a plan's."""
         return _kept(self.schedule, t)[0]
 
-    def ends(self, s: Tensor) -> bool:
-        """Nowhere: a trajectory ends in tokens, drawn like all others."""
-        return False
-
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, 1, H, W): uniform in (0, 1), one number a token."""
         return draws.uniforms(streams, 1, *shape[1:])

@@ -69,9 +69,9 @@ class Process(ABC):
         """The schedule's log_snr(t), or () where t is a plan's: the time as networks see it."""
         return self.schedule.log_snr(t)
 
-    @abstractmethod
     def ends(self, s: Tensor) -> bool:
         """Whether a step to these times returns x_hat in place of a draw."""
+        return False
 
     @abstractmethod
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
@@ -97,13 +97,13 @@ class Process(ABC):
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
         """E[x | z_t] of a network's output. log_snr: (B,), or () where it is a plan's."""
 
-    @abstractmethod
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
-        """Data that x_hat stands for, as a student's output does: what z_s is drawn from beside z_t."""
+        """Data that x_hat stands for, as a student's output does: what z_s is drawn from beside z_t. Here a point."""
+        return x_hat
 
-    @abstractmethod
     def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """E[x | z_t, z_s] of what x_hat at z_t stands for, where z_s was drawn from q(z_s | z_t, x) of it."""
+        return x_hat
 
     @abstractmethod
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -207,14 +207,6 @@ class GaussianProcess(Process):
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
         """Of v."""
         return x_from_v(z, output, log_snr)
-
-    def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
-        """x_hat: a point."""
-        return x_hat
-
-    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x_hat: a point."""
-        return x_hat
 
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """The mean squared error."""
