@@ -40,6 +40,7 @@ METHOD_WORDS = {
 KINDS_OF = ("experiment", "networks", "denoisers", "methods", "sampling")
 # What is left, by file: each refuses what a user passed, and says why
 BRANCHES = {
+    "denoisers/feature_cache.py": 1,
     "drawing/drawer.py": 1,
     "drawing/likelihood.py": 1,
     "contrib/speculative.py": 1,
@@ -123,16 +124,17 @@ def branches(source: str, classes: Iterable[str]) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
             node.test = ast.Constant(value=True)
+    nodes = list(ast.walk(tree))
     aliases = {
         alias.asname: alias.name
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if alias.asname
     }
     aliases |= {  # Kind = One | Two
         node.targets[0].id: ast.unparse(node.value)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
 
@@ -168,8 +170,8 @@ def branches(source: str, classes: Iterable[str]) -> list[str]:
                 )
         return False
 
-    nodes = (node for node in ast.walk(tree) if isinstance(node, ASKING))
-    return [ast.unparse(getattr(node, "test", node)).strip()[:90] for node in nodes if asks(node)]
+    found = (node for node in nodes if isinstance(node, ASKING) and asks(node))
+    return [ast.unparse(getattr(node, "test", node)).strip()[:90] for node in found]
 
 
 def _type_of(node: ast.expr) -> bool:

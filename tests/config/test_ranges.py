@@ -50,9 +50,8 @@ from dualrate.compare.comparison import Effort
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
-from dualrate.denoisers.feature_cache import FeatureCache
+from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
-from dualrate.denoisers.token_cache import TokenCache
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated

@@ -149,7 +149,7 @@ def test_what_has_no_exits_is_refused():
     for config in (replace(CONFIG, head=False), replace(CONFIG, levels=(dr.Level("transformer", 16, 1),))):
         with pytest.raises(ValueError, match="expected a network with a head and two blocks or more"):
             ExitUViT(config)
-    with pytest.raises(ValueError, match="an encoder is shared of a single-rate U-ViT"):
+    with pytest.raises(ValueError, match="of a single-rate network that can be cut"):
         loaded().with_denoiser("shared-encoder")
 
 

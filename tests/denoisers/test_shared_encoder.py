@@ -1,12 +1,11 @@
 """Encoder sharing: exact where it is refreshed, cheaper and different where it is not."""
 
-import itertools
 import warnings
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
+from theory.common import plan_cost
 from torch import nn
 
 import dualrate as dr
@@ -15,12 +14,9 @@ from dualrate.denoisers.denoiser import Metered, Plain
 from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.categorical import Masked
-from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Context, Reuse
 from dualrate.networks.uvit import UViT, UViTCut
-from dualrate.planning.planner import best_refreshes, similarities
-from dualrate.sampling.cost import call_cost, macs_of, plan_cost
+from dualrate.sampling.cost import call_cost, macs_of
 from dualrate.sampling.trajectory import trajectory
 
 PROCESS = dr.GaussianProcess(Cosine())
@@ -195,73 +191,7 @@ def test_a_foreign_context_is_refused():
             shared().denoise(z, t, context, cond)
 
 
-def test_similarity_is_the_cosine_of_the_features_of_a_plain_trajectory():
-    times, seeds, label = [1.0, 0.7, 0.4, 0.2, 0.0], [5, 6], [1, 2]
-    found = similarities(shared(), DDIM, times, SHAPE, seeds, label)
-    draws = Draws(0, torch.tensor(seeds))
-    plan, cond = dr.StepPlan.at(times, range(4)), dr.Cond(torch.tensor(label))
-    with torch.no_grad():
-        walk = list(trajectory(Plain(NET, PROCESS), DDIM, plan, draws.normal("start", *SHAPE), cond, None))
-        kept = [shared().encode(state.z, state.t, cond).features[0] for state in walk[:-1]]
-    cosine = [[torch.cosine_similarity(a, b, dim=1).mean().item() for b in kept] for a in kept]
-    np.testing.assert_allclose(found, cosine, rtol=0, atol=1e-6)
-    assert found[0, 3] < 1 - 1e-3  # else every refresh would do
-
-
-def test_features_that_are_tokens_have_their_channels_last():
-    """Equal directions of every token, of another length: alike, whatever the tokens' number."""
-
-    class Tokens:
-        reuse = Reuse.SMOOTH
-
-        def encode(self, z, t, cond):
-            feature = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) * (1 + torch.arange(3.0)[:, None] * t)
-            return Context((feature.expand(len(z), 3, 2),), tau=t, x_hat=0 * z)
-
-        def denoise(self, z, t, context, cond):
-            return context.x_hat
-
-    found = similarities(Tokens(), DDIM, [1.0, 0.5, 0.0], SHAPE, [1, 2], [0, 0])
-    np.testing.assert_allclose(found, np.ones((2, 2)), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", ["shared-encoder", "shared-encoder-1", "fora", "toca"])
 def test_what_makes_x_of_v_is_around_no_model_of_tokens(name):
     with pytest.raises(ValueError, match="has no Gaussian noise"):
         denoiser_named(name)(Plain(NET, Masked()), Masked())
-
-
-def total(similarity: np.ndarray, refreshes: list[int]) -> float:
-    latest = [max(r for r in refreshes if r <= step) for step in range(len(similarity))]
-    return sum(similarity[step, refresh] for step, refresh in enumerate(latest))
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_the_best_refreshes_are_those_of_brute_force(seed):
-    similarity = np.random.default_rng(seed).normal(size=(8, 8))  # neither symmetric nor positive
-    for heavy in range(1, 9):
-        found = best_refreshes(similarity, heavy)
-        every = ([0, *others] for others in itertools.combinations(range(1, 8), heavy - 1))
-        assert found[0] == 0
-        assert len(set(found)) == heavy
-        assert found == sorted(found)
-        assert total(similarity, found) == pytest.approx(max(total(similarity, each) for each in every))
-
-
-def test_blocks_of_like_steps_are_refreshed_where_they_begin():
-    block = np.repeat([0, 1, 2], [2, 5, 3])
-    assert best_refreshes((block[:, None] == block).astype(float), 3) == [0, 2, 7]
-
-
-@pytest.mark.parametrize(
-    ("similarity", "heavy", "match"),
-    [
-        (np.ones((3, 4)), 1, "shape"),
-        (np.full((3, 3), np.nan), 1, "finite"),
-        (np.ones((3, 3)), 0, "1 to 3 refreshes"),
-        (np.ones((3, 3)), 4, "1 to 3 refreshes"),
-    ],
-)
-def test_refreshes_that_cannot_be_planned_are_refused(similarity, heavy, match):
-    with pytest.raises(ValueError, match=match):
-        best_refreshes(similarity, heavy)

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from theory.common import plan_cost
 from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
@@ -21,7 +22,7 @@ from dualrate.diffusion.values import Refresh
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
 from dualrate.planning.planner import NO_CONTEXT, Errors, Planner, measure_errors
-from dualrate.sampling.cost import call_cost, expected_costs, plan_cost
+from dualrate.sampling.cost import call_cost, expected_costs
 from dualrate.sampling.solvers import Heun
 
 PROCESS = dr.GaussianProcess(Cosine())
@@ -131,12 +132,12 @@ def test_beside_a_dual_rate_model_another_network_makes_the_steps_without_a_cont
     assert found.macs == 2 * two.calls.heavy + two.calls.light + 2 * own.macs
     assert found.macs == found.calls.of(5, heavy=2, alone=2)
     assert expected_costs(found.calls, pair.reuse, step, plan, SHAPE, label=0)[-1] == found
-    with pytest.raises(ValueError, match="want a smooth path or a plan of its own"):
-        Switched(LIGHT, FeatureCache.shared_encoder()(HEAVY, PROCESS))
+    with pytest.raises(ValueError, match="need a smooth path or one plan"):
+        Switched(LIGHT, FeatureCache.shared_encoder(HEAVY, PROCESS))
 
 
 def test_a_cache_without_a_context_is_the_whole_network_at_its_price():
-    cache, plan = FeatureCache.shared_encoder()(HEAVY, PROCESS), dr.StepPlan.uniform(4, 0)
+    cache, plan = FeatureCache.shared_encoder(HEAVY, PROCESS), dr.StepPlan.uniform(4, 0)
     assert torch.equal(images(cache, plan), images(HEAVY, dr.StepPlan.uniform(4)))
     assert plan_cost(cache, dr.DDIM(PROCESS), plan, SHAPE, label=0).macs == 4 * call_cost(cache, SHAPE, 0).heavy
 

@@ -5,16 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 from denoisers.test_feature_cache import NET, PLAIN, PROCESS, SHAPE, at, last, named, network, start
+from theory.common import plan_cost
 from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Metered, Plain
+from dualrate.denoisers.feature_cache import TokenCache, choose
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.token_cache import TokenCache, choose
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.uvit import UViT
-from dualrate.sampling.cost import CallCost, expected_costs, macs_of, mean_macs, plan_cost
+from dualrate.sampling.cost import CallCost, expected_costs, macs_of, mean_macs
 
 KEEP, PARTIAL, FULL = Refresh.KEEP, Refresh.PARTIAL, Refresh.FULL
 
@@ -242,7 +243,7 @@ def test_what_has_no_tokens_is_refused():
     empty = UViT(dr.UViTConfig(8, 1, (dr.Level("transformer", 8, 0),), 3, embedding=16, head_dim=8))
     with pytest.raises(ValueError, match="this U-ViT has none there"):
         denoiser_named("duca")(Plain(empty, PROCESS), PROCESS)
-    with pytest.raises(ValueError, match=r"tokens are kept of a single U-ViT.*got Guided"):
+    with pytest.raises(ValueError, match=r"tokens are cached of a single-rate network.*got Guided"):
         denoiser_named("duca")(Guided(PLAIN, PROCESS, 2.0, 3), PROCESS)
     (z, cond), t = start(), at(0.4)
     with pytest.raises(ValueError, match="4 features, of all rows, got 1"):

@@ -17,6 +17,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
+from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.plan_search import candidates, fitting_grid, measured_errors
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import TwoNetworks
@@ -171,11 +172,9 @@ def test_a_single_network_has_nothing_to_plan(run):
 
 def test_costs_of_calls_add_up_to_the_counted_plan(run):
     from dualrate.sampling.ancestral import Ancestral
-    from dualrate.sampling.cost import plan_cost
 
     model, plan = load(run), StepPlan.uniform(8, 3)
-    counted = plan_cost(model.denoiser, Ancestral(model.process), plan, model.shape)
-    assert model.call_cost.of(8, 3) == counted.macs
+    assert model.call_cost.of(8, 3) == Drawer(model, Ancestral(model.process), plan).cost.macs
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import dualrate as dr
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks import blocks
-from dualrate.networks.blocks import ConvBlock, as_on_gpu, doubled, layer_norm, no_autocast
+from dualrate.networks.blocks import ConvBlock, doubled, layer_norm, no_autocast
 
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 NET = dr.UViTConfig(16, 1, LEVELS, 3, embedding=16, head_dim=8)
@@ -41,10 +41,11 @@ class Watched(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("networks", [dr.OneNetwork(NET), dr.TwoNetworks(NET, NET)], ids=["one", "two"])
-def test_nothing_that_a_gpu_would_widen_is_left_to_autocast(networks):
+def test_nothing_that_a_gpu_would_widen_is_left_to_autocast(networks, monkeypatch):
+    monkeypatch.setattr(blocks, "AS_CPU", set())
     denoiser = networks.build(GaussianProcess(Cosine()))[1]
     z, t, cond = torch.randn(2, 1, 16, 16), torch.full((2,), 0.5), dr.Cond(torch.arange(2))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), as_on_gpu(), Watched() as watched:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Watched() as watched:
         context = denoiser.encode(z, t, cond)
         denoiser.denoise(z, t, context, cond)
     assert watched.left_to_autocast == []
@@ -59,7 +60,8 @@ def test_autocast_is_left_only_where_it_is_on_and_would_widen(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         doubled(layer_norm(h))
         assert entered == []
-        with as_on_gpu():
+        with monkeypatch.context() as as_on_gpu:
+            as_on_gpu.setattr(blocks, "AS_CPU", set())
             doubled(layer_norm(h))
         assert len(entered) == 2
     layer_norm(h)

@@ -9,6 +9,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated, shifted
 from dualrate.diffusion.values import Cond
+from dualrate.sampling.cost import call_cost, expected_costs
 from dualrate.sampling.trajectory import State, trajectory
 from theory.exact import GaussianMixture
 
@@ -70,3 +71,9 @@ def uniform_log_snr(steps: int, low: float = -15.0, high: float = 15.0, heavy: i
     t = PROCESS.schedule.time(torch.linspace(low, high, steps + 1, dtype=torch.float64))
     t = (t * 1e15).round() / 1e15  # 0 and 1 themselves at the ends
     return StepPlan(tuple(t.tolist()), StepPlan.uniform(steps, heavy).refresh)
+
+
+def plan_cost(denoiser, step, plan, shape, *, label=None, wrap=lambda inner: inner, latent=None):
+    """What one image costs, by one call of each kind that is counted."""
+    calls = call_cost(denoiser, step.process.state_shape(shape), label, latent=latent)
+    return expected_costs(calls, denoiser.reuse, step, plan, shape, label=label, wrap=wrap)[-1]

@@ -18,10 +18,10 @@ from dualrate.sampling.cost import (
     call_cost,
     expected_costs,
     macs_of,
-    plan_cost,
     seconds_per_call,
 )
 from dualrate.sampling.solvers import Heun
+from theory.common import plan_cost
 
 PROCESS = dr.GaussianProcess(Cosine())
 NET = dr.UViTConfig(

@@ -26,7 +26,7 @@ from dualrate.diffusion.values import Batch
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import Architecture, Classifier
 from dualrate.sampling.catalogue import make_step
-from dualrate.sampling.cost import plan_cost
+from dualrate.sampling.cost import call_cost, expected_costs
 from dualrate.system.device import pays
 from tools.gpu.piece import Job, Row
 
@@ -203,7 +203,9 @@ def score(
     """Frechet distance of images drawn under a plan, multiply-adds of an image, and seconds of an image."""
     count, batch = (16, 8) if job.smoke else (10_000, 1000)
     step = make_step(sampler, process)
-    cost = plan_cost(denoiser, step, plan, SHAPE, label=0 if labelled else None, device=job.device)
+    label = 0 if labelled else None
+    calls = call_cost(denoiser, SHAPE, label, job.device)
+    cost = expected_costs(calls, denoiser.reuse, step, plan, SHAPE, label=label)[-1]
 
     def drawn(count: int) -> Tensor:
         """(count, 3, 32, 32) uint8 on the CPU, which waits for the device."""

@@ -1,4 +1,4 @@
-"""Early exits: a trained U-ViT that stops at the first block whose probe says that the error is small enough.
+"""Early exits: a trained U-ViT that stops at the first block whose probe estimates a small enough error.
 
 A head and a probe stand behind each block i of the innermost level but the last, K:
 
@@ -17,8 +17,8 @@ Heads and probes train beside the frozen network:
     L   = sum_i w(t) |x - x_i|^2 / numel(x) + sum_i (u_i - e_i)^2
 
 Source: DeeDiff, later AdaDiff (Tang et al. 2023, arXiv 2309.17074), frozen and with a probe for each block as DuoDiff's
-authors found best (arXiv 2410.09633). Differences: its heads make the picture of the tokens alone, ours say what the
-blocks left out would add, zero at first, and the levels above run in any case. Ours, too: the target may be the
+authors found best (arXiv 2410.09633). Differences: its heads make the picture of the tokens alone, ours predict what
+the blocks left out would add, zero at first, and the levels above run in any case. Ours, too: the target may be the
 network's own estimate (`reference`), so that u_i is what leaving loses.
 
 On Fashion-MNIST no threshold was better than fewer steps of the whole network (docs/results/tried.md). From the command
@@ -191,7 +191,7 @@ class EarlyExitTraining(Ranged):
     """One phase, "model", that trains heads and probes.
 
     model:     of the network "exits"
-    reference: x and eps of the data, or those that the network says
+    reference: x and eps of the data, or those of the network's output
     null:      the null class, for classifier-free guidance; label_dropout: probability of training a row with it
     """
 
@@ -227,18 +227,15 @@ class EarlyExitTraining(Ranged):
         log_snr = self.process.log_snr(t).to(z_t.dtype)
         outputs, estimates = self.networks["exits"](z_t, log_snr, label)
         outputs = outputs.to(z_t.dtype)
-        heads, errors = self._errors(outputs, z_t, log_snr, x, eps)
+        x_of, eps_of = x_from_v(z_t, outputs, log_snr), eps_from_v(z_t, outputs.detach(), log_snr)
+        if self.reference == "network":
+            x, eps = x_of[-1].detach(), eps_of[-1]
+        heads = (x_of[:-1] - x).square().flatten(2).mean(2)
+        errors = (eps_of[:-1] - eps).abs().tanh().flatten(2).mean(2)  # e_i, without gradient
         heads = (x_loss_weight(self.weighting, self.process.schedule, t).to(heads.dtype) * heads).sum(0).mean()
         probes = (estimates - errors).square().sum(0).mean()
         logs = {"heads": heads, "probes": probes, "first_error": errors[0].mean(), "last_error": errors[-1].mean()}
         return Loss(heads + probes, {name: value.detach() for name, value in logs.items()})
-
-    def _errors(self, outputs: Tensor, z_t: Tensor, log_snr: Tensor, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """|x - x_i|^2 / numel(x), and e_i, without gradient: (K - 1, B) each. outputs: v, (K, B, C, H, W)."""
-        x_of, eps_of = x_from_v(z_t, outputs, log_snr), eps_from_v(z_t, outputs.detach(), log_snr)
-        if self.reference == "network":
-            x, eps = x_of[-1].detach(), eps_of[-1]
-        return (x_of[:-1] - x).square().flatten(2).mean(2), (eps_of[:-1] - eps).abs().tanh().flatten(2).mean(2)
 
 
 @dataclass(frozen=True)
@@ -263,7 +260,7 @@ class EarlyExitNetwork(NetworksConfig):
 
 @dataclass(frozen=True)
 class EarlyExitConfig(MethodConfig, Ranged):
-    """Heads and probes beside a network that stays as it is."""
+    """Heads and probes beside a frozen network."""
 
     backbone_from: str | None = None
     """The single-rate run, or released weights, whose network it is."""
@@ -306,7 +303,7 @@ class EarlyExitConfig(MethodConfig, Ranged):
         return Prepared(method, weights)
 
     def _fill(self, experiment: Experiment, networks: nn.ModuleDict, start: Start) -> dict[str, str]:
-        """Puts the network's weights in, and says which. Raises ValueError for a model that is no such network."""
+        """Puts the network's weights in, and returns which. Raises ValueError for a model that is no such network."""
         if self.backbone_from is None:
             raise ValueError("exits are trained beside a trained network: name its run, --method.backbone-from RUN")
         source = start.load(self.backbone_from)

@@ -21,12 +21,11 @@ halves the calls of the target at an exact law. Differences: the draft may be th
 dual-rate model, with the context of the last state that was verified; a frozen draft repeats the target's x_hat, not
 its drift, from the state before the one drafted from, which is not called ahead of its round.
 
-Rows advance at different rates, so this is a loop of its own: `trajectory` has one time for all rows.
+Rows advance at different rates, so this is another loop: `trajectory` has one time for all rows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, cast
@@ -67,27 +66,17 @@ def frozen(z: Tensor, t: Tensor, latest: Context, cond: Cond) -> Tensor:
 
 @dataclass(frozen=True)
 class Speculated:
-    """Images, and what they took. N: steps of the plan.
+    """Images, and what they took. Of the N steps of an image N - calls are accepted drafts.
 
     z:        (B, ...) at the plan's last time
     calls:    (B,) calls of the target, one after the other: the latency
     verified: (B,) rows of these calls; drafted: (B,) rows of the draft's
-    coupled:  (B, N) whether a step was decided by a draft; the others are the target's own
-    accepted: (B, N) whether the draft stayed
     """
 
     z: Tensor
     calls: Tensor
     verified: Tensor
     drafted: Tensor
-    coupled: Tensor
-    accepted: Tensor
-
-
-def acceptance(p: Gaussian, q: Gaussian) -> Tensor:
-    """The probability 2 Phi(-|d| / 2) that a draft of p is accepted as one of q: (B,). Their variances are equal."""
-    distance = ((p.mean - q.mean) / q.variance.sqrt()).flatten(1).norm(dim=1)
-    return torch.special.erfc(distance / math.sqrt(8))
 
 
 def reflection_coupling(p: Gaussian, q: Gaussian, normal: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +90,25 @@ def reflection_coupling(p: Gaussian, q: Gaussian, normal: Tensor, uniform: Tenso
     reflected = normal - (2 * along / square.clamp_min(torch.finfo(square.dtype).tiny))[:, None].mul(d).view_as(normal)
     chosen = accepted.view(-1, *[1] * (normal.ndim - 1))
     return torch.where(chosen, p.sample(normal), q.sample(reflected.to(normal))), accepted
+
+
+class _Numbers:
+    """(rows, steps) -> noise and uniform numbers of these rows at a step of each; asked for in rising order."""
+
+    def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
+        self.draws, self.noise = draws, StepNoise(process, draws, steps, shape)
+        self.made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = sorted(set(steps.tolist()))
+        kept = {k: numbers for k, numbers in self.made.items() if k >= wanted[0]}
+        fresh = {k: (self.noise(k, 0), self.draws.uniform(f"step {k} accept")) for k in wanted if k not in kept}
+        self.made = kept | fresh
+        normal, uniform = (made.new_empty(len(rows), *made.shape[1:]) for made in self.made[wanted[0]])
+        for k in wanted:
+            here = (steps == k).nonzero()[:, 0]
+            normal[here], uniform[here] = (made[rows[here]] for made in self.made[k])
+        return normal, uniform
 
 
 @torch.no_grad()
@@ -135,96 +143,55 @@ def speculate(
         check_labels(target, label)
     draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
     cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
-    run = _Speculation(target, draft, step, plan, cond, _Numbers(step.process, draws, plan.num_steps, shape), window)
-    return run(first_state(step.process, draws, shape))
+    numbers, times = _Numbers(step.process, draws, plan.num_steps, shape), torch.tensor(plan.t, dtype=torch.float64)
 
+    def kernel(x_hat: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        return cast(Gaussian, step.kernel(lambda *_: x_hat, z, t, s))
 
-class _Numbers:
-    """(rows, steps) -> noise and uniform numbers of these rows at a step of each; asked for in rising order."""
+    z, latest = first_state(step.process, draws, shape), Context()
+    done, counts = torch.empty_like(z), torch.zeros(3, len(z), dtype=torch.int64)
+    live, at = torch.arange(len(z)), torch.zeros(len(z), dtype=torch.int64)  # rows that are not done, and their steps
+    while len(live):
+        reach = (plan.num_steps - 1 - at).clamp(max=0 if latest.x_hat is None else window)
+        counts[:, live] += torch.stack((torch.ones_like(reach), reach + 1, reach))
 
-    def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
-        self.draws, self.noise = draws, StepNoise(process, draws, steps, shape)
-        self.made: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        wanted = sorted(set(steps.tolist()))
-        kept = {k: numbers for k, numbers in self.made.items() if k >= wanted[0]}
-        fresh = {k: (self.noise(k, 0), self.draws.uniform(f"step {k} accept")) for k in wanted if k not in kept}
-        self.made = kept | fresh
-        normal, uniform = (made.new_empty(len(rows), *made.shape[1:]) for made in self.made[wanted[0]])
-        for k in wanted:
-            here = (steps == k).nonzero()[:, 0]
-            normal[here], uniform[here] = (made[rows[here]] for made in self.made[k])
-        return normal, uniform
-
-
-@dataclass(frozen=True)
-class _Speculation:
-    target: Denoiser
-    draft: Draft
-    step: Reverse
-    plan: StepPlan
-    cond: Cond
-    numbers: _Numbers
-    window: int
-
-    def __call__(self, z: Tensor) -> Speculated:
-        rows, steps = len(z), self.plan.num_steps
-        live, at, latest = torch.arange(rows), torch.zeros(rows, dtype=torch.int64), Context()  # on the host
-        counts = torch.zeros(3, rows, dtype=torch.int64)
-        coupled, accepted = torch.zeros(2, rows, steps, dtype=torch.bool)
-        done = torch.empty_like(z)
-        while len(live):
-            reach = (steps - 1 - at).clamp(max=0 if latest.x_hat is None else self.window)
-            z, passed, latest = self._round(z, live, at, reach, latest)
-            counts[:, live] += torch.stack((torch.ones_like(reach), reach + 1, reach))
-            since = torch.arange(steps) - at[:, None]  # where each row stands
-            coupled[live] |= (since >= 0) & (since < torch.minimum(passed + 1, reach)[:, None])
-            accepted[live] |= (since >= 0) & (since < passed[:, None])
-            at = at + passed + 1
-            ends, goes_on = (at == steps).nonzero()[:, 0], (at < steps).nonzero()[:, 0]
-            done[live[ends]] = z[ends]
-            z, latest, live, at = z[goes_on], latest.rows(goes_on), live[goes_on], at[goes_on]
-        return Speculated(done, counts[0], counts[1], counts[2], coupled, accepted)
-
-    def _round(
-        self, z: Tensor, live: Tensor, at: Tensor, reach: Tensor, latest: Context
-    ) -> tuple[Tensor, Tensor, Context]:
-        """The state after the last step that is decided, how many drafts were accepted, and the new latest context.
-
-        A pair is a row and how far it is from where the row stands; pair[j, row] is its place among them all.
-        """
+        # A pair is a row and how far it is from where the row stands; pair[j, row] is its place among them all
         offset, row = (torch.arange(int(reach.max()) + 1)[:, None] <= reach).nonzero(as_tuple=True)
         pair = torch.full((int(offset.max()) + 1, len(z)), -1)
         pair[offset, row] = torch.arange(len(row))
-        k, cond = at[row] + offset, self.cond[live[row]]
-        times = torch.tensor(self.plan.t, dtype=torch.float64)
+        k, of = at[row] + offset, cond[live[row]]
         t, s = times[k].to(z.device), times[k + 1].to(z.device)
-        normal, uniform = self.numbers(live[row], k)
+        normal, uniform = numbers(live[row], k)
+
+        # Draft
         path, mean = z.new_empty(len(row), *z.shape[1:]), z.new_zeros(len(row), *z.shape[1:])
         path[pair[0]] = z
         for j in range(len(pair) - 1):
             drafting = (reach > j).nonzero()[:, 0]
             here, there = pair[j, drafting], pair[j + 1, drafting]
-            x_hat = self.draft(path[here], t[here], latest.rows(drafting), cond[here])
-            p = self._kernel(x_hat, path[here], t[here], s[here])
+            p = kernel(draft(path[here], t[here], latest.rows(drafting), of[here]), path[here], t[here], s[here])
             mean[here], path[there] = p.mean, p.sample(normal[here])
-        context = self.target.encode(path, t, cond)
+
+        # Verify
+        context = target.encode(path, t, of)
         if any(len(feature) != len(path) for feature in context.features):
             raise ValueError("a guided context has two rows an image, which no draft takes: sample without guidance")
-        x_hat = self.target.denoise(path, t, context, cond)
-        q = self._kernel(x_hat, path, t, s)
-        drafted = offset < reach[row]
+        x_hat = target.denoise(path, t, context, of)
+        q = kernel(x_hat, path, t, s)
         made, good = reflection_coupling(Gaussian(mean, q.variance), q, normal, uniform)
+
+        # Accept
+        drafted = offset < reach[row]
         passed = (good.cpu() & drafted)[pair].logical_and(pair >= 0).long().cumprod(0).sum(0)
         last = pair[passed, torch.arange(len(z))]  # of each row the pair whose step is the last one that is decided
         z = torch.where(_like(drafted[last], made), made[last], q.sample(normal)[last])
-        if self.step.process.ends(times[-1:]):
-            z = torch.where(_like(k[last] + 1 == self.plan.num_steps, z), x_hat[last], z)
-        return z, passed, replace(context, x_hat=x_hat).rows(last)
-
-    def _kernel(self, x_hat: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        return cast(Gaussian, self.step.kernel(lambda *_: x_hat, z, t, s))
+        if step.process.ends(times[-1:]):
+            z = torch.where(_like(k[last] + 1 == plan.num_steps, z), x_hat[last], z)
+        latest, at = replace(context, x_hat=x_hat).rows(last), at + passed + 1
+        ends, goes_on = (at == plan.num_steps).nonzero()[:, 0], (at < plan.num_steps).nonzero()[:, 0]
+        done[live[ends]] = z[ends]
+        z, latest, live, at = z[goes_on], latest.rows(goes_on), live[goes_on], at[goes_on]
+    return Speculated(done, *counts)
 
 
 def _like(rows: Tensor, like: Tensor) -> Tensor:

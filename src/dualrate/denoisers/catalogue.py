@@ -9,50 +9,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from dualrate.config.imports import known
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.denoisers.feature_cache import ORDER, FeatureCache
-from dualrate.denoisers.token_cache import SHARES, TokenCache
+from dualrate.denoisers.feature_cache import ORDER, SHARES, FeatureCache, TokenCache
 from dualrate.diffusion.values import Refresh
 
 Around = Callable[[Denoiser, Any], Denoiser]  # of a denoiser and its process
 
 DENOISERS: dict[str, Around] = {
-    "shared-encoder": FeatureCache.shared_encoder(),
-    "fora": FeatureCache.around(),
-    "deep-cache": FeatureCache.around(outer=1),
-    "taylor": FeatureCache.around(order=ORDER),
-    "taylor-published": FeatureCache.around(order=ORDER, form="published"),
-    "toca": TokenCache.around(share=SHARES["toca"], by="attention", between=(Refresh.PARTIAL,)),
-    "duca": TokenCache.around(share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
+    "shared-encoder": FeatureCache.shared_encoder,
+    "fora": FeatureCache.around,
+    "deep-cache": partial(FeatureCache.around, outer=1),
+    "taylor": partial(FeatureCache.around, order=ORDER),
+    "taylor-published": partial(FeatureCache.around, order=ORDER, form="published"),
+    "toca": partial(TokenCache.around, share=SHARES["toca"], by="attention", between=(Refresh.PARTIAL,)),
+    "duca": partial(TokenCache.around, share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
 }
 SHARED = "shared-encoder-"  # with a number of blocks after it
 
 
-@dataclass(frozen=True)
-class Refreshing:
-    """When a denoiser is refreshed, where a plan says no more than how often.
-
-    even:    evenly, as FORA and DeepCache were published, and as what is forecast or renewed in part should be; else
-             where its features changed most (planning/planner.py)
-    planned: whether what it makes of a step depends on its latest heavy call alone, so that a planner can place these
-    """
-
-    even: bool = False
-    planned: bool = True
-
-
-FORECAST_OR_PARTIAL = ("taylor", "taylor-published", "toca", "duca")
-REFRESHING = {name: Refreshing(even=True, planned=False) for name in FORECAST_OR_PARTIAL}
-REFRESHING |= {name: Refreshing(even=True) for name in ("fora", "deep-cache")}
-
-
-def refreshing(name: str | None) -> Refreshing:
-    """Of the denoiser of this name, or of any other."""
-    return REFRESHING.get(name or "", Refreshing())
+# A step of these depends on more than its latest heavy call, so a planner cannot place their heavy calls
+UNPLANNED = ("taylor", "taylor-published", "toca", "duca")
 
 
 def denoiser_named(name: str) -> Around:
@@ -66,7 +46,7 @@ def denoiser_named(name: str) -> Around:
         number = name.removeprefix(SHARED)
         if not number.isdecimal() or int(number) < 1:
             raise ValueError(f"{name}: {SHARED}3 has a number of middle blocks from 1 on, got {number!r}")
-        return FeatureCache.shared_encoder(int(number))
+        return partial(FeatureCache.shared_encoder, blocks=int(number))
     if ":" not in name:
         raise ValueError(
             f"there is no denoiser {name!r}; known is {', '.join(DENOISERS)}, {SHARED}3, and "

@@ -39,14 +39,14 @@ class Denoiser(ABC):
     """What a sampler calls. `reuse`, `encode` and `denoise` are enough; a class with these need not derive from this.
 
     reuse:         which samplers may use a context at a later time than its own
-    between:       what steps between two heavy calls do to the context, in turn, where a plan says no more than how
-                   many heavy calls there are. One that is PARTIAL calls `renew`
+    between:       what steps between two heavy calls do to the context, in turn, where a plan has nothing but the
+                   number of heavy calls. One that is PARTIAL calls `renew`
     alone_differs: whether a step without a context costs something else than a light call: it runs another network, or
                    the whole of one
     varies:        whether the cost of a call depends on its rows; an image's cost is then a mean over images
     """
 
-    reuse: Any  # a Reuse. Any: so that a class may say it by a property too
+    reuse: Any  # a Reuse. Any: a property serves as well
     between: Any = (Refresh.KEEP,)
     alone_differs: Any = False
     varies: Any = False
@@ -83,7 +83,7 @@ class Labelled(Protocol):
 
 
 def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
-    """Raises ValueError for labels that its networks have no embedding of, as far as these say how many they have.
+    """Raises ValueError for labels that its networks have no embedding of, where the number of these is known.
 
     On a GPU such a label would end the process.
     """

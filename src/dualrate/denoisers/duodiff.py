@@ -1,4 +1,4 @@
-"""Two models that exist, and a plan that says which of them runs at a step: DuoDiff and T-Stitch.
+"""Two models that exist, and a plan that chooses between them at each step: DuoDiff and T-Stitch.
 
     NONE         x_hat = light(z_t, t)       the first steps of StepPlan.late(times, heavy, steps - heavy)
     FULL         x_hat = heavy(z_t, t)
@@ -11,11 +11,10 @@ DuoDiff   Fernandez, Matisan et al. 2024, arXiv 2410.09633: a shallow U-ViT (3 b
           matter of its prediction of eps, which z_t nearly is at high noise; ours is of v.
 T-Stitch  Pan et al. 2024, arXiv 2402.14167: DiT-S for the first 40% of the steps, DiT-XL after it, at no loss of FID;
           with DiT-S, B and XL at 5, 22 and 114 GFLOPs.
-Differences: where to switch is the plan's, so any sampler and any grid of times do, heavy steps may also stand between
-light ones, and it is chosen by measuring (`dualrate plan HEAVY --denoiser LIGHT`, `dualrate compare HEAVY+LIGHT`), or
-said, as published, by a time (`--switch-at 0.6` of `sample`, `compare` and `plan`). A
-dual-rate model trained with dropped contexts is such a pair without a second training: its light network runs alone
-where a plan says NONE.
+Differences: the plan decides where to switch, so any sampler and any grid of times serve, and heavy steps may also
+stand between light ones. The place is chosen by measuring (`dualrate plan HEAVY --denoiser LIGHT`, `dualrate compare
+HEAVY+LIGHT`), or, as published, by a time (`--switch-at 0.6` of `sample`, `compare` and `plan`). A dual-rate model
+trained with dropped contexts is such a pair without a second training: its light network runs alone at steps of NONE.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Switched(Denoiser):
     light: called without a context, so the light network of a dual-rate model does, too
     heavy: one that runs at every step, whose heavy call has denoised already and leaves nothing behind; or a dual-rate
            one. Raises ValueError for one whose contexts want a smooth path or one plan
-    `reuse` is MARKOV, so that a second call within a heavy step is heavy, too; a plan that says NONE, not KEEP, goes
+    `reuse` is MARKOV, so that a second call within a heavy step is heavy, too; a plan with NONE, not KEEP, goes
     with every sampler.
     """
 
@@ -47,7 +46,7 @@ class Switched(Denoiser):
     def __post_init__(self) -> None:
         if self.heavy.reuse not in (Reuse.FREE, Reuse.MARKOV):
             raise ValueError(
-                f"the contexts of {type(self.heavy).__name__} want a smooth path or a plan of its own, which another "
+                f"the contexts of {type(self.heavy).__name__} need a smooth path or one plan, which another "
                 "network's steps are not: name a single network, or a dual-rate one that takes any plan"
             )
 

@@ -83,7 +83,7 @@ class Guided(Ranged, Denoiser):
 
 
 def _twice(t: Tensor) -> Tensor:
-    """(2B,) times; one that all rows share, as it is."""
+    """(2B,) times; a time that all rows share stays one."""
     return torch.cat((t, t)) if t.ndim else t
 
 

@@ -18,11 +18,11 @@ token, if x_hat is exact. (The formula with x_hat put in for x is another law wh
 
 Of what x_hat at z_t stands for, a z_s that was drawn by way of it tells more: E[x | z_t, z_s], token by token, has the
 weights x_hat(x) q(z_s | x) / q(z_t | x). Where noise is a mask that is x_hat while z_s is masked, and what z_s shows
-afterwards; where it is uniform x_hat itself would be biased, for z_s says which token it was drawn from.
+afterwards. Where it is uniform x_hat itself would be biased, for z_s depends on the token that it was drawn from.
 
-Of logits g a network's x_hat is Bayes' rule, token by token, q(z_t | x) exp(g_x) over their sum: all on a token that is
-revealed, none on the mask (MDLM's two rules), and where noise is uniform more on z_t itself as a_t grows. g says what
-the other tokens say, which has a limit at both ends of time.
+A network predicts logits g. x_hat is Bayes' rule, token by token, q(z_t | x) exp(g_x) over their sum: all on a token
+that is revealed, none on the mask (MDLM's two rules), and where noise is uniform more on z_t itself as a_t grows. g is
+the evidence of the other tokens, which has a limit at both ends of time.
 
 a_t is alpha_t^2 = sigmoid(log_snr(t)), moved and stretched by 3e-7 so that it reaches 1 and 0: under `Linear` it is
 1 - t, under `Cosine` cos^2(pi t / 2). The weight of the masked bound (Sahoo et al. 2024, Shi et al. 2024),
@@ -94,7 +94,7 @@ def _kept(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kept_at(schedule: Schedule, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, of a time by its log-SNR."""
+    """The same at a log-SNR."""
     ends = (schedule.log_snr(torch.full_like(log_snr, t)) for t in (0.0, 1.0))
     most, least, share = map(torch.sigmoid, (*ends, log_snr))
     return (share - least) / (most - least), (most - share) / (most - least)
@@ -123,10 +123,6 @@ class CategoricalProcess(Process):
         """a_t: the share of tokens that noise has not replaced. Shape of t, or () where t is a plan's."""
         return _kept(self.schedule, t)[0]
 
-    def ends(self, s: Tensor) -> bool:
-        """Nowhere: a trajectory ends in tokens, drawn like all others."""
-        return False
-
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, 1, H, W): uniform in (0, 1), one number a token."""
         return draws.uniforms(streams, 1, *shape[1:])
@@ -149,17 +145,14 @@ class CategoricalProcess(Process):
 
     def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Categorical:
         """q(z_s | z_t, x) for s <= t, s < 1; of x_hat its mean over x. x that z_t cannot be of count for nothing."""
-        pi, blurred = self.pi(z_t), self._blurred(z_t)
-        kept, lost = (expand(share, z_t) for share in _transition(self.schedule, s, t))
         kept_s, lost_s = (expand(share, z_t) for share in _kept(self.schedule, s))
         share = self._explaining(x, z_t, t)
-        before = kept_s * share + lost_s * pi * share.sum(AXIS, keepdim=True)
-        return Categorical((kept * z_t + lost * blurred) * before)
+        earlier = kept_s * share + lost_s * self.pi(z_t) * share.sum(AXIS, keepdim=True)
+        return Categorical(self._evidence(z_t, *_transition(self.schedule, s, t)) * earlier)
 
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
-        """Bayes' rule of a token: the softmax of log q(z_t | x) and logits, which say what the others say of it."""
-        kept, lost = (expand(share, z) for share in _kept_at(self.schedule, log_snr))
-        evidence = torch.log(kept * z + lost * self._blurred(z))
+        """Bayes' rule of a token: the softmax of log q(z_t | x) and logits, the evidence of the other tokens."""
+        evidence = torch.log(self._evidence(z, *_kept_at(self.schedule, log_snr)))
         return torch.softmax((output + evidence).masked_fill(self.pi(z) == 1, -math.inf), AXIS)
 
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
@@ -168,7 +161,7 @@ class CategoricalProcess(Process):
 
     def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """x_hat(x) q(z_s | x) / q(z_t | x) over their sum: of a mask x_hat while it is one, then what it shows."""
-        share = self._explaining(x_hat, z_t, t) * self._evidence(z_s, s)
+        share = self._explaining(x_hat, z_t, t) * self._evidence(z_s, *_kept(self.schedule, s))
         return share / share.sum(AXIS, keepdim=True)
 
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -181,14 +174,13 @@ class CategoricalProcess(Process):
         logits = start + expand(weight, start) * (end - start)
         return torch.softmax(logits.masked_fill(other <= 0, -math.inf), AXIS)
 
-    def _evidence(self, z: Tensor, t: Tensor) -> Tensor:
-        """q(z | x) of every x."""
-        kept, lost = (expand(share, z) for share in _kept(self.schedule, t))
-        return kept * z + lost * self._blurred(z)
+    def _evidence(self, z: Tensor, kept: Tensor, lost: Tensor) -> Tensor:
+        """q(z | x) of every x, for a_t and 1 - a_t."""
+        return expand(kept, z) * z + expand(lost, z) * self._blurred(z)
 
     def _explaining(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """x over q(z | x), 0 where z cannot be of it."""
-        evidence = self._evidence(z, t)
+        evidence = self._evidence(z, *_kept(self.schedule, t))
         return x / evidence.masked_fill(evidence <= 0, math.inf)
 
     def _blurred(self, z: Tensor) -> Tensor:

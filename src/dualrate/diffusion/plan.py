@@ -10,14 +10,14 @@ import hashlib
 import json
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, SupportsIndex
 
 from dualrate.config.serial import from_plain
 from dualrate.diffusion.values import Refresh
 
-STEPS = 32  # of a sampler, where nothing else is said
+STEPS = 32  # of a sampler, by default
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class StepPlan:
     refresh: tuple[Refresh, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "t", tuple(map(_time, self.t)))
+        if strange := [t for t in self.t if isinstance(t, (str, bool))]:
+            raise ValueError(f"the times of a plan are numbers, got {strange[0]!r}")
+        object.__setattr__(self, "t", tuple(map(float, self.t)))
         object.__setattr__(self, "refresh", tuple(self.refresh))
         if not all(isinstance(entry, Refresh) for entry in self.refresh):
             raise ValueError(f"a plan's steps are each one of {', '.join(map(str, Refresh))}, got {self.refresh}")
@@ -42,11 +44,9 @@ class StepPlan:
             )
         if not (self.t[0] <= 1 and all(later < earlier for earlier, later in pairwise(self.t)) and self.t[-1] >= 0):
             raise ValueError("the times of a plan lie in [0, 1] and decrease strictly, from noise (1) to data (0)")
-        held = False
-        for step, refresh in enumerate(self.refresh):
-            if refresh.reuses and not held:
+        for step, (before, refresh) in enumerate(pairwise((Refresh.NONE, *self.refresh))):
+            if refresh.reuses and before is Refresh.NONE:
                 raise ValueError(f"step {step} reuses a context, but no step before it computed one: make it FULL")
-            held = refresh is not Refresh.NONE
 
     @property
     def num_steps(self) -> int:
@@ -69,29 +69,26 @@ class StepPlan:
 
         Integers and times may be numpy's.
         """
-        t = tuple(times) if isinstance(times, Iterable) else _even(times)
+        t = _times(times)
         num_steps, heavy = len(t) - 1, sorted({_whole("a heavy call", step) for step in heavy})
         if not heavy:
             return StepPlan(t, (Refresh.NONE,) * num_steps)
         if heavy[0] < 0 or heavy[-1] >= num_steps:
             raise ValueError(f"heavy calls happen at steps 0..{num_steps - 1}, got {heavy}")
-        refresh = [Refresh.NONE if i < heavy[0] else Refresh.KEEP for i in range(num_steps)]
-        for i in heavy:
-            refresh[i] = Refresh.FULL
-        return StepPlan(t, tuple(refresh))
+        first, every = heavy[0], set(heavy)
+        refresh = (Refresh.FULL if i in every else Refresh.KEEP for i in range(first, num_steps))
+        return StepPlan(t, (*(Refresh.NONE,) * first, *refresh))
 
     @staticmethod
     def uniform(steps: SupportsIndex, heavy: SupportsIndex | None = None) -> StepPlan:
         """N steps uniform in t from 1 to 0 with H heavy calls spread evenly; `heavy=None`: one at every step."""
-        return StepPlan.spread(_even(steps), heavy)
+        return StepPlan.spread(_times(steps), heavy)
 
     @staticmethod
     def spread(times: Iterable[float], heavy: SupportsIndex | None = None) -> StepPlan:
         """Steps on given times, H heavy calls spread evenly over the steps; `heavy=None`: one at every step."""
         t = tuple(times)
-        steps = len(t) - 1
-        heavy = steps if heavy is None else _heavy_calls(heavy, steps)
-        return StepPlan.at(t, (j * steps // heavy for j in range(heavy)))
+        return StepPlan.late(t, len(t) - 1 if heavy is None else heavy, 0)
 
     @staticmethod
     def late(
@@ -102,9 +99,11 @@ class StepPlan:
         alone: how many; None: an eighth of them, or as many as the heavy calls leave. Raises ValueError where they do
                not leave that many.
         """
-        t = tuple(times) if isinstance(times, Iterable) else _even(times)
+        t = _times(times)
         steps = len(t) - 1
-        heavy = _heavy_calls(heavy, steps)
+        heavy = _whole("the number of heavy calls", heavy)
+        if not 0 <= heavy <= steps:
+            raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
         alone = min(steps // 8, steps - heavy) if alone is None else _whole("the number of steps alone", alone)
         if not 0 <= alone <= steps - heavy:
             raise ValueError(
@@ -145,9 +144,8 @@ class StepPlan:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits of it; the same where another processor's logarithm has another last digit."""
-        times = [round(t, 12) + 0.0 for t in self.t]
-        says = json.dumps({"t": times, "refresh": [refresh.value for refresh in self.refresh]})
-        return hashlib.sha256(says.encode()).hexdigest()[:12]
+        rounded = replace(self, t=tuple(round(t, 12) + 0.0 for t in self.t))
+        return hashlib.sha256(rounded.to_json().encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
         return json.dumps({"t": list(self.t), "refresh": [refresh.value for refresh in self.refresh]})
@@ -181,22 +179,10 @@ def _whole(what: str, value: SupportsIndex) -> int:
     raise ValueError(f"{what} is a whole number, got {value!r}")
 
 
-def _heavy_calls(value: SupportsIndex, steps: int) -> int:
-    heavy = _whole("the number of heavy calls", value)
-    if not 0 <= heavy <= steps:
-        raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
-    return heavy
-
-
-def _time(value: float) -> float:
-    """Any kind of number but a boolean; text is none."""
-    if isinstance(value, (str, bool)):
-        raise ValueError(f"the times of a plan are numbers, got {value!r}")
-    return float(value)
-
-
-def _even(steps: SupportsIndex) -> tuple[float, ...]:
-    """t = 1 - i / N."""
+def _times(steps: SupportsIndex | Iterable[float]) -> tuple[float, ...]:
+    """Given times, or t = 1 - i / N."""
+    if isinstance(steps, Iterable):
+        return tuple(steps)
     steps = _whole("the number of steps", steps)
     if steps < 1:
         raise ValueError(f"a plan needs at least one step, got {steps}")

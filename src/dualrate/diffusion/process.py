@@ -64,13 +64,14 @@ class Process(ABC):
         """log_snr of what trajectories end in at t = 0; None: in x."""
         return None
 
+    @once
     def log_snr(self, t: Tensor) -> Tensor:
-        """The schedule's log_snr(t), or () where t is a plan's: how networks are told the time."""
-        return _log_snr(self.schedule, t)
+        """The schedule's log_snr(t), or () where t is a plan's: the time as networks see it."""
+        return self.schedule.log_snr(t)
 
-    @abstractmethod
     def ends(self, s: Tensor) -> bool:
         """Whether a step to these times returns x_hat in place of a draw."""
+        return False
 
     @abstractmethod
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
@@ -94,15 +95,15 @@ class Process(ABC):
 
     @abstractmethod
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
-        """E[x | z_t] as a network's output says it. log_snr: (B,), or () where it is a plan's."""
+        """E[x | z_t] of a network's output. log_snr: (B,), or () where it is a plan's."""
 
-    @abstractmethod
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
-        """Data that x_hat stands for, as a student's output does: what z_s is drawn from beside z_t."""
+        """Data that x_hat stands for, as a student's output does: what z_s is drawn from beside z_t. Here a point."""
+        return x_hat
 
-    @abstractmethod
     def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """E[x | z_t, z_s] of what x_hat at z_t stands for, where z_s was drawn from q(z_s | z_t, x) of it."""
+        return x_hat
 
     @abstractmethod
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -144,17 +145,6 @@ def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
 
 
 @once
-def _log_snr(schedule: Schedule, t: Tensor) -> Tensor:
-    return schedule.log_snr(t)
-
-
-@once
-def _scales(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    log_snr = schedule.log_snr(t)
-    return alpha(log_snr), sigma(log_snr)
-
-
-@once
 def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """a, c sigma_t^2."""
     log_snr_s, log_snr_t = schedule.log_snr(s), schedule.log_snr(t)
@@ -188,9 +178,10 @@ class GaussianProcess(Process):
     def sigma(self, t: Tensor) -> Tensor:
         return sigma(self.schedule.log_snr(t))
 
+    @once
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, or () where t is a plan's."""
-        return _scales(self.schedule, t)
+        return self.alpha(t), self.sigma(t)
 
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, *shape) standard normal numbers."""
@@ -217,14 +208,6 @@ class GaussianProcess(Process):
         """Of v."""
         return x_from_v(z, output, log_snr)
 
-    def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
-        """x_hat: a point."""
-        return x_hat
-
-    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x_hat: a point."""
-        return x_hat
-
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """The mean squared error."""
         return squared_error(x, x_hat)
@@ -250,10 +233,10 @@ class NoisyEnd(GaussianProcess):
 
 
 def require_gaussian(process: Process, name: str) -> GaussianProcess:
-    """The process, as what is of Gaussian noise alone takes it. Raises ValueError, with the name, for another."""
+    """The process, for what needs Gaussian noise. Raises ValueError, with the name, for another."""
     if not isinstance(process, GaussianProcess):
         raise ValueError(
-            f"{name} has no Gaussian noise ({type(process).__name__}), which this is for: it is of tokens, of which "
-            "docs/tokens.md says what there is (compare tries their plans)"
+            f"{name} has no Gaussian noise ({type(process).__name__}), which this needs: see docs/tokens.md for what "
+            "there is for tokens (compare tries their plans)"
         )
     return process

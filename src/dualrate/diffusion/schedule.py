@@ -81,7 +81,7 @@ def sigma(log_snr: Tensor) -> Tensor:
 
 
 class _Ended(Schedule, Ranged):
-    """One that is told its log-SNR at both ends."""
+    """A schedule with given log-SNR at both ends."""
 
     log_snr_min: LogSNR
     log_snr_max: LogSNR
@@ -270,7 +270,7 @@ LOWEST = -30.0  # log-SNR of a table's end without signal
 
 @dataclass(frozen=True)
 class Betas(Schedule, Ranged):
-    """The schedule of a table of betas, made as its kind says: Ho et al. 2020 (linear), LDM (scaled_linear: linear in
+    """The schedule of a table of betas of a kind: Ho et al. 2020 (linear), LDM (scaled_linear: linear in
     the square root), Nichol and Dhariwal 2021 (squaredcos_cap_v2, which knows no ends), GeoDiff (sigmoid)."""
 
     kind: Kind = "linear"
@@ -325,7 +325,7 @@ def _table_on(betas: Betas, like: Tensor) -> Tensor:
 
     What torch compiles makes it anew in every call.
     """
-    if like.device.type == "cpu" or type(like) is not Tensor:  # a tensor that only says what it would be is not kept
+    if like.device.type == "cpu" or type(like) is not Tensor:  # a fake tensor is not kept
         return _table(betas).to(like)
     return _table(betas, like.device, like.dtype)
 

@@ -160,8 +160,7 @@ class Context:
             return Context()
 
         def place(part: Tensor) -> Tensor:
-            whole = part.new_zeros(size, *part.shape[1:])
-            return whole.index_copy(0, rows, part)
+            return part.new_zeros(size, *part.shape[1:]).index_copy(0, rows, part)
 
         kept = torch.ones_like(rows, dtype=torch.bool) if self.present is None else self.present
         return Context(

@@ -36,7 +36,7 @@ from dualrate.diffusion.values import Refresh
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16
-from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs, plan_cost
+from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
 from dualrate.system.device import own_defaults
@@ -168,18 +168,7 @@ class Drawer(Ranged):
 
         Raises ValueError for a step that the denoiser cannot be under.
         """
-        model, seeds = self.model, range(COUNTED)
-        cost = plan_cost(
-            model.denoiser,
-            self.step,
-            self.plan,
-            model.shape,
-            label=0 if model.num_classes else None,
-            wrap=self._guided,
-            device=model.device,
-            latent=model.experiment.networks.latent,
-            calls=model.call_cost,
-        )
+        model, seeds, cost = self.model, range(COUNTED), self.expected_cost
         if not abilities(model.denoiser).varies:
             return cost
         guided, labels = self._guided(model.denoiser), self.labels(seeds)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from dualrate.data.cache import cache_dir
 from dualrate.data.loader import ByteBatch
 from dualrate.data.source import read_text, reading
-from dualrate.denoisers.catalogue import refreshing
+from dualrate.denoisers.catalogue import UNPLANNED
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
@@ -105,7 +105,7 @@ def require_plannable(model: Model) -> None:
             f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "
             "shared-encoder, or another run make some of its steps (--denoiser)"
         )
-    if not refreshing(model.called_by).planned:
+    if model.called_by in UNPLANNED:
         raise ValueError(
             f"what {model.called_by} makes of a step depends on more than its latest heavy call, which is all that a "
             "planner looks at: spread its heavy calls evenly (--heavy), or name another denoiser"

@@ -50,7 +50,7 @@ def no_autocast(h: Tensor) -> AbstractContextManager[object]:
 
 
 class InFloat32(nn.Module):
-    """Of a layer's base classes the first: it then runs in the precision of its weights, whatever autocast says."""
+    """The first base class of a layer, which then runs in the precision of its weights, also under autocast."""
 
     def forward(self, input: Tensor) -> Tensor:
         h = input.to(next(self.parameters()).dtype)
@@ -83,17 +83,6 @@ def copied(value: Value, network: nn.Module, *, bfloat16: bool) -> Value:
 AS_CPU = {"cpu"}  # kinds of device on which attention is not one kernel, and whose autocast leaves norms as they are
 
 
-@contextmanager
-def as_on_gpu() -> Iterator[None]:
-    """Within the block networks do on every device what they do on a GPU: for what predicts one."""
-    kinds = AS_CPU.copy()
-    AS_CPU.clear()
-    try:
-        yield
-    finally:
-        AS_CPU.update(kinds)
-
-
 def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     """The layer with weights and bias zero."""
     nn.init.zeros_(layer.weight)
@@ -118,9 +107,8 @@ class FiLM(nn.Module):
 class Block(nn.Module):
     """A part of a network that is repeated. forward: (h, emb) -> like h; h: (B, C, H, W), emb: (B, E).
 
-    A derived class says no more by this than that training may treat its blocks one by one: hold the weights of each in
-    several processes (training/distributed.py), compute it again in the backward pass (training/memory.py), compile it
-    (training/memory.py).
+    Training may treat each block by itself: hold its weights in several processes, compute it again in the backward
+    pass, compile it.
     """
 
 
@@ -213,7 +201,7 @@ class ChannelNorm(nn.Module):
 def layer_norm(h: Tensor, scale: Tensor | None = None) -> Tensor:
     """Over the last axis, without bias; with a scale, in the scale's precision, which is also faster on a CPU.
 
-    Like h, whatever autocast says: what follows is then in that precision too, on every device.
+    In the precision of h, also under autocast: what follows is then in that precision too, on every device.
     """
     with _not_widened(h):
         if scale is None:
@@ -273,20 +261,20 @@ class NoiseEmbedding(nn.Module):
 
 @contextmanager
 def frozen(*modules: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Within the block no parameter of `modules` requires a gradient; afterwards, come what may, each is as before.
+    """Within the block no parameter of `modules` requires a gradient; afterwards each is as before.
 
     but: parameters that are left alone
     """
     spared = {id(parameter) for parameter in but}
-    found = [parameter for module in modules for parameter in module.parameters() if id(parameter) not in spared]
-    flags = [(parameter, parameter.requires_grad) for parameter in found]
+    parameters = (parameter for module in modules for parameter in module.parameters())
+    found = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in spared]
     try:
-        for parameter, _ in flags:
-            _set(parameter, False)
+        for parameter in found:
+            parameter.requires_grad_(False)
         yield
     finally:
-        for parameter, flag in flags:
-            _set(parameter, flag)
+        for parameter in found:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -300,8 +288,3 @@ def at_rest(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-def _set(parameter: nn.Parameter, flag: bool) -> None:
-    if parameter.requires_grad != flag:  # a needless call costs more than the look
-        parameter.requires_grad_(flag)

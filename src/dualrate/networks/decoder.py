@@ -7,8 +7,8 @@
 z_0 enters where the levels of a U-ViT begin: one linear map, without bias, from the positions of the latent to those of
 the level, so that a latent of 8 x 8 gives every one of 16 x 16 positions what is its own.
 
-The heavy network of the dual-rate decoder is that of the single-rate one where all is noise: there x_t says nothing of
-x, and has 0 in its place. So it sees z_0 alone, a trained single-rate decoder can take its part, and its features are
+The heavy network of the dual-rate decoder is that of the single-rate one at pure noise: there x_t holds nothing of x,
+and 0 takes its place. So it sees z_0 alone, a trained single-rate decoder can take its part, and its features are
 right at every time. The sizes of the paper's decoder are known, how z_0 enters it is not: this is ours.
 
 `ImageEncoder` is the other way, images -> latents, one tensor each, without noise: convolutional, of the same source.

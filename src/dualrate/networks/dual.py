@@ -40,7 +40,7 @@ Features = tuple[Tensor, ...]  # of a context, as the light network takes them
 
 
 def check_pair(encoder: UViTConfig, light: UViTConfig) -> None:
-    """Raises ValueError, which says what differs, unless the encoder's features fit the light network."""
+    """Raises ValueError, with what differs, unless the encoder's features fit the light network."""
     require_same(encoder, light, "image_size", "image_channels", "num_classes", "patch", "num_levels")
 
 

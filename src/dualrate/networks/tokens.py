@@ -7,8 +7,8 @@
 States are image-shaped, (B, V, H, W): a grid of tokens, or a text with H = 1. (A `UViT` of V image channels is another
 network of token grids: its v are the logits.)
 
-The encoder hands over its last activation, projected to the light network's width, and z_tau itself: beside z_t that
-says which tokens changed since tau, which is how old the context is, token by token. Where noise is a mask these are
+The encoder hands over its last activation, projected to the light network's width, and z_tau itself: compared with z_t
+it shows which tokens changed since tau, so how old the context is, token by token. Where noise is a mask these are
 the tokens that were revealed since; and z_t shows all that z_tau did, so the context holds no information that z_t
 lacks: it spares work alone.
 """
@@ -174,5 +174,5 @@ class LightTokens(LightNetwork):
 
 
 def check_tokens(encoder: TokensConfig, light: TokensConfig) -> None:
-    """Raises ValueError, which says what differs, unless a light network can read this encoder's context."""
+    """Raises ValueError, with what differs, unless a light network can read this encoder's context."""
     require_same(encoder, light, "shape", "patch", "num_classes", "noise")

@@ -243,7 +243,7 @@ class UViT(nn.Module):
 
     def token_cut(self, scores: bool) -> UViTTokens:
         """This network, its middle in tokens. Raises ValueError where that has no attention, as `UViTTokens`."""
-        return UViTTokens(self, scores)
+        return UViTTokens(self, len(self.down), scores=scores)
 
     def predict(self, h: Tensor) -> Tensor:
         """v from the finest level's last activation, in float32 whatever the trunk ran in."""
@@ -303,7 +303,7 @@ class UViTCut(Ranged):
 
 
 @dataclass(frozen=True)
-class UViTTokens:
+class UViTTokens(UViTCut):
     """A U-ViT whose middle's attention can be kept, and the rest of it run for some tokens alone.
 
     With what attention added in every block kept, what becomes of a token depends on no other one:
@@ -314,25 +314,21 @@ class UViTTokens:
             v is then the network's own up to rounding
     """
 
-    network: UViT
     scores: bool = False
 
     def __post_init__(self) -> None:
         if self.network.middle.position is None or not self._blocks:
             raise ValueError("tokens are kept of a middle level of transformer blocks, and this U-ViT has none there")
-        _ = self.cut
+        super().__post_init__()
 
-    @property
-    def cut(self) -> UViTCut:
-        """The middle apart."""
-        return UViTCut(self.network, len(self.network.config.levels) - 1)
-
-    def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def whole(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A call of the network, as its own: what the middle adds, (B, C, h, w); what attention adds to its n = h w
         tokens in every block, (B, blocks, n, C); the attention that each token receives of all n, a mean over blocks
         and heads, (B, n), zeros without `scores`; and v.
         """
-        net, emb, h, skips = self.cut.outside(z, log_snr, label)
+        net, emb, h, skips = self.outside(z, log_snr, label)
         tokens = self._tokens(h)
         kept: list[Tensor] = []
         received = tokens.new_zeros(tokens.shape[:2])
@@ -357,7 +353,7 @@ class UViTTokens:
 
         Raises ValueError where they have another shape.
         """
-        net, emb, h, skips = self.cut.outside(z, log_snr, label)
+        net, emb, h, skips = self.outside(z, log_snr, label)
         require_shape(added, h)
         start, tokens = chosen_of(h.flatten(2).transpose(1, 2), chosen), chosen_of(self._tokens(h), chosen)
         for block, kept in zip(self._blocks, attention.unbind(1), strict=True):
@@ -366,10 +362,6 @@ class UViTTokens:
         renewed = with_chosen(added.flatten(2).transpose(1, 2), chosen, tokens - start)
         renewed = renewed.transpose(1, 2).unflatten(2, h.shape[2:])
         return renewed, net.predict(net.ascend(h + renewed, skips, emb)[0])
-
-    def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
-        """v without the middle, given what it adds."""
-        return self.cut.rest(z, log_snr, label, added)
 
     @property
     def _blocks(self) -> list[TransformerBlock]:

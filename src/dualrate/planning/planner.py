@@ -1,19 +1,19 @@
 """The best plan for a budget: where heavy calls go, on measured errors and measured costs.
 
-A plan is judged by terms of its steps, each an error e of x_hat with the weight of the training loss,
+The objective of a plan sums terms of its steps, each an error e of x_hat with the weight of the training loss,
 
     term(t -> s; tau) = 1/2 e * integral of e^log_snr w dlog_snr over [t, s]
 
     ancestral         e = E|x - x_hat(z_t, t; context of tau)|^2 / d
     second order      e = that - the same of a heavy call at t + what the step is off by with the latter
 
-whose least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
+The least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
 calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. Where a step without a
-context has a price of its own, since another network makes it (denoisers/duodiff.py), these are counted in the state
-too: N times as many.
+context has another cost, since another network makes it (denoisers/duodiff.py), these are counted in the state too: N
+times as many.
 
-An ancestral step pays for all that z_t does not tell of x, so that more steps are always worth something. A solver of
-second order is not held up by that: it pays for what its context lacks, and for the length of its steps.
+The error of an ancestral step is all that z_t does not determine of x, so more steps always help. A solver of second
+order is free of that: its error is what its context lacks, and the length of its steps.
 
 The sum is not a likelihood: with the sigmoid weight it is a training loss, and with the weight 1 the last step alone
 would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
@@ -31,22 +31,11 @@ off by what x_hat is from that of the path's last time. Derivatives are differen
 one path from noise for each image.
 
 Source: the orders are those of DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095); the constants are Taylor's.
-
-A shared encoder is refreshed at the steps whose features resemble those of the steps that they serve
-(`similarities`, `best_refreshes`):
-
-    maximise over 0 = r_1 < ... < r_H < N:   sum over steps i of  S[i, latest refresh r <= i]
-
-S is the mean cosine similarity of the kept features along a trajectory that refreshes at every step. The best steps
-come from dynamic programming, in O(H N^2): best[h, i], the most that steps 0..i-1 reach with h refreshes, is the
-greatest best[h - 1, j] + S[j, j] + ... + S[i - 1, j] over j < i.
-
-Source: "statistical dynamic programming" of the decoupled diffusion transformer (Wang et al. 2025, arXiv 2504.05741).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -56,7 +45,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from dualrate.denoisers.denoiser import Denoiser, abilities, posterior_mean
 from dualrate.diffusion.plan import StepPlan
@@ -64,8 +52,7 @@ from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, shared_time
-from dualrate.sampling.step import Step, move
-from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
+from dualrate.sampling.step import move
 
 Numbers = NDArray[np.float64]
 FEWEST = 3  # steps of a grid that says how x_hat bends
@@ -211,25 +198,20 @@ def measure_errors(
     cond: Cond,
     draws: Draws,
     *,
-    begun: Sequence[Sequence[float]] = (),
     progress: Callable[[NDArray[np.float64]], None] | None = None,
 ) -> Errors:
     """Errors on data x: (B, ...), along one forward path each; every pair of a grid time and a context.
 
     Costs M heavy calls and M^2 / 2 light ones per image.
-    begun:    the first rows of the errors, known from before: there only the heavy calls are made again
     progress: called at every time with the rows that are known by then
     """
     steps = len(t) - 1
     errors = np.full((steps, steps + 1), np.inf)
-    if len(begun):
-        errors[: len(begun)] = begun
     with torch.no_grad():
         for i, calls in groupby(every_call(denoiser, process, t, x, cond, draws), lambda call: call.i):
             for call in calls:
-                if i >= len(begun):
-                    x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
-                    errors[i, call.j] = (x - x_hat).double().square().mean().item()
+                x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
+                errors[i, call.j] = (x - x_hat).double().square().mean().item()
             if progress is not None:
                 progress(errors[: i + 1])
     return Errors(t, errors)
@@ -357,57 +339,3 @@ def _refreshed(least: NDArray[np.float64], place: int) -> NDArray[np.float64]:
     found[0, :, place] = np.inf
     found[1:, :, place] = cheapest[:-1]
     return found
-
-
-def similarities(
-    denoiser: Denoiser,
-    step: Step,
-    times: int | Sequence[float],
-    shape: Sequence[int],
-    seeds: Sequence[int],
-    label: Sequence[int] | None = None,
-    *,
-    device: torch.device | str = "cpu",
-) -> NDArray[np.float64]:
-    """(N, N): [i, j], mean cosine of the kept features of steps i and j, over images and positions.
-
-    times: of the plan, or their number N as in `StepPlan.at`; seeds, label: of a few images, as in `sample`
-    """
-    plan = StepPlan.at(times, range(times if isinstance(times, int) else len(times) - 1))
-    draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
-    cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
-    with torch.no_grad():
-        noise = StepNoise(step.process, draws, plan.num_steps, shape)
-        states = trajectory(denoiser, step, plan, first_state(step.process, draws, shape), cond, noise)
-        next(states)  # before the first step: no features yet
-        features = [state.context.features[0].double() for state in states]
-    axis = 1 if features[0].ndim == 4 else -1  # of channels: (B, C, H, W), or tokens (B, n, C)
-    kept = torch.stack([F.normalize(feature, dim=axis) for feature in features])
-    positions = features[0].numel() // features[0].shape[axis]
-    flat = kept.flatten(1)
-    return (flat @ flat.T / positions).cpu().numpy()
-
-
-def best_refreshes(similarity: NDArray[np.float64], heavy: int) -> list[int]:
-    """The H = `heavy` refresh steps, the first step 0, that maximise the summed similarity to the latest refresh.
-
-    similarity: (N, N), [step, refresh]. Raises ValueError for another shape, numbers not finite, or H not in 1..N.
-    """
-    size = len(similarity)
-    if similarity.shape != (size, size) or not np.isfinite(similarity).all():
-        raise ValueError(f"similarities are finite and of shape (N, N), got {similarity.shape}: see `similarities`")
-    if not 1 <= heavy <= size:
-        raise ValueError(f"{size} steps have 1 to {size} refreshes, the first at step 0, got {heavy}")
-    gain = np.full((size, size + 1), -np.inf)  # [j, i]: steps j..i-1 with the features of step j
-    for refresh in range(size):
-        gain[refresh, refresh + 1 :] = np.cumsum(similarity[refresh:, refresh])
-    value, origins = gain[0], []  # value[i]: the most that steps 0..i-1 reach with the refreshes made so far
-    for _ in range(heavy - 1):
-        reached = value[:-1, None] + gain
-        origins.append(reached.argmax(0))
-        value = reached.max(0)
-    end, refreshes = size, []
-    for origin in reversed(origins):
-        end = int(origin[end])
-        refreshes.append(end)
-    return [0, *reversed(refreshes)]

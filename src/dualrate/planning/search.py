@@ -82,15 +82,6 @@ def counts(most: int, least: int) -> list[int]:
     return sorted({max(most * 2**i // FIRST, min(least, most)) for i in range(FIRST.bit_length())})
 
 
-def images_of(candidates: int, rounds: Sequence[int]) -> int:
-    """Images that `halving` draws for so many candidates, one of which stays; those of a round before count once."""
-    total, before = 0, 0
-    for count in rounds:
-        total += candidates * (count - before)
-        candidates, before = 1 + _left(candidates - 1), count
-    return total
-
-
 def halving(
     candidates: Sequence[Candidate],
     stays: Candidate,
@@ -109,10 +100,5 @@ def halving(
     for count in rounds:
         done.append(Round(count, {candidate: measure(candidate, count) for candidate in (stays, *left)}))
         after(done[-1])
-        left = sorted(left, key=done[-1].values.__getitem__)[: _left(len(left))]
+        left = sorted(left, key=done[-1].values.__getitem__)[: max((len(left) + 1) // 2, FINAL)]
     return done
-
-
-def _left(candidates: int) -> int:
-    """How many go on."""
-    return max((candidates + 1) // 2, min(FINAL, candidates))

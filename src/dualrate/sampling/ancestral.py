@@ -72,7 +72,7 @@ class Ancestral(Ranged, Reverse):
         if self.eta < 1 and self.gamma > 0:
             raise ValueError(
                 f"gamma adds noise and eta takes noise away, got gamma {self.gamma} with eta {self.eta}: "
-                "leave one as it is, gamma at 0 or eta at 1"
+                "keep one at its default, gamma at 0 or eta at 1"
             )
 
     @property
@@ -90,8 +90,11 @@ class Ancestral(Ranged, Reverse):
 
         Raises ValueError for eta = 0, which makes z_s a point.
         """
+        if self.eta == 0:
+            raise ValueError("with eta = 0 z_s is a function of z_t and has no density: use an eta above 0")
         if self.eta < 1:
-            return self._with_less_noise(denoise(z, t), z, t, s)
+            from_z, from_x, variance = _less_noise(self.process, self.eta, t, s)
+            return Gaussian(expand(from_z, z) * z + expand(from_x, z) * denoise(z, t), expand(variance, z))
         posterior = self.process.posterior(z, denoise(z, t), t, s)
         if self.gamma == 0:
             return posterior
@@ -102,12 +105,6 @@ class Ancestral(Ranged, Reverse):
         if self.eta == 0:
             return DDIM(self.process)(denoise, z, t, s, draw, carry)
         return super().__call__(denoise, z, t, s, draw, carry)
-
-    def _with_less_noise(self, x: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        if self.eta == 0:
-            raise ValueError("with eta = 0 z_s is a function of z_t and has no density: use an eta above 0")
-        from_z, from_x, variance = _less_noise(self.process, self.eta, t, s)
-        return Gaussian(expand(from_z, z) * z + expand(from_x, z) * x, expand(variance, z))
 
 
 @once

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -40,58 +40,39 @@ class Sampler:
     """How a step is made, and what is usual with it.
 
     step:     its class, which takes a process and settings
-    other:    its form for processes that `step` is not for; None: it has none
     grid:     times of a single network
     reusing:  times where a context is reused
     takes:    settings that it has
+    other:    its form for processes that `step` is not for; None: it has none
     kernel:   of a covariance-aware step; None: its own
     of_table: makes it of a model's covariance table, a process and a plan; None: it needs no table
-    usual:    whether a comparison tries it where none is named
-    longest:  calls up to which a comparison does; with more, others have overtaken it
-    gammas:   that a comparison tries where none is named
-    rank:     in a comparison short of time, 1 is tried first: it wins most often
     """
 
     step: type[Step]
-    other: type[Step] | None = field(default=None, kw_only=True)
     grid: str = "t"
     reusing: str = "t"
     takes: tuple[Setting, ...] = ()
+    other: type[Step] | None = None
     kernel: Kernel | None = None
     of_table: Callable[..., Step] | None = None
-    usual: bool = False
-    longest: int = 100_000
-    gammas: tuple[float, ...] = (0.0,)
-    rank: int = 100
 
     @cached_property
     def markovian(self) -> bool:
-        """`may_reuse` of a Gaussian process."""
-        return self.may_reuse(GaussianProcess(Cosine()))
-
-    def may_reuse(self, process: Process) -> bool:
-        """Whether a dual-rate context may be reused under it, with the settings that it has by default.
-
-        Raises ValueError for a process that it is not for.
-        """
+        """Whether a dual-rate context of Gaussian noise may be reused under it, with its default settings."""
         table = CovarianceTable.of_white_noise(Bands((1, 1, 1)))
-        return self.made(process, {}, StepPlan.uniform(1), table).markovian
+        return self.made(GaussianProcess(Cosine()), {}, StepPlan.uniform(1), table).markovian
 
     def fits(self, process: Process) -> bool:
         """Whether there is such a step for this process."""
         return any(isinstance(process, step.of) for step in (self.step, self.other or self.step))
 
-    def require(self, process: Process) -> None:
-        """Raises ValueError for a process that has no such step, which names those that do."""
-        if not self.fits(process):
-            usable = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.fits(process))
-            raise ValueError(f"{self.step.__name__} is for a {self.step.of.__name__}, not {process}: use {usable}")
-
     def made(
         self, process: Any, settings: dict[str, float], plan: StepPlan | None, table: CovarianceTable | None
     ) -> Step:
         """The step. Raises ValueError for a process that has none, and without the plan and the table that it needs."""
-        self.require(process)
+        if not self.fits(process):
+            usable = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.fits(process))
+            raise ValueError(f"{self.step.__name__} is for a {self.step.of.__name__}, not {process}: use {usable}")
         kernel = {} if self.kernel is None else {"kernel": self.kernel}
         if self.of_table is not None:
             if plan is None or table is None:
@@ -105,13 +86,11 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    ANCESTRAL: Sampler(Ancestral, other=Reverse, takes=("gamma", "eta"), usual=True, rank=3),
-    "sde-dpm++2m": Sampler(
-        SDEDPMSolver2M, "blend:0.5", "blend:0.3", takes=("gamma",), usual=True, gammas=(0.0, 0.1, 0.2), rank=1
-    ),
-    "ddim": Sampler(DDIM, usual=True, longest=16),
-    "heun": Sampler(Heun, "log-snr", usual=True, longest=16),
-    "dpm++2m": Sampler(DPMSolver2M, "karras", usual=True, rank=2),
+    ANCESTRAL: Sampler(Ancestral, takes=("gamma", "eta"), other=Reverse),
+    "sde-dpm++2m": Sampler(SDEDPMSolver2M, "blend:0.5", "blend:0.3", takes=("gamma",)),
+    "ddim": Sampler(DDIM),
+    "heun": Sampler(Heun, "log-snr"),
+    "dpm++2m": Sampler(DPMSolver2M, "karras"),
     "dpm++3m": Sampler(DPMSolver3M, "log-snr"),
     "addim": Sampler(AdjustedDDIM),
     "addim-table": Sampler(AdjustedDDIM, of_table=lambda table, process, plan: table.adjusted(process)),
@@ -138,10 +117,7 @@ def sampler_named(name: str) -> Sampler:
             f"there is no sampler {name!r}{f', did you mean {close[0]}?' if close else ''}; there are "
             f"{', '.join(SAMPLERS)}; package.module:Class is a step of your own"
         )
-    try:
-        found = known(name)
-    except ValueError as error:
-        raise ValueError(f"there is no sampler {name!r}: {error}") from error
+    found = known(name)
     if not (isinstance(found, type) and issubclass(found, Step)) or inspect.isabstract(found):
         raise ValueError(f"{name} is no step: expected a class derived from dualrate.Step, with __call__, got {found}")
     try:

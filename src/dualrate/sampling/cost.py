@@ -7,7 +7,7 @@ heavy call that computes them.
     image = branches x (H x heavy + N x light) + decode,   branches = 2 under guidance
 
 where a step that uses the encoder's own output makes no light call, calls that renew a part of a context and those
-without one are light ones of their own prices, and a guidance interval spares light calls outside it, but none that
+without one are light ones at their own costs, and a guidance interval spares light calls outside it, but none that
 make a context: that holds both branches. Where the cost of a call depends on its rows (`Denoiser.varies`), an image
 costs what `mean_macs` counts while images are drawn; a call, that of a row of zeros.
 """
@@ -32,14 +32,10 @@ from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, Shape
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
 
-
-def _attention(q: Any, k: Any, v: Any, *others: object, **more: object) -> int:
-    """FLOPs of attention, by the shapes of queries, keys and values."""
-    return sdpa_flop_count(q, k, v)
-
-
-# fused attention, of which torch counts that of GPUs alone
-ON_CPU: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+# fused attention by the shapes of queries, keys and values; torch counts that of GPUs alone
+ON_CPU: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **more: sdpa_flop_count(q, k, v)
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ def call_cost(
 def priced(
     denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond, price: Callable[[Callable[[], object]], float]
 ) -> CallCost:
-    """What `price` says of one call of each kind, at (z, t)."""
+    """The `price` of one call of each kind, at (z, t): its MACs, or seconds."""
     heavy = price(lambda: denoiser.encode(z, t, cond))
     with torch.no_grad():
         context = denoiser.encode(z, t, cond)
@@ -153,23 +149,6 @@ def priced(
     partial = price(lambda: denoiser.renew(z, t, kept, cond)) if Refresh.PARTIAL in can.between else 0
     alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if can.alone_differs else None
     return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone)
-
-
-def plan_cost(
-    denoiser: Denoiser,
-    step: Step,
-    plan: StepPlan,
-    shape: Shape,
-    *,
-    label: int | None = None,
-    wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
-    device: torch.device | str = "cpu",
-    latent: Shape | None = None,
-    calls: CallCost | None = None,
-) -> PlanCost:
-    """What one image costs. wrap, label: as of `expected_costs`; calls: `call_cost` of this denoiser, where known."""
-    calls = calls or call_cost(denoiser, step.process.state_shape(shape), label, device, latent=latent)
-    return expected_costs(calls, denoiser.reuse, step, plan, shape, label=label, wrap=wrap)[-1]
 
 
 def mean_macs(
@@ -199,7 +178,7 @@ def expected_costs(
     """Of one image up to the end of each step: the calls are counted by a trajectory without networks.
 
     The decoding comes with the last step. What is kept is taken for a context, so of two single networks (Switched) the
-    steps that keep none are light calls here, not calls alone, of the same price.
+    steps that keep none are light calls here, not calls alone, at the same cost.
     calls, reuse: of the denoiser; wrap: guidance, around the meter. Raises ValueError as `sample_batches`.
     """
     metered, undecoded = Metered(_WithoutNetworks(calls, reuse, step.process)), replace(calls, decode=0)
@@ -244,18 +223,11 @@ def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device
     device: where the call works; its queue is empty before and after each
     """
     device = torch.device(device)
-
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    call()
-    finish()
     durations: list[float] = []
-    start = time.perf_counter()
-    while len(durations) < 3 or time.perf_counter() - start < seconds:
+    while len(durations) < 4 or sum(durations[1:]) < seconds:
         began = time.perf_counter()
         call()
-        finish()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - began)
-    return sorted(durations)[len(durations) // 2]
+    return sorted(durations[1:])[(len(durations) - 1) // 2]

@@ -19,10 +19,10 @@ Two ways to have B^2 C:
 - In frequency bands (`Bands`), C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes l, the mean
   of |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image from the
   derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the band,
-  where the table says that this can be trusted. A table's marginals are exact where x - x_hat is not correlated with
+  where the table shows that this can be trusted. A table's marginals are exact where x - x_hat is not correlated with
   z_t: of a network that makes too little of z_t it spreads too much. It is of a denoiser without guidance.
 - Along the noise (`NoiseCovariance`), with the derivative in the direction of the step's own noise n. An eigenvalue
-  lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it says all there is to know, and
+  lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it has all the information, and
 
       markov  sqrt(V) (n + (B^2 / V) C n / (1 + e^(h / 2))),  h = log_snr(s) - log_snr(t)
       ddim    B sigma_t J n
@@ -60,7 +60,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
-from statistics import median
 from typing import Annotated, Literal
 
 import torch
@@ -99,10 +98,6 @@ class Bands(Ranged):
         """K, the number of bands."""
         return int(self.index.max()) + 1
 
-    @cached_property
-    def _sizes(self) -> Tensor:
-        return torch.bincount(self.index.flatten(), minlength=self.count)
-
     def transform(self, x: Tensor) -> Tensor:
         """U x. x: (B, C, H, W), coefficients of the same shape and dtype."""
         channels, height, width = (matrix(size, x.dtype, x.device) for size in self.shape)
@@ -116,7 +111,8 @@ class Bands(Ranged):
     def mean(self, coefficients: Tensor) -> Tensor:
         """(B, K): the mean over each band. coefficients: (B, C, H, W)."""
         flat = coefficients.flatten(1)
-        return flat @ _members(self, flat.dtype, flat.device) / self._sizes.to(flat, non_blocking=True)
+        members, sizes = _members(self, flat.dtype, flat.device)
+        return flat @ members / sizes
 
     def spread(self, values: Tensor) -> Tensor:
         """(B, C, H, W): each band's value at all of its coefficients. values: (B, K), or (1, K) for all rows."""
@@ -130,9 +126,10 @@ def _index(bands: Bands, device: torch.device) -> Tensor:
 
 
 @cache
-def _members(bands: Bands, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(C H W, K): 1 in the band of each coefficient. A sum by it has one order, also on a GPU."""
-    return torch.nn.functional.one_hot(_index(bands, device), bands.count).to(dtype)
+def _members(bands: Bands, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(C H W, K): 1 in the band of each coefficient. A sum by it has one order, also on a GPU. And (K,): their sums."""
+    members = torch.nn.functional.one_hot(_index(bands, device), bands.count)
+    return members.to(dtype), members.sum(0).to(dtype)
 
 
 @cache
@@ -145,6 +142,7 @@ def matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 Kernel = Literal["markov", "ddim"]
+NAMED: dict[Kernel, str] = {"markov": "", "ddim": ", DDIM kernel"}  # in a step's name
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
 
 
@@ -170,14 +168,22 @@ class TabulatedCovariance(Ranged, Step):
             raise ValueError(f"one variance per step and band: expected {want}, got {tuple(self.variance.shape)}")
 
     def __str__(self) -> str:
-        return f"covariance-aware, table{_of(self.kernel)}"
+        return f"covariance-aware, table{NAMED[self.kernel]}"
 
     @property
     def markovian(self) -> bool:
         return self.kernel == "markov"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
-        return banded(self, z, denoise(z, t), at_time(self.variance, self.t, t, z), t, s, draw()), carry
+        return self.drawn(z, denoise(z, t), at_time(self.variance, self.t, t, z), t, s, draw()), carry
+
+    def drawn(self, z: Tensor, x_hat: Tensor, variance: Tensor, t: Tensor, s: Tensor, normal: Tensor) -> Tensor:
+        """A z_t + B x_hat + U^T sqrt(B^2 l + V) U n. variance: (B, K), l of each band."""
+        a, b, v = weights(self.process, self.kernel, t, s)
+        deviation = (expand(b**2, variance) * variance + expand(v, variance)).sqrt()
+        with torch.autocast(z.device.type, enabled=False):
+            noise = self.bands.inverse(self.bands.spread(deviation) * self.bands.transform(normal))
+            return expand(a, z) * z + expand(b, z) * x_hat + noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +203,7 @@ class ProbedCovariance(Step):
     calls_per_step = 2
 
     def __str__(self) -> str:
-        return f"covariance-aware, JVP{_of(self.table.kernel)}"
+        return f"covariance-aware, JVP{NAMED[self.table.kernel]}"
 
     @property
     def process(self) -> GaussianProcess:
@@ -213,7 +219,7 @@ class ProbedCovariance(Step):
         most, trusted = self.data.to(z, non_blocking=True), at_time(self.trusted, table.t, t, z)
         tabulated = at_time(table.variance, table.t, t, z)
         variance = torch.where(trusted > 0, torch.minimum(estimate.clamp_min(0), most), tabulated)
-        return banded(table, z, x_hat, variance, t, s, draw()), carry
+        return table.drawn(z, x_hat, variance, t, s, draw()), carry
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,7 @@ class NoiseCovariance(Ranged, Step):
 
     def __str__(self) -> str:
         length = "" if self.length == 0.3 else f", {'forward mode' if self.length is None else self.length}"
-        return f"covariance-aware, along the noise{_of(self.kernel)}{length}"
+        return f"covariance-aware, along the noise{NAMED[self.kernel]}{length}"
 
     @property
     def order(self) -> int:
@@ -249,26 +255,20 @@ class NoiseCovariance(Ranged, Step):
             return denoise(z, t), carry
         normal = draw()
         x_hat, along = derivative(self.process, denoise, z, t, normal, self.length)
-        mean, b, v = moments(self.process, self.kernel, z, x_hat, t, s)
-        if self.kernel == "ddim":
-            return mean + expand(b * self.process.scales(t)[1], z) * along, carry
-        return mean + expand(v.sqrt(), z) * normal + expand(_share(self.process, t, s), z) * along, carry
+        from_z, from_x, from_normal, from_along = (
+            expand(part, z) for part in _along_noise(self.process, self.kernel, t, s)
+        )
+        return from_z * z + from_x * x_hat + from_normal * normal + from_along * along, carry
 
 
 @once
-def _share(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
-    """B^2 / sqrt(V) (sigma_t^2 / alpha_t) / (1 + e^(h / 2)), of the derivative along the noise."""
-    _, b, v = weights(process, "markov", t, s)
-    half = (process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2
-    return b**2 / v.sqrt() * tweedie(process, t) / (1 + torch.exp(half))
-
-
-def moments(
-    process: GaussianProcess, kernel: Kernel, z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean A z_t + B x_hat, (B, ...), and B and V of a kernel, (B,) or () at a plan's times."""
+def _along_noise(process: GaussianProcess, kernel: Kernel, t: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+    """What counts in z_s: z, x_hat, the noise n, and the derivative along n (module docstring)."""
     a, b, v = weights(process, kernel, t, s)
-    return expand(a, z) * z + expand(b, z) * x_hat, b, v
+    if kernel == "ddim":
+        return a, b, v, b * process.scales(t)[1]
+    half = (process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2
+    return a, b, v.sqrt(), b**2 / v.sqrt() * tweedie(process, t) / (1 + torch.exp(half))
 
 
 @once
@@ -278,16 +278,6 @@ def weights(process: GaussianProcess, kernel: Kernel, t: Tensor, s: Tensor) -> t
         a, b = move_weights(process, t, s)
         return a, b, torch.zeros_like(b)
     return posterior_weights(process.schedule, t, s)
-
-
-def banded(
-    step: TabulatedCovariance, z: Tensor, x_hat: Tensor, variance: Tensor, t: Tensor, s: Tensor, normal: Tensor
-) -> Tensor:
-    """A z_t + B x_hat + U^T sqrt(B^2 l + V) U n for the step's kernel and bands. variance: (B, K), l of each band."""
-    mean, b, v = moments(step.process, step.kernel, z, x_hat, t, s)
-    deviation = (expand(b**2, variance) * variance + expand(v, variance)).sqrt()
-    with torch.autocast(z.device.type, enabled=False):
-        return mean + step.bands.inverse(step.bands.spread(deviation) * step.bands.transform(normal))
 
 
 def probed(
@@ -319,29 +309,23 @@ def derivative(
 ) -> tuple[Tensor, Tensor]:
     """x_hat at z and its derivative along a direction, both (B, ...), at a fixed context.
 
-    Where the context came with an x_hat of its own (a heavy call's), that is the x_hat, and the derivative is the
+    Where the context came with an x_hat (a heavy call's), that is the x_hat, and the derivative is the
     denoiser's given the context. length: of a finite difference in units of sigma_t; None: forward mode, or a short
     difference where an operation of the network has no forward rule.
     """
-    own = None  # what was computed with the context; asked again, x_hat is the network's
+    own = None  # what was computed with the context, which has no derivative; asked again, x_hat is the network's
     if length is None:
         try:
-            x_hat, along = _forward_mode(denoise, z, t, direction)
-            if along is None:
+            while True:
+                with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward rule
+                    x_hat, along = forward_ad.unpack_dual(denoise(forward_ad.make_dual(z, direction), t))
+                if own is not None or along is not None:
+                    return x_hat if own is None else own, torch.zeros_like(z) if along is None else along
                 own = x_hat
-                along = _forward_mode(denoise, z, t, direction)[1]
-            return x_hat, torch.zeros_like(z) if along is None else along
         except NotImplementedError:
             length = FALLBACK
     x_hat, step = denoise(z, t) if own is None else own, expand(length * process.scales(t)[1], z)
     return x_hat, (denoise(z + step * direction, t) - denoise(z, t)) / step
-
-
-def _forward_mode(denoise: Denoise, z: Tensor, t: Tensor, direction: Tensor) -> tuple[Tensor, Tensor | None]:
-    """x_hat and its derivative; None if it does not depend on z, as one computed before."""
-    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no forward rule
-        x_hat, along = forward_ad.unpack_dual(denoise(forward_ad.make_dual(z, direction), t))
-    return x_hat, along
 
 
 def at_time(values: Tensor, times: Tensor, t: Tensor, like: Tensor) -> Tensor:
@@ -356,10 +340,6 @@ def place(times: Tensor, t: Tensor) -> Tensor:
     if bool((strange := distance.amin(-1) > 1e-9).any()):
         raise ValueError(f"no step of the plan starts at t = {t[strange][0]:g}: make the step for the plan that is run")
     return distance.argmin(-1)
-
-
-def _of(kernel: Kernel) -> str:
-    return "" if kernel == "markov" else ", DDIM kernel"
 
 
 TRUSTED = (0.7, 1.4)  # ratios at which a derivative is believed
@@ -405,9 +385,8 @@ class CovarianceTable:
 
     def adjusted(self, process: GaussianProcess) -> AdjustedDDIM:
         """DDIM with the variance of a heavy call, over all bands; also at steps without one."""
-        size = len(self.log_snr)
         sizes = torch.bincount(self.bands.index.flatten()).double()
-        errors = self.variance[torch.arange(size), torch.arange(size)].double() @ sizes / sizes.sum()
+        errors = self.variance.diagonal().double().T @ sizes / sizes.sum()  # at a heavy call
         low, high = process.schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
         levels = [min(low, float(self.log_snr[0]) - 1), *self.log_snr.tolist(), max(high, float(self.log_snr[-1]) + 1)]
         return AdjustedDDIM(process, TabulatedVariance(tuple(levels), (errors[0].item(), *errors.tolist(), 0.0)))
@@ -419,9 +398,9 @@ class CovarianceTable:
 
     def _along(self, values: Tensor, process: GaussianProcess, plan: StepPlan) -> Tensor:
         """(N, K) values of the plan's steps: their logarithms linear between the table's (t, tau)."""
-        logarithms, log_snr = values.log(), process.schedule.log_snr(torch.tensor(plan.t[:-1], dtype=torch.float64))
-        at = log_snr.tolist()
-        held = [None if step is None else at[step] for step in plan.held]
+        logarithms = values.log()
+        at = process.schedule.log_snr(torch.tensor(plan.t[:-1], dtype=torch.float64)).tolist()
+        held = (None if step is None else at[step] for step in plan.held)
         return torch.stack([self._at(logarithms, *one).exp() for one in zip(at, held, strict=True)])
 
     def _at(self, values: Tensor, log_snr: float, held: float | None) -> Tensor:
@@ -446,13 +425,12 @@ class CovarianceTable:
         One line for a model whose context has no age.
         """
         every, size = float(self.log_snr[1] - self.log_snr[0]), len(self.log_snr)
-        ages = {f"{age * every:g}": [self.ratio[i, i - age] for i in range(age, size)] for age in SHOWN if age < size}
-        ages["none"] = [self.ratio[i, -1] for i in range(size)]
-        if all(torch.equal(self.ratio[i, 0], self.ratio[i, -1]) for i in range(size)):
+        ages = {f"{age * every:g}": self.ratio.diagonal(-age) for age in SHOWN if age < size}
+        ages["none"] = self.ratio[:, -1]
+        if torch.equal(self.ratio[:, 0], self.ratio[:, -1]):
             ages = {"any": ages["none"]}
         low, high = TRUSTED
         return [
-            (age, median(ratios.flatten().tolist()), ((ratios >= low) & (ratios <= high)).float().mean().item())
+            (age, found.quantile(0.5).item(), ((found >= low) & (found <= high)).float().mean().item())
             for age, found in ages.items()
-            for ratios in (torch.stack(found),)
         ]

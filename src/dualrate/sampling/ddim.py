@@ -86,10 +86,8 @@ class TabulatedVariance(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.log_snr) != len(self.errors) or len(self.errors) < 2:
-            raise ValueError(
-                f"a table has two or more log-SNRs, an error for each, got {len(self.log_snr)} and {len(self.errors)}"
-            )
+        if not len(self.log_snr) == len(self.errors) >= 2:
+            raise ValueError(f"a table has two or more log-SNRs, an error for each, got {self.log_snr}, {self.errors}")
         if not all(low < high for low, high in pairwise(self.log_snr)):
             raise ValueError(f"the log-SNRs of a table increase, got {self.log_snr}")
 

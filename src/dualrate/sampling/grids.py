@@ -24,8 +24,8 @@ Two rules make them fit for few steps:
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from itertools import pairwise
-from typing import Literal, get_args
 
 import torch
 
@@ -33,8 +33,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
 
 TimeGrid = tuple[float, ...]
-GridName = Literal["t", "log-snr", "karras"]
-GRIDS: tuple[GridName, ...] = get_args(GridName)
+GRIDS = ("t", "log-snr", "karras")
 BLEND = "blend:"
 
 
@@ -47,7 +46,8 @@ def grid_times(name: str, schedule: Schedule, steps: int) -> TimeGrid:
         case "t":
             return uniform(steps)
         case "log-snr":
-            return uniform_log_snr(schedule, steps, *_usual_ends(schedule))
+            least, most = _reach(schedule)
+            return uniform_log_snr(schedule, steps, max(-10.0, least), min(8.0, most))
         case "karras":
             least, most = _reach(schedule)
             sigma_min, sigma_max = max(0.002, math.exp(-most / 2)), min(80.0, math.exp(-least / 2))
@@ -58,13 +58,9 @@ def grid_times(name: str, schedule: Schedule, steps: int) -> TimeGrid:
 
 def check_grid(name: str) -> str:
     """The name of a grid. Raises ValueError for one that is none."""
-    if name in GRIDS:
-        return name
-    try:
-        if name.startswith(BLEND) and 0 <= float(name.removeprefix(BLEND)) <= 1:
+    with suppress(ValueError):
+        if name in GRIDS or (name.startswith(BLEND) and 0 <= float(name.removeprefix(BLEND)) <= 1):
             return name
-    except ValueError:
-        pass
     raise ValueError(
         f"there is no grid {name!r}; there are {', '.join(GRIDS)}, and {BLEND}0.3, between t ({BLEND}0) and log-snr "
         f"({BLEND}1)"
@@ -78,7 +74,7 @@ def blended(schedule: Schedule, steps: int, share: float) -> TimeGrid:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share of equal steps in log-SNR is from 0 to 1, got {share}")
-    ends = zip(uniform(steps), uniform_log_snr(schedule, steps, *_usual_ends(schedule)), strict=True)
+    ends = zip(uniform(steps), grid_times("log-snr", schedule, steps), strict=True)
     return tuple((1 - share) * even + share * log_snr for even, log_snr in ends)
 
 
@@ -109,12 +105,6 @@ def karras(
     levels = [(first + (last - first) * share) ** rho for share in _shares(steps)]
     low, high = (-2 * math.log(level) for level in (sigma_max, sigma_min))
     return _through(schedule, [-2 * math.log(level) for level in levels], low, high)
-
-
-def _usual_ends(schedule: Schedule) -> tuple[float, float]:
-    """Those of `uniform_log_snr`, as far as the schedule reaches."""
-    least, most = _reach(schedule)
-    return max(-10.0, least), min(8.0, most)
 
 
 def _reach(schedule: Schedule) -> tuple[float, float]:

@@ -28,7 +28,6 @@ tens to hundreds there, would multiply whatever x_s differs from it by.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -138,11 +137,8 @@ class SDEDPMSolver2M(Ranged, Step):
         if self.process.ends(s):
             return x_t, (x_t, t)
         x = extrapolated(self.process, x_t, t, s, carry)
-        return self._ancestral.kernel(lambda *_: x, z, t, s).sample(draw()), (x_t, t)
-
-    @cached_property
-    def _ancestral(self) -> Ancestral:
-        return Ancestral(self.process, self.gamma)
+        kernel = Ancestral(self.process, self.gamma).kernel(lambda *_: x, z, t, s)
+        return kernel.sample(draw()), (x_t, t)
 
 
 @once

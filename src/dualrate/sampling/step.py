@@ -1,9 +1,9 @@
 """What a sampler's update rule is: z_t -> z_s, given a denoiser. One small class each in the files beside this one.
 
-A class says what is known of it without running it. Such a fact has no annotation, so that it is no field of a
+A class declares what is known of it without running it. Such a fact has no annotation, so that it is no field of a
 dataclass (`order = 2`), or is a property where it depends on a field.
 
-`markovian` says whether the chain keeps the forward law of pairs (z_s, z_t), which a reused dual-rate context needs.
+`markovian`: whether the chain keeps the forward law of pairs (z_s, z_t), which a reused dual-rate context needs.
 Noise alone is not enough: any DDIM kernel breaks it.
 """
 
@@ -41,7 +41,7 @@ class Step(ABC):
 
     process: Any  # a Process
     of: Any = GaussianProcess
-    order: Any = 1  # Any: so that a class may say it by a property too
+    order: Any = 1  # Any: a property serves as well
     calls_per_step: int = 1
     single_call_steps: int = 0
     markovian: Any = False

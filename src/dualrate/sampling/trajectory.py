@@ -18,6 +18,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, shared_time
-from dualrate.sampling.step import Carry, Step
+from dualrate.sampling.step import Carry, Denoise, Step
 from dualrate.system.device import own_defaults
 
 AHEAD = {"cpu": 2**19, "cuda": 2**22}  # numbers made at once: so many that launching kernels takes little of the time
@@ -127,70 +128,52 @@ def trajectory(
         state = State(start, z, times[start], Context(), None, step.start())
     elif float(state.t) != plan.t[state.i]:
         raise ValueError(f"this state stands at step {state.i} of another plan: its time is not {plan.t[state.i]}")
-    needs = state.i < plan.num_steps and plan.refresh[state.i].reuses
-    if needs and state.z_tau is None:
+    if state.z_tau is None and any(refresh.reuses for refresh in plan.refresh[state.i : state.i + 1]):
         raise ValueError(f"step {state.i} reuses a context: start at a heavy step, or pass a state that holds one")
     yield state
     for i in range(state.i, plan.num_steps):
-        state = _advance(denoiser, step, plan.refresh[i], state, times[i + 1], cond, draw)
+        z, t, s, refresh = state.z, state.t, times[i + 1], plan.refresh[i]
+        context, z_tau = state.context.aged(), state.z_tau
+        if refresh is Refresh.NONE:
+            context, z_tau = Context(), None
+        elif refresh is Refresh.FULL:
+            context, z_tau = denoiser.encode(z, t, cond).after(context), z
+        elif refresh is Refresh.PARTIAL:
+            context = denoiser.renew(z, t, context, cond)
+        numbers = map(partial(draw, i), itertools.count())
+        denoise = _calls(denoiser, step, refresh, z, t, cond, context)
+        z, carry = step(denoise, z, t, s, numbers.__next__, state.carry)
+        state = State(i + 1, z, s, context, z_tau, carry)
         yield state
 
 
-def _advance(
-    denoiser: Denoiser, step: Step, refresh: Refresh, state: State, s: Tensor, cond: Cond, draw: StepDraw
-) -> State:
-    z, t = state.z, state.t
-    context, z_tau = state.context.aged(), state.z_tau
-    if refresh is Refresh.NONE:
-        context, z_tau = Context(), None
-    elif refresh is Refresh.FULL:
-        context, z_tau = denoiser.encode(z, t, cond).after(context), z
-    elif refresh is Refresh.PARTIAL:
-        context = denoiser.renew(z, t, context, cond)
-    count = itertools.count()
-    denoise = _Calls(denoiser, step, refresh, z, t, cond, context)
-    z_s, carry = step(denoise, z, t, s, lambda: draw(state.i, next(count)), state.carry)
-    return State(state.i + 1, z_s, s, context, z_tau, carry)
-
-
-@dataclass
-class _Calls:
+def _calls(
+    denoiser: Denoiser, step: Step, refresh: Refresh, z_t: Tensor, t: Tensor, cond: Cond, context: Context
+) -> Denoise:
     """The `denoise` of one step: at first what `encode` computed itself, if it did; then the network's.
 
-    The network does not run twice at the step's own (z, t): what it said there is kept.
+    The network does not run twice at the step's own (z, t): its output there is kept. Raises ValueError at a second
+    time where the context is a reused one.
     """
-
-    denoiser: Denoiser
-    step: Step
-    refresh: Refresh
-    z: Tensor
-    t: Tensor
-    cond: Cond
-    context: Context
     at_start: Tensor | None = None
 
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        context, self.context = self.context, self.context.aged()
-        if t is not self.t and not torch.equal(t, self.t):
-            context = self._at_another_time(z, t, context)
-        elif z is self.z and context.x_hat is None:
-            if self.at_start is None:
-                self.at_start = self.denoiser.denoise(z, t, context, self.cond)
-            return self.at_start
-        return self.denoiser.denoise(z, t, context, self.cond)
+    def denoise(z: Tensor, time: Tensor) -> Tensor:
+        nonlocal context, at_start
+        held, context = context, context.aged()
+        if time is t or torch.equal(time, t):
+            if z is z_t and held.x_hat is None:
+                at_start = denoiser.denoise(z, t, held, cond) if at_start is None else at_start
+                return at_start
+        elif denoiser.reuse is not Reuse.FREE:  # else the context is the same at every time
+            if refresh.reuses:
+                raise ValueError(
+                    f"{type(step).__name__} calls the network at a second time in a step, which needs a context of "
+                    "that time: use DPMSolver2M, which calls it once, or a heavy call at every step"
+                )
+            held = denoiser.encode(z, time, cond) if refresh is Refresh.FULL else held
+        return denoiser.denoise(z, time, held, cond)
 
-    def _at_another_time(self, z: Tensor, t: Tensor, context: Context) -> Context:
-        """The context for a second time within the step. Raises ValueError where it would be a reused one."""
-        if self.denoiser.reuse is Reuse.FREE:  # it is the same at every time
-            return context
-        if self.refresh is Refresh.FULL:
-            return self.denoiser.encode(z, t, self.cond)
-        if self.refresh is not Refresh.NONE:
-            raise ValueError(
-                f"{type(self.step).__name__} calls the network at a second time in a step, which counts as no step of "
-                "its own where a context is reused: use DPMSolver2M, which calls it once, or a heavy call at every step"
-            )
-        return context
+    return denoise
 
 
 def rollout(
