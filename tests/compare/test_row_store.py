@@ -11,7 +11,7 @@ from dualrate.compare.results import keep_row, read_row, row_name
 from dualrate.metrics.evaluate import Details, Score
 from dualrate.metrics.kid_prc import KernelDistance, PrecisionRecall
 from dualrate.metrics.origin import Fingerprint, Origin
-from dualrate.report.rows import Row
+from dualrate.report.table import Row
 
 DETAILS = Details("KD-net", KernelDistance(1 / 3, 0.1, 100, 50), PrecisionRecall(0.7, 0.6, 3), 40)
 SCORE = Score("FD-net", 1 / 7, 0.1, 0.2, 0.95, 0.01, 40, Fingerprint("net:1", "real:1", None, 40, "0-39", "none"))

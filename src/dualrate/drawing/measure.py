@@ -30,7 +30,7 @@ from dualrate.metrics.evaluate import Evaluator, Score
 from dualrate.metrics.features import FeatureExtractor
 from dualrate.metrics.store import FeatureStore, fill_stores
 from dualrate.networks.blocks import in_bfloat16
-from dualrate.report.rows import Row
+from dualrate.report.table import Row
 from dualrate.sampling.cost import CallCost, priced, seconds_per_call
 from dualrate.system.device import own_defaults
 from dualrate.system.progress import ImageProgress
