@@ -25,6 +25,7 @@ from dualrate.report.table import Row, record
 from dualrate.system.environment import environment
 from dualrate.system.files import read_bytes, write_whole
 
+
 @dataclass(frozen=True)
 class KeptRow:
     """replicates: of each metric, in the order of `row.scores`; ran_on: hardware, versions, commit, date"""

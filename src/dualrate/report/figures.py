@@ -62,8 +62,9 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
         x, y = zip(*map(place, front), strict=True)
         below = [max(0.0, row.score.value - row.score.low) for row in front]
         above = [max(0.0, row.score.high - row.score.value) for row in front]
-        style = {"color": color, "marker": marker, "markersize": 8, "linewidth": 1.8, "elinewidth": 1.5, "capsize": 4}
-        axes.errorbar(x, y, yerr=(below, above), label=network, zorder=3, **style)
+        axes.errorbar(
+            x, y, (below, above), fmt=f"-{marker}", color=color, markersize=8, capsize=4, label=network, zorder=3
+        )
         offset = ((8, 6), (8, -14), (-22, 6))[i % 3]  # neighbouring points of two networks are labelled apart
         for row in front:
             axes.annotate(row.plan, place(row), offset, textcoords="offset points", color=color, fontsize=11)
@@ -72,8 +73,8 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
                 axes.plot(*place(row), marker, color=color, alpha=0.35)
     if not math.isnan(floor):
         axes.axhline(floor, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
-        label = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right", "color": INK}
-        axes.annotate(f"floor {significant(floor)}: real images", (0.995, floor), (0, 4), alpha=0.85, **label)
+        at, label = axes.get_yaxis_transform(), f"floor {significant(floor)}: real images"
+        axes.text(0.995, floor, label, transform=at, ha="right", va="bottom", color=INK, alpha=0.85)
     log_axis(axes, "x")
     axes.margins(x=0.1, y=0.12)
     if min(values) > 0 and max(values) > WIDE * min(values):
