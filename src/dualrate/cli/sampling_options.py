@@ -84,10 +84,10 @@ class SamplingOptions(Ranged):
         if not is_run(self.denoiser):
             import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
-        if is_run(self.denoiser) and self.plan is None and self.switch_at is None:
+        if is_run(self.denoiser) and (self.plan, self.switch_at, self.heavy) == (None, None, None):
             raise ValueError(
-                f"say which steps {self.denoiser} makes: --switch-at 0.6, or a --plan of dualrate plan RUN --denoiser "
-                f"{self.denoiser} --budget 0.5x"
+                f"say which steps {self.denoiser} makes: --switch-at 0.6, --heavy for the other steps, or a --plan of "
+                f"dualrate plan RUN --denoiser {self.denoiser} --budget 0.5x"
             )
         check_decoder_sampler(self.codec_sampler)
 
