@@ -144,7 +144,7 @@ class AtLeast(_Distilled, Ranged):
 class _Single(Serves):
     """Of a model that learned the steps of one plan: it serves that one. heavy: its calls; None: one at every step."""
 
-    heavy: int | None = None
+    heavy: int | None
 
     @property
     @abstractmethod
@@ -195,7 +195,7 @@ class OnePlan(_Single, _Distilled, Ranged):
 class OneStep(_Single, _Distilled):
     """A student of one network that goes from noise to its x_hat at once."""
 
-    steps = 1
+    steps, heavy = 1, None
 
     @property
     def learned(self) -> str:
