@@ -192,7 +192,7 @@ def main() -> None:
         pages_with(f"{name} {kind}", [page, *FIRST])
     if device.type == "cpu":
         on_one_thread()
-    os.chdir(ROOT)  # what is kept of a row has its entry's name, wherever the checkout stands
+    os.chdir(ROOT)  # a row's name has its request's paths, which are below the repository
     out = RUNS / f"{name}-report.html"
     if options.kept:
         findings = kept_results(name, options.precision)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from dualrate.config.ranges import Probability, Ranged, Steps
 from dualrate.diffusion.plan import STEPS, StepPlan
@@ -144,7 +145,7 @@ class AtLeast(_Distilled, Ranged):
 class _Single(Serves):
     """Of a model that learned the steps of one plan: it serves that one. heavy: its calls; None: one at every step."""
 
-    heavy: int | None
+    heavy: Any  # a whole number or None
 
     @property
     @abstractmethod
