@@ -74,7 +74,7 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
     if not math.isnan(floor):
         axes.axhline(floor, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
         at, label = axes.get_yaxis_transform(), f"floor {significant(floor)}: real images"
-        axes.text(0.995, floor, label, transform=at, ha="right", va="bottom", color=INK, alpha=0.85)
+        axes.annotate(label, (0.995, floor), (0, 4), at, "offset points", ha="right", color=INK, alpha=0.85)
     log_axis(axes, "x")
     axes.margins(x=0.1, y=0.12)
     if min(values) > 0 and max(values) > WIDE * min(values):
