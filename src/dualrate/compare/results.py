@@ -157,7 +157,7 @@ class Saving:
 
     def __str__(self) -> str:
         ratio, low, high = (
-            f"{value:.2f}" if math.isfinite(value) else "never" for value in (self.ratio, self.low, self.high)
+            f"{value:.2f}" if value < math.inf else "never" for value in (self.ratio, self.low, self.high)
         )
         return f"{'at most ' if self.at_most else ''}{ratio} [{low}, {high}]"
 
@@ -240,14 +240,8 @@ def as_json(results: ComparisonResults) -> str:
         "screening": [record(one.row) for one in results.screened],
     }
     if drawn := results.latents:
-        found["latents"] = {
-            "drawn_by": drawn.drawn_by,
-            "weights": drawn.weights,
-            "digest": drawn.digest,
-            "codec": drawn.codec,
-            "count": len(drawn.z_0),
-            "macs": drawn.macs,  # of a latent, in no row's cost
-        }
+        names = ("drawn_by", "weights", "digest", "codec", "macs")  # macs: of a latent, in no row's cost
+        found["latents"] = {name: getattr(drawn, name) for name in names} | {"count": len(drawn.z_0)}
     return json.dumps(found, indent=1)
 
 
