@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -32,7 +32,6 @@ from common import (
     place,
     save,
 )
-from entries import AGAIN, NEAR, each, trained_alike
 from verdicts import headline_table, pooled_results, savings_table, scores_table, trainings_table, verdict_table
 
 from dualrate.cli.console import can_compile, reporter
@@ -40,19 +39,63 @@ from dualrate.compare.candidates import RunRequest, candidates_of, with_training
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.measure import Session
 from dualrate.compare.page import compare_page, front_table, reusing_plans
-from dualrate.compare.results import (
-    ComparisonResults,
-    MeasuredCandidate,
-    TimedCandidate,
-    as_json,
-    merged_trainings,
-    read_row,
-)
+from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, merged_trainings, read_row
 from dualrate.config.ranges import Precision
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.image_grid import save_grid
 from dualrate.report.table import Table
 from dualrate.system.device import pick_device
+
+# Requests of `dualrate compare`
+
+SETTLED = "@sde-dpm++2m:0.1"
+PLANS = "docs/results/plans"  # plans of the pair, and grids of single networks
+EVEN = "log-snr"  # the usual grid of a single network until 2026-11-26
+
+
+def blended(plan: str, gamma: float) -> str:
+    """A way to sample a pair; plan: blend, steps and heavy calls."""
+    return f"{PLANS}/blend-{plan}.json@sde-dpm++2m:{gamma}"
+
+
+def single(steps: int, grid: str = "blend-0.5") -> str:
+    """A way to sample a single network, on the pair's own family of times if not another."""
+    return f"{PLANS}/single/{steps}/{grid}.json{SETTLED}"
+
+
+NEAR = {  # dual-25 and what decided its ratios by some metric, at 10,000 images or more, or lies between two of these
+    "dual-25": (
+        *(blended(plan, 0.1) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")),
+        blended("0.5-8-2", 0.05),
+    ),
+    "light-10": (
+        *(f"{steps}@dpm++2m" for steps in (5, 6, 8, 10)),
+        *(single(steps, EVEN) for steps in (10, 12)),
+        *(single(steps) for steps in (6, 8, 10, 12)),
+    ),
+    "light": (
+        *(f"{steps}@dpm++2m" for steps in (6, 7, 8)),
+        *(single(steps, EVEN) for steps in (8, 10)),
+        *(single(steps) for steps in (8, 10)),
+    ),
+    "medium-25": (
+        *(f"{steps}@dpm++2m" for steps in (6, 7, 8)),
+        *(single(steps, EVEN) for steps in (10, 12)),
+        *(single(steps) for steps in (8, 10)),
+    ),
+}
+AGAIN = {"dual-25": (1, 2), "light-10": (1, 2), "light": (1, 2), "medium-25": (1,)}  # trained from these seeds, too
+
+
+REQUESTS = [
+    f"{name}={','.join([run, *(f'{run}-seed{seed}' for seed in AGAIN[name])])}:{how}"
+    for name, ways in NEAR.items()
+    for run in [f"weights/fashion-mnist-{name}"]
+    for how in ways
+]
+
+
+# The report
 
 Writer = Callable[[ComparisonResults, Path], object]
 KINDS = ("savings", "front")  # of tables on a page
@@ -76,7 +119,7 @@ class Report:
 
 REPORTS = {
     "settled-25": Report(
-        trained_alike(each(NEAR), AGAIN),
+        REQUESTS,
         Effort(minutes=1440, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
@@ -96,7 +139,7 @@ TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind be
 }
 
 
-def _by_cost(findings: ComparisonResults) -> list[TimedCandidate]:
+def _by_cost(findings: ComparisonResults) -> list[MeasuredCandidate]:
     return sorted(pooled_results(findings).finished, key=lambda one: one.row.macs)
 
 
@@ -128,12 +171,7 @@ def kept_results(name: str, precision: Precision) -> ComparisonResults:
     requests = [RunRequest.parse(text) for text in report.requests]
     models = {run: load(run) for request in requests for run in (request.run, *request.trainings)}
     candidates = candidates_of(requests, models)
-    measured = []
-    for one in with_trainings(candidates, requests):
-        kept = read_row(folder / f"{one.key}.json")
-        row = replace(kept.row, sampler=f"{kept.row.sampler}, {one.note}" if one.note else kept.row.sampler)
-        replicates = dict(zip(row.scores, map(np.array, kept.replicates), strict=True))
-        measured.append(MeasuredCandidate(one, row, replicates, kept.ran_on))
+    measured = [read_row(folder / f"{one.key}.json", one) for one in with_trainings(candidates, requests)]
     session = Session(models, (), RUNS / f"{name}-report.cells", progress, precision)
     duals = frozenset(one.network for one in candidates if one.reuses)
     timed = session.finish(merged_trainings(measured))
@@ -154,7 +192,7 @@ def main() -> None:
         pages_with(f"{name} {kind}", [page, *FIRST])
     if device.type == "cpu":
         on_one_thread()
-    os.chdir(ROOT)  # what is kept of a row has its entry's name, wherever the checkout stands
+    os.chdir(ROOT)  # a row's name has its request's paths, which are below the repository
     out = RUNS / f"{name}-report.html"
     if options.kept:
         findings = kept_results(name, options.precision)

@@ -14,10 +14,9 @@ from itertools import groupby
 from saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio, side
 from trainings import point_of, pooled_rows
 
-from dualrate.compare.results import ComparisonResults, MeasuredCandidate, TimedCandidate
+from dualrate.compare.results import ComparisonResults, MeasuredCandidate
 from dualrate.metrics.distances import LEVEL
-from dualrate.report.rows import shared_metrics
-from dualrate.report.table import Table, compute_unit, plan_of, significant
+from dualrate.report.table import Table, compute_unit, shared_metrics, significant
 
 TIMING = 1.1  # what two timings of one candidate may differ by
 CHEAPER, COSTLIER = "all: cheaper", "all: more expensive"  # what the metrics come to
@@ -29,7 +28,7 @@ class Costs:
     """One way to count the cost of an image. measured: with the noise of timing, TIMING"""
 
     name: str
-    of: Callable[[TimedCandidate], float]
+    of: Callable[[MeasuredCandidate], float]
     measured: bool = False
 
 
@@ -53,7 +52,7 @@ class Savings:
 class Verdict:
     """One dual-rate candidate. by_metric: the first metric first; its images are the same for all."""
 
-    finished: TimedCandidate
+    finished: MeasuredCandidate
     by_metric: Mapping[str, Savings]
 
     @property
@@ -75,18 +74,12 @@ class Verdict:
 def pooled_results(results: ComparisonResults, level: float = LEVEL) -> ComparisonResults:
     """With scores pooled over trainings, whose intervals are of this level and hold the noise of training."""
     pooled = {one.candidate.key: one for one in pooled_rows(results.measured, level)}
-    finished = [
-        replace(one, measured=_with_costs(pooled[one.candidate.key], one))
-        for one in results.finished
-        if one.candidate.key in pooled
-    ]
+    finished = []
+    for timed in results.finished:
+        if one := pooled.get(timed.candidate.key):
+            row = replace(one.row, seconds_per_image=timed.row.seconds_per_image, batch_size=timed.row.batch_size)
+            finished.append(replace(timed, row=row, replicates=one.replicates, trainings=one.trainings))
     return replace(results, finished=finished)
-
-
-def _with_costs(one: MeasuredCandidate, timed: TimedCandidate) -> MeasuredCandidate:
-    """With the seconds of what was timed."""
-    row = replace(one.row, seconds_per_image=timed.row.seconds_per_image, batch_size=timed.row.batch_size)
-    return replace(one, row=row)
 
 
 def metrics_of(results: ComparisonResults) -> list[str]:
@@ -103,7 +96,7 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
     metrics, on_front = metrics_of(results), set()
     for metric in metrics:
         for costs in COSTS:
-            points = [point_of(one.measured, metric, costs.of(one)) for one in results.dual_rate]
+            points = [point_of(one, metric, costs.of(one)) for one in results.dual_rate]
             on_front |= {point.name for point in front(points)}
     ordered = sorted(results.dual_rate, key=lambda one: one.row.macs)
     return [
@@ -113,13 +106,13 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
     ]
 
 
-def savings_of(one: TimedCandidate, baselines: Sequence[TimedCandidate], metric: str) -> Savings:
+def savings_of(one: MeasuredCandidate, baselines: Sequence[MeasuredCandidate], metric: str) -> Savings:
     """Against these baselines, by one metric."""
-    contests = [(point_of(one.measured, metric, costs.of(one)), _points(baselines, metric, costs)) for costs in COSTS]
+    contests = [(point_of(one, metric, costs.of(one)), _points(baselines, metric, costs)) for costs in COSTS]
     return Savings(tuple(saving(*contest) for contest in contests), score_ratio(*contests[0]))
 
 
-def _points(baselines: Sequence[TimedCandidate], metric: str, costs: Costs) -> list[Point]:
+def _points(baselines: Sequence[MeasuredCandidate], metric: str, costs: Costs) -> list[Point]:
     """Measured costs along a curve rise with its FLOPs: by noise a plan of fewer calls may have taken longer than one
     of more, and the line between its neighbours would leave it out.
     """
@@ -129,7 +122,7 @@ def _points(baselines: Sequence[TimedCandidate], metric: str, costs: Costs) -> l
         curve = list(group)
         values = [costs.of(one) for one in curve]
         values = rising(values) if costs.measured else values
-        points += [point_of(one.measured, metric, cost) for one, cost in zip(curve, values, strict=True)]
+        points += [point_of(one, metric, cost) for one, cost in zip(curve, values, strict=True)]
     return points
 
 
@@ -170,7 +163,7 @@ def _sides(results: ComparisonResults, plans: Collection[str], metrics: Sequence
     at_level, sides = pooled_results(results, level), []
     for metric in metrics:
         own, baselines = (
-            [point_of(one.measured, metric, COSTS[0].of(one)) for one in those]
+            [point_of(one, metric, COSTS[0].of(one)) for one in those]
             for those in (at_level.dual_rate, at_level.baselines)
         )
         sides += [side(one, baselines, 1.0, level=level) for one in own if one.name in plans]
@@ -183,7 +176,7 @@ def verdict_table(results: ComparisonResults) -> Table:
     cells: list[tuple[str, ...]] = []
     for verdict in found:
         row = verdict.finished.row
-        named = (row.network, row.sampler, plan_of(row))
+        named = (row.network, row.sampler, row.plan)
         for metric, one in verdict.by_metric.items():
             cells.append(
                 (*named, metric, significant(row.scores[metric].value), str(one.score), *map(str, one.savings))
@@ -211,7 +204,7 @@ def savings_table(results: ComparisonResults) -> Table:
     cells = []
     for one in found:
         row = one.finished.row
-        named = (row.network, row.sampler, plan_of(row), significant(row.score.value))
+        named = (row.network, row.sampler, row.plan, significant(row.score.value))
         cells.append((*named, str(one.first.score), *map(str, one.first.savings), _power(one)))
     notes = (
         f"{AT_EQUAL_COST}: the least of all baselines for at most as many, over the plan's own: above 1, it is better",
@@ -234,7 +227,7 @@ def _power(one: Verdict) -> str:
     times = one.first.savings[0].to_tell
     if not math.isfinite(times):
         return "-"
-    return f"{times:.1f} times the {'trainings' if one.finished.measured.trainings else 'images'}"
+    return f"{times:.1f} times the {'trainings' if one.finished.trainings else 'images'}"
 
 
 def headline_table(results: ComparisonResults) -> Table:
@@ -253,7 +246,7 @@ def _by_metric(results: ComparisonResults, cell: Callable[[Savings], str]) -> Ta
     cells = []
     for one in found:
         row = one.finished.row
-        named = (row.network, row.sampler, plan_of(row), significant(row.flops / unit))
+        named = (row.network, row.sampler, row.plan, significant(row.flops / unit))
         cells.append((*named, *map(cell, one.by_metric.values())))
     metrics = found[0].by_metric if found else ()
     return Table(("network", "sampler", "plan", f"{prefix}FLOPs", *metrics), tuple(cells), ())
@@ -261,11 +254,11 @@ def _by_metric(results: ComparisonResults, cell: Callable[[Savings], str]) -> Ta
 
 def trainings_table(results: ComparisonResults) -> Table:
     """A line for each plan whose network was trained several times, lowest cost first."""
-    several = [one.measured for one in pooled_results(results).finished]
+    several = pooled_results(results).finished
     several = [one for one in several if any(len(scores) > 1 for scores in one.trainings.values())]
     cells = []
     for one in sorted(several, key=lambda one: one.row.macs):
         scores = ("; ".join(map(significant, values)) for values in one.trainings.values())
-        cells.append((one.row.network, one.row.sampler, plan_of(one.row), *scores))
+        cells.append((one.row.network, one.row.sampler, one.row.plan, *scores))
     note = "one score a training, in the order in which they were named; elsewhere stands their geometric mean"
     return Table(("network", "sampler", "plan", *(several[0].trainings if several else ())), tuple(cells), (note,))

@@ -17,7 +17,6 @@ from dualrate.sampling.grids import grid_times
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
 
 import common
-import entries
 import train
 
 # by its path: tests have a folder of its name
@@ -76,7 +75,7 @@ def block(page: str, kind: str) -> str:
 
 @pytest.mark.parametrize("steps", [8, 10, 12])
 def test_a_single_network_as_a_pair_is_sampled_has_the_pair_s_times(steps: int) -> None:
-    file = report.ROOT / entries.PLANS / "single" / str(steps) / "blend-0.5.json"
+    file = report.ROOT / report.PLANS / "single" / str(steps) / "blend-0.5.json"
     plan = dr.StepPlan.from_json(file.read_text())
     assert plan.t == pytest.approx(grid_times("blend:0.5", Cosine(), steps), rel=1e-14)
     assert plan.num_heavy == steps

@@ -196,12 +196,15 @@ def test_rows_of_another_machine_stand_for_images_and_features(here, monkeypatch
     shutil.move(here / "report.cells", here / "elsewhere")
     monkeypatch.setattr(measure, "measure", None)
     monkeypatch.setattr(FeatureNet, "features", None)  # of real images neither
-    second = run(here, "dual:4/2", rows=here / "elsewhere")
+    (here / "report.cells").mkdir()
+    for file in (here / "elsewhere").glob("*.json"):
+        shutil.copy(file, here / "report.cells")
+    second = run(here, "dual:4/2")
     for one, other in zip((*first.screened, *first.finished), (*second.screened, *second.finished), strict=True):
         assert one.row.score == other.row.score
     for one, other in zip(first.finished, second.finished, strict=True):
-        for metric, replicates in one.measured.replicates.items():
-            assert np.array_equal(replicates, other.measured.replicates[metric])
+        for metric, replicates in one.replicates.items():
+            assert np.array_equal(replicates, other.replicates[metric])
     assert json.loads((here / "report.json").read_text())["front"][0]["ran_on"]
 
 
@@ -265,7 +268,7 @@ def test_two_metrics_see_the_same_images_which_are_drawn_once_and_screen_with_th
     assert {tuple(one.row.scores) for one in findings.screened} == {("FD-noise net",)}
     assert {tuple(one.row.scores) for one in findings.finished} == {("FD-noise net", "FD-noise mixer")}
     for one in findings.finished:
-        score, replicates = one.row.scores["FD-noise mixer"], one.measured.replicates["FD-noise mixer"]
+        score, replicates = one.row.scores["FD-noise mixer"], one.replicates["FD-noise mixer"]
         assert tuple(np.quantile(replicates, [0.025, 0.975])) == pytest.approx((score.low, score.high))
     page, lines = (here / "report.html").read_text(), list(csv.DictReader((here / "report.csv").open()))
     assert "FD-noise net" in page
@@ -316,7 +319,9 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
     ):
         assert any(sentence in one for one in findings.unfinished), sentence
         assert sentence in page
-    assert any(note.startswith("screening 4 candidates on 40 images each, which takes about") for note in notes.lines)
+    assert any(
+        note.startswith("4 candidates are screened on 40 images each, which takes about") for note in notes.lines
+    )
     complete = run(here, "heavy@ddim", "dual", effort=Effort(minutes=5, screen=60, count=80))
     assert {one.row.score.fingerprint.count for one in complete.finished} == {80}
     assert not complete.unfinished
@@ -612,7 +617,7 @@ def test_trainings_are_one_line_of_a_comparison(here):
     results = run(here, "heavy,heavy-0,heavy-1:3", "dual:4/2")
     assert len(results.measured) == 4
     assert [one.candidate.network for one in results.finished] == ["heavy", "dual"]
-    (scores,) = results.finished[0].measured.trainings.values()
+    (scores,) = results.finished[0].trainings.values()
     assert len(set(scores)) == 3
     assert results.finished[0].row.score.value == pytest.approx(np.mean(scores))
     line, _ = json.loads((here / "report.json").read_text())["front"]

@@ -18,7 +18,6 @@ from dualrate.compare.page import compare_page, front_table, headline, reusing_p
 from dualrate.compare.results import (
     ComparisonResults,
     MeasuredCandidate,
-    TimedCandidate,
     as_csv,
     as_json,
     cost_at,
@@ -30,7 +29,7 @@ from dualrate.diffusion.plan import StepPlan
 
 def finished(
     network: str, cost: float, score: float, *, heavy: int = 2, other: float | None = None, spread: float = 0.0
-) -> TimedCandidate:
+) -> MeasuredCandidate:
     """cost: GMACs; other: score by a second metric; spread: of the replicates, in logarithms."""
     made = row(network, steps=4, heavy=heavy, macs=int(cost * 1e9), seconds=cost, value=score, half=0.1)
     factors = np.exp(spread * np.linspace(-1, 1, 41))
@@ -40,12 +39,12 @@ def finished(
         replicates["FD-other"] = other * factors
     plan = StepPlan.uniform(int(8 * cost), int(2 * cost * heavy))  # plans of a network differ in steps alone
     candidate = Candidate(Path(network), network, "ancestral", plan)
-    measured = MeasuredCandidate(candidate, made, replicates)
-    return TimedCandidate(measured, cost, np.zeros((2, 1, 4, 4), np.uint8))
+    images = np.zeros((2, 1, 4, 4), np.uint8)
+    return MeasuredCandidate(candidate, made, replicates, seconds_alone=cost, images=images)
 
 
-def findings(duals: list[TimedCandidate], baselines: list[TimedCandidate], *left: str) -> ComparisonResults:
-    measured = [one.measured for one in duals + baselines]
+def findings(duals: list[MeasuredCandidate], baselines: list[MeasuredCandidate], *left: str) -> ComparisonResults:
+    measured = [*duals, *baselines]
     return ComparisonResults(measured, measured, duals + baselines, frozenset({"dual"}), left, "command").with_savings()
 
 
@@ -57,18 +56,18 @@ BASELINES = [finished("single", cost, 8 / cost, heavy=4) for cost in (1, 4)]  # 
     [(1, 4.0, 2.0, False), (2, 4.0, 1.0, False), (4, 4.0, 0.5, False), (1, 1.9, math.inf, False), (2, 9.0, 0.5, True)],
 )
 def test_a_saving_is_the_baselines_cost_for_the_same_score(cost, score, ratio, at_most):
-    found = saving(finished("dual", cost, score).measured, [one.measured for one in BASELINES])
+    found = saving(finished("dual", cost, score), BASELINES)
     assert (found.ratio, found.low, found.high) == pytest.approx((ratio, ratio, ratio))
     assert found.at_most == at_most
 
 
 def test_its_interval_is_of_the_replicates_of_both_sides():
     """On the power law score times cost is 8, so that the ratio is 8 over own score and cost."""
-    dual, baselines = finished("dual", 1, 4.0, spread=0.2).measured, [one.measured for one in BASELINES]
+    dual, baselines = finished("dual", 1, 4.0, spread=0.2), BASELINES
     found = saving(dual, baselines)
     tails = np.quantile(8 / dual.replicates["FD-squares"], [0.025, 0.975], method="inverted_cdf")
     assert (found.low, found.ratio, found.high) == pytest.approx((tails[0], 2.0, tails[1]))
-    noisy = [finished("single", cost, 8 / cost, heavy=4, spread=0.2).measured for cost in (1, 4)]
+    noisy = [finished("single", cost, 8 / cost, heavy=4, spread=0.2) for cost in (1, 4)]
     paired = saving(dual, noisy)  # the same images disturb both sides alike
     assert (paired.low, paired.high) == pytest.approx((2.0, 2.0))
 
@@ -81,7 +80,7 @@ def test_between_curves_and_beyond_them_nothing_is_assumed():
         2 * 2 ** (math.log(9 / 4) / math.log(9 / 2))
     )
     apart = [finished("a", 1, 8.0, heavy=4), finished("b", 4, 2.0, heavy=4)]
-    assert saving(finished("dual", 1, 4.0).measured, [one.measured for one in apart]).ratio == 4
+    assert saving(finished("dual", 1, 4.0), apart).ratio == 4
 
 
 def test_without_baselines_nothing_is_saved():
@@ -105,14 +104,14 @@ def test_the_headline_says_what_is_saved(cost, score, said):
 
 
 def test_trainings_are_merged_and_their_noise_is_in_the_interval():
-    first = finished("dual", 1, 4.0, spread=0.01).measured
+    first = finished("dual", 1, 4.0, spread=0.01)
     again = [
         replace(first, candidate=replace(first.candidate, run=Path(f"dual-{i}"), training=i), row=row(value=value),
                 replicates={"FD-squares": np.full(41, value)})
         for i, value in ((1, 5.0), (2, 9.0))
     ]  # fmt: skip
-    (one, single) = merged_trainings([first, *again, BASELINES[0].measured])
-    assert single is BASELINES[0].measured
+    (one, single) = merged_trainings([first, *again, BASELINES[0]])
+    assert single is BASELINES[0]
     assert one.row.score.value == pytest.approx(6.0)
     assert one.trainings == {"FD-squares": (4.0, 5.0, 9.0)}
     assert one.row.score.low < 5 < 7.5 < one.row.score.high
@@ -162,14 +161,14 @@ def test_the_table_is_in_order_of_cost():
 def test_a_plan_that_reuses_is_drawn_once():
     dual = finished("dual", 1, 4.0)
     other = replace(dual.candidate, gamma=0.5)
-    again = replace(dual, measured=replace(dual.measured, candidate=other))
+    again = replace(dual, candidate=other)
     shown = reusing_plans([dual, again, finished("dual", 2, 3.0), *BASELINES])
     assert [name for name, _ in shown] == ["dual 8/4", "dual 16/8"]
 
 
 def test_promising_are_the_fronts_by_turns():
-    own = [finished("dual", cost, score).measured for cost, score in ((1, 5.0), (2, 6.0), (3, 4.0))]
-    others = [one.measured for one in (*BASELINES, finished("single", 2, 9.0, heavy=4), finished("third", 5, 9.0))]
+    own = [finished("dual", cost, score) for cost, score in ((1, 5.0), (2, 6.0), (3, 4.0))]
+    others = [*BASELINES, finished("single", 2, 9.0, heavy=4), finished("third", 5, 9.0)]
     made = promising(own + others, {"dual"})
     assert [one.network for one in made] == ["single", "dual", "single", "dual", "third"]
     named = replace(own[1], candidate=replace(own[1].candidate, named=True))

@@ -1,13 +1,12 @@
 """What a comparison that is short of time measures: fewer images, and the useful first."""
 
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from dualrate.compare.candidates import Candidate
-from dualrate.compare.measure import Session, middles_first, useful_first
+from dualrate.compare.measure import Session, useful_first
 from dualrate.diffusion.plan import StepPlan
 
 
@@ -16,8 +15,9 @@ from dualrate.diffusion.plan import StepPlan
 )
 def test_as_many_images_as_there_is_time_for(seconds, expected):
     """Two candidates of a second an image; 1000 are wanted, and a score needs 300."""
-    session = SimpleNamespace(seconds=lambda one, seeds: len(seeds))
-    found = Session.images(session, ["one", "other"], 7, 1000, 300, seconds)  # type: ignore[arg-type]
+    evaluators = [SimpleNamespace(net=SimpleNamespace(dim=150))]
+    session = SimpleNamespace(seconds=lambda one, seeds: len(seeds), _evaluators_of=lambda seeds: evaluators)
+    found = Session.images(session, ["one", "other"], 7, 1000, seconds)  # type: ignore[arg-type]
     assert found == expected
 
 
@@ -28,12 +28,4 @@ def candidate(run: str, steps: int, *, named: bool = False) -> Candidate:
 def test_the_useful_first():
     every = [candidate("a", steps) for steps in (4, 8, 16)] + [candidate("b", 8), candidate("b", 2, named=True)]
     made = useful_first(every, {one.key: one.plan.num_steps for one in every})
-    assert [(one.network, one.plan.num_steps) for one in made] == [("b", 2), ("a", 8), ("b", 8), ("a", 4), ("a", 16)]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 7, 10])
-def test_middles_first_keeps_all_and_begins_in_the_middle(count):
-    made = middles_first(range(count))
-    assert sorted(made) == list(range(count))
-    assert made[:1] == [count // 2][:count]
-    assert all(abs(one - other) > 1 for one, other in pairwise(made[: count // 3]))
+    assert [(one.network, one.plan.num_steps) for one in made] == [("b", 2), ("a", 4), ("b", 8), ("a", 8), ("a", 16)]

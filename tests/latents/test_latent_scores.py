@@ -135,9 +135,9 @@ def test_a_comparison_of_decoders_has_their_psnr(root: Path, judge, tmp_path: Pa
     monkeypatch.setattr(comparing, "seconds_per_image", lambda *of: 0.1)
     monkeypatch.setattr(comparing, "SHOWN", 4)
     models = {root / name: load(root / name, note=str) for name in ("base", "decoder")}
-    session = comparing.Session(models, [judge], tmp_path / "cells", Silent(), rows=tmp_path / "kept" / "rows")
+    session = comparing.Session(models, [judge], tmp_path / "cells", Silent())
     candidates = [Candidate(run, run.name, "ddim", dr.StepPlan.uniform(2)) for run in models]
-    base, decoder = session.finish(session.measure(candidates, range(10), 60, details=False))
+    base, decoder = session.finish([session._measure(one, range(10), None) for one in candidates])
     near = nearness(session.drawer(candidates[1]), range(10))
     assert near is not None
     assert (base.nearness, decoder.nearness) == (None, near)

@@ -4,7 +4,7 @@ import math
 
 from dualrate.metrics.evaluate import Score
 from dualrate.metrics.store import Fingerprint
-from dualrate.report.rows import Row
+from dualrate.report.table import Row
 
 
 def row(

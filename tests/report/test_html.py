@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dualrate.report.figures import pareto_figure, svg
-from dualrate.report.html import page
+from dualrate.report.html import ENVIRONMENT
 from dualrate.report.table import table
 from report.made import DUAL, HEAVY, LIGHT, row
 
@@ -44,8 +44,8 @@ class Reader(HTMLParser):
         self.text += data
 
 
-PAGE = """{% extends "base" %}
-{% from "macros" import table, drawing, picture, passage, facts %}
+PAGE = """{% extends "base.html" %}
+{% from "macros.html" import table, drawing, picture, passage, facts %}
 {% block body %}<p>{{ title }}</p>
 {{ facts({title: title}) }}{{ table(rows) }}{{ picture(pixels, title) }}{{ passage(title, title) }}
 {{ drawing(figure, title) }}{% endblock %}
@@ -55,7 +55,7 @@ PAGE = """{% extends "base" %}
 def everything(word: str) -> str:
     rows = [row(word), HEAVY, LIGHT, DUAL]
     figure = svg(pareto_figure(rows, "flops"))
-    return page(PAGE, title=word, rows=table(rows), pixels=PIXELS, figure=figure)
+    return ENVIRONMENT.from_string(PAGE).render(title=word, rows=table(rows), pixels=PIXELS, figure=figure)
 
 
 def test_every_string_is_escaped():

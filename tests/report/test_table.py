@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dualrate.report.table import as_text, records, significant, table
+from dualrate.report.table import as_text, record, significant, table
 from report.made import DUAL, HEAVY, LIGHT, row
 
 ROWS = [HEAVY, LIGHT, DUAL]
@@ -61,10 +61,10 @@ def test_a_metric_has_columns_and_what_stands_beside_keeps_to_its_row():
 
 
 def test_records_are_json_and_unrounded():
-    record, unknown = json.loads(json.dumps(records([LIGHT, row(floor=math.nan)]), allow_nan=False))
-    assert (record["macs"], record["flops"]) == (930_000_000, 1_860_000_000)
-    assert (record["value"], record["low"], record["floor"]) == (31.24, 29.24, 2.613)
-    assert record["fingerprint"]["count"] == 1000
+    light, unknown = json.loads(json.dumps([record(LIGHT), record(row(floor=math.nan))], allow_nan=False))
+    assert (light["macs"], light["flops"]) == (930_000_000, 1_860_000_000)
+    assert (light["value"], light["low"], light["floor"]) == (31.24, 29.24, 2.613)
+    assert light["fingerprint"]["count"] == 1000
     assert unknown["floor"] is None
 
 

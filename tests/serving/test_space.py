@@ -103,7 +103,7 @@ def test_its_command_serves_from_the_folder_alone_and_ends_on_a_signal(written):
             url = url.replace("0.0.0.0", "127.0.0.1")
             assert ask(url, "GET", "/", Host="somebody.hf.space").status == 200
             told = ask(url, "GET", "/api/model").json
-            assert (told["name"], told["rival"], told["limits"]["steps"]) == ("model", "beside", 8)
+            assert (told["name"], told["baseline"], told["limits"]["steps"]) == ("model", "beside", 8)
             report = finished(url, ask(url, "POST", "/api/samples", {"steps": 2, "images": 1}).json["id"])
             assert (report["status"], len(report["sides"])) == ("done", 2)
         finally:

@@ -17,7 +17,7 @@ METRIC = "FD-squares"
 
 def trained(network: str, cost: float, scores) -> list[MeasuredCandidate]:
     """A plan in trainings of these scores."""
-    made = [finished(network, cost, score).measured for score in scores]
+    made = [finished(network, cost, score) for score in scores]
     return [replace(one, candidate=replace(one.candidate, training=i)) for i, one in enumerate(made)]
 
 

@@ -23,7 +23,7 @@ from verdicts import (
     verdicts,
 )
 
-from dualrate.compare.results import ComparisonResults, TimedCandidate
+from dualrate.compare.results import ComparisonResults, MeasuredCandidate
 
 SPREAD = np.linspace(-1, 1, 41)
 LAW = [finished("single", cost, 8 / cost, heavy=4, other=8 / cost) for cost in (1, 4)]
@@ -35,8 +35,8 @@ def seen(first: float, second: float, spread: float = 0.0, cost: float = 1) -> C
     return findings([with_replicates(one, {"FD-other": second + spread * SPREAD})], LAW)
 
 
-def with_replicates(one: TimedCandidate, replicates: dict[str, np.ndarray]) -> TimedCandidate:
-    return replace(one, measured=replace(one.measured, replicates={**one.measured.replicates, **replicates}))
+def with_replicates(one: MeasuredCandidate, replicates: dict[str, np.ndarray]) -> MeasuredCandidate:
+    return replace(one, replicates={**one.replicates, **replicates})
 
 
 @pytest.mark.parametrize(

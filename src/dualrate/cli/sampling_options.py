@@ -84,9 +84,9 @@ class SamplingOptions(Ranged):
         if not is_run(self.denoiser):
             import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
-        if is_run(self.denoiser) and all(one is None for one in (self.plan, self.switch_at, self.heavy)):
+        if is_run(self.denoiser) and (self.plan, self.switch_at, self.heavy) == (None, None, None):
             raise ValueError(
-                f"say which steps {self.denoiser} makes: --switch-at 0.6, --heavy for all but so many, or a --plan of "
+                f"say which steps {self.denoiser} makes: --switch-at 0.6, --heavy for the other steps, or a --plan of "
                 f"dualrate plan RUN --denoiser {self.denoiser} --budget 0.5x"
             )
         check_decoder_sampler(self.codec_sampler)

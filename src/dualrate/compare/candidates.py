@@ -32,7 +32,7 @@ from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice, step_for
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.plan_search import read_plan
-from dualrate.experiment.experiment import Model
+from dualrate.experiment.experiment import Experiment, Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.sampling.trajectory import check_reuse
@@ -41,6 +41,7 @@ from dualrate.training.config import FREE
 
 LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the most expensive network
 MOST_STEPS = 256
+DATA = "training data"
 DUAL_PLANS = ((8, 2), (12, 3), (16, 4), (16, 8), (32, 8))  # steps and heavy calls, where contexts are reused
 LIGHT_FIRST_PLANS = ((8, 6), (8, 4), (16, 12), (16, 8), (32, 16))  # where another run's network makes the first steps
 
@@ -169,8 +170,9 @@ class RunRequest(Ranged):
             assert settled.sampler is not None
             assert settled.plan is not None
             gamma = settled.gamma or 0.0
-            one = Candidate(self.run, network, settled.sampler, settled.plan, gamma, self.note, self.denoiser)
-            made.append(replace(one, named=self.named))
+            made.append(
+                Candidate(self.run, network, settled.sampler, settled.plan, gamma, self.note, self.denoiser, self.named)
+            )
         return made
 
     def _usual(self, model: Model, calls: Sequence[int]) -> Iterator[Choice]:
@@ -251,28 +253,25 @@ def baselines_of(
     The ways are the denoisers of the catalogue that fit it, and each cheaper single network for its first steps.
     Raises ValueError where no single network stands among the requests without a plan.
     """
-    plain = [request for request in requests if not request.named and request.denoiser is None]
-    single = {request: models[request.run] for request in plain if is_single(models[request.run])}
+    single = {}  # one whole network runs at every step, under any plan, and of nothing given
+    for request in requests:
+        model = models[request.run]
+        alone = model.denoiser.reuse is Reuse.FREE and model.experiment.networks.latent is None
+        if alone and model.serves.any_plan and not request.named and request.denoiser is None:
+            single[request] = model
     if not single:
         raise ValueError("--baselines call a single network in other ways: name its run without a plan")
     request, model = max(single.items(), key=lambda pair: pair[1].call_cost.light)
     cheaper = [str(other.run) for other, its in single.items() if its.call_cost.light < model.call_cost.light]
-    wanted = [(request, name) for name in (*DENOISERS, *cheaper)]
     found = []
-    for one, name in wanted:
+    for name in (*DENOISERS, *cheaper):
         try:
-            called_by(models[one.run], name)
+            called_by(model, name)
         except ValueError as error:
             progress.note(f"without {name}: {error}")
         else:
-            found.append(replace(one, denoiser=name, choice=Choice(), trainings=()))
+            found.append(replace(request, denoiser=name, choice=Choice(), trainings=()))
     return found
-
-
-def is_single(model: Model) -> bool:
-    """Whether one whole network runs at every step, under any plan, and of nothing given."""
-    alone = model.denoiser.reuse is Reuse.FREE
-    return alone and model.serves.any_plan and model.experiment.networks.latent is None
 
 
 def further_trainings(requests: Sequence[RunRequest]) -> dict[Path, list[Path]]:
@@ -294,7 +293,7 @@ def with_trainings(candidates: Sequence[Candidate], requests: Sequence[RunReques
 
 
 def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model], *, mixed: bool) -> None:
-    """Raises ValueError for two runs of one name, for models of other images, and for trainings that are none of one
+    """Raises ValueError for two runs of one name, for models of other images, and for trainings that are not of one
     network from different seeds. mixed: allow other training data.
     """
     runs: dict[str, Path] = {}
@@ -309,24 +308,17 @@ def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model
             )
     first, *others = (model.experiment for model in models.values())
     for other in others:
-        images = [(one.codec.data_shape(one.shape), one.num_classes) for one in (first, other)]
-        latents = [one.method.latents.fingerprint[:12] for one in (first, other)]
-        data = [
-            f"{one.source or 'unknown images'} (size {one.size}, channels {one.channels})"
-            for one in (first.data, other.data)
-        ]
-        names = f"{first.name} and {other.name} do not compare"
-        if images[0] != images[1]:
-            raise ValueError(f"{names}: they make images (shape), classes {images[0]} and {images[1]}")
-        if latents[0] != latents[1]:
-            raise ValueError(f"{names}: they decode latents of the codecs {latents[0]} and {latents[1]}")
-        if data[0] != data[1] and not mixed:
-            raise ValueError(
-                f"{names}: they were trained on {data[0]} and on {data[1]}. If these are the same images, add --mixed"
-            )
+        for what, value in _compared(first).items():
+            if _compared(other)[what] != value and not (mixed and what == DATA):
+                hint = ". If these are the same images, add --mixed" if what == DATA else ""
+                raise ValueError(
+                    f"{first.name} and {other.name} do not compare: their {what} are {value} and "
+                    f"{_compared(other)[what]}{hint}"
+                )
     for run, trainings in further_trainings(requests).items():
-        kinds = [_kind(models[one]) for one in (run, *trainings)]
-        seeds = [models[one].experiment.fit.seed for one in (run, *trainings)]
+        experiments = [models[one].experiment for one in (run, *trainings)]
+        kinds = [_trained_alike(experiment) for experiment in experiments]
+        seeds = [experiment.fit.seed for experiment in experiments]
         if any(kind != kinds[0] for kind in kinds) or len(set(seeds)) < len(seeds):
             raise ValueError(
                 f"{run},... are not trainings of one network from different seeds (theirs are {seeds}): networks, "
@@ -334,9 +326,17 @@ def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model
             )
 
 
-def _kind(model: Model) -> tuple[object, ...]:
+def _compared(experiment: Experiment) -> dict[str, str]:
+    """What runs of a comparison have in common."""
+    data = experiment.data
+    return {
+        "images (shape) and classes": f"{experiment.codec.data_shape(experiment.shape)} {experiment.num_classes}",
+        "codecs of latents": experiment.method.latents.fingerprint[:12],
+        DATA: f"{data.source or 'unknown images'} (size {data.size}, channels {data.channels})",
+    }
+
+
+def _trained_alike(experiment: Experiment) -> tuple[object, ...]:
     """What trainings of one network have in common."""
-    experiment, fit = model.experiment, asdict(model.experiment.fit)
-    for name in ("seed", *FREE):
-        del fit[name]
+    fit = {name: value for name, value in asdict(experiment.fit).items() if name not in ("seed", *FREE)}
     return experiment.networks, experiment.process, type(experiment.method), fit

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from dualrate.compare.candidates import (
-    Candidate,
     RunRequest,
     baselines_of,
     candidates_of,
@@ -20,16 +19,14 @@ from dualrate.compare.candidates import (
 )
 from dualrate.compare.measure import SCREEN_SEED, Session, promising, useful_first
 from dualrate.compare.page import compare_page
-from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_csv, as_json, merged_trainings
+from dualrate.compare.results import ComparisonResults, as_csv, as_json, merged_trainings
 from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount, as_path
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.latents import draw_latents, drawn_by
 from dualrate.drawing.measure import check, evaluators, features_named
-from dualrate.experiment.experiment import Model
 from dualrate.runs.store import load
 from dualrate.system.files import write_whole
-from dualrate.system.progress import Reporter, duration, image_progress, run_lock
+from dualrate.system.progress import Reporter, image_progress, run_lock
 from dualrate.system.workers import mapper, number_of_workers
 
 SCREENING = 0.5  # of the minutes: for screening at most
@@ -67,13 +64,12 @@ def compare(
     compiled: bool = False,
     graphs: bool = False,
     latents_by: Path | None = None,
-    rows: Path | None = None,
     progress: Reporter,
     command: str = "",
 ) -> ComparisonResults:
-    """Measures, then writes `out` (.html) and beside it .json, .csv and a directory that the same call goes on from.
+    """Measures, then writes `out` (.html) and beside it .json, .csv and a directory from which the same call continues.
 
-    requests:  as `RunRequest.parse` reads them
+    requests:  as `RunRequest.parse` reads them. Nothing is screened where each has a plan
     features:  feature nets of the metrics, as `features_named` reads them: all see the same images, and the first one
                screens and orders; the data set's own if not given
     precision: of the networks' matrix products; auto: bfloat16 where it pays
@@ -85,16 +81,15 @@ def compare(
     switch_at: time at which the heavy network takes over from another run's, where the request does not say it
     latents_by: directory of a model of latents: decoders are given those that it draws, as many as `count`, in place of
                those of held-out images
-    rows:      directory of measured rows, as of several machines (compare/results.py); beside `out` if not given
-    Raises ValueError for requests that are none, runs that do not compare, and an `out` that is no .html file; OSError
-    where another process compares into the same directory.
+    Raises ValueError for bad requests, runs that do not compare, and an `out` that is no .html file; OSError where
+    another process compares into the same directory.
     """
-    out = as_path(out)
+    out, device = as_path(out), torch.device(device)
     if out.suffix != ".html":
         raise ValueError(f"--out is an .html file, beside which .json and .csv are written, got {out}")
-    clock, device = Clock(60 * effort.minutes), torch.device(device)
+    end = time.monotonic() + 60 * effort.minutes
     parsed = [RunRequest.parse(text) for text in requests]
-    features_named(features)  # refuses what is none before the models are loaded
+    features_named(features)  # a bad name is refused before the models are loaded
     runs = dict.fromkeys(run for request in parsed for run in (request.run, *request.trainings))
     models = {
         run: replace(load(run, device=device, note=progress.note), compiled=compiled, graphs=graphs) for run in runs
@@ -105,17 +100,27 @@ def compare(
         parsed = switched_at(parsed, switch_at)
     check_comparable(parsed, models, mixed=mixed)
     of_models = [model.experiment.data for model in models.values()]
-    data = next((one for one in of_models if one.source), of_models[0])  # a folder of diffusers says none
-    base = None if latents_by is None else _base(latents_by, models.values(), precision, progress)
+    data = next((one for one in of_models if one.source), of_models[0])  # a folder of diffusers has no source
+    base = None
+    if latents_by is not None:
+        base = load(latents_by, device=device, note=progress.note)
+        for decoder in models.values():
+            decoder.check_latents(base.codec.latents, base.shape)
+        base = Choice().drawer(base, precision=precision)
     candidates = candidates_of(parsed, models)
     metrics = evaluators(data, features, device=device, progress=progress)
     check(metrics[:1], effort.screen, details=False)
     check(metrics, effort.count, details=True)
     duals = frozenset(one.network for one in candidates if models[one.run].call_cost.heavy and one.reuses)
-    directory, latents = out.with_suffix(".cells"), None
+    directory = out.with_suffix(".cells")
     directory.mkdir(parents=True, exist_ok=True)
+
+    def write(results: ComparisonResults) -> None:
+        for suffix, made in ((".json", as_json), (".csv", as_csv), (".html", compare_page)):
+            write_whole(out.with_suffix(suffix), made(results))
+
     with run_lock(directory, "filled by a comparison"):
-        session = Session(models, metrics, directory, progress, precision, rows)
+        session, latents = Session(models, metrics, directory, progress, precision), None
         with mapper(workers, device, progress.note) as session.mapper:
             if base is not None:
                 start = time.monotonic()
@@ -125,38 +130,26 @@ def compare(
                 )
                 progress.close()
                 session.models = {run: model.with_latents(latents) for run, model in models.items()}
-                clock = replace(clock, start=clock.start + time.monotonic() - start)  # the minutes are for rows
+                end += time.monotonic() - start  # the minutes are for rows
             session.share = _share(workers, device)
-            screened, measured, unfinished = _measured(candidates, parsed, session, effort, clock, duals)
-        results = ComparisonResults(
-            screened, measured, [], duals, [*unfinished, "Nothing was timed yet."], command, latents, device
-        )
-        _write(out, results)
-        finished = session.finish(merged_trainings(measured), clock.left)
-        results = replace(results, finished=finished, unfinished=unfinished).with_savings()
-        _write(out, results)
+            many = range(effort.count)
+            if not all(session.row_file(one, many).exists() for one in with_trainings(candidates, parsed)):
+                session.see_real_images()  # now, so that they are not in the time of what is drawn
+            front = useful_first(candidates, {one.key: session.drawer(one).expected_cost.macs for one in candidates})
+            screened, unfinished = [], []
+            if not all(one.named for one in candidates):
+                left = SCREENING * max(end - time.monotonic(), 0)
+                screened, unfinished = session.measure(front, SCREEN_SEED, effort.screen, left)
+                front = promising(screened, duals)
+            left = max(end - time.monotonic() - TIMING * 60 * effort.minutes, 0)
+            measured, more = session.measure(with_trainings(front, parsed), 0, effort.count, left)
+        unfinished += more
+        results = ComparisonResults(screened, measured, [], duals, unfinished, command, latents, device)
+        write(replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
+        finished = session.finish(merged_trainings(measured), end - time.monotonic())
+        results = replace(results, finished=finished).with_savings()
+        write(results)
         return results
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Counts from when it was made. seconds: there are in all."""
-
-    seconds: float
-    start: float = field(default_factory=time.monotonic)
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left, 0 where they are over."""
-        return max(self.start + self.seconds - time.monotonic(), 0.0)
-
-
-def _base(run: Path, decoders: Collection[Model], precision: Precision, progress: Reporter) -> Drawer:
-    """What draws the latents, as is recommended for it. Raises what loading and `check_latents` raise."""
-    model = load(run, device=next(iter(decoders)).device, note=progress.note)
-    for decoder in decoders:
-        decoder.check_latents(model.codec.latents, model.shape)
-    return Choice().drawer(model, precision=precision)
 
 
 def _share(workers: WorkerCount, device: torch.device) -> float:
@@ -165,58 +158,3 @@ def _share(workers: WorkerCount, device: torch.device) -> float:
     if count == 1:
         return 1.0
     return 1 / min(count, torch.cuda.device_count()) if device.type == "cuda" else torch.get_num_threads() / count
-
-
-def _write(out: Path, results: ComparisonResults) -> None:
-    for suffix, text in ((".json", as_json(results)), (".csv", as_csv(results)), (".html", compare_page(results))):
-        write_whole(out.with_suffix(suffix), text)
-
-
-def _measured(
-    candidates: Sequence[Candidate],
-    requests: Sequence[RunRequest],
-    session: Session,
-    effort: Effort,
-    clock: Clock,
-    duals: Collection[str],
-) -> tuple[list[MeasuredCandidate], list[MeasuredCandidate], list[str]]:
-    """What was screened, what was measured on the front, every training, and what there was no time for.
-
-    Nothing is screened where the user gave every plan.
-    """
-    if not all(session.keeps(one, range(effort.count)) for one in with_trainings(candidates, requests)):
-        session.see_real_images()  # now, so that they are not in the time of what is drawn
-    ordered = useful_first(candidates, {one.key: session.drawer(one).expected_cost.macs for one in candidates})
-    screened, unfinished, front = [], [], ordered
-    if not all(one.named for one in candidates):
-        dim = 2 * session.evaluators[0].net.dim
-        images = session.images(ordered, SCREEN_SEED, effort.screen, dim, SCREENING * clock.left)
-        seeds = range(SCREEN_SEED, SCREEN_SEED + images)
-        _announce(session, "screening", ordered, seeds, clock)
-        screened = session.measure(ordered, seeds, SCREENING * clock.left, details=False)
-        unfinished = _unfinished(len(ordered), len(screened), "candidates were", "screened", images, effort.screen)
-        front = promising(screened, duals)
-
-    front, reserved = with_trainings(front, requests), TIMING * clock.seconds
-    dim = 2 * max(one.net.dim for one in session.evaluators)
-    images = session.images(front, 0, effort.count, dim, clock.left - reserved)
-    _announce(session, "measuring", front, range(images), clock)
-    measured = session.measure(front, range(images), clock.left - reserved, details=True)
-    what = "candidates on the front were"
-    unfinished += _unfinished(len(front), len(measured), what, "measured", images, effort.count)
-    return screened, measured, unfinished
-
-
-def _announce(session: Session, verb: str, candidates: Sequence[Candidate], seeds: range, clock: Clock) -> None:
-    takes = duration(sum(session.seconds(one, seeds) for one in candidates))
-    session.progress.note(
-        f"{verb} {len(candidates)} candidates on {len(seeds)} images each, which takes about {takes}; there are "
-        f"{duration(clock.left)} in all"
-    )
-
-
-def _unfinished(of: int, done: int, what: str, verb: str, images: int, enough: int) -> list[str]:
-    """What there was no time for, a sentence each."""
-    found = [f"{of - done} of {of} {what} not {verb} in time."] if done < of else []
-    fewer = [f"For lack of time {done} were {verb} on {images} images, not on {enough}."] if images < enough else []
-    return found + fewer

@@ -2,16 +2,23 @@
 
     1. screen: every candidate on few images
     2. front:  those on the front of quality against FLOPs, and what the user named, on many images of other seeds, so
-               that a lucky screening flatters no one
+               that no score of a screening decides twice
     3. time:   seconds of an image of each of them, alone and in batches
 
-Where time is short it is fewer images, then fewer candidates. Features are kept as images are drawn (metrics/store.py)
-and rows as they are scored (compare/results.py), so the same command continues after it ran out of minutes, or was
-killed.
+Where time is short there are fewer images, then fewer candidates. Features are kept as images are drawn
+(metrics/store.py) and rows as they are scored, so the same command continues after it ran out of minutes, or was
+killed:
+
+    DIRECTORY/KEY-FIRST-LAST-DIGEST.json      a row with its bootstrap replicates, of the images of these seeds
+
+The digest is of all that decides a row: its images, the metrics, what images are compared with, their cost. So files of
+several machines may be put into one directory.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import statistics
 import time
@@ -21,24 +28,23 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from dualrate.compare.candidates import Candidate
-from dualrate.compare.results import MeasuredCandidate, TimedCandidate, keep_row, read_row, row_name
+from dualrate.compare.results import MeasuredCandidate, keep_row, read_row
 from dualrate.config.ranges import Precision
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.latents import LOOKED_AT, nearness
 from dualrate.drawing.measure import OutOfTime, call_seconds, measure, stores, until
 from dualrate.experiment.experiment import Model
-from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.report.figures import pareto_front
 from dualrate.sampling.cost import CallCost
 from dualrate.system.device import environment
-from dualrate.system.progress import Reporter
+from dualrate.system.progress import Reporter, duration
 from dualrate.system.workers import Mapper, in_turn
 
+SCORING = 1  # raised where a score, its interval or its replicates are made in another way
 SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
-SLOWER = 1.3  # drawing, over its networks' calls, until it has been seen
+SLOWER = 1.3  # drawing, over its networks' calls
 SHOWN = 20  # images of a candidate on the page
 BATCH = 32  # images that are timed at once
 CALLING = 0.3  # seconds that a call is timed for, at least
@@ -53,7 +59,7 @@ class Session:
 
     models:     by directory
     evaluators: one of each metric; the first screens and orders
-    directory:  of kept features; rows: of kept rows, there too if not given. Both are made
+    directory:  of features and rows that are kept; it is made
     mapper:     draws; share: of the time of one process that it takes
     """
 
@@ -62,21 +68,18 @@ class Session:
     directory: Path
     progress: Reporter
     precision: Precision = "auto"
-    rows: Path | None = None
     mapper: Mapper = in_turn
     share: float = 1.0
-    pace: float = SLOWER  # what drawing took, over its estimate
     _drawers: dict[str, Drawer] = field(default_factory=dict)
     _calls: dict[tuple[Path, str | None], CallCost] = field(default_factory=dict)
     _ran_on: str = field(init=False)
 
     def __post_init__(self) -> None:
-        for folder in (self.directory, self.rows or self.directory):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         found = environment(next(iter(self.models.values())).device)  # now: a checkout may change while it runs
         self._ran_on = ", ".join(f"{name} {value}" for name, value in found.items())
 
-    def evaluators_of(self, seeds: range) -> Sequence[Evaluator[Any]]:
+    def _evaluators_of(self, seeds: range) -> Sequence[Evaluator[Any]]:
         """All of them for the front, the first alone for a screening."""
         return self.evaluators if seeds.start < SCREEN_SEED else self.evaluators[:1]
 
@@ -84,14 +87,6 @@ class Session:
         if one.key not in self._drawers:
             self._drawers[one.key] = replace(one.drawer(self.models[one.run]), precision=self.precision)
         return self._drawers[one.key]
-
-    def estimate(self, one: Candidate) -> float:
-        """Seconds of an image, from the number of calls and the time that one takes, which is measured once."""
-        drawer, network = self.drawer(one), (one.run, one.denoiser)
-        if network not in self._calls:
-            self.progress.note(f"timing calls of {one.network}")
-            self._calls[network] = call_seconds(drawer.model, BATCH, seconds=CALLING, precision=self.precision)
-        return self.share * drawer.expected_cost.where(self._calls[network])
 
     def see_real_images(self) -> None:
         """Takes the real images' features by every metric, once."""
@@ -101,22 +96,26 @@ class Session:
             _ = one.reference_features
             self.progress.close()  # the next one has its own rate
 
-    def keeps(self, one: Candidate, seeds: range) -> bool:
-        """Whether its row of these images was measured before."""
-        return self._row_file(one, seeds).exists()
-
     def seconds(self, one: Candidate, seeds: range) -> float:
-        """Estimate of the time to draw those of these images that were not drawn before."""
-        if self.keeps(one, seeds):
-            return 0.0
-        directory, missing = self._features_of(one), set(seeds)
-        if directory.exists():
-            nets = [evaluator.net for evaluator in self.evaluators_of(seeds)]
-            missing = set().union(*(store.missing(seeds) for store in stores(self.drawer(one), nets, directory)))
-        return self.pace * self.estimate(one) * len(missing)
+        """Estimate of the time to draw those of these images that were not drawn before.
 
-    def images(self, candidates: Sequence[Candidate], first: int, most: int, fewest: int, seconds: float) -> int:
+        It is made of the number of calls, and of the time of a call, which is measured once.
+        """
+        if self.row_file(one, seeds).exists():
+            return 0.0
+        drawer, directory, missing = self.drawer(one), self._features_of(one), set(seeds)
+        if directory.exists():
+            nets = [evaluator.net for evaluator in self._evaluators_of(seeds)]
+            missing = set().union(*(store.missing(seeds) for store in stores(drawer, nets, directory)))
+        network = (one.run, one.denoiser)
+        if network not in self._calls:
+            self.progress.note(f"timing calls of {one.network}")
+            self._calls[network] = call_seconds(drawer.model, BATCH, seconds=CALLING, precision=self.precision)
+        return SLOWER * self.share * drawer.expected_cost.where(self._calls[network]) * len(missing)
+
+    def images(self, candidates: Sequence[Candidate], first: int, most: int, seconds: float) -> int:
         """The largest number of images, from seed `first` on, that leaves time for all; else the smallest."""
+        fewest = 2 * max(one.net.dim for one in self._evaluators_of(range(first, first + most)))
         levels = [most, *reversed([n for n in range(INCREMENT, most, INCREMENT) if n >= fewest])]
         for count in levels:
             if sum(self.seconds(one, range(first, first + count)) for one in candidates) <= seconds:
@@ -124,63 +123,77 @@ class Session:
         return levels[-1]
 
     def measure(
-        self, candidates: Sequence[Candidate], seeds: range, seconds: float, *, details: bool
-    ) -> list[MeasuredCandidate]:
-        """Those that `seconds` suffice for, in this order, and the first FEWEST."""
-        deadline, start = time.monotonic() + seconds, time.monotonic()
-        found, estimated, spent = [], 0.0, 0.0
+        self, candidates: Sequence[Candidate], first: int, most: int, seconds: float
+    ) -> tuple[list[MeasuredCandidate], list[str]]:
+        """Those that `seconds` suffice for, in this order, and at least the first FEWEST; then what is unfinished.
+
+        first: seed of the first image; most: images of a candidate, fewer where time is short
+        """
+        start, found = time.monotonic(), []
+        images = self.images(candidates, first, most, seconds)
+        seeds, total = range(first, first + images), images * len(candidates)
+        verb = "measured" if first < SCREEN_SEED else "screened"
+        takes = duration(sum(self.seconds(one, seeds) for one in candidates))
+        self.progress.note(
+            f"{len(candidates)} candidates are {verb} on {images} images each, which takes about {takes}; there are "
+            f"{duration(seconds)}"
+        )
         for i, one in enumerate(candidates):
 
-            def report(before: int, now: int, i: int = i) -> None:
-                logs = {"images": i * len(seeds) + before + now, "seconds": time.monotonic() - start}
-                self.progress.update(i * len(seeds) + before + now, len(candidates) * len(seeds), logs)
+            def report(before: int, now: int, done: int = i * images) -> None:
+                logs = {"images": done + before + now, "seconds": time.monotonic() - start}
+                self.progress.update(done + before + now, total, logs)
 
-            expected, begun = self.seconds(one, seeds) / self.pace, time.monotonic()
             try:
-                measured = self._measure(one, seeds, deadline if i >= FEWEST else math.inf, report, details=details)
+                measured = self._measure(one, seeds, until(start + seconds if i >= FEWEST else math.inf, report))
             except OutOfTime:
                 self.progress.note(f"{i + 1}/{len(candidates)} {one.key}: out of time")
                 continue
-            estimated, spent = estimated + expected, spent + (time.monotonic() - begun if expected else 0)
             score = measured.row.score
             self.progress.note(
                 f"{i + 1}/{len(candidates)} {one.key}: {score.metric} {score.value:.3f} "
-                f"[{score.low:.3f}, {score.high:.3f}] of {len(seeds)} images"
+                f"[{score.low:.3f}, {score.high:.3f}] of {images} images"
             )
             found.append(measured)
         self.progress.close()
-        self.pace = spent / estimated if estimated else self.pace
-        return found
+        unfinished = []
+        if missing := len(candidates) - len(found):
+            unfinished.append(f"{missing} of {len(candidates)} candidates were not {verb} in time.")
+        if images < most:
+            unfinished.append(f"For lack of time {len(found)} were {verb} on {images} images, not on {most}.")
+        return found, unfinished
 
-    def _measure(
-        self, one: Candidate, seeds: range, deadline: float, report: Any, *, details: bool
-    ) -> MeasuredCandidate:
-        file = self._row_file(one, seeds)
+    def _measure(self, one: Candidate, seeds: range, progress: Any) -> MeasuredCandidate:
+        file = self.row_file(one, seeds)
         if not file.exists():
             found = measure(
                 self.drawer(one),
                 seeds,
-                *self.evaluators_of(seeds),
+                *self._evaluators_of(seeds),
                 keep=self._features_of(one),
-                details=details,
-                progress=until(deadline, report),
+                details=seeds.start < SCREEN_SEED,
+                progress=progress,
                 mapper=self.mapper,
             )
             keep_row(file, found.row, found.replicates, self._ran_on)
-        kept = read_row(file)
-        replicates = dict(zip(kept.row.scores, map(np.array, kept.replicates), strict=True))
-        sampler = f"{kept.row.sampler}, {one.note}" if one.note else kept.row.sampler
-        return MeasuredCandidate(one, replace(kept.row, sampler=sampler), replicates, kept.ran_on)
+        return read_row(file, one)
 
     def _features_of(self, one: Candidate) -> Path:
         """Where its features are kept."""
         return self.directory / f"{one.key}-{self.drawer(one).origin(self.evaluators[0].net.identity).digest}"
 
-    def _row_file(self, one: Candidate, seeds: range) -> Path:
-        key = replace(one, training=0).key
-        return (self.rows or self.directory) / row_name(key, self.drawer(one), self.evaluators_of(seeds), seeds)
+    def row_file(self, one: Candidate, seeds: range) -> Path:
+        """Where its row of these images is kept. Whatever gives another row has another name."""
+        drawer = self.drawer(one)
+        content: list[object] = [SCORING, RESAMPLING_SEED, drawer.expected_cost.macs]
+        for metric in self._evaluators_of(seeds):
+            real = (metric.reference, metric.held_out)
+            content.append(drawer.origin(metric.net.identity).json())
+            content += [images.fingerprint if images else "" for images in real]
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+        return self.directory / f"{replace(one, training=0).key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
 
-    def finish(self, measured: Sequence[MeasuredCandidate], seconds: float = math.inf) -> list[TimedCandidate]:
+    def finish(self, measured: Sequence[MeasuredCandidate], seconds: float = math.inf) -> list[MeasuredCandidate]:
         """Times every candidate, once only if the seconds are over, and takes its first images; of a decoder, PSNR."""
         deadline, finished = time.monotonic() + seconds, []
         self.progress.note(f"timing {len(measured)} candidates, alone and in batches of {BATCH}")
@@ -188,15 +201,15 @@ class Session:
             drawer = self.drawer(one.candidate)
             repeats = 3 if time.monotonic() < deadline else 1
             alone, batched = (seconds_per_image(drawer, size, repeats) for size in (1, BATCH))
-            finished.append(
-                TimedCandidate(
-                    replace(one, row=replace(one.row, seconds_per_image=batched, batch_size=BATCH)),
-                    alone,
-                    drawer.draw(range(SHOWN)).images,
-                    nearness(drawer, range(min(LOOKED_AT, one.row.score.fingerprint.count))),
-                    drawer.model.experiment.codec.alphabet,
-                )
+            timed = replace(
+                one,
+                row=replace(one.row, seconds_per_image=batched, batch_size=BATCH),
+                seconds_alone=alone,
+                images=drawer.draw(range(SHOWN)).images,
+                nearness=nearness(drawer, range(min(LOOKED_AT, one.row.score.fingerprint.count))),
+                alphabet=drawer.model.experiment.codec.alphabet,
             )
+            finished.append(timed)
             self.progress.update(i + 1, len(measured), {"images": SHOWN * (i + 1)})
         self.progress.close()
         return finished
@@ -228,21 +241,13 @@ def promising(screened: Sequence[MeasuredCandidate], duals: Collection[str]) -> 
 
 
 def useful_first(candidates: Sequence[Candidate], macs: Mapping[str, int]) -> list[Candidate]:
-    """What the user named; then the networks by turns, at costs spread out. macs: of an image, by key."""
+    """What the user named; then the networks by turns, the cheapest plan of each first. macs: of an image, by key."""
     named = [one for one in candidates if one.named]
     lines: dict[tuple[Path, str | None], list[Candidate]] = {}
     for one in sorted(candidates, key=lambda one: macs[one.key]):
         if not one.named:
             lines.setdefault((one.run, one.denoiser), []).append(one)
-    return [*named, *round_robin([middles_first(line) for line in lines.values()])]
-
-
-def middles_first(items: Sequence[Item]) -> list[Item]:
-    """The middle one, then the middles of both halves by turns: however few are taken, they are spread out."""
-    if not items:
-        return []
-    middle = len(items) // 2
-    return [items[middle], *round_robin([middles_first(items[:middle]), middles_first(items[middle + 1 :])])]
+    return [*named, *round_robin([*lines.values()])]
 
 
 def round_robin(lists: Sequence[Sequence[Item]]) -> list[Item]:

@@ -1,15 +1,8 @@
-"""What a comparison found: measured rows, kept in a file each, and what they say about dual-rate and its baselines.
-
-    DIRECTORY/KEY-FIRST-LAST-DIGEST.json      a row with its bootstrap replicates, of the images of these seeds
-
-The digest is of all that decides a row: its images, the metrics, what images are compared with, their cost. So files of
-several machines may be put into one directory.
-"""
+"""What a comparison found: measured rows, and what they say about dual-rate and its baselines."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -17,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +18,12 @@ from numpy.typing import NDArray
 from dualrate.compare.candidates import Candidate
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.latent_set import DrawnLatents
-from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.latents import Nearness
 from dualrate.metrics.distances import LEVEL, interval_of
-from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
-from dualrate.report.rows import Row
-from dualrate.report.table import records
+from dualrate.metrics.evaluate import RESAMPLING_SEED
+from dualrate.report.table import Row, record
 from dualrate.system.device import environment
 from dualrate.system.files import read_bytes, write_whole
-
-SCORING = 1  # raised where a score, its interval or its replicates are made in another way
 
 
 @dataclass(frozen=True)
@@ -47,14 +35,30 @@ class KeptRow:
     ran_on: str
 
 
-def row_name(key: str, drawer: Drawer, evaluators: Sequence[Evaluator[Any]], seeds: range) -> str:
-    """Name of the file of a row; another for whatever gives another row. key: of the candidate."""
-    content: list[object] = [SCORING, RESAMPLING_SEED, drawer.expected_cost.macs]
-    for one in evaluators:
-        real = (one.reference, one.held_out)
-        content += [drawer.origin(one.net.identity).json(), *(images.fingerprint if images else "" for images in real)]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
-    return f"{key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
+@dataclass(frozen=True, eq=False)
+class MeasuredCandidate:
+    """A candidate's row, and by metric its score's bootstrap replicates (R,), paired with those of other candidates.
+
+    ran_on:    hardware, versions and commit that its images were scored with
+    trainings: by metric the score of each training, where the row is of several
+    What is known once it is timed:
+    seconds_alone: per image, drawn alone; in batches it is the row's
+    images:    the first, uint8 (n, C, H, W)
+    nearness:  of a decoder's images to those that it was given the latents of; None of any other model
+    alphabet:  of pieces of text, which the images then are, as of an `ImageSet`
+    saving:    FLOPs of the baselines for the same score, over its own; None without baselines
+    """
+
+    candidate: Candidate
+    row: Row
+    replicates: Mapping[str, NDArray[np.float64]]
+    ran_on: str = ""
+    trainings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    seconds_alone: float = math.nan
+    images: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.uint8))
+    nearness: Nearness | None = None
+    alphabet: str = ""
+    saving: Saving | None = None
 
 
 def keep_row(file: Path, row: Row, replicates: Mapping[str, NDArray[np.float64]], ran_on: str) -> None:
@@ -63,8 +67,8 @@ def keep_row(file: Path, row: Row, replicates: Mapping[str, NDArray[np.float64]]
     write_whole(file, json.dumps(to_plain(KeptRow(row, by_metric, ran_on))) + "\n")
 
 
-def read_row(file: Path) -> KeptRow:
-    """Raises ValueError for another file, OSError for one that cannot be read."""
+def read_row(file: Path, candidate: Candidate) -> MeasuredCandidate:
+    """candidate: whose row the file has. Raises ValueError for another file, OSError for one that cannot be read."""
     try:
         kept: KeptRow = from_json(KeptRow, read_bytes(file), str(file))
         counts = {len(replicates) for replicates in kept.replicates}
@@ -72,49 +76,9 @@ def read_row(file: Path) -> KeptRow:
             raise ValueError(f"{len(kept.row.scores)} scores with replicates of {sorted(counts)}")
     except ValueError as error:
         raise ValueError(f"{file} is no row of a comparison ({error}): delete it, and it is measured again") from error
-    return kept
-
-
-@dataclass(frozen=True, eq=False)
-class MeasuredCandidate:
-    """A candidate's row, and by metric its score's bootstrap replicates (R,), paired with those of other candidates.
-
-    ran_on:    hardware, versions and commit that its images were scored with
-    trainings: by metric the score of each training, where the row is of several
-    """
-
-    candidate: Candidate
-    row: Row
-    replicates: Mapping[str, NDArray[np.float64]]
-    ran_on: str = ""
-    trainings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class TimedCandidate:
-    """A candidate that was measured on many images.
-
-    seconds_alone: per image, drawn alone; in batches it is the row's
-    images:        the first, uint8 (n, C, H, W)
-    nearness:      of a decoder's images to those that it was given the latents of; None of any other model
-    alphabet:      of pieces of text, which the images then are, as of an `ImageSet`
-    saving:        FLOPs of the baselines for the same score, over its own; None without baselines
-    """
-
-    measured: MeasuredCandidate
-    seconds_alone: float
-    images: NDArray[np.uint8]
-    nearness: Nearness | None = None
-    alphabet: str = ""
-    saving: Saving | None = None
-
-    @property
-    def row(self) -> Row:
-        return self.measured.row
-
-    @property
-    def candidate(self) -> Candidate:
-        return self.measured.candidate
+    replicates = dict(zip(kept.row.scores, map(np.array, kept.replicates), strict=True))
+    sampler = ", ".join(filter(None, (kept.row.sampler, candidate.note)))
+    return MeasuredCandidate(candidate, replace(kept.row, sampler=sampler), replicates, kept.ran_on)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +92,7 @@ class ComparisonResults:
 
     screened: Sequence[MeasuredCandidate]
     measured: Sequence[MeasuredCandidate]
-    finished: Sequence[TimedCandidate]
+    finished: Sequence[MeasuredCandidate]
     duals: frozenset[str]
     unfinished: Sequence[str] = ()
     command: str = ""
@@ -136,20 +100,22 @@ class ComparisonResults:
     device: torch.device = torch.device("cpu")
 
     @property
-    def dual_rate(self) -> list[TimedCandidate]:
+    def dual_rate(self) -> list[MeasuredCandidate]:
         return [one for one in self.finished if one.candidate.network in self.duals]
 
     @property
-    def baselines(self) -> list[TimedCandidate]:
+    def baselines(self) -> list[MeasuredCandidate]:
         return [one for one in self.finished if one.candidate.network not in self.duals]
 
     def with_savings(self) -> ComparisonResults:
         """With the saving of every dual-rate candidate, where there are baselines."""
-        baselines = [one.measured for one in self.baselines]
-        if not baselines:
+        if not self.baselines:
             return self
-        duals = {one.candidate.key: replace(one, saving=saving(one.measured, baselines)) for one in self.dual_rate}
-        return replace(self, finished=[duals.get(one.candidate.key, one) for one in self.finished])
+        finished = [
+            replace(one, saving=saving(one, self.baselines)) if one.candidate.network in self.duals else one
+            for one in self.finished
+        ]
+        return replace(self, finished=finished)
 
 
 def merged_trainings(measured: Sequence[MeasuredCandidate]) -> list[MeasuredCandidate]:
@@ -191,7 +157,7 @@ class Saving:
 
     def __str__(self) -> str:
         ratio, low, high = (
-            f"{value:.2f}" if math.isfinite(value) else "never" for value in (self.ratio, self.low, self.high)
+            f"{value:.2f}" if value < math.inf else "never" for value in (self.ratio, self.low, self.high)
         )
         return f"{'at most ' if self.at_most else ''}{ratio} [{low}, {high}]"
 
@@ -233,17 +199,17 @@ def cost_at(costs: NDArray[np.float64], scores: NDArray[np.float64], wanted: flo
 
 def as_records(results: ComparisonResults) -> list[dict[str, object]]:
     """A flat dict for each finished candidate, unrounded."""
-    lines = records([one.row for one in results.finished])
-    for line, one in zip(lines, results.finished, strict=True):
+    lines = []
+    for one in results.finished:
         candidate, details = one.candidate, one.row.score.details
-        line |= {
+        line = record(one.row) | {
             "run": candidate.run.name,
             "note_on_plan": candidate.note,
             "denoiser": candidate.denoiser and Path(candidate.denoiser).name,  # of a run its name, as above
             "plan": json.loads(candidate.plan.to_json()),
             "seconds_alone": one.seconds_alone,
-            "ran_on": one.measured.ran_on,
-            **{f"{metric} trainings": list(each) for metric, each in one.measured.trainings.items()},
+            "ran_on": one.ran_on,
+            **{f"{metric} trainings": list(each) for metric, each in one.trainings.items()},
         }
         if one.saving:
             values = {f"saving_{name}": value for name, value in asdict(one.saving).items()}
@@ -260,6 +226,7 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
                 "precision": details.precision_recall.precision,
                 "recall": details.precision_recall.recall,
             }
+        lines.append(line)
     return lines
 
 
@@ -270,17 +237,11 @@ def as_json(results: ComparisonResults) -> str:
         "environment": environment(results.device),
         "unfinished": list(results.unfinished),
         "front": as_records(results),
-        "screening": records([one.row for one in results.screened]),
+        "screening": [record(one.row) for one in results.screened],
     }
     if drawn := results.latents:
-        found["latents"] = {
-            "drawn_by": drawn.drawn_by,
-            "weights": drawn.weights,
-            "digest": drawn.digest,
-            "codec": drawn.codec,
-            "count": len(drawn.z_0),
-            "macs": drawn.macs,  # of a latent, in no row's cost
-        }
+        names = ("drawn_by", "weights", "digest", "codec", "macs")  # macs: of a latent, in no row's cost
+        found["latents"] = {name: getattr(drawn, name) for name in names} | {"count": len(drawn.z_0)}
     return json.dumps(found, indent=1)
 
 

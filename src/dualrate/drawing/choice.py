@@ -1,4 +1,4 @@
-"""A sampler and a plan for a model: what is asked for, and where nothing is said what docs/choosing.md recommends.
+"""A sampler and a plan for a model: what is asked for, else what docs/choosing.md recommends:
 
 sampler  SDE-DPM-Solver++ 2M at gamma 0.1; of a denoiser that needs a smooth path DPM-Solver++ 2M; of a student the
          one that it was made for, ancestral or DDIM
@@ -46,7 +46,7 @@ class Choice(Ranged):
     gamma, eta: settings of the sampler
     grid:    a name of sampling/grids.py, or blend:0.3
     times:   the N + 1 times themselves, instead of steps and grid
-    plan:    all about steps and heavy calls, instead of steps, heavy, grid, times and places
+    plan:    times and heavy calls together, instead of steps, heavy, grid, times and places
     places:  of the heavy calls: spread evenly over all steps, or over those after the first quarter
     switch_at: a time: steps that start before it, noisier, have no context, so are another run's or the light network's
     """
@@ -73,7 +73,7 @@ class Choice(Ranged):
         if self.switch_at is not None and self.places is not None:
             raise ValueError("switch_at says which steps have no context: drop places")
         if self.plan is not None and where:
-            raise ValueError(f"a plan says all about the steps: drop {' and '.join(where)}")
+            raise ValueError(f"a plan has its own steps and heavy calls: drop {' and '.join(where)}")
         if self.times is not None and {"steps", "grid"} & set(where):
             raise ValueError("the times say where the steps are: drop steps and grid")
         if self.times is not None and (len(self.times) < 2 or (self.times[0], self.times[-1]) != (1, 0)):
@@ -89,7 +89,7 @@ class Choice(Ranged):
 
     @own_defaults()
     def settled(self, model: Model, note: Note = warnings.warn) -> Choice:
-        """With sampler, noise level and plan said, so that what later versions recommend changes nothing.
+        """With sampler, noise level and plan filled in, so that a later version's recommendation changes nothing.
 
         Raises what `step_plan` raises.
         """
@@ -124,7 +124,8 @@ class Choice(Ranged):
         single = model.serves.default_heavy(steps) == steps
         light_first = markov and single and abilities(model.denoiser).alone_differs
         reuse = heavy < steps and markov and not light_first
-        grid = self.grid or self._usual_grid(model, reuse)
+        sampler = sampler_named(self._sampler(model)[0])
+        grid = self.grid or ((sampler.reusing if reuse else sampler.grid) if model.serves.any_plan else "t")
         times = self.times or grid_times(grid, model.process.schedule, steps)
         if self.switch_at is not None:
             alone = before(times, self.switch_at)
@@ -132,8 +133,8 @@ class Choice(Ranged):
         starts_alone = reuse and switches(model)
         if self.places == "late" and not starts_alone:
             raise ValueError(
-                f"places late leaves the first steps without a context, and {model.name} has none, or was not trained "
-                "without it, or is called at every step: drop places"
+                f"places late leaves the first steps without a context, and {model.name} has no context, or was not "
+                "trained without it, or is called at every step: drop places"
             )
         if light_first and self.places is None:
             return model.serves.spread(times, heavy, max(steps - heavy, 0))
@@ -141,18 +142,11 @@ class Choice(Ranged):
         plan = model.serves.spread(times, heavy, min(steps // 4, steps - heavy) if late else 0)
         return plan if late else plan.renewing(abilities(model.denoiser).between)
 
-    def _usual_grid(self, model: Model, reuse: bool) -> str:
-        if not model.serves.any_plan:
-            return "t"
-        sampler = sampler_named(self._sampler(model)[0])
-        return sampler.reusing if reuse else sampler.grid
-
     def _heavy(self, model: Model, steps: int) -> int:
         """Raises ValueError for fewer heavy calls than steps of a network that has nothing to reuse."""
-        if self.heavy is None:
-            smooth = model.denoiser.reuse is Reuse.SMOOTH
-            return max(1, steps // 4) if smooth else model.serves.default_heavy(steps)
         usual = model.serves.default_heavy(steps)
+        if self.heavy is None:
+            return max(1, steps // 4) if model.denoiser.reuse is Reuse.SMOOTH else usual
         if self.heavy != usual and model.denoiser.reuse is Reuse.FREE:
             what = "one network, which runs at every step" if usual == steps else "a context that never grows old"
             raise ValueError(
@@ -187,7 +181,7 @@ def sample(
     batch_size: int = 125,
     progress: ImageProgress | None = None,
 ) -> NDArray[np.uint8]:
-    """Images (N, C, H, W), 8-bit. What is not given is as docs/choosing.md recommends.
+    """Images (N, C, H, W), 8-bit. The defaults are those that docs/choosing.md recommends.
 
     seeds:    how many images, of seeds 0, 1, ...; or the seeds themselves. An image depends on its own seed alone
     steps:    N, calls of the light network; heavy: H, calls of the encoder

@@ -55,7 +55,7 @@ from dualrate.metrics.pretrained import PRETRAINED, Pretrained
 from dualrate.metrics.store import FeatureStore, fill_stores
 from dualrate.metrics.text import LanguageModel, train_language_model
 from dualrate.networks.blocks import in_bfloat16
-from dualrate.report.rows import Row
+from dualrate.report.table import Row
 from dualrate.runs.train import Score as ScoreInTraining
 from dualrate.sampling.cost import CallCost, priced, seconds_per_call
 from dualrate.system.device import own_defaults

@@ -1,9 +1,8 @@
 """Which plans and steps a model serves, which of them are its own, and which a comparison tries.
 
-A model that was trained at every noise level takes any plan. A distilled student would be called at steps it never
-learned to make: it goes from z_t to an x_hat that is right for the z_s it makes of it, s within the step. It learned
-steps of some lengths and no longer ones, and a dual-rate student learned the very (t, tau) of one plan; a consistency
-model learned where its own few steps of DDIM end.
+A model that was trained at every noise level takes any plan. A distilled student learned steps of some lengths and no
+longer ones: its x_hat at z_t is right for the z_s at the end of the step. A dual-rate student learned the (t, tau) of
+one plan. A consistency model learned where its own few steps of DDIM end.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from dualrate.config.ranges import Probability, Ranged, Steps
 from dualrate.diffusion.plan import STEPS, StepPlan
@@ -25,14 +25,16 @@ ROUNDING = 1e-9  # of times
 
 
 class Serves(ABC):
-    """What a model may be asked for. A subclass is a frozen dataclass."""
+    """What a model may be asked for. A subclass is a frozen dataclass; names without an annotation are no fields.
 
-    drops = False  # no annotation: whether the model was trained on steps without a context too
+    steps:    of a sampler, where none are asked for
+    drops:    whether the model was trained on steps without a context too
+    any_plan: whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried
+    """
 
-    @property
-    def any_plan(self) -> bool:
-        """Whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried."""
-        return False
+    steps: int
+    drops = False
+    any_plan = False
 
     @property
     def sampler(self) -> str | None:
@@ -40,13 +42,13 @@ class Serves(ABC):
         return ANCESTRAL
 
     @property
-    @abstractmethod
     def default_steps(self) -> int:
-        """Steps of a sampler, where nothing else is said."""
+        """Steps of a sampler, where none are asked for."""
+        return self.steps
 
-    @abstractmethod
     def default_heavy(self, steps: int) -> int:
-        """Heavy calls for so many steps, where nothing else is said."""
+        """Heavy calls for so many steps, where none are asked for; here the network runs at every step."""
+        return steps
 
     def default_plan(self, steps: int | None = None) -> StepPlan:
         """Steps equal in t, heavy calls spread evenly."""
@@ -85,17 +87,12 @@ class AnyPlan(Serves, Ranged):
     drops: bool = False
     times: tuple[Probability, Probability] = (0.0, 1.0)
 
-    @property
-    def any_plan(self) -> bool:
-        return True
+    steps = STEPS
+    any_plan = True
 
     @property
     def sampler(self) -> None:
         return None
-
-    @property
-    def default_steps(self) -> int:
-        return STEPS
 
     def default_heavy(self, steps: int) -> int:
         """A quarter of the steps, within what was trained."""
@@ -105,7 +102,7 @@ class AnyPlan(Serves, Ranged):
         return min(max(steps // 4, low), high, steps)
 
     def spread(self, times: Sequence[float], heavy: int, alone: int = 0) -> StepPlan:
-        """As above, where the encoder was trained alone: fewer heavy calls where there are fewer such steps."""
+        """As above, only where the encoder was trained: fewer heavy calls where there are fewer such steps."""
         plan, (least, most) = StepPlan.late(times, heavy, alone), self.times
         where = [i for i, t in enumerate(plan.t[:-1]) if i >= alone and least - ROUNDING <= t <= most + ROUNDING]
         heavy = min(heavy, len(where))
@@ -130,15 +127,6 @@ class AtLeast(_Distilled, Ranged):
 
     steps: Steps
 
-    @property
-    def default_steps(self) -> int:
-        """Its own: the fewest."""
-        return self.steps
-
-    def default_heavy(self, steps: int) -> int:
-        """The network runs at every step."""
-        return steps
-
     def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
         """Its own plan, and longer ones."""
         return super().ladder({self.steps, *(count for count in calls if count > self.steps)})
@@ -155,19 +143,18 @@ class AtLeast(_Distilled, Ranged):
 
 
 class _Single(Serves):
-    """Of a model that learned the steps of one plan: it serves that one."""
+    """Of a model that learned the steps of one plan: it serves that one. heavy: its calls; None: one at every step."""
 
-    steps: int
+    heavy: Any  # a whole number or None
 
     @property
     @abstractmethod
     def learned(self) -> str:
         """What it serves, as an error says it after 'this'."""
 
-    @property
-    def default_steps(self) -> int:
-        """Its own."""
-        return self.steps
+    def default_heavy(self, steps: int) -> int:
+        """Its own, however many steps are asked for; `check` refuses a plan that is not served."""
+        return steps if self.heavy is None else min(self.heavy, steps)
 
     def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
         """Its own plan."""
@@ -197,10 +184,6 @@ class OnePlan(_Single, _Distilled, Ranged):
                 f"a dual-rate student of {self.steps} steps has 1 to {self.steps} heavy calls, got {self.heavy}"
             )
 
-    def default_heavy(self, steps: int) -> int:
-        """Its own, however many steps are asked for; `check` refuses what it does not serve."""
-        return min(self.heavy, steps)
-
     @property
     def learned(self) -> str:
         return (
@@ -213,11 +196,7 @@ class OnePlan(_Single, _Distilled, Ranged):
 class OneStep(_Single, _Distilled):
     """A student of one network that goes from noise to its x_hat at once."""
 
-    steps = 1  # no annotation: no field
-
-    def default_heavy(self, steps: int) -> int:
-        """The network runs at every step."""
-        return steps
+    steps, heavy = 1, None
 
     @property
     def learned(self) -> str:
@@ -237,10 +216,6 @@ class Segments(_Single, Ranged):
     @property
     def sampler(self) -> str:
         return "ddim"
-
-    def default_heavy(self, steps: int) -> int:
-        """Its own, however many steps are asked for; `check` refuses what it does not serve."""
-        return steps if self.heavy is None else min(self.heavy, steps)
 
     @property
     def learned(self) -> str:

@@ -20,8 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMetho
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.metrics.store import require_same
-from dualrate.report.rows import Row
-from dualrate.report.table import compute_unit, plan_of, significant
+from dualrate.report.table import Row, compute_unit, significant
 
 Item = TypeVar("Item")
 
@@ -49,17 +48,42 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
     if not rows:
         raise ValueError("no rows, so there is nothing to draw: measure something first")
     require_same([row.score.fingerprint for row in rows])
+    prefix, unit = compute_unit([row.flops for row in rows])
+    floor, values = rows[0].score.floor, [row.score.value for row in rows]
+
+    def place(row: Row) -> tuple[float, float]:
+        return row.flops / unit if cost == "flops" else 1000 * row.seconds_per_image, row.score.value
+
     figure, axes = _blank(height=5.6)
-    scale, label = _cost_axis(rows, cost)
     for i, network in enumerate(dict.fromkeys(row.network for row in rows)):
-        own = [row for row in rows if row.network == network]
-        front = pareto_front(own, lambda row: (_cost(row, cost), row.score.value))
-        _draw_front(axes, front, cost, scale, i)
         color, marker = mark(i)
+        own = [row for row in rows if row.network == network]
+        front = pareto_front(own, place)
+        x, y = zip(*map(place, front), strict=True)
+        below = [max(0.0, row.score.value - row.score.low) for row in front]
+        above = [max(0.0, row.score.high - row.score.value) for row in front]
+        axes.errorbar(
+            x, y, (below, above), fmt=f"-{marker}", color=color, markersize=8, capsize=4, label=network, zorder=3
+        )
+        offset = ((8, 6), (8, -14), (-22, 6))[i % 3]  # neighbouring points of two networks are labelled apart
+        for row in front:
+            axes.annotate(row.plan, place(row), offset, textcoords="offset points", color=color, fontsize=11)
         for row in own:
             if row not in front:
-                axes.plot(_cost(row, cost) / scale, row.score.value, marker, color=color, alpha=0.35)
-    _finish(figure, axes, rows, label)
+                axes.plot(*place(row), marker, color=color, alpha=0.35)
+    if not math.isnan(floor):
+        axes.axhline(floor, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
+        at, label = axes.get_yaxis_transform(), f"floor {significant(floor)}: real images"
+        axes.annotate(label, (0.995, floor), (0, 4), at, "offset points", ha="right", color=INK, alpha=0.85)
+    log_axis(axes, "x")
+    axes.margins(x=0.1, y=0.12)
+    if min(values) > 0 and max(values) > WIDE * min(values):
+        log_axis(axes, "y")
+    elif min(values) > 0:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"{prefix}FLOPs per image" if cost == "flops" else "measured milliseconds per image")
+    axes.set_ylabel(f"{rows[0].score.metric} (lower is better)")
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, labelcolor=INK)
     return figure
 
 
@@ -127,75 +151,6 @@ def _blank(height: float) -> tuple[Figure, Axes]:
         label.set_color(INK)
     axes.grid(which="major", color=INK, alpha=0.12)
     return figure, axes
-
-
-def _finish(figure: Figure, axes: Axes, rows: Sequence[Row], xlabel: str) -> None:
-    """Floor, scales, labels and legend of a figure of scores against cost."""
-    score = rows[0].score
-    if not math.isnan(score.floor):
-        _draw_floor(axes, score.floor)
-    log_axis(axes, "x")
-    values = [row.score.value for row in rows]
-    if min(values) > 0 and max(values) > WIDE * min(values):
-        log_axis(axes, "y")
-    axes.margins(x=0.1, y=0.12)
-    if axes.get_yscale() == "linear" and min(values) > 0:
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(f"{score.metric} (lower is better)")
-    figure.legend(frameon=False, loc="outside upper center", ncols=2, labelcolor=INK)
-
-
-def _draw_front(axes: Axes, front: Sequence[Row], cost: Cost, scale: float, network: int) -> None:
-    """network: its number, which colours it."""
-    color, marker = mark(network)
-    scores = [row.score for row in front]
-    x = [_cost(row, cost) / scale for row in front]
-    axes.errorbar(
-        x,
-        [score.value for score in scores],
-        yerr=(
-            [max(0.0, score.value - score.low) for score in scores],
-            [max(0.0, score.high - score.value) for score in scores],
-        ),
-        color=color,
-        marker=marker,
-        markersize=8,
-        linewidth=1.8,
-        elinewidth=1.5,
-        capsize=4,
-        label=front[0].network,
-        zorder=3,
-    )
-    offset = ((8, 6), (8, -14), (-22, 6))[network % 3]  # neighbouring points of two networks are labelled apart
-    for row, at in zip(front, x, strict=True):
-        axes.annotate(plan_of(row), (at, row.score.value), offset, textcoords="offset points", color=color, fontsize=11)
-
-
-def _draw_floor(axes: Axes, floor: float) -> None:
-    axes.axhline(floor, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
-    axes.annotate(
-        f"floor {significant(floor)}: real images",
-        (0.995, floor),
-        (0, 4),
-        xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points",
-        ha="right",
-        alpha=0.85,
-        color=INK,
-    )
-
-
-def _cost(row: Row, cost: Cost) -> float:
-    return row.flops if cost == "flops" else row.seconds_per_image
-
-
-def _cost_axis(rows: Sequence[Row], cost: Cost) -> tuple[float, str]:
-    """What costs are divided by, and the label of the axis."""
-    if cost == "seconds":
-        return 1e-3, "measured milliseconds per image"
-    prefix, unit = compute_unit([row.flops for row in rows])
-    return unit, f"{prefix}FLOPs per image"
 
 
 def log_axis(axes: Axes, axis: Literal["x", "y"]) -> None:

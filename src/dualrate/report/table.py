@@ -1,4 +1,4 @@
-"""Rows as a table: cells for pages, aligned text for terminals, dicts for JSON. Lowest cost first."""
+"""Measured rows, and tables of them: cells for pages, aligned text for terminals, flat dicts for JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,58 @@ from dataclasses import asdict, dataclass
 
 from dualrate.metrics.evaluate import Score
 from dualrate.metrics.store import require_same
-from dualrate.report.rows import Row, shared_metrics
 
 EACH = "-"  # H of a single-rate row
 TEXT_COLUMNS = 2  # network and sampler; the others are numbers
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model under one sampler and plan: what an image cost and how good the images were.
+
+    network:           what was run, e.g. "heavy", "dual-rate", "light alone"
+    sampler:           "ancestral", "DDIM", ..., with its settings and the guidance where they are not the usual ones
+    num_steps:         N
+    num_heavy:         H, heavy calls per image; N for a single-rate network
+    macs:              multiply-adds per image, guidance counted; FLOPs are twice that
+    seconds_per_image: of networks and sampler, measured in this run, at `batch_size`
+    precision:         "float32" or "bfloat16", of the networks' matrix products; then ", compiled", ", CUDA graphs"
+    score:             quality with its interval, by the first metric
+    beside:            by the other metrics, of the same images
+    """
+
+    network: str
+    sampler: str
+    num_steps: int
+    num_heavy: int
+    macs: int
+    seconds_per_image: float
+    batch_size: int
+    precision: str
+    score: Score
+    beside: tuple[Score, ...] = ()
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """By metric, the first one first."""
+        return {score.metric: score for score in (self.score, *self.beside)}
+
+    @property
+    def plan(self) -> str:
+        return plan_name(self.num_steps, self.num_heavy)
+
+    def __str__(self) -> str:
+        """E.g. "dual-rate ancestral 32/8" for N = 32 and H = 8; "heavy DDIM 16" for a network called at every step."""
+        return f"{self.network} {self.sampler} {self.plan}"
+
+
+def plan_name(steps: int, heavy: int) -> str:
+    """N/H, or N alone where all of the model runs at every step."""
+    return str(steps) if heavy == steps else f"{steps}/{heavy}"
 
 
 @dataclass(frozen=True)
@@ -23,6 +71,11 @@ class Table:
     notes: tuple[str, ...]
 
 
+def shared_metrics(rows: Sequence[Row]) -> list[str]:
+    """The metrics that all of the rows have, in the order of the first one."""
+    return [metric for metric in rows[0].scores if all(metric in row.scores for row in rows)]
+
+
 def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: Sequence[str] = ()) -> Table:
     """The rows in order of cost, rounded for reading; a column for every metric that all rows have, with its interval.
 
@@ -31,9 +84,9 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
     """
     if not rows:
         raise ValueError("no rows, so there is no table: measure something first")
-    metrics = shared_metrics(rows)
     require_same([row.score.fingerprint for row in rows])
-    for metric in metrics:
+    first, *others = shared_metrics(rows)
+    for metric in others:
         require_same([row.scores[metric].fingerprint for row in rows])
     prefix, unit = compute_unit([row.flops for row in rows])
     lines = []
@@ -43,68 +96,52 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
             "sampler": row.sampler,
             "N": str(row.num_steps),
             "H": EACH if row.num_heavy == row.num_steps else str(row.num_heavy),
-            metrics[0]: scored(row.score),
+            first: scored(row.score),
             f"{prefix}FLOPs": significant(row.flops / unit),
             "ms": significant(1000 * row.seconds_per_image),
         }
-        lines.append({**line, **more, **{metric: scored(row.scores[metric]) for metric in metrics[1:]}})
+        lines.append({**line, **more, **{metric: scored(row.scores[metric]) for metric in others}})
     batches = ", ".join(str(size) for size in sorted({row.batch_size for row in rows}))
-    scores = [rows[0].scores[metric] for metric in metrics]
-    explained = (
-        f"N steps, H heavy calls ({EACH}: the whole model at every step); FLOPs, twice the multiply-adds, and "
-        f"milliseconds are per image, measured in batches of {batches}; brackets are "
-        f"{100 * scores[0].level:.0f}% intervals over images",
+    explained = [
+        f"N: steps. H: heavy calls; {EACH}: the whole model runs at every step. FLOPs: twice the multiply-adds of an "
+        f"image. ms: milliseconds per image in batches of {batches}. Brackets: "
+        f"{100 * rows[0].score.level:.0f}% intervals over images",
         *notes,
-        *(note for score in scores for note in (_score_note(score), floor_note(score))),
-        *dict.fromkeys(score.note for score in scores if score.note),
-    )
-    return Table(tuple(lines[0]), tuple(tuple(line.values()) for line in lines), explained)
-
-
-def _score_note(score: Score) -> str:
-    count, fingerprint = score.fingerprint.count, score.fingerprint.short()
-    return f"{score.metric}: lower is better; {count} images per row; fingerprint {fingerprint}"
-
-
-def floor_note(score: Score) -> str:
-    """What real images reach, in words."""
-    if math.isnan(score.floor):
-        return "floor: unknown, no held-out images"
-    return f"floor: {significant(score.floor)}, reached by {score.floor_count} held-out real images"
+    ]
+    for score in (rows[0].scores[metric] for metric in (first, *others)):
+        count, fingerprint = score.fingerprint.count, score.fingerprint.short()
+        explained.append(f"{score.metric}: lower is better; {count} images per row; fingerprint {fingerprint}")
+        explained.append(
+            "floor: unknown, no held-out images"
+            if math.isnan(score.floor)
+            else f"floor: {significant(score.floor)}, reached by {score.floor_count} held-out real images"
+        )
+        explained.append(score.note)
+    notes = tuple(dict.fromkeys(filter(None, explained)))
+    return Table(tuple(lines[0]), tuple(tuple(line.values()) for line in lines), notes)
 
 
 def as_text(made: Table) -> str:
     """Columns aligned for a terminal, the notes below."""
-    lines = [made.header, *made.cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(made.header))]
-
-    def aligned(line: Sequence[str]) -> str:
-        left = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        return "  ".join(left[:TEXT_COLUMNS] + right[TEXT_COLUMNS:]).rstrip()
-
-    return "\n".join([*map(aligned, lines), "", *made.notes])
-
-
-def records(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """One flat dict per row, unrounded, in the order given; JSON has no NaN, so an unknown floor is None."""
-    return [_record(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(made.header, *made.cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < TEXT_COLUMNS else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (made.header, *made.cells)
+    ]
+    return "\n".join([*lines, "", *made.notes])
 
 
-def _record(row: Row) -> dict[str, object]:
-    own = asdict(row)
-    score = own.pop("score")
-    left_out = ("precision", "details", "beside")
-    merged = own | {"flops": row.flops, "arithmetic": row.precision} | score | {"floor": _floor(row.score)}
-    flat = {k: v for k, v in merged.items() if k not in left_out}
-    for other in row.beside:
-        named = {"value": other.value, "low": other.low, "high": other.high, "floor": _floor(other)}
-        flat |= {f"{other.metric} {name}": value for name, value in named.items()}
-    return flat
-
-
-def _floor(score: Score) -> float | None:
-    return None if math.isnan(score.floor) else score.floor
+def record(row: Row) -> dict[str, object]:
+    """A flat dict, unrounded. JSON has no NaN, so an unknown floor is None."""
+    found = asdict(row) | {"flops": row.flops, "arithmetic": row.precision} | asdict(row.score)
+    for name in ("precision", "score", "details", "beside"):
+        del found[name]
+    for score in row.beside:
+        found |= {f"{score.metric} {name}": getattr(score, name) for name in ("value", "low", "high", "floor")}
+    return {name: None if value != value else value for name, value in found.items()}
 
 
 def compute_unit(flops: Sequence[int]) -> tuple[str, float]:
@@ -123,28 +160,7 @@ def _places(value: float) -> int:
     return max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
 
 
-def costs(row: Row) -> str:
-    """FLOPs and milliseconds of an image."""
-    prefix, unit = compute_unit([row.flops])
-    return f"{significant(row.flops / unit)} {prefix}FLOPs and {significant(1000 * row.seconds_per_image)} ms"
-
-
 def scored(score: Score) -> str:
     """Value and interval, [low, high], with as many decimals as the value."""
     places = _places(score.value)
-    return f"{significant(score.value)} [{score.low:.{places}f}, {score.high:.{places}f}]"
-
-
-def name(row: Row) -> str:
-    """E.g. "dual-rate ancestral 32/8" for N = 32 and H = 8; "heavy DDIM 16" for a network called at every step."""
-    return f"{row.network} {row.sampler} {plan_of(row)}"
-
-
-def plan_of(row: Row) -> str:
-    """N/H, or N alone where all of the model runs at every step."""
-    return plan_name(row.num_steps, row.num_heavy)
-
-
-def plan_name(steps: int, heavy: int) -> str:
-    """N/H, or N alone for H = N."""
-    return str(steps) if heavy == steps else f"{steps}/{heavy}"
+    return f"{score.value:.{places}f} [{score.low:.{places}f}, {score.high:.{places}f}]"

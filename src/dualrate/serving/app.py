@@ -7,16 +7,15 @@
     GET    /api/samples/ID    how far the job is, and its images as PNGs in data URIs
     DELETE /api/samples/ID    stops it
 
-A refusal is a 4xx, or a 503 where too many plans are being counted, with {"error": name, "message": ..., "field": of
-the request, if it is one's}. On a loopback address only requests to a loopback name are answered, and a request's body
-must call itself JSON: so no other page that the browser shows can use this server.
+A refusal is a 4xx with {"error": name, "message": ..., "field": of the request, if it is one's}. On a loopback address
+only requests to a loopback name are answered, and a request's body must call itself JSON: so no other page that the
+browser shows can use this server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import re
 import socket
 import threading
@@ -24,11 +23,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -38,14 +37,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from dualrate.config.serial import from_json
-from dualrate.report.html import STYLE
-from dualrate.serving.offer import Full, Jobs, Offer, Request, Side
+from dualrate.report.html import TEMPLATES
+from dualrate.serving.offer import Full, Jobs, Offer, Request
 from dualrate.system.progress import Interrupts
 
 PARTS = Path(__file__).with_name("parts")
 MOST_BYTES = 16_384  # of a request's body
-COUNTED = 2  # requests whose cost is counted at once
-MOST_COUNTED = 32  # with those that wait for it
 RETRY = {"Retry-After": "5"}  # seconds after which a client that was refused may come again
 FIELDS = "|".join(field.name for field in fields(Request))
 NAMES = {404: "not-found", 405: "wrong-method"}
@@ -70,10 +67,8 @@ class Refused(HTTPException):
 
 def page(described: Mapping[str, Any]) -> str:
     """The page, one document. described: an offer (`Offer.described`)."""
-    html, style, script = ((PARTS / name).read_text() for name in ("play.html", "play.css", "play.js"))
-    model = json.dumps(described).replace("<", "\\u003c")  # so that no name ends the element that it stands in
-    filled = {"name": escape(described["name"]), "style": STYLE + style, "script": script, "model": model}
-    return re.sub(r"\{\{(\w+)\}\}", lambda mark: filled[mark[1]], html)
+    environment = Environment(loader=FileSystemLoader([PARTS, TEMPLATES]), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("play.html").render(name=described["name"], model=described)
 
 
 class _Page:
@@ -83,7 +78,6 @@ class _Page:
         self.offer, self.jobs = offer, jobs
         self.described = offer.described()
         self.html = page(self.described)
-        self.counting, self.counted = asyncio.Semaphore(COUNTED), 0
 
     async def show(self, request: HTTPRequest) -> Response:
         return HTMLResponse(self.html)
@@ -92,14 +86,14 @@ class _Page:
         return JSONResponse(self.described)
 
     async def plan(self, request: HTTPRequest) -> Response:
-        sides = await self._sides(await _read(request))
+        sides = await asyncio.to_thread(self.offer.sides, await _read(request))
         return JSONResponse({"sides": [side.described() for side in sides]})
 
     async def submit(self, request: HTTPRequest) -> Response:
         asked = await _read(request)
         try:
             self.jobs.require_place()  # before the cost is counted
-            sides = await self._sides(asked)
+            sides = await asyncio.to_thread(self.offer.sides, asked)
             job = self.jobs.submit(range(asked.seed, asked.seed + self.offer.images(asked)), sides)
         except Full as error:
             raise Refused(429, "too-many-waiting", str(error), RETRY) from error
@@ -113,17 +107,6 @@ class _Page:
         if request.method == "DELETE":
             job.end()
         return JSONResponse(await asyncio.to_thread(job.report, self.jobs.ahead(job)))
-
-    async def _sides(self, asked: Request) -> list[Side]:
-        """To count a cost is to run through a sampling without its networks: a few at once, some wait."""
-        if self.counted >= MOST_COUNTED:
-            raise Refused(503, "busy", "too many plans are being counted: try again in a few seconds", RETRY)
-        self.counted += 1
-        try:
-            async with self.counting:
-                return await asyncio.to_thread(self.offer.sides, asked)
-        finally:
-            self.counted -= 1
 
 
 async def _read(request: HTTPRequest) -> Request:

@@ -13,11 +13,10 @@ import base64
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -69,21 +68,30 @@ class Request(Ranged):
     beside: Baseline | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Side:
-    """What is drawn on one side of the page. note: why it has fewer heavy calls than were asked for."""
+    """What is drawn on one side of the page, and how far it is. Raises ValueError for what the model does not allow.
+
+    note:   why it has fewer heavy calls than were asked for
+    steps:  done, None before its turn; seconds: of networks and sampler; state: after these steps
+    images: PNGs in data URIs, once it is finished
+    """
 
     name: str
     drawer: Drawer
     note: str = ""
+    steps: int | None = None
+    seconds: float = 0.0
+    state: Tensor | None = None
+    images: list[str] | None = None
+    macs_by_step: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.macs_by_step = self.drawer.macs_by_step
 
     @property
     def plan(self) -> StepPlan:
         return self.drawer.plan
-
-    @cached_property
-    def macs_by_step(self) -> list[int]:
-        return self.drawer.macs_by_step
 
     def described(self) -> dict[str, Any]:
         """For the page: all that is known before it is drawn."""
@@ -98,61 +106,59 @@ class Side:
             "macs": self.macs_by_step[-1],
         }
 
+    def report(self) -> dict[str, Any]:
+        """For the page: how far it is, and its images; while it is drawn they show the states, if these are pictures
+        and few enough.
+        """
+        z, images, shown = self.state, self.images, []  # in this order: the thread that draws goes on meanwhile
+        if z is not None and z.ndim == 4 and z.shape[1] in (1, 3) and z.numel() <= PREVIEW and bool(z.isfinite().all()):
+            shown = data_uris(to_uint8(z).cpu().numpy())
+        return {
+            **self.described(),
+            "done": self.steps,
+            "macs_so_far": self.macs_by_step[self.steps - 1] if self.steps else 0,
+            "seconds": self.seconds,
+            "finished": images is not None,
+            "images": shown if images is None else images,
+        }
 
-@dataclass(frozen=True)
+
+def data_uris(images: NDArray[np.uint8]) -> list[str]:
+    """Images (N, C, H, W) as PNGs in data URIs."""
+    return [f"data:image/png;base64,{base64.b64encode(png_bytes(image)).decode()}" for image in images]
+
+
 class Offered:
-    """The plans and samplers that a model serves, of a limited number of steps.
+    """The plans and samplers that a model serves, of at most `most` steps.
 
     usual:    number of steps -> the usual number of heavy calls
     steps:    the default
     least:    heavy calls that may be asked for; None: there is no choice
     samplers: name -> whether its steps may reuse a context, so that fewer heavy calls than steps can be asked for
+    Raises ValueError for a model that serves no plan of so few steps.
     """
 
-    usual: Mapping[int, int]
-    steps: int
-    least: int | None
-    samplers: Mapping[str, bool]
-
-    @staticmethod
-    def of(model: Model, most: int) -> Offered:
-        """most: steps. Raises ValueError for a model that serves no plan of so few steps."""
-        usual: dict[int, int] = {}
+    def __init__(self, model: Model, most: int) -> None:
+        self.usual: dict[int, int] = {}
         for steps in range(1, most + 1):
             with suppress(ValueError):
-                usual[steps] = Choice(steps).step_plan(model).num_heavy
+                self.usual[steps] = Choice(steps).step_plan(model).num_heavy
         default = model.serves.default_steps
-        if not usual:
+        if not self.usual:
             raise ValueError(f"{model.name} serves no plan of {most} steps or fewer: pass --max-steps {default}")
+        self.steps = self.nearest(default)
         free = model.serves.any_plan and model.reuses_context
-        least = (0 if model.serves.drops else 1) if free else None
-        steps = min(usual, key=lambda served: abs(served - default))
-        return Offered(usual, steps, least, dict(_samplers(model, steps)))
+        self.least = (0 if model.serves.drops else 1) if free else None
+        self.samplers: dict[str, bool] = {}
+        for name, sampler in SAMPLERS.items():
+            for heavy in (self.steps, None) if sampler.fits(model.process) else ():
+                with suppress(ValueError, OSError):  # OSError: a table of the model that cannot be read
+                    _ = Choice(self.steps, heavy, name).drawer(model, note=lambda text: None).macs_by_step
+                    self.samplers[name] = heavy is None
 
     def nearest(self, steps: int) -> int:
         """The number of steps that is served and nearest to this one."""
         return min(self.usual, key=lambda served: abs(served - steps))
-
-    def require(self, request: Request) -> None:
-        """Raises ValueError for other steps and samplers. A sampler's name never imports a module here."""
-        first, last = min(self.usual), max(self.usual)
-        if request.steps is not None and request.steps not in self.usual:
-            allowed = f"{first}" if first == last else f"from {first} to {last}"
-            raise ValueError(f"steps is {allowed} on this page, got {request.steps}")
-        if request.sampler is not None and request.sampler not in self.samplers:
-            raise ValueError(f"sampler is one of {', '.join(self.samplers)}, got {request.sampler[:60]!r}")
-
-
-def _samplers(model: Model, steps: int) -> Iterator[tuple[str, bool]]:
-    """Those that draw from this model, and whether with its usual number of heavy calls."""
-    for name, sampler in SAMPLERS.items():
-        if not sampler.fits(model.process):
-            continue
-        for heavy in (None, steps):
-            with suppress(ValueError, OSError):  # OSError: a table of the model that cannot be read
-                _ = Choice(steps, heavy, name).drawer(model, note=lambda text: None).macs_by_step
-                yield name, heavy is None
-                break
 
 
 class Offer:
@@ -166,7 +172,7 @@ class Offer:
         if model.experiment.codec.alphabet:
             raise ValueError(f"{model.name} is a model of texts, the page shows images: use dualrate sample")
         self.model, self.limits = model, limits or Limits()
-        self.offered = Offered.of(model, self.limits.steps)
+        self.offered = Offered(model, self.limits.steps)
         self.baseline, self.of_baseline = model, self.offered
         if baseline is not None:
             if (baseline.image_shape, baseline.num_classes) != (model.image_shape, model.num_classes):
@@ -174,7 +180,7 @@ class Offer:
                     f"{model.name} has images of {model.image_shape} and {model.num_classes} classes, {baseline.name} "
                     f"of {baseline.image_shape} and {baseline.num_classes}: choose a model of the same images"
                 )
-            self.baseline, self.of_baseline = baseline, Offered.of(baseline, self.limits.steps)
+            self.baseline, self.of_baseline = baseline, Offered(baseline, self.limits.steps)
         alone = baseline is None and self.offered.least is None
         self.baselines: tuple[Baseline, ...] = ("nothing",) if alone else ("steps", "cost", "nothing")
 
@@ -183,8 +189,17 @@ class Offer:
         return min(USUAL_IMAGES, self.limits.images) if request.images is None else request.images
 
     def sides(self, request: Request) -> list[Side]:
-        """What a request asks for, and its baseline. Raises ValueError for what cannot be drawn."""
-        self.offered.require(request)
+        """What a request asks for, and its baseline. Raises ValueError for what cannot be drawn.
+
+        A sampler's name never imports a module here.
+        """
+        usual, samplers = self.offered.usual, self.offered.samplers
+        if request.steps is not None and request.steps not in usual:
+            first, last = min(usual), max(usual)
+            allowed = f"{first}" if first == last else f"from {first} to {last}"
+            raise ValueError(f"steps is {allowed} on this page, got {request.steps}")
+        if request.sampler is not None and request.sampler not in samplers:
+            raise ValueError(f"sampler is one of {', '.join(samplers)}, got {request.sampler[:60]!r}")
         if self.images(request) > self.limits.images:
             raise ValueError(f"images is at most {self.limits.images} on this page, got {request.images}")
         if request.beside is not None and request.beside not in self.baselines:
@@ -221,9 +236,7 @@ class Offer:
         name, made = model.name, drawer.plan.num_heavy
         if choice.heavy == choice.steps and model.reuses_context:
             name += ", all heavy" if made == choice.steps else f", {made} of {choice.steps} heavy"
-        side = Side(name, drawer, "".join(notes))
-        _ = side.macs_by_step  # refuses a sampler that the model does not allow
-        return side
+        return Side(name, drawer, "".join(notes))
 
     def described(self) -> dict[str, Any]:
         """For the page: the model, its controls and their limits."""
@@ -239,7 +252,7 @@ class Offer:
             "class_names": model.class_names,
             "parameters": model.parameters,
             "macs": {"heavy": cost.heavy, "light": cost.light},
-            "rival": None if self.baseline is model else self.baseline.name,
+            "baseline": None if self.baseline is model else self.baseline.name,
             "recommended": own.drawer.sampler,
             "default": {"steps": own.plan.num_steps, "images": self.images(Request())},
             "steps": [min(self.offered.usual), max(self.offered.usual)],
@@ -267,49 +280,11 @@ class Stopped(Exception):
 
 
 @dataclass(eq=False)
-class Progress:
-    """How far a side is.
-
-    steps: done, None before its turn; seconds: of networks and sampler; images: PNGs, once it is finished
-    """
-
-    side: Side
-    steps: int | None = None
-    seconds: float = 0.0
-    state: Tensor | None = None
-    images: Sequence[str] | None = None
-
-    def report(self) -> dict[str, Any]:
-        state, images = self.state, self.images  # in this order: the thread that draws goes on meanwhile
-        finished = images is not None
-        if images is None:
-            images = data_uris(to_uint8(state).cpu().numpy()) if state is not None and _is_picture(state) else ()
-        return {
-            **self.side.described(),
-            "done": self.steps,
-            "macs_so_far": self.side.macs_by_step[self.steps - 1] if self.steps else 0,
-            "seconds": self.seconds,
-            "finished": finished,
-            "images": images,
-        }
-
-
-def data_uris(images: NDArray[np.uint8]) -> list[str]:
-    """Images (N, C, H, W) as PNGs in data URIs."""
-    return [f"data:image/png;base64,{base64.b64encode(png_bytes(image)).decode()}" for image in images]
-
-
-def _is_picture(z: Tensor) -> bool:
-    """Whether a state has channels that a PNG has, and is small enough to be shown on the way."""
-    return z.ndim == 4 and z.shape[1] in (1, 3) and z.numel() <= PREVIEW and bool(z.isfinite().all())
-
-
-@dataclass(eq=False)
 class Job:
     """A request at work. seeds: of its images; asked: when somebody last asked about it."""
 
     seeds: range
-    sides: list[Progress]
+    sides: Sequence[Side]
     name: str = field(default_factory=lambda: secrets.token_urlsafe(12))  # which nobody guesses
     asked: float = field(default_factory=time.monotonic)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -333,12 +308,12 @@ class Job:
         for side in self.sides:
             start, side.steps = time.perf_counter(), 0
 
-            def watch(state: State, side: Progress = side, start: float = start) -> None:
+            def watch(state: State, side: Side = side, start: float = start) -> None:
                 if self.stop.is_set() or self.given_up:
                     raise Stopped
                 side.seconds, side.steps, side.state = time.perf_counter() - start, state.i, state.z
 
-            (images,) = side.side.drawer.batches(self.seeds, watch=watch)
+            (images,) = side.drawer.batches(self.seeds, watch=watch)
             side.seconds = time.perf_counter() - start
             side.images, side.state = data_uris(images), None
 
@@ -356,7 +331,7 @@ class Job:
             "ahead": ahead,
             "error": f"{type(failed).__name__}: {failed}" if failed else "",
             "seeds": list(self.seeds),
-            "labels": self.sides[0].side.drawer.labels(self.seeds),
+            "labels": self.sides[0].drawer.labels(self.seeds),
             "sides": [side.report() for side in self.sides],
         }
 
@@ -392,7 +367,7 @@ class Jobs:
     def submit(self, seeds: range, sides: Sequence[Side]) -> Job:
         """Raises Full where too many wait."""
         self.require_place()
-        job = Job(seeds, [*map(Progress, sides)])
+        job = Job(seeds, sides)
         job.drawing = self._pool.submit(job.draw)
         self._jobs[job.name] = job
         return job

@@ -20,7 +20,6 @@ from importlib.metadata import requires, version
 from pathlib import Path
 
 from dualrate.codecs.codec import CodecFolder
-from dualrate.experiment.experiment import Model
 from dualrate.runs.release import export
 from dualrate.runs.store import WEIGHTS
 from dualrate.serving.offer import Offer
@@ -28,33 +27,7 @@ from dualrate.system.folders import new_folder
 
 PORT = 7860
 PACKAGE = Path(__file__).resolve().parents[1]
-EMOJI = "\N{ARTIST PALETTE}"
-README = """---
-title: {title}
-emoji: {emoji}
-colorFrom: blue
-colorTo: yellow
-sdk: docker
-app_port: {port}
-pinned: false
-short_description: Diffusion sampling at two rates, side by side
----
-
-# {name}
-
-Images of `{name}`, with the steps, heavy calls, sampler, guidance and seeds that you choose. The folder is complete:
-`docker build -t page . && docker run -p {port}:{port} page`. Say in this header under which `license` the weights are.
-"""
-DOCKERFILE = """FROM python:{python}-slim
-RUN useradd --create-home --uid 1000 user
-WORKDIR /app
-COPY requirements.txt .
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu -r requirements.txt
-COPY --chown=user . .
-USER user
-EXPOSE {port}
-CMD {command}
-"""
+PARTS = Path(__file__).with_name("parts")
 
 
 def write_space(offer: Offer, out: Path, note: Callable[[str], None]) -> None:
@@ -82,25 +55,26 @@ def write_space(offer: Offer, out: Path, note: Callable[[str], None]) -> None:
     command += ["--beside", "beside"] if "beside" in models else []
     for name, most in asdict(offer.limits).items():
         command += [f"--max-{name}", str(most)]
-    title, python = json.dumps(offer.model.name), f"{sys.version_info.major}.{sys.version_info.minor}"
+    texts = {
+        "{title}": json.dumps(offer.model.name),
+        "{name}": offer.model.name,
+        "{port}": str(PORT),
+        "{python}": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "{command}": json.dumps(command),
+    }
     with new_folder(out) as folder:
         for name, model in models.items():
-            _copy_weights(model, folder / name, note)
-        readme = README.format(title=title, name=offer.model.name, emoji=EMOJI, port=PORT)
-        (folder / "README.md").write_text(readme, encoding="utf-8")
-        docker = DOCKERFILE.format(python=python, port=PORT, command=json.dumps(command))
-        (folder / "Dockerfile").write_text(docker, encoding="utf-8")
+            assert model.path is not None  # for the type checker: the command line loads all that it serves
+            if (model.path / WEIGHTS).is_file():
+                shutil.copytree(model.path, folder / name)
+            else:
+                export(model.path, folder / name, note)
+        for name, part in {"README.md": "space_readme.txt", "Dockerfile": "space_dockerfile.txt"}.items():
+            text = (PARTS / part).read_text(encoding="utf-8")
+            filled = re.sub("|".join(texts), lambda mark: texts[mark[0]], text)
+            (folder / name).write_text(filled, encoding="utf-8")
         pinned = [f"{name}=={version(name).split('+')[0]}\n" for name in packages]  # without +cpu
         (folder / "requirements.txt").write_text("".join(pinned))
         shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "nets"))
         shutil.copy(PACKAGE.parent / "dualrate_command.py", folder)
     note(f"to upload it: hf upload USER/NAME {out} . --repo-type space")
-
-
-def _copy_weights(model: Model, place: Path, note: Callable[[str], None]) -> None:
-    """The weights of a model that was loaded from a directory."""
-    assert model.path is not None  # for the type checker: the command line loads all that it serves
-    if (model.path / WEIGHTS).is_file():
-        shutil.copytree(model.path, place)
-    else:
-        export(model.path, place, note)

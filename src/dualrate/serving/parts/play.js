@@ -62,8 +62,8 @@ function offer() {
     if (names.length) at("sampler").append(made("optgroup", { label }, ...names.map((name) => option(name, name))));
   }
   options("label", [["", "all in turn"], ...Array.from({ length: classes }, (_, i) => [String(i), named(i)])]);
-  const rival = model.rival ?? "every heavy call it can make";
-  const names = { steps: `as many steps: ${rival}`, cost: `as many MACs: ${rival}`, nothing: "nothing" };
+  const baseline = model.baseline ?? "every heavy call it can make";
+  const names = { steps: `as many steps: ${baseline}`, cost: `as many MACs: ${baseline}`, nothing: "nothing" };
   options("beside", model.beside.map((name) => [name, names[name]]));
   for (const id of ["guidance", "label"]) at(id).closest(".field").classList.toggle("none", !classes);
   at("beside").closest(".field").classList.toggle("none", model.beside.length < 2);
@@ -237,10 +237,10 @@ function progress(report) {
 }
 
 function summary(report) {
-  const [own, rival] = report.sides;
-  if (!rival) return `Drawn: ${times(report.seeds.length, "image")} in ${time(own.seconds)}.`;
-  const [work, spent] = [percent(own.macs, rival.macs), percent(own.seconds, rival.seconds)];
-  return `${work} of the MACs and ${spent} of the time of ${rival.name}.`;
+  const [own, baseline] = report.sides;
+  if (!baseline) return `Drawn: ${times(report.seeds.length, "image")} in ${time(own.seconds)}.`;
+  const [work, spent] = [percent(own.macs, baseline.macs), percent(own.seconds, baseline.seconds)];
+  return `${work} of the MACs and ${spent} of the time of ${baseline.name}.`;
 }
 
 function state(report) {
@@ -263,8 +263,8 @@ async function preview() {
     if (mine !== asked || job) return;
     tell(null);
     build(sides);
-    const [own, rival] = sides;
-    say(rival ? `This takes ${percent(own.macs, rival.macs)} of the MACs of ${rival.name}.` : "Ready to draw.");
+    const [own, baseline] = sides;
+    say(baseline ? `This takes ${percent(own.macs, baseline.macs)} of the MACs of ${baseline.name}.` : "Ready to draw.");
   } catch (error) {
     if (mine === asked) tell(error);
   }
