@@ -21,8 +21,8 @@ from dualrate.experiment.plan_support import AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.consistency import Consistency, ConsistencyConfig, TeacherSteps
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig, Langevin
-from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
-from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
+from dualrate.methods.student_states import FullRollout, SegmentRollout
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist

@@ -31,9 +31,8 @@ from dualrate.experiment.network_configs import NetworksConfig, OneTransformer, 
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
 from dualrate.methods.moment_matching import config as moment_matching
-from dualrate.methods.moment_matching.config import MomentMatchingConfig
-from dualrate.methods.moment_matching.versions import InstantMomentMatching, StudentMethod
 from dualrate.methods.times import SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.networks.decoder import EncoderConfig

@@ -24,8 +24,8 @@ from dualrate.experiment.teaching import frozen_teacher
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import Langevin
+from dualrate.methods.moment_matching import MomentMatching
 from dualrate.methods.moment_matching import config as moment_matching
-from dualrate.methods.moment_matching.versions import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import (
@@ -209,9 +209,8 @@ def test_an_encoder_may_start_from_another_run_than_the_teacher(root):
 
 
 def test_a_teacher_held_in_bfloat16_says_the_same(root):
-    weights = load(root / "teacher").networks["model"].state_dict()
-    one, process = OneNetwork(NET), GaussianProcess(Cosine())
-    wide, narrow = (frozen_teacher(one, process, weights, bfloat16=held).eval() for held in (False, True))
+    teacher, process = load(root / "teacher"), GaussianProcess(Cosine())
+    wide, narrow = (frozen_teacher(OneNetwork(NET), process, teacher, bfloat16=held).eval() for held in (False, True))
     z, log_snr, label = torch.randn(5, 1, 8, 8), torch.linspace(-5, 5, 5), torch.arange(5) % 4
     with torch.no_grad():
         said = narrow(z, log_snr, label)

@@ -18,7 +18,7 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
         "targets_from": None,
         "targets_share": 1.0,
     },
-    "TimeSampler": {"few": 1.0, "draws": 1},
+    "TimeSampler": {"few": 1.0, "draws": 1, "phase": None},
     "GivenTimes": {"draws": 1},
     "UViTConfig": {"norm": "layer", "downsampling": "patch", "resample_kernel": 1},
     "ContextConfig": {"levels": None, "width": None, "residual": False, "join": "add"},

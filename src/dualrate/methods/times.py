@@ -1,8 +1,7 @@
 """The times of a training batch: the joint law of (t, tau).
 
 t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal segments with a
-random phase. H is log-uniform on the integers of a range, so that one model serves any H. With `phase=0`, the paper's
-own grid, tau = ceil(t H) / H.
+random phase. H is log-uniform on the integers of a range, so that one model serves any H.
 
 Plans whose first heavy call comes late are another family (`first`): that call is at F ~ U(a, b), the others divide
 [0, F] evenly, tau = F j / H, j = ceil(t H / F), and t > F has no context.
@@ -18,12 +17,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import Probability, Range, Ranged, Share, Steps
+from dualrate.config.ranges import Probability, Ranged, Share, Steps
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 
@@ -45,8 +44,7 @@ def radical_inverse(row: Tensor) -> Tensor:
     return ((row[:, None] >> place) & 1).double() @ torch.ldexp(torch.ones_like(place).double(), -place - 1)
 
 
-@dataclass(frozen=True)
-class BatchTimes:
+class BatchTimes(NamedTuple):
     """The times of a training batch of B images.
 
     t:      (B,) float64
@@ -57,9 +55,6 @@ class BatchTimes:
     t: Tensor
     tau: Tensor
     kept: Tensor
-
-    def to(self, device: torch.device) -> BatchTimes:
-        return BatchTimes(*moved(device, self.t, self.tau, self.kept))
 
 
 def moved(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -75,20 +70,12 @@ class TimeSource(ABC):
 
     heavy:   the least and the largest number of heavy calls per image that it trains for; None: one network
     dropout: share of the images that train without context
+    first:   least and largest time of a plan's first heavy call, before which it has no context; None: 1
     """
 
     heavy: Any = None  # Any: so that a field may stand for it
     dropout: Any = 0.0
-
-    @property
-    def alone(self) -> bool:
-        """Whether it trains steps without a context too."""
-        return self.dropout > 0
-
-    @property
-    def of_heavy_calls(self) -> tuple[float, float]:
-        """The least and the largest."""
-        return 0.0, 1.0
+    first: Any = None
 
     @abstractmethod
     def __call__(self, draws: Draws) -> BatchTimes: ...
@@ -102,47 +89,24 @@ class TimeSampler(TimeSource, Ranged):
     """The least and the largest number of heavy calls per image that the model is trained for."""
     dropout: Probability = 0.5
     """Share of the images that train without context."""
-    phase: Annotated[float, Range(0, 0)] | None = None
-    """0: heavy calls on the fixed grid tau = ceil(t H) / H; at a random place in it if not given."""
     first: tuple[Share, Share] | None = None
     """Least and largest time of a plan's first heavy call, before which it has no context; 1 if not given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.heavy
-        if low > high:
+        if self.heavy[0] > self.heavy[1]:
             raise ValueError(f"heavy is the least number of heavy calls, then the largest, got {self.heavy}")
-        if self.first is None:
-            return
-        if self.phase is not None:
-            raise ValueError("first says where the heavy calls are, at random places: drop phase, or first")
-        if self.first[0] > self.first[1]:
+        if self.first is not None and self.first[0] > self.first[1]:
             raise ValueError(f"first is the least time of a first heavy call, then the largest, got {self.first}")
 
-    @property
-    def alone(self) -> bool:
-        return super().alone or self.first is not None
-
-    @property
-    def of_heavy_calls(self) -> tuple[float, float]:
-        return (0.0, 1.0) if self.first is None else (self.first[0] / self.heavy[1], self.first[1])
-
     def __call__(self, draws: Draws) -> BatchTimes:
-        t, heavy, kept = stratified_uniform(draws), self._num_heavy(draws), kept_rows(draws, self.dropout)
-        if self.first is not None:
-            earliest, latest = self.first
-            first = earliest + (latest - earliest) * draws.uniform("first")
-            return BatchTimes(t, latest_heavy(t, heavy, first), kept[(t <= first)[kept]])
-        if self.phase is None:
-            tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
-        else:
-            tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
-        return BatchTimes(t, tau, kept)
-
-    def _num_heavy(self, draws: Draws) -> Tensor:
-        """(B,) float64: log-uniform on the integers low..high."""
-        low, high = self.heavy
-        return torch.floor(low * ((high + 1) / low) ** draws.uniform("heavy")).clamp(low, high)
+        t, kept, (low, high) = stratified_uniform(draws), kept_rows(draws, self.dropout), self.heavy
+        heavy = torch.floor(low * ((high + 1) / low) ** draws.uniform("heavy")).clamp(low, high)  # log-uniform
+        if self.first is None:
+            return BatchTimes(t, (t + draws.uniform("tau") / heavy).clamp(max=1), kept)
+        earliest, latest = self.first
+        first = earliest + (latest - earliest) * draws.uniform("first")
+        return BatchTimes(t, latest_heavy(t, heavy, first), kept[(t <= first)[kept]])
 
 
 @dataclass(frozen=True)

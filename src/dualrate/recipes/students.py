@@ -17,7 +17,7 @@ from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import encoders_network, teachers_network
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.em_distillation import EMDistillationConfig
-from dualrate.methods.moment_matching.config import MomentMatchingConfig, Rollout
+from dualrate.methods.moment_matching import MomentMatchingConfig, Rollout
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.runs.store import read_experiment

@@ -47,9 +47,9 @@ from dualrate.methods import (
     consistency,  # noqa: F401  # a file may name their methods
     denoising,  # noqa: F401  # a file may name their methods
     em_distillation,  # noqa: F401  # a file may name their methods
+    moment_matching,  # noqa: F401  # a file may name their methods
     unified_latents,  # noqa: F401  # a file may name their methods
 )
-from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # a file may name their methods
 from dualrate.system.device import own_defaults
 from dualrate.system.environment import environment
 from dualrate.system.files import (
