@@ -15,7 +15,7 @@ from from_diffusers.test_retrofit import FIT, saved, tiny_recipe
 import dualrate as dr
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import InBfloat16, check_teacher
-from dualrate.methods.moment_matching import config as moment_matching
+from dualrate.methods import moment_matching
 from dualrate.recipes import retrofit, students
 from dualrate.recipes.students import StudentRecipe, dual_student, plain_student
 from dualrate.system.progress import Silent

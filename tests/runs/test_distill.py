@@ -21,11 +21,11 @@ from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import DataConfig, Experiment, Start
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.teaching import frozen_teacher
+from dualrate.methods import moment_matching
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import Langevin
 from dualrate.methods.moment_matching import MomentMatching
-from dualrate.methods.moment_matching import config as moment_matching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import (
@@ -279,12 +279,12 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, of):
     ("change", "message"),
     [
         (lambda root: dual(root, rollout="data"), "learns from its own steps"),
-        (lambda root: plain(root, rollout="full"), "plain one from noised data"),
-        (lambda root: plain(root, pretraining=3), "drop pretraining"),
+        (lambda root: plain(root, rollout="full"), "learns from noised data"),
+        (lambda root: plain(root, pretraining=3), "drop rollout, pairs, pretraining"),
         (lambda root: dual(root, pairs=0), "pairs is a whole number from 1"),
         (lambda root: plain(root, dropout=1.0), "dropout is a number from 0 to below 1"),
         (lambda root: replace(plain(root), networks=dual(root).networks), "serves one plan"),
-        (lambda root: replace(plain(root), method=dual(root).method), "a single-rate one all steps"),
+        (lambda root: replace(plain(root), method=dual(root).method), "a plain student serves all steps"),
         (lambda root: dual_student(RECIPE, str(root / "two"), 4, 2), "is a dual-rate model; a teacher"),
         (lambda root: dual_student(RECIPE, str(root / "teacher"), 4, 5), "1 to 4 heavy calls, got 5"),
         (lambda root: dual_student(RECIPE, str(root / "teacher"), 4, 2, student_from=str(root / "other")),

@@ -53,7 +53,6 @@ from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
-from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Segments
 from dualrate.experiment.teaching import check_teacher, fill, frozen_teacher, require_no_decoder, start_from
 from dualrate.methods.times import moved, stratified_uniform
@@ -247,11 +246,6 @@ class ConsistencyConfig(MethodConfig, Ranged):
     two the encoder from the teacher, and the light one, if given, from `light_from`. Random weights otherwise."""
     light_from: str | None = None
     """A single-rate run that the light network of a dual-rate student starts from."""
-
-    @staticmethod
-    def of(networks: NetworksConfig) -> ConsistencyConfig:
-        """From data for 4 steps, 2 heavy calls of two networks."""
-        return ConsistencyConfig(heavy=None if networks.single_rate else 2)
 
     @property
     def serves(self) -> Segments:

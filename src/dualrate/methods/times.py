@@ -100,13 +100,17 @@ class TimeSampler(TimeSource, Ranged):
             raise ValueError(f"first is the least time of a first heavy call, then the largest, got {self.first}")
 
     def __call__(self, draws: Draws) -> BatchTimes:
-        t, kept, (low, high) = stratified_uniform(draws), kept_rows(draws, self.dropout), self.heavy
-        heavy = torch.floor(low * ((high + 1) / low) ** draws.uniform("heavy")).clamp(low, high)  # log-uniform
+        t, heavy, kept = stratified_uniform(draws), self._num_heavy(draws), kept_rows(draws, self.dropout)
         if self.first is None:
             return BatchTimes(t, (t + draws.uniform("tau") / heavy).clamp(max=1), kept)
         earliest, latest = self.first
         first = earliest + (latest - earliest) * draws.uniform("first")
         return BatchTimes(t, latest_heavy(t, heavy, first), kept[(t <= first)[kept]])
+
+    def _num_heavy(self, draws: Draws) -> Tensor:
+        """(B,) float64: log-uniform on the integers low..high."""
+        low, high = self.heavy
+        return torch.floor(low * ((high + 1) / low) ** draws.uniform("heavy")).clamp(low, high)
 
 
 @dataclass(frozen=True)
