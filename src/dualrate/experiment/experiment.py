@@ -205,11 +205,6 @@ class Experiment(Ranged):
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
 
-    @property
-    def batch_shape(self) -> Shape:
-        """(C, H, W) of an item of a training batch."""
-        return self.shape if self.codec.instant else self.codec.data_shape(self.shape)
-
     def seen(self, images: TrainingSet) -> TrainingSet:
         """The training set as a method sees it: the images or cached latents, or images that the codec encodes."""
         if not self.codec.instant:
@@ -347,28 +342,24 @@ class Model:
         if not self.num_classes:
             raise ValueError(f"{self.name} has no classes: drop the label")
         if isinstance(label, str):
-            return self._class_called(label)
-        try:
-            number = index(label)
-        except TypeError:
-            number = None
-        if number is None or isinstance(label, bool):
+            found = [number for number, known in enumerate(self.class_names) if known == label]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise ValueError(f"{self.name} has several classes called {label!r}: give a number, {some_of(found)}")
+            if not self.class_names:
+                raise ValueError(
+                    f"{self.name} has no names of classes, got {label!r}: give 0 to {self.num_classes - 1}"
+                )
+            near = get_close_matches(label, self.class_names)
+            known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
+            raise ValueError(f"{self.name} has no class {label!r}; {known}")
+        if isinstance(label, bool) or not hasattr(label, "__index__"):
             raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
+        number = index(label)
         if not 0 <= number < self.num_classes:
             raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
         return number
-
-    def _class_called(self, name: str) -> int:
-        found = [number for number, known in enumerate(self.class_names) if known == name]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"{self.name} has several classes called {name!r}: give a number, {some_of(found)}")
-        if not self.class_names:
-            raise ValueError(f"{self.name} has no names of classes, got {name!r}: give 0 to {self.num_classes - 1}")
-        near = get_close_matches(name, self.class_names)
-        known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
-        raise ValueError(f"{self.name} has no class {name!r}; {known}")
 
     def with_denoiser(self, name: str | None) -> Model:
         """The same networks called by a denoiser of `denoisers/catalogue.py`; None: by their own.
@@ -507,18 +498,13 @@ class Stages:
     """The model of its latents. These are its data."""
 
     def __post_init__(self) -> None:
-        codec, base = self.first.codec, self.base
-        if codec.data_shape(self.first.shape) == self.first.shape:
-            raise ValueError(f"{self.first.name} trains no codec, so there are no latents for a second stage")
-        if base.shape != self.first.shape:
+        first, base = self.first, self.base
+        if first.codec.data_shape(first.shape) == first.shape:
+            raise ValueError(f"{first.name} trains no codec, so there are no latents for a second stage")
+        if (base.shape, base.process.end) != (first.shape, first.process.end):
             raise ValueError(
-                f"the latents of {self.first.name} are {self.first.shape} (C, H, W), the networks of {base.name} take "
-                f"{base.shape}: make them alike"
-            )
-        if base.process.end != self.first.process.end:
-            raise ValueError(
-                f"the first stage's decoder takes latents at log-SNR {self.first.process.end}, the process of "
-                f"{base.name} ends at {base.process.end}: make the schedules' log_snr_max alike"
+                f"the latents of {first.name} are {first.shape} (C, H, W) at log-SNR {first.process.end}, {base.name} "
+                f"takes {base.shape} at {base.process.end}: make networks and the schedules' log_snr_max alike"
             )
         if replace(base.data, augment=Augment()) != DataConfig():
             raise ValueError(f"{base.name} is trained on the first stage's latents: give the images as --first.data")

@@ -154,20 +154,9 @@ def check_targets(experiment: Experiment, teacher: Model, name: str) -> None:
     """
     if not teacher.serves.any_plan:
         raise ValueError(f"{teacher.path} is a student, whose x_hat is no posterior mean: name its teacher")
-    own, its = (
-        {
-            "images of (C, H, W)": one.shape,
-            "codec": one.codec.fingerprint[:12] or "none",
-            "latents": one.method.latents.fingerprint[:12] or "none",
-            "classes": one.num_classes,
-            "process": one.process,
-        }
-        for one in (experiment, teacher.experiment)
-    )
-    if differ := [f"{what} {its[what]}, not {own[what]}" for what in own if own[what] != its[what]]:
-        raise ValueError(
-            f"{name} is a run with this one's images, classes and process; {teacher.path} has {', '.join(differ)}"
-        )
+    check_same_images(experiment, teacher.experiment, f"{experiment.name} and its {name}, {teacher.path},")
+    if experiment.process != teacher.process:
+        raise ValueError(f"{name} is a run with the process of {experiment.name}; {teacher.path} has {teacher.process}")
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], problem: str) -> None:
