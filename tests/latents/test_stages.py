@@ -108,7 +108,7 @@ def test_stages_that_do_not_fit_are_refused(stages: Stages, monkeypatch, capsys)
     for other, said in (
         ({"process": NoisyEnd(Cosine(log_snr_max=4.0))}, "at log-SNR 5.0, base takes .* at 4.0"),
         ({"process": GaussianProcess(Cosine())}, "at None: make"),
-        ({"networks": dr.OneNetwork(replace(LATENT, image_channels=3))}, r"are \(2, 4, 4\) .* take \(3, 4, 4\)"),
+        ({"networks": dr.OneNetwork(replace(LATENT, image_channels=3))}, r"are \(2, 4, 4\) .* takes \(3, 4, 4\)"),
         ({"data": DataConfig("images.npz")}, "give the images as --first.data"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -283,7 +283,7 @@ class EarlyExitConfig(MethodConfig, Ranged):
     def drops_labels(self) -> bool:
         return self.label_dropout > 0
 
-    def called(self, denoiser: Any) -> Denoiser:
+    def adapted(self, denoiser: Any) -> Denoiser:
         return replace(denoiser, threshold=self.threshold)
 
     def check(self, experiment: Experiment) -> None:

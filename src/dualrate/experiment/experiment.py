@@ -154,7 +154,7 @@ class MethodConfig(ABC):
         """Whether the null class, which guidance goes away from, is trained."""
         return True
 
-    def called(self, denoiser: Denoiser) -> Denoiser:
+    def adapted(self, denoiser: Denoiser) -> Denoiser:
         """The networks' denoiser as this method trains it. It may change which samplers may reuse a context."""
         return denoiser
 
@@ -268,7 +268,7 @@ class Experiment(Ranged):
     def parts(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with random weights, and the denoiser that its method trains of them."""
         networks, denoiser = self.networks.build(self.process)
-        return networks, self.method.called(denoiser)
+        return networks, self.method.adapted(denoiser)
 
 
 @dataclass(frozen=True)
@@ -354,9 +354,12 @@ class Model:
             near = get_close_matches(label, self.class_names)
             known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
             raise ValueError(f"{self.name} has no class {label!r}; {known}")
-        if isinstance(label, bool) or not hasattr(label, "__index__"):
+        try:
+            number = None if isinstance(label, bool) else index(label)
+        except TypeError:
+            number = None
+        if number is None:
             raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
-        number = index(label)
         if not 0 <= number < self.num_classes:
             raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
         return number

@@ -251,7 +251,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
     def serves(self) -> Segments:
         return Segments(self.steps, self.heavy)
 
-    def called(self, denoiser: Any) -> Denoiser:
+    def adapted(self, denoiser: Any) -> Denoiser:
         """A dual-rate student reuses contexts along its own path of DDIM."""
         return denoiser if self.heavy is None else replace(denoiser, reuse=Reuse.OWN)
 
