@@ -1,6 +1,6 @@
-"""An experiment: every choice of a training run, as frozen dataclasses. A `Model` is a trained one.
+"""An experiment: every choice of a training run, as frozen dataclasses. A `Model` is a trained experiment.
 
-Recipes are functions that return an `Experiment`. Its method's configuration, a `MethodConfig`, makes what trains it,
+Recipes are functions that return an `Experiment`. Its method's configuration, a `MethodConfig`, prepares its training
 and says which plans the trained model serves. Two trainings in a row, a codec and a model of its latents, are `Stages`.
 """
 
@@ -51,7 +51,7 @@ class DataConfig(Ranged):
 
     source: str = "fashion-mnist"
     """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file;
-    a text: a .txt file, or python-docs, the language reference that comes with Python. Empty: nobody knows."""
+    a text: a .txt file, or python-docs, the language reference that comes with Python. Empty: unknown."""
     size: Side | None = None
     """Side that images are brought to, their own if not given; of a text, characters of a piece, 64 if not given."""
     channels: Literal[1, 3] | None = None
@@ -106,9 +106,9 @@ DECODING = "sde-dpm++2m:0.1", 16  # sampler and steps of a decoder as a codec, w
 
 @dataclass(frozen=True)
 class Start:
-    """What a run gives its method when it starts or resumes.
+    """What a method gets from the run when training starts or resumes.
 
-    fresh:    whether it starts: then the method fills in the weights that training starts from
+    fresh:    whether training starts, and the method fills in the first weights; false where it resumes
     bfloat16: whether networks will run under autocast
     load:     the model of a run, or of released weights, by its directory, on the device
     batch:    the training batch of an iteration, on the device
@@ -245,7 +245,7 @@ class Experiment(Ranged):
             return replace(self, method=replace(method, latents=CodecFolder(str(folder), method.latents.fingerprint)))
         codec = self.codec
         if folder is not None and not codec.fingerprint:
-            raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
+            raise ValueError(f"{self.name} has no codec in a folder: drop the codec")
         codec = (codec if folder is None else CodecFolder(str(folder), codec.fingerprint)).under(sampler, steps)
         return replace(self, codec=codec)
 
@@ -488,9 +488,9 @@ def on_codec_of_data(experiment: Experiment) -> Experiment:
 
 @dataclass(frozen=True)
 class Stages:
-    """Two trainings: a codec on images, then a model of its latents. Either is a run of its own (`runs/train.py`).
+    """Two trainings: a codec on images, then a model of its latents. Each is a separate run (`runs/train.py`).
 
-    Raises ValueError for a base model of other latents than the first stage's, or with data of its own.
+    Raises ValueError for a base model of other latents than the first stage's, or with other data.
     """
 
     name: str

@@ -96,7 +96,7 @@ class StudentMethod(Ranged):
     networks: the student's
     teacher:  never changed; it sees (z_s, s) of `process`
     states:   where (z_t, t, s) and the context come from
-    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT as it is: the
+    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT frozen: the
         light network and the projections learn to read it. Afterwards all of the student trains
     backbone: the encoder's U-ViT
     student_rate: factor of the student's learning rate, below 1 so that an auxiliary can follow it
@@ -311,7 +311,7 @@ class InstantMomentMatching(StudentMethod):
         return replace(self, preconditioner={n: mean / part.clamp(min=mean / LARGEST) for n, part in root.items()})
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """L(eta) of the module docstring; its gap, -J Lambda nu, is in a unit of its own."""
+        """L(eta) of the module docstring; its gap, -J Lambda nu, has another unit than that of the other version."""
         whole = batch.elsewhere.before + len(batch) + batch.elsewhere.after
         if whole < 2:
             raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")

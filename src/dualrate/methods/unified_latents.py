@@ -4,7 +4,7 @@
     z_t = alpha_t z + sigma_t eps, t ~ U(0, 1)                     the prior's process, whose log_snr(0) is 5
     L_z = -1/2 dlog_snr/dt e^log_snr |z - z_hat(z_t)|^2 + KL(q(z_1 | x) | N(0, I))
     z_0 = alpha_0 z + sigma_0 eps_0, anew
-    x_t = alpha_t x + sigma_t eps', t ~ U(0, 1) of its own         the images' process
+    x_t = alpha_t x + sigma_t eps', another t ~ U(0, 1)            the images' process
     L_x = -1/2 dlog_snr/dt e^log_snr w(log_snr) |x - x_hat(x_t, z_0)|^2,   w = c sigmoid(b - log_snr)
     L   = mean over rows of (L_z + L_x) / numel(x)
 

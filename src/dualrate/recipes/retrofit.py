@@ -1,4 +1,4 @@
-"""A recipe that makes a model of diffusers dual-rate: that model is the encoder, beside a light network of its own.
+"""A recipe that makes a model of diffusers dual-rate: that model is the encoder, beside a new light network.
 
 Light    a flat transformer of `BLOCKS` blocks. Its patches are the model's own, or the smallest that leave at most
          `FINEST` positions a side, larger ones if not even `NARROWEST` heads are as cheap; its width is the largest
