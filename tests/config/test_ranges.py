@@ -146,8 +146,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.drawer.Samples",
     "dualrate.drawing.plan_search.Candidate",
     "dualrate.experiment.experiment.Model",
-    "dualrate.methods.em_distillation.Seen",
-    "dualrate.methods.em_distillation.State",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",

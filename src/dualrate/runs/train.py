@@ -379,7 +379,7 @@ def costs_of(experiment: Experiment, method: Method) -> list[str]:
         cost = call_cost(method.denoiser(), state, label, where, latent=latent)
     configs, lines = experiment.networks.configs, []
     for name, network in method.networks.items():
-        layout = f"{_layout(configs[name])}; " if isinstance(configs.get(name), UViTConfig) else ""
+        layout = f"{_layout(configs[name])}; " if hasattr(configs.get(name), "levels") else ""
         lines.append(f"{name}: {layout}{_rounded(sum(p.numel() for p in network.parameters()))} parameters")
     calls = {"a heavy call": cost.heavy, "a light call" if cost.heavy else "a call": cost.light}
     return [*lines, ", ".join(f"{call}: {_rounded(macs)} multiply-adds" for call, macs in calls.items() if macs)]
