@@ -44,7 +44,7 @@ BRANCHES = {
     "drawing/drawer.py": 1,
     "drawing/likelihood.py": 1,
     "contrib/speculative.py": 1,
-    "recipes/students.py": 1,
+    "recipes/students.py": 3,
 }
 
 # Roots of one machine's folders, not preceded by what would make them part of a relative path or an address
@@ -217,7 +217,8 @@ def local_paths(text: str) -> list[str]:
     ]
 
 
-METHODS = {path.stem for path in (SRC / "methods").iterdir()} - {"__init__", "__pycache__", "method", "times", "watch"}
+BESIDE_METHODS = {"__init__", "__pycache__", "student_states", "times", "watch"}
+METHODS = {path.stem for path in (SRC / "methods").iterdir()} - BESIDE_METHODS
 
 
 PINNED = {

@@ -21,8 +21,8 @@ from dualrate.experiment.plan_support import AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.consistency import Consistency, ConsistencyConfig, TeacherSteps
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig, Langevin
-from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
-from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
+from dualrate.methods.student_states import FullRollout, SegmentRollout
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
@@ -162,7 +162,7 @@ def test_an_encoder_of_another_run_has_that_one_s_network(student):
 
 def test_an_encoder_of_other_images_than_the_teacher_s_is_refused(root, monkeypatch):
     monkeypatch.chdir(root)
-    with pytest.raises(ValueError, match=r"strange makes images of .* in 3 classes, its teacher of .* in 4: take"):
+    with pytest.raises(ValueError, match=r"teacher make images of .* in 3 classes and of .* in 4: they"):
         dual_student(RECIPE, "teacher", 4, 4, encoder_from="strange")
 
 

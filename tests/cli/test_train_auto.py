@@ -81,7 +81,7 @@ def test_a_student_has_a_light_network_in_proportion_and_its_teacher_s_name(here
         (["--data.source", "nowhere"], "no data at "),
         (["--data.source", "~nobody-here/x"], "the data source '~nobody-here/x' is no path"),
         (["--data.source", "."], "directly or in sub-folders"),
-        (["--data.source", "photos", "--data.size", 33], "it is one of 8, 10"),
+        (["--data.source", "photos", "--data.size", 33], "a side is one of 8, 10"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(here, options, message, monkeypatch, capsys):

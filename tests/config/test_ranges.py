@@ -64,9 +64,8 @@ from dualrate.from_diffusers.schedulers import Discrete, Flow
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
-from dualrate.methods.moment_matching.config import MomentMatchingConfig
-from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout
-from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching, StudentMethod
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
+from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
@@ -141,8 +140,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.drawer.Samples",
     "dualrate.drawing.plan_search.Candidate",
     "dualrate.experiment.experiment.Model",
-    "dualrate.methods.em_distillation.Seen",
-    "dualrate.methods.em_distillation.State",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
@@ -204,7 +201,7 @@ def examples() -> Iterator[Any]:
     denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()
     yield Guided(denoiser, of, 1.0, 3)
     yield Sharpened(denoiser, NoisePlanes(Masked()))
-    yield from (FromData(4, of), SegmentRollout(plan, of), FullRollout(plan, of))
+    yield from (FromData(4, of), SegmentRollout(plan, of), FullRollout(plan, of), ForwardPairs(plan, of))
     yield Denoising(networks, denoiser, of, Sigmoid(), SingleTime())
     yield DualRateLoss(nn.Identity(), nn.Identity())
     roles: dict[str, Any] = {"networks": networks, "student": denoiser, "teacher": denoiser, "process": of}
@@ -294,7 +291,7 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod, NetworkCard}
+    abstract = {StudentMethod, NetworkCard, PlanStates}
     assert ranged - abstract == set(EXAMPLES)
 
 

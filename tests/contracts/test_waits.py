@@ -27,8 +27,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Reuse, shared_time
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
-from dualrate.methods import consistency, denoising, em_distillation, times
-from dualrate.methods.moment_matching import states, versions
+from dualrate.methods import consistency, denoising, em_distillation, moment_matching, student_states, times
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable
@@ -181,24 +180,29 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     shared = {"networks": double, "student": dual, "teacher": plain, "process": PROCESS, "weighting": weighting}
     auxiliary = torch.nn.ModuleDict({"auxiliary": UViT(NET)})
     more = {"auxiliaries": auxiliary, "auxiliary": Plain(auxiliary["auxiliary"], PROCESS)}
-    for source in (states.SegmentRollout(PLAN, PROCESS, 2), states.FullRollout(PLAN, PROCESS, 2)):
-        method = versions.MomentMatching(states=source, **shared, **more)
+    for source in (student_states.SegmentRollout(PLAN, PROCESS, 2), student_states.FullRollout(PLAN, PROCESS, 2)):
+        method = moment_matching.MomentMatching(states=source, **shared, **more)
         found[f"alternating, {type(source).__name__}"] = (method, [0, 1])
     guided = {"teacher": Guided(plain, PROCESS, 2.0, NET.num_classes, interval=(0.1, 10.0))}
-    method = versions.MomentMatching(states=states.SegmentRollout(PLAN, PROCESS), **(shared | guided), **more)
+    method = moment_matching.MomentMatching(
+        states=student_states.SegmentRollout(PLAN, PROCESS), **(shared | guided), **more
+    )
     found["alternating, guided teacher"] = (method, [0, 1])
-    pretrained = {"pretraining": 1, "pretraining_states": states.ForwardPairs(PLAN, PROCESS)}
+    pretrained = {"pretraining": 1, "pretraining_states": student_states.ForwardPairs(PLAN, PROCESS)}
     backbone = double.get_submodule("encoder.net")
-    method = versions.InstantMomentMatching(
+    method = moment_matching.InstantMomentMatching(
         teacher_network=single["model"],
-        states=states.SegmentRollout(PLAN, PROCESS),
+        states=student_states.SegmentRollout(PLAN, PROCESS),
         backbone=backbone,
         **pretrained,
         **shared,
     )
     plain_student = {**shared, "networks": single, "student": plain}
     found["instant"] = (method, [0, 1])
-    found["of data"] = (versions.MomentMatching(states=states.FromData(4, PROCESS), **plain_student, **more), [1])
+    found["of data"] = (
+        moment_matching.MomentMatching(states=student_states.FromData(4, PROCESS), **plain_student, **more),
+        [1],
+    )
     own = consistency.Consistency(single, plain, PROCESS, 4, plain, guidance=2.0, null=3, huber=0.1)
     found["consistency"] = (own, [0])
     chain = em_distillation.Langevin(2, latent_step=0.01)
@@ -219,7 +223,7 @@ def test_a_training_loss_and_its_gradient(name, monkeypatch):
     for iteration in iterations:
         (phase,) = method.phases(iteration)
         with Played() as device:
-            for module in (consistency, early_exit, em_distillation, times, versions, states):
+            for module in (consistency, denoising, early_exit, em_distillation, moment_matching, student_states, times):
                 monkeypatch.setattr(module, "moved", device.moved)
             x, label = device.put(torch.randn(ROWS, *SHAPE)), device.put(sample % 3)
             batch = Batch(x, label, device.put(sample.clone()), here=sample)
@@ -249,7 +253,7 @@ def test_iterations_wait_where_they_log_alone(name, tmp_path, monkeypatch):
     for iterations in (2, 4):
         device = Played()
         monkeypatch.setattr(Batch, "to", lambda batch, _, device=device: on(device, batch))
-        for module in (times, states):
+        for module in (denoising, student_states, times):
             monkeypatch.setattr(module, "moved", device.moved)
         with device:
             for parameter in (*method.networks.parameters(), *method.auxiliaries.parameters()):

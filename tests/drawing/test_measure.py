@@ -18,7 +18,7 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.experiment.plan_support import OnePlan
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.moment_matching.config import MomentMatchingConfig
+from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.distances import GaussianStats
 from dualrate.metrics.evaluate import Evaluator, Reference

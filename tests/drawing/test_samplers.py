@@ -20,7 +20,7 @@ from dualrate.experiment.network_configs import OneNetwork
 from dualrate.experiment.plan_support import AtLeast
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.moment_matching.config import MomentMatchingConfig
+from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load

@@ -17,8 +17,7 @@ from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan
 from dualrate.experiment.teaching import check_targets, check_teacher
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.em_distillation import EMDistillationConfig
-from dualrate.methods.moment_matching.config import WATCH, MomentMatchingConfig
-from dualrate.methods.moment_matching.versions import InstantMomentMatching
+from dualrate.methods.moment_matching import WATCH, InstantMomentMatching, MomentMatchingConfig
 from dualrate.methods.times import SingleTime
 from dualrate.training.config import FitConfig
 
@@ -87,7 +86,7 @@ def test_what_just_goes_together_is_taken():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_classes": 2}, "in 2 classes, student of .* in 3: they must be the same"),
+        ({"num_classes": 2}, r"in 3 classes and of .* in 2: they must be the same"),
         ({"image_size": 16}, "they must be the same"),
         ({"embedding": 32}, "must have the network of one"),
     ],
@@ -153,17 +152,20 @@ def test_denoising_is_of_the_experiment_s_classes_with_the_weights_that_were_cho
     assert (made.weighting, made.times) == (Elbo(), dr.TimeSampler())
     assert config.serves == AnyPlan((4, 32), drops=True)
     assert replace(config, times=SingleTime()).serves == AnyPlan()
+    assert replace(config, times=dr.TimeSampler(dropout=0.0)).serves == AnyPlan((4, 32))
+    late = replace(config, times=dr.TimeSampler(heavy=(1, 8), dropout=0.0, first=(0.5, 0.9))).serves
+    assert late == AnyPlan((1, 8), drops=True, times=(0.5 / 8, 0.9))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: teacher(num_classes=2), "classes 2, not 3$"),
-        (lambda: teacher(image_size=16), r"\(1, 16, 16\), not \(1, 8, 8\)"),
+        (lambda: teacher(num_classes=2), "in 3 classes and of .* in 2: they"),
+        (lambda: teacher(image_size=16), r"\(1, 8, 8\) .* and of \(1, 16, 16\)"),
         (lambda: replace(teacher(), experiment=student(ONE, PLAIN)), "is a student, whose x_hat is no posterior mean"),
         (
             lambda: replace(teacher(), experiment=replace(student(ONE, dr.DenoisingConfig()), process=SHIFTED)),
-            "process GaussianProcess.* not GaussianProcess",
+            "is a run with the process of student; .* has GaussianProcess",
         ),
     ],
 )
@@ -230,7 +232,7 @@ def test_moment_matching_trains_no_decoder_and_none_teaches():
         student(decoder, PLAIN)
     denoising = dr.DenoisingConfig(latents=CodecFolder("first", "f" * 64))
     of_decoder = replace(teacher(), experiment=dr.Experiment("one", decoder, denoising, FIT))
-    with pytest.raises(ValueError, match="one is a decoder, and what is distilled draws from noise alone"):
+    with pytest.raises(ValueError, match="one is a decoder, and a student draws from noise alone"):
         check_teacher(student(ONE, PLAIN), of_decoder, "one", 1)
 
 

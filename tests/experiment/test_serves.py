@@ -16,7 +16,7 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.moment_matching.config import MomentMatchingConfig
+from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.ancestral import Ancestral

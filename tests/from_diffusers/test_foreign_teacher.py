@@ -15,7 +15,7 @@ from from_diffusers.test_retrofit import FIT, saved, tiny_recipe
 import dualrate as dr
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import InBfloat16, check_teacher
-from dualrate.methods.moment_matching import config as moment_matching
+from dualrate.methods import moment_matching
 from dualrate.recipes import retrofit, students
 from dualrate.recipes.students import StudentRecipe, dual_student, plain_student
 from dualrate.system.progress import Silent
@@ -104,7 +104,7 @@ def test_the_teacher_says_what_it_says_alone_in_bfloat16_too(root: Path) -> None
 
 def test_what_cannot_be_distilled_is_refused_with_the_reason(root: Path, monkeypatch, capsys) -> None:
     with pytest.raises(
-        ValueError, match=r"is a dual-rate model; .* name what its encoder is from, and it as .*--student"
+        ValueError, match=r"is a dual-rate model; .* name the run that its encoder is from, .*--student"
     ):
         plain_student(RECIPE, str(root / "retrofit"), 4)
     with pytest.raises(ValueError, match=r"first \(dualrate retrofit .*dit --out RUN\), then add --student-from RUN"):

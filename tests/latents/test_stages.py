@@ -106,9 +106,9 @@ def test_stages_go_on_at_another_place(stages: Stages) -> None:
 def test_stages_that_do_not_fit_are_refused(stages: Stages, monkeypatch, capsys) -> None:
     base = stages.base
     for other, said in (
-        ({"process": NoisyEnd(Cosine(log_snr_max=4.0))}, "at log-SNR 5.0, the process of base ends at 4.0"),
-        ({"process": GaussianProcess(Cosine())}, "ends at None"),
-        ({"networks": dr.OneNetwork(replace(LATENT, image_channels=3))}, r"are \(2, 4, 4\) .* take \(3, 4, 4\)"),
+        ({"process": NoisyEnd(Cosine(log_snr_max=4.0))}, "at log-SNR 5.0, base takes .* at 4.0"),
+        ({"process": GaussianProcess(Cosine())}, "at None: make"),
+        ({"networks": dr.OneNetwork(replace(LATENT, image_channels=3))}, r"are \(2, 4, 4\) .* takes \(3, 4, 4\)"),
         ({"data": DataConfig("images.npz")}, "give the images as --first.data"),
     ):
         with pytest.raises(ValueError, match=said):

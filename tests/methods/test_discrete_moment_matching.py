@@ -16,8 +16,8 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import squared_error
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout, StateSource
-from dualrate.methods.moment_matching.versions import MomentMatching, auxiliary_loss, student_loss
+from dualrate.methods.moment_matching import MomentMatching, auxiliary_loss, student_loss
+from dualrate.methods.student_states import FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 
 SCORES = {"cross-entropy": UNIFORM.deviance, "squared error": squared_error}

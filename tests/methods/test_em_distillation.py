@@ -65,10 +65,8 @@ def started(draws: Draws, dimensions: int = 1) -> State:
 def linear_step(method: EMDistillation) -> tuple[Tensor, Tensor]:
     """The step of a chain as matrices: of the state (z, eps, c) to its next, (3, 3), and of (n, m) to it, (3, 2)."""
     one = torch.eye(5, dtype=torch.float64)
-    z = one[:, :1].clone().requires_grad_(method.langevin.latent_step > 0)
-    state = State(z, one[:, 1:2], one[:, 2:3])
-    t = T.expand(5)
-    new = method.stepped(state, method.seen(state, t, Cond()), t, one[:, 3:].T[..., None])
+    state = State(one[:, :1], one[:, 1:2], one[:, 2:3])
+    new, _ = method.step(state, T.expand(5), Cond(), one[:, 3:].T[..., None])
     made = torch.cat((new.z, new.eps, new.correction), 1).T.detach()
     return made[:, :3], made[:, 3:]
 

@@ -23,8 +23,8 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.methods.moment_matching.states import FullRollout, StateSource, StudentStates
-from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching, gaps
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, gaps
+from dualrate.methods.student_states import FullRollout, StateSource, StudentStates
 from dualrate.methods.times import stratified_uniform
 
 T, S = 0.7, 0.4

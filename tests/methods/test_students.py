@@ -16,8 +16,8 @@ from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
-from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
-from dualrate.methods.moment_matching.versions import InstantMomentMatching, MomentMatching
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
+from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.trajectory import trajectory

@@ -3,7 +3,7 @@
 import pytest
 from training.toy import Recorder
 
-from dualrate.methods.moment_matching.config import WATCH
+from dualrate.methods.moment_matching import WATCH
 
 
 def watched(*windows: tuple[float, float, float], instant: bool = False) -> list[str]:

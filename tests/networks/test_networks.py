@@ -54,7 +54,7 @@ def randomised(net: nn.Module) -> nn.Module:
     ],
 )
 def test_imagenet_layouts_cost_what_the_papers_report(size, net, giga):
-    layout = imagenet.heavy_network(size) if net == "heavy" else imagenet.light_network(size)
+    layout = imagenet.network(size, net)
     with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
         network = UViT(layout)
         network(torch.zeros(1, 3, size, size), torch.zeros(1), None)

@@ -132,27 +132,29 @@ def test_students_have_the_settings_of_papers_where_the_command_does_not_say(stu
     assert (moments.method.student_rate, instant.method.student_rate) == (1.0, 1.0)
     assert (moments.fit.batch_size, moments.fit.optim.decay) == (2048, "linear")
     for size in (64, 128):  # c = 1e-4 in the norm of all numbers of an image
-        found = student("--by", "consistency", "--steps", "2", size=size).method.huber
+        found = student("--method", "consistency", "--steps", "2", size=size).method.huber
         assert found * (3 * size * size) ** 0.5 == pytest.approx(1e-4)
-    em = student("--by", "em").method
+    em = student("--method", "em").method
     assert (em.langevin, em.student_rate) == (Langevin(16, 0.16, 0.01), 1.0)
     assert student("--student-rate", "0.3").method.student_rate == 0.3
-    assert student("--by", "consistency", "--huber", "0.5").method.huber == 0.5
-    assert student("--by", "em", "--langevin-steps", "1", "--latent-step", "0").method.langevin == Langevin(1, 0.16, 0)
+    assert student("--method", "consistency", "--huber", "0.5").method.huber == 0.5
+    assert student("--method", "em", "--langevin-steps", "1", "--latent-step", "0").method.langevin == Langevin(
+        1, 0.16, 0
+    )
 
 
 @pytest.mark.parametrize("by", ["moments", "consistency", "em"])
 def test_a_student_s_schedule_is_shifted_further(student, by):
     """By 2 log(1 / 2), noise is set at half the resolutions: the setting that papers report for 2 steps."""
-    schedule = student("--by", by, "--shift", str(2 * math.log(1 / 2)), size=128).process.schedule
+    schedule = student("--method", by, "--shift", str(2 * math.log(1 / 2)), size=128).process.schedule
     schedule = schedule.whole if isinstance(schedule, Truncated) else schedule
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
     torch.testing.assert_close(schedule.log_snr(t), Interpolated.between(16, 64, 128).log_snr(t))
 
 
 def test_training_by_consistency_from_data_has_the_loss_and_the_decay_of_the_paper():
-    made = train.parse_train(["imagenet64-heavy", "--by", "consistency", "--method.steps", "2"]).experiment
+    made = train.parse_train(["imagenet64-heavy", "--method", "consistency", "--method.steps", "2"]).experiment
     assert made.method.huber * (3 * 64 * 64) ** 0.5 == pytest.approx(1e-4)
     assert (made.method.steps, made.fit.optim.decay) == (2, "linear")
-    other = train.parse_train(["cifar10-heavy", "--by", "consistency"]).experiment
+    other = train.parse_train(["cifar10-heavy", "--method", "consistency"]).experiment
     assert (other.method.huber, other.fit.optim.decay) == (None, "cosine")

@@ -21,11 +21,11 @@ from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import DataConfig, Experiment, Start
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.experiment.teaching import frozen_teacher
+from dualrate.methods import moment_matching
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import Langevin
-from dualrate.methods.moment_matching import config as moment_matching
-from dualrate.methods.moment_matching.versions import MomentMatching
+from dualrate.methods.moment_matching import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import (
@@ -208,9 +208,8 @@ def test_an_encoder_may_start_from_another_run_than_the_teacher(root):
 
 
 def test_a_teacher_held_in_bfloat16_says_the_same(root):
-    weights = load(root / "teacher").networks["model"].state_dict()
-    one, process = OneNetwork(NET), GaussianProcess(Cosine())
-    wide, narrow = (frozen_teacher(one, process, weights, bfloat16=held).eval() for held in (False, True))
+    teacher, process = load(root / "teacher"), GaussianProcess(Cosine())
+    wide, narrow = (frozen_teacher(OneNetwork(NET), process, teacher, bfloat16=held).eval() for held in (False, True))
     z, log_snr, label = torch.randn(5, 1, 8, 8), torch.linspace(-5, 5, 5), torch.arange(5) % 4
     with torch.no_grad():
         said = narrow(z, log_snr, label)
@@ -279,7 +278,7 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, of):
     ("change", "message"),
     [
         (lambda root: dual(root, rollout="data"), "learns from its own steps"),
-        (lambda root: plain(root, rollout="full"), "learns from noised data: drop rollout"),
+        (lambda root: plain(root, rollout="full"), "learns from noised data"),
         (lambda root: plain(root, pretraining=3), "drop rollout, pairs, pretraining"),
         (lambda root: dual(root, pairs=0), "pairs is a whole number from 1"),
         (lambda root: plain(root, dropout=1.0), "dropout is a number from 0 to below 1"),

@@ -12,7 +12,7 @@ from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.schedule import shifted
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.experiment.plan_support import AtLeast
-from dualrate.methods.moment_matching.config import MomentMatchingConfig
+from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.runs.store import called_by, switched
 
 PLAN = dr.StepPlan.late(4, 2, 2)

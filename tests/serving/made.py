@@ -18,7 +18,7 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.plan_support import AtLeast, OnePlan
-from dualrate.methods.moment_matching.config import MomentMatchingConfig
+from dualrate.methods.moment_matching import MomentMatchingConfig
 
 
 def model(experiment: Experiment = TWO) -> Model:

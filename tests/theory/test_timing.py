@@ -101,7 +101,6 @@ def test_impossible_plans_are_refused(t, refresh):
         lambda: TimeSampler(dropout=1.5),
         lambda: TimeSampler(first=(0.9, 0.6)),
         lambda: TimeSampler(first=(0.0, 0.6)),
-        lambda: TimeSampler(first=(0.6, 0.9), phase=0),
     ],
 )
 def test_impossible_requests_are_refused(make):
@@ -241,20 +240,9 @@ def test_law_of_late_plans():
 
 
 def test_dropout_of_late_plans_is_among_images_with_a_context():
-    sampler = TimeSampler(heavy=(1, 4), first=(0.5, 0.9))
-    times = sampler(draws(4000))
+    times = TimeSampler(heavy=(1, 4), first=(0.5, 0.9))(draws(4000))
     assert (times.tau[times.kept] < 1).all()
     assert len(times.kept) == pytest.approx(0.5 * 0.7 * 4000, rel=0.05)
-    assert sampler.alone
-    assert TimeSampler(first=(0.5, 0.9), dropout=0.0).alone
-    assert not TimeSampler(dropout=0.0).alone
-
-
-def test_fixed_grid_of_training_times():
-    times = TimeSampler(heavy=(8, 8), phase=0)(draws())
-    torch.testing.assert_close((times.tau * 8).round(), times.tau * 8)
-    assert ((times.tau - times.t >= 0) & (times.tau - times.t < 1 / 8)).all()
-    assert (times.tau == 1).double().mean() == pytest.approx(1 / 8, abs=1e-4)
 
 
 @pytest.mark.parametrize(("dropout", "size"), [(0.5, 32), (0.0, 64), (1.0, 0), (0.25, 48)])
@@ -326,3 +314,10 @@ def test_the_times_of_a_decoder_are_uniform_with_one_heavy_call():
     assert kstest(found.t.numpy(), "uniform").statistic < 1e-3
     assert torch.equal(found.kept, torch.arange(6000))
     assert bool((found.tau == 1).all())
+
+
+def test_fixed_grid_of_training_times():
+    times = TimeSampler(heavy=(8, 8), phase=0)(draws())
+    torch.testing.assert_close((times.tau * 8).round(), times.tau * 8)
+    assert ((times.tau - times.t >= 0) & (times.tau - times.t < 1 / 8)).all()
+    assert (times.tau == 1).double().mean() == pytest.approx(1 / 8, abs=1e-4)

@@ -14,7 +14,7 @@ import torch
 from contracts.test_method_contracts import CASES, images, method_of, prepared
 
 from dualrate.diffusion.values import Batch
-from dualrate.methods.moment_matching import config as moment_matching
+from dualrate.methods import moment_matching
 from dualrate.training.config import FitConfig, OptimConfig
 from dualrate.training.distributed import Lost, Share, World, joined
 from dualrate.training.loop import fit

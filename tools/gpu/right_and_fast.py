@@ -275,7 +275,7 @@ def added(rank: int, backend: str, start: str, device: str) -> float:
 def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Name and work of each row. Compiling takes longest, so it comes last."""
     large = imagenet.dual()
-    pairs = {"imagenet-64": large, "fashion-mnist": fashion_mnist.dual(), "cifar10": cifar10.dual("compact")}
+    pairs = {"imagenet-64": large, "fashion-mnist": fashion_mnist.dual(), "cifar10": cifar10.dual()}
     trainings = {"imagenet-64 heavy": (imagenet.heavy(), 64), "imagenet-64 pair": (large, 64)}
     trainings["cifar10 pair"] = (pairs["cifar10"], 512)
     batches: tuple[int, ...] = (1, 8, 64)

@@ -280,7 +280,7 @@ class EarlyExitConfig(MethodConfig, Ranged):
     def drops_labels(self) -> bool:
         return self.label_dropout > 0
 
-    def called(self, denoiser: Any) -> Denoiser:
+    def adapted(self, denoiser: Any) -> Denoiser:
         return replace(denoiser, threshold=self.threshold)
 
     def check(self, experiment: Experiment) -> None:
@@ -307,7 +307,7 @@ class EarlyExitConfig(MethodConfig, Ranged):
         if self.backbone_from is None:
             raise ValueError("exits are trained beside a trained network: name its run, --method.backbone-from RUN")
         source = start.load(self.backbone_from)
-        if not teachers_network(source.experiment, self.backbone_from).configs:
+        if not hasattr(teachers_network(source.experiment, self.backbone_from).configs.get("model"), "levels"):
             raise ValueError(f"{self.backbone_from}: expected a single-rate U-ViT, got {source.experiment.networks}")
         check_targets(experiment, source, "backbone_from")
         if self.label_dropout:

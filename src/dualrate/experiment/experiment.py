@@ -1,6 +1,6 @@
-"""An experiment: every choice of a training run, as frozen dataclasses. A `Model` is a trained one.
+"""An experiment: every choice of a training run, as frozen dataclasses. A `Model` is a trained experiment.
 
-Recipes are functions that return an `Experiment`. Its method's configuration, a `MethodConfig`, makes what trains it,
+Recipes are functions that return an `Experiment`. Its method's configuration, a `MethodConfig`, prepares its training
 and says which plans the trained model serves. Two trainings in a row, a codec and a model of its latents, are `Stages`.
 """
 
@@ -51,7 +51,7 @@ class DataConfig(Ranged):
 
     source: str = "fashion-mnist"
     """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file;
-    a text: a .txt file, or python-docs, the language reference that comes with Python. Empty: nobody knows."""
+    a text: a .txt file, or python-docs, the language reference that comes with Python. Empty: unknown."""
     size: Side | None = None
     """Side that images are brought to, their own if not given; of a text, characters of a piece, 64 if not given."""
     channels: Literal[1, 3] | None = None
@@ -106,9 +106,9 @@ DECODING = "sde-dpm++2m:0.1", 16  # sampler and steps of a decoder as a codec, w
 
 @dataclass(frozen=True)
 class Start:
-    """What a run gives its method when it starts or resumes.
+    """What a method gets from the run when training starts or resumes.
 
-    fresh:    whether it starts: then the method fills in the weights that training starts from
+    fresh:    whether training starts, and the method fills in the first weights; false where it resumes
     bfloat16: whether networks will run under autocast
     load:     the model of a run, or of released weights, by its directory, on the device
     batch:    the training batch of an iteration, on the device
@@ -154,7 +154,7 @@ class MethodConfig(ABC):
         """Whether the null class, which guidance goes away from, is trained."""
         return True
 
-    def called(self, denoiser: Denoiser) -> Denoiser:
+    def adapted(self, denoiser: Denoiser) -> Denoiser:
         """The networks' denoiser as this method trains it. It may change which samplers may reuse a context."""
         return denoiser
 
@@ -205,11 +205,6 @@ class Experiment(Ranged):
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
 
-    @property
-    def batch_shape(self) -> Shape:
-        """(C, H, W) of an item of a training batch."""
-        return self.shape if self.codec.instant else self.codec.data_shape(self.shape)
-
     def seen(self, images: TrainingSet) -> TrainingSet:
         """The training set as a method sees it: the images or cached latents, or images that the codec encodes."""
         if not self.codec.instant:
@@ -250,7 +245,7 @@ class Experiment(Ranged):
             return replace(self, method=replace(method, latents=CodecFolder(str(folder), method.latents.fingerprint)))
         codec = self.codec
         if folder is not None and not codec.fingerprint:
-            raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
+            raise ValueError(f"{self.name} has no codec in a folder: drop the codec")
         codec = (codec if folder is None else CodecFolder(str(folder), codec.fingerprint)).under(sampler, steps)
         return replace(self, codec=codec)
 
@@ -273,7 +268,7 @@ class Experiment(Ranged):
     def parts(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with random weights, and the denoiser that its method trains of them."""
         networks, denoiser = self.networks.build(self.process)
-        return networks, self.method.called(denoiser)
+        return networks, self.method.adapted(denoiser)
 
 
 @dataclass(frozen=True)
@@ -347,28 +342,27 @@ class Model:
         if not self.num_classes:
             raise ValueError(f"{self.name} has no classes: drop the label")
         if isinstance(label, str):
-            return self._class_called(label)
+            found = [number for number, known in enumerate(self.class_names) if known == label]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise ValueError(f"{self.name} has several classes called {label!r}: give a number, {some_of(found)}")
+            if not self.class_names:
+                raise ValueError(
+                    f"{self.name} has no names of classes, got {label!r}: give 0 to {self.num_classes - 1}"
+                )
+            near = get_close_matches(label, self.class_names)
+            known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
+            raise ValueError(f"{self.name} has no class {label!r}; {known}")
         try:
-            number = index(label)
+            number = None if isinstance(label, bool) else index(label)
         except TypeError:
             number = None
-        if number is None or isinstance(label, bool):
+        if number is None:
             raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
         if not 0 <= number < self.num_classes:
             raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
         return number
-
-    def _class_called(self, name: str) -> int:
-        found = [number for number, known in enumerate(self.class_names) if known == name]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"{self.name} has several classes called {name!r}: give a number, {some_of(found)}")
-        if not self.class_names:
-            raise ValueError(f"{self.name} has no names of classes, got {name!r}: give 0 to {self.num_classes - 1}")
-        near = get_close_matches(name, self.class_names)
-        known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
-        raise ValueError(f"{self.name} has no class {name!r}; {known}")
 
     def with_denoiser(self, name: str | None) -> Model:
         """The same networks called by a denoiser of `denoisers/catalogue.py`; None: by their own.
@@ -494,9 +488,9 @@ def on_codec_of_data(experiment: Experiment) -> Experiment:
 
 @dataclass(frozen=True)
 class Stages:
-    """Two trainings: a codec on images, then a model of its latents. Either is a run of its own (`runs/train.py`).
+    """Two trainings: a codec on images, then a model of its latents. Each is a separate run (`runs/train.py`).
 
-    Raises ValueError for a base model of other latents than the first stage's, or with data of its own.
+    Raises ValueError for a base model of other latents than the first stage's, or with other data.
     """
 
     name: str
@@ -507,18 +501,13 @@ class Stages:
     """The model of its latents. These are its data."""
 
     def __post_init__(self) -> None:
-        codec, base = self.first.codec, self.base
-        if codec.data_shape(self.first.shape) == self.first.shape:
-            raise ValueError(f"{self.first.name} trains no codec, so there are no latents for a second stage")
-        if base.shape != self.first.shape:
+        first, base = self.first, self.base
+        if first.codec.data_shape(first.shape) == first.shape:
+            raise ValueError(f"{first.name} trains no codec, so there are no latents for a second stage")
+        if (base.shape, base.process.end) != (first.shape, first.process.end):
             raise ValueError(
-                f"the latents of {self.first.name} are {self.first.shape} (C, H, W), the networks of {base.name} take "
-                f"{base.shape}: make them alike"
-            )
-        if base.process.end != self.first.process.end:
-            raise ValueError(
-                f"the first stage's decoder takes latents at log-SNR {self.first.process.end}, the process of "
-                f"{base.name} ends at {base.process.end}: make the schedules' log_snr_max alike"
+                f"the latents of {first.name} are {first.shape} (C, H, W) at log-SNR {first.process.end}, {base.name} "
+                f"takes {base.shape} at {base.process.end}: make networks and the schedules' log_snr_max alike"
             )
         if replace(base.data, augment=Augment()) != DataConfig():
             raise ValueError(f"{base.name} is trained on the first stage's latents: give the images as --first.data")

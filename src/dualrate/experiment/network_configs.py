@@ -1,4 +1,4 @@
-"""Networks of an experiment: configurations that build them, and say what the rest must know of them.
+"""Networks of an experiment: configurations that build them, and describe them to the rest of the package.
 
 `NetworksConfig` is the seam for networks of your own (docs/extending.md, examples/own_networks.py).
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ Light = TypeVar("Light")
 class NetworksConfig(ABC):
     """Builds networks and the denoiser that calls them. A subclass is a frozen dataclass.
 
-    It must have `build`, `shape` and `num_classes`, and `roles` where these are not ("encoder", "light"). All else has
-    a default, or refuses what it does not know.
+    It must have `build`, `shape` and `num_classes`, and `roles` where these are not ("encoder", "light"). Everything
+    else has a default.
 
     bfloat16_weights: whether all linear layers and convolutions run under autocast, but for those of `InFloat32`;
                       sampling in bfloat16 then holds their weights in it
@@ -43,13 +43,13 @@ class NetworksConfig(ABC):
         """Networks by their roles, with random weights, and the denoiser that calls them."""
 
     @property
-    def configs(self) -> Mapping[str, UViTConfig]:
-        """The U-ViT of each role; none for networks that are no U-ViTs, which say roles, shape and classes."""
+    def configs(self) -> Mapping[str, Any]:
+        """The U-ViT or the transformer of each role; none for other networks, which have roles, shape and classes."""
         return {}
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """What its networks are called; ("model",) is a single-rate model."""
+        """Names of its networks; ("model",) is a single-rate model."""
         return tuple(self.configs) or ("encoder", "light")
 
     @property
@@ -75,7 +75,7 @@ class NetworksConfig(ABC):
     @property
     def noise(self) -> int:
         """Planes of noise that it reads beside a state."""
-        return 0
+        return max((config.noise for config in self._tokens.values()), default=0)
 
     @property
     def single_rate(self) -> bool:
@@ -84,11 +84,15 @@ class NetworksConfig(ABC):
 
     @property
     def kind(self) -> str:
-        """What a model of these networks is, as errors say it."""
+        """A model of these networks, in words, for errors."""
         return "a single-rate model" if self.single_rate else "a dual-rate model"
 
+    @property
+    def _tokens(self) -> dict[str, TokensConfig]:
+        return {role: config for role, config in self.configs.items() if isinstance(config, TokensConfig)}
+
     def with_dropout(self, dropout: float | None) -> NetworksConfig:
-        """With one rate of dropout; None: as it is. Raises ValueError where there are no U-ViTs."""
+        """With one rate of dropout; None: unchanged. Raises ValueError where there are no `configs`."""
         if dropout is None:
             return self
         if not self.configs:
@@ -97,14 +101,15 @@ class NetworksConfig(ABC):
 
     def with_noise(self, planes: int) -> NetworksConfig:
         """Reading so many planes of noise beside a state (`NoisePlanes`). Raises ValueError where it has no input."""
-        if planes:
+        tokens = self._tokens
+        if planes and not tokens:
             raise ValueError(f"{type(self).__name__} reads no noise beside its states, got {planes} planes: take 0")
-        return self
+        return replace(self, **{role: config.with_noise(planes) for role, config in tokens.items()}) if tokens else self  # pyright: ignore[reportArgumentType]
 
     def beside(self, light: object, name: str) -> NetworksConfig:
-        """This network as an encoder, with a light one; None: one in proportion to it. name: what the user calls it.
+        """This network as an encoder, with a light one; None: one in proportion to it. name: the user's, of the model
 
-        Raises ValueError where no light network is laid out beside such a one, or `light` is of another kind.
+        Raises ValueError where there is no rule for a light network, or `light` is of another kind.
         """
         raise ValueError(
             f"no light network is laid out beside a network such as that of {name}: make it dual-rate first (dualrate "
@@ -116,15 +121,32 @@ class NetworksConfig(ABC):
         return networks[role]
 
     def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Of a single-rate model's weights those that a role's `backbone` starts from: all, unless overridden."""
-        return weights
+        """The weights that a role's `backbone` starts from, of a single-rate model's weights: all, unless overridden.
+
+        A transformer that reads noise begins by ignoring it.
+        """
+        config = self._tokens.get(role)
+        if config is None or not config.noise:
+            return weights
+        return {"noise.weight": torch.zeros(config.channels, config.noise, config.patch, config.patch), **weights}
 
     def disconnect(self, networks: nn.ModuleDict) -> None:  # noqa: B027  # one network has nothing to take away
         """Set to zero what the encoder contributes to the light network, for a start from trained ones."""
 
 
+class PackageNetworks(NetworksConfig):
+    """Networks of this package: fields that are configurations of U-ViTs or transformers, by their roles."""
+
+    bfloat16_weights = True
+
+    @property
+    def configs(self) -> Mapping[str, Any]:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}  # pyright: ignore[reportArgumentType]
+        return {role: config for role, config in values.items() if isinstance(config, (UViTConfig, TokensConfig))}
+
+
 def of_kind(kind: type[Light], light: object, name: str) -> Light:
-    """The light network of a recipe. Raises ValueError unless it is of this kind, as the network of `name` is."""
+    """The light network of a recipe. Raises ValueError unless it is of this kind, which the network of `name` has."""
     if not isinstance(light, kind):
         raise ValueError(
             f"the recipe's light network is a {type(light).__name__}, and {name} has a {kind.__name__}: take a recipe "
@@ -134,19 +156,14 @@ def of_kind(kind: type[Light], light: object, name: str) -> Light:
 
 
 @dataclass(frozen=True)
-class OneNetwork(NetworksConfig):
+class OneNetwork(PackageNetworks):
     """A single-rate model."""
 
     model: UViTConfig
-    bfloat16_weights = True
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = UViT(self.model)
         return nn.ModuleDict({"model": network}), Plain(network, process)
-
-    @property
-    def configs(self) -> Mapping[str, UViTConfig]:
-        return {"model": self.model}
 
     def beside(self, light: object, name: str) -> TwoNetworks:
         found = light_of(self.model) if light is None else of_kind(UViTConfig, light, name)
@@ -154,12 +171,11 @@ class OneNetwork(NetworksConfig):
 
 
 @dataclass(frozen=True)
-class TwoNetworks(NetworksConfig):
+class TwoNetworks(PackageNetworks):
     """A dual-rate model. encoder.head: whether the encoder denoises by itself where it is called."""
 
     encoder: UViTConfig
     light: UViTConfig
-    bfloat16_weights = True
 
     def __post_init__(self) -> None:
         check_pair(self.encoder, self.light)
@@ -167,10 +183,6 @@ class TwoNetworks(NetworksConfig):
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, light = ContextEncoder(self.encoder, self.light), LightUViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
-
-    @property
-    def configs(self) -> Mapping[str, UViTConfig]:
-        return {"encoder": self.encoder, "light": self.light}
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The U-ViT of a role, without the projections of contexts and the embedding of tau."""
@@ -181,54 +193,27 @@ class TwoNetworks(NetworksConfig):
 
 
 @dataclass(frozen=True)
-class OneTransformer(NetworksConfig):
+class OneTransformer(PackageNetworks):
     """A single-rate model of tokens."""
 
     model: TokensConfig
-    bfloat16_weights = True
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = TokenTransformer(self.model)
         return nn.ModuleDict({"model": network}), Plain(network, process)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("model",)
-
-    @property
-    def shape(self) -> Shape:
-        return self.model.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.model.num_classes
-
-    @property
-    def noise(self) -> int:
-        return self.model.noise
 
     def beside(self, light: object, name: str) -> TwoTransformers:
         found = self.model.lighter() if light is None else of_kind(TokensConfig, light, name)
         same = {name: getattr(self.model, name) for name in ("vocabulary", "width", "height", "patch", "num_classes")}
         return TwoTransformers(self.model, replace(found, **same))
 
-    def with_noise(self, planes: int) -> OneTransformer:
-        return replace(self, model=self.model.with_noise(planes))
-
-    def with_dropout(self, dropout: float | None) -> OneTransformer:
-        return self if dropout is None else replace(self, model=self.model.with_dropout(dropout))
-
-    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return _reading_noise(self.model, weights)
-
 
 @dataclass(frozen=True)
-class TwoTransformers(NetworksConfig):
+class TwoTransformers(PackageNetworks):
     """A dual-rate model of tokens. encoder.head: whether the encoder denoises by itself where it is called."""
 
     encoder: TokensConfig
     light: TokensConfig
-    bfloat16_weights = True
 
     def __post_init__(self) -> None:
         check_tokens(self.encoder, self.light)
@@ -237,29 +222,6 @@ class TwoTransformers(NetworksConfig):
         encoder, light = TokenEncoder(self.encoder, self.light), LightTokens(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
-    @property
-    def shape(self) -> Shape:
-        return self.light.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.light.num_classes
-
-    @property
-    def noise(self) -> int:
-        return self.light.noise
-
-    def with_noise(self, planes: int) -> TwoTransformers:
-        return replace(self, encoder=self.encoder.with_noise(planes), light=self.light.with_noise(planes))
-
-    def with_dropout(self, dropout: float | None) -> TwoTransformers:
-        if dropout is None:
-            return self
-        return replace(self, encoder=self.encoder.with_dropout(dropout), light=self.light.with_dropout(dropout))
-
-    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return _reading_noise(self.encoder if role == "encoder" else self.light, weights)
-
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The transformer of a role, without what joins the two."""
         return networks.get_submodule(f"{role}.net")
@@ -267,26 +229,18 @@ class TwoTransformers(NetworksConfig):
     def disconnect(self, networks: nn.ModuleDict) -> None:
         light = networks["light"]
         assert isinstance(light, LightTokens)
-        parts = networks.get_submodule("encoder.projections"), light.tau.mlp[-1], light.changed
-        for weight in (weight for part in parts for weight in part.parameters()):
-            nn.init.zeros_(weight)
-
-
-def _reading_noise(config: TokensConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Weights of a transformer that reads tokens alone, for one that reads noise too and does nothing with it yet."""
-    if not config.noise:
-        return weights
-    return {"noise.weight": torch.zeros(config.channels, config.noise, config.patch, config.patch), **weights}
+        for part in (networks.get_submodule("encoder.projections"), light.tau.mlp[-1], light.changed):
+            for weight in part.parameters():
+                nn.init.zeros_(weight)
 
 
 @dataclass(frozen=True)
-class OneDecoder(NetworksConfig, Ranged):
+class OneDecoder(PackageNetworks, Ranged):
     """A single-rate decoder p(x | z_0), trained by the denoising loss on images (`DenoisingConfig.latents`)."""
 
     model: UViTConfig
     latent_shape: tuple[Side, Side, Side]
     """(C, h, w) of the latents."""
-    bfloat16_weights = True
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = DecoderUViT(self.model, self.latent_shape)
@@ -296,20 +250,15 @@ class OneDecoder(NetworksConfig, Ranged):
     def latent(self) -> Shape:
         return self.latent_shape
 
-    @property
-    def configs(self) -> Mapping[str, UViTConfig]:
-        return {"model": self.model}
-
 
 @dataclass(frozen=True)
-class TwoDecoders(NetworksConfig, Ranged):
+class TwoDecoders(PackageNetworks, Ranged):
     """A dual-rate decoder: the encoder sees z_0, once an image, whatever the sampler; the light network each state."""
 
     encoder: UViTConfig
     light: UViTConfig
     latent_shape: tuple[Side, Side, Side]
     """(C, h, w) of the latents."""
-    bfloat16_weights = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -323,12 +272,8 @@ class TwoDecoders(NetworksConfig, Ranged):
     def latent(self) -> Shape:
         return self.latent_shape
 
-    @property
-    def configs(self) -> Mapping[str, UViTConfig]:
-        return {"encoder": self.encoder, "light": self.light}
-
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
-        """As the single-rate decoder of a role's size has it: of the light one with the encoder's maps of z_0 to it."""
+        """The single-rate decoder of a role's size: of the light one with the encoder's maps of z_0 to it."""
         encoder = networks["encoder"]
         assert isinstance(encoder, LatentEncoder)
         return encoder.net if role == "encoder" else nn.ModuleDict({"net": networks["light"], "latent": encoder.light})

@@ -38,7 +38,7 @@ is without dropout, as a sampler has it; as at sampling, a step that ends in x h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any
@@ -47,15 +47,14 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Classes, FirstIterations, Range, Ranged, Share, Steps, TeacherGuidance
-from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
-from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Segments
-from dualrate.experiment.teaching import check_teacher, fill, require_no_decoder, start_from, teacher_at_rest
+from dualrate.experiment.teaching import check_teacher, fill, frozen_teacher, require_no_decoder, start_from
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest, frozen
@@ -110,16 +109,12 @@ class Consistency(Ranged):
     huber: Huber | None = None
     heavy: Steps | None = None
     backbone: nn.Module | None = None
+    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     @property
     def plan(self) -> StepPlan:
         """That the student is sampled under."""
         return StepPlan.uniform(self.steps, self.heavy)
-
-    @property
-    def auxiliaries(self) -> nn.ModuleDict:
-        """None."""
-        return nn.ModuleDict()
 
     def phases(self, iteration: int) -> tuple[Phase, ...]:
         return (Phase("student", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
@@ -252,16 +247,11 @@ class ConsistencyConfig(MethodConfig, Ranged):
     light_from: str | None = None
     """A single-rate run that the light network of a dual-rate student starts from."""
 
-    @staticmethod
-    def of(networks: NetworksConfig) -> ConsistencyConfig:
-        """From data for 4 steps, 2 heavy calls of two networks."""
-        return ConsistencyConfig(heavy=None if networks.single_rate else 2)
-
     @property
     def serves(self) -> Segments:
         return Segments(self.steps, self.heavy)
 
-    def called(self, denoiser: Any) -> Denoiser:
+    def adapted(self, denoiser: Any) -> Denoiser:
         """A dual-rate student reuses contexts along its own path of DDIM."""
         return denoiser if self.heavy is None else replace(denoiser, reuse=Reuse.OWN)
 
@@ -293,18 +283,17 @@ class ConsistencyConfig(MethodConfig, Ranged):
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
-        teacher = None if self.teacher is None else start.load(self.teacher)
-        taught, weights, identity = None, {}, {}
-        if teacher is not None:
-            assert self.teacher is not None
+        teacher, taught, weights, identity = None, None, {}, {}
+        if self.teacher is not None:
+            teacher, process = start.load(self.teacher), experiment.process
             single = check_teacher(experiment, teacher, self.teacher, self.guidance)
-            taught = teacher_at_rest(single, experiment.process, teacher, start)
+            taught = Plain(frozen_teacher(single, process, teacher, bfloat16=start.bfloat16).eval(), process)
             weights["teacher"], identity["teacher"] = str(teacher), f"weights {teacher.weights_hash[:12]}"
         if start.fresh:
             weights |= self._fill(experiment, networks, teacher, start)
         first, last = self.teacher_steps
         annealed = round(self.annealing * experiment.fit.iterations)
-        if "iterations" in experiment.fit.free():  # other ones would be annealed in another way
+        if "iterations" in experiment.fit.free():  # another number would be annealed in another way
             identity["annealing"] = f"{annealed} iterations"
         method = Consistency(
             networks,
@@ -326,12 +315,13 @@ class ConsistencyConfig(MethodConfig, Ranged):
         self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model | None, start: Start
     ) -> dict[str, str]:
         """Put the weights in that training begins with; says which. Raises ValueError for those of other networks."""
-        whole = teacher if experiment.networks.single_rate else None
-        if (source := whole if self.student_from is None else start.load(self.student_from)) is not None:
+        single = experiment.networks.single_rate
+        source = start.load(self.student_from) if self.student_from is not None else teacher if single else None
+        if source is not None:
             problem = f"{self.student_from or self.teacher}: its network is not that of {experiment.name}"
             fill(networks, source.networks.state_dict(), problem)
             return {"student": str(source)}
         light = None if self.light_from is None else start.load(self.light_from)
-        parts = {} if experiment.networks.single_rate else {"encoder": teacher, "light": light}
-        given = {role: model for role, model in parts.items() if model is not None}
+        sources = {} if single else {"encoder": teacher, "light": light}
+        given = {role: model for role, model in sources.items() if model is not None}
         return start_from(experiment.networks, networks, given)

@@ -23,7 +23,7 @@ drawn anew from the image at every iteration (`latents`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Annotated, Any
 
@@ -42,8 +42,8 @@ from dualrate.diffusion.schedule import Cosine, Schedule
 from dualrate.diffusion.values import Batch, Cond, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
-from dualrate.experiment.teaching import check_drops_labels, check_latent_shape, check_latents, start_from
-from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, with_null
+from dualrate.experiment.teaching import check_drops_labels, check_latent_shape, start_from
+from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.training.method import Loss, Phase, quarters
@@ -69,11 +69,7 @@ class Denoising(Ranged):
     encoder_weight: LossWeight = 1.0
     latents: Callable[[Tensor, Draws], Tensor] | None = None
     multiscale: Annotated[int, Range(0, 16)] = 0
-
-    @property
-    def auxiliaries(self) -> nn.ModuleDict:
-        """None."""
-        return nn.ModuleDict()
+    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     def phases(self, iteration: int) -> tuple[Phase, ...]:
         return (Phase("model", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
@@ -87,19 +83,18 @@ class Denoising(Ranged):
         Logs: `loss_t0` to `loss_t3`; with a context also the loss of the rows that have one and the encoder's own, as
         sums over their rows divided by all rows.
         """
-        x, times, cond = batch.x, self.times(draws.host).to(batch.x.device), self.condition(batch, draws)
-        kept = times.kept
-        z_t, z_tau = self.pair(x, times.t, times.tau, draws)
-        context = self.model.encode(z_tau[kept], times.tau[kept], cond[kept])
-        x_hat = self.model.denoise(z_t, times.t, context.scattered(kept, len(x)), cond)
-        loss = self.weighted_error(x, x_hat, times.t)
-        logs = quarters("loss_t", loss, times.t)
-        total = loss.mean()
+        x, cond = batch.x, self.condition(batch, draws)
+        t, tau, kept = moved(x.device, *self.times(draws.host))
+        z_t, z_tau = self.pair(x, t, tau, draws)
+        context = self.model.encode(z_tau[kept], tau[kept], cond[kept])
+        x_hat = self.model.denoise(z_t, t, context.scattered(kept, len(x)), cond)
+        loss = self.weighted_error(x, x_hat, t)
+        logs, total = quarters("loss_t", loss, t), loss.mean()
         # sums over what is kept are divided by everything, so that micro-batches add up to the batch's mean
         if context.features:
             logs["context_loss"] = loss[kept].sum().detach() / len(loss)
         if context.x_hat is not None:
-            own = self.weighted_error(x[kept], context.x_hat, times.tau[kept]).sum() / len(batch)
+            own = self.weighted_error(x[kept], context.x_hat, tau[kept]).sum() / len(batch)
             logs["encoder_loss"] = own.detach()
             total = total + self.encoder_weight * own
         return Loss(total, logs)
@@ -244,30 +239,35 @@ class DenoisingConfig(MethodConfig, Ranged):
 
     @property
     def serves(self) -> AnyPlan:
-        encoder = (0.0, 1.0) if self.freeze_encoder else self.times.of_heavy_calls
-        return AnyPlan(self.times.heavy, drops=self.times.alone, times=encoder)
+        heavy, first = self.times.heavy, self.times.first
+        encoder = (0.0, 1.0) if first is None or self.freeze_encoder else (first[0] / heavy[1], first[1])
+        return AnyPlan(heavy, drops=self.times.dropout > 0 or first is not None, times=encoder)
 
     @property
     def drops_labels(self) -> bool:
         return self.label_dropout > 0
 
     def check(self, experiment: Experiment) -> None:
-        self._check_latents(experiment)
+        decoder = experiment.networks.latent is not None
+        if decoder != bool(self.latents.fingerprint):
+            which = "are a decoder's: name the codec" if decoder else "take no latents: drop the codec"
+            raise ValueError(f"the networks of {experiment.name} {which} of the latents that they are given (latents)")
+        if decoder and experiment.num_classes:
+            raise ValueError(f"a decoder is given latents and no labels: set num_classes of {experiment.name} to 0")
         if self.multiscale:
             require_gaussian(experiment.process, experiment.name)
-            sides = experiment.networks.shape[1:]
-            if any(side % 2**self.multiscale for side in sides):
+            sides, factor = experiment.shape[1:], 2**self.multiscale
+            if any(side % factor for side in sides):
                 raise ValueError(
                     f"each copy of the loss halves the sides of the one before: {self.multiscale} copies need sides "
-                    f"that are multiples of {2**self.multiscale}, {experiment.name} has {sides[0]} x {sides[1]}: lower "
-                    "multiscale"
+                    f"that are multiples of {factor}, {experiment.name} has {sides[0]} x {sides[1]}: lower multiscale"
                 )
         pair = {"encoder", "light"} <= set(experiment.networks.roles)
         if self.freeze_encoder and not self.encoder_from:
             raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
         if self.encoder_weight != 1 and experiment.networks.single_rate:
             raise ValueError(f"encoder_weight is of an encoder's own loss, and {experiment.name} has none: drop it")
-        if pair and self.times.heavy is None and experiment.networks.latent is None:
+        if pair and self.times.heavy is None and not decoder:
             raise ValueError(
                 f"{experiment.name} has two networks, and {self.times} are times of one: a context would never be "
                 "older than the step that it is used at. Pass times of a pair, such as "
@@ -279,20 +279,16 @@ class DenoisingConfig(MethodConfig, Ranged):
                 "model"
             )
 
-    def _check_latents(self, experiment: Experiment) -> None:
-        wanted, given = experiment.networks.latent is not None, bool(self.latents.fingerprint)
-        if wanted != given:
-            which = "are a decoder's: name the codec" if wanted else "take no latents: drop the codec"
-            raise ValueError(f"the networks of {experiment.name} {which} of the latents that they are given (latents)")
-        if wanted and experiment.num_classes:
-            raise ValueError(f"a decoder is given latents and no labels: set num_classes of {experiment.name} to 0")
-
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         method = self.build(experiment)
         parts = {"encoder": self.encoder_from, "light": self.light_from} if start.fresh else {}
         sources = {role: start.load(run) for role, run in parts.items() if run is not None}
         for role, source in sources.items():
-            check_latents(experiment, source)
+            own, its = (one.method.latents.fingerprint[:12] or "none" for one in (experiment, source.experiment))
+            if own != its:
+                raise ValueError(
+                    f"{source.path} is given latents of the codec {its}, not {own}: name a decoder of the same"
+                )
             if role == "encoder" and self.freeze_encoder and self.label_dropout:
                 check_drops_labels(experiment, source)
         weights = start_from(experiment.networks, method.networks, sources)

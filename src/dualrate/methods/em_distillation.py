@@ -36,7 +36,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +48,9 @@ from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, require_gaussian, squared_error
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
-from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OneStep
-from dualrate.experiment.teaching import built, check_teacher, fill, require_no_decoder, teacher_at_rest
+from dualrate.experiment.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest
@@ -76,8 +76,7 @@ class Langevin(Ranged):
     """k, of z; 0: z stays, and the student is not differentiated in it."""
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """Of the chain: z, eps and the correction c; each (B, ...)."""
 
     z: Tensor
@@ -85,9 +84,8 @@ class State:
     correction: Tensor
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the networks say of a state: x = g(z), g_phi(x_t) and the gap; each (B, ...). x has a gradient in z."""
+class Estimates(NamedTuple):
+    """Of the networks at a state: x = g(z), g_phi(x_t) and the gap; each (B, ...)."""
 
     x: Tensor
     x_phi: Tensor
@@ -154,43 +152,40 @@ class EMDistillation(Ranged):
         gap = first.gap.square().flatten(1).mean(1)
         logs = {
             "moment_gap": gap.mean(),
-            "gap_ahead": -(first.gap * (first.x - first.x_phi)).mean().detach(),
-            "power": first.x.detach().square().mean(),
+            "gap_ahead": -(first.gap * (first.x - first.x_phi)).mean(),
+            "power": first.x.square().mean(),
             "latent_power": state.z.square().mean(),
             "noise_power": state.eps.square().mean(),
         }
         return Loss((self.weight(t, error) * error).mean(), logs | quarters("gap_t", gap, t))
 
-    def chain(self, state: State, t: Tensor, cond: Cond, draws: Draws) -> tuple[State, Seen]:
-        """The state after L steps, and what the networks say of the one before them; no gradient."""
+    def chain(self, state: State, t: Tensor, cond: Cond, draws: Draws) -> tuple[State, Estimates]:
+        """The state after L steps, and the networks' estimates before the first; no gradient."""
         first = None
         for i in range(self.langevin.steps):
             normals = draws.normals([f"langevin {i} eps", f"langevin {i} z"], *state.z.shape[1:]).to(state.z.dtype)
-            z = state.z.requires_grad_(self.langevin.latent_step > 0)
-            seen = self.seen(State(z, state.eps, state.correction), t, cond)
-            state = self.stepped(state, seen, t, normals)
-            first = seen if first is None else first
+            state, found = self.step(state, t, cond, normals)
+            first = found if first is None else first
         assert first is not None
         return state, first
 
-    def seen(self, state: State, t: Tensor, cond: Cond) -> Seen:
-        with torch.set_grad_enabled(state.z.requires_grad):
-            x = self.generated(state.z, cond)
+    def step(self, state: State, t: Tensor, cond: Cond, normals: Tensor) -> tuple[State, Estimates]:
+        """eps', z' and c' of the module docstring, and what they follow from. normals: (2, B, ...), n and m."""
+        h, k = self.langevin.noise_step, self.langevin.latent_step
+        z = state.z.detach().requires_grad_(k > 0)
+        with torch.set_grad_enabled(k > 0):
+            x = self.generated(z, cond)
         with torch.no_grad():
             x_t = self.process.add_noise(x, t, state.eps)
             x_phi = posterior_mean(self.auxiliary, x_t, t, cond)
-            return Seen(x, x_phi, posterior_mean(self.teacher, x_t, t, cond) - x_phi)
-
-    def stepped(self, state: State, seen: Seen, t: Tensor, normals: Tensor) -> State:
-        """eps', z' and c' of the module docstring. normals: (2, B, ...), n and m."""
-        h, k = self.langevin.noise_step, self.langevin.latent_step
-        u = expand(self.process.alpha(t) / self.process.sigma(t), seen.gap)
-        eps = (1 - h) * state.eps + h * u * seen.gap + math.sqrt(2 * h) * normals[0]
-        z = state.z.detach()
+            gap = posterior_mean(self.teacher, x_t, t, cond) - x_phi
+        u = expand(self.process.alpha(t) / self.process.sigma(t), gap)
+        eps = (1 - h) * state.eps + h * u * gap + math.sqrt(2 * h) * normals[0]
+        z_next = z.detach()
         if k:
-            (pull,) = torch.autograd.grad(seen.x, state.z, u**2 * seen.gap)
-            z = (1 - k) * z + k * pull + math.sqrt(2 * k) * normals[1]
-        return State(z, eps, (1 - h) * state.correction + h * seen.gap)
+            (pull,) = torch.autograd.grad(x, z, u**2 * gap)
+            z_next = (1 - k) * z_next + k * pull + math.sqrt(2 * k) * normals[1]
+        return State(z_next, eps, (1 - h) * state.correction + h * gap), Estimates(x.detach(), x_phi, gap)
 
     def generated(self, z: Tensor, cond: Cond) -> Tensor:
         """g(z)."""
@@ -272,23 +267,17 @@ class EMDistillationConfig(MethodConfig, Ranged):
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         teacher = start.load(self.teacher)
-        method = self._method(experiment, teacher, start)
-        if start.fresh:
-            problem = f"{self.teacher}: its network is not that of {experiment.name}"
-            fill(method.networks, teacher.networks.state_dict(), problem)
-        identity = {"teacher": f"weights {teacher.weights_hash[:12]}"}
-        return Prepared(method, {"teacher": str(teacher)}, identity, WATCH)
-
-    def _method(self, experiment: Experiment, teacher: Model, start: Start) -> EMDistillation:
-        """Student and auxiliary as new. Raises ValueError if the teacher cannot teach this student."""
         single = check_teacher(experiment, teacher, self.teacher, self.guidance)
         dropping, process = single.with_dropout(self.dropout), experiment.gaussian
         networks, student = replace(experiment, networks=dropping).build()
-        taught = teacher_at_rest(single, process, teacher, start)
+        if start.fresh:
+            problem = f"{self.teacher}: its network is not that of {experiment.name}"
+            fill(networks, teacher.networks.state_dict(), problem)
+        taught: Denoiser = Plain(frozen_teacher(single, process, teacher, bfloat16=start.bfloat16).eval(), process)
         if self.guidance != 1:
             taught = Guided(taught, process, self.guidance, teacher.num_classes)
-        auxiliary = built(dropping, process, teacher.networks["model"].state_dict())
-        return EMDistillation(
+        auxiliary = built(dropping, process, teacher)
+        method = EMDistillation(
             networks=networks,
             student=student,
             auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}),
@@ -300,3 +289,4 @@ class EMDistillationConfig(MethodConfig, Ranged):
             times=self.times,
             student_rate=self.student_rate,
         )
+        return Prepared(method, {"teacher": str(teacher)}, {"teacher": f"weights {teacher.weights_hash[:12]}"}, WATCH)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +45,7 @@ def radical_inverse(row: Tensor) -> Tensor:
     return ((row[:, None] >> place) & 1).double() @ torch.ldexp(torch.ones_like(place).double(), -place - 1)
 
 
-@dataclass(frozen=True)
-class BatchTimes:
+class BatchTimes(NamedTuple):
     """The times of a training batch of B images.
 
     t:      (B,) float64
@@ -57,9 +56,6 @@ class BatchTimes:
     t: Tensor
     tau: Tensor
     kept: Tensor
-
-    def to(self, device: torch.device) -> BatchTimes:
-        return BatchTimes(*moved(device, self.t, self.tau, self.kept))
 
 
 def moved(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -75,20 +71,12 @@ class TimeSource(ABC):
 
     heavy:   the least and the largest number of heavy calls per image that it trains for; None: one network
     dropout: share of the images that train without context
+    first:   least and largest time of a plan's first heavy call, before which it has no context; None: 1
     """
 
     heavy: Any = None  # Any: so that a field may stand for it
     dropout: Any = 0.0
-
-    @property
-    def alone(self) -> bool:
-        """Whether it trains steps without a context too."""
-        return self.dropout > 0
-
-    @property
-    def of_heavy_calls(self) -> tuple[float, float]:
-        """The least and the largest."""
-        return 0.0, 1.0
+    first: Any = None
 
     @abstractmethod
     def __call__(self, draws: Draws) -> BatchTimes: ...
@@ -109,35 +97,22 @@ class TimeSampler(TimeSource, Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.heavy
-        if low > high:
+        if self.heavy[0] > self.heavy[1]:
             raise ValueError(f"heavy is the least number of heavy calls, then the largest, got {self.heavy}")
-        if self.first is None:
-            return
-        if self.phase is not None:
+        if self.first is not None and self.phase is not None:
             raise ValueError("first says where the heavy calls are, at random places: drop phase, or first")
-        if self.first[0] > self.first[1]:
+        if self.first is not None and self.first[0] > self.first[1]:
             raise ValueError(f"first is the least time of a first heavy call, then the largest, got {self.first}")
-
-    @property
-    def alone(self) -> bool:
-        return super().alone or self.first is not None
-
-    @property
-    def of_heavy_calls(self) -> tuple[float, float]:
-        return (0.0, 1.0) if self.first is None else (self.first[0] / self.heavy[1], self.first[1])
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t, heavy, kept = stratified_uniform(draws), self._num_heavy(draws), kept_rows(draws, self.dropout)
-        if self.first is not None:
-            earliest, latest = self.first
-            first = earliest + (latest - earliest) * draws.uniform("first")
-            return BatchTimes(t, latest_heavy(t, heavy, first), kept[(t <= first)[kept]])
-        if self.phase is None:
-            tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
-        else:
-            tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
-        return BatchTimes(t, tau, kept)
+        if self.phase is not None:
+            return BatchTimes(t, torch.maximum(torch.ceil(t * heavy) / heavy, t), kept)
+        if self.first is None:
+            return BatchTimes(t, (t + draws.uniform("tau") / heavy).clamp(max=1), kept)
+        earliest, latest = self.first
+        first = earliest + (latest - earliest) * draws.uniform("first")
+        return BatchTimes(t, latest_heavy(t, heavy, first), kept[(t <= first)[kept]])
 
     def _num_heavy(self, draws: Draws) -> Tensor:
         """(B,) float64: log-uniform on the integers low..high."""

@@ -4,7 +4,7 @@
     z_t = alpha_t z + sigma_t eps, t ~ U(0, 1)                     the prior's process, whose log_snr(0) is 5
     L_z = -1/2 dlog_snr/dt e^log_snr |z - z_hat(z_t)|^2 + KL(q(z_1 | x) | N(0, I))
     z_0 = alpha_0 z + sigma_0 eps_0, anew
-    x_t = alpha_t x + sigma_t eps', t ~ U(0, 1) of its own         the images' process
+    x_t = alpha_t x + sigma_t eps', another t ~ U(0, 1)            the images' process
     L_x = -1/2 dlog_snr/dt e^log_snr w(log_snr) |x - x_hat(x_t, z_0)|^2,   w = c sigmoid(b - log_snr)
     L   = mean over rows of (L_z + L_x) / numel(x)
 
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,7 @@ class UnifiedLatents(Ranged):
     weighting: Weighting
     loss_factor: LossWeight
     priced_from: FirstIterations = 0
-
-    @property
-    def auxiliaries(self) -> nn.ModuleDict:
-        """None."""
-        return nn.ModuleDict()
+    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     def phases(self, iteration: int) -> tuple[Phase, ...]:
         return (Phase("model", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
@@ -141,12 +137,12 @@ class LatentNetworks(NetworksConfig):
     decoder: UViTConfig
 
     def __post_init__(self) -> None:
-        for what, expected, found in (
-            ("prior sees latents", self.encoder.latent_shape, self.prior.shape),
-            ("decoder makes images", self.encoder.shape, self.decoder.shape),
-        ):
-            if expected != found:
-                raise ValueError(f"the {what} of {found} (C, H, W), and its encoder's are {expected}: make them alike")
+        own, prior, decoder = self.encoder, self.prior.shape, self.decoder.shape
+        if (own.latent_shape, own.shape) != (prior, decoder):
+            raise ValueError(
+                f"the prior sees latents of {prior} (C, H, W) and the decoder makes images of {decoder}; the encoder's "
+                f"are {own.latent_shape} and {own.shape}: make them alike"
+            )
         if self.decoder.num_classes:
             raise ValueError(f"a decoder is given latents and no classes, got num_classes {self.decoder.num_classes}")
 
@@ -209,19 +205,8 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
             )
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
-        networks, prior = experiment.build()
-        codec = experiment.codec
+        codec, (networks, prior) = experiment.codec, experiment.build()
         assert isinstance(codec, DiffusionDecoding)  # of `check`
-        return Prepared(
-            UnifiedLatents(
-                networks,
-                networks["encoder"],
-                prior,
-                codec.decoder(networks),
-                experiment.gaussian,
-                codec.process,
-                self.decoder_weighting,
-                self.loss_factor,
-                self.priced_from,
-            )
-        )
+        roles = networks["encoder"], prior, codec.decoder(networks), experiment.gaussian, codec.process
+        settings = self.decoder_weighting, self.loss_factor, self.priced_from
+        return Prepared(UnifiedLatents(networks, *roles, *settings))

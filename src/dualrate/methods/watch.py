@@ -22,7 +22,7 @@ class LogWatch:
 
     checks: by phase, the names of logs, and a function of their windows that yields what goes wrong
     hidden: a log that is not shown, since its value means nothing
-    A resumed run begins with a first window of its own.
+    A resumed run begins with a new first window.
     """
 
     shown: Reporter

@@ -1,4 +1,4 @@
-"""A recipe for images of one's own: networks and training that fit their size, colours and classes.
+"""A recipe for your own images: networks and training that fit their size, colours and classes.
 
     tiny     minutes of a laptop, to see that all works
     small    about an hour of a CPU core
@@ -13,7 +13,7 @@ Levels   each halves the one before, down to the middle, of transformer blocks. 
 Light    the light network halves the heavy one's transformers in width and depth, and keeps three quarters of its
          convolutions' widths: the rule behind the light networks of the other recipes, nearly.
 Widths   a level holds what it is given: at least as many channels as a patch has numbers.
-Latents  (dualrate data encode) are taken as they are: the side and channels of the networks are theirs.
+Latents  (dualrate data encode) are taken unchanged: the networks have their side and channels.
 Colours  grey if every image that was looked at is, else three channels.
 Classes  of the labels; one class is none.
 Mirror   no image is mirrored in training: writing, faces of clocks and left shoes have no mirror image. Photographs of
@@ -29,13 +29,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from statistics import median_low
-from typing import Literal
+from typing import Any, Literal
 
 from dualrate.data.images import Look, look_at
-from dualrate.data.latent_set import LatentSet, is_encoded, read_latents
+from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.source import resolved
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
+from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
@@ -53,11 +54,9 @@ SIDES = (8, *(m * 2**k for k in range(1, 6) for m in (5, 6, 7, 8)))  # 8, 10, 12
 NOISE_SIDE = 32  # up to which the schedule is the cosine
 
 
-def _fit(iterations: int, batch_size: int, lr: float, warmup: int, ema_halflife: int, sample_every: int) -> FitConfig:
+def _fit(iterations: int, batch_size: int, lr: float, warmup: int, **more: Any) -> FitConfig:
     optim = OptimConfig(lr=lr, betas=(0.9, 0.99), warmup=warmup)
-    return FitConfig(
-        iterations, batch_size, optim=optim, ema_halflife=ema_halflife, checkpoint_every=250, sample_every=sample_every
-    )
+    return FitConfig(iterations, batch_size, optim=optim, **{"checkpoint_every": 250, **more})
 
 
 @dataclass(frozen=True)
@@ -82,19 +81,13 @@ class Tier:
 
 
 TIERS: dict[Size, Tier] = {
-    "tiny": Tier(48, (None, 128), (1, 3), _fit(2000, 64, lr=2e-3, warmup=100, ema_halflife=10_000, sample_every=500)),
-    "small": Tier(
-        64, (None, 192), (1, 6), _fit(4000, 128, lr=7e-4, warmup=300, ema_halflife=50_000, sample_every=1000)
-    ),
+    "tiny": Tier(48, (None, 128), (1, 3), _fit(2000, 64, 2e-3, 100, ema_halflife=10_000, sample_every=500)),
+    "small": Tier(64, (None, 192), (1, 6), _fit(4000, 128, 7e-4, 300, ema_halflife=50_000, sample_every=1000)),
     "base": Tier(
         128,
         (256, 512),
         (2, 8),
-        replace(
-            _fit(50_000, 256, lr=4e-4, warmup=1000, ema_halflife=300_000, sample_every=5000),
-            compile=True,
-            checkpoint_every=1000,
-        ),
+        _fit(50_000, 256, 4e-4, 1000, ema_halflife=300_000, compile=True, checkpoint_every=1000, sample_every=5000),
         finest=32,
         most=128,
         embedding=512,
@@ -117,7 +110,7 @@ class Auto:
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these images. Raises what `look_at` and `experiment` raise, and ValueError for no source.
 
-        progress: called with what the images are and what becomes of them
+        progress: called with a description of the images and of their preparation
         """
         if not self.data.source:
             raise ValueError("auto fits a model to your images, so it needs them: --data.source FOLDER (or a file)")
@@ -125,7 +118,9 @@ class Auto:
         if is_encoded(self.data.source):
             latents = read_latents(self.data.source, "train")
             progress.note(f"{latents.name}: {len(latents)} images as latents of {latents.shape} (C, H, W)")
-            return on_latents(latents, self.data, self.size, self.rate)
+            return replace(
+                _made(latents.shape, latents.num_classes, self.data, self.size, self.rate), codec=latents.codec
+            )
         look = look_at(self.data.source, self.data.label)
         made = experiment(look, self.data, self.size, self.rate)
         progress.note(account(look, self.data, made))
@@ -135,35 +130,37 @@ class Auto:
 def experiment(look: Look, data: DataConfig, size: Size = "small", rate: Rate = "dual") -> Experiment:
     """The experiment that fits the images that were looked at.
 
-    data: where they are; its own size and channels hold if they are given
+    data: where they are; its size and channels hold if they are given
     Raises ValueError for a side that is none of `SIDES`, and for images that are smaller than all of those.
     """
-    side = side_of(look, TIERS[size].most) if data.size is None else checked_side(data.size)
+    side = data.size
+    if side is None:
+        short = median_low(min(shape[1:]) for shape in look.shapes)
+        if short < SIDES[0]:
+            raise ValueError(
+                f"the images of {look.name} have a short side of {short} pixels; the networks need {SIDES[0]} or more: "
+                f"--data.size {SIDES[0]} enlarges them"
+            )
+        side = max(side for side in SIDES if side <= min(short, TIERS[size].most))
     channels = data.channels or (1 if all(shape[0] == 1 for shape in look.shapes) else 3)
-    return _made((channels, side), look.num_classes, replace(data, size=side, channels=channels), size, rate)
+    return _made((channels, side, side), look.num_classes, replace(data, size=side, channels=channels), size, rate)
 
 
-def on_latents(latents: LatentSet, data: DataConfig, size: Size = "small", rate: Rate = "dual") -> Experiment:
-    """The experiment that fits cached latents. data: where they are. Raises ValueError for a side none of `SIDES`."""
-    channels, side, width = latents.shape
+def _made(shape: Shape, num_classes: int, data: DataConfig, size: Size, rate: Rate) -> Experiment:
+    """shape: (C, H, W) of what the networks see. Raises ValueError for a side that is none of `SIDES`."""
+    channels, side, width = shape
     if side != width or side not in SIDES:
         raise ValueError(
-            f"auto has no networks for latents of {side} x {width}: encode images of another --size, whose latents are "
-            f"square, of side {', '.join(map(str, SIDES))}"
+            f"auto has no networks for {side} x {width}. Pass another --data.size, or encode images of another --size: "
+            f"a side is one of {', '.join(map(str, SIDES))}"
         )
-    return replace(_made((channels, side), latents.num_classes, data, size, rate), codec=latents.codec)
-
-
-def _made(shape: tuple[int, int], num_classes: int, data: DataConfig, size: Size, rate: Rate) -> Experiment:
-    """shape: channels and side of what the networks see."""
-    tier, (channels, side) = TIERS[size], shape
-    heavy = network(tier, side, channels, num_classes if num_classes > 1 else 0)
-    networks = OneNetwork(heavy) if rate == "single" else TwoNetworks(heavy, light_of(heavy))
+    heavy = network(TIERS[size], side, channels, num_classes if num_classes > 1 else 0)
+    single = rate == "single"
     return Experiment(
         f"{name_of(data.source)}-{size}-{rate}",
-        networks,
-        DenoisingConfig(times=SingleTime() if rate == "single" else TimeSampler(heavy=(4, 32))),
-        tier.fit,
+        OneNetwork(heavy) if single else TwoNetworks(heavy, light_of(heavy)),
+        DenoisingConfig(times=SingleTime() if single else TimeSampler(heavy=(4, 32))),
+        TIERS[size].fit,
         data,
         process=GaussianProcess(Cosine() if side <= NOISE_SIDE else Interpolated.between(NOISE_SIDE, side, side)),
     )
@@ -184,38 +181,15 @@ def network(tier: Tier, side: int, channels: int, num_classes: int) -> UViTConfi
     return UViTConfig(side, channels, tuple(levels), num_classes, patch=patch, embedding=tier.embedding, head_dim=64)
 
 
-def side_of(look: Look, most: int) -> int:
-    """Of the square that images become. Raises ValueError for images that are too small."""
-    short = short_side(look)
-    if short < SIDES[0]:
-        raise ValueError(
-            f"the images of {look.name} have a short side of {short} pixels; the networks need {SIDES[0]} or more: "
-            f"--data.size {SIDES[0]} enlarges them"
-        )
-    return max(side for side in SIDES if side <= min(short, most))
-
-
-def short_side(look: Look) -> int:
-    """The median over the images that were looked at."""
-    return median_low(min(shape[1:]) for shape in look.shapes)
-
-
-def checked_side(side: int) -> int:
-    """Raises ValueError unless it is one of `SIDES`."""
-    if side not in SIDES:
-        raise ValueError(f"auto has no networks for --data.size {side}: it is one of {', '.join(map(str, SIDES))}")
-    return side
-
-
 def name_of(source: str) -> str:
-    """A run's name for a source: its own, of the characters that such a name may have."""
+    """A run's name for a source: the source's name, in the characters that a run's name may have."""
     path = resolved(source)
     name = path.stem if path.suffix in (".npz", ".parquet", ".tar") else path.name
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "images"
 
 
 def account(look: Look, asked: DataConfig, made: Experiment) -> str:
-    """What the images are and what becomes of them, for people. asked: before anything was chosen."""
+    """A description of the images and of their preparation, for people. asked: before anything was chosen"""
     classes = f"{look.num_classes} classes" if look.num_classes else "no labels"
     if asked.size is None:
         sides = sorted(min(shape[1:]) for shape in look.shapes)

@@ -1,8 +1,8 @@
-"""CIFAR-10, 32 x 32, for a GPU: single networks of three sizes, and pairs of them.
+"""CIFAR-10, 32 x 32, for a GPU: a heavy network, a light one, and the pair.
 
 Convolutions at 32 x 32, transformers at 16 x 16 and 8 x 8. The light network halves the transformers' widths and the
-middle's depth, and has narrower convolutions. The medium network costs about what a pair costs on average. Models are
-small enough to travel between short pieces of GPU time (tools/gpu); `auto --size base` makes larger ones.
+middle's depth, and has narrower convolutions. Models are small enough to travel between short pieces of GPU time
+(tools/gpu); `auto --size base` makes larger ones.
 `--data.source` is your own copy: a folder of images, or parquet files as the Hub has them.
 """
 
@@ -21,7 +21,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig, OptimConfig
 
-Size = Literal["heavy", "medium", "light"]
+Size = Literal["heavy", "light"]
 
 
 def network(conv: int, transformers: tuple[int, int], middle: int, dropout: float = 0.1) -> UViTConfig:
@@ -36,7 +36,6 @@ def network(conv: int, transformers: tuple[int, int], middle: int, dropout: floa
 
 NETWORKS: dict[Size, UViTConfig] = {
     "heavy": network(96, (192, 256), 4),
-    "medium": network(64, (128, 192), 3),  # 0.46 of heavy
     "light": network(48, (64, 128), 2, dropout=0.0),
 }
 FIT = FitConfig(
@@ -62,13 +61,6 @@ def dual() -> Experiment:
     return Experiment("cifar10-dual", networks, DenoisingConfig(TimeSampler(heavy=(4, 32))), FIT, DATA)
 
 
-def dual_45() -> Experiment:
-    """The medium network as the encoder, for plans of 1 to 8 heavy calls, the first late."""
-    networks = TwoNetworks(NETWORKS["medium"], NETWORKS["light"])
-    times = TimeSampler(heavy=(1, 8), first=(0.6, 0.9))
-    return Experiment("cifar10-dual-45", networks, DenoisingConfig(times), FIT, DATA)
-
-
 def distilled() -> StudentRecipe:
     """Students of the heavy model."""
     optim = OptimConfig(lr=5e-5, betas=(0.0, 0.99), warmup=200)
@@ -77,8 +69,6 @@ def distilled() -> StudentRecipe:
 
 RECIPES = {
     "cifar10-heavy": ("the heavy network alone", partial(single, "heavy")),
-    "cifar10-medium": ("the medium network alone", partial(single, "medium")),
     "cifar10-light": ("the light network alone", partial(single, "light")),
     "cifar10-dual": ("heavy and light", dual),
-    "cifar10-dual-45": ("medium and light, plans of few heavy calls", dual_45),
 }

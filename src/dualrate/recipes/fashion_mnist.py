@@ -2,7 +2,7 @@
 
 Each has the same seconds of training, the rate annealed to zero: the models of docs/results/settled.md (ITERATIONS).
 Patches of 2 give levels of 14 x 14 (convolutions) and 7 x 7 (49 tokens, transformer blocks). The light network keeps a
-convolutional level of its own for fine detail and shrinks the transformer, as the paper's does. No augmentation:
+separate convolutional level for fine detail and shrinks the transformer, as the paper's does. No augmentation:
 mirrored or shifted shoes are no longer Fashion-MNIST.
 """
 

@@ -30,7 +30,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
@@ -38,6 +38,7 @@ from dualrate.data.loader import Augment
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine, Interpolated
+from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment, Stages
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.consistency import ConsistencyConfig
@@ -56,27 +57,19 @@ SIZES: tuple[Size, ...] = (64, 128, 256, 512)
 BIASES: dict[Size, float] = {64: 0.0, 128: 0.0, 256: -1.0, 512: -3.0}  # of the loss; of SiD2 at second hand
 
 
-def layout(size: Size, transformers: tuple[int, int], middle: int, dropout: float) -> UViTConfig:
-    """3 convolution blocks a level, then 3 transformer blocks, then `middle` at the coarsest.
+def network(size: Size, kind: Literal["heavy", "light"]) -> UViTConfig:
+    """3 convolution blocks a level, then 3 transformer blocks, then 16 (light: 8) at the coarsest.
 
     At 64 pixels the levels have 64, 32 and 16 positions a side; above, a level of 128 channels comes before them.
     """
+    widths, middle, dropout = ((512, 1024), 16, 0.2 if size == 64 else 0.1) if kind == "heavy" else ((256, 512), 8, 0.0)
     levels = (
+        *([Level("conv", 128, 3)] if size > 64 else []),
         Level("conv", 256, 3),
-        Level("transformer", transformers[0], 3),
-        Level("transformer", transformers[1], middle, dropout),
+        Level("transformer", widths[0], 3),
+        Level("transformer", widths[1], middle, dropout),
     )
-    if size > 64:
-        levels = (Level("conv", 128, 3), *levels)
     return UViTConfig(size, 3, levels, num_classes=1000, patch=2 if size > 128 else 1, embedding=1024, head_dim=64)
-
-
-def heavy_network(size: Size) -> UViTConfig:
-    return layout(size, (512, 1024), middle=16, dropout=0.2 if size == 64 else 0.1)
-
-
-def light_network(size: Size) -> UViTConfig:
-    return layout(size, (256, 512), middle=8, dropout=0.0)
 
 
 FIT = FitConfig(
@@ -102,48 +95,24 @@ DISTILLING = replace(
 
 def heavy(size: Size = 64) -> Experiment:
     """The heavy network alone."""
-    return _experiment("heavy", OneNetwork(heavy_network(size)))
+    return _experiment("heavy", size, OneNetwork(network(size, "heavy")))
 
 
 def light(size: Size = 64) -> Experiment:
     """The light network alone, at every step."""
-    return _experiment("light", OneNetwork(light_network(size)))
+    return _experiment("light", size, OneNetwork(network(size, "light")))
 
 
 def dual(size: Size = 64) -> Experiment:
     """The dual-rate model."""
-    return _experiment("dual", TwoNetworks(heavy_network(size), light_network(size)), TimeSampler())
+    return _experiment("dual", size, TwoNetworks(network(size, "heavy"), network(size, "light")), TimeSampler())
 
 
-@dataclass(frozen=True)
-class Students(StudentRecipe):
-    """With the settings of papers where these have them for ImageNet."""
-
-    def defaults(self, by: str) -> dict[str, Any]:
-        assert isinstance(self.light, UViTConfig)
-        return {
-            "moments": {"student_rate": 1.0},
-            "consistency": {"huber": _huber(self.light)},
-            "em": {"langevin_steps": 16, "noise_step": 0.16, "latent_step": 0.01},
-        }[by]
-
-
-def distilled(size: Size = 64) -> Students:
-    """Students of the heavy model."""
-    return Students(f"imagenet{size}", light_network(size), _within_memory(DISTILLING, size))
-
-
-def by_consistency(experiment: Experiment) -> Experiment:
-    """One of these experiments as one of consistency training, from data."""
-    made = students.by_consistency(experiment)
-    assert isinstance(made.method, ConsistencyConfig)
-    method = replace(made.method, huber=_huber(next(iter(made.networks.configs.values()))))
-    return replace(made, method=method, fit=replace(made.fit, optim=replace(made.fit.optim, decay="linear")))
-
-
-def _huber(network: UViTConfig) -> float:
-    """c of the paper, which is of a norm, in the root mean square."""
-    return 1e-4 / math.sqrt(math.prod(network.shape))
+def _experiment(kind: str, size: Size, networks: NetworksConfig, times: TimeSource = SingleTime()) -> Experiment:
+    method = DenoisingConfig(times=times, weighting=Sigmoid(BIASES[size]))
+    data = DataConfig("imagenet", size, 3, augment=Augment(flip=True, translate=4))
+    process = GaussianProcess(Interpolated.between(32, size, size))
+    return Experiment(f"imagenet{size}-{kind}", networks, method, _within_memory(FIT, size), data, process)
 
 
 def _within_memory(fit: FitConfig, size: int) -> FitConfig:
@@ -151,12 +120,35 @@ def _within_memory(fit: FitConfig, size: int) -> FitConfig:
     return replace(fit, micro_batch=64) if size == 512 else fit
 
 
-def _experiment(kind: str, networks: NetworksConfig, times: TimeSource = SingleTime()) -> Experiment:
-    size = cast(Size, networks.shape[1])
-    method = DenoisingConfig(times=times, weighting=Sigmoid(BIASES[size]))
-    data = DataConfig("imagenet", size, 3, augment=Augment(flip=True, translate=4))
-    process = GaussianProcess(Interpolated.between(32, size, size))
-    return Experiment(f"imagenet{size}-{kind}", networks, method, _within_memory(FIT, size), data, process)
+@dataclass(frozen=True)
+class Students(StudentRecipe):
+    """With the settings of papers where these have them for ImageNet."""
+
+    def defaults(self, by: str) -> dict[str, Any]:
+        assert self.light is not None
+        return {
+            "moments": {"student_rate": 1.0},
+            "consistency": {"huber": _huber(self.light.shape)},
+            "em": {"langevin_steps": 16, "noise_step": 0.16, "latent_step": 0.01},
+        }[by]
+
+
+def distilled(size: Size = 64) -> Students:
+    """Students of the heavy model."""
+    return Students(f"imagenet{size}", network(size, "light"), _within_memory(DISTILLING, size))
+
+
+def by_consistency(experiment: Experiment) -> Experiment:
+    """One of these experiments as one of consistency training, from data."""
+    made = students.by_consistency(experiment)
+    assert isinstance(made.method, ConsistencyConfig)
+    method = replace(made.method, huber=_huber(made.shape))
+    return replace(made, method=method, fit=replace(made.fit, optim=replace(made.fit.optim, decay="linear")))
+
+
+def _huber(shape: Shape) -> float:
+    """c of the paper, which is of a norm, in the root mean square."""
+    return 1e-4 / math.sqrt(math.prod(shape))
 
 
 LATENT_SIZE, LATENT_SIDE, CHANNELS, LOG_SNR, DROPOUT = 512, 32, 32, 5.0, 0.1  # LATENT_SIZE: of the images
@@ -167,27 +159,12 @@ STAGE = replace(FIT, iterations=FIT.iterations // 2, micro_batch=64)
 PICTURES = DataConfig("imagenet", LATENT_SIZE, 3, augment=Augment(flip=True))
 ENCODER = EncoderConfig(LATENT_SIZE, 3, CHANNELS, (128, 256, 512, 512), blocks=2, last_blocks=3, dropout=DROPOUT)
 PRIOR = UViTConfig(LATENT_SIDE, CHANNELS, (Level("transformer", 1024, 8, DROPOUT),), embedding=1024)
-DECODER = UViTConfig(
-    LATENT_SIZE,
-    3,
-    (*(Level("conv", width, 2, DROPOUT) for width in (128, 256, 512)), Level("transformer", 1024, 8, DROPOUT)),
-    patch=2,
-    embedding=1024,
-)
-LIGHT_DECODER = UViTConfig(
-    LATENT_SIZE,
-    3,
-    (*(Level("conv", width, 1) for width in (64, 128, 256)), Level("transformer", 512, 4)),
-    patch=2,
-    embedding=512,
-)
-BASE = UViTConfig(
-    LATENT_SIDE,
-    CHANNELS,
-    (Level("transformer", 512, 6, DROPOUT), Level("transformer", 1024, 16, DROPOUT)),
-    num_classes=1000,
-    embedding=1024,
-)
+_LEVELS = (*(Level("conv", width, 2, DROPOUT) for width in (128, 256, 512)), Level("transformer", 1024, 8, DROPOUT))
+DECODER = UViTConfig(LATENT_SIZE, 3, _LEVELS, patch=2, embedding=1024)
+_LEVELS = (*(Level("conv", width, 1) for width in (64, 128, 256)), Level("transformer", 512, 4))
+LIGHT_DECODER = UViTConfig(LATENT_SIZE, 3, _LEVELS, patch=2, embedding=512)
+_LEVELS = Level("transformer", 512, 6, DROPOUT), Level("transformer", 1024, 16, DROPOUT)
+BASE = UViTConfig(LATENT_SIDE, CHANNELS, _LEVELS, num_classes=1000, embedding=1024)
 
 
 def first() -> Experiment:
@@ -233,14 +210,15 @@ class DecoderRecipe(Ranged):
         )
 
 
+KINDS = {
+    "heavy": ("the heavy network alone", heavy),
+    "light": ("the light network alone", light),
+    "dual": ("heavy and light", dual),
+}
 ON_PIXELS = {
     f"imagenet{size}-{kind}": (f"{text}, {size} x {size}", partial(recipe, size))
     for size in SIZES
-    for kind, text, recipe in (
-        ("heavy", "the heavy network alone", heavy),
-        ("light", "the light network alone", light),
-        ("dual", "heavy and light", dual),
-    )
+    for kind, (text, recipe) in KINDS.items()
 }
 RECIPES = {
     **ON_PIXELS,

@@ -1,4 +1,4 @@
-"""A recipe that makes a model of diffusers dual-rate: that model is the encoder, beside a light network of its own.
+"""A recipe that makes a model of diffusers dual-rate: that model is the encoder, beside a new light network.
 
 Light    a flat transformer of `BLOCKS` blocks. Its patches are the model's own, or the smallest that leave at most
          `FINEST` positions a side, larger ones if not even `NARROWEST` heads are as cheap; its width is the largest
@@ -28,13 +28,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.diffusers_folder import Adopted, adopted
-from dualrate.from_diffusers.retrofitted import (
-    COLOURS,
-    OwnBlocks,
-    Retrofitted,
-    shorter,
-    taps_of,
-)
+from dualrate.from_diffusers.retrofitted import COLOURS, OwnBlocks, Retrofitted, shorter, taps_of
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -71,48 +65,35 @@ class Retrofit(Ranged):
         if not self.data.source:
             raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
         found = adopted(as_path(folder), self.num_classes)
-        made, account = self._made(found, str(folder))
-        (progress or PlainReporter()).note(account)
-        return made
-
-    def _made(self, found: Adopted, folder: str) -> tuple[Experiment, str]:
-        """The experiment, and what it is, in words."""
         network = found.network
-        data, codec = self._seen(found, folder)
-        networks, account = self._networks(found)
-        experiment = Experiment(
-            f"{name_of(folder)}-retrofit",
-            networks,
-            DenoisingConfig(
-                times=TimeSampler(heavy=(4, 32)),
-                label_dropout=0.1 if network.null else 0.0,
-                encoder_from=folder,
-                freeze_encoder=True,
-                light_from=None if self.own_blocks is None else folder,
-            ),
-            FIT,
-            data,
-            GaussianProcess(found.schedule),
-            codec,
-        )
-        return experiment, account
-
-    def _networks(self, found: Adopted) -> tuple[NetworksConfig, str]:
-        network = found.network
+        data, codec = self._data(found, str(folder))
         built = network.around(found.weights())
         heavy = macs_of(lambda: taps_of(built, network.shape, ()))
         account = f"{network.kind}: {heavy / 1e6:.4g} million multiply-adds; "
         if self.own_blocks is not None:
             own = shorter(network, self.own_blocks).build()
-            cost = macs_of(lambda: taps_of(own, network.shape, ())) / heavy
-            return OwnBlocks(network, self.own_blocks), f"{account}a light call costs {cost:.2f} of it"
-        taps = taps_of(built, network.shape)
-        tapped = f"{account}taps at blocks {', '.join(str(tap.block) for tap in taps)}; a light call costs"
-        light = light_of(network.shape, network.num_classes, self._patch(found), heavy, self.share)
-        return Retrofitted(network, light, tuple(taps)), f"{tapped} {macs_of_light(light) / heavy:.2f} of it"
+            cost = macs_of(lambda: taps_of(own, network.shape, ()))
+            networks: NetworksConfig = OwnBlocks(network, self.own_blocks)
+        else:
+            taps, side = taps_of(built, network.shape), network.shape[1]
+            fitting = (patch for patch in range(1, side + 1) if side % patch == 0 and side // patch <= FINEST)
+            patch = found.folder.config.get("patch_size") or next(fitting)
+            light = light_of(network.shape, network.num_classes, patch, heavy, self.share)
+            cost, networks = macs_of_light(light), Retrofitted(network, light, tuple(taps))
+            account += f"taps at blocks {', '.join(str(tap.block) for tap in taps)}; "
+        (progress or PlainReporter()).note(f"{account}a light call costs {cost / heavy:.2f} of it")
+        method = DenoisingConfig(
+            times=TimeSampler(heavy=(4, 32)),
+            label_dropout=0.1 if network.null else 0.0,
+            encoder_from=str(folder),
+            freeze_encoder=True,
+            light_from=None if self.own_blocks is None else str(folder),
+        )
+        process = GaussianProcess(found.schedule)
+        return Experiment(f"{name_of(str(folder))}-retrofit", networks, method, FIT, data, process, codec)
 
-    def _seen(self, found: Adopted, folder: str) -> tuple[DataConfig, CodecConfig]:
-        """What it is trained on, and their codec."""
+    def _data(self, found: Adopted, folder: str) -> tuple[DataConfig, CodecConfig]:
+        """The images or latents that it is trained on, and their codec."""
         (channels, side, _), own = found.network.shape, found.folder.codec
         if self.data.source != fashion_mnist.NAME:
             existing(self.data.source)
@@ -136,11 +117,6 @@ class Retrofit(Ranged):
                 "images by that"
             )
         return self.data, codec
-
-    def _patch(self, found: Adopted) -> int:
-        own = found.folder.config.get("patch_size")
-        side = found.network.shape[1]
-        return own or next(patch for patch in range(1, side + 1) if side % patch == 0 and side // patch <= FINEST)
 
 
 def light_of(shape: Shape, num_classes: int, patch: int, heavy: float, share: float = 1) -> UViTConfig:

@@ -1,4 +1,4 @@
-"""Students of a teacher: their networks, their method and how they train. And models of few steps from data."""
+"""Students of a teacher: their networks, their method and their training. And models of few steps from data."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dualrate.diffusion.schedule import Cosine, Interpolated, Truncated
 from dualrate.experiment.experiment import Experiment, MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AtLeast, OnePlan
-from dualrate.experiment.teaching import encoders_network, teachers_network
+from dualrate.experiment.teaching import check_same_images, teachers_network
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.em_distillation import EMDistillationConfig
-from dualrate.methods.moment_matching.config import MomentMatchingConfig, Rollout
+from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.runs.store import read_experiment
@@ -40,7 +40,9 @@ DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a cons
 
 @dataclass(frozen=True)
 class StudentRecipe(Ranged):
-    """name:  of the runs, before the plan; None: the teacher's
+    """How students are made of a teacher.
+
+    name:  of the runs, before the plan; None: the teacher's
     light: the light network of a dual-rate student; None: in proportion to its encoder
     """
 
@@ -69,44 +71,39 @@ def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: flo
 
 
 def dual_student(
-    recipe: StudentRecipe,
-    teacher: str,
-    steps: int,
-    heavy: int,
-    *,
-    shift: float = 0.0,
-    student_from: str | None = None,
-    encoder_from: str | None = None,
-    rollout: Rollout = "full",
-    **options: Any,
+    recipe: StudentRecipe, teacher: str, steps: int, heavy: int, *, shift: float = 0.0, **options: Any
 ) -> Experiment:
     """A dual-rate student: an encoder, of the teacher's network if not of another, and the recipe's light network.
 
-    student_from: a dual-rate run whose two networks the student has and starts from, instead, on the images of that
-    encoder_from: a single-rate run, maybe smaller than the teacher, whose network the encoder is and starts from
-    Raises ValueError for a teacher that cannot teach, an `encoder_from` that is no such run, and an encoder beside
-    which no light network is laid out here, without `student_from`.
+    shift:   of its log-SNR against the teacher's
+    options: fields of `MomentMatchingConfig`. student_from: a dual-rate run whose networks and images it has;
+             encoder_from: a single-rate run, maybe smaller than the teacher, whose network the encoder has
+    Raises ValueError for a teacher that cannot teach, an `encoder_from` that is no such run, and an encoder without a
+    rule for its light network, without `student_from`.
     """
-    source = read_experiment(teacher)
-    single = teachers_network(source, teacher)
-    if encoder_from is not None:
-        single = encoders_network(read_experiment(encoder_from), encoder_from, source)
-    networks, source = _dual(recipe, source, single, encoder_from or teacher, student_from)
-    own = {"student_from": student_from, "encoder_from": encoder_from, "rollout": rollout, **options}
-    plans = OnePlan(steps, heavy)
-    method = MomentMatchingConfig(teacher, plans, weighting=source.method.weighting, **own)
+    source, begun = read_experiment(teacher), options.get("encoder_from")
+    encoder = teachers_network(source, teacher)
+    if begun is not None:
+        found = read_experiment(begun)
+        encoder = found.networks
+        if encoder.latent is not None or not encoder.single_rate:
+            raise ValueError(f"{begun} is {encoder.kind}; encoder_from takes a single-rate one that is no decoder")
+        check_same_images(found, source, f"encoder_from {begun} and the teacher {teacher}")
+    networks, source = _dual(recipe, source, encoder, begun or teacher, options.get("student_from"))
+    own = {"rollout": "full", **options}
+    method = MomentMatchingConfig(teacher, OnePlan(steps, heavy), weighting=source.method.weighting, **own)
     return _student(recipe, source, f"dual-{steps}-{heavy}", networks, method, shift)
 
 
 def _dual(
-    recipe: StudentRecipe, source: Experiment, single: NetworksConfig, name: str, student_from: str | None
+    recipe: StudentRecipe, source: Experiment, encoder: NetworksConfig, name: str, student_from: str | None
 ) -> tuple[NetworksConfig, Experiment]:
     """A dual-rate student's networks, and its teacher's experiment on the images that it is trained on.
 
-    single: of its encoder; name: what the user calls that
+    name: the user's, of the model with the encoder's network
     """
     if student_from is None:
-        return single.beside(recipe.light, name).with_noise(recipe.noise), source
+        return encoder.beside(recipe.light, name).with_noise(recipe.noise), source
     started = read_experiment(student_from)
     if started.networks.single_rate:
         raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
@@ -114,14 +111,7 @@ def _dual(
 
 
 def consistency_student(
-    recipe: StudentRecipe,
-    teacher: str,
-    steps: int,
-    heavy: int | None = None,
-    *,
-    shift: float = 0.0,
-    student_from: str | None = None,
-    **options: Any,
+    recipe: StudentRecipe, teacher: str, steps: int, heavy: int | None = None, *, shift: float = 0.0, **options: Any
 ) -> Experiment:
     """A student for `steps` steps of DDIM: of the teacher's shape, or, with `heavy` calls, a dual-rate one.
 
@@ -129,22 +119,16 @@ def consistency_student(
     options: fields of `ConsistencyConfig`
     Raises ValueError as `dual_student`.
     """
-    source = read_experiment(teacher)
+    source, ending = read_experiment(teacher), f"consistency-{steps}"
     networks = teachers_network(source, teacher).with_noise(recipe.noise)
     if heavy is not None:
-        networks, source = _dual(recipe, source, networks, teacher, student_from)
-    method = ConsistencyConfig(steps, teacher, heavy=heavy, student_from=student_from, **options)
-    name = f"consistency-{steps}" if heavy is None else f"consistency-{steps}-{heavy}"
-    return _student(recipe, source, name, networks, method, shift)
+        networks, source = _dual(recipe, source, networks, teacher, options.get("student_from"))
+        ending = f"{ending}-{heavy}"
+    return _student(recipe, source, ending, networks, ConsistencyConfig(steps, teacher, heavy=heavy, **options), shift)
 
 
 def em_student(
-    recipe: StudentRecipe,
-    teacher: str,
-    *,
-    log_snr: float | None = None,
-    shift: float = 0.0,
-    **options: Any,
+    recipe: StudentRecipe, teacher: str, *, log_snr: float | None = None, shift: float = 0.0, **options: Any
 ) -> Experiment:
     """A student of the teacher's shape for one step.
 
@@ -159,8 +143,7 @@ def em_student(
     made = _student(recipe, source, "em", networks, method, shift)
     process = made.gaussian
     if log_snr is None:
-        end = process.log_snr(torch.ones((), dtype=torch.float64)).item()
-        log_snr = max(NOISE_LEVEL, end)
+        log_snr = max(NOISE_LEVEL, process.log_snr(torch.ones((), dtype=torch.float64)).item())
     return replace(made, process=replace(process, schedule=Truncated(process.schedule, log_snr)))
 
 
@@ -169,17 +152,13 @@ def by_consistency(experiment: Experiment) -> Experiment:
 
     Its rate is a student's, annealed: at a constant 7e-4 a model of one step came to nothing (dev/LOG.md).
     """
-    method, fit = ConsistencyConfig.of(experiment.networks), replace(experiment.fit, optim=DISTILLING.optim)
+    method = ConsistencyConfig(heavy=None if experiment.networks.single_rate else 2)
+    fit = replace(experiment.fit, optim=DISTILLING.optim)
     return replace(experiment, name=f"{experiment.name}-consistency", method=method, fit=fit)
 
 
 def _student(
-    recipe: StudentRecipe,
-    source: Experiment,
-    ending: str,
-    networks: NetworksConfig,
-    method: MethodConfig,
-    shift: float,
+    recipe: StudentRecipe, source: Experiment, ending: str, networks: NetworksConfig, method: MethodConfig, shift: float
 ) -> Experiment:
     process = source.process
     if not math.isfinite(shift):

@@ -43,8 +43,13 @@ from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
 from dualrate.from_diffusers.diffusers_folder import is_diffusers, read_folder
 from dualrate.from_diffusers.retrofitted import experiment_of, weights_of
-from dualrate.methods import consistency, denoising, em_distillation, unified_latents  # noqa: F401  # files name them
-from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # as these
+from dualrate.methods import (  # noqa: F401  # files name them
+    consistency,
+    denoising,
+    em_distillation,
+    moment_matching,
+    unified_latents,
+)
 from dualrate.system.device import environment, own_defaults
 from dualrate.system.files import (
     ABSENT,

@@ -16,9 +16,9 @@ ours. Steps are taken in turn by sample number, so that any run of rows covers t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -61,22 +61,18 @@ class StudentStates:
         At a heavy time that is the encoder's own, where it has a head. cond: of the batch.
         """
         context = student.encode(self.z_tau, self.tau, cond[self.call_row])
-        own = context.x_hat
+        own, light = context.x_hat, self.light
         if own is None:
             return student.denoise(self.z_t, self.t, context.rows(self.call), cond[self.row])
-        light = self.light
         if light is None:
             return own[self.call]
         later = context.aged().rows(self.call[light])
-        return own[self.call].index_copy(
-            0, light, student.denoise(self.z_t[light], self.t[light], later, cond[self.row[light]])
-        )
+        x_hat = student.denoise(self.z_t[light], self.t[light], later, cond[self.row[light]])
+        return own[self.call].index_copy(0, light, x_hat)
 
 
-class StateSource(Protocol):
-    """Draws states for a batch; a row's numbers depend on nothing but its sample number."""
-
-    def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates: ...
+StateSource = Callable[[Denoiser, Batch, Cond, Draws], StudentStates]
+"""Draws states for a batch, of (student, batch, cond, draws); a row's depend on nothing but its sample number."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +91,8 @@ class FromData(Ranged):
 
 
 @dataclass(frozen=True)
-class SegmentRollout(Ranged):
-    """Algorithm A: the state at a heavy time from data, then the student's own steps.
-
-    pairs: (t, s) per row, all in one segment, so that they share its heavy call
-    """
+class PlanStates(Ranged):
+    """States at the steps of a plan, which has a context at every step. pairs: (t, s) per row"""
 
     plan: StepPlan
     process: Process
@@ -107,7 +100,17 @@ class SegmentRollout(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.plan)
+        kinds = {refresh.name for refresh in self.plan.refresh}
+        if not kinds <= {"KEEP", "FULL"}:
+            raise ValueError(f"a student has a context at every step of its plan (KEEP or FULL), got {sorted(kinds)}")
+
+
+@dataclass(frozen=True)
+class SegmentRollout(PlanStates):
+    """Algorithm A: the state at a heavy time from data, then the student's own steps.
+
+    The pairs of a row are all in one segment, so that they share its heavy call.
+    """
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
@@ -123,19 +126,14 @@ class SegmentRollout(Ranged):
 
 
 @dataclass(frozen=True)
-class FullRollout(Ranged):
+class FullRollout(PlanStates):
     """Algorithm B: the student's own steps from noise; of the batch it uses labels, and x for its shape only.
 
-    pairs: (t, s) per row, spread over the plan
+    The pairs of a row are spread over the plan.
     """
-
-    plan: StepPlan
-    process: Process
-    pairs: Pairs = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.plan)
         if self.plan.t[0] != 1:
             raise ValueError(f"a rollout from noise starts at t = 1, this plan at {self.plan.t[0]}; use SegmentRollout")
 
@@ -149,17 +147,15 @@ class FullRollout(Ranged):
 
 
 @dataclass(frozen=True)
-class ForwardPairs:
+class ForwardPairs(PlanStates):
     """z_t and z_tau of one forward path, at the steps of the plan that keep a context: where the light network works.
 
     A light network whose encoder has no head also runs at the heavy times; it meets those in the rollouts only.
+    There is one pair per row.
     """
 
-    plan: StepPlan
-    process: Process
-
     def __post_init__(self) -> None:
-        _check(self.plan)
+        super().__post_init__()
         if self.plan.num_heavy == self.plan.num_steps:
             raise ValueError("this plan makes a heavy call at every step, so its light network has nothing to learn")
 
@@ -173,13 +169,6 @@ class ForwardPairs:
         noise_tau, noise_t = self.process.noise(draws, ["z_tau", "z_t"], *batch.x.shape[1:])
         z_t, z_tau = self.process.pair(batch.x, t, tau, noise_tau, noise_t)
         return StudentStates(z_t, t, s, rows, rows, z_tau, tau, rows, light=rows)
-
-
-def _check(plan: StepPlan) -> None:
-    """Raises ValueError for a plan that drops or partly refreshes its context."""
-    kinds = {refresh.name for refresh in plan.refresh}
-    if not kinds <= {"KEEP", "FULL"}:
-        raise ValueError(f"a student has a context at every step of its plan (KEEP or FULL), got {sorted(kinds)}")
 
 
 class _PlanSteps:
@@ -240,8 +229,7 @@ class _PlanSteps:
         calls, call = torch.unique(row * self.plan.num_steps + heavy, return_inverse=True)
         call_row, at = calls // self.plan.num_steps, calls % self.plan.num_steps
         light = torch.nonzero(heavy < step.flatten()).flatten()
-        t, s, tau = self.times[step].flatten(), self.inside(step).flatten(), self.times[at]
-        t, s, tau = moved(z_t.device, t, s, tau)
-        row, call, call_row, at, light = moved(z_t.device, row, call, call_row, at, light)
+        times = self.times[step].flatten(), self.inside(step).flatten(), self.times[at]
+        t, s, tau, row, call, call_row, at, light = moved(z_t.device, *times, row, call, call_row, at, light)
         reused = light if self.plan.num_heavy < self.plan.num_steps else None
         return StudentStates(z_t.flatten(0, 1), t, s, row, call, z_tau[call_row, at], tau, call_row, reused)

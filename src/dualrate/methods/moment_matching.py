@@ -1,4 +1,4 @@
-"""Moment Matching Distillation (Salimans et al. 2024, arXiv 2406.04103), in its two versions.
+"""Moment Matching Distillation (Salimans et al. 2024, arXiv 2406.04103): a student of few steps from a teacher of many.
 
 A student x~ = g(z_t) whose samples z_s ~ q(z_s | z_t, x~) have the teacher's conditional means at every s,
 
@@ -34,8 +34,15 @@ A, so g_phi - g_theta is a derivative, and L(eta) is over other samples B:
 Its gradient is that of 1/4 |E grad_theta w |x~ - g_theta|^2|^2 in the norm Lambda, the diagonal of the teacher's Adam.
 The formula of this version is reconstructed.
 
-A dual-rate student (Dual-Rate Diffusion, arXiv 2605.18190) is the same with states of its own rollouts (states.py),
-after a cheap pre-training of the light network and of the projections into it.
+A dual-rate student (Dual-Rate Diffusion, arXiv 2605.18190) is the same with states of its own rollouts
+(student_states.py), after a cheap pre-training of the light network and of the projections into it.
+
+The teacher is frozen and in no checkpoint; the student is the model that comes out; the auxiliary, of the teacher's
+shape, is trained along. Networks are given noise levels and not times, so a student may have another schedule: the
+teacher is called at the noise levels of the student's steps. The instant version needs its teacher in float32.
+
+Where auxiliary and teacher have dropout, they share its masks, so that their difference is not noise. A guided teacher,
+and one beside compiled networks, run without. Sampling has no dropout.
 """
 
 from __future__ import annotations
@@ -43,23 +50,43 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dualrate.config.ranges import Factor, FirstIterations, Ranged
-from dualrate.denoisers.denoiser import Denoiser, posterior_mean
-from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.prediction import Weighting, x_loss_weight
-from dualrate.diffusion.process import Process
+from dualrate.config.ranges import BelowOne, Factor, FirstIterations, Pairs, Ranged, Share, TeacherGuidance
+from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
+from dualrate.denoisers.guidance import Guided, Sharpened
+from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
+from dualrate.diffusion.process import Process, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
-from dualrate.methods.moment_matching.states import StateSource, StudentStates
+from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiment.plan_support import AtLeast, OnePlan
+from dualrate.experiment.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder, start_from
+from dualrate.methods.student_states import (
+    ForwardPairs,
+    FromData,
+    FullRollout,
+    SegmentRollout,
+    StateSource,
+    StudentStates,
+)
 from dualrate.methods.times import moved, stratified_uniform
+from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest, frozen
 from dualrate.system.device import whole_products
 from dualrate.training.method import Loss, Phase, quarters
+
+Rollout = Literal["data", "segment", "full"]
+PRECONDITIONING, ROWS = 64, 64  # batches of the instant version's preconditioner, their rows at most
+LAG = (0.0, 3.0)  # `gap_ahead` in moment gaps: 1 where the auxiliary keeps up, below 0 where the student has passed it
+LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no gradient on data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +96,7 @@ class StudentMethod(Ranged):
     networks: the student's
     teacher:  never changed; it sees (z_s, s) of `process`
     states:   where (z_t, t, s) and the context come from
-    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT as it is: the
+    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT frozen: the
         light network and the projections learn to read it. Afterwards all of the student trains
     backbone: the encoder's U-ViT
     student_rate: factor of the student's learning rate, below 1 so that an auxiliary can follow it
@@ -102,8 +129,8 @@ class StudentMethod(Ranged):
         if iteration >= self.pretraining:
             return (self.phase(iteration - self.pretraining),)
         assert self.backbone is not None
-        kept = {id(parameter) for parameter in self.backbone.parameters()}
-        trained = tuple(parameter for parameter in self.networks.parameters() if id(parameter) not in kept)
+        kept = {id(weight) for weight in self.backbone.parameters()}
+        trained = tuple(weight for weight in self.networks.parameters() if id(weight) not in kept)
         return (Phase("pretraining", trained, self.pretraining_loss),)
 
     def phase(self, iteration: int) -> Phase:
@@ -160,9 +187,9 @@ def replayed(device: torch.device) -> Iterator[None]:
             yield
         finally:
             torch.mps.set_rng_state(state)
-    else:
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-            yield
+        return
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        yield
 
 
 def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
@@ -211,10 +238,9 @@ class MomentMatching(StudentMethod):
             g_theta, cond = self.taught(z_s, states, batch), Cond(batch.label)[states.row]
         g_phi = posterior_mean(self.auxiliary, z_s, states.s, cond)
         loss = auxiliary_loss(self.process.deviance, x, g_phi, g_theta)
-        found = g_phi.detach()
-        ahead = ((found - g_theta) * (x - found)).mean()
-        logs = gaps(found - g_theta, states.s)
-        return Loss((self.weight(states.s, loss) * loss).mean(), logs | {"gap_ahead": ahead})
+        gap = g_phi.detach() - g_theta
+        logs = gaps(gap, states.s) | {"gap_ahead": (gap * (x - g_phi.detach())).mean()}
+        return Loss((self.weight(states.s, loss) * loss).mean(), logs)
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """L(eta) of the module docstring."""
@@ -233,9 +259,6 @@ class MomentMatching(StudentMethod):
         """
         with replayed(z_s.device):
             return posterior_mean(self.teacher, z_s, states.s, Cond(batch.label)[states.row])
-
-
-LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no gradient on data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +311,7 @@ class InstantMomentMatching(StudentMethod):
         return replace(self, preconditioner={n: mean / part.clamp(min=mean / LARGEST) for n, part in root.items()})
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """L(eta) of the module docstring; its gap, -J Lambda nu, is in a unit of its own."""
+        """L(eta) of the module docstring; its gap, -J Lambda nu, has another unit than that of the other version."""
         whole = batch.elsewhere.before + len(batch) + batch.elsewhere.after
         if whole < 2:
             raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")
@@ -320,8 +343,7 @@ class InstantMomentMatching(StudentMethod):
     def derivative(self, direction: dict[str, Tensor], z_s: Tensor, s: Tensor, cond: Cond) -> Tensor:
         """J_theta(z_s) times a direction in parameter space, by forward differentiation; no gradient."""
         parameters = {name: p.detach() for name, p in self.teacher_network.named_parameters()}
-        # fused attention kernels have no forward rule
-        plainly = sdpa_kernel(SDPBackend.MATH)
+        plainly = sdpa_kernel(SDPBackend.MATH)  # fused attention kernels have no forward rule
         with torch.no_grad(), torch.autocast(z_s.device.type, enabled=False), whole_products(), plainly:
             return torch.func.jvp(lambda p: self.teach(p, z_s, s, cond), (parameters,), (direction,))[1]
 
@@ -340,3 +362,187 @@ class _Call(nn.Module):
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
         return function()
+
+
+def wrong_with_the_student(windows: Windows) -> Found:
+    """In the first window there is no gap yet: the student is near what it started from."""
+    yield from collapse(windows, "spread_t3", "spread of its samples")
+    yield from growth(windows[1:], "moment_gap", "the moment gap grows", "lower --student-rate")
+
+
+def wrong_with_the_auxiliary(windows: Windows) -> Found:
+    """From the second window on, as above."""
+    gap, ahead = windows[-1]["moment_gap"], windows[-1]["gap_ahead"]
+    if len(windows) > 1 and not LAG[0] * gap <= ahead <= LAG[1] * gap:
+        why = (
+            f"from it to the student's moments is {ahead / gap:.1f} of the way from the teacher's to it, not about 1: "
+            "lower --student-rate, or raise --fit.batch-size"
+        )
+        yield "the auxiliary lags behind the student", why
+
+
+WATCH = partial(
+    LogWatch,
+    checks={
+        "student": (("moment_gap", "spread_t3"), wrong_with_the_student),
+        "auxiliary": (("moment_gap", "gap_ahead"), wrong_with_the_auxiliary),
+    },
+    hidden="student/loss",  # its gradient says something, its value nothing
+)
+
+
+@dataclass(frozen=True)
+class MomentMatchingConfig(MethodConfig, Ranged):
+    """Moment matching. A dual-rate student serves one plan, a plain one all steps that are short enough."""
+
+    teacher: str
+    """A single-rate run, released weights, or a folder of diffusers."""
+    plans: AtLeast | OnePlan
+    """Those that the student is made for."""
+    version: Literal["alternating", "instant"] = "alternating"
+    """With an auxiliary network, or in the teacher's parameter space."""
+    rollout: Rollout = "data"
+    """The student's states in training: noised data (data, of a plain student); its own steps since the last heavy
+    call (segment); its own steps from noise (full)."""
+    guidance: TeacherGuidance = 1.0
+    """Classifier-free guidance weight of the teacher; 1 is none."""
+    temperature: Factor = 1.0
+    """Of a teacher's probabilities of tokens; below 1 likely tokens become likelier."""
+    top_p: Share = 1.0
+    """Share of a teacher's probabilities that its likeliest tokens keep; others become far less likely."""
+    dropout: BelowOne | None = None
+    """Of student and auxiliary in training, not in sampling; as their networks say if not given."""
+    pretraining: FirstIterations = 0
+    """Iterations at first in which the light network learns to denoise beside the frozen encoder."""
+    pairs: Pairs = 1
+    """Times (t, s) trained on from one rollout."""
+    student_rate: Factor = 1.0
+    """The student's learning rate over the auxiliary's, which is fit.optim.lr."""
+    student_from: str | None = None
+    """A dual-rate run that the whole student starts from; from the teacher if not given."""
+    encoder_from: str | None = None
+    """A single-rate run that the encoder starts from, whose network it has; the teacher if not given."""
+    light_from: str | None = None
+    """A single-rate run that the light network starts from."""
+    weighting: Weighting = Sigmoid()
+
+    @property
+    def drops_labels(self) -> bool:
+        """A student has its labels always: it is guided by its teacher, which it learns."""
+        return False
+
+    @property
+    def serves(self) -> AtLeast | OnePlan:
+        return self.plans
+
+    @property
+    def plan(self) -> StepPlan:
+        """What the student is sampled under, while it trains."""
+        return self.plans.default_plan()
+
+    @property
+    def _sharpened(self) -> bool:
+        return (self.temperature, self.top_p) != (1, 1)
+
+    def check(self, experiment: Experiment) -> None:
+        require_no_decoder(experiment, "moment matching")
+        fit, one_plan = experiment.fit, isinstance(self.plans, OnePlan)
+        starts = self.student_from or self.encoder_from or self.light_from
+        if not experiment.networks.single_rate and (self.rollout == "data" or not one_plan):
+            raise ValueError(
+                "a dual-rate student serves one plan and learns from its own steps (rollout segment or full), got "
+                f"{self.plans} and rollout {self.rollout!r}"
+            )
+        others = self.rollout != "data" or self.pairs > 1 or self.pretraining or starts or one_plan
+        if experiment.networks.single_rate and others:
+            raise ValueError(
+                "a plain student serves all steps that are short enough, starts from its teacher and learns from "
+                f"noised data: drop rollout, pairs, pretraining, student_from, encoder_from and light_from, got {self}"
+            )
+        if self.pretraining >= fit.iterations:
+            raise ValueError(
+                f"{self.pretraining} of {fit.iterations} iterations are pre-training: make it fewer "
+                "(--pretraining), or the iterations more (--fit.iterations)"
+            )
+        if self.student_from is not None and (self.encoder_from or self.light_from):
+            raise ValueError("student_from brings both networks: drop encoder_from and light_from, or student_from")
+        if self._sharpened and not isinstance(experiment.process, CategoricalProcess):
+            raise ValueError(f"temperature and top-p are of tokens, and {experiment.name} has none: drop them")
+        if self.version == "instant":
+            require_gaussian(experiment.process, experiment.name)
+        rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
+        if self.version == "instant" and 1 in (rows, fit.batch_size % rows):
+            raise ValueError(
+                f"the instant version halves every micro-batch, so none may have one row: got batches of "
+                f"{fit.batch_size} in micro-batches of {rows}"
+            )
+
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        teacher = start.load(self.teacher)
+        method = self.build(experiment, teacher, bfloat16=start.bfloat16)
+        if isinstance(method, InstantMomentMatching):
+            start.note(f"preconditioner: the teacher's gradients on {PRECONDITIONING} batches")
+            method = method.preconditioned(start.batch(i)[:ROWS] for i in range(PRECONDITIONING))
+        weights = {"teacher": str(teacher)}
+        if start.fresh:
+            weights |= self.fill(experiment, method.networks, teacher, start)
+        return Prepared(method, weights, {"teacher": f"weights {teacher.weights_hash[:12]}"}, WATCH)
+
+    def build(
+        self, experiment: Experiment, teacher: Model, *, bfloat16: bool
+    ) -> MomentMatching | InstantMomentMatching:
+        """Student and auxiliary as new, before `fill`. Raises ValueError if the teacher cannot teach this student."""
+        single = check_teacher(experiment, teacher, self.teacher, self.guidance).with_dropout(self.dropout)
+        process, instant = experiment.process, self.version == "instant"
+        networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
+        network = frozen_teacher(single, process, teacher, bfloat16=bfloat16 and not instant)
+        network.train(not instant and self.guidance == 1 and not experiment.fit.compile)  # then it shares masks
+        taught: Denoiser = Plain(network, process)
+        if self.guidance != 1:
+            taught = Guided(taught, process, self.guidance, teacher.num_classes)
+        if self._sharpened:
+            taught = Sharpened(taught, process, self.temperature, self.top_p)
+        if self.rollout == "data":
+            states: StateSource = FromData(self.plan.num_steps, process)
+        else:
+            states = (SegmentRollout if self.rollout == "segment" else FullRollout)(self.plan, process, self.pairs)
+        roles = {
+            "networks": networks,
+            "student": student,
+            "teacher": taught,
+            "process": process,
+            "weighting": self.weighting,
+            "states": states,
+            "pretraining": self.pretraining,
+            "student_rate": self.student_rate,
+            "pretraining_states": ForwardPairs(self.plan, process) if self.pretraining else None,
+            "backbone": experiment.networks.backbone(networks, "encoder") if self.pretraining else None,
+        }
+        if not instant:
+            auxiliary = built(single, process, teacher)
+            auxiliaries = nn.ModuleDict({"auxiliary": auxiliary})
+            return MomentMatching(auxiliaries=auxiliaries, auxiliary=Plain(auxiliary, process), **roles)
+        if any(isinstance(part, nn.GroupNorm) for part in network.modules()):
+            raise ValueError(
+                f"the instant version needs forward derivatives, which torch lacks for the group norms of "
+                f"{self.teacher}: pass --version alternating"
+            )
+        return InstantMomentMatching(teacher_network=network, **roles)
+
+    def fill(self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model, start: Start) -> dict[str, str]:
+        """Put the weights in that training begins with; says which those were.
+
+        Raises ValueError for weights of other networks.
+        """
+        if self.student_from is not None:
+            source = start.load(self.student_from)
+            fill(networks, source.networks.state_dict(), f"{self.student_from}: its networks are not the student's")
+            return {"student": str(source)}
+        if experiment.networks.single_rate:
+            weights = experiment.networks.starting("model", teacher.networks["model"].state_dict())
+            fill(networks["model"], weights, f"{self.teacher}: its networks are not the student's")
+            return {}
+        sources = {"encoder": teacher if self.encoder_from is None else start.load(self.encoder_from)}
+        if self.light_from is not None:
+            sources["light"] = start.load(self.light_from)
+        return start_from(experiment.networks, networks, sources)
