@@ -28,11 +28,10 @@ from dualrate.config.ranges import as_path
 from dualrate.diffusion.values import Cond, shared_time
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import Model
-from dualrate.integrations.calls import seal
 from dualrate.runs.release import check_target
 from dualrate.runs.store import Note, load
 from dualrate.runs.train import check_export
-from dualrate.system.folders import MANIFEST, new_folder
+from dualrate.system.folders import MANIFEST, Manifest, new_folder
 
 INDEX = "programs.json"
 ROWS = 2  # of a batch that is traced
@@ -115,7 +114,7 @@ def export_programs(
         for role, (program, _) in programs.items():
             torch.export.save(program, folder / files[role])
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-        seal(folder)
+        Manifest.write(folder, [INDEX, *files.values()])
 
 
 def _described(part: object) -> str | None:
