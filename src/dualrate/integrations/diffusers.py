@@ -451,9 +451,9 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         known = None if plain is None else [drawer.model.class_number(label) for label in given]
         one = torch.default_generator if generator is None else generator
         each = None if isinstance(one, torch.Generator) else one
-        images = {"class_labels": known if listed else None, "generator": each, "latents": latents}
+        of_each = {"class_labels": known if listed else None, "generator": each, "latents": latents}
         counts = {} if batch_size is None else {"batch_size": batch_size}
-        counts |= {name: len(value) for name, value in images.items() if value is not None}
+        counts |= {name: len(value) for name, value in of_each.items() if value is not None}
         if len({*counts.values()}) > 1 or min(counts.values(), default=1) < 1:
             found = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise ValueError(f"these say how many images are meant, 1 or more, and must agree: got {found}")
