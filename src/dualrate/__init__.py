@@ -13,7 +13,7 @@ from dualrate.drawing.choice import Choice, sample
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
-from dualrate.from_diffusers.model import from_diffusers
+from dualrate.from_diffusers.diffusers_folder import from_diffusers
 from dualrate.methods.denoising import DenoisingConfig, DualRateLoss
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig

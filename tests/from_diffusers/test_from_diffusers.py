@@ -16,8 +16,7 @@ from torch import nn
 import dualrate as dr
 from dualrate.diffusion.schedule import Betas
 from dualrate.from_diffusers.diffusers_folder import adopted, check_name, network_class, read_folder
-from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of
-from dualrate.from_diffusers.kinds import Kind, by_place, kind_of
+from dualrate.from_diffusers.foreign_network import ForeignNetwork, Kind, by_place, check_direction, kind_of, labels_of
 from dualrate.from_diffusers.retrofitted import experiment_of
 from dualrate.from_diffusers.schedulers import DISCRETE, FLOW, SIT, Discrete, Flow, read_scheduler
 from dualrate.sampling.trajectory import trajectory

@@ -23,10 +23,9 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import Start
-from dualrate.from_diffusers import kinds
+from dualrate.from_diffusers import foreign_network as kinds
 from dualrate.from_diffusers.diffusers_folder import adopted, read_folder
-from dualrate.from_diffusers.foreign_network import ForeignNetwork
-from dualrate.from_diffusers.kinds import Kind, by_place
+from dualrate.from_diffusers.foreign_network import ForeignNetwork, Kind, by_place
 from dualrate.from_diffusers.retrofitted import (
     Projection,
     Retrofitted,
@@ -89,14 +88,12 @@ def made(place: Path, model: str, **options) -> dr.Experiment:
     return recipe(place / model, Silent())
 
 
-@pytest.mark.parametrize(("option", "other", "own"), [("size", 16, 8), ("channels", 3, 1)])
-def test_images_of_another_size_than_the_models_are_refused_and_not_resized(place, option, other, own):
-    data = dr.DataConfig(str(place / "images.npz"), **{option: other})
-    with pytest.raises(
-        ValueError, match=f"--data.{option} is {own}, that of the model .* got {other}: drop the option"
-    ):
-        retrofit.Retrofit(data, share=1.0)(place / "dit", Silent())
-    same = retrofit.Retrofit(replace(data, **{option: own}), share=1.0)(place / "dit", Silent())
+def test_images_of_another_size_than_the_models_are_refused_and_not_resized(place):
+    data = dr.DataConfig(str(place / "images.npz"))
+    for wrong in ({"size": 16}, {"channels": 3}):
+        with pytest.raises(ValueError, match=r"takes 1 channels of side 8: drop --data.size and --data.channels"):
+            retrofit.Retrofit(replace(data, **wrong), share=1.0)(place / "dit", Silent())
+    same = retrofit.Retrofit(replace(data, size=8, channels=1), share=1.0)(place / "dit", Silent())
     assert same == made(place, "dit")
 
 
@@ -223,7 +220,7 @@ def test_training_goes_on_where_the_model_s_folder_moved(place, tmp_path):
     other = randomised(dit(in_channels=1, out_channels=2, num_embeds_ada_norm=3))
     other.proj_out_2.bias.data += 1
     saved(tmp_path / "other", other, "transformer")
-    with pytest.raises(ValueError, match=r"(?s)encoder.source: .*moved -> .*other.*encoder_from: .*dit -> .*other"):
+    with pytest.raises(ValueError, match=r"(?s)encoder.source: .*moved -> .*other.*encoder_from: .*moved -> .*other"):
         dr.train(made(place, tmp_path / "other"), tmp_path / "run", progress=Silent())
 
 
@@ -319,7 +316,7 @@ def test_a_tap_that_is_no_multiple_is_averaged_where_positions_overlap(side, cel
 
 def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
     config, data = made(place, "dit").networks, dr.DataConfig(str(place / "images.npz"))
-    with pytest.raises(ValueError, match="of the same images and classes, got classes 3 and 0"):
+    with pytest.raises(ValueError, match=r"differ in \(C, H, W\) and classes: .*3\) and .*0\)"):
         Retrofitted(config.encoder, replace(config.light, num_classes=0), ())
     latents = saved(tmp_path / "latents", dit(), "transformer")
     with pytest.raises(ValueError, match=r"a model of latents \(of 4 channels\), and .* are images: encode them first"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,20 +76,6 @@ def test_images_and_latents_by_another_codec_are_refused(root: Path) -> None:
         recipe(root, "by-other")(root / "model", Silent())
     alone = recipe(root, "by-other")(_without_vae(root), Silent())  # nothing says by which codec
     assert alone.codec == CodecFolder.at(root / "other")
-
-
-def test_a_light_network_is_of_the_same_latents(root: Path) -> None:
-    small = saved(root / "small", randomised(dit(num_embeds_ada_norm=3, num_layers=1)), "transformer")
-    recipe = retrofit.Retrofit(dr.DataConfig(str(root / "latents")), light=str(small))
-    assert recipe(root / "model", Silent()).networks.light.shape == (4, 8, 8)  # it does not say by which codec
-    index = json.loads((small / "model_index.json").read_text())
-    (small / "model_index.json").write_text(json.dumps(index | {"vae": ["diffusers", "AutoencoderKL"]}))
-    shutil.copytree(root / "model" / "vae", small / "vae")
-    assert recipe(root / "model", Silent()).codec == CodecFolder.at(root / "model" / "vae")
-    shutil.rmtree(small / "vae")
-    shutil.copytree(root / "other", small / "vae")
-    with pytest.raises(ValueError, match=r"small is a model of latents by its own codec, .*vae, not of what this one"):
-        recipe(root / "model", Silent())
 
 
 def _without_vae(root: Path) -> Path:

@@ -1,7 +1,8 @@
-"""Folders as diffusers writes them, of a pipeline (model_index.json) or of a network alone (config.json).
+"""Models of diffusers: as denoisers (`from_diffusers`), and read from folders for runs (`adopted`).
 
-Read is JSON, and weights are safetensors: no code of a folder is run, and no pickle is loaded. A `ForeignConfig` builds
-the network again without its folder, as a part of a run.
+A folder is that of a pipeline (model_index.json) or of a network alone (config.json). Only JSON and safetensors are
+read: no code of a folder is run, and no pickle is loaded. A `ForeignConfig` builds the network again without its
+folder, as a part of a run.
 """
 
 from __future__ import annotations
@@ -12,25 +13,37 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from dualrate.config.ranges import Classes, Ranged
-from dualrate.diffusion.schedule import Schedule
+from dualrate.config.ranges import Classes, Ranged, as_path
+from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of, shape_of
-from dualrate.from_diffusers.kinds import KINDS, kind_of
-from dualrate.from_diffusers.schedulers import NO_MEAN, Convention, read_scheduler
+from dualrate.from_diffusers.foreign_network import (
+    KINDS,
+    ForeignNetwork,
+    Kind,
+    by_place,
+    check_direction,
+    kind_of,
+    labels_of,
+    shape_of,
+)
+from dualrate.from_diffusers.schedulers import NO_MEAN, REPA, SIT, Convention, read_scheduler
+from dualrate.networks.blocks import copied
+from dualrate.system.device import own_defaults
 from dualrate.system.files import check_files, read_json
 from dualrate.system.folders import some_of
 
 INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 COMPONENTS, CODECS = ("transformer", "unet"), ("vae", "vqvae")
 WEIGHTS = "diffusion_pytorch_model"
-VARIANT = re.compile(rf"{WEIGHTS}\.(\w+)(?:-\d+-of-\d+)?\.safetensors")
+VARIANT = re.compile(rf"{WEIGHTS}(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
 PICKLES = (".bin", ".ckpt", ".pt")
-PRECISIONS = ("fp16", "bf16", "fp32")  # of variants that are read, in float32, where they are the only weights
+PRECISIONS = {"fp16", "bf16", "fp32"}  # of variants that are read, in float32, where they are the only weights
 DISTILLED = {"schnell", "turbo", "lcm", "lightning", "sprint", "dmd", "distill", "distilled", "hyper", "tcd"}
 
 
@@ -51,30 +64,8 @@ class Folder:
     class_names: tuple[str, ...] = ()
 
     def network(self) -> nn.Module:
-        """With its weights.
-
-        Raises OSError where there are none in safetensors, as `variant_of`; ValueError where some lack, for a
-        configuration that the class does not take, and without diffusers.
-        """
-        kind = network_class(self.name)
-        from diffusers.utils.import_utils import is_accelerate_available
-
-        try:
-            net, info = kind.from_pretrained(
-                self.place,
-                variant=variant_of(self.place, self.name),
-                use_safetensors=True,
-                low_cpu_mem_usage=is_accelerate_available(),  # without it diffusers asks for it at length
-                output_loading_info=True,
-            )
-        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-            raise ValueError(f"{self.place / NETWORK} is no {self.name} that diffusers can build: {error}") from error
-        if missing := info["missing_keys"]:
-            raise ValueError(
-                f"{self.place} lacks weights of its {self.name}, {min(missing)} the first of {len(missing)}: fetch it "
-                "again"
-            )
-        return cast(nn.Module, net)
+        """With its weights. Raises what `network_class` and `read_weights` raise."""
+        return read_weights(network_class(self.name), self.place)
 
     @property
     def fingerprint(self) -> str:
@@ -86,23 +77,48 @@ class Folder:
         return digest.hexdigest()
 
 
-def variant_of(place: Path, name: str) -> str | None:
-    """Which weights of a network's folder are read: None for the plain ones; else the only variant, if it says a
-    precision. name: the network's class.
+def read_weights(kind: Any, place: Path) -> nn.Module:
+    """A model of a class of diffusers, with the weights of its folder.
+
+    Raises OSError where there are none in safetensors, as `_variant`; ValueError where some lack, and for a
+    configuration that the class does not take.
+    """
+    from diffusers.utils.import_utils import is_accelerate_available
+
+    name = kind.__name__
+    try:
+        net, info = kind.from_pretrained(
+            place,
+            variant=_variant(place, name),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=is_accelerate_available(),  # without it diffusers asks for it at length
+            output_loading_info=True,
+        )
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"{place} holds a {name} that cannot be built as configured: {error}") from error
+    if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:
+        raise ValueError(f"{place} lacks weights of its {name}, {min(wrong)} the first of {len(wrong)}: fetch it again")
+    return cast(nn.Module, net)
+
+
+def _variant(place: Path, name: str) -> str | None:
+    """Which weights of a folder are read: None for the plain ones; else the only variant, if it says a precision.
 
     Raises OSError, which lists what is there and says what to do, where there are neither.
     """
     names = sorted(file.name for file in place.glob("*") if file.suffix in (".safetensors", *PICKLES))
-    if any(re.fullmatch(rf"{WEIGHTS}(-\d+-of-\d+)?\.safetensors", found) for found in names):
+    variants = {match[1] for found in names if (match := VARIANT.fullmatch(found))}
+    if None in variants:
         return None
-    variants = sorted({match[1] for found in names if (match := VARIANT.fullmatch(found))})
-    if len(variants) == 1 and variants[0] in PRECISIONS:
-        return variants[0]
-    way = "fetch it"
-    if variants or any(found.endswith(PICKLES) for found in names):
-        how = f"variant={variants[0]!r}" if variants else "use_safetensors=False"
-        trust = "" if variants else "a pickle, which can run any code, is never read: if you trust its origin, "
-        way = f"{trust}write it by diffusers.{name}.from_pretrained({str(place)!r}, {how}).save_pretrained(FOLDER)"
+    if len(variants) == 1 and variants <= PRECISIONS:
+        return variants.pop()
+    way, write = "fetch it", f"write it by diffusers.{name}.from_pretrained({str(place)!r}, "
+    if variants:
+        way = f"{write}variant={min(variants)!r}).save_pretrained(FOLDER)"
+    elif any(found.endswith(PICKLES) for found in names):
+        trust = "a pickle, which can run any code, is never read: if you trust its origin, "
+        way = f"{trust}{write}use_safetensors=False).save_pretrained(FOLDER)"
     raise OSError(f"{place} has no {WEIGHTS}.safetensors, it has {some_of(names) or 'no weights'}: {way}")
 
 
@@ -119,17 +135,17 @@ def read_folder(path: Path) -> Folder:
     role = next((role for role in COMPONENTS if index.get(role)), None)
     if index and role is None:
         raise ValueError(f"{path} has no {' or '.join(COMPONENTS)}; its {INDEX} lists {', '.join(index)}")
-    place = _component(path, role) if role else path
+    place = path / role if role and (path / role).is_dir() else path  # of old pipelines the pipeline's own
     check_files(place)  # their library would wait for a pipe
     config = _object(place / NETWORK)
-    beside = _component(path, "scheduler") / SCHEDULER
+    beside = next((file for file in (path / "scheduler" / SCHEDULER, path / SCHEDULER) if file.is_file()), None)
     check_name(path, config)
     codec = next((role for role in CODECS if index.get(role)), None)
     return Folder(
         place,
         str(config.get("_class_name")),
         config,
-        _object(beside) if beside.is_file() else None,
+        None if beside is None else _object(beside),
         path / codec if codec else None,
         names_of(index.get("id2label")),
     )
@@ -150,25 +166,17 @@ def _object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _component(path: Path, role: str) -> Path:
-    """A component's folder; in old pipelines the pipeline's own."""
-    return path / role if (path / role).is_dir() else path
-
-
 def check_name(path: Path, config: Mapping[str, Any]) -> None:
     """Raises ValueError where a name says that a model is distilled. path: it is from; config: of its network."""
-    names = " ".join(_name(Path(place)) for place in (path.resolve(), str(config.get("_name_or_path") or "")))
-    if found := DISTILLED & set(re.split(r"[^a-z]+", names.lower())):
+    names = []
+    for place in (path.resolve(), Path(str(config.get("_name_or_path") or ""))):
+        place = place.parent if place.name in COMPONENTS else place
+        names.append((place.parents[1] if place.parent.name == "snapshots" else place).name)  # in the Hub's cache
+    if found := DISTILLED & set(re.split(r"[^a-z]+", " ".join(names).lower())):
         raise ValueError(
             f"{path} is a distilled model, by its name ({', '.join(sorted(found))}): {NO_MEAN}. If the name says "
             "something else, rename the folder"
         )
-
-
-def _name(place: Path) -> str:
-    """Of a pipeline, for a component's folder too; of its repository, for one in the Hub's cache."""
-    place = place.parent if place.name in COMPONENTS else place
-    return (place.parents[1] if place.parent.name == "snapshots" else place).name
 
 
 def network_class(name: str) -> Any:
@@ -269,3 +277,64 @@ def adopted(path: Path, num_classes: int | None = None) -> Adopted:
         fingerprint=folder.fingerprint,
     )
     return Adopted(network, schedule, folder)
+
+
+CONVENTIONS: dict[str, Convention] = {"repa": REPA, "sit": SIT}
+
+
+def from_diffusers(
+    source: str | Path | nn.Module,
+    scheduler: Any = None,
+    *,
+    convention: Literal["diffusers", "repa", "sit"] | Convention = "diffusers",
+    embeddings: Mapping[str, Tensor] | None = None,
+    num_classes: int | None = None,
+    shape: Shape | None = None,
+) -> Plain:
+    """A denoiser around a trained network of diffusers: any sampler, plan, bound or meter of ours takes it.
+
+    source:      a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network itself. Where
+                 `torch.compile` returned it, what was compiled is taken
+    scheduler:   of diffusers, or its configuration; that of the folder if not given
+    convention:  what the network takes for its time and predicts; "diffusers": as its scheduler says; "repa": r in
+                 [0, 1] with noise at 1, eps - x; "sit": data at 1, x - eps. With the last two the scheduler only says
+                 the shift, and a network of a class that is not known is called (state, time, label)
+    embeddings:  of a model of texts: `ForeignNetwork`
+    num_classes: where not all labels of the network are classes, such as a UNet2DModel's whose last one is null
+    shape:       (C, H, W) of an image, or of latents, where its configuration does not say
+    A network that is passed stays as it is: the denoiser has a copy in evaluation mode, which shares its weights.
+    What is done to that network later, but for its weights, such as a move to a device, the copy does not follow.
+    `denoiser.process` has its schedule.
+    Raises ValueError for classes and schedulers that are not known, for distilled models, and where the network's time
+    runs another way than the convention says; or if diffusers is missing. Warns of an untrained network.
+    """
+    if isinstance(source, nn.Module):
+        whole: nn.Module = getattr(source, "_orig_mod", source)  # of torch.compile
+        net = copied(whole, whole, bfloat16=False)
+        name, config = type(net).__name__, dict(getattr(net, "config", {}))
+        check_name(Path(name), config)
+    else:
+        folder = read_folder(as_path(source))
+        scheduler = folder.scheduler if scheduler is None else scheduler
+        name, config = folder.name, folder.config
+        kind_of(name, config)
+        with own_defaults():
+            net = folder.network()
+        config = dict(getattr(net, "config", config))
+    named = CONVENTIONS.get(convention) if isinstance(convention, str) else convention
+    if named is None and convention != "diffusers":
+        raise ValueError(f"convention is diffusers, {', '.join(CONVENTIONS)}, or a Convention, got {convention!r}")
+    if scheduler is None and named is None:
+        raise ValueError("a network alone does not say its schedule: pass the scheduler that it was trained with")
+    if scheduler is None:
+        schedule, read = RectifiedFlow(), None
+    elif isinstance(scheduler, Mapping):
+        schedule, read = read_scheduler(scheduler)
+    else:
+        schedule, read = read_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})
+    kind = Kind(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
+    shape = shape_of(config) if shape is None else shape
+    spoken = cast(Convention, named or read)
+    network = ForeignNetwork(net, kind, spoken, **labels_of(kind, config, num_classes), embeddings=embeddings)
+    check_direction(network, shape)
+    return Plain(network, GaussianProcess(schedule))

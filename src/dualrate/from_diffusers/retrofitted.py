@@ -38,8 +38,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig, adopted
-from dualrate.from_diffusers.foreign_network import ForeignNetwork
-from dualrate.from_diffusers.kinds import BLOCKS
+from dualrate.from_diffusers.foreign_network import BLOCKS, ForeignNetwork
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
 from dualrate.networks.dual import Features, LightNetwork, LightUViT, disconnect
@@ -211,8 +210,32 @@ class OwnLight(LightNetwork):
 COLOURS = (1, 3)  # channels of images
 
 
+class OfForeign(NetworksConfig):
+    """Networks of which the first is a model of diffusers."""
+
+    @property
+    def foreign(self) -> ForeignConfig:
+        """That model."""
+        return getattr(self, self.roles[0])
+
+    @property
+    def shape(self) -> Shape:
+        return self.foreign.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.foreign.num_classes
+
+    @property
+    def null_class(self) -> bool:
+        return self.foreign.null
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks[role] if self.single_rate else networks.get_submodule(f"{role}.net")
+
+
 @dataclass(frozen=True)
-class OneForeign(NetworksConfig):
+class OneForeign(OfForeign):
     """A model of diffusers, called at every step."""
 
     model: ForeignConfig
@@ -225,21 +248,9 @@ class OneForeign(NetworksConfig):
     def roles(self) -> tuple[str, ...]:
         return ("model",)
 
-    @property
-    def shape(self) -> Shape:
-        return self.model.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.model.num_classes
-
-    @property
-    def null_class(self) -> bool:
-        return self.model.null
-
 
 @dataclass(frozen=True)
-class Retrofitted(NetworksConfig):
+class Retrofitted(OfForeign):
     """A model of diffusers as the encoder, and a light network that corrects its x_hat."""
 
     encoder: ForeignConfig
@@ -265,20 +276,13 @@ class Retrofitted(NetworksConfig):
     def configs(self) -> Mapping[str, UViTConfig]:
         return {"light": self.light}
 
-    @property
-    def null_class(self) -> bool:
-        return self.encoder.null
-
-    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
-        return networks.get_submodule(f"{role}.net")
-
     def disconnect(self, networks: nn.ModuleDict) -> None:
         """At the start of training: the light network alone."""
         disconnect(networks["encoder"], networks["light"])
 
 
 @dataclass(frozen=True)
-class OwnBlocks(NetworksConfig, Ranged):
+class OwnBlocks(OfForeign, Ranged):
     """A model of diffusers as the encoder, and a light network that starts as some of its blocks."""
 
     encoder: ForeignConfig
@@ -293,21 +297,6 @@ class OwnBlocks(NetworksConfig, Ranged):
         encoder = OwnEncoder(self.encoder.build(), self.blocks)
         light = OwnLight(shorter(self.encoder, self.blocks).build())
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
-
-    @property
-    def shape(self) -> Shape:
-        return self.encoder.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.encoder.num_classes
-
-    @property
-    def null_class(self) -> bool:
-        return self.encoder.null
-
-    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
-        return networks.get_submodule(f"{role}.net")
 
     def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         whole = json.loads(self.encoder.config)[COUNT]

@@ -1,9 +1,9 @@
 """The schedule and the convention that a scheduler of diffusers stands for, read from its configuration.
 
-Only what training fixed is read: the noise levels, and what the network predicts. How it steps is its own affair; our
-samplers take its place. A scheduler whose steps make sense for a distilled network alone is refused.
+Only what training fixed is read: the noise levels, and what the network predicts. The scheduler's steps are replaced by
+our samplers. A scheduler for distilled networks is refused.
 
-What a network of another library takes and gives, in terms of (z, log_snr) and v.
+A convention says what a network takes and predicts, in terms of (z, log_snr) and v:
 
     discrete   state z; time: a step of a table of betas; predicts eps, x or v
     flow       state x_r = s z; time: r, or 1 - r where data is at 1; predicts u = eps - x, or -u
@@ -15,7 +15,6 @@ Rectified flow and the variance-preserving process are one: the state differs by
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
@@ -35,47 +34,42 @@ TO_V: dict[Prediction, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-class Convention(ABC):
-    """A subclass is a frozen dataclass. z, output: (B, C, H, W); log_snr: (B,)."""
-
-    @abstractmethod
-    def state(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        """What the network is given for z."""
-
-    @abstractmethod
-    def time(self, log_snr: Tensor) -> Tensor:
-        """(B,): what it is given for its time."""
-
-    @abstractmethod
-    def v(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
-        """v, of what it said."""
-
-
 @dataclass(frozen=True)
-class Discrete(Convention, Ranged):
-    """clip: the range +-clip of the data, to which x_hat is clamped; None: it is not."""
+class Discrete(Ranged):
+    """A network of a table of betas.
+
+    clip: the range +-clip of the data, to which x_hat is clamped; None: it is not
+    """
 
     betas: Betas
     predicts: Prediction = "epsilon"
     clip: Annotated[float, Range(0, 1e6, above=True)] | None = None
 
     def state(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """What the network is given for z, (B, C, H, W), at log_snr, (B,)."""
         return z
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Looked up in float64: a step is 1e-2 in log-SNR. Rounding of log_snr in float32 is 1e-4 of a step at most."""
+        """(B,): what it is given for its time.
+
+        Looked up in float64: a step is 1e-2 in log-SNR. Rounding of log_snr in float32 is 1e-4 of a step at most.
+        """
         index = self.betas.index(log_snr.double())
         whole = index.round()
         return index.where((index - whole).abs() > 1e-3, whole).to(log_snr.dtype)
 
     def v(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
+        """v, of what the network predicted."""
         v = TO_V[self.predicts](z, output, log_snr)
         return v if self.clip is None else v_from_x(z, x_from_v(z, v, log_snr).clamp(-self.clip, self.clip), log_snr)
 
 
 @dataclass(frozen=True)
-class Flow(Convention, Ranged):
-    """units: the network's time at the end that is 1; noise_at: which end of time is noise."""
+class Flow(Ranged):
+    """A network of rectified flow; its methods are those of `Discrete`.
+
+    units: the network's time at the end that is 1; noise_at: which end of time is noise
+    """
 
     units: Factor = 1000.0
     noise_at: Literal[0, 1] = 1
@@ -91,6 +85,7 @@ class Flow(Convention, Ranged):
         return v_from_flow(z, output if self.predicts == "eps - x" else -output, log_snr)
 
 
+Convention = Discrete | Flow
 REPA = Flow(units=1.0)
 SIT = Flow(units=1.0, noise_at=0, predicts="x - eps")
 
@@ -101,24 +96,18 @@ DISCRETE = {
     "UniPCMultistepScheduler", "SASolverScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler",
 }  # fmt: skip
-CLIPS = {  # that clip x_hat: another may have the word in its configuration, left of the class it was made from
-    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "HeunDiscreteScheduler",
-}  # fmt: skip
 FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
 DISTILLED = {
     "LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler",
     "HeliosDMDScheduler", "PiflowScheduler", "FlowMapEulerDiscreteScheduler",
 }  # fmt: skip
-CLIPPED, STABLE = {"clip_sample": True}, {"beta_start": 0.00085, "beta_end": 0.012}
+CLIPPED = ("DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler")
+STABLE = (
+    "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler",
+)  # fmt: skip
 OWN: dict[str, Mapping[str, Any]] = {  # what a class takes where its configuration is silent, and others do not
-    "DDPMScheduler": CLIPPED,
-    "DDIMScheduler": CLIPPED,
-    "DDPMParallelScheduler": CLIPPED,
-    "DDIMParallelScheduler": CLIPPED,
-    "HeunDiscreteScheduler": STABLE,
-    "KDPM2DiscreteScheduler": STABLE,
-    "KDPM2AncestralDiscreteScheduler": STABLE,
-    "DPMSolverSDEScheduler": STABLE,
+    **{name: {"clip_sample": True} for name in CLIPPED},
+    **{name: {"beta_start": 0.00085, "beta_end": 0.012} for name in STABLE},
 }
 NO_MEAN = (
     "its output is no posterior mean, so samplers of many steps, reuse of a context and training by the denoising loss "
@@ -134,19 +123,19 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
     name = str(config.get("_class_name", "a scheduler without _class_name"))
     if name in DISTILLED:
         raise ValueError(f"{name} samples a distilled model: {NO_MEAN}")
+    if name not in FLOW | DISCRETE:
+        raise ValueError(
+            f"no schedule is known for {name}; known are {', '.join(sorted(DISCRETE | FLOW))}: pass the one that the "
+            "model was trained with"
+        )
     if name in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return _flow(name, config)
-    if name in DISCRETE:
-        return _discrete(name, config)
-    raise ValueError(
-        f"no schedule is known for {name}; known are {', '.join(sorted(DISCRETE | FLOW))}: pass the one that the model "
-        "was trained with"
-    )
+    return _discrete(name, config)
 
 
 def _flow(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
-    if name not in FLOW | DISCRETE or config.get("invert_sigmas"):
-        raise ValueError(f"{name} with invert_sigmas {config.get('invert_sigmas')} counts time another way")
+    if config.get("invert_sigmas"):
+        raise ValueError(f"{name} with invert_sigmas counts time another way")
     if name in DISCRETE and config.get("prediction_type", "epsilon") != "flow_prediction":
         raise ValueError(
             f"this {name} has use_flow_sigmas and prediction_type {config.get('prediction_type', 'epsilon')!r}: on a "
@@ -182,7 +171,7 @@ def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Conventio
         config.get("num_train_timesteps", 1000),
         bool(config.get("rescale_betas_zero_snr", False)),
     )
-    clips = config.get("clip_sample") and name in CLIPS
+    clips = config.get("clip_sample") and name in (*CLIPPED, "HeunDiscreteScheduler")  # others may have kept the word
     clip = _number(config, "clip_sample_range", 1.0) if clips else None
     return betas, Discrete(betas, predicts, clip)
 

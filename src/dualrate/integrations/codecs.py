@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.diffusers_folder import variant_of
+from dualrate.from_diffusers.diffusers_folder import read_weights
 from dualrate.system.files import check_files, read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
@@ -62,18 +62,16 @@ class Rule:
 
 
 def _scaled(config: Config) -> Normalisation:
-    """By one factor, and a shift where there is one."""
-    return Normalisation((float(config.get("shift_factor") or 0),), (1 / _factor(config),))
-
-
-def _kl(config: Config) -> Normalisation:
-    """As `_scaled`, unless there are numbers for each channel."""
+    """By one factor, and a shift where there is one; or numbers for each channel, and the factor."""
+    factor, shift = config.get("scaling_factor"), config.get("shift_factor")
+    if not isinstance(factor, (int, float)) or not factor > 0:
+        raise ValueError(f"its scaling_factor is {factor!r}, expected a number above 0")
     if config.get("latents_mean") is None and config.get("latents_std") is None:
-        return _scaled(config)
-    if config.get("shift_factor"):
-        raise ValueError("it has both a shift_factor and latents_mean, and nobody says which of them holds")
+        return Normalisation((float(shift or 0),), (1 / factor,))
+    if shift:
+        raise ValueError("it has both a shift_factor and latents_mean, and only one of them can hold")
     own = _per_channel(config)
-    return Normalisation(own.mean, tuple(std / _factor(config) for std in own.std))
+    return Normalisation(own.mean, tuple(std / factor for std in own.std))
 
 
 def _per_channel(config: Config) -> Normalisation:
@@ -81,13 +79,6 @@ def _per_channel(config: Config) -> Normalisation:
     if mean is None or std is None:
         raise ValueError(f"it has latents_mean {mean} and latents_std {std}: both are needed")
     return Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
-
-
-def _factor(config: Config) -> float:
-    factor = config.get("scaling_factor")
-    if not isinstance(factor, (int, float)) or not factor > 0:
-        raise ValueError(f"its scaling_factor is {factor!r}, expected a number above 0")
-    return float(factor)
 
 
 def _halvings(name: str) -> Callable[[Config], int]:
@@ -99,24 +90,19 @@ def _patch(config: Config) -> int:
     return config.get("patch_size") or 1
 
 
+_VIDEO = Rule(
+    _per_channel,
+    _halvings("dim_mult"),
+    channels=lambda config: config["z_dim"],
+    colours=lambda config: config.get("in_channels", 3) // _patch(config) ** 2,
+    frames=True,
+)
 RULES = {
-    "AutoencoderKL": Rule(_kl, _halvings("block_out_channels")),
+    "AutoencoderKL": Rule(_scaled, _halvings("block_out_channels")),
     "AutoencoderTiny": Rule(_scaled, _halvings("encoder_block_out_channels"), output="latents"),
     "AutoencoderDC": Rule(_scaled, _halvings("encoder_block_out_channels"), output="latent"),
-    "AutoencoderKLWan": Rule(
-        _per_channel,
-        _halvings("dim_mult"),
-        channels=lambda config: config["z_dim"],
-        colours=lambda config: config.get("in_channels", 3) // _patch(config) ** 2,
-        frames=True,
-    ),
-    "AutoencoderKLQwenImage": Rule(
-        _per_channel,
-        _halvings("dim_mult"),
-        channels=lambda config: config["z_dim"],
-        colours=lambda config: config.get("input_channels", 3),
-        frames=True,
-    ),
+    "AutoencoderKLWan": _VIDEO,
+    "AutoencoderKLQwenImage": replace(_VIDEO, colours=lambda config: config.get("input_channels", 3)),
     "AutoencoderRAE": Rule(
         lambda config: Normalisation(),
         _patch,
@@ -148,17 +134,23 @@ class Autoencoder:
             raise ValueError(f"the latents of {self.name} cannot be normalised: {error}") from error
         self.module = module.eval().requires_grad_(False)
 
+    @cached_property
+    def _hash(self) -> str:
+        own = {name: value for name, value in sorted(self.config.items()) if not name.startswith("_")}
+        rule = [RULES_VERSION, type(self.module).__name__, own]
+        digest = hashlib.sha256(json.dumps(rule, default=str).encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     @property
     def fingerprint(self) -> str:
-        return self._fingerprint
+        return self._hash
 
     @property
     def latents(self) -> str:
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return _fingerprint(type(self.module).__name__, self.config, self.module)
+        return self._hash
 
     @property
     def device(self) -> torch.device:
@@ -206,8 +198,7 @@ class Autoencoder:
 def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
     """The autoencoder that `save_pretrained` wrote to a folder.
 
-    Raises ValueError where diffusers is missing, for a class without a rule, and for weights that are not the class's;
-    OSError as `variant_of`.
+    Raises ValueError where diffusers is missing and for a class without a rule; also what `read_weights` raises.
     """
     check_files(folder)
     name = read_json(folder / "config.json")["_class_name"]
@@ -219,32 +210,5 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
         raise ValueError(
             f"a codec of diffusers needs that library ({error}): pip install 'dualrate[diffusers]'"
         ) from error
-    kind = getattr(diffusers, name)
-    try:
-        module, info = kind.from_pretrained(
-            folder,
-            variant=variant_of(folder, name),
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise ValueError(f"{folder} holds a {name} that cannot be built as configured: {error}") from error
-    if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:
-        raise ValueError(f"{folder} lacks weights of its {name}, {wrong[0]} the first of {len(wrong)}: fetch it again")
+    module: Any = read_weights(getattr(diffusers, name), folder)
     return Autoencoder(module.float().to(device), module.config, str(folder))
-
-
-def but_in_float32(part: str, dtype: Any) -> Any:
-    """A dtype for all parts of a pipeline but this one, which stays where it was trained to work."""
-    return {part: torch.float32, "default": dtype} if isinstance(dtype, torch.dtype) else dtype
-
-
-def _fingerprint(kind: str, config: Config, module: nn.Module) -> str:
-    own = {name: value for name, value in sorted(config.items()) if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps([RULES_VERSION, kind, own], default=str).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

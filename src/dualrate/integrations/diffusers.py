@@ -7,7 +7,9 @@
     FOLDER/pipeline.py         for diffusers' own loader
     FOLDER/**/MANIFEST.json    sha256 of all these files; a damaged one is an OSError that names it
 
-Images are those of `dualrate.sample`, of seed, class, plan and step. The path of this module stands in every folder.
+Images are those of `dualrate.sample`, of seed, class, plan and step. torch's generators are states, ours are functions
+of a seed: a generator that nothing was drawn from stands for the seed that it was made with, and any other for its next
+number. The path of this module stands in every folder.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -30,38 +33,31 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, HeldCodec, decoded
 from dualrate.config.imports import already_imported
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.data.images import to_uint8
+from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.values import Cond, Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.upgrade import upgraded
 from dualrate.from_diffusers.diffusers_folder import names_of
-from dualrate.integrations.calls import (
-    OUTPUTS,
-    Checked,
-    calling,
-    check_sealed,
-    class_numbers,
-    count_of,
-    next_seed,
-    sampled,
-    seal,
-    seal_weights,
-)
-from dualrate.integrations.codecs import Autoencoder, but_in_float32
+from dualrate.integrations.codecs import Autoencoder
 from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.runs import store  # noqa: F401  # the methods that a file may name
 from dualrate.runs.train import check_export
 from dualrate.sampling.catalogue import sampler_named
+from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
 from dualrate.system.device import own_defaults
-from dualrate.system.files import read_json
+from dualrate.system.files import check_files, read_json
+from dualrate.system.folders import MANIFEST, Damaged, Manifest
 
 STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
 
@@ -72,6 +68,49 @@ VAE = "vae"
 TOP = ["model_index.json", "pipeline.py"]  # files beside the folders of its parts
 RECOMMENDED = Choice()
 DOWNLOADING = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder's files. Weights get the mode of the others: diffusers makes them private."""
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", file)
+    Manifest.write(folder, {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST})
+
+
+def check_sealed(folder: Path, required: str) -> None:
+    """Raises OSError, naming the file, unless all that the manifest lists is what it says; warns where there is none.
+
+    required: a file that it lists in any case
+    Raises ValueError for a pipe, a socket or a device among the folder's files.
+    """
+    check_files(folder)
+    try:
+        manifest = Manifest.read(folder, [required])
+        if manifest is not None:
+            for name in manifest.entries:
+                manifest.check(name)
+    except Damaged as error:
+        raise OSError(
+            f"{folder} is damaged ({error}): fetch it again, or export it again from its run. If it was changed on "
+            f"purpose, remove its {MANIFEST}"
+        ) from error
+    if manifest is None:
+        warnings.warn(
+            f"{folder} has no {MANIFEST}, so nothing tells whether it is what was saved: save or export it again",
+            stacklevel=2,
+        )
+
+
+class Checked:
+    """Before another library reads a folder of ours, what it holds is compared with its manifest."""
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Raises OSError for a damaged folder, naming the file."""
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
@@ -140,7 +179,7 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
     @wraps(ModelMixin.save_pretrained)  # whose parameters a pipeline looks at
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().save_pretrained(save_directory, **{**kwargs, "safe_serialization": True})  # never a pickle
-        seal_weights(Path(save_directory), self.config_name)
+        seal(Path(save_directory))
 
 
 class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
@@ -228,7 +267,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             self.register_to_config(id2label=dict(id2label))
         self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model, vae=vae)
         self._optional_components = [name for name in (*ROLES, VAE) if getattr(self, name) is None]  # of this very one
-        self._num_timesteps, self._guidance_scale = 0, 1.0
+        self.num_timesteps, self._guidance_scale = 0, 1.0  # of the latest call
         _ = self._how
         made_by, own = self._experiment.codec.fingerprint, self.as_model().codec
         if vae is not None and vae.dtype == torch.float32 and own.fingerprint != made_by:
@@ -267,7 +306,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         parts |= {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
         names = {str(number): name for number, name in enumerate(model.class_names)}
         pipeline = DualRatePipeline(DualRateScheduler.of(choice, guidance), **parts, id2label=names)
-        pipeline._drawer(pipeline.scheduler.choice, guidance)
+        pipeline.scheduler.choice.drawer(pipeline.as_model(), guidance=guidance)
         return pipeline
 
     @property
@@ -285,12 +324,6 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         return self.scheduler
 
     @property
-    def _codec(self) -> Codec:
-        """Its vae."""
-        vae: Any = self.vae
-        return ON_PIXELS if vae is None else Autoencoder(vae, vae.config, VAE)
-
-    @property
     def _experiment(self) -> Experiment:
         """That of its networks. Raises ValueError for networks of several models, or none."""
         held = self._networks
@@ -304,7 +337,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     def as_model(self) -> Model:
         """The model that its networks are, on its vae."""
-        experiment, held, codec = self._experiment, self._networks, self._codec
+        experiment, held, vae = self._experiment, self._networks, self.vae
+        codec: Codec = ON_PIXELS if vae is None else Autoencoder(vae, vae.config, VAE)
         if (codec == ON_PIXELS) == bool(experiment.codec.fingerprint):
             drawn, has = ("latents", "the") if codec == ON_PIXELS else ("pixels", "no")
             raise ValueError(f"{experiment.name} draws {drawn}: a pipeline of it has {has} vae")
@@ -314,18 +348,13 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             networks, denoiser = experiment.parts()
         if networks.keys() != held.keys():
             raise ValueError(f"{experiment.name} has networks {', '.join(networks)}; got {', '.join(held)}")
-        called, names = calling(denoiser, networks, held, "network"), names_of(self.config.get("id2label"))
+        called, names = calling(denoiser, networks, held), names_of(self.config.get("id2label"))
         return Model(experiment.name, experiment, nn.ModuleDict(held), called, 0, "", class_names=names)
 
     @property
     def transformer(self) -> DualRateNetwork:
         """The network of every step, by the name that tools look for."""
         return [*self._networks.values()][-1]
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of the latest call."""
-        return self._num_timesteps
 
     @property
     def guidance_scale(self) -> float:
@@ -359,10 +388,9 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         folder = Path(path, VAE)
         if folder.is_dir() and VAE not in kwargs:
             check_sealed(folder, "config.json")
-            kwargs = {
-                key: but_in_float32(VAE, value) if key in ("dtype", "torch_dtype") else value
-                for key, value in kwargs.items()
-            }
+            for key in ("dtype", "torch_dtype"):
+                if isinstance(kwargs.get(key), torch.dtype):  # the vae stays in the dtype that it was trained in
+                    kwargs[key] = {VAE: torch.float32, "default": kwargs[key]}
         return super().from_pretrained(path, use_safetensors=True, **kwargs)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -374,11 +402,11 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)  # never a pickle
         folder = Path(save_directory)
         if self.vae is not None:
-            seal_weights(folder / VAE, "config.json")
+            seal(folder / VAE)
         (folder / "pipeline.py").write_text(STUB)
         index = read_json(folder / self.config_name) | {"_class_name": ["pipeline", type(self).__name__]}
         (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
-        seal(folder, TOP)
+        Manifest.write(folder, TOP)
 
     @own_defaults()
     @torch.no_grad()
@@ -415,16 +443,25 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type is one of {', '.join(OUTPUTS)}, got {output_type!r}")
         how = self._how
-        drawer = self._drawer(how.asked(num_inference_steps, num_heavy, plan), how.guided(guidance_scale))
-        numbers = None if class_labels is None else class_numbers(drawer.model, class_labels)
-        labels = numbers if isinstance(numbers, list) else None
+        choice, guidance = how.asked(num_inference_steps, num_heavy, plan), how.guided(guidance_scale)
+        drawer = choice.drawer(self.as_model(), guidance=guidance, precision="float32")
+        plain: Any = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
+        listed = isinstance(plain, Sequence) and not isinstance(plain, str)
+        given: list[Any] = list(plain) if listed else [] if plain is None else [plain]
+        known = None if plain is None else [drawer.model.class_number(label) for label in given]
         one = torch.default_generator if generator is None else generator
         each = None if isinstance(one, torch.Generator) else one
-        count = count_of(batch_size=batch_size, class_labels=labels, generator=each, latents=latents)
+        of_each = {"class_labels": known if listed else None, "generator": each, "latents": latents}
+        counts = {} if batch_size is None else {"batch_size": batch_size}
+        counts |= {name: len(value) for name, value in of_each.items() if value is not None}
+        if len({*counts.values()}) > 1 or min(counts.values(), default=1) < 1:
+            found = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(f"these say how many images are meant, 1 or more, and must agree: got {found}")
+        count = next(iter(counts.values()), 1)
         seeds = [next_seed(source) for source in ([one] * count if isinstance(one, torch.Generator) else one)]
         device = self._execution_device
         draws = Draws(0, torch.tensor(seeds, device=device))
-        known = labels or (drawer.labels(seeds) if numbers is None else [numbers] * count)
+        known = drawer.labels(seeds) if known is None else known if listed else known * count
         cond = Cond(None if known is None else torch.tensor(known, device=device))
 
         def changed(step: int, t: float, z: Tensor) -> Tensor:
@@ -432,7 +469,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             given = dict.fromkeys(callback_on_step_end_tensor_inputs, z)
             return callback_on_step_end(self, step, t, given).pop("latents", z)
 
-        self._num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
+        self.num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
         with self.progress_bar(total=drawer.plan.num_steps) as bar:  # pyright: ignore[reportCallIssue]
             z = sampled(drawer, draws, cond, latents, bar.update, changed if callback_on_step_end else None)
         if output_type != "latent":
@@ -441,12 +478,84 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         images = OUTPUTS[output_type](z)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _drawer(self, choice: Choice, guidance: Guidance) -> Drawer:
-        return choice.drawer(self.as_model(), guidance=guidance, precision="float32")
-
 
 Callback = Callable[[DualRatePipeline, int, float, dict[str, Tensor]], dict[str, Tensor]]
 
 
 def _experiment(plain: Mapping[str, Any]) -> Experiment:
     return from_plain(Experiment, upgraded(dict(plain)), "experiment in config.json")
+
+
+def calling(denoiser: Denoiser, networks: nn.ModuleDict, held: Mapping[str, DualRateNetwork]) -> Denoiser:
+    """A copy of what calls `networks`, or parts of them, that calls those in `held` in their place."""
+    memo: dict[int, object] = {}
+    for role, network in networks.items():
+        for name, part in network.named_modules():
+            memo[id(part)] = held[role].get_submodule(f"network.{name}") if name else held[role]
+    return copy.deepcopy(denoiser, memo)
+
+
+def next_seed(generator: torch.Generator) -> int:
+    """A seed for one image, in [-2^63, 2^63); the generator moves on."""
+    seed = generator.initial_seed()
+    unused = torch.Generator(generator.device).manual_seed(seed).get_state()
+    fresh = torch.equal(unused, generator.get_state())
+    drawn = int(torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device))
+    seed = seed if fresh else drawn
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def sampled(
+    drawer: Drawer,
+    draws: Draws,
+    cond: Cond,
+    start: Tensor | None = None,
+    tick: Callable[[], object] = lambda: None,
+    changed: Callable[[int, float, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """(B, C, H, W) at the plan's last time, as `dualrate.sample` draws it.
+
+    start:   noise to begin with; None: of the draws
+    tick:    called after every step
+    changed: (step, its time t, z after it) -> z to go on with. Where that is another one, what was computed of the old
+             one is dropped: the next step makes a heavy call instead of a reuse, a multistep solver starts anew
+    Raises ValueError for a start of another shape, and what `trajectory` raises.
+    """
+    shape, plan = drawer.model.shape, drawer.plan
+    if start is not None and start.shape[1:] != shape:
+        raise ValueError(f"latents are (B, {', '.join(map(str, shape))}), got {tuple(start.shape)}")
+    z = first_state(drawer.step.process, draws, shape) if start is None else start.to(draws.row.device, torch.float32)
+    noise = StepNoise(drawer.step.process, draws, plan.num_steps, shape)
+    states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise)
+    z, i = next(states).z, 0
+    while i < plan.num_steps:
+        z, i = next(states).z, i + 1
+        tick()
+        if changed is None:
+            continue
+        before = z.clone()  # a callback may write into what it is given
+        z = changed(i - 1, plan.t[i - 1], z)
+        if i < plan.num_steps and not torch.equal(z, before):
+            refresh = [Refresh.FULL if k == i and now.reuses else now for k, now in enumerate(plan.refresh)]
+            plan = dataclasses.replace(plan, refresh=tuple(refresh))
+            states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise, start=i)
+            next(states)
+    return z
+
+
+def _unit(z: Tensor) -> Tensor:
+    """(B, C, H, W) in [0, 1]."""
+    return (z / 2 + 0.5).clamp(0, 1).cpu()
+
+
+def _pil(z: Tensor) -> list[Image.Image]:
+    images = to_uint8(z).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
+
+
+OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
+    "pil": _pil,
+    "np": lambda z: _unit(z).permute(0, 2, 3, 1).numpy(),
+    "pt": _unit,
+    "latent": lambda z: z,
+}

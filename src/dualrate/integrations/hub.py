@@ -25,7 +25,10 @@ from dualrate.runs.store import Note, StoredModel, read_stored
 from dualrate.system.files import naming, read_json
 from dualrate.system.folders import MANIFEST, new_folder
 
-UNKNOWN = "unknown"  # the Hub's word for weights without a licence that is known
+TASK, UNKNOWN = (
+    "unconditional-image-generation",
+    "unknown",
+)  # the Hub's word for weights without a licence that is known
 UNSCORED = "Not measured: `dualrate evaluate RUN --json > score.json`, then export with `--score score.json`."
 LOADING = """```python
 from dualrate.integrations.diffusers import DualRatePipeline  # pip install "dualrate[diffusers]"
@@ -92,13 +95,14 @@ def pipeline_card(
 ) -> str:
     """README.md of a repository of the Hub: metadata as YAML, then what is known of the model."""
     model, plan = drawer.model, drawer.plan
+    result, quality = (None, [UNSCORED]) if scored is None else _quality(scored)
     data = ModelCardData(
         license=license,
         library_name="dualrate",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag=TASK,
         tags=["diffusers", "diffusion", "dual-rate-diffusion"],
         model_name=name,
-        eval_results=None if scored is None else [_result(scored)],
+        eval_results=None if result is None else [result],
     )
     about = facts(stored, model) | {
         "weights": f"averaged, float32, sha256 {model.weights_hash}, of iteration {stored.iteration}",
@@ -109,25 +113,13 @@ def pipeline_card(
     }
     loading = LOADING.format(name=name, labels="class_labels=[0]" if model.num_classes else "batch_size=4")
     lines = ["---", data.to_yaml(), "---", "", f"# {name}", "", *rows(about), "", loading, "", "## Quality", ""]
-    lines += [*([UNSCORED] if scored is None else _quality(scored)), ""]
-    lines += ["## Made by, in order", "", *history(stored.path), ""]
+    lines += [*quality, "", "## Made by, in order", "", *history(stored.path), ""]
     lines += ["Every file but this card has its sha256 in a `MANIFEST.json` beside it, which loading checks.", ""]
     return printable("\n".join(lines))
 
 
-def _result(scored: Mapping[str, Any]) -> EvalResult:
-    score = scored["score"]
-    reference = score["fingerprint"]["reference"]
-    return EvalResult(
-        task_type="unconditional-image-generation",
-        dataset_type=reference.split(":")[0],
-        dataset_name=reference,
-        metric_type=score["metric"],
-        metric_value=score["value"],
-    )
-
-
-def _quality(scored: Mapping[str, Any]) -> list[str]:
+def _quality(scored: Mapping[str, Any]) -> tuple[EvalResult, list[str]]:
+    """A score for the card's metadata, and as rows of its table."""
     score, fingerprint = scored["score"], Fingerprint(**scored["score"]["fingerprint"])
     how = f"{scored['num_steps']} steps, {scored['num_heavy']} heavy calls, {scored['sampler']}"
     measured = {
@@ -137,7 +129,14 @@ def _quality(scored: Mapping[str, Any]) -> list[str]:
         "fingerprint": f"{fingerprint.short()}: {fingerprint.json()}",
         "command": f"`{scored['command']}`",
     }
-    return rows(measured)
+    result = EvalResult(
+        task_type=TASK,
+        dataset_type=fingerprint.reference.split(":")[0],
+        dataset_name=fingerprint.reference,
+        metric_type=score["metric"],
+        metric_value=score["value"],
+    )
+    return result, rows(measured)
 
 
 def push(folder: str | Path, repository: str, *, license: str, api: HfApi | None = None) -> str:

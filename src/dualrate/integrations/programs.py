@@ -14,7 +14,6 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,10 @@ from dualrate.config.ranges import as_path
 from dualrate.diffusion.values import Cond, shared_time
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import Model
-from dualrate.integrations.calls import seal
 from dualrate.runs.release import check_target
 from dualrate.runs.store import Note, load
 from dualrate.runs.train import check_export
-from dualrate.system.folders import MANIFEST, new_folder
+from dualrate.system.folders import MANIFEST, Manifest, new_folder
 
 INDEX = "programs.json"
 ROWS = 2  # of a batch that is traced
@@ -43,15 +41,11 @@ def calls_of(model: Model) -> dict[str, tuple[Any, ...]]:
     """What each network is called with, by its role: those of a heavy call and of a step that reuses its context."""
     calls: dict[str, tuple[Any, ...]] = {}
 
-    def noting(role: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def note(network: nn.Module, inputs: tuple[Any, ...]) -> None:
-            calls.setdefault(
-                role, tree_map(lambda part: part.contiguous() if isinstance(part, Tensor) else part, inputs)
-            )
+    def note(role: str, network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        held = tree_map(lambda part: part.contiguous() if isinstance(part, Tensor) else part, inputs)
+        calls.setdefault(role, held)
 
-        return note
-
-    hooks = [network.register_forward_pre_hook(noting(role)) for role, network in model.networks.items()]
+    hooks = [network.register_forward_pre_hook(partial(note, role)) for role, network in model.networks.items()]
     try:
         z = torch.zeros(ROWS, *model.process.state_shape(model.shape), device=model.device)
         cond = Cond(torch.zeros(ROWS, dtype=torch.int64, device=model.device) if model.num_classes else None)
@@ -71,18 +65,15 @@ def programs_of(model: Model) -> dict[str, tuple[ExportedProgram, int]]:
 
 
 def _program(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[ExportedProgram, int]:
-    for most in MOST_ROWS:
-        shapes = tree_map(partial(_leading, Dim("batch", max=most)), inputs)
-        try:
-            return torch.export.export(network, inputs, dynamic_shapes=shapes), most
-        except RuntimeError:  # of torch.export, such as of a batch that the network does not treat alike
-            if most == MOST_ROWS[-1]:
-                raise
-    raise AssertionError("MOST_ROWS is empty")
+    def exported(most: int) -> tuple[ExportedProgram, int]:
+        batch = Dim("batch", max=most)
+        shapes = tree_map(lambda part: {0: batch} if isinstance(part, Tensor) else None, inputs)
+        return torch.export.export(network, inputs, dynamic_shapes=shapes), most
 
-
-def _leading(batch: Dim, part: object) -> dict[int, Dim] | None:
-    return {0: batch} if isinstance(part, Tensor) else None
+    try:
+        return exported(MOST_ROWS[0])
+    except RuntimeError:  # of torch.export, such as of a batch that the network does not treat alike
+        return exported(MOST_ROWS[1])
 
 
 def export_programs(
@@ -115,7 +106,7 @@ def export_programs(
         for role, (program, _) in programs.items():
             torch.export.save(program, folder / files[role])
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-        seal(folder)
+        Manifest.write(folder, [INDEX, *files.values()])
 
 
 def _described(part: object) -> str | None:

@@ -248,7 +248,12 @@ def train(
                 "images": data.fingerprint,
                 "method": to_plain(experiment.method) | dict(prepared.identity),
             },
-            places=OF_DATA | {f"networks.{role}.source": f"networks.{role}.fingerprint" for role in method.networks},
+            places=OF_DATA
+            | {
+                place: f"networks.{role}.fingerprint"
+                for role in method.networks
+                for place in (f"networks.{role}.source", f"method.{role}_from")
+            },
             upgrade=upgraded,
             progress=watched,
             on_start=on_start,
