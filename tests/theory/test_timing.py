@@ -101,6 +101,7 @@ def test_impossible_plans_are_refused(t, refresh):
         lambda: TimeSampler(dropout=1.5),
         lambda: TimeSampler(first=(0.9, 0.6)),
         lambda: TimeSampler(first=(0.0, 0.6)),
+        lambda: TimeSampler(first=(0.6, 0.9), phase=0),
     ],
 )
 def test_impossible_requests_are_refused(make):
