@@ -76,10 +76,10 @@ def test_a_class_is_given_by_its_name(weights, tmp_path, monkeypatch, capsys):
 def test_control_c_says_how_many_images_are_there_and_the_same_command_goes_on(weights, tmp_path, monkeypatch, capsys):
     straight = Drawer.batches
 
-    def interrupted(drawer, seeds):
+    def interrupted(drawer, seeds, progress=None):
         if seeds[0] == 4:
             raise KeyboardInterrupt
-        return straight(drawer, seeds)
+        return straight(drawer, seeds, progress)
 
     with monkeypatch.context() as patch:
         patch.setattr(Drawer, "batches", interrupted)
