@@ -21,16 +21,12 @@ import pytest
 import tyro
 
 import dualrate_command
-from dualrate.cli import data as cli_data
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli_main
-from dualrate.cli import plan as cli_plan
 from dualrate.cli import recipe as cli_options
 from dualrate.cli import train as cli_train
 from dualrate.cli.distill import Distill
-from dualrate.cli.plan import Plan
-from dualrate.cli.retrofit import Retrofit
-from dualrate.cli.train import Train
+from dualrate.cli.train import Retrofit, Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate_command import answer, idle_processors, settings, ticks
 
@@ -144,7 +140,8 @@ def test_what_it_can_do_is_told_without_loading_anything(arguments, monkeypatch,
 
 
 def test_the_usage_has_every_command_with_its_first_line():
-    kinds = {"train": Train, "distill": Distill, "retrofit": Retrofit, "plan": Plan, **cli_main.COMMANDS}
+    kinds = {"train": Train, "distill": Distill, "retrofit": Retrofit}
+    kinds |= {name: kind for name, kind in cli_main.COMMANDS.items() if " " not in name}
     kinds["data"] = SimpleNamespace(
         __doc__="Prepare, encode and verify images for training; encode and decode pictures; check a codec."
     )
@@ -168,7 +165,7 @@ def test_an_option_of_before_is_answered_by_its_new_name():
 
 
 def test_the_help_of_a_command_needs_nothing_loaded():
-    for name in (*cli_main.COMMANDS, "plan", "plan search", "data encode"):
+    for name in cli_main.COMMANDS:
         code, text = answer([*name.split(), "--help"])
         assert code == 0
         assert text.startswith(f"usage: dualrate {name} ")
@@ -228,12 +225,9 @@ def listed(folder: Path) -> dict[str, dict]:
     trained = [*((name,) for name in alike.values()), *of_auto, *of_text]
     other = [(recipe, "--method", "consistency") for recipe in ("cifar10-heavy", "cifar10-dual")]
     found: dict[str, dict] = {}
-    for name, kind in {**cli_main.COMMANDS, "plan": Plan}.items():
-        found[name] = about(kind) | options([(name,)], defaults=True)
-    for group, kinds in {"data": cli_data.DATA, "plan": cli_plan.KINDS}.items():
-        if group == "data":
-            found[group] = {"kinds": list(kinds), **told(group)}
-        found |= {f"{group} {name}": about(kind) | options([(group, name)], True) for name, kind in kinds.items()}
+    for name, kind in cli_main.COMMANDS.items():
+        found[name] = about(kind) | options([tuple(name.split())], defaults=True)
+    found["data"] = {"kinds": [name for name in cli_main.COMMANDS if name.startswith("data ")], **told("data")}
     forms = [("train", *one) for one in (*trained, *other)]
     found["train"] = recipes("train", [*own, "auto", "text-tokens"], forms)
     found["train"]["list"] = told("train --list")["usage"]

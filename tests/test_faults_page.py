@@ -49,7 +49,9 @@ HELD_BY = {  # what happens: the tests
     "a process hangs, a disk does not answer": [
         f"{TOGETHER}::test_when_one_hangs_the_others_end_after_the_timeout_and_it_says_where_it_stands",
     ],
-    "one process finds a mistake": ["cli/test_nproc.py::test_a_mistake_in_the_processes_is_the_exit_code_of_the_command"],
+    "one process finds a mistake": [
+        "cli/test_nproc.py::test_a_mistake_in_the_processes_is_the_exit_code_of_the_command"
+    ],
     "another number of processes, threads or micro-batches on resuming": [
         f"{TOGETHER}::test_two_processes_have_the_losses_of_one_also_resumed_by_another_number",
         "training/test_loop.py::test_resuming_with_other_micro_batches_and_threads_sees_the_same_samples",

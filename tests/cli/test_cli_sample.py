@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli.command import call
@@ -13,7 +14,7 @@ from training.toy import Recorder
 
 from dualrate.cli import console
 from dualrate.cli import main as cli
-from dualrate.cli.console import LiveReporter, decoding, drawing
+from dualrate.cli.console import LiveReporter, data_progress
 from dualrate.drawing.drawer import Drawer
 from dualrate.runs.store import RELEASED
 from dualrate.system.folders import Manifest
@@ -113,24 +114,19 @@ def test_the_weights_themselves_are_no_place_for_samples(weights, tmp_path, monk
     assert names(weights) == before
 
 
-def test_the_rate_is_that_of_what_is_drawn_now():
-    class Recorder:
-        def __init__(self):
-            self.told = []
-
-        def update(self, iteration, total, logs):
-            self.told.append((iteration, total, logs["images"]))
-
-    recorder = Recorder()
-    show = drawing(recorder)
+def test_the_rate_is_that_of_what_is_drawn_now(monkeypatch):
+    progress, clock = LiveReporter(), iter((0.0, 5.0, 10.0))
+    progress.console = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     for done in (250, 375, 500):
-        show(done, 500)
-    assert recorder.told == [(250, 500, 0), (375, 500, 125), (500, 500, 250)]
+        progress.update(done, 500, {"images": done})
+    assert progress._bar.tasks[0].description == "25 images/s"
+    progress.close()
 
 
 def test_what_decoding_left_out_is_said_once():
     recorder, left_out = Recorder(), "skipped 1 (0.png: the file is empty) of 4 images"
-    show = decoding(recorder)
+    show = data_progress(recorder)
     for done in (2, 3, 4):
         show(done, 4, "decoding photos/train" if done == 2 else left_out)
     assert recorder.notes == [left_out]

@@ -6,17 +6,17 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dualrate.data.cache import cache_dir
-from dualrate.data.source import NOTED
+from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.experiment import COMPILED, Model
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
@@ -30,28 +30,26 @@ class LiveReporter:
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._began = (0.0, 0.0)  # clock, and images or calls, at the first update
         self._losses: dict[str, float] = {}  # the last of each name
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        if self._bar is None or self._task is None:
-            self._bar = Progress(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=self.console,
-            )
-            self._task = self._bar.add_task("", total=total, completed=iteration)
+        unit = "calls" if "calls" in logs else "images"
+        now, count = time.monotonic(), logs.get(unit, 0)
+        if self._bar is None:
+            shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar, self._began = Progress(*shown, console=self.console), (now, count)
+            self._bar.add_task("", total=total, completed=iteration)
             with suppress(OSError):
                 self._bar.start()
             _LIVE.add(self)
         self._losses |= {name: value for name, value in logs.items() if name.endswith(SHOWN)}
-        shown = [f"{name} {value:.4g}" for name, value in self._losses.items()]
-        if logs.get("seconds"):
-            shown.append(f"{logs['images'] / logs['seconds']:.0f} images/s")
+        about = [f"{name} {value:.4g}" for name, value in self._losses.items()]
+        if now > self._began[0]:
+            about.append(f"{(count - self._began[1]) / (now - self._began[0]):.0f} {unit}/s")
         with suppress(OSError):
-            self._bar.update(self._task, completed=iteration, total=total, description="  ".join(shown))
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=iteration, total=total, description="  ".join(about))
 
     def note(self, text: str) -> None:
         with suppress(OSError):
@@ -61,7 +59,7 @@ class LiveReporter:
         if self._bar is not None:
             with suppress(OSError):
                 self._bar.stop()
-        self._bar, self._task, self._losses = None, None, {}
+        self._bar, self._losses = None, {}
         _LIVE.discard(self)
 
 
@@ -112,29 +110,19 @@ def can_record(device: torch.device, progress: Reporter) -> bool:
     return device.type == "cuda"
 
 
-def decoding(progress: Reporter) -> Callable[[int, int, str], None]:
-    """Decoding of a data set on the same display as training; what was left out is said once."""
-    said: set[str] = set()
+def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
+    """Shows `work`, or all of it if None, as images done; whatever else a message says is noted once."""
+    noted = set[str]()
 
     def update(done: int, total: int, what: str) -> None:
-        if what.startswith(NOTED) and what not in said:
-            said.add(what)
-            progress.note(what)
-        progress.update(done, total, {"images": done})
-        if done == total:
-            progress.close()
-
-    return update
-
-
-def drawing(progress: Reporter) -> Callable[[int, int], None]:
-    """Images being drawn on the same display as training: the first call says how many were there before."""
-    start, before = time.monotonic(), -1
-
-    def update(done: int, total: int) -> None:
-        nonlocal before
-        before = done if before < 0 else before
-        progress.update(done, total, {"images": done - before, "seconds": time.monotonic() - start})
+        left_out = what.startswith(NOTED)
+        if (left_out or work not in (None, what)) and what not in noted:
+            noted.add(what)
+            progress.note(what if left_out else f"{what}: {total}")
+        if work in (None, what):
+            progress.update(done, total, {"images": done})
+            if done == total:
+                progress.close()
 
     return update
 
@@ -143,11 +131,12 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter)
     """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
-    if idle or result.stopped == "seconds":
-        done = result.stopped == "done"
-        over = "iterations" not in fit.free() if done else fit.limit == fit.optim.decay_seconds
-        option = "--fit.iterations" if done else "--fit.max-seconds"
-        more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise {option}"
+    if result.stopped == "done" and idle:
+        over = "iterations" not in fit.free()
+        more = "; its learning rate is 0: name another --out" if over else "; to go on, raise --fit.iterations"
+    elif result.stopped == "seconds":
+        over = fit.limit == fit.optim.decay_seconds
+        more = "; its learning rate is 0: name another --out" if over else "; to go on, raise --fit.max-seconds"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
     progress.note(f"{nothing}{why} {spent}: {out}{more}")
@@ -162,10 +151,5 @@ def print_report(as_json: bool, values: Mapping[str, object]) -> None:
         return
     width = max(map(len, values))
     for name, value in values.items():
-        print(f"{name:{width}}  {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+        print(f"{name:{width}}  {shown}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,17 +12,15 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import decoding, drawing, print_report, reporter
+from dualrate.cli.console import data_progress, print_report, reporter
 from dualrate.cli.doctor import check_codec, print_findings
-from dualrate.cli.recipe import AsJson, AtATime, Device, parse_one_of
+from dualrate.cli.recipe import AsJson, AtATime, Device
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
-from dualrate.data.source import NOTED, DataProgress
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.system.device import pick_device
-from dualrate.system.progress import Reporter
+from dualrate.system.progress import image_progress
 
-OF_TRAIN = re.compile(r"--data\.(?=size|channels|on-bad)")
 MIB = 2**20
 Processes = Annotated[WorkerCount, arg(help="Worker processes; auto: one for each idle processor.")]
 Codec = Annotated[
@@ -57,6 +55,30 @@ class _ToFolder(_Images):
     workers: Processes = 1
     json: AsJson = False
 
+    def write(
+        self, make: Callable[..., dict[str, Any]], work: str, device: torch.device, **more: Any
+    ) -> dict[str, Any]:
+        """What `make` writes into the folder, and its manifest. work: as messages of its progress name it."""
+        from dualrate.system.workers import mapper
+
+        progress = reporter()
+        try:
+            with closing(progress), mapper(self.workers, device, progress.note) as over:
+                return make(
+                    self.source,
+                    self.out,
+                    size=self.size,
+                    channels=self.channels,
+                    on_bad=self.on_bad,
+                    label=self.label,
+                    shard_bytes=self.shard_mib * MIB,
+                    mapper=over,
+                    progress=data_progress(progress, work),
+                    **more,
+                )
+        except ValueError as error:  # messages of reading images name options as `train` has them
+            raise ValueError(re.sub(r"--data\.(?=size|channels|on-bad)", "--", str(error))) from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare(_ToFolder):
@@ -67,22 +89,8 @@ class Prepare(_ToFolder):
 
     def run(self) -> None:
         from dualrate.data.prepare import PREPARING, prepare
-        from dualrate.system.workers import mapper
 
-        progress = reporter()
-        with own_options(), mapper(self.workers, torch.device("cpu"), progress.note) as over:
-            made = prepare(
-                self.source,
-                self.out,
-                size=self.size,
-                channels=self.channels,
-                on_bad=self.on_bad,
-                label=self.label,
-                shard_bytes=self.shard_mib * MIB,
-                mapper=over,
-                progress=data_progress(progress, PREPARING),
-            )
-        progress.close()
+        made = self.write(prepare, PREPARING, torch.device("cpu"))
         counts = {
             f"{split} {what}": part[what] for split, part in made["splits"].items() for what in ("images", "rejected")
         }
@@ -104,53 +112,14 @@ class Encode(_ToFolder):
     def run(self) -> None:
         from dualrate.codecs.codec import CodecFolder
         from dualrate.data.prepare import ENCODING, encode
-        from dualrate.system.workers import mapper
 
-        progress, where = reporter(), pick_device(self.device)
-        with own_options(), mapper(self.workers, where, progress.note) as over:
-            made = encode(
-                self.source,
-                self.out,
-                CodecFolder.at(self.codec, where),
-                size=self.size,
-                channels=self.channels,
-                on_bad=self.on_bad,
-                label=self.label,
-                mirrored=self.mirrored,
-                shard_bytes=self.shard_mib * MIB,
-                batch_size=self.batch_size,
-                device=where,
-                mapper=over,
-                progress=data_progress(progress, ENCODING),
-            )
-        progress.close()
+        device = pick_device(self.device)
+        codec, own = CodecFolder.at(self.codec, device), {"mirrored": self.mirrored, "batch_size": self.batch_size}
+        made = self.write(encode, ENCODING, device, codec=codec, device=device, **own)
         counts = {f"{split} images": part["images"] for split, part in made["splits"].items()}
         moments, *shape = made["row"]["shape"]
         about = {"latents": "x".join(map(str, shape)), "moments": moments, "views": made["row"]["each"]}
         print_report(self.json, {**counts, **about, "codec": made["codec"]["fingerprint"][:12]})
-
-
-@contextmanager
-def own_options() -> Iterator[None]:
-    """Messages of reading images name options as `train` has them, --data.size; around a command that has --size."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(OF_TRAIN.sub("--", str(error))) from error
-
-
-def data_progress(progress: Reporter, work: str) -> DataProgress:
-    """Shows the work itself; what comes before it, such as listing archives, is named once."""
-    shown, noted = drawing(progress), set[str]()
-
-    def update(done: int, total: int, what: str) -> None:
-        if what == work:
-            shown(done, total)
-        elif what not in noted:
-            progress.note(what if what.startswith(NOTED) else f"{what}: {total}")
-            noted.add(what)
-
-    return update
 
 
 @dataclass(frozen=True)
@@ -167,10 +136,8 @@ class Verify(Ranged):
         from dualrate.system.workers import mapper
 
         progress = reporter()
-        shown = drawing(progress)
-        with mapper(self.workers, torch.device("cpu"), progress.note) as over:
-            images = verify(self.folder, over, lambda done, total, what: shown(done, total))
-        progress.close()
+        with closing(progress), mapper(self.workers, torch.device("cpu"), progress.note) as over:
+            images = verify(self.folder, over, data_progress(progress))
         print_report(self.json, {"images": images, "damaged shards": 0})
 
 
@@ -200,7 +167,7 @@ class EncodeImages(_Images):
             progress.note(f"{len(beside)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
         images = every_image(self.images, self.size, self.channels, without=beside)
         with closing(progress):
-            made = encode_images(images, codec, self.out, batch_size=self.batch_size, progress=drawing(progress))
+            made = encode_images(images, codec, self.out, batch_size=self.batch_size, progress=image_progress(progress))
         shape = "x".join(map(str, made.x.shape[1:]))
         report = {"images": len(made.x), "latents": shape, "codec": made.codec[:12], "out": str(self.out)}
         print_report(self.json, report)
@@ -245,7 +212,7 @@ class Decode(Ranged):
                 seed=self.seed,
                 batch_size=self.batch_size,
                 npz=self.npz,
-                progress=drawing(progress),
+                progress=image_progress(progress),
             )
         seconds = done.seconds / done.drawn if done.drawn else None
         report = {"images": done.images, "drawn": done.drawn, "out": str(self.out), "seconds_per_image": seconds}
@@ -278,22 +245,7 @@ class CheckCodec(_Images):
         from dualrate.data.images import load_images
 
         images = load_images(
-            self.source, split="train", size=self.size, channels=self.channels, progress=decoding(reporter())
+            self.source, split="train", size=self.size, channels=self.channels, progress=data_progress(reporter())
         )
         codec = read_codec(self.folder, pick_device(self.device))
         print_findings(self.json, check_codec(codec, images, self.num))
-
-
-DATA: dict[str, type[Any]] = {
-    "prepare": Prepare,
-    "encode": Encode,
-    "verify": Verify,
-    "encode-images": EncodeImages,
-    "decode": Decode,
-    "codec": CheckCodec,
-}
-
-
-def parse_data(arguments: list[str]) -> Any:
-    """The options of `dualrate data KIND ...`. Raises what `parse_one_of` raises."""
-    return parse_one_of("data", DATA, arguments)

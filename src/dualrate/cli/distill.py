@@ -29,17 +29,8 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.from_diffusers.diffusers_folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
-from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, token_models
-from dualrate.recipes.students import (
-    EM_RATE,
-    PRETRAINING,
-    STUDENT_RATE,
-    StudentRecipe,
-    consistency_student,
-    dual_student,
-    em_student,
-    plain_student,
-)
+from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, students, token_models
+from dualrate.recipes.students import StudentRecipe
 
 RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
@@ -117,8 +108,8 @@ class Student(Ranged):
         teacher: only its experiment is read
         """
         make, allowed = METHODS[self.by]
-        own = {name for _, names in METHODS.values() for name in names}
-        given = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+        others = {name for _, names in METHODS.values() for name in names}
+        given = {name: getattr(self, name) for name in others if getattr(self, name) is not None}
         if wrong := sorted(given.keys() - set(allowed)):
             listed = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
             raise ValueError(f"--method {self.by} does not take {listed}")
@@ -142,35 +133,31 @@ class Distill(Student, Run):
 
 
 def by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
-    steps = 8 if steps is None else steps
-    heavy, student = given.pop("heavy", None), given.pop("student", "dual")
-    calls = half(steps) if heavy is None else heavy
-    started = given.get("student_from") is not None
-    learned = student == "plain" or started or calls == steps
+    steps, started = steps or 8, given.get("student_from") is not None
+    heavy, plain = given.pop("heavy", None), given.pop("student", "dual") == "plain"
+    calls = heavy or (steps + 1) // 2
     given = {
-        "pretraining": 0 if learned else PRETRAINING,
-        "student_rate": 1.0 if given.get("version") == "instant" else STUDENT_RATE,
+        "pretraining": 0 if plain or started or calls == steps else students.PRETRAINING,
+        "student_rate": 1.0 if given.get("version") == "instant" else students.STUDENT_RATE,
         **given,
     }
-    if student != "plain":
-        return dual_student(recipe, teacher, steps, calls, **given)
+    if not plain:
+        return students.dual_student(recipe, teacher, steps, calls, **given)
     if heavy is not None or started or not given.keys().isdisjoint({"encoder_from", "light_from"}):
         raise ValueError(
             "a plain student is one network, started from its teacher: drop --heavy, --encoder-from, --light-from and "
             "--student-from, or pass --student dual"
         )
-    return plain_student(recipe, teacher, steps, **given)
+    return students.plain_student(recipe, teacher, steps, **given)
 
 
 def by_consistency(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
-    steps = 8 if steps is None else steps
-    heavy = given.pop("heavy", None)
-    student = given.pop("student", "plain" if heavy is None else "dual")
-    if student != "plain":
-        return consistency_student(recipe, teacher, steps, half(steps) if heavy is None else heavy, **given)
+    steps, heavy = steps or 8, given.pop("heavy", None)
+    if given.pop("student", "plain" if heavy is None else "dual") == "dual":
+        return students.consistency_student(recipe, teacher, steps, heavy or (steps + 1) // 2, **given)
     if heavy is not None or "light_from" in given:
         raise ValueError("a plain student is one network: drop --heavy and --light-from, or pass --student dual")
-    return consistency_student(recipe, teacher, steps, **given)
+    return students.consistency_student(recipe, teacher, steps, **given)
 
 
 def by_em(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
@@ -178,13 +165,10 @@ def by_em(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[st
         raise ValueError(f"EM distillation makes students of one step, got {steps}: drop --steps, or --method em")
     if given.pop("student", "plain") != "plain":
         raise ValueError("a student of one step has one network: drop --student dual, or pass --method moments")
-    own = {field: given.pop(name) for name, field in LANGEVIN.items() if name in given}
-    return em_student(recipe, teacher, langevin=Langevin(**own), **{"student_rate": EM_RATE, **given})
-
-
-def half(steps: int) -> int:
-    """Heavy calls of a dual-rate student by default."""
-    return (steps + 1) // 2
+    corrections = {field: given.pop(name) for name, field in LANGEVIN.items() if name in given}
+    return students.em_student(
+        recipe, teacher, langevin=Langevin(**corrections), **{"student_rate": students.EM_RATE, **given}
+    )
 
 
 Make = Callable[[StudentRecipe, str, int | None, dict[str, Any]], Experiment]

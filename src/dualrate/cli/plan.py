@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 from dualrate.cli.console import loaded
-from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir, Workers, parse
+from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir, Workers
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import BatchSize, HeavyCalls, Images, Minutes, Probability, Range, Ranged, Rings, Steps
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.plan_search import Candidate
-from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import check_grid
@@ -64,11 +62,15 @@ class Plan(Ranged):
     device: Device = None
 
     def run(self) -> None:
+        from dualrate.drawing.measure import call_seconds
         from dualrate.drawing.plan_search import candidates, fitting_grid, measured_errors, require_plannable
         from dualrate.planning.planner import Planner
         from dualrate.system.workers import mapper
 
-        amount, unit = self._budget()
+        parts = BUDGET.fullmatch(self.budget.lower())
+        if parts is None or not float(parts[1]) > 0:
+            raise ValueError(f"--budget is 0.25x, 3gmacs or 0.05s, or the like, got {self.budget!r}")
+        budget, unit = float(parts[1]), parts[2] or "x"
         if not is_run(self.denoiser):
             import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
@@ -82,42 +84,37 @@ class Plan(Ranged):
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         model = called_by(model, self.denoiser)
-        process = model.gaussian  # before anything is measured
+        process = model.gaussian  # refused before anything is measured
         require_plannable(model)
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")
-        costs = self._costs(model, unit)
-        budget = amount * (usual[0] * costs.heavy + costs.decode) if unit == "x" else amount
+        if unit == "s":
+            costs = call_seconds(model, self.batch_size)
+        else:
+            macs = model.call_cost
+            alone = None if macs.alone is None else macs.alone / 1e9
+            costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9, alone=alone)
+        if unit == "x":
+            budget *= usual[0] * costs.heavy + costs.decode
         spacing, images = self.spacing, self.images
         grid = fitting_grid(model, grids, minutes=self.minutes, images=images, spacing=spacing, progress=progress)
         with mapper(self.workers, model.device, progress.note) as over:
             errors = measured_errors(model, grid=grid, mapper=over, images=images, spacing=spacing, progress=progress)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
         found = candidates(planner, costs, budget, self._steps(grid))
-        print(f"budget {self.budget}: {budget:.4g} {'s' if unit == 's' else 'GMACs'}\n\n{_table(found)}")
-        write_plans(self.out, [(_name(one.planned.plan), one.planned.plan) for one in found])
-
-    def _budget(self) -> tuple[float, str]:
-        """The amount and its unit."""
-        parts = BUDGET.fullmatch(self.budget.lower())
-        if parts is None or not float(parts[1]) > 0:
-            raise ValueError(f"--budget is 0.25x, 3gmacs or 0.05s, or the like, got {self.budget!r}")
-        return float(parts[1]), parts[2] or "x"
+        print(f"budget {self.budget}: {budget:.4g} {'s' if unit == 's' else 'GMACs'}\n")
+        print(f"{'steps':>5} {'heavy':>5} {'alone':>5} {'cost':>8}  objective  even spread")
+        for one in found:
+            plan, even = one.planned.plan, "-" if one.even is None else f"{one.even:.5f}"
+            counts = f"{plan.num_steps:5} {plan.num_heavy:5} {plan.num_alone:5} {one.cost:8.3g}"
+            print(f"{counts}  {one.planned.objective:9.5f}  {even:>11}")
+        print("alone: steps without a context. objective: weighted errors of x_hat, summed over the steps")
+        plans = [one.planned.plan for one in found]
+        write_plans(self.out, [(f"{plan.num_steps} steps, {plan.num_heavy} heavy calls", plan) for plan in plans])
 
     def _steps(self, grid: int) -> tuple[int, ...]:
-        """The numbers of steps that a grid has plans of, of those that are asked for."""
-        asked = self.steps or (8, 16, 32, 64)
-        return tuple(n for n in asked if n <= grid and not grid % n)
-
-    def _costs(self, model: Model, unit: str) -> CallCost:
-        """Of calls, in seconds or in GMACs."""
-        from dualrate.drawing.measure import call_seconds
-
-        if unit == "s":
-            return call_seconds(model, self.batch_size)
-        macs = model.call_cost
-        alone = None if macs.alone is None else macs.alone / 1e9
-        return CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9, alone=alone)
+        """Of the numbers of steps to choose from, those that divide a grid."""
+        return tuple(n for n in self.steps or (8, 16, 32, 64) if n <= grid and not grid % n)
 
 
 def check_out(out: Path) -> None:
@@ -134,22 +131,6 @@ def write_plans(out: Path, named: list[tuple[str, StepPlan]]) -> None:
     write_whole(out, plan.to_json() + "\n")
     write_whole(out.with_suffix(".png"), png(plan_figure(named)))
     print(f"\n{out}: {name}; {out.with_suffix('.png')}")
-
-
-def _name(plan: StepPlan) -> str:
-    return f"{plan.num_steps} steps, {plan.num_heavy} heavy calls"
-
-
-def _table(found: list[Candidate]) -> str:
-    """Candidates, best first."""
-    lines = [f"{'steps':>5} {'heavy':>5} {'alone':>5} {'cost':>8}  objective  even spread"]
-    for one in found:
-        plan = one.planned.plan
-        even = "-" if one.even is None else f"{one.even:.5f}"
-        counts = f"{plan.num_steps:5} {plan.num_heavy:5} {plan.num_alone:5} {one.cost:8.3g}"
-        lines.append(f"{counts}  {one.planned.objective:9.5f}  {even:>11}")
-    lines.append("alone: steps without a context. objective: weighted errors of x_hat, summed over the steps")
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -211,32 +192,33 @@ class Search(Ranged):
         except OutOfTime as stop:
             progress.note(f"{stop}")
             raise SystemExit(75) from None
-        last = found.rounds[-1]
-        print(f"{found.search.found.metric}, {last.count} images a plan in the last of {len(found.rounds)} rounds")
+        last, names = found.rounds[-1], found.names
+        metric_name, features = found.search.found.metric, found.search.found.fingerprint.features
+        print(f"{metric_name}, {last.count} images a plan in the last of {len(found.rounds)} rounds")
         for plan, value in sorted(last.values.items(), key=lambda item: item[1]):
-            print(f"{value:9.3f}  {found.names[plan]}")
-        record = {"metric": found.search.found.metric, "found": found.names[found.plan]}
-        record |= {"features": found.search.found.fingerprint.features, "usual": found.names[found.usual]}
-        record["rounds"] = [
-            {"images": one.count, "scores": {found.names[plan]: value for plan, value in one.values.items()}}
-            for one in found.rounds
-        ]
+            print(f"{value:9.3f}  {names[plan]}")
+        compared: dict[str, object] = {}
         for seeds, both in (("search", found.search), ("fresh", found.fresh)):
-            interval, scores = both.interval, {"found": both.found, "usual": both.usual}
             print(f"\n{seeds} seeds, {both.found.fingerprint.seeds}")
+            compared[seeds] = about = {"seeds": both.found.fingerprint.seeds}
+            scores = {"found": both.found, "usual": both.usual}
             for name, score in scores.items():
                 print(f"{score.value:9.3f}  [{score.low:.3f}, {score.high:.3f}]  {name}")
-            print(f"{both.difference:+9.3f}  [{interval.low:+.3f}, {interval.high:+.3f}]  found less usual, paired")
-            record[seeds] = {
-                "seeds": both.found.fingerprint.seeds,
-                **{name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
-                "difference": {"value": both.difference, "low": interval.low, "high": interval.high},
-            }
+                about[name] = {"value": score.value, "low": score.low, "high": score.high}
+            value, low, high = both.difference, both.interval.low, both.interval.high
+            print(f"{value:+9.3f}  [{low:+.3f}, {high:+.3f}]  found less usual, paired")
+            about["difference"] = {"value": value, "low": low, "high": high}
         fresh = found.fresh.interval
         verdict = "better" if fresh.high < 0 else "worse" if fresh.low > 0 else "not significantly different"
         print(f"On fresh seeds the plan that was found is {verdict}.")
-        write_whole(self.out.with_suffix(".search.json"), json.dumps(record, indent=1) + "\n")
-        write_plans(self.out, [(found.names[plan], plan) for plan in dict.fromkeys((found.plan, found.usual))])
+        rounds = [
+            {"images": one.count, "scores": {names[plan]: value for plan, value in one.values.items()}}
+            for one in found.rounds
+        ]
+        record = {"metric": metric_name, "found": names[found.plan], "features": features, "usual": names[found.usual]}
+        record_file = self.out.with_suffix(".search.json")
+        write_whole(record_file, json.dumps(record | {"rounds": rounds} | compared, indent=1) + "\n")
+        write_plans(self.out, [(names[plan], plan) for plan in dict.fromkeys((found.plan, found.usual))])
 
 
 @dataclass(frozen=True)
@@ -272,13 +254,3 @@ class Calibrate(Ranged):
         for age, ratio, trusted in trust:
             print(f"{age:>5}  {ratio:12.2f}  {trusted:7.0%}")
         print(f"\n{self.run_dir / COVARIANCE}")
-
-
-KINDS: dict[str, type[Search | Calibrate]] = {"search": Search, "calibrate": Calibrate}
-
-
-def parse_plan(arguments: list[str]) -> Plan | Search | Calibrate:
-    """`plan RUN`, `plan search RUN` or `plan calibrate RUN`. Raises what `parse` raises."""
-    if arguments[:1] and arguments[0] in KINDS:
-        return parse(KINDS[arguments[0]], arguments[1:], f"dualrate plan {arguments[0]}")
-    return parse(Plan, arguments, "dualrate plan")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,15 +108,5 @@ class SamplingOptions(Ranged):
         return self._choice(None if self.plan is None else read_plan(self.plan))
 
     def _choice(self, plan: StepPlan | None) -> Choice:
-        return Choice(
-            steps=self.steps,
-            heavy=self.heavy,
-            sampler=self.sampler,
-            gamma=self.gamma,
-            eta=self.eta,
-            grid=self.grid,
-            times=self.times,
-            places=self.places,
-            plan=plan,
-            switch_at=self.switch_at,
-        )
+        given = {field.name: getattr(self, field.name) for field in fields(Choice)}
+        return Choice(**given | {"plan": plan})
