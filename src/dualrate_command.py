@@ -156,10 +156,10 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
 
 def _help(name: str, command: Mapping[str, Any]) -> str:
     """The options of a command, and what they mean."""
-    needed, options = command["required"], command["options"]
+    needed, options, places = command["required"], command["options"], command.get("places", {})
     words = [option if option not in options else f"{option} {options[option].split('  ', 2)[1]}" for option in needed]
-    lines = [f"usage: dualrate {name} {' '.join([*words, '[options]'])}", "", command["about"], ""]
-    for option, line in {**needed, **options}.items():
+    lines = [f"usage: dualrate {name} {' '.join([*words, *places, '[options]'])}", "", command["about"], ""]
+    for option, line in {**needed, **places, **options}.items():
         if f"--{option.removeprefix('--no-')}" in options:  # the other way of a switch
             continue
         _, values, says = line.split("  ", 2)

@@ -169,7 +169,9 @@ def test_the_help_of_a_command_needs_nothing_loaded():
         code, text = answer([*name.split(), "--help"])
         assert code == 0
         assert text.startswith(f"usage: dualrate {name} ")
-    assert "\n  --num INT\n      Images in all." in answer(["sample", "--help"])[1]
+    assert "\n  --num INT\n      Images in all, " in answer(["sample", "--help"])[1]
+    assert "\n  [RUN]\n      Directory of a run" in answer(["evaluate", "--help"])[1]
+    assert "\n  [NAME=]RUN[," in answer(["compare", "--help"])[1]
 
 
 def test_a_wrong_number_is_one_line_and_exit_code_2():
@@ -256,8 +258,9 @@ def told(name: str) -> dict:
 
 def options(forms: list[tuple[str, ...]], defaults: bool = False) -> dict[str, dict[str, str]]:
     """All options of a command with these words, and what all of these require. defaults: with these, but None."""
-    left_out = r"\s*\((default: (None|False)|required)\)$" if defaults else r"\s*\((default: .*|required)\)$"
+    left_out = r"\s*\((default: (None|False)?|required)\)$" if defaults else r"\s*\((default: .*|required)\)$"
     known: dict[str, str] = {}
+    places: dict[str, str] = {}  # that may be left out
     required: list[dict[str, str]] = []
     seen = set()
     for arguments in forms:
@@ -272,14 +275,16 @@ def options(forms: list[tuple[str, ...]], defaults: bool = False) -> dict[str, d
                 if "--help" in names:
                     continue
                 says = re.sub(left_out, "", str(action.help), flags=re.DOTALL)
-                called = "" if not names and action.required else action.metavar or ""
+                called = action.metavar or "" if names else ""
                 called = called.replace("{None}|", "").replace("{None,", "{")
                 line = f"{FEWEST.get(action.nargs, action.nargs)}  {called}  {' '.join(says.split())}"
                 known |= {name: line for name in names if name not in known}
+                places |= {} if names or action.required else {str(action.metavar): line}
                 needed |= {names[0] if names else str(action.metavar): line} if action.required else {}
             required.append(needed)
     common = set.intersection(*map(set, required))
-    return {"options": known, "required": {name: line for name, line in required[0].items() if name in common}}
+    found = {"options": known, "required": {name: line for name, line in required[0].items() if name in common}}
+    return found | ({"places": places} if places else {})
 
 
 def parsers(arguments: tuple[str, ...]) -> Iterator[tuple[object, object]]:
@@ -319,7 +324,7 @@ def shape_of(value: object) -> object:
     ("line", "code", "says"),
     [
         ("nope", 2, "there is no command 'nope'"),
-        ("sample x --out y --numb 3", 2, "there is no option --numb; perhaps you meant:\n  --num INT  Images in all."),
+        ("sample x --out y --numb 3", 2, "there is no option --numb; perhaps you meant:\n  --num INT  Images in all, "),
         ("sample --num=3 x", 2, "dualrate sample: missing:\n  --out PATH  Directory for the images"),
         ("sample --num 3 --npz --out y", 2, "dualrate sample: missing:\n  RUN  Directory of a run"),
         ("train", 2, "  auto  "),

@@ -67,13 +67,13 @@ _LIVE: set[LiveReporter] = set()  # whose bars are on the terminal
 
 
 def close_bars() -> None:
-    """Leave the terminal as it was, however a command ended: a bar hides the cursor."""
+    """Restore the terminal, however a command ended: a bar hides the cursor."""
     for one in tuple(_LIVE):
         one.close()
 
 
 def command_line() -> str:
-    """What was typed, as a shell takes it."""
+    """The command line, quoted for a shell."""
     return shlex.join(["dualrate", *sys.argv[1:]])
 
 
@@ -83,9 +83,9 @@ def reporter() -> Reporter:
 
 
 def loaded(run: Path, device: str | None, *, compiled: bool = False, graphs: bool = False) -> tuple[Model, Reporter]:
-    """The model of a run, or of released weights, on a device; and what says which it is, and goes on reporting.
+    """The model of a run, or of released weights, on a device; and the reporter of what follows.
 
-    compiled: its networks are compiled when they are first called, where there is a compiler
+    compiled: its networks are compiled at their first calls, where there is a compiler
     graphs:   their calls are recorded, where there is a GPU
     """
     where, progress = pick_device(device), reporter()
@@ -95,7 +95,7 @@ def loaded(run: Path, device: str | None, *, compiled: bool = False, graphs: boo
 
 
 def can_compile(device: torch.device, progress: Reporter) -> bool:
-    """Whether there is a compiler. Says that what follows waits for it, or goes without."""
+    """Whether there is a compiler. Notes that the first calls wait for it, or that there is none."""
     cache = keep_compiled(cache_dir() / COMPILED)
     progress.note(f"compiling the networks at their first calls: minutes the first time, seconds from {cache} later")
     if problem := compiles(device):
@@ -104,7 +104,7 @@ def can_compile(device: torch.device, progress: Reporter) -> bool:
 
 
 def can_record(device: torch.device, progress: Reporter) -> bool:
-    """Whether calls can be recorded as CUDA graphs. Says so where they cannot."""
+    """Whether calls can be recorded as CUDA graphs. Notes it where they cannot."""
     if device.type != "cuda":
         progress.note(f"warning: CUDA graphs need a GPU, and this is the {device}: the networks run as they are")
     return device.type == "cuda"
@@ -128,7 +128,7 @@ def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
 
 
 def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter) -> None:
-    """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
+    """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
     if result.stopped == "done" and idle:

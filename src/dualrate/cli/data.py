@@ -1,4 +1,4 @@
-"""`dualrate data`: images prepared, encoded and verified for training; files of latents made and decoded; codecs."""
+"""`dualrate data`: prepare, encode and verify images for training; encode and decode pictures; check a codec."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from dualrate.system.progress import image_progress
 MIB = 2**20
 Processes = Annotated[WorkerCount, arg(help="Worker processes; auto: one for each idle processor.")]
 Codec = Annotated[
-    Path, arg(metavar="RUN", help="A run that trained a codec, a decoder's run, or an autoencoder's folder.")
+    Path, arg(metavar="RUN", help="A run that trained a codec, the run of a decoder, or the folder of an autoencoder.")
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Images(Ranged):
-    """Images, and how they are brought to one shape."""
+    """The shape that images are brought to."""
 
     size: Side | None = None
-    """Side that images are brought to; their own if not given."""
+    """Side in pixels that images are resized to; their own if not given."""
     channels: Literal[1, 3] | None = None
-    """1 grey, 3 colours; the images' own if not given."""
+    """1 for grey, 3 for colours; as the images have if not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,13 @@ class _ToFolder(_Images):
     """Images made into a folder that train reads."""
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
-    """What --data.source takes: a folder of images, tar archives, Parquet files, .npz; or what data prepare wrote."""
+    """Images, as --data.source takes them: a folder, tar archives, Parquet files, .npz; or a folder of data prepare."""
     out: Annotated[Positional[Path], arg(metavar="DST")]
     """A new folder."""
     on_bad: Literal["fail", "skip"] = "fail"
-    """Whether an image that cannot be read ends the program, or is left out and listed in dataset.json."""
+    """For an image that cannot be read: fail ends the program, skip lists it in dataset.json and goes on."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
-    """Column of the labels in Parquet files; one of the usual names if not given."""
+    """Column of the labels in Parquet files; found by the usual names if not given."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB."""
     workers: Processes = 1
@@ -82,10 +82,10 @@ class _ToFolder(_Images):
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare(_ToFolder):
-    """Decode, crop and resize images once, to shards that train and evaluate read as --data.source."""
+    """Decode, crop and resize images once, into shards that train and evaluate read as --data.source."""
 
     size: Side = field()
-    """Side that images are brought to: box averages, bicubic, centre crop."""
+    """Side in pixels that images are resized to: box averages, bicubic, centre crop."""
 
     def run(self) -> None:
         from dualrate.data.prepare import PREPARING, prepare
@@ -100,12 +100,12 @@ class Prepare(_ToFolder):
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(_ToFolder):
-    """Encode images once, to moments of their latents that train reads as --data.source."""
+    """Encode images once, into moments of their latents that train reads as --data.source."""
 
     codec: Path
-    """Folder of the codec, as save_pretrained of diffusers wrote it, such as the vae of a pipeline."""
+    """Folder of the codec that save_pretrained of diffusers wrote, such as the vae of a pipeline."""
     mirrored: bool = True
-    """Also latents of mirrored images, for --data.augment.flip; twice the size and time."""
+    """Also encode mirrored images, for --data.augment.flip; twice the size and time."""
     batch_size: AtATime = 16
     device: Device = None
 
@@ -124,10 +124,10 @@ class Encode(_ToFolder):
 
 @dataclass(frozen=True)
 class Verify(Ranged):
-    """Compare every prepared image, or latent, with its manifest; name the shards that differ."""
+    """Compare every prepared image or latent with its manifest, and name the shards that differ."""
 
     folder: Annotated[Positional[Path], arg(metavar="DST")]
-    """What data prepare, or data encode, wrote."""
+    """Folder that data prepare or data encode wrote."""
     workers: Processes = 1
     json: AsJson = False
 
@@ -143,10 +143,10 @@ class Verify(Ranged):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeImages(_Images):
-    """Encode pictures to a file of latents by the codec of a run, to look at or to decode."""
+    """Encode pictures into a file of latents with the codec of a run."""
 
     images: Annotated[Positional[str], arg(metavar="IMAGES")]
-    """A picture, a folder of pictures, a .npz or .parquet file, or anything else that --data.source takes."""
+    """A picture, a folder of pictures, a .npz or .parquet file, or whatever else --data.source takes."""
     run_dir: Annotated[Codec, arg(name="run")]
     out: Path = Path("latents.npz")
     """A new file: latents (N, C, h, w), names, codec (sha256)."""
@@ -175,19 +175,19 @@ class EncodeImages(_Images):
 
 @dataclass(frozen=True)
 class Decode(Ranged):
-    """Decode a file of latents to pictures by the codec of a run."""
+    """Decode a file of latents into pictures with the codec of a run."""
 
     latents: Annotated[Positional[Path], arg(metavar="LATENTS")]
-    """What data encode-images wrote."""
+    """File that data encode-images wrote."""
     run_dir: Annotated[Codec, arg(name="run")]
     out: Path
-    """Folder for the images: new, empty, or with some of the same, which it goes on with."""
+    """Folder for the images: new, empty, or with some of the same images, to which it adds."""
     sampler: str | None = None
-    """Of a diffusion decoder: a sampler, or NAME:GAMMA; as it was trained, or sde-dpm++2m:0.1, if not given."""
+    """Sampler of a diffusion decoder, NAME or NAME:GAMMA; if not given as in its training, or sde-dpm++2m:0.1."""
     steps: Steps | None = None
-    """Of a diffusion decoder; as it was trained, or 16 of a decoder's run, if not given."""
+    """Steps of a diffusion decoder; if not given as in its training, or 16 for the run of a decoder."""
     seed: Seed = 0
-    """Of the noise that latents are decoded with."""
+    """Seed of the noise in decoding."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8."""
     batch_size: AtATime = 64
@@ -220,7 +220,7 @@ class Decode(Ranged):
 
 
 def check_decoder_sampler(name: str | None) -> None:
-    """Imports a sampler NAME or NAME:GAMMA where it is a class of one's own. Raises ValueError where there is none."""
+    """Imports a sampler, NAME or NAME:GAMMA, of another package. Raises ValueError where there is none."""
     if name is not None:
         name, _ = at_gamma(name)
         import_named("sampler", name)
@@ -229,10 +229,10 @@ def check_decoder_sampler(name: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckCodec(_Images):
-    """Check a codec: size of its latents, PSNR, drift, and range of the pixels. Exit code 1: a problem."""
+    """Check a codec: size of its latents, PSNR, drift, and range of the pixels. Exit code 1 if there is a problem."""
 
     folder: Annotated[Positional[Path], arg(metavar="CODEC")]
-    """As save_pretrained of diffusers wrote it, such as the vae of a pipeline."""
+    """Folder that save_pretrained of diffusers wrote, such as the vae of a pipeline."""
     source: Annotated[str, arg(name="data")]
     """Images, as --data.source takes them."""
     num: Images = 256

@@ -44,38 +44,38 @@ RECIPES: dict[str, Callable[[], StudentRecipe]] = {
 
 @dataclass(frozen=True)
 class Student(Ranged):
-    """A recipe's student, of whatever teacher."""
+    """The student of a recipe, whatever the teacher."""
 
     recipe: Annotated[StudentRecipe, arg(name="")]
     by: Annotated[Literal["moments", "consistency", "em"], arg(name="method")] = "moments"
     """Moment matching, sampled ancestrally; multistep consistency, sampled by DDIM; EM distillation, of one step."""
     steps: Steps | None = None
-    """N, steps of the student; 8 if not given, by em 1. A plain student by moments may take more."""
+    """N, steps of the student; 8 if not given, 1 by em. A plain student by moments also serves more."""
     guidance: TeacherGuidance = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
     dropout: BelowOne | None = None
     """Dropout of student and auxiliary in training; the teacher's if not given."""
     shift: LogSNR = 0.0
-    """Of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
+    """Shift of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
     student: Literal["dual", "plain"] | None = None
-    """Two networks at two rates, or one of the teacher's shape; by moments dual, else plain if not given."""
+    """Two networks at two rates (dual), or one of the teacher's shape (plain); if not given dual by moments, else plain."""
     heavy: Steps | None = None
     """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
     rollout: Literal["full", "segment", "data"] | None = None
-    """By moments: states in training are the student's own from noise (full) or since the last heavy call (segment), or
-    noised data (data); full of a dual-rate student, data of a plain one if not given."""
+    """By moments: training states are drawn by the student from noise (full) or from the last heavy call (segment), or
+    are noised data (data). If not given full for a dual-rate student, data for a plain one."""
     version: Literal["alternating", "instant"] | None = None
     """By moments: with an auxiliary network, or in the teacher's parameter space; alternating if not given."""
     pretraining: FirstIterations | None = None
-    """By moments: first iterations, of the light network alone beside the frozen encoder; 1000 if it is new, else 0."""
+    """By moments: first iterations, which train the light network alone; 1000 if it is new, else 0."""
     pairs: Pairs | None = None
     """By moments: times trained on from one rollout; 1 if not given."""
     student_rate: Factor | None = None
     """By moments and em: the student's learning rate over the auxiliary's; the recipe's if not given."""
     temperature: Factor | None = None
-    """By moments: of a teacher of tokens; 1 if not given."""
+    """By moments: temperature of a teacher of tokens; 1 if not given."""
     top_p: Share | None = None
-    """By moments: share of a teacher's probabilities of tokens that the likeliest keep; 1 if not given."""
+    """By moments: top-p of a teacher of tokens; 1 if not given."""
     encoder_from: str | None = None
     """By moments: a single-rate run that the encoder of a dual-rate student starts from; the teacher if not given."""
     light_from: str | None = None
@@ -84,23 +84,23 @@ class Student(Ranged):
     """A run that all of the student starts from: a dual-rate run, such as a retrofit; by consistency of a plain student
     a run of the teacher's network."""
     teacher_steps: tuple[Steps, Steps] | None = None
-    """By consistency: the teacher's steps, at first and in the end; 64 and 1280 if not given."""
+    """By consistency: steps of the teacher at the beginning and at the end; 64 and 1280 if not given."""
     annealing: Share | None = None
-    """By consistency: share of the iterations in which they grow; 0.5 if not given."""
+    """By consistency: share of the iterations in which these steps grow; 0.5 if not given."""
     eta: Eta | None = None
-    """By consistency: share of the teacher's error that its steps put back as variance; 0.75 if not given."""
+    """By consistency: share of the teacher's error that its steps add as variance; 0.75 if not given."""
     huber: Huber | None = None
     """By consistency: c of the pseudo-Huber loss; squares, or the recipe's c, if not given."""
     log_snr: LogSNR | None = None
     """By em: log-SNR at which the student's network is called; -6 if not given."""
     langevin_steps: Steps | None = None
-    """By em: L, Langevin steps that correct a sample; 1 if not given, of the ImageNet recipes 16."""
+    """By em: L, Langevin steps that correct a sample; 1 if not given, 16 in the ImageNet recipes."""
     noise_step: NoiseStep | None = None
-    """By em: size of these steps in the noise; 0.16 if not given."""
+    """By em: size of the Langevin steps in the noise; 0.16 if not given."""
     latent_step: LatentStep | None = None
-    """By em: size of these steps in the latent; 0 if not given, of the ImageNet recipes 0.01."""
+    """By em: size of the Langevin steps in the latent; 0 if not given, 0.01 in the ImageNet recipes."""
     source: str | None = None
-    """Images, if they are not where the teacher's training found them."""
+    """Images, if they are not where the teacher's training read them."""
 
     def of(self, teacher: Path) -> Experiment:
         """The student's experiment. Raises ValueError for options of another method, and for options that conflict.
@@ -123,7 +123,7 @@ class Student(Ranged):
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Student, Run):
-    """Distil a teacher into a student of few steps, or continue: the same command resumes."""
+    """Distil a teacher into a student of few steps. The same command resumes."""
 
     teacher: Path
     """A single-rate run, released weights, or a folder of diffusers."""

@@ -1,6 +1,6 @@
-"""`dualrate doctor`: what is wrong with the machine, a run or a data set, and what to do about it.
+"""`dualrate doctor`: faults of the machine, a run or a data set, and what to do about them.
 
-A check yields findings. A check that raises is a finding too, and the others go on.
+A check yields findings. A check that raises is a finding too, and the other checks go on.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ Check = Callable[[], Iterator[Finding]]
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check the installation, device and disk, and a run or a data set; say what to do. Exit code 1: a problem."""
+    """Check the installation, device and disk, and a run or a data set. Exit code 1 if there is a problem."""
 
     target: Annotated[
         Positional[str | None], arg(metavar="[RUN|DATA]", help="A run, released weights, or images as --data.source.")
@@ -108,7 +108,7 @@ def examine(checks: dict[str, Check]) -> Iterator[Finding]:
             yield from check()
         except Exception as error:  # a broken machine may raise anything
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
-            yield problem(f"{name}: {type(error).__name__}: {what}", "mend that first, then run this again")
+            yield problem(f"{name}: {type(error).__name__}: {what}", "fix that first, then run this again")
 
 
 def print_findings(as_json: bool, found: Iterable[Finding]) -> None:
@@ -146,7 +146,7 @@ def check_device(device: torch.device) -> Iterator[Finding]:
     if device.type == "cuda":
         free, total = (size / GIB for size in torch.cuda.mem_get_info(device))
         about = f"{device}: {torch.cuda.get_device_name(device)}, {free:.0f} of {total:.0f} GiB free"
-        yield ok(about) if free > total / 2 else warning(about, "see nvidia-smi for who uses it")
+        yield ok(about) if free > total / 2 else warning(about, "nvidia-smi lists the processes that use it")
     else:
         threads, processors = torch.get_num_threads(), os.cpu_count() or 1
         about = f"{device}: {threads} thread(s), {processors} processor(s), load {os.getloadavg()[0]:.1f}"
@@ -310,7 +310,7 @@ AT_A_TIME = 16
 
 
 def check_codec(codec: Codec, images: ImageSet, count: int = 256) -> Iterator[Finding]:
-    """What `count` images, evenly spread over a set, say of a codec. Raises as `Codec.latent_shape`.
+    """Findings on a codec from `count` images, evenly spread over a set. Raises as `Codec.latent_shape`.
 
     size    root of the mean square of normalised latents, drawn as in training: about 1, as the noise schedule assumes
     PSNR    of decode(encode(image)) against the image, in dB of 8-bit pixels
@@ -324,7 +324,7 @@ def check_codec(codec: Codec, images: ImageSet, count: int = 256) -> Iterator[Fi
     trips = [_trip(codec, images, part) for part in rows.split(AT_A_TIME)]
     x, latents, back, again = (torch.cat(parts) for parts in zip(*trips, strict=True))
     if not (latents.isfinite().all() and back.isfinite().all()):
-        yield problem("its latents or images are not finite", "use float32 weights, and look at its config")
+        yield problem("its latents or images are not finite", "use float32 weights, and check its config")
         return
     config = "compare its config (scaling_factor, shift_factor, latents_mean, latents_std) with its author's"
     size = float(latents.square().mean().sqrt())

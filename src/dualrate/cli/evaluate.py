@@ -31,7 +31,7 @@ class Evaluate(Ranged):
     """Score a run: Frechet distance in the features of the data set's network (FD-<net>), FID, FD-DINOv2.
 
     A model of texts is scored by its bound in bits a character, the entropy of its samples, and a language model that
-    is trained on first use. --bound gives a bound on the likelihood of test images. --images scores images that exist.
+    is trained on first use. --bound gives a bound on the likelihood of test images. --images scores existing images.
     """
 
     run_dir: Annotated[
@@ -41,23 +41,23 @@ class Evaluate(Ranged):
     """A folder, archive or .npz file of images to score, instead of drawing any."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images | None = None
-    """Number of images; 5000 if not given, of --bound 500 test images."""
+    """Number of images; if not given 5000, with --bound 500 test images."""
     seed: Seed = 0
-    """Of the first image; image i has seed + i."""
+    """Seed of the first image; image i has seed + i."""
     features: str | None = None
     """Feature networks, separated by commas: inception (FID), dinov2, efficientnet, directories, shipped names; the
     data set's own if not given, which is trained on first use."""
     reference: Path | None = None
-    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images. Of --images
-    without RUN also a folder or archive of real images."""
+    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images. With
+    --images and no RUN also a folder or archive of real images."""
     keep: Path | None = None
-    """Directory that keeps the features as images are drawn: the same command goes on where it was."""
+    """Directory for the features of the images as they are drawn: the same command continues there."""
     details: bool = False
-    """Also kernel distance, precision and recall against the training images."""
+    """Also report kernel distance, precision and recall against the training images."""
     bound: bool = False
-    """Bound the negative log-likelihood of test images instead, in bits per dimension, or per token."""
+    """Instead bound the negative log-likelihood of test images, in bits per dimension or per token."""
     variance: Literal["measured", "own"] = "measured"
-    """With --bound: the variance of the steps that suits training images best, or the sampler's own (--gamma)."""
+    """With --bound: the variance of the steps, as measured on training images or as the sampler has it (--gamma)."""
     end: LogSNR = GREY_LEVEL
     """With --bound: log-SNR at which the plan ends and rounding begins; by default noise is one grey level wide."""
     batch_size: AtATime = 125

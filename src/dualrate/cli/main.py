@@ -112,14 +112,17 @@ def main() -> None:
             parsed(sys.argv[1:]).run()
         finally:
             close_bars()
-        _flush()  # a reader that has left, or a full disk, is noticed here, not at exit
+        with naming("standard output"):  # a reader that has left, or a full disk, is noticed here, not at exit
+            sys.stdout.flush()
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         _discard_output()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"dualrate: {error}{_of_the_cache(error)}", file=sys.stderr)
+        in_cache = isinstance(error, OSError) and str(cache_dir()) in str(error)
+        way_out = "; the cache is there: set DUALRATE_CACHE to a folder that can be written" if in_cache else ""
+        print(f"dualrate: {error}{way_out}", file=sys.stderr)
         raise SystemExit(2) from None
     except (RuntimeError, MemoryError) as error:
         shortage = memory_shortage(error)
@@ -131,26 +134,6 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
-
-
-def _of_the_cache(error: Exception) -> str:
-    """What to do where a file of the user's cache, or a folder above it, is not to be had."""
-    named, cache = getattr(error, "filename", None), cache_dir().absolute()
-    if named is None or not isinstance(error, OSError):
-        return ""
-    place = Path(os.fsdecode(named)).absolute()
-    if place.is_relative_to(cache) or (cache.is_relative_to(place) and not place.is_dir()):
-        return f"; the cache is there, {cache}: set DUALRATE_CACHE to a folder that can be written"
-    return ""
-
-
-def _flush() -> None:
-    try:
-        with naming("standard output"):
-            sys.stdout.flush()
-    except OSError:
-        _discard_output()
-        raise
 
 
 def _discard_output() -> None:

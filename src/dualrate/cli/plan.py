@@ -1,4 +1,4 @@
-"""`dualrate plan`: the best plan for a budget; a plan found by drawing (search); a covariance table (calibrate)."""
+"""`dualrate plan`: the best plan for a budget. `plan search`: a plan by drawing. `plan calibrate`: a covariance table."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ BUDGET = re.compile(r"([\d.]+(?:e[+-]?\d+)?)(x|gmacs|s)?")
 class Plan(Ranged):
     """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go.
 
-    For a single network, --denoiser says what makes the other steps. `dualrate plan search RUN` finds a plan by drawing
-    images. `dualrate plan calibrate RUN` measures the table of the covariance-aware samplers.
+    For a single network, --denoiser names what makes the steps between its calls. `dualrate plan search RUN` finds a
+    plan by drawing images. `dualrate plan calibrate RUN` measures the table of the covariance-aware samplers.
     """
 
     run_dir: RunDir
     budget: str
-    """Compute per image. 0.25x: a share of a heavy call at every step of the grid; 3gmacs: giga multiply-adds; 0.05s:
+    """Compute per image. 0.25x: that share of a heavy call at every step of the grid; 3gmacs: giga multiply-adds; 0.05s:
     seconds on this machine."""
     denoiser: str | None = None
     """For a single network: shared-encoder, deep-cache or fora; package.module:name; or the directory of a run, whose
@@ -42,8 +42,7 @@ class Plan(Ranged):
     steps: tuple[Steps, ...] | None = None
     """Numbers of steps to choose from, divisors of the grid; 8, 16, 32 and 64 if not given."""
     grid: Annotated[int, Range(1, 512)] | None = None
-    """Steps of the grid on which errors are measured; 64, or fewer where that takes longer than --minutes, if not
-    given."""
+    """Steps of the grid on which errors are measured; if not given 64, or fewer where 64 take longer than --minutes."""
     spacing: str = "t"
     """Times of the grid, as --grid of sample: t, log-snr, blend:0.5 or karras."""
     images: Images = 128
@@ -51,11 +50,11 @@ class Plan(Ranged):
     minutes: Minutes | None = None
     """Time for measuring errors; 2 if not given."""
     ancestral: bool = False
-    """Plan for ancestral sampling; else for solvers of second order."""
+    """Plan for ancestral sampling, instead of solvers of second order."""
     out: Path = Path("plan.json")
     """The plan, for --plan of sample and evaluate; a picture is written beside it."""
     batch_size: BatchSize = 64
-    """Images at a time where calls are timed."""
+    """Images per call when calls are timed."""
     workers: Workers = 1
     compile: Compile = False
     graphs: Graphs = False
@@ -135,9 +134,9 @@ def write_plans(out: Path, named: list[tuple[str, StepPlan]]) -> None:
 
 @dataclass(frozen=True)
 class Search(Ranged):
-    """Search a plan by drawing images: the times of the steps, and the first heavy call. Goes on if run again.
+    """Search a plan by drawing images: the times of the steps, and the first heavy call. Continues if run again.
 
-    For one number of steps and heavy calls. The score of the plan that was found is measured on fresh seeds, too.
+    The numbers of steps and heavy calls stay. The plan that was found is also scored on fresh seeds.
     """
 
     run_dir: RunDir
@@ -146,19 +145,19 @@ class Search(Ranged):
     heavy: HeavyCalls | None = None
     """H, heavy calls per image; as `dualrate sample` if not given."""
     sampler: str | None = None
-    """As `dualrate sample` if not given."""
+    """Sampler; as `dualrate sample` if not given."""
     gamma: Probability | None = None
     """Noise level of the sampler."""
     minutes: Minutes = 60
-    """Time for drawing; the same command goes on where it ended."""
+    """Time for drawing; the same command continues where it ended."""
     out: Path = Path("plan.json")
     """The plan, for --plan of sample and evaluate; a picture and all scores are written beside it."""
     num: Images = 1000
-    """Images per plan in the last round, and as many on fresh seeds."""
+    """Images per plan in the last round, and on fresh seeds."""
     features: Path | None = None
     """Directory of the feature network; the data set's own if not given."""
     batch_size: BatchSize = 64
-    """Images at a time."""
+    """Images per batch."""
     workers: Workers = 1
     compile: Compile = False
     graphs: Graphs = False
@@ -227,7 +226,7 @@ class Calibrate(Ranged):
 
     run_dir: RunDir
     images: Annotated[int, Range(2, 10_000_000)] = 128
-    """Training images."""
+    """Number of training images."""
     rings: Rings = 12
     """Frequency bands of a channel."""
     workers: Workers = 1

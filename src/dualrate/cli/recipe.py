@@ -25,18 +25,20 @@ from dualrate.config.imports import imported
 from dualrate.config.ranges import BatchSize, Processes, Retries, WorkerCount, as_path, described
 
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
-Device = Annotated[str | None, arg(help="cpu, cuda, ...; cuda if there is one.")]
-ProcessCount = Annotated[Processes, arg(help="Processes that train together on this machine, each on a GPU if any.")]
-RetryCount = Annotated[Retries, arg(help="How often all of them start again after one failed, from the checkpoint.")]
-Log = Annotated[
-    Literal["tensorboard", "wandb"] | None, arg(help="Log losses there, too; pip install 'dualrate[tensorboard]'.")
+Device = Annotated[str | None, arg(help="cpu, cuda, ...; a GPU if there is one.")]
+ProcessCount = Annotated[
+    Processes, arg(help="Processes that train together on this machine, each on its GPU if there are any.")
 ]
-AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
+RetryCount = Annotated[Retries, arg(help="How often all of them restart from the checkpoint after one failed.")]
+Log = Annotated[
+    Literal["tensorboard", "wandb"] | None, arg(help="Also log losses to it; pip install 'dualrate[tensorboard]'.")
+]
+AtATime = Annotated[BatchSize, arg(help="Images per batch; fewer need less memory.")]
 Workers = Annotated[
     WorkerCount,
     arg(help="Worker processes, each with a copy of the model; auto: one for each GPU or idle processor."),
 ]
-Compile = Annotated[bool, arg(help="Compile the networks. It takes minutes the first time, and pays at small batches.")]
+Compile = Annotated[bool, arg(help="Compile the networks: minutes the first time, faster at small batches.")]
 Graphs = Annotated[bool, arg(help="Record the networks' calls as CUDA graphs, for small batches on a GPU.")]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 PRIMITIVES = ConstructorRegistry()
@@ -122,7 +124,7 @@ def _outer(text: str) -> str:
 
 
 def _refusal(stop: SystemExit) -> ValueError | None:
-    """The error for which tyro stopped: as a dataclass raised it; or of words that fit no option, said our way."""
+    """The error for which tyro stopped: as a dataclass raised it, or in our words for text that fits no option."""
     cause, unfit = stop.__context__, None
     while cause is not None:
         if isinstance(cause, ValueError):

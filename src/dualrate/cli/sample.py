@@ -18,24 +18,24 @@ from dualrate.system.progress import image_progress
 
 @dataclass(frozen=True)
 class Sample(Ranged):
-    """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill.
+    """Draw images from a run: PNG files, a grid, and a report of their cost. The same command continues after a kill.
 
-    A model of texts gives pieces of text, on the terminal, in a file each, and together in OUT/samples.txt.
+    A model of texts writes pieces of text: to the terminal, to a file each, and all to OUT/samples.txt.
     """
 
     run_dir: RunDir
     out: Path
-    """Directory for the images: new, empty, or with samples of the same kind, to which it adds."""
+    """Directory for the images: new, empty, or with samples of the same model and plan, to which it adds."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images = 64
-    """Images in all. Those that are in the directory already count."""
+    """Images in all, including those in the directory."""
     label: Classes | str | None = None
-    """One class for all images, its number or its name; all classes in turn if not given."""
+    """One class for all images, by number or name; every class in turn if not given."""
     seed: Seed = 0
-    """Of the first image; image i has seed + i, whatever the batch size."""
+    """Seed of the first image; image i has seed + i, whatever the batch size."""
     batch_size: AtATime = 125
     precision: Precision = "auto"
-    """auto: bfloat16 where it is faster. Pictures that do not depend on the batch size need float32."""
+    """auto: bfloat16 where it is faster. In float32 an image does not depend on the batch size."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
     workers: Workers = 1

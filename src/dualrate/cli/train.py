@@ -122,11 +122,11 @@ class Run(Ranged):
 
 @dataclass(frozen=True)
 class Train(Run):
-    """Train a recipe, or continue it: the same command resumes."""
+    """Train a recipe. The same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
     by: Annotated[Loss, arg(name="method")] = "denoising"
-    """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps)."""
+    """denoising: the loss of the recipe. consistency: training from data for few steps of DDIM (--method.steps)."""
 
     def run(self) -> None:
         self.train(self.experiment)
@@ -134,7 +134,7 @@ class Train(Run):
 
 @dataclass(frozen=True)
 class Retrofit(Run):
-    """Make a model of diffusers dual-rate: train a light network beside it, or continue: the same command resumes."""
+    """Make a model of diffusers dual-rate by training a light network beside it. The same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
 
@@ -144,14 +144,14 @@ class Retrofit(Run):
 
 @dataclass(frozen=True)
 class TrainStages:
-    """Train a recipe of two stages, or continue it: the same command resumes.
+    """Train a recipe of two stages. The same command resumes.
 
     In one process; for several, train the stages one by one (dualrate data encode in between).
     """
 
     stages: Annotated[Stages, arg(name="")]
     out: Path | None = None
-    """Directory of the stages: first (the codec), latents, base (the model to sample); runs/<recipe> if not given."""
+    """Directory of the stages first (the codec), latents and base (the model to sample); runs/<recipe> if not given."""
     device: Device = None
 
     def run(self) -> None:
@@ -206,7 +206,7 @@ def launch(processes: int, retries: int) -> None:
 
 
 def usage(every: bool) -> str:
-    """What `dualrate train` says without a recipe: FIRST, or every recipe."""
+    """The text of `dualrate train` without a recipe: FIRST, or every recipe."""
     lines = ["usage: dualrate train RECIPE [options]    (dualrate train RECIPE --help for its options)", ""]
     lines += [f"  {name:28} {text}" for name, text in DESCRIBED.items() if every or name in FIRST]
     lines.append(f"  {'package.module:function':28} a recipe of your own")
