@@ -63,7 +63,7 @@ class _ToFolder(_Images):
 
         progress = reporter()
         try:
-            with closing(progress), mapper(self.workers, device, progress.note) as over:
+            with closing(progress), mapper(self.workers, where, progress.note) as over:
                 return make(
                     self.source,
                     self.out,

@@ -58,7 +58,7 @@ class Student(Ranged):
     shift: LogSNR = 0.0
     """Shift of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
     student: Literal["dual", "plain"] | None = None
-    """Two networks at two rates (dual), or one of the teacher's shape (plain); if not given dual by moments, else plain."""
+    """Two networks at two rates (dual), or one of the teacher's shape; dual by moments, else plain, if not given."""
     heavy: Steps | None = None
     """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
     rollout: Literal["full", "segment", "data"] | None = None

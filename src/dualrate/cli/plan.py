@@ -1,4 +1,4 @@
-"""`dualrate plan`: the best plan for a budget. `plan search`: a plan by drawing. `plan calibrate`: a covariance table."""
+"""`dualrate plan`: a plan for a budget. `plan search`: a plan by drawing. `plan calibrate`: a covariance table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Plan(Ranged):
 
     run_dir: RunDir
     budget: str
-    """Compute per image. 0.25x: that share of a heavy call at every step of the grid; 3gmacs: giga multiply-adds; 0.05s:
+    """Compute per image. 0.25x: a share of a heavy call at every step of the grid; 3gmacs: giga multiply-adds; 0.05s:
     seconds on this machine."""
     denoiser: str | None = None
     """For a single network: shared-encoder, deep-cache or fora; package.module:name; or the directory of a run, whose
@@ -196,17 +196,17 @@ class Search(Ranged):
         print(f"{metric_name}, {last.count} images a plan in the last of {len(found.rounds)} rounds")
         for plan, value in sorted(last.values.items(), key=lambda item: item[1]):
             print(f"{value:9.3f}  {names[plan]}")
-        compared: dict[str, object] = {}
+        compared: dict[str, dict[str, object]] = {}
         for seeds, both in (("search", found.search), ("fresh", found.fresh)):
             print(f"\n{seeds} seeds, {both.found.fingerprint.seeds}")
-            compared[seeds] = about = {"seeds": both.found.fingerprint.seeds}
+            about: dict[str, object] = {"seeds": both.found.fingerprint.seeds}
             scores = {"found": both.found, "usual": both.usual}
             for name, score in scores.items():
                 print(f"{score.value:9.3f}  [{score.low:.3f}, {score.high:.3f}]  {name}")
                 about[name] = {"value": score.value, "low": score.low, "high": score.high}
             value, low, high = both.difference, both.interval.low, both.interval.high
             print(f"{value:+9.3f}  [{low:+.3f}, {high:+.3f}]  found less usual, paired")
-            about["difference"] = {"value": value, "low": low, "high": high}
+            compared[seeds] = about | {"difference": {"value": value, "low": low, "high": high}}
         fresh = found.fresh.interval
         verdict = "better" if fresh.high < 0 else "worse" if fresh.low > 0 else "not significantly different"
         print(f"On fresh seeds the plan that was found is {verdict}.")

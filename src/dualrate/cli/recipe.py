@@ -26,9 +26,7 @@ from dualrate.config.ranges import BatchSize, Processes, Retries, WorkerCount, a
 
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; a GPU if there is one.")]
-ProcessCount = Annotated[
-    Processes, arg(help="Processes that train together on this machine, each on its GPU if there are any.")
-]
+ProcessCount = Annotated[Processes, arg(help="Processes that train together on this machine, each on a GPU if any.")]
 RetryCount = Annotated[Retries, arg(help="How often all of them restart from the checkpoint after one failed.")]
 Log = Annotated[
     Literal["tensorboard", "wandb"] | None, arg(help="Also log losses to it; pip install 'dualrate[tensorboard]'.")
@@ -155,7 +153,7 @@ def recipe_named(name: str, recipes: Mapping[str, Callable[[], Made]], command: 
         if name not in recipes:
             raise ValueError(f"there is no recipe {name!r}: `dualrate {command}` lists them")
         return recipes[name]
-    recipe = imported(name)
+    recipe: Any = imported(name)
     if not callable(recipe):
         raise ValueError(f"{name} is no recipe: expected a function, got {recipe!r}")
     return recipe

@@ -30,13 +30,13 @@ def _names(markovian: bool) -> str:
 
 SAMPLER = (
     f"If not given {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}, {SMOOTH} with a --denoiser that caches, or that of a "
-    f"student. For any number of heavy calls: {_names(markovian=True)}; for a heavy call at every step, or a single network: "
+    f"student. For any number of heavy calls: {_names(markovian=True)}; for a heavy call at every step, or one network: "
     f"{_names(markovian=False)}; or package.module:Class. *: after `dualrate plan calibrate RUN`."
 )
 GAMMA = f"Noise level of {' and '.join(taking('gamma'))}: 0 posterior variance, 1 transition variance."
 ETA = f"Share of the noise of {' and '.join(taking('eta'))} that is drawn anew; 0 is DDIM."
 DENOISER = (
-    f"How the networks are called. Caches for a single network: {', '.join(DENOISERS)}; {SHARED}3 shares three middle "
+    f"How the networks are called. Caches for one network: {', '.join(DENOISERS)}; {SHARED}3 shares three middle "
     f"blocks. A run's directory: its network makes the steps without a context. Or "
     "package.module:name."
 )
@@ -92,7 +92,7 @@ class SamplingOptions(Ranged):
         check_decoder_sampler(self.codec_sampler)
 
     def drawer(self, model: Model, note: Note = warnings.warn, **more: Any) -> Drawer:
-        """The drawer of these options. note: gets a sentence where it has fewer heavy calls; more: fields of a `Drawer`.
+        """The drawer of these options. note: takes a sentence if it has fewer heavy calls; more: fields of a `Drawer`.
 
         Raises what `Choice`, its `drawer` and `Drawer` raise.
         """
@@ -108,5 +108,5 @@ class SamplingOptions(Ranged):
         return self._choice(None if self.plan is None else read_plan(self.plan))
 
     def _choice(self, plan: StepPlan | None) -> Choice:
-        given = {field.name: getattr(self, field.name) for field in fields(Choice)}
-        return Choice(**given | {"plan": plan})
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Choice)}
+        return Choice(**{**given, "plan": plan})
