@@ -30,8 +30,8 @@ def _names(markovian: bool) -> str:
 
 SAMPLER = (
     f"If not given {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}, {SMOOTH} with a --denoiser that caches, or that of a "
-    f"student. For any number of heavy calls: {_names(markovian=True)}; for a heavy call at every step, or one network: "
-    f"{_names(markovian=False)}; or package.module:Class. *: after `dualrate plan calibrate RUN`."
+    f"student. For any number of heavy calls: {_names(markovian=True)}; for a heavy call at every step, or one "
+    f"network: {_names(markovian=False)}; or package.module:Class. *: after `dualrate plan calibrate RUN`."
 )
 GAMMA = f"Noise level of {' and '.join(taking('gamma'))}: 0 posterior variance, 1 transition variance."
 ETA = f"Share of the noise of {' and '.join(taking('eta'))} that is drawn anew; 0 is DDIM."
