@@ -55,9 +55,7 @@ class _ToFolder(_Images):
     workers: Processes = 1
     json: AsJson = False
 
-    def write(
-        self, make: Callable[..., dict[str, Any]], work: str, device: torch.device, **more: Any
-    ) -> dict[str, Any]:
+    def write(self, make: Callable[..., Any], work: str, where: torch.device, **more: Any) -> Any:
         """What `make` writes into the folder, and its manifest. work: as messages of its progress name it."""
         from dualrate.system.workers import mapper
 
@@ -162,10 +160,9 @@ class EncodeImages(_Images):
         from dualrate.drawing.samples import GRID_PNG, grids_below
 
         progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
-        beside = grids_below(resolved(self.images))
-        if beside:
-            progress.note(f"{len(beside)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
-        images = every_image(self.images, self.size, self.channels, without=beside)
+        if grids := grids_below(resolved(self.images)):
+            progress.note(f"{len(grids)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
+        images = every_image(self.images, self.size, self.channels, without=grids)
         with closing(progress):
             made = encode_images(images, codec, self.out, batch_size=self.batch_size, progress=image_progress(progress))
         shape = "x".join(map(str, made.x.shape[1:]))

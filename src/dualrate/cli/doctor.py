@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,18 +52,7 @@ class Finding:
     remedy: str = ""
 
 
-def ok(what: str) -> Finding:
-    return Finding("ok", what)
-
-
-def warning(what: str, remedy: str) -> Finding:
-    return Finding("warning", what, remedy)
-
-
-def problem(what: str, remedy: str) -> Finding:
-    return Finding("problem", what, remedy)
-
-
+ok, warning, problem = partial(Finding, "ok"), partial(Finding, "warning"), partial(Finding, "problem")
 Check = Callable[[], Iterator[Finding]]
 
 

@@ -191,11 +191,9 @@ class Search(Ranged):
         except OutOfTime as stop:
             progress.note(f"{stop}")
             raise SystemExit(75) from None
-        last, names = found.rounds[-1], found.names
+        names = found.names
         metric_name, features = found.search.found.metric, found.search.found.fingerprint.features
-        print(f"{metric_name}, {last.count} images a plan in the last of {len(found.rounds)} rounds")
-        for plan, value in sorted(last.values.items(), key=lambda item: item[1]):
-            print(f"{value:9.3f}  {names[plan]}")
+        print(f"{metric_name}, {found.rounds[-1].count} images a plan in the last of {len(found.rounds)} rounds")
         compared: dict[str, dict[str, object]] = {}
         for seeds, both in (("search", found.search), ("fresh", found.fresh)):
             print(f"\n{seeds} seeds, {both.found.fingerprint.seeds}")

@@ -13,7 +13,6 @@ from dualrate.cli.data import check_decoder_sampler
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS, SHARED
-from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
 from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places
 from dualrate.drawing.drawer import Drawer, Guidance
@@ -80,7 +79,7 @@ class SamplingOptions(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         import_named("sampler", self.sampler)
-        self._choice(None if self.plan is None else StepPlan.uniform(1))  # what excludes each other, before any work
+        self.choice()  # refuses before any work
         if not is_run(self.denoiser):
             import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
@@ -105,8 +104,5 @@ class SamplingOptions(Ranged):
 
     def choice(self) -> Choice:
         """Raises what `read_plan` and `Choice` raise."""
-        return self._choice(None if self.plan is None else read_plan(self.plan))
-
-    def _choice(self, plan: StepPlan | None) -> Choice:
         given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Choice)}
-        return Choice(**{**given, "plan": plan})
+        return Choice(**{**given, "plan": None if self.plan is None else read_plan(self.plan)})
