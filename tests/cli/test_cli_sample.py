@@ -1,20 +1,15 @@
 """`dualrate sample` goes on where it was, says what it did, and stops in one line."""
 
-import errno
-import io
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from cli.command import call
-from rich.console import Console
 from training.toy import Recorder
 
 from dualrate.cli import console
-from dualrate.cli import main as cli
-from dualrate.cli.console import LiveReporter, data_progress
+from dualrate.cli.console import data_progress
 from dualrate.drawing.drawer import Drawer
 from dualrate.runs.store import RELEASED
 from dualrate.system.folders import Manifest
@@ -114,57 +109,12 @@ def test_the_weights_themselves_are_no_place_for_samples(weights, tmp_path, monk
     assert names(weights) == before
 
 
-def test_the_rate_is_that_of_what_is_drawn_now(monkeypatch):
-    progress, clock = LiveReporter(), iter((0.0, 5.0, 10.0))
-    progress.console = Console(file=io.StringIO(), force_terminal=True)
-    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    for done in (250, 375, 500):
-        progress.update(done, 500, {"images": done})
-    assert progress._bar.tasks[0].description == "25 images/s"
-    progress.close()
-
-
 def test_what_decoding_left_out_is_said_once():
     recorder, left_out = Recorder(), "skipped 1 (0.png: the file is empty) of 4 images"
     show = data_progress(recorder)
     for done in (2, 3, 4):
         show(done, 4, "decoding photos/train" if done == 2 else left_out)
     assert recorder.notes == [left_out]
-
-
-def test_a_bar_leaves_the_terminal_as_it_was_however_the_command_ends(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    stream, hidden, shown = io.StringIO(), "\x1b[?25l", "\x1b[?25h"  # the cursor
-
-    def fail(self):
-        progress = LiveReporter()
-        progress.console = Console(file=stream, force_terminal=True)
-        progress.update(1, 3, {})
-        raise ValueError("it fails")
-
-    monkeypatch.setattr(cli.Cost, "run", fail)
-    assert call(monkeypatch, "cost", "x") == 2
-    assert 0 <= stream.getvalue().find(hidden) < stream.getvalue().rfind(shown)
-
-
-def test_a_terminal_that_goes_away_ends_no_training():
-    class Gone(io.StringIO):
-        gone = False
-
-        def write(self, text):
-            if self.gone:
-                raise OSError(errno.EIO, "Input/output error")
-            return super().write(text)
-
-    for at in range(4):
-        progress, stream = LiveReporter(), Gone()
-        progress.console = Console(file=stream, force_terminal=True)
-        for number in range(3):
-            stream.gone = number >= at
-            progress.update(number, 3, {})
-            progress.note("a note")
-        stream.gone = True
-        progress.close()
 
 
 def test_without_a_compiler_the_networks_run_as_they_are(weights, tmp_path, monkeypatch, capsys):

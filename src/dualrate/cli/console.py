@@ -1,75 +1,23 @@
-"""Progress and reports: a live bar on a terminal, plain lines otherwise."""
+"""What the commands share: a loaded model, progress on standard error, reports on standard output."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.experiment import COMPILED, Model
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
-from dualrate.system.progress import SHOWN, PlainReporter, Reporter
+from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, FitResult
-
-
-class LiveReporter:
-    """A bar with rate, losses and time to go; notes appear above it. A terminal that goes away ends nothing."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self._bar: Progress | None = None
-        self._began = (0.0, 0.0)  # clock, and images or calls, at the first update
-        self._losses: dict[str, float] = {}  # the last of each name
-
-    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        unit = "calls" if "calls" in logs else "images"
-        now, count = time.monotonic(), logs.get(unit, 0)
-        if self._bar is None:
-            shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-            self._bar, self._began = Progress(*shown, console=self.console), (now, count)
-            self._bar.add_task("", total=total, completed=iteration)
-            with suppress(OSError):
-                self._bar.start()
-            _LIVE.add(self)
-        self._losses |= {name: value for name, value in logs.items() if name.endswith(SHOWN)}
-        about = [f"{name} {value:.4g}" for name, value in self._losses.items()]
-        if now > self._began[0]:
-            about.append(f"{(count - self._began[1]) / (now - self._began[0]):.0f} {unit}/s")
-        with suppress(OSError):
-            task = self._bar.task_ids[0]
-            self._bar.update(task, completed=iteration, total=total, description="  ".join(about))
-
-    def note(self, text: str) -> None:
-        with suppress(OSError):
-            self.console.print(text, highlight=False, markup=False)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            with suppress(OSError):
-                self._bar.stop()
-        self._bar, self._losses = None, {}
-        _LIVE.discard(self)
-
-
-_LIVE: set[LiveReporter] = set()  # whose bars are on the terminal
-
-
-def close_bars() -> None:
-    """Restore the terminal, however a command ended: a bar hides the cursor."""
-    for one in tuple(_LIVE):
-        one.close()
 
 
 def command_line() -> str:
@@ -78,8 +26,8 @@ def command_line() -> str:
 
 
 def reporter() -> Reporter:
-    """A live bar if standard error is a terminal, else a plain line every now and then."""
-    return LiveReporter() if sys.stderr.isatty() else PlainReporter(seconds=10)
+    """A line on standard error every ten seconds."""
+    return PlainReporter(seconds=10)
 
 
 def loaded(run: Path, device: str | None, *, compiled: bool = False, graphs: bool = False) -> tuple[Model, Reporter]:
@@ -111,7 +59,7 @@ def can_record(device: torch.device, progress: Reporter) -> bool:
 
 
 def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
-    """Shows `work`, or all of it if None, as images done; whatever else a message says is noted once."""
+    """Shows `work`, or all work if None, as images done, and notes other messages once."""
     noted = set[str]()
 
     def update(done: int, total: int, what: str) -> None:

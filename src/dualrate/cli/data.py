@@ -47,7 +47,7 @@ class _ToFolder(_Images):
     out: Annotated[Positional[Path], arg(metavar="DST")]
     """A new folder."""
     on_bad: Literal["fail", "skip"] = "fail"
-    """For an image that cannot be read: fail ends the program, skip lists it in dataset.json and goes on."""
+    """For an image that cannot be read: fail ends the program, skip leaves it out and lists it in dataset.json."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
     """Column of the labels in Parquet files; found by the usual names if not given."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
@@ -144,7 +144,7 @@ class EncodeImages(_Images):
     """Encode pictures into a file of latents with the codec of a run."""
 
     images: Annotated[Positional[str], arg(metavar="IMAGES")]
-    """A picture, a folder of pictures, a .npz or .parquet file, or whatever else --data.source takes."""
+    """A picture, a folder of pictures, a .npz or .parquet file, or anything else that --data.source takes."""
     run_dir: Annotated[Codec, arg(name="run")]
     out: Path = Path("latents.npz")
     """A new file: latents (N, C, h, w), names, codec (sha256)."""

@@ -177,8 +177,8 @@ class Evaluate(Ranged):
         check_bounded(model)
         sampling = replace(self.sampling, sampler=self.sampling.sampler or ANCESTRAL)
         drawer = sampling.drawer(model, progress.note, batch_size=self.batch_size)
-        count, show, said = self.num or BOUNDED, image_progress(progress), messages(progress.note)
-        test = model.experiment.data.images("test", said)
+        count, show, note = self.num or BOUNDED, image_progress(progress), messages(progress.note)
+        test = model.experiment.data.images("test", note)
         if not 2 <= count <= len(test):
             raise ValueError(f"{test.name} has {len(test)} for testing: --num is 2 to {len(test)}, got {count}")
         plan, of_tokens = drawer.plan, model.experiment.codec.instant
@@ -190,7 +190,7 @@ class Evaluate(Ranged):
             else:
                 plan = ending(plan, model.process.schedule, self.end)
                 if self.variance == "measured":
-                    train = model.experiment.data.images("train", said)
+                    train = model.experiment.data.images("train", note)
                     fitted = min(FITTED_ON, len(train))
                     progress.note(f"measuring the variance of {plan.num_steps} steps on {fitted} training images")
                     step = fit_variance(drawer, train, count=fitted, end=self.end, seed=self.seed, progress=show)

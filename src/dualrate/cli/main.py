@@ -15,7 +15,6 @@ import torch
 
 import dualrate
 from dualrate.cli.compare import Compare
-from dualrate.cli.console import close_bars
 from dualrate.cli.data import CheckCodec, Decode, Encode, EncodeImages, Prepare, Verify
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import parse_distill
@@ -108,10 +107,7 @@ def main() -> None:
     """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
     keep_freed_memory()
     try:
-        try:
-            parsed(sys.argv[1:]).run()
-        finally:
-            close_bars()
+        parsed(sys.argv[1:]).run()
         with naming("standard output"):  # a reader that has left, or a full disk, is noticed here, not at exit
             sys.stdout.flush()
     except KeyboardInterrupt as stop:

@@ -131,10 +131,10 @@ def _refusal(stop: SystemExit) -> ValueError | None:
                 return cause
         option: Any = getattr(cause, "arg", None)  # of tyro's own error, whose message shows Python's types
         if getattr(option, "lowered", None) is not None:
-            said = str(getattr(cause, "message", "")).splitlines()[0]
-            words = WORDS.search(said)
+            message = str(getattr(cause, "message", "")).splitlines()[0]
+            words = WORDS.search(message)
             name = "/".join(option.lowered.name_or_flags)
-            unfit = ValueError(f"{name} is {described(option.field.type)}, got {words[0] if words else said}")
+            unfit = ValueError(f"{name} is {described(option.field.type)}, got {words[0] if words else message}")
         cause = cause.__context__
     return unfit
 
