@@ -96,7 +96,7 @@ def test_it_is_scored_in_bits_a_character(root, tmp_path, monkeypatch, capsys):
     assert "training" not in shown.err
     assert f"gradient moment  {moment['value']:.4g}" in shown.out
     assert call(monkeypatch, "evaluate", root / "dual", "--features", "inception", "--device", "cpu") == 2
-    assert "has metrics of its own: drop --features" in capsys.readouterr().err
+    assert "has other metrics: drop --features" in capsys.readouterr().err
     assert call(monkeypatch, "evaluate", root / "dual", "--num", 2, "--device", "cpu") == 2
     assert "at least 3 pieces" in capsys.readouterr().err
     assert call(monkeypatch, "evaluate", root / "run", "--bound", "--num", 2, "--steps", 4, "--device", "cpu") == 0

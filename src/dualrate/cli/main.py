@@ -108,8 +108,12 @@ def main() -> None:
     keep_freed_memory()
     try:
         parsed(sys.argv[1:]).run()
-        with naming("standard output"):  # a reader that has left, or a full disk, is noticed here, not at exit
-            sys.stdout.flush()
+        try:
+            with naming("standard output"):  # a reader that has left, or a full disk, is noticed here, not at exit
+                sys.stdout.flush()
+        except OSError:
+            _discard_output()
+            raise
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
