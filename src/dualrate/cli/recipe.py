@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 from tyro.conf import Positional, arg
@@ -153,10 +153,10 @@ def recipe_named(name: str, recipes: Mapping[str, Callable[[], Made]], command: 
         if name not in recipes:
             raise ValueError(f"there is no recipe {name!r}: `dualrate {command}` lists them")
         return recipes[name]
-    recipe: Any = imported(name)
+    recipe = imported(name)
     if not callable(recipe):
         raise ValueError(f"{name} is no recipe: expected a function, got {recipe!r}")
-    return recipe
+    return cast(Callable[[], Made], recipe)
 
 
 def checked(value: object, made: type[Made], name: str) -> Made:
