@@ -7,7 +7,7 @@ Torch computes in the threads of OpenMP, which reads its settings once, when tor
 
     how many   DUALRATE_THREADS; "auto", or nothing and no OMP_NUM_THREADS: one for every idle processor, of those that
                this process may use, at least one
-    waiting    asleep, unless OMP_WAIT_POLICY says otherwise. By default a thread keeps its processor busy while it
+    waiting    asleep, unless OMP_WAIT_POLICY is set. By default a thread keeps its processor busy while it
                waits, in the way of other programs: on two busy processors, sampling with two threads took 10 to 60
                times as long as with one, and asleep 0.5 to 0.9 times (dev/LOG.md)
 """
@@ -118,9 +118,9 @@ def settle_streams() -> None:
 
 
 def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
-    """Exit code and text for a command line that asks for help, or whose names are wrong whatever the values.
+    """Exit code and text for a command line that asks for help, or that names a wrong command, recipe or option.
 
-    None: it is for the parser, which knows the values too.
+    None: left to the parser, which knows the values too.
     """
     if not arguments or arguments[0] in HELP[:2]:
         return 0, USAGE.read_text()
@@ -156,23 +156,23 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
 
 def _help(name: str, command: Mapping[str, Any]) -> str:
     """The options of a command, and what they mean."""
-    needed, options = command["required"], command["options"]
+    needed, options, places = command["required"], command["options"], command.get("places", {})
     words = [option if option not in options else f"{option} {options[option].split('  ', 2)[1]}" for option in needed]
-    lines = [f"usage: dualrate {name} {' '.join([*words, '[options]'])}", "", command["about"], ""]
-    for option, line in {**needed, **options}.items():
+    lines = [f"usage: dualrate {name} {' '.join([*words, *places, '[options]'])}", "", command["about"], ""]
+    for option, line in {**needed, **places, **options}.items():
         if f"--{option.removeprefix('--no-')}" in options:  # the other way of a switch
             continue
-        _, values, says = line.split("  ", 2)
+        _, values, meaning = line.split("  ", 2)
         lines.append(f"  {option} {values}".rstrip())
-        lines += textwrap.wrap(says, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += textwrap.wrap(meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines) + "\n"
 
 
 def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mapping[str, str]) -> list[str]:
     """Which options there are none of, or else what is missing, in words.
 
-    options, required: by name, the fewest values, what they are called, and what it says, with two spaces in between;
-                       what is required may have its place in place of a name
+    options, required: by name, the least number of values, their name, and the help, with two spaces in between; a
+                       required argument may be a place instead of a name
     """
     if "--" in arguments or not set(HELP).isdisjoint(arguments):
         return []
@@ -189,7 +189,7 @@ def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mappi
 
 
 def _near(name: str, options: Mapping[str, str]) -> str:
-    """The options that may be meant, with what they say."""
+    """The options that may be meant, with their help."""
     last = name.replace("--", ".").rpartition(".")[2]
     near = [one for one in options if one.replace("--", ".").endswith(f".{last}")]
     near = near[:3] or difflib.get_close_matches(name, options, 3, 0.7)
@@ -197,8 +197,8 @@ def _near(name: str, options: Mapping[str, str]) -> str:
 
 
 def _listed(options: Mapping[str, str], name: str) -> str:
-    _, values, says = options[name].split("  ", 2)
-    return f"\n  {' '.join(filter(None, (name, values)))}  {says}"
+    _, values, meaning = options[name].split("  ", 2)
+    return f"\n  {' '.join(filter(None, (name, values)))}  {meaning}"
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "sample": {"--num": 2},
     "evaluate": {"--num": 192},
     "evaluate --bound": {"--num": 2},
-    "plan": {"--grid": 48, "--images": 4},
-    "plan search": {"--num": 192},
+    "plan": {"--grid": 32, "--images": 4},
+    "plan search": {"--steps": 4, "--heavy": 2, "--num": 192},
     "plan calibrate": {"--images": 4, "--rings": 3},
     "compare": {"--minutes": 2, "--screen": 192, "--count": 192},
     "demo": {"--minutes": 0.01, "--count": 192},
@@ -31,7 +31,6 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "data": {},
     "--help": {},
 }
-FEWER = {"--steps": 4, "--heavy": 2}  # in the place of those of `evaluate`, which draws hundreds of images
 TWO_STAGES = (["train", "fashion-mnist-latents"],)
 
 
@@ -69,8 +68,6 @@ def tiny(words: list[str]) -> list[str]:
             at = words.index(option)
             words = words[:at] + words[at + 2 :]
         words = [*words, option, str(value)]
-    if words[0] == "evaluate":
-        words = [str(FEWER.get(before, word)) for before, word in zip(("", *words), words, strict=False)]
     return words
 
 

@@ -21,16 +21,12 @@ import pytest
 import tyro
 
 import dualrate_command
-from dualrate.cli import data as cli_data
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli_main
-from dualrate.cli import plan as cli_plan
 from dualrate.cli import recipe as cli_options
 from dualrate.cli import train as cli_train
 from dualrate.cli.distill import Distill
-from dualrate.cli.plan import Plan
-from dualrate.cli.retrofit import Retrofit
-from dualrate.cli.train import Train
+from dualrate.cli.train import Retrofit, Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate_command import answer, idle_processors, settings, ticks
 
@@ -144,7 +140,8 @@ def test_what_it_can_do_is_told_without_loading_anything(arguments, monkeypatch,
 
 
 def test_the_usage_has_every_command_with_its_first_line():
-    kinds = {"train": Train, "distill": Distill, "retrofit": Retrofit, "plan": Plan, **cli_main.COMMANDS}
+    kinds = {"train": Train, "distill": Distill, "retrofit": Retrofit}
+    kinds |= {name: kind for name, kind in cli_main.COMMANDS.items() if " " not in name}
     kinds["data"] = SimpleNamespace(
         __doc__="Prepare, encode and verify images for training; encode and decode pictures; check a codec."
     )
@@ -168,11 +165,13 @@ def test_an_option_of_before_is_answered_by_its_new_name():
 
 
 def test_the_help_of_a_command_needs_nothing_loaded():
-    for name in (*cli_main.COMMANDS, "plan", "plan search", "data encode"):
+    for name in cli_main.COMMANDS:
         code, text = answer([*name.split(), "--help"])
         assert code == 0
         assert text.startswith(f"usage: dualrate {name} ")
-    assert "\n  --num INT\n      Images in all." in answer(["sample", "--help"])[1]
+    assert "\n  --num INT\n      Images in all, " in answer(["sample", "--help"])[1]
+    assert "\n  [RUN]\n      Directory of a run" in answer(["evaluate", "--help"])[1]
+    assert "\n  [NAME=]RUN[," in answer(["compare", "--help"])[1]
 
 
 def test_a_wrong_number_is_one_line_and_exit_code_2():
@@ -228,12 +227,9 @@ def listed(folder: Path) -> dict[str, dict]:
     trained = [*((name,) for name in alike.values()), *of_auto, *of_text]
     other = [(recipe, "--method", "consistency") for recipe in ("cifar10-heavy", "cifar10-dual")]
     found: dict[str, dict] = {}
-    for name, kind in {**cli_main.COMMANDS, "plan": Plan}.items():
-        found[name] = about(kind) | options([(name,)], defaults=True)
-    for group, kinds in {"data": cli_data.DATA, "plan": cli_plan.KINDS}.items():
-        if group == "data":
-            found[group] = {"kinds": list(kinds), **told(group)}
-        found |= {f"{group} {name}": about(kind) | options([(group, name)], True) for name, kind in kinds.items()}
+    for name, kind in cli_main.COMMANDS.items():
+        found[name] = about(kind) | options([tuple(name.split())], defaults=True)
+    found["data"] = {"kinds": [name for name in cli_main.COMMANDS if name.startswith("data ")], **told("data")}
     forms = [("train", *one) for one in (*trained, *other)]
     found["train"] = recipes("train", [*own, "auto", "text-tokens"], forms)
     found["train"]["list"] = told("train --list")["usage"]
@@ -262,8 +258,9 @@ def told(name: str) -> dict:
 
 def options(forms: list[tuple[str, ...]], defaults: bool = False) -> dict[str, dict[str, str]]:
     """All options of a command with these words, and what all of these require. defaults: with these, but None."""
-    left_out = r"\s*\((default: (None|False)|required)\)$" if defaults else r"\s*\((default: .*|required)\)$"
+    left_out = r"\s*\((default: (None|False)?|required)\)$" if defaults else r"\s*\((default: .*|required)\)$"
     known: dict[str, str] = {}
+    places: dict[str, str] = {}  # that may be left out
     required: list[dict[str, str]] = []
     seen = set()
     for arguments in forms:
@@ -278,14 +275,16 @@ def options(forms: list[tuple[str, ...]], defaults: bool = False) -> dict[str, d
                 if "--help" in names:
                     continue
                 says = re.sub(left_out, "", str(action.help), flags=re.DOTALL)
-                called = "" if not names and action.required else action.metavar or ""
+                called = action.metavar or "" if names else ""
                 called = called.replace("{None}|", "").replace("{None,", "{")
                 line = f"{FEWEST.get(action.nargs, action.nargs)}  {called}  {' '.join(says.split())}"
                 known |= {name: line for name in names if name not in known}
+                places |= {} if names or action.required else {str(action.metavar): line}
                 needed |= {names[0] if names else str(action.metavar): line} if action.required else {}
             required.append(needed)
     common = set.intersection(*map(set, required))
-    return {"options": known, "required": {name: line for name, line in required[0].items() if name in common}}
+    found = {"options": known, "required": {name: line for name, line in required[0].items() if name in common}}
+    return found | ({"places": places} if places else {})
 
 
 def parsers(arguments: tuple[str, ...]) -> Iterator[tuple[object, object]]:
@@ -325,7 +324,7 @@ def shape_of(value: object) -> object:
     ("line", "code", "says"),
     [
         ("nope", 2, "there is no command 'nope'"),
-        ("sample x --out y --numb 3", 2, "there is no option --numb; perhaps you meant:\n  --num INT  Images in all."),
+        ("sample x --out y --numb 3", 2, "there is no option --numb; perhaps you meant:\n  --num INT  Images in all, "),
         ("sample --num=3 x", 2, "dualrate sample: missing:\n  --out PATH  Directory for the images"),
         ("sample --num 3 --npz --out y", 2, "dualrate sample: missing:\n  RUN  Directory of a run"),
         ("train", 2, "  auto  "),

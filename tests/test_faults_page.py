@@ -13,7 +13,7 @@ ROWS = [line for line in LINES if not line.startswith(("| what happens", "| ---"
 FAULTS, FOLDERS, TOGETHER = "training/test_faults.py", "system/test_folders.py", "training/test_together.py"
 CHECKPOINT, RELEASE, SAMPLES = "training/test_checkpoint.py", "runs/test_release.py", "drawing/test_samples.py"
 LOADING, BAD_FILES, PREPARE = "data/test_load_images.py", "data/test_bad_files.py", "data/test_prepare.py"
-SUPERVISOR, WORKERS, PLANNING = "system/test_supervisor.py", "system/test_workers.py", "drawing/test_planning.py"
+WORKERS, PLANNING = "system/test_workers.py", "drawing/test_planning.py"
 HELD_BY = {  # what happens: the tests
     "SIGTERM, SIGUSR1, SIGHUP or Ctrl-C in training": [f"{FAULTS}::test_a_signal_saves_first"],
     "a second signal": [
@@ -27,7 +27,7 @@ HELD_BY = {  # what happens: the tests
     ],
     "the run was moved, or its images, teacher or codec": [
         "runs/test_train.py::test_the_same_images_at_another_place_are_the_same_run",
-        "runs/test_train.py::test_a_model_that_a_run_started_from_may_have_moved",
+        "runs/test_train.py::test_a_model_that_a_run_started_from_need_not_be_there_any_more",
         "latents/test_latent_run.py::test_training_goes_on_where_its_latents_and_their_codec_were_moved",
     ],
     "a second process trains the same run": [f"{FAULTS}::test_two_processes_cannot_train_one_run"],
@@ -41,25 +41,22 @@ HELD_BY = {  # what happens: the tests
     ],
     "the time of `compare` or `demo` is over": [
         "compare/test_compare.py::test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are",
-        "demo/test_turns.py::test_it_ends_in_time_with_as_many_images_of_each",
     ],
     "a process is killed": [
-        f"{SUPERVISOR}::test_when_one_is_killed_all_start_again",
+        "cli/test_nproc.py::test_a_process_that_is_killed_changes_no_bit",
         f"{TOGETHER}::test_when_one_is_killed_the_others_end_and_say_why",
     ],
     "a process hangs, a disk does not answer": [
         f"{TOGETHER}::test_when_one_hangs_the_others_end_after_the_timeout_and_it_says_where_it_stands",
-        "system/test_watchdog.py::test_what_does_not_end_in_time_is_named_once_and_where_it_stands",
     ],
-    "one process finds a mistake": [f"{SUPERVISOR}::test_a_mistake_is_not_repeated"],
+    "one process finds a mistake": [
+        "cli/test_nproc.py::test_a_mistake_in_the_processes_is_the_exit_code_of_the_command"
+    ],
     "another number of processes, threads or micro-batches on resuming": [
         f"{TOGETHER}::test_two_processes_have_the_losses_of_one_also_resumed_by_another_number",
         "training/test_loop.py::test_resuming_with_other_micro_batches_and_threads_sees_the_same_samples",
     ],
-    "more processes than rows of a micro-batch, a `--shard` that does not divide them": [
-        f"{TOGETHER}::test_every_process_has_a_row_of_every_micro_batch",
-        "cli/test_nproc.py::test_processes_that_hold_the_weights_together_divide_all_of_them",
-    ],
+    "more processes than rows of a micro-batch": [f"{TOGETHER}::test_every_process_has_a_row_of_every_micro_batch"],
     "torchrun or Slurm starts several processes of a command that is one": [
         "cli/test_nproc.py::test_what_is_one_process_is_refused_under_torchrun"
     ],

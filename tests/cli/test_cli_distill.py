@@ -49,7 +49,7 @@ def root(tmp_path_factory):
 
 def distil(monkeypatch, root, out, *options) -> int:
     monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist", lambda: StudentRecipe("tiny", net(4, 16), FIT))
-    monkeypatch.setattr(cli_distill, "PRETRAINING", 1)
+    monkeypatch.setattr(cli_distill.students, "PRETRAINING", 1)
     return call(monkeypatch, "distill", "fashion-mnist", "--teacher", root / "teacher", "--out", out, *options)
 
 
@@ -134,7 +134,7 @@ def test_compare_takes_students_with_their_own_plans(root):
         (["--teacher", "PLAIN"], "is a student itself"),
         (["--steps", "4", "--heavy", "5"], "1 to 4 heavy calls, got 5"),
         (["--student", "plain", "--heavy", "2"], "drop --heavy"),
-        (["--student", "plain", "--rollout", "full"], "plain one from noised data"),
+        (["--student", "plain", "--rollout", "full"], "learns from noised data"),
         (["--rollout", "data"], "learns from its own steps"),
         (["--student", "plain", "--pairs", "2"], "learns from noised data: drop rollout, pairs"),
         (["--pretraining", "4"], "4 of 4 iterations are pre-training"),

@@ -44,7 +44,7 @@ def root(tmp_path_factory):
 def distil(monkeypatch, root, out, teacher, *options) -> int:
     recipe = StudentRecipe("tiny", LIGHT, FIT)
     monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist-tokens", lambda: recipe)
-    monkeypatch.setattr(cli_distill, "PRETRAINING", 2)
+    monkeypatch.setattr(cli_distill.students, "PRETRAINING", 2)
     arguments = ("--teacher", root / teacher, "--out", out, "--device", "cpu", *options)
     return call(monkeypatch, "distill", "fashion-mnist-tokens", *arguments)
 

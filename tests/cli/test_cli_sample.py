@@ -1,19 +1,15 @@
 """`dualrate sample` goes on where it was, says what it did, and stops in one line."""
 
-import errno
-import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from cli.command import call
-from rich.console import Console
 from training.toy import Recorder
 
 from dualrate.cli import console
-from dualrate.cli import main as cli
-from dualrate.cli.console import LiveReporter, decoding, drawing
+from dualrate.cli.console import data_progress
 from dualrate.drawing.drawer import Drawer
 from dualrate.runs.store import RELEASED
 from dualrate.system.folders import Manifest
@@ -76,10 +72,10 @@ def test_a_class_is_given_by_its_name(weights, tmp_path, monkeypatch, capsys):
 def test_control_c_says_how_many_images_are_there_and_the_same_command_goes_on(weights, tmp_path, monkeypatch, capsys):
     straight = Drawer.batches
 
-    def interrupted(drawer, seeds):
+    def interrupted(drawer, seeds, progress=None):
         if seeds[0] == 4:
             raise KeyboardInterrupt
-        return straight(drawer, seeds)
+        return straight(drawer, seeds, progress)
 
     with monkeypatch.context() as patch:
         patch.setattr(Drawer, "batches", interrupted)
@@ -113,62 +109,12 @@ def test_the_weights_themselves_are_no_place_for_samples(weights, tmp_path, monk
     assert names(weights) == before
 
 
-def test_the_rate_is_that_of_what_is_drawn_now():
-    class Recorder:
-        def __init__(self):
-            self.told = []
-
-        def update(self, iteration, total, logs):
-            self.told.append((iteration, total, logs["images"]))
-
-    recorder = Recorder()
-    show = drawing(recorder)
-    for done in (250, 375, 500):
-        show(done, 500)
-    assert recorder.told == [(250, 500, 0), (375, 500, 125), (500, 500, 250)]
-
-
 def test_what_decoding_left_out_is_said_once():
     recorder, left_out = Recorder(), "skipped 1 (0.png: the file is empty) of 4 images"
-    show = decoding(recorder)
+    show = data_progress(recorder)
     for done in (2, 3, 4):
         show(done, 4, "decoding photos/train" if done == 2 else left_out)
     assert recorder.notes == [left_out]
-
-
-def test_a_bar_leaves_the_terminal_as_it_was_however_the_command_ends(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    stream, hidden, shown = io.StringIO(), "\x1b[?25l", "\x1b[?25h"  # the cursor
-
-    def fail(self):
-        progress = LiveReporter()
-        progress.console = Console(file=stream, force_terminal=True)
-        progress.update(1, 3, {})
-        raise ValueError("it fails")
-
-    monkeypatch.setattr(cli.Cost, "run", fail)
-    assert call(monkeypatch, "cost", "x") == 2
-    assert 0 <= stream.getvalue().find(hidden) < stream.getvalue().rfind(shown)
-
-
-def test_a_terminal_that_goes_away_ends_no_training():
-    class Gone(io.StringIO):
-        gone = False
-
-        def write(self, text):
-            if self.gone:
-                raise OSError(errno.EIO, "Input/output error")
-            return super().write(text)
-
-    for at in range(4):
-        progress, stream = LiveReporter(), Gone()
-        progress.console = Console(file=stream, force_terminal=True)
-        for number in range(3):
-            stream.gone = number >= at
-            progress.update(number, 3, {})
-            progress.note("a note")
-        stream.gone = True
-        progress.close()
 
 
 def test_without_a_compiler_the_networks_run_as_they_are(weights, tmp_path, monkeypatch, capsys):

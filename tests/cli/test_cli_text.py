@@ -96,7 +96,7 @@ def test_it_is_scored_in_bits_a_character(root, tmp_path, monkeypatch, capsys):
     assert "training" not in shown.err
     assert f"gradient moment  {moment['value']:.4g}" in shown.out
     assert call(monkeypatch, "evaluate", root / "dual", "--features", "inception", "--device", "cpu") == 2
-    assert "has metrics of its own: drop --features" in capsys.readouterr().err
+    assert "has other metrics: drop --features" in capsys.readouterr().err
     assert call(monkeypatch, "evaluate", root / "dual", "--num", 2, "--device", "cpu") == 2
     assert "at least 3 pieces" in capsys.readouterr().err
     assert call(monkeypatch, "evaluate", root / "run", "--bound", "--num", 2, "--steps", 4, "--device", "cpu") == 0
@@ -122,7 +122,7 @@ def test_texts_are_compared(root, tmp_path, monkeypatch, capsys):
 
 
 def test_it_is_distilled(root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli_distill, "PRETRAINING", 1)
+    monkeypatch.setattr(cli_distill.students, "PRETRAINING", 1)
     student = ("distill", "text-tokens", "--teacher", root / "run", "--steps", 4, "--out", tmp_path / "s", *FIT)
     assert call(monkeypatch, *student) == 0, capsys.readouterr().err
     model = load(tmp_path / "s")
@@ -189,7 +189,10 @@ def test_what_texts_cannot_have_is_refused(root, tmp_path, monkeypatch, capsys):
     for command, message in (
         (("train", "text-tokens", "--data.source", "fashion-mnist"), "text-tokens is of texts"),
         (("train", "fashion-mnist-tokens", "--data.source", root / "own.txt", "--data.size", 14), "is a text of"),
-        (("compare", root / "run", "--features", "fashion-mnist", "--out", tmp_path / "c.html"), "is a text, whose"),
+        (
+            ("compare", root / "run", "--features", "fashion-mnist", "--out", tmp_path / "c.html"),
+            "is a text, scored by a language model",
+        ),
         (("plan", root / "dual", "--budget", "0.25x"), "no Gaussian noise"),
         (("plan", "search", root / "dual", "--steps", 8, "--heavy", 2), "no Gaussian noise"),
         (("plan", "calibrate", root / "run"), "no Gaussian noise"),

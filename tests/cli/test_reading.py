@@ -64,7 +64,7 @@ def command(runs, tmp_path, monkeypatch, capsys):
     """Runs a command on copies of the runs; its exit code, lines on standard error, and standard output."""
     monkeypatch.setenv("DUALRATE_CACHE", str(runs / "cache"))
     monkeypatch.setitem(cli_distill.RECIPES, "tiny", lambda: StudentRecipe("tiny", net(16), FIT))
-    monkeypatch.setattr(cli_distill, "PRETRAINING", 1)
+    monkeypatch.setattr(cli_distill.students, "PRETRAINING", 1)
     dual = Experiment(
         "dual", TwoNetworks(net(16), net(16)), DenoisingConfig(TimeSampler()), FIT, DataConfig(str(runs / "images.npz"))
     )

@@ -6,8 +6,7 @@ import pytest
 
 from dualrate.cli.distill import parse_distill
 from dualrate.cli.recipe import _outer, checked, recipe_named
-from dualrate.cli.retrofit import Retrofit, parse_retrofit
-from dualrate.cli.train import parse_train
+from dualrate.cli.train import Retrofit, parse_retrofit, parse_train
 
 RECIPES = {"one": lambda: 1}
 

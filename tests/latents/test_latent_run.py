@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dualrate as dr
 from dualrate.cli import main
 from dualrate.cli.doctor import check_run
-from dualrate.cli.train import run_training
+from dualrate.cli.train import Run
 from dualrate.codecs.codec import CodecFolder, NoCodec, round_trip
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.random import Draws
@@ -206,8 +206,8 @@ def test_training_goes_on_where_its_latents_and_their_codec_were_moved(
         experiment, data=DataConfig(str(tmp_path / "latents")), fit=replace(FIT, iterations=3), codec=NoCodec()
     )
     with pytest.raises(ValueError, match=r"gone holds no codec.*name its new place \(--codec\)"):
-        run_training(here, tmp_path / "run", "cpu", None)
-    assert run_training(here, tmp_path / "run", "cpu", None, tmp_path / "vae").iteration == 3
+        Run(out=tmp_path / "run", device="cpu").train(here)
+    assert Run(out=tmp_path / "run", device="cpu", codec=tmp_path / "vae").train(here).iteration == 3
     assert load(tmp_path / "run").experiment.codec.folder == str(tmp_path / "vae")
 
 

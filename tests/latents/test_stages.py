@@ -98,7 +98,7 @@ def test_stages_go_on_at_another_place(stages: Stages) -> None:
         if Path("here").exists():
             Path("here").rename("there")
         for experiment, folder in in_turn(made, Path(out)):
-            cli_train.run_training(experiment, folder, "cpu", None)
+            cli_train.Run(out=folder, device="cpu").train(experiment)
     model = load("there/base", note=str)
     assert (model.iteration, model.experiment.codec.folder) == (3, str(Path("there/first").resolve()))
 

@@ -1,93 +1,39 @@
-"""Progress and reports: a live bar on a terminal, plain lines otherwise."""
+"""What the commands share: a loaded model, progress on standard error, reports on standard output."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dualrate.data.cache import cache_dir
-from dualrate.data.source import NOTED
+from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.experiment import COMPILED, Model
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
-from dualrate.system.progress import SHOWN, PlainReporter, Reporter
+from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, FitResult
 
 
-class LiveReporter:
-    """A bar with rate, losses and time to go; notes appear above it. A terminal that goes away ends nothing."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._losses: dict[str, float] = {}  # the last of each name
-
-    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        if self._bar is None or self._task is None:
-            self._bar = Progress(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=self.console,
-            )
-            self._task = self._bar.add_task("", total=total, completed=iteration)
-            with suppress(OSError):
-                self._bar.start()
-            _LIVE.add(self)
-        self._losses |= {name: value for name, value in logs.items() if name.endswith(SHOWN)}
-        shown = [f"{name} {value:.4g}" for name, value in self._losses.items()]
-        if logs.get("seconds"):
-            shown.append(f"{logs['images'] / logs['seconds']:.0f} images/s")
-        with suppress(OSError):
-            self._bar.update(self._task, completed=iteration, total=total, description="  ".join(shown))
-
-    def note(self, text: str) -> None:
-        with suppress(OSError):
-            self.console.print(text, highlight=False, markup=False)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            with suppress(OSError):
-                self._bar.stop()
-        self._bar, self._task, self._losses = None, None, {}
-        _LIVE.discard(self)
-
-
-_LIVE: set[LiveReporter] = set()  # whose bars are on the terminal
-
-
-def close_bars() -> None:
-    """Leave the terminal as it was, however a command ended: a bar hides the cursor."""
-    for one in tuple(_LIVE):
-        one.close()
-
-
 def command_line() -> str:
-    """What was typed, as a shell takes it."""
+    """The command line, quoted for a shell."""
     return shlex.join(["dualrate", *sys.argv[1:]])
 
 
 def reporter() -> Reporter:
-    """A live bar if standard error is a terminal, else a plain line every now and then."""
-    return LiveReporter() if sys.stderr.isatty() else PlainReporter(seconds=10)
+    """A line on standard error every ten seconds."""
+    return PlainReporter(seconds=10)
 
 
 def loaded(run: Path, device: str | None, *, compiled: bool = False, graphs: bool = False) -> tuple[Model, Reporter]:
-    """The model of a run, or of released weights, on a device; and what says which it is, and goes on reporting.
+    """The model of a run, or of released weights, on a device; and the reporter of what follows.
 
-    compiled: its networks are compiled when they are first called, where there is a compiler
+    compiled: its networks are compiled at their first calls, where there is a compiler
     graphs:   their calls are recorded, where there is a GPU
     """
     where, progress = pick_device(device), reporter()
@@ -97,7 +43,7 @@ def loaded(run: Path, device: str | None, *, compiled: bool = False, graphs: boo
 
 
 def can_compile(device: torch.device, progress: Reporter) -> bool:
-    """Whether there is a compiler. Says that what follows waits for it, or goes without."""
+    """Whether there is a compiler. Notes that the first calls wait for it, or that there is none."""
     cache = keep_compiled(cache_dir() / COMPILED)
     progress.note(f"compiling the networks at their first calls: minutes the first time, seconds from {cache} later")
     if problem := compiles(device):
@@ -106,48 +52,39 @@ def can_compile(device: torch.device, progress: Reporter) -> bool:
 
 
 def can_record(device: torch.device, progress: Reporter) -> bool:
-    """Whether calls can be recorded as CUDA graphs. Says so where they cannot."""
+    """Whether calls can be recorded as CUDA graphs. Notes it where they cannot."""
     if device.type != "cuda":
         progress.note(f"warning: CUDA graphs need a GPU, and this is the {device}: the networks run as they are")
     return device.type == "cuda"
 
 
-def decoding(progress: Reporter) -> Callable[[int, int, str], None]:
-    """Decoding of a data set on the same display as training; what was left out is said once."""
-    said: set[str] = set()
+def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
+    """Shows `work`, or all work if None, as images done, and notes other messages once."""
+    noted = set[str]()
 
     def update(done: int, total: int, what: str) -> None:
-        if what.startswith(NOTED) and what not in said:
-            said.add(what)
-            progress.note(what)
-        progress.update(done, total, {"images": done})
-        if done == total:
-            progress.close()
-
-    return update
-
-
-def drawing(progress: Reporter) -> Callable[[int, int], None]:
-    """Images being drawn on the same display as training: the first call says how many were there before."""
-    start, before = time.monotonic(), -1
-
-    def update(done: int, total: int) -> None:
-        nonlocal before
-        before = done if before < 0 else before
-        progress.update(done, total, {"images": done - before, "seconds": time.monotonic() - start})
+        left_out = what.startswith(NOTED)
+        if (left_out or work not in (None, what)) and what not in noted:
+            noted.add(what)
+            progress.note(what if left_out else f"{what}: {total}")
+        if work in (None, what):
+            progress.update(done, total, {"images": done})
+            if done == total:
+                progress.close()
 
     return update
 
 
 def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter) -> None:
-    """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
+    """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
-    if idle or result.stopped == "seconds":
-        done = result.stopped == "done"
-        over = "iterations" not in fit.free() if done else fit.limit == fit.optim.decay_seconds
-        option = "--fit.iterations" if done else "--fit.max-seconds"
-        more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise {option}"
+    if result.stopped == "done" and idle:
+        over = "iterations" not in fit.free()
+        more = "; its learning rate is 0: name another --out" if over else "; to go on, raise --fit.iterations"
+    elif result.stopped == "seconds":
+        over = fit.limit == fit.optim.decay_seconds
+        more = "; its learning rate is 0: name another --out" if over else "; to go on, raise --fit.max-seconds"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
     progress.note(f"{nothing}{why} {spent}: {out}{more}")
@@ -162,10 +99,5 @@ def print_report(as_json: bool, values: Mapping[str, object]) -> None:
         return
     width = max(map(len, values))
     for name, value in values.items():
-        print(f"{name:{width}}  {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+        print(f"{name:{width}}  {shown}")

@@ -1,10 +1,10 @@
-"""`dualrate data`: images prepared, encoded and verified for training; files of latents made and decoded; codecs."""
+"""`dualrate data`: prepare, encode and verify images for training; encode and decode pictures; check a codec."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,32 +12,30 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import decoding, drawing, print_report, reporter
+from dualrate.cli.console import data_progress, print_report, reporter
 from dualrate.cli.doctor import check_codec, print_findings
-from dualrate.cli.recipe import AsJson, AtATime, Device, parse_one_of
+from dualrate.cli.recipe import AsJson, AtATime, Device
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
-from dualrate.data.source import NOTED, DataProgress
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.system.device import pick_device
-from dualrate.system.progress import Reporter
+from dualrate.system.progress import image_progress
 
-OF_TRAIN = re.compile(r"--data\.(?=size|channels|on-bad)")
 MIB = 2**20
 Processes = Annotated[WorkerCount, arg(help="Worker processes; auto: one for each idle processor.")]
 Codec = Annotated[
-    Path, arg(metavar="RUN", help="A run that trained a codec, a decoder's run, or an autoencoder's folder.")
+    Path, arg(metavar="RUN", help="A run that trained a codec, the run of a decoder, or the folder of an autoencoder.")
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Images(Ranged):
-    """Images, and how they are brought to one shape."""
+    """The shape that images are brought to."""
 
     size: Side | None = None
-    """Side that images are brought to; their own if not given."""
+    """Side in pixels that images are resized to; their own if not given."""
     channels: Literal[1, 3] | None = None
-    """1 grey, 3 colours; the images' own if not given."""
+    """1 for grey, 3 for colours; as the images have if not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,44 +43,52 @@ class _ToFolder(_Images):
     """Images made into a folder that train reads."""
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
-    """What --data.source takes: a folder of images, tar archives, Parquet files, .npz; or what data prepare wrote."""
+    """Images, as --data.source takes them: a folder, tar archives, Parquet files, .npz; or a folder of data prepare."""
     out: Annotated[Positional[Path], arg(metavar="DST")]
     """A new folder."""
     on_bad: Literal["fail", "skip"] = "fail"
-    """Whether an image that cannot be read ends the program, or is left out and listed in dataset.json."""
+    """For an image that cannot be read: fail ends the program, skip leaves it out and lists it in dataset.json."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
-    """Column of the labels in Parquet files; one of the usual names if not given."""
+    """Column of the labels in Parquet files; found by the usual names if not given."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB."""
     workers: Processes = 1
     json: AsJson = False
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prepare(_ToFolder):
-    """Decode, crop and resize images once, to shards that train and evaluate read as --data.source."""
-
-    size: Side = field()
-    """Side that images are brought to: box averages, bicubic, centre crop."""
-
-    def run(self) -> None:
-        from dualrate.data.images import PREPARING, prepare
+    def write(self, make: Callable[..., Any], work: str, where: torch.device, **more: Any) -> Any:
+        """What `make` writes into the folder, and its manifest. work: as messages of its progress name it."""
         from dualrate.system.workers import mapper
 
         progress = reporter()
-        with own_options(), mapper(self.workers, torch.device("cpu"), progress.note) as over:
-            made = prepare(
-                self.source,
-                self.out,
-                size=self.size,
-                channels=self.channels,
-                on_bad=self.on_bad,
-                label=self.label,
-                shard_bytes=self.shard_mib * MIB,
-                mapper=over,
-                progress=data_progress(progress, PREPARING),
-            )
-        progress.close()
+        try:
+            with closing(progress), mapper(self.workers, where, progress.note) as over:
+                return make(
+                    self.source,
+                    self.out,
+                    size=self.size,
+                    channels=self.channels,
+                    on_bad=self.on_bad,
+                    label=self.label,
+                    shard_bytes=self.shard_mib * MIB,
+                    mapper=over,
+                    progress=data_progress(progress, work),
+                    **more,
+                )
+        except ValueError as error:  # messages of reading images name options as `train` has them
+            raise ValueError(re.sub(r"--data\.(?=size|channels|on-bad)", "--", str(error))) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare(_ToFolder):
+    """Decode, crop and resize images once, into shards that train and evaluate read as --data.source."""
+
+    size: Side = field()
+    """Side in pixels that images are resized to: box averages, bicubic, centre crop."""
+
+    def run(self) -> None:
+        from dualrate.data.images import PREPARING, prepare
+
+        made = self.write(prepare, PREPARING, torch.device("cpu"))
         counts = {
             f"{split} {what}": part[what] for split, part in made["splits"].items() for what in ("images", "rejected")
         }
@@ -92,73 +98,34 @@ class Prepare(_ToFolder):
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(_ToFolder):
-    """Encode images once, to moments of their latents that train reads as --data.source."""
+    """Encode images once, into moments of their latents that train reads as --data.source."""
 
     codec: Path
-    """Folder of the codec, as save_pretrained of diffusers wrote it, such as the vae of a pipeline."""
+    """Folder of the codec that save_pretrained of diffusers wrote, such as the vae of a pipeline."""
     mirrored: bool = True
-    """Also latents of mirrored images, for --data.augment.flip; twice the size and time."""
+    """Also encode mirrored images, for --data.augment.flip; twice the size and time."""
     batch_size: AtATime = 16
     device: Device = None
 
     def run(self) -> None:
         from dualrate.codecs.codec import CodecFolder
         from dualrate.data.latent_set import ENCODING, encode
-        from dualrate.system.workers import mapper
 
-        progress, where = reporter(), pick_device(self.device)
-        with own_options(), mapper(self.workers, where, progress.note) as over:
-            made = encode(
-                self.source,
-                self.out,
-                CodecFolder.at(self.codec, where),
-                size=self.size,
-                channels=self.channels,
-                on_bad=self.on_bad,
-                label=self.label,
-                mirrored=self.mirrored,
-                shard_bytes=self.shard_mib * MIB,
-                batch_size=self.batch_size,
-                device=where,
-                mapper=over,
-                progress=data_progress(progress, ENCODING),
-            )
-        progress.close()
+        device = pick_device(self.device)
+        codec, own = CodecFolder.at(self.codec, device), {"mirrored": self.mirrored, "batch_size": self.batch_size}
+        made = self.write(encode, ENCODING, device, codec=codec, device=device, **own)
         counts = {f"{split} images": part["images"] for split, part in made["splits"].items()}
         moments, *shape = made["row"]["shape"]
         about = {"latents": "x".join(map(str, shape)), "moments": moments, "views": made["row"]["each"]}
         print_report(self.json, {**counts, **about, "codec": made["codec"]["fingerprint"][:12]})
 
 
-@contextmanager
-def own_options() -> Iterator[None]:
-    """Messages of reading images name options as `train` has them, --data.size; around a command that has --size."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(OF_TRAIN.sub("--", str(error))) from error
-
-
-def data_progress(progress: Reporter, work: str) -> DataProgress:
-    """Shows the work itself; what comes before it, such as listing archives, is named once."""
-    shown, noted = drawing(progress), set[str]()
-
-    def update(done: int, total: int, what: str) -> None:
-        if what == work:
-            shown(done, total)
-        elif what not in noted:
-            progress.note(what if what.startswith(NOTED) else f"{what}: {total}")
-            noted.add(what)
-
-    return update
-
-
 @dataclass(frozen=True)
 class Verify(Ranged):
-    """Compare every prepared image, or latent, with its manifest; name the shards that differ."""
+    """Compare every prepared image or latent with its manifest, and name the shards that differ."""
 
     folder: Annotated[Positional[Path], arg(metavar="DST")]
-    """What data prepare, or data encode, wrote."""
+    """Folder that data prepare or data encode wrote."""
     workers: Processes = 1
     json: AsJson = False
 
@@ -167,16 +134,14 @@ class Verify(Ranged):
         from dualrate.system.workers import mapper
 
         progress = reporter()
-        shown = drawing(progress)
-        with mapper(self.workers, torch.device("cpu"), progress.note) as over:
-            images = verify(self.folder, over, lambda done, total, what: shown(done, total))
-        progress.close()
+        with closing(progress), mapper(self.workers, torch.device("cpu"), progress.note) as over:
+            images = verify(self.folder, over, data_progress(progress))
         print_report(self.json, {"images": images, "damaged shards": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeImages(_Images):
-    """Encode pictures to a file of latents by the codec of a run, to look at or to decode."""
+    """Encode pictures into a file of latents with the codec of a run."""
 
     images: Annotated[Positional[str], arg(metavar="IMAGES")]
     """A picture, a folder of pictures, a .npz or .parquet file, or anything else that --data.source takes."""
@@ -195,12 +160,11 @@ class EncodeImages(_Images):
         from dualrate.drawing.samples import GRID_PNG, grids_below
 
         progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
-        beside = grids_below(resolved(self.images))
-        if beside:
-            progress.note(f"{len(beside)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
-        images = every_image(self.images, self.size, self.channels, without=beside)
+        if grids := grids_below(resolved(self.images)):
+            progress.note(f"{len(grids)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
+        images = every_image(self.images, self.size, self.channels, without=grids)
         with closing(progress):
-            made = encode_images(images, codec, self.out, batch_size=self.batch_size, progress=drawing(progress))
+            made = encode_images(images, codec, self.out, batch_size=self.batch_size, progress=image_progress(progress))
         shape = "x".join(map(str, made.x.shape[1:]))
         report = {"images": len(made.x), "latents": shape, "codec": made.codec[:12], "out": str(self.out)}
         print_report(self.json, report)
@@ -208,19 +172,19 @@ class EncodeImages(_Images):
 
 @dataclass(frozen=True)
 class Decode(Ranged):
-    """Decode a file of latents to pictures by the codec of a run."""
+    """Decode a file of latents into pictures with the codec of a run."""
 
     latents: Annotated[Positional[Path], arg(metavar="LATENTS")]
-    """What data encode-images wrote."""
+    """File that data encode-images wrote."""
     run_dir: Annotated[Codec, arg(name="run")]
     out: Path
-    """Folder for the images: new, empty, or with some of the same, which it goes on with."""
+    """Folder for the images: new, empty, or with some of the same images, to which it adds."""
     sampler: str | None = None
-    """Of a diffusion decoder: a sampler, or NAME:GAMMA; as it was trained, or sde-dpm++2m:0.1, if not given."""
+    """Sampler of a diffusion decoder, NAME or NAME:GAMMA; if not given as in its training, or sde-dpm++2m:0.1."""
     steps: Steps | None = None
-    """Of a diffusion decoder; as it was trained, or 16 of a decoder's run, if not given."""
+    """Steps of a diffusion decoder; if not given as in its training, or 16 for the run of a decoder."""
     seed: Seed = 0
-    """Of the noise that latents are decoded with."""
+    """Seed of the noise in decoding."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8."""
     batch_size: AtATime = 64
@@ -245,7 +209,7 @@ class Decode(Ranged):
                 seed=self.seed,
                 batch_size=self.batch_size,
                 npz=self.npz,
-                progress=drawing(progress),
+                progress=image_progress(progress),
             )
         seconds = done.seconds / done.drawn if done.drawn else None
         report = {"images": done.images, "drawn": done.drawn, "out": str(self.out), "seconds_per_image": seconds}
@@ -253,7 +217,7 @@ class Decode(Ranged):
 
 
 def check_decoder_sampler(name: str | None) -> None:
-    """Imports a sampler NAME or NAME:GAMMA where it is a class of one's own. Raises ValueError where there is none."""
+    """Imports a sampler, NAME or NAME:GAMMA, of another package. Raises ValueError where there is none."""
     if name is not None:
         name, _ = at_gamma(name)
         import_named("sampler", name)
@@ -262,10 +226,10 @@ def check_decoder_sampler(name: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckCodec(_Images):
-    """Check a codec: size of its latents, PSNR, drift, and range of the pixels. Exit code 1: a problem."""
+    """Check a codec: size of its latents, PSNR, drift, and range of the pixels. Exit code 1 if there is a problem."""
 
     folder: Annotated[Positional[Path], arg(metavar="CODEC")]
-    """As save_pretrained of diffusers wrote it, such as the vae of a pipeline."""
+    """Folder that save_pretrained of diffusers wrote, such as the vae of a pipeline."""
     source: Annotated[str, arg(name="data")]
     """Images, as --data.source takes them."""
     num: Images = 256
@@ -278,22 +242,7 @@ class CheckCodec(_Images):
         from dualrate.data.images import load_images
 
         images = load_images(
-            self.source, split="train", size=self.size, channels=self.channels, progress=decoding(reporter())
+            self.source, split="train", size=self.size, channels=self.channels, progress=data_progress(reporter())
         )
         codec = read_codec(self.folder, pick_device(self.device))
         print_findings(self.json, check_codec(codec, images, self.num))
-
-
-DATA: dict[str, type[Any]] = {
-    "prepare": Prepare,
-    "encode": Encode,
-    "verify": Verify,
-    "encode-images": EncodeImages,
-    "decode": Decode,
-    "codec": CheckCodec,
-}
-
-
-def parse_data(arguments: list[str]) -> Any:
-    """The options of `dualrate data KIND ...`. Raises what `parse_one_of` raises."""
-    return parse_one_of("data", DATA, arguments)

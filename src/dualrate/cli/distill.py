@@ -29,17 +29,8 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.from_diffusers.diffusers_folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
-from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, token_models
-from dualrate.recipes.students import (
-    EM_RATE,
-    PRETRAINING,
-    STUDENT_RATE,
-    StudentRecipe,
-    consistency_student,
-    dual_student,
-    em_student,
-    plain_student,
-)
+from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, students, token_models
+from dualrate.recipes.students import StudentRecipe
 
 RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
@@ -53,38 +44,38 @@ RECIPES: dict[str, Callable[[], StudentRecipe]] = {
 
 @dataclass(frozen=True)
 class Student(Ranged):
-    """A recipe's student, of whatever teacher."""
+    """The student of a recipe, whatever the teacher."""
 
     recipe: Annotated[StudentRecipe, arg(name="")]
     by: Annotated[Literal["moments", "consistency", "em"], arg(name="method")] = "moments"
     """Moment matching, sampled ancestrally; multistep consistency, sampled by DDIM; EM distillation, of one step."""
     steps: Steps | None = None
-    """N, steps of the student; 8 if not given, by em 1. A plain student by moments may take more."""
+    """N, steps of the student; 8 if not given, 1 by em. A plain student by moments also serves more."""
     guidance: TeacherGuidance = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
     dropout: BelowOne | None = None
     """Dropout of student and auxiliary in training; the teacher's if not given."""
     shift: LogSNR = 0.0
-    """Of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
+    """Shift of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
     student: Literal["dual", "plain"] | None = None
-    """Two networks at two rates, or one of the teacher's shape; by moments dual, else plain if not given."""
+    """Two networks at two rates (dual), or one of the teacher's shape; dual by moments, else plain, if not given."""
     heavy: Steps | None = None
     """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
     rollout: Literal["full", "segment", "data"] | None = None
-    """By moments: states in training are the student's own from noise (full) or since the last heavy call (segment), or
-    noised data (data); full of a dual-rate student, data of a plain one if not given."""
+    """By moments: training states are drawn by the student from noise (full) or from the last heavy call (segment), or
+    are noised data (data). If not given full for a dual-rate student, data for a plain one."""
     version: Literal["alternating", "instant"] | None = None
     """By moments: with an auxiliary network, or in the teacher's parameter space; alternating if not given."""
     pretraining: FirstIterations | None = None
-    """By moments: first iterations, of the light network alone beside the frozen encoder; 1000 if it is new, else 0."""
+    """By moments: first iterations, which train the light network alone; 1000 if it is new, else 0."""
     pairs: Pairs | None = None
     """By moments: times trained on from one rollout; 1 if not given."""
     student_rate: Factor | None = None
     """By moments and em: the student's learning rate over the auxiliary's; the recipe's if not given."""
     temperature: Factor | None = None
-    """By moments: of a teacher of tokens; 1 if not given."""
+    """By moments: temperature of a teacher of tokens; 1 if not given."""
     top_p: Share | None = None
-    """By moments: share of a teacher's probabilities of tokens that the likeliest keep; 1 if not given."""
+    """By moments: top-p of a teacher of tokens; 1 if not given."""
     encoder_from: str | None = None
     """By moments: a single-rate run that the encoder of a dual-rate student starts from; the teacher if not given."""
     light_from: str | None = None
@@ -93,23 +84,23 @@ class Student(Ranged):
     """A run that all of the student starts from: a dual-rate run, such as a retrofit; by consistency of a plain student
     a run of the teacher's network."""
     teacher_steps: tuple[Steps, Steps] | None = None
-    """By consistency: the teacher's steps, at first and in the end; 64 and 1280 if not given."""
+    """By consistency: steps of the teacher at the beginning and at the end; 64 and 1280 if not given."""
     annealing: Share | None = None
-    """By consistency: share of the iterations in which they grow; 0.5 if not given."""
+    """By consistency: share of the iterations in which these steps grow; 0.5 if not given."""
     eta: Eta | None = None
-    """By consistency: share of the teacher's error that its steps put back as variance; 0.75 if not given."""
+    """By consistency: share of the teacher's error that its steps add as variance; 0.75 if not given."""
     huber: Huber | None = None
     """By consistency: c of the pseudo-Huber loss; squares, or the recipe's c, if not given."""
     log_snr: LogSNR | None = None
     """By em: log-SNR at which the student's network is called; -6 if not given."""
     langevin_steps: Steps | None = None
-    """By em: L, Langevin steps that correct a sample; 1 if not given, of the ImageNet recipes 16."""
+    """By em: L, Langevin steps that correct a sample; 1 if not given, 16 in the ImageNet recipes."""
     noise_step: NoiseStep | None = None
-    """By em: size of these steps in the noise; 0.16 if not given."""
+    """By em: size of the Langevin steps in the noise; 0.16 if not given."""
     latent_step: LatentStep | None = None
-    """By em: size of these steps in the latent; 0 if not given, of the ImageNet recipes 0.01."""
+    """By em: size of the Langevin steps in the latent; 0 if not given, 0.01 in the ImageNet recipes."""
     source: str | None = None
-    """Images, if they are not where the teacher's training found them."""
+    """Images, if they are not where the teacher's training read them."""
 
     def of(self, teacher: Path) -> Experiment:
         """The student's experiment. Raises ValueError for options of another method, and for options that conflict.
@@ -117,8 +108,8 @@ class Student(Ranged):
         teacher: only its experiment is read
         """
         make, allowed = METHODS[self.by]
-        own = {name for _, names in METHODS.values() for name in names}
-        given = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+        others = {name for _, names in METHODS.values() for name in names}
+        given = {name: getattr(self, name) for name in others if getattr(self, name) is not None}
         if wrong := sorted(given.keys() - set(allowed)):
             listed = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
             raise ValueError(f"--method {self.by} does not take {listed}")
@@ -132,7 +123,7 @@ class Student(Ranged):
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Student, Run):
-    """Distil a teacher into a student of few steps, or continue: the same command resumes."""
+    """Distil a teacher into a student of few steps. The same command resumes."""
 
     teacher: Path
     """A single-rate run, released weights, or a folder of diffusers."""
@@ -142,35 +133,31 @@ class Distill(Student, Run):
 
 
 def by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
-    steps = 8 if steps is None else steps
-    heavy, student = given.pop("heavy", None), given.pop("student", "dual")
-    calls = half(steps) if heavy is None else heavy
-    started = given.get("student_from") is not None
-    learned = student == "plain" or started or calls == steps
+    steps, started = steps or 8, given.get("student_from") is not None
+    heavy, plain = given.pop("heavy", None), given.pop("student", "dual") == "plain"
+    calls = heavy or (steps + 1) // 2
     given = {
-        "pretraining": 0 if learned else PRETRAINING,
-        "student_rate": 1.0 if given.get("version") == "instant" else STUDENT_RATE,
+        "pretraining": 0 if plain or started or calls == steps else students.PRETRAINING,
+        "student_rate": 1.0 if given.get("version") == "instant" else students.STUDENT_RATE,
         **given,
     }
-    if student != "plain":
-        return dual_student(recipe, teacher, steps, calls, **given)
+    if not plain:
+        return students.dual_student(recipe, teacher, steps, calls, **given)
     if heavy is not None or started or not given.keys().isdisjoint({"encoder_from", "light_from"}):
         raise ValueError(
             "a plain student is one network, started from its teacher: drop --heavy, --encoder-from, --light-from and "
             "--student-from, or pass --student dual"
         )
-    return plain_student(recipe, teacher, steps, **given)
+    return students.plain_student(recipe, teacher, steps, **given)
 
 
 def by_consistency(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
-    steps = 8 if steps is None else steps
-    heavy = given.pop("heavy", None)
-    student = given.pop("student", "plain" if heavy is None else "dual")
-    if student != "plain":
-        return consistency_student(recipe, teacher, steps, half(steps) if heavy is None else heavy, **given)
+    steps, heavy = steps or 8, given.pop("heavy", None)
+    if given.pop("student", "plain" if heavy is None else "dual") != "plain":
+        return students.consistency_student(recipe, teacher, steps, heavy or (steps + 1) // 2, **given)
     if heavy is not None or "light_from" in given:
         raise ValueError("a plain student is one network: drop --heavy and --light-from, or pass --student dual")
-    return consistency_student(recipe, teacher, steps, **given)
+    return students.consistency_student(recipe, teacher, steps, **given)
 
 
 def by_em(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
@@ -178,13 +165,10 @@ def by_em(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[st
         raise ValueError(f"EM distillation makes students of one step, got {steps}: drop --steps, or --method em")
     if given.pop("student", "plain") != "plain":
         raise ValueError("a student of one step has one network: drop --student dual, or pass --method moments")
-    own = {field: given.pop(name) for name, field in LANGEVIN.items() if name in given}
-    return em_student(recipe, teacher, langevin=Langevin(**own), **{"student_rate": EM_RATE, **given})
-
-
-def half(steps: int) -> int:
-    """Heavy calls of a dual-rate student by default."""
-    return (steps + 1) // 2
+    corrections = {field: given.pop(name) for name, field in LANGEVIN.items() if name in given}
+    return students.em_student(
+        recipe, teacher, langevin=Langevin(**corrections), **{"student_rate": students.EM_RATE, **given}
+    )
 
 
 Make = Callable[[StudentRecipe, str, int | None, dict[str, Any]], Experiment]

@@ -1,6 +1,6 @@
-"""`dualrate doctor`: what is wrong with the machine, a run or a data set, and what to do about it.
+"""`dualrate doctor`: faults of the machine, a run or a data set, and what to do about them.
 
-A check yields findings. A check that raises is a finding too, and the others go on.
+A check yields findings. A check that raises is a finding too, and the other checks go on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,24 +52,13 @@ class Finding:
     remedy: str = ""
 
 
-def ok(what: str) -> Finding:
-    return Finding("ok", what)
-
-
-def warning(what: str, remedy: str) -> Finding:
-    return Finding("warning", what, remedy)
-
-
-def problem(what: str, remedy: str) -> Finding:
-    return Finding("problem", what, remedy)
-
-
+ok, warning, problem = partial(Finding, "ok"), partial(Finding, "warning"), partial(Finding, "problem")
 Check = Callable[[], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check the installation, device and disk, and a run or a data set; say what to do. Exit code 1: a problem."""
+    """Check the installation, device and disk, and a run or a data set. Exit code 1 if there is a problem."""
 
     target: Annotated[
         Positional[str | None], arg(metavar="[RUN|DATA]", help="A run, released weights, or images as --data.source.")
@@ -81,7 +71,7 @@ class Doctor:
 
 
 def checks(target: str | None, device: str | None) -> dict[str, Check]:
-    """What is looked at, by name. target: a run, released weights, or images; None: the machine alone."""
+    """The checks, by name. target: a run, released weights, or images; None: the machine alone."""
     found: dict[str, Check] = {"installation": check_installation}
     try:
         where = pick_device(device)
@@ -90,15 +80,14 @@ def checks(target: str | None, device: str | None) -> dict[str, Check]:
             raise
         unusable, where = problem(str(error), "run nvidia-smi"), torch.device("cpu")
         found["GPU"] = lambda: iter((unusable,))
-    place = None if target is None else as_path(target)
-    stored = place is not None and is_stored(place)
-    runs = place if place is not None and stored else Path("runs")
-    found |= {
-        "device": lambda: check_device(where),
-        "disk": lambda: check_disk({"runs": runs, "decoded images": cache_dir()}),
-    }
-    if target is not None and place is not None:
-        found["run" if stored else "images"] = lambda: check_run(place) if stored else check_images(target)
+    runs = Path("runs")
+    found["device"] = lambda: check_device(where)
+    found["disk"] = lambda: check_disk({"runs": runs, "decoded images": cache_dir()})
+    if target is not None and is_stored(place := as_path(target)):
+        runs = place
+        found["run"] = lambda: check_run(place)
+    elif target is not None:
+        found["images"] = lambda: check_images(target)
     return found
 
 
@@ -107,9 +96,9 @@ def examine(checks: dict[str, Check]) -> Iterator[Finding]:
     for name, check in checks.items():
         try:
             yield from check()
-        except Exception as error:  # whatever a broken machine raises is what was looked for
+        except Exception as error:  # a broken machine may raise anything
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
-            yield problem(f"{name}: {type(error).__name__}: {what}", "mend that first, then run this again")
+            yield problem(f"{name}: {type(error).__name__}: {what}", "fix that first, then run this again")
 
 
 def print_findings(as_json: bool, found: Iterable[Finding]) -> None:
@@ -147,7 +136,7 @@ def check_device(device: torch.device) -> Iterator[Finding]:
     if device.type == "cuda":
         free, total = (size / GIB for size in torch.cuda.mem_get_info(device))
         about = f"{device}: {torch.cuda.get_device_name(device)}, {free:.0f} of {total:.0f} GiB free"
-        yield ok(about) if free > total / 2 else warning(about, "see nvidia-smi for who uses it")
+        yield ok(about) if free > total / 2 else warning(about, "nvidia-smi lists the processes that use it")
     else:
         threads, processors = torch.get_num_threads(), os.cpu_count() or 1
         about = f"{device}: {threads} thread(s), {processors} processor(s), load {os.getloadavg()[0]:.1f}"
@@ -219,28 +208,23 @@ def check_run(path: Path) -> Iterator[Finding]:
     for saved in reversed(checkpoint.saved_paths(path / "checkpoints")):
         try:
             checkpoint.load(saved)
+            yield ok(f"{saved.name}: every file matches its manifest")
         except Damaged as error:
             yield warning(f"{saved.name} is damaged: {error}", "training uses an intact one; test the disk")
         except (ValueError, OSError) as error:
-            yield problem(f"{saved.name} cannot be read: {error}", "see to the disk and to permissions")
-        else:
-            yield ok(f"{saved.name}: every file is what its manifest says")
+            yield problem(f"{saved.name} cannot be read: {error}", "test the disk, and see its permissions")
     for aside in sorted((path / "checkpoints").glob("*.corrupt")):
         yield warning(f"{aside.name} was damaged and set aside earlier", "remove it")
     notes: list[str] = []
     try:
         model = load(path, note=notes.append)
-        fingerprint = model.codec.fingerprint
+        codec = f", codec {model.codec.fingerprint[:12]}" if model.codec.fingerprint else ""
+        for note in notes if (path / WEIGHTS).exists() else ():  # a run's checkpoints were checked above
+            if note.startswith("warning: "):
+                yield warning(note.removeprefix("warning: "), "dualrate export RUN --out WEIGHTS")
+        yield ok(f"load reads iteration {model.iteration}, {sum(model.parameters.values()):,} parameters{codec}")
     except (ValueError, OSError) as error:
         yield problem(f"{path} cannot be loaded: {error}", "restore its files and those of its codec")
-    else:
-        if (path / WEIGHTS).exists():  # the checkpoints of a run were looked at above
-            damaged = [note for note in notes if note.startswith("warning: ")]
-            yield from (
-                warning(note.removeprefix("warning: "), "dualrate export RUN --out WEIGHTS") for note in damaged
-            )
-        codec = f", codec {fingerprint[:12]}" if fingerprint else ""
-        yield ok(f"load reads iteration {model.iteration}, {sum(model.parameters.values()):,} parameters{codec}")
     try:
         yield ok(f"its images are here: {_name(experiment.data.source)}")
     except (ValueError, OSError) as error:
@@ -248,18 +232,17 @@ def check_run(path: Path) -> Iterator[Finding]:
 
 
 def _name(source: str) -> str:
-    """Of a data set that is here; nothing is fetched or decoded. Raises ValueError or OSError where it is not."""
+    """The name of a data set on this machine, of which nothing is fetched or decoded.
+
+    Raises ValueError or OSError where there is none.
+    """
     if source == fashion_mnist.NAME and fashion_mnist.found_at(cache_dir() / source) is None:
         raise OSError(f"{source} is not on this machine; training fetches its 30 MB")
     if is_encoded(source):
         return read_latents(source, "train").name
     if is_text(source):
         return read_text(source, "train", 1).name
-    return find_source(source, "train", cache_dir(), _silent).name
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    """Progress that nobody sees."""
+    return find_source(source, "train", cache_dir(), lambda *_: None).name
 
 
 # Data
@@ -276,22 +259,21 @@ def check_images(source: str) -> Iterator[Finding]:
             yield ok(f"{name} can be read")
             return
         for split in ("train", "test"):
-            found = find_source(source, split, cache_dir(), _silent)
+            found = find_source(source, split, cache_dir(), lambda *_: None)
             yield from _split(f"{found.name}, {split}", found.read())
     except (ValueError, OSError) as error:
-        yield problem(f"{source}: {error}", "docs/own-images.md says what is read")
+        yield problem(f"{source}: {error}", "docs/own-images.md lists what can be read")
 
 
 def _split(name: str, raw: Raw) -> Iterator[Finding]:
-    names = raw.class_names
-    classes = f"{len(names) or 'no'} class(es)"
+    classes = f"{len(raw.class_names) or 'no'} class(es)"
     if raw.labels is not None:
-        counts = np.bincount(raw.labels, minlength=len(names))
+        counts = np.bincount(raw.labels, minlength=len(raw.class_names))
         classes += f" of {counts.min()} to {counts.max()} images"
     yield ok(f"{name}: {raw.count} images, {classes}")
-    every = max(1, -(-raw.count // MOST))
+    every = max(1, math.ceil(raw.count / MOST))
     shapes: Counter[str] = Counter()
-    bad = []
+    bad: list[str] = []
     for file, item in islice(raw.items, 0, None, every):
         try:
             shapes["x".join(map(str, image_of(file, item, Options(None, None, "fail")).shape))] += 1
@@ -318,7 +300,7 @@ AT_A_TIME = 16
 
 
 def check_codec(codec: Codec, images: ImageSet, count: int = 256) -> Iterator[Finding]:
-    """What `count` images, evenly spread over a set, say of a codec. Raises as `Codec.latent_shape`.
+    """Findings on a codec from `count` images, evenly spread over a set. Raises as `Codec.latent_shape`.
 
     size    root of the mean square of normalised latents, drawn as in training: about 1, as the noise schedule assumes
     PSNR    of decode(encode(image)) against the image, in dB of 8-bit pixels
@@ -332,7 +314,7 @@ def check_codec(codec: Codec, images: ImageSet, count: int = 256) -> Iterator[Fi
     trips = [_trip(codec, images, part) for part in rows.split(AT_A_TIME)]
     x, latents, back, again = (torch.cat(parts) for parts in zip(*trips, strict=True))
     if not (latents.isfinite().all() and back.isfinite().all()):
-        yield problem("its latents or images are not finite", "use float32 weights, and look at its config")
+        yield problem("its latents or images are not finite", "use float32 weights, and check its config")
         return
     config = "compare its config (scaling_factor, shift_factor, latents_mean, latents_std) with its author's"
     size = float(latents.square().mean().sqrt())
@@ -341,9 +323,9 @@ def check_codec(codec: Codec, images: ImageSet, count: int = 256) -> Iterator[Fi
     error = float((to_uint8(x).float() - to_uint8(back).float()).square().mean())
     psnr = 10 * math.log10(255**2 / max(error, 1e-9))
     about = f"round trip: PSNR {psnr:.2f} dB"
-    yield ok(about) if psnr >= POOR else warning(about, f"images lose much on their way: {config}")
+    yield ok(about) if psnr >= POOR else warning(about, f"the codec loses much of an image: {config}")
     outside = float((back.abs() > 1.1).float().mean())
-    about = f"decoded pixels: {float(back.min()):.3f} to {float(back.max()):.3f}, {outside:.2%} beyond 1.1 either way"
+    about = f"decoded pixels: {float(back.min()):.3f} to {float(back.max()):.3f}, {outside:.2%} outside [-1.1, 1.1]"
     yield ok(about) if outside <= OUTSIDE else warning(about, "they are clamped to [-1, 1], where images are expected")
     drift = float((again - latents).square().mean().sqrt()) / size
     about = f"drift of encode(decode(z)): {drift:.3f} of z"

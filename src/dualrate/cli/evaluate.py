@@ -16,9 +16,8 @@ from dualrate.cli.console import command_line, loaded, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, LogSNR, Ranged, Seed
-from dualrate.data.images import ImageSet
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
+from dualrate.drawing.likelihood import FITTED_ON, GREY_LEVEL
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.device import environment, pick_device
 from dualrate.system.progress import Reporter, image_progress
@@ -31,7 +30,7 @@ class Evaluate(Ranged):
     """Score a run: Frechet distance in the features of the data set's network (FD-<net>), FID, FD-DINOv2.
 
     A model of texts is scored by its bound in bits a character, the entropy of its samples, and a language model that
-    is trained on first use. --bound gives a bound on the likelihood of test images. --images scores images that exist.
+    is trained on first use. --bound gives a bound on the likelihood of test images. --images scores existing images.
     """
 
     run_dir: Annotated[
@@ -41,23 +40,23 @@ class Evaluate(Ranged):
     """A folder, archive or .npz file of images to score, instead of drawing any."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images | None = None
-    """Number of images; 5000 if not given, of --bound 500 test images."""
+    """Number of images; if not given 5000, with --bound 500 test images."""
     seed: Seed = 0
-    """Of the first image; image i has seed + i."""
+    """Seed of the first image; image i has seed + i."""
     features: str | None = None
     """Feature networks, separated by commas: inception (FID), dinov2, efficientnet, directories, shipped names; the
     data set's own if not given, which is trained on first use."""
     reference: Path | None = None
-    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images. Of --images
-    without RUN also a folder or archive of real images."""
+    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images. With
+    --images and no RUN also a folder or archive of real images."""
     keep: Path | None = None
-    """Directory that keeps the features as images are drawn: the same command goes on where it was."""
+    """Directory for the features of the images as they are drawn: the same command continues there."""
     details: bool = False
-    """Also kernel distance, precision and recall against the training images."""
+    """Also report kernel distance, precision and recall against the training images."""
     bound: bool = False
-    """Bound the negative log-likelihood of test images instead, in bits per dimension, or per token."""
+    """Instead bound the negative log-likelihood of test images, in bits per dimension or per token."""
     variance: Literal["measured", "own"] = "measured"
-    """With --bound: the variance of the steps that suits training images best, or the sampler's own (--gamma)."""
+    """With --bound: the variance of the steps, as measured on training images or as the sampler has it (--gamma)."""
     end: LogSNR = GREY_LEVEL
     """With --bound: log-SNR at which the plan ends and rounding begins; by default noise is one grey level wide."""
     batch_size: AtATime = 125
@@ -69,24 +68,26 @@ class Evaluate(Ranged):
 
     def run(self) -> None:
         if self.images is not None:
-            self._images(self.images)
-            return
-        if self.run_dir is None:
+            self._score_images(self.images)
+        elif self.run_dir is None:
             raise ValueError("name the RUN to score, or images by --images FOLDER")
-        if self.bound:
+        elif self.bound:
             self._bound(self.run_dir)
-            return
+        else:
+            self._score_run(self.run_dir)
+
+    def _score_run(self, run: Path) -> None:
         from dualrate.drawing.latents import latent_scores
         from dualrate.drawing.measure import evaluators, features_named, measure
         from dualrate.report.table import as_text, table
         from dualrate.system.workers import mapper
 
         features_named(self.features)  # refused before the model is loaded
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        model, progress = loaded(run, self.device, compiled=self.compile, graphs=self.graphs)
         drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size)
         seeds, show = range(self.seed, self.seed + (self.num or SCORED)), image_progress(progress)
         if model.experiment.codec.alphabet:
-            self._texts(drawer, seeds, progress)
+            self._score_texts(drawer, seeds, progress)
             return
         metrics = evaluators(
             model.experiment.data, self.features, reference=self.reference, device=model.device, progress=progress
@@ -108,8 +109,7 @@ class Evaluate(Ranged):
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")
 
-    def _images(self, source: str) -> None:
-        """Of images that are there already."""
+    def _score_images(self, source: str) -> None:
         from dualrate.drawing.measure import score_source
         from dualrate.runs.store import read_experiment
 
@@ -135,18 +135,15 @@ class Evaluate(Ranged):
             if score.details is not None:
                 print(score.details.text())
 
-    def _texts(self, drawer: Drawer, seeds: range, progress: Reporter) -> None:
+    def _score_texts(self, drawer: Drawer, seeds: range, progress: Reporter) -> None:
         from dualrate.drawing.likelihood import score_texts
         from dualrate.drawing.measure import evaluator
         from dualrate.system.workers import mapper
 
-        if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:
-            raise ValueError(
-                f"a model of texts has metrics of its own: drop {', '.join(f'--{name}' for name in given)}"
-            )
-        judge = evaluator(drawer.model.experiment.data, progress=progress)
+        self._refuse_features("a model of texts has other metrics")
+        metric = evaluator(drawer.model.experiment.data, progress=progress)
         with closing(progress), mapper(self.workers, drawer.model.device, progress.note) as over:
-            found = score_texts(drawer, seeds, judge, progress=image_progress(progress), mapper=over)
+            found = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
         if self.json:
             about = {"weights": drawer.model.weights_hash, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}
             print(json.dumps(asdict(found) | about | {"environment": environment(drawer.model.device)}))
@@ -163,81 +160,59 @@ class Evaluate(Ranged):
         if (far := found.distance) is not None:
             print(f"{far.metric:17}{far.value:.4g} [{far.low:.4g}, {far.high:.4g}], floor {far.floor:.4g}; {far.note}")
 
+    def _refuse_features(self, why: str) -> None:
+        if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:
+            raise ValueError(f"{why}: drop {', '.join(f'--{name}' for name in given)}")
+
     def _bound(self, run: Path) -> None:
-        from dualrate.drawing.likelihood import bits_per_dimension, check_bounded, ending, fit_variance
+        from dualrate.drawing.likelihood import bits_per_dimension, bits_per_token, check_bounded, ending, fit_variance
         from dualrate.drawing.measure import messages
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
-        if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:
-            raise ValueError(f"--bound compares no features: drop {', '.join(f'--{name}' for name in given)}")
+        self._refuse_features("--bound compares no features")
         model, progress = loaded(run, self.device, compiled=self.compile, graphs=self.graphs)
         check_bounded(model)
         sampling = replace(self.sampling, sampler=self.sampling.sampler or ANCESTRAL)
         drawer = sampling.drawer(model, progress.note, batch_size=self.batch_size)
-        count, show, data = self.num or BOUNDED, image_progress(progress), model.experiment.data
-        test = data.images("test", messages(progress.note))
+        count, show, note = self.num or BOUNDED, image_progress(progress), messages(progress.note)
+        test = model.experiment.data.images("test", note)
         if not 2 <= count <= len(test):
             raise ValueError(f"{test.name} has {len(test)} for testing: --num is 2 to {len(test)}, got {count}")
-        if model.experiment.codec.instant:
-            self._bound_of_tokens(drawer, test, count, progress)
-            return
-        plan = ending(drawer.plan, model.process.schedule, self.end)
-        if self.variance == "measured":
-            train = data.images("train", messages(progress.note))
-            fitted = min(FITTED_ON, len(train))
-            progress.note(f"measuring the variance of {plan.num_steps} steps on {fitted} training images")
-            step = fit_variance(drawer, train, count=fitted, end=self.end, seed=self.seed, progress=show)
-            drawer = replace(drawer, step=step)
-            progress.close()
-        found = bits_per_dimension(drawer, test, count=count, end=self.end, seed=self.seed, progress=show)
-        progress.close()
-        before, end = model.process.schedule.log_snr(torch.tensor(plan.t[-2:], dtype=torch.float64)).tolist()
+        plan, of_tokens = drawer.plan, model.experiment.codec.instant
+        report = {"run": str(run), "num_steps": plan.num_steps, "num_heavy": plan.num_heavy, "sampler": drawer.sampler}
+        noise = 0.0  # in grey levels, of the state that the last step starts from
+        with closing(progress):
+            if of_tokens:
+                found = bits_per_token(drawer, test, count=count, seed=self.seed, progress=show)
+            else:
+                plan = ending(plan, model.process.schedule, self.end)
+                if self.variance == "measured":
+                    train = model.experiment.data.images("train", note)
+                    fitted = min(FITTED_ON, len(train))
+                    progress.note(f"measuring the variance of {plan.num_steps} steps on {fitted} training images")
+                    step = fit_variance(drawer, train, count=fitted, end=self.end, seed=self.seed, progress=show)
+                    drawer = replace(drawer, step=step)
+                    progress.close()
+                found = bits_per_dimension(drawer, test, count=count, end=self.end, seed=self.seed, progress=show)
+                ends = model.process.schedule.log_snr(torch.tensor(plan.t[-2:], dtype=torch.float64)).tolist()
+                noise = math.exp((GREY_LEVEL - ends[0]) / 2)
+                report |= {"sampler": drawer.sampler, "end_log_snr": ends[1]}
         if self.json:
-            print(json.dumps({**self._about(drawer), "end_log_snr": end, **asdict(found)}))
+            print(json.dumps(report | asdict(found)))
             return
-        print(f"{count} test images of {test.name}; {drawer.sampler}; {plan.num_steps} steps, {plan.num_heavy} heavy\n")
-        print(f"{table(found)}\n\n{verdict(found, math.exp((GREY_LEVEL - before) / 2))}")
-
-    def _bound_of_tokens(self, drawer: Drawer, test: ImageSet, count: int, progress: Reporter) -> None:
-        """Tokens have no variance, and no rounding at the end."""
-        from dualrate.drawing.likelihood import bits_per_token
-
-        found = bits_per_token(drawer, test, count=count, seed=self.seed, progress=image_progress(progress))
-        progress.close()
-        if self.json:
-            print(json.dumps({**self._about(drawer), **asdict(found)}))
+        calls = f"{plan.num_steps} steps, {plan.num_heavy} heavy"
+        print(f"{count} of the test data of {test.name}; {drawer.sampler}; {calls}\n")
+        last, whole = found.each_step[-1], found.total.value
+        if of_tokens:
+            print(f"bits a token, at most: {found.total} (standard error); the last step {last:.3f} of it")
             return
-        plan = drawer.plan
-        print(f"{count} of the test data of {test.name}; {plan.num_steps} steps, {plan.num_heavy} heavy\n")
-        print(f"bits a token, at most: {found.total} (standard error); the last step {found.each_step[-1]:.3f} of it")
-
-    def _about(self, drawer: Drawer) -> dict[str, object]:
-        plan = drawer.plan
-        return {
-            "run": str(self.run_dir),
-            "num_steps": plan.num_steps,
-            "num_heavy": plan.num_heavy,
-            "sampler": drawer.sampler,
-        }
-
-
-def table(found: Likelihood) -> str:
-    """The terms of a bound and their sum."""
-    whole, last = found.total.value, found.each_step[-1]
-    lines = [f"{'term':16}{'bits/dim':>10}{'+- SE':>10}{'share':>8}"]
-    for name, term in (("prior", found.prior), ("steps", found.steps), ("reconstruction", found.reconstruction)):
-        lines.append(f"{name:16}{term.value:10.4f}{term.error:10.4f}{term.value / whole:8.1%}")
-        if name == "steps":
-            lines.append(f"{'  the last one':16}{last:10.4f}{'':10}{last / whole:8.1%}")
-    lines.append(f"{'bound':16}{whole:10.4f}{found.total.error:10.4f}")
-    return "\n".join(lines)
-
-
-def verdict(found: Likelihood, noise: float) -> str:
-    """What most of a bound is about. noise: in grey levels, of the state that the last step starts from."""
-    fine = (found.each_step[-1] + found.reconstruction.value) / found.total.value
-    return (
-        "An upper bound on the mean of -log2 p(image) per value: lower is better.\n"
-        f"{fine:.0%} of it is the last step and the rounding: detail below noise of {noise:.2g} grey levels."
-    )
+        print(f"{'term':16}{'bits/dim':>10}{'+- SE':>10}{'share':>8}")
+        for name, term in (("prior", found.prior), ("steps", found.steps), ("reconstruction", found.reconstruction)):
+            print(f"{name:16}{term.value:10.4f}{term.error:10.4f}{term.value / whole:8.1%}")
+            if name == "steps":
+                print(f"{'  the last one':16}{last:10.4f}{'':10}{last / whole:8.1%}")
+        print(f"{'bound':16}{whole:10.4f}{found.total.error:10.4f}\n")
+        print("An upper bound on the mean of -log2 p(image) per value: lower is better.")
+        fine = (last + found.reconstruction.value) / whole
+        print(f"{fine:.0%} of it is the last step and the rounding: detail below noise of {noise:.2g} grey levels.")

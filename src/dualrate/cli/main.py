@@ -15,43 +15,46 @@ import torch
 
 import dualrate
 from dualrate.cli.compare import Compare
-from dualrate.cli.console import close_bars
-from dualrate.cli.cost import Cost
-from dualrate.cli.data import parse_data
+from dualrate.cli.data import CheckCodec, Decode, Encode, EncodeImages, Prepare, Verify
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import parse_distill
 from dualrate.cli.doctor import Doctor
 from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
-from dualrate.cli.plan import parse_plan
-from dualrate.cli.recipe import parse
-from dualrate.cli.retrofit import parse_retrofit
-from dualrate.cli.sample import Sample
+from dualrate.cli.plan import Calibrate, Plan, Search
+from dualrate.cli.recipe import HELP, parse
+from dualrate.cli.sample import Cost, Sample
 from dualrate.cli.serve import Serve
-from dualrate.cli.train import parse_train
+from dualrate.cli.train import parse_retrofit, parse_train
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
 from dualrate.system.files import naming
 from dualrate.training.distributed import check_alone
 
-Command = Sample | Evaluate | Compare | Cost | Export | Serve | Demo | Doctor
-COMMANDS: dict[str, type[Command]] = {
+COMMANDS: dict[str, type[Any]] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
+    "plan": Plan,
+    "plan search": Search,
+    "plan calibrate": Calibrate,
     "cost": Cost,
+    "data prepare": Prepare,
+    "data encode": Encode,
+    "data verify": Verify,
+    "data encode-images": EncodeImages,
+    "data decode": Decode,
+    "data codec": CheckCodec,
     "export": Export,
     "serve": Serve,
-    "demo": Demo,
     "doctor": Doctor,
+    "demo": Demo,
 }
-PARSERS: dict[str, Callable[[list[str]], Any]] = {  # of commands that take another word first
+PARSERS: dict[str, Callable[[list[str]], Any]] = {  # of commands that take a recipe or a folder first
     "train": parse_train,
     "distill": parse_distill,
     "retrofit": parse_retrofit,
-    "data": parse_data,
-    "plan": parse_plan,
 }
 TOGETHER = ("train", "distill", "retrofit", "doctor")  # run in several processes, too
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
@@ -70,14 +73,23 @@ def parsed(arguments: list[str]) -> Any:
     if command in ("-h", "--help"):
         print(USAGE.read_text(), end="")
         raise SystemExit(0)
-    if command not in COMMANDS and command not in PARSERS:
+    kinds = [name for name in COMMANDS if name.startswith(f"{command} ")]
+    if command not in COMMANDS and command not in PARSERS and not kinds:
         print(f"dualrate: there is no command {command!r}\n\n{USAGE.read_text()}", end="", file=sys.stderr)
         raise SystemExit(2)
     if command not in TOGETHER:
         check_alone(command)
     if command in PARSERS:
         return PARSERS[command](rest)
-    return parse(COMMANDS[command], rest, f"dualrate {command}")
+    if rest and f"{command} {rest[0]}" in kinds:
+        command, rest = f"{command} {rest[0]}", rest[1:]
+    if command in COMMANDS:
+        return parse(COMMANDS[command], rest, f"dualrate {command}")
+    asked = not rest or rest[0] in HELP
+    lines = [] if asked else [f"dualrate {command}: there is no {rest[0]!r}"]
+    lines += [f"dualrate {name}: {(COMMANDS[name].__doc__ or '').splitlines()[0]}" for name in kinds]
+    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    raise SystemExit(0 if asked else 2)
 
 
 def _imports(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -95,18 +107,22 @@ def main() -> None:
     """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
     keep_freed_memory()
     try:
+        parsed(sys.argv[1:]).run()
         try:
-            parsed(sys.argv[1:]).run()
-        finally:
-            close_bars()
-        _flush()  # a reader that has left, or a full disk, is noticed here, not at exit
+            with naming("standard output"):  # a reader that has left, or a full disk, is noticed here, not at exit
+                sys.stdout.flush()
+        except OSError:
+            _discard_output()
+            raise
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         _discard_output()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"dualrate: {error}{_of_the_cache(error)}", file=sys.stderr)
+        in_cache = isinstance(error, OSError) and str(cache_dir()) in str(error)
+        way_out = "; the cache is there: set DUALRATE_CACHE to a folder that can be written" if in_cache else ""
+        print(f"dualrate: {error}{way_out}", file=sys.stderr)
         raise SystemExit(2) from None
     except (RuntimeError, MemoryError) as error:
         shortage = memory_shortage(error)
@@ -118,26 +134,6 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
-
-
-def _of_the_cache(error: Exception) -> str:
-    """What to do where a file of the user's cache, or a folder above it, is not to be had."""
-    named, cache = getattr(error, "filename", None), cache_dir().absolute()
-    if named is None or not isinstance(error, OSError):
-        return ""
-    place = Path(os.fsdecode(named)).absolute()
-    if place.is_relative_to(cache) or (cache.is_relative_to(place) and not place.is_dir()):
-        return f"; the cache is there, {cache}: set DUALRATE_CACHE to a folder that can be written"
-    return ""
-
-
-def _flush() -> None:
-    try:
-        with naming("standard output"):
-            sys.stdout.flush()
-    except OSError:
-        _discard_output()
-        raise
 
 
 def _discard_output() -> None:

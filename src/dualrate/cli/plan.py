@@ -1,4 +1,4 @@
-"""`dualrate plan`: the best plan for a budget; a plan found by drawing (search); a covariance table (calibrate)."""
+"""`dualrate plan`: a plan for a budget. `plan search`: a plan by drawing. `plan calibrate`: a covariance table."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 from dualrate.cli.console import loaded
-from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir, Workers, parse
+from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir, Workers
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import BatchSize, HeavyCalls, Images, Minutes, Probability, Range, Ranged, Rings, Steps
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.plan_search import Candidate
-from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import check_grid
@@ -30,8 +28,8 @@ BUDGET = re.compile(r"([\d.]+(?:e[+-]?\d+)?)(x|gmacs|s)?")
 class Plan(Ranged):
     """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go.
 
-    For a single network, --denoiser says what makes the other steps. `dualrate plan search RUN` finds a plan by drawing
-    images. `dualrate plan calibrate RUN` measures the table of the covariance-aware samplers.
+    For a single network, --denoiser names what makes the steps between its calls. `dualrate plan search RUN` finds a
+    plan by drawing images. `dualrate plan calibrate RUN` measures the table of the covariance-aware samplers.
     """
 
     run_dir: RunDir
@@ -44,8 +42,7 @@ class Plan(Ranged):
     steps: tuple[Steps, ...] | None = None
     """Numbers of steps to choose from, divisors of the grid; 8, 16, 32 and 64 if not given."""
     grid: Annotated[int, Range(1, 512)] | None = None
-    """Steps of the grid on which errors are measured; 64, or fewer where that takes longer than --minutes, if not
-    given."""
+    """Steps of the grid on which errors are measured; if not given 64, or fewer where 64 take longer than --minutes."""
     spacing: str = "t"
     """Times of the grid, as --grid of sample: t, log-snr, blend:0.5 or karras."""
     images: Images = 128
@@ -53,22 +50,26 @@ class Plan(Ranged):
     minutes: Minutes = 2
     """Time for measuring errors."""
     ancestral: bool = False
-    """Plan for ancestral sampling; else for solvers of second order."""
+    """Plan for ancestral sampling, instead of solvers of second order."""
     out: Path = Path("plan.json")
     """The plan, for --plan of sample and evaluate; a picture is written beside it."""
     batch_size: BatchSize = 64
-    """Images at a time where calls are timed."""
+    """Images per call when calls are timed."""
     workers: Workers = 1
     compile: Compile = False
     graphs: Graphs = False
     device: Device = None
 
     def run(self) -> None:
+        from dualrate.drawing.measure import call_seconds
         from dualrate.drawing.plan_search import candidates, fitting_grid, measured_errors, require_plannable
         from dualrate.planning.planner import Planner
         from dualrate.system.workers import mapper
 
-        amount, unit = self._budget()
+        parts = BUDGET.fullmatch(self.budget.lower())
+        if parts is None or not float(parts[1]) > 0:
+            raise ValueError(f"--budget is 0.25x, 3gmacs or 0.05s, or the like, got {self.budget!r}")
+        budget, unit = float(parts[1]), parts[2] or "x"
         if not is_run(self.denoiser):
             import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
@@ -82,42 +83,37 @@ class Plan(Ranged):
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         model = called_by(model, self.denoiser)
-        process = model.gaussian  # before anything is measured
+        process = model.gaussian  # refused before anything is measured
         require_plannable(model)
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")
-        costs = self._costs(model, unit)
-        budget = amount * (usual[0] * costs.heavy + costs.decode) if unit == "x" else amount
+        if unit == "s":
+            costs = call_seconds(model, self.batch_size)
+        else:
+            macs = model.call_cost
+            alone = None if macs.alone is None else macs.alone / 1e9
+            costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9, alone=alone)
+        if unit == "x":
+            budget *= usual[0] * costs.heavy + costs.decode
         spacing, images = self.spacing, self.images
         grid = fitting_grid(model, grids, minutes=self.minutes, images=images, spacing=spacing, progress=progress)
         with mapper(self.workers, model.device, progress.note) as over:
             errors = measured_errors(model, grid=grid, mapper=over, images=images, spacing=spacing, progress=progress)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
         found = candidates(planner, costs, budget, self._steps(grid))
-        print(f"budget {self.budget}: {budget:.4g} {'s' if unit == 's' else 'GMACs'}\n\n{_table(found)}")
-        write_plans(self.out, [(_name(one.planned.plan), one.planned.plan) for one in found])
-
-    def _budget(self) -> tuple[float, str]:
-        """The amount and its unit."""
-        parts = BUDGET.fullmatch(self.budget.lower())
-        if parts is None or not float(parts[1]) > 0:
-            raise ValueError(f"--budget is 0.25x, 3gmacs or 0.05s, or the like, got {self.budget!r}")
-        return float(parts[1]), parts[2] or "x"
+        print(f"budget {self.budget}: {budget:.4g} {'s' if unit == 's' else 'GMACs'}\n")
+        print(f"{'steps':>5} {'heavy':>5} {'alone':>5} {'cost':>8}  objective  even spread")
+        for one in found:
+            plan, even = one.planned.plan, "-" if one.even is None else f"{one.even:.5f}"
+            counts = f"{plan.num_steps:5} {plan.num_heavy:5} {plan.num_alone:5} {one.cost:8.3g}"
+            print(f"{counts}  {one.planned.objective:9.5f}  {even:>11}")
+        print("alone: steps without a context. objective: weighted errors of x_hat, summed over the steps")
+        plans = [one.planned.plan for one in found]
+        write_plans(self.out, [(f"{plan.num_steps} steps, {plan.num_heavy} heavy calls", plan) for plan in plans])
 
     def _steps(self, grid: int) -> tuple[int, ...]:
-        """The numbers of steps that a grid has plans of, of those that are asked for."""
-        asked = self.steps or (8, 16, 32, 64)
-        return tuple(n for n in asked if n <= grid and not grid % n)
-
-    def _costs(self, model: Model, unit: str) -> CallCost:
-        """Of calls, in seconds or in GMACs."""
-        from dualrate.drawing.measure import call_seconds
-
-        if unit == "s":
-            return call_seconds(model, self.batch_size)
-        macs = model.call_cost
-        alone = None if macs.alone is None else macs.alone / 1e9
-        return CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9, alone=alone)
+        """Of the numbers of steps to choose from, those that divide a grid."""
+        return tuple(n for n in self.steps or (8, 16, 32, 64) if n <= grid and not grid % n)
 
 
 def check_out(out: Path) -> None:
@@ -136,27 +132,11 @@ def write_plans(out: Path, named: list[tuple[str, StepPlan]]) -> None:
     print(f"\n{out}: {name}; {out.with_suffix('.png')}")
 
 
-def _name(plan: StepPlan) -> str:
-    return f"{plan.num_steps} steps, {plan.num_heavy} heavy calls"
-
-
-def _table(found: list[Candidate]) -> str:
-    """Candidates, best first."""
-    lines = [f"{'steps':>5} {'heavy':>5} {'alone':>5} {'cost':>8}  objective  even spread"]
-    for one in found:
-        plan = one.planned.plan
-        even = "-" if one.even is None else f"{one.even:.5f}"
-        counts = f"{plan.num_steps:5} {plan.num_heavy:5} {plan.num_alone:5} {one.cost:8.3g}"
-        lines.append(f"{counts}  {one.planned.objective:9.5f}  {even:>11}")
-    lines.append("alone: steps without a context. objective: weighted errors of x_hat, summed over the steps")
-    return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class Search(Ranged):
-    """Search a plan by drawing images: the times of the steps, and the first heavy call. Goes on if run again.
+    """Search a plan by drawing images: the times of the steps, and the first heavy call. Continues if run again.
 
-    For one number of steps and heavy calls. The score of the plan that was found is measured on fresh seeds, too.
+    The numbers of steps and heavy calls stay. The plan that was found is also scored on fresh seeds.
     """
 
     run_dir: RunDir
@@ -165,19 +145,19 @@ class Search(Ranged):
     heavy: HeavyCalls | None = None
     """H, heavy calls per image; as `dualrate sample` if not given."""
     sampler: str | None = None
-    """As `dualrate sample` if not given."""
+    """Sampler; as `dualrate sample` if not given."""
     gamma: Probability | None = None
     """Noise level of the sampler."""
     minutes: Minutes = 60
-    """Time for drawing; the same command goes on where it ended."""
+    """Time for drawing; the same command continues where it ended."""
     out: Path = Path("plan.json")
     """The plan, for --plan of sample and evaluate; a picture and all scores are written beside it."""
     num: Images = 1000
-    """Images per plan in the last round, and as many on fresh seeds."""
+    """Images per plan in the last round, and on fresh seeds."""
     features: Path | None = None
     """Directory of the feature network; the data set's own if not given."""
     batch_size: BatchSize = 64
-    """Images at a time."""
+    """Images per batch."""
     workers: Workers = 1
     compile: Compile = False
     graphs: Graphs = False
@@ -210,32 +190,31 @@ class Search(Ranged):
         except OutOfTime as stop:
             progress.note(f"{stop}")
             raise SystemExit(75) from None
-        last = found.rounds[-1]
-        print(f"{found.search.found.metric}, {last.count} images a plan in the last of {len(found.rounds)} rounds")
-        for plan, value in sorted(last.values.items(), key=lambda item: item[1]):
-            print(f"{value:9.3f}  {found.names[plan]}")
-        record = {"metric": found.search.found.metric, "found": found.names[found.plan]}
-        record |= {"features": found.search.found.fingerprint.features, "usual": found.names[found.usual]}
-        record["rounds"] = [
-            {"images": one.count, "scores": {found.names[plan]: value for plan, value in one.values.items()}}
-            for one in found.rounds
-        ]
+        names = found.names
+        metric_name, features = found.search.found.metric, found.search.found.fingerprint.features
+        print(f"{metric_name}, {found.rounds[-1].count} images a plan in the last of {len(found.rounds)} rounds")
+        compared: dict[str, dict[str, object]] = {}
         for seeds, both in (("search", found.search), ("fresh", found.fresh)):
-            interval, scores = both.interval, {"found": both.found, "usual": both.usual}
             print(f"\n{seeds} seeds, {both.found.fingerprint.seeds}")
+            about: dict[str, object] = {"seeds": both.found.fingerprint.seeds}
+            scores = {"found": both.found, "usual": both.usual}
             for name, score in scores.items():
                 print(f"{score.value:9.3f}  [{score.low:.3f}, {score.high:.3f}]  {name}")
-            print(f"{both.difference:+9.3f}  [{interval.low:+.3f}, {interval.high:+.3f}]  found less usual, paired")
-            record[seeds] = {
-                "seeds": both.found.fingerprint.seeds,
-                **{name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
-                "difference": {"value": both.difference, "low": interval.low, "high": interval.high},
-            }
+                about[name] = {"value": score.value, "low": score.low, "high": score.high}
+            value, low, high = both.difference, both.interval.low, both.interval.high
+            print(f"{value:+9.3f}  [{low:+.3f}, {high:+.3f}]  found less usual, paired")
+            compared[seeds] = about | {"difference": {"value": value, "low": low, "high": high}}
         fresh = found.fresh.interval
         verdict = "better" if fresh.high < 0 else "worse" if fresh.low > 0 else "not significantly different"
         print(f"On fresh seeds the plan that was found is {verdict}.")
-        write_whole(self.out.with_suffix(".search.json"), json.dumps(record, indent=1) + "\n")
-        write_plans(self.out, [(found.names[plan], plan) for plan in dict.fromkeys((found.plan, found.usual))])
+        rounds = [
+            {"images": one.count, "scores": {names[plan]: value for plan, value in one.values.items()}}
+            for one in found.rounds
+        ]
+        record = {"metric": metric_name, "found": names[found.plan], "features": features, "usual": names[found.usual]}
+        record_file = self.out.with_suffix(".search.json")
+        write_whole(record_file, json.dumps(record | {"rounds": rounds} | compared, indent=1) + "\n")
+        write_plans(self.out, [(names[plan], plan) for plan in dict.fromkeys((found.plan, found.usual))])
 
 
 @dataclass(frozen=True)
@@ -244,7 +223,7 @@ class Calibrate(Ranged):
 
     run_dir: RunDir
     images: Annotated[int, Range(2, 10_000_000)] = 128
-    """Training images."""
+    """Number of training images."""
     rings: Rings = 12
     """Frequency bands of a channel."""
     workers: Workers = 1
@@ -271,13 +250,3 @@ class Calibrate(Ranged):
         for age, ratio, trusted in trust:
             print(f"{age:>5}  {ratio:12.2f}  {trusted:7.0%}")
         print(f"\n{self.run_dir / COVARIANCE}")
-
-
-KINDS: dict[str, type[Search | Calibrate]] = {"search": Search, "calibrate": Calibrate}
-
-
-def parse_plan(arguments: list[str]) -> Plan | Search | Calibrate:
-    """`plan RUN`, `plan search RUN` or `plan calibrate RUN`. Raises what `parse` raises."""
-    if arguments[:1] and arguments[0] in KINDS:
-        return parse(KINDS[arguments[0]], arguments[1:], f"dualrate plan {arguments[0]}")
-    return parse(Plan, arguments, "dualrate plan")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 from tyro.conf import Positional, arg
@@ -24,20 +24,19 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from dualrate.config.imports import imported
 from dualrate.config.ranges import BatchSize, Processes, Retries, WorkerCount, as_path, described
 
-Command = TypeVar("Command")
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
-Device = Annotated[str | None, arg(help="cpu, cuda, ...; cuda if there is one.")]
+Device = Annotated[str | None, arg(help="cpu, cuda, ...; a GPU if there is one.")]
 ProcessCount = Annotated[Processes, arg(help="Processes that train together on this machine, each on a GPU if any.")]
-RetryCount = Annotated[Retries, arg(help="How often all of them start again after one failed, from the checkpoint.")]
+RetryCount = Annotated[Retries, arg(help="How often all of them restart from the checkpoint after one failed.")]
 Log = Annotated[
-    Literal["tensorboard", "wandb"] | None, arg(help="Log losses there, too; pip install 'dualrate[tensorboard]'.")
+    Literal["tensorboard", "wandb"] | None, arg(help="Also log losses to it; pip install 'dualrate[tensorboard]'.")
 ]
-AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
+AtATime = Annotated[BatchSize, arg(help="Images per batch; fewer need less memory.")]
 Workers = Annotated[
     WorkerCount,
     arg(help="Worker processes, each with a copy of the model; auto: one for each GPU or idle processor."),
 ]
-Compile = Annotated[bool, arg(help="Compile the networks. It takes minutes the first time, and pays at small batches.")]
+Compile = Annotated[bool, arg(help="Compile the networks: minutes the first time, faster at small batches.")]
 Graphs = Annotated[bool, arg(help="Record the networks' calls as CUDA graphs, for small batches on a GPU.")]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 PRIMITIVES = ConstructorRegistry()
@@ -52,75 +51,38 @@ class NoPath(Exception):
 
 
 @PRIMITIVES.primitive_rule
-def number_or_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] | None:
-    """A number as it is written; text that is none stays text, which the field's own range then refuses by name."""
-    if info.type not in (int, float):
+def number_or_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] | None:
+    """Numbers, and paths as `as_path` reads them. Text that is no number stays text: the field's range refuses it."""
+    kind: Any = info.type
+    if kind not in (int, float, Path):
         return None
 
     def read(words: list[str]) -> object:
         try:
-            return info.type(words[0])
-        except ValueError:
+            return as_path(words[0]) if kind is Path else kind(words[0])
+        except ValueError as error:
+            if kind is Path:
+                raise NoPath(str(error)) from error
             return words[0]
 
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar=info.type.__name__.upper(),
+        metavar=kind.__name__.upper(),
         instance_from_str=read,
-        is_instance=lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+        is_instance=lambda value: (
+            isinstance(value, Path if kind is Path else (int, float)) and not isinstance(value, bool)
+        ),
         str_from_instance=lambda value: [str(value)],
     )
 
 
-@PRIMITIVES.primitive_rule
-def path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    """Every path of a command line, as `as_path` reads it."""
-    if info.type is not Path:
-        return None
+def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None, *, known: bool = False) -> Any:
+    """The command that these arguments say. default: its options where the arguments do not name them.
 
-    def read(words: list[str]) -> Path:
-        try:
-            return as_path(words[0])
-        except ValueError as error:
-            raise NoPath(str(error)) from error
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-def parse(kind: type[Command], arguments: list[str], prog: str, default: Command | None = None) -> Command:
-    """The command that these arguments say. default: its options where they do not.
-
+    known: also return the arguments that are none of its options
     Raises ValueError for a value that a dataclass refuses, in its own words; SystemExit after an error of other kinds,
     or after help.
     """
-    return _parsed(kind, arguments, prog, default)
-
-
-def parse_one_of(command: str, kinds: Mapping[str, type[Command]], arguments: list[str]) -> Command:
-    """The options of `dualrate command KIND ...`. Raises what `parse` raises; SystemExit after listing the kinds."""
-    if arguments[:1] and arguments[0] in kinds:
-        return parse(kinds[arguments[0]], arguments[1:], f"dualrate {command} {arguments[0]}")
-    asked = not arguments or arguments[0] in HELP
-    if not asked:
-        print(f"dualrate {command}: there is no {arguments[0]!r}", file=sys.stderr)
-    for name, kind in kinds.items():
-        first = (kind.__doc__ or "").splitlines()[0]
-        print(f"dualrate {command} {name}: {first}", file=sys.stdout if asked else sys.stderr)
-    raise SystemExit(0 if asked else 2)
-
-
-def parse_known(kind: type[Command], arguments: list[str], prog: str, default: Command) -> tuple[Command, list[str]]:
-    """As `parse`, and the arguments that are none of its options."""
-    return _parsed(kind, arguments, prog, default, known=True)
-
-
-def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Command | None, known: bool = False) -> Any:
     errors, shown = io.StringIO(), io.StringIO()
     try:
         with redirect_stderr(errors), redirect_stdout(shown):
@@ -150,17 +112,17 @@ def _outer(text: str) -> str:
     for line in text.splitlines(keepends=True):
         if group := GROUP.match(line):
             inner = "." in group[1]
-            left += [group[1]] if inner else []
+            left += [".".join(group[1].split(".")[:2])] if inner else []
         kept += [] if inner else [line]
         inner = inner and bool(line.strip()) and not line.startswith("╰")
     if not left:
         return text
-    names = ", ".join(f"--{name}.*" for name in dict.fromkeys(_outermost(name) for name in left))
+    names = ", ".join(f"--{name}.*" for name in dict.fromkeys(left))
     return "".join(kept) + "\n" + textwrap.fill(f"More: {names}. {ALL} shows these too.", 100) + "\n"
 
 
 def _refusal(stop: SystemExit) -> ValueError | None:
-    """The error for which tyro stopped: as a dataclass raised it; or of words that fit no option, said our way."""
+    """The error for which tyro stopped: as a dataclass raised it, or in our words for text that fits no option."""
     cause, unfit = stop.__context__, None
     while cause is not None:
         if isinstance(cause, ValueError):
@@ -169,22 +131,17 @@ def _refusal(stop: SystemExit) -> ValueError | None:
                 return cause
         option: Any = getattr(cause, "arg", None)  # of tyro's own error, whose message shows Python's types
         if getattr(option, "lowered", None) is not None:
-            said = str(getattr(cause, "message", "")).splitlines()[0]
-            words = WORDS.search(said)
+            message = str(getattr(cause, "message", "")).splitlines()[0]
+            words = WORDS.search(message)
             name = "/".join(option.lowered.name_or_flags)
-            unfit = ValueError(f"{name} is {described(option.field.type)}, got {words[0] if words else said}")
+            unfit = ValueError(f"{name} is {described(option.field.type)}, got {words[0] if words else message}")
         cause = cause.__context__
     return unfit
 
 
-def _outermost(group: str) -> str:
-    """The group that stands for those within it, and is not shown itself."""
-    outer, levels, _ = group.partition(".levels")
-    return outer if "." in outer else f"{outer}{levels}"
-
-
 Made = TypeVar("Made")
 Recipe = TypeVar("Recipe", bound=Callable[..., object])
+Command = TypeVar("Command")
 
 
 def recipe_named(name: str, recipes: Mapping[str, Callable[[], Made]], command: str) -> Callable[[], Made]:
@@ -199,7 +156,7 @@ def recipe_named(name: str, recipes: Mapping[str, Callable[[], Made]], command: 
     recipe = imported(name)
     if not callable(recipe):
         raise ValueError(f"{name} is no recipe: expected a function, got {recipe!r}")
-    return recipe
+    return cast(Callable[[], Made], recipe)
 
 
 def checked(value: object, made: type[Made], name: str) -> Made:
@@ -220,7 +177,7 @@ def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tupl
     asked = [option for option in options if option in HELP]
     others = [option for option in options if option not in HELP]
     kind: type[Recipe] = type(recipe)
-    own, rest = parse_known(kind, others or asked, f"dualrate {command} {name}", recipe)
+    own, rest = parse(kind, others or asked, f"dualrate {command} {name}", recipe, known=True)
     return own, [name, *rest, *asked]
 
 

@@ -1,4 +1,4 @@
-"""`dualrate sample`: images of a run in a folder, written as they are drawn."""
+"""`dualrate sample`: images of a run in a folder. `dualrate cost`: what a call and an image of a run cost."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from dualrate.cli.console import command_line, drawing, loaded, print_report
+from dualrate.cli.console import command_line, loaded, print_report
 from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.config.ranges import Classes, Images, Precision, Ranged, Seed
+from dualrate.config.ranges import BatchSize, Classes, Images, Precision, Ranged, Seed
+from dualrate.system.progress import image_progress
 
 
 @dataclass(frozen=True)
 class Sample(Ranged):
-    """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill.
+    """Draw images from a run: PNG files, a grid, and a report of their cost. The same command continues after a kill.
 
-    A model of texts gives pieces of text, on the terminal, in a file each, and together in OUT/samples.txt.
+    A model of texts writes pieces of text: to the terminal, to a file each, and all to OUT/samples.txt.
     """
 
     run_dir: RunDir
     out: Path
-    """Directory for the images: new, empty, or with samples of the same kind, to which it adds."""
+    """Directory for the images: new, empty, or with samples of the same model and plan, to which it adds."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images = 64
-    """Images in all. Those that are in the directory already count."""
+    """Images in all, including those in the directory."""
     label: Classes | str | None = None
-    """One class for all images, its number or its name; all classes in turn if not given."""
+    """One class for all images, by number or name; every class in turn if not given."""
     seed: Seed = 0
-    """Of the first image; image i has seed + i, whatever the batch size."""
+    """Seed of the first image; image i has seed + i, whatever the batch size."""
     batch_size: AtATime = 125
     precision: Precision = "auto"
-    """auto: bfloat16 where it is faster. Pictures that do not depend on the batch size need float32."""
+    """auto: bfloat16 where it is faster. In float32 an image does not depend on the batch size."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
     workers: Workers = 1
@@ -61,27 +62,51 @@ class Sample(Ranged):
                 range(self.seed, self.seed + self.num),
                 self.out,
                 npz=self.npz,
-                progress=drawing(progress),
+                progress=image_progress(progress),
                 mapper=over,
                 command=command_line(),
             )
-        one, pieces = model.experiment.noun, [file.read_bytes().decode() for file in written.files if of_text]
-        if pieces and not self.json:
-            print(BETWEEN.join(pieces) + "\n")
-        print_report(
-            self.json,
-            {
-                "run": str(self.run_dir),
-                f"{one}s": self.num,
-                "drawn": written.drawn,
-                "out": str(self.out),
-                "steps": drawer.plan.num_steps,
-                f"heavy_calls_per_{one}": written.cost.heavy_calls,
-                f"light_calls_per_{one}": written.cost.light_calls,
-                f"macs_per_{one}": written.cost.macs,
-                f"flops_per_{one}": written.cost.flops,
-                f"seconds_per_{one}": written.seconds / written.drawn if written.drawn else None,
-                "precision": written.precision,
-            }
-            | ({"pieces": pieces} if pieces and self.json else {}),
-        )
+        one, cost = model.experiment.noun, written.cost
+        report: dict[str, object] = {
+            "run": str(self.run_dir),
+            f"{one}s": self.num,
+            "drawn": written.drawn,
+            "out": str(self.out),
+            "steps": drawer.plan.num_steps,
+            f"heavy_calls_per_{one}": cost.heavy_calls,
+            f"light_calls_per_{one}": cost.light_calls,
+            f"macs_per_{one}": cost.macs,
+            f"flops_per_{one}": cost.flops,
+            f"seconds_per_{one}": written.seconds / written.drawn if written.drawn else None,
+            "precision": written.precision,
+        }
+        if of_text:
+            pieces = [file.read_bytes().decode() for file in written.files]
+            if self.json:
+                report["pieces"] = pieces
+            else:
+                print(BETWEEN.join(pieces) + "\n")
+        print_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class Cost(Ranged):
+    """Count parameters, MACs and FLOPs of a heavy call, a light call and an image of a run, and measure latency."""
+
+    run_dir: RunDir
+    sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
+    batch_size: BatchSize = 1
+    """Images per call when latency is measured."""
+    compile: Compile = False
+    graphs: Graphs = False
+    device: Device = None
+    json: AsJson = False
+
+    def run(self) -> None:
+        from dualrate.drawing.measure import cost_report
+
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        found = cost_report(self.sampling.drawer(model, progress.note, batch_size=self.batch_size))
+        if not self.json and not found["macs_heavy_call"]:  # one kind of call: leave out lines of zeros and repetitions
+            found = {k: v for k, v in found.items() if not ("_heavy_call" in k or "_alone" in k)}
+        print_report(self.json, found)

@@ -1,9 +1,9 @@
-"""The options that say how images are drawn, and the step and plan that they mean."""
+"""The options of how images are drawn, and the sampler and plan that they stand for."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,6 @@ from dualrate.cli.data import check_decoder_sampler
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS, SHARED
-from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
 from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places
 from dualrate.drawing.drawer import Drawer, Guidance
@@ -29,14 +28,14 @@ def _names(markovian: bool) -> str:
 
 
 SAMPLER = (
-    f"If not given: {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; {SMOOTH} with a --denoiser that caches; a student's "
-    f"own. For any number of heavy calls: {_names(markovian=True)}; for a heavy call at every step, or one network: "
-    f"{_names(markovian=False)}; or package.module:Class. *: after `dualrate plan calibrate RUN`."
+    f"If not given {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}, {SMOOTH} with a --denoiser that caches, or that of a "
+    f"student. For any number of heavy calls: {_names(markovian=True)}; for a heavy call at every step, or one "
+    f"network: {_names(markovian=False)}; or package.module:Class. *: after `dualrate plan calibrate RUN`."
 )
 GAMMA = f"Noise level of {' and '.join(taking('gamma'))}: 0 posterior variance, 1 transition variance."
-ETA = f"Share of the noise of {' and '.join(taking('eta'))} that is drawn afresh; 0 is DDIM."
+ETA = f"Share of the noise of {' and '.join(taking('eta'))} that is drawn anew; 0 is DDIM."
 DENOISER = (
-    f"What calls the networks. Caches for a single network: {', '.join(DENOISERS)}; {SHARED}3 shares three middle "
+    f"How the networks are called. Caches for one network: {', '.join(DENOISERS)}; {SHARED}3 shares three middle "
     f"blocks. A run's directory: its network makes the steps without a context. Or "
     "package.module:name."
 )
@@ -44,43 +43,43 @@ DENOISER = (
 
 @dataclass(frozen=True)
 class SamplingOptions(Ranged):
-    """When the networks run. What is not given is as docs/choosing.md recommends."""
+    """How images are drawn. The defaults are those that docs/choosing.md recommends."""
 
     steps: Steps | None = None
-    """N, steps of the sampler; 32, or a distilled student's own, if not given."""
+    """N, steps of the sampler; if not given 32, or those of a distilled student."""
     heavy: HeavyCalls | None = None
-    """H, heavy calls per image; a quarter of the steps, or a distilled student's own, if not given."""
+    """H, heavy calls per image; if not given a quarter of the steps, or those of a distilled student."""
     places: Places | None = None
-    """Heavy calls spread evenly over all steps (even), or over those after the first quarter (late)."""
+    """Spread the heavy calls evenly over all steps (even), or over those after the first quarter (late)."""
     switch_at: Probability | None = None
-    """Time, 1 for noise and 0 for data, until which the network of --denoiser LIGHT makes the steps, or the light
-    network of a dual-rate model alone (DuoDiff, T-Stitch)."""
+    """Time, 1 for noise and 0 for data, until which a lighter network makes the steps: that of --denoiser RUN, or the
+    light network of a dual-rate model without a context (DuoDiff, T-Stitch)."""
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps, --heavy, --places, --switch-at, --grid and --times."""
     sampler: Annotated[str | None, arg(help=SAMPLER)] = None
     grid: str | None = None
-    """Times of the steps: t (equal in t), log-snr (equal in log-SNR), blend:0.3 (between them) or karras; the sampler's
-    own if not given."""
+    """Times of the steps: t (equal in t), log-snr (equal in log-SNR), blend:0.3 (between them) or karras; the usual one
+    of the sampler if not given."""
     times: tuple[Probability, ...] | None = None
     """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
     gamma: Annotated[Probability | None, arg(help=GAMMA)] = None
     eta: Annotated[Probability | None, arg(help=ETA)] = None
     denoiser: Annotated[str | None, arg(help=DENOISER)] = None
     codec: Path | None = None
-    """Folder of the codec of a model of latents, if it has moved; or a decoder's run."""
+    """Folder of the codec of a model of latents, if it has moved; or the run of a decoder."""
     codec_sampler: str | None = None
-    """Sampler of a diffusion decoder, or NAME:GAMMA; as it was trained if not given."""
+    """Sampler of a diffusion decoder, NAME or NAME:GAMMA; as in its training if not given."""
     codec_steps: Steps | None = None
-    """Steps of a diffusion decoder; as it was trained if not given."""
+    """Steps of a diffusion decoder; as in its training if not given."""
     guidance: GuidanceWeight = 1.0
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
-    """Noise levels (low, high] of sigma/alpha in which guidance acts; everywhere if not given."""
+    """Noise levels sigma/alpha, low to high, at which guidance acts; all if not given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         import_named("sampler", self.sampler)
-        self._choice(None if self.plan is None else StepPlan.uniform(1))  # what excludes each other, before any work
+        self.choice()  # refuses before any work
         if not is_run(self.denoiser):
             import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
@@ -92,7 +91,7 @@ class SamplingOptions(Ranged):
         check_decoder_sampler(self.codec_sampler)
 
     def drawer(self, model: Model, note: Note = warnings.warn, **more: Any) -> Drawer:
-        """What the options ask for. note: gets a sentence where it has fewer heavy calls; more: fields of a `Drawer`.
+        """The drawer of these options. note: takes a sentence if it has fewer heavy calls; more: fields of a `Drawer`.
 
         Raises what `Choice`, its `drawer` and `Drawer` raise.
         """
@@ -105,18 +104,5 @@ class SamplingOptions(Ranged):
 
     def choice(self) -> Choice:
         """Raises what `read_plan` and `Choice` raise."""
-        return self._choice(None if self.plan is None else read_plan(self.plan))
-
-    def _choice(self, plan: StepPlan | None) -> Choice:
-        return Choice(
-            steps=self.steps,
-            heavy=self.heavy,
-            sampler=self.sampler,
-            gamma=self.gamma,
-            eta=self.eta,
-            grid=self.grid,
-            times=self.times,
-            places=self.places,
-            plan=plan,
-            switch_at=self.switch_at,
-        )
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Choice)}
+        return Choice(**{**given, "plan": None if self.plan is None else read_plan(self.plan)})

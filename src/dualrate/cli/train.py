@@ -1,4 +1,4 @@
-"""`dualrate train`: a recipe, trained."""
+"""`dualrate train`: a recipe, trained. `dualrate retrofit`: a light network beside a model of diffusers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from dualrate.cli.console import command_line, decoding, report_end, reporter
-from dualrate.cli.data import data_progress
+from dualrate.cli.console import command_line, data_progress, report_end, reporter
 from dualrate.cli.recipe import (
     HELP,
     Device,
@@ -21,7 +20,7 @@ from dualrate.cli.recipe import (
     RetryCount,
     checked,
     override,
-    parse_known,
+    parse,
     recipe_named,
     with_own_options,
 )
@@ -30,23 +29,23 @@ from dualrate.data.images import check_outside
 from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet, token_models
+from dualrate.recipes.retrofit import Retrofit as RetrofitRecipe
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
 from dualrate.system.progress import Silent, stops
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import is_launched, joined, own_device
-from dualrate.training.log import Logger
 
 FILES = (auto, fashion_mnist, fashion_mnist_latents, token_models, cifar10, imagenet)
-DESCRIBED: dict[str, tuple[str, Callable[[], Any]]] = {}
-for file in FILES:
-    DESCRIBED |= {**file.RECIPES, **getattr(file, "STAGES", {})}
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    name: recipe for file in FILES for name, (_, recipe) in file.RECIPES.items()
+}
 STAGES: dict[str, Callable[[], Stages]] = {
     name: recipe for file in (fashion_mnist_latents, imagenet) for name, (_, recipe) in file.STAGES.items()
 }
-RECIPES: dict[str, Callable[[], Experiment]] = {
-    name: recipe for name, (_, recipe) in DESCRIBED.items() if name not in STAGES
+DESCRIBED: dict[str, str] = {
+    name: text for file in FILES for name, (text, _) in (file.RECIPES | getattr(file, "STAGES", {})).items()
 }
 FIRST = (  # of each family, what to begin with
     "auto",
@@ -63,7 +62,6 @@ FIRST = (  # of each family, what to begin with
     "imagenet-decoder",
 )
 LIST = "--list"
-
 Loss = Literal["denoising", "consistency"]
 
 
@@ -89,19 +87,56 @@ class Run(Ranged):
     """Folder of the codec of latents, if it has moved since they were encoded."""
     log: Log = None
 
-    def train(self, experiment: Experiment) -> None:
-        """Raises what `launch` and `run_training` raise."""
+    def train(self, experiment: Experiment) -> FitResult:
+        """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended."""
+        from dualrate.drawing.measure import scorer
+        from dualrate.runs.train import check_out, resume_threads, train
+
         launch(self.nproc, self.retries)
-        run_training(experiment, self.out, self.device, self.eval_every, self.codec, self.log)
+        experiment = on_codec_of_data(experiment)
+        experiment = experiment if self.codec is None else experiment.with_codec(self.codec)
+        out, where = self.out or Path("runs") / experiment.name, own_device(pick_device(self.device))
+        check_out(experiment.name, out)  # before a feature network is trained
+        check_outside(out, experiment.data.source)
+        every, sample_every = self.eval_every, experiment.fit.sample_every
+        if every is not None and every % sample_every:
+            raise ValueError(f"--eval-every is a multiple of --fit.sample-every ({sample_every}), got {every}")
+        resume_threads(out)
+        with joined(where) as world:
+            progress = reporter() if world.leads else Silent()
+            result = train(
+                experiment,
+                out,
+                score=scorer(experiment.data, progress) if every is not None and world.leads else None,
+                score_every=every,
+                progress=progress,
+                decoding=data_progress(progress),
+                device=where,
+                command=command_line(),
+                log=self.log,
+                world=world,
+            )
+        report_end(result, experiment.fit, out, progress)
+        return result
 
 
 @dataclass(frozen=True)
 class Train(Run):
-    """Train a recipe, or continue it: the same command resumes."""
+    """Train a recipe. The same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
     by: Annotated[Loss, arg(name="method")] = "denoising"
-    """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps)."""
+    """denoising: the loss of the recipe. consistency: training from data for few steps of DDIM (--method.steps)."""
+
+    def run(self) -> None:
+        self.train(self.experiment)
+
+
+@dataclass(frozen=True)
+class Retrofit(Run):
+    """Make a model of diffusers dual-rate by training a light network beside it. The same command resumes."""
+
+    experiment: Annotated[Experiment, arg(name="")]
 
     def run(self) -> None:
         self.train(self.experiment)
@@ -109,14 +144,14 @@ class Train(Run):
 
 @dataclass(frozen=True)
 class TrainStages:
-    """Train a recipe of two stages, or continue it: the same command resumes.
+    """Train a recipe of two stages. The same command resumes.
 
     In one process; for several, train the stages one by one (dualrate data encode in between).
     """
 
     stages: Annotated[Stages, arg(name="")]
     out: Path | None = None
-    """Directory of the stages: first (the codec), latents, base (the model to sample); runs/<recipe> if not given."""
+    """Directory of the stages first (the codec), latents and base (the model to sample); runs/<recipe> if not given."""
     device: Device = None
 
     def run(self) -> None:
@@ -125,7 +160,7 @@ class TrainStages:
         out, where, progress = self.out or Path("runs") / self.stages.name, pick_device(self.device), reporter()
         for experiment, folder in in_turn(self.stages, out, device=where, progress=data_progress(progress, ENCODING)):
             progress.close()
-            if run_training(experiment, folder, self.device, None).stopped != "done":
+            if Run(out=folder, device=self.device).train(experiment).stopped != "done":
                 return
 
 
@@ -170,67 +205,38 @@ def launch(processes: int, retries: int) -> None:
     raise SystemExit(0)
 
 
-def run_training(
-    experiment: Experiment,
-    out: Path | None,
-    device: str | None,
-    eval_every: int | None,
-    codec: Path | None = None,
-    log: Logger | None = None,
-) -> FitResult:
-    """Train the experiment in `out`, or in runs/ under its name, and say how it ended. codec: where its folder is."""
-    from dualrate.drawing.measure import scorer
-    from dualrate.runs.train import check_out, resume_threads, train
-
-    experiment = on_codec_of_data(experiment)
-    experiment = experiment if codec is None else experiment.with_codec(codec)
-    out, where = out or Path("runs") / experiment.name, own_device(pick_device(device))
-    check_out(experiment.name, out)  # before a feature network is trained
-    check_outside(out, experiment.data.source)
-    if eval_every is not None and eval_every % experiment.fit.sample_every:
-        raise ValueError(
-            f"--eval-every is a multiple of --fit.sample-every ({experiment.fit.sample_every}), got {eval_every}"
-        )
-    resume_threads(out)
-    with joined(where) as world:
-        progress = reporter() if world.leads else Silent()
-        result = train(
-            experiment,
-            out,
-            score=scorer(experiment.data, progress) if eval_every is not None and world.leads else None,
-            score_every=eval_every,
-            progress=progress,
-            decoding=decoding(progress),
-            device=where,
-            command=command_line(),
-            log=log,
-            world=world,
-        )
-    report_end(result, experiment.fit, out, progress)
-    return result
-
-
-def usage(names: tuple[str, ...] = FIRST) -> str:
-    """What `dualrate train` says without a recipe. names: of the recipes that it lists."""
+def usage(every: bool) -> str:
+    """The text of `dualrate train` without a recipe: FIRST, or every recipe."""
     lines = ["usage: dualrate train RECIPE [options]    (dualrate train RECIPE --help for its options)", ""]
-    lines += [f"  {name:28} {DESCRIBED[name][0]}" for name in names if name in DESCRIBED]
+    lines += [f"  {name:28} {text}" for name, text in DESCRIBED.items() if every or name in FIRST]
     lines.append(f"  {'package.module:function':28} a recipe of your own")
-    more = f"dualrate train {LIST} names all {len(DESCRIBED)} recipes."
-    return "\n".join([*lines, "", more] if len(names) < len(DESCRIBED) else lines)
+    more = [] if every else ["", f"dualrate train {LIST} names all {len(DESCRIBED)} recipes."]
+    return "\n".join(lines + more)
 
 
 def parse_train(arguments: list[str]) -> Train | TrainStages:
     """The options of a recipe. Raises SystemExit after listing the recipes, ValueError for a name that is none."""
     name = arguments[0] if arguments else ""
     if name in ("", LIST, *HELP):
-        print(usage(tuple(DESCRIBED) if name == LIST else FIRST))
+        print(usage(name == LIST))
         raise SystemExit(0 if name else 2)
     if name in STAGES:
         return override(TrainStages(STAGES[name]()), arguments, "train")
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train")
     options = [option for option in rest[1:] if option not in HELP]
-    method = parse_known(Method, options, "dualrate train", Method())[0].method
+    method = parse(Method, options, "dualrate train", Method(), known=True)[0].method
     experiment = checked(recipe(), Experiment, name)
     if method == "consistency":
         experiment = (imagenet.by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
     return override(Train(experiment, method), rest, "train")
+
+
+def parse_retrofit(arguments: list[str]) -> Retrofit:
+    """A folder of diffusers first, then the recipe's options and those of the experiment that it makes."""
+    if not arguments or arguments[0].startswith("-"):
+        print(
+            "usage: dualrate retrofit FOLDER --data.source IMAGES [options] (--help after the folder for its options)"
+        )
+        raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
+    recipe, rest = with_own_options(RetrofitRecipe(), arguments, "retrofit")
+    return override(Retrofit(recipe(rest[0])), rest, "retrofit")

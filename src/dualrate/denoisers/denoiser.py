@@ -89,7 +89,7 @@ def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
     """
     tables = [part for part in _modules(denoiser) if isinstance(part, Labelled)]
     known = min((part.num_classes + part.null for part in tables if part.num_classes), default=0)
-    strange = [label for label in labels if not 0 <= label < known]
+    strange = [label for label in labels if label not in range(known)]
     if tables and strange:
         rule = f"are 0 to {known - 1}" if known else "are none"
         raise ValueError(f"the labels that these networks know {rule}, got {strange[0]!r}")
