@@ -142,8 +142,9 @@ def small_networks(place, monkeypatch) -> None:
     for name, network in {"HEAVY": heavy, "LIGHT": light}.items():
         monkeypatch.setattr(fashion_mnist, name, network)
     large = replace(heavy, image_size=64, image_channels=3, num_classes=1000, patch=16)
-    for name in ("heavy_network", "light_network"):  # a pass of the real ones takes ten seconds to count
-        monkeypatch.setattr(imagenet, name, lambda size, patch=None: large)
+    monkeypatch.setattr(
+        imagenet, "network", lambda size, kind: large
+    )  # a pass of the real ones takes ten seconds to count
     monkeypatch.setattr(fashion_mnist, "NETWORKS", dict.fromkeys(fashion_mnist.NETWORKS, heavy) | {"light": light})
     monkeypatch.setattr(fashion_mnist, "network", lambda conv, transformer, depth: heavy if depth > 1 else light)
     latent = UViTConfig(7, 4, (Level("transformer", 16, 1),), 10, embedding=16, head_dim=16)

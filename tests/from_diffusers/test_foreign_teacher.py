@@ -116,7 +116,7 @@ def test_what_cannot_be_distilled_is_refused_with_the_reason(root: Path, monkeyp
     with pytest.raises(ValueError, match="has no null class that was trained, to be guided against"):
         check_teacher(guided, teacher, "unet", guided.method.guidance)
     instant = plain_student(RECIPE, str(root / "unet"), 4, version="instant")
-    with pytest.raises(ValueError, match=r"forward derivatives, which torch has not for the group norms of .*unet"):
+    with pytest.raises(ValueError, match=r"forward derivatives, which torch lacks for the group norms of .*unet"):
         instant.method.build(instant, teacher, bfloat16=False)
     dropping = plain_student(RECIPE, str(root / "unet"), 4, dropout=0.1)
     with pytest.raises(ValueError, match="has no dropout to set"):

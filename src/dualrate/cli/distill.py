@@ -153,7 +153,8 @@ def by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, given: di
 
 def by_consistency(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
     steps, heavy = steps or 8, given.pop("heavy", None)
-    if given.pop("student", "plain" if heavy is None else "dual") != "plain":
+    student = given.pop("student", "plain" if heavy is None else "dual")
+    if student != "plain":
         return students.consistency_student(recipe, teacher, steps, heavy or (steps + 1) // 2, **given)
     if heavy is not None or "light_from" in given:
         raise ValueError("a plain student is one network: drop --heavy and --light-from, or pass --student dual")

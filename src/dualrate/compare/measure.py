@@ -111,7 +111,7 @@ class Session:
         if network not in self._calls:
             self.progress.note(f"timing calls of {one.network}")
             self._calls[network] = call_seconds(drawer.model, BATCH, seconds=CALLING, precision=self.precision)
-        return SLOWER * self.share * drawer.expected_cost.where(self._calls[network]) * len(missing)
+        return SLOWER * self.share * drawer.expected_cost.total(self._calls[network]) * len(missing)
 
     def images(self, candidates: Sequence[Candidate], first: int, most: int, seconds: float) -> int:
         """The largest number of images, from seed `first` on, that leaves time for all; else the smallest."""

@@ -16,7 +16,7 @@ With a_t the share of tokens that are kept, a_0 = 1, a_1 = 0, a = a_t / a_s for 
 Of x_hat in place of x the posterior is its mean over x ~ x_hat, sum_x x_hat(x) q(z_s | z_t, x): p(z_s | z_t) of each
 token, if x_hat is exact. (The formula with x_hat put in for x is another law where noise is uniform.)
 
-Of what x_hat at z_t stands for, a z_s that was drawn by way of it tells more: E[x | z_t, z_s], token by token, has the
+Once z_s is drawn through x_hat, it tells more about x than z_t alone did: E[x | z_t, z_s], token by token, has the
 weights x_hat(x) q(z_s | x) / q(z_t | x). Where noise is a mask that is x_hat while z_s is masked, and what z_s shows
 afterwards. Where it is uniform x_hat itself would be biased, for z_s depends on the token that it was drawn from.
 

@@ -67,7 +67,7 @@ class Draws:
 
     seed: of the run, any integer below 2^64
     row:  (B,) int64, below 2^63: global sample number in training, image seed in sampling
-    here: the same on the host, where it is known
+    here: the same rows on the host, where they are known
     """
 
     seed: int
@@ -76,7 +76,7 @@ class Draws:
 
     @property
     def host(self) -> Draws:
-        """The same numbers made on the host: for few of them that decide what the device computes.
+        """The same draws on the host, for the few that steer control flow.
 
         Waits for the device if it alone knows the rows.
         """

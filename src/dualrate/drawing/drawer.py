@@ -200,7 +200,7 @@ class Drawer(Ranged):
 
         progress, watch: as of `sample`. Raises what that and the codec raise.
         """
-        rows = torch.tensor(list(seeds), dtype=torch.int64)
+        rows = torch.tensor(list(seeds), dtype=torch.int64, device="cpu")
         for batch in self.states(seeds, progress, watch):
             row, rows = rows[: len(batch)].to(batch.device), rows[len(batch) :]
             with own_defaults():

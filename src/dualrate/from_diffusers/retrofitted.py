@@ -231,7 +231,7 @@ class OfForeign(NetworksConfig):
         return self.foreign.null
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
-        return networks[role] if self.single_rate else networks.get_submodule(f"{role}.net")
+        return networks.get_submodule(f"{role}.net")
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,9 @@ class OneForeign(OfForeign):
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = self.model.build()
         return nn.ModuleDict({"model": network}), Plain(network, process)
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks[role]
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -163,8 +163,7 @@ class Consistency(Ranged):
     def pairs(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor, Cond]:
         """z_t, t, z_tau, tau as sampling makes them, of the batch's labels alone: all those of a path at a time.
 
-        One row in so many has a path as there are steps that keep a context, by its sample number: a path costs its
-        heavy calls, whether one of its pairs is used or all.
+        With K steps that keep a context, every K-th sample number rolls out one path, which gives K pairs.
         """
         plan = self.plan
         kept = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.KEEP]

@@ -36,10 +36,10 @@ def kept_rows(draws: Draws, dropout: float) -> Tensor:
 def radical_inverse(row: Tensor) -> Tensor:
     """(B,) float64 in [0, 1): the binary digits of sample numbers, the lowest 32, mirrored at the point.
 
-    Van der Corput's sequence: any 2^m rows that begin at a multiple of 2^m have one in every 2^-m. Beside the rotation
-    of `stratified_uniform` it is uniform in the square, whatever threshold it is compared with: the rows that share
-    their lowest digits are equally far apart, and t at these is a rotation by a multiple of the golden ratio, which is
-    as irrational. A second rotation would be tied to the first at thresholds near its multiples.
+    Van der Corput's sequence: any 2^m rows that begin at a multiple of 2^m have one in every 2^-m. Together with
+    the times of `stratified_uniform`, (t, kept) covers the square evenly for any dropout rate: rows that share their
+    lowest digits are equally far apart, and t at these is a rotation by a multiple of the golden ratio. A second
+    rotation would be tied to the first at rates near its multiples.
     """
     place = torch.arange(32, device=row.device)
     return ((row[:, None] >> place) & 1).double() @ torch.ldexp(torch.ones_like(place).double(), -place - 1)

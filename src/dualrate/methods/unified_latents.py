@@ -17,8 +17,8 @@ Ours: L_z trains the encoder from iteration `priced_from` on. At first no decode
 waste to L_z: in a run of small networks the latents were gone within 100 iterations, and did not come back.
 
 Deviates from eq. (4) and the text, which contradict the paper's figures: dlog_snr/dt has the minus sign of the prior's
-loss there too, and the weight, given as sigmoid(log_snr - b), is what discounts what no eye sees, sigmoid(b - log_snr)
-on the integrand of the bound, which is the error of eps.
+loss there too. The paper prints the weight sigmoid(log_snr - b). We use sigmoid(b - log_snr), which lowers the weight
+of invisible detail; it multiplies the error of eps in the bound.
 
 The codec of such a run is its own (`codecs/diffusion.py`), trained with it. A second stage is an ordinary experiment on
 that codec's latents, under a process that ends in noisy latents.

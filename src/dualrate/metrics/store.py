@@ -26,7 +26,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -309,11 +308,17 @@ def real_features(
     store: of `store_in`: what is there is not taken again, and what is taken is kept there
     mapper, progress: as of `fill_stores`, whose errors are raised, and those of the net
     """
-    ids = range(len(images))
-    with TemporaryDirectory() as folder:
-        store = store or FeatureStore.open(folder, Origin.of_real("images in memory", net.identity))
-        fill_stores([(store, net)], ids, partial(_part, images), size=PART, progress=progress, mapper=mapper)
+    ids, draw = range(len(images)), partial(_part, images)
+    if store is not None:
+        fill_stores([(store, net)], ids, draw, size=PART, progress=progress, mapper=mapper)
         return store.read(ids).features
+    report, found = progress or (lambda done, total: None), []
+    report(0, len(ids))
+    parts = [list(ids[start : start + PART]) for start in range(0, len(ids), PART)]
+    for part, (features, _) in mapper(partial(_features_drawn, draw, [net]), parts):
+        found += features
+        report(part[-1] + 1, len(ids))
+    return torch.cat(found)
 
 
 def _part(images: Pixels, ids: Sequence[int]) -> Any:

@@ -5,7 +5,7 @@ The objective of a plan sums terms of its steps, each an error e of x_hat with t
     term(t -> s; tau) = 1/2 e * integral of e^log_snr w dlog_snr over [t, s]
 
     ancestral         e = E|x - x_hat(z_t, t; context of tau)|^2 / d
-    second order      e = that - the same of a heavy call at t + what the step is off by with the latter
+    second order      e = e(context of tau) - e(context of t) + bend(t, s)
 
 The least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
 calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. Where a step without a
@@ -17,7 +17,7 @@ order is free of that: its error is what its context lacks, and the length of it
 
 The sum is not a likelihood: with the sigmoid weight it is a training loss, and with the weight 1 the last step alone
 would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
-as a Frechet distance does is a question to measurement, which `dualrate plan --check` asks (docs/results/tried.md).
+as a Frechet distance does was measured (docs/results/tried.md).
 
 `Bend` is what a solver's step gets wrong though every x_hat is right, since x_hat changes along the probability-flow
 ODE. With h half the log-SNR, a step from h to h + l by DPM-Solver++ puts one x_hat in place of its mean over the step,

@@ -7,8 +7,8 @@ heavy call that computes them.
     image = branches x (H x heavy + N x light) + decode,   branches = 2 under guidance
 
 where a step that uses the encoder's own output makes no light call, calls that renew a part of a context and those
-without one are light ones at their own costs, and a guidance interval spares light calls outside it, but none that
-make a context: that holds both branches. Where the cost of a call depends on its rows (`Denoiser.varies`), an image
+without one are light ones at their own costs, and outside a guidance interval a light call runs one branch;
+calls that make a context always run both. Where the cost of a call depends on its rows (`Denoiser.varies`), an image
 costs what `mean_macs` counts while images are drawn; a call, that of a row of zeros.
 """
 
@@ -97,10 +97,10 @@ class PlanCost:
 
     @property
     def macs(self) -> int:
-        return int(self.where(self.calls) if self.mean is None else self.mean + self.calls.decode)
+        return int(self.total(self.calls) if self.mean is None else self.mean + self.calls.decode)
 
-    def where(self, calls: CallCost) -> float:
-        """What as many calls come to that cost so much, in seconds or any one unit."""
+    def total(self, calls: CallCost) -> float:
+        """The total price of these calls at the given costs, in seconds or any one unit."""
         kept = self.light_calls - self.partial_calls - self.alone_calls
         light = kept * calls.light + self.partial_calls * calls.partial + self.alone_calls * calls.without
         return self.heavy_calls * calls.heavy + light + calls.decode

@@ -15,8 +15,8 @@ Deviates from public code of DPM-Solver++ 3M, which takes half of <u^2>, as if x
 is of second order for it.
 
 SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095) is the ancestral step with the x_hat of 2M. It solves the reverse
-SDE, whose paths have the forward law, to second order, where Ancestral does to first: so a context may be reused. With
-gamma above 0 it is of first order again, with an error of the opposite sign, which few steps can use.
+SDE to second order, where Ancestral solves it to first. Its paths have the forward law, so a context may be reused.
+With gamma above 0 it is of first order, with an error of the opposite sign, which helps few steps.
 
 X itself is never formed: it is of size 1 / alpha, some thousands at t = 1, and would cost float32 its digits there.
 

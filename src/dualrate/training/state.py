@@ -93,7 +93,7 @@ class PhaseState:
     def update(self, lr: float, rows: int, *, unless: Tensor) -> None:
         """One optimiser step from the gradients, which are gone then, and the average after it.
 
-        unless: (), where it is not 0 weights and optimiser stay, and the average counts the weights once more
+        unless: (); if it is not 0 the step is skipped, and only the average moves on
         """
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.found_inf = unless.float()  # pyright: ignore[reportAttributeAccessIssue]
