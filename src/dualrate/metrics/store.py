@@ -312,13 +312,13 @@ def real_features(
     if store is not None:
         fill_stores([(store, net)], ids, draw, size=PART, progress=progress, mapper=mapper)
         return store.read(ids).features
-    report, found = progress or (lambda done, total: None), []
-    report(0, len(ids))
+    report, found, done = progress or (lambda done, total: None), {}, 0
+    report(done, len(ids))
     parts = [list(ids[start : start + PART]) for start in range(0, len(ids), PART)]
     for part, (features, _) in mapper(partial(_features_drawn, draw, [net]), parts):
-        found += features
-        report(part[-1] + 1, len(ids))
-    return torch.cat(found)
+        found[part[0]], done = features[0], done + len(part)
+        report(done, len(ids))
+    return torch.cat([found[part[0]] for part in parts])
 
 
 def _part(images: Pixels, ids: Sequence[int]) -> Any:
