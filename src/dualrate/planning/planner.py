@@ -17,7 +17,7 @@ order is free of that: its error is what its context lacks, and the length of it
 
 The sum is not a likelihood: with the sigmoid weight it is a training loss, and with the weight 1 the last step alone
 would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
-as a Frechet distance does is a question to measurement, which `dualrate plan --check` asks (docs/results/tried.md).
+as a Frechet distance does is a question of measurement (docs/results/tried.md).
 
 `Bend` is what a solver's step gets wrong though every x_hat is right, since x_hat changes along the probability-flow
 ODE. With h half the log-SNR, a step from h to h + l by DPM-Solver++ puts one x_hat in place of its mean over the step,
