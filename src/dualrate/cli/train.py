@@ -236,7 +236,8 @@ def parse_retrofit(arguments: list[str]) -> Retrofit:
     if not arguments or arguments[0].startswith("-"):
         print(
             "usage: dualrate retrofit FOLDER --data.source IMAGES [options]    "
-            "(dualrate retrofit FOLDER --help for its options)\n\nMake a model of diffusers dual-rate by training a light network beside it.\n\n"
+            "(dualrate retrofit FOLDER --help for its options)\n\n"
+            "Make a model of diffusers dual-rate by training a light network beside it.\n\n"
             "Example: dualrate retrofit mymodel --data.source photos --share 0.3 --out runs/pair"
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
