@@ -138,7 +138,7 @@ HELD_BY = {  # what happens: the tests
         "test_bad_input.py::test_images_without_labels_are_refused_by_networks_with_classes",
     ],
     "hidden files, dead links, unused splits": [f"{LOADING}::test_hidden_folders_are_not_read"],
-    "a bit of decoded images or latents flips": [
+    "prepared images or latents are damaged on disk": [
         "data/test_cache.py::test_a_flipped_bit_is_found_before_anything_is_used",
         f"{PREPARE}::test_a_flipped_bit_is_found_and_that_shard_alone_made_again",
         "latents/test_encode.py::test_damage_is_found",
