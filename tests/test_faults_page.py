@@ -13,7 +13,7 @@ ROWS = [line for line in LINES if not line.startswith(("| what happens", "| ---"
 FAULTS, FOLDERS, TOGETHER = "training/test_faults.py", "system/test_folders.py", "training/test_together.py"
 CHECKPOINT, RELEASE, SAMPLES = "training/test_checkpoint.py", "runs/test_release.py", "drawing/test_samples.py"
 LOADING, BAD_FILES, PREPARE = "data/test_load_images.py", "data/test_bad_files.py", "data/test_prepare.py"
-WORKERS, PLANNING = "system/test_workers.py", "drawing/test_planning.py"
+WORKERS = "system/test_workers.py"
 HELD_BY = {  # what happens: the tests
     "SIGTERM, SIGUSR1, SIGHUP or Ctrl-C in training": [f"{FAULTS}::test_a_signal_saves_first"],
     "a second signal": [
