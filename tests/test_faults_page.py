@@ -13,7 +13,7 @@ ROWS = [line for line in LINES if not line.startswith(("| what happens", "| ---"
 FAULTS, FOLDERS, TOGETHER = "training/test_faults.py", "system/test_folders.py", "training/test_together.py"
 CHECKPOINT, RELEASE, SAMPLES = "training/test_checkpoint.py", "runs/test_release.py", "drawing/test_samples.py"
 LOADING, BAD_FILES, PREPARE = "data/test_load_images.py", "data/test_bad_files.py", "data/test_prepare.py"
-WORKERS, PLANNING = "system/test_workers.py", "drawing/test_planning.py"
+WORKERS = "system/test_workers.py"
 HELD_BY = {  # what happens: the tests
     "SIGTERM, SIGUSR1, SIGHUP or Ctrl-C in training": [f"{FAULTS}::test_a_signal_saves_first"],
     "a second signal": [
@@ -31,9 +31,10 @@ HELD_BY = {  # what happens: the tests
         "latents/test_latent_run.py::test_training_goes_on_where_its_latents_and_their_codec_were_moved",
     ],
     "a second process trains the same run": [f"{FAULTS}::test_two_processes_cannot_train_one_run"],
-    "`sample`, `evaluate --keep`, `compare`, `data prepare` or `data encode` is stopped": [
+    "`sample`, `evaluate --keep`, `compare`, `plan search`, `data prepare` or `data encode` is stopped": [
         f"{SAMPLES}::test_killed_at_every_write_the_same_call_ends_with_the_same_bits",
         "metrics/test_feature_store.py::test_a_killed_run_goes_on_with_the_same_bits",
+        "drawing/test_search.py::test_a_search_goes_on_where_it_was",
         f"{PREPARE}::test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again",
         "latents/test_encode.py::test_a_killed_encoding_goes_on_to_the_same_bits",
         f"{WORKERS}::test_an_interruption_leaves_no_process",
@@ -137,7 +138,7 @@ HELD_BY = {  # what happens: the tests
         "test_bad_input.py::test_images_without_labels_are_refused_by_networks_with_classes",
     ],
     "hidden files, dead links, unused splits": [f"{LOADING}::test_hidden_folders_are_not_read"],
-    "a bit of decoded images or latents flips": [
+    "prepared images or latents are damaged on disk": [
         "data/test_cache.py::test_a_flipped_bit_is_found_before_anything_is_used",
         f"{PREPARE}::test_a_flipped_bit_is_found_and_that_shard_alone_made_again",
         "latents/test_encode.py::test_damage_is_found",

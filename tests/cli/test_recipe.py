@@ -1,8 +1,10 @@
 """Recipes by name, and help that leaves groups within groups out."""
 
+import os
 from dataclasses import fields
 
 import pytest
+from cli.command import call
 
 from dualrate.cli.distill import parse_distill
 from dualrate.cli.recipe import _outer, checked, recipe_named
@@ -83,3 +85,15 @@ def test_groups_within_groups_are_left_out_of_help_and_named():
     assert _outer(head + tail) == head + tail
     bare = " options \n   --out\n\n networks.model options \n   --patch\n\n data options \n   --size\n"
     assert _outer(bare).startswith(" options \n   --out\n\n data options \n   --size\n\nMore: --networks.model.*.")
+
+
+def test_a_wide_terminal_has_the_help_of_a_narrow_one(monkeypatch, capsys):
+    """Where tyro would put groups side by side, no line of another group is left out."""
+    shown = {}
+    for columns in ("100", "160", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert call(monkeypatch, "train", "fashion-mnist-dual-45", "--help") == 0
+        shown[columns] = capsys.readouterr().out
+    assert all(f"--data.{name}" in shown["200"] for name in ("source", "size", "channels", "on-bad", "label"))
+    assert shown["100"] == shown["160"] == shown["200"]
+    assert os.environ["COLUMNS"] == "200"

@@ -26,13 +26,13 @@ class Compare(Ranged):
     steps by the network of another run. RUN,RUN,RUN: trainings of one network from several seeds, whose scores are
     averaged."""
     minutes: Minutes = 60
-    """Of measuring. What they do not suffice for, the same command does next time."""
+    """Minutes of measuring. Run the same command again to do the rest."""
     out: Path = Path("report.html")
     """The page; .json, .csv and what is needed to go on are beside it."""
     screen: Images = 1000
     """Images per plan at first, where the plans are the usual ones."""
     count: Images = 5000
-    """Images per plan on the front."""
+    """Images per plan, for the best plans (Pareto front)."""
     features: str | None = None
     """Metrics, with commas between: names of shipped feature nets, inception, dinov2, efficientnet, or directories. The
     first one screens and orders. The data set's own if not given."""
@@ -41,14 +41,14 @@ class Compare(Ranged):
     network, and lighter ones that are named for its first steps (RUN+LIGHT)."""
     switch_at: Probability | None = None
     """Time at which the heavy network takes over from the light one of RUN+LIGHT and RUN+LIGHT:32, 1 is noise and 0
-    data; RUN+LIGHT has 3/4 and 1/2 of the steps by the heavy one if not given."""
+    data. If not given, the heavy network makes 3/4 or 1/2 of the steps of RUN+LIGHT."""
     latents_by: Path | None = None
     """Of decoders: a model of their latents (docs/unified-latents.md), whose latents they decode in place of those of
     held-out images. Distances are then gFDs. Drawing the latents is not part of the minutes."""
     mixed: bool = False
-    """Allow runs trained on other data than the first, whose images all are then compared with."""
+    """Allow runs trained on other data than the first. All are then scored against the first run's images."""
     precision: Precision = "auto"
-    """Of the networks; auto: bfloat16 where it pays. Rows of several machines compare only in the same."""
+    """Precision of the networks; auto: bfloat16 where it pays. Compare rows only at one precision."""
     workers: Workers = 1
     compile: Compile = False
     graphs: Graphs = False

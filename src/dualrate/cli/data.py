@@ -1,4 +1,4 @@
-"""`dualrate data`: prepare, encode and verify images for training; encode and decode pictures; check a codec."""
+"""`dualrate data`: prepare, encode and verify images for training; encode and decode images; check a codec."""
 
 from __future__ import annotations
 
@@ -141,10 +141,10 @@ class Verify(Ranged):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeImages(_Images):
-    """Encode pictures into a file of latents with the codec of a run."""
+    """Encode images into a file of latents with the codec of a run."""
 
     images: Annotated[Positional[str], arg(metavar="IMAGES")]
-    """A picture, a folder of pictures, a .npz or .parquet file, or anything else that --data.source takes."""
+    """An image, a folder of images, a .npz or .parquet file, or anything else that --data.source takes."""
     run_dir: Annotated[Codec, arg(name="run")]
     out: Path = Path("latents.npz")
     """A new file: latents (N, C, h, w), names, codec (sha256)."""
@@ -172,7 +172,7 @@ class EncodeImages(_Images):
 
 @dataclass(frozen=True)
 class Decode(Ranged):
-    """Decode a file of latents into pictures with the codec of a run."""
+    """Decode a file of latents into images with the codec of a run."""
 
     latents: Annotated[Positional[Path], arg(metavar="LATENTS")]
     """File that data encode-images wrote."""

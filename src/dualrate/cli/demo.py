@@ -31,7 +31,7 @@ class Demo(Ranged):
     weights: Path = Path("weights")
     """Directory of the released weights; those that are missing are left out."""
     minutes: Minutes = 2
-    """Of training."""
+    """Minutes of training."""
     measuring: Minutes = 4
     """Minutes at most; a slow or busy machine then has fewer plans, of fewer images. Run again, it goes on."""
     count: Images = 1000

@@ -81,8 +81,8 @@ class Student(Ranged):
     light_from: str | None = None
     """A single-rate run that the light network of a dual-rate student starts from."""
     student_from: str | None = None
-    """A run that all of the student starts from: a dual-rate run, such as a retrofit; by consistency of a plain student
-    a run of the teacher's network."""
+    """A run that all of the student starts from: a dual-rate run, such as a retrofit; for a plain consistency student,
+    a run with the teacher's network."""
     teacher_steps: tuple[Steps, Steps] | None = None
     """By consistency: steps of the teacher at the beginning and at the end; 64 and 1280 if not given."""
     annealing: Share | None = None
@@ -188,7 +188,11 @@ def parse_distill(arguments: list[str]) -> Distill:
     name = arguments[0] if arguments else ""
     if name in ("", *HELP):
         names = textwrap.fill(", ".join(RECIPES), 100, initial_indent="  ", subsequent_indent="  ")
-        print(f"usage: dualrate distill RECIPE --teacher RUN [options]\n\n{names}\n  or package.module:function")
+        print(
+            "usage: dualrate distill RECIPE --teacher RUN [options]    (dualrate distill RECIPE --help for its options)"
+            "\n\nDistil a teacher into a student of few steps.\n\n"
+            f"Recipes:\n{names}\n  or package.module:function"
+        )
         raise SystemExit(0 if name else 2)
     recipe = checked(recipe_named(name, RECIPES, "distill")(), StudentRecipe, name)
     return override(Distill(recipe, teacher=tyro.MISSING), arguments, "distill")

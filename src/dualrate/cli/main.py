@@ -88,6 +88,7 @@ def parsed(arguments: list[str]) -> Any:
     asked = not rest or rest[0] in HELP
     lines = [] if asked else [f"dualrate {command}: there is no {rest[0]!r}"]
     lines += [f"dualrate {name}: {(COMMANDS[name].__doc__ or '').splitlines()[0]}" for name in kinds]
+    lines.append(f"dualrate {command} COMMAND --help lists the options.")
     print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
     raise SystemExit(0 if asked else 2)
 

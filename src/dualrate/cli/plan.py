@@ -42,7 +42,8 @@ class Plan(Ranged):
     steps: tuple[Steps, ...] | None = None
     """Numbers of steps to choose from, divisors of the grid; 8, 16, 32 and 64 if not given."""
     grid: Annotated[int, Range(1, 512)] | None = None
-    """Steps of the grid on which errors are measured; if not given 64, or fewer where 64 take longer than --minutes."""
+    """Steps of the grid on which errors are measured; if not given 64, or fewer where 64 take longer than --minutes.
+    A number; the kind of times is --spacing."""
     spacing: str = "t"
     """Times of the grid, as --grid of sample: t, log-snr, blend:0.5 or karras."""
     images: Images = 128

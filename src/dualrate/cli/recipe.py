@@ -7,12 +7,14 @@ the levels of a network, and names them; --help-all shows all.
 from __future__ import annotations
 
 import io
+import os
 import re
+import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -42,6 +44,7 @@ AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 PRIMITIVES = ConstructorRegistry()
 ALL = "--help-all"
 HELP = ("-h", "--help", ALL)
+WIDTH = 100  # of help, at most; from 130 on tyro puts groups side by side
 WORDS = re.compile(r"\[.*\]")  # in tyro's messages, what was given
 GROUP = re.compile(r"(?:╭─)? ([\w.]+) options ")  # the upper edge of a group; without lines where they cannot be drawn
 
@@ -85,7 +88,7 @@ def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None,
     """
     errors, shown = io.StringIO(), io.StringIO()
     try:
-        with redirect_stderr(errors), redirect_stdout(shown):
+        with _one_column(), redirect_stderr(errors), redirect_stdout(shown):
             return tyro.cli(
                 kind,
                 args=["--help" if argument == ALL else argument for argument in arguments],
@@ -104,6 +107,19 @@ def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None,
             sys.stderr.write(errors.getvalue())
             raise
     raise refusal
+
+
+@contextmanager
+def _one_column() -> Iterator[None]:
+    """A terminal in which help has its groups below one another, so that `_outer` can drop a group by its lines."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(min(WIDTH, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
 
 
 def _outer(text: str) -> str:

@@ -32,8 +32,11 @@ SAMPLER = (
     f"student. For any number of heavy calls: {_names(markovian=True)}; for a heavy call at every step, or one "
     f"network: {_names(markovian=False)}; or package.module:Class. *: after `dualrate plan calibrate RUN`."
 )
-GAMMA = f"Noise level of {' and '.join(taking('gamma'))}: 0 posterior variance, 1 transition variance."
-ETA = f"Share of the noise of {' and '.join(taking('eta'))} that is drawn anew; 0 is DDIM."
+GAMMA = (
+    f"Noise level of {' and '.join(taking('gamma'))}: 0 posterior variance, 1 transition variance. "
+    f"More noise for larger values; {RECOMMENDED_GAMMA:g} is the default of {RECOMMENDED}."
+)
+ETA = f"Share of the noise of {' and '.join(taking('eta'))} that is fresh; 0 is DDIM."
 DENOISER = (
     f"How the networks are called. Caches for one network: {', '.join(DENOISERS)}; {SHARED}3 shares three middle "
     f"blocks. A run's directory: its network makes the steps without a context. Or "
@@ -50,7 +53,8 @@ class SamplingOptions(Ranged):
     heavy: HeavyCalls | None = None
     """H, heavy calls per image; if not given a quarter of the steps, or those of a distilled student."""
     places: Places | None = None
-    """Spread the heavy calls evenly over all steps (even), or over those after the first quarter (late)."""
+    """Spread the heavy calls evenly over all steps (even), or over those after the first quarter (late where the model
+    allows it, if not given)."""
     switch_at: Probability | None = None
     """Time, 1 for noise and 0 for data, until which a lighter network makes the steps: that of --denoiser RUN, or the
     light network of a dual-rate model without a context (DuoDiff, T-Stitch)."""

@@ -19,14 +19,17 @@ USUAL = Limits()
 
 @dataclass(frozen=True)
 class Serve(Ranged):
-    """A page to play with: steps, heavy calls, sampler, seeds, beside a heavy call at every step; or a Space of it."""
+    """Serve a page to play with steps, heavy calls, sampler and seeds; --space writes it as a Hugging Face Space.
+
+    The page shows the images next to those of the same model with a heavy call at every step.
+    """
 
     run_dir: RunDir
     beside: Annotated[Path | None, arg(metavar="RUN")] = None
     """Run whose images are drawn beside, from the same seeds; the same run with a heavy call at every step if not
     given."""
     host: str = "127.0.0.1"
-    """Address to listen on. The page is for this machine alone, unless this is another one: 0.0.0.0 for the network."""
+    """Address to listen on. Only this machine can open the page; 0.0.0.0 opens it to the network."""
     port: Port = 8000
     """Port to listen on; 0 for any that is free."""
     max_steps: MostSteps = USUAL.steps

@@ -235,7 +235,10 @@ def parse_retrofit(arguments: list[str]) -> Retrofit:
     """A folder of diffusers first, then the recipe's options and those of the experiment that it makes."""
     if not arguments or arguments[0].startswith("-"):
         print(
-            "usage: dualrate retrofit FOLDER --data.source IMAGES [options] (--help after the folder for its options)"
+            "usage: dualrate retrofit FOLDER --data.source IMAGES [options]    "
+            "(dualrate retrofit FOLDER --help for its options)\n\n"
+            "Make a model of diffusers dual-rate by training a light network beside it.\n\n"
+            "Example: dualrate retrofit mymodel --data.source photos --share 0.3 --out runs/pair"
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
     recipe, rest = with_own_options(RetrofitRecipe(), arguments, "retrofit")

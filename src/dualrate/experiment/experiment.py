@@ -171,7 +171,7 @@ class Experiment(Ranged):
     """Every choice of a run."""
 
     name: str
-    """Of the run: letters, digits, _ . and -."""
+    """Name of the run: letters, digits, _ . and -."""
     networks: NetworksConfig
     method: MethodConfig
     fit: FitConfig

@@ -47,7 +47,7 @@ class Level(Ranged):
     """One resolution."""
 
     kind: Literal["conv", "transformer"]
-    """Of the blocks: convolutions, or self-attention."""
+    """Kind of blocks: convolutions, or self-attention."""
     channels: Channels
     """Width of the level."""
     blocks: Annotated[int, Range(0, 1000)]

@@ -53,7 +53,8 @@ class Retrofit(Ranged):
     own_blocks: Annotated[int, Range(2, 10_000)] | None = None
     """Blocks of a DiT, its first and last, that the light network starts as, in place of a fresh one of --share."""
     num_classes: Classes | None = None
-    """Classes, where not all labels of the model are some: a UNet2DModel whose last label is the null class."""
+    """Number of classes, if the model has more labels than classes: a UNet2DModel whose last label is the
+    null class."""
 
     def __call__(self, folder: str | Path, progress: Reporter | None = None) -> Experiment:
         """The experiment. progress: called with what was chosen.

@@ -83,7 +83,7 @@ class FitConfig(Ranged):
     """Activation checkpointing: blocks on maps of this side or a larger one compute their activations again in the
     backward pass, for less memory and the same numbers. 1: all blocks; none if not given."""
     seed: Seed = 0
-    """Of the first weights, the order of the images, and all noise."""
+    """Seed of the first weights, the order of the images, and all noise."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_halflife: Annotated[int, Range(1, 10**12)] = 50_000
     """Half-life of the averaged weights, in images."""
