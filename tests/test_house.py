@@ -46,6 +46,8 @@ def test_lines_files_packages_and_imports_are_counted(root: Path) -> None:
     assert found["tests"] == {"low": 3}
     assert next(iter(found["largest"].items())) == ("tools/one.py", 7)
     assert found["packages"] == 3
+    assert (found["code"], found["import_lines"]) == (1 + 2 + 3 + 2 + 1, 1 + 1 + 3 + 1 + 1)
+    assert found["one_importer"] == 1  # top/other.py, by top/use.py
     assert found["imports"] == {"(root)": {"top": 1}, "__init__": {"top": 1}, "low": {}, "top": {"low": 2}}
     assert found["rings"] == []
     assert "  top -> low 2\n" in page(found)

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import json
 import sys
+import tokenize
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -90,6 +92,28 @@ def lines(paths: Iterable[Path]) -> int:
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
 
 
+def code(source: str) -> tuple[int, int]:
+    """Lines of code, without docstrings, comments and blanks; and those of them that import."""
+    tree, skipped = ast.parse(source), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            skipped.update(range(node.lineno, (node.end_lineno or 0) + 1))
+    marks = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    held = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type not in marks
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    imported = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for line in range(node.lineno, (node.end_lineno or 0) + 1)
+    }
+    return len(held - skipped), len(imported)
+
+
 def rings(between: Mapping[str, Iterable[str]]) -> list[list[str]]:
     """Groups of rooms of which each is reached from each."""
 
@@ -114,15 +138,21 @@ def survey(root: Path) -> dict[str, object]:
         rooms.setdefault(room(name), []).append(path)
     beside = {name: sorted((root / name).rglob("*.py")) for name in BESIDE}
     pairs: Counter[tuple[str, str]] = Counter()
+    importers: Counter[str] = Counter()
     for name, path in found.items():
         for target in imports(path.read_text(encoding="utf-8"), name, found):
+            importers[target] += target != name
             if target in found and room(target) != room(name):
                 pairs[room(name), room(target)] += 1
     between = {name: {to: pairs[name, to] for to in sorted(rooms) if pairs[name, to]} for name in sorted(rooms)}
     sizes = {str(path.relative_to(root)): lines([path]) for path in chain(found.values(), *beside.values())}
     packages = [path for path in found.values() if path.name == "__init__.py"]
+    counts = [code(path.read_text(encoding="utf-8")) for path in found.values()]
     return {
         "src": lines(found.values()),
+        "code": sum(one for one, _ in counts),
+        "import_lines": sum(one for _, one in counts),
+        "one_importer": sum(importers[name] == 1 for name in found),
         "rooms": {name: {"files": len(paths), "lines": lines(paths)} for name, paths in sorted(rooms.items())},
         "beside": {name: {"files": len(paths), "lines": lines(paths)} for name, paths in beside.items() if paths},
         "tests": {path.name: lines(path.rglob("*.py")) for path in sorted((root / "tests").glob("*")) if path.is_dir()},
@@ -136,6 +166,8 @@ def survey(root: Path) -> dict[str, object]:
 def page(found: dict) -> str:
     """The survey as text."""
     text = [f"src: {found['src']} lines in {sum(one['files'] for one in found['rooms'].values())} files"]
+    text += [f"{found['code']} lines of code, {found['import_lines']} of them imports; no docstrings, comments, blanks"]
+    text += [f"{found['one_importer']} modules that one other imports"]
     text += [f"  {name:<14}{one['lines']:>7} lines{one['files']:>5} files" for name, one in found["rooms"].items()]
     text += [f"{name}: {one['lines']} lines in {one['files']} files" for name, one in found["beside"].items()]
     text += ["largest files:", *(f"  {count:>5} {name}" for name, count in found["largest"].items())]
