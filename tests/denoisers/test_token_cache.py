@@ -227,7 +227,7 @@ def test_calls_and_multiply_adds_are_the_schedule_s():
     full = macs_of(lambda: one.encode(z, t, cond))
     counted = plan_cost(one, dr.DDIM(PROCESS), plan, SHAPE, label=0)
     assert counted.macs == 2 * full + 2 * kept + 2 * part
-    assert counted.where(CallCost(100, 10, decode=0.5, partial=1)) == 2 * 100 + 2 * 10 + 2 * 1 + 0.5
+    assert counted.total(CallCost(100, 10, decode=0.5, partial=1)) == 2 * 100 + 2 * 10 + 2 * 1 + 0.5
     assert counted.macs == mean_macs(one, dr.DDIM(PROCESS), plan, SHAPE, [0], [0])
     expected = expected_costs(counted.calls, one.reuse, dr.DDIM(PROCESS), plan, SHAPE, label=0)
     assert [cost.macs for cost in expected] == [
