@@ -167,7 +167,7 @@ class TrainStages:
 def launch(processes: int, retries: int) -> None:
     """Where several processes are asked for, run this command in each of them by torch's elastic launcher, and exit.
 
-    The exit code is that of the first process that failed; 128 + the number of a signal that ended all of them.
+    The exit code is 75 where a signal stopped all of them, else that of the first process that failed.
     Does nothing in a process that was launched. Raises ValueError where torchrun started another number of them.
     """
     if is_launched():
@@ -197,8 +197,8 @@ def launch(processes: int, retries: int) -> None:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "dualrate_command", *sys.argv[1:])
-    except SignalException as stopped:
-        raise SystemExit(128 + stopped.sigval) from None
+    except SignalException:
+        raise SystemExit(75) from None  # as of a single process
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
         raise SystemExit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode) from None
