@@ -35,10 +35,9 @@ Source: the orders are those of DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095);
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -197,23 +196,17 @@ def measure_errors(
     x: Tensor,
     cond: Cond,
     draws: Draws,
-    *,
-    progress: Callable[[NDArray[np.float64]], None] | None = None,
 ) -> Errors:
     """Errors on data x: (B, ...), along one forward path each; every pair of a grid time and a context.
 
     Costs M heavy calls and M^2 / 2 light ones per image.
-    progress: called at every time with the rows that are known by then
     """
     steps = len(t) - 1
     errors = np.full((steps, steps + 1), np.inf)
     with torch.no_grad():
-        for i, calls in groupby(every_call(denoiser, process, t, x, cond, draws), lambda call: call.i):
-            for call in calls:
-                x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
-                errors[i, call.j] = (x - x_hat).double().square().mean().item()
-            if progress is not None:
-                progress(errors[: i + 1])
+        for call in every_call(denoiser, process, t, x, cond, draws):
+            x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
+            errors[call.i, call.j] = (x - x_hat).double().square().mean().item()
     return Errors(t, errors)
 
 
