@@ -47,8 +47,8 @@ def changed(path: list, value) -> dict:
         (
             ["networks", "type"],
             "os.system",
-            "there is no NetworksConfig 'os.system', it is one of .*LatentNetworks, OneDecoder, "
-            "OneForeign, OneNetwork, OneTransformer, OwnBlocks, Retrofitted, TwoDecoders, "
+            "there is no NetworksConfig 'os.system', it is one of .*LatentNetworks, OneConditional, "
+            "OneForeign, OneNetwork, OneTransformer, OwnBlocks, Retrofitted, TwoConditional, "
             "TwoNetworks, TwoTransformers",
         ),
         (["fit", "precision"], "float8", "expected one of"),

@@ -13,14 +13,14 @@ from torch import nn
 import dualrate as dr
 from dualrate.contrib.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
-from dualrate.denoisers.denoiser import Decoder, DualRate, DualRateDecoder, Metered, Plain
+from dualrate.denoisers.denoiser import Conditional, DualRate, DualRateConditional, Metered, Plain
 from dualrate.denoisers.duodiff import Switched
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import CategoricalProcess, Masked
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
-from dualrate.networks.decoder import DecoderUViT, LatentEncoder
+from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.ancestral import Reverse
@@ -83,12 +83,12 @@ def oracle() -> OracleDenoiser:
     return OracleDenoiser(GaussianMixture.isotropic(torch.randn(3, 64).double(), 0.3), PROCESS)
 
 
-def decoder() -> Decoder:
-    return Decoder(randomised(DecoderUViT(NET, LATENT)), PROCESS)
+def decoder() -> Conditional:
+    return Conditional(randomised(ConditionalUViT(NET, LATENT)), PROCESS)
 
 
-def dual_decoder() -> DualRateDecoder:
-    return DualRateDecoder(randomised(LatentEncoder(NET, NET, LATENT)), randomised(UViT(NET)), PROCESS)
+def dual_decoder() -> DualRateConditional:
+    return DualRateConditional(randomised(ConditionEncoder(NET, NET, LATENT)), randomised(UViT(NET)), PROCESS)
 
 
 MADE: dict[str, Callable[[], dr.Denoiser]] = {

@@ -35,7 +35,7 @@ from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
 from dualrate.methods.times import SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
-from dualrate.networks.decoder import EncoderConfig
+from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.tokens import TokensConfig
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.training.config import FitConfig

@@ -11,10 +11,10 @@ from theory.common import PROCESS, normals, uniform_log_snr
 from torch import Tensor, nn
 
 import dualrate as dr
-from dualrate.denoisers.denoiser import Decoder, DualRateDecoder, Metered
+from dualrate.denoisers.denoiser import Conditional, DualRateConditional, Metered
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.values import Cond, Context
-from dualrate.networks.decoder import DecoderUViT, LatentEncoder, LatentMaps
+from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionMaps
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.cost import macs_of
@@ -35,12 +35,12 @@ def randomised(net: nn.Module) -> nn.Module:
     return net.double().eval()
 
 
-def dual() -> DualRateDecoder:
-    return DualRateDecoder(randomised(LatentEncoder(NET, LIGHT, LATENT)), randomised(UViT(LIGHT)), PROCESS)
+def dual() -> DualRateConditional:
+    return DualRateConditional(randomised(ConditionEncoder(NET, LIGHT, LATENT)), randomised(UViT(LIGHT)), PROCESS)
 
 
-def single(config: dr.UViTConfig = NET) -> Decoder:
-    return Decoder(randomised(DecoderUViT(config, LATENT)), PROCESS)
+def single(config: dr.UViTConfig = NET) -> Conditional:
+    return Conditional(randomised(ConditionalUViT(config, LATENT)), PROCESS)
 
 
 def cond(rows: int = 2, seed: int = 1) -> Cond:
@@ -48,7 +48,7 @@ def cond(rows: int = 2, seed: int = 1) -> Cond:
 
 
 def decode(denoiser: dr.Denoiser, step: dr.Step, plan: dr.StepPlan, of: Cond) -> Tensor:
-    rows = len(of.z_0) if of.z_0 is not None else 2
+    rows = len(of.given) if of.given is not None else 2
     with torch.no_grad():
         return rollout(denoiser, step, plan, normals(0, rows, 1, 8, 8), of, lambda i, j: normals(2 + i, rows, 1, 8, 8))
 
@@ -76,10 +76,10 @@ def test_one_heavy_call_serves_every_sampler_and_what_it_sees_is_z_0_alone(name)
 @pytest.mark.parametrize("make", [single, dual])
 def test_every_row_has_its_own_z_0_and_gives_it_a_gradient(make):
     denoiser, of, t = make(), cond(3), torch.full((3,), 0.4, dtype=torch.float64)
-    of.z_0.requires_grad_()
+    of.given.requires_grad_()
     z = normals(0, 3, 1, 8, 8)
     x_hat = denoiser.denoise(z, t, denoiser.encode(z, t, of), of)
-    (gradient,) = torch.autograd.grad(x_hat[1].sum(), of.z_0)
+    (gradient,) = torch.autograd.grad(x_hat[1].sum(), of.given)
     assert gradient[1].abs().min() > 0
     assert not gradient[[0, 2]].any()
     swapped = of[torch.tensor([1, 0, 2])]
@@ -91,7 +91,9 @@ def test_guidance_asks_for_both_branches_of_every_image():
     guided = Guided(dual(), PROCESS, weight=2.0, null=3)
     z, t, of = normals(0, 2, 1, 8, 8), torch.full((2,), 0.4, dtype=torch.float64), cond()
     x_hat = guided.denoise(z, t, guided.encode(z, t, of), of)
-    own, null = (dual().denoise(z, t, dual().encode(z, t, one), one) for one in (of, Cond(torch.full((2,), 3), of.z_0)))
+    own, null = (
+        dual().denoise(z, t, dual().encode(z, t, one), one) for one in (of, Cond(torch.full((2,), 3), of.given))
+    )
     torch.testing.assert_close(x_hat, null + 2 * (own - null))
 
 
@@ -109,8 +111,8 @@ def test_a_light_decoder_without_the_heavy_network_is_a_decoder_by_itself():
 
 def test_the_heavy_network_is_the_single_rate_one_where_all_is_noise():
     config = replace(NET, num_classes=0)
-    decoder, z_0 = DecoderUViT(config, LATENT), normals(0, 1, *LATENT).float()
-    encoder = LatentEncoder(config, config, LATENT)
+    decoder, z_0 = ConditionalUViT(config, LATENT), normals(0, 1, *LATENT).float()
+    encoder = ConditionEncoder(config, config, LATENT)
     weights = {name: part for name, part in decoder.state_dict().items() if "head." not in name}
     encoder.net.load_state_dict(weights)
     log_snr = PROCESS.log_snr(torch.ones(1, dtype=torch.float64)).float()
@@ -127,7 +129,7 @@ def test_a_latent_reaches_positions_of_its_own():
     config = dr.UViTConfig(
         8, 1, (dr.Level("conv", 4, 1), dr.Level("conv", 8, 1), dr.Level("conv", 16, 1)), embedding=16
     )
-    maps, z_0 = LatentMaps((3, 4, 4), config), torch.zeros(1, 3, 4, 4)
+    maps, z_0 = ConditionMaps((3, 4, 4), config), torch.zeros(1, 3, 4, 4)
     assert [tuple(part.shape) for part in maps(z_0)] == [(1, 4, 8, 8), (1, 8, 4, 4), (1, 16, 2, 2)]
     assert macs_of(lambda: maps(z_0)) == 3 * 4 * 64 + 3 * 8 * 16 + (3 * 4) * 16 * 4
     z_0[0, 1, 2, 3] = 1
@@ -138,7 +140,7 @@ def test_a_latent_reaches_positions_of_its_own():
         assert torch.equal(touched[0], torch.tensor([2 * side // 4, 3 * side // 4]))
     assert fine[0, :, 4:6, 6:8].flatten(1).unique(dim=1).shape[1] == 4
     with pytest.raises(ValueError, match=r"latent of \(3, 3, 3\).*levels, 8, 4, 2"):
-        LatentMaps((3, 3, 3), config)
+        ConditionMaps((3, 3, 3), config)
 
 
 def test_what_a_decoder_cannot_do_without_is_asked_for():
@@ -163,7 +165,7 @@ class LinearGaussian:
     reuse: dr.Reuse = dr.Reuse.FREE
 
     def encode(self, z, t, cond):
-        return Context((cond.z_0 / (1 + self.r),))
+        return Context((cond.given / (1 + self.r),))
 
     def denoise(self, z, t, context, cond):
         (m,), c = context.features, self.r / (1 + self.r)
@@ -182,7 +184,7 @@ def test_an_exact_decoder_draws_from_the_posterior(name):
         step,
         plan,
         normals(0, count, 1, 1, 1),
-        Cond(z_0=z_0),
+        Cond(given=z_0),
         lambda i, j: normals(i + 1, count, 1, 1, 1),
     )
     variance = r / (1 + r)

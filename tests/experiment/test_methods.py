@@ -12,7 +12,7 @@ from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import MethodConfig, Start
-from dualrate.experiment.network_configs import NetworksConfig, OneDecoder
+from dualrate.experiment.network_configs import NetworksConfig, OneConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan
 from dualrate.experiment.teaching import check_targets, check_teacher
 from dualrate.methods.consistency import ConsistencyConfig
@@ -214,7 +214,11 @@ def test_consistency_that_does_not_go_together_is_refused(networks, change, mess
     ("networks", "change", "message"),
     [
         (TWO, {}, "is dual-rate: one step is one heavy call, so a light network would never run"),
-        (OneDecoder(replace(NET, num_classes=0), (4, 2, 2)), {}, "is a decoder, which EM distillation does not train"),
+        (
+            OneConditional(replace(NET, num_classes=0), (4, 2, 2)),
+            {},
+            "is a decoder, which EM distillation does not train",
+        ),
         (ONE, {"times": (0.9, 0.1)}, "the least and the largest t"),
         (ONE, {"times": (0.1, 1.5)}, "times is 2 values"),
         (ONE, {"student_rate": 0.0}, "student_rate is a number above 0"),
@@ -227,7 +231,7 @@ def test_em_distillation_that_does_not_go_together_is_refused(networks, change, 
 
 
 def test_moment_matching_trains_no_decoder_and_none_teaches():
-    decoder = OneDecoder(replace(NET, num_classes=0), (4, 2, 2))
+    decoder = OneConditional(replace(NET, num_classes=0), (4, 2, 2))
     with pytest.raises(ValueError, match="is a decoder, which moment matching does not train"):
         student(decoder, PLAIN)
     denoising = dr.DenoisingConfig(latents=CodecFolder("first", "f" * 64))
@@ -268,6 +272,6 @@ def test_exits_beside_a_network_whose_null_class_is_untrained_stay_without(dropo
 
 
 def test_consistency_trains_no_decoder():
-    decoder = OneDecoder(replace(NET, num_classes=0), (4, 2, 2))
+    decoder = OneConditional(replace(NET, num_classes=0), (4, 2, 2))
     with pytest.raises(ValueError, match="is a decoder, which consistency does not train"):
         student(decoder, ConsistencyConfig(4))

@@ -17,7 +17,7 @@ from runs.made import NET, ONE, TWO, saved
 import dualrate as dr
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
-from dualrate.experiment.network_configs import OneDecoder, TwoNetworks
+from dualrate.experiment.network_configs import OneConditional, TwoNetworks
 from dualrate.integrations.programs import export_programs, programs_of
 from dualrate.networks.uvit import Level
 from dualrate.system.folders import Manifest
@@ -104,7 +104,7 @@ def test_a_model_of_one_network_is_one_program_for_any_batch():
 
 
 def test_a_decoder_has_no_programs(tmp_path):
-    networks = OneDecoder(dataclasses.replace(NET, image_channels=3, num_classes=0), (12, 4, 4))
+    networks = OneConditional(dataclasses.replace(NET, image_channels=3, num_classes=0), (12, 4, 4))
     method = dr.DenoisingConfig(latents=NoisyFolder("a folder", "f" * 64))
     decoder = saved(dataclasses.replace(ONE, networks=networks, method=method), tmp_path / "run")
     with pytest.raises(ValueError, match="is a decoder, which is given latents: export the model that draws them"):

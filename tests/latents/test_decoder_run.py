@@ -25,7 +25,7 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.latents import nearness
 from dualrate.drawing.measure import cost_report
 from dualrate.experiment.experiment import Experiment, Start, as_codec
-from dualrate.experiment.network_configs import NetworksConfig, OneDecoder, TwoDecoders
+from dualrate.experiment.network_configs import NetworksConfig, OneConditional, TwoConditional
 from dualrate.experiment.teaching import check_latent_shape
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
@@ -59,11 +59,11 @@ def experiment(root: Path, name: str, networks: NetworksConfig, method: Denoisin
 @pytest.fixture(scope="module")
 def runs(root: Path) -> dict[str, Path]:
     """A heavy and a light single-rate decoder, and a dual-rate one that was trained from the start."""
-    networks = {"heavy": OneDecoder(NET, LATENT), "light": OneDecoder(LIGHT, LATENT)}
+    networks = {"heavy": OneConditional(NET, LATENT), "light": OneConditional(LIGHT, LATENT)}
     for name, one in networks.items():
         dr.train(experiment(root, name, one, GIVEN), root / name)
     dual = replace(GIVEN, times=GivenTimes())
-    two = experiment(root, "dual", TwoDecoders(NET, LIGHT, LATENT), dual)
+    two = experiment(root, "dual", TwoConditional(NET, LIGHT, LATENT), dual)
     dr.train(replace(two, fit=replace(FIT, sample_every=2)), root / "dual")
     assert (root / "dual" / "samples" / "0000002.png").is_file()
     return {name: root / name for name in ("heavy", "light", "dual")}
@@ -71,7 +71,7 @@ def runs(root: Path) -> dict[str, Path]:
 
 def test_a_decoder_is_given_its_images_latents_drawn_anew(root: Path) -> None:
     """z_0 = alpha_0 (mean + spread eps) + sigma_0 eps_0, keyed by sample number."""
-    one = experiment(root, "one", OneDecoder(NET, LATENT), GIVEN)
+    one = experiment(root, "one", OneConditional(NET, LATENT), GIVEN)
     start = Start(True, torch.device("cpu"), False, load, lambda i: pytest.fail("no batch"), lambda text: None)
     method = one.method.prepare(one, start).method
     x, draws = to_float(photos(4)), Draws(0, torch.tensor([5, 6, 7, 8]))
@@ -99,7 +99,7 @@ def test_what_a_seed_draws_is_the_reconstruction_of_its_image(runs: dict[str, Pa
     torch.testing.assert_close(load(runs["light"]).given(seeds), z_0)
     noise = Draws(0, seeds).normal("start", *model.shape)
     with torch.no_grad():
-        x = rollout(model.denoiser, drawer.step, drawer.plan, noise, Cond(z_0=z_0), lambda i, j: noise)
+        x = rollout(model.denoiser, drawer.step, drawer.plan, noise, Cond(given=z_0), lambda i, j: noise)
     assert np.abs(images.astype(int) - to_uint8(x).numpy()).max() <= 1
 
     square = ((images.astype(float) - originals) ** 2).mean((1, 2, 3))
@@ -121,7 +121,7 @@ def test_a_decoder_stands_in_a_codec_of_the_same_latents(
     with torch.no_grad():
         start, plan = drawn.normal("start", *model.shape), dr.StepPlan.spread(dual.decoding.plan.t, 1)
         noise = StepNoise(model.process, drawn, plan.num_steps, model.shape)
-        x = rollout(model.denoiser, dual.decoding.step, plan, start, Cond(z_0=z_0), noise)
+        x = rollout(model.denoiser, dual.decoding.step, plan, start, Cond(given=z_0), noise)
     assert dual.decoding.step == dr.SDEDPMSolver2M(model.process, gamma=0.1)
     torch.testing.assert_close(dual.decode(z_0, Draws(0, seeds)), x)
     assert decode_macs(dual, LATENT) == model.call_cost.heavy + 16 * model.call_cost.light
@@ -144,7 +144,7 @@ def test_the_recipe_makes_decoders_of_a_codecs_latents(monkeypatch: pytest.Monke
     made = SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (4, 7, 7))
     monkeypatch.setattr("dualrate.codecs.codec.read_codec", lambda folder, *how: made)
     recipes = {kind: DecoderRecipe(kind, codec=Path("here"))() for kind in ITERATIONS}
-    assert {one.networks.latent for one in recipes.values()} == {(4, 7, 7)}
+    assert {one.networks.given for one in recipes.values()} == {(4, 7, 7)}
     assert recipes["dual"].serves.default_heavy(16) == 1
     assert recipes["dual"].networks.encoder == SIZES["heavy"]
     assert DecoderRecipe("dual", encoder="medium")().networks.encoder == SIZES["medium"]
@@ -169,12 +169,12 @@ def test_costs_are_one_heavy_call_and_n_light_ones(runs: dict[str, Path], monkey
 def test_a_retrofit_begins_as_the_light_decoder_and_with_the_heavy_one(runs: dict[str, Path], root: Path) -> None:
     of = {"encoder_from": str(runs["heavy"]), "light_from": str(runs["light"])}
     method = replace(GIVEN, times=GivenTimes(), freeze_encoder=True, **of)
-    one = experiment(root, "retrofit", TwoDecoders(NET, LIGHT, LATENT), method)
+    one = experiment(root, "retrofit", TwoConditional(NET, LIGHT, LATENT), method)
     start = Start(True, torch.device("cpu"), False, load, lambda i: pytest.fail("no batch"), lambda text: None)
     prepared = one.method.prepare(one, start)
     light, heavy = load(runs["light"]), load(runs["heavy"])
     seeds, t = torch.arange(3), torch.full((3,), 0.4, dtype=torch.float64)
-    z, cond = torch.randn(3, *NET.shape), Cond(z_0=light.given(seeds))
+    z, cond = torch.randn(3, *NET.shape), Cond(given=light.given(seeds))
     denoiser = prepared.method.denoiser()
     with torch.no_grad():
         x_hat = denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
@@ -214,16 +214,16 @@ def test_decoders_are_compared_at_equal_cost(runs: dict[str, Path]) -> None:
 
 def test_what_does_not_fit_is_refused(runs: dict[str, Path], root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="are a decoder's: name the codec"):
-        experiment(root, "one", OneDecoder(NET, LATENT), DenoisingConfig())
+        experiment(root, "one", OneConditional(NET, LATENT), DenoisingConfig())
     with pytest.raises(ValueError, match="take no latents: drop the codec"):
         experiment(root, "one", dr.OneNetwork(NET), GIVEN)
     with pytest.raises(ValueError, match="set num_classes of one to 0"):
-        experiment(root, "one", OneDecoder(replace(NET, num_classes=3), LATENT), GIVEN)
-    other = experiment(root, "one", OneDecoder(NET, (12, 4, 4)), GIVEN)
+        experiment(root, "one", OneConditional(replace(NET, num_classes=3), LATENT), GIVEN)
+    other = experiment(root, "one", OneConditional(NET, (12, 4, 4)), GIVEN)
     with pytest.raises(ValueError, match=r"latents of \(12, 8, 8\) by the codec, .* take \(12, 4, 4\)"):
         dr.train(other, tmp_path / "run")
     tokens = GreyLevels(4).build(nn.ModuleDict(), "cpu")
-    grey = replace(other, networks=OneDecoder(replace(NET, image_channels=1), (5, 16, 16)))
+    grey = replace(other, networks=OneConditional(replace(NET, image_channels=1), (5, 16, 16)))
     with pytest.raises(ValueError, match=r"latents of \(5, 16, 16\) by the codec: it compresses nothing"):
         check_latent_shape(grey, tokens)
     model = load(runs["dual"])

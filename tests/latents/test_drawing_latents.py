@@ -29,7 +29,7 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.latents import FIRST, draw_latents, nearness
 from dualrate.experiment.experiment import Experiment, Model
-from dualrate.experiment.network_configs import OneDecoder, TwoDecoders
+from dualrate.experiment.network_configs import OneConditional, TwoConditional
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
@@ -62,9 +62,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         saved_random(one, tmp_path / name, seed=len(name))
 
     given = DenoisingConfig(latents=CODEC)
-    write("heavy", OneDecoder(NET, LATENT), given)
-    write("dual", TwoDecoders(NET, LIGHT, LATENT), given)
-    write("other", OneDecoder(LIGHT, LATENT), DenoisingConfig(latents=OTHER))
+    write("heavy", OneConditional(NET, LATENT), given)
+    write("dual", TwoConditional(NET, LIGHT, LATENT), given)
+    write("other", OneConditional(LIGHT, LATENT), DenoisingConfig(latents=OTHER))
     write("base", dr.OneNetwork(BASE), DenoisingConfig(), codec=CODEC, process=PROCESS)
     small = replace(BASE, image_size=4)
     write("small", dr.OneNetwork(small), DenoisingConfig(), codec=CODEC, process=PROCESS)
@@ -134,7 +134,7 @@ def test_seed_i_of_a_decoder_is_an_image_of_latent_i(here: Path) -> None:
     noise = Draws(0, torch.arange(3, 7)).normal("start", *NET.shape)
     step = replace(drawer, step=dr.DDIM(model.process))
     with torch.no_grad():
-        cond = Cond(z_0=latents.z_0[[3, 4, 0, 1]])  # counted round
+        cond = Cond(given=latents.z_0[[3, 4, 0, 1]])  # counted round
         x = rollout(model.denoiser, step.step, step.plan, noise, cond, lambda i, j: noise)
     torch.testing.assert_close(next(step.states(range(3, 7))), x)
     assert nearness(drawer, range(3)) is None  # there is no image that it should be near to

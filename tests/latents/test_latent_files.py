@@ -21,7 +21,7 @@ from dualrate.data.images import every_image, to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.latents import RECORD, Latents, decode_latents, encode_images
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import OneDecoder
+from dualrate.experiment.network_configs import OneConditional
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load
@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = first_stage(root / "images.npz")
     untrained(first, root / "first")
     codec, data = CodecFolder.at(root / "first"), dr.DataConfig(str(root / "images.npz"))
-    decoder = OneDecoder(NETWORKS.decoder, (2, 4, 4))
+    decoder = OneConditional(NETWORKS.decoder, (2, 4, 4))
     untrained(Experiment("decoder", decoder, DenoisingConfig(latents=codec), first.fit, data), root / "decoder")
     base = dr.OneNetwork(NETWORKS.prior)
     untrained(Experiment("base", base, DenoisingConfig(), first.fit, data, first.process, codec), root / "base")

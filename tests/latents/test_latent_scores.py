@@ -18,15 +18,15 @@ from dualrate.codecs.codec import CodecFolder, Moments
 from dualrate.compare import measure as comparing
 from dualrate.compare.candidates import Candidate
 from dualrate.compare.page import front_table
+from dualrate.data.conditions import HeldOut
 from dualrate.data.images import ImageSet
-from dualrate.data.latent_set import HeldOut
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.latents import bits_per_pixel, latent_scores, nearness, prior_of, round_trip_nearness
 from dualrate.drawing.measure import measure
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import OneDecoder
+from dualrate.experiment.network_configs import OneConditional
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.evaluate import Evaluator
@@ -73,7 +73,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = first_stage(root / "images.npz")
     untrained(first, root / "first")
     codec, data = CodecFolder.at(root / "first"), dr.DataConfig(str(root / "images.npz"))
-    decoder, base = OneDecoder(NETWORKS.decoder, (2, 4, 4)), dr.OneNetwork(NETWORKS.prior)
+    decoder, base = OneConditional(NETWORKS.decoder, (2, 4, 4)), dr.OneNetwork(NETWORKS.prior)
     untrained(Experiment("decoder", decoder, DenoisingConfig(latents=codec), first.fit, data), root / "decoder")
     untrained(Experiment("base", base, DenoisingConfig(), first.fit, data, first.process, codec), root / "base")
     return root

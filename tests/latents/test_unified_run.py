@@ -26,7 +26,7 @@ from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Experiment, on_codec_of_data
 from dualrate.experiment.teaching import teachers_network
 from dualrate.methods.unified_latents import UnifiedLatentsConfig
-from dualrate.networks.decoder import EncoderConfig, ImageEncoder
+from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.recipes import fashion_mnist_latents
 from dualrate.runs.release import export
 from dualrate.runs.store import load

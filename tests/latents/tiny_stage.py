@@ -10,7 +10,7 @@ from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.experiment import Experiment
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
-from dualrate.networks.decoder import EncoderConfig
+from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import write_experiment
 from dualrate.training import checkpoint

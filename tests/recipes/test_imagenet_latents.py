@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dualrate.cli import train
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.denoisers.denoiser import Decoder
+from dualrate.denoisers.denoiser import Conditional
 from dualrate.experiment.experiment import Experiment
-from dualrate.experiment.network_configs import OneDecoder
-from dualrate.networks.decoder import EncoderConfig, ImageEncoder
+from dualrate.experiment.network_configs import OneConditional
+from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.recipes import imagenet as recipes
 from dualrate.sampling.cost import call_cost, macs_of
 
@@ -45,7 +45,7 @@ def test_calls_cost_what_the_page_says():
     with FakeTensorMode():
         (networks, prior), (_, model) = (one.networks.build(one.process) for one in (first, base))
         images, latent = torch.zeros(1, 3, 512, 512), first.shape
-        decoder = Decoder(networks["decoder"], first.process)
+        decoder = Conditional(networks["decoder"], first.process)
         found = [
             macs_of(lambda: networks["encoder"](images)),
             call_cost(prior, latent, None).light,
@@ -63,7 +63,7 @@ def test_decoders_are_of_the_first_stages_latents(monkeypatch):
     assert heavy.networks.model == dual.networks.encoder == first.networks.decoder
     assert light.networks.model == dual.networks.light
     for one in (heavy, light, dual):
-        assert one.networks.latent == first.shape
+        assert one.networks.given == first.shape
         assert (one.shape, one.process) == ((3, 512, 512), first.codec.process)
         assert one.data == first.data
     assert dual.serves.default_heavy(16) == 1
@@ -71,6 +71,6 @@ def test_decoders_are_of_the_first_stages_latents(monkeypatch):
 
 def test_a_light_decoder_costs_what_the_page_says():
     with FakeTensorMode():
-        decoder = OneDecoder(recipes.LIGHT_DECODER, (32, 32, 32)).build(recipes.IMAGE_PROCESS)[1]
+        decoder = OneConditional(recipes.LIGHT_DECODER, (32, 32, 32)).build(recipes.IMAGE_PROCESS)[1]
         cost = call_cost(decoder, (3, 512, 512), None, latent=(32, 32, 32)).light
         assert cost / 1e9 == pytest.approx(47.5, rel=0.01)

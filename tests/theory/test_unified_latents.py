@@ -41,7 +41,7 @@ class Linear:
 
     def denoise(self, z: Tensor, t: Tensor, context: dr.Context, cond: dr.Cond) -> Tensor:
         scale, noise = (part.reshape(-1, *[1] * (z.ndim - 1)) for part in self.process.scales(t))
-        z_0 = torch.zeros_like(z) if cond.z_0 is None else cond.z_0
+        z_0 = torch.zeros_like(z) if cond.given is None else cond.given
         precision = 1 / self.variance + (scale / noise) ** 2 + self.gain**2 / SPREAD
         return (scale / noise**2 * z + self.gain / SPREAD * z_0) / precision
 

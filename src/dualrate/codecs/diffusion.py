@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import Codec, CodecConfig, Moments
 from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
 from dualrate.config.serial import to_plain
-from dualrate.denoisers.denoiser import Decoder, Denoiser
+from dualrate.denoisers.denoiser import Conditional, Denoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond, Shape
-from dualrate.networks.decoder import EncoderConfig, ImageEncoder
+from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.sampling.catalogue import at_gamma, make_step, sampler_named
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.step import Step
@@ -61,7 +61,7 @@ class DiffusionDecoding(CodecConfig, Ranged):
 
     def decoder(self, networks: nn.ModuleDict) -> Denoiser:
         """What calls the decoder's networks."""
-        return Decoder(networks["decoder"], self.process)
+        return Conditional(networks["decoder"], self.process)
 
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         """Raises ValueError for a sampler that nobody knows, or that needs a table."""
@@ -97,7 +97,7 @@ class Decoding:
         process = self.step.process
         noise, start = StepNoise(process, draws, self.plan.num_steps, shape), first_state(process, draws, shape)
         with torch.autocast(z_0.device.type, enabled=False):
-            return rollout(self.decoder, self.step, self.plan, start, Cond(z_0=z_0.float()), noise)
+            return rollout(self.decoder, self.step, self.plan, start, Cond(given=z_0.float()), noise)
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def baselines_of(
     single = {}  # one whole network runs at every step, under any plan, and of nothing given
     for request in requests:
         model = models[request.run]
-        alone = model.denoiser.reuse is Reuse.FREE and model.experiment.networks.latent is None
+        alone = model.denoiser.reuse is Reuse.FREE and model.experiment.networks.given is None
         if alone and model.serves.any_plan and not request.named and request.denoiser is None:
             single[request] = model
     if not single:
@@ -331,7 +331,7 @@ def _compared(experiment: Experiment) -> dict[str, str]:
     data = experiment.data
     return {
         "images (shape) and classes": f"{experiment.codec.data_shape(experiment.shape)} {experiment.num_classes}",
-        "codecs of latents": experiment.method.latents.fingerprint[:12],
+        "codecs of latents": experiment.condition.codec.fingerprint[:12],
         DATA: f"{data.source or 'unknown images'} (size {data.size}, channels {data.channels})",
     }
 

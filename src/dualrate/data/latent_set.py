@@ -6,17 +6,14 @@ normalised. Images go through the codec in batches within a shard, in float32. T
 keyed by (seed, sample number), so noise is fresh in every epoch and a resumed run sees the same. A mirrored latent is
 no latent of the mirrored image, hence the views.
 
-A decoder gets a latent z_0 for every seed, the same for all decoders of these:
-    HeldOut       seed i: z_0 of held-out image i, with noise that is keyed by i: the decoder reconstructs image i
-    DrawnLatents  seed i: the i-th z_0 that a model of latents drew (`draw_latents`)
-Both count round and round.
+`DrawnLatents` are those that a model of latents drew: a decoder is given the i-th for seed i, round and round.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.codec import Codec, CodecFolder, Moments, noisy_latents
+from dualrate.codecs.codec import Codec, CodecFolder, Moments
 from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import (
@@ -221,38 +218,6 @@ def encode_shard(folder: Path, by: CodecFolder, device: str, mirrored: bool, bat
     write_shard(folder, shard, rows(), record)
 
 
-KEPT = 64  # batches of z_0, so that a drawing from them is timed without the encoder
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """The latents of some images by a codec."""
-
-    codec: Codec
-    images: ImageSet
-    _kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    def rows(self, seeds: Tensor) -> Tensor:
-        """(B,) int64: the numbers of the images of these seeds, (B,)."""
-        return seeds.cpu() % len(self.images)
-
-    def originals(self, seeds: Tensor) -> NDArray[np.uint8]:
-        """(B, C, H, W): the images of these seeds, (B,)."""
-        return self.images.images[self.rows(seeds).numpy()]
-
-    def __call__(self, seeds: Tensor) -> Tensor:
-        """z_0: (B, C, h, w) float32, on the codec's device. seeds: (B,)."""
-        key = tuple(seeds.tolist())
-        if key not in self._kept:
-            x = to_float(self.originals(seeds)).to(self.codec.device)
-            with torch.no_grad():
-                z_0 = noisy_latents(self.codec, x, Draws(0, seeds.to(self.codec.device)))
-            self._kept[key] = z_0
-            for oldest in list(self._kept)[:-KEPT]:
-                del self._kept[oldest]
-        return self._kept[key]
-
-
 @dataclass(frozen=True, eq=False)
 class DrawnLatents:
     """Latents that a model drew.
@@ -273,6 +238,3 @@ class DrawnLatents:
     def __call__(self, seeds: Tensor) -> Tensor:
         """(B, C, h, w), on the device of the seeds, (B,)."""
         return self.z_0[seeds.cpu() % len(self.z_0)].to(seeds.device)
-
-
-GivenLatents = HeldOut | DrawnLatents

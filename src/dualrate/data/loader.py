@@ -119,6 +119,7 @@ class ByteBatch:
     """A training batch before it is on a device. Images are 8-bit pixels, a quarter of the bytes of a `Batch`.
 
     x: of the training set's `rows`, which `floats` makes floats; label, sample: as in `Batch`; seed: of the run
+    given: of a conditional model: what makes the conditions, of x as floats
     """
 
     x: Tensor
@@ -126,6 +127,7 @@ class ByteBatch:
     sample: Tensor
     floats: Callable[[Tensor, Draws], Tensor]
     seed: int
+    given: Callable[[Tensor, Draws], Tensor] | None = None
 
     def pinned(self) -> ByteBatch:
         """In memory that a GPU copies from by itself."""
@@ -136,7 +138,9 @@ class ByteBatch:
         """As floats on a device. From pinned memory nothing waits for the copy."""
         x, sample = (part.to(device, non_blocking=True) for part in (self.x, self.sample))
         label = None if self.label is None else self.label.to(device, non_blocking=True)
-        return Batch(self.floats(x, Draws(self.seed, sample)), label, sample, here=self.sample)
+        draws = Draws(self.seed, sample)
+        x = self.floats(x, draws)
+        return Batch(x, label, sample, here=self.sample, given=None if self.given is None else self.given(x, draws))
 
 
 class Batches:
@@ -181,6 +185,7 @@ class Batches:
             sample=sample,
             floats=self.images.floats,
             seed=self.seed,
+            given=getattr(self.images, "given", None),
         )
 
     def _permutation(self, epoch: int) -> Tensor:

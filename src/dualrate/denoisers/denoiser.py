@@ -10,14 +10,14 @@ schedule nor plan; here their output becomes x_hat, in float32: v of a Gaussian 
 Source: Dual-Rate Diffusion (Bartosh et al. 2026, arXiv 2605.18190). `Context.x_hat` is ours: an encoder that keeps its
 output head has already denoised (z_tau, tau), so the step it was refreshed for needs no light call.
 
-A decoder p(x | z_0) is a denoiser whose latent z_0 stays the same over the whole trajectory, as a condition
-(`Cond.z_0`):
+A conditional denoiser makes x of a tensor y that stays the same over the whole trajectory (`Cond.given`):
 
-    single-rate   x_hat(x_t, z_0, t)                                             N calls an image
-    dual-rate     context = E(z_0);  x_hat = g(x_t, t, context)                  one heavy call and N light ones
+    single-rate   x_hat(z_t, y, t)                                             N calls a sample
+    dual-rate     context = E(y);  x_hat = g(z_t, t, context)                  one heavy call and N light ones
 
-A context of z_0 alone has no time: it never ages, and any sampler may use it (`Reuse.FREE`). Source: Unified Latents
-(Heek et al. 2026, arXiv 2602.17270), whose decoder is single-rate; two rates are ours.
+A context of y alone has no time: it never ages, and any sampler may use it (`Reuse.FREE`). All M samples of one y share
+it, so a sample costs c_E / M + N c_g. Where y is a latent, this is a decoder (Unified Latents, Heek et al. 2026,
+arXiv 2602.17270), single-rate in the paper; two rates are ours.
 """
 
 from __future__ import annotations
@@ -154,22 +154,23 @@ class DualRate(Denoiser):
 
 
 @dataclass(frozen=True)
-class Decoder(Plain):
-    """One network at every step. network: (x_t, log_snr, z_0, label) -> v."""
+class Conditional(Plain):
+    """One network at every step. network: (z_t, log_snr, y, label) -> v."""
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
-        """Raises ValueError where `cond` has no z_0."""
+        """Raises ValueError where `cond` has no y."""
         log_snr = self.process.log_snr(t).to(z.dtype)
-        v = self.network(z, per_row(log_snr, z), latent_of(cond), cond.label)
+        v = self.network(z, per_row(log_snr, z), given_of(cond), cond.label)
         return self.process.x_hat(z, v.to(z.dtype), log_snr)
 
 
 @dataclass(frozen=True)
-class DualRateDecoder(Denoiser):
-    """A heavy network on z_0, whatever z and t are when it is called, and a light one on x_t.
+class DualRateConditional(Denoiser):
+    """A heavy network on y, whatever z and t are when it is called, and a light one on z_t.
 
-    encoder: (log_snr at t = 1, z_0, label) -> features, already at the light network's widths
-    light:   (x_t, log_snr, label, features) -> v
+    encoder: (log_snr at t = 1, y, label) -> features, already at the light network's widths
+    light:   (z_t, log_snr, label, features) -> v
+    Of M samples a condition, `cond.given` has a row each condition and z one each sample; so has the context.
     """
 
     encoder: nn.Module
@@ -178,30 +179,31 @@ class DualRateDecoder(Denoiser):
     reuse: Reuse = Reuse.FREE
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        """Raises ValueError where `cond` has no z_0."""
-        z_0 = latent_of(cond)
-        log_snr = self.process.log_snr(torch.ones((), dtype=torch.float64)).to(z_0.dtype)
-        return Context(self.encoder(per_row(log_snr, z_0), z_0, cond.label))
+        """Raises ValueError where `cond` has no y."""
+        given = given_of(cond)
+        label = None if cond.label is None else cond.label[:: max(1, len(cond.label) // max(1, len(given)))]
+        log_snr = self.process.log_snr(torch.ones((), dtype=torch.float64)).to(given.dtype)
+        return Context(self.encoder(per_row(log_snr, given), given, label))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
-        """Raises ValueError without a context: then nothing is known of z_0."""
+        """Raises ValueError without a context: then nothing is known of y."""
         if not context.features:
-            raise ValueError("a dual-rate decoder sees z_0 through its heavy call alone: begin the plan with one")
+            raise ValueError("the light network sees the condition through the heavy call: begin the plan with one")
         log_snr = self.process.log_snr(t).to(z.dtype)
         v = self.light(z, per_row(log_snr, z), cond.label, context.features)
         return self.process.x_hat(z, v.to(z.dtype), log_snr)
 
 
-def latent_of(cond: Cond) -> Tensor:
-    """z_0. Raises ValueError where there is none."""
-    if cond.z_0 is None:
-        raise ValueError("a decoder makes an image of a latent, got none: pass Cond(label, z_0)")
-    return cond.z_0
+def given_of(cond: Cond) -> Tensor:
+    """y. Raises ValueError where there is none."""
+    if cond.given is None:
+        raise ValueError("this model makes a sample of a condition, got none: pass Cond(label, given)")
+    return cond.given
 
 
 @dataclass
 class Meter:
-    """Rows (image x guidance branch) seen by each network.
+    """Rows (image x guidance branch) seen by each network: of the heavy one fewer, where samples share a condition.
 
     partial, alone: of the light calls, those that renew a part of a context, and those without one
     """
@@ -230,7 +232,7 @@ class Metered(Denoiser):
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         context = self.inner.encode(z, t, cond)
         if context.features or context.x_hat is not None:
-            self.meter.heavy += z.shape[0]
+            self.meter.heavy += len(context.features[0]) if context.features else len(z)
         return context
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:

@@ -73,8 +73,8 @@ class Guided(Ranged, Denoiser):
     def _both(self, cond: Cond) -> Cond:
         if cond.label is None:
             raise ValueError("guidance needs a label per image, got none: pass labels or drop the guidance weight")
-        z_0 = None if cond.z_0 is None else torch.cat((cond.z_0, cond.z_0))
-        return Cond(torch.cat((cond.label, torch.full_like(cond.label, self.null))), z_0)
+        given = None if cond.given is None else torch.cat((cond.given, cond.given))
+        return Cond(torch.cat((cond.label, torch.full_like(cond.label, self.null))), given)
 
     def _active(self, t: Tensor) -> Tensor:
         noise_level = torch.exp(-self.process.log_snr(t) / 2)

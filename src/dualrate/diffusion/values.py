@@ -32,14 +32,15 @@ class Cond:
     """What a sample is conditioned on.
 
     label: (B,) int64 class index; `num_classes` is the null class. None: an unconditional model.
-    z_0:   (B, C, h, w) latent that a decoder makes an image of, with its noise. None: no decoder.
+    given: (B, C, h, w) the tensor that a sample is made of: a latent, a smaller image, ... None: there is none.
+           Of M samples a condition (B / M, C, h, w): sample r is of condition r // M.
     """
 
     label: Tensor | None = None
-    z_0: Tensor | None = None
+    given: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> Cond:
-        return Cond(*(None if part is None else part[rows] for part in (self.label, self.z_0)))
+        return Cond(*(None if part is None else part[rows] for part in (self.label, self.given)))
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Batch:
 
     x:      (B, C, H, W) float32 in [-1, 1]
     label:  (B,) int64, or None for data without labels
+    given:  (B, C, h, w) what x is to be made of, or None where nothing is given
     sample: (B,) int64, the global number of each row in the run; every random draw is a function of it
     elsewhere: for losses that are no means over rows
     here:   the sample numbers on the host, where the batch was brought from there
@@ -71,18 +73,20 @@ class Batch:
     sample: Tensor
     elsewhere: Elsewhere = field(default=Elsewhere(), repr=False)
     here: Tensor | None = field(default=None, repr=False)
+    given: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
 
     def __getitem__(self, rows: Tensor | slice) -> Batch:
         here = self.here[rows] if self.here is not None and isinstance(rows, slice) else None
-        return Batch(self.x[rows], None if self.label is None else self.label[rows], self.sample[rows], here=here)
+        label, given = (None if part is None else part[rows] for part in (self.label, self.given))
+        return Batch(self.x[rows], label, self.sample[rows], here=here, given=given)
 
     def to(self, device: torch.device | str) -> Batch:
-        label = None if self.label is None else self.label.to(device)
+        label, given = (None if part is None else part.to(device) for part in (self.label, self.given))
         here = self.sample if self.sample.device.type == "cpu" else self.here
-        return Batch(self.x.to(device), label, self.sample.to(device), self.elsewhere, here)
+        return Batch(self.x.to(device), label, self.sample.to(device), self.elsewhere, here, given)
 
     def draws(self, seed: int) -> Draws:
         """The random numbers of its rows, in a run of this seed."""

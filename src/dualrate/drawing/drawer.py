@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import decoded
-from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLevel, Precision, Ranged
+from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, Members, NoiseLevel, Precision, Ranged
 from dualrate.config.serial import to_plain, type_name
+from dualrate.data.conditions import Given
 from dualrate.data.images import to_uint8
 from dualrate.data.loader import Augment, ByteBatch, TrainingSet
 from dualrate.denoisers.denoiser import Denoiser, abilities
@@ -67,7 +68,9 @@ COUNTED = 64  # images over which a cost is a mean, where it differs from image 
 
 @dataclass(frozen=True)
 class Samples:
-    """images: (N, C, H, W) uint8; seconds: of networks and sampler, the first batch included."""
+    """images: (N, C, H, W) uint8, of M members (N M, C, H, W), those of a seed one after the other.
+    seconds: of networks and sampler, the first batch included.
+    """
 
     images: NDArray[np.uint8]
     seconds: float
@@ -79,6 +82,7 @@ class Drawer(Ranged):
 
     label:      one class for all images, its number or its name; None: class `seed mod classes` for each
     batch_size: images at a time
+    members:    M, images for each seed; of a conditional model M samples of one condition, which share its heavy call
     precision:  of matrix products; auto: bfloat16 where it pays, as in training
     name:       what a table calls it; the model's own name if empty
     Raises ValueError for a plan that the model does not serve, and for guidance or a label without its classes.
@@ -92,6 +96,7 @@ class Drawer(Ranged):
     batch_size: BatchSize = 125
     precision: Precision = "auto"
     name: str = ""
+    members: Members = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +113,8 @@ class Drawer(Ranged):
             )
         if self.label is not None:
             object.__setattr__(self, "label", model.class_number(self.label))
+        if self.members > 1 and networks.given is None:
+            raise ValueError(f"{model.name} is given nothing that members would share: drop them, and draw more seeds")
 
     @property
     def network(self) -> str:
@@ -178,12 +185,12 @@ class Drawer(Ranged):
     @property
     def expected_cost(self) -> PlanCost:
         """As `cost`, without running a network. Raises alike."""
-        return self._expected_costs[-1]
+        return replace(self._expected_costs[-1], members=self.members)
 
     @property
     def macs_by_step(self) -> list[int]:
         """MACs of an image up to the end of each step, as in `cost`, without running a network. Raises alike."""
-        return [one.macs for one in self._expected_costs]
+        return [replace(one, members=self.members).macs for one in self._expected_costs]
 
     @cached_property
     @own_defaults()
@@ -200,7 +207,7 @@ class Drawer(Ranged):
 
         progress, watch: as of `sample`. Raises what that and the codec raise.
         """
-        rows = torch.tensor(list(seeds), dtype=torch.int64, device="cpu")
+        rows = torch.tensor(list(seeds), dtype=torch.int64, device="cpu").repeat_interleave(self.members)
         for batch in self.states(seeds, progress, watch):
             row, rows = rows[: len(batch)].to(batch.device), rows[len(batch) :]
             with own_defaults():
@@ -225,14 +232,24 @@ class Drawer(Ranged):
             device=self.model.device,
             bfloat16=self.bfloat16,
             given=self.model.given,
+            members=self.members,
             progress=progress,
             watch=watch,
         )
 
-    def draw(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Samples:
-        """The images of these seeds, all at once. Raises what `sample` raises."""
+    def draw(
+        self, seeds: Sequence[int] | Tensor, progress: ImageProgress | None = None, *, members: int | None = None
+    ) -> Samples:
+        """The images of these seeds, all at once; or of conditions of your own, (N, C, h, w) in [-1, 1].
+
+        members: in place of the drawer's
+        Raises what `sample_batches` raises, and ValueError for conditions that the model does not take.
+        """
+        drawer = self if members is None else replace(self, members=members)
+        if isinstance(seeds, Tensor) and seeds.ndim == 4:
+            drawer, seeds = replace(drawer, model=drawer.model.with_given(Given(seeds))), range(len(seeds))
         start = time.perf_counter()
-        images = np.concatenate([*self.batches(seeds, progress)])
+        images = np.concatenate([*drawer.batches(seeds, progress)])
         return Samples(images, time.perf_counter() - start)
 
     def origin(self, features: str) -> Origin:

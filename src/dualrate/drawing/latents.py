@@ -41,8 +41,9 @@ from torch import Tensor
 
 from dualrate.codecs.codec import RUN, Codec, CodecFolder, decoded, with_noise
 from dualrate.codecs.diffusion import decoding_of
+from dualrate.data.conditions import HeldOut
 from dualrate.data.images import Everything, ImageSet, to_float, to_uint8
-from dualrate.data.latent_set import DrawnLatents, HeldOut
+from dualrate.data.latent_set import DrawnLatents
 from dualrate.data.readers import read_arrays
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.prediction import Elbo
@@ -340,7 +341,7 @@ def prior_of(model: Model) -> Model | None:
 
     Raises what `load` raises.
     """
-    latents = model.experiment.method.latents
+    latents = model.experiment.condition.codec
     config = latents if latents.fingerprint else model.experiment.codec
     if not config.fingerprint:
         return model if model.process.end is not None else None

@@ -28,8 +28,8 @@ from dualrate import metrics
 from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import Precision, as_path
 from dualrate.data.cache import cache_dir
+from dualrate.data.conditions import HeldOut
 from dualrate.data.images import Everything, ImageSet, every_image
-from dualrate.data.latent_set import HeldOut
 from dualrate.data.source import printable, resolved
 from dualrate.data.text_pieces import PIECE, is_text
 from dualrate.diffusion.random import Draws
@@ -248,10 +248,10 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, precisi
     device = model.device
     z = torch.zeros(batch_size, *model.process.state_shape(model.shape), device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
-    latent = model.experiment.networks.latent
+    given = model.experiment.networks.given
     cond = Cond(
         torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None,
-        None if latent is None else torch.zeros(batch_size, *latent, device=device),
+        None if given is None else torch.zeros(batch_size, *given, device=device),
     )
     bfloat16 = in_bfloat16(precision, device)
     denoiser = model.ready(bfloat16=bfloat16).denoiser

@@ -98,7 +98,7 @@ def require_plannable(model: Model) -> None:
     """Raises ValueError for a single network and a decoder, whose plans have nothing to choose, and for what is to be
     refreshed evenly, since more than its latest heavy call decides.
     """
-    if model.experiment.networks.latent is not None:
+    if model.experiment.networks.given is not None:
         raise ValueError(f"{model.name} is a decoder, whose heavy call is of the latent alone: nothing to plan")
     if not model.reuses_context:
         raise ValueError(

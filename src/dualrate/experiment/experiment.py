@@ -23,8 +23,9 @@ from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
+from dualrate.data.conditions import Condition, Conditioned, Given, HeldOut, Latents, Unconditional
 from dualrate.data.images import ImageSet, load_images
-from dualrate.data.latent_set import DrawnLatents, GivenLatents, HeldOut, encoded_images, is_encoded, read_latents
+from dualrate.data.latent_set import DrawnLatents, encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.data.text_pieces import PIECE, is_text, read_text
@@ -142,7 +143,6 @@ class MethodConfig(ABC):
     """How a run trains. A subclass is a frozen dataclass: its fields are part of the run's identity."""
 
     weighting: Weighting = Sigmoid()  # of the loss; `dualrate plan` weighs errors by it too
-    latents: CodecConfig = NoCodec()  # of a decoder: the codec of its latents
 
     @property
     @abstractmethod
@@ -178,9 +178,11 @@ class Experiment(Ranged):
     data: DataConfig = DataConfig()
     process: Process = GaussianProcess(Cosine())
     codec: CodecConfig = NoCodec()
+    condition: Condition = Unconditional()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_condition()
         side = self.codec.data_shape(self.shape)[1]
         if self.data.augment.translate >= side:
             raise ValueError(
@@ -195,6 +197,18 @@ class Experiment(Ranged):
         self.codec.check(self.process, self.shape)
         self.method.check(self)
 
+    def _check_condition(self) -> None:
+        given = self.networks.given
+        if (given is not None) != (self.condition != Unconditional()):
+            what = "take a condition: give one" if given is not None else "take no condition: drop it"
+            raise ValueError(f"the networks of {self.name} {what} (Experiment.condition)")
+        if given is None:
+            return
+        if self.num_classes:
+            raise ValueError(f"a conditional model has no labels: set num_classes of {self.name} to 0")
+        if not self.condition.codec.fingerprint and (made := self.condition.shape(self.shape)) != tuple(given):
+            raise ValueError(f"{self.condition} makes conditions of {made} (C, H, W), the networks take {given}")
+
     @property
     def gaussian(self) -> GaussianProcess:
         """The process, for what works with Gaussian noise alone. Raises ValueError for another process."""
@@ -206,15 +220,18 @@ class Experiment(Ranged):
         return self.networks.shape
 
     def seen(self, images: TrainingSet) -> TrainingSet:
-        """The training set as a method sees it: the images or cached latents, or images that the codec encodes."""
-        if not self.codec.instant:
-            return images
-        return Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
+        """The training set as a method sees it: images or cached latents, or images that the codec encodes; with the
+        conditions of the images.
+        """
+        if self.codec.instant:
+            images = Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
+        return images if self.networks.given is None else Conditioned(images, self.condition)
 
     @property
     def identity(self) -> dict[str, Any]:
         """Its fields as plain values, but for where its codec's folder is: a run is resumed only by the same."""
-        return {name: value for name, value in to_plain(self).items() if name != "codec"} | self.codec.identity
+        kept = {name: value for name, value in to_plain(self).items() if name not in ("codec", "condition")}
+        return kept | self.codec.identity | self.condition.identity
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -238,11 +255,10 @@ class Experiment(Ranged):
 
     def with_codec(self, folder: str | Path | None, sampler: str | None = None, steps: int | None = None) -> Experiment:
         """Its codec read from another folder; of a decoder, the codec of its latents. As `Model.with_codec`."""
-        method: Any = self.method
-        if method.latents.fingerprint:
+        if latents := self.condition.codec.fingerprint:
             if sampler is not None or steps is not None:
                 raise ValueError(f"{self.name} is a decoder, which draws by --sampler and --steps: drop the codec's")
-            return replace(self, method=replace(method, latents=CodecFolder(str(folder), method.latents.fingerprint)))
+            return replace(self, condition=Latents(CodecFolder(str(folder), latents)))
         codec = self.codec
         if folder is not None and not codec.fingerprint:
             raise ValueError(f"{self.name} has no codec in a folder: drop the codec")
@@ -250,13 +266,15 @@ class Experiment(Ranged):
         return replace(self, codec=codec)
 
     def given(self, device: torch.device | str) -> HeldOut | None:
-        """What a decoder draws images of: z_0 of held-out images, by number. None: it is no decoder.
+        """What a conditional model draws images of: the conditions of held-out images, by number.
 
-        Raises what reading the codec and the images raises.
+        Raises what reading a codec and the images raises.
         """
-        if not self.method.latents.fingerprint:
+        if self.networks.given is None:
             return None
-        return HeldOut(self.method.latents.build(nn.ModuleDict(), device), self.data.images("test"))
+        config = self.condition.codec
+        codec = config.build(nn.ModuleDict(), device) if config.fingerprint else None
+        return HeldOut(self.data.images("test"), self.condition.build(device), device, codec)
 
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with weights drawn from the run's seed, and their denoiser."""
@@ -279,7 +297,7 @@ class Model:
     compiled, graphs: whether sampling compiles its networks, and records CUDA graphs, at their first calls
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own
-    latents:   of a decoder: those that it decodes, instead of held-out images' own
+    conditions: that it draws images of, instead of held-out images' own
     class_names: of its training images' classes, by number; empty where nothing says them
     """
 
@@ -293,7 +311,7 @@ class Model:
     called_by: str | None = None
     compiled: bool = False
     graphs: bool = False
-    latents: DrawnLatents | None = None
+    conditions: DrawnLatents | Given | None = None
     class_names: tuple[str, ...] = ()
     _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)  # by held bfloat16
 
@@ -321,9 +339,9 @@ class Model:
         return self.experiment.codec.build(self.networks, self.device)
 
     @cached_property
-    def given(self) -> GivenLatents | None:
-        """`latents`, or as `Experiment.given`, on the networks' device, read when it is first asked for."""
-        return self.latents or self.experiment.given(self.device)
+    def given(self) -> DrawnLatents | Given | HeldOut | None:
+        """`conditions`, or as `Experiment.given`, on the networks' device, read when it is first asked for."""
+        return self.conditions or self.experiment.given(self.device)
 
     @property
     def image_shape(self) -> Shape:
@@ -394,11 +412,19 @@ class Model:
     def with_latents(self, latents: DrawnLatents) -> Model:
         """The same decoder, given these. Raises as `check_latents`."""
         self.check_latents(latents.codec, latents.z_0.shape[1:])
-        return replace(self, latents=latents, weights_hash=f"{self.weights_hash} of {latents.digest}")
+        return replace(self, conditions=latents, weights_hash=f"{self.weights_hash} of {latents.digest}")
+
+    def with_given(self, given: Given) -> Model:
+        """The same model, given these conditions. Raises ValueError for those of another shape, or none to give."""
+        found, expected = tuple(given.y.shape[1:]), self.experiment.networks.given
+        if expected is None or found != tuple(expected):
+            takes = "nothing but noise" if expected is None else f"conditions of {tuple(expected)} (C, H, W)"
+            raise ValueError(f"{self.name} is given {takes}, got {found}")
+        return replace(self, conditions=given, weights_hash=f"{self.weights_hash} of {given.digest}")
 
     def check_latents(self, codec: str, shape: Sequence[int]) -> None:
         """Raises ValueError for what decodes no latents of this codec, by its `Codec.latents`, or not of (C, h, w)."""
-        own, its = self.experiment.method.latents.fingerprint, self.experiment.networks.latent
+        own, its = self.experiment.condition.codec.fingerprint, self.experiment.networks.given
         if not codec or own != codec:
             what = f"decodes latents of the codec {own[:12]}" if own else "is no decoder"
             drawn = f"of {codec[:12]}: name decoders and a model of one codec's latents" if codec else "pixels"
@@ -442,8 +468,8 @@ class Model:
     @cached_property
     def call_cost(self) -> CallCost:
         """Multiply-adds of a call of its denoiser, and of an image's decoding."""
-        label, latent = 0 if self.num_classes else None, self.experiment.networks.latent
-        cost = call_cost(self.denoiser, self.process.state_shape(self.shape), label, self.device, latent=latent)
+        label, given = 0 if self.num_classes else None, self.experiment.networks.given
+        cost = call_cost(self.denoiser, self.process.state_shape(self.shape), label, self.device, given=given)
         return replace(cost, decode=decode_macs(self.codec, self.shape, self.device))
 
     @property
@@ -464,7 +490,7 @@ def as_codec(model: Model, sampler: str | None = None, steps: int | None = None)
     Raises what reading the codec of its latents raises, and ValueError for a sampler that a decoder cannot have, or one
     of a codec whose decoder does not draw.
     """
-    latents = model.experiment.method.latents
+    latents = model.experiment.condition.codec
     if latents.fingerprint:
         decoding = Decoding.by(model.denoiser, model.process, *DECODING).under(sampler, steps)
         return OtherDecoder(latents.build(model.networks, model.device), decoding, model.weights_hash)

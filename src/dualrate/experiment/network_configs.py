@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Ranged, Side
-from dualrate.denoisers.denoiser import Decoder, Denoiser, DualRate, DualRateDecoder, Plain
+from dualrate.denoisers.denoiser import Conditional, Denoiser, DualRate, DualRateConditional, Plain
 from dualrate.diffusion.categorical import NoisePlanes  # noqa: F401  # a file may name it
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
-from dualrate.networks.decoder import DecoderUViT, LatentEncoder
+from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder
 from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect, light_of
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 from dualrate.networks.uvit import UViT, UViTConfig
@@ -68,8 +68,8 @@ class NetworksConfig(ABC):
         return self.num_classes > 0
 
     @property
-    def latent(self) -> Shape | None:
-        """(C, h, w) of the z_0 that a decoder is given; None: it is no decoder."""
+    def given(self) -> Shape | None:
+        """(C, h, w) of the condition that it makes samples of; None: there is none."""
         return None
 
     @property
@@ -235,50 +235,50 @@ class TwoTransformers(PackageNetworks):
 
 
 @dataclass(frozen=True)
-class OneDecoder(PackageNetworks, Ranged):
-    """A single-rate decoder p(x | z_0), trained by the denoising loss on images (`DenoisingConfig.latents`)."""
+class OneConditional(PackageNetworks, Ranged):
+    """One network, which sees the state and the condition at every step."""
 
     model: UViTConfig
-    latent_shape: tuple[Side, Side, Side]
-    """(C, h, w) of the latents."""
+    given_shape: tuple[Side, Side, Side]
+    """(C, h, w) of the condition."""
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        network = DecoderUViT(self.model, self.latent_shape)
-        return nn.ModuleDict({"model": network}), Decoder(network, process)
+        network = ConditionalUViT(self.model, self.given_shape)
+        return nn.ModuleDict({"model": network}), Conditional(network, process)
 
     @property
-    def latent(self) -> Shape:
-        return self.latent_shape
+    def given(self) -> Shape:
+        return self.given_shape
 
 
 @dataclass(frozen=True)
-class TwoDecoders(PackageNetworks, Ranged):
-    """A dual-rate decoder: the encoder sees z_0, once an image, whatever the sampler; the light network each state."""
+class TwoConditional(PackageNetworks, Ranged):
+    """An encoder that sees the condition, once for all its samples, and a light network that sees each state."""
 
     encoder: UViTConfig
     light: UViTConfig
-    latent_shape: tuple[Side, Side, Side]
-    """(C, h, w) of the latents."""
+    given_shape: tuple[Side, Side, Side]
+    """(C, h, w) of the condition."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pair(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = LatentEncoder(self.encoder, self.light, self.latent_shape), UViT(self.light)
-        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateDecoder(encoder, light, process)
+        encoder, light = ConditionEncoder(self.encoder, self.light, self.given_shape), UViT(self.light)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateConditional(encoder, light, process)
 
     @property
-    def latent(self) -> Shape:
-        return self.latent_shape
+    def given(self) -> Shape:
+        return self.given_shape
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
-        """The single-rate decoder of a role's size: of the light one with the encoder's maps of z_0 to it."""
+        """The single-rate network of a role's size: of the light one with the encoder's maps of y to it."""
         encoder = networks["encoder"]
-        assert isinstance(encoder, LatentEncoder)
+        assert isinstance(encoder, ConditionEncoder)
         return encoder.net if role == "encoder" else nn.ModuleDict({"net": networks["light"], "latent": encoder.light})
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
         encoder = networks["encoder"]
-        assert isinstance(encoder, LatentEncoder)
+        assert isinstance(encoder, ConditionEncoder)
         encoder.disconnect()

@@ -49,14 +49,14 @@ def check_same_images(first: Experiment, second: Experiment, names: str) -> None
 
 def require_no_decoder(experiment: Experiment, method: str) -> None:
     """Raises ValueError for a decoder, which the method of this name does not train."""
-    if experiment.networks.latent is not None:
+    if experiment.networks.given is not None:
         raise ValueError(f"{experiment.name} is a decoder, which {method} does not train: take denoising")
 
 
 def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
     """The network of a run that can teach. Raises ValueError for one of several, for a decoder and for a student."""
     networks = experiment.networks
-    if networks.latent is not None:
+    if networks.given is not None:
         raise ValueError(f"{name} is a decoder, and a student draws from noise alone: name a model that is no decoder")
     if not networks.single_rate:
         raise ValueError(
@@ -134,7 +134,7 @@ def check_latent_shape(experiment: Experiment, codec: Codec) -> None:
     """Raises ValueError unless the networks take a codec's latents of the images, which hold fewer numbers than these:
     of larger ones, such as tokens of pixels, there is nothing to decode.
     """
-    found, expected = codec.latent_shape(experiment.shape), experiment.networks.latent
+    found, expected = codec.latent_shape(experiment.shape), experiment.networks.given
     if prod(found) > prod(experiment.shape):
         raise ValueError(
             f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec: it compresses nothing, so "

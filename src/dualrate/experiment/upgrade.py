@@ -25,6 +25,7 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
     "TwoNetworks": {"context": {"type": "ContextConfig"}},  # without its own retired fields
     "TwoDecoders": {"context": {"type": "ContextConfig"}},
 }
+RENAMED = {"OneDecoder": "OneConditional", "TwoDecoders": "TwoConditional"}  # their latent_shape is given_shape
 CONTRIB = dict.fromkeys(("EarlyExitConfig", "EarlyExitNetwork"), "dualrate.contrib.early_exit")  # class -> its module
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"
 
@@ -36,6 +37,12 @@ def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
         process = {"type": "GaussianProcess", "schedule": plain["schedule"]}
         kept = {name: value for name, value in plain.items() if name not in (*OF_THE_METHOD, "schedule")}
         plain = {**kept, "method": {"type": "DenoisingConfig", **method}, "process": process}
+    method = plain.get("method")
+    if isinstance(method, dict) and "latents" in method:  # of a decoder; in an identity its fingerprint
+        given, method = method["latents"], {name: value for name, value in method.items() if name != "latents"}
+        plain = {**plain, "method": method}
+        if not (isinstance(given, dict) and given.get("type") == "NoCodec"):
+            plain["condition"] = {"type": "Latents", "codec": given}
     return _current(plain)
 
 
@@ -49,4 +56,8 @@ def _current(plain: Any) -> Any:
     if kind in CONTRIB:  # our own, so a file may import it
         import_module(CONTRIB[kind])
     gone, held = RETIRED.get(kind, {}), {name: _current(value) for name, value in plain.items()}
-    return {name: value for name, value in held.items() if name not in gone or value != gone[name]}
+    held = {name: value for name, value in held.items() if name not in gone or value != gone[name]}
+    if kind in RENAMED:
+        held = {"given_shape" if name == "latent_shape" else name: value for name, value in held.items()}
+        held["type"] = RENAMED[kind]
+    return held

@@ -16,22 +16,20 @@ Context dropout encodes only the kept rows. A dropped row would give the encoder
 Ours, not the paper's: an encoder with a head is also trained on its own x_hat at tau, with weight `encoder_weight`. It
 then denoises by itself at the steps where it is called.
 
-A single-rate model has an empty context and the times `SingleTime`. A decoder p(x | z_0) has one condition more: z_0,
-drawn anew from the image at every iteration (`latents`).
+A single-rate model has an empty context and the times `SingleTime`. A conditional model sees y, too (`Batch.given`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from dualrate.codecs.codec import CodecConfig, NoCodec, noisy_latents
 from dualrate.config.ranges import Classes, LossWeight, Probability, Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, DualRate
 from dualrate.diffusion.plan import STEPS, StepPlan
@@ -55,7 +53,6 @@ class Denoising(Ranged):
 
     null:           the null class, for classifier-free guidance; label_dropout: probability of training a row with it
     encoder_weight: weight of the encoder's own loss at tau, where it has a head
-    latents:        (images, draws of their rows) -> z_0, which a decoder is given; None: this is no decoder
     multiscale:     K, copies of half the side, a quarter, ... whose errors are added
     """
 
@@ -67,7 +64,6 @@ class Denoising(Ranged):
     null: Classes = 0
     label_dropout: Probability = 0.1
     encoder_weight: LossWeight = 1.0
-    latents: Callable[[Tensor, Draws], Tensor] | None = None
     multiscale: Annotated[int, Range(0, 16)] = 0
     auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
@@ -100,9 +96,8 @@ class Denoising(Ranged):
         return Loss(total, logs)
 
     def condition(self, batch: Batch, draws: Draws) -> Cond:
-        """Labels, each replaced by the null class with probability `label_dropout`; of a decoder z_0 too."""
-        z_0 = None if self.latents is None else self.latents(batch.x, draws)
-        return Cond(with_null(batch, draws, self.null, self.label_dropout), z_0)
+        """Labels, each replaced by the null class with probability `label_dropout`, and what is given."""
+        return Cond(with_null(batch, draws, self.null, self.label_dropout), batch.given)
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """(z_t, z_tau) on one forward path. t, tau: (B,); x, z_t, z_tau: (B, ...)."""
@@ -234,8 +229,6 @@ class DenoisingConfig(MethodConfig, Ranged):
     """A single-rate run whose averaged weights the light network starts from."""
     multiscale: Annotated[int, Range(0, 16)] = 0
     """Coarser copies of image and x_hat, of half the side, a quarter, ..., whose errors are added to the loss."""
-    latents: CodecConfig = NoCodec()
-    """Of a decoder: the codec, which does not train, of the latents that it is given."""
 
     @property
     def serves(self) -> AnyPlan:
@@ -248,12 +241,6 @@ class DenoisingConfig(MethodConfig, Ranged):
         return self.label_dropout > 0
 
     def check(self, experiment: Experiment) -> None:
-        decoder = experiment.networks.latent is not None
-        if decoder != bool(self.latents.fingerprint):
-            which = "are a decoder's: name the codec" if decoder else "take no latents: drop the codec"
-            raise ValueError(f"the networks of {experiment.name} {which} of the latents that they are given (latents)")
-        if decoder and experiment.num_classes:
-            raise ValueError(f"a decoder is given latents and no labels: set num_classes of {experiment.name} to 0")
         if self.multiscale:
             require_gaussian(experiment.process, experiment.name)
             sides, factor = experiment.shape[1:], 2**self.multiscale
@@ -267,7 +254,7 @@ class DenoisingConfig(MethodConfig, Ranged):
             raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
         if self.encoder_weight != 1 and experiment.networks.single_rate:
             raise ValueError(f"encoder_weight is of an encoder's own loss, and {experiment.name} has none: drop it")
-        if pair and self.times.heavy is None and not decoder:
+        if pair and self.times.heavy is None and experiment.networks.given is None:
             raise ValueError(
                 f"{experiment.name} has two networks, and {self.times} are times of one: a context would never be "
                 "older than the step that it is used at. Pass times of a pair, such as "
@@ -284,21 +271,17 @@ class DenoisingConfig(MethodConfig, Ranged):
         parts = {"encoder": self.encoder_from, "light": self.light_from} if start.fresh else {}
         sources = {role: start.load(run) for role, run in parts.items() if run is not None}
         for role, source in sources.items():
-            own, its = (one.method.latents.fingerprint[:12] or "none" for one in (experiment, source.experiment))
+            own, its = (one.condition.identity for one in (experiment, source.experiment))
             if own != its:
                 raise ValueError(
-                    f"{source.path} is given latents of the codec {its}, not {own}: name a decoder of the same"
+                    f"{source.path} is given {its or 'nothing'}, not {own or 'nothing'}: name a like model"
                 )
             if role == "encoder" and self.freeze_encoder and self.label_dropout:
                 check_drops_labels(experiment, source)
         weights = start_from(experiment.networks, method.networks, sources)
-        identity: dict[str, Any] = {}
-        if experiment.networks.latent is not None:
-            codec = self.latents.build(method.networks, start.device)
-            check_latent_shape(experiment, codec)
-            method = replace(method, latents=partial(noisy_latents, codec))
-            identity["latents"] = codec.fingerprint  # wherever it is
-        return Prepared(method, weights, identity)
+        if (codec := experiment.condition.codec).fingerprint:
+            check_latent_shape(experiment, codec.build(method.networks, start.device))
+        return Prepared(method, weights)
 
     def build(self, experiment: Experiment) -> Denoising:
         """With weights drawn from the run's seed."""

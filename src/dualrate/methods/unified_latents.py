@@ -45,7 +45,8 @@ from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.likelihood.bound import divergence
 from dualrate.methods.times import SILVER, moved, stratified_uniform
-from dualrate.networks.decoder import DecoderUViT, EncoderConfig, ImageEncoder
+from dualrate.networks.conditional import ConditionalUViT
+from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.networks.uvit import UViT, UViTConfig
 from dualrate.training.method import Loss, Phase
 
@@ -97,7 +98,7 @@ class UnifiedLatents(Ranged):
         priced = z if iteration >= self.priced_from else z.detach()
         nats = bound(self.prior, self.process, priced, t_z, normal("z_t", z), cond, Elbo()) + end(self.process, priced)
         z_0 = self.process.add_noise(z, torch.zeros_like(t_z), normal("z_0", z))
-        given = Cond(z_0=z_0)
+        given = Cond(given=z_0)
         decoding = self.loss_factor * bound(self.decoder, self.images, x, t_x, normal("x_t", x), given, self.weighting)
         numbers, pixels = x[0].numel(), x[0, 0].numel()
         logs = {
@@ -153,7 +154,7 @@ class LatentNetworks(NetworksConfig):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, prior = ImageEncoder(self.encoder), UViT(self.prior)
-        decoder = DecoderUViT(self.decoder, self.encoder.latent_shape)
+        decoder = ConditionalUViT(self.decoder, self.encoder.latent_shape)
         return nn.ModuleDict({"encoder": encoder, "prior": prior, "decoder": decoder}), Plain(prior, process)
 
     @property

@@ -209,6 +209,13 @@ def layer_norm(h: Tensor, scale: Tensor | None = None) -> Tensor:
         return F.layer_norm(h.to(scale.dtype), h.shape[-1:], scale).to(h.dtype)
 
 
+def add_shared(h: Tensor, shared: Tensor) -> Tensor:
+    """h (B M, ...) with shared (B, ...) added to M rows each, which is copied nowhere: row r gets shared[r // M]."""
+    if len(h) == len(shared):
+        return h + shared
+    return (h.unflatten(0, (len(shared), -1)) + shared[:, None]).flatten(0, 1)
+
+
 def unpatchified(h: Tensor, patch: int) -> Tensor:
     """(B, C patch^2, H, W) -> (B, C, patch H, patch W)."""
     batch, channels, height, width = h.shape

@@ -32,6 +32,7 @@ from dualrate.networks.blocks import (
     InFloat32,
     NoiseEmbedding,
     TransformerBlock,
+    add_shared,
     attend,
     attention_weights,
     doubled,
@@ -196,7 +197,7 @@ class UViT(nn.Module):
     def trunk(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """The last activation of every level, finest first.
 
-        added: one tensor for each of the first levels; it joins the activations where the level begins
+        added: one tensor for each of the first levels; it joins the activations where the level begins (`add_shared`)
         """
         h, skips = self.descend(self.patches(z), emb, added)
         return self.ascend(self.middle(h, emb), skips, emb)
@@ -218,7 +219,7 @@ class UViT(nn.Module):
         """
 
         def joined(h: Tensor, i: int) -> Tensor:
-            return h + added[i] if i < len(added) else h
+            return add_shared(h, added[i]) if i < len(added) else h
 
         skips: Skips = []
         for i in range(begin, len(self.down) if end is None else end):

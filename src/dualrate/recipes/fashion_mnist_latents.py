@@ -17,15 +17,16 @@ from typing import Literal
 from dualrate.codecs.codec import CodecFolder
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
+from dualrate.data.conditions import Latents
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.experiment import DataConfig, Experiment, Stages
-from dualrate.experiment.network_configs import OneDecoder, OneNetwork, TwoDecoders, TwoNetworks
+from dualrate.experiment.network_configs import OneConditional, OneNetwork, TwoConditional, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
-from dualrate.networks.decoder import EncoderConfig
+from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.fashion_mnist import network
 from dualrate.training.config import FitConfig, OptimConfig
@@ -107,11 +108,11 @@ def decoder(
     latents = CodecFolder.at(codec)
     shape = latents.read("cpu").latent_shape(sizes["light"].shape)
     if kind in sizes:
-        networks, times = OneDecoder(sizes[kind], shape), SingleTime()
+        networks, times = OneConditional(sizes[kind], shape), SingleTime()
     else:
-        networks, times = TwoDecoders(sizes[encoder], sizes["light"], shape), GivenTimes()
-    method = DenoisingConfig(times, weighting, latents=latents)
-    return Experiment(f"{name}-{kind}", networks, method, fit, data, process)
+        networks, times = TwoConditional(sizes[encoder], sizes["light"], shape), GivenTimes()
+    method = DenoisingConfig(times, weighting)
+    return Experiment(f"{name}-{kind}", networks, method, fit, data, process, condition=Latents(latents))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
-from dualrate.networks.decoder import EncoderConfig
+from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import students
 from dualrate.recipes.fashion_mnist_latents import decoder

@@ -81,7 +81,7 @@ def switched(heavy: Model, light: Model) -> Model:
             "null class": model.experiment.networks.null_class,
             "process": model.process,
             "codec": model.experiment.codec.fingerprint,
-            "latents": model.experiment.method.latents.fingerprint,
+            "latents": model.experiment.condition.codec.fingerprint,
             "arithmetic": model.experiment.networks.bfloat16_weights,
         }
         for model in (heavy, light)
@@ -234,9 +234,9 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
     where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled, model.graphs)
-    codecs = (model.experiment.codec, model.experiment.method.latents)
+    codecs = (model.experiment.codec, model.experiment.condition.codec)
     modules = modules_of(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
-    return Place.model, (Place(*where, model.device.type, modules, model.experiment, model.latents),)
+    return Place.model, (Place(*where, model.device.type, modules, model.experiment, model.conditions),)
 
 
 copyreg.pickle(Model, _placed)

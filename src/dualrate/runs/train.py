@@ -30,8 +30,9 @@ from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
+from dualrate.data.conditions import HeldOut
 from dualrate.data.images import ImageSet, to_uint8
-from dualrate.data.latent_set import HeldOut, encode
+from dualrate.data.latent_set import encode
 from dualrate.data.loader import Batches, Prefetched, TrainingSet
 from dualrate.data.source import DataProgress
 from dualrate.denoisers.denoiser import Denoiser
@@ -116,9 +117,9 @@ def check_end(experiment: Experiment, codec: Codec) -> None:
 
 
 def check_export(model: Model) -> None:
-    """Raises ValueError for a decoder, which draws nothing of noise alone."""
-    if model.experiment.networks.latent is not None:
-        raise ValueError(f"{model.name} is a decoder, which is given latents: export the model that draws them")
+    """Raises ValueError for a conditional model, which draws nothing of noise alone."""
+    if model.experiment.networks.given is not None:
+        raise ValueError(f"{model.name} makes samples of a condition, and a pipeline draws of noise alone")
 
 
 def data_notes(images: TrainingSet, num_classes: int, batch_size: int) -> list[str]:
@@ -318,9 +319,9 @@ def costs_of(experiment: Experiment, method: Method) -> str:
     """The networks' parameters and what their calls cost."""
     label = 0 if experiment.num_classes else None
     with torch.random.fork_rng([]):  # dropout draws numbers
-        where, latent = next(method.networks.parameters()).device, experiment.networks.latent
+        where, given = next(method.networks.parameters()).device, experiment.networks.given
         state = experiment.process.state_shape(experiment.shape)
-        cost = call_cost(method.denoiser(), state, label, where, latent=latent)
+        cost = call_cost(method.denoiser(), state, label, where, given=given)
     sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in method.networks.items()}
     calls = {"a heavy call": cost.heavy, "a light call" if cost.heavy else "a call": cost.light}
     parts = [f"{name}: {size / 1e6:.3g} M parameters" for name, size in sizes.items()]

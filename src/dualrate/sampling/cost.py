@@ -4,7 +4,7 @@
 papers count; norms, activations and the sampler's own arithmetic are not. Projections of a context are part of the
 heavy call that computes them.
 
-    image = branches x (H x heavy + N x light) + decode,   branches = 2 under guidance
+    image = branches x (H x heavy / M + N x light) + decode,   branches = 2 under guidance, M members share a heavy call
 
 where a step that uses the encoder's own output makes no light call, calls that renew a part of a context and those
 without one are light ones at their own costs, and outside a guidance interval a light call runs one branch;
@@ -86,6 +86,7 @@ class PlanCost:
     heavy_calls, light_calls: rows per image, guidance branches counted
     partial_calls, alone_calls: of the light ones, those that renew a part of a context, and those without one
     mean: MACs of all calls of an image, where these differ from image to image; None: as the calls cost
+    members: images that share a heavy call
     """
 
     calls: CallCost
@@ -94,6 +95,7 @@ class PlanCost:
     mean: float | None = None
     partial_calls: int = 0
     alone_calls: int = 0
+    members: int = 1
 
     @property
     def macs(self) -> int:
@@ -103,7 +105,7 @@ class PlanCost:
         """The total price of these calls at the given costs, in seconds or any one unit."""
         kept = self.light_calls - self.partial_calls - self.alone_calls
         light = kept * calls.light + self.partial_calls * calls.partial + self.alone_calls * calls.without
-        return self.heavy_calls * calls.heavy + light + calls.decode
+        return self.heavy_calls * calls.heavy / self.members + light + calls.decode
 
     @property
     def flops(self) -> int:
@@ -123,16 +125,16 @@ def call_cost(
     label: int | None,
     device: torch.device | str = "cpu",
     *,
-    latent: Shape | None = None,
+    given: Shape | None = None,
 ) -> CallCost:
     """Counts one call of each kind on a row of zeros, on the networks' device.
 
-    shape: (C, H, W) of states; latent: of z_0
+    shape: (C, H, W) of states; given: of the condition
     """
     z = torch.zeros(1, *shape, device=device)
     t = torch.full((1,), 0.5, dtype=torch.float64, device=device)
-    z_0 = None if latent is None else torch.zeros(1, *latent, device=device)
-    cond = Cond(None if label is None else torch.tensor([label], device=device), z_0)
+    y = None if given is None else torch.zeros(1, *given, device=device)
+    cond = Cond(None if label is None else torch.tensor([label], device=device), y)
     return priced(denoiser, z, t, cond, macs_of)
 
 

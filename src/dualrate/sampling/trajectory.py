@@ -7,7 +7,8 @@
         z = step(denoise with that context)     light
 
 Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size. `StepNoise`
-makes the numbers of several steps at once.
+makes the numbers of several steps at once. Of M samples a condition, the members, member m of seed i has the key
+i + 2^40 m, so member 0 is the image of the seed.
 """
 
 from __future__ import annotations
@@ -190,6 +191,23 @@ def first_state(process: Process, draws: Draws, shape: Sequence[int]) -> Tensor:
     return process.prior(process.noise(draws, ["start"], *shape)[0], shape)
 
 
+MEMBER = 1 << 40  # between the keys of two members of a seed
+
+
+class Shared(Denoiser):
+    """A denoiser whose context depends on the condition alone, and is computed once for all calls with it."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner, self.reuse, self.context = inner, inner.reuse, None
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        self.context = self.context or self.inner.encode(z, t, cond)
+        return self.context
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        return self.inner.denoise(z, t, context, cond)
+
+
 def _is_seed(value: object) -> bool:
     try:
         return -(2**63) <= operator.index(value) < 2**63  # pyright: ignore[reportArgumentType]
@@ -209,6 +227,7 @@ def sample_batches(
     device: torch.device | str = "cpu",
     bfloat16: bool = False,
     given: Callable[[Tensor], Tensor] | None = None,
+    members: int = 1,
     progress: Callable[[int, int], None] | None = None,
     watch: Callable[[State], None] | None = None,
 ) -> Iterator[Tensor]:
@@ -218,40 +237,56 @@ def sample_batches(
     seeds:    one integer per image; an image depends on nothing but its seed, its label, the plan and the step
     label:    one class per image; None for an unconditional model
     bfloat16: networks run under autocast; x_hat, states and noise stay float32
-    given:    of a decoder: seeds (b,) -> z_0 (b, C, h, w), on the device
+    given:    of a conditional model: seeds (b,) -> what these images are made of (b, C, h, w), on the device
+    members:  M, images for each seed, which come one after the other, whatever the batch size; a heavy call that
+              depends on the condition alone is made once for all of them
     progress: called with (images done, images in all)
     watch:    called with every state of every batch: before the first step, and after each; what it raises ends it all
     Raises ValueError for no seeds, labels that are not one per seed or not known, a step of another process, a batch
-    size below 1, or a plan that does not go from noise (1) to data (0).
+    size or members below 1, members of a seed that is not below 2^40, or a plan that does not go from noise (1) to
+    data (0).
     """
     if not len(seeds):
         raise ValueError("nothing to sample: the list of seeds is empty")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    if batch_size < 1 or members < 1:
+        raise ValueError(f"batch_size and members are at least 1, got {batch_size} and {members}")
     if (plan.t[0], plan.t[-1]) != (1, 0):
         raise ValueError(f"images are sampled from t = 1 to 0, this plan goes from {plan.t[0]} to {plan.t[-1]}")
     if strange := [seed for seed in seeds if not _is_seed(seed)]:
         raise ValueError(f"seeds are 64-bit integers, got {strange[0]!r}")
+    if members > 1 and (strange := [seed for seed in seeds if not 0 <= seed < MEMBER]):
+        raise ValueError(f"seeds with several members lie between 0 and 2^40, got {strange[0]}")
     if label is not None and len(label) != len(seeds):
         raise ValueError(f"one label per image: got {len(label)} labels for {len(seeds)} seeds")
     if label is not None:
         check_labels(denoiser, label)
     if (own := getattr(denoiser, "process", step.process)) != step.process:
         raise ValueError(f"a step goes along the paths of the denoiser's process, {own}, got one of {step.process}")
-    device = torch.device(device)
-    for first in range(0, len(seeds), batch_size):
-        rows = slice(first, first + batch_size)
-        with own_defaults():
-            draws = Draws(0, torch.tensor(list(seeds[rows]), dtype=torch.int64, device=device))
-            of = None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device)
-            cond = Cond(of, None if given is None else given(draws.row))
+    device, at_once = torch.device(device), max(1, batch_size // members)  # seeds in a batch
+
+    def drawn(seed: Tensor, of: Tensor | None, y: Tensor | None) -> Iterator[Tensor]:
+        """All members of these seeds, so many at a time that a batch holds them."""
+        shared = Shared(denoiser) if y is not None and denoiser.reuse is Reuse.FREE else denoiser
+        for part in torch.arange(members, device=device).split(max(1, batch_size // len(seed))):
+            draws = Draws(0, (seed[:, None] + MEMBER * part).flatten())
+            cond = Cond(None if of is None else of.repeat_interleave(len(part)), y)
+            if y is not None and shared is denoiser:
+                cond = Cond(cond.label, y.repeat_interleave(len(part), 0))
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 z = first_state(step.process, draws, shape)
                 noise = StepNoise(step.process, draws, plan.num_steps, shape)
-                for state in trajectory(denoiser, step, plan, z, cond, noise):
+                for state in trajectory(shared, step, plan, z, cond, noise):
                     z = state.z
                     if watch is not None:
                         watch(state)
+            yield step.process.data(z).float().unflatten(0, (len(seed), len(part)))
+
+    for first in range(0, len(seeds), at_once):
+        rows = slice(first, first + at_once)
+        with own_defaults():
+            seed = torch.tensor(list(seeds[rows]), dtype=torch.int64, device=device)
+            of = None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device)
+            images = torch.cat(list(drawn(seed, of, None if given is None else given(seed))), 1).flatten(0, 1)
         if progress is not None:
-            progress(min(first + batch_size, len(seeds)), len(seeds))
-        yield step.process.data(z).float()
+            progress(members * min(first + at_once, len(seeds)), members * len(seeds))
+        yield images

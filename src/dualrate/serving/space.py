@@ -45,7 +45,7 @@ def write_space(offer: Offer, out: Path, note: Callable[[str], None]) -> None:
     packages += ["starlette", "uvicorn"]
     for model in models.values():
         identity = json.dumps(model.experiment.identity)
-        if isinstance(model.experiment.codec, CodecFolder) or isinstance(model.experiment.method.latents, CodecFolder):
+        if isinstance(model.experiment.codec, CodecFolder) or isinstance(model.experiment.condition.codec, CodecFolder):
             raise ValueError(f"{model.name} needs the folder of its codec, which a Space does not hold: serve it here")
         if elsewhere := re.search(r'"type": "([\w.]+):', identity):
             raise ValueError(f"{model.name} needs the package {elsewhere[1]}, which a Space does not hold")

@@ -1,0 +1,296 @@
+"""Conditions: what a sample is made of, where it is a tensor y. Each says how y is made of an image x, and read.
+
+    super-resolution:4   x at a quarter of its side, by antialiased bicubic interpolation, in 8 bits
+    inpainting:16        x without a square hole of 16 x 16 at a random place, and a plane that is 1 where x is known
+    colour               x in grey (ITU-R 601 luma), in 8 bits
+    pairs:SOURCE         images of another folder with the same names, or of another column of the Parquet files
+    a codec's latents    z_0 of x, with its noise (`Latents`): the model is a decoder
+
+What is random is drawn by keys, so a resumed run sees the same conditions, and so does every model that is measured:
+held-out image i has the condition of seed i. A seed counts round the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
+from dualrate.config.ranges import Range, Ranged
+from dualrate.config.serial import to_plain
+from dualrate.data.decode import decode
+from dualrate.data.images import ImageSet, to_float, to_uint8
+from dualrate.data.loader import TrainingSet
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Shape
+
+Make = Callable[[Tensor, Draws], Tensor]  # x (B, C, H, W) in [-1, 1], draws of its rows -> y (B, c, h, w)
+
+
+class Condition(ABC):
+    """A subclass is a frozen dataclass: it is part of the experiment, and of the run's identity.
+
+    codec: of latents; of any other condition none
+    """
+
+    codec: CodecConfig = NoCodec()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run is by it, as a part of the run's identity."""
+        return {"condition": to_plain(self)}
+
+    @abstractmethod
+    def shape(self, image: Shape) -> Shape:
+        """(c, h, w) of y, of images (C, H, W). Raises ValueError for images that it cannot be made of."""
+
+    @abstractmethod
+    def build(self, device: torch.device | str) -> Make:
+        """What makes y of x, on a device."""
+
+    def keep(self, x: Tensor, given: Tensor) -> Tensor:
+        """A sample (B, C, H, W) with what the condition knows of it put back: nothing, unless overridden."""
+        return x
+
+    def read(self, data: bytes, name: str) -> Tensor:
+        """y of a picture's file, (c, h, w) in [-1, 1]. Raises ValueError, for what is no such picture."""
+        return to_float(decode(data, name))
+
+
+@dataclass(frozen=True)
+class Unconditional(Condition):
+    """Samples are made of noise alone."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {}  # as before there were conditions
+
+    def shape(self, image: Shape) -> Shape:
+        raise ValueError("this model is given nothing but noise")
+
+    def build(self, device: torch.device | str) -> Make:
+        raise ValueError("this model is given nothing but noise")
+
+
+@dataclass(frozen=True)
+class SuperResolution(Condition, Ranged):
+    """A smaller image, which is made larger."""
+
+    factor: Annotated[int, Range(2, 64)] = 4
+
+    def shape(self, image: Shape) -> Shape:
+        channels, height, width = image
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"images of {height} x {width} have no {self.factor}th part: give a factor that divides")
+        return channels, height // self.factor, width // self.factor
+
+    def build(self, device: torch.device | str) -> Make:
+        return lambda x, draws: smaller(x, self.factor)
+
+
+@dataclass(frozen=True)
+class Inpainting(Condition, Ranged):
+    """An image with a hole."""
+
+    hole: Annotated[int, Range(1, 4096)] = 16
+    """Side of the square that is missing, in pixels."""
+
+    def shape(self, image: Shape) -> Shape:
+        channels, height, width = image
+        if self.hole >= min(height, width):
+            raise ValueError(f"a hole of side {self.hole} leaves nothing of images of {height} x {width}: make it less")
+        return channels + 1, height, width
+
+    def build(self, device: torch.device | str) -> Make:
+        return lambda x, draws: masked(x, known(draws, self.hole, x.shape[2], x.shape[3]))
+
+    def keep(self, x: Tensor, given: Tensor) -> Tensor:
+        image, mask = given[:, :-1], given[:, -1:]
+        return image * mask + x * (1 - mask)
+
+    def read(self, data: bytes, name: str) -> Tensor:
+        """The hole is where the picture is transparent."""
+        try:
+            with Image.open(io.BytesIO(data)) as picture:
+                has_mask = "A" in picture.getbands() or "transparency" in picture.info
+                grey = picture.mode in ("L", "LA", "1")
+                pixels = np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
+        except OSError as error:
+            raise ValueError(f"{name}: cannot be decoded ({error})") from None
+        if not has_mask:
+            raise ValueError(f"{name} has no mask: make the pixels of the hole transparent, and save it as PNG")
+        image, alpha = torch.tensor(pixels[:1] if grey else pixels[:3]), torch.tensor(pixels[3:])
+        return masked(to_float(image)[None], (alpha >= 128).float()[None])[0]
+
+
+@dataclass(frozen=True)
+class Colour(Condition):
+    """A grey image, which gets its colours."""
+
+    def shape(self, image: Shape) -> Shape:
+        if image[0] != 3:
+            raise ValueError(f"grey images have no colours to learn, got {image} (C, H, W): drop --data.channels")
+        return 1, *image[1:]
+
+    def build(self, device: torch.device | str) -> Make:
+        return lambda x, draws: grey(x)
+
+    def read(self, data: bytes, name: str) -> Tensor:
+        return to_float(decode(data, name, channels=1))
+
+
+@dataclass(frozen=True)
+class Latents(Condition):
+    """z_0 of an image, which a decoder makes the image of."""
+
+    codec: CodecConfig = NoCodec()
+    """Where they are from; it does not train."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"condition": {"type": "Latents", "codec": self.codec.fingerprint}}
+
+    def shape(self, image: Shape) -> Shape:
+        return self.codec.build(nn.ModuleDict(), "cpu").latent_shape(image)
+
+    def build(self, device: torch.device | str) -> Make:
+        codec = self.codec.build(nn.ModuleDict(), device)
+        return torch.no_grad()(lambda x, draws: noisy_latents(codec, x, draws))
+
+    def read(self, data: bytes, name: str) -> Tensor:
+        raise ValueError(f"{name}: a decoder is given latents, not pictures: dualrate data decode makes images of them")
+
+
+TASKS: dict[str, Callable[..., Condition]] = {
+    "super-resolution": SuperResolution,
+    "inpainting": Inpainting,
+    "colour": Colour,
+}
+
+
+def task_named(text: str) -> Condition:
+    """super-resolution:4, inpainting:16, colour. Raises ValueError for a name that is none, or a number it cannot have.
+
+    Without a number: the usual one.
+    """
+    name, _, number = text.partition(":")
+    if name not in TASKS or (number and not number.isdecimal()) or (number and name == "colour"):
+        raise ValueError(f"a task is one of super-resolution:4, inpainting:16 and colour, got {text!r}")
+    return TASKS[name](*[int(number)] if number else [])
+
+
+def smaller(x: Tensor, factor: int) -> Tensor:
+    """(B, C, H, W) at 1 / factor of its sides, as PIL's antialiased bicubic resizing, in 8 bits."""
+    size = (x.shape[2] // factor, x.shape[3] // factor)
+    return to_float(to_uint8(F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)))
+
+
+def grey(x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W), as PIL's "L", in 8 bits."""
+    weights = torch.tensor([19595, 38470, 7471], device=x.device)  # of 2^16
+    luma = (to_uint8(x).int() * weights[:, None, None]).sum(1, keepdim=True) + 2**15 >> 16
+    return to_float(luma.to(torch.uint8))
+
+
+def known(draws: Draws, hole: int, height: int, width: int) -> Tensor:
+    """(B, 1, H, W): 0 in a square of side `hole`, whose place is uniform, 1 elsewhere."""
+    place = draws.uniform("hole", 2)
+    inside = []
+    for axis, side in enumerate((height, width)):
+        first = (place[:, axis] * (side - hole + 1)).long()[:, None]
+        pixel = torch.arange(side, device=place.device)
+        inside.append((pixel >= first) & (pixel < first + hole))
+    return 1 - (inside[0][:, :, None] & inside[1][:, None]).float()[:, None]
+
+
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """(B, C + 1, H, W): x, 0 where it is not known, and the mask, 1 where it is."""
+    return torch.cat((x * mask, mask), 1)
+
+
+def read_conditions(files: Iterable[tuple[str, bytes]], condition: Condition, expected: Shape) -> Tensor:
+    """(N, c, h, w) of pictures. Raises ValueError, with both shapes, for one of another shape than the model takes."""
+    found = []
+    for name, data in files:
+        given = condition.read(data, name)
+        if tuple(given.shape) != expected:
+            raise ValueError(f"{name} makes a condition of {tuple(given.shape)} (C, H, W), this model takes {expected}")
+        found.append(given)
+    return torch.stack(found)
+
+
+KEPT = 64  # batches of conditions, so that a drawing of them is timed without what makes them
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The conditions of some images. codec: of latents"""
+
+    images: ImageSet
+    make: Make
+    device: torch.device | str
+    codec: Codec | None = None
+    _kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def rows(self, seeds: Tensor) -> Tensor:
+        """(B,) int64: the numbers of the images of these seeds, (B,)."""
+        return seeds.cpu() % len(self.images)
+
+    def originals(self, seeds: Tensor) -> NDArray[np.uint8]:
+        """(B, C, H, W): the images of these seeds, (B,)."""
+        return self.images.images[self.rows(seeds).numpy()]
+
+    def __call__(self, seeds: Tensor) -> Tensor:
+        """y: (B, c, h, w) float32, on the device. seeds: (B,)."""
+        key = tuple(seeds.tolist())
+        if key not in self._kept:
+            x = to_float(self.originals(seeds)).to(self.device)
+            self._kept[key] = self.make(x, Draws(0, seeds.to(self.device)))
+            for oldest in list(self._kept)[:-KEPT]:
+                del self._kept[oldest]
+        return self._kept[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Conditions of one's own. y: (N, c, h, w) float32; seed i has number i, round and round"""
+
+    y: Tensor
+
+    def __call__(self, seeds: Tensor) -> Tensor:
+        """(B, c, h, w), on the device of the seeds, (B,)."""
+        return self.y[seeds.cpu() % len(self.y)].to(seeds.device)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all of them."""
+        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + self.y.numpy().tobytes()).hexdigest()
+
+
+class Conditioned:
+    """A `TrainingSet` whose batches have the conditions of its images, made on the device as images come."""
+
+    def __init__(self, images: TrainingSet, condition: Condition) -> None:
+        self.name, self.fingerprint, self.alphabet = images.name, images.fingerprint, images.alphabet
+        self.labels, self.class_names, self.num_classes = images.labels, images.class_names, images.num_classes
+        self.shape, self.codec, self.rows, self.floats = images.shape, images.codec, images.rows, images.floats
+        self._count, self._made = len(images), cache(condition.build)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def given(self, x: Tensor, draws: Draws) -> Tensor:
+        """y of x, (B, C, H, W) on a device. draws: of the rows' sample numbers"""
+        return self._made(x.device)(x, draws)

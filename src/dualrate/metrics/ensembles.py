@@ -1,0 +1,107 @@
+"""Scores of M samples a condition against what was there (proper scores: least, on average, for the true conditional).
+
+With samples X_1 .. X_M of one condition and the truth y, all unbiased in M, so that few members and many are compared:
+
+    fair CRPS      mean_i |X_i - y| - sum_{i<j} |X_i - X_j| / (M (M - 1))                  of a pixel; mean over pixels
+    energy score   mean_i ||X_i - y|| - sum_{i<j} ||X_i - X_j|| / (M (M - 1))              of an image; / sqrt(pixels)
+    spread / skill sqrt((M + 1) / M) sqrt(mean var(X)) / sqrt(mean (mean(X) - y)^2)         1 for a calibrated ensemble
+    rank           how many members lie below y: uniform on 0 .. M for a calibrated ensemble
+
+Sources: Ferro 2014 (fair scores); Gneiting and Raftery 2007 (energy score); Fortin et al. 2014 (spread and skill).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
+    """(N,): members (N, M, ...), M >= 2; truth (N, ...)."""
+    count = members.shape[1]
+    error = (members - truth[:, None]).abs().mean(1)
+    weight = 2 * torch.arange(1, count + 1, device=members.device, dtype=members.dtype) - count - 1
+    apart = torch.einsum("nm...,m->n...", members.sort(1).values, weight)  # the sum over pairs, of sorted members
+    return (error - apart / (count * (count - 1))).flatten(1).mean(1)
+
+
+def energy_score(members: Tensor, truth: Tensor) -> Tensor:
+    """(N,), divided by the square root of the numbers of an image: members (N, M, ...), M >= 2; truth (N, ...)."""
+    count, flat = members.shape[1], members.flatten(2)
+    error = (flat - truth.flatten(1)[:, None]).norm(dim=2).mean(1)
+    apart = sum((flat[:, i, None] - flat[:, i + 1 :]).norm(dim=2).sum(1) for i in range(count - 1))
+    return (error - apart / (count * (count - 1))) / math.sqrt(flat.shape[2])
+
+
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    """(N,) in dB, of images in [0, 1]: (N, ...) both."""
+    return -10 * (images - truth).square().flatten(1).mean(1).clamp(min=1e-10).log10()
+
+
+def ranks(members: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+    """(M + 1,) int64: of how many numbers so many members lie below the truth; equal ones are ordered by chance."""
+    below = (members < truth[:, None]).sum(1)
+    equal = (members == truth[:, None]).sum(1)
+    chance = (torch.rand(equal.shape, generator=generator) * (equal + 1)).long()
+    return torch.bincount((below + chance).flatten(), minlength=members.shape[1] + 1)
+
+
+@dataclass(frozen=True)
+class EnsembleScores:
+    """Means over conditions; each list holds the value of every condition, from which an interval comes.
+
+    crps, energy: in units of the range of a pixel, 1; psnr_mean: of the members' mean, psnr: of the members, in dB
+    spread_skill: 1 for a calibrated ensemble; ranks: (M + 1,) shares
+    """
+
+    members: int
+    crps: NDArray[np.float64]
+    energy: NDArray[np.float64]
+    psnr_mean: NDArray[np.float64]
+    psnr: NDArray[np.float64]
+    spread_skill: float
+    ranks: NDArray[np.float64]
+
+    @staticmethod
+    def of(batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> EnsembleScores:
+        """Of (members (b, M, C, H, W), truth (b, C, H, W)) by batches. Raises ValueError for fewer than 2 members."""
+        found: list[list[Tensor]] = []
+        counts, generator = torch.zeros(()), torch.Generator().manual_seed(0)
+        for drawn, there in batches:
+            x, y = (torch.from_numpy(part).double() / 255 for part in (drawn, there))
+            if (members := x.shape[1]) < 2:
+                raise ValueError(f"scores of an ensemble need 2 members a condition or more, got {members}")
+            mean, variance = x.mean(1), x.var(1).flatten(1).mean(1)
+            error = (mean - y).square().flatten(1).mean(1)
+            single = psnr(x.flatten(0, 1), y.repeat_interleave(members, 0)).unflatten(0, (-1, members)).mean(1)
+            found.append([fair_crps(x, y), energy_score(x, y), psnr(mean, y), single, variance, error])
+            counts = counts + ranks(x, y, generator)
+        crps, energy, of_mean, single, variance, error = (torch.cat(part) for part in zip(*found, strict=True))
+        members = len(counts) - 1
+        ratio = math.sqrt((members + 1) / members * float(variance.mean() / error.mean().clamp(min=1e-20)))
+        values = (part.numpy() for part in (crps, energy, of_mean, single))
+        return EnsembleScores(members, *values, ratio, (counts / counts.sum()).numpy())
+
+    def __str__(self) -> str:
+        """For people, line by line."""
+
+        def mean(values: NDArray[np.float64], unit: str = "") -> str:
+            error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+            return f"{values.mean():.4g}{unit} (standard error {error:.2g})"
+
+        edges = self.ranks[[0, -1]].sum() * (self.members + 1) / 2
+        return "\n".join(
+            [
+                f"fair CRPS {mean(self.crps)}, energy score {mean(self.energy)}: {self.members} members of each of "
+                f"{len(self.crps):,} conditions, pixels from 0 to 1",
+                f"PSNR of the members' mean {mean(self.psnr_mean, ' dB')}, of a member {mean(self.psnr, ' dB')}",
+                f"spread over skill {self.spread_skill:.3g} (1: calibrated; below: too sure); the outermost ranks hold "
+                f"{edges:.2g} times their share",
+            ]
+        )

@@ -1,0 +1,94 @@
+"""Networks that make an image of a condition y: a latent, a smaller image, an image with a hole, past frames.
+
+    single-rate   v = U-ViT(z_t, log_snr_t, label; y)                                              at every step
+    dual-rate     features = P U-ViT(0, log_snr_1, label; y) + maps(y)                                      once
+                  v = U-ViT(z_t, log_snr_t, label; features)                                       at every step
+
+y enters where the levels of a U-ViT begin: one linear map, without bias, from the positions of y to those of the level,
+so that a condition of 8 x 8 gives every one of 16 x 16 positions what is its own.
+
+The heavy network of the dual-rate pair is the single-rate one at pure noise: there z_t holds nothing of x, and 0 takes
+its place. So it sees y alone, a trained single-rate network can take its part, and its features are right at every
+time. `maps` give the light network y itself.
+
+M samples of one condition: y has B rows and z_t B M, row r of the samples belongs to condition r // M, and whatever was
+computed of y alone is added to all M without a copy (`blocks.joined`).
+
+A diffusion decoder p(x | z_0) is the case where y is a latent (Unified Latents, arXiv 2602.17270). How z_0 enters the
+paper's decoder is not known: this is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from dualrate.diffusion.values import Shape
+from dualrate.networks.dual import check_pair, projections
+from dualrate.networks.uvit import UViT, UViTConfig
+
+
+class ConditionMaps(nn.Module):
+    """y: (B, C, h, w) -> what it adds at each level of a U-ViT, (B, C_i, H_i, W_i), finest first."""
+
+    def __init__(self, given: Shape, config: UViTConfig) -> None:
+        super().__init__()
+        channels, *sides = given
+        self.maps = nn.ModuleList()
+        for i, level in enumerate(config.levels):
+            side = config.side(i)
+            if len(set(sides)) > 1 or max(side, *sides) % min(side, *sides):
+                raise ValueError(
+                    f"a condition of {given} (C, H, W) is square, and its side a multiple or a divisor of those of the "
+                    f"network's levels, {', '.join(str(config.side(i)) for i in range(len(config.levels)))}: change "
+                    "the network's patch or levels"
+                )
+            finer, coarser = side // sides[0], sides[0] // side
+            kind, ratio = (nn.ConvTranspose2d, finer) if finer else (nn.Conv2d, coarser)
+            self.maps.append(kind(channels, level.channels, ratio, stride=ratio, bias=False))
+
+    def forward(self, given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(to_level(given) for to_level in self.maps)
+
+
+class ConditionalUViT(nn.Module):
+    """forward: (z_t, log_snr, y, label) -> v. given: (C, h, w) of y."""
+
+    def __init__(self, config: UViTConfig, given: Shape) -> None:
+        super().__init__()
+        self.net, self.latent = UViT(config), ConditionMaps(given, config)
+
+    def forward(self, z_t: Tensor, log_snr: Tensor, given: Tensor, label: Tensor | None) -> Tensor:
+        """z_t: (B M, C, H, W); log_snr: (B M,); given: (B, c, h, w); label: (B M,) int64 or None -> v, as z_t."""
+        return self.net(z_t, log_snr, label, self.latent(given))
+
+    def features(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
+        """The last activation of every level, (B, C_i, H_i, W_i), finest first, with 0 for z_t."""
+        z_t = given.new_zeros(len(given), *self.net.config.shape)
+        return self.net.trunk(z_t, self.net.embedding(log_snr, label), self.latent(given))
+
+
+class ConditionEncoder(nn.Module):
+    """forward: (log_snr at t = 1, y, label) -> features for a light U-ViT, at its widths.
+
+    net:   a `ConditionalUViT`; with a head it has an estimate of x from y alone too (`estimate`)
+    light: what y itself adds at the levels of the light network
+    """
+
+    def __init__(self, config: UViTConfig, light: UViTConfig, given: Shape) -> None:
+        super().__init__()
+        check_pair(config, light)
+        self.net, self.light = ConditionalUViT(replace(config, head=False), given), ConditionMaps(given, light)
+        self.projections = projections(config, light)
+
+    def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
+        """log_snr: (B,); given: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
+        own, levels = self.light(given), self.net.features(log_snr, given, label)
+        parts = zip(own, self.projections, levels, strict=True)
+        return tuple(feature + project(level) for feature, project, level in parts)
+
+    def disconnect(self) -> None:
+        """Zero every way from the heavy network into the light one, which then sees y alone."""
+        for way in self.projections.parameters():
+            nn.init.zeros_(way)
