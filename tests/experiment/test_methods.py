@@ -8,6 +8,7 @@ import torch
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
 from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
+from dualrate.data.conditions import Latent
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
@@ -234,8 +235,9 @@ def test_moment_matching_trains_no_decoder_and_none_teaches():
     decoder = OneConditional(replace(NET, num_classes=0), (4, 2, 2))
     with pytest.raises(ValueError, match="is a decoder, which moment matching does not train"):
         student(decoder, PLAIN)
-    denoising = dr.DenoisingConfig(latents=CodecFolder("first", "f" * 64))
-    of_decoder = replace(teacher(), experiment=dr.Experiment("one", decoder, denoising, FIT))
+    given = Latent(CodecFolder("first", "f" * 64))
+    experiment = dr.Experiment("one", decoder, dr.DenoisingConfig(), FIT, condition=given)
+    of_decoder = replace(teacher(), experiment=experiment)
     with pytest.raises(ValueError, match="one is a decoder, and a student draws from noise alone"):
         check_teacher(student(ONE, PLAIN), of_decoder, "one", 1)
 

@@ -11,14 +11,16 @@ import pytest
 import torch
 from latents.autoencoders import photos
 from latents.folding import LOG_SNR, Noisy, NoisyFolder
-from torch import nn
+from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, NoCodec, decode_macs, noisy_latents
 from dualrate.codecs.diffusion import DECODER
 from dualrate.codecs.token_codec import GreyLevels
 from dualrate.compare.candidates import RunRequest, candidates_of
+from dualrate.data.conditions import Condition, Latent, Unconditional
 from dualrate.data.images import load_images, to_float, to_uint8
+from dualrate.data.loader import ByteBatch
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.drawing.choice import Choice
@@ -42,7 +44,7 @@ LIGHT = replace(NET, levels=(Level("conv", 4, 1), Level("conv", 8, 1)))
 FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=9, checkpoint_every=2)
 
 CODEC = NoisyFolder("a folder", "f" * 64)
-GIVEN = DenoisingConfig(latents=CODEC)
+GIVEN, PLAIN = Latent(CODEC), DenoisingConfig()
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def experiment(root: Path, name: str, networks: NetworksConfig, method: DenoisingConfig) -> Experiment:
-    return Experiment(name, networks, method, FIT, dr.DataConfig(str(root / "images.npz")))
+def experiment(
+    root: Path,
+    name: str,
+    networks: NetworksConfig,
+    method: DenoisingConfig = PLAIN,
+    given: Condition = GIVEN,
+) -> Experiment:
+    return Experiment(name, networks, method, FIT, dr.DataConfig(str(root / "images.npz")), condition=given)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +69,8 @@ def runs(root: Path) -> dict[str, Path]:
     """A heavy and a light single-rate decoder, and a dual-rate one that was trained from the start."""
     networks = {"heavy": OneConditional(NET, LATENT), "light": OneConditional(LIGHT, LATENT)}
     for name, one in networks.items():
-        dr.train(experiment(root, name, one, GIVEN), root / name)
-    dual = replace(GIVEN, times=GivenTimes())
+        dr.train(experiment(root, name, one), root / name)
+    dual = DenoisingConfig(GivenTimes())
     two = experiment(root, "dual", TwoConditional(NET, LIGHT, LATENT), dual)
     dr.train(replace(two, fit=replace(FIT, sample_every=2)), root / "dual")
     assert (root / "dual" / "samples" / "0000002.png").is_file()
@@ -71,16 +79,22 @@ def runs(root: Path) -> dict[str, Path]:
 
 def test_a_decoder_is_given_its_images_latents_drawn_anew(root: Path) -> None:
     """z_0 = alpha_0 (mean + spread eps) + sigma_0 eps_0, keyed by sample number."""
-    one = experiment(root, "one", OneConditional(NET, LATENT), GIVEN)
+    one = experiment(root, "one", OneConditional(NET, LATENT))
     start = Start(True, torch.device("cpu"), False, load, lambda i: pytest.fail("no batch"), lambda text: None)
     method = one.method.prepare(one, start).method
+    images = load_images(root / "images.npz", split="train")
+
+    def batch(sample: Tensor) -> Batch:
+        seen = one.seen(images)
+        return ByteBatch(torch.from_numpy(photos(4)), None, sample, seen.floats, 0, seen.given).to("cpu")
+
     x, draws = to_float(photos(4)), Draws(0, torch.tensor([5, 6, 7, 8]))
-    z_0 = method.condition(Batch(x, None, draws.row), draws).z_0
+    z_0 = method.condition(batch(draws.row), draws).given
     moments = Noisy("").encode(x)
     alpha, sigma = (torch.sigmoid(torch.tensor(one)).sqrt() for one in (LOG_SNR, -LOG_SNR))
     latent = moments.mean + (moments.log_var / 2).exp() * draws.normal("latent", *LATENT)
     torch.testing.assert_close(z_0, alpha * latent + sigma * draws.normal("z_0", *LATENT))
-    again = method.condition(Batch(x, None, draws.row + 40), Draws(0, draws.row + 40)).z_0
+    again = method.condition(batch(draws.row + 40), Draws(0, draws.row + 40)).given
     assert (z_0 - again).std().item() == pytest.approx(float(sigma) * 2**0.5, rel=0.1)
 
 
@@ -148,7 +162,7 @@ def test_the_recipe_makes_decoders_of_a_codecs_latents(monkeypatch: pytest.Monke
     assert recipes["dual"].serves.default_heavy(16) == 1
     assert recipes["dual"].networks.encoder == SIZES["heavy"]
     assert DecoderRecipe("dual", encoder="medium")().networks.encoder == SIZES["medium"]
-    macs = {kind: call_cost(recipes[kind].build()[1], (1, 28, 28), None, latent=(4, 7, 7)).light for kind in SIZES}
+    macs = {kind: call_cost(recipes[kind].build()[1], (1, 28, 28), None, given=(4, 7, 7)).light for kind in SIZES}
     assert macs["medium"] / macs["heavy"] == pytest.approx(0.45, abs=0.01)
     assert macs["light"] / macs["heavy"] == pytest.approx(0.11, abs=0.01)
 
@@ -168,7 +182,7 @@ def test_costs_are_one_heavy_call_and_n_light_ones(runs: dict[str, Path], monkey
 
 def test_a_retrofit_begins_as_the_light_decoder_and_with_the_heavy_one(runs: dict[str, Path], root: Path) -> None:
     of = {"encoder_from": str(runs["heavy"]), "light_from": str(runs["light"])}
-    method = replace(GIVEN, times=GivenTimes(), freeze_encoder=True, **of)
+    method = DenoisingConfig(GivenTimes(), freeze_encoder=True, **of)
     one = experiment(root, "retrofit", TwoConditional(NET, LIGHT, LATENT), method)
     start = Start(True, torch.device("cpu"), False, load, lambda i: pytest.fail("no batch"), lambda text: None)
     prepared = one.method.prepare(one, start)
@@ -185,8 +199,8 @@ def test_a_retrofit_begins_as_the_light_decoder_and_with_the_heavy_one(runs: dic
     dr.train(one, root / "retrofit")
     found = load(root / "retrofit").networks["encoder"].net.state_dict()
     assert all(torch.equal(part, found[name]) for name, part in its.items())  # frozen
-    other = replace(one, method=replace(method, latents=NoisyFolder("another", "e" * 64)))
-    with pytest.raises(ValueError, match="given latents of the codec ffffffffffff, not eeeeeeeeeeee"):
+    other = replace(one, condition=Latent(NoisyFolder("another", "e" * 64)))
+    with pytest.raises(ValueError, match=r"heavy is given .*fff'.*, not .*eee'.*: name a like model"):
         other.method.prepare(other, start)
 
 
@@ -213,13 +227,13 @@ def test_decoders_are_compared_at_equal_cost(runs: dict[str, Path]) -> None:
 
 
 def test_what_does_not_fit_is_refused(runs: dict[str, Path], root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="are a decoder's: name the codec"):
-        experiment(root, "one", OneConditional(NET, LATENT), DenoisingConfig())
-    with pytest.raises(ValueError, match="take no latents: drop the codec"):
-        experiment(root, "one", dr.OneNetwork(NET), GIVEN)
+    with pytest.raises(ValueError, match="networks of one take a condition: give one"):
+        experiment(root, "one", OneConditional(NET, LATENT), given=Unconditional())
+    with pytest.raises(ValueError, match="networks of one take no condition: drop it"):
+        experiment(root, "one", dr.OneNetwork(NET))
     with pytest.raises(ValueError, match="set num_classes of one to 0"):
-        experiment(root, "one", OneConditional(replace(NET, num_classes=3), LATENT), GIVEN)
-    other = experiment(root, "one", OneConditional(NET, (12, 4, 4)), GIVEN)
+        experiment(root, "one", OneConditional(replace(NET, num_classes=3), LATENT))
+    other = experiment(root, "one", OneConditional(NET, (12, 4, 4)))
     with pytest.raises(ValueError, match=r"latents of \(12, 8, 8\) by the codec, .* take \(12, 4, 4\)"):
         dr.train(other, tmp_path / "run")
     tokens = GreyLevels(4).build(nn.ModuleDict(), "cpu")
@@ -230,4 +244,4 @@ def test_what_does_not_fit_is_refused(runs: dict[str, Path], root: Path, tmp_pat
     with pytest.raises(ValueError, match="context that never grows old, so there are 1 heavy calls, not 3"):
         Choice(6, 3).drawer(model)
     moved = model.with_codec("elsewhere").experiment
-    assert (moved.method.latents, moved.codec) == (CodecFolder("elsewhere", CODEC.fingerprint), NoCodec())
+    assert (moved.condition, moved.codec) == (Latent(CodecFolder("elsewhere", CODEC.fingerprint)), NoCodec())

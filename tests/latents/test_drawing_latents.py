@@ -1,4 +1,4 @@
-"""Latents that a model draws for decoders: the same for all of them, kept as they are drawn, compared on, refused."""
+"""Latent that a model draws for decoders: the same for all of them, kept as they are drawn, compared on, refused."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from runs.made import saved_random
 import dualrate as dr
 from dualrate.cli.main import main
 from dualrate.compare import measure as comparing
+from dualrate.data.conditions import Latent
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
@@ -61,10 +62,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         one = Experiment(name, networks, method, FitConfig(iterations=1), data, **more)
         saved_random(one, tmp_path / name, seed=len(name))
 
-    given = DenoisingConfig(latents=CODEC)
-    write("heavy", OneConditional(NET, LATENT), given)
-    write("dual", TwoConditional(NET, LIGHT, LATENT), given)
-    write("other", OneConditional(LIGHT, LATENT), DenoisingConfig(latents=OTHER))
+    given = {"condition": Latent(CODEC)}
+    write("heavy", OneConditional(NET, LATENT), DenoisingConfig(), **given)
+    write("dual", TwoConditional(NET, LIGHT, LATENT), DenoisingConfig(), **given)
+    write("other", OneConditional(LIGHT, LATENT), DenoisingConfig(), condition=Latent(OTHER))
     write("base", dr.OneNetwork(BASE), DenoisingConfig(), codec=CODEC, process=PROCESS)
     small = replace(BASE, image_size=4)
     write("small", dr.OneNetwork(small), DenoisingConfig(), codec=CODEC, process=PROCESS)

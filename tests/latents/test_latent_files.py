@@ -17,6 +17,7 @@ from PIL import Image
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, NoCodec, read_codec, with_noise
+from dualrate.data.conditions import Latent
 from dualrate.data.images import every_image, to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.latents import RECORD, Latents, decode_latents, encode_images
@@ -41,7 +42,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     untrained(first, root / "first")
     codec, data = CodecFolder.at(root / "first"), dr.DataConfig(str(root / "images.npz"))
     decoder = OneConditional(NETWORKS.decoder, (2, 4, 4))
-    untrained(Experiment("decoder", decoder, DenoisingConfig(latents=codec), first.fit, data), root / "decoder")
+    given = Latent(codec)
+    untrained(Experiment("decoder", decoder, DenoisingConfig(), first.fit, data, condition=given), root / "decoder")
     base = dr.OneNetwork(NETWORKS.prior)
     untrained(Experiment("base", base, DenoisingConfig(), first.fit, data, first.process, codec), root / "base")
     return root

@@ -18,7 +18,7 @@ from dualrate.codecs.codec import CodecFolder, Moments
 from dualrate.compare import measure as comparing
 from dualrate.compare.candidates import Candidate
 from dualrate.compare.page import front_table
-from dualrate.data.conditions import HeldOut
+from dualrate.data.conditions import HeldOut, Latent
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
@@ -74,7 +74,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     untrained(first, root / "first")
     codec, data = CodecFolder.at(root / "first"), dr.DataConfig(str(root / "images.npz"))
     decoder, base = OneConditional(NETWORKS.decoder, (2, 4, 4)), dr.OneNetwork(NETWORKS.prior)
-    untrained(Experiment("decoder", decoder, DenoisingConfig(latents=codec), first.fit, data), root / "decoder")
+    given = Latent(codec)
+    untrained(Experiment("decoder", decoder, DenoisingConfig(), first.fit, data, condition=given), root / "decoder")
     untrained(Experiment("base", base, DenoisingConfig(), first.fit, data, first.process, codec), root / "base")
     return root
 

@@ -4,7 +4,7 @@
     inpainting:16        x without a square hole of 16 x 16 at a random place, and a plane that is 1 where x is known
     colour               x in grey (ITU-R 601 luma), in 8 bits
     pairs:SOURCE         images of another folder with the same names, or of another column of the Parquet files
-    a codec's latents    z_0 of x, with its noise (`Latents`): the model is a decoder
+    a codec's latents    z_0 of x, with its noise (`Latent`): the model is a decoder
 
 What is random is drawn by keys, so a resumed run sees the same conditions, and so does every model that is measured:
 held-out image i has the condition of seed i. A seed counts round the images.
@@ -152,7 +152,7 @@ class Colour(Condition):
 
 
 @dataclass(frozen=True)
-class Latents(Condition):
+class Latent(Condition):
     """z_0 of an image, which a decoder makes the image of."""
 
     codec: CodecConfig = NoCodec()
@@ -160,7 +160,7 @@ class Latents(Condition):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"condition": {"type": "Latents", "codec": self.codec.fingerprint}}
+        return {"condition": {"type": "Latent", "codec": self.codec.fingerprint}}
 
     def shape(self, image: Shape) -> Shape:
         return self.codec.build(nn.ModuleDict(), "cpu").latent_shape(image)

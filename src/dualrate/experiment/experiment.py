@@ -23,7 +23,7 @@ from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import Condition, Conditioned, Given, HeldOut, Latents, Unconditional
+from dualrate.data.conditions import Condition, Conditioned, Given, HeldOut, Latent, Unconditional
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.latent_set import DrawnLatents, encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
@@ -258,7 +258,7 @@ class Experiment(Ranged):
         if latents := self.condition.codec.fingerprint:
             if sampler is not None or steps is not None:
                 raise ValueError(f"{self.name} is a decoder, which draws by --sampler and --steps: drop the codec's")
-            return replace(self, condition=Latents(CodecFolder(str(folder), latents)))
+            return replace(self, condition=Latent(CodecFolder(str(folder), latents)))
         codec = self.codec
         if folder is not None and not codec.fingerprint:
             raise ValueError(f"{self.name} has no codec in a folder: drop the codec")

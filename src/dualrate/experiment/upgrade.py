@@ -42,7 +42,7 @@ def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
         given, method = method["latents"], {name: value for name, value in method.items() if name != "latents"}
         plain = {**plain, "method": method}
         if not (isinstance(given, dict) and given.get("type") == "NoCodec"):
-            plain["condition"] = {"type": "Latents", "codec": given}
+            plain["condition"] = {"type": "Latent", "codec": given}
     return _current(plain)
 
 

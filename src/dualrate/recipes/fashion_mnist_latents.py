@@ -1,4 +1,4 @@
-"""Fashion-MNIST by Unified Latents: encoder, prior and decoder trained together, a base model of the latents, decoders.
+"""Fashion-MNIST by Unified Latent: encoder, prior and decoder trained together, a base model of the latents, decoders.
 
 Images of 28 x 28 become latents of 7 x 7. A decoder is a second model of the images, given the latents of a trained
 codec: most are single networks; dual calls the heavy one on the latent once an image, and the light one at
@@ -17,7 +17,7 @@ from typing import Literal
 from dualrate.codecs.codec import CodecFolder
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
-from dualrate.data.conditions import Latents
+from dualrate.data.conditions import Latent
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
@@ -112,7 +112,7 @@ def decoder(
     else:
         networks, times = TwoConditional(sizes[encoder], sizes["light"], shape), GivenTimes()
     method = DenoisingConfig(times, weighting)
-    return Experiment(f"{name}-{kind}", networks, method, fit, data, process, condition=Latents(latents))
+    return Experiment(f"{name}-{kind}", networks, method, fit, data, process, condition=Latent(latents))
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class DecoderRecipe(Ranged):
 
 
 RECIPES = {
-    "fashion-mnist-latents-first": ("Unified Latents: encoder, prior and decoder", first),
+    "fashion-mnist-latents-first": ("Unified Latent: encoder, prior and decoder", first),
     "fashion-mnist-latents-base": ("one network on the latents", base),
     "fashion-mnist-latents-base-dual": ("two networks on the latents", base_dual),
     "fashion-mnist-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),

@@ -1,0 +1,90 @@
+"""A sample in one call of noise, trained by a proper score of a few draws (FGN, arXiv 2506.10772; U-Cast).
+
+    X_m = x_hat(z_m, t = 1, y),    z_m ~ N(0, I),    m = 1 .. M
+    L   = mean_m |X_m - x| - sum_{m<n} |X_m - X_n| / (M (M - 1))        crps: of each pixel; energy: of the whole image
+
+L is unbiased in M, and least for X ~ p(x | y) (metrics/ensembles.py). The CRPS of pixels sees marginals alone.
+
+Two rates are ours: the heavy network sees y once, and the light one makes all M draws of its features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Range, Ranged
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.process import Process
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Batch, Cond, shared_time
+from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.plan_support import OneStep
+from dualrate.metrics.ensembles import energy_score, fair_crps
+from dualrate.training.method import Loss, Phase
+
+SCORES = {"crps": fair_crps, "energy": energy_score}
+ScoreName = Literal["crps", "energy"]
+
+
+@dataclass(frozen=True)
+class OneCall:
+    """One phase, "model", that trains every network. draws: M"""
+
+    networks: nn.ModuleDict
+    model: Denoiser
+    process: Process
+    draws: int
+    score: ScoreName
+    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+
+    def phases(self, iteration: int) -> tuple[Phase, ...]:
+        return (Phase("model", tuple(self.networks.parameters()), self.loss),)
+
+    def denoiser(self) -> Denoiser:
+        return self.model
+
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """The mean over the batch's rows. Logs `spread`: the mean distance of a pixel in two draws."""
+        x = batch.x
+        streams = [f"member {m}" for m in range(self.draws)]
+        z = self.process.noise(draws, streams, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
+        members = self.members(z, Cond(given=batch.given)).unflatten(0, (len(x), self.draws))
+        spread = (members[:, 0] - members[:, 1]).abs().mean().detach()
+        return Loss(SCORES[self.score](members, x).mean(), {"spread": spread})
+
+    def members(self, z: Tensor, cond: Cond) -> Tensor:
+        """(B M, C, H, W): a sample of each z, of condition r // M in row r, of one heavy call."""
+        t = shared_time(1.0)
+        return self.model.denoise(z, t, self.model.encode(z, t, cond), cond)
+
+
+@dataclass(frozen=True)
+class OneCallConfig(MethodConfig, Ranged):
+    """A sample in one call, trained by the score of a few draws."""
+
+    draws: Annotated[int, Range(2, 64)] = 2
+    """Samples of each condition that a score is of."""
+    score: ScoreName = "crps"
+    """crps: of each pixel. energy: of the whole image, which sees more than each pixel's own law."""
+
+    @property
+    def serves(self) -> OneStep:
+        return OneStep()
+
+    @property
+    def drops_labels(self) -> bool:
+        return False
+
+    def check(self, experiment: Experiment) -> None:
+        _ = experiment.gaussian
+        if experiment.networks.given is None:
+            raise ValueError(
+                f"{experiment.name} is given nothing; a score compares samples of one condition: give a task"
+            )
+
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        networks, denoiser = experiment.build()
+        return Prepared(OneCall(networks, denoiser, experiment.process, self.draws, self.score))

@@ -1,0 +1,165 @@
+"""A regression once a condition, and diffusion of what it leaves (CorrDiff, arXiv 2309.15214).
+
+    mean  m = m(y)                              once, trained by |x - m|^2
+    state z_t - alpha_t m = alpha_t r + sigma_t eps,    r = x - m
+    x_hat = m + r_hat(z_t - alpha_t m, t; y, m)         at every step, trained by the denoising loss; no gradient to m
+
+So any sampler of x serves. The residual has the scale s: r / s in place of r is diffused at another noise level,
+
+    c = sqrt(alpha^2 s^2 + sigma^2),   log_snr' = log_snr + 2 log s,   r_hat = s x_from_v((z_t - alpha m) / c, v, log_snr')
+
+CorrDiff gives the light network y and m (`features` off). Two rates, ours: the regression's features too.
+Deviates from CorrDiff: both are trained together, and the state is that of x.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Factor, Ranged, Side
+from dualrate.denoisers.denoiser import Denoiser, given_of
+from dualrate.diffusion.prediction import Sigmoid, Weighting, x_from_v
+from dualrate.diffusion.process import GaussianProcess, Process, per_row
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.schedule import sigma
+from dualrate.diffusion.values import Batch, Cond, Context, Reuse, Shape, expand
+from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.network_configs import PackageNetworks
+from dualrate.experiment.plan_support import AnyPlan
+from dualrate.methods.denoising import Denoising
+from dualrate.methods.times import GivenTimes
+from dualrate.networks.blocks import add_shared
+from dualrate.networks.conditional import ConditionalUViT, ConditionMaps
+from dualrate.networks.dual import check_pair, projections
+from dualrate.networks.uvit import UViT, UViTConfig
+from dualrate.training.method import Loss
+
+
+class Regression(nn.Module):
+    """forward: (log_snr at t = 1, y) -> (features of the light network, v), whose x_hat is the mean."""
+
+    def __init__(self, config: UViTConfig, light: UViTConfig, given: Shape, features: bool) -> None:
+        super().__init__()
+        check_pair(config, light)
+        self.net = ConditionalUViT(config, given)
+        self.light, self.mean = ConditionMaps(given, light), ConditionMaps(light.shape, light)
+        self.projections = projections(config, light) if features else None
+
+    def forward(self, log_snr: Tensor, given: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """log_snr: (B,); given: (B, c, h, w) -> ((B, light C_i, H_i, W_i), finest level first; v (B, C, H, W))."""
+        levels = self.net.features(log_snr, given, None)
+        v = self.net.net.predict(levels[0])
+        parts = [self.light(given), self.mean(-v.detach().to(given.dtype))]
+        if self.projections is not None:
+            parts.append(tuple(project(level) for project, level in zip(self.projections, levels, strict=True)))
+        return tuple(sum(level) for level in zip(*parts, strict=True)), v
+
+
+@dataclass(frozen=True)
+class Residual(Denoiser):
+    """encoder: a `Regression`; light: (z, log_snr, label, features) -> v of the scaled residual"""
+
+    encoder: nn.Module
+    light: nn.Module
+    process: GaussianProcess
+    scale: float
+    reuse: Reuse = Reuse.FREE
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        """features: what the light network adds at its levels, and the mean. Raises ValueError without a condition."""
+        given = given_of(cond)
+        log_snr = per_row(self.process.log_snr(torch.ones((), dtype=torch.float64)).to(given.dtype), given)
+        features, v = self.encoder(log_snr, given)
+        mean = self.process.x_hat(torch.zeros_like(v), v, log_snr)
+        return Context((*features, mean))
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        """Raises ValueError without a context: then there is no mean."""
+        if not context.features:
+            raise ValueError("the residual is that of the regression's mean: begin the plan with a heavy call")
+        *features, mean = context.features
+        log_snr = self.process.log_snr(t).to(z.dtype)
+        shifted = log_snr + 2 * math.log(self.scale)
+        alpha_t, sigma_t = (part.to(z.dtype) for part in self.process.scales(t))
+        state = add_shared(z, -alpha_t * mean) if not alpha_t.ndim else z - expand(alpha_t, z) * mean
+        state = state * expand(sigma(shifted) / sigma_t, z)
+        v = self.light(state, per_row(shifted, z), None, tuple(features)).to(z.dtype)
+        return add_shared(self.scale * x_from_v(state, v, shifted), mean)
+
+
+@dataclass(frozen=True)
+class ResidualNetworks(PackageNetworks, Ranged):
+    """A regression network and a light one. scale: of the residual, in units of x, half the range of a pixel."""
+
+    encoder: UViTConfig
+    light: UViTConfig
+    given_shape: tuple[Side, Side, Side]
+    """(C, h, w) of the condition."""
+    features: bool = True
+    """Whether the light network gets the regression's features, beside the condition and the mean."""
+    scale: Factor = 0.25
+    """Standard deviation of the residual, about."""
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        assert isinstance(process, GaussianProcess)  # of `ResidualConfig.check`
+        encoder, light = Regression(self.encoder, self.light, self.given_shape, self.features), UViT(self.light)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), Residual(encoder, light, process, self.scale)
+
+    @property
+    def given(self) -> Shape:
+        return self.given_shape
+
+
+@dataclass(frozen=True)
+class ResidualDenoising(Denoising):
+    """As `Denoising`, with the regression's own loss, |x - m|^2 / s^2. mean_weight: 1 / s^2"""
+
+    mean_weight: float = 1.0
+
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """Logs: those of `Denoising`, and `mean_loss`."""
+        x, cond = batch.x, self.condition(batch, draws)
+        t = self.times(draws.host).t.to(x.device)
+        z_t = self.process.add_noise(x, t, self.process.noise(draws, ["z_t"], *x.shape[1:])[0])
+        context = self.model.encode(z_t, t, cond)
+        *features, mean = context.features
+        x_hat = self.model.denoise(z_t, t, Context((*features, mean.detach())), cond)
+        regression = self.mean_weight * (x - mean).square().mean()
+        total = self.weighted_error(x, x_hat, t).mean() + regression
+        return Loss(total, {"mean_loss": regression.detach()})
+
+
+@dataclass(frozen=True)
+class ResidualConfig(MethodConfig, Ranged):
+    """A regression once a condition, and diffusion of the residual."""
+
+    weighting: Weighting = Sigmoid()
+    """Of the scaled residual."""
+
+    @property
+    def serves(self) -> AnyPlan:
+        return AnyPlan((1, 1))
+
+    @property
+    def drops_labels(self) -> bool:
+        return False
+
+    def check(self, experiment: Experiment) -> None:
+        _ = experiment.gaussian
+        if not isinstance(experiment.networks, ResidualNetworks):
+            raise ValueError(f"{experiment.name} needs ResidualNetworks, got {type(experiment.networks).__name__}")
+
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        assert isinstance(experiment.networks, ResidualNetworks)
+        networks, denoiser = experiment.build()
+        scale, weighting = experiment.networks.scale, self.weighting
+        if isinstance(weighting, Sigmoid):  # e^log_snr w |x - x_hat|^2 is that of r / s at log_snr'
+            weighting = replace(weighting, bias=weighting.bias - 2 * math.log(scale))
+        method = ResidualDenoising(
+            networks, denoiser, experiment.process, weighting, GivenTimes(), label_dropout=0.0, mean_weight=1 / scale**2
+        )
+        return Prepared(method)
