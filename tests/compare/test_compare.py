@@ -357,7 +357,7 @@ def test_what_was_asked_for_stays_so_where_the_usual_plans_have_it_too(here, tex
         ("dual:8/2", RunRequest(Path("dual"), "dual", Choice(8, 2))),
         ("heavy:8@dpm++2m", RunRequest(Path("heavy"), "heavy", Choice(8, sampler="dpm++2m"))),
         ("heavy@ddim", RunRequest(Path("heavy"), "heavy", Choice(sampler="ddim"))),
-        ("heavy+shared-encoder-3:8", RunRequest(Path("heavy"), "heavy", Choice(8), "shared-encoder-3")),
+        ("heavy+shared-encoder:8", RunRequest(Path("heavy"), "heavy", Choice(8), "shared-encoder")),
         ("dual:8/2@ancestral:0.5", RunRequest(Path("dual"), "dual", Choice(8, 2, "ancestral", 0.5))),
     ],
 )

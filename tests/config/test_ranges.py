@@ -76,7 +76,6 @@ from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
-from dualrate.sampling.ddim import TabulatedVariance
 from dualrate.serving.offer import Limits, Request
 from dualrate.training.method import Loss, Phase
 
@@ -185,7 +184,6 @@ def examples() -> Iterator[Any]:
         Member(0.5),
     )
     yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
-    yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)),)
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
     bands = Bands((1, 4, 4))

@@ -181,14 +181,6 @@ def test_derivatives_are_used_where_their_ratio_is_trusted():
     assert torch.equal(step.data, made().data)
 
 
-def test_adjusted_ddim_has_the_mean_error_of_a_heavy_call():
-    adjusted = made().adjusted(PROCESS)
-    heavy = torch.tensor([made().variance[5, 5][band] for band in BANDS.index.flatten()]).double().mean()
-    assert adjusted.variance(f64(2.0)).item() == pytest.approx(0.75 * heavy.item(), rel=1e-6)
-    assert adjusted.variance(f64(-15.0)).item() == adjusted.variance(f64(-3.0)).item()
-    assert adjusted.variance(f64(15.0)).item() == 0
-
-
 def test_a_table_is_kept_beside_its_weights(tmp_path):
     model = replace(load(DUAL), path=tmp_path)
     with pytest.raises(ValueError, match=rf"has no {COVARIANCE}: measure it with `dualrate plan calibrate"):

@@ -220,7 +220,7 @@ class Search(Ranged):
 
 @dataclass(frozen=True)
 class Calibrate(Ranged):
-    """Measure a run's covariance table, for the samplers covariance-table, covariance-jvp and addim-table."""
+    """Measure a run's covariance table, for the samplers covariance-table and covariance-jvp."""
 
     run_dir: RunDir
     images: Annotated[int, Range(2, 10_000_000)] = 128

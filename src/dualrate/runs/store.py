@@ -35,7 +35,7 @@ from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.latent_set import DrawnLatents
-from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
+from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.values import Reuse
 from dualrate.experiment.experiment import Experiment, Model, as_codec
@@ -186,7 +186,7 @@ def called_by(model: Model, name: str | None) -> Model:
 
 def is_run(name: str | None) -> bool:
     """Whether what is to call a model is the directory of another: no name of the catalogue, whatever lies here."""
-    return name is not None and not is_denoiser(name) and as_path(name).is_dir()
+    return name is not None and name not in DENOISERS and as_path(name).is_dir()
 
 
 @lru_cache(4)

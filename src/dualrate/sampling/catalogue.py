@@ -93,7 +93,6 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++2m": Sampler(DPMSolver2M, "karras"),
     "dpm++3m": Sampler(DPMSolver3M, "log-snr"),
     "addim": Sampler(AdjustedDDIM),
-    "addim-table": Sampler(AdjustedDDIM, of_table=lambda table, process, plan: table.adjusted(process)),
     "covariance": Sampler(NoiseCovariance, "log-snr"),
     "covariance-ddim": Sampler(NoiseCovariance, "log-snr", kernel="ddim"),
     "covariance-table": Sampler(TabulatedCovariance, "log-snr", of_table=CovarianceTable.tabulated),

@@ -72,7 +72,6 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
 from dualrate.diffusion.values import expand, once
-from dualrate.sampling.ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
 
@@ -382,14 +381,6 @@ class CovarianceTable:
         ratio = self._along(self.ratio.clamp_min(1e-6), process, plan)
         trusted = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
         return ProbedCovariance(self.tabulated(process, plan, kernel), trusted, self.data)
-
-    def adjusted(self, process: GaussianProcess) -> AdjustedDDIM:
-        """DDIM with the variance of a heavy call, over all bands; also at steps without one."""
-        sizes = torch.bincount(self.bands.index.flatten()).double()
-        errors = self.variance.diagonal().double().T @ sizes / sizes.sum()  # at a heavy call
-        low, high = process.schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
-        levels = [min(low, float(self.log_snr[0]) - 1), *self.log_snr.tolist(), max(high, float(self.log_snr[-1]) + 1)]
-        return AdjustedDDIM(process, TabulatedVariance(tuple(levels), (errors[0].item(), *errors.tolist(), 0.0)))
 
     @property
     def data(self) -> Tensor:
