@@ -18,7 +18,7 @@ from dualrate.cli import doctor, main
 from dualrate.compare import candidates
 from dualrate.compare import measure as comparing
 from dualrate.data import fashion_mnist as images_of_fashion
-from dualrate.drawing import calibration
+from dualrate.drawing import calibration, measure
 from dualrate.drawing import plan_search as search
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
@@ -26,11 +26,13 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics import distances as bootstrap
 from dualrate.metrics import evaluate
+from dualrate.metrics.features import Architecture, train_feature_net
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import search as family
 from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.runs import train
 from dualrate.runs.store import write_experiment
+from dualrate.sampling.cost import seconds_per_call
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -158,12 +160,15 @@ def small_networks(place, monkeypatch) -> None:
         monkeypatch.setattr(candidates, name, few)
     for name, least in {"LOWEST": -2, "HIGHEST": 2}.items():
         monkeypatch.setattr(calibration, name, least)
+    net = partial(train_feature_net, kind=lambda *of: Architecture(*of, features=4), epochs=1)
+    monkeypatch.setattr(measure, "train_feature_net", net)
     few_replicates = partial(bootstrap.resampled_distances, resamples=20)
     monkeypatch.setattr(evaluate, "resampled_distances", lambda *of, resamples, **how: few_replicates(*of, **how))
     monkeypatch.setattr(search, "SHORT", 2)
     monkeypatch.setattr(family, "BLENDS", (0.0, 1.0))
     monkeypatch.setattr(comparing, "BATCH", 2)
     monkeypatch.setattr(comparing, "CALLING", 0.001)
+    monkeypatch.setattr(measure, "seconds_per_call", lambda call, **how: seconds_per_call(call, seconds=0))
     monkeypatch.setattr(train, "SHOWN", 4)
     monkeypatch.setattr(train, "SHOWN_STEPS", 4)
     monkeypatch.setattr(doctor, "check_device", lambda device: iter(()))  # seconds of compiling
