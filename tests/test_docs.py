@@ -47,8 +47,12 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("name", re.findall(r"`(dualrate\.[\w.]+)`", (ROOT / "docs/equations.md").read_text()))
-def test_every_function_of_the_equation_map_exists(name):
+def test_every_function_of_the_equation_map_exists():
+    for name in re.findall(r"`(dualrate\.[\w.]+)`", (ROOT / "docs/equations.md").read_text()):
+        check_exists(name)
+
+
+def check_exists(name):
     parts = name.split(".")
     for split in range(len(parts), 0, -1):
         try:
@@ -71,11 +75,11 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heavy-2.png", "heavy-4.png", "heavy-8.png"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page):
-    for target in re.findall(r"\]\(([^)#\s]*[/.][^)#\s]*)", page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def test_links_lead_to_files():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]*[/.][^)#\s]*)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def slug(heading: str) -> str:
@@ -83,19 +87,20 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_into_a_page_lead_to_a_heading(page):
-    for target, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text()):
-        other = page.parent / target if target else page
-        headings = re.findall(r"^#+ (.*)$", other.read_text(), flags=re.MULTILINE)
-        assert anchor in map(slug, headings), f"{page.name} links to {target}#{anchor}"
+def test_links_into_a_page_lead_to_a_heading():
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text()):
+            other = page.parent / target if target else page
+            headings = re.findall(r"^#+ (.*)$", other.read_text(), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_lines_of_text_fit_a_screen(page):
+def test_lines_of_text_fit_a_screen():
     """Rows of tables, and code, are as long as they must be."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert not [line for line in text.splitlines() if len(line) >= 120 and not line.lstrip().startswith("|")]
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        long = [line for line in text.splitlines() if len(line) >= 120 and not line.lstrip().startswith("|")]
+        assert not long, page.name
 
 
 # What runs the code of a page: here, or a test of its subject. Code that nothing runs is in ```sh or ```text.
@@ -107,11 +112,10 @@ RUN = {
 READ = {"docs/design.md", "docs/diffusers.md", "docs/scaling.md"}  # signatures; a user's model; many GPUs
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_of_code_is_run_or_marked(page):
-    languages = set(re.findall(r"^```([\w-]+)$", page.read_text(), flags=re.MULTILINE))
-    if str(page.relative_to(ROOT)) not in RUN | READ:
-        assert languages <= {"sh", "text", "yaml"}
+def test_every_block_of_code_is_run_or_marked():
+    for page in PAGES:
+        languages = set(re.findall(r"^```([\w-]+)$", page.read_text(), flags=re.MULTILINE))
+        assert str(page.relative_to(ROOT)) in RUN | READ or languages <= {"sh", "text", "yaml"}, page.name
 
 
 # Commands
