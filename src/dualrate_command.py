@@ -39,13 +39,6 @@ MOVED = {
     "decode": "data decode LATENTS --run RUN --out DIR",
     "codec": "data codec CODEC --data IMAGES",
 }
-RENAMED = {
-    "--by": "--method",
-    "--fd-every": "--eval-every",
-    "--gmacs": "--budget 3gmacs",
-    "--seconds": "--budget 0.05s",
-    "--search": "the command dualrate plan search RUN",
-}
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <of>", or "max <of>"
 
 
@@ -179,8 +172,7 @@ def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mappi
     given = [argument.partition("=")[:2] for argument in arguments if re.match("--[A-Za-z]", argument)]
     names = [re.sub(r"\.\d+\.", ".N.", name.replace("_", "-")) for name, _ in given]
     if unknown := [i for i, name in enumerate(names) if name not in options]:
-        renamed = {i: f": it is {RENAMED[names[i]]}" for i in unknown if names[i] in RENAMED}
-        return [f"there is no option {given[i][0]}{renamed.get(i) or _near(names[i], options)}" for i in unknown]
+        return [f"there is no option {given[i][0]}{_near(names[i], options)}" for i in unknown]
     values = sum(options[name][0] != "0" for name, (_, equals) in zip(names, given, strict=True) if not equals)
     alone = [name for name in required if not name.startswith("--")]
     short = len(arguments) - len(given) - values < len(alone)  # an option may take more words than one

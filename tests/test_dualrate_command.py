@@ -159,11 +159,6 @@ def test_a_command_of_before_is_answered_by_its_new_name(name):
     assert answer(new.split()) is None
 
 
-def test_an_option_of_before_is_answered_by_its_new_name():
-    code, text = answer(["distill", "cifar10", "--teacher", "x", "--by", "em"])
-    assert (code, "there is no option --by: it is --method\n" in text) == (2, True)
-
-
 def test_the_help_of_a_command_needs_nothing_loaded():
     for name in cli_main.COMMANDS:
         code, text = answer([*name.split(), "--help"])
