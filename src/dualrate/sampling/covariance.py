@@ -19,8 +19,9 @@ Two ways to have B^2 C:
 - In frequency bands (`Bands`), with the Markov kernel, C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes
   l, the mean of |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image
   from the derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the
-  band, where the table shows that this can be trusted. A table's marginals are exact where x - x_hat is not correlated with
-  z_t: of a network that makes too little of z_t it spreads too much. It is of a denoiser without guidance.
+  band, where the table shows that this can be trusted. A table's marginals are exact where x - x_hat is not
+  correlated with z_t: of a network that makes too little of z_t it spreads too much. It is of a denoiser without
+  guidance.
 - Along the noise (`NoiseCovariance`), with the derivative in the direction of the step's own noise n. An eigenvalue
   lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it has all the information, and
 
