@@ -171,6 +171,7 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(search, "SHORT", 2)
     monkeypatch.setattr(family, "BLENDS", (0.0, 1.0))
     monkeypatch.setattr(comparing, "BATCH", 2)
+    monkeypatch.setattr(comparing, "SHOWN", 2)
     monkeypatch.setattr(comparing, "CALLING", 0.001)
     monkeypatch.setattr(measure, "seconds_per_call", lambda call, **how: seconds_per_call(call, seconds=0))
     monkeypatch.setattr(train, "SHOWN", 4)

@@ -80,7 +80,7 @@ def assert_same(mine, theirs):
 
 
 def on_their_grid(denoiser, scheduler):
-    return [*(denoiser.process.schedule.time_of(int(k)) for k in scheduler.timesteps), 0.0]
+    return [*((int(k) + 1) / denoiser.process.schedule.steps for k in scheduler.timesteps), 0.0]
 
 
 @every_network
@@ -196,7 +196,7 @@ def test_a_discrete_network_is_called_at_whole_steps_at_the_table_s_and_between_
     """From log-SNR in float32, whose rounding is up to 1e-4 of a step: k exactly, but k + 0.3 as it is."""
     steps = torch.arange(999, dtype=torch.float64)
     for part in (0.0, 0.3, 0.5, 0.01):
-        log_snr = betas.log_snr(torch.tensor([betas.time_of(float(k)) for k in steps + part], dtype=torch.float64))
+        log_snr = betas.log_snr(torch.tensor([(float(k) + 1) / betas.steps for k in steps + part], dtype=torch.float64))
         asked = Discrete(betas).time(log_snr.float())
         assert asked.dtype == torch.float32
         if part:
