@@ -38,13 +38,14 @@ MOVED = {
     "encode": "data encode-images IMAGES --run RUN",
     "decode": "data decode LATENTS --run RUN --out DIR",
     "codec": "data codec CODEC --data IMAGES",
+    "plan search": "compare RUN:16/4 RUN:16/2",
 }
 RENAMED = {
     "--by": "--method",
     "--fd-every": "--eval-every",
     "--gmacs": "--budget 3gmacs",
     "--seconds": "--budget 0.05s",
-    "--search": "the command dualrate plan search RUN",
+    "--search": "dualrate compare RUN:16/4 RUN:16/2 ..., which measures plans by images",
 }
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <of>", or "max <of>"
 
@@ -127,8 +128,8 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
     if arguments[0].startswith("-"):  # --version, --import
         return None
     commands, (name, *rest) = json.loads(OPTIONS.read_text()), arguments
-    if name in MOVED:
-        return 2, f"dualrate: {name} is now `dualrate {MOVED[name]}`\n"
+    if moved := next((old for old in (name, " ".join(arguments[:2])) if old in MOVED), None):
+        return 2, f"dualrate: {moved} is now `dualrate {MOVED[moved]}`\n"
     if name not in commands:
         return 2, f"dualrate: there is no command {name!r}\n\n{USAGE.read_text()}"
     if rest and f"{name} {rest[0]}" in commands:

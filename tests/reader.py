@@ -17,7 +17,6 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "evaluate": {"--num": 192},
     "evaluate --bound": {"--num": 2},
     "plan": {"--grid": 32, "--images": 4},
-    "plan search": {"--steps": 4, "--heavy": 2, "--num": 192},
     "plan calibrate": {"--images": 4, "--rings": 3},
     "compare": {"--minutes": 2, "--screen": 192, "--count": 192},
     "demo": {"--minutes": 0.01, "--count": 192},

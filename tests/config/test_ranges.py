@@ -71,7 +71,6 @@ from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, St
 from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.uvit import UViT, UViTCut
-from dualrate.planning.search import Member
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.store import read_experiment
@@ -92,7 +91,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.measure.Session",
     "dualrate.compare.results.MeasuredCandidate",
     "dualrate.drawing.latents.Nearness",
-    "dualrate.planning.search.Round",
     "dualrate.sampling.catalogue.Sampler",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
@@ -135,7 +133,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
-    "dualrate.drawing.plan_search.Candidate",
+    "dualrate.drawing.planning.Candidate",
     "dualrate.experiment.experiment.Model",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
@@ -182,7 +180,6 @@ def examples() -> Iterator[Any]:
         RunRequest(run, "run", dr.Choice()),
         Candidate(run, "run", "ancestral", plan),
         dr.Choice(4),
-        Member(0.5),
     )
     yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
     yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)),)

@@ -27,7 +27,7 @@ from dualrate.drawing.calibration import _measured as table_of
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer, Guidance, plain_step
 from dualrate.drawing.measure import measure
-from dualrate.drawing.plan_search import measured_errors
+from dualrate.drawing.planning import measured_errors
 from dualrate.drawing.samples import write_samples
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import TwoNetworks
@@ -135,7 +135,7 @@ def few(monkeypatch, rows: int) -> None:
     """Noise levels of a table, and images at a time."""
     for name, value in {"ROWS": rows, "LOWEST": -2, "HIGHEST": 1}.items():
         monkeypatch.setattr(f"dualrate.drawing.calibration.{name}", value)
-    monkeypatch.setattr("dualrate.drawing.plan_search.ROWS", rows)
+    monkeypatch.setattr("dualrate.drawing.planning.ROWS", rows)
 
 
 def test_a_table_and_errors_are_measured_the_same(model, images, two, monkeypatch, tmp_path):

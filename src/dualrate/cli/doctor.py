@@ -1,4 +1,4 @@
-"""`dualrate doctor`: faults of the machine, a run or a data set, and what to do about them.
+"""`dualrate doctor`: faults of the machine, and what to do about them. And the check of a codec (`data codec`).
 
 A check yields findings. A check that raises is a finding too, and the other checks go on.
 """
@@ -11,36 +11,24 @@ import os
 import platform
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from tyro.conf import Positional, arg
 
 import dualrate
 from dualrate.cli.recipe import AsJson, Device
 from dualrate.codecs.codec import Codec, decoded, with_noise
-from dualrate.config.ranges import as_path
-from dualrate.data import fashion_mnist
-from dualrate.data.cache import Options, cache_dir, image_of
-from dualrate.data.images import ImageSet, find_source, to_float, to_uint8
-from dualrate.data.latent_set import is_encoded, read_latents
-from dualrate.data.source import Raw, one_line
-from dualrate.data.text_pieces import is_text, read_text
+from dualrate.data.cache import cache_dir
+from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.diffusion.random import Draws
-from dualrate.runs.store import EXPERIMENT, WEIGHTS, load, read_experiment
 from dualrate.system.device import compiles, pays, pick_device
-from dualrate.system.files import holders, write_whole
-from dualrate.system.folders import Damaged, new_folder, some_of
+from dualrate.system.files import write_whole
 from dualrate.system.progress import run_lock
-from dualrate.training import checkpoint
 
 
 @dataclass(frozen=True)
@@ -53,52 +41,29 @@ class Finding:
 
 
 ok, warning, problem = partial(Finding, "ok"), partial(Finding, "warning"), partial(Finding, "problem")
-Check = Callable[[], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check the installation, device and disk, and a run or a data set. Exit code 1 if there is a problem."""
+    """Check the installation, the device and the disks. Exit code 1 if there is a problem."""
 
-    target: Annotated[
-        Positional[str | None], arg(metavar="[RUN|DATA]", help="A run, released weights, or images as --data.source.")
-    ] = None
     device: Device = None
     json: AsJson = False
 
     def run(self) -> None:
-        print_findings(self.json, examine(checks(self.target, self.device)))
+        places = {"runs": Path("runs"), "cache": cache_dir()}
+        checks = (check_installation, lambda: check_device(pick_device(self.device)), lambda: check_disk(places))
+        print_findings(self.json, examine(checks))
 
 
-def checks(target: str | None, device: str | None) -> dict[str, Check]:
-    """The checks, by name. target: a run, released weights, or images; None: the machine alone."""
-    found: dict[str, Check] = {"installation": check_installation}
-    try:
-        where = pick_device(device)
-    except ValueError as error:
-        if device is not None:
-            raise
-        unusable, where = problem(str(error), "run nvidia-smi"), torch.device("cpu")
-        found["GPU"] = lambda: iter((unusable,))
-    runs = Path("runs")
-    found["device"] = lambda: check_device(where)
-    found["disk"] = lambda: check_disk({"runs": runs, "decoded images": cache_dir()})
-    if target is not None and is_stored(place := as_path(target)):
-        runs = place
-        found["run"] = lambda: check_run(place)
-    elif target is not None:
-        found["images"] = lambda: check_images(target)
-    return found
-
-
-def examine(checks: dict[str, Check]) -> Iterator[Finding]:
+def examine(checks: Iterable[Callable[[], Iterator[Finding]]]) -> Iterator[Finding]:
     """The findings of these checks, as they are made."""
-    for name, check in checks.items():
+    for check in checks:
         try:
             yield from check()
         except Exception as error:  # a broken machine may raise anything
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
-            yield problem(f"{name}: {type(error).__name__}: {what}", "fix that first, then run this again")
+            yield problem(f"{type(error).__name__}: {what}", "fix that first, then run this again")
 
 
 def print_findings(as_json: bool, found: Iterable[Finding]) -> None:
@@ -114,9 +79,6 @@ def print_findings(as_json: bool, found: Iterable[Finding]) -> None:
         print(json.dumps({"problems": problems, "findings": [asdict(finding) for finding in findings]}))
     if problems:
         raise SystemExit(1)
-
-
-# The machine
 
 
 def check_installation() -> Iterator[Finding]:
@@ -168,8 +130,6 @@ def check_disk(places: dict[str, Path]) -> Iterator[Finding]:
         try:
             with tempfile.TemporaryDirectory(prefix=".dualrate-doctor-", dir=folder) as name:
                 write_whole(Path(name, "file"), b"whole")
-                with new_folder(Path(name, "checkpoint")) as aside:
-                    (aside / "file").write_bytes(b"whole")
                 with run_lock(Path(name)):
                     pass
         except OSError as error:
@@ -181,115 +141,6 @@ def check_disk(places: dict[str, Path]) -> Iterator[Finding]:
             yield warning(f"{about}, little", f"make room, lower --fit.keep, or {elsewhere}")
         else:
             yield ok(about)
-
-
-# Runs
-
-
-def is_stored(path: Path) -> bool:
-    """Whether this is meant to be a run, or released weights, rather than images."""
-    return any((path / name).exists() for name in (EXPERIMENT, WEIGHTS, "checkpoints")) or bool(
-        holders(path, EXPERIMENT)
-    )
-
-
-def check_run(path: Path) -> Iterator[Finding]:
-    """A run, runs in stages, or released weights: every file against its manifest. Changes nothing."""
-    if not (path / EXPERIMENT).exists() and (within := holders(path, EXPERIMENT)):
-        for run in within:
-            yield from check_run(run)
-        return
-    try:
-        experiment = read_experiment(path)
-    except (ValueError, OSError) as error:
-        yield problem(f"{path}: its experiment cannot be read ({error})", "restore it from a copy")
-        return
-    yield ok(f"{path}: {experiment.name}, images of {'x'.join(map(str, experiment.shape))}")
-    for saved in reversed(checkpoint.saved_paths(path / "checkpoints")):
-        try:
-            checkpoint.load(saved)
-            yield ok(f"{saved.name}: every file matches its manifest")
-        except Damaged as error:
-            yield warning(f"{saved.name} is damaged: {error}", "training uses an intact one; test the disk")
-        except (ValueError, OSError) as error:
-            yield problem(f"{saved.name} cannot be read: {error}", "test the disk, and see its permissions")
-    for aside in sorted((path / "checkpoints").glob("*.corrupt")):
-        yield warning(f"{aside.name} was damaged and set aside earlier", "remove it")
-    notes: list[str] = []
-    try:
-        model = load(path, note=notes.append)
-        codec = f", codec {model.codec.fingerprint[:12]}" if model.codec.fingerprint else ""
-        for note in notes if (path / WEIGHTS).exists() else ():  # a run's checkpoints were checked above
-            if note.startswith("warning: "):
-                yield warning(note.removeprefix("warning: "), "dualrate export RUN --out WEIGHTS")
-        yield ok(f"load reads iteration {model.iteration}, {sum(model.parameters.values()):,} parameters{codec}")
-    except (ValueError, OSError) as error:
-        yield problem(f"{path} cannot be loaded: {error}", "restore its files and those of its codec")
-    try:
-        yield ok(f"its images are here: {_name(experiment.data.source)}")
-    except (ValueError, OSError) as error:
-        yield warning(f"its images are not here ({error})", "sampling needs none; to train on, pass --data.source")
-
-
-def _name(source: str) -> str:
-    """The name of a data set on this machine, of which nothing is fetched or decoded.
-
-    Raises ValueError or OSError where there is none.
-    """
-    if source == fashion_mnist.NAME and fashion_mnist.found_at(cache_dir() / source) is None:
-        raise OSError(f"{source} is not on this machine; training fetches its 30 MB")
-    if is_encoded(source):
-        return read_latents(source, "train").name
-    if is_text(source):
-        return read_text(source, "train", 1).name
-    return find_source(source, "train", cache_dir(), lambda *_: None).name
-
-
-# Data
-
-
-MOST = 5000  # images of a split that are decoded
-
-
-def check_images(source: str) -> Iterator[Finding]:
-    """source: as --data.source. Decodes up to MOST images of each split, spread evenly; writes nothing."""
-    try:
-        name = _name(source)
-        if is_text(source) or is_encoded(source):
-            yield ok(f"{name} can be read")
-            return
-        for split in ("train", "test"):
-            found = find_source(source, split, cache_dir(), lambda *_: None)
-            yield from _split(f"{found.name}, {split}", found.read())
-    except (ValueError, OSError) as error:
-        yield problem(f"{source}: {error}", "docs/own-images.md lists what can be read")
-
-
-def _split(name: str, raw: Raw) -> Iterator[Finding]:
-    classes = f"{len(raw.class_names) or 'no'} class(es)"
-    if raw.labels is not None:
-        counts = np.bincount(raw.labels, minlength=len(raw.class_names))
-        classes += f" of {counts.min()} to {counts.max()} images"
-    yield ok(f"{name}: {raw.count} images, {classes}")
-    every = max(1, math.ceil(raw.count / MOST))
-    shapes: Counter[str] = Counter()
-    bad: list[str] = []
-    for file, item in islice(raw.items, 0, None, every):
-        try:
-            shapes["x".join(map(str, image_of(file, item, Options(None, None, "fail")).shape))] += 1
-        except (ValueError, OSError) as error:
-            bad.append(one_line(error))
-    if bad:
-        tried = shapes.total() + len(bad)
-        yield problem(f"{name}: {len(bad)} of {tried} files are rejected: {some_of(bad)}", "pass --data.on-bad skip")
-    sizes = some_of([f"{count} of {shape}" for shape, count in shapes.most_common()])
-    if len(shapes) > 1:
-        yield warning(f"{name}: images differ in shape: {sizes}", "pass --data.size, and --data.channels 1 or 3")
-    elif shapes:
-        yield ok(f"{name}: decoded{f' one in {every}' if every > 1 else ''}: {sizes}")
-
-
-# Codecs
 
 
 LOW, HIGH = 0.8, 1.25  # of the size of latents

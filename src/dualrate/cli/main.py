@@ -21,7 +21,7 @@ from dualrate.cli.distill import parse_distill
 from dualrate.cli.doctor import Doctor
 from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
-from dualrate.cli.plan import Calibrate, Plan, Search
+from dualrate.cli.plan import Calibrate, Plan
 from dualrate.cli.recipe import HELP, parse
 from dualrate.cli.sample import Cost, Sample
 from dualrate.cli.serve import Serve
@@ -37,7 +37,6 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "plan": Plan,
-    "plan search": Search,
     "plan calibrate": Calibrate,
     "cost": Cost,
     "data prepare": Prepare,

@@ -31,10 +31,6 @@ DENOISERS: dict[str, Around] = {
 SHARED = "shared-encoder-"  # with a number of blocks after it
 
 
-# A step of these depends on more than its latest heavy call, so a planner cannot place their heavy calls
-UNPLANNED = ("taylor", "taylor-published", "toca", "duca")
-
-
 def denoiser_named(name: str) -> Around:
     """Makes the denoiser of a name in DENOISERS, or of another package that is imported already.
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
+from dualrate.data.source import read_text, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.plan import StepPlan, before
 from dualrate.diffusion.values import Reuse
@@ -167,6 +169,12 @@ class Choice(Ranged):
         if model.denoiser.reuse is Reuse.SMOOTH:
             return SMOOTH, self.gamma
         return RECOMMENDED, GAMMA if self.gamma is None else self.gamma
+
+
+def read_plan(path: Path) -> StepPlan:
+    """A plan from a JSON file. Raises OSError if it cannot be read; ValueError, naming the file, if it is no plan."""
+    with reading(path, "a plan"):
+        return StepPlan.from_json(read_text(path))
 
 
 def sample(

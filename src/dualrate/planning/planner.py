@@ -172,7 +172,7 @@ def every_call(
         if fresh.keeps or abilities(denoiser).between != (Refresh.KEEP,):
             raise ValueError(
                 f"what {type(denoiser).__name__} makes of a step depends on more than its latest heavy call, which is "
-                "all that a planner looks at: its heavy calls are best spread evenly"
+                "all that a planner looks at: spread its heavy calls evenly (--heavy), or name another denoiser"
             )
         for j, context in contexts.items():
             yield Call(i, j, z, now, context)
