@@ -39,7 +39,7 @@ from dualrate.cli.data import (
     _ToFolder,
 )
 from dualrate.cli.distill import Distill
-from dualrate.cli.plan import Calibrate, Plan, Search
+from dualrate.cli.plan import Calibrate, Plan
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.train import Retrofit as RetrofitCommand
 from dualrate.cli.train import Train
@@ -174,7 +174,7 @@ def examples() -> Iterator[Any]:
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
-    yield from (Plan(run, "1x"), Search(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance())
+    yield from (Plan(run, "1x"), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance())
     yield SamplingOptions()
     yield from (
         RunRequest(run, "run", dr.Choice()),

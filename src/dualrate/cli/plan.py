@@ -126,7 +126,7 @@ class Calibrate(Ranged):
         trust = table.trust()
         if self.json:
             rows = [{"age": age, "ratio": ratio, "trusted": trusted} for age, ratio, trusted in trust]
-            print(json.dumps({"ages": rows, "below": table.below, "above": table.above}))
+            print(json.dumps({"ages": rows}))
             return
         print("Covariance by the derivative over that of the table, by age of the context in log-SNR.")
         print(f"Outside [{TRUSTED[0]}, {TRUSTED[1]}] the table is used.\n")
