@@ -126,17 +126,14 @@ def test_the_settings_are_there_before_openmp_reads_them():
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
-def test_what_it_can_do_is_told_without_loading_anything(arguments, monkeypatch, capsys):
+def test_what_it_can_do_is_told_without_loading_anything(arguments):
     code = (
         f"import sys, dualrate_command; sys.argv[1:] = {arguments}; dualrate_command.main(); "
         "assert not {'torch', 'numpy', 'dualrate'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    monkeypatch.setattr(sys, "argv", ["dualrate", *arguments])
-    with pytest.raises(SystemExit):
-        cli_main.main()
-    assert capsys.readouterr().out == done.stdout
+    assert done.stdout == dualrate_command.USAGE.read_text()
 
 
 def test_the_usage_has_every_command_with_its_first_line():
@@ -229,7 +226,6 @@ def listed(folder: Path) -> dict[str, dict]:
     found: dict[str, dict] = {}
     for name, kind in cli_main.COMMANDS.items():
         found[name] = about(kind) | options([tuple(name.split())], defaults=True)
-    found["data"] = {"kinds": [name for name in cli_main.COMMANDS if name.startswith("data ")], **told("data")}
     forms = [("train", *one) for one in (*trained, *other)]
     found["train"] = recipes("train", [*own, "auto", "text-tokens"], forms)
     found["train"]["list"] = told("train --list")["usage"]
@@ -345,18 +341,17 @@ def shape_of(value: object) -> object:
         ("retrofit", 2, "usage: dualrate retrofit FOLDER"),
     ],
 )
-def test_a_wrong_name_is_told_without_loading_anything(line, code, says, monkeypatch, capsys):
-    """As the parser tells it: with the same exit code, and its words where there are no options."""
+def test_a_wrong_name_is_told_without_loading_anything(line, code, says, monkeypatch):
+    """As the parser tells it: with the same exit code."""
     found = answer(line.split())
     assert found is not None
     assert (found[0], says in found[1]) == (code, True)
+    if line == "data":  # the parser sees none of these
+        return
     monkeypatch.setattr(sys, "argv", ["dualrate", *line.split()])
     with pytest.raises(SystemExit) as stop:
         cli_main.main()
     assert stop.value.code == code
-    if "lists all options" not in found[1]:
-        told = capsys.readouterr()
-        assert (told.out or told.err) == found[1]
 
 
 def test_a_refusal_takes_a_fraction_of_a_second():

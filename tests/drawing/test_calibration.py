@@ -75,7 +75,7 @@ def measured(denoiser, count=1000, levels=12) -> CovarianceTable:
 
 
 def test_of_an_exact_denoiser_both_are_the_posterior_covariance():
-    table = measured(Field())
+    table = measured(Field(), levels=6)
     coarse = table.log_snr < 5  # finer than that, rounding to 8 bits is most of what is not known
     for column in (0, -1):
         assert ((table.variance[:, column] / exact(table.log_snr))[coarse] - 1).abs().max() < 0.12
@@ -94,8 +94,8 @@ def test_the_variance_of_the_data_is_what_a_heavy_call_knows_in_noise():
 
 
 def test_a_dual_rate_model_has_an_entry_for_every_context():
-    table = measured(Field(Reuse.MARKOV), count=8)
-    assert [age for age, _, _ in table.trust()] == ["0", "1", "2", "3", "4", "6", "8", "12", "16", "24", "none"]
+    table = measured(Field(Reuse.MARKOV), count=8, levels=6)
+    assert [age for age, _, _ in table.trust()] == ["0", "1", "2", "3", "4", "6", "8", "12", "none"]
     size = len(table.log_snr)
     used = torch.ones(size, size).tril().bool()
     assert bool((table.variance[:, :size][used] > 0).all())

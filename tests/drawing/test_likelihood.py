@@ -243,7 +243,6 @@ def test_the_steps_own_variance_costs_more(run, monkeypatch, capsys):
         (["--num", 1], "--num is 2 to 6"),
         (["--num", 7], "--num is 2 to 6"),
         (["--gamma", 0.5], "--variance own"),
-        (["--end", -16], "choose a later end"),
         (["--batch-size", 0], "batch_size"),
     ],
 )

@@ -145,7 +145,7 @@ def test_the_commands_take_a_latent_run(run: Path, root: Path, monkeypatch: pyte
     capsys.readouterr()
     code = call(monkeypatch, "data", "codec", root / "vae", "--data", root / "images.npz", "--num", 32, "--json")
     found = json.loads(capsys.readouterr().out)
-    assert (code, found["problems"]) == (0, 0)
+    assert (code, found["images"]) == (0, 32)
     assert call(monkeypatch, "data", "codek") == 2
 
 

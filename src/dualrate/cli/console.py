@@ -79,12 +79,11 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter)
     """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
-    if result.stopped == "done" and idle:
-        over = "iterations" not in fit.free()
-        more = "; its learning rate is 0: name another --out" if over else "; to go on, raise --fit.iterations"
-    elif result.stopped == "seconds":
-        over = fit.limit == fit.optim.decay_seconds
-        more = "; its learning rate is 0: name another --out" if over else "; to go on, raise --fit.max-seconds"
+    if result.stopped == "seconds" or (result.stopped == "done" and idle):
+        option, fixed = "iterations", "iterations" not in fit.free()
+        if result.stopped == "seconds":
+            option, fixed = "max-seconds", fit.limit == fit.optim.decay_seconds
+        more = "; its learning rate is 0: name another --out" if fixed else f"; to go on, raise --fit.{option}"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
     progress.note(f"{nothing}{why} {spent}: {out}{more}")

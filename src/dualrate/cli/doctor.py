@@ -1,4 +1,4 @@
-"""`dualrate doctor`: faults of the machine, and what to do about them. And the check of a codec (`data codec`).
+"""`dualrate doctor`: faults of the machine, and what to do about them.
 
 A check yields findings. A check that raises is a finding too, and the other checks go on.
 """
@@ -6,7 +6,6 @@ A check yields findings. A check that raises is a finding too, and the other che
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -18,14 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 import dualrate
 from dualrate.cli.recipe import AsJson, Device
-from dualrate.codecs.codec import Codec, decoded, with_noise
 from dualrate.data.cache import cache_dir
-from dualrate.data.images import ImageSet, to_float, to_uint8
-from dualrate.diffusion.random import Draws
 from dualrate.system.device import compiles, pays, pick_device
 from dualrate.system.files import write_whole
 from dualrate.system.progress import run_lock
@@ -53,7 +48,17 @@ class Doctor:
     def run(self) -> None:
         places = {"runs": Path("runs"), "cache": cache_dir()}
         checks = (check_installation, lambda: check_device(pick_device(self.device)), lambda: check_disk(places))
-        print_findings(self.json, examine(checks))
+        findings = []
+        for finding in examine(checks):
+            findings.append(finding)
+            if not self.json:
+                remedy = f" -> {finding.remedy}" if finding.remedy else ""
+                print(f"{finding.level:7}  {finding.what}{remedy}", flush=True)
+        problems = sum(finding.level == "problem" for finding in findings)
+        if self.json:
+            print(json.dumps({"problems": problems, "findings": [asdict(finding) for finding in findings]}))
+        if problems:
+            raise SystemExit(1)
 
 
 def examine(checks: Iterable[Callable[[], Iterator[Finding]]]) -> Iterator[Finding]:
@@ -64,21 +69,6 @@ def examine(checks: Iterable[Callable[[], Iterator[Finding]]]) -> Iterator[Findi
         except Exception as error:  # a broken machine may raise anything
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
             yield problem(f"{type(error).__name__}: {what}", "fix that first, then run this again")
-
-
-def print_findings(as_json: bool, found: Iterable[Finding]) -> None:
-    """Findings as one JSON object, or a line each as they come. Raises SystemExit, code 1, where one is a problem."""
-    findings = []
-    for finding in found:
-        findings.append(finding)
-        if not as_json:
-            remedy = f" -> {finding.remedy}" if finding.remedy else ""
-            print(f"{finding.level:7}  {finding.what}{remedy}", flush=True)
-    problems = sum(finding.level == "problem" for finding in findings)
-    if as_json:
-        print(json.dumps({"problems": problems, "findings": [asdict(finding) for finding in findings]}))
-    if problems:
-        raise SystemExit(1)
 
 
 def check_installation() -> Iterator[Finding]:
@@ -118,7 +108,7 @@ def check_device(device: torch.device) -> Iterator[Finding]:
 
 
 GIB = 2**30
-LEAST, LITTLE = GIB // 4, 5 * GIB  # a checkpoint of a small model; a few of a large one
+LITTLE = 5 * GIB  # a few checkpoints of a large model
 
 
 def check_disk(places: dict[str, Path]) -> Iterator[Finding]:
@@ -135,58 +125,6 @@ def check_disk(places: dict[str, Path]) -> Iterator[Finding]:
         except OSError as error:
             yield problem(f"{about}: it cannot be written to as checkpoints are ({error})", elsewhere)
             continue
-        if free < LEAST:
-            yield problem(f"{about}, too little for a checkpoint", f"make room, or {elsewhere}")
-        elif free < LITTLE:
-            yield warning(f"{about}, little", f"make room, lower --fit.keep, or {elsewhere}")
-        else:
-            yield ok(about)
-
-
-LOW, HIGH = 0.8, 1.25  # of the size of latents
-POOR = 20.0  # dB
-FAR = 0.25  # of drift
-OUTSIDE = 0.01  # share of decoded values outside [-1.1, 1.1]
-AT_A_TIME = 16
-
-
-def check_codec(codec: Codec, images: ImageSet, count: int = 256) -> Iterator[Finding]:
-    """Findings on a codec from `count` images, evenly spread over a set. Raises as `Codec.latent_shape`.
-
-    size    root of the mean square of normalised latents, drawn as in training: about 1, as the noise schedule assumes
-    PSNR    of decode(encode(image)) against the image, in dB of 8-bit pixels
-    drift   of encode(decode(z)) from z, over the size of z
-    range   of decoded pixels, nominally [-1, 1]
-    """
-    shape, count = codec.latent_shape(images.shape), min(count, len(images))
-    rows = torch.linspace(0, len(images) - 1, count).long()
-    sides = " -> ".join("x".join(map(str, one)) for one in (images.shape, shape))
-    yield ok(f"{count} images of {images.name}, {sides}; codec {codec.fingerprint[:12]} (sha256)")
-    trips = [_trip(codec, images, part) for part in rows.split(AT_A_TIME)]
-    x, latents, back, again = (torch.cat(parts) for parts in zip(*trips, strict=True))
-    if not (latents.isfinite().all() and back.isfinite().all()):
-        yield problem("its latents or images are not finite", "use float32 weights, and check its config")
-        return
-    config = "compare its config (scaling_factor, shift_factor, latents_mean, latents_std) with its author's"
-    size = float(latents.square().mean().sqrt())
-    about = f"size of latents (root of the mean square): {size:.3f}, expected {LOW} to {HIGH}"
-    yield ok(about) if LOW <= size <= HIGH else problem(about, f"its std or mean is wrong: {config}")
-    error = float((to_uint8(x).float() - to_uint8(back).float()).square().mean())
-    psnr = 10 * math.log10(255**2 / max(error, 1e-9))
-    about = f"round trip: PSNR {psnr:.2f} dB"
-    yield ok(about) if psnr >= POOR else warning(about, f"the codec loses much of an image: {config}")
-    outside = float((back.abs() > 1.1).float().mean())
-    about = f"decoded pixels: {float(back.min()):.3f} to {float(back.max()):.3f}, {outside:.2%} outside [-1.1, 1.1]"
-    yield ok(about) if outside <= OUTSIDE else warning(about, "they are clamped to [-1, 1], where images are expected")
-    drift = float((again - latents).square().mean().sqrt()) / size
-    about = f"drift of encode(decode(z)): {drift:.3f} of z"
-    yield ok(about) if drift <= FAR else warning(about, "encoder and decoder may not belong together")
-
-
-def _trip(codec: Codec, images: ImageSet, rows: Tensor) -> tuple[Tensor, ...]:
-    """Images, latents drawn as in training, images of these, and the mean latents of those."""
-    x = to_float(images.images[rows.numpy()]).to(codec.device)
-    draws, moments = Draws(0, rows.to(codec.device)), codec.encode(x)
-    latents = moments.sample(draws.normal("latent", *moments.mean.shape[1:]))
-    back = decoded(codec, with_noise(codec, latents, draws), draws)
-    return x.cpu(), latents.cpu(), back.cpu(), codec.encode(back.clamp(-1, 1)).mean.cpu()
+        yield (
+            ok(about) if free > LITTLE else warning(f"{about}, little", f"make room, or {elsewhere}")
+        )

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +21,6 @@ from dualrate.cli.recipe import (
     RetryCount,
     checked,
     override,
-    parse,
     recipe_named,
     with_own_options,
 )
@@ -62,14 +62,6 @@ FIRST = (  # of each family, what to begin with
     "imagenet-decoder",
 )
 LIST = "--list"
-Loss = Literal["denoising", "consistency"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """`--method`, which is read first: the options of a method are those of its configuration."""
-
-    method: Loss = "denoising"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +117,7 @@ class Train(Run):
     """Train a recipe. The same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
-    by: Annotated[Loss, arg(name="method")] = "denoising"
+    by: Annotated[Literal["denoising", "consistency"], arg(name="method")] = "denoising"
     """denoising: the loss of the recipe. consistency: training from data for few steps of DDIM (--method.steps)."""
 
     def run(self) -> None:
@@ -223,12 +215,10 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     if name in STAGES:
         return override(TrainStages(STAGES[name]()), arguments, "train")
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train")
-    options = [option for option in rest[1:] if option not in HELP]
-    method = parse(Method, options, "dualrate train", Method(), known=True)[0].method
     experiment = checked(recipe(), Experiment, name)
-    if method == "consistency":
+    if "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest):  # it has options of its own
         experiment = (imagenet.by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
-    return override(Train(experiment, method), rest, "train")
+    return override(Train(experiment), rest, "train")
 
 
 def parse_retrofit(arguments: list[str]) -> Retrofit:
