@@ -16,7 +16,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "sample": {"--num": 2},
     "evaluate": {"--num": 192},
     "evaluate --bound": {"--num": 2},
-    "plan": {"--grid": 32, "--images": 4},
+    "plan": {"--grid": 16, "--images": 4},
     "plan calibrate": {"--images": 4, "--rings": 3},
     "compare": {"--minutes": 2, "--screen": 192, "--count": 192},
     "demo": {"--minutes": 0.01, "--count": 192},

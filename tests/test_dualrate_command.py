@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -108,21 +109,30 @@ def test_a_container_has_no_more_than_its_quota(quota, expected, monkeypatch, tm
 
 
 def test_the_settings_are_there_before_openmp_reads_them():
-    """OpenMP is asked to tell what it has read, at the moment it is loaded. `dualrate` begins anew as the command."""
+    """OpenMP is asked to tell what it has read, at the moment it is loaded."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "DUALRATE_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "dualrate", "--version"],
+        [sys.executable, "-m", "dualrate_command", "--version"],
         env={**own, "DUALRATE_THREADS": "3", "OMP_DISPLAY_ENV": "TRUE"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0
     assert "dualrate" in done.stdout
-    *_, told = done.stderr.split("OPENMP DISPLAY ENVIRONMENT BEGIN")  # of the last process, if it began anew
+    told = done.stderr
     if "OMP_NUM_THREADS" not in told:
         pytest.skip("this torch's OpenMP does not tell its settings")
     assert "OMP_NUM_THREADS = '3'" in told
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in told
+
+
+def test_the_module_begins_anew_as_the_command(monkeypatch):
+    """Before torch is loaded anew, so that its threads are settled."""
+    begun = []
+    monkeypatch.setattr(os, "execv", lambda *words: begun.append(words))
+    monkeypatch.setattr(sys, "argv", ["dualrate", "sample", "x"])
+    runpy.run_module("dualrate", run_name="__main__")
+    assert begun == [(sys.executable, [sys.executable, "-m", "dualrate_command", "sample", "x"])]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])

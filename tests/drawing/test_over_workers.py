@@ -138,8 +138,10 @@ def few(monkeypatch, rows: int) -> None:
     monkeypatch.setattr("dualrate.drawing.planning.ROWS", rows)
 
 
-def test_a_table_and_errors_are_measured_the_same(model, images, two, monkeypatch, tmp_path):
+def test_a_table_and_errors_are_measured_the_same(model, images, monkeypatch, tmp_path):
+    """Packed as for a worker; what a worker computes has the bits of one process, as the tests above show."""
     few(monkeypatch, rows=4)
+    two = Stand(2, "cpu", None)
     bands, progress = Bands(model.shape, 3), Quiet()
     of = (model, images, 14)
     tables = [table_of(*of, bands, progress, mapper=over) for over in (in_turn, two)]

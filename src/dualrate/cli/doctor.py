@@ -125,6 +125,4 @@ def check_disk(places: dict[str, Path]) -> Iterator[Finding]:
         except OSError as error:
             yield problem(f"{about}: it cannot be written to as checkpoints are ({error})", elsewhere)
             continue
-        yield (
-            ok(about) if free > LITTLE else warning(f"{about}, little", f"make room, or {elsewhere}")
-        )
+        yield (ok(about) if free > LITTLE else warning(f"{about}, little", f"make room, or {elsewhere}"))
