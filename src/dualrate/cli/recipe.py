@@ -17,22 +17,17 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from dualrate.config.imports import imported
-from dualrate.config.ranges import BatchSize, Processes, Retries, WorkerCount, as_path, described
+from dualrate.config.ranges import BatchSize, WorkerCount, as_path, described
 
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; a GPU if there is one.")]
-ProcessCount = Annotated[Processes, arg(help="Processes that train together on this machine, each on a GPU if any.")]
-RetryCount = Annotated[Retries, arg(help="How often all of them restart from the checkpoint after one failed.")]
-Log = Annotated[
-    Literal["tensorboard", "wandb"] | None, arg(help="Also log losses to it; pip install 'dualrate[tensorboard]'.")
-]
 AtATime = Annotated[BatchSize, arg(help="Images per batch; fewer need less memory.")]
 Workers = Annotated[
     WorkerCount,

@@ -16,15 +16,12 @@ from dualrate.cli.console import command_line, data_progress, report_end, report
 from dualrate.cli.recipe import (
     HELP,
     Device,
-    Log,
-    ProcessCount,
-    RetryCount,
     checked,
     override,
     recipe_named,
     with_own_options,
 )
-from dualrate.config.ranges import Iterations, Ranged
+from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.images import check_outside
 from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
@@ -73,11 +70,14 @@ class Run(Ranged):
     eval_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
-    nproc: ProcessCount = 1
-    retries: RetryCount = 0
+    nproc: Processes = 1
+    """Processes that train together on this machine, each on a GPU if any."""
+    retries: Retries = 0
+    """How often all of them restart from the checkpoint after one failed."""
     codec: Path | None = None
     """Folder of the codec of latents, if it has moved since they were encoded."""
-    log: Log = None
+    log: Literal["tensorboard", "wandb"] | None = None
+    """Also log losses to it; pip install 'dualrate[tensorboard]'."""
 
     def train(self, experiment: Experiment) -> FitResult:
         """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended."""
