@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import command_line, loaded, print_report, reporter
@@ -17,7 +15,7 @@ from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Worker
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.likelihood import FITTED_ON, GREY_LEVEL
+from dualrate.drawing.likelihood import FITTED_ON
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.device import environment, pick_device
 from dualrate.system.progress import Reporter, image_progress
@@ -163,7 +161,7 @@ class Evaluate(Ranged):
             raise ValueError(f"{why}: drop {', '.join(f'--{name}' for name in given)}")
 
     def _bound(self, run: Path) -> None:
-        from dualrate.drawing.likelihood import bits_per_dimension, bits_per_token, check_bounded, ending, fit_variance
+        from dualrate.drawing.likelihood import bits_per_dimension, bits_per_token, check_bounded, fit_variance
         from dualrate.drawing.measure import messages
 
         if self.variance == "measured" and self.sampling.gamma is not None:
@@ -175,32 +173,27 @@ class Evaluate(Ranged):
         drawer = sampling.drawer(model, progress.note, batch_size=self.batch_size)
         count, note = self.num or BOUNDED, messages(progress.note)
         how: dict[str, Any] = {"seed": self.seed, "progress": image_progress(progress)}
-        test, of_tokens, ends = model.experiment.data.images("test", note), model.experiment.codec.instant, [0.0, 0.0]
+        test, of_tokens = model.experiment.data.images("test", note), model.experiment.codec.instant
         if not 2 <= count <= len(test):
             raise ValueError(f"{test.name} has {len(test)} for testing: --num is 2 to {len(test)}, got {count}")
         with closing(progress):
             if of_tokens:
                 found = bits_per_token(drawer, test, count=count, **how)
             else:
-                plan = ending(drawer.plan, model.process.schedule, GREY_LEVEL)
-                ends = model.process.schedule.log_snr(torch.tensor(plan.t[-2:], dtype=torch.float64)).tolist()
                 if self.variance == "measured":
                     train = model.experiment.data.images("train", note)
                     fitted = min(FITTED_ON, len(train))
-                    progress.note(f"measuring the variance of {plan.num_steps} steps on {fitted} training images")
-                    drawer = replace(drawer, step=fit_variance(drawer, train, count=fitted, end=GREY_LEVEL, **how))
+                    progress.note(f"measuring the variance of the steps on {fitted} training images")
+                    drawer = replace(drawer, step=fit_variance(drawer, train, count=fitted, **how))
                     progress.close()
-                found = bits_per_dimension(drawer, test, count=count, end=GREY_LEVEL, **how)
+                found = bits_per_dimension(drawer, test, count=count, **how)
         report = {"run": str(run), "num_steps": drawer.plan.num_steps, "num_heavy": drawer.plan.num_heavy}
-        report |= {"sampler": drawer.sampler} | ({} if of_tokens else {"end_log_snr": ends[1]})
+        report |= {"sampler": drawer.sampler}
         if self.json:
             print(json.dumps(report | asdict(found)))
             return
-        last, bound = found.each_step[-1], {"last step": found.each_step[-1], "bound": found.total}
-        bound = {"prior": found.prior, "steps": found.steps, "reconstruction": found.reconstruction} | bound
-        bound = {name: term for name, term in bound.items() if not of_tokens or name in ("last step", "bound")}
-        print_report(False, report | {"images": f"{count} of the test data of {test.name}"} | bound)
-        print(f"\nbound: on the mean of -log2 p from above, in bits a {'token' if of_tokens else 'dimension'}")
+        terms = {"last step": found.each_step[-1], "bound": found.total}
         if not of_tokens:
-            fine, noise = (last + found.reconstruction.value) / found.total.value, math.exp((GREY_LEVEL - ends[0]) / 2)
-            print(f"{fine:.0%} of it is the last step and the rounding: detail below noise of {noise:.2g} grey levels.")
+            terms = {"prior": found.prior, "steps": found.steps, "reconstruction": found.reconstruction} | terms
+        print_report(False, report | {"images": f"{count} of the test data of {test.name}"} | terms)
+        print(f"\nbound: on the mean of -log2 p from above, in bits a {'token' if of_tokens else 'dimension'}")
