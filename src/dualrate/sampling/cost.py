@@ -223,11 +223,16 @@ def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device
     device: where the call works; its queue is empty before and after each
     """
     device = torch.device(device)
-    durations: list[float] = []
-    while len(durations) < 4 or sum(durations[1:]) < seconds:
+
+    def taken() -> float:
         began = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        durations.append(time.perf_counter() - began)
-    return sorted(durations[1:])[(len(durations) - 1) // 2]
+        return time.perf_counter() - began
+
+    taken()
+    ends, durations = time.perf_counter() + seconds, [taken() for _ in range(3)]
+    while time.perf_counter() < ends:
+        durations.append(taken())
+    return sorted(durations)[len(durations) // 2]
