@@ -36,14 +36,12 @@ def calibrate(
     """Measures a model's table on training images and writes it beside its weights.
 
     mapper: measures batches of ROWS images
-    Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
+    Raises ValueError for more images than there are; OSError where it cannot be written.
     """
     _require_posterior_mean(model)
     _ = model.gaussian  # of whose noise a table is
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, so there is no place to keep its table")
-    if images < 2:
-        raise ValueError(f"a table is a mean over images: ask for at least 2, got {images}")
     source, bands = model.experiment.data.load("train"), Bands(model.shape, rings)
     table = _measured(model, source, images, bands, progress, bfloat16=pays(model.device), mapper=mapper)
     write_table(table, model.path / COVARIANCE, model.weights_hash, images)
