@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import real_batches
 from dualrate.experiment.experiment import Model
-from dualrate.planning.planner import FEWEST, Bend, Errors, Planned, Planner, measure_bend, measure_errors
+from dualrate.planning.planner import FEWEST, Bend, Errors, Numbers, Planned, Planner, measure_bend, measure_errors
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
 from dualrate.system.device import pays
@@ -101,48 +101,45 @@ def measured_errors(
     if file.exists():
         return _read_errors(file, t)
     progress.note(f"measuring errors, once: {images} images at {grid} times; they are kept in {file.parent}")
-    found: list[tuple[float, Errors]] = []
-    batches = [*zip(range(0, images, ROWS), real_batches(model, source, images, ROWS), strict=True)]
+    total, done = dict[str, Numbers](), 0
+    batches = [*real_batches(model, source, images, ROWS)]
     try:
-        for (start, batch), errors in mapper(partial(_errors_of, model, t, pays(model.device)), batches):
-            found.append((len(batch.x) / images, errors))
-            done = start + len(batch.x)
+        for batch, means in mapper(partial(_means, model, t, pays(model.device)), batches):
+            total = {name: total.get(name, 0) + mean * len(batch.x) / images for name, mean in means.items()}
+            done += len(batch.x)
             progress.update(done, images, {"images": done})
     finally:
         progress.close()
-    total = sum((share * one.errors for share, one in found), np.zeros((grid, grid + 1)))
-    bend = None
-    if found[0][1].bend is not None:
-        parts = [(share, vars(one.bend)) for share, one in found]
-        bend = Bend(**{name: np.sum([share * part[name] for share, part in parts], 0) for name in parts[0][1]})
-    kept = {"t": t, "errors": total.tolist(), "bend": bend and {name: x.tolist() for name, x in vars(bend).items()}}
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(kept))
-    return Errors(t, total, bend)
+    write_whole(file, json.dumps({"t": t} | {name: mean.tolist() for name, mean in total.items()}))
+    return _errors(t, total)
+
+
+def _errors(t: tuple[float, ...], means: Mapping[str, Numbers]) -> Errors:
+    """Of the arrays that are kept: the errors, and those of a bend, if any."""
+    bend = {name: mean for name, mean in means.items() if name != "errors"}
+    return Errors(t, means["errors"], Bend(**bend) if bend else None)
 
 
 def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
     """Errors as they were kept. Raises ValueError for a file that does not hold those of this grid."""
-    grid = len(t) - 1
     try:
-        kept = read_json(file)
-        bend = kept["bend"] and Bend(**{name: np.array(part, np.float64) for name, part in kept["bend"].items()})
-        times, rows = tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64)
-        if not np.allclose(times, t, rtol=0, atol=1e-9) or rows.shape != (grid, grid + 1):
-            raise ValueError(f"it is not of {grid} steps")
-        return Errors(t, rows, bend)
+        means = {name: np.array(part, np.float64) for name, part in read_json(file).items()}
+        if not np.allclose(means.pop("t"), t, rtol=0, atol=1e-9):
+            raise ValueError("it is of other times")
+        return _errors(t, means)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
 
 
-def _errors_of(model: Model, t: tuple[float, ...], bfloat16: bool, numbered: tuple[int, ByteBatch]) -> Errors:
-    """Means of a batch, whose first image has this number."""
-    start, batch = numbered[0], numbered[1].to(model.device)
-    draws, cond = Draws(SEED, torch.arange(start, start + len(batch.x), device=model.device)), Cond(batch.label)
+def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch) -> dict[str, Numbers]:
+    """Of a batch: the errors, and the bend of x_hat where the grid shows it."""
+    batch = images.to(model.device)
+    draws, cond = Draws(SEED, batch.sample), Cond(batch.label)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         denoiser = model.ready(bfloat16=bfloat16).denoiser
-        errors = measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws)
-        if errors.num_steps < FEWEST:
-            return errors
+        means = {"errors": measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws).errors}
+        if len(t) <= FEWEST:
+            return means
         normal = draws.normal("bend", *batch.x.shape[1:]).to(batch.x.dtype)
-        return replace(errors, bend=measure_bend(denoiser, model.gaussian, t, normal, cond))
+        return means | vars(measure_bend(denoiser, model.gaussian, t, normal, cond))
