@@ -159,7 +159,7 @@ def test_the_usage_has_every_command_with_its_first_line():
 
 @pytest.mark.parametrize("name", dualrate_command.MOVED)
 def test_a_command_of_before_is_answered_by_its_new_name(name):
-    code, text = answer([name, "x"])
+    code, text = answer([*name.split(), "x"])
     assert code == 2
     new = dualrate_command.MOVED[name]
     assert text == f"dualrate: {name} is now `dualrate {new}`\n"
