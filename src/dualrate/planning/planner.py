@@ -76,8 +76,12 @@ class Bend:
         if sizes[3] < 1 or sizes != [sizes[3] + 2, sizes[3] + 2, sizes[3] + 1, sizes[3]]:
             raise ValueError(f"K + 1 log-SNR, K >= 2, go with K + 1, K and K - 1 squares, got {sizes}")
 
+    def at_the_end(self, start: Numbers) -> Numbers:
+        """Mean square per element of what steps from these log-SNR into t = 0 are off by."""
+        return np.interp(start, self.log_snr, self.last)
+
     def error(self, start: Numbers, end: Numbers, *, first: bool) -> Numbers:
-        """Mean square per element of what steps between these log-SNR are off by. first: of first order."""
+        """The same of steps between these log-SNR. first: of first order."""
         length, middle = (end - start) / 2, (start + end) / 2
         if first:
             return length**2 * np.interp(middle, (self.log_snr[1:] + self.log_snr[:-1]) / 2, self.first)
@@ -256,9 +260,7 @@ class Planner:
         every, shape = size // steps, (*allowed.shape, size + 1)
         start = np.full(shape, np.inf)
         start[0, 0, NO_CONTEXT] = 0
-        least = [
-            start
-        ]  # of the sums after each step: [heavy calls made, steps without a context, place of the context]
+        least = [start]  # after each step: [heavy calls made, steps without a context, place of the context]
         for place in range(0, size, every):
             to = place + every
             terms = (self.own_errors[place] + self._bending[place, to]) * self._weights[place, to]
@@ -300,9 +302,7 @@ class Planner:
         error[0] = self._bend.error(log_snr[:1], log_snr, first=True)
         if self.process.end is not None:  # the last step is then as all others
             return error
-        return np.where(
-            np.array(self.errors.t) > 0, error, np.interp(log_snr, self._bend.log_snr, self._bend.last)[:, None]
-        )
+        return np.where(np.array(self.errors.t) > 0, error, self._bend.at_the_end(log_snr)[:, None])
 
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
