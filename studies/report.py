@@ -206,7 +206,7 @@ def main() -> None:
             features=report.metrics,
             device=device,
             workers=options.workers,
-            **working(device, reporter(), compiled=options.compile, graphs=False),
+            compiled=working(device, reporter(), compiled=options.compile, graphs=False)["compiled"],
             precision=options.precision,
             progress=reporter(),
             command=report.command,
