@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from reader import commands, follow, follow_page
 
-from dualrate.cli import doctor, main
+from dualrate.cli import main
 from dualrate.compare import candidates
 from dualrate.compare import measure as comparing
 from dualrate.data import fashion_mnist as images_of_fashion
@@ -162,7 +162,6 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(comparing, "CALLING", 0.001)
     monkeypatch.setattr(train, "SHOWN", 4)
     monkeypatch.setattr(train, "SHOWN_STEPS", 4)
-    monkeypatch.setattr(doctor, "check_device", lambda device: iter(()))  # seconds of compiling
     alone, pair = OneNetwork(heavy), TwoNetworks(heavy, light)
     single = {"heavy-annealed": alone, "medium-45": alone, "light": OneNetwork(light)}
     released = single | {"dual-45": pair}

@@ -40,19 +40,8 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(driver, level, monkeypatch):
     assert levels(doctor.check_installation())[-1] == level
 
 
-def test_a_device_that_computes_wrongly_is_a_problem(monkeypatch):
-    monkeypatch.setattr(doctor, "pays", lambda device: True)
-    monkeypatch.setattr(doctor, "compiles", lambda device: None)
-    assert levels(doctor.check_device(CPU)) == ["ok", "ok", "ok"]
-    right = torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda left, other: right(left, other) + 0.25)
-    assert "off by 0.25" in only(doctor.check_device(CPU), "problem").what
-
-
-def test_more_threads_than_processors_and_no_compiler_are_warnings(monkeypatch):
-    monkeypatch.setattr(doctor, "compiles", lambda device: "InvalidCxxCompiler: none")
-    assert "InvalidCxxCompiler" in only(doctor.check_device(CPU), "warning").what
-    monkeypatch.setattr(doctor, "compiles", lambda device: None)
+def test_more_threads_than_processors_are_a_warning(monkeypatch):
+    assert levels(doctor.check_device(CPU)) == ["ok", "ok"]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10**6)
     only(doctor.check_device(CPU), "warning")
 
