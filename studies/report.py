@@ -34,7 +34,7 @@ from common import (
 )
 from verdicts import headline_table, pooled_results, savings_table, scores_table, trainings_table, verdict_table
 
-from dualrate.cli.console import can_compile, reporter
+from dualrate.cli.console import reporter, working
 from dualrate.compare.candidates import RunRequest, candidates_of, with_trainings
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.measure import Session
@@ -206,7 +206,7 @@ def main() -> None:
             features=report.metrics,
             device=device,
             workers=options.workers,
-            compiled=options.compile and can_compile(device, reporter()),
+            compiled=working(device, reporter(), compiled=options.compile, graphs=False)["compiled"],
             precision=options.precision,
             progress=reporter(),
             command=report.command,

@@ -39,10 +39,15 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def few_samples():
-    """Trainings draw a small grid of samples, in few steps: most tests look at other things."""
+    """Trainings draw a small grid of samples, in few steps, and calls are timed briefly: most tests look at others."""
+    from dualrate.drawing import measure
     from dualrate.runs import train
 
+    timed = measure.seconds_per_call
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            measure, "seconds_per_call", lambda call, *, seconds, device: timed(call, seconds=0, device=device)
+        )
         patch.setattr(train, "SHOWN", 4)
         patch.setattr(train, "SHOWN_STEPS", 4)
         yield

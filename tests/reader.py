@@ -18,7 +18,6 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "evaluate": {"--num": 24},
     "evaluate --bound": {"--num": 2},
     "plan": {"--grid": 16, "--images": 2},
-    "plan search": {"--steps": 4, "--heavy": 2, "--num": 24},
     "plan calibrate": {"--images": 2, "--rings": 3},
     "compare": {"--minutes": 2, "--screen": 24, "--count": 24},
     "demo": {"--minutes": 0.01, "--count": 192},

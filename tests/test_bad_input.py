@@ -208,7 +208,6 @@ EMPTY = {
     "export RUN --out ''": "the path is empty",
     "sample RUN --out images --plan ''": "the path is empty",
     "evaluate RUN --reference ''": "the path is empty",
-    "doctor ''": "the path is empty",
     "data prepare '' out --size 8": "the data source is empty",
     "distill fashion-mnist --teacher ''": "the path is empty",
 }

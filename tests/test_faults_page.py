@@ -29,10 +29,9 @@ HELD_BY = {  # what happens: the tests
         "latents/test_latent_run.py::test_training_goes_on_where_its_latents_and_their_codec_were_moved",
     ],
     "a second process trains the same run": [f"{FAULTS}::test_two_processes_cannot_train_one_run"],
-    "`sample`, `evaluate --keep`, `compare`, `plan search`, `data prepare` or `data encode` is stopped": [
+    "`sample`, `evaluate --keep`, `compare`, `data prepare` or `data encode` is stopped": [
         f"{SAMPLES}::test_killed_at_every_write_the_same_call_ends_with_the_same_bits",
         "metrics/test_feature_store.py::test_a_killed_run_goes_on_with_the_same_bits",
-        "drawing/test_search.py::test_a_search_goes_on_where_it_was",
         f"{PREPARE}::test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again",
         "latents/test_encode.py::test_a_killed_encoding_goes_on_to_the_same_bits",
         f"{WORKERS}::test_an_interruption_leaves_no_process",

@@ -39,7 +39,7 @@ from dualrate.cli.data import (
     _ToFolder,
 )
 from dualrate.cli.distill import Distill
-from dualrate.cli.plan import Calibrate, Plan, Search
+from dualrate.cli.plan import Calibrate, Plan
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.train import Retrofit as RetrofitCommand
 from dualrate.cli.train import Train
@@ -71,7 +71,6 @@ from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, St
 from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.uvit import UViT, UViTCut
-from dualrate.planning.search import Member
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.store import read_experiment
@@ -91,7 +90,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.measure.Session",
     "dualrate.compare.results.MeasuredCandidate",
     "dualrate.drawing.latents.Nearness",
-    "dualrate.planning.search.Round",
     "dualrate.sampling.catalogue.Sampler",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
@@ -134,7 +132,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.likelihood.Estimate",
     "dualrate.drawing.likelihood.Likelihood",
     "dualrate.drawing.drawer.Samples",
-    "dualrate.drawing.plan_search.Candidate",
+    "dualrate.drawing.planning.Candidate",
     "dualrate.experiment.experiment.Model",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
@@ -175,13 +173,12 @@ def examples() -> Iterator[Any]:
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
-    yield from (Plan(run, "1x"), Search(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance())
+    yield from (Plan(run, "1x"), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance())
     yield SamplingOptions()
     yield from (
         RunRequest(run, "run", dr.Choice()),
         Candidate(run, "run", "ancestral", plan),
         dr.Choice(4),
-        Member(0.5),
     )
     yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
     two = cli_train.RECIPES["fashion-mnist-dual-45"]()

@@ -23,7 +23,7 @@ from PIL import Image
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.source import MAX_CLASSES, MAX_TEXT, class_numbers, printable
 from dualrate.diffusion.plan import StepPlan
-from dualrate.drawing.plan_search import read_plan
+from dualrate.drawing.choice import read_plan
 from dualrate.metrics.evaluate import load_reference
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import can_compile, can_record, command_line, reporter
+from dualrate.cli.console import command_line, reporter, working
 from dualrate.cli.recipe import Compile, Device, Graphs, Workers
 from dualrate.config.ranges import Images, Minutes, Precision, Probability, Ranged
 from dualrate.system.device import pick_device
@@ -73,8 +73,7 @@ class Compare(Ranged):
             device=device,
             workers=self.workers,
             precision=self.precision,
-            compiled=self.compile and can_compile(device, progress),
-            graphs=self.graphs and can_record(device, progress),
+            **working(device, progress, compiled=self.compile, graphs=self.graphs),
             latents_by=self.latents_by,
             progress=progress,
             command=command_line(),

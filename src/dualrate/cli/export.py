@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Ranged
+from dualrate.runs.store import COVARIANCE
 
 Form = Literal["diffusers", "torch-export"]
 PLAN = ("steps", "heavy", "places", "switch_at", "plan", "grid", "times")  # options of sampling that a form keeps
@@ -41,18 +41,16 @@ class Export(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         form, _ = self._target()
-        taken = {"weights": (), "torch-export": PLAN, "diffusers": (*PLAN, *DRAWING)}[form]
-        usual = SamplingOptions()
-        wrong = [
-            name for name in vars(usual) if name not in taken and getattr(self.sampling, name) != getattr(usual, name)
-        ]
-        if form != "diffusers":
-            card = {"license": self.license != "unknown", "score": self.score, "push_to_hub": self.push_to_hub}
-            wrong += [name for name, given in card.items() if given]
-        if wrong:
-            what = {"weights": "released weights do", "torch-export": "a program does", "diffusers": "a pipeline does"}
-            options = " and ".join(f"--{name.replace('_', '-')}" for name in wrong)
-            raise ValueError(f"{what[form]} not hold {options}: drop them")
+        what, kept = {
+            "weights": ("released weights do", ()),
+            "torch-export": ("a program does", PLAN),
+            "diffusers": ("a pipeline does", (*PLAN, *DRAWING, "license", "score", "push_to_hub")),
+        }[form]
+        usual, card = SamplingOptions(), {"license": "unknown", "score": None, "push_to_hub": None}
+        given = [name for name, value in vars(self.sampling).items() if value != getattr(usual, name)]
+        given += [name for name, value in card.items() if value != getattr(self, name)]
+        if wrong := [f"--{name.replace('_', '-')}" for name in given if name not in kept]:
+            raise ValueError(f"{what} not hold {' and '.join(wrong)}: drop them")
         if self.push_to_hub is not None and self.license == "unknown":
             raise ValueError("weights for others need a licence: name one, such as --license apache-2.0")
 
@@ -66,42 +64,25 @@ class Export(Ranged):
 
     def run(self) -> None:
         from dualrate.integrations.programs import export_programs
-
-        (form, place), note = self._target(), reporter().note
-        if form == "weights":
-            self._release(place, note)
-        elif form == "diffusers":
-            self._pipeline(place, note)
-        else:
-            export_programs(self.run_dir, place, self.sampling.choice(), note)
-        print(place)
-
-    def _release(self, out: Path, note: Callable[[str], None]) -> None:
         from dualrate.runs.release import export
-        from dualrate.runs.store import COVARIANCE
 
-        tables = [place for place in (self.run_dir, out) if (place / COVARIANCE).exists()]
-        export(self.run_dir, out, note)
-        if tables:
-            note(f"{tables[0] / COVARIANCE} was of other weights: measure it anew by dualrate plan calibrate {out}")
-
-    def _pipeline(self, folder: Path, note: Callable[[str], None]) -> None:
-        try:
-            from dualrate.integrations.hub import export_pipeline, push
-        except ModuleNotFoundError as error:
-            if str(error.name).split(".")[0] not in ("diffusers", "huggingface_hub"):
-                raise
-            raise ValueError(NO_DIFFUSERS) from error
-
-        export_pipeline(
-            self.run_dir,
-            folder,
-            self.sampling.choice(),
-            self.sampling.guided,
-            license=self.license,
-            score=self.score,
-            name=self.push_to_hub,
-            note=note,
-        )
-        if self.push_to_hub is not None:
-            note(f"pushed: {push(folder, self.push_to_hub, license=self.license)}")
+        (form, place), note, choice = self._target(), reporter().note, self.sampling.choice()
+        if form == "weights":
+            tables = [folder / COVARIANCE for folder in (self.run_dir, place) if (folder / COVARIANCE).exists()]
+            export(self.run_dir, place, note)
+            if tables:
+                note(f"{tables[0]} was of other weights: measure it anew by dualrate plan calibrate {place}")
+        elif form == "torch-export":
+            export_programs(self.run_dir, place, choice, note)
+        else:
+            try:
+                from dualrate.integrations.hub import export_pipeline, push
+            except ModuleNotFoundError as error:
+                if str(error.name).split(".")[0] not in ("diffusers", "huggingface_hub"):
+                    raise
+                raise ValueError(NO_DIFFUSERS) from error
+            card: dict[str, Any] = {"license": self.license, "score": self.score, "name": self.push_to_hub}
+            export_pipeline(self.run_dir, place, choice, self.sampling.guided, note=note, **card)
+            if self.push_to_hub is not None:
+                note(f"pushed: {push(place, self.push_to_hub, license=self.license)}")
+        print(place)

@@ -14,9 +14,8 @@ from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
-from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places
+from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places, read_plan
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.drawing.plan_search import read_plan
 from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import SAMPLERS, taking

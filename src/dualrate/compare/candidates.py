@@ -29,9 +29,8 @@ from dualrate.config.ranges import Probability, Range, Ranged, Steps, checked
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
-from dualrate.drawing.choice import Choice, step_for
+from dualrate.drawing.choice import Choice, read_plan, step_for
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.plan_search import read_plan
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import at_gamma, sampler_named

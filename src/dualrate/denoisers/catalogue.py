@@ -27,10 +27,6 @@ DENOISERS: dict[str, Around] = {
     "duca": partial(TokenCache.around, share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
 }
 
-# A step of these depends on more than its latest heavy call, so a planner cannot place their heavy calls
-UNPLANNED = ("taylor", "toca", "duca")
-
-
 def denoiser_named(name: str) -> Around:
     """Makes the denoiser of a name in DENOISERS, or of another package that is imported already.
 

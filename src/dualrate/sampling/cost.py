@@ -250,7 +250,7 @@ def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device
         return time.perf_counter() - began
 
     taken()
-    durations: list[float] = []
-    while len(durations) < 3 or (sum(durations) < seconds and len(durations) < 1000):
+    ends, durations = time.perf_counter() + seconds, [taken() for _ in range(3)]
+    while time.perf_counter() < ends:
         durations.append(taken())
     return sorted(durations)[len(durations) // 2]

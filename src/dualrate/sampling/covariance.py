@@ -338,23 +338,19 @@ class CovarianceTable:
     variance: (M, M + 1, K): [i, j] at time i with the context of time j <= i; [i, i] at a heavy call; [i, -1] without a
               context. Entries for j > i are not used
     ratio:    of the same shape
-    below, above: shares of single images' estimates, where the ratio is trusted, that ProbedCovariance would clamp at 0
-              and at the data's variance
     """
 
     bands: Bands
     log_snr: Tensor
     variance: Tensor
     ratio: Tensor
-    below: float
-    above: float
 
     @staticmethod
     def of_white_noise(bands: Bands) -> CovarianceTable:
         """The exact one of data that are white noise of variance 1: sigma_t^2, whatever the context."""
         log_snr = torch.arange(-12, 13, dtype=torch.float64)
         variance = torch.sigmoid(-log_snr).float()[:, None, None].expand(-1, len(log_snr) + 1, bands.count)
-        return CovarianceTable(bands, log_snr, variance, torch.ones_like(variance), 0.0, 0.0)
+        return CovarianceTable(bands, log_snr, variance, torch.ones_like(variance))
 
     def tabulated(self, process: GaussianProcess, plan: StepPlan) -> TabulatedCovariance:
         """The step for a plan."""
