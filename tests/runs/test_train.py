@@ -173,7 +173,7 @@ def test_a_run_keeps_the_names_of_its_classes_also_one_that_was_begun_without(tm
     (tmp_path / "run" / CLASSES).unlink()
     old = load(tmp_path / "run")
     assert (old.class_names, old.class_number(2)) == ((), 2)
-    with pytest.raises(ValueError, match="has no names of classes, got 'square': give 0 to 2"):
+    with pytest.raises(ValueError, match="has no class 'square': give 0 to 2"):
         old.class_number("square")
     train(experiment, tmp_path / "run")
     assert load(tmp_path / "run").class_names == names

@@ -112,7 +112,7 @@ class Choice(Ranged):
         return plan
 
     def _plan(self, model: Model) -> StepPlan:
-        steps = model.serves.default_steps if self.steps is None else self.steps
+        steps = model.serves.steps if self.steps is None else self.steps
         steps = steps if self.times is None else len(self.times) - 1
         if self.switch_at is not None and not switches(model):
             raise ValueError(

@@ -143,7 +143,7 @@ class Offered:
         for steps in range(1, most + 1):
             with suppress(ValueError):
                 self.usual[steps] = Choice(steps).step_plan(model).num_heavy
-        default = model.serves.default_steps
+        default = model.serves.steps
         if not self.usual:
             raise ValueError(f"{model.name} serves no plan of {most} steps or fewer: pass --max-steps {default}")
         self.steps = self.nearest(default)
