@@ -385,7 +385,9 @@ class Model:
                 return found[0]
             if found:
                 raise ValueError(f"{self.name} has several classes called {label!r}: give a number, {some_of(found)}")
-            known = get_close_matches(label, self.class_names) or [*self.class_names] or [f"0 to {self.num_classes - 1}"]
+            known = (
+                get_close_matches(label, self.class_names) or [*self.class_names] or [f"0 to {self.num_classes - 1}"]
+            )
             raise ValueError(f"{self.name} has no class {label!r}: give {some_of(known, 10)}")
         try:
             number = index(label)
