@@ -11,10 +11,8 @@ from tyro.conf import arg
 from dualrate.cli.console import loaded
 from dualrate.cli.recipe import Device, RunDir
 from dualrate.config.ranges import Range, Ranged
-from dualrate.serving.offer import Limits, MostSteps, ShownImages, Waiting
 
 Port = Annotated[int, Range(0, 65_535)]
-USUAL = Limits()
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,6 @@ class Serve(Ranged):
     """Address to listen on. Only this machine can open the page; 0.0.0.0 opens it to the network."""
     port: Port = 8000
     """Port to listen on; 0 for any that is free."""
-    max_steps: MostSteps = USUAL.steps
-    """Most steps of a request."""
-    max_images: ShownImages = USUAL.images
-    """Most images of a request."""
-    max_waiting: Waiting = USUAL.waiting
-    """Most requests that wait beside the one at work; further ones are refused."""
     device: Device = None
 
     def run(self) -> None:
@@ -45,7 +37,7 @@ class Serve(Ranged):
 
         model, progress = loaded(self.run_dir, self.device)
         baseline = None if self.beside is None else loaded(self.beside, self.device)[0]
-        offer = Offer(model, baseline, Limits(self.max_steps, self.max_images, self.max_waiting))
+        offer = Offer(model, baseline)
         try:
             from dualrate.serving.app import serve
         except ModuleNotFoundError as error:

@@ -255,19 +255,16 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
     """
     pixels: list[Tensor] = []
     labels: list[int] = []
-    lowest, expected = 0.0, "(C, H, W), C = 1 or 3"
+    lowest = 0.0
     for i in range(len(dataset)):  # pyright: ignore[reportArgumentType]  # torch leaves out __len__
         item = dataset[i]
         image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
-        found = f"item {i} of {name} is {type(image).__name__}"
-        if not isinstance(image, (Tensor, np.ndarray)):
-            raise ValueError(f"{found}; expected a tensor or an array (C, H, W) of uint8 or of floats in [-1, 1]")
-        x = torch.as_tensor(image)
-        expected = tuple(pixels[0].shape) if pixels else expected
-        right = x.dtype == torch.uint8 or (x.is_floating_point() and bool((x.abs() <= 1).all()))
-        if not right or (tuple(x.shape) != expected if pixels else x.ndim != 3 or x.shape[0] not in (1, 3)):
-            what = f"{x.dtype} {tuple(x.shape)}"
-            raise ValueError(f"{found} {what}; expected {expected} of uint8 or of floats in [-1, 1]")
+        x = torch.as_tensor(image) if isinstance(image, (Tensor, np.ndarray)) else None
+        shaped = x is not None and (x.shape == pixels[0].shape if pixels else x.ndim == 3 and x.shape[0] in (1, 3))
+        if x is None or not shaped or not (x.dtype == torch.uint8 or (x.is_floating_point() and (x.abs() <= 1).all())):
+            found = type(image).__name__ if x is None else f"{x.dtype} {tuple(x.shape)}"
+            expected = tuple(pixels[0].shape) if pixels else "(C, H, W), C = 1 or 3"
+            raise ValueError(f"item {i} of {name} is {found}; expected {expected} of uint8 or of floats in [-1, 1]")
         lowest = min(lowest, -1.0 if x.dtype == torch.uint8 else float(x.min()))
         pixels.append(x if x.dtype == torch.uint8 else to_uint8(x))
         if label is not None:
