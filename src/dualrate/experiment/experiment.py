@@ -89,15 +89,12 @@ class DataConfig(Ranged):
             raise ValueError(f"{self.source} is a text, which has no labels: drop --data.label {self.label}")
         if is_text(self.source):
             return read_text(self.source, split, self.size or PIECE)
-        return load_images(
-            self.source,
-            split=split,
-            size=self.size,
-            channels=self.channels,
-            on_bad=self.on_bad,
-            label=self.label,
-            progress=progress,
-        )
+        return load_images(self.source, split=split, progress=progress, **self.preparation)
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How images become what networks see, as `load_images` and `encode` take it."""
+        return {"size": self.size, "channels": self.channels, "on_bad": self.on_bad, "label": self.label}
 
 
 def _kind(alphabet: str, codec: str) -> str:
