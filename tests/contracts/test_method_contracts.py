@@ -355,7 +355,7 @@ def test_its_own_plan_and_sampler_are_served(experiment):
     networks, denoiser = experiment.build()
     model = dr.Model(experiment.name, experiment, networks, denoiser, 1, weights_hash="")
     drawer = dr.Choice().drawer(model)  # checks both
-    assert drawer.plan.num_steps == serves.default_steps
+    assert drawer.plan.num_steps == serves.steps
     serves.check_step(make_step(serves.sampler or ANCESTRAL, experiment.process))
 
 

@@ -114,7 +114,7 @@ class Choice(Ranged):
         return plan
 
     def _plan(self, model: Model) -> StepPlan:
-        steps = self.steps or (model.serves.default_steps if self.times is None else len(self.times) - 1)
+        steps = self.steps or (model.serves.steps if self.times is None else len(self.times) - 1)
         if self.switch_at is not None and not switches(model):
             raise ValueError(
                 f"{model.name} has no other network for the steps before switch_at: name one (denoiser LIGHT, a run's "

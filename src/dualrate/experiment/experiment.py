@@ -89,15 +89,19 @@ class DataConfig(Ranged):
             raise ValueError(f"{self.source} is a text, which has no labels: drop --data.label {self.label}")
         if is_text(self.source):
             return read_text(self.source, split, self.size or PIECE)
-        return load_images(
-            self.source,
-            split=split,
-            size=self.size,
-            channels=self.channels,
-            on_bad=self.on_bad,
-            label=self.label,
-            progress=progress,
-        )
+        return load_images(self.source, split=split, progress=progress, **self.preparation)
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How images become what networks see, as `load_images` and `encode` take it."""
+        return {"size": self.size, "channels": self.channels, "on_bad": self.on_bad, "label": self.label}
+
+
+def _kind(alphabet: str, codec: str) -> str:
+    """codec: its fingerprint; empty for pixels"""
+    if codec:
+        return f"latents by the codec {codec[:12]} (sha256)"
+    return f"a text of the {len(alphabet)} characters {alphabet!r}" if alphabet else "a set of pictures"
 
 
 COMPILED = "compiled"  # in the cache, networks that were compiled
@@ -210,6 +214,37 @@ class Experiment(Ranged):
         if not self.codec.instant:
             return images
         return Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
+
+    def check_data(self, images: TrainingSet) -> list[str]:
+        """What is odd about the training set, but no error.
+
+        Raises ValueError unless it is of this codec and shape, with labels that the networks know.
+        """
+        own, known, networks = self.codec, self.num_classes, f"the networks of {self.name}"
+        found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
+        if found != expected:
+            raise ValueError(f"{images.name} is {found}, and {self.name} is trained on {expected}: begin a new run")
+        shape = own.data_shape(self.shape)
+        if images.shape != shape:
+            raise ValueError(
+                f"{images.name} has images of {images.shape} (C, H, W), {networks} take {shape}: pass --data.size "
+                f"{shape[1]} --data.channels {shape[0]}, of latents encode other images, or change the networks"
+            )
+        if known and images.labels is None:
+            raise ValueError(
+                f"{images.name} has no labels, but {networks} are conditioned on {known} classes: set num_classes of "
+                "every network to 0, as --networks.model.num-classes 0"
+            )
+        if images.num_classes > known > 0:
+            raise ValueError(f"{images.name} has {images.num_classes} classes, {networks} know only {known}")
+        odd, size = [], self.fit.batch_size
+        if missing := sorted({*range(known)} - {*(images.labels.tolist() if images.labels is not None else ())}):
+            odd.append(
+                f"{images.name} has no image of {len(missing)} of the networks' {known} classes: {some_of(missing, 10)}"
+            )
+        if len(images) < size:
+            odd.append(f"{images.name} has {len(images)} image(s), fewer than a batch of {size}: they repeat in it")
+        return odd
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -347,19 +382,14 @@ class Model:
                 return found[0]
             if found:
                 raise ValueError(f"{self.name} has several classes called {label!r}: give a number, {some_of(found)}")
-            if not self.class_names:
-                raise ValueError(
-                    f"{self.name} has no names of classes, got {label!r}: give 0 to {self.num_classes - 1}"
-                )
-            near = get_close_matches(label, self.class_names)
-            known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
-            raise ValueError(f"{self.name} has no class {label!r}; {known}")
+            known = (
+                get_close_matches(label, self.class_names) or [*self.class_names] or [f"0 to {self.num_classes - 1}"]
+            )
+            raise ValueError(f"{self.name} has no class {label!r}: give {some_of(known, 10)}")
         try:
-            number = None if isinstance(label, bool) else index(label)
+            number = index(label)
         except TypeError:
-            number = None
-        if number is None:
-            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
+            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}") from None
         if not 0 <= number < self.num_classes:
             raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
         return number

@@ -69,8 +69,8 @@ class NetworksConfig(ABC):
 
     @property
     def latent(self) -> Shape | None:
-        """(C, h, w) of the z_0 that a decoder is given; None: it is no decoder."""
-        return None
+        """(C, h, w) of the z_0 that a decoder is given, its field `latent_shape`; None: it is no decoder."""
+        return getattr(self, "latent_shape", None)
 
     @property
     def noise(self) -> int:
@@ -246,10 +246,6 @@ class OneDecoder(PackageNetworks, Ranged):
         network = DecoderUViT(self.model, self.latent_shape)
         return nn.ModuleDict({"model": network}), Decoder(network, process)
 
-    @property
-    def latent(self) -> Shape:
-        return self.latent_shape
-
 
 @dataclass(frozen=True)
 class TwoDecoders(PackageNetworks, Ranged):
@@ -267,10 +263,6 @@ class TwoDecoders(PackageNetworks, Ranged):
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, light = LatentEncoder(self.encoder, self.light, self.latent_shape), UViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateDecoder(encoder, light, process)
-
-    @property
-    def latent(self) -> Shape:
-        return self.latent_shape
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The single-rate decoder of a role's size: of the light one with the encoder's maps of z_0 to it."""

@@ -104,7 +104,7 @@ def pipeline_card(
         model_name=name,
         eval_results=None if result is None else [result],
     )
-    about = facts(stored, model) | {
+    about = facts(model) | {
         "weights": f"averaged, float32, sha256 {model.weights_hash}, of iteration {stored.iteration}",
         "sampler": drawer.sampler,
         "plan": f"{plan.num_steps} steps, {plan.num_heavy} heavy calls",

@@ -18,10 +18,10 @@ from dualrate.codecs.codec import CodecFolder
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
 from dualrate.diffusion.prediction import Sigmoid, Weighting
-from dualrate.diffusion.process import GaussianProcess, NoisyEnd
+from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiment.experiment import DataConfig, Experiment, Stages
-from dualrate.experiment.network_configs import OneDecoder, OneNetwork, TwoDecoders, TwoNetworks
+from dualrate.experiment.experiment import Experiment, Stages
+from dualrate.experiment.network_configs import NetworksConfig, OneDecoder, OneNetwork, TwoDecoders, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
@@ -87,19 +87,10 @@ def both() -> Stages:
     return Stages("fashion-mnist-latents", first(), base())
 
 
-def decoder(
-    name: str,
-    kind: Kind,
-    sizes: Mapping[str, UViTConfig],
-    codec: Path,
-    *,
-    encoder: Size = "heavy",
-    weighting: Weighting,
-    fit: FitConfig,
-    data: DataConfig,
-    process: GaussianProcess,
-) -> Experiment:
-    """Training of a decoder of a codec's latents. codec: a run that trained one, or its folder.
+def decoding(
+    kind: Kind, sizes: Mapping[str, UViTConfig], codec: Path, weighting: Weighting, encoder: Size = "heavy"
+) -> tuple[NetworksConfig, DenoisingConfig]:
+    """Networks of a decoder of a codec's latents, and how they train. codec: a run that trained one, or its folder.
 
     encoder: of dual, the size that sees the latent, once
     Raises what reading the codec raises.
@@ -107,11 +98,9 @@ def decoder(
     latents = CodecFolder.at(codec)
     shape = latents.read("cpu").latent_shape(sizes["light"].shape)
     if kind in sizes:
-        networks, times = OneDecoder(sizes[kind], shape), SingleTime()
-    else:
-        networks, times = TwoDecoders(sizes[encoder], sizes["light"], shape), GivenTimes()
-    method = DenoisingConfig(times, weighting, latents=latents)
-    return Experiment(f"{name}-{kind}", networks, method, fit, data, process)
+        return OneDecoder(sizes[kind], shape), DenoisingConfig(SingleTime(), weighting, latents=latents)
+    networks = TwoDecoders(sizes[encoder], sizes["light"], shape)
+    return networks, DenoisingConfig(GivenTimes(), weighting, latents=latents)
 
 
 @dataclass(frozen=True)
@@ -128,17 +117,9 @@ class DecoderRecipe(Ranged):
 
     def __call__(self) -> Experiment:
         """Raises what reading the codec raises."""
-        return decoder(
-            "fashion-mnist-decoder",
-            self.kind,
-            SIZES,
-            self.codec,
-            encoder=self.encoder,
-            weighting=WEIGHTING,
-            fit=replace(FIT, iterations=ITERATIONS[self.kind]),
-            data=DataConfig(),
-            process=GaussianProcess(Cosine()),
-        )
+        networks, method = decoding(self.kind, SIZES, self.codec, WEIGHTING, self.encoder)
+        fit = replace(FIT, iterations=ITERATIONS[self.kind])
+        return Experiment(f"fashion-mnist-decoder-{self.kind}", networks, method, fit)
 
 
 RECIPES = {

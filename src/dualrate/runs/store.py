@@ -166,10 +166,8 @@ def codec_of(
 
 def check_denoiser(name: str | None) -> None:
     """Raises ValueError for what is neither the directory of a run nor a denoiser's name."""
-    if name is None or is_run(name):
-        return
     try:
-        denoiser_named(name)
+        _ = name is None or is_run(name) or denoiser_named(name)
     except ValueError as error:
         raise ValueError(f"{error}; nor is it the directory of a run") from error
 
@@ -250,8 +248,13 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
     manifest = _manifest(path)
     experiment = _experiment(path, manifest)
     if manifest is not None:
-        weights, iteration = _released(_content(path, WEIGHTS, manifest), path / WEIGHTS)
-        state, troubles = None, []
+        data, state, troubles = _content(path, WEIGHTS, manifest), None, []
+        try:
+            weights = {name: tensor.float() for name, tensor in tensors_of(data).items()}
+            about = read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
+            iteration = _iteration(about.get("iteration", 0), WEIGHTS)
+        except ValueError as error:
+            raise _damaged(path, ValueError(f"{WEIGHTS}: {error}")) from error
     elif (path / WEIGHTS).is_file():
         raise _damaged(path, ValueError(f"it has no {MANIFEST}"))
     else:
@@ -326,16 +329,6 @@ def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> OSError:
     return OSError(f"{path} is damaged ({error}): fetch it again, or export it again from its run")
-
-
-def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:
-    """Weights in float32 and the iteration they are from."""
-    try:
-        weights = {name: tensor.float() for name, tensor in tensors_of(data).items()}
-        about = read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
-        return weights, _iteration(about.get("iteration", 0), file.name)
-    except ValueError as error:
-        raise _damaged(file.parent, ValueError(f"{file.name}: {error}")) from error
 
 
 def _iteration(value: object, where: Path | str) -> int:
