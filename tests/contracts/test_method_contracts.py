@@ -71,7 +71,6 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "em": (ONE, EMDistillationConfig("one", Langevin(2, 0.16, 0.01))),
     "em, guided": (ONE, EMDistillationConfig("one", Langevin(1, 0.16), guidance=1.5)),
     "early exit": (EXITS, EarlyExitConfig("deep")),
-    "early exit, as the network": (EXITS, EarlyExitConfig("deep", reference="network")),
     "instant": (ONE, replace(MATCHING, version="instant")),
     "instant, dual": (TWO, replace(DUAL, version="instant", pretraining=2)),
 }  # fmt: skip

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.cut import CutNetwork, CutTokens
-from dualrate.from_diffusers.schedulers import NO_MEAN, Convention, Flow
+from dualrate.from_diffusers.schedulers import Convention, Flow
 from dualrate.system.device import own_defaults
 
 BLOCKS = "transformer_blocks"
@@ -109,11 +109,7 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(name: str, config: Config) -> Kind:
-    """The kind of a class. Raises ValueError for one that is not known or is distilled, and for an unknown set-up."""
-    if config.get("guidance_embeds"):
-        raise ValueError(f"this {name} was distilled to take its guidance as an input (guidance_embeds): {NO_MEAN}")
-    if config.get("time_cond_proj_dim") is not None:
-        raise ValueError(f"this {name} was distilled for consistency (time_cond_proj_dim): {NO_MEAN}")
+    """The kind of a class. Raises ValueError for one that is not known, and for an unknown set-up."""
     if name not in KINDS:
         raise ValueError(
             f"no {name} is known; known are {', '.join(KINDS)}, and with convention='sit' or 'repa' any network that "
@@ -209,15 +205,9 @@ def labels_of(kind: Kind, config: Config, num_classes: int | None) -> dict[str, 
         labels, null = kind.classes(config), kind.null
     if num_classes in (None, labels):
         return {"num_classes": labels, "null": null and labels > 0}
-    if null:
-        raise ValueError(
-            f"this network has {labels} classes and its null class after them, got num_classes {num_classes}: drop it"
-        )
-    if num_classes != labels - 1 or not num_classes:
-        raise ValueError(
-            f"this network has {labels} labels, so {labels} classes, or {labels - 1} if the last label is the null "
-            f"class, got {num_classes}"
-        )
+    if null or num_classes != labels - 1 or not num_classes:
+        last = "its null class after them" if null else f"no null class, or {labels - 1} and that as its last label"
+        raise ValueError(f"this network has {labels} classes and {last}, got num_classes {num_classes}")
     return {"num_classes": num_classes, "null": True}
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.diffusers_folder import read_weights
+from dualrate.from_diffusers.diffusers_folder import class_named, read_weights
 from dualrate.system.files import check_files, read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
@@ -135,7 +135,7 @@ class Autoencoder:
         self.module = module.eval().requires_grad_(False)
 
     @cached_property
-    def _hash(self) -> str:
+    def fingerprint(self) -> str:
         own = {name: value for name, value in sorted(self.config.items()) if not name.startswith("_")}
         rule = [RULES_VERSION, type(self.module).__name__, own]
         digest = hashlib.sha256(json.dumps(rule, default=str).encode())
@@ -145,12 +145,8 @@ class Autoencoder:
         return digest.hexdigest()
 
     @property
-    def fingerprint(self) -> str:
-        return self._hash
-
-    @property
     def latents(self) -> str:
-        return self._hash
+        return self.fingerprint
 
     @property
     def device(self) -> torch.device:
@@ -198,17 +194,8 @@ class Autoencoder:
 def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
     """The autoencoder that `save_pretrained` wrote to a folder.
 
-    Raises ValueError where diffusers is missing and for a class without a rule; also what `read_weights` raises.
+    Raises what `class_named` and `read_weights` raise.
     """
     check_files(folder)
-    name = read_json(folder / "config.json")["_class_name"]
-    if name not in RULES:
-        raise ValueError(f"{folder} holds a {name}, for which there is no rule; known are {', '.join(RULES)}")
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ValueError(
-            f"a codec of diffusers needs that library ({error}): pip install 'dualrate[diffusers]'"
-        ) from error
-    module: Any = read_weights(getattr(diffusers, name), folder)
+    module: Any = read_weights(class_named(read_json(folder / "config.json")["_class_name"], RULES), folder)
     return Autoencoder(module.float().to(device), module.config, str(folder))
