@@ -445,7 +445,7 @@ REFUSED = {
     "no number": (lambda: dit(), lambda: {"_class_name": "DDPMScheduler", "beta_end": None}, "beta_end is a number"),
     "no name": (lambda: dit(), lambda: {"_class_name": ["DDPMScheduler"]}, "no schedule is known for"),
     "fourier": (lambda: unet(time_embedding_type="fourier"), lambda: diffusers.DDPMScheduler(), "another process"),
-    "output": (lambda: dit(out_channels=3), lambda: diffusers.DDPMScheduler(), "as many channels, or twice"),
+    "output": (lambda: dit(out_channels=3), lambda: diffusers.DDPMScheduler(), "expected 4 channels, or twice as many"),
 }  # fmt: skip
 
 

@@ -92,9 +92,7 @@ class ExitUViT(nn.Module):
         super().__init__()
         inner = config.levels[-1]
         if not config.head or inner.blocks < 2:
-            raise ValueError(
-                f"exits: expected a network with a head and two blocks or more in its innermost level, got {config}"
-            )
+            raise ValueError(f"exits need a head and two blocks or more in the innermost level, got {config}")
         self.net = UViT(config).eval().requires_grad_(False)
         self.exits = nn.ModuleList(Exit(inner.channels, config.embedding) for _ in range(inner.blocks - 1))
 

@@ -172,10 +172,8 @@ def check_name(path: Path, config: Mapping[str, Any]) -> None:
         place = place.parent if place.name in COMPONENTS else place
         names.append((place.parents[1] if place.parent.name == "snapshots" else place).name)  # in the Hub's cache
     if found := DISTILLED & set(re.split(r"[^a-z]+", " ".join(names).lower())):
-        raise ValueError(
-            f"{path} is a distilled model, by its name ({', '.join(sorted(found))}): {NO_MEAN}. If the name says "
-            "something else, rename the folder"
-        )
+        names = ", ".join(sorted(found))
+        raise ValueError(f"{path} is a distilled model, by its name ({names}): {NO_MEAN}. If it is none, rename it")
 
 
 def class_named(name: str, known: Collection[str] = KINDS) -> Any:
@@ -260,9 +258,7 @@ def adopted(path: Path, num_classes: int | None = None) -> Adopted:
         raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
     kind = kind_of(folder.name, folder.config)
     if kind.takes:
-        raise ValueError(
-            f"{path} holds a model of texts ({folder.name}); a run has labels alone: wrap it by from_diffusers"
-        )
+        raise ValueError(f"{path} is a model of texts, and a run has labels alone: wrap it by dualrate.from_diffusers")
     schedule, convention = read_scheduler(folder.scheduler)
     own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
     config = {name: value for name, value in own.items() if name != OWN_CLASSES}

@@ -140,15 +140,9 @@ def shorter(model: ForeignConfig, blocks: int) -> ForeignConfig:
     """The model with so many blocks. Raises ValueError for a class whose blocks are not in a row, and too many."""
     config = json.loads(model.config)
     if model.kind != "DiTTransformer2DModel":
-        raise ValueError(
-            f"a light network of a model's own blocks is known for DiTTransformer2DModel, got {model.kind}: leave it "
-            "out, for a fresh one"
-        )
+        raise ValueError(f"a light network of own blocks is known for DiTTransformer2DModel, got {model.kind}")
     if not 2 <= blocks < config[COUNT]:
-        raise ValueError(
-            f"of {config[COUNT]} blocks 2 to {config[COUNT] - 1} make a light network, the first and the last ones, "
-            f"got {blocks}"
-        )
+        raise ValueError(f"of {config[COUNT]} blocks 2 to {config[COUNT] - 1} make a light network, got {blocks}")
     return replace(model, config=json.dumps({**config, COUNT: blocks}, sort_keys=True))
 
 

@@ -157,9 +157,7 @@ class Autoencoder:
         side = self.rule.side(self.config) if self.rule.side else 0
         if image[1] % factor or image[2] % factor or (side and image[1:] != (side, side)):
             expected = f"of side {side}" if side else f"whose sides are multiples of {factor}"
-            raise ValueError(
-                f"{self.name} encodes images {expected}, got {image[1]} x {image[2]}: --size, or crop them"
-            )
+            raise ValueError(f"{self.name} encodes images {expected}, got {image[1]} x {image[2]}: --size, or crop")
         if image[0] != colours:
             raise ValueError(f"{self.name} encodes images of {colours} channels, got {image[0]}: --channels {colours}")
         return self.rule.channels(self.config), image[1] // factor, image[2] // factor

@@ -244,10 +244,8 @@ class EMDistillationConfig(MethodConfig, Ranged):
     def check(self, experiment: Experiment) -> None:
         require_gaussian(experiment.process, experiment.name)
         if not experiment.networks.single_rate:
-            raise ValueError(
-                f"{experiment.name} is dual-rate: one step is one heavy call, so a light network would never run. Take "
-                "a single network, or moment matching for more steps"
-            )
+            reason = "one step is one heavy call, so a light network would never run"
+            raise ValueError(f"{experiment.name} is dual-rate: {reason}. Take a single network, or moment matching")
         require_no_decoder(experiment, "EM distillation")
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:

@@ -403,10 +403,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         fit, one_plan = experiment.fit, isinstance(self.plans, OnePlan)
         starts = self.student_from or self.encoder_from or self.light_from
         if not experiment.networks.single_rate and (self.rollout == "data" or not one_plan):
-            raise ValueError(
-                "a dual-rate student serves one plan and learns from its own steps (rollout segment or full), got "
-                f"{self.plans} and rollout {self.rollout!r}"
-            )
+            got = f"{self.plans} and rollout {self.rollout}"
+            raise ValueError(f"a dual-rate student serves one plan and learns from its own steps, got {got}")
         others = self.rollout != "data" or self.pairs > 1 or self.pretraining or starts or one_plan
         if experiment.networks.single_rate and others:
             raise ValueError(
@@ -414,10 +412,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
                 f"noised data: drop rollout, pairs, pretraining, student_from, encoder_from and light_from, got {self}"
             )
         if self.pretraining >= fit.iterations:
-            raise ValueError(
-                f"{self.pretraining} of {fit.iterations} iterations are pre-training: make it fewer "
-                "(--pretraining), or the iterations more (--fit.iterations)"
-            )
+            pretraining = f"{self.pretraining} of {fit.iterations} iterations are pre-training"
+            raise ValueError(f"{pretraining}: lower --pretraining, or raise --fit.iterations")
         if self.student_from is not None and (self.encoder_from or self.light_from):
             raise ValueError("student_from brings both networks: drop encoder_from and light_from, or student_from")
         if self._sharpened and not isinstance(experiment.process, CategoricalProcess):
@@ -427,15 +423,12 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         require_gaussian(experiment.process, experiment.name)
         if self.guidance != 1:
             raise ValueError(
-                "the instant version needs a teacher without guidance: a guided one's own loss has a gradient on data "
-                "too. Drop the guidance weight, or take the alternating version"
+                "the instant version needs a teacher without guidance: drop it, or take the alternating one"
             )
         rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
         if 1 in (rows, fit.batch_size % rows):
-            raise ValueError(
-                f"the instant version halves every micro-batch, so none may have one row: got batches of "
-                f"{fit.batch_size} in micro-batches of {rows}"
-            )
+            got = f"batches of {fit.batch_size} in micro-batches of {rows}"
+            raise ValueError(f"the instant version halves every micro-batch, so none may have one row: got {got}")
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         teacher = start.load(self.teacher)
@@ -483,10 +476,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             auxiliaries = nn.ModuleDict({"auxiliary": auxiliary})
             return MomentMatching(auxiliaries=auxiliaries, auxiliary=Plain(auxiliary, process), **roles)
         if any(isinstance(part, nn.GroupNorm) for part in network.modules()):
-            raise ValueError(
-                f"the instant version needs forward derivatives, which torch lacks for the group norms of "
-                f"{self.teacher}: pass --version alternating"
-            )
+            lack = f"forward derivatives, which torch lacks for the group norms of {self.teacher}"
+            raise ValueError(f"the instant version needs {lack}: pass --version alternating")
         return InstantMomentMatching(**roles)
 
     def fill(self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model, start: Start) -> dict[str, str]:
