@@ -83,8 +83,11 @@ def on_their_grid(denoiser, scheduler):
     return [*(denoiser.process.schedule.time_of(int(k)) for k in scheduler.timesteps), 0.0]
 
 
-@every_network
-@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("made", "predicts"),
+    [*((made, "epsilon") for made in NETWORKS.values()), *((NETWORKS["DiT"], of) for of in ("v_prediction", "sample"))],
+    ids=[*NETWORKS, "DiT of v", "DiT of x"],
+)
 def test_ddim_is_their_ddim(made, predicts):
     scheduler = diffusers.DDIMScheduler(prediction_type=predicts, clip_sample=False)
     denoiser, output, shape = wrapped(made, scheduler)
