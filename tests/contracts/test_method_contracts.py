@@ -315,7 +315,7 @@ def test_its_denoiser_samples_finite_images_by_its_networks_current_weights(expe
     assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", ["denoising", "denoising, dual", "denoising, encoder weight"])
+@pytest.mark.parametrize("name", ["denoising", "denoising, dual"])
 def test_a_method_lowers_its_loss(name):
     """Of denoising: a student's loss has a meaning in its gradient only."""
     learner = method_of(CASES[name])

@@ -407,10 +407,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             raise ValueError(f"a dual-rate student serves one plan and learns from its own steps, got {got}")
         others = self.rollout != "data" or self.pairs > 1 or self.pretraining or starts or one_plan
         if experiment.networks.single_rate and others:
-            raise ValueError(
-                "a plain student serves all steps that are short enough, starts from its teacher and learns from "
-                f"noised data: drop rollout, pairs, pretraining, student_from, encoder_from and light_from, got {self}"
-            )
+            what = "a plain student serves all steps, starts from its teacher and learns from noised data"
+            raise ValueError(f"{what}: drop the options of a dual-rate one, got {self}")
         if self.pretraining >= fit.iterations:
             pretraining = f"{self.pretraining} of {fit.iterations} iterations are pre-training"
             raise ValueError(f"{pretraining}: lower --pretraining, or raise --fit.iterations")
@@ -422,9 +420,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             return
         require_gaussian(experiment.process, experiment.name)
         if self.guidance != 1:
-            raise ValueError(
-                "the instant version needs a teacher without guidance: drop it, or take the alternating one"
-            )
+            raise ValueError("the instant version needs a teacher without guidance: take the alternating one")
         rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
         if 1 in (rows, fit.batch_size % rows):
             got = f"batches of {fit.batch_size} in micro-batches of {rows}"
