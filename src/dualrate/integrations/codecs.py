@@ -135,7 +135,7 @@ class Autoencoder:
         self.module = module.eval().requires_grad_(False)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def _hash(self) -> str:
         own = {name: value for name, value in sorted(self.config.items()) if not name.startswith("_")}
         rule = [RULES_VERSION, type(self.module).__name__, own]
         digest = hashlib.sha256(json.dumps(rule, default=str).encode())
@@ -145,8 +145,12 @@ class Autoencoder:
         return digest.hexdigest()
 
     @property
+    def fingerprint(self) -> str:
+        return self._hash
+
+    @property
     def latents(self) -> str:
-        return self.fingerprint
+        return self._hash
 
     @property
     def device(self) -> torch.device:

@@ -86,8 +86,9 @@ def check_sealed(folder: Path, required: str) -> None:
     check_files(folder)
     try:
         manifest = Manifest.read(folder, [required])
-        for name in manifest.entries if manifest else ():
-            manifest.check(name)
+        if manifest is not None:
+            for name in manifest.entries:
+                manifest.check(name)
     except Damaged as error:
         raise OSError(
             f"{folder} is damaged ({error}): fetch it again, or export it again from its run. If it was changed on "
