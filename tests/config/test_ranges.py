@@ -187,7 +187,7 @@ def examples() -> Iterator[Any]:
     yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
     yield UViTCut(UViT(config), 1, 1)
     exits = EarlyExit(ExitUViT(config), of)
-    yield from (EarlyExitConfig(), exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid(), "data"))
+    yield from (EarlyExitConfig(), exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid()))
     yield TokenCache(UViT(config).token_cut(scores=False), of, 0.1)
     yield from (FeatureCache(UViT(config).cut(1), of), CutNetwork(SimpleNamespace(net=nn.Identity()), "blocks"))
     denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()
@@ -206,7 +206,7 @@ def examples() -> Iterator[Any]:
         Consistency(networks, denoiser, of, 4),
         replace(cli_train.RECIPES["fashion-mnist-heavy"](), method=ConsistencyConfig()),
     )
-    yield InstantMomentMatching(**roles, teacher_network=nn.Identity())
+    yield InstantMomentMatching(**roles)
     yield Phase("model", (), lambda *_: Loss(torch.zeros(())))
     yield from (
         RectifiedFlow(),

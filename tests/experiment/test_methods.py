@@ -60,6 +60,7 @@ def start(asked: list[int], *, bfloat16: bool = False) -> Start:
         (TWO, {"student_from": "x", "light_from": "y"}, {}, "drop encoder_from and light_from, or student_from"),
         (TWO, {"student_from": "x", "encoder_from": "y"}, {}, "drop encoder_from and light_from, or student_from"),
         (ONE, {"encoder_from": "x"}, {}, "a plain student .* starts from its teacher"),
+        (ONE, {"version": "instant", "guidance": 2.0}, {}, "needs a teacher without guidance"),
         (ONE, {"pairs": 2}, {}, "a plain student .* starts from its teacher"),
         (ONE, {"light_from": "x"}, {}, "a plain student .* starts from its teacher"),
         (ONE, {"student_from": "x"}, {}, "a plain student .* starts from its teacher"),

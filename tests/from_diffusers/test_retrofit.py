@@ -418,7 +418,7 @@ def trained(seed, iterations, rate=1e-2):
 
 def test_context_and_light_network_beat_both_alone():
     """3 s of a core, since it must learn something. Longer, the same by a larger factor: the slow test below."""
-    stale, (alone, error), dual = trained(0, 80)
+    stale, (alone, error), dual = trained(0, 60)
     assert alone > 5 * error  # or the model would not be needed
     assert dual < 0.6 * stale
     assert dual < 0.3 * alone

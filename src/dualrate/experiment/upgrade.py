@@ -24,6 +24,7 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
     "ContextConfig": {"levels": None, "width": None, "residual": False, "join": "add"},
     "TwoNetworks": {"context": {"type": "ContextConfig"}},  # without its own retired fields
     "TwoDecoders": {"context": {"type": "ContextConfig"}},
+    "EarlyExitConfig": {"reference": "data"},
 }
 CONTRIB = dict.fromkeys(("EarlyExitConfig", "EarlyExitNetwork"), "dualrate.contrib.early_exit")  # class -> its module
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"
