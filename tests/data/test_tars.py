@@ -13,7 +13,7 @@ import pytest
 from data.pickled import by_pickle
 from PIL import Image
 
-from dualrate.data import readers as tar_members
+from dualrate.data import tars as tar_members
 from dualrate.data.images import find_source, load_images, look_at, prepare
 from dualrate.data.source import Member, Raw, Split
 

@@ -88,7 +88,7 @@ def test_a_folder_of_programs_says_how_they_are_called(programs):
     assert index["most_rows"] == {"encoder": 2**16, "light": 2**16}
     assert index["inputs"]["encoder"] == ["float32 (B, 1, 8, 8)", "float32 (B)", "int64 (B)"]
     for name in files[1:]:
-        manifest.check(name)
+        manifest.content(name)
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ from dualrate.cli.recipe import AsJson, Device
 from dualrate.codecs.codec import Codec, decoded, with_noise
 from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
-from dualrate.data.cache import Options, cache_dir, image_of
+from dualrate.data.cache import cache_dir
+from dualrate.data.decode import Options, image_of
 from dualrate.data.images import ImageSet, find_source, to_float, to_uint8
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.source import Raw, one_line

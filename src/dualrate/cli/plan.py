@@ -98,7 +98,7 @@ class Plan(Ranged):
             budget *= usual[0] * costs.heavy + costs.decode
         spacing, images = self.spacing, self.images
         grid = fitting_grid(model, grids, minutes=self.minutes, images=images, spacing=spacing, progress=progress)
-        with mapper(self.workers, model.device, progress.note) as over:
+        with mapper(self.workers, model.device) as over:
             errors = measured_errors(model, grid=grid, mapper=over, images=images, spacing=spacing, progress=progress)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
         found = candidates(planner, costs, budget, self._steps(grid))
@@ -176,7 +176,7 @@ class Search(Ranged):
         _ = model.gaussian  # before a feature network is trained
         metric = evaluator(model.experiment.data, features=self.features, progress=progress)
         try:
-            with mapper(self.workers, model.device, progress.note) as over:
+            with mapper(self.workers, model.device) as over:
                 found = search(
                     model,
                     choice,
@@ -238,7 +238,7 @@ class Calibrate(Ranged):
         from dualrate.system.workers import mapper
 
         model, progress = loaded(self.run_dir, self.device)
-        with mapper(self.workers, model.device, progress.note) as over:
+        with mapper(self.workers, model.device) as over:
             table = calibrate(model, images=self.images, rings=self.rings, progress=progress, mapper=over)
         trust = table.trust()
         if self.json:
