@@ -463,7 +463,7 @@ def test_unusable_parquet(tmp_path: Path, load: Load) -> None:
     with pytest.raises(ValueError, match="1 nulls; expected integers or strings"):
         load(file)
     write(file, table([1, 2, 3], [0, 5, 5], names=["ant", "bee"]))
-    with pytest.raises(ValueError, match="2 class names allow 0 to 1"):
+    with pytest.raises(ValueError, match="2 classes allow 0 to 1"):
         load(file)
     write(tmp_path / "folder" / "test.parquet", table([1, 2], None))
     with pytest.raises(ValueError, match=r"no train\*\.parquet"):

@@ -173,14 +173,6 @@ def test_a_label_is_that_of_the_name_up_to_the_first_dot(tmp_path: Path) -> None
     assert said_of(source) == {""}
 
 
-def test_labels_of_no_image_are_counted(tmp_path: Path) -> None:
-    files = [file for i in range(4) for file in ((f"{i}.png", png(i)), (f"label-{i}.cls", b"%d" % i))]
-    source = put(tmp_path / "x.tar", files)
-    assert set(classes(source).values()) == {""}
-    (said,) = said_of(source)
-    assert said.startswith("skipped 4 label(s) (.cls or .json) that belong to no image (x.tar/label-0, ")
-
-
 def test_what_is_hidden_in_an_archive_is_not_read(tmp_path: Path) -> None:
     places = ("cat/.ipynb_checkpoints/", "__MACOSX/cat/._", "@eaDir/")
     files = [

@@ -59,7 +59,6 @@ class Shards:
         self._made_of, self.dtype = (folder, row, shards), np.dtype(row["dtype"])
         self.starts = np.array([0, *accumulate(shard["images"] * row["each"] for shard in shards)])
         self.shape = (int(self.starts[-1]), *row["shape"])
-        self._good: dict[int, NDArray[np.bool_]] = {}  # blocks, by file
         self._mapped = lru_cache(maxsize=_OPEN)(self._map)
 
     def __reduce__(self) -> tuple[type[Shards], tuple[Any, ...]]:
@@ -96,7 +95,7 @@ class Shards:
         count, file = int(self.starts[number + 1] - self.starts[number]), self._file(number)
         with naming(file):
             mapped = np.memmap(file, self.dtype, "r", shape=(count, *self.shape[1:]))
-        return mapped, self._good.setdefault(number, np.zeros(-(-mapped.nbytes // BLOCK), bool))
+        return mapped, np.zeros(-(-mapped.nbytes // BLOCK), bool)
 
     def _check(self, number: int, mapped: NDArray[Any], good: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
         """Raises Damaged unless the blocks of these rows are what was written; each is read for it once."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -25,12 +25,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.codec import NoCodec
 from dualrate.config.ranges import as_path
 from dualrate.data import cache as packed
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import ENCODED, PREPARED, SHARD_BYTES, Shards, cache_dir
 from dualrate.data.decode import OnBad, Options, image_of, image_or_fault
+from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import (
     SPLITS,
     SUFFIXES,
@@ -66,7 +66,7 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(TrainingSet):
     """Images with or without labels.
 
     images:      (N, C, H, W) uint8, C = 1 or 3: an array, or `Shards`, which slices and numbers of rows index
@@ -100,30 +100,24 @@ class ImageSet:
         return self.images.shape[0]
 
     @property
-    def num_classes(self) -> int:
-        """0 without labels."""
-        return len(self.class_names)
-
-    @property
     def shape(self) -> Shape:
         """(C, H, W) of an image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
-    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Callable[[Tensor, Draws], Tensor]) -> Tensor:
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment) -> Tensor:
         """(B, C, H, W) uint8: these images, changed by `augment`. draws: of their rows."""
         return augment(torch.from_numpy(self.images[index]), draws)  # fancy indexing copies
 
-    @staticmethod
-    def floats(rows: Tensor, draws: Draws) -> Tensor:
+    def floats(self, rows: Tensor, draws: Draws) -> Tensor:
         return to_float(rows)
 
-    codec = NoCodec()
-
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) of images, labels and class names; reads every image once, unless it is known."""
-        return self.hashed or fingerprint_of(self.images, self.labels, self.class_names)
+        if not self.hashed:
+            object.__setattr__(self, "hashed", fingerprint_of(self.images, self.labels, self.class_names))
+        return self.hashed
 
 
 def fingerprint_of(images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> str:

@@ -32,9 +32,9 @@ from dualrate.config.ranges import as_path
 from dualrate.data import cache as packed
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import ENCODED, SHARD_BYTES, Packed, read_packed
-from dualrate.data.decode import OnBad, Options, image_of
+from dualrate.data.decode import OnBad
 from dualrate.data.images import ImageSet, check_outside, load_images, to_float
-from dualrate.data.loader import Augment
+from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved, silent
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -43,20 +43,21 @@ from dualrate.system.files import read_json
 from dualrate.system.workers import Mapper, in_turn
 
 
-class LatentSet:
-    """One split of cached latents, as a `TrainingSet`."""
-
-    alphabet = ""
+class LatentSet(TrainingSet):
+    """One split of cached latents."""
 
     def __init__(self, found: Packed) -> None:
         part, row = found.part, found.dataset["row"]
         self.packed, self.labels, self.name = found, found.labels, part["name"]
-        self.class_names: tuple[str, ...] = tuple(part["class_names"])
-        self.num_classes = len(self.class_names)
+        self.class_names = tuple(part["class_names"])
         self.codec = CodecFolder(**found.dataset["codec"])
         self.views: int = row["each"]
-        _, channels, height, width = row["shape"]
-        self.shape: Shape = (channels, height, width)  # of a latent
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W) of a latent."""
+        _, channels, height, width = self.packed.dataset["row"]["shape"]
+        return channels, height, width
 
     @property
     def fingerprint(self) -> str:
@@ -81,8 +82,7 @@ class LatentSet:
         view = augment.mirrors(draws).long().numpy()
         return torch.from_numpy(self.packed.rows[index * self.views + view])
 
-    @staticmethod
-    def floats(rows: Tensor, draws: Draws) -> Tensor:
+    def floats(self, rows: Tensor, draws: Draws) -> Tensor:
         """(B, M, C, H, W) float16 -> (B, C, H, W) float32, drawn."""
         moments = Moments.of(rows)
         return moments.sample(torch.zeros(()) if moments.log_var is None else draws.normal("latent", *rows.shape[2:]))
@@ -197,8 +197,7 @@ def encode_shard(
 
     def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
         digest, items, first = hashlib.sha256(), iter(shard.items), 0
-        plain = Options(None, None, "fail")
-        while batch := [image_of(name, item, plain) for name, item in islice(items, batch_size)]:
+        while batch := [np.asarray(image) for _, image in islice(items, batch_size)]:
             moments = moments_of(codec, np.stack(batch), device, mirrored).numpy()
             digest.update(moments.tobytes())
             yield from enumerate(moments, first)

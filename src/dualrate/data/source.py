@@ -217,8 +217,7 @@ def class_numbers(
     name:        where they come from, for the errors
     reference:   the labels that say how many classes there are: those of the training images; None: `labels`
     class_names: if the source declares them; else classes are named by their numbers
-    A class without images is allowed, but numbers stay below 1000 or ten times the number of images, whichever is
-    more, and below `MAX_CLASSES`: a larger one is no class but a damaged or a foreign column.
+    A class without images is allowed. A number of `MAX_CLASSES` or more is no class but a damaged or a foreign column.
     Raises ValueError for labels of another type or number, for one that is negative or too large, and for too many
     declared names.
     """
@@ -226,8 +225,7 @@ def class_numbers(
         raise ValueError(f"labels in {name} are {labels.dtype} {labels.shape}; expected {count} integers")
     if not class_names:
         known = labels if reference is None else reference
-        allowed = min(MAX_CLASSES, max(1000, 10 * len(known)))
-        check_labels(known, allowed, name, f"class numbers of {len(known)} images are")
+        check_labels(known, MAX_CLASSES, name)
         class_names = tuple(str(i) for i in range(int(known.max(initial=0)) + 1))
     if len(class_names) > MAX_CLASSES:
         raise ValueError(f"{name} declares {len(class_names):,} classes, more than the {MAX_CLASSES:,} accepted")
@@ -235,13 +233,13 @@ def class_numbers(
     return labels.astype(np.int64), class_names
 
 
-def check_labels(labels: np.ndarray, classes: int, name: str, rule: str = "") -> None:
+def check_labels(labels: np.ndarray, classes: int, name: str) -> None:
     """Raises ValueError for a label that is none of so many classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()} in {name}, {labels[wrong[0]]} in row {wrong[0]}; "
-            f"{rule or f'{classes} class names allow'} 0 to {classes - 1}"
+            f"{classes} classes allow 0 to {classes - 1}"
         )
 
 

@@ -6,7 +6,7 @@ image's ending. Its class is, by what there is
     "label"
     the folder in the archive that it is in
     the tar that it is in, of a tar of tars (ImageNet's) or of several; unless these are numbered on: a-0.tar, a-1.tar
-Labels that belong to no image are counted. What has an image's name and is none (a link, a device, a sparse file), or
+What has an image's name and is none (a link, a device, a sparse file), or
 should not have it (the second of a name, one that leads out of the archive), is an image that cannot be used, like one
 that cannot be decoded. Python's tarfile reads the headers; three things that it takes on trust are checked: that it
 goes forwards, that a file is within the archive, that the archive has an end.
@@ -87,19 +87,15 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
 
     def read() -> Raw:
         stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
-        found, alone = _listing(tuple(files), root, stamps, progress)
+        found = _listing(tuple(files), root, stamps, progress)
         parts: dict[str, list[Found]] = defaultdict(list)
         for one in found:  # what cannot be used and names no split is among the training images
             parts[one.split or "train"].append(one)
         test = test_split(parts)
         unused = [one.image.name for kind in parts if kind not in ("train", test) for one in parts[kind]]
-        notes = (
-            skipped(unused, "image(s) of other splits"),
-            skipped(alone, "label(s) (.cls or .json) that belong to no image"),
-        )
         train = _listed(parts["train"], root)
         chosen = _listed(parts[test], root) if test and split == "test" else train
-        return chosen.raw(train, str(root), None if test else split, note="; ".join(filter(None, notes)))
+        return chosen.raw(train, str(root), None if test else split, note=skipped(unused, "image(s) of other splits"))
 
     return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
 
@@ -107,17 +103,15 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
 @lru_cache(maxsize=1)  # for both splits
 def _listing(
     files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
-) -> tuple[list[Found], list[str]]:
-    """The images of all tars, in order, and the names of labels that belong to none.
+) -> list[Found]:
+    """The images of all tars, in order.
 
     stamps: of the files, since what was listed before may have changed
     """
-    found, alone = [], []
+    found = []
     for i, file in enumerate(files):
         progress(i, len(files), "listing tars")
-        images, unused = _images_of(file, file.name if file == root else file.relative_to(root).as_posix())
-        found += images
-        alone += unused
+        found += _images_of(file, file.name if file == root else file.relative_to(root).as_posix())
     progress(len(files), len(files), "listing tars")
     good = [one for one in found if not one.image.fault]
     if not good:
@@ -134,7 +128,7 @@ def _listing(
             folder = "" if split and split_named(one.folder) else one.folder
             one.label = folder or (None if unnamed else printable(tar))
         one.split = one.split if split else ""
-    return found, alone
+    return found
 
 
 def _are_shards(tars: Iterable[Path]) -> bool:
@@ -162,8 +156,8 @@ def _listed(found: Sequence[Found], root: Path) -> Listed:
     return Listed(items, len(found), np.array(labels, np.int64) if kinds == {int} else words, by_name=True)
 
 
-def _images_of(file: Path, shown: str) -> tuple[list[Found], list[str]]:
-    """The images of one tar with their labels, and the labels that belong to none. shown: its name in messages.
+def _images_of(file: Path, shown: str) -> list[Found]:
+    """The images of one tar with their labels. shown: its name in messages.
 
     A label is that of the image of the same name up to the last dot; else, as in webdataset, up to the first one.
     """
@@ -189,14 +183,13 @@ def _images_of(file: Path, shown: str) -> tuple[list[Found], list[str]]:
                 fault = _fault(entry) or ("there is another file of this name before it" if name in names else "")
                 images.append((name, Member(printable(f"{shown}/{name}"), file, offset, entry.size, fault)))
                 names.add(name)
-    found, used = [], set()
+    found = []
     for name, image in images:
         place, _, base = name.rpartition("/")
         keys = (name.rpartition(".")[0], name.removesuffix(base) + base.partition(".")[0])
-        key = next((key for key in keys if key in labels), "")
-        used.add(key)
-        found.append(Found(image, *_place(f"{shown}/{place}", shown), labels.get(key)))
-    return found, [printable(f"{shown}/{key}") for key in labels if key not in used]
+        label = next((labels[key] for key in keys if key in labels), None)
+        found.append(Found(image, *_place(f"{shown}/{place}", shown), label))
+    return found
 
 
 def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[tuple[str, tarfile.TarInfo, int]]:

@@ -165,13 +165,8 @@ def written_aside(name: str) -> str | None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file that is for everyone the umask lets read it; the library's own is for its owner alone."""
-    path.touch()
-    mode = stat.S_IMODE(path.stat().st_mode)
-    try:
-        safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
-    path.chmod(mode)
+    with naming(path):
+        path.write_bytes(safetensors.torch.save(dict(tensors), None if metadata is None else dict(metadata)))
 
 
 def read_header(file: IO[bytes]) -> dict[str, Any]:
@@ -211,12 +206,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
     with naming(path):
         check_regular(path)
         try:
-            with path.open("rb") as content:
-                read_header(content)
-        except ValueError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
+            with path.open("rb"), safetensors.safe_open(path, framework="pt") as file:
                 yield file
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from error
