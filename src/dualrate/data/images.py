@@ -109,7 +109,8 @@ class ImageSet(TrainingSet):
         """(B, C, H, W) uint8: these images, changed by `augment`. draws: of their rows."""
         return augment(torch.from_numpy(self.images[index]), draws)  # fancy indexing copies
 
-    def floats(self, rows: Tensor, draws: Draws) -> Tensor:
+    @staticmethod
+    def floats(rows: Tensor, draws: Draws) -> Tensor:
         return to_float(rows)
 
     @property

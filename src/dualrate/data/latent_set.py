@@ -82,7 +82,8 @@ class LatentSet(TrainingSet):
         view = augment.mirrors(draws).long().numpy()
         return torch.from_numpy(self.packed.rows[index * self.views + view])
 
-    def floats(self, rows: Tensor, draws: Draws) -> Tensor:
+    @staticmethod
+    def floats(rows: Tensor, draws: Draws) -> Tensor:
         """(B, M, C, H, W) float16 -> (B, C, H, W) float32, drawn."""
         moments = Moments.of(rows)
         return moments.sample(torch.zeros(()) if moments.log_var is None else draws.normal("latent", *rows.shape[2:]))

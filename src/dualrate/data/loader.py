@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated
 
 import numpy as np
@@ -69,8 +69,10 @@ class TrainingSet(ABC):
     labels:   (N,) in [0, num_classes); None: without labels
     codec:    of latents; of images `NoCodec()`
     alphabet: as of an `ImageSet`
+    floats:   `rows` on a device -> x: (B, C, H, W) float32 there, of the same draws; it travels with batches to workers
     """
 
+    floats: Callable[[Tensor, Draws], Tensor]
     name: str
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
@@ -101,10 +103,6 @@ class TrainingSet(ABC):
 
         A function of its arguments alone, so that a batch is the same whenever it is made.
         """
-
-    @abstractmethod
-    def floats(self, rows: Tensor, draws: Draws, /) -> Tensor:
-        """`rows` on a device -> x: (B, C, H, W) float32 there. draws: as those of `rows`, on the device."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +242,7 @@ class Encoded(TrainingSet):
     def __init__(self, images: TrainingSet, codec: CodecConfig, made: Codec) -> None:
         self.images, self.codec, self.made = images, codec, made
         self.name, self.labels, self.class_names = images.name, images.labels, images.class_names
-        self.alphabet = images.alphabet
+        self.alphabet, self.floats = images.alphabet, partial(_encoded, made, images.floats)
 
     @property
     def fingerprint(self) -> str:
@@ -260,5 +258,6 @@ class Encoded(TrainingSet):
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         return self.images.rows(index, draws, augment)
 
-    def floats(self, rows: Tensor, draws: Draws, /) -> Tensor:
-        return self.made.encode(self.images.floats(rows, draws)).mean
+
+def _encoded(codec: Codec, floats: Callable[[Tensor, Draws], Tensor], rows: Tensor, draws: Draws) -> Tensor:
+    return codec.encode(floats(rows, draws)).mean
