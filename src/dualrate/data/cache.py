@@ -1,4 +1,4 @@
-"""Packed rows: images, or moments of latents, in shards that are memory-mapped; and the cache of decoded images.
+"""Packed rows: images, or moments of latents, in shards that are memory-mapped.
 
     FOLDER/prepare.json       of `prepare`: what it is made of, and how; of `encode` it is encode.json; the image cache
                               has neither
@@ -10,10 +10,6 @@
 
 A block of a shard is compared with its CRC-32 before the first of its rows is used. The fingerprint is that of the
 images themselves, so no pixel is read for it at a start.
-
-An entry of the cache is a packed folder of one split, images/<key>/. The key is a sha256 of the files' paths, sizes and
-times of change and of all options, so an entry is never updated. It is written aside and renamed: an interrupted run
-leaves no half entry. One that is not whole is made again. Who may read it, the umask says.
 """
 
 from __future__ import annotations

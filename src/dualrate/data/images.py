@@ -7,6 +7,10 @@ directly at that size: the same decoding, the same split. A shard is a range of 
 whatever the number of processes; one that is there with its record is never made again, so the same call goes on after
 a kill. `look_at` looks at a source before it is decoded. `every_image` gives every image of a source by its name, for
 those that are encoded or decoded and not trained on.
+
+An entry of the cache is a packed folder of one split, images/<key>/. The key is a sha256 of the files' paths, sizes and
+times of change and of all options, so an entry is never updated. It is written aside and renamed: an interrupted run
+leaves no half entry. One that is not whole is made again. Who may read it, the umask says.
 """
 
 from __future__ import annotations
