@@ -42,7 +42,7 @@ LATENT = (12, 8, 8)
 NET = UViTConfig(16, 3, (Level("conv", 8, 1), Level("transformer", 16, 2)), patch=2, embedding=16, head_dim=16)
 LIGHT = replace(NET, levels=(Level("conv", 4, 1), Level("conv", 8, 1)))
 BASE = replace(NET, image_size=8, image_channels=12, num_classes=2)
-COUNT = 8
+COUNT = 16
 PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
 
 

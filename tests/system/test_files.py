@@ -155,7 +155,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     )
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
     with (
-        pytest.raises(ValueError, match=r"a\.safetensors is no .*'w' stands"),
+        pytest.raises(ValueError, match=r"a\.safetensors is no safetensors file"),
         open_tensors(tmp_path / "a.safetensors"),
     ):
         pass
