@@ -152,7 +152,7 @@ HUGE = 2**62
 FILES: dict[str, tuple[str, bytes, str]] = {  # what is wrong: the file's name, its content, the message
     # labels
     "npz label of a flipped bit": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, HUGE)), f"{HUGE} in row 3"),
-    "npz label too far": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, 10**5)), "100000 in row 3; .* allow 0 to 99999"),
+    "npz label too far": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, 10**5)), "100000 in row 3"),
     "npz label negative": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, -1)), "labels run from -1 to 3.*row 3"),
     "npz label uint64": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, 2**64 - 1, "u8")), f"{2**64 - 1} in row 3"),
     "npz labels are floats": ("x.npz", npz(images=IMAGES, labels=LABELS / 2), "float64 .*expected 20 integers"),
