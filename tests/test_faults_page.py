@@ -58,8 +58,7 @@ HELD_BY = {  # what happens: the tests
         "cli/test_nproc.py::test_what_is_one_process_is_refused_under_torchrun"
     ],
     "a worker of `--workers` dies": [
-        f"{WORKERS}::test_the_block_of_a_killed_worker_is_done_again",
-        f"{WORKERS}::test_a_block_that_kills_every_worker_is_given_up",
+        f"{WORKERS}::test_a_worker_that_dies_ends_the_work_with_an_error",
     ],
     "the newest checkpoint is damaged": [
         f"{CHECKPOINT}::test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used",

@@ -170,7 +170,7 @@ def test_python_s_own_reference_is_a_text(monkeypatch):
     ("content", "size", "message"),
     [
         (b"short", 16, "has 5 characters; pieces of 16 want 480 or more"),
-        (b"\xff\xfe" * 400, 16, "no text in UTF-8"),
+        (b"\xff\xfe" * 400, 16, "cannot be read as text in UTF-8"),
         ("".join(map(chr, range(200, 700))).encode(), 16, "500 different characters, expected 2 to 255"),
         (b"a" * 500, 16, "1 different characters"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,12 +49,10 @@ PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
 CODEC, OTHER = NoisyFolder("a folder", "f" * 64), NoisyFolder("another", "e" * 64)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs of random weights: decoders `heavy`, `dual` and `other`, of another codec; `base` of latents; a judge."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(comparing, "BATCH", 2)
-    monkeypatch.setattr(comparing, "CALLING", 0.001)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of random weights: decoders `heavy`, `dual` and `other`, of another codec; `base` of latents; a feature net."""
+    tmp_path = tmp_path_factory.mktemp("runs")
     np.savez(tmp_path / "images.npz", images=photos(40).transpose(0, 2, 3, 1))
     data = dr.DataConfig(str(tmp_path / "images.npz"))
 
@@ -69,6 +68,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     small = replace(BASE, image_size=4)
     write("small", dr.OneNetwork(small), DenoisingConfig(), codec=CODEC, process=PROCESS)
     untrained(Architecture(3, 16, 2, features=4), "noise net").save(tmp_path / "net")
+    return tmp_path
+
+
+@pytest.fixture
+def here(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the runs, in the current directory."""
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comparing, "BATCH", 2)
+    monkeypatch.setattr(comparing, "CALLING", 0.001)
     return tmp_path
 
 

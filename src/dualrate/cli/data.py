@@ -66,7 +66,7 @@ class _ToFolder(_Images):
 
         progress = reporter()
         try:
-            with closing(progress), mapper(self.workers, where, progress.note) as over:
+            with closing(progress), mapper(self.workers, where) as over:
                 return make(
                     self.source,
                     self.out,
@@ -139,7 +139,7 @@ class Verify(Ranged):
         from dualrate.system.workers import mapper
 
         progress = reporter()
-        with closing(progress), mapper(self.workers, torch.device("cpu"), progress.note) as over:
+        with closing(progress), mapper(self.workers, torch.device("cpu")) as over:
             images = verify(self.folder, over, data_progress(progress))
         print_report(self.json, {"images": images, "damaged shards": 0})
 

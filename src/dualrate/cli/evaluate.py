@@ -88,7 +88,7 @@ class Evaluate(Ranged):
         metrics = evaluators(
             model.experiment.data, self.features, reference=self.reference, device=model.device, progress=progress
         )
-        with mapper(self.workers, model.device, progress.note) as over:
+        with mapper(self.workers, model.device) as over:
             measured = measure(
                 drawer, seeds, *metrics, keep=self.keep, details=self.details, progress=show, mapper=over
             )
@@ -138,7 +138,7 @@ class Evaluate(Ranged):
 
         self._refuse_features("a model of texts has other metrics")
         metric = evaluator(drawer.model.experiment.data, progress=progress)
-        with closing(progress), mapper(self.workers, drawer.model.device, progress.note) as over:
+        with closing(progress), mapper(self.workers, drawer.model.device) as over:
             found = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
         if self.json:
             about = {"weights": drawer.model.weights_hash, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}

@@ -81,7 +81,7 @@ class Plan(Ranged):
             raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")
         costs, unit_size = (call_seconds(model, TIMED), 1.0) if unit == "s" else (model.call_cost, 1e9)
         budget *= self.grid * costs.heavy + costs.decode if unit == "x" else unit_size
-        with mapper(self.workers, model.device, progress.note) as over:
+        with mapper(self.workers, model.device) as over:
             errors = measured_errors(
                 model, grid=self.grid, images=self.images, spacing=self.spacing, progress=progress, mapper=over
             )
@@ -121,7 +121,7 @@ class Calibrate(Ranged):
         from dualrate.system.workers import mapper
 
         model, progress = loaded(self.run_dir, self.device)
-        with mapper(self.workers, model.device, progress.note) as over:
+        with mapper(self.workers, model.device) as over:
             table = calibrate(model, images=self.images, rings=self.rings, progress=progress, mapper=over)
         trust = table.trust()
         if self.json:

@@ -121,7 +121,7 @@ def compare(
 
     with run_lock(directory, "filled by a comparison"):
         session, latents = Session(models, metrics, directory, progress, precision), None
-        with mapper(workers, device, progress.note) as session.mapper:
+        with mapper(workers, device) as session.mapper:
             if base is not None:
                 start = time.monotonic()
                 progress.note(f"{effort.count} latents by {drawn_by(base)}")

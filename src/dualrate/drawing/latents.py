@@ -43,7 +43,7 @@ from dualrate.codecs.codec import RUN, Codec, CodecFolder, decoded, with_noise
 from dualrate.codecs.diffusion import decoding_of
 from dualrate.data.images import Everything, ImageSet, to_float, to_uint8
 from dualrate.data.latent_set import DrawnLatents, HeldOut
-from dualrate.data.readers import read_arrays
+from dualrate.data.source import read_arrays
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess

@@ -88,7 +88,7 @@ def check_sealed(folder: Path, required: str) -> None:
         manifest = Manifest.read(folder, [required])
         if manifest is not None:
             for name in manifest.entries:
-                manifest.check(name)
+                manifest.content(name)
     except Damaged as error:
         raise OSError(
             f"{folder} is damaged ({error}): fetch it again, or export it again from its run. If it was changed on "

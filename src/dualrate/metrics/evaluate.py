@@ -33,8 +33,7 @@ from torch import Tensor
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
-from dualrate.data.readers import read_arrays
-from dualrate.data.source import printable
+from dualrate.data.source import printable, read_arrays
 from dualrate.diffusion.random import Draws
 from dualrate.metrics.distances import (
     LEVEL,

@@ -51,12 +51,7 @@ def check_regular(path: Path, limit: int | None = None) -> None:
     if not stat.S_ISREG(found.st_mode):
         kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
         raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}; expected a file")
-    check_size(path, found.st_size, limit)
-
-
-def check_size(path: Path, size: int, limit: int | None) -> None:
-    """Raises ValueError for a file of more than `limit` bytes."""
-    if limit is not None and size > limit:
+    if limit is not None and found.st_size > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes, the most that is accepted here")
 
 
@@ -170,13 +165,8 @@ def written_aside(name: str) -> str | None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file that is for everyone the umask lets read it; the library's own is for its owner alone."""
-    path.touch()
-    mode = stat.S_IMODE(path.stat().st_mode)
-    try:
-        safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
-    path.chmod(mode)
+    with naming(path):
+        path.write_bytes(safetensors.torch.save(dict(tensors), None if metadata is None else dict(metadata)))
 
 
 def read_header(file: IO[bytes]) -> dict[str, Any]:
@@ -216,12 +206,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
     with naming(path):
         check_regular(path)
         try:
-            with path.open("rb") as content:
-                read_header(content)
-        except ValueError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
+            with path.open("rb"), safetensors.safe_open(path, framework="pt") as file:
                 yield file
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from error
