@@ -36,8 +36,7 @@ from verdicts import headline_table, pooled_results, savings_table, scores_table
 
 from dualrate.cli.console import can_compile, reporter
 from dualrate.compare.candidates import RunRequest, candidates_of, with_trainings
-from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.measure import Session
+from dualrate.compare.comparison import Effort, Session, compare
 from dualrate.compare.page import compare_page, front_table, reusing_plans
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, merged_trainings, read_row
 from dualrate.config.ranges import Precision

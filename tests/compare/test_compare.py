@@ -1,6 +1,5 @@
 """A comparison from end to end on tiny runs: entries, resuming, time that runs out, and what the page says."""
 
-import csv
 import json
 import os
 import shutil
@@ -19,20 +18,18 @@ from trouble import forked
 
 import dualrate as dr
 from dualrate.cli.main import main
-from dualrate.compare import candidates, comparison, measure, page
+from dualrate.compare import candidates, comparison, page
 from dualrate.compare.candidates import (
     Candidate,
     RunRequest,
     baselines_of,
     candidates_of,
-    switched_at,
     with_trainings,
 )
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.page import compare_page
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import DataConfig, Experiment
@@ -93,9 +90,9 @@ def here(prepared, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(candidates, "LADDER", (3, 5))
     monkeypatch.setattr(candidates, "DUAL_PLANS", ((4, 2), (6, 2)))
-    monkeypatch.setattr(measure, "CALLING", 0.001)
-    monkeypatch.setattr(measure, "BATCH", 2)
-    monkeypatch.setattr(measure, "SHOWN", 2)
+    monkeypatch.setattr(comparison, "CALLING", 0.001)
+    monkeypatch.setattr(comparison, "BATCH", 2)
+    monkeypatch.setattr(comparison, "SHOWN", 2)
     monkeypatch.setattr(comparison, "compare_page", lambda results: "no page")
     resampled = evaluate.resampled_distances
     few = {"resamples": 40}
@@ -143,8 +140,6 @@ def test_usual_plans_on_one_page(here, monkeypatch):
     for one in findings.screened:  # the replicates are those whose quantiles are the score's interval
         tails = np.quantile(one.replicates[one.row.score.metric], [0.025, 0.975])
         assert tuple(tails) == pytest.approx((one.row.score.low, one.row.score.high))
-    lines = list(csv.DictReader((here / "report.csv").open()))
-    assert [line["network"] for line in lines] == [line["network"] for line in made["front"]]
 
 
 @pytest.mark.parametrize(("text", "steps", "heavy"), [("dual:8/2", 8, 2), ("dual:8", 8, None), ("heavy:6", 6, None)])
@@ -194,7 +189,7 @@ def forget_rows(here: Path) -> None:
 def test_rows_of_another_machine_stand_for_images_and_features(here, monkeypatch):
     first = run(here, "dual:4/2")
     shutil.move(here / "report.cells", here / "elsewhere")
-    monkeypatch.setattr(measure, "measure", None)
+    monkeypatch.setattr(comparison, "measure", None)
     monkeypatch.setattr(FeatureNet, "features", None)  # of real images neither
     (here / "report.cells").mkdir()
     for file in (here / "elsewhere").glob("*.json"):
@@ -270,11 +265,11 @@ def test_two_metrics_see_the_same_images_which_are_drawn_once_and_screen_with_th
     for one in findings.finished:
         score, replicates = one.row.scores["FD-noise mixer"], one.replicates["FD-noise mixer"]
         assert tuple(np.quantile(replicates, [0.025, 0.975])) == pytest.approx((score.low, score.high))
-    page, lines = (here / "report.html").read_text(), list(csv.DictReader((here / "report.csv").open()))
+    page, lines = (here / "report.html").read_text(), json.loads((here / "report.json").read_text())["front"]
     assert "FD-noise net" in page
     assert "FD-noise mixer" in page
     for line, one in zip(lines, findings.finished, strict=True):
-        assert float(line["FD-noise mixer value"]) == one.row.scores["FD-noise mixer"].value
+        assert line["FD-noise mixer value"] == one.row.scores["FD-noise mixer"].value
     drawn.clear()
     forget_rows(here)
     compare(["heavy:2", "dual"], here / "report.html", EFFORT, **how)
@@ -305,7 +300,7 @@ def test_time_that_runs_out_is_said_and_the_rest_done_later(here, pages, monkeyp
 
 
 def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, pages, monkeypatch):
-    monkeypatch.setattr(measure, "INCREMENT", 40)
+    monkeypatch.setattr(comparison, "INCREMENT", 40)
     notes = Notes()
     effort = Effort(minutes=1e-9, screen=60, count=80)
     findings = compare(["heavy@ddim", "dual"], here / "report.html", effort, features=here / "net", progress=notes)
@@ -471,21 +466,6 @@ def test_another_run_makes_the_first_steps(here, monkeypatch):
         RunRequest.parse("heavy+gone:8/6")
     with pytest.raises(ValueError, match="say how many of the 8 steps are those of heavy: 8/4"):
         run(here, "heavy+dual:8")
-
-
-def test_another_run_makes_the_steps_until_a_time(here):
-    """DuoDiff, T-Stitch: those that start before it, on the sampler's own times; what says its counts keeps them."""
-    requests = [RunRequest.parse(text) for text in ("heavy+dual:8@dpm++2m", "heavy+dual", "heavy+dual:8/6", "heavy:8")]
-    switched, usual, *others = switched_at(requests, 0.5)
-    assert others == requests[2:]
-    models = {request.run: load(request.run) for request in requests}
-    (named,) = candidates_of([switched], models)
-    for one in (named, *candidates_of([usual], models)):
-        starts = one.plan.t[:-1]
-        assert one.plan.refresh == tuple(Refresh.NONE if t > 0.5 else Refresh.FULL for t in starts)
-    assert named.plan.t == grid_times("karras", models[Path("heavy")].process.schedule, 8)
-    with pytest.raises(ValueError, match=r"--switch-at 0\.5 has no effect: it is for a light network before a"):
-        compare(["heavy:8"], Path("page.html"), Effort(), progress=Notes(), switch_at=0.5)
 
 
 def baselines(*texts: str) -> tuple[list[RunRequest], list[str]]:

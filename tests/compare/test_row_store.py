@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dualrate.compare.candidates import Candidate
-from dualrate.compare.measure import Session
+from dualrate.compare.comparison import Session
 from dualrate.compare.results import keep_row, read_row
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.distances import KernelDistance, PrecisionRecall

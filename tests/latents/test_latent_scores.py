@@ -15,7 +15,7 @@ from theory.exact import GaussianMixture, OracleDenoiser
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, Moments
-from dualrate.compare import measure as comparing
+from dualrate.compare import comparison as comparing
 from dualrate.compare.candidates import Candidate
 from dualrate.compare.page import front_table
 from dualrate.data.images import ImageSet

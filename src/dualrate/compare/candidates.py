@@ -148,11 +148,6 @@ class RunRequest(Ranged):
         """Whether a plan is given."""
         return self.choice.plan is not None or self.choice.steps is not None
 
-    @property
-    def light_first(self) -> bool:
-        """Whether another run's network makes steps, and nothing says which."""
-        return is_run(self.denoiser) and self.choice.plan is None and self.choice.heavy is None
-
     def candidates(self, loaded: Model, calls: Sequence[int]) -> list[Candidate]:
         """loaded: the run's model; calls: per image, of its light network at the costs of LADDER.
 
@@ -178,8 +173,6 @@ class RunRequest(Ranged):
     def _usual(self, model: Model, calls: Sequence[int]) -> Iterator[Choice]:
         if not model.serves.any_plan:
             return (replace(self.choice, plan=plan) for plan in model.serves.ladder(calls))
-        if self.choice.switch_at is not None:
-            return (replace(self.choice, steps=steps) for steps in dict(LIGHT_FIRST_PLANS))
         if model.denoiser.reuse is Reuse.FREE:
             return (replace(self.choice, steps=steps) for steps in dict.fromkeys(calls) if steps > 2)
         plans = LIGHT_FIRST_PLANS if is_run(self.denoiser) else DUAL_PLANS
@@ -227,22 +220,6 @@ def candidates_of(requests: Sequence[RunRequest], models: Mapping[Path, Model]) 
             if one.named or one.key not in found:
                 found[one.key] = one
     return list(found.values())
-
-
-def switched_at(requests: Sequence[RunRequest], time: float) -> list[RunRequest]:
-    """With a time at which the heavy network takes over, where a request leaves open which steps are another run's.
-
-    Raises ValueError where none does.
-    """
-    if not any(request.light_first for request in requests):
-        raise ValueError(
-            f"--switch-at {time:g} has no effect: it is for a light network before a heavy one, RUN+LIGHT or "
-            "RUN+LIGHT:32, where the plan does not say which steps it makes"
-        )
-    return [
-        replace(request, choice=replace(request.choice, switch_at=time)) if request.light_first else request
-        for request in requests
-    ]
 
 
 def baselines_of(
@@ -301,11 +278,8 @@ def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model
         if runs.setdefault(request.network, request.run.resolve()) != request.run.resolve():
             raise ValueError(f"two runs are called {request.network!r}: name them, as in A={request.run} B=...")
         steps = request.choice.steps
-        if request.light_first and steps is not None and request.choice.switch_at is None:
-            raise ValueError(
-                f"say how many of the {steps} steps are those of {request.network}: {steps}/{steps // 2}; or when it "
-                "takes over, by --switch-at"
-            )
+        if is_run(request.denoiser) and steps is not None and request.choice.heavy is None:
+            raise ValueError(f"say how many of the {steps} steps are those of {request.network}: {steps}/{steps // 2}")
     first, *others = (model.experiment for model in models.values())
     for other in others:
         for what, value in _compared(first).items():

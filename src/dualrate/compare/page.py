@@ -29,12 +29,6 @@ def compare_page(results: ComparisonResults) -> str:
             (svg(pareto_figure(rows, "seconds")), f"Score against measured time. {faint}"),
         ]
     notes = [f"{one} The same command continues." for one in results.unfinished]
-    if latents := results.latents:
-        notes.insert(
-            0,
-            f"Images of {len(latents.z_0):,} latents drawn by {latents.drawn_by}, so distances are gFDs. A latent cost "
-            f"{_flops(2 * latents.macs)}, which no row counts.",
-        )
     samples = []
     for one in finished:
         caption = f"{one.row}: {one.row.score.metric} {significant(one.row.score.value)}"
@@ -75,12 +69,8 @@ def headline(results: ComparisonResults) -> str:
 
 
 def _costs(row: Row) -> str:
-    return f"{_flops(row.flops)} and {significant(1000 * row.seconds_per_image)} ms"
-
-
-def _flops(count: int) -> str:
-    prefix, unit = compute_unit([count])
-    return f"{significant(count / unit)} {prefix}FLOPs"
+    prefix, unit = compute_unit([row.flops])
+    return f"{significant(row.flops / unit)} {prefix}FLOPs and {significant(1000 * row.seconds_per_image)} ms"
 
 
 def front_table(finished: Sequence[MeasuredCandidate]) -> Table:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,6 @@ from numpy.typing import NDArray
 
 from dualrate.compare.candidates import Candidate
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.latent_set import DrawnLatents
 from dualrate.drawing.latents import Nearness
 from dualrate.metrics.distances import LEVEL, interval_of
 from dualrate.metrics.evaluate import RESAMPLING_SEED
@@ -87,7 +84,6 @@ class ComparisonResults:
 
     duals:      names of the networks at two rates; all others are their baselines
     unfinished: what the minutes did not suffice for, a sentence each; the same command continues
-    latents:    that decoders were given; None: those of held-out images, or these are no decoders
     """
 
     screened: Sequence[MeasuredCandidate]
@@ -96,7 +92,6 @@ class ComparisonResults:
     duals: frozenset[str]
     unfinished: Sequence[str] = ()
     command: str = ""
-    latents: DrawnLatents | None = None
     device: torch.device = torch.device("cpu")
 
     @property
@@ -214,8 +209,6 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
         if one.saving:
             values = {f"saving_{name}": value for name, value in asdict(one.saving).items()}
             line |= {name: value if math.isfinite(value) else "never" for name, value in values.items()}
-        if results.latents:
-            line |= {"latents_by": results.latents.drawn_by}
         if one.nearness:
             line |= {"psnr": one.nearness.psnr, "psnr_standard_error": one.nearness.error}
         if details:
@@ -239,18 +232,4 @@ def as_json(results: ComparisonResults) -> str:
         "front": as_records(results),
         "screening": [record(one.row) for one in results.screened],
     }
-    if drawn := results.latents:
-        names = ("drawn_by", "weights", "digest", "codec", "macs")  # macs: of a latent, in no row's cost
-        found["latents"] = {name: getattr(drawn, name) for name in names} | {"count": len(drawn.z_0)}
     return json.dumps(found, indent=1)
-
-
-def as_csv(results: ComparisonResults) -> str:
-    """A line for each finished candidate, for a spreadsheet."""
-    lines = [{k: v for k, v in line.items() if not isinstance(v, dict)} for line in as_records(results)]
-    target = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(target, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return target.getvalue()

@@ -80,17 +80,11 @@ class OutOfTime(Exception):
     """What was to be drawn took longer than it may; what was drawn is kept."""
 
 
-def until(deadline: float, report: Callable[[int, int], None]) -> ImageProgress:
-    """Raises OutOfTime at the first report after the deadline, of `time.monotonic`, unless all is done.
-
-    report: called with the images that existed before, and those drawn since
-    """
-    before = -1
+def until(deadline: float, report: ImageProgress) -> ImageProgress:
+    """Reports, and raises OutOfTime after the deadline, of `time.monotonic`, unless all is done."""
 
     def check_time(done: int, total: int) -> None:
-        nonlocal before
-        before = done if before < 0 else before
-        report(before, done - before)
+        report(done, total)
         if done < total and time.monotonic() > deadline:
             raise OutOfTime
 

@@ -288,7 +288,7 @@ def search(
 
     def measured(plan: StepPlan, seeds: range) -> Measurement:
         one = drawer(plan)
-        report = until(deadline, lambda before, now: shown(before + now, len(seeds)))
+        report = until(deadline, shown)
         place = keep / one.origin(evaluator.net.identity).digest
         return measure(one, seeds, evaluator, keep=place, shard_size=SHARD, progress=report, mapper=mapper)
 
