@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio, side
-from trainings import point_of, pooled_rows
+from trainings import plans_of, point_of, pooled_rows
 
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate
 from dualrate.metrics.distances import LEVEL
@@ -79,7 +79,7 @@ def pooled_results(results: ComparisonResults, level: float = LEVEL) -> Comparis
     for timed in results.finished:
         if one := pooled.get(timed.candidate.key):
             row = replace(one.row, seconds_per_image=timed.row.seconds_per_image, batch_size=timed.row.batch_size)
-            finished.append(replace(timed, row=row, replicates=one.replicates, trainings=one.trainings))
+            finished.append(replace(timed, row=row, replicates=one.replicates))
     return replace(results, finished=finished)
 
 
@@ -203,12 +203,12 @@ def verdict_table(results: ComparisonResults) -> Table:
 def savings_table(results: ComparisonResults) -> Table:
     """A line for each plan, by the first metric."""
     pooled = pooled_results(results)
-    found = verdicts(pooled)
+    found, more = verdicts(pooled), "trainings" if plans_of(results.measured) else "images"
     cells = []
     for one in found:
         row = one.finished.row
         named = (row.network, row.sampler, row.plan, significant(row.score.value))
-        cells.append((*named, str(one.first.score), *map(str, one.first.savings), _power(one)))
+        cells.append((*named, str(one.first.score), *map(str, one.first.savings), _power(one, more)))
     notes = (
         "ratios as above; between two plans of one network and sampler the score is interpolated linearly in "
         "logarithms",
@@ -225,12 +225,12 @@ def savings_table(results: ComparisonResults) -> Table:
     return Table(header, tuple(cells), notes)
 
 
-def _power(one: Verdict) -> str:
+def _power(one: Verdict, of: str) -> str:
     """A dash where no baseline is as cheap."""
     times = one.first.savings[0].to_tell
     if not math.isfinite(times):
         return "-"
-    return f"{times:.1f} times the {'trainings' if one.finished.trainings else 'images'}"
+    return f"{times:.1f} times the {of}"
 
 
 def headline_table(results: ComparisonResults) -> Table:
@@ -257,11 +257,11 @@ def _by_metric(results: ComparisonResults, cell: Callable[[Savings], str]) -> Ta
 
 def trainings_table(results: ComparisonResults) -> Table:
     """A line for each plan whose network was trained several times, lowest cost first."""
-    several = pooled_results(results).finished
-    several = [one for one in several if any(len(scores) > 1 for scores in one.trainings.values())]
-    cells = []
-    for one in sorted(several, key=lambda one: one.row.macs):
-        scores = ("; ".join(map(significant, values)) for values in one.trainings.values())
-        cells.append((one.row.network, one.row.sampler, one.row.plan, *scores))
+    several = [plan for plan in plans_of(results.measured) if len(plan) > 1]
+    metrics, cells = several[0][0].row.scores if several else (), []
+    for plan in sorted(several, key=lambda plan: plan[0].row.macs):
+        row = plan[0].row
+        scores = ("; ".join(significant(one.row.scores[metric].value) for one in plan) for metric in metrics)
+        cells.append((row.network, row.sampler, row.plan, *scores))
     note = "one score for each training, in the order of their seeds; other tables have the geometric mean"
-    return Table(("network", "sampler", "plan", *(several[0].trainings if several else ())), tuple(cells), (note,))
+    return Table(("network", "sampler", "plan", *metrics), tuple(cells), (note,))

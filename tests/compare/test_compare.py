@@ -24,7 +24,6 @@ from dualrate.compare.candidates import (
     RunRequest,
     baselines_of,
     candidates_of,
-    with_trainings,
 )
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.page import compare_page
@@ -558,55 +557,3 @@ def test_bad_input_is_one_clear_line(here, capsys, monkeypatch, arguments, expec
     assert stopped.value.code == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert expected in told[-1]
-
-
-def test_a_request_of_several_runs(here):
-    for name in ("other", "third"):
-        shutil.copytree(here / "heavy", here / name)
-    request = RunRequest.parse("big=heavy,other,third:8@ddim")
-    assert (request.network, [str(run) for run in (request.run, *request.trainings)]) == (
-        "big",
-        ["heavy", "other", "third"],
-    )
-    assert request.choice == Choice(8, sampler="ddim")
-    with pytest.raises(ValueError, match="no run 'nowhere'"):
-        RunRequest.parse("heavy,nowhere:8")
-
-
-def test_trainings_may_be_named_by_several_requests_of_their_network():
-    run, first, second = Path("a"), Path("first"), Path("second")
-    requests = [RunRequest(run, "a", Choice(), trainings=own) for own in ((first,), (second, first))]
-    made = with_trainings([Candidate(run, "a", "ddim", StepPlan.uniform(2))], requests)
-    assert [(one.run, one.training) for one in made] == [(run, 0), (first, 1), (second, 2)]
-
-
-def retrained(here, of: str, name: str, factor: float, seed: int = 1, **fit) -> None:
-    """A run with other weights, from a seed; fit: what else is trained otherwise."""
-    shutil.copytree(here / of, here / name)
-    experiment = load(here / of).experiment
-    (here / name / "experiment.json").unlink()
-    write_experiment(here / name, replace(experiment, fit=replace(experiment.fit, seed=seed, **fit)))
-    weights = {key: factor * value for key, value in load(here / of).networks.state_dict().items()}
-    shutil.rmtree(here / name / "checkpoints")
-    checkpoint.save(here / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
-
-
-def test_trainings_are_one_line_of_a_comparison(here):
-    for i, factor in enumerate((0.9, 1.1)):
-        retrained(here, "heavy", f"heavy-{i}", factor, seed=i + 1, log_every=7)
-    results = run(here, "heavy,heavy-0,heavy-1:3", "dual:4/2")
-    assert len(results.measured) == 4
-    assert [one.candidate.network for one in results.finished] == ["heavy", "dual"]
-    (scores,) = results.finished[0].trainings.values()
-    assert len(set(scores)) == 3
-    assert results.finished[0].row.score.value == pytest.approx(np.mean(scores))
-    line, _ = json.loads((here / "report.json").read_text())["front"]
-    assert line[f"{results.finished[0].row.score.metric} trainings"] == list(scores)
-
-
-@pytest.mark.parametrize("text", ["heavy,heavy:3", "heavy,dual:3", "heavy,longer:3", "heavy,again:3"])
-def test_what_is_no_retraining_is_refused(here, text):
-    retrained(here, "heavy", "longer", 0.9, iterations=2)
-    retrained(here, "heavy", "again", 0.9, seed=0)
-    with pytest.raises(ValueError, match="are not trainings of one network from different seeds"):
-        run(here, text)

@@ -18,7 +18,6 @@ from dualrate.compare.results import (
     MeasuredCandidate,
     as_json,
     cost_at,
-    merged_trainings,
     saving,
 )
 from dualrate.diffusion.plan import StepPlan
@@ -98,22 +97,6 @@ def test_the_headline_says_what_is_saved(cost, score, said):
     assert found.startswith("The best dual-rate plan is dual ancestral 4/2: FD-squares")
     assert said in found
     assert headline(findings([], BASELINES)).startswith("The best is single ancestral 4: FD-squares 2.00")
-
-
-def test_trainings_are_merged_and_their_noise_is_in_the_interval():
-    first = finished("dual", 1, 4.0, spread=0.01)
-    again = [
-        replace(first, candidate=replace(first.candidate, run=Path(f"dual-{i}"), training=i), row=row(value=value),
-                replicates={"FD-squares": np.full(41, value)})
-        for i, value in ((1, 5.0), (2, 9.0))
-    ]  # fmt: skip
-    (one, single) = merged_trainings([first, *again, BASELINES[0]])
-    assert single is BASELINES[0]
-    assert one.row.score.value == pytest.approx(6.0)
-    assert one.trainings == {"FD-squares": (4.0, 5.0, 9.0)}
-    assert one.row.score.low < 5 < 7.5 < one.row.score.high
-    assert "mean of 3 trainings" in one.row.score.note
-    assert one.candidate == first.candidate
 
 
 def test_further_metrics_are_columns(monkeypatch):

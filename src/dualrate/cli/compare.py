@@ -13,7 +13,7 @@ from dualrate.cli.recipe import Compile, Device, Graphs, Workers
 from dualrate.config.ranges import Images, Minutes, Precision, Ranged
 from dualrate.system.device import pick_device
 
-REQUEST = "[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
+REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Compare(Ranged):
     requests: Annotated[Positional[tuple[str, ...]], arg(metavar=REQUEST)]
     """RUN alone: its usual plans. RUN:32/8: 32 steps, 8 heavy calls, as `dualrate sample RUN --steps 32 --heavy 8`
     draws. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16; RUN+LIGHT:32/20, the first 12 of 32
-    steps by the network of another run. RUN,RUN,RUN: trainings of one network from several seeds, whose scores are
-    averaged."""
+    steps by the network of another run."""
     minutes: Minutes = 60
     """Minutes of measuring. Run the same command again to do the rest."""
     out: Path = Path("report.html")

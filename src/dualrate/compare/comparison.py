@@ -36,7 +36,6 @@ from dualrate.compare.candidates import (
     baselines_of,
     candidates_of,
     check_comparable,
-    with_trainings,
 )
 from dualrate.compare.page import compare_page
 from dualrate.compare.results import (
@@ -44,7 +43,6 @@ from dualrate.compare.results import (
     MeasuredCandidate,
     as_json,
     keep_row,
-    merged_trainings,
     read_row,
 )
 from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount, as_path
@@ -126,9 +124,9 @@ def compare(
     end = time.monotonic() + 60 * effort.minutes
     parsed = [RunRequest.parse(text) for text in requests]
     features_named(features)  # a bad name is refused before the models are loaded
-    runs = dict.fromkeys(run for request in parsed for run in (request.run, *request.trainings))
     models = {
-        run: replace(load(run, device=device, note=progress.note), compiled=compiled, graphs=graphs) for run in runs
+        run: replace(load(run, device=device, note=progress.note), compiled=compiled, graphs=graphs)
+        for run in dict.fromkeys(request.run for request in parsed)
     }
     if baselines:
         parsed += baselines_of(parsed, models, progress=progress)
@@ -150,8 +148,7 @@ def compare(
     with run_lock(directory, "filled by a comparison"):
         session = Session(models, metrics, directory, progress, precision, share=_share(workers, device))
         with mapper(workers, device, progress.note) as session.mapper:
-            every, many = with_trainings(candidates, parsed), range(effort.count)
-            if not all(session.row_file(one, many).exists() for one in every):
+            if not all(session.row_file(one, range(effort.count)).exists() for one in candidates):
                 session.see_real_images()  # now, so that they are not in the time of what is drawn
             front = useful_first(candidates, {one.key: session.drawer(one).expected_cost.macs for one in candidates})
             screened, unfinished = [], []
@@ -160,11 +157,11 @@ def compare(
                 screened, unfinished = session.measure(front, SCREEN_SEED, effort.screen, left)
                 front = promising(screened, duals)
             left = max(end - time.monotonic() - TIMING * 60 * effort.minutes, 0)
-            measured, more = session.measure(with_trainings(front, parsed), 0, effort.count, left)
+            measured, more = session.measure(front, 0, effort.count, left)
         unfinished += more
         results = ComparisonResults(screened, measured, [], duals, unfinished, command, device)
         write(replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
-        finished = session.finish(merged_trainings(measured), end - time.monotonic())
+        finished = session.finish(measured, end - time.monotonic())
         results = replace(results, finished=finished).with_savings()
         write(results)
         return results
@@ -315,7 +312,7 @@ class Session:
             content.append(drawer.origin(metric.net.identity).json())
             content += [images.fingerprint if images else "" for images in real]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
-        return self.directory / f"{replace(one, training=0).key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
+        return self.directory / f"{one.key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
 
     def finish(self, measured: Sequence[MeasuredCandidate], seconds: float = math.inf) -> list[MeasuredCandidate]:
         """Times every candidate, once only if the seconds are over, and takes its first images; of a decoder, PSNR."""

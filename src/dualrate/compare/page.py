@@ -95,8 +95,6 @@ def _columns(one: MeasuredCandidate) -> dict[str, str]:
     found = {"ms alone": significant(1000 * one.seconds_alone)}
     if one.saving:
         found["saving"] = str(one.saving)
-    for metric, values in one.trainings.items():
-        found[f"{metric} of each training"] = "; ".join(map(significant, values))
     if details := one.row.score.details:
         kernel, shares = details.kernel, details.precision_recall
         found |= {
