@@ -284,7 +284,7 @@ def test_workers_draw_what_one_process_does(here, monkeypatch):
     assert not Stand.asked
     shutil.rmtree(here / "report.cells")
     two = run(here, "heavy:2", "dual:4/2", workers=2)
-    assert (Stand.asked, Stand.blocks) == ([2], 2 + 2)  # real images; of two candidates
+    assert (Stand.asked, Stand.blocks) == ([2], 2)  # of two candidates
     for first, second in ((one.screened, two.screened), (one.finished, two.finished)):
         assert [each.row.score for each in first] == [each.row.score for each in second]
 

@@ -13,7 +13,6 @@ from dualrate.metrics.distances import GaussianStats, Manifold, frechet_distance
 from dualrate.metrics.evaluate import Evaluator, Reference, by_turns
 from dualrate.metrics.features import FeatureNet, train_feature_net
 from dualrate.metrics.store import require_same
-from dualrate.system.workers import in_turn
 from metrics.scored import score_of
 from metrics.squares import two_classes
 
@@ -108,7 +107,7 @@ def test_reconstructions_are_scored_from_the_held_out_images_that_they_are_of(ev
     assert evaluator.score_features(same, seeds="0-499", labels="none").value > 0.001
 
 
-def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch):
+def test_kept_real_images_are_seen_in_parts_by_other_processes(evaluator, tmp_path, monkeypatch):
     """In whatever order these are done, by processes that get what can be pickled."""
     alone = score_of(evaluator, REAL, seeds="0-1199", labels="none")
     told, asked = [], []
@@ -119,7 +118,7 @@ def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch
             asked.append(len(sent))
             yield block, pickle.loads(pickle.dumps(job))(sent)
 
-    fresh = replace(evaluator, progress=lambda done, total: told.append((done, total)))
+    fresh = replace(evaluator, keep=tmp_path, progress=lambda done, total: told.append((done, total)))
     fresh.prepare(backwards, held_out_alone=True)
     assert asked == [100, 500]
     fresh.prepare(backwards)
@@ -129,7 +128,6 @@ def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch
     assert fresh.floor(1200) == (alone.floor, 600)
     assert torch.equal(fresh.reference_features, evaluator.reference_features)
     fresh.prepare(backwards)
-    replace(evaluator).prepare(in_turn)
 
 
 def test_details_are_of_the_reference_at_the_same_count(evaluator):

@@ -47,7 +47,6 @@ from dualrate.compare.results import (
 )
 from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount, as_path
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.latents import LOOKED_AT, nearness
 from dualrate.drawing.measure import OutOfTime, call_seconds, check, evaluators, features_named, measure, stores, until
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
@@ -215,7 +214,6 @@ class Session:
         for one in self.evaluators:
             self.progress.note(f"{one.metric}: features of the {len(one.reference_images)} images to compare with")
             one.prepare(self.mapper)
-            _ = one.reference_features
             self.progress.close()  # the next one has its own rate
 
     def seconds(self, one: Candidate, seeds: range) -> float:
@@ -315,7 +313,7 @@ class Session:
         return self.directory / f"{one.key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
 
     def finish(self, measured: Sequence[MeasuredCandidate], seconds: float = math.inf) -> list[MeasuredCandidate]:
-        """Times every candidate, once only if the seconds are over, and takes its first images; of a decoder, PSNR."""
+        """Times every candidate, once only if the seconds are over, and takes its first images."""
         deadline, finished = time.monotonic() + seconds, []
         self.progress.note(f"timing {len(measured)} candidates, alone and in batches of {BATCH}")
         for i, one in enumerate(measured):
@@ -327,7 +325,6 @@ class Session:
                 row=replace(one.row, seconds_per_image=batched, batch_size=BATCH),
                 seconds_alone=alone,
                 images=drawer.draw(range(SHOWN)).images,
-                nearness=nearness(drawer, range(min(LOOKED_AT, one.row.score.fingerprint.count))),
                 alphabet=drawer.model.experiment.codec.alphabet,
             )
             finished.append(timed)

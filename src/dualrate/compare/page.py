@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate
 from dualrate.diffusion.plan import StepPlan
-from dualrate.drawing.latents import LOOKED_AT
 from dualrate.report.figures import pareto_figure, plan_figure, svg
 from dualrate.report.html import page
 from dualrate.report.image_grid import image_grid
@@ -85,8 +84,6 @@ def front_table(finished: Sequence[MeasuredCandidate]) -> Table:
             "images; above 1 the plan is cheaper. never: no baseline reaches the score. at most: the cheapest plan of "
             "a baseline is better already"
         )
-    if any(one.nearness for one in finished):
-        notes.append(f"PSNR: of {LOOKED_AT:,} images at most, from those whose latents were given; standard error")
     return table([one.row for one in finished], beside, notes)
 
 
@@ -102,8 +99,6 @@ def _columns(one: MeasuredCandidate) -> dict[str, str]:
             "precision": f"{shares.precision:.3f}",
             "recall": f"{shares.recall:.3f}",
         }
-    if one.nearness:
-        found["PSNR, dB"] = f"{one.nearness.psnr:.2f} +- {one.nearness.error:.2f}"
     return found
 
 

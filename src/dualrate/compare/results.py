@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from dualrate.compare.candidates import Candidate
 from dualrate.config.serial import from_json, to_plain
-from dualrate.drawing.latents import Nearness
 from dualrate.metrics.distances import LEVEL
 from dualrate.report.table import Row, record
 from dualrate.system.device import environment
@@ -39,7 +38,6 @@ class MeasuredCandidate:
     What is known once it is timed:
     seconds_alone: per image, drawn alone; in batches it is the row's
     images:    the first, uint8 (n, C, H, W)
-    nearness:  of a decoder's images to those that it was given the latents of; None of any other model
     alphabet:  of pieces of text, which the images then are, as of an `ImageSet`
     saving:    FLOPs of the baselines for the same score, over its own; None without baselines
     """
@@ -50,7 +48,6 @@ class MeasuredCandidate:
     ran_on: str = ""
     seconds_alone: float = math.nan
     images: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.uint8))
-    nearness: Nearness | None = None
     alphabet: str = ""
     saving: Saving | None = None
 
@@ -181,8 +178,6 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
         if one.saving:
             values = {f"saving_{name}": value for name, value in asdict(one.saving).items()}
             line |= {name: value if math.isfinite(value) else "never" for name, value in values.items()}
-        if one.nearness:
-            line |= {"psnr": one.nearness.psnr, "psnr_standard_error": one.nearness.error}
         if details:
             line |= {
                 "kernel_metric": details.kernel_metric,
