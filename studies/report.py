@@ -175,7 +175,8 @@ def kept_results(name: str, precision: Precision) -> ComparisonResults:
     session = Session(models, (), RUNS / f"{name}-report.cells", progress, precision)
     duals = frozenset(one.network for one in candidates if one.reuses)
     timed = session.finish([one for one in measured if training(one.candidate)[1] == 0])
-    return ComparisonResults([], measured, timed, duals, command=report.command).with_savings()
+    results = ComparisonResults([], measured, timed, duals, (), report.command, session.environment)
+    return results.with_savings()
 
 
 def main() -> None:

@@ -92,6 +92,7 @@ def here(prepared, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(comparison, "CALLING", 0.001)
     monkeypatch.setattr(comparison, "BATCH", 2)
     monkeypatch.setattr(comparison, "SHOWN", 2)
+    monkeypatch.setattr(comparison, "environment", lambda device: {"processor": "one", "commit": "1234567"})
     monkeypatch.setattr(comparison, "compare_page", lambda results: "no page")
     resampled = evaluate.resampled_distances
     few = {"resamples": 40}
@@ -269,10 +270,6 @@ def test_two_metrics_see_the_same_images_which_are_drawn_once_and_screen_with_th
     assert "FD-noise mixer" in page
     for line, one in zip(lines, findings.finished, strict=True):
         assert line["FD-noise mixer value"] == one.row.scores["FD-noise mixer"].value
-    drawn.clear()
-    forget_rows(here)
-    compare(["heavy:2", "dual"], here / "report.html", EFFORT, **how)
-    assert EFFORT.count not in drawn
 
 
 def test_workers_draw_what_one_process_does(here, monkeypatch):
@@ -287,15 +284,6 @@ def test_workers_draw_what_one_process_does(here, monkeypatch):
     assert (Stand.asked, Stand.blocks) == ([2], 2)  # of two candidates
     for first, second in ((one.screened, two.screened), (one.finished, two.finished)):
         assert [each.row.score for each in first] == [each.row.score for each in second]
-
-
-def test_time_that_runs_out_is_said_and_the_rest_done_later(here, pages, monkeypatch):
-    with monkeypatch.context() as short:
-        short.setattr("dualrate.compare.comparison.SCREENING", 1e-9)
-        findings = run(here, "heavy", "dual")
-    assert "not screened in time" in findings.unfinished[0]
-    assert "The same command continues." in (here / "report.html").read_text()
-    assert not run(here, "heavy", "dual").unfinished
 
 
 def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, pages, monkeypatch):

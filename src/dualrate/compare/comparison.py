@@ -158,7 +158,7 @@ def compare(
             left = max(end - time.monotonic() - TIMING * 60 * effort.minutes, 0)
             measured, more = session.measure(front, 0, effort.count, left)
         unfinished += more
-        results = ComparisonResults(screened, measured, [], duals, unfinished, command, device)
+        results = ComparisonResults(screened, measured, [], duals, unfinished, command, session.environment)
         write(replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
         finished = session.finish(measured, end - time.monotonic())
         results = replace(results, finished=finished).with_savings()
@@ -193,12 +193,11 @@ class Session:
     share: float = 1.0
     _drawers: dict[str, Drawer] = field(default_factory=dict)
     _calls: dict[tuple[Path, str | None], CallCost] = field(default_factory=dict)
-    _ran_on: str = field(init=False)
+    environment: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        found = environment(next(iter(self.models.values())).device)  # now: a checkout may change while it runs
-        self._ran_on = ", ".join(f"{name} {value}" for name, value in found.items())
+        self.environment = environment(next(iter(self.models.values())).device)  # now: a checkout may change later
 
     def _evaluators_of(self, seeds: range) -> Sequence[Evaluator[Any]]:
         """All of them for the front, the first alone for a screening."""
@@ -294,7 +293,8 @@ class Session:
                 progress=progress,
                 mapper=self.mapper,
             )
-            keep_row(file, found.row, found.replicates, self._ran_on)
+            ran_on = ", ".join(f"{name} {value}" for name, value in self.environment.items())
+            keep_row(file, found.row, found.replicates, ran_on)
         return read_row(file, one)
 
     def _features_of(self, one: Candidate) -> Path:

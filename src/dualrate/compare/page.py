@@ -12,7 +12,6 @@ from dualrate.report.figures import pareto_figure, plan_figure, svg
 from dualrate.report.html import page
 from dualrate.report.image_grid import image_grid
 from dualrate.report.table import EACH, Row, Table, compute_unit, scored, significant, table
-from dualrate.system.device import environment
 
 COLUMNS = 10  # of a grid of samples
 
@@ -33,7 +32,7 @@ def compare_page(results: ComparisonResults) -> str:
         caption = f"{one.row}: {one.row.score.metric} {significant(one.row.score.value)}"
         text = BETWEEN.join(texts(one.alphabet, one.images)) if one.alphabet else ""
         samples.append((caption, None if text else image_grid(one.images, COLUMNS), text))
-    made_by = {**environment(results.device), "command": results.command}
+    made_by = {**results.environment, "command": results.command}
     if finished:
         made_by["precision"] = rows[0].precision
         made_by["images scored on"] = "; ".join(dict.fromkeys(one.ran_on for one in finished))

@@ -10,14 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dualrate.compare.candidates import Candidate
 from dualrate.config.serial import from_json, to_plain
 from dualrate.metrics.distances import LEVEL
 from dualrate.report.table import Row, record
-from dualrate.system.device import environment
 from dualrate.system.files import read_bytes, write_whole
 
 
@@ -77,6 +75,7 @@ class ComparisonResults:
     """screened: every candidate on few images; measured: the best on many; finished: these, timed.
 
     duals:      names of the networks at two rates; all others are their baselines
+    environment: hardware, versions, commit, date
     unfinished: what the minutes did not suffice for, a sentence each; the same command continues
     """
 
@@ -86,7 +85,7 @@ class ComparisonResults:
     duals: frozenset[str]
     unfinished: Sequence[str] = ()
     command: str = ""
-    device: torch.device = torch.device("cpu")
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dual_rate(self) -> list[MeasuredCandidate]:
@@ -194,7 +193,7 @@ def as_json(results: ComparisonResults) -> str:
     """All numbers of the page. "never": no baseline reaches the score."""
     found: dict[str, object] = {
         "command": results.command,
-        "environment": environment(results.device),
+        "environment": results.environment,
         "unfinished": list(results.unfinished),
         "front": as_records(results),
         "screening": [record(one.row) for one in results.screened],
