@@ -20,13 +20,13 @@ from dualrate.data.latent_set import HeldOut
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.latents import bits_per_pixel, latent_scores, prior_of, round_trip_nearness
+from dualrate.drawing.latents import bits_per_pixel, latent_scores, nearness, prior_of
 from dualrate.drawing.measure import measure
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneDecoder
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.metrics.distances import GaussianStats, frechet_distance
-from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.evaluate import Evaluator, round_trips
 from dualrate.metrics.features import Architecture, Card, FeatureNet
 from dualrate.runs.store import load
 
@@ -56,7 +56,8 @@ def test_a_reconstruction_is_as_near_as_its_error(tmp_path: Path) -> None:
         def decode(self, x, draws):
             return super().decode(x, draws) + 10 / 127.5
 
-    near = round_trip_nearness(Off(""), ImageSet(np.full((5, 3, 8, 8), 90, np.uint8), None, (), "grey"), 5)
+    images = ImageSet(np.full((5, 3, 8, 8), 90, np.uint8), None, (), "grey")
+    near = nearness([images.images], round_trips(Off(""), images, torch.arange(5)))
     assert (near.psnr, near.count) == (pytest.approx(20 * math.log10(25.5), abs=0.2), 5)
 
 

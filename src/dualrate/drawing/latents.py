@@ -211,23 +211,8 @@ class Nearness:
         return f"PSNR {self.psnr:.2f} dB, standard error {self.error:.2f}, of {self.count:,} reconstructions"
 
 
-def nearness(drawer: Drawer, seeds: range) -> Nearness | None:
-    """Draws one image per seed. None for a model that is given no latents of images. Raises what drawing raises."""
-    given = drawer.model.given
-    if not isinstance(given, HeldOut):
-        return None
-    parts = torch.tensor(seeds).split(drawer.batch_size)
-    return _nearness(map(given.originals, parts), drawer.batches(seeds))
-
-
-def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
-    """PSNR of the first `count` images after the codec's round trip."""
-    rows = torch.arange(count)
-    return _nearness((images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows))
-
-
-def _nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDArray[np.uint8]]) -> Nearness:
-    """Of batches, each (b, C, H, W)."""
+def nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDArray[np.uint8]]) -> Nearness:
+    """Of the same images in batches, each (b, C, H, W)."""
     found: list[float] = []
     for x, drawn in zip(images, reconstructions, strict=True):
         square = (drawn.astype(np.float64) - x) ** 2
@@ -242,7 +227,7 @@ class LatentScores:
     generated: bool
     rfd: Mapping[str, float]
     count: int
-    nearness: Nearness | None
+    nearness: Nearness
     bits: Estimate | None
 
     def __str__(self) -> str:
@@ -252,8 +237,8 @@ class LatentScores:
         lines = [
             f"the table's distances are {table}",
             *(f"r{name} {value:.4g}, {of}" for name, value in self.rfd.items()),
+            str(self.nearness),
         ]
-        lines.append(str(self.nearness))
         if self.bits is not None:
             lines.append(f"latents hold {self.bits} bits a pixel at most, by the prior that was trained with them")
         return "\n".join(lines)
@@ -273,11 +258,16 @@ def latent_scores(
         return None
     if given is not None:
         rfd, count = {metric: score.value for metric, score in measured.row.scores.items()}, len(seeds)
-        near = nearness(drawer, seeds[:LOOKED_AT])
+        first = seeds[:LOOKED_AT]
+        originals = map(given.originals, torch.tensor(first).split(drawer.batch_size))
+        near = nearness(originals, drawer.batches(first))
     else:
         count = min(len(seeds), len(images))
         rfd = {one.metric: one.reconstruction(count, codec) for one in evaluators}
-        near = round_trip_nearness(codec, images, min(count, LOOKED_AT))
+        rows = torch.arange(min(count, LOOKED_AT))
+        near = nearness(
+            (images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows)
+        )
     prior = prior_of(model)
     held = min(len(images), LOOKED_AT)
     bits = prior and bits_per_pixel(prior.denoiser, prior.gaussian, codec, images, held, classes=prior.num_classes > 0)
