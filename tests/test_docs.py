@@ -16,7 +16,7 @@ from reader import commands, follow, follow_page
 
 from dualrate.cli import main
 from dualrate.compare import candidates
-from dualrate.compare import measure as comparing
+from dualrate.compare import comparison as comparing
 from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.drawing import calibration, measure
 from dualrate.experiment.experiment import Experiment

@@ -150,7 +150,7 @@ HELD_BY = {  # what happens: the tests
         f"{SAMPLES}::test_a_folder_of_other_samples_is_refused_and_what_differs_is_named"
     ],
     "a PNG in the folder is cut off": [f"{SAMPLES}::test_a_png_that_is_not_whole_is_drawn_again"],
-    "a reference file in other features, with NaN, or a pickle": [
+    "a reference file of another number of features, with NaN, or a pickle": [
         "metrics/test_reference.py::test_wrong_statistics_are_refused_and_the_expected_extractor_named",
         "metrics/test_reference.py::test_pickles_are_never_opened",
     ],

@@ -197,8 +197,8 @@ def test_a_large_feature_net_is_loaded_by_the_worker_once(kind, monkeypatch):
     ("command", "blocks"),
     [
         ("sample RUN --out OUT --num 7 --batch-size 3", 3),
-        ("evaluate RUN --num 20 --batch-size 8 --features NET", 2 + 3),  # two of real images
-        ("evaluate RUN --num 130 --features NET --keep OUT", 2 + 2),
+        ("evaluate RUN --num 20 --batch-size 8 --features NET", 3),
+        ("evaluate RUN --num 130 --features NET --keep OUT", 2),
         ("plan calibrate RUN --images 4 --rings 3", 2),
         ("plan RUN --budget 0.5x --grid 8 --steps 4 --images 4 --out plan.json", 2),
     ],

@@ -45,8 +45,8 @@ class Evaluate(Ranged):
     """Feature networks, separated by commas: inception (FID), dinov2, efficientnet, directories, shipped names; the
     data set's own if not given, which is trained on first use."""
     reference: Path | None = None
-    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images. With
-    --images and no RUN also a folder or archive of real images."""
+    """A .npz of statistics (mu, sigma) to score against, instead of the training images. With --images and no RUN
+    also a folder, archive or .npz of real images."""
     keep: Path | None = None
     """Directory for the features of the images as they are drawn: the same command continues there."""
     details: bool = False

@@ -6,10 +6,8 @@ normalised. Images go through the codec in batches within a shard, in float32. T
 keyed by (seed, sample number), so noise is fresh in every epoch and a resumed run sees the same. A mirrored latent is
 no latent of the mirrored image, hence the views.
 
-A decoder gets a latent z_0 for every seed, the same for all decoders of these:
-    HeldOut       seed i: z_0 of held-out image i, with noise that is keyed by i: the decoder reconstructs image i
-    DrawnLatents  seed i: the i-th z_0 that a model of latents drew (`draw_latents`)
-Both count round and round.
+A decoder gets a latent z_0 for every seed (`HeldOut`): that of held-out image i for seed i, with noise that is keyed by
+i, so the decoder reconstructs image i. Seeds count round and round.
 """
 
 from __future__ import annotations
@@ -238,28 +236,3 @@ class HeldOut:
             for oldest in list(self._kept)[:-KEPT]:
                 del self._kept[oldest]
         return self._kept[key]
-
-
-@dataclass(frozen=True, eq=False)
-class DrawnLatents:
-    """Latents that a model drew.
-
-    z_0:      (N, C, h, w) float32
-    codec:    `Codec.latents` of their codec
-    digest:   of all that they depend on
-    drawn_by: model, plan and sampler, in words; weights: that model's hash; macs: multiply-adds of one latent
-    """
-
-    z_0: Tensor
-    codec: str
-    digest: str
-    drawn_by: str
-    weights: str
-    macs: int
-
-    def __call__(self, seeds: Tensor) -> Tensor:
-        """(B, C, h, w), on the device of the seeds, (B,)."""
-        return self.z_0[seeds.cpu() % len(self.z_0)].to(seeds.device)
-
-
-GivenLatents = HeldOut | DrawnLatents

@@ -7,7 +7,7 @@ and says which plans the trained model serves. Two trainings in a row, a codec a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -24,7 +24,7 @@ from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
-from dualrate.data.latent_set import DrawnLatents, GivenLatents, HeldOut, encoded_images, is_encoded, read_latents
+from dualrate.data.latent_set import HeldOut, encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.data.text_pieces import PIECE, is_text, read_text
@@ -314,7 +314,6 @@ class Model:
     compiled, graphs: whether sampling compiles its networks, and records CUDA graphs, at their first calls
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own
-    latents:   of a decoder: those that it decodes, instead of held-out images' own
     class_names: of its training images' classes, by number; empty where nothing says them
     """
 
@@ -328,7 +327,6 @@ class Model:
     called_by: str | None = None
     compiled: bool = False
     graphs: bool = False
-    latents: DrawnLatents | None = None
     class_names: tuple[str, ...] = ()
     _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)  # by held bfloat16
 
@@ -356,9 +354,9 @@ class Model:
         return self.experiment.codec.build(self.networks, self.device)
 
     @cached_property
-    def given(self) -> GivenLatents | None:
-        """`latents`, or as `Experiment.given`, on the networks' device, read when it is first asked for."""
-        return self.latents or self.experiment.given(self.device)
+    def given(self) -> HeldOut | None:
+        """As `Experiment.given`, on the networks' device, read when it is first asked for."""
+        return self.experiment.given(self.device)
 
     @property
     def image_shape(self) -> Shape:
@@ -420,21 +418,6 @@ class Model:
         if folder is None and sampler is None and steps is None:
             return self
         return replace(self, experiment=self.experiment.with_codec(folder, sampler, steps))
-
-    def with_latents(self, latents: DrawnLatents) -> Model:
-        """The same decoder, given these. Raises as `check_latents`."""
-        self.check_latents(latents.codec, latents.z_0.shape[1:])
-        return replace(self, latents=latents, weights_hash=f"{self.weights_hash} of {latents.digest}")
-
-    def check_latents(self, codec: str, shape: Sequence[int]) -> None:
-        """Raises ValueError for what decodes no latents of this codec, by its `Codec.latents`, or not of (C, h, w)."""
-        own, its = self.experiment.method.latents.fingerprint, self.experiment.networks.latent
-        if not codec or own != codec:
-            what = f"decodes latents of the codec {own[:12]}" if own else "is no decoder"
-            drawn = f"of {codec[:12]}: name decoders and a model of one codec's latents" if codec else "pixels"
-            raise ValueError(f"{self.name} {what}, and what is to be drawn is {drawn}")
-        if its != tuple(shape):
-            raise ValueError(f"{self.name} decodes latents {its} (C, h, w), those to be drawn are {tuple(shape)}")
 
     @property
     def serves(self) -> Serves:

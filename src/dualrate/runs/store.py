@@ -20,7 +20,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +34,6 @@ from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.latent_set import DrawnLatents
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.values import Reuse
@@ -200,7 +199,7 @@ class Place:
     weights:    the hash that they then have; denoiser: what calls them, if not their own
     modules:    of names in use that the other process imports first, as they are imported here
     experiment: of the model here, whose codecs may have been moved, and decode otherwise than those in the file
-    compiled, graphs, latents: see `Model`
+    compiled, graphs: see `Model`
     """
 
     path: Path
@@ -211,7 +210,6 @@ class Place:
     device: str
     modules: tuple[str, ...]
     experiment: Experiment
-    latents: DrawnLatents | None = field(compare=False)  # which `weights` tell
 
     @cache  # noqa: B019  # kept as long as a worker lives
     def model(self) -> Model:
@@ -219,7 +217,7 @@ class Place:
         for module in self.modules:
             import_module(module)
         loaded = load(self.path, device=self.device, note=lambda text: None)
-        found = called_by(loaded if self.latents is None else loaded.with_latents(self.latents), self.denoiser)
+        found = called_by(loaded, self.denoiser)
         if found.weights_hash != self.weights:
             raise ValueError(
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
@@ -234,7 +232,7 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled, model.graphs)
     codecs = (model.experiment.codec, model.experiment.method.latents)
     modules = modules_of(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
-    return Place.model, (Place(*where, model.device.type, modules, model.experiment, model.latents),)
+    return Place.model, (Place(*where, model.device.type, modules, model.experiment),)
 
 
 copyreg.pickle(Model, _placed)
