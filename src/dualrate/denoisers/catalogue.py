@@ -27,6 +27,7 @@ DENOISERS: dict[str, Around] = {
     "duca": partial(TokenCache.around, share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
 }
 
+
 def denoiser_named(name: str) -> Around:
     """Makes the denoiser of a name in DENOISERS, or of another package that is imported already.
 
