@@ -350,7 +350,7 @@ def promising(screened: Sequence[MeasuredCandidate], duals: Collection[str]) -> 
         found = pareto_front(list(those), lambda one: (one.row.macs, one.row.score.value))
         return [one.candidate for one in reversed(found)]
 
-    sides = [front(one for one in screened if (one.candidate.network in duals) == dual) for dual in (False, True)]
+    sides = [front(one for one in screened if (one.candidate.network in duals) == reuses) for reuses in (False, True)]
     names = sorted({one.candidate.network for one in screened})
     lines = [front(one for one in screened if one.candidate.network == name) for name in names]
     named = [one.candidate for one in screened if one.candidate.named]
