@@ -220,6 +220,12 @@ def nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDAr
     return Nearness(float(np.mean(found)), float(np.std(found) / math.sqrt(len(found))), len(found))
 
 
+def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
+    """Of the first `count` images and what the codec makes of them."""
+    rows = torch.arange(count)
+    return nearness((images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows))
+
+
 @dataclass(frozen=True)
 class LatentScores:
     """generated: whether the table's distances are gFDs; rfd: by metric, of `count` images; bits: a pixel"""
@@ -264,10 +270,7 @@ def latent_scores(
     else:
         count = min(len(seeds), len(images))
         rfd = {one.metric: one.reconstruction(count, codec) for one in evaluators}
-        rows = torch.arange(min(count, LOOKED_AT))
-        near = nearness(
-            (images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows)
-        )
+        near = round_trip_nearness(codec, images, min(count, LOOKED_AT))
     prior = prior_of(model)
     held = min(len(images), LOOKED_AT)
     bits = prior and bits_per_pixel(prior.denoiser, prior.gaussian, codec, images, held, classes=prior.num_classes > 0)

@@ -182,9 +182,10 @@ class Evaluator(Generic[Net]):
         """
         count = len(features)
         self.check_count(count)
-        images = self.reference if of is None else self.held_out
-        assert images is not None
-        stats = self._stats if of is None else GaussianStats.of(self._features(images)[of])
+        stats = self._stats
+        if of is not None:
+            assert self.held_out is not None
+            stats = GaussianStats.of(self._features(self.held_out)[of])
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
         low, high = interval_of(replicates)

@@ -165,8 +165,13 @@ def written_aside(name: str) -> str | None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file that is for everyone the umask lets read it; the library's own is for its owner alone."""
-    with naming(path):
-        path.write_bytes(safetensors.torch.save(dict(tensors), None if metadata is None else dict(metadata)))
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    path.chmod(mode)
 
 
 def read_header(file: IO[bytes]) -> dict[str, Any]:
