@@ -182,10 +182,10 @@ class Evaluator(Generic[Net]):
         """
         count = len(features)
         self.check_count(count)
-        stats = self._stats
+        images, stats = self.reference, self._stats
         if of is not None:
             assert self.held_out is not None
-            stats = GaussianStats.of(self._features(self.held_out)[of])
+            images, stats = self.held_out, GaussianStats.of(self._features(self.held_out)[of])
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
         low, high = interval_of(replicates)
