@@ -38,13 +38,7 @@ MOVED = {
     "encode": "data encode-images IMAGES --run RUN",
     "decode": "data decode LATENTS --run RUN --out DIR",
     "codec": "data codec CODEC --data IMAGES",
-}
-RENAMED = {
-    "--by": "--method",
-    "--fd-every": "--eval-every",
-    "--gmacs": "--budget 3gmacs",
-    "--seconds": "--budget 0.05s",
-    "--search": "the command dualrate plan search RUN",
+    "plan search": "compare RUN:16/4 RUN:16/2",
 }
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <of>", or "max <of>"
 
@@ -127,17 +121,21 @@ def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
     if arguments[0].startswith("-"):  # --version, --import
         return None
     commands, (name, *rest) = json.loads(OPTIONS.read_text()), arguments
-    if name in MOVED:
-        return 2, f"dualrate: {name} is now `dualrate {MOVED[name]}`\n"
-    if name not in commands:
+    if moved := next((old for old in (name, " ".join(arguments[:2])) if old in MOVED), None):
+        return 2, f"dualrate: {moved} is now `dualrate {MOVED[moved]}`\n"
+    kinds = [one for one in commands if one.startswith(f"{name} ")]
+    if name not in commands and not kinds:
         return 2, f"dualrate: there is no command {name!r}\n\n{USAGE.read_text()}"
     if rest and f"{name} {rest[0]}" in commands:
         name, rest = f"{name} {rest[0]}", rest[1:]
+    if name not in commands:  # one of these was meant
+        listed = "".join(f"dualrate {one}: {commands[one]['about'].splitlines()[0]}\n" for one in kinds)
+        listed += f"dualrate {name} COMMAND --help lists the options.\n"
+        asked = not rest or rest[0] in HELP
+        return (0, listed) if asked else (2, f"dualrate {name}: there is no {rest[0]!r}\n{listed}")
     command = commands[name]
     if "usage" in command and (not rest or rest[0] in HELP):
         return (0 if rest else command["bare"]), command["usage"]
-    if "kinds" in command:
-        return 2, f"dualrate {name}: there is no {rest[0]!r}\n{command['usage']}"
     if "recipes" in command:
         recipe, *rest = rest
         if recipe == "--list" and "list" in command:
@@ -179,8 +177,7 @@ def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mappi
     given = [argument.partition("=")[:2] for argument in arguments if re.match("--[A-Za-z]", argument)]
     names = [re.sub(r"\.\d+\.", ".N.", name.replace("_", "-")) for name, _ in given]
     if unknown := [i for i, name in enumerate(names) if name not in options]:
-        renamed = {i: f": it is {RENAMED[names[i]]}" for i in unknown if names[i] in RENAMED}
-        return [f"there is no option {given[i][0]}{renamed.get(i) or _near(names[i], options)}" for i in unknown]
+        return [f"there is no option {given[i][0]}{_near(names[i], options)}" for i in unknown]
     values = sum(options[name][0] != "0" for name, (_, equals) in zip(names, given, strict=True) if not equals)
     alone = [name for name in required if not name.startswith("--")]
     short = len(arguments) - len(given) - values < len(alone)  # an option may take more words than one

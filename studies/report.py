@@ -32,14 +32,14 @@ from common import (
     place,
     save,
 )
+from trainings import kept_file, training
 from verdicts import headline_table, pooled_results, savings_table, scores_table, trainings_table, verdict_table
 
-from dualrate.cli.console import can_compile, reporter
-from dualrate.compare.candidates import RunRequest, candidates_of, with_trainings
-from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.measure import Session
+from dualrate.cli.console import reporter, working
+from dualrate.compare.candidates import RunRequest, candidates_of
+from dualrate.compare.comparison import Effort, Session, compare
 from dualrate.compare.page import compare_page, front_table, reusing_plans
-from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, merged_trainings, read_row
+from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, read_row
 from dualrate.config.ranges import Precision
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.image_grid import save_grid
@@ -88,9 +88,9 @@ AGAIN = {"dual-25": (1, 2), "light-10": (1, 2), "light": (1, 2), "medium-25": (1
 
 
 REQUESTS = [
-    f"{name}={','.join([run, *(f'{run}-seed{seed}' for seed in AGAIN[name])])}:{how}"
+    f"{trained}=weights/fashion-mnist-{trained}:{how}"
     for name, ways in NEAR.items()
-    for run in [f"weights/fashion-mnist-{name}"]
+    for trained in (name, *(f"{name}-seed{seed}" for seed in AGAIN[name]))
     for how in ways
 ]
 
@@ -169,13 +169,14 @@ def kept_results(name: str, precision: Precision) -> ComparisonResults:
     """Of the rows that are kept: their files have the names of the candidates. Times are measured now."""
     report, folder, progress = REPORTS[name], kept_rows(name), reporter()
     requests = [RunRequest.parse(text) for text in report.requests]
-    models = {run: load(run) for request in requests for run in (request.run, *request.trainings)}
+    models = {request.run: load(request.run) for request in requests}
     candidates = candidates_of(requests, models)
-    measured = [read_row(folder / f"{one.key}.json", one) for one in with_trainings(candidates, requests)]
+    measured = [read_row(folder / kept_file(one), one) for one in candidates]
     session = Session(models, (), RUNS / f"{name}-report.cells", progress, precision)
     duals = frozenset(one.network for one in candidates if one.reuses)
-    timed = session.finish(merged_trainings(measured))
-    return ComparisonResults([], measured, timed, duals, command=report.command).with_savings()
+    timed = session.finish([one for one in measured if training(one.candidate)[1] == 0])
+    results = ComparisonResults([], measured, timed, duals, (), report.command, session.environment)
+    return results.with_savings()
 
 
 def main() -> None:
@@ -206,7 +207,7 @@ def main() -> None:
             features=report.metrics,
             device=device,
             workers=options.workers,
-            compiled=options.compile and can_compile(device, reporter()),
+            compiled=working(device, reporter(), compiled=options.compile, graphs=False)["compiled"],
             precision=options.precision,
             progress=reporter(),
             command=report.command,

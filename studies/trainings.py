@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from saving import Point
 from scipy import stats
 
+from dualrate.compare.candidates import Candidate
 from dualrate.compare.results import MeasuredCandidate
 from dualrate.metrics.distances import LEVEL, interval_of
 from dualrate.metrics.evaluate import Score
@@ -104,27 +105,48 @@ def pooled_rows(measured: Sequence[MeasuredCandidate], level: float = LEVEL) -> 
     the first trainings stand alone. A network is one whoever calls it; that of another run which makes some of its
     steps adds no noise of its own.
     """
-    firsts = [one for one in measured if one.candidate.training == 0]
-    by_key: dict[str, list[MeasuredCandidate]] = {}
-    for one in measured:
-        by_key.setdefault(replace(one.candidate, training=0).key, []).append(one)
-    plans = [plan for plan in by_key.values() if plan[0].candidate.training == 0]
-    trainings: dict[Path, int] = {}
-    for plan in plans:
-        trainings[_network(plan)] = max(trainings.get(_network(plan), 0), plan[-1].candidate.training + 1)
-    complete = [plan for plan in plans if len(plan) == trainings[_network(plan)]]
+    complete = plans_of(measured)
+    if not complete:
+        return [one for one in measured if training(one.candidate)[1] == 0]
     made = [plan[0] for plan in complete]
-    if sum(trainings[network] - 1 for network in set(map(_network, complete))) < LEAST_FREEDOM:
-        return firsts
     for metric in made[0].row.scores:
         scores = _pooled(complete, metric, level)
         made = [_scored(one, metric, point, len(plan)) for one, point, plan in zip(made, scores, complete, strict=True)]
-    return [replace(one, trainings=_values(plan)) for one, plan in zip(made, complete, strict=True)]
+    return made
 
 
-def _values(plan: Sequence[MeasuredCandidate]) -> dict[str, tuple[float, ...]]:
-    """By metric the score of each training."""
-    return {metric: tuple(one.row.scores[metric].value for one in plan) for metric in plan[0].row.scores}
+def training(one: Candidate) -> tuple[str, int]:
+    """Name and seed of a candidate's network: NAME-seed1 is trained as NAME is, from another seed."""
+    name, _, seed = one.network.partition("-seed")
+    return name, int(seed or 0)
+
+
+def _first_key(one: Candidate) -> str:
+    """The key of the same plan of the first training."""
+    return replace(one, network=training(one)[0]).key
+
+
+def kept_file(one: Candidate) -> str:
+    """In docs/results/rows: the key of the first training's candidate, and the seed of others."""
+    seed = training(one)[1]
+    return f"{_first_key(one)}{f'-{seed}' if seed else ''}.json"
+
+
+def plans_of(measured: Sequence[MeasuredCandidate]) -> list[list[MeasuredCandidate]]:
+    """The trainings of each plan, in the order of seeds, where no training of its network lacks it.
+
+    None where there are too few to tell the noise of training.
+    """
+    by_key: dict[str, list[MeasuredCandidate]] = {}
+    for one in sorted(measured, key=lambda one: training(one.candidate)[1]):
+        by_key.setdefault(_first_key(one.candidate), []).append(one)
+    plans = [by_key[one.candidate.key] for one in measured if training(one.candidate)[1] == 0]
+    trainings: dict[Path, int] = {}
+    for plan in plans:
+        trainings[_network(plan)] = max(trainings.get(_network(plan), 0), training(plan[-1].candidate)[1] + 1)
+    complete = [plan for plan in plans if len(plan) == trainings[_network(plan)]]
+    freedom = sum(trainings[network] - 1 for network in set(map(_network, complete)))
+    return complete if freedom >= LEAST_FREEDOM else []
 
 
 def _network(plan: Sequence[MeasuredCandidate]) -> Path:

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio, side
-from trainings import point_of, pooled_rows
+from trainings import plans_of, point_of, pooled_rows
 
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate
 from dualrate.metrics.distances import LEVEL
 from dualrate.report.table import Table, compute_unit, shared_metrics, significant
 
 TIMING = 1.1  # what two timings of one candidate may differ by
-CHEAPER, COSTLIER = "all: cheaper", "all: more expensive"  # what the metrics come to
-OPEN, SPLIT = "inconclusive", "no agreement"
+CHEAPER, COSTLIER = "all metrics: cheaper", "all metrics: more expensive"  # what the metrics come to
+OPEN, SPLIT = "inconclusive", "metrics disagree"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ COSTS = (
     Costs("time in batches", lambda one: one.row.seconds_per_image, measured=True),
     Costs("time alone", lambda one: one.seconds_alone, measured=True),
 )
+AS_MANY = f"for {100 * POWER:.0f}% power"
 AT_EQUAL_COST = "score at equal FLOPs"  # a ratio of the baselines' to its own
 
 
@@ -78,7 +79,7 @@ def pooled_results(results: ComparisonResults, level: float = LEVEL) -> Comparis
     for timed in results.finished:
         if one := pooled.get(timed.candidate.key):
             row = replace(one.row, seconds_per_image=timed.row.seconds_per_image, batch_size=timed.row.batch_size)
-            finished.append(replace(timed, row=row, replicates=one.replicates, trainings=one.trainings))
+            finished.append(replace(timed, row=row, replicates=one.replicates))
     return replace(results, finished=finished)
 
 
@@ -184,14 +185,16 @@ def verdict_table(results: ComparisonResults) -> Table:
         cells.append((*named, "all metrics", "", "", *verdict.words))
     sides = [beyond(one.savings[0]) for verdict in found for one in verdict.by_metric.values()]
     notes = (
-        "every metric sees the same images; the plans are those that one of them has on the front of their kind",
-        f"{AT_EQUAL_COST}: the least of the baselines' for at most as many, over the plan's own: above 1 it is better; "
-        "elsewhere what the baselines cost for its score, over its own cost: above 1 it is cheaper",
-        f"{CHEAPER}, or {COSTLIER}: the interval of every metric leaves out 1 on that side, by a factor of {TIMING} "
-        f"where time is measured; {OPEN}: every interval holds 1; {SPLIT}: anything else, and nothing is claimed",
-        f"on {COSTS[0].name} {sides.count(1)} of {len(sides)} ratios are significantly above 1, {sides.count(-1)} "
-        f"below; {significant_together(results, found)} remain by Holm's procedure, all of them rightly with a "
-        f"probability of {100 * LEVEL:.0f}%",
+        "every metric scores the same images",
+        f"{AT_EQUAL_COST}: the best score of a single network for at most the plan's FLOPs, divided by the plan's "
+        "score; above 1 the plan is better",
+        "other ratios: the cost at which a single network reaches the plan's score, divided by the plan's cost; above "
+        "1 the plan is cheaper",
+        f"{CHEAPER}, or more expensive: every interval lies on that side of 1, for times by a factor of {TIMING}; "
+        f"{OPEN}: every interval holds 1; {SPLIT}: anything else, and nothing is claimed",
+        f"on {COSTS[0].name} {sides.count(1)} ratios of {len(sides)} are significantly above 1, and {sides.count(-1)} "
+        f"are significantly below; {significant_together(results, found)} remain significant after Holm's correction "
+        f"at {100 * LEVEL:.0f}%",
     )
     header = ("network", "sampler", "plan", "metric", "score", AT_EQUAL_COST, *(costs.name for costs in COSTS))
     return Table(header, tuple(cells), notes)
@@ -200,34 +203,34 @@ def verdict_table(results: ComparisonResults) -> Table:
 def savings_table(results: ComparisonResults) -> Table:
     """A line for each plan, by the first metric."""
     pooled = pooled_results(results)
-    found = verdicts(pooled)
+    found, more = verdicts(pooled), "trainings" if plans_of(results.measured) else "images"
     cells = []
     for one in found:
         row = one.finished.row
         named = (row.network, row.sampler, row.plan, significant(row.score.value))
-        cells.append((*named, str(one.first.score), *map(str, one.first.savings), _power(one)))
+        cells.append((*named, str(one.first.score), *map(str, one.first.savings), _power(one, more)))
     notes = (
-        f"{AT_EQUAL_COST}: the least of all baselines for at most as many, over the plan's own: above 1, it is better",
-        "elsewhere: cost of the best of these for the plan's score, over its own: above 1, it is cheaper. "
-        "Between two plans of one network and sampler the score is a straight line in logarithms",
-        "in brackets 95% intervals over images and trainings, of both sides; never: no baseline reaches the score",
-        "at most: what reaches the score is the cheapest plan of its curve that was measured, and is better, so that a "
-        "cheaper one could do; the interval then begins at 0",
-        "times of a network's plans are taken to rise with their FLOPs: what noise has turned round is pooled",
-        f"power: so many times the images, or the trainings, would make the ratio in {COSTS[0].name} significant with "
-        f"a chance of {100 * POWER:.0f}%, if the scores are the true ones",
+        "ratios as above; between two plans of one network and sampler the score is interpolated linearly in "
+        "logarithms",
+        "in brackets 95% intervals over images and trainings, of both sides; never: no single network reaches it",
+        "at most: even the cheapest plan of the single network beats the score, so the ratio is an upper bound and the "
+        "interval begins at 0",
+        "times of a network's plans are assumed to rise with their FLOPs: plans whose order noise has reversed are "
+        "pooled",
+        f"{AS_MANY}: as many images, or trainings, would find the ratio in {COSTS[0].name} significant with a "
+        f"probability of {100 * POWER:.0f}%",
     )
     metric = metrics_of(results)[0]
-    header = ("network", "sampler", "plan", metric, AT_EQUAL_COST, *(costs.name for costs in COSTS), "power")
+    header = ("network", "sampler", "plan", metric, AT_EQUAL_COST, *(costs.name for costs in COSTS), AS_MANY)
     return Table(header, tuple(cells), notes)
 
 
-def _power(one: Verdict) -> str:
+def _power(one: Verdict, of: str) -> str:
     """A dash where no baseline is as cheap."""
     times = one.first.savings[0].to_tell
     if not math.isfinite(times):
         return "-"
-    return f"{times:.1f} times the {'trainings' if one.finished.trainings else 'images'}"
+    return f"{times:.1f} times the {of}"
 
 
 def headline_table(results: ComparisonResults) -> Table:
@@ -254,11 +257,11 @@ def _by_metric(results: ComparisonResults, cell: Callable[[Savings], str]) -> Ta
 
 def trainings_table(results: ComparisonResults) -> Table:
     """A line for each plan whose network was trained several times, lowest cost first."""
-    several = pooled_results(results).finished
-    several = [one for one in several if any(len(scores) > 1 for scores in one.trainings.values())]
-    cells = []
-    for one in sorted(several, key=lambda one: one.row.macs):
-        scores = ("; ".join(map(significant, values)) for values in one.trainings.values())
-        cells.append((one.row.network, one.row.sampler, one.row.plan, *scores))
-    note = "one score a training, in the order in which they were named; elsewhere stands their geometric mean"
-    return Table(("network", "sampler", "plan", *(several[0].trainings if several else ())), tuple(cells), (note,))
+    several = [plan for plan in plans_of(results.measured) if len(plan) > 1]
+    metrics, cells = several[0][0].row.scores if several else (), []
+    for plan in sorted(several, key=lambda plan: plan[0].row.macs):
+        row = plan[0].row
+        scores = ("; ".join(significant(one.row.scores[metric].value) for one in plan) for metric in metrics)
+        cells.append((row.network, row.sampler, row.plan, *scores))
+    note = "one score for each training, in the order of their seeds; other tables have the geometric mean"
+    return Table(("network", "sampler", "plan", *metrics), tuple(cells), (note,))

@@ -4,6 +4,7 @@ Threads that wait awake for one another can take most of the processor time wher
 """
 
 import functools
+import gc
 import os
 import signal
 
@@ -26,12 +27,27 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+gc.disable()  # until all is collected: visiting what is imported again and again takes a third of that time
+
+
+def pytest_collection_finish():
+    """The objects of what was imported and collected stay: the garbage collector need not visit them."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_samples():
-    """Trainings draw a small grid of samples, in few steps: most tests look at other things."""
+    """Trainings draw a small grid of samples, in few steps, and calls are timed briefly: most tests look at others."""
+    from dualrate.drawing import measure
     from dualrate.runs import train
 
+    timed = measure.seconds_per_call
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            measure, "seconds_per_call", lambda call, *, seconds, device: timed(call, seconds=0, device=device)
+        )
         patch.setattr(train, "SHOWN", 4)
         patch.setattr(train, "SHOWN_STEPS", 4)
         yield

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 from cli.command import call
@@ -14,12 +15,11 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "distill": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "retrofit": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "sample": {"--num": 2},
-    "evaluate": {"--num": 192},
+    "evaluate": {"--num": 24},
     "evaluate --bound": {"--num": 2},
-    "plan": {"--grid": 32, "--images": 4},
-    "plan search": {"--steps": 4, "--heavy": 2, "--num": 192},
-    "plan calibrate": {"--images": 4, "--rings": 3},
-    "compare": {"--minutes": 2, "--screen": 192, "--count": 192},
+    "plan": {"--grid": 16, "--images": 2},
+    "plan calibrate": {"--images": 2, "--rings": 3},
+    "compare": {"--minutes": 2, "--screen": 24, "--count": 24},
     "demo": {"--minutes": 0.01, "--count": 192},
     "cost": {},
     "export": {},
@@ -31,6 +31,8 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "data": {},
     "--help": {},
 }
+FEWER = {"--steps": "4", "--heavy": "2", "--codec-steps": "2"}  # in place of those on the page, where images are drawn
+BUDGETS = {"0.25x": "0.5x"}  # which pays for the steps of a grid that is smaller
 TWO_STAGES = (["train", "fashion-mnist-latents"],)
 
 
@@ -68,7 +70,9 @@ def tiny(words: list[str]) -> list[str]:
             at = words.index(option)
             words = words[:at] + words[at + 2 :]
         words = [*words, option, str(value)]
-    return words
+    if words[0] in ("sample", "evaluate", "cost"):
+        words = [words[0], *(FEWER.get(option, word) for option, word in pairwise(words))]
+    return [BUDGETS.get(word, word) for word in words]
 
 
 def follow(words: list[str], monkeypatch) -> None:

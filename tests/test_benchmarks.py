@@ -84,7 +84,7 @@ def test_training_iterations_change_the_networks() -> None:
 
 def test_a_child_process_tells_its_memory_and_time() -> None:
     found = child.run(
-        str(ROOT / "weights/fashion-mnist-light"), "sample", "--steps", "4", "--batch", "32", "--repeats", "1"
+        str(ROOT / "weights/fashion-mnist-light"), "sample", "--steps", "2", "--batch", "2", "--repeats", "1"
     )
     assert 0 < found["start"] < found["peak"] < 2**34
     assert found["user"] > 0

@@ -68,13 +68,13 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture
 def beside(place, monkeypatch) -> Path:
     """As if the package were installed, in its folder."""
-    from dualrate.compare import measure
+    from dualrate.compare import comparison
 
     monkeypatch.syspath_prepend(place)
     monkeypatch.chdir(place)
     monkeypatch.setenv("DUALRATE_CACHE", str(place / "cache"))
-    monkeypatch.setattr(measure, "BATCH", 2)
-    monkeypatch.setattr(measure, "CALLING", 0.001)
+    monkeypatch.setattr(comparison, "BATCH", 2)
+    monkeypatch.setattr(comparison, "CALLING", 0.001)
     return place
 
 

@@ -226,9 +226,9 @@ def test_the_gate() -> None:
 def test_natural_images_run_on_a_cpu(job: Job) -> None:
     assert call("natural_images", job)
     rows = read(job.out, "natural_images-25M")["rows"]
-    assert list(rows) == ["8", "16"]
-    assert len(rows["16"]["bins"]) == 12
-    assert read(job.out, "natural_images")["rows"]["gate"]["seen"] == 16
+    assert list(rows) == ["2", "4"]
+    assert len(rows["4"]["bins"]) == 12
+    assert read(job.out, "natural_images")["rows"]["gate"]["seen"] == 4
     assert (job.out / "natural_images.png").stat().st_size > 1000
     assert read(job.out, "natural_images")["environment"]["commit"] == "abc"
 
@@ -254,12 +254,13 @@ def test_unconditional_networks_take_six_calls(job: Job, monkeypatch: pytest.Mon
     done = [call("unconditional", replace(job, work=job.work / str(i))) for i in range(6)]
     assert done == [False] * 5 + [True]
     rows = read(job.out, "unconditional")["rows"]
-    assert [rows[f"pair {share}"]["seen"] for share in (1, 2)] == [8, 16]  # it went on
+    assert [rows[f"pair {share}"]["seen"] for share in (1, 2)] == [2, 4]  # it went on
     assert {"light 8/8", "medium 8/8", "pair 8/1", "pair 8/2"} <= set(rows)
     assert rows["pair 8/1"]["macs"] < rows["medium 8/8"]["macs"]
 
 
-def test_agreement_runs_on_a_cpu_which_agrees_with_itself(job: Job) -> None:
+def test_agreement_runs_on_a_cpu_which_agrees_with_itself(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(right_and_fast, "ITERATIONS", 4)
     assert call("right_and_fast", job)
     rows = read(job.out, "right_and_fast")["rows"]
     assert rows["what disagrees"]["rows"] == []

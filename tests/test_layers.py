@@ -197,46 +197,41 @@ def test_the_floors_list_the_rooms_that_exist() -> None:
     assert len(ROOMS) == len(set(ROOMS))
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_to_earlier_rooms(module: str) -> None:
-    wrong = upward(module, imports_of(module))
-    assert not wrong, f"{module} imports {wrong} of a later room"
+def test_imports_point_to_earlier_rooms() -> None:
+    wrong = {module: upward(module, imports_of(module)) for module in MODULES}
+    assert not {module: names for module, names in wrong.items() if names}, "these are of later rooms"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_can_be_read_off(module: str, trees: dict[str, ast.Module]) -> None:
-    wrong = hidden(trees[module])
-    assert not wrong or module in MAY_FIND, f"{module} uses {wrong}: no test sees what that imports"
+def test_imports_can_be_read_off(trees: dict[str, ast.Module]) -> None:
+    wrong = {module: hidden(tree) for module, tree in trees.items() if module not in MAY_FIND}
+    assert not {module: names for module, names in wrong.items() if names}, "no test sees what these import"
 
 
-@pytest.mark.parametrize("module", MODULES)
 def test_names_are_imported_from_where_they_are_defined(
-    module: str, trees: dict[str, ast.Module], bound: dict[str, dict[str, str]]
+    trees: dict[str, ast.Module], bound: dict[str, dict[str, str]]
 ) -> None:
-    assert not borrowed(trees[module], bound)
+    wrong = {module: borrowed(tree, bound) for module, tree in trees.items()}
+    assert not {module: names for module, names in wrong.items() if names}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module.endswith(".__init__")])
-def test_the_package_alone_gathers_names_of_others(module: str) -> None:
-    assert module == "dualrate.__init__" or not imports_of(module)
+def test_the_package_alone_gathers_names_of_others() -> None:
+    gathering = [module for module in MODULES if module.endswith(".__init__") and imports_of(module)]
+    assert gathering == ["dualrate.__init__"]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_methods_do_not_import_each_other_nor_the_trainer_a_method(module: str) -> None:
-    assert not sideways(module, imports_of(module))
-    assert not partial(module, imports_of(module))
+def test_methods_do_not_import_each_other_nor_the_trainer_a_method() -> None:
+    wrong = {module: sideways(module, imports_of(module)) + partial(module, imports_of(module)) for module in MODULES}
+    assert not {module: names for module, names in wrong.items() if names}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_third_party_packages_stay_where_they_belong(module: str) -> None:
-    wrong = unconfined(module, imports_of(module))
-    assert not wrong, f"{module} imports {wrong}; allowed in: {[CONFINED[name] for name in wrong]}"
+def test_third_party_packages_stay_where_they_belong() -> None:
+    wrong = {module: unconfined(module, imports_of(module)) for module in MODULES}
+    assert not {module: names for module, names in wrong.items() if names}, f"allowed are {CONFINED}"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_without_the_extras_every_module_can_be_imported(module: str, trees: dict[str, ast.Module]) -> None:
-    needed = at_once(trees[module]) & (declared(*EXTRAS) - declared())
-    assert bool(needed) == (module in OF_AN_EXTRA)
+def test_without_the_extras_every_module_can_be_imported(trees: dict[str, ast.Module]) -> None:
+    extras = declared(*EXTRAS) - declared()
+    assert {module for module, tree in trees.items() if at_once(tree) & extras} == OF_AN_EXTRA
 
 
 def test_what_needs_an_extra_is_imported_by_nothing_else_at_once(trees: dict[str, ast.Module]) -> None:

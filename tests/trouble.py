@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from dualrate.system import folders
 
 NOBODY = 65534
 
@@ -105,6 +102,8 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 def forked(work: Callable[[], object]) -> int:
     """Works on one thread in a process of its own, which has all that is imported here: its exit code."""
+    import torch  # here, since processes that import this file alone would wait for it
+
     child = os.fork()
     if not child:
         try:
@@ -119,6 +118,8 @@ def forked(work: Callable[[], object]) -> int:
 
 def killed(monkeypatch: pytest.MonkeyPatch, point: str, work: Callable[[], object]) -> int:
     """Works in a process of its own, which dies at a point of writing a folder: its exit code, 9 if it did so."""
+
+    from dualrate.system import folders
 
     def dies() -> None:
         monkeypatch.setattr(folders, "fault_point", lambda reached: os._exit(9) if reached == point else None)

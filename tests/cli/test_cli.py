@@ -148,7 +148,7 @@ def test_a_resumed_run_takes_its_own_number_of_threads_where_that_is_automatic(
         ),
         (
             ["export", "RUN", "--to", "diffusers"],
-            '--to is 2 values, "diffusers" or "torch-export", then a path, or None',
+            '--to is 2 values, "diffusers", then a path, or None',
         ),
         (["cost", "RUN", "--batch-size", "0"], "batch_size is a whole number from 1"),
         (["export", "/nowhere", "--out", "x"], "is no run"),

@@ -134,5 +134,5 @@ def test_compiled_and_other_images_are_not_mixed(weights, tmp_path, monkeypatch,
 
 def test_without_a_gpu_no_calls_are_recorded(weights, tmp_path, monkeypatch, capsys):
     assert sample(monkeypatch, weights, tmp_path / "out", "--num", 1, "--graphs") == 0
-    assert "CUDA graphs need a GPU, and this is the cpu: the networks run as they are" in capsys.readouterr().err
+    assert "CUDA graphs need a GPU, and this is the cpu: calls are not recorded" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "sample.json").read_text())["origin"]["precision"] == "float32"

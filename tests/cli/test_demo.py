@@ -12,7 +12,7 @@ from metrics.untrained import untrained
 from runs.made import saved_random
 
 from dualrate.cli import demo
-from dualrate.compare import comparison, measure
+from dualrate.compare import comparison
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
@@ -43,8 +43,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(demo, "PLANS", (("two", "dual", "4/2"), ("one", "heavy", "3"), ("gone", "nowhere", "2")))
     monkeypatch.setattr(demo, "TRAINED_HERE", "4/2")
     monkeypatch.setattr(comparison, "compare", partial(comparison.compare, features=tmp_path / "net"))
-    monkeypatch.setattr(measure, "BATCH", 2)
-    monkeypatch.setattr(measure, "CALLING", 0.001)
+    monkeypatch.setattr(comparison, "BATCH", 2)
+    monkeypatch.setattr(comparison, "CALLING", 0.001)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

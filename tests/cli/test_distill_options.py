@@ -199,7 +199,7 @@ def test_the_instant_version_s_teacher_stays_in_float32(student, root):
     teacher, found = load(root / "teacher"), student(*INSTANT)
     instant = found.method.build(found, teacher, bfloat16=True)
     assert isinstance(instant, InstantMomentMatching)
-    assert {p.dtype for p in instant.teacher_network.parameters()} == {torch.float32}
+    assert {p.dtype for p in instant.teacher.network.parameters()} == {torch.float32}
     found = student()
     alternating = found.method.build(found, teacher, bfloat16=True)
     assert isinstance(alternating, MomentMatching)

@@ -36,9 +36,9 @@ def train(monkeypatch, *options) -> int:
 def test_one_line_trains_and_says_what_it_chose_before_it_starts(here, monkeypatch, capsys):
     assert train(monkeypatch, "--data.source", "photos", *QUICK) == 0
     told = capsys.readouterr().err
-    chosen, cost = told.index("each becomes 32 x 32, in colour"), told.index("multiply-adds")
+    chosen, cost = told.index("each becomes 32 x 32, in colour"), told.index("million MACs")
     assert chosen < cost < told.index("finished at iteration 2")
-    assert "encoder: 0.0668 M parameters" in told
+    assert "encoder 0.07 M parameters" in told
     model = load(here / "runs" / "photos-tiny-dual")
     assert (model.shape, model.num_classes) == ((3, 32, 32), 0)
 

@@ -1,6 +1,5 @@
 """A comparison from end to end on tiny runs: entries, resuming, time that runs out, and what the page says."""
 
-import csv
 import json
 import os
 import shutil
@@ -19,20 +18,17 @@ from trouble import forked
 
 import dualrate as dr
 from dualrate.cli.main import main
-from dualrate.compare import candidates, comparison, measure, page
+from dualrate.compare import candidates, comparison, page
 from dualrate.compare.candidates import (
     Candidate,
     RunRequest,
     baselines_of,
     candidates_of,
-    switched_at,
-    with_trainings,
 )
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.page import compare_page
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Refresh
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import DataConfig, Experiment
@@ -93,9 +89,10 @@ def here(prepared, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(candidates, "LADDER", (3, 5))
     monkeypatch.setattr(candidates, "DUAL_PLANS", ((4, 2), (6, 2)))
-    monkeypatch.setattr(measure, "CALLING", 0.001)
-    monkeypatch.setattr(measure, "BATCH", 2)
-    monkeypatch.setattr(measure, "SHOWN", 2)
+    monkeypatch.setattr(comparison, "CALLING", 0.001)
+    monkeypatch.setattr(comparison, "BATCH", 2)
+    monkeypatch.setattr(comparison, "SHOWN", 2)
+    monkeypatch.setattr(comparison, "environment", lambda device: {"processor": "one", "commit": "1234567"})
     monkeypatch.setattr(comparison, "compare_page", lambda results: "no page")
     resampled = evaluate.resampled_distances
     few = {"resamples": 40}
@@ -143,8 +140,6 @@ def test_usual_plans_on_one_page(here, monkeypatch):
     for one in findings.screened:  # the replicates are those whose quantiles are the score's interval
         tails = np.quantile(one.replicates[one.row.score.metric], [0.025, 0.975])
         assert tuple(tails) == pytest.approx((one.row.score.low, one.row.score.high))
-    lines = list(csv.DictReader((here / "report.csv").open()))
-    assert [line["network"] for line in lines] == [line["network"] for line in made["front"]]
 
 
 @pytest.mark.parametrize(("text", "steps", "heavy"), [("dual:8/2", 8, 2), ("dual:8", 8, None), ("heavy:6", 6, None)])
@@ -194,7 +189,7 @@ def forget_rows(here: Path) -> None:
 def test_rows_of_another_machine_stand_for_images_and_features(here, monkeypatch):
     first = run(here, "dual:4/2")
     shutil.move(here / "report.cells", here / "elsewhere")
-    monkeypatch.setattr(measure, "measure", None)
+    monkeypatch.setattr(comparison, "measure", None)
     monkeypatch.setattr(FeatureNet, "features", None)  # of real images neither
     (here / "report.cells").mkdir()
     for file in (here / "elsewhere").glob("*.json"):
@@ -270,15 +265,11 @@ def test_two_metrics_see_the_same_images_which_are_drawn_once_and_screen_with_th
     for one in findings.finished:
         score, replicates = one.row.scores["FD-noise mixer"], one.replicates["FD-noise mixer"]
         assert tuple(np.quantile(replicates, [0.025, 0.975])) == pytest.approx((score.low, score.high))
-    page, lines = (here / "report.html").read_text(), list(csv.DictReader((here / "report.csv").open()))
+    page, lines = (here / "report.html").read_text(), json.loads((here / "report.json").read_text())["front"]
     assert "FD-noise net" in page
     assert "FD-noise mixer" in page
     for line, one in zip(lines, findings.finished, strict=True):
-        assert float(line["FD-noise mixer value"]) == one.row.scores["FD-noise mixer"].value
-    drawn.clear()
-    forget_rows(here)
-    compare(["heavy:2", "dual"], here / "report.html", EFFORT, **how)
-    assert EFFORT.count not in drawn
+        assert line["FD-noise mixer value"] == one.row.scores["FD-noise mixer"].value
 
 
 def test_workers_draw_what_one_process_does(here, monkeypatch):
@@ -290,22 +281,13 @@ def test_workers_draw_what_one_process_does(here, monkeypatch):
     assert not Stand.asked
     shutil.rmtree(here / "report.cells")
     two = run(here, "heavy:2", "dual:4/2", workers=2)
-    assert (Stand.asked, Stand.blocks) == ([2], 2 + 2)  # real images; of two candidates
+    assert (Stand.asked, Stand.blocks) == ([2], 2)  # of two candidates
     for first, second in ((one.screened, two.screened), (one.finished, two.finished)):
         assert [each.row.score for each in first] == [each.row.score for each in second]
 
 
-def test_time_that_runs_out_is_said_and_the_rest_done_later(here, pages, monkeypatch):
-    with monkeypatch.context() as short:
-        short.setattr("dualrate.compare.comparison.SCREENING", 1e-9)
-        findings = run(here, "heavy", "dual")
-    assert "not screened in time" in findings.unfinished[0]
-    assert "The same command continues." in (here / "report.html").read_text()
-    assert not run(here, "heavy", "dual").unfinished
-
-
 def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, pages, monkeypatch):
-    monkeypatch.setattr(measure, "INCREMENT", 40)
+    monkeypatch.setattr(comparison, "INCREMENT", 40)
     notes = Notes()
     effort = Effort(minutes=1e-9, screen=60, count=80)
     findings = compare(["heavy@ddim", "dual"], here / "report.html", effort, features=here / "net", progress=notes)
@@ -357,7 +339,7 @@ def test_what_was_asked_for_stays_so_where_the_usual_plans_have_it_too(here, tex
         ("dual:8/2", RunRequest(Path("dual"), "dual", Choice(8, 2))),
         ("heavy:8@dpm++2m", RunRequest(Path("heavy"), "heavy", Choice(8, sampler="dpm++2m"))),
         ("heavy@ddim", RunRequest(Path("heavy"), "heavy", Choice(sampler="ddim"))),
-        ("heavy+shared-encoder-3:8", RunRequest(Path("heavy"), "heavy", Choice(8), "shared-encoder-3")),
+        ("heavy+shared-encoder:8", RunRequest(Path("heavy"), "heavy", Choice(8), "shared-encoder")),
         ("dual:8/2@ancestral:0.5", RunRequest(Path("dual"), "dual", Choice(8, 2, "ancestral", 0.5))),
     ],
 )
@@ -473,21 +455,6 @@ def test_another_run_makes_the_first_steps(here, monkeypatch):
         run(here, "heavy+dual:8")
 
 
-def test_another_run_makes_the_steps_until_a_time(here):
-    """DuoDiff, T-Stitch: those that start before it, on the sampler's own times; what says its counts keeps them."""
-    requests = [RunRequest.parse(text) for text in ("heavy+dual:8@dpm++2m", "heavy+dual", "heavy+dual:8/6", "heavy:8")]
-    switched, usual, *others = switched_at(requests, 0.5)
-    assert others == requests[2:]
-    models = {request.run: load(request.run) for request in requests}
-    (named,) = candidates_of([switched], models)
-    for one in (named, *candidates_of([usual], models)):
-        starts = one.plan.t[:-1]
-        assert one.plan.refresh == tuple(Refresh.NONE if t > 0.5 else Refresh.FULL for t in starts)
-    assert named.plan.t == grid_times("karras", models[Path("heavy")].process.schedule, 8)
-    with pytest.raises(ValueError, match=r"--switch-at 0\.5 has no effect: it is for a light network before a"):
-        compare(["heavy:8"], Path("page.html"), Effort(), progress=Notes(), switch_at=0.5)
-
-
 def baselines(*texts: str) -> tuple[list[RunRequest], list[str]]:
     """What --baselines adds to these requests, and what is said of it."""
     requests, notes = [RunRequest.parse(text) for text in texts], Notes()
@@ -578,55 +545,3 @@ def test_bad_input_is_one_clear_line(here, capsys, monkeypatch, arguments, expec
     assert stopped.value.code == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert expected in told[-1]
-
-
-def test_a_request_of_several_runs(here):
-    for name in ("other", "third"):
-        shutil.copytree(here / "heavy", here / name)
-    request = RunRequest.parse("big=heavy,other,third:8@ddim")
-    assert (request.network, [str(run) for run in (request.run, *request.trainings)]) == (
-        "big",
-        ["heavy", "other", "third"],
-    )
-    assert request.choice == Choice(8, sampler="ddim")
-    with pytest.raises(ValueError, match="no run 'nowhere'"):
-        RunRequest.parse("heavy,nowhere:8")
-
-
-def test_trainings_may_be_named_by_several_requests_of_their_network():
-    run, first, second = Path("a"), Path("first"), Path("second")
-    requests = [RunRequest(run, "a", Choice(), trainings=own) for own in ((first,), (second, first))]
-    made = with_trainings([Candidate(run, "a", "ddim", StepPlan.uniform(2))], requests)
-    assert [(one.run, one.training) for one in made] == [(run, 0), (first, 1), (second, 2)]
-
-
-def retrained(here, of: str, name: str, factor: float, seed: int = 1, **fit) -> None:
-    """A run with other weights, from a seed; fit: what else is trained otherwise."""
-    shutil.copytree(here / of, here / name)
-    experiment = load(here / of).experiment
-    (here / name / "experiment.json").unlink()
-    write_experiment(here / name, replace(experiment, fit=replace(experiment.fit, seed=seed, **fit)))
-    weights = {key: factor * value for key, value in load(here / of).networks.state_dict().items()}
-    shutil.rmtree(here / name / "checkpoints")
-    checkpoint.save(here / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
-
-
-def test_trainings_are_one_line_of_a_comparison(here):
-    for i, factor in enumerate((0.9, 1.1)):
-        retrained(here, "heavy", f"heavy-{i}", factor, seed=i + 1, log_every=7)
-    results = run(here, "heavy,heavy-0,heavy-1:3", "dual:4/2")
-    assert len(results.measured) == 4
-    assert [one.candidate.network for one in results.finished] == ["heavy", "dual"]
-    (scores,) = results.finished[0].trainings.values()
-    assert len(set(scores)) == 3
-    assert results.finished[0].row.score.value == pytest.approx(np.mean(scores))
-    line, _ = json.loads((here / "report.json").read_text())["front"]
-    assert line[f"{results.finished[0].row.score.metric} trainings"] == list(scores)
-
-
-@pytest.mark.parametrize("text", ["heavy,heavy:3", "heavy,dual:3", "heavy,longer:3", "heavy,again:3"])
-def test_what_is_no_retraining_is_refused(here, text):
-    retrained(here, "heavy", "longer", 0.9, iterations=2)
-    retrained(here, "heavy", "again", 0.9, seed=0)
-    with pytest.raises(ValueError, match="are not trainings of one network from different seeds"):
-        run(here, text)

@@ -1,7 +1,5 @@
 """What a comparison says of made-up measurements: savings in closed form, merged trainings, the page, kept rows."""
 
-import csv
-import io
 import json
 import math
 from dataclasses import replace
@@ -13,15 +11,13 @@ from report.made import row
 
 from dualrate.compare import page
 from dualrate.compare.candidates import Candidate
-from dualrate.compare.measure import promising
+from dualrate.compare.comparison import promising
 from dualrate.compare.page import compare_page, front_table, headline, reusing_plans
 from dualrate.compare.results import (
     ComparisonResults,
     MeasuredCandidate,
-    as_csv,
     as_json,
     cost_at,
-    merged_trainings,
     saving,
 )
 from dualrate.diffusion.plan import StepPlan
@@ -103,31 +99,15 @@ def test_the_headline_says_what_is_saved(cost, score, said):
     assert headline(findings([], BASELINES)).startswith("The best is single ancestral 4: FD-squares 2.00")
 
 
-def test_trainings_are_merged_and_their_noise_is_in_the_interval():
-    first = finished("dual", 1, 4.0, spread=0.01)
-    again = [
-        replace(first, candidate=replace(first.candidate, run=Path(f"dual-{i}"), training=i), row=row(value=value),
-                replicates={"FD-squares": np.full(41, value)})
-        for i, value in ((1, 5.0), (2, 9.0))
-    ]  # fmt: skip
-    (one, single) = merged_trainings([first, *again, BASELINES[0]])
-    assert single is BASELINES[0]
-    assert one.row.score.value == pytest.approx(6.0)
-    assert one.trainings == {"FD-squares": (4.0, 5.0, 9.0)}
-    assert one.row.score.low < 5 < 7.5 < one.row.score.high
-    assert "mean of 3 trainings" in one.row.score.note
-    assert one.candidate == first.candidate
-
-
 def test_further_metrics_are_columns(monkeypatch):
     monkeypatch.setattr(page, "svg", lambda figure: "<svg></svg>")
     dual = finished("dual", 1, 4.0, other=5.0)
     results = findings([dual], [finished("single", cost, 8 / cost, heavy=4, other=8 / cost) for cost in (1, 4)])
     header = front_table(results.finished).header
     assert [name for name in header if name.startswith("FD-")] == ["FD-squares", "FD-other"]
-    lines = list(csv.DictReader(io.StringIO(as_csv(results))))
-    assert [float(line["FD-other value"]) for line in lines] == [5.0, 8.0, 2.0]
-    assert [line["saving_ratio"] for line in lines] == ["2.0", "", ""]
+    lines = json.loads(as_json(results))["front"]
+    assert [line["FD-other value"] for line in lines] == [5.0, 8.0, 2.0]
+    assert [line.get("saving_ratio") for line in lines] == [2.0, None, None]
     assert "FD-other" in compare_page(results)
 
 

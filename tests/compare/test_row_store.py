@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dualrate.compare.candidates import Candidate
-from dualrate.compare.measure import Session
+from dualrate.compare.comparison import Session
 from dualrate.compare.results import keep_row, read_row
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.distances import KernelDistance, PrecisionRecall
@@ -93,5 +93,5 @@ def test_whatever_gives_another_row_has_another_name():
     assert len(set(names)) == len(names)
     assert row_file(*usual) == names[0]
     assert all(name.startswith(f"{CANDIDATE.key}-") for name in names)
-    again = replace(CANDIDATE, run=Path("again"), training=1)
+    again = replace(CANDIDATE, run=Path("again"))
     assert row_file(*usual, candidate=again) == names[0]  # the digest holds the weights

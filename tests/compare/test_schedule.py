@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from dualrate.compare.candidates import Candidate
-from dualrate.compare.measure import Session, useful_first
+from dualrate.compare.comparison import Session, useful_first
 from dualrate.diffusion.plan import StepPlan
 
 

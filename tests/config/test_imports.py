@@ -25,7 +25,7 @@ from dualrate.config.imports import imported, known
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.images import prepare
 from dualrate.denoisers.catalogue import denoiser_named
-from dualrate.drawing.plan_search import read_plan
+from dualrate.drawing.choice import read_plan
 from dualrate.drawing.samples import read_record, write_samples
 from dualrate.experiment.experiment import Experiment
 from dualrate.metrics.features import Architecture, FeatureNet

@@ -26,7 +26,7 @@ from dualrate.networks.uvit import UViT
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.catalogue import SAMPLERS, Sampler, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable, NoiseCovariance, ProbedCovariance, TabulatedCovariance
-from dualrate.sampling.ddim import AdjustedDDIM, TabulatedVariance
+from dualrate.sampling.ddim import AdjustedDDIM
 from dualrate.sampling.trajectory import rollout, trajectory
 
 PROCESS = dr.GaussianProcess(Cosine())
@@ -46,7 +46,7 @@ STEPS: dict[str, Make] = {
         dr.Ancestral(PROCESS, eta=0.5),
         dr.Ancestral(PROCESS, eta=0),
         dr.SDEDPMSolver2M(PROCESS, gamma=0.3),
-        AdjustedDDIM(PROCESS, TabulatedVariance((-15.0, 0.0, 15.0), (0.5, 0.1, 0.0))),
+        AdjustedDDIM(PROCESS, lambda log_snr: torch.sigmoid(-log_snr) / 2),
         NoiseCovariance(PROCESS, length=None),
     )
 }

@@ -52,13 +52,11 @@ TAUGHT = ConsistencyConfig(4, "one", teacher_steps=(8, 16))
 DUAL = replace(MATCHING, plans=OnePlan(8, 4), rollout="full")
 CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "denoising": (ONE, dr.DenoisingConfig(weighting=Elbo())),
-    "denoising, dual": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)))),
-    "denoising, encoder weight": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), encoder_weight=0.5)),
+    "denoising, dual": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), encoder_weight=0.5)),
     "denoising, from runs": (
         TWO, dr.DenoisingConfig(dr.TimeSampler(), encoder_from="one", freeze_encoder=True, light_from="light"),
     ),
-    "denoising, late plans": (TWO, dr.DenoisingConfig(dr.TimeSampler((1, 8), first=(0.6, 0.9)))),
-    "denoising, multiscale": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), multiscale=1)),
+    "denoising, late plans": (TWO, dr.DenoisingConfig(dr.TimeSampler((1, 8), first=(0.6, 0.9)), multiscale=1)),
     "moment matching": (ONE, MATCHING),
     "moment matching, guided": (ONE, replace(MATCHING, guidance=1.5)),
     "moment matching, segment": (TWO, replace(DUAL, rollout="segment", pretraining=2, light_from="light")),
@@ -68,10 +66,8 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "consistency, dual": (TWO, replace(TAUGHT, heavy=2, light_from="light")),
     "consistency, dual, from data": (TWO, replace(TAUGHT, heavy=1, teacher=None, student_from="two")),
     "consistency, from data": (ONE, replace(TAUGHT, teacher=None, student_from="one")),
-    "em": (ONE, EMDistillationConfig("one", Langevin(2, 0.16, 0.01))),
-    "em, guided": (ONE, EMDistillationConfig("one", Langevin(1, 0.16), guidance=1.5)),
+    "em": (ONE, EMDistillationConfig("one", Langevin(2, 0.16, 0.01), guidance=1.5)),
     "early exit": (EXITS, EarlyExitConfig("deep")),
-    "early exit, as the network": (EXITS, EarlyExitConfig("deep", reference="network")),
     "instant": (ONE, replace(MATCHING, version="instant")),
     "instant, dual": (TWO, replace(DUAL, version="instant", pretraining=2)),
 }  # fmt: skip
@@ -319,7 +315,7 @@ def test_its_denoiser_samples_finite_images_by_its_networks_current_weights(expe
     assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", ["denoising", "denoising, dual", "denoising, encoder weight"])
+@pytest.mark.parametrize("name", ["denoising", "denoising, dual"])
 def test_a_method_lowers_its_loss(name):
     """Of denoising: a student's loss has a meaning in its gradient only."""
     learner = method_of(CASES[name])
@@ -355,7 +351,7 @@ def test_its_own_plan_and_sampler_are_served(experiment):
     networks, denoiser = experiment.build()
     model = dr.Model(experiment.name, experiment, networks, denoiser, 1, weights_hash="")
     drawer = dr.Choice().drawer(model)  # checks both
-    assert drawer.plan.num_steps == serves.default_steps
+    assert drawer.plan.num_steps == serves.steps
     serves.check_step(make_step(serves.sampler or ANCESTRAL, experiment.process))
 
 

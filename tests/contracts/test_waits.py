@@ -191,7 +191,6 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     pretrained = {"pretraining": 1, "pretraining_states": student_states.ForwardPairs(PLAN, PROCESS)}
     backbone = double.get_submodule("encoder.net")
     method = moment_matching.InstantMomentMatching(
-        teacher_network=single["model"],
         states=student_states.SegmentRollout(PLAN, PROCESS),
         backbone=backbone,
         **pretrained,
@@ -212,7 +211,7 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     deep = replace(NET, levels=(*NET.levels[:-1], replace(NET.levels[-1], blocks=2)))
     exits, leaving = built(EarlyExitNetwork(deep))
     assert isinstance(leaving, EarlyExit)
-    found["early exit"] = (early_exit.EarlyExitTraining(exits, leaving, PROCESS, weighting, "network", 3), [0])
+    found["early exit"] = (early_exit.EarlyExitTraining(exits, leaving, PROCESS, weighting, 3), [0])
     return found
 
 

@@ -8,13 +8,12 @@ from scipy.stats import ks_2samp, norm
 from theory.common import PROCESS, f64, gaussian, normals, space_mixture, uniforms
 from theory.exact import OracleDenoiser
 
-from dualrate.contrib.speculative import Speculated, _Numbers, frozen, light, other, reflection_coupling, speculate
+from dualrate.contrib.speculative import Speculated, frozen, light, other, reflection_coupling, speculate
 from dualrate.denoisers.denoiser import Metered
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, NoisyEnd
-from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.likelihood.bound import FittedVariance
 from dualrate.sampling.ancestral import Ancestral, Reverse
@@ -125,13 +124,6 @@ def test_a_light_network_drafts_with_the_latest_context_of_its_own_image():
 
 FITTED = FittedVariance(Ancestral(PROCESS), (-1.0, 1.0), (0.1, 0.1))
 STRANGE = [DDIM(PROCESS), SDEDPMSolver2M(PROCESS), Ancestral(PROCESS, eta=0), FITTED, Reverse(Masked())]
-
-
-def test_acceptance_is_decided_by_numbers_of_its_own_at_every_step():
-    rows = torch.arange(1000)
-    numbers = _Numbers(PROCESS, Draws(0, rows), 4, (1,))
-    drawn = torch.stack([numbers(rows, torch.full_like(rows, k))[1] for k in range(4)])
-    assert (torch.corrcoef(drawn) - torch.eye(4)).abs().max() < 4 / 1000**0.5
 
 
 @pytest.mark.parametrize("step", STRANGE, ids=str)

@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from dualrate.data.images import ImageSet, load_images
-from dualrate.data.source import MAX_CLASSES, MAX_TEXT, class_numbers, printable
+from dualrate.data.source import MAX_CLASSES, class_numbers, printable
 from dualrate.diffusion.plan import StepPlan
-from dualrate.drawing.plan_search import read_plan
+from dualrate.drawing.choice import read_plan
 from dualrate.metrics.evaluate import load_reference
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
@@ -152,7 +152,7 @@ HUGE = 2**62
 FILES: dict[str, tuple[str, bytes, str]] = {  # what is wrong: the file's name, its content, the message
     # labels
     "npz label of a flipped bit": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, HUGE)), f"{HUGE} in row 3"),
-    "npz label too far": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, 1000)), "1000 in row 3; .* are 0 to 999"),
+    "npz label too far": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, 10**5)), "100000 in row 3"),
     "npz label negative": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, -1)), "labels run from -1 to 3.*row 3"),
     "npz label uint64": ("x.npz", npz(images=IMAGES, labels=at(LABELS, 3, 2**64 - 1, "u8")), f"{2**64 - 1} in row 3"),
     "npz labels are floats": ("x.npz", npz(images=IMAGES, labels=LABELS / 2), "float64 .*expected 20 integers"),
@@ -247,9 +247,9 @@ def test_class_numbers(dtype: type) -> None:
     labels, names = class_numbers(np.array([2, 0], dtype), "x", 2)
     assert (labels.dtype, labels.tolist(), names) == (np.int64, [2, 0], ("0", "1", "2"))
     many = np.arange(200_000)
-    with pytest.raises(ValueError, match="100000 in row 100000; class numbers of 200000 images are 0 to 99999"):
+    with pytest.raises(ValueError, match="100000 in row 100000; 100000 classes allow 0 to 99999"):
         class_numbers(many, "x", len(many))
-    with pytest.raises(ValueError, match="2 in row 0; 2 class names allow 0 to 1"):
+    with pytest.raises(ValueError, match="2 in row 0; 2 classes allow 0 to 1"):
         class_numbers(labels, "x", 2, reference=np.array([0, 1]))
 
 
@@ -362,7 +362,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("dualrate.data.readers.zipfile.ZipFile", refuse)
+    monkeypatch.setattr("dualrate.data.source.zipfile.ZipFile", refuse)
     monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
     with pytest.raises(OSError, match="Input/output error") as caught:
         load(tmp_path / name)
@@ -440,8 +440,7 @@ def test_a_bad_reference_is_one_line_that_names_it(content: bytes, message: str,
 
 
 PLANS: dict[str, tuple[bytes, str]] = {
-    "binary": (png(), "cannot be read as text: .*utf-8"),
-    "too large": (b" " * (MAX_TEXT + 1), "more than 10,000,000 bytes"),
+    "binary": (png(), "cannot be read as text in UTF-8: "),
     "empty": (b"", "cannot be read as a plan: "),
     "nested": (b"[" * 100_000, "cannot be read as a plan: "),
     "a list": (b"[1]", "cannot be read as a plan: "),

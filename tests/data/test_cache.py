@@ -163,19 +163,19 @@ def test_what_a_killed_decoding_left_goes_with_the_next(tmp_path, load):
 
 
 def test_another_process_may_publish_the_same_entry_first(tmp_path, load, monkeypatch):
-    from dualrate.data import cache as module
+    from dualrate.data import images as module
 
     load()
     done, kept = entry(tmp_path), tmp_path / "kept"
     done.rename(kept)
-    write = module.pack_images
+    write = module._pack
 
     def slow(*arguments, **options):
         write(*arguments, **options)
         shutil.copytree(kept, done)
         return {}
 
-    monkeypatch.setattr(module, "pack_images", slow)
+    monkeypatch.setattr(module, "_pack", slow)
     assert len(load()) == 18
     assert entry(tmp_path) == done
 

@@ -87,8 +87,6 @@ def test_then_debian_without_root(tmp_path: Path, offline: list[str], monkeypatc
         if command[0] == "dpkg-deb":
             write_four(cwd / "unpacked" / fashion_mnist.INSTALLED.relative_to("/"))
         elif command[-2:] == ["download", fashion_mnist.PACKAGE]:
-            if command[1] == "download":  # the system has no package lists
-                return subprocess.CompletedProcess(command, 100, "", "E: unable to locate package")
             (cwd / "package.deb").touch()
         return subprocess.CompletedProcess(command, 0, "", "")
 
@@ -98,8 +96,8 @@ def test_then_debian_without_root(tmp_path: Path, offline: list[str], monkeypatc
         load_images(
             "fashion-mnist", split="train", cache=tmp_path / "cache", progress=lambda i, n, text: said.append(text)
         )
-    assert [command.split()[0] for command in offline] == ["apt-get", "apt-get", "apt-get", "dpkg-deb"]
-    assert offline[1].endswith("update")
+    assert [command.split()[0] for command in offline] == ["apt-get", "apt-get", "dpkg-deb"]
+    assert offline[0].endswith("update")
     assert "fetching Fashion-MNIST (30 MB) by apt-get download" in said
     assert sorted(path.name for path in (tmp_path / "cache" / "fashion-mnist").iterdir()) == sorted(
         fashion_mnist.CONTENT

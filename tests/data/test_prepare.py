@@ -21,6 +21,7 @@ from data.pickled import by_pickle
 from PIL import Image
 
 from dualrate.data import cache as cache_module
+from dualrate.data import images as images_module
 from dualrate.data.cache import BLOCK, DATASET, PREPARED, Shards, block_sums, is_finished, read_packed, verify
 from dualrate.data.images import load_images, look_at, prepare
 from dualrate.data.loader import Batches
@@ -143,7 +144,7 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    original = cache_module.decode_shard
+    original = images_module._decode_shard
 
     def killed_at_the_third(folder: Path, *given: Any) -> None:
         if len(made) == 2:
@@ -152,7 +153,7 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
         original(folder, *given)
         made.append(given[-1].file)
 
-    monkeypatch.setattr(cache_module, "decode_shard", killed_at_the_third)
+    monkeypatch.setattr(images_module, "_decode_shard", killed_at_the_third)
     with pytest.raises(
         KeyboardInterrupt, match=r"interrupted: finished shards are kept in .*; the same command goes on"
     ):
@@ -161,7 +162,7 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
         load_images(tmp_path / "out", split="train")
     again: list[str] = []
     monkeypatch.setattr(
-        cache_module, "decode_shard", lambda *given: (original(*given), again.append(given[-1].file))[0]
+        images_module, "_decode_shard", lambda *given: (original(*given), again.append(given[-1].file))[0]
     )
     seen: list[tuple[int, int]] = []
     prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL, progress=lambda *now: seen.append(now[:2]))
@@ -336,7 +337,7 @@ def test_a_disk_that_fills_up_leaves_no_half_shard_and_the_same_call_goes_on(
 
 def test_grey_among_colours_needs_channels(photos: Path, tmp_path: Path) -> None:
     (photos / "dog" / "99.jpg").write_bytes(jpeg(np.random.default_rng(5), "L"))
-    with pytest.raises(ValueError, match=r"dog/99\.jpg is 1 x 8 x 8.*channels 1 or 3"):
+    with pytest.raises(ValueError, match=r"dog/99\.jpg is \(1, 8, 8\).*channels 1 or 3"):
         prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
     prepare(photos, tmp_path / "three", size=8, channels=3, shard_bytes=SMALL)
     assert_same(photos, tmp_path / "three", tmp_path, channels=3)

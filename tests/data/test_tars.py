@@ -13,7 +13,7 @@ import pytest
 from data.pickled import by_pickle
 from PIL import Image
 
-from dualrate.data import readers as tar_members
+from dualrate.data import tars as tar_members
 from dualrate.data.images import find_source, load_images, look_at, prepare
 from dualrate.data.source import Member, Raw, Split
 
@@ -171,14 +171,6 @@ def test_a_label_is_that_of_the_name_up_to_the_first_dot(tmp_path: Path) -> None
     expected = {f"x.tar/a/{i}.image.png": str(i % 3) for i in range(6)}
     assert classes(source) == expected | {f"x.tar/b/v1.{i}.png": str(i % 3) for i in range(6)}
     assert said_of(source) == {""}
-
-
-def test_labels_of_no_image_are_counted(tmp_path: Path) -> None:
-    files = [file for i in range(4) for file in ((f"{i}.png", png(i)), (f"label-{i}.cls", b"%d" % i))]
-    source = put(tmp_path / "x.tar", files)
-    assert set(classes(source).values()) == {""}
-    (said,) = said_of(source)
-    assert said.startswith("skipped 4 label(s) (.cls or .json) that belong to no image (x.tar/label-0, ")
 
 
 def test_what_is_hidden_in_an_archive_is_not_read(tmp_path: Path) -> None:

@@ -24,16 +24,6 @@ def test_five_in_six_of_the_middle_blocks_are_shared_and_one_at_least(blocks, sp
     assert denoiser_named("shared-encoder")(model, PROCESS) == FeatureCache(UViTCut(model.network, 1, split), PROCESS)
 
 
-@pytest.mark.parametrize("split", [1, 2, 3])
-def test_a_shared_encoder_is_named_with_its_number_of_blocks(split):
-    model = plain(3)
-    assert denoiser_named(f"shared-encoder-{split}")(model, PROCESS) == FeatureCache(
-        UViTCut(model.network, 1, split), PROCESS
-    )
-    with pytest.raises(ValueError, match="1 to 3 in this network, got 4"):
-        denoiser_named("shared-encoder-4")(model, PROCESS)
-
-
 def test_an_encoder_is_shared_of_a_single_u_vit_alone():
     network = plain(1).network
     for denoiser in (Guided(plain(1), PROCESS, 2.0, 3), Plain(network.float, PROCESS)):
@@ -48,12 +38,7 @@ def test_a_name_of_another_package_is_found_once_it_is_imported():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "nonsense",
-            f"no denoiser 'nonsense'; known is {', '.join(DENOISERS)}, shared-encoder-3, and pack",
-        ),
-        ("shared-encoder-0", "shared-encoder-3 has a number of middle blocks from 1 on, got '0'"),
-        ("shared-encoder-x", "from 1 on, got 'x'"),
+        ("nonsense", f"no denoiser 'nonsense'; there are {', '.join(DENOISERS)}, and pack"),
         ("math:pi", "math:pi is no denoiser: expected what takes a denoiser and its process, got 3.14"),
         ("math:gone", "has no 'gone'"),
         ("math:", "written package.module:name"),

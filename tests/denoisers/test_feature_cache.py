@@ -75,7 +75,7 @@ def refreshed(denoiser: dr.Denoiser, cond: dr.Cond, times: tuple[float, ...] = T
 
 
 def test_the_catalogue_has_the_caches():
-    assert NAMES == ["fora", "deep-cache", "taylor", "taylor-published", "toca", "duca"]
+    assert NAMES == ["fora", "deep-cache", "taylor", "toca", "duca"]
 
 
 @every_name
@@ -124,8 +124,7 @@ def by_block(z: Tensor, t: Tensor, cond: dr.Cond, run: Block) -> Tensor:
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("outer", [0, 1, 2])
-@pytest.mark.parametrize("form", ["newton", "published"])
-def test_one_kept_sum_is_every_block_kept_or_forecast_on_its_own(outer, order, form):
+def test_one_kept_sum_is_every_block_kept_or_forecast_on_its_own(outer, order):
     (z, cond), t = start(9), at(TIMES[-1])
     kept = []
     with torch.no_grad():
@@ -140,10 +139,8 @@ def test_one_kept_sum_is_every_block_kept_or_forecast_on_its_own(outer, order, f
             by_block(start(seed)[0], at(tau), cond, note)
             kept.insert(0, added)
         kept, times = kept[: order + 1], [at(tau) for tau in TIMES[:-1]][::-1][: order + 1]
-        weights, emb = (
-            forecast_weights(form, PROCESS.schedule, t, *times),
-            NET.embedding(PROCESS.log_snr(t), cond.label),
-        )
+        weights = forecast_weights(PROCESS.schedule, t, *times)
+        emb = NET.embedding(PROCESS.log_snr(t), cond.label)
 
         def reuse(name, block, h):
             if int(name[-1]) < outer:
@@ -151,7 +148,7 @@ def test_one_kept_sum_is_every_block_kept_or_forecast_on_its_own(outer, order, f
             return h + sum(w[:, None, None, None] * added[block] for w, added in zip(weights, kept, strict=True))
 
         expected = by_block(z, t, cond, reuse)
-        cache = FeatureCache(NET.cut(outer), PROCESS, order, form)
+        cache = FeatureCache(NET.cut(outer), PROCESS, order)
         found = cache.denoise(z, t, refreshed(cache, cond), cond)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -180,9 +177,9 @@ class Curve:
         return added
 
 
-def off(degree: int, order: int, form: str, times: tuple[float, ...]) -> float:
+def off(degree: int, order: int, times: tuple[float, ...]) -> float:
     """By how much x_hat misses that of the whole network at the last of the times."""
-    cache, (z, cond), t = FeatureCache(Curve(degree), PROCESS, order, form), start(9), at(times[-1])
+    cache, (z, cond), t = FeatureCache(Curve(degree), PROCESS, order), start(9), at(times[-1])
     found = cache.denoise(z, t, refreshed(cache, cond, times[:-1]), cond)
     return (found - cache.encode(z, t, cond).x_hat).abs().max().item()
 
@@ -193,14 +190,12 @@ def equal_in_log_snr(count: int) -> tuple[float, ...]:
     return tuple(t[(PROCESS.schedule.log_snr(t) + 3 - 1.5 * i).abs().argmin()].item() for i in range(count))
 
 
-def test_newton_follows_features_that_are_a_polynomial_at_any_spacing_and_the_published_form_a_line():
+def test_a_forecast_follows_features_that_are_a_polynomial_at_any_spacing():
     for times in (TIMES, equal_in_log_snr(4)):
         for degree in (0, 1, 2):
-            assert off(degree, 2, "newton", times) < 1e-9
-        assert off(3, 2, "newton", times) > 1e-2
-        assert off(1, 2, "published", times) < 1e-9
-        assert off(2, 2, "published", times) > 1e-2
-    assert off(1, 0, "newton", TIMES) > 1e-2
+            assert off(degree, 2, times) < 1e-9
+        assert off(3, 2, times) > 1e-2
+    assert off(1, 0, TIMES) > 1e-2
 
 
 def test_a_context_keeps_as_many_before_it_as_are_forecast_from():

@@ -191,7 +191,7 @@ def test_a_foreign_context_is_refused():
             shared().denoise(z, t, context, cond)
 
 
-@pytest.mark.parametrize("name", ["shared-encoder", "shared-encoder-1", "fora", "toca"])
+@pytest.mark.parametrize("name", ["shared-encoder", "fora", "toca"])
 def test_what_makes_x_of_v_is_around_no_model_of_tokens(name):
     with pytest.raises(ValueError, match="has no Gaussian noise"):
         denoiser_named(name)(Plain(NET, Masked()), Masked())

@@ -318,14 +318,15 @@ def test_a_judge_that_comes_later_has_its_images_drawn_and_the_first_one_s_featu
     assert measured(drawer, judge, tmp_path) == first
 
 
-def test_real_images_are_seen_by_whoever_draws_before_anything_is_drawn(drawer, judge):
+def test_real_images_are_seen_by_whoever_draws_before_anything_is_drawn(drawer, judge, tmp_path):
     jobs = []
 
     def mapper(job, blocks):
         jobs.append([type(block).__name__ for block in blocks])
         return in_turn(job, blocks)
 
-    assert measured(drawer, replace(judge), None, mapper=mapper).score == measured(drawer, judge, None).score
+    kept = replace(judge, keep=tmp_path)
+    assert measured(drawer, kept, None, mapper=mapper).score == measured(drawer, judge, None).score
     assert jobs == [["list"], ["list"] * 3]
 
 

@@ -18,7 +18,7 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.plan_search import candidates, fitting_grid, measured_errors
+from dualrate.drawing.planning import candidates, measured_errors
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
@@ -118,7 +118,7 @@ def test_candidates_stay_within_the_budget_and_beat_the_even_spread():
 def test_errors_are_measured_once(run, monkeypatch):
     model = load(run)
     first = measured_errors(model, grid=4, images=8, progress=Quiet())
-    monkeypatch.setattr("dualrate.drawing.plan_search.measure_errors", None)
+    monkeypatch.setattr("dualrate.drawing.planning.measure_errors", None)
     second = measured_errors(model, grid=4, images=8, progress=Quiet())
     np.testing.assert_array_equal(first.errors, second.errors)
     assert first.t == second.t == StepPlan.uniform(4).t
@@ -138,7 +138,7 @@ def test_errors_are_those_of_all_images_where_there_are_fewer_than_asked_for(run
 def test_errors_of_parts_are_those_of_the_whole(run, monkeypatch):
     model = load(run)
     whole = measured_errors(model, grid=4, images=10, progress=Quiet()).errors
-    monkeypatch.setattr("dualrate.drawing.plan_search.ROWS", 4)
+    monkeypatch.setattr("dualrate.drawing.planning.ROWS", 4)
     monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "other"))
     np.testing.assert_allclose(measured_errors(model, grid=4, images=10, progress=Quiet()).errors, whole, rtol=1e-2)
 
@@ -185,7 +185,7 @@ def ageing(monkeypatch) -> Errors:
     t = StepPlan.uniform(steps).t
     log_snr = PROCESS.schedule.log_snr(torch.tensor(t[:-1], dtype=torch.float64)).numpy()
     made = Errors(t, errors, Bend(log_snr, *(np.full(steps - less, 0.01) for less in (1, 2, 0))))
-    monkeypatch.setattr("dualrate.drawing.plan_search.measured_errors", lambda *_, **__: made)
+    monkeypatch.setattr("dualrate.drawing.planning.measured_errors", lambda *_, **__: made)
     return made
 
 
@@ -216,9 +216,9 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
 
 def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
     pays.cache_clear()  # as in a fresh process
-    times = iter([0.8, 0.08])  # of a heavy and of a light call of 8 rows
+    times = iter([6.4, 0.64])  # of a heavy and of a light call of 64 rows
     monkeypatch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **_: (call(), next(times))[1])
-    plan = plan_command(run, monkeypatch, "--budget", "0.35s", "--steps", "8", "--batch-size", "8")
+    plan = plan_command(run, monkeypatch, "--budget", "0.35s", "--steps", "8")
     assert plan.num_heavy == 3  # 3 x 0.1 + 5 x 0.01 = 0.35
 
 
@@ -293,28 +293,3 @@ def test_a_full_disk_names_the_plan(run, ageing, monkeypatch, capsys):
     assert "too large: 'plan.json'" in capsys.readouterr().err
     assert Path("plan.json").read_text() == before
     assert not list(Path().glob("*.partial"))
-
-
-def test_a_grid_that_is_not_given_is_as_fine_as_the_minutes_allow(run, monkeypatch):
-    """At 60 ms a call of 8 images: 0.4 minutes for 8 steps, 1.3 for 16, 4.7 for 32; what is known is taken up."""
-    monkeypatch.setattr("dualrate.drawing.plan_search.call_seconds", lambda *_, **__: CallCost(0.06, 0.06, own=True))
-    model, notes, progress = load(run), [], Quiet()
-    progress.note = notes.append  # pyright: ignore[reportAttributeAccessIssue]
-    how = {"images": 8, "spacing": "t", "progress": progress}
-    for minutes, grid in ((9, 32), (2, 16), (0.5, 8), (0.01, 8)):
-        assert fitting_grid(model, (32, 16, 8), minutes=minutes, **how) == grid
-    assert "a grid of 16 steps, whose errors take at most" in notes[1]
-    assert "a finer one is measured by --grid 32, in at most" in notes[1]
-    measured_errors(model, grid=16, **how)
-    for minutes, grid in ((9, 32), (0.01, 16)):
-        assert fitting_grid(model, (32, 16, 8), minutes=minutes, **how) == grid
-
-
-def test_a_share_is_of_the_same_budget_whatever_grid_fits(run, monkeypatch, capsys):
-    monkeypatch.setattr("dualrate.drawing.plan_search.call_seconds", lambda *_, **__: CallCost(1.0, 1.0, own=True))
-    out = run.parent / "best.json"
-    assert call(monkeypatch, "plan", run, "--budget", "0.125x", "--steps", "8", "--images", "2", "--out", out) == 0
-    told = capsys.readouterr()
-    assert f"budget 0.125x: {0.125 * 64 * load(run).call_cost.heavy / 1e9:.4g} GMACs" in told.out
-    assert "a grid of 8 steps" in told.err
-    assert StepPlan.from_json(out.read_text()).num_steps == 8

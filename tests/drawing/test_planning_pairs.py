@@ -15,7 +15,7 @@ from dualrate.cli.console import reporter
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.plan_search import measured_errors
+from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.experiment import DataConfig
 from dualrate.experiment.network_configs import OneNetwork
 from dualrate.networks.uvit import Level

@@ -61,6 +61,7 @@ def start(asked: list[int], *, bfloat16: bool = False) -> Start:
         (TWO, {"student_from": "x", "light_from": "y"}, {}, "drop encoder_from and light_from, or student_from"),
         (TWO, {"student_from": "x", "encoder_from": "y"}, {}, "drop encoder_from and light_from, or student_from"),
         (ONE, {"encoder_from": "x"}, {}, "a plain student .* starts from its teacher"),
+        (ONE, {"version": "instant", "guidance": 2.0}, {}, "needs a teacher without guidance"),
         (ONE, {"pairs": 2}, {}, "a plain student .* starts from its teacher"),
         (ONE, {"light_from": "x"}, {}, "a plain student .* starts from its teacher"),
         (ONE, {"student_from": "x"}, {}, "a plain student .* starts from its teacher"),
@@ -99,7 +100,7 @@ def test_a_teacher_of_other_images_is_refused(change, message):
 
 def test_a_teacher_without_classes_guides_nothing():
     none = replace(NET, num_classes=0)
-    with pytest.raises(ValueError, match="nothing to guide"):
+    with pytest.raises(ValueError, match="to be guided against"):
         check_teacher(student(dr.OneNetwork(none), PLAIN), teacher(num_classes=0), "one", 2)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.diffusion.schedule import Betas
-from dualrate.from_diffusers.diffusers_folder import adopted, check_name, network_class, read_folder
+from dualrate.from_diffusers.diffusers_folder import adopted, check_name, class_named, read_folder
 from dualrate.from_diffusers.foreign_network import ForeignNetwork, Kind, by_place, check_direction, kind_of, labels_of
 from dualrate.from_diffusers.retrofitted import experiment_of
 from dualrate.from_diffusers.schedulers import DISCRETE, FLOW, SIT, Discrete, Flow, read_scheduler
@@ -80,11 +80,14 @@ def assert_same(mine, theirs):
 
 
 def on_their_grid(denoiser, scheduler):
-    return [*(denoiser.process.schedule.time_of(int(k)) for k in scheduler.timesteps), 0.0]
+    return [*((int(k) + 1) / denoiser.process.schedule.steps for k in scheduler.timesteps), 0.0]
 
 
-@every_network
-@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("made", "predicts"),
+    [*((made, "epsilon") for made in NETWORKS.values()), *((NETWORKS["DiT"], of) for of in ("v_prediction", "sample"))],
+    ids=[*NETWORKS, "DiT of v", "DiT of x"],
+)
 def test_ddim_is_their_ddim(made, predicts):
     scheduler = diffusers.DDIMScheduler(prediction_type=predicts, clip_sample=False)
     denoiser, output, shape = wrapped(made, scheduler)
@@ -196,7 +199,7 @@ def test_a_discrete_network_is_called_at_whole_steps_at_the_table_s_and_between_
     """From log-SNR in float32, whose rounding is up to 1e-4 of a step: k exactly, but k + 0.3 as it is."""
     steps = torch.arange(999, dtype=torch.float64)
     for part in (0.0, 0.3, 0.5, 0.01):
-        log_snr = betas.log_snr(torch.tensor([betas.time_of(float(k)) for k in steps + part], dtype=torch.float64))
+        log_snr = betas.log_snr(torch.tensor([(float(k) + 1) / betas.steps for k in steps + part], dtype=torch.float64))
         asked = Discrete(betas).time(log_snr.float())
         assert asked.dtype == torch.float32
         if part:
@@ -295,7 +298,11 @@ def test_weights_of_a_precision_are_read_where_there_are_no_others(tmp_path, sha
 @pytest.mark.parametrize(
     ("how", "there", "way"),
     [
-        ({"safe_serialization": False}, "diffusion_pytorch_model.bin", r"never read: if you trust .*use_safetensors=F"),
+        (
+            {"safe_serialization": False},
+            "diffusion_pytorch_model.bin",
+            r"use_safetensors=False\).*, if you trust its origin.* never read",
+        ),
         ({"variant": "non_ema"}, "diffusion_pytorch_model.non_ema.safetensors", r"UNet2DModel.*, variant='non_ema'\)"),
         (None, "no weights", "fetch it"),
     ],
@@ -316,7 +323,7 @@ def test_a_folder_says_no_images(tmp_path):
 def test_without_diffusers_its_networks_are_refused_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match=r"UNet2DModel is of diffusers, .*: pip install 'dualrate\[diffusers\]'"):
-        network_class("UNet2DModel")
+        class_named("UNet2DModel")
 
 
 @pytest.mark.parametrize(
@@ -390,7 +397,7 @@ def test_a_folder_says_whose_last_label_is_the_null_class(tmp_path):
     assert "dualrate" not in found.network.config
     assert found.weights().state_dict().keys() == net.state_dict().keys()
     for wrong in (0, 2, 5):
-        with pytest.raises(ValueError, match="so 4 classes, or 3 if the last label is the null class"):
+        with pytest.raises(ValueError, match="4 classes and no null class, or 3 and that as its last label"):
             adopted(tmp_path, wrong)
 
 
@@ -423,14 +430,6 @@ REFUSED = {
     "LCM": (lambda: dit(), lambda: diffusers.LCMScheduler(), "LCMScheduler samples a distilled model"),
     "SCM": (lambda: dit(), lambda: diffusers.SCMScheduler(), "no posterior mean"),
     "edm": (lambda: dit(), lambda: diffusers.EDMEulerScheduler(), "no schedule is known for EDMEuler"),
-    "guidance": (
-        lambda: diffusers.FluxTransformer2DModel(
-            num_layers=1, num_single_layers=1, num_attention_heads=1, attention_head_dim=8, joint_attention_dim=8,
-            pooled_projection_dim=8, axes_dims_rope=(4, 2, 2), guidance_embeds=True,
-        ),
-        lambda: diffusers.FlowMatchEulerDiscreteScheduler(),
-        "distilled to take its guidance",
-    ),
     "class": (lambda: nn.Linear(2, 2), lambda: diffusers.DDPMScheduler(), "no Linear is known; known are DiT"),
     "texts": (lambda: sana(), lambda: diffusers.DDPMScheduler(), r"missing \['encoder_hidden_states'\]"),
     "betas": (lambda: dit(), lambda: diffusers.DDPMScheduler(trained_betas=[0.1, 0.2]), "trained_betas"),
@@ -449,7 +448,7 @@ REFUSED = {
     "no number": (lambda: dit(), lambda: {"_class_name": "DDPMScheduler", "beta_end": None}, "beta_end is a number"),
     "no name": (lambda: dit(), lambda: {"_class_name": ["DDPMScheduler"]}, "no schedule is known for"),
     "fourier": (lambda: unet(time_embedding_type="fourier"), lambda: diffusers.DDPMScheduler(), "another process"),
-    "output": (lambda: dit(out_channels=3), lambda: diffusers.DDPMScheduler(), "as many channels, or twice"),
+    "output": (lambda: dit(out_channels=3), lambda: diffusers.DDPMScheduler(), "expected 4 channels, or twice as many"),
 }  # fmt: skip
 
 

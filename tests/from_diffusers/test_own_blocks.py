@@ -120,5 +120,5 @@ def test_what_has_no_such_blocks_is_refused(root: Path, tmp_path: Path) -> None:
     folder = saved(tmp_path / "unet", randomised(unet(in_channels=1, out_channels=1)), "unet")
     with pytest.raises(ValueError, match="known for DiTTransformer2DModel, got UNet2DModel"):
         recipe(root)(folder, Silent())
-    with pytest.raises(ValueError, match=r"of 6 blocks 2 to 5 make a light network, .* got 6"):
+    with pytest.raises(ValueError, match=r"of 6 blocks 2 to 5 make a light network, got 6"):
         recipe(root, own_blocks=6)(root / "dit", Silent())

@@ -167,8 +167,6 @@ def test_the_command_writes_and_pushes_to_a_stand_in(run, scored, tmp_path, monk
         (["--out", "a", "--to", "diffusers", "b"], "name one place: --out DIR"),
         (["--out", "a", "--steps", "4"], "released weights do not hold --steps"),
         (["--out", "a", "--license", "mit"], "do not hold --license"),
-        (["--to", "torch-export", "a", "--push-to-hub", "me/it"], "--push-to-hub: drop"),
-        (["--to", "torch-export", "a", "--guidance", "2"], "a program does not hold --guidance"),
         (["--to", "diffusers", "a", "--denoiser", "shared-encoder"], "does not hold --denoiser"),
         (["--to", "diffusers", "a", "--codec-steps", "4"], "does not hold --codec-steps"),
         (["--to", "diffusers", "a", "--push-to-hub", "me/it"], "need a licence: name one"),

@@ -17,7 +17,6 @@ from dualrate.cli import main
 PAGE = Path(__file__).parents[2] / "docs" / "pipeline.md"
 
 
-@pytest.mark.slow  # traces programs
 def test_commands_and_python_of_the_page_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved(TWO, tmp_path / "runs" / "mine")

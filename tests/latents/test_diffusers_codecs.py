@@ -12,8 +12,8 @@ import torch
 from latents.autoencoders import autoencoder, photos, saved, unit_size
 from torch import Tensor
 
-from dualrate.cli.doctor import check_codec
-from dualrate.codecs.codec import CodecFolder, Normalisation, read_codec
+from dualrate.cli.data import HIGH, LOW, size_of_latents
+from dualrate.codecs.codec import CodecFolder, read_codec
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.random import Draws
 from dualrate.integrations.codecs import RULES, Autoencoder
@@ -151,24 +151,14 @@ def test_a_folder_is_read_and_held_to_its_fingerprint(x: Tensor, tmp_path: Path)
         read_codec(folder)
 
 
-def test_the_check_tells_a_wrong_factor() -> None:
+def test_the_size_of_latents_shows_a_wrong_factor() -> None:
     images = ImageSet(photos(48), None, (), "photos")
-    x = torch.from_numpy(images.images).float() / 127.5 - 1
-    module = unit_size(autoencoder("kl"), x)
+    module = unit_size(autoencoder("kl"), torch.from_numpy(images.images).float() / 127.5 - 1)
     made = Autoencoder(module, module.config, "kl")
-    right = list(check_codec(made, images))
-    assert not [finding for finding in right if finding.level == "problem"]
-    assert right[0].what.startswith("48 images of photos, 3x16x16 -> 4x8x8")
-    scale = made.normalisation
-    for factor in (0.86, 1.16):
-        made.normalisation = replace(scale, std=tuple(factor * std for std in scale.std))
-        assert not [finding for finding in check_codec(made, images) if finding.level == "problem"]
+    right, scale = size_of_latents(made, images, 48), made.normalisation
+    assert LOW < right < HIGH
     for factor in (0.5, 0.75, 1.33, 2.0):
         made.normalisation = replace(scale, std=tuple(factor * std for std in scale.std))
-        wrong = [finding.what for finding in check_codec(made, images) if finding.level == "problem"]
-        assert [what.split(":")[0] for what in wrong] == ["size of latents (root of the mean square)"]
-        assert float(wrong[0].split(": ")[1].split(",")[0]) == pytest.approx(1 / factor, rel=0.05)
+        assert size_of_latents(made, images, 48) == pytest.approx(right / factor, rel=0.05)
     made.normalisation = replace(scale, mean=tuple(mean + 2 for mean in scale.mean))
-    assert [finding.level for finding in check_codec(made, images)][1] == "problem"
-    made.normalisation = Normalisation(std=(1e-30,))
-    assert [finding.level for finding in check_codec(made, images)][1] == "problem"
+    assert size_of_latents(made, images, 48) > HIGH

@@ -15,25 +15,20 @@ from theory.exact import GaussianMixture, OracleDenoiser
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder, Moments
-from dualrate.compare import measure as comparing
-from dualrate.compare.candidates import Candidate
-from dualrate.compare.page import front_table
 from dualrate.data.conditions import HeldOut, Latent
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.latents import bits_per_pixel, latent_scores, nearness, prior_of, round_trip_nearness
+from dualrate.drawing.latents import bits_per_pixel, latent_scores, nearness, prior_of
 from dualrate.drawing.measure import measure
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneConditional
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.metrics.distances import GaussianStats, frechet_distance
-from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.evaluate import Evaluator, round_trips
 from dualrate.metrics.features import Architecture, Card, FeatureNet
 from dualrate.runs.store import load
-from dualrate.sampling.cost import CallCost
-from dualrate.system.progress import Silent
 
 
 def pictures(count: int) -> ImageSet:
@@ -61,7 +56,8 @@ def test_a_reconstruction_is_as_near_as_its_error(tmp_path: Path) -> None:
         def decode(self, x, draws):
             return super().decode(x, draws) + 10 / 127.5
 
-    near = round_trip_nearness(Off(""), ImageSet(np.full((5, 3, 8, 8), 90, np.uint8), None, (), "grey"), 5)
+    images = ImageSet(np.full((5, 3, 8, 8), 90, np.uint8), None, (), "grey")
+    near = nearness([images.images], round_trips(Off(""), images, torch.arange(5)))
     assert (near.psnr, near.count) == (pytest.approx(20 * math.log10(25.5), abs=0.2), 5)
 
 
@@ -129,20 +125,3 @@ def test_a_model_of_latents_has_the_scores_of_its_codec_and_a_decoder_those_of_w
     ] * 3
     assert "are gFD" in str(base).splitlines()[0]
     assert latent_scores(drawer, seeds, measured, [Evaluator(judge.net, judge.reference, None)]) is None
-
-
-def test_a_comparison_of_decoders_has_their_psnr(root: Path, judge, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(comparing, "call_seconds", lambda *of, **how: CallCost(0.1, 0.1, decode=0.1))
-    monkeypatch.setattr(comparing, "seconds_per_image", lambda *of: 0.1)
-    monkeypatch.setattr(comparing, "SHOWN", 4)
-    models = {root / name: load(root / name, note=str) for name in ("base", "decoder")}
-    session = comparing.Session(models, [judge], tmp_path / "cells", Silent())
-    candidates = [Candidate(run, run.name, "ddim", dr.StepPlan.uniform(2)) for run in models]
-    base, decoder = session.finish([session._measure(one, range(10), None) for one in candidates])
-    near = nearness(session.drawer(candidates[1]), range(10))
-    assert near is not None
-    assert (base.nearness, decoder.nearness) == (None, near)
-    made = front_table([decoder])
-    assert made.header[-1] == "PSNR, dB"
-    assert {line[-1] for line in made.cells} == {f"{near.psnr:.2f} +- {near.error:.2f}"}
-    assert "PSNR, dB" not in front_table([base]).header

@@ -13,7 +13,7 @@ from latents.autoencoders import photos
 from latents.tiny_stage import CODEC, FIT, LATENT, NETWORKS, PROCESS
 
 import dualrate as dr
-from dualrate.cli.doctor import check_codec
+from dualrate.cli.data import size_of_latents
 from dualrate.codecs.codec import Codec, CodecFolder, NoCodec, decoded, read_codec, round_trip, with_noise
 from dualrate.codecs.diffusion import DiffusionCodec
 from dualrate.config.serial import from_plain, to_plain
@@ -154,7 +154,7 @@ def test_another_state_of_the_run_is_another_codec(root: Path, run: Path) -> Non
 
 def test_its_codec_is_looked_at_as_any_other(root: Path, codec: Codec) -> None:
     photographs = load_images(root / "images.npz", split="train")
-    assert any("round trip: PSNR" in finding.what for finding in check_codec(codec, photographs, 16))
+    assert size_of_latents(codec, photographs, 16) > 0
 
 
 CHANGES: dict[str, tuple[Callable[[Experiment], Experiment], str]] = {

@@ -264,11 +264,6 @@ def test_in_turns_student_and_auxiliary_come_to_the_teacher_s_samples():
     assert auxiliary.a.item() == pytest.approx(ALPHA * C0**2 / V_Q, abs=0.1)
 
 
-def test_a_chain_wants_noise_levels():
-    with pytest.raises(ValueError, match=r"least and the largest t of the chain's noise levels, got 0\.5 and 0\.5"):
-        distillation(Langevin(), times=(0.5, 0.5))
-
-
 @pytest.mark.parametrize(
     ("last", "what"),
     [

@@ -19,8 +19,8 @@ from methods.one_gaussian import PROCESS, C, Scale, data
 from torch import Tensor, nn
 
 import dualrate as dr
-from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.prediction import Sigmoid
+from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.prediction import Sigmoid, v_from_x
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, gaps
@@ -80,10 +80,22 @@ def alternating(a: float, phi: float, spread: float = 0.0, states: StateSource =
     )  # fmt: skip
 
 
+class Of(nn.Module):
+    """A denoiser without times as a network: v."""
+
+    def __init__(self, inner: Scale) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        x_hat = self.inner.denoise(z, log_snr, Context(), Cond(label))
+        return v_from_x(z, x_hat, log_snr)
+
+
 def instant(a: float, states: StateSource = FixedPair()) -> InstantMomentMatching:
-    student, teacher = Scale(a), Scale(constants()[4])
+    student, teacher = Scale(a), Plain(Of(Scale(constants()[4])), PROCESS)
     return InstantMomentMatching(
-        networks=nn.ModuleDict({"model": student}), student=student, teacher=teacher, teacher_network=teacher,
+        networks=nn.ModuleDict({"model": student}), student=student, teacher=teacher,
         process=PROCESS, weighting=Sigmoid(), states=states,
     )  # fmt: skip
 
@@ -113,12 +125,12 @@ def train(method, iterations: int, rows: int, lr: float) -> float:
 
 def test_the_alternating_student_reaches_the_root():
     method = alternating(0.4, 0.5)
-    assert train(method, 800, 500, 0.5) == pytest.approx(root(), rel=0.02)
+    assert train(method, 300, 500, 1.5) == pytest.approx(root(), rel=0.02)
     assert method.auxiliary.a.item() == pytest.approx(constants()[4], rel=0.02)
 
 
 def test_the_instant_student_reaches_the_same_root():
-    assert train(instant(0.4), 300, 1000, 1.0) == pytest.approx(root(), rel=0.02)
+    assert train(instant(0.4), 60, 500, 5.0) == pytest.approx(root(), rel=0.02)
 
 
 def test_at_the_optimum_the_expected_gradient_is_zero():
@@ -200,7 +212,7 @@ def test_the_instant_version_by_hand(dimensions):
     """g_theta = theta z: nu = -2 w mean((x~ - theta z_s) z_s) of one half, the JVP nu z_s for the other."""
     method, batch = instant(0.4), data(7)
     batch = replace(batch, x=torch.cat([batch.x, 0.5 * batch.x], 1)[:, :dimensions])
-    method = replace(method, preconditioner={"a": torch.tensor(0.3, dtype=torch.float64)})
+    method = replace(method, preconditioner={"inner.a": torch.tensor(0.3, dtype=torch.float64)})
     _, x, _, z_s = method.sampled(batch, Draws(0, batch.sample))
     k, w = constants()[4], WEIGHT
     A, B = slice(0, 3), slice(3, 7)
@@ -217,7 +229,7 @@ def test_the_instant_version_of_several_pairs_a_row_by_hand():
     """All pairs of a row are in one half; every pair has the weight of its own s."""
     method, batch = instant(0.4, FullRollout(dr.StepPlan.uniform(4, 2), PROCESS, pairs=2)), data(7)
     states, x, _, z_s = method.sampled(batch, Draws(0, batch.sample))
-    teacher, w = method.teacher.a.item(), PROCESS.alpha(states.s)[:, None] ** 2
+    teacher, w = method.teacher.network.inner.a.item(), PROCESS.alpha(states.s)[:, None] ** 2
     first = states.row < 3
     assert len(states.row) == 14
     total = torch.zeros((), dtype=torch.float64)
@@ -240,10 +252,12 @@ def test_the_preconditioner_is_adam_s():
             return (self.a + 10 * self.b) * z
 
     teacher = Three(0.2)
-    method = replace(instant(0.4), teacher=teacher, teacher_network=teacher)
+    method = replace(instant(0.4), teacher=Plain(Of(teacher), PROCESS))
     found = method.preconditioned(data(16, 16 * i) for i in range(4)).preconditioner
     assert found is not None
-    assert {name: part.item() for name, part in found.items()} == pytest.approx({"a": 11 / 3, "b": 11 / 30, "c": 1000})
+    assert {name: part.item() for name, part in found.items()} == pytest.approx(
+        {"inner.a": 11 / 3, "inner.b": 11 / 30, "inner.c": 1000}
+    )
 
 
 def test_its_mean_squares_are_those_that_adam_comes_to():
@@ -257,7 +271,7 @@ def test_its_mean_squares_are_those_that_adam_comes_to():
 
     teacher, optimizer = ByLabel(0.0), torch.optim.Adam([gains], lr=0, betas=(0.0, 1 - 1e-9))
     teacher.a = gains
-    found = replace(method, teacher=teacher, teacher_network=teacher).preconditioned(batches).preconditioner
+    found = replace(method, teacher=Plain(Of(teacher), PROCESS)).preconditioned(batches).preconditioner
     assert found is not None
     for batch in batches:
         draws = Draws(0, batch.sample)
@@ -268,17 +282,13 @@ def test_its_mean_squares_are_those_that_adam_comes_to():
         (weight * (batch.x - gains[batch.label][:, None] * z_s).square()).mean().backward()
         optimizer.step()
     root = optimizer.state[gains]["exp_avg_sq"].sqrt()
-    torch.testing.assert_close(found["a"], root.mean() / root)
+    torch.testing.assert_close(found["inner.a"], root.mean() / root)
 
 
-def test_the_instant_version_refuses_what_it_cannot_do():
+def test_the_instant_version_refuses_one_row():
     method = instant(0.4)
     with pytest.raises(ValueError, match="two halves"):
         method.student_loss(data(1), 0, Draws(0, torch.arange(1)))
-    with pytest.raises(ValueError, match="guided"):
-        replace(method, teacher=Guided(method.teacher, PROCESS, 2.0, 3))
-    with pytest.raises(ValueError, match="preconditioner"):
-        replace(method, preconditioner={"b": torch.ones(())})
 
 
 def test_logs_say_whether_the_auxiliary_keeps_up():

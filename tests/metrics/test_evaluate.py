@@ -13,7 +13,6 @@ from dualrate.metrics.distances import GaussianStats, Manifold, frechet_distance
 from dualrate.metrics.evaluate import Evaluator, Reference, by_turns
 from dualrate.metrics.features import FeatureNet, train_feature_net
 from dualrate.metrics.store import require_same
-from dualrate.system.workers import in_turn
 from metrics.scored import score_of
 from metrics.squares import two_classes
 
@@ -29,8 +28,8 @@ def evaluator() -> Evaluator:
 
 def test_real_images_lie_at_the_floor_and_damaged_ones_above(evaluator):
     damage = np.random.default_rng(0).integers(0, 60, REAL[:600].shape, dtype=np.uint8)
-    real = score_of(evaluator, REAL[:600], seeds="0-599", labels="none")
-    damaged = score_of(evaluator, np.maximum(REAL[:600], damage), seeds="0-599", labels="none")
+    real = score_of(evaluator, REAL[:600], seeds="0-599", labels="none", resamples=40)
+    damaged = score_of(evaluator, np.maximum(REAL[:600], damage), seeds="0-599", labels="none", resamples=40)
     assert real.metric == "FD-squares"
     assert real.low < real.value < real.high
     assert real.value < 2 * real.floor < damaged.low
@@ -38,7 +37,7 @@ def test_real_images_lie_at_the_floor_and_damaged_ones_above(evaluator):
 
 
 def test_a_score_is_the_distance_from_all_of_the_reference(evaluator):
-    score = score_of(evaluator, torch.from_numpy(REAL), seeds="0-1199", labels="none")
+    score = score_of(evaluator, torch.from_numpy(REAL), seeds="0-1199", labels="none", resamples=2)
     ours, reference = (GaussianStats.of(evaluator.net.features(x)) for x in (REAL, evaluator.reference.images))
     assert score.value == pytest.approx(frechet_distance(ours, reference), rel=1e-9)
 
@@ -51,21 +50,22 @@ def test_the_floor_is_taken_at_the_same_count(evaluator):
 
 
 def test_what_to_keep_in_mind_is_noted(evaluator):
-    score = score_of(evaluator, REAL, seeds="0-1199", labels="none")
+    score = score_of(evaluator, REAL, seeds="0-1199", labels="none", resamples=2)
     assert (score.fingerprint.count, score.floor_count) == (1200, 600)
     assert "1200 images is biased upward" in score.note
     assert "only 600 held-out" in score.note
-    alone = score_of(Evaluator(evaluator.net, evaluator.reference, None), REAL, seeds="0-1199", labels="none")
+    without = Evaluator(evaluator.net, evaluator.reference, None)
+    alone = score_of(without, REAL, seeds="0-1199", labels="none", resamples=2)
     assert math.isnan(alone.floor)
     assert "no floor" in alone.note
 
 
 def test_the_fingerprint_tells_count_seeds_net_and_reference_apart(evaluator):
-    one = score_of(evaluator, REAL[:400], seeds="0-399", labels="i mod classes").fingerprint
+    one = score_of(evaluator, REAL[:400], seeds="0-399", labels="i mod classes", resamples=2).fingerprint
     assert one.features == f"squares:{evaluator.net.card.identity[:12]}"
     assert one.reference == f"squares/train:{evaluator.reference.fingerprint[:12]}"
     assert (one.reference_count, one.count, one.seeds, one.labels) == (1500, 400, "0-399", "i mod classes")
-    other = score_of(evaluator, REAL[:500], seeds="0-499", labels="i mod classes").fingerprint
+    other = score_of(evaluator, REAL[:500], seeds="0-499", labels="i mod classes", resamples=2).fingerprint
     with pytest.raises(ValueError, match=r"count \(400 / 500\), seeds"):
         require_same([one, other])
 
@@ -96,21 +96,21 @@ def test_reconstructions_are_scored_from_the_held_out_images_that_they_are_of(ev
     rows = torch.arange(500).flip(0)
     before = evaluator.held_out.images[rows.numpy()]
     same, dark = (evaluator.net.features(images) for images in (before, before // 2))
-    how = {"seeds": "0-499", "labels": "none", "of": rows}
+    how = {"seeds": "0-499", "labels": "none", "of": rows, "resamples": 20}
     score = evaluator.score_features(dark, **how)
     assert score.value == frechet_distance(GaussianStats.of(dark), GaussianStats.of(same))
     assert (score.floor, score.floor_count, score.fingerprint.reference_count) == (0, 500, 500)
     assert score.fingerprint.reference.startswith("squares/test:")
     assert "rFD" in score.note
-    replicates = evaluator.replicates(dark, of=rows)
+    replicates = evaluator.replicates(dark, of=rows, resamples=20)
     assert np.quantile(replicates, [0.025, 0.975]) == pytest.approx([score.low, score.high], rel=1e-9)
     assert evaluator.score_features(same, **how).value == pytest.approx(0, abs=1e-9)
-    assert evaluator.score_features(same, seeds="0-499", labels="none").value > 0.001
+    assert evaluator.score_features(same, seeds="0-499", labels="none", resamples=2).value > 0.001
 
 
-def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch):
+def test_kept_real_images_are_seen_in_parts_by_other_processes(evaluator, tmp_path, monkeypatch):
     """In whatever order these are done, by processes that get what can be pickled."""
-    alone = score_of(evaluator, REAL, seeds="0-1199", labels="none")
+    alone = score_of(evaluator, REAL, seeds="0-1199", labels="none", resamples=2)
     told, asked = [], []
 
     def backwards(job, blocks):
@@ -119,7 +119,7 @@ def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch
             asked.append(len(sent))
             yield block, pickle.loads(pickle.dumps(job))(sent)
 
-    fresh = replace(evaluator, progress=lambda done, total: told.append((done, total)))
+    fresh = replace(evaluator, keep=tmp_path, progress=lambda done, total: told.append((done, total)))
     fresh.prepare(backwards, held_out_alone=True)
     assert asked == [100, 500]
     fresh.prepare(backwards)
@@ -129,7 +129,6 @@ def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch
     assert fresh.floor(1200) == (alone.floor, 600)
     assert torch.equal(fresh.reference_features, evaluator.reference_features)
     fresh.prepare(backwards)
-    replace(evaluator).prepare(in_turn)
 
 
 def test_details_are_of_the_reference_at_the_same_count(evaluator):

@@ -37,13 +37,13 @@ def backwards(job, blocks):
 EXPECTED = Rows().features(IMAGES.images)
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_they_are_those_of_the_net_in_whatever_order(tmp_path, kept):
+def test_they_are_those_of_the_net_in_whatever_order(tmp_path):
     net, told = Rows(), []
     how = {"mapper": backwards, "progress": lambda *done: told.append(done)}
-    store = store_in(tmp_path, net, IMAGES) if kept else None
+    store = store_in(tmp_path, net, IMAGES)
     assert torch.equal(real_features(net, IMAGES.images, store=store, **how), EXPECTED)
     assert net.asked == [100, PART]
+    assert torch.equal(real_features(net, IMAGES.images), EXPECTED)
     assert told == [(0, PART + 100), (100, PART + 100), (PART + 100, PART + 100)]
 
 

@@ -4,8 +4,9 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -126,38 +127,52 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def straight(root, tmp_path_factory) -> Callable[[str], tuple[Experiment, Path]]:
+    """Experiments by kind, each with the run that was trained by it without interruption."""
+
+    @cache
+    def trained(kind: str) -> tuple[Experiment, Path]:
+        student, run = KINDS[kind](root), tmp_path_factory.mktemp("straight") / "run"
+        student = replace(student, fit=replace(student.fit, iterations=6, sample_every=100))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(moment_matching, "PRECONDITIONING", 4)  # batches
+            train(student, run, progress=Recorder())
+        return student, run
+
+    return trained
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(moment_matching, "PRECONDITIONING", 4)  # batches
-    student = KINDS[kind](root)
-    student = replace(student, fit=replace(student.fit, iterations=6, sample_every=100))
-    train(student, tmp_path / "straight", progress=Recorder())
+def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(straight, tmp_path, kind, monkeypatch):
+    student, run = straight(kind)
+    monkeypatch.setattr(moment_matching, "PRECONDITIONING", 4)
     with pytest.raises(InterruptedError):
         train(student, tmp_path / "resumed", progress=Ending(4, politely=False))
     stopped = train(student, tmp_path / "resumed", progress=Ending(5, politely=True))
     assert (stopped.iteration, stopped.stopped) == (5, "signal")
     assert train(student, tmp_path / "resumed", progress=Recorder()).stopped == "done"
-    straight = final(tmp_path / "straight")
-    assert same_bits(straight, final(tmp_path / "resumed"))
+    files = final(run)
+    assert same_bits(files, final(tmp_path / "resumed"))
     alone = "instant" in kind or "consistency" in kind
     own = set() if alone else {"auxiliaries", "optim-auxiliary"}
     first = {"optim-pretraining", "ema-pretraining"} if getattr(student.method, "pretraining", 0) else set()
-    assert set(straight) == {"model", "optim-student", "ema-student"} | own | first
+    assert set(files) == {"model", "optim-student", "ema-student"} | own | first
 
 
 @pytest.mark.parametrize("kind", ["plain", "full", "consistency", "consistency, dual", "em"])
-def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind):
-    shutil.copytree(root / "teacher", tmp_path / "teacher")
-    student = taught_by(KINDS[kind](root), tmp_path / "teacher")
-    student = replace(student, fit=replace(student.fit, iterations=4, sample_every=100))
-    train(student, tmp_path / "run", progress=Recorder())
-    shutil.rmtree(tmp_path / "teacher")
-    export(tmp_path / "run", tmp_path / "weights")
-    for model in (load(tmp_path / "run"), load(tmp_path / "weights")):
-        drawer = Choice().drawer(model, precision="float32")
-        assert drawer.draw(range(3)).images.shape == (3, 1, 8, 8)
-        with pytest.raises(ValueError, match=r"distilled|has learned to make 4 steps"):
-            replace(drawer, plan=StepPlan.uniform(2, 1))
+def test_a_student_is_an_ordinary_model_without_its_teacher(root, straight, tmp_path, kind):
+    _, run = straight(kind)
+    (root / "teacher").rename(root / "away")
+    try:
+        export(run, tmp_path / "weights")
+        for model in (load(run), load(tmp_path / "weights")):
+            drawer = Choice().drawer(model, precision="float32")
+            assert drawer.draw(range(3)).images.shape == (3, 1, 8, 8)
+            with pytest.raises(ValueError, match=r"distilled|has learned to make 4 steps"):
+                replace(drawer, plan=StepPlan.uniform(2, 1))
+    finally:
+        (root / "away").rename(root / "teacher")
 
 
 def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, tmp_path):

@@ -100,7 +100,7 @@ def test_a_single_rate_student_may_have_more_steps():
 
 
 def test_a_model_that_serves_nothing_so_short_is_refused():
-    with pytest.raises(ValueError, match="student serves no plan of 3 steps or fewer: pass --max-steps 4"):
+    with pytest.raises(ValueError, match="student serves no plan of 3 steps or fewer: use dualrate sample"):
         Offer(student(OnePlan(4, 2)), limits=Limits(steps=3))
 
 

@@ -264,25 +264,28 @@ def test_leaving_ends_a_sampling_at_its_next_step(offer, in_float32):
     assert (second.status, second.sides[0].steps) == ("stopped", None)
 
 
+MANY = 60
+
+
 @pytest.mark.parametrize("path", ["/", "/api/plan", "/api/samples"])
-def test_two_hundred_requests_at_once_are_each_answered_or_refused_in_words(url, path):
+def test_many_requests_at_once_are_each_answered_or_refused_in_words(url, path):
     asked = ("GET", path) if path == "/" else ("POST", path, {"steps": 2, "images": 1})
-    gate = threading.Barrier(200)
+    gate = threading.Barrier(MANY)
 
     def one(_: int) -> tuple[int, str]:
         gate.wait(60)
         answer = ask(url, *asked)
         return answer.status, "" if path == "/" else answer.json.get("message", "")
 
-    with ThreadPoolExecutor(200) as pool:
-        answers = list(pool.map(one, range(200)))
+    with ThreadPoolExecutor(MANY) as pool:
+        answers = list(pool.map(one, range(MANY)))
     served = [message for status, message in answers if status in (200, 202)]
     refused = {message for status, message in answers if status == 429}
-    assert len(answers) == 200
+    assert len(answers) == MANY
     assert served
     assert {status for status, _ in answers} <= {200, 202, 429}
     assert all("try again in a few seconds" in message for message in refused)
-    assert path != "/" or len(served) == 200
+    assert path != "/" or len(served) == MANY
 
 
 def test_a_class_is_asked_for_by_its_name(offer):

@@ -18,14 +18,13 @@ METRIC = "FD-squares"
 def trained(network: str, cost: float, scores) -> list[MeasuredCandidate]:
     """A plan in trainings of these scores."""
     made = [finished(network, cost, score) for score in scores]
-    return [replace(one, candidate=replace(one.candidate, training=i)) for i, one in enumerate(made)]
+    names = [network, *(f"{network}-seed{i}" for i in range(1, len(made)))]
+    return [replace(one, candidate=replace(one.candidate, network=name)) for one, name in zip(made, names, strict=True)]
 
 
 def test_a_line_is_the_geometric_mean_of_its_trainings():
     one, other = pooled_rows([*trained("a", 1, [1, 4]), *trained("b", 1, [2, 2, 16])])
     assert (one.row.score.value, other.row.score.value) == (pytest.approx(2), pytest.approx(4))
-    (metric,) = one.row.scores
-    assert (one.trainings, other.trainings) == ({metric: (1, 4)}, {metric: (2, 2, 16)})
     assert one.row.score.low < 1.5 < 2.5 < one.row.score.high
     tails = np.quantile(np.log(other.replicates[METRIC]), [0.025, 0.975])
     assert (math.log(other.row.score.low), math.log(other.row.score.high)) == pytest.approx(tuple(tails))
@@ -66,14 +65,13 @@ def test_a_plan_that_a_training_lacks_is_left_out():
 
 def test_a_network_counts_once_whoever_calls_it():
     """Two trainings under three denoisers tell of two trainings, not of six."""
-    run = trained("a", 1, [1])[0].candidate.run
     called = [trained(name, 1 + i, [1, 4]) for i, name in enumerate(("a", "a, taylor", "a, fora"))]
     measured = [
-        replace(one, candidate=replace(one.candidate, run=run if one.candidate.training == 0 else Path("second")))
+        replace(one, candidate=replace(one.candidate, run=Path("ab"[i])))
         for plan in called
-        for one in plan
+        for i, one in enumerate(plan)
     ]
-    assert pooled_rows(measured) == [one for one in measured if one.candidate.training == 0]
+    assert pooled_rows(measured) == measured[::2]
     more = trained("b", 1, [1, 2, 4])
     made = pooled_rows([*measured, *more])
     shifts = [np.log(one.replicates[METRIC] / one.row.score.value) for one in made]

@@ -79,7 +79,9 @@ def test_tables_have_a_line_or_a_column_a_metric():
     assert [line[4] for line in made.cells] == ["4.00", "8.00", ""]
     assert [line[5] for line in made.cells] == ["2.00 [2.00, 2.00]", "1.00 [1.00, 1.00]", ""]
     assert made.cells[2][6:] == (SPLIT,) * 3
-    assert made.notes[-1].startswith("on FLOPs 1 of 2 ratios are significantly above 1, 0 below; 1 remain by Holm's")
+    assert made.notes[-1].startswith(
+        "on FLOPs 1 ratios of 2 are significantly above 1, and 0 are significantly below; 1 rem"
+    )
     assert headline_table(results).cells[0][4:] == (made.cells[0][6], made.cells[1][6])
     assert scores_table(results).cells[0][4:] == (made.cells[0][5], made.cells[1][5])
     assert savings_table(results).cells[0][5] == made.cells[0][6]

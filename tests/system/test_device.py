@@ -1,8 +1,6 @@
 import copy
 import math
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.autograd import forward_ad
 
 from dualrate.networks.uvit import Level, UViT, UViTConfig
@@ -18,7 +17,6 @@ from dualrate.system.device import (
     compile_calls,
     compiles,
     default_generator,
-    devices,
     memory_shortage,
     pays,
     pick_device,
@@ -76,18 +74,14 @@ def test_a_device_that_is_not_here_is_refused_with_those_that_are(name):
         pick_device(name)
 
 
-def test_what_a_device_is_called(monkeypatch):
+def test_what_a_device_is_called():
     assert pick_device("cpu") == pick_device("cpu:0") == CPU
     with pytest.raises(ValueError, match="mps lacks: use --device cpu"):
         pick_device("mps")
-    for kind, count, expected in (("cuda", 2, ["cpu", "cuda:0", "cuda:1"]), ("mps", 1, ["cpu"]), ("cuda", 0, ["cpu"])):
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda kind=kind, **_: torch.device(kind))
-        monkeypatch.setattr(torch.accelerator, "device_count", lambda count=count: count)
-        assert devices() == expected
 
 
 def test_a_device_that_is_here_and_does_not_work_is_refused(monkeypatch):
-    monkeypatch.setattr(device, "devices", lambda: ["cpu", "cuda:0"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     if not torch.cuda.is_available():
         for name in ("cuda", "cuda:0"):
             with pytest.raises(ValueError, match=f"device '{name}' cannot be used .*; --device cpu always works"):
@@ -163,7 +157,7 @@ def test_equal_blocks_share_what_is_compiled_in_training_whatever_their_rows(gra
     eager = copy.deepcopy(networks)
     compile_blocks(networks)
     recompute(networks, 1)
-    for rows in (5, 3, 8):
+    for rows in (5, 3):
         of = torch.randn(rows, 1, 8, 8), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
         for network, plain in zip(networks, eager, strict=True):
             network(*of).sum().backward()
@@ -226,15 +220,10 @@ def test_a_derivative_carried_forward_passes_by_what_is_compiled(graphs, tmp_pat
 
 
 def test_what_is_compiled_is_kept_in_the_cache_unless_another_place_is_named(tmp_path, monkeypatch):
-    """In a new process: torch settles the place, which it reads there, when its compiler is imported."""
-    script = (
-        "from pathlib import Path; from dualrate.system.device import keep_compiled; import sys;"
-        "told = keep_compiled(Path(sys.argv[1]));"
-        "from torch._inductor.runtime.cache_dir_utils import cache_dir; print(told, cache_dir())"
-    )
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    said = subprocess.check_output([sys.executable, "-c", script, tmp_path / "own"], text=True)
-    assert said.split() == [str(tmp_path / "own")] * 2
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "before")  # so that it is set back in any case
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert device.keep_compiled(tmp_path / "own") == tmp_path / "own"
+    assert cache_dir() == str(tmp_path / "own")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "named"))
     assert device.keep_compiled(tmp_path / "own") == tmp_path / "named"
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "named")

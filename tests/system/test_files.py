@@ -155,7 +155,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     )
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
     with (
-        pytest.raises(ValueError, match=r"a\.safetensors is no .*'w' stands"),
+        pytest.raises(ValueError, match=r"a\.safetensors is no safetensors file"),
         open_tensors(tmp_path / "a.safetensors"),
     ):
         pass
@@ -193,7 +193,7 @@ def test_tensors_come_back(tmp_path):
 
 
 def test_tensors_that_cannot_be_written_are_an_error_with_the_file(tmp_path):
-    with full_disk(16), pytest.raises(OSError, match=r"a\.safetensors cannot be written: .*File too large"):
+    with full_disk(16), pytest.raises(OSError, match=r"File too large: .*a\.safetensors"):
         write_tensors(tmp_path / "a.safetensors", TENSORS)
 
 

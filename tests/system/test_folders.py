@@ -204,12 +204,3 @@ def test_what_cannot_be_read_is_no_damage(listed, monkeypatch, name, number):
 def test_a_file_of_somebody_else_is_no_damage(listed, name):
     with unreadable(listed / name, listed), pytest.raises(PermissionError):
         read(listed)
-
-
-def test_a_file_is_checked_without_being_kept(listed):
-    manifest = Manifest.read(listed, ["a.txt"])
-    assert manifest is not None
-    manifest.check("a.txt")
-    (listed / "a.txt").write_text("CONTENT of a.txt")
-    with pytest.raises(Damaged, match=r"a\.txt: its content is not what the manifest says"):
-        manifest.check("a.txt")

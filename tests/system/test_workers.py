@@ -4,27 +4,20 @@ import os
 import signal
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from trouble import is_alive
 
-from dualrate.system import workers as module
 from dualrate.system.workers import Workers, in_turn, mapper, number_of_workers
 
 BLOCKS = [range(i, i + 3) for i in range(0, 15, 3)]
 
 
 @pytest.fixture(scope="module")
-def notes():
-    return []
-
-
-@pytest.fixture(scope="module")
-def two(notes):
-    with Workers(2, note=notes.append) as workers:
+def two():
+    with Workers(2) as workers:
         yield workers
 
 
@@ -38,11 +31,8 @@ def refused(block: range) -> None:
     raise ValueError(f"no {block.start}")
 
 
-def dies(marks: Path, times: int, block: range) -> int:
-    """At the second block, `times` times."""
-    mark = marks / f"{len(list(marks.iterdir()))}"
-    if block == BLOCKS[1] and int(mark.name) < times:
-        mark.touch()
+def dies(block: range) -> int:
+    if block == BLOCKS[1]:
         os.kill(os.getpid(), signal.SIGKILL)
     return sum(block)
 
@@ -54,9 +44,9 @@ def slow(block: range) -> int:
 
 def test_a_gpu_that_was_chosen_by_its_number_is_not_taken_for_another():
     with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES"):
-        mapper(2, torch.device("cuda:3"), lambda text: None)
+        mapper(2, torch.device("cuda:3"))
     for count, device in ((1, "cuda:3"), (2, "cuda"), (2, "cuda:0")):
-        assert mapper(count, torch.device(device), lambda text: None)
+        assert mapper(count, torch.device(device))
 
 
 def test_workers_compute_what_one_process_does_each_on_one_thread(two):
@@ -77,17 +67,9 @@ def test_an_error_of_the_job_is_raised_here(two):
     assert "in refused" in str(caught.value.__cause__)
 
 
-def test_the_block_of_a_killed_worker_is_done_again(two, notes, tmp_path):
-    """Also after an error of another job."""
-    assert dict(two(partial(dies, tmp_path, 1), BLOCKS)) == {block: sum(block) for block in BLOCKS}
-    assert notes == ["a worker died at block 2 of 5 or one of the next, which are done again"]
-
-
-def test_a_block_that_kills_every_worker_is_given_up(two, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
-    with pytest.raises(ChildProcessError, match=r"at block 2 of 5 .*, as 1 before it.* use fewer \(--workers\)"):
-        list(two(partial(dies, tmp_path, 99), BLOCKS))
-    assert len(list(tmp_path.iterdir())) == 2
+def test_a_worker_that_dies_ends_the_work_with_an_error(two):
+    with pytest.raises(ChildProcessError, match=r"a worker died.* use fewer \(--workers\)"):
+        list(two(dies, BLOCKS))
 
 
 def test_an_interruption_leaves_no_process(two):

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
@@ -128,6 +130,22 @@ def test_only_the_device_that_is_timed_is_waited_for(monkeypatch):
     assert not waited
     seconds_per_call(lambda: None, seconds=0, device="cuda:1")
     assert waited == [torch.device("cuda:1")] * 4  # after the first call, which is not counted, and three more
+
+
+def test_a_count_is_that_of_torch_in_every_mode():
+    layer, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5)), torch.ones(4, 2, 4, 4)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert macs_of(lambda: layer(x)) == counter.get_total_flops() // 2
+    with torch.inference_mode():
+        assert macs_of(lambda: layer(x)) == counter.get_total_flops() // 2
+
+
+def test_calls_of_nothing_are_not_timed_for_ever():
+    """An encoder that a single network does not have takes a microsecond, a second of it a million calls."""
+    calls = []
+    seconds_per_call(lambda: calls.append(None), seconds=60)
+    assert len(calls) == 1001
 
 
 def test_fused_attention_is_counted():

@@ -165,7 +165,7 @@ def test_a_table_of_betas_is_the_product_of_their_complements():
     betas = Betas("scaled_linear", 0.00085, 0.012)
     left = 1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_squared = left.cumprod(0)
-    t = f64(*(betas.time_of(k) for k in range(1000)))
+    t = f64(*((k + 1) / betas.steps for k in range(1000)))
     torch.testing.assert_close(torch.sigmoid(betas.log_snr(t)), alpha_squared, rtol=1e-11, atol=0)
     assert betas.log_snr(t)[[0, -1]].tolist() == pytest.approx([7.07, -5.36], abs=0.01)
     torch.testing.assert_close(betas.index(betas.log_snr(t)), torch.arange(1000.0, dtype=torch.float64))

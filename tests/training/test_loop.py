@@ -593,13 +593,13 @@ def test_neither_memory_nor_open_files_nor_threads_grow_with_the_iterations_and_
 
     class Measuring(Recorder):
         def update(self, iteration, total, logs) -> None:
-            if iteration in (100, 300):
+            if iteration in (60, 180):
                 while any(thread.name == "saving" for thread in threading.enumerate()):
                     time.sleep(0.001)
                 time.sleep(0.2)  # a thread that has ended leaves the process a moment later
                 found[iteration] = held()
 
-    train(tmp_path, config=replace(CONFIG, iterations=300, checkpoint_every=6), progress=Measuring())
-    (memory, *others), (later, *others_later) = found[100], found[300]
+    train(tmp_path, config=replace(CONFIG, iterations=180, checkpoint_every=6), progress=Measuring())
+    (memory, *others), (later, *others_later) = found[60], found[180]
     assert later < 1.05 * memory
     assert others_later == others

@@ -184,16 +184,15 @@ def test_when_one_is_killed_the_others_end_and_say_why(tmp_path, rank):
     assert saved(run_dir) == ["step-00000004"]
 
 
-@pytest.mark.parametrize(("stalls", "stack"), [(False, "in loss"), (True, "in batch")])
-def test_when_one_hangs_the_others_end_after_the_timeout_and_it_says_where_it_stands(tmp_path, stalls, stack):
+def test_when_one_hangs_the_others_end_after_the_timeout_and_it_says_where_it_stands(tmp_path):
     said = tmp_path / "said"
-    hung = Toys(tmp_path / "run", partial(faults.hang_aloud, said), 1, when=6, stalls=stalls)
+    hung = Toys(tmp_path / "run", partial(faults.hang_aloud, said), 1, when=6)
     started = together.start(hung, timeout=2)
     assert together.ended(started[:1], seconds=60) == [LOST]
     assert "process 0 of 2 lost another one" in notes(tmp_path / "run")
     assert together.ended(started[1:], seconds=60) == [1]
     assert "Timeout" in said.read_text()
-    assert stack in said.read_text()
+    assert "in loss" in said.read_text()
 
 
 def test_data_that_is_not_finite_in_one_process_is_skipped_in_all_and_named(folders):

@@ -82,7 +82,6 @@ class Toys:
 
     act, rank, when: what process `rank` does when it has reached its `when`-th loss
     nan:             a sample whose data is not finite; none by default
-    stalls:          whether it does so in making its `when`-th batch instead
     """
 
     run_dir: Path
@@ -91,18 +90,13 @@ class Toys:
     when: int = 0
     nan: int = -1
     iterations: int = CONFIG.iterations
-    stalls: bool = False
 
     def __call__(self, world: World) -> int:
         config = replace(CONFIG, iterations=self.iterations, micro_batch=None)
         method = Watched(("a", "b"), dropout=0)
         batches = SomePoints(Share(config.batch_size, None, world).rows, self.nan)
         if self.act is not None and world.rank == self.rank:
-            plan = Plan(self.when, self.act)
-            if self.stalls:
-                batches = replace(batches, plan=plan)
-            else:
-                method.plans = (plan,)
+            method.plans = (Plan(self.when, self.act),)
         notes = File(self.run_dir.with_suffix(f".notes{world.rank}"))
         try:
             result = fit(method, batches, config, self.run_dir, identity={}, progress=notes, world=world)
@@ -118,11 +112,8 @@ class SomePoints:
 
     rows: torch.Tensor
     nan: int
-    plan: Plan | None = None
 
     def batch(self, iteration: int) -> Batch:
-        if self.plan is not None:
-            self.plan.reached("batch")
         batch = Points().batch(iteration)[self.rows]
         return replace(batch, x=torch.where((batch.sample == self.nan)[:, None], torch.nan, batch.x))
 

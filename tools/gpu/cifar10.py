@@ -90,7 +90,7 @@ def _unpacked(data: Path | None, split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in pictures]), labels
 
 
-def _made_up(split: str, count: int = 128) -> tuple[np.ndarray, np.ndarray]:
+def _made_up(split: str, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Noise around a grey of its class."""
     rng = np.random.default_rng(SPLITS.index(split))
     labels = np.arange(count, dtype=np.uint8) % CLASSES
@@ -168,7 +168,7 @@ def feature_net(job: Job, name: str, train: Images) -> Classifier:
     if file.is_file():
         net.load_state_dict(load_file(file))
         return net.eval().requires_grad_(False)
-    batches, total = Batches(train, 256), 3 if job.smoke else 2000
+    batches, total = Batches(train, 8 if job.smoke else 256), 3 if job.smoke else 2000
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.004, total_steps=total)
     for iteration in range(total):
@@ -201,7 +201,7 @@ def score(
     sampler: str = "sde-dpm++2m",
 ) -> dict[str, Any]:
     """Frechet distance of images drawn under a plan, multiply-adds of an image, and seconds of an image."""
-    count, batch = (16, 8) if job.smoke else (10_000, 1000)
+    count, batch = (4, 2) if job.smoke else (10_000, 1000)
     step = make_step(sampler, process)
     label = 0 if labelled else None
     calls = call_cost(denoiser, SHAPE, label, job.device)

@@ -49,7 +49,7 @@ def experiment(job: Job, name: str, networks: Any, method: dr.DenoisingConfig, s
     """On batches of 512 for so many seconds of training."""
     fit = dr.FitConfig(
         2 if job.smoke else 10**6,
-        batch_size=8 if job.smoke else 512,
+        batch_size=2 if job.smoke else 512,
         optim=OptimConfig(lr=4e-4, warmup=1 if job.smoke else 500),
         compile=not job.smoke,
         checkpoint_every=10**6,
@@ -67,7 +67,7 @@ def train(job: Job, size: str) -> None:
     mine.rows.clear()
     net = (SMOKE if job.smoke else SIZES)[size]
     made = experiment(job, f"cifar10-{size}", dr.OneNetwork(net), dr.DenoisingConfig(), max(job.left - RESERVE, 1))
-    held_out = images(job, "test").first(16 if job.smoke else HELD_OUT)
+    held_out = images(job, "test").first(2 if job.smoke else HELD_OUT)
 
     def look(seen: int, denoiser: dr.Denoiser) -> None:
         found = validation(denoiser, made.gaussian, held_out)

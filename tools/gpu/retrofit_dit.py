@@ -63,7 +63,7 @@ def train_dit(job: Job, net: Any, train: Images, seconds: float, folder: Path) -
     net.to(job.device).train()
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9 if job.smoke else 0.998))
     called: Any = net if job.smoke else torch.compile(net)
-    scheduler, batches = DDPMScheduler(), Batches(train, 8 if job.smoke else 512)
+    scheduler, batches = DDPMScheduler(), Batches(train, 2 if job.smoke else 512)
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-4, betas=(0.9, 0.99), fused=True)
     iteration, start = 0, time.time()
     while iteration < 2 or (not job.smoke and time.time() - start < seconds):
@@ -93,7 +93,7 @@ def retrofit(job: Job, base: Path, out: Path) -> Row:
     fit = replace(
         made.fit,
         iterations=2 if job.smoke else 10**6,
-        batch_size=8 if job.smoke else 512,
+        batch_size=2 if job.smoke else 512,
         compile=not job.smoke,
         sample_every=10**6,
         max_seconds=MORE,
@@ -107,7 +107,7 @@ def retrofit(job: Job, base: Path, out: Path) -> Row:
 
 
 def run(job: Job) -> bool:
-    train, held_out = images(job, "train"), images(job, "test").first(16 if job.smoke else 2048)
+    train, held_out = images(job, "train"), images(job, "test").first(2 if job.smoke else 2048)
     base, on, pair = (job.work / name for name in ("base", "trained-on", "retrofit"))
     training.unpack(job.out, f"{NAME}-base", base)
     for name, folder in {"base": base, "trained on": on, "retrofit": pair}.items():

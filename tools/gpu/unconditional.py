@@ -69,7 +69,7 @@ def run(job: Job) -> bool:
     training.leave(job, made.name)
     denoiser, pair = training.averaged(job, made), name == "pair"
     validated = validation(
-        denoiser, made.gaussian, held_out.first(16 if job.smoke else 2048), labelled=False, age=1 / 16 if pair else 0
+        denoiser, made.gaussian, held_out.first(2 if job.smoke else 2048), labelled=False, age=1 / 16 if pair else 0
     )
     row = {"seen": result.iteration * made.fit.batch_size, "seconds": result.seconds, "loss": mean_loss(validated)}
     net = feature_net(job, f"{NAME}-features", train)  # in the first call, so that all are scored in the same features

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import can_compile, can_record, command_line, reporter
+from dualrate.cli.console import command_line, reporter, working
 from dualrate.cli.recipe import Compile, Device, Graphs, Workers
-from dualrate.config.ranges import Images, Minutes, Precision, Probability, Ranged
+from dualrate.config.ranges import Images, Minutes, Precision, Ranged
 from dualrate.system.device import pick_device
 
-REQUEST = "[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
+REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,11 @@ class Compare(Ranged):
     requests: Annotated[Positional[tuple[str, ...]], arg(metavar=REQUEST)]
     """RUN alone: its usual plans. RUN:32/8: 32 steps, 8 heavy calls, as `dualrate sample RUN --steps 32 --heavy 8`
     draws. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16; RUN+LIGHT:32/20, the first 12 of 32
-    steps by the network of another run. RUN,RUN,RUN: trainings of one network from several seeds, whose scores are
-    averaged."""
+    steps by the network of another run."""
     minutes: Minutes = 60
     """Minutes of measuring. Run the same command again to do the rest."""
     out: Path = Path("report.html")
-    """The page; .json, .csv and what is needed to go on are beside it."""
+    """The page; .json and what is needed to go on are beside it."""
     screen: Images = 1000
     """Images per plan at first, where the plans are the usual ones."""
     count: Images = 5000
@@ -39,12 +38,6 @@ class Compare(Ranged):
     baselines: bool = False
     """Also evaluate training-free baselines (DeepCache, FORA, TaylorSeer, ToCa, DuCa) on the most expensive single
     network, and lighter ones that are named for its first steps (RUN+LIGHT)."""
-    switch_at: Probability | None = None
-    """Time at which the heavy network takes over from the light one of RUN+LIGHT and RUN+LIGHT:32, 1 is noise and 0
-    data. If not given, the heavy network makes 3/4 or 1/2 of the steps of RUN+LIGHT."""
-    latents_by: Path | None = None
-    """Of decoders: a model of their latents (docs/unified-latents.md), whose latents they decode in place of those of
-    held-out images. Distances are then gFDs. Drawing the latents is not part of the minutes."""
     mixed: bool = False
     """Allow runs trained on other data than the first. All are then scored against the first run's images."""
     precision: Precision = "auto"
@@ -69,13 +62,10 @@ class Compare(Ranged):
             features=self.features,
             mixed=self.mixed,
             baselines=self.baselines,
-            switch_at=self.switch_at,
             device=device,
             workers=self.workers,
             precision=self.precision,
-            compiled=self.compile and can_compile(device, progress),
-            graphs=self.graphs and can_record(device, progress),
-            latents_by=self.latents_by,
+            **working(device, progress, compiled=self.compile, graphs=self.graphs),
             progress=progress,
             command=command_line(),
         )

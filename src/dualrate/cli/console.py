@@ -38,24 +38,21 @@ def loaded(run: Path, device: str | None, *, compiled: bool = False, graphs: boo
     """
     where, progress = pick_device(device), reporter()
     model = load(run, device=where, note=progress.note)
-    compiled = compiled and can_compile(where, progress)
-    return replace(model, compiled=compiled, graphs=graphs and can_record(where, progress)), progress
+    return replace(model, **working(where, progress, compiled=compiled, graphs=graphs)), progress
 
 
-def can_compile(device: torch.device, progress: Reporter) -> bool:
-    """Whether there is a compiler. Notes that the first calls wait for it, or that there is none."""
-    cache = keep_compiled(cache_dir() / COMPILED)
-    progress.note(f"compiling the networks at their first calls: minutes the first time, seconds from {cache} later")
-    if problem := compiles(device):
-        progress.note(f"warning: there is no compiler that works here ({problem}): the networks run as they are")
-    return problem is None
-
-
-def can_record(device: torch.device, progress: Reporter) -> bool:
-    """Whether calls can be recorded as CUDA graphs. Notes it where they cannot."""
-    if device.type != "cuda":
-        progress.note(f"warning: CUDA graphs need a GPU, and this is the {device}: the networks run as they are")
-    return device.type == "cuda"
+def working(device: torch.device, progress: Reporter, *, compiled: bool, graphs: bool) -> dict[str, bool]:
+    """What of these works here: compiled networks, recorded calls. Notes what does not, and what is waited for."""
+    if compiled:
+        cache = keep_compiled(cache_dir() / COMPILED)
+        progress.note(f"compiling networks at their first calls: minutes the first time, seconds from {cache} later")
+        if problem := compiles(device):
+            progress.note(f"warning: there is no compiler that works here ({problem}): the networks run uncompiled")
+            compiled = False
+    if graphs and device.type != "cuda":
+        progress.note(f"warning: CUDA graphs need a GPU, and this is the {device}: calls are not recorded")
+        graphs = False
+    return {"compiled": compiled, "graphs": graphs}
 
 
 def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
@@ -79,12 +76,11 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter)
     """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
-    if result.stopped == "done" and idle:
-        over = "iterations" not in fit.free()
-        more = "; its learning rate is 0: name another --out" if over else "; to go on, raise --fit.iterations"
-    elif result.stopped == "seconds":
-        over = fit.limit == fit.optim.decay_seconds
-        more = "; its learning rate is 0: name another --out" if over else "; to go on, raise --fit.max-seconds"
+    if result.stopped == "seconds" or (result.stopped == "done" and idle):
+        option, fixed = "iterations", "iterations" not in fit.free()
+        if result.stopped == "seconds":
+            option, fixed = "max-seconds", fit.limit == fit.optim.decay_seconds
+        more = "; its learning rate is 0: name another --out" if fixed else f"; to go on, raise --fit.{option}"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
     progress.note(f"{nothing}{why} {spent}: {out}{more}")

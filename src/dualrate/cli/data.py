@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from contextlib import closing
@@ -13,17 +14,21 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import data_progress, print_report, reporter
-from dualrate.cli.doctor import check_codec, print_findings
 from dualrate.cli.recipe import AsJson, AtATime, Device
+from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
+from dualrate.data.images import ImageSet, to_float
+from dualrate.diffusion.random import Draws
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.system.device import pick_device
 from dualrate.system.progress import image_progress
 
 MIB = 2**20
+LOW, HIGH = 0.8, 1.25  # of the size of latents
+AT_A_TIME = 16  # images that are encoded for it
 Processes = Annotated[WorkerCount, arg(help="Worker processes; auto: one for each idle processor.")]
-Codec = Annotated[
+CodecRun = Annotated[
     Path, arg(metavar="RUN", help="A run that trained a codec, the run of a decoder, or the folder of an autoencoder.")
 ]
 
@@ -61,7 +66,7 @@ class _ToFolder(_Images):
 
         progress = reporter()
         try:
-            with closing(progress), mapper(self.workers, where, progress.note) as over:
+            with closing(progress), mapper(self.workers, where) as over:
                 return make(
                     self.source,
                     self.out,
@@ -134,7 +139,7 @@ class Verify(Ranged):
         from dualrate.system.workers import mapper
 
         progress = reporter()
-        with closing(progress), mapper(self.workers, torch.device("cpu"), progress.note) as over:
+        with closing(progress), mapper(self.workers, torch.device("cpu")) as over:
             images = verify(self.folder, over, data_progress(progress))
         print_report(self.json, {"images": images, "damaged shards": 0})
 
@@ -145,7 +150,7 @@ class EncodeImages(_Images):
 
     images: Annotated[Positional[str], arg(metavar="IMAGES")]
     """An image, a folder of images, a .npz or .parquet file, or anything else that --data.source takes."""
-    run_dir: Annotated[Codec, arg(name="run")]
+    run_dir: Annotated[CodecRun, arg(name="run")]
     out: Path = Path("latents.npz")
     """A new file: latents (N, C, h, w), names, codec (sha256)."""
     batch_size: AtATime = 64
@@ -176,7 +181,7 @@ class Decode(Ranged):
 
     latents: Annotated[Positional[Path], arg(metavar="LATENTS")]
     """File that data encode-images wrote."""
-    run_dir: Annotated[Codec, arg(name="run")]
+    run_dir: Annotated[CodecRun, arg(name="run")]
     out: Path
     """Folder for the images: new, empty, or with some of the same images, to which it adds."""
     sampler: str | None = None
@@ -226,7 +231,7 @@ def check_decoder_sampler(name: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckCodec(_Images):
-    """Check a codec: size of its latents, PSNR, drift, and range of the pixels. Exit code 1 if there is a problem."""
+    """Check a codec: the size of its latents, which is about 1, and the PSNR of images that it encoded and decoded."""
 
     folder: Annotated[Positional[Path], arg(metavar="CODEC")]
     """Folder that save_pretrained of diffusers wrote, such as the vae of a pipeline."""
@@ -240,9 +245,27 @@ class CheckCodec(_Images):
     def run(self) -> None:
         from dualrate.codecs.codec import read_codec
         from dualrate.data.images import load_images
+        from dualrate.drawing.latents import round_trip_nearness
 
         images = load_images(
             self.source, split="train", size=self.size, channels=self.channels, progress=data_progress(reporter())
         )
-        codec = read_codec(self.folder, pick_device(self.device))
-        print_findings(self.json, check_codec(codec, images, self.num))
+        codec, count = read_codec(self.folder, pick_device(self.device)), min(self.num, len(images))
+        shape, size = codec.latent_shape(images.shape), size_of_latents(codec, images, count)
+        about = {"images": count, "latents": "x".join(map(str, shape)), "codec": codec.fingerprint[:12]}
+        print_report(self.json, {**about, "size": size, "psnr": round_trip_nearness(codec, images, count).psnr})
+        if not LOW <= size <= HIGH:
+            raise ValueError(
+                f"latents have the size {size:.3g} (root of the mean square), expected {LOW} to {HIGH}: compare the "
+                "codec's config (scaling_factor, shift_factor, latents_mean, latents_std) with its author's"
+            )
+
+
+def size_of_latents(codec: Codec, images: ImageSet, count: int) -> float:
+    """Root of the mean square of `count` normalised latents, drawn as in training: the noise schedule assumes 1."""
+    total, rows = 0.0, torch.linspace(0, len(images) - 1, count).long()
+    for part in rows.split(AT_A_TIME):
+        moments = codec.encode(to_float(images.images[part.numpy()]).to(codec.device))
+        normal = Draws(0, part.to(codec.device)).normal("latent", *moments.mean.shape[1:])
+        total += moments.sample(normal).double().square().mean().item() * len(part) / count
+    return math.sqrt(total)

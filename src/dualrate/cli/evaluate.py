@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import command_line, loaded, reporter
+from dualrate.cli.console import command_line, loaded, print_report, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Workers
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.config.ranges import Images, LogSNR, Ranged, Seed
+from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.likelihood import FITTED_ON, GREY_LEVEL
+from dualrate.drawing.likelihood import FITTED_ON
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.device import environment, pick_device
 from dualrate.system.progress import Reporter, image_progress
@@ -47,8 +45,8 @@ class Evaluate(Ranged):
     """Feature networks, separated by commas: inception (FID), dinov2, efficientnet, directories, shipped names; the
     data set's own if not given, which is trained on first use."""
     reference: Path | None = None
-    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images. With
-    --images and no RUN also a folder or archive of real images."""
+    """A .npz of statistics (mu, sigma) to score against, instead of the training images. With --images and no RUN
+    also a folder, archive or .npz of real images."""
     keep: Path | None = None
     """Directory for the features of the images as they are drawn: the same command continues there."""
     details: bool = False
@@ -57,8 +55,6 @@ class Evaluate(Ranged):
     """Instead bound the negative log-likelihood of test images, in bits per dimension or per token."""
     variance: Literal["measured", "own"] = "measured"
     """With --bound: the variance of the steps, as measured on training images or as the sampler has it (--gamma)."""
-    end: LogSNR = GREY_LEVEL
-    """With --bound: log-SNR at which the plan ends and rounding begins; by default noise is one grey level wide."""
     batch_size: AtATime = 125
     workers: Workers = 1
     compile: Compile = False
@@ -92,7 +88,7 @@ class Evaluate(Ranged):
         metrics = evaluators(
             model.experiment.data, self.features, reference=self.reference, device=model.device, progress=progress
         )
-        with mapper(self.workers, model.device, progress.note) as over:
+        with mapper(self.workers, model.device) as over:
             measured = measure(
                 drawer, seeds, *metrics, keep=self.keep, details=self.details, progress=show, mapper=over
             )
@@ -142,30 +138,30 @@ class Evaluate(Ranged):
 
         self._refuse_features("a model of texts has other metrics")
         metric = evaluator(drawer.model.experiment.data, progress=progress)
-        with closing(progress), mapper(self.workers, drawer.model.device, progress.note) as over:
+        with closing(progress), mapper(self.workers, drawer.model.device) as over:
             found = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
         if self.json:
             about = {"weights": drawer.model.weights_hash, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}
             print(json.dumps(asdict(found) | about | {"environment": environment(drawer.model.device)}))
             return
-        print(
-            f"{drawer.network}, {drawer.plan.num_steps} steps; {len(seeds)} samples, {len(found.bound.images)} "
-            f"held-out pieces; bits a character, ± standard error\n\n"
-            f"bound            {found.bound.total} of held-out pieces\n"
-            f"language model   {found.drawn.bits} of samples, {found.held_out.bits} of held-out pieces\n"
-            f"entropy          {found.drawn.entropy} of samples, {found.held_out.entropy} of held-out pieces\n"
-            f"gradient moment  {found.gradient_moment} of samples, {found.floor} of training pieces "
-            f"({found.language_model})"
-        )
+        rows = {
+            "samples": f"{len(seeds)} of {drawer.network} in {drawer.plan.num_steps} steps",
+            "bound": f"{found.bound.total} of {len(found.bound.images)} held-out pieces",
+            "language model": f"{found.drawn.bits} of samples, {found.held_out.bits} of held-out pieces",
+            "entropy": f"{found.drawn.entropy} of samples, {found.held_out.entropy} of held-out pieces",
+            "gradient moment": f"{found.gradient_moment} of samples, {found.floor} of training pieces",
+        }
         if (far := found.distance) is not None:
-            print(f"{far.metric:17}{far.value:.4g} [{far.low:.4g}, {far.high:.4g}], floor {far.floor:.4g}; {far.note}")
+            rows[far.metric] = f"{far.value:.4g} [{far.low:.4g}, {far.high:.4g}], floor {far.floor:.4g}; {far.note}"
+        print_report(False, rows)
+        print(f"\nin bits a character, ± standard error; gradients of {found.language_model}")
 
     def _refuse_features(self, why: str) -> None:
         if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:
             raise ValueError(f"{why}: drop {', '.join(f'--{name}' for name in given)}")
 
     def _bound(self, run: Path) -> None:
-        from dualrate.drawing.likelihood import bits_per_dimension, bits_per_token, check_bounded, ending, fit_variance
+        from dualrate.drawing.likelihood import bits_per_dimension, bits_per_token, check_bounded, fit_variance
         from dualrate.drawing.measure import messages
 
         if self.variance == "measured" and self.sampling.gamma is not None:
@@ -175,44 +171,29 @@ class Evaluate(Ranged):
         check_bounded(model)
         sampling = replace(self.sampling, sampler=self.sampling.sampler or ANCESTRAL)
         drawer = sampling.drawer(model, progress.note, batch_size=self.batch_size)
-        count, show, note = self.num or BOUNDED, image_progress(progress), messages(progress.note)
-        test = model.experiment.data.images("test", note)
+        count, note = self.num or BOUNDED, messages(progress.note)
+        how: dict[str, Any] = {"seed": self.seed, "progress": image_progress(progress)}
+        test, of_tokens = model.experiment.data.images("test", note), model.experiment.codec.instant
         if not 2 <= count <= len(test):
             raise ValueError(f"{test.name} has {len(test)} for testing: --num is 2 to {len(test)}, got {count}")
-        plan, of_tokens = drawer.plan, model.experiment.codec.instant
-        report = {"run": str(run), "num_steps": plan.num_steps, "num_heavy": plan.num_heavy, "sampler": drawer.sampler}
-        noise = 0.0  # in grey levels, of the state that the last step starts from
         with closing(progress):
             if of_tokens:
-                found = bits_per_token(drawer, test, count=count, seed=self.seed, progress=show)
+                found = bits_per_token(drawer, test, count=count, **how)
             else:
-                plan = ending(plan, model.process.schedule, self.end)
                 if self.variance == "measured":
                     train = model.experiment.data.images("train", note)
                     fitted = min(FITTED_ON, len(train))
-                    progress.note(f"measuring the variance of {plan.num_steps} steps on {fitted} training images")
-                    step = fit_variance(drawer, train, count=fitted, end=self.end, seed=self.seed, progress=show)
-                    drawer = replace(drawer, step=step)
+                    progress.note(f"measuring the variance of the steps on {fitted} training images")
+                    drawer = replace(drawer, step=fit_variance(drawer, train, count=fitted, **how))
                     progress.close()
-                found = bits_per_dimension(drawer, test, count=count, end=self.end, seed=self.seed, progress=show)
-                ends = model.process.schedule.log_snr(torch.tensor(plan.t[-2:], dtype=torch.float64)).tolist()
-                noise = math.exp((GREY_LEVEL - ends[0]) / 2)
-                report |= {"sampler": drawer.sampler, "end_log_snr": ends[1]}
+                found = bits_per_dimension(drawer, test, count=count, **how)
+        report = {"run": str(run), "num_steps": drawer.plan.num_steps, "num_heavy": drawer.plan.num_heavy}
+        report |= {"sampler": drawer.sampler}
         if self.json:
             print(json.dumps(report | asdict(found)))
             return
-        calls = f"{plan.num_steps} steps, {plan.num_heavy} heavy"
-        print(f"{count} of the test data of {test.name}; {drawer.sampler}; {calls}\n")
-        last, whole = found.each_step[-1], found.total.value
-        if of_tokens:
-            print(f"bits a token, at most: {found.total} (standard error); the last step {last:.3f} of it")
-            return
-        print(f"{'term':16}{'bits/dim':>10}{'+- SE':>10}{'share':>8}")
-        for name, term in (("prior", found.prior), ("steps", found.steps), ("reconstruction", found.reconstruction)):
-            print(f"{name:16}{term.value:10.4f}{term.error:10.4f}{term.value / whole:8.1%}")
-            if name == "steps":
-                print(f"{'  the last one':16}{last:10.4f}{'':10}{last / whole:8.1%}")
-        print(f"{'bound':16}{whole:10.4f}{found.total.error:10.4f}\n")
-        print("An upper bound on the mean of -log2 p(image) per value: lower is better.")
-        fine = (last + found.reconstruction.value) / whole
-        print(f"{fine:.0%} of it is the last step and the rounding: detail below noise of {noise:.2g} grey levels.")
+        terms = {"last step": found.each_step[-1], "bound": found.total}
+        if not of_tokens:
+            terms = {"prior": found.prior, "steps": found.steps, "reconstruction": found.reconstruction} | terms
+        print_report(False, report | {"images": f"{count} of the test data of {test.name}"} | terms)
+        print(f"\nbound: on the mean of -log2 p from above, in bits a {'token' if of_tokens else 'dimension'}")

@@ -1,8 +1,7 @@
-"""`dualrate export`: a run's averaged weights for release, for diffusers, or for torch alone."""
+"""`dualrate export`: a run's averaged weights for release, or as a pipeline of diffusers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,24 +11,24 @@ from tyro.conf import Positional, arg
 from dualrate.cli.console import reporter
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Ranged
+from dualrate.runs.store import COVARIANCE
 
-Form = Literal["diffusers", "torch-export"]
-PLAN = ("steps", "heavy", "places", "switch_at", "plan", "grid", "times")  # options of sampling that a form keeps
-DRAWING = ("sampler", "gamma", "eta", "guidance", "interval")
+OF_A_PIPELINE = (  # options of sampling that it keeps
+    "steps", "heavy", "places", "switch_at", "plan", "grid", "times", "sampler", "gamma", "eta", "guidance", "interval",
+)  # fmt: skip
 NO_DIFFUSERS = "a pipeline of diffusers needs diffusers, which is not installed: pip install 'dualrate[diffusers]'"
 
 
 @dataclass(frozen=True)
 class Export(Ranged):
-    """Write a run's averaged weights for release, with a card; or as a pipeline of diffusers, or for torch alone."""
+    """Write a run's averaged weights for release, with a card; or as a pipeline of diffusers."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """Directory of a run; with --to also of released weights."""
     out: Path | None = None
     """Directory for released weights: bfloat16 safetensors, the run's experiment and a card."""
-    to: Annotated[tuple[Form, Path] | None, arg(metavar="{diffusers,torch-export} DIR")] = None
-    """Instead of --out. diffusers: a pipeline, for DualRatePipeline.from_pretrained(DIR). torch-export: a program of
-    each network, for any number of images, which torch runs without dualrate."""
+    to: Annotated[tuple[Literal["diffusers"], Path] | None, arg(metavar="diffusers DIR")] = None
+    """Instead of --out: a pipeline, for DualRatePipeline.from_pretrained(DIR)."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     license: str = "unknown"
     """Licence of the weights, for the pipeline's card, as the Hub names it: apache-2.0, ..."""
@@ -40,52 +39,37 @@ class Export(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        form, _ = self._target()
-        taken = {"weights": (), "torch-export": PLAN, "diffusers": (*PLAN, *DRAWING)}[form]
-        usual = SamplingOptions()
-        wrong = [
-            name for name in vars(usual) if name not in taken and getattr(self.sampling, name) != getattr(usual, name)
-        ]
-        if form != "diffusers":
-            card = {"license": self.license != "unknown", "score": self.score, "push_to_hub": self.push_to_hub}
-            wrong += [name for name, given in card.items() if given]
-        if wrong:
-            what = {"weights": "released weights do", "torch-export": "a program does", "diffusers": "a pipeline does"}
-            options = " and ".join(f"--{name.replace('_', '-')}" for name in wrong)
-            raise ValueError(f"{what[form]} not hold {options}: drop them")
+        if (self.out is None) == (self.to is None):
+            raise ValueError("name one place: --out DIR (released weights) or --to diffusers DIR")
+        usual, taken = SamplingOptions(), () if self.to is None else OF_A_PIPELINE
+        options = [name for name in vars(usual) if getattr(self.sampling, name) != getattr(usual, name)]
+        card = {"license": self.license != "unknown", "score": self.score, "push_to_hub": self.push_to_hub}
+        if self.to is None:
+            options += [name for name, given in card.items() if given]
+        if wrong := [f"--{name.replace('_', '-')}" for name in options if name not in taken]:
+            what = "released weights do" if self.to is None else "a pipeline does"
+            raise ValueError(f"{what} not hold {' and '.join(wrong)}: drop them")
         if self.push_to_hub is not None and self.license == "unknown":
             raise ValueError("weights for others need a licence: name one, such as --license apache-2.0")
 
-    def _target(self) -> tuple[str, Path]:
-        """What to write, and where. Raises ValueError unless one place is named."""
-        if self.to is not None and self.out is None:
-            return self.to
-        if self.out is not None and self.to is None:
-            return "weights", self.out
-        raise ValueError("name one place: --out DIR (released weights), --to diffusers DIR or --to torch-export DIR")
-
     def run(self) -> None:
-        from dualrate.integrations.programs import export_programs
+        if self.out is not None:
+            self._release(self.out)
+            print(self.out)
+        elif self.to is not None:
+            self._pipeline(self.to[1])
+            print(self.to[1])
 
-        (form, place), note = self._target(), reporter().note
-        if form == "weights":
-            self._release(place, note)
-        elif form == "diffusers":
-            self._pipeline(place, note)
-        else:
-            export_programs(self.run_dir, place, self.sampling.choice(), note)
-        print(place)
-
-    def _release(self, out: Path, note: Callable[[str], None]) -> None:
+    def _release(self, out: Path) -> None:
         from dualrate.runs.release import export
-        from dualrate.runs.store import COVARIANCE
 
+        note = reporter().note
         tables = [place for place in (self.run_dir, out) if (place / COVARIANCE).exists()]
         export(self.run_dir, out, note)
         if tables:
             note(f"{tables[0] / COVARIANCE} was of other weights: measure it anew by dualrate plan calibrate {out}")
 
-    def _pipeline(self, folder: Path, note: Callable[[str], None]) -> None:
+    def _pipeline(self, folder: Path) -> None:
         try:
             from dualrate.integrations.hub import export_pipeline, push
         except ModuleNotFoundError as error:
@@ -93,6 +77,7 @@ class Export(Ranged):
                 raise
             raise ValueError(NO_DIFFUSERS) from error
 
+        note = reporter().note
         export_pipeline(
             self.run_dir,
             folder,

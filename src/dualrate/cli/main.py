@@ -1,6 +1,7 @@
 """The command line: dualrate train | sample | evaluate | compare | ..., thin calls into the library.
 
 A mistake by the user is one clear line and exit code 2. Reports go to standard output, progress to standard error.
+Help and wrong names are answered before, without torch (dualrate_command.py).
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from dualrate.cli.distill import parse_distill
 from dualrate.cli.doctor import Doctor
 from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
-from dualrate.cli.plan import Calibrate, Plan, Search
-from dualrate.cli.recipe import HELP, parse
+from dualrate.cli.plan import Calibrate, Plan
+from dualrate.cli.recipe import parse
 from dualrate.cli.sample import Cost, Sample
 from dualrate.cli.serve import Serve
 from dualrate.cli.train import parse_retrofit, parse_train
@@ -37,7 +37,6 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "plan": Plan,
-    "plan search": Search,
     "plan calibrate": Calibrate,
     "cost": Cost,
     "data prepare": Prepare,
@@ -57,51 +56,32 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {  # of commands that take a re
     "retrofit": parse_retrofit,
 }
 TOGETHER = ("train", "distill", "retrofit", "doctor")  # run in several processes, too
-USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
 
 
 def parsed(arguments: list[str]) -> Any:
-    """The command with its options, a dataclass with `run`. Raises ValueError and SystemExit as `parse`."""
-    modules, words = _imports(arguments)
-    for module in modules:
-        import_module(module)
-    command, *rest = words or ["--help"]
+    """The command with its options, a dataclass with `run`. Raises ValueError and SystemExit as `parse`.
+
+    `--import MODULE` before the command imports methods that runs' files name.
+    """
+    while arguments[:1] == ["--import"]:
+        if len(arguments) < 2:
+            raise ValueError("--import is followed by a module, e.g. dualrate --import mypackage.method sample RUN ...")
+        import_module(arguments[1])
+        arguments = arguments[2:]
+    command, *rest = arguments or [""]
     if command == "--version":
         python, device = ".".join(map(str, sys.version_info[:3])), pick_device(None)
         print(f"dualrate {dualrate.__version__}, torch {torch.__version__}, Python {python}, {device}")
         raise SystemExit(0)
-    if command in ("-h", "--help"):
-        print(USAGE.read_text(), end="")
-        raise SystemExit(0)
-    kinds = [name for name in COMMANDS if name.startswith(f"{command} ")]
-    if command not in COMMANDS and command not in PARSERS and not kinds:
-        print(f"dualrate: there is no command {command!r}\n\n{USAGE.read_text()}", end="", file=sys.stderr)
-        raise SystemExit(2)
+    if rest and f"{command} {rest[0]}" in COMMANDS:
+        command, rest = f"{command} {rest[0]}", rest[1:]
     if command not in TOGETHER:
         check_alone(command)
     if command in PARSERS:
         return PARSERS[command](rest)
-    if rest and f"{command} {rest[0]}" in kinds:
-        command, rest = f"{command} {rest[0]}", rest[1:]
-    if command in COMMANDS:
-        return parse(COMMANDS[command], rest, f"dualrate {command}")
-    asked = not rest or rest[0] in HELP
-    lines = [] if asked else [f"dualrate {command}: there is no {rest[0]!r}"]
-    lines += [f"dualrate {name}: {(COMMANDS[name].__doc__ or '').splitlines()[0]}" for name in kinds]
-    lines.append(f"dualrate {command} COMMAND --help lists the options.")
-    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
-    raise SystemExit(0 if asked else 2)
-
-
-def _imports(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The modules of `--import MODULE` before the command, for methods that runs' files name; and the rest."""
-    modules = []
-    while arguments[:1] == ["--import"]:
-        if len(arguments) < 2:
-            raise ValueError("--import is followed by a module, e.g. dualrate --import mypackage.method sample RUN ...")
-        modules.append(arguments[1])
-        arguments = arguments[2:]
-    return modules, arguments
+    if command not in COMMANDS:
+        raise ValueError(f"there is no command {command!r}: `dualrate --help` lists them")
+    return parse(COMMANDS[command], rest, f"dualrate {command}")
 
 
 def main() -> None:

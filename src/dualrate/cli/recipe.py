@@ -13,26 +13,21 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from dualrate.config.imports import imported
-from dualrate.config.ranges import BatchSize, Processes, Retries, WorkerCount, as_path, described
+from dualrate.config.ranges import BatchSize, WorkerCount, as_path, described
 
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; a GPU if there is one.")]
-ProcessCount = Annotated[Processes, arg(help="Processes that train together on this machine, each on a GPU if any.")]
-RetryCount = Annotated[Retries, arg(help="How often all of them restart from the checkpoint after one failed.")]
-Log = Annotated[
-    Literal["tensorboard", "wandb"] | None, arg(help="Also log losses to it; pip install 'dualrate[tensorboard]'.")
-]
 AtATime = Annotated[BatchSize, arg(help="Images per batch; fewer need less memory.")]
 Workers = Annotated[
     WorkerCount,
@@ -87,8 +82,9 @@ def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None,
     or after help.
     """
     errors, shown = io.StringIO(), io.StringIO()
+    os.environ["COLUMNS"] = str(min(WIDTH, shutil.get_terminal_size().columns))  # of help: `_outer` drops lines
     try:
-        with _one_column(), redirect_stderr(errors), redirect_stdout(shown):
+        with redirect_stderr(errors), redirect_stdout(shown):
             return tyro.cli(
                 kind,
                 args=["--help" if argument == ALL else argument for argument in arguments],
@@ -107,19 +103,6 @@ def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None,
             sys.stderr.write(errors.getvalue())
             raise
     raise refusal
-
-
-@contextmanager
-def _one_column() -> Iterator[None]:
-    """A terminal in which help has its groups below one another, so that `_outer` can drop a group by its lines."""
-    columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(min(WIDTH, shutil.get_terminal_size().columns))
-    try:
-        yield
-    finally:
-        os.environ.pop("COLUMNS")
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
 
 
 def _outer(text: str) -> str:

@@ -56,7 +56,7 @@ class Sample(Ranged):
         of_text = bool(model.experiment.codec.alphabet)
         if self.npz and of_text:
             raise ValueError("images.npz is of images, and this is a model of texts: drop --npz")
-        with closing(progress), mapper(self.workers, model.device, progress.note) as over:
+        with closing(progress), mapper(self.workers, model.device) as over:
             written = write_samples(
                 drawer,
                 range(self.seed, self.seed + self.num),

@@ -12,11 +12,10 @@ from tyro.conf import arg
 from dualrate.cli.data import check_decoder_sampler
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
-from dualrate.denoisers.catalogue import DENOISERS, SHARED
+from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
-from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places
+from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places, read_plan
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.drawing.plan_search import read_plan
 from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import SAMPLERS, taking
@@ -38,9 +37,8 @@ GAMMA = (
 )
 ETA = f"Share of the noise of {' and '.join(taking('eta'))} that is fresh; 0 is DDIM."
 DENOISER = (
-    f"How the networks are called. Caches for one network: {', '.join(DENOISERS)}; {SHARED}3 shares three middle "
-    f"blocks. A run's directory: its network makes the steps without a context. Or "
-    "package.module:name."
+    f"How the networks are called. Caches for one network: {', '.join(DENOISERS)}. A run's directory: its network "
+    "makes the steps without a context. Or package.module:name."
 )
 
 

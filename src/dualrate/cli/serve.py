@@ -1,4 +1,4 @@
-"""`dualrate serve`: a page to play with, or a Hugging Face Space of it."""
+"""`dualrate serve`: a page to play with."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from tyro.conf import arg
 from dualrate.cli.console import loaded
 from dualrate.cli.recipe import Device, RunDir
 from dualrate.config.ranges import Range, Ranged
-from dualrate.serving.offer import Limits, MostSteps, ShownImages, Waiting
 
 Port = Annotated[int, Range(0, 65_535)]
-USUAL = Limits()
 
 
 @dataclass(frozen=True)
 class Serve(Ranged):
-    """Serve a page to play with steps, heavy calls, sampler and seeds; --space writes it as a Hugging Face Space.
+    """Serve a page to play with steps, heavy calls, sampler and seeds.
 
     The page shows the images next to those of the same model with a heavy call at every step.
     """
@@ -32,14 +30,6 @@ class Serve(Ranged):
     """Address to listen on. Only this machine can open the page; 0.0.0.0 opens it to the network."""
     port: Port = 8000
     """Port to listen on; 0 for any that is free."""
-    max_steps: MostSteps = USUAL.steps
-    """Most steps of a request."""
-    max_images: ShownImages = USUAL.images
-    """Most images of a request."""
-    max_waiting: Waiting = USUAL.waiting
-    """Most requests that wait beside the one at work; further ones are refused."""
-    space: Path | None = None
-    """Serve nothing, and write a Hugging Face Space with this page into this new folder. Nothing is uploaded."""
     device: Device = None
 
     def run(self) -> None:
@@ -47,13 +37,7 @@ class Serve(Ranged):
 
         model, progress = loaded(self.run_dir, self.device)
         baseline = None if self.beside is None else loaded(self.beside, self.device)[0]
-        offer = Offer(model, baseline, Limits(self.max_steps, self.max_images, self.max_waiting))
-        if self.space is not None:
-            from dualrate.serving.space import write_space
-
-            write_space(offer, self.space, progress.note)
-            print(self.space)
-            return
+        offer = Offer(model, baseline)
         try:
             from dualrate.serving.app import serve
         except ModuleNotFoundError as error:

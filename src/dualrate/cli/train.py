@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,16 +16,12 @@ from dualrate.cli.console import command_line, data_progress, report_end, report
 from dualrate.cli.recipe import (
     HELP,
     Device,
-    Log,
-    ProcessCount,
-    RetryCount,
     checked,
     override,
-    parse,
     recipe_named,
     with_own_options,
 )
-from dualrate.config.ranges import Iterations, Ranged
+from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.images import check_outside
 from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
@@ -62,14 +59,6 @@ FIRST = (  # of each family, what to begin with
     "imagenet-decoder",
 )
 LIST = "--list"
-Loss = Literal["denoising", "consistency"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """`--method`, which is read first: the options of a method are those of its configuration."""
-
-    method: Loss = "denoising"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +70,14 @@ class Run(Ranged):
     eval_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
-    nproc: ProcessCount = 1
-    retries: RetryCount = 0
+    nproc: Processes = 1
+    """Processes that train together on this machine, each on a GPU if any."""
+    retries: Retries = 0
+    """How often all of them restart from the checkpoint after one failed."""
     codec: Path | None = None
     """Folder of the codec of latents, if it has moved since they were encoded."""
-    log: Log = None
+    log: Literal["tensorboard", "wandb"] | None = None
+    """Also log losses to it; pip install 'dualrate[tensorboard]'."""
 
     def train(self, experiment: Experiment) -> FitResult:
         """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended."""
@@ -125,7 +117,7 @@ class Train(Run):
     """Train a recipe. The same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
-    by: Annotated[Loss, arg(name="method")] = "denoising"
+    by: Annotated[Literal["denoising", "consistency"], arg(name="method")] = "denoising"
     """denoising: the loss of the recipe. consistency: training from data for few steps of DDIM (--method.steps)."""
 
     def run(self) -> None:
@@ -223,12 +215,10 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     if name in STAGES:
         return override(TrainStages(STAGES[name]()), arguments, "train")
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train")
-    options = [option for option in rest[1:] if option not in HELP]
-    method = parse(Method, options, "dualrate train", Method(), known=True)[0].method
     experiment = checked(recipe(), Experiment, name)
-    if method == "consistency":
+    if "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest):  # it has options of its own
         experiment = (imagenet.by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
-    return override(Train(experiment, method), rest, "train")
+    return override(Train(experiment), rest, "train")
 
 
 def parse_retrofit(arguments: list[str]) -> Retrofit:

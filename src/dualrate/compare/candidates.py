@@ -8,7 +8,6 @@
     RUN:32@mypkg.steps:Mine under a step of another package
     RUN+taylor:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
     RUN+LIGHT:32/20         the first 12 of 32 steps by the network of another run (denoisers/duodiff.py)
-    RUN,RUN,RUN:32          trainings of one network from different seeds, one line of the report
     NAME=RUN                what its line is called
 
 A part that is not given is as `drawing/choice.py` recommends, so `RUN:16/4` is `dualrate sample RUN --steps 16 --heavy
@@ -20,24 +19,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 from dualrate.config.imports import import_named
-from dualrate.config.ranges import Probability, Range, Ranged, Steps, checked
+from dualrate.config.ranges import Probability, Ranged, Steps, checked
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
-from dualrate.drawing.choice import Choice, step_for
+from dualrate.drawing.choice import Choice, read_plan, step_for
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.plan_search import read_plan
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.sampling.trajectory import check_reuse
 from dualrate.system.progress import Reporter
-from dualrate.training.config import FREE
 
 LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the most expensive network
 MOST_STEPS = 256
@@ -57,7 +53,6 @@ class Candidate(Ranged):
     denoiser: that calls the model's networks; or the directory of another run, whose network makes the steps without a
               context. None: the model's own
     named:    whether the user gave the plan, so that it is measured on many images in any case
-    training: which of its network's trainings the run is, 0 for the first
     """
 
     run: Path
@@ -68,7 +63,6 @@ class Candidate(Ranged):
     note: str = ""
     denoiser: str | None = None
     named: bool = False
-    training: Annotated[int, Range(0, 1000)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,8 +85,7 @@ class Candidate(Ranged):
         content = f"{self.network} {self.denoiser} {self.gamma} {self.plan.digest}"
         digest = hashlib.sha256(content.encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", self.network)
-        again = f"-{self.training}" if self.training else ""
-        return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler.replace(':', '-')}-{digest}{again}"
+        return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler.replace(':', '-')}-{digest}"
 
     def drawer(self, loaded: Model) -> Drawer:
         """loaded: the run's model. Raises what `called_by`, `step_for`, `check_reuse` and `Drawer` raise."""
@@ -104,11 +97,10 @@ class Candidate(Ranged):
 
 @dataclass(frozen=True)
 class RunRequest(Ranged):
-    """An argument of `dualrate compare`: [NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]].
+    """An argument of `dualrate compare`: [NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]].
 
     choice:    sampler and plan, as far as they are given
     note:      name of the plan's file
-    trainings: further trainings of the run's network
     """
 
     run: Path
@@ -116,7 +108,6 @@ class RunRequest(Ranged):
     choice: Choice
     denoiser: str | None = None
     note: str = ""
-    trainings: tuple[Path, ...] = ()
 
     @staticmethod
     def parse(text: str) -> RunRequest:
@@ -125,33 +116,26 @@ class RunRequest(Ranged):
         name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
         name, rest = (name, rest) if equals else ("", text)
         rest, _, sampler = rest.partition("@")
-        *others, last = [rest] if Path(rest).is_dir() else rest.split(",")
-        run, denoiser, plan = _split(last)
-        for path in (*others, run):
-            if not path or not Path(path).is_dir():
-                raise ValueError(
-                    f"there is no run {path or rest!r}: expected RUN, RUN:32/8, RUN:plan.json, RUN,RUN:32 or "
-                    f"RUN+DENOISER:32/8, got {text!r}"
-                )
+        run, denoiser, plan = _split(rest)
+        if not run or not Path(run).is_dir():
+            raise ValueError(
+                f"there is no run {run or rest!r}: expected RUN, RUN:32/8, RUN:plan.json or RUN+DENOISER:32/8, got "
+                f"{text!r}"
+            )
         sampler, gamma = at_gamma(sampler)
         import_named("sampler", sampler)
         if not is_run(denoiser):
             import_named("denoiser", denoiser)
         check_denoiser(denoiser)
-        path, *trainings = map(Path, (*others, run))
+        path = Path(run)
         choice = replace(_planned(plan), sampler=sampler or None, gamma=gamma)
         note = Path(plan).stem if plan.endswith(".json") else ""
-        return RunRequest(path, name or path.resolve().name, choice, denoiser, note, tuple(trainings))
+        return RunRequest(path, name or path.resolve().name, choice, denoiser, note)
 
     @property
     def named(self) -> bool:
         """Whether a plan is given."""
         return self.choice.plan is not None or self.choice.steps is not None
-
-    @property
-    def light_first(self) -> bool:
-        """Whether another run's network makes steps, and nothing says which."""
-        return is_run(self.denoiser) and self.choice.plan is None and self.choice.heavy is None
 
     def candidates(self, loaded: Model, calls: Sequence[int]) -> list[Candidate]:
         """loaded: the run's model; calls: per image, of its light network at the costs of LADDER.
@@ -178,8 +162,6 @@ class RunRequest(Ranged):
     def _usual(self, model: Model, calls: Sequence[int]) -> Iterator[Choice]:
         if not model.serves.any_plan:
             return (replace(self.choice, plan=plan) for plan in model.serves.ladder(calls))
-        if self.choice.switch_at is not None:
-            return (replace(self.choice, steps=steps) for steps in dict(LIGHT_FIRST_PLANS))
         if model.denoiser.reuse is Reuse.FREE:
             return (replace(self.choice, steps=steps) for steps in dict.fromkeys(calls) if steps > 2)
         plans = LIGHT_FIRST_PLANS if is_run(self.denoiser) else DUAL_PLANS
@@ -229,22 +211,6 @@ def candidates_of(requests: Sequence[RunRequest], models: Mapping[Path, Model]) 
     return list(found.values())
 
 
-def switched_at(requests: Sequence[RunRequest], time: float) -> list[RunRequest]:
-    """With a time at which the heavy network takes over, where a request leaves open which steps are another run's.
-
-    Raises ValueError where none does.
-    """
-    if not any(request.light_first for request in requests):
-        raise ValueError(
-            f"--switch-at {time:g} has no effect: it is for a light network before a heavy one, RUN+LIGHT or "
-            "RUN+LIGHT:32, where the plan does not say which steps it makes"
-        )
-    return [
-        replace(request, choice=replace(request.choice, switch_at=time)) if request.light_first else request
-        for request in requests
-    ]
-
-
 def baselines_of(
     requests: Sequence[RunRequest], models: Mapping[Path, Model], *, progress: Reporter
 ) -> list[RunRequest]:
@@ -270,42 +236,19 @@ def baselines_of(
         except ValueError as error:
             progress.note(f"without {name}: {error}")
         else:
-            found.append(replace(request, denoiser=name, choice=Choice(), trainings=()))
+            found.append(replace(request, denoiser=name, choice=Choice()))
     return found
 
 
-def further_trainings(requests: Sequence[RunRequest]) -> dict[Path, list[Path]]:
-    """By the first run of a network: its other trainings, each once."""
-    found: dict[Path, dict[Path, None]] = {}
-    for request in requests:
-        found.setdefault(request.run, {}).update(dict.fromkeys(request.trainings))
-    return {run: list(others) for run, others in found.items()}
-
-
-def with_trainings(candidates: Sequence[Candidate], requests: Sequence[RunRequest]) -> list[Candidate]:
-    """Each candidate, followed by the same of the other trainings of its network."""
-    others = further_trainings(requests)
-    return [
-        replace(one, run=run, training=i)
-        for one in candidates
-        for i, run in enumerate((one.run, *others.get(one.run, ())))
-    ]
-
-
 def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model], *, mixed: bool) -> None:
-    """Raises ValueError for two runs of one name, for models of other images, and for trainings that are not of one
-    network from different seeds. mixed: allow other training data.
-    """
+    """Raises ValueError for two runs of one name, and for models of other images. mixed: allow other training data."""
     runs: dict[str, Path] = {}
     for request in requests:
         if runs.setdefault(request.network, request.run.resolve()) != request.run.resolve():
             raise ValueError(f"two runs are called {request.network!r}: name them, as in A={request.run} B=...")
         steps = request.choice.steps
-        if request.light_first and steps is not None and request.choice.switch_at is None:
-            raise ValueError(
-                f"say how many of the {steps} steps are those of {request.network}: {steps}/{steps // 2}; or when it "
-                "takes over, by --switch-at"
-            )
+        if is_run(request.denoiser) and steps is not None and request.choice.heavy is None:
+            raise ValueError(f"say how many of the {steps} steps are those of {request.network}: {steps}/{steps // 2}")
     first, *others = (model.experiment for model in models.values())
     for other in others:
         for what, value in _compared(first).items():
@@ -315,15 +258,6 @@ def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model
                     f"{first.name} and {other.name} do not compare: their {what} are {value} and "
                     f"{_compared(other)[what]}{hint}"
                 )
-    for run, trainings in further_trainings(requests).items():
-        experiments = [models[one].experiment for one in (run, *trainings)]
-        kinds = [_trained_alike(experiment) for experiment in experiments]
-        seeds = [experiment.fit.seed for experiment in experiments]
-        if any(kind != kinds[0] for kind in kinds) or len(set(seeds)) < len(seeds):
-            raise ValueError(
-                f"{run},... are not trainings of one network from different seeds (theirs are {seeds}): networks, "
-                "method and length of training must be equal, and seeds differ (--fit.seed)"
-            )
 
 
 def _compared(experiment: Experiment) -> dict[str, str]:
@@ -334,9 +268,3 @@ def _compared(experiment: Experiment) -> dict[str, str]:
         "codecs of latents": experiment.condition.codec.fingerprint[:12],
         DATA: f"{data.source or 'unknown images'} (size {data.size}, channels {data.channels})",
     }
-
-
-def _trained_alike(experiment: Experiment) -> tuple[object, ...]:
-    """What trainings of one network have in common."""
-    fit = {name: value for name, value in asdict(experiment.fit).items() if name not in ("seed", *FREE)}
-    return experiment.networks, experiment.process, type(experiment.method), fit

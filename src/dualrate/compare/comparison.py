@@ -1,36 +1,74 @@
-"""`dualrate compare` as a function: arguments of the command in; a page, JSON and CSV out."""
+"""`dualrate compare` as a function: arguments of the command in; a page and JSON out. How it spends its minutes:
+
+    1. screen: every candidate on few images
+    2. front:  those on the front of quality against FLOPs, and what the user named, on many images of other seeds, so
+               that no score of a screening decides twice
+    3. time:   seconds of an image of each of them, alone and in batches
+
+Where time is short there are fewer images, then fewer candidates. Features are kept as images are drawn
+(metrics/store.py) and rows as they are scored, so the same command continues after it ran out of minutes, or was
+killed:
+
+    DIRECTORY/KEY-FIRST-LAST-DIGEST.json      a row with its bootstrap replicates, of the images of these seeds
+
+The digest is of all that decides a row: its images, the metrics, what images are compared with, their cost. So files of
+several machines may be put into one directory.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from dualrate.compare.candidates import (
+    Candidate,
     RunRequest,
     baselines_of,
     candidates_of,
     check_comparable,
-    switched_at,
-    with_trainings,
 )
-from dualrate.compare.measure import SCREEN_SEED, Session, promising, useful_first
 from dualrate.compare.page import compare_page
-from dualrate.compare.results import ComparisonResults, as_csv, as_json, merged_trainings
+from dualrate.compare.results import (
+    ComparisonResults,
+    MeasuredCandidate,
+    as_json,
+    keep_row,
+    read_row,
+)
 from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount, as_path
-from dualrate.drawing.choice import Choice
-from dualrate.drawing.latents import draw_latents, drawn_by
-from dualrate.drawing.measure import check, evaluators, features_named
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.measure import OutOfTime, call_seconds, check, evaluators, features_named, measure, stores, until
+from dualrate.experiment.experiment import Model
+from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
+from dualrate.report.figures import pareto_front
 from dualrate.runs.store import load
+from dualrate.sampling.cost import CallCost
+from dualrate.system.device import environment
 from dualrate.system.files import write_whole
-from dualrate.system.progress import Reporter, image_progress, run_lock
-from dualrate.system.workers import mapper, number_of_workers
+from dualrate.system.progress import Reporter, duration, run_lock
+from dualrate.system.workers import Mapper, in_turn, mapper, number_of_workers
 
 SCREENING = 0.5  # of the minutes: for screening at most
 TIMING = 0.1  # of the minutes: reserved for timing at the end
+SCORING = 1  # raised where a score, its interval or its replicates are made in another way
+SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
+SLOWER = 1.3  # drawing, over its networks' calls
+SHOWN = 20  # images of a candidate on the page
+BATCH = 32  # images that are timed at once
+CALLING = 0.3  # seconds that a call is timed for, at least
+INCREMENT = 250  # images by which a candidate has fewer, where time is short
+FEWEST = 2  # candidates that are measured however short the time is
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -57,17 +95,15 @@ def compare(
     features: str | Path | None = None,
     mixed: bool = False,
     baselines: bool = False,
-    switch_at: float | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "auto",
     workers: WorkerCount = 1,
     compiled: bool = False,
     graphs: bool = False,
-    latents_by: Path | None = None,
     progress: Reporter,
     command: str = "",
 ) -> ComparisonResults:
-    """Measures, then writes `out` (.html) and beside it .json, .csv and a directory from which the same call continues.
+    """Measures, then writes `out` (.html) and beside it .json and a directory from which the same call continues.
 
     requests:  as `RunRequest.parse` reads them. Nothing is screened where each has a plan
     features:  feature nets of the metrics, as `features_named` reads them: all see the same images, and the first one
@@ -78,35 +114,24 @@ def compare(
     graphs:    their calls are recorded as CUDA graphs, on a GPU (system/device.py)
     mixed:     allow runs that were trained on other data than the first, which all are compared with
     baselines: add every denoiser of the catalogue around the most expensive single network
-    switch_at: time at which the heavy network takes over from another run's, where the request does not say it
-    latents_by: directory of a model of latents: decoders are given those that it draws, as many as `count`, in place of
-               those of held-out images
     Raises ValueError for bad requests, runs that do not compare, and an `out` that is no .html file; OSError where
     another process compares into the same directory.
     """
     out, device = as_path(out), torch.device(device)
     if out.suffix != ".html":
-        raise ValueError(f"--out is an .html file, beside which .json and .csv are written, got {out}")
+        raise ValueError(f"--out is an .html file, beside which .json is written, got {out}")
     end = time.monotonic() + 60 * effort.minutes
     parsed = [RunRequest.parse(text) for text in requests]
     features_named(features)  # a bad name is refused before the models are loaded
-    runs = dict.fromkeys(run for request in parsed for run in (request.run, *request.trainings))
     models = {
-        run: replace(load(run, device=device, note=progress.note), compiled=compiled, graphs=graphs) for run in runs
+        run: replace(load(run, device=device, note=progress.note), compiled=compiled, graphs=graphs)
+        for run in dict.fromkeys(request.run for request in parsed)
     }
     if baselines:
         parsed += baselines_of(parsed, models, progress=progress)
-    if switch_at is not None:
-        parsed = switched_at(parsed, switch_at)
     check_comparable(parsed, models, mixed=mixed)
     of_models = [model.experiment.data for model in models.values()]
     data = next((one for one in of_models if one.source), of_models[0])  # a folder of diffusers has no source
-    base = None
-    if latents_by is not None:
-        base = load(latents_by, device=device, note=progress.note)
-        for decoder in models.values():
-            decoder.check_latents(base.codec.latents, base.shape)
-        base = Choice().drawer(base, precision=precision)
     candidates = candidates_of(parsed, models)
     metrics = evaluators(data, features, device=device, progress=progress)
     check(metrics[:1], effort.screen, details=False)
@@ -116,24 +141,13 @@ def compare(
     directory.mkdir(parents=True, exist_ok=True)
 
     def write(results: ComparisonResults) -> None:
-        for suffix, made in ((".json", as_json), (".csv", as_csv), (".html", compare_page)):
-            write_whole(out.with_suffix(suffix), made(results))
+        write_whole(out.with_suffix(".json"), as_json(results))
+        write_whole(out, compare_page(results))
 
     with run_lock(directory, "filled by a comparison"):
-        session, latents = Session(models, metrics, directory, progress, precision), None
-        with mapper(workers, device, progress.note) as session.mapper:
-            if base is not None:
-                start = time.monotonic()
-                progress.note(f"{effort.count} latents by {drawn_by(base)}")
-                latents = draw_latents(
-                    base, effort.count, directory, progress=image_progress(progress), mapper=session.mapper
-                )
-                progress.close()
-                session.models = {run: model.with_latents(latents) for run, model in models.items()}
-                end += time.monotonic() - start  # the minutes are for rows
-            session.share = _share(workers, device)
-            many = range(effort.count)
-            if not all(session.row_file(one, many).exists() for one in with_trainings(candidates, parsed)):
+        session = Session(models, metrics, directory, progress, precision, share=_share(workers, device))
+        with mapper(workers, device) as session.mapper:
+            if not all(session.row_file(one, range(effort.count)).exists() for one in candidates):
                 session.see_real_images()  # now, so that they are not in the time of what is drawn
             front = useful_first(candidates, {one.key: session.drawer(one).expected_cost.macs for one in candidates})
             screened, unfinished = [], []
@@ -142,11 +156,11 @@ def compare(
                 screened, unfinished = session.measure(front, SCREEN_SEED, effort.screen, left)
                 front = promising(screened, duals)
             left = max(end - time.monotonic() - TIMING * 60 * effort.minutes, 0)
-            measured, more = session.measure(with_trainings(front, parsed), 0, effort.count, left)
+            measured, more = session.measure(front, 0, effort.count, left)
         unfinished += more
-        results = ComparisonResults(screened, measured, [], duals, unfinished, command, latents, device)
+        results = ComparisonResults(screened, measured, [], duals, unfinished, command, session.environment)
         write(replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
-        finished = session.finish(merged_trainings(measured), end - time.monotonic())
+        finished = session.finish(measured, end - time.monotonic())
         results = replace(results, finished=finished).with_savings()
         write(results)
         return results
@@ -158,3 +172,199 @@ def _share(workers: WorkerCount, device: torch.device) -> float:
     if count == 1:
         return 1.0
     return 1 / min(count, torch.cuda.device_count()) if device.type == "cuda" else torch.get_num_threads() / count
+
+
+@dataclass
+class Session:
+    """Measures candidates until the time is up.
+
+    models:     by directory
+    evaluators: one of each metric; the first screens and orders
+    directory:  of features and rows that are kept; it is made
+    mapper:     draws; share: of the time of one process that it takes
+    """
+
+    models: Mapping[Path, Model]
+    evaluators: Sequence[Evaluator[Any]]
+    directory: Path
+    progress: Reporter
+    precision: Precision = "auto"
+    mapper: Mapper = in_turn
+    share: float = 1.0
+    _drawers: dict[str, Drawer] = field(default_factory=dict)
+    _calls: dict[tuple[Path, str | None], CallCost] = field(default_factory=dict)
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.environment = environment(next(iter(self.models.values())).device)  # now: a checkout may change later
+
+    def _evaluators_of(self, seeds: range) -> Sequence[Evaluator[Any]]:
+        """All of them for the front, the first alone for a screening."""
+        return self.evaluators if seeds.start < SCREEN_SEED else self.evaluators[:1]
+
+    def drawer(self, one: Candidate) -> Drawer:
+        if one.key not in self._drawers:
+            self._drawers[one.key] = replace(one.drawer(self.models[one.run]), precision=self.precision)
+        return self._drawers[one.key]
+
+    def see_real_images(self) -> None:
+        """Takes the real images' features by every metric, once."""
+        for one in self.evaluators:
+            self.progress.note(f"{one.metric}: features of the {len(one.reference_images)} images to compare with")
+            one.prepare(self.mapper)
+            self.progress.close()  # the next one has its own rate
+
+    def seconds(self, one: Candidate, seeds: range) -> float:
+        """Estimate of the time to draw those of these images that were not drawn before.
+
+        It is made of the number of calls, and of the time of a call, which is measured once.
+        """
+        if self.row_file(one, seeds).exists():
+            return 0.0
+        drawer, directory, missing = self.drawer(one), self._features_of(one), set(seeds)
+        if directory.exists():
+            nets = [evaluator.net for evaluator in self._evaluators_of(seeds)]
+            missing = set().union(*(store.missing(seeds) for store in stores(drawer, nets, directory)))
+        network = (one.run, one.denoiser)
+        if network not in self._calls:
+            self._calls[network] = call_seconds(drawer.model, BATCH, seconds=CALLING, precision=self.precision)
+        return SLOWER * self.share * drawer.expected_cost.total(self._calls[network]) * len(missing)
+
+    def images(self, candidates: Sequence[Candidate], first: int, most: int, seconds: float) -> int:
+        """The largest number of images, from seed `first` on, that leaves time for all; else the smallest."""
+        fewest = 2 * max(one.net.dim for one in self._evaluators_of(range(first, first + most)))
+        levels = [most, *reversed([n for n in range(INCREMENT, most, INCREMENT) if n >= fewest])]
+        for count in levels:
+            if sum(self.seconds(one, range(first, first + count)) for one in candidates) <= seconds:
+                return count
+        return levels[-1]
+
+    def measure(
+        self, candidates: Sequence[Candidate], first: int, most: int, seconds: float
+    ) -> tuple[list[MeasuredCandidate], list[str]]:
+        """Those that `seconds` suffice for, in this order, and at least the first FEWEST; then what is unfinished.
+
+        first: seed of the first image; most: images of a candidate, fewer where time is short
+        """
+        start, found = time.monotonic(), []
+        images = self.images(candidates, first, most, seconds)
+        seeds, total = range(first, first + images), images * len(candidates)
+        verb = "measured" if first < SCREEN_SEED else "screened"
+        takes = duration(sum(self.seconds(one, seeds) for one in candidates))
+        self.progress.note(
+            f"{len(candidates)} candidates are {verb} on {images} images each, which takes about {takes}; there are "
+            f"{duration(seconds)}"
+        )
+        for i, one in enumerate(candidates):
+
+            def show(done: int, _: int, before: int = i * images) -> None:
+                logs = {"images": before + done, "seconds": time.monotonic() - start}
+                self.progress.update(before + done, total, logs)
+
+            try:
+                measured = self._measure(one, seeds, until(start + seconds if i >= FEWEST else math.inf, show))
+            except OutOfTime:
+                self.progress.note(f"{i + 1}/{len(candidates)} {one.key}: out of time")
+                continue
+            score = measured.row.score
+            self.progress.note(
+                f"{i + 1}/{len(candidates)} {one.key}: {score.metric} {score.value:.3f} "
+                f"[{score.low:.3f}, {score.high:.3f}] of {images} images"
+            )
+            found.append(measured)
+        self.progress.close()
+        unfinished = []
+        if missing := len(candidates) - len(found):
+            unfinished.append(f"{missing} of {len(candidates)} candidates were not {verb} in time.")
+        if images < most:
+            unfinished.append(f"For lack of time {len(found)} were {verb} on {images} images, not on {most}.")
+        return found, unfinished
+
+    def _measure(self, one: Candidate, seeds: range, progress: Any) -> MeasuredCandidate:
+        file = self.row_file(one, seeds)
+        if not file.exists():
+            found = measure(
+                self.drawer(one),
+                seeds,
+                *self._evaluators_of(seeds),
+                keep=self._features_of(one),
+                details=seeds.start < SCREEN_SEED,
+                progress=progress,
+                mapper=self.mapper,
+            )
+            ran_on = ", ".join(f"{name} {value}" for name, value in self.environment.items())
+            keep_row(file, found.row, found.replicates, ran_on)
+        return read_row(file, one)
+
+    def _features_of(self, one: Candidate) -> Path:
+        """Where its features are kept."""
+        return self.directory / f"{one.key}-{self.drawer(one).origin(self.evaluators[0].net.identity).digest}"
+
+    def row_file(self, one: Candidate, seeds: range) -> Path:
+        """Where its row of these images is kept. Whatever gives another row has another name."""
+        drawer = self.drawer(one)
+        content: list[object] = [SCORING, RESAMPLING_SEED, drawer.expected_cost.macs]
+        for metric in self._evaluators_of(seeds):
+            real = (metric.reference, metric.held_out)
+            content.append(drawer.origin(metric.net.identity).json())
+            content += [images.fingerprint if images else "" for images in real]
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+        return self.directory / f"{one.key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
+
+    def finish(self, measured: Sequence[MeasuredCandidate], seconds: float = math.inf) -> list[MeasuredCandidate]:
+        """Times every candidate, once only if the seconds are over, and takes its first images."""
+        deadline, finished = time.monotonic() + seconds, []
+        self.progress.note(f"timing {len(measured)} candidates, alone and in batches of {BATCH}")
+        for i, one in enumerate(measured):
+            drawer = self.drawer(one.candidate)
+            repeats = 3 if time.monotonic() < deadline else 1
+            alone, batched = (seconds_per_image(drawer, size, repeats) for size in (1, BATCH))
+            timed = replace(
+                one,
+                row=replace(one.row, seconds_per_image=batched, batch_size=BATCH),
+                seconds_alone=alone,
+                images=drawer.draw(range(SHOWN)).images,
+                alphabet=drawer.model.experiment.codec.alphabet,
+            )
+            finished.append(timed)
+            self.progress.update(i + 1, len(measured), {"images": SHOWN * (i + 1)})
+        self.progress.close()
+        return finished
+
+
+def seconds_per_image(drawer: Drawer, size: int, repeats: int) -> float:
+    """Of whole images, networks and sampler, in batches of `size`; the median of `repeats` batches."""
+    sized = replace(drawer, batch_size=size)
+    if drawer.model.compiled or drawer.model.graphs:
+        sized.draw(range(size))  # compiles or records what was not called yet
+    return statistics.median(sized.draw(range(size)).seconds for _ in range(repeats)) / size
+
+
+def promising(screened: Sequence[MeasuredCandidate], duals: Collection[str]) -> list[Candidate]:
+    """What deserves many images, most important first: what the user named, the fronts of dual-rate and of baselines by
+    turns, then those of each network. A front's best score comes first. duals: names of the networks at two rates.
+    """
+
+    def front(those: Iterable[MeasuredCandidate]) -> list[Candidate]:
+        found = pareto_front(list(those), lambda one: (one.row.macs, one.row.score.value))
+        return [one.candidate for one in reversed(found)]
+
+    sides = [front(one for one in screened if (one.candidate.network in duals) == reuses) for reuses in (False, True)]
+    names = sorted({one.candidate.network for one in screened})
+    lines = [front(one for one in screened if one.candidate.network == name) for name in names]
+    named = [one.candidate for one in screened if one.candidate.named]
+    return list({one.key: one for one in (*named, *round_robin(sides), *chain.from_iterable(lines))}.values())
+
+
+def useful_first(candidates: Sequence[Candidate], macs: Mapping[str, int]) -> list[Candidate]:
+    """What the user named; then the networks by turns, the cheapest plan of each first. macs: of an image, by key."""
+    lines: dict[object, list[Candidate]] = {}
+    for one in sorted(candidates, key=lambda one: macs[one.key]):
+        lines.setdefault((one.run, one.denoiser), []).append(one)
+    return sorted(round_robin([*lines.values()]), key=lambda one: not one.named)
+
+
+def round_robin(lists: Sequence[Sequence[Item]]) -> list[Item]:
+    """The first of every list, the second of every list, and so on."""
+    return [item for item in chain.from_iterable(zip_longest(*lists)) if item is not None]

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate
 from dualrate.diffusion.plan import StepPlan
-from dualrate.drawing.latents import LOOKED_AT
 from dualrate.report.figures import pareto_figure, plan_figure, svg
 from dualrate.report.html import page
 from dualrate.report.image_grid import image_grid
 from dualrate.report.table import EACH, Row, Table, compute_unit, scored, significant, table
-from dualrate.system.device import environment
 
 COLUMNS = 10  # of a grid of samples
 
@@ -29,18 +27,12 @@ def compare_page(results: ComparisonResults) -> str:
             (svg(pareto_figure(rows, "seconds")), f"Score against measured time. {faint}"),
         ]
     notes = [f"{one} The same command continues." for one in results.unfinished]
-    if latents := results.latents:
-        notes.insert(
-            0,
-            f"Images of {len(latents.z_0):,} latents drawn by {latents.drawn_by}, so distances are gFDs. A latent cost "
-            f"{_flops(2 * latents.macs)}, which no row counts.",
-        )
     samples = []
     for one in finished:
         caption = f"{one.row}: {one.row.score.metric} {significant(one.row.score.value)}"
         text = BETWEEN.join(texts(one.alphabet, one.images)) if one.alphabet else ""
         samples.append((caption, None if text else image_grid(one.images, COLUMNS), text))
-    made_by = {**environment(results.device), "command": results.command}
+    made_by = {**results.environment, "command": results.command}
     if finished:
         made_by["precision"] = rows[0].precision
         made_by["images scored on"] = "; ".join(dict.fromkeys(one.ran_on for one in finished))
@@ -75,12 +67,8 @@ def headline(results: ComparisonResults) -> str:
 
 
 def _costs(row: Row) -> str:
-    return f"{_flops(row.flops)} and {significant(1000 * row.seconds_per_image)} ms"
-
-
-def _flops(count: int) -> str:
-    prefix, unit = compute_unit([count])
-    return f"{significant(count / unit)} {prefix}FLOPs"
+    prefix, unit = compute_unit([row.flops])
+    return f"{significant(row.flops / unit)} {prefix}FLOPs and {significant(1000 * row.seconds_per_image)} ms"
 
 
 def front_table(finished: Sequence[MeasuredCandidate]) -> Table:
@@ -95,8 +83,6 @@ def front_table(finished: Sequence[MeasuredCandidate]) -> Table:
             "images; above 1 the plan is cheaper. never: no baseline reaches the score. at most: the cheapest plan of "
             "a baseline is better already"
         )
-    if any(one.nearness for one in finished):
-        notes.append(f"PSNR: of {LOOKED_AT:,} images at most, from those whose latents were given; standard error")
     return table([one.row for one in finished], beside, notes)
 
 
@@ -105,8 +91,6 @@ def _columns(one: MeasuredCandidate) -> dict[str, str]:
     found = {"ms alone": significant(1000 * one.seconds_alone)}
     if one.saving:
         found["saving"] = str(one.saving)
-    for metric, values in one.trainings.items():
-        found[f"{metric} of each training"] = "; ".join(map(significant, values))
     if details := one.row.score.details:
         kernel, shares = details.kernel, details.precision_recall
         found |= {
@@ -114,8 +98,6 @@ def _columns(one: MeasuredCandidate) -> dict[str, str]:
             "precision": f"{shares.precision:.3f}",
             "recall": f"{shares.recall:.3f}",
         }
-    if one.nearness:
-        found["PSNR, dB"] = f"{one.nearness.psnr:.2f} +- {one.nearness.error:.2f}"
     return found
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,17 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dualrate.compare.candidates import Candidate
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.latent_set import DrawnLatents
-from dualrate.drawing.latents import Nearness
-from dualrate.metrics.distances import LEVEL, interval_of
-from dualrate.metrics.evaluate import RESAMPLING_SEED
+from dualrate.metrics.distances import LEVEL
 from dualrate.report.table import Row, record
-from dualrate.system.device import environment
 from dualrate.system.files import read_bytes, write_whole
 
 
@@ -40,11 +33,9 @@ class MeasuredCandidate:
     """A candidate's row, and by metric its score's bootstrap replicates (R,), paired with those of other candidates.
 
     ran_on:    hardware, versions and commit that its images were scored with
-    trainings: by metric the score of each training, where the row is of several
     What is known once it is timed:
     seconds_alone: per image, drawn alone; in batches it is the row's
     images:    the first, uint8 (n, C, H, W)
-    nearness:  of a decoder's images to those that it was given the latents of; None of any other model
     alphabet:  of pieces of text, which the images then are, as of an `ImageSet`
     saving:    FLOPs of the baselines for the same score, over its own; None without baselines
     """
@@ -53,10 +44,8 @@ class MeasuredCandidate:
     row: Row
     replicates: Mapping[str, NDArray[np.float64]]
     ran_on: str = ""
-    trainings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     seconds_alone: float = math.nan
     images: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.uint8))
-    nearness: Nearness | None = None
     alphabet: str = ""
     saving: Saving | None = None
 
@@ -83,11 +72,11 @@ def read_row(file: Path, candidate: Candidate) -> MeasuredCandidate:
 
 @dataclass(frozen=True, eq=False)
 class ComparisonResults:
-    """screened: every candidate on few images; measured: the best on many, each training; finished: these, timed.
+    """screened: every candidate on few images; measured: the best on many; finished: these, timed.
 
     duals:      names of the networks at two rates; all others are their baselines
+    environment: hardware, versions, commit, date
     unfinished: what the minutes did not suffice for, a sentence each; the same command continues
-    latents:    that decoders were given; None: those of held-out images, or these are no decoders
     """
 
     screened: Sequence[MeasuredCandidate]
@@ -96,8 +85,7 @@ class ComparisonResults:
     duals: frozenset[str]
     unfinished: Sequence[str] = ()
     command: str = ""
-    latents: DrawnLatents | None = None
-    device: torch.device = torch.device("cpu")
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dual_rate(self) -> list[MeasuredCandidate]:
@@ -116,30 +104,6 @@ class ComparisonResults:
             for one in self.finished
         ]
         return replace(self, finished=finished)
-
-
-def merged_trainings(measured: Sequence[MeasuredCandidate]) -> list[MeasuredCandidate]:
-    """One for each plan: its score is the mean of its network's trainings, which the bootstrap resamples too."""
-    plans: dict[str, list[MeasuredCandidate]] = {}
-    for one in measured:
-        plans.setdefault(replace(one.candidate, training=0).key, []).append(one)
-    return [_merged(plan) if len(plan) > 1 else plan[0] for plan in plans.values() if not plan[0].candidate.training]
-
-
-def _merged(plan: Sequence[MeasuredCandidate]) -> MeasuredCandidate:
-    first, rng = plan[0], np.random.default_rng(RESAMPLING_SEED)
-    values = {metric: tuple(one.row.scores[metric].value for one in plan) for metric in first.row.scores}
-    replicates, scores = {}, []
-    for metric, score in first.row.scores.items():
-        of_each = np.stack([one.replicates[metric] for one in plan])  # (trainings, R)
-        count, resamples = of_each.shape
-        drawn = rng.integers(count, size=of_each.shape)
-        replicates[metric] = of_each[drawn, np.arange(resamples)].mean(0)
-        low, high = interval_of(replicates[metric], score.level)
-        note = "; ".join(filter(None, (score.note, f"mean of {count} trainings; interval: images and trainings")))
-        scores.append(replace(score, value=float(np.mean(values[metric])), low=low, high=high, note=note))
-    row = replace(first.row, score=scores[0], beside=tuple(scores[1:]))
-    return replace(first, row=row, replicates=replicates, trainings=values)
 
 
 @dataclass(frozen=True)
@@ -209,15 +173,10 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
             "plan": json.loads(candidate.plan.to_json()),
             "seconds_alone": one.seconds_alone,
             "ran_on": one.ran_on,
-            **{f"{metric} trainings": list(each) for metric, each in one.trainings.items()},
         }
         if one.saving:
             values = {f"saving_{name}": value for name, value in asdict(one.saving).items()}
             line |= {name: value if math.isfinite(value) else "never" for name, value in values.items()}
-        if results.latents:
-            line |= {"latents_by": results.latents.drawn_by}
-        if one.nearness:
-            line |= {"psnr": one.nearness.psnr, "psnr_standard_error": one.nearness.error}
         if details:
             line |= {
                 "kernel_metric": details.kernel_metric,
@@ -234,23 +193,9 @@ def as_json(results: ComparisonResults) -> str:
     """All numbers of the page. "never": no baseline reaches the score."""
     found: dict[str, object] = {
         "command": results.command,
-        "environment": environment(results.device),
+        "environment": results.environment,
         "unfinished": list(results.unfinished),
         "front": as_records(results),
         "screening": [record(one.row) for one in results.screened],
     }
-    if drawn := results.latents:
-        names = ("drawn_by", "weights", "digest", "codec", "macs")  # macs: of a latent, in no row's cost
-        found["latents"] = {name: getattr(drawn, name) for name in names} | {"count": len(drawn.z_0)}
     return json.dumps(found, indent=1)
-
-
-def as_csv(results: ComparisonResults) -> str:
-    """A line for each finished candidate, for a spreadsheet."""
-    lines = [{k: v for k, v in line.items() if not isinstance(v, dict)} for line in as_records(results)]
-    target = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(target, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return target.getvalue()

@@ -18,8 +18,7 @@ Heads and probes train beside the frozen network:
 
 Source: DeeDiff, later AdaDiff (Tang et al. 2023, arXiv 2309.17074), frozen and with a probe for each block as DuoDiff's
 authors found best (arXiv 2410.09633). Differences: its heads make the picture of the tokens alone, ours predict what
-the blocks left out would add, zero at first, and the levels above run in any case. Ours, too: the target may be the
-network's own estimate (`reference`), so that u_i is what leaving loses.
+the blocks left out would add, zero at first, and the levels above run in any case.
 
 On Fashion-MNIST no threshold was better than fewer steps of the whole network (docs/results/tried.md). From the command
 line:
@@ -31,9 +30,9 @@ line:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,9 +92,7 @@ class ExitUViT(nn.Module):
         super().__init__()
         inner = config.levels[-1]
         if not config.head or inner.blocks < 2:
-            raise ValueError(
-                f"exits: expected a network with a head and two blocks or more in its innermost level, got {config}"
-            )
+            raise ValueError(f"exits need a head and two blocks or more in the innermost level, got {config}")
         self.net = UViT(config).eval().requires_grad_(False)
         self.exits = nn.ModuleList(Exit(inner.channels, config.embedding) for _ in range(inner.blocks - 1))
 
@@ -191,7 +188,6 @@ class EarlyExitTraining(Ranged):
     """One phase, "model", that trains heads and probes.
 
     model:     of the network "exits"
-    reference: x and eps of the data, or those of the network's output
     null:      the null class, for classifier-free guidance; label_dropout: probability of training a row with it
     """
 
@@ -199,14 +195,9 @@ class EarlyExitTraining(Ranged):
     model: EarlyExit
     process: GaussianProcess
     weighting: Weighting
-    reference: Literal["data", "network"]
     null: Classes = 0
     label_dropout: Probability = 0.1
-
-    @property
-    def auxiliaries(self) -> nn.ModuleDict:
-        """None."""
-        return nn.ModuleDict()
+    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     def phases(self, iteration: int) -> tuple[Phase, ...]:
         return (Phase("model", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
@@ -226,12 +217,9 @@ class EarlyExitTraining(Ranged):
         z_t = self.process.add_noise(x, t, eps)
         log_snr = self.process.log_snr(t).to(z_t.dtype)
         outputs, estimates = self.networks["exits"](z_t, log_snr, label)
-        outputs = outputs.to(z_t.dtype)
-        x_of, eps_of = x_from_v(z_t, outputs, log_snr), eps_from_v(z_t, outputs.detach(), log_snr)
-        if self.reference == "network":
-            x, eps = x_of[-1].detach(), eps_of[-1]
-        heads = (x_of[:-1] - x).square().flatten(2).mean(2)
-        errors = (eps_of[:-1] - eps).abs().tanh().flatten(2).mean(2)  # e_i, without gradient
+        v = outputs[:-1].to(z_t.dtype)
+        heads = (x_from_v(z_t, v, log_snr) - x).square().flatten(2).mean(2)
+        errors = (eps_from_v(z_t, v.detach(), log_snr) - eps).abs().tanh().flatten(2).mean(2)  # e_i, without gradient
         heads = (x_loss_weight(self.weighting, self.process.schedule, t).to(heads.dtype) * heads).sum(0).mean()
         probes = (estimates - errors).square().sum(0).mean()
         logs = {"heads": heads, "probes": probes, "first_error": errors[0].mean(), "last_error": errors[-1].mean()}
@@ -266,8 +254,6 @@ class EarlyExitConfig(MethodConfig, Ranged):
     """The single-rate run, or released weights, whose network it is."""
     threshold: Probability = 0.1
     """Estimated error at which sampling leaves the network; 0: no exit."""
-    reference: Literal["data", "network"] = "data"
-    """What the errors of heads are of: data, as published, or the network's own output."""
     weighting: Weighting = Sigmoid()
     label_dropout: Probability = 0.1
     """Share of the images that train without their label, for classifier-free guidance."""
@@ -296,7 +282,6 @@ class EarlyExitConfig(MethodConfig, Ranged):
             cast(EarlyExit, denoiser),
             experiment.gaussian,
             self.weighting,
-            self.reference,
             null=experiment.num_classes,
             label_dropout=self.label_dropout,
         )

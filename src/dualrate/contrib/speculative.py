@@ -36,7 +36,7 @@ from torch import Tensor
 from dualrate.config.ranges import Range, checked
 from dualrate.denoisers.denoiser import Denoiser, check_labels, posterior_mean
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import Gaussian, GaussianProcess, Process
+from dualrate.diffusion.process import Gaussian, GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Context, Refresh
 from dualrate.sampling.ancestral import Reverse
@@ -92,25 +92,6 @@ def reflection_coupling(p: Gaussian, q: Gaussian, normal: Tensor, uniform: Tenso
     return torch.where(chosen, p.sample(normal), q.sample(reflected.to(normal))), accepted
 
 
-class _Numbers:
-    """(rows, steps) -> noise and uniform numbers of these rows at a step of each; asked for in rising order."""
-
-    def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
-        self.draws, self.noise = draws, StepNoise(process, draws, steps, shape)
-        self.made: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        wanted = sorted(set(steps.tolist()))
-        kept = {k: numbers for k, numbers in self.made.items() if k >= wanted[0]}
-        fresh = {k: (self.noise(k, 0), self.draws.uniform(f"step {k} accept")) for k in wanted if k not in kept}
-        self.made = kept | fresh
-        normal, uniform = (made.new_empty(len(rows), *made.shape[1:]) for made in self.made[wanted[0]])
-        for k in wanted:
-            here = (steps == k).nonzero()[:, 0]
-            normal[here], uniform[here] = (made[rows[here]] for made in self.made[k])
-        return normal, uniform
-
-
 @torch.no_grad()
 def speculate(
     target: Denoiser,
@@ -143,7 +124,10 @@ def speculate(
         check_labels(target, label)
     draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
     cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
-    numbers, times = _Numbers(step.process, draws, plan.num_steps, shape), torch.tensor(plan.t, dtype=torch.float64)
+    steps, times = range(plan.num_steps), torch.tensor(plan.t, dtype=torch.float64)
+    noise = StepNoise(step.process, draws, plan.num_steps, shape)
+    normals = torch.stack([noise(k, 0) for k in steps])  # (N, B, ...)
+    uniforms = torch.stack([draws.uniform(f"step {k} accept") for k in steps])
 
     def kernel(x_hat: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         return cast(Gaussian, step.kernel(lambda *_: x_hat, z, t, s))
@@ -161,7 +145,7 @@ def speculate(
         pair[offset, row] = torch.arange(len(row))
         k, of = at[row] + offset, cond[live[row]]
         t, s = times[k].to(z.device), times[k + 1].to(z.device)
-        normal, uniform = numbers(live[row], k)
+        normal, uniform = normals[k, live[row]], uniforms[k, live[row]]
 
         # Draft
         path, mean = z.new_empty(len(row), *z.shape[1:]), z.new_zeros(len(row), *z.shape[1:])

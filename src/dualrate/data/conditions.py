@@ -32,7 +32,7 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.data.decode import decode
 from dualrate.data.images import ImageSet, to_float, to_uint8
-from dualrate.data.loader import TrainingSet
+from dualrate.data.loader import Augment, TrainingSet
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 
@@ -236,12 +236,12 @@ KEPT = 64  # batches of conditions, so that a drawing of them is timed without w
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """The conditions of some images. codec: of latents"""
+    """The conditions of some images. codec: of latents; of other conditions that of pixels"""
 
     images: ImageSet
     make: Make
     device: torch.device | str
-    codec: Codec | None = None
+    codec: Codec
     _kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, seeds: Tensor) -> Tensor:
@@ -279,17 +279,27 @@ class Given:
         return hashlib.sha256(repr(tuple(self.y.shape)).encode() + self.y.numpy().tobytes()).hexdigest()
 
 
-class Conditioned:
-    """A `TrainingSet` whose batches have the conditions of its images, made on the device as images come."""
+class Conditioned(TrainingSet):
+    """Images with the conditions of each, made on the device as images come."""
 
     def __init__(self, images: TrainingSet, condition: Condition) -> None:
-        self.name, self.fingerprint, self.alphabet = images.name, images.fingerprint, images.alphabet
-        self.labels, self.class_names, self.num_classes = images.labels, images.class_names, images.num_classes
-        self.shape, self.codec, self.rows, self.floats = images.shape, images.codec, images.rows, images.floats
-        self._count, self._made = len(images), cache(condition.build)
+        self.images, self._made = images, cache(condition.build)
+        self.name, self.labels, self.class_names = images.name, images.labels, images.class_names
+        self.codec, self.alphabet, self.floats = images.codec, images.alphabet, images.floats
+
+    @property
+    def fingerprint(self) -> str:
+        return self.images.fingerprint
+
+    @property
+    def shape(self) -> Shape:
+        return self.images.shape
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.images)
+
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
+        return self.images.rows(index, draws, augment)
 
     def given(self, x: Tensor, draws: Draws) -> Tensor:
         """y of x, (B, C, H, W) on a device. draws: of the rows' sample numbers"""

@@ -17,17 +17,39 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dualrate.data.source import Content, Member, one_line
+from dualrate.system.files import ABSENT, read_bytes
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MAX_PIXELS = 50_000_000
 LONGEST = 8
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: as many as four channels of 16 bits take
 # where the width begins, how many bits after it the height does, of how many bits each is, and what 0 stands for
 _WEBP = {b"VP8X": (24, 24, 0xFFFFFF, 1), b"VP8L": (21, 14, 0x3FFF, 1), b"VP8 ": (26, 16, 0x3FFF, 0)}
+
+
+OnBad = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are decoded, as in `load_images`. Its repr, name and all, is part of every key."""
+
+    size: int | None
+    channels: int | None
+    on_bad: OnBad
+
+    def __post_init__(self) -> None:
+        small = self.size is not None and self.size < 1
+        if small or self.channels not in (None, 1, 3) or self.on_bad not in ("fail", "skip"):
+            raise ValueError(f"{self}; expected a positive size or None, 1 or 3 channels or None, and fail or skip")
 
 
 def decode(data: bytes, name: str, *, size: int | None = None, channels: int | None = None) -> np.ndarray:
@@ -120,3 +142,26 @@ def _pixels(image: Image.Image, size: int | None, channels: int | None) -> np.nd
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+def image_of(name: str, item: Content, options: Options) -> np.ndarray:
+    """(C, H, W) uint8. Raises ValueError, naming it, for what is no image, OSError for a file that cannot be read."""
+    if isinstance(item, np.ndarray):
+        return resize(item, size=options.size, channels=options.channels)
+    if isinstance(item, Path):
+        item = read_bytes(item, MAX_BYTES)
+    data = item.read() if isinstance(item, Member) else item
+    return decode(data, name, size=options.size, channels=options.channels)
+
+
+def image_or_fault(name: str, item: Content, options: Options) -> np.ndarray | str:
+    """`image_of`, or a line that says why the image cannot be used.
+
+    Raises OSError where the system did not give the file: the image may be good.
+    """
+    try:
+        return image_of(name, item, options)
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in ABSENT:
+            raise
+        return one_line(error)

@@ -112,14 +112,11 @@ def _located(cache: Path, progress: DataProgress) -> Path:
 
 
 def _from_debian(folder: Path) -> None:
-    """Download and unpack the package, with package lists of our own where the system has none (fresh containers)."""
-    try:
-        _run(["apt-get", "download", PACKAGE], folder)
-    except OSError:
-        (folder / "lists" / "partial").mkdir(parents=True)
-        own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/lists"]
-        _run(["apt-get", *own, "update"], folder)
-        _run(["apt-get", *own, "download", PACKAGE], folder)
+    """Download and unpack the package, with package lists of our own: a fresh container has none."""
+    (folder / "lists" / "partial").mkdir(parents=True)
+    apt = ["apt-get", "-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/lists"]
+    _run([*apt, "update"], folder)
+    _run([*apt, "download", PACKAGE], folder)
     for package in folder.glob("*.deb"):
         _run(["dpkg-deb", "-x", package.name, "unpacked"], folder)
     for name in CONTENT:

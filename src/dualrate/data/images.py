@@ -7,14 +7,19 @@ directly at that size: the same decoding, the same split. A shard is a range of 
 whatever the number of processes; one that is there with its record is never made again, so the same call goes on after
 a kill. `look_at` looks at a source before it is decoded. `every_image` gives every image of a source by its name, for
 those that are encoded or decoded and not trained on.
+
+An entry of the cache is a packed folder of one split, images/<key>/. The key is a sha256 of the files' paths, sizes and
+times of change and of all options, so an entry is never updated. It is written aside and renamed: an interrupted run
+leaves no half entry. One that is not whole is made again. Who may read it, the umask says.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -24,46 +29,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.codec import NoCodec
 from dualrate.config.ranges import as_path
+from dualrate.data import cache as packed
 from dualrate.data import fashion_mnist
-from dualrate.data.cache import (
-    DATASET,
-    ENCODED,
-    FORMAT,
-    PREPARED,
-    SHARD_BYTES,
-    OnBad,
-    Options,
-    Shards,
-    begun,
-    cache_dir,
-    decoded,
-    fingerprint_of,
-    identity,
-    image_of,
-    image_or_fault,
-    is_prepared,
-    pack_images,
-    packed_source,
-    read_packed,
-)
-from dualrate.data.decode import SUFFIXES
-from dualrate.data.readers import folder_source, images_below, named, npz_source, tar_files, tar_source
+from dualrate.data.cache import ENCODED, PREPARED, SHARD_BYTES, Shards, cache_dir
+from dualrate.data.decode import OnBad, Options, image_of, image_or_fault
+from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import (
     SPLITS,
+    SUFFIXES,
     DataProgress,
     Item,
     Raw,
     Source,
     Split,
     check_labels,
+    folder_source,
     hidden,
+    images_below,
+    named,
+    npz_source,
     resolved,
+    silent,
 )
+from dualrate.data.tars import tar_files, tar_source
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.system.files import check_regular, read_json
+from dualrate.system.files import check_regular, naming, read_json
+from dualrate.system.folders import new_folder
 from dualrate.system.workers import Mapper, in_turn
 
 
@@ -76,12 +69,8 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
     return pixels.float().div_(half).sub_(1)
 
 
-def _floats(rows: Tensor, draws: Draws) -> Tensor:
-    return to_float(rows)
-
-
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(TrainingSet):
     """Images with or without labels.
 
     images:      (N, C, H, W) uint8, C = 1 or 3: an array, or `Shards`, which slices and numbers of rows index
@@ -115,31 +104,35 @@ class ImageSet:
         return self.images.shape[0]
 
     @property
-    def num_classes(self) -> int:
-        """0 without labels."""
-        return len(self.class_names)
-
-    @property
     def shape(self) -> Shape:
         """(C, H, W) of an image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
-    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Callable[[Tensor, Draws], Tensor]) -> Tensor:
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment) -> Tensor:
         """(B, C, H, W) uint8: these images, changed by `augment`. draws: of their rows."""
         return augment(torch.from_numpy(self.images[index]), draws)  # fancy indexing copies
 
-    floats = staticmethod(_floats)
-    codec = NoCodec()
+    @staticmethod
+    def floats(rows: Tensor, draws: Draws) -> Tensor:
+        return to_float(rows)
 
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of images, labels and class names; reads every image once, unless it is known."""
-        return self.hashed or self._digest
+        if not self.hashed:
+            object.__setattr__(self, "hashed", fingerprint_of(self.images, self.labels, self.class_names))
+        return self.hashed
 
-    @cached_property
-    def _digest(self) -> str:
-        return fingerprint_of(self.images, self.labels, self.class_names)
+
+def fingerprint_of(images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> str:
+    """sha256 (hex) of images (N, C, H, W), labels and class names."""
+    digest = hashlib.sha256(repr((images.shape, class_names)).encode())
+    for start in range(0, len(images), 256):
+        digest.update(images[start : start + 256].tobytes())
+    if labels is not None:
+        digest.update(labels.tobytes())
+    return digest.hexdigest()
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -162,8 +155,8 @@ def load_images(
 ) -> ImageSet:
     """One split of a data source, decoded once and memory-mapped ever after.
 
-    source:   "fashion-mnist", a folder of images (see `readers`), a .tar or .npz file, or a folder of tars (see
-              `readers`), a Parquet file or a folder of them (see `parquet`), or a folder that `prepare` wrote. A
+    source:   "fashion-mnist", a folder of images (see `source`), a .tar or .npz file, or a folder of tars (see
+              `tars`), a Parquet file or a folder of them (see `parquet`), or a folder that `prepare` wrote. A
               source without a test split has a tenth held out (see `source.hold_out`)
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images
@@ -176,12 +169,12 @@ def load_images(
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r}; expected train or test")
-    options, report = Options(size, channels, on_bad), progress or _silent
+    options, report = Options(size, channels, on_bad), progress or silent
     if folder := prepared_folder(source):
         if label is not None:
             raise ValueError(f"{folder} was prepared with its labels: leave out --data.label {label}")
-        packed = read_packed(folder, split)
-        there, _, side = packed.rows.shape[1:]
+        found = packed.read_packed(folder, split)
+        there, _, side = found.rows.shape[1:]
         if size not in (None, side) or channels not in (None, there):
             raise ValueError(
                 f"{folder} was prepared at size {side} with {there} channel(s), asked for {size} and {channels}: "
@@ -189,12 +182,11 @@ def load_images(
             )
     else:
         cache = cache_dir() if cache is None else as_path(cache)
-        found = find_source(source, split, cache, report, label)
-        packed = decoded(found, split, options, cache, report)
-    for note in packed.part.get("notes", ()):  # none in a folder that v0.1 prepared
-        report(len(packed.rows), len(packed.rows), note)
-    part = packed.part
-    return ImageSet(packed.rows, packed.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
+        found = _decoded(find_source(source, split, cache, report, label), split, options, cache, report)
+    part = found.part
+    for note in part.get("notes", ()):  # none in a folder that v0.1 prepared
+        report(len(found.rows), len(found.rows), note)
+    return ImageSet(found.rows, found.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
 
 
 def prepare(
@@ -207,7 +199,7 @@ def prepare(
     label: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     mapper: Mapper = in_turn,
-    progress: DataProgress = lambda done, total, message: None,
+    progress: DataProgress = silent,
 ) -> dict[str, Any]:
     """Both splits of a source (see `load_images`) as images in `folder`, made if it is missing; or what is left to do.
 
@@ -221,89 +213,145 @@ def prepare(
         raise ValueError(f"{source} is prepared already: prepare other sizes from the images that it was made of")
     check_outside(folder, source)
     sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
-    content = [identity(found, replace(options, on_bad="fail")) for found in sources.values()]
-    plan = {"format": FORMAT, "source": str(source), **asdict(options), "label": label, "shard_bytes": shard_bytes}
-    with begun(folder, PREPARED, {**plan, "content": content}) as unfinished:
+    content = [_identity(found, replace(options, on_bad="fail")) for found in sources.values()]
+    plan = {"format": packed.FORMAT, "source": str(source), **asdict(options), "label": label}
+    plan |= {"shard_bytes": shard_bytes, "content": content}
+    with packed.begun(folder, PREPARED, plan) as unfinished:
         if unfinished:
-            made = pack_images(
-                sources, folder, options, progress=progress, what=PREPARING, shard_bytes=shard_bytes, mapper=mapper
-            )
+            made = _pack(sources, folder, options, progress, PREPARING, shard_bytes, mapper)
             for part in made["splits"].values():
                 for note in part["notes"]:
                     progress(1, 1, note)
-    return read_json(folder / DATASET)
+    return read_json(folder / packed.DATASET)
 
 
-def prepared_folder(source: str | Path) -> Path | None:
-    """The folder that a source is, if `prepare` wrote it. Raises ValueError for a source that is no path."""
-    path = None if source == fashion_mnist.NAME else resolved(source)
-    return path if path and is_prepared(path) else None
+PREPARING = "preparing"  # the message of progress
 
 
-def check_outside(folder: Path, source: str | Path) -> None:
-    """Raises ValueError for a folder to write in a folder of images, of which it would become a class."""
-    place = None if source in ("", fashion_mnist.NAME) else resolved(source)
-    if place is None or not place.is_dir() or is_prepared(place) or (place / ENCODED).is_file():
-        return
-    if folder.resolve().is_relative_to(place):
-        raise ValueError(f"{folder} is in {source}, whose images are read: give a folder elsewhere")
+# Decoding
+
+_VERSION = 3  # of the decoding rules: part of every key
+_SHARD_BYTES = 2**24  # of the cache: few, so that progress is seen
+_PROBED = 100  # images looked at for one that can be read, before it is given up
 
 
-def existing(source: str | Path) -> Path:
-    """The place that a source names. Raises FileNotFoundError where nothing is, and what `resolved` raises."""
-    path = resolved(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, a .tar, .parquet or .npz file"
-        )
-    return path
+def _decoded(source: Source, split: Split, options: Options, cache: Path, progress: DataProgress) -> packed.Packed:
+    """The decoded images of a source, from the cache or decoded now.
 
-
-def find_source(
-    source: str | Path, split: Split, cache: Path, progress: DataProgress, label: str | None = None
-) -> Source:
-    """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it.
-
-    Raises what `load_images` raises, and ValueError for a `label` of a source that is not of Parquet files.
+    Raises ValueError for bad images (unless they are skipped) and images of several shapes; OSError for files that
+    cannot be read or written.
     """
-    path = None if source == fashion_mnist.NAME else existing(source)
-    folders = (path, path / "data") if path and path.is_dir() else ()
-    if path and (
-        path.suffix == ".parquet"
-        or any(not hidden(file.name) for folder in folders for file in folder.glob("*.parquet"))
-    ):
+    folder = cache / "images" / _identity(source, options, changes=True)
+    if not packed.is_finished(folder, [split]):
         try:
-            from dualrate.data.parquet import parquet_source
-        except ModuleNotFoundError as error:
-            raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
-        return parquet_source(path, split, label)
-    if label is not None:
-        raise ValueError(
-            f"--data.label {label} names a column of Parquet files, and there are none in {source}: drop it; its "
-            "labels are its folders, or stand beside its images (docs/own-images.md)"
-        )
-    if path is None:
-        return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
-    if folders:
-        if is_prepared(path):
-            return packed_source(path, split)
-        if (path / ENCODED).is_file():
-            raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
-        tars = tar_files(path)
-        return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
-    check_regular(path)
-    if path.suffix == ".npz":
-        return npz_source(path, split)
-    if path.suffix == ".tar":
-        return tar_source([path], path, split, progress)
-    raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
+            with new_folder(folder, replace=True) as aside:
+                _pack({split: source}, aside, options, progress, f"decoding {source.name}", _SHARD_BYTES, in_turn)
+        except OSError:
+            if not packed.is_finished(folder, [split]):  # else another process has just published the same entry
+                raise
+    return packed.read_packed(folder, split)
 
 
-def _silent(done: int, total: int, message: str) -> None: ...
+def _identity(source: Source, options: Options, *, changes: bool = False) -> str:
+    """sha256 (hex) of what decoded images depend on: files by path, size and time of modification, and options.
 
+    changes: also by the time of change, which nobody can set: a file put in the place of another is another one,
+             whatever time it was given
+    """
+    digest = hashlib.sha256(repr((_VERSION, source.name, source.label, options)).encode())
+    for file in source.files:
+        try:
+            stat = file.stat()
+            changed = (stat.st_ctime_ns,) if changes else ()
+            digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns, *changed)).encode())
+        except OSError as error:  # a link that leads nowhere: bad, once it is read
+            digest.update(repr((str(file), error.errno)).encode())
+    return digest.hexdigest()
+
+
+def _pack(
+    sources: Mapping[Split, Source],
+    folder: Path,
+    options: Options,
+    progress: DataProgress,
+    what: str,
+    shard_bytes: int,
+    mapper: Mapper,
+) -> dict[str, Any]:
+    """Decode what is missing of these splits into a packed folder; what dataset.json holds then. Arguments as `pack`'s.
+
+    Raises ValueError for images that cannot be used, or are of several shapes; OSError for what cannot be read or
+    written.
+    """
+    raws: dict[Split, tuple[str, Raw]] = {split: (source.name, source.read()) for split, source in sources.items()}
+    shape = _shape(*next(iter(raws.values())), options)
+    row = {"shape": shape, "dtype": "uint8", "each": 1}
+    job = partial(_decode_shard, folder, options, shape)
+    splits = packed.pack(folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=what)
+    for split, part in splits.items():
+        name, raw = raws[split]
+        rejects = [reject for shard in part["shards"] for reject in shard["rejects"]]
+        if not part["images"]:
+            raise ValueError(f"none of the {raw.count} images of {name} can be used: {rejects[0]}")
+        labels = packed.read_labels(folder, split) if part["labelled"] else None
+        part["fingerprint"] = fingerprint_of(Shards(folder, row, part["shards"]), labels, raw.class_names)
+        part["rejected"] = len(rejects)
+        part["notes"] = [f"skipped {summary(rejects)} of {raw.count} images"] if rejects else []
+        part["notes"] += [raw.note] if raw.note else []
+    return packed.write_dataset(folder, row, splits, size=options.size, channels=shape[0])
+
+
+def _decode_shard(folder: Path, options: Options, shape: tuple[int, ...], shard: packed.Shard) -> None:
+    """Raises ValueError for images that cannot be used, unless they are left out, and for one of another shape.
+
+    shape: (C, H, W) of every image
+    """
+    rejects: list[str] = []
+
+    def images() -> Iterator[tuple[int, np.ndarray]]:
+        number = -1
+        with naming(shard.name):
+            for number, (name, item) in enumerate(shard.items):
+                image = image_or_fault(name, item, options)
+                if isinstance(image, str):
+                    rejects.append(image)
+                    continue
+                if image.shape != shape:
+                    raise ValueError(
+                        f"{name} is {image.shape} (channels, height, width), the first image of {shard.name} "
+                        f"{shape}: pass --data.size (and --data.channels 1 or 3) for one shape"
+                    )
+                yield number, image
+        if number + 1 != shard.count:
+            raise ValueError(f"{shard.name} gave {number + 1} images, expected {shard.count}; did its files change?")
+        if rejects and options.on_bad == "fail":
+            raise ValueError(
+                f"{summary(rejects)} of {shard.count} images of {shard.name} cannot be used; pass --data.on-bad skip "
+                "to leave them out"
+            )
+
+    packed.write_shard(folder, shard, images(), {"rejects": rejects})
+
+
+def _shape(name: str, raw: Raw, options: Options) -> tuple[int, ...]:
+    """(C, H, W) of the first image that can be read."""
+    faults: list[str] = []
+    for label, item in raw.items[:_PROBED]:
+        image = image_or_fault(label, item, options)
+        if not isinstance(image, str):
+            return image.shape
+        faults.append(image)
+    raise ValueError(f"none of the first {len(faults)} images of {name} can be used: {''.join(faults[:1])}")
+
+
+def summary(bad: list[str]) -> str:
+    """Their number, and the first of them."""
+    return f"{len(bad)} ({'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''})"
+
+
+# Looking
 
 MOST = 500  # images that are looked at
-PREPARING = "preparing"  # the message of progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,7 +398,7 @@ def look_at(source: str | Path, label: str | None = None) -> Look:
 
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source.
     """
-    found = find_source(source, "train", cache_dir(), _silent, label)
+    found = find_source(source, "train", cache_dir(), silent, label)
     return Look(found.name, found.read())
 
 
@@ -384,7 +432,7 @@ def every_image(
         return Everything(named(path.parent, [path]), options)
     if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):
         return Everything(named(path, files), options)
-    raw = [find_source(source, split, cache_dir(), _silent).read() for split in SPLITS]
+    raw = [find_source(source, split, cache_dir(), silent).read() for split in SPLITS]
     items = sorted((item for one in raw for item in one.items), key=_place)
     return Everything(items, options)
 
@@ -392,3 +440,71 @@ def every_image(
 def _place(item: Item) -> list[tuple[int, str]]:
     """Numbers in a name as numbers: row 10 after row 9."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", item[0])]
+
+
+# Finding
+
+
+def existing(source: str | Path) -> Path:
+    """The place that a source names. Raises FileNotFoundError where nothing is, and what `resolved` raises."""
+    path = resolved(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, a .tar, .parquet or .npz file"
+        )
+    return path
+
+
+def find_source(
+    source: str | Path, split: Split, cache: Path, progress: DataProgress, label: str | None = None
+) -> Source:
+    """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it.
+
+    Raises what `load_images` raises, and ValueError for a `label` of a source that is not of Parquet files.
+    """
+    path = None if source == fashion_mnist.NAME else existing(source)
+    folders = (path, path / "data") if path and path.is_dir() else ()
+    if path and (
+        path.suffix == ".parquet"
+        or any(not hidden(file.name) for folder in folders for file in folder.glob("*.parquet"))
+    ):
+        try:
+            from dualrate.data.parquet import parquet_source
+        except ModuleNotFoundError as error:
+            raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
+        return parquet_source(path, split, label)
+    if label is not None:
+        raise ValueError(
+            f"--data.label {label} names a column of Parquet files, and there are none in {source}: drop it; its "
+            "labels are its folders, or stand beside its images (docs/own-images.md)"
+        )
+    if path is None:
+        return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
+    if folders:
+        if (path / PREPARED).is_file():
+            return packed.packed_source(path, split)
+        if (path / ENCODED).is_file():
+            raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
+        tars = tar_files(path)
+        return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
+    check_regular(path)
+    if path.suffix == ".npz":
+        return npz_source(path, split)
+    if path.suffix == ".tar":
+        return tar_source([path], path, split, progress)
+    raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
+
+
+def prepared_folder(source: str | Path) -> Path | None:
+    """The folder that a source is, if `prepare` wrote it, finished or not. Raises ValueError for no path."""
+    path = None if source == fashion_mnist.NAME else resolved(source)
+    return path if path and (path / PREPARED).is_file() else None
+
+
+def check_outside(folder: Path, source: str | Path) -> None:
+    """Raises ValueError for a folder to write in a folder of images, of which it would become a class."""
+    place = None if source in ("", fashion_mnist.NAME) else resolved(source)
+    if place is None or not place.is_dir() or any((place / name).is_file() for name in (PREPARED, ENCODED)):
+        return
+    if folder.resolve().is_relative_to(place):
+        raise ValueError(f"{folder} is in {source}, whose images are read: give a folder elsewhere")

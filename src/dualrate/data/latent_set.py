@@ -5,15 +5,12 @@ views (plain; mirrored), of a view its M moments (mean; log of the variance, unl
 normalised. Images go through the codec in batches within a shard, in float32. Training draws a latent from its moments,
 keyed by (seed, sample number), so noise is fresh in every epoch and a resumed run sees the same. A mirrored latent is
 no latent of the mirrored image, hence the views.
-
-`DrawnLatents` are those that a model of latents drew: a decoder is given the i-th for seed i, round and round.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,27 +23,13 @@ from torch import Tensor
 
 from dualrate.codecs.codec import Codec, CodecFolder, Moments
 from dualrate.config.ranges import as_path
+from dualrate.data import cache as packed
 from dualrate.data import fashion_mnist
-from dualrate.data.cache import (
-    DATASET,
-    ENCODED,
-    FORMAT,
-    SHARD_BYTES,
-    OnBad,
-    Options,
-    Packed,
-    Shard,
-    begun,
-    image_of,
-    pack,
-    raw_rows,
-    read_packed,
-    write_dataset,
-    write_shard,
-)
+from dualrate.data.cache import ENCODED, SHARD_BYTES, Packed, read_packed
+from dualrate.data.decode import OnBad
 from dualrate.data.images import ImageSet, check_outside, load_images, to_float
-from dualrate.data.loader import Augment
-from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved
+from dualrate.data.loader import Augment, TrainingSet
+from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved, silent
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.system.device import whole_products
@@ -54,27 +37,21 @@ from dualrate.system.files import read_json
 from dualrate.system.workers import Mapper, in_turn
 
 
-def _floats(rows: Tensor, draws: Draws) -> Tensor:
-    """(B, M, C, H, W) float16 -> (B, C, H, W) float32, drawn."""
-    moments = Moments.of(rows)
-    return moments.sample(torch.zeros(()) if moments.log_var is None else draws.normal("latent", *rows.shape[2:]))
+class LatentSet(TrainingSet):
+    """One split of cached latents."""
 
-
-class LatentSet:
-    """One split of cached latents, as a `TrainingSet`."""
-
-    alphabet = ""
-    floats = staticmethod(_floats)
-
-    def __init__(self, packed: Packed) -> None:
-        part, row = packed.part, packed.dataset["row"]
-        self.packed, self.labels, self.name = packed, packed.labels, part["name"]
-        self.class_names: tuple[str, ...] = tuple(part["class_names"])
-        self.num_classes = len(self.class_names)
-        self.codec = CodecFolder(**packed.dataset["codec"])
+    def __init__(self, found: Packed) -> None:
+        part, row = found.part, found.dataset["row"]
+        self.packed, self.labels, self.name = found, found.labels, part["name"]
+        self.class_names = tuple(part["class_names"])
+        self.codec = CodecFolder(**found.dataset["codec"])
         self.views: int = row["each"]
-        _, channels, height, width = row["shape"]
-        self.shape: Shape = (channels, height, width)  # of a latent
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W) of a latent."""
+        _, channels, height, width = self.packed.dataset["row"]["shape"]
+        return channels, height, width
 
     @property
     def fingerprint(self) -> str:
@@ -99,6 +76,12 @@ class LatentSet:
         view = augment.mirrors(draws).long().numpy()
         return torch.from_numpy(self.packed.rows[index * self.views + view])
 
+    @staticmethod
+    def floats(rows: Tensor, draws: Draws) -> Tensor:
+        """(B, M, C, H, W) float16 -> (B, C, H, W) float32, drawn."""
+        moments = Moments.of(rows)
+        return moments.sample(torch.zeros(()) if moments.log_var is None else draws.normal("latent", *rows.shape[2:]))
+
 
 def is_encoded(source: str | Path) -> bool:
     """Whether a data source is a folder of latents, finished or not."""
@@ -112,10 +95,10 @@ def read_latents(source: str | Path, split: Split) -> LatentSet:
 
 def encoded_images(source: str | Path, split: Split, progress: DataProgress | None = None) -> ImageSet:
     """The images that latents were made of. Raises ValueError where others are there now, and as `load_images`."""
-    packed = read_packed(resolved(source), split)
-    how: dict[str, Any] = packed.dataset["images"]
+    found = read_packed(resolved(source), split)
+    how: dict[str, Any] = found.dataset["images"]
     images = load_images(**how, split=split, progress=progress)
-    if images.fingerprint != packed.part["fingerprint"]:
+    if images.fingerprint != found.part["fingerprint"]:
         raise ValueError(
             f"{source} was encoded from other images than {how['source']} now holds: encode them anew, elsewhere"
         )
@@ -140,7 +123,7 @@ def encode(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     mapper: Mapper = in_turn,
-    progress: DataProgress = lambda done, total, message: None,
+    progress: DataProgress = silent,
 ) -> dict[str, Any]:
     """Both splits of a source (see `load_images`) as latents in `folder`, made if it is missing; or what is left to do.
 
@@ -166,26 +149,26 @@ def encode(
         raise ValueError(f"images of one shape (C, H, W) are encoded, got {shapes}: give --size")
     made_by = codec.read(device)
     made_by.latent_shape(images["train"].shape)  # refuses what it cannot encode
-    plan = {"format": FORMAT, **how, "mirrored": mirrored, "shard_bytes": shard_bytes}
+    plan = {"format": packed.FORMAT, **how, "mirrored": mirrored, "shard_bytes": shard_bytes}
     plan |= {"codec": codec.fingerprint, "content": [images[split].fingerprint for split in SPLITS]}
-    with begun(folder, ENCODED, plan) as unfinished:
+    with packed.begun(folder, ENCODED, plan) as unfinished:
         if unfinished:
             first = moments_of(made_by, images["train"].images[:1], device, mirrored)
             row = {"shape": list(first.shape[2:]), "dtype": "float16", "each": first.shape[1]}
             where = str(device) if mapper is in_turn else torch.device(device).type  # a worker has a GPU of its own
             job = partial(encode_shard, folder, codec, where, mirrored, batch_size)
             raws: dict[Split, tuple[str, Raw]] = {
-                split: (one.name, raw_rows(one.name, one.images, one.labels, one.class_names))
+                split: (one.name, packed.raw_rows(one.name, one.images, one.labels, one.class_names))
                 for split, one in images.items()
             }
-            splits = pack(
+            splits = packed.pack(
                 folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=ENCODING
             )
             for split, part in splits.items():
                 part["fingerprint"] = images[split].fingerprint
             by = {"folder": codec.folder, "fingerprint": codec.fingerprint}
-            write_dataset(folder, row, splits, codec=by, images=how)
-    return read_json(folder / DATASET)
+            packed.write_dataset(folder, row, splits, codec=by, images=how)
+    return read_json(folder / packed.DATASET)
 
 
 def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mirrored: bool) -> Tensor:
@@ -201,40 +184,19 @@ def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mir
     return stacked.half()
 
 
-def encode_shard(folder: Path, by: CodecFolder, device: str, mirrored: bool, batch_size: int, shard: Shard) -> None:
+def encode_shard(
+    folder: Path, by: CodecFolder, device: str, mirrored: bool, batch_size: int, shard: packed.Shard
+) -> None:
     """Raises what `moments_of` raises, and ValueError where the codec is not what it was."""
     codec, record = by.read(device), {"sha256": ""}
 
     def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
         digest, items, first = hashlib.sha256(), iter(shard.items), 0
-        plain = Options(None, None, "fail")
-        while batch := [image_of(name, item, plain) for name, item in islice(items, batch_size)]:
+        while batch := [np.asarray(image) for _, image in islice(items, batch_size)]:
             moments = moments_of(codec, np.stack(batch), device, mirrored).numpy()
             digest.update(moments.tobytes())
             yield from enumerate(moments, first)
             first += len(batch)
         record["sha256"] = digest.hexdigest()
 
-    write_shard(folder, shard, rows(), record)
-
-
-@dataclass(frozen=True, eq=False)
-class DrawnLatents:
-    """Latents that a model drew.
-
-    z_0:      (N, C, h, w) float32
-    codec:    `Codec.latents` of their codec
-    digest:   of all that they depend on
-    drawn_by: model, plan and sampler, in words; weights: that model's hash; macs: multiply-adds of one latent
-    """
-
-    z_0: Tensor
-    codec: str
-    digest: str
-    drawn_by: str
-    weights: str
-    macs: int
-
-    def __call__(self, seeds: Tensor) -> Tensor:
-        """(B, C, h, w), on the device of the seeds, (B,)."""
-        return self.z_0[seeds.cpu() % len(self.z_0)].to(seeds.device)
+    packed.write_shard(folder, shard, rows(), record)

@@ -4,23 +4,24 @@ Row r of iteration k has the global sample number n = k * batch_size + r. Its ep
 n % N of that epoch's order, a permutation drawn from (seed, epoch); its augmentation is drawn from (seed, n). So a
 resumed run sees the same batches, and `Prefetched` may make the next ones in a thread without keeping an order.
 
-The trainer takes any `TrainingSet`: images, latents (latent_set.py), or your own class.
+The trainer takes any `TrainingSet`: images, latents (latent_set.py), or a subclass of yours.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.codecs.codec import Codec, CodecConfig
+from dualrate.codecs.codec import Codec, CodecConfig, NoCodec
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Shape
@@ -62,56 +63,46 @@ class Augment(Ranged):
         return (draws.uniform("flip", 1)[:, 0] < 0.5) & self.flip
 
 
-class TrainingSet(Protocol):
-    """What the trainer needs of data. A resumed run compares the fingerprint."""
+class TrainingSet(ABC):
+    """What the trainer needs of data. A resumed run compares the fingerprint.
+
+    labels:   (N,) in [0, num_classes); None: without labels
+    codec:    of latents; of images `NoCodec()`
+    alphabet: as of an `ImageSet`
+    floats:   `rows` on a device -> x: (B, C, H, W) float32 there, of the same draws; it travels with batches to workers
+    """
+
+    floats: Callable[[Tensor, Draws], Tensor]
+    name: str
+    labels: NDArray[np.int64] | None
+    class_names: tuple[str, ...]
+    codec: CodecConfig = NoCodec()
+    alphabet: str = ""
 
     @property
-    def name(self) -> str: ...
+    def num_classes(self) -> int:
+        """0 without labels."""
+        return len(self.class_names)
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """sha256 (hex) of the content."""
-        ...
 
     @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """(N,) in [0, num_classes); None: without labels."""
-        ...
-
-    @property
-    def num_classes(self) -> int: ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-
-    @property
+    @abstractmethod
     def shape(self) -> Shape:
         """(C, H, W) of what networks are trained on."""
-        ...
 
-    @property
-    def codec(self) -> CodecConfig:
-        """The codec of latents; of images `NoCodec()`."""
-        ...
-
-    @property
-    def alphabet(self) -> str:
-        """As of an `ImageSet`."""
-        ...
-
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         """(B, ...) on the CPU: what travels to the device for these images. draws: of their sample numbers.
 
         A function of its arguments alone, so that a batch is the same whenever it is made.
         """
-        ...
-
-    @property
-    def floats(self) -> Callable[[Tensor, Draws], Tensor]:
-        """`rows` on a device -> x: (B, C, H, W) float32 there. draws: as those of `rows`, on the device."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -247,21 +238,30 @@ class Prefetched:
         return made.pinned() if self.device.type == "cuda" else made
 
 
-class Encoded:
-    """A `TrainingSet` of the latents of another one. An instant codec makes them on the device, batch by batch.
+class Encoded(TrainingSet):
+    """The latents of another training set. An instant codec makes them on the device, batch by batch.
 
     codec: its configuration, where it is part of a run
     """
 
     def __init__(self, images: TrainingSet, codec: CodecConfig, made: Codec) -> None:
-        self.name, self.fingerprint, self.alphabet = images.name, images.fingerprint, images.alphabet
-        self.labels, self.class_names, self.num_classes = images.labels, images.class_names, images.num_classes
-        self.shape, self.codec = made.latent_shape(images.shape), codec
-        self.rows, self.floats = images.rows, partial(_encoded, made, images.floats)
-        self._count = len(images)
+        self.images, self.codec, self.made = images, codec, made
+        self.name, self.labels, self.class_names = images.name, images.labels, images.class_names
+        self.alphabet, self.floats = images.alphabet, partial(_encoded, made, images.floats)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.images.fingerprint
+
+    @property
+    def shape(self) -> Shape:
+        return self.made.latent_shape(self.images.shape)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.images)
+
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
+        return self.images.rows(index, draws, augment)
 
 
 def _encoded(codec: Codec, floats: Callable[[Tensor, Draws], Tensor], rows: Tensor, draws: Draws) -> Tensor:

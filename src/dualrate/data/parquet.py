@@ -30,10 +30,10 @@ from dualrate.data.source import (
     printable,
     reading,
     skipped,
-    some,
     split_named,
 )
 from dualrate.system.files import check_regular
+from dualrate.system.folders import some_of
 
 PREFIXES = ("train", "test", "val")  # of files' names, in any case
 IMAGE_COLUMNS = ("image", "img")
@@ -77,8 +77,8 @@ def check_complete(files: Sequence[Path]) -> None:
     ]
     if missing:
         raise ValueError(
-            f"{files[0].parent} lacks {len(missing)} Parquet file(s) of a split: {some(missing)}; fetch them, or name "
-            "one file alone as the source"
+            f"{files[0].parent} lacks {len(missing)} Parquet file(s) of a split: {some_of(missing)}; fetch them, or "
+            "name one file alone as the source"
         )
 
 
@@ -131,7 +131,7 @@ def _label_column(schema: pa.Schema, file: Path, asked: str | None) -> tuple[str
     if LABEL_COLUMNS[0] in schema.names or known:
         return LABEL_COLUMNS[0] if LABEL_COLUMNS[0] in schema.names else known[0], ""
     columns = [f"{column.name} ({column.type})" for column in schema if column.name not in IMAGE_COLUMNS]
-    said = f"without labels: {printable(file.name)} has the column(s) {some(columns, 10)}; --data.label COLUMN"
+    said = f"without labels: {printable(file.name)} has the column(s) {some_of(columns, 10)}; --data.label COLUMN"
     return None, f"{said} takes one of integers or strings for labels" if columns else ""
 
 
@@ -159,10 +159,8 @@ class _Rows:
     files: Sequence[Path]
     rows: np.ndarray
 
-    def at(self, rows: np.ndarray | slice, /) -> _Rows:
+    def __getitem__(self, rows: np.ndarray | slice, /) -> _Rows:
         return _Rows(self.files, self.rows[rows])
-
-    __getitem__ = at
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         wanted, row = set(self.rows.tolist()), 0

@@ -1,4 +1,14 @@
-"""Every kind of data source, before decoding: files that identify it, and a reader of raw images.
+"""A data source before decoding: files that identify it, and a reader of raw images; folders and NumPy archives.
+
+Tars are read in tars.py, Parquet files in parquet.py. Nothing is ever unpacked. The splits are those that folders or
+tars are named after (`split_named`), if that holds for every image; else a tenth is held out. Hidden files and folders
+(`hidden`) are not read.
+
+Folder: class sub-folders, images alone, or train/ and test/ sub-folders of either kind. One rule holds at every depth.
+A link is followed as if its target stood there; one that leads back to a folder above it is refused.
+
+NumPy (.npz): `images` (or `arr_0`), uint8 NHWC, NCHW or NHW, and optional `labels` (or `arr_1`). What a member claims
+is checked before any memory is taken.
 
 Files that users bring: only regular files are opened, no more is read than is expected, errors name the file.
 """
@@ -6,17 +16,22 @@ Files that users bring: only regular files are opened, no more is read than is e
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from dualrate.config.ranges import as_path
-from dualrate.system.files import naming, read_bytes
+from dualrate.system.files import MEMORY, check_regular, naming, read_bytes
+from dualrate.system.folders import some_of
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -26,7 +41,12 @@ NOTED = ("skipped", "without labels")  # begin a message that says what is not u
 HELD_OUT = ("test", "val", "valid", "validation", "dev", "eval")  # the first of them that exists is the test split
 _SPLITS = ("train", *HELD_OUT, "unlabeled", "unlabelled", "unsupervised")
 _SAME = {"training": "train", "testing": "test", "evaluation": "eval"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # of images
 _HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a Synology disk
+
+
+def silent(done: int, total: int, message: str) -> None:
+    """Where nobody asks for progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +76,11 @@ Item = tuple[str, Content]  # with a name for error messages
 
 
 class Items(Protocol):
-    """Undecoded images in order. A slice of them, from one number to another, can be sent to a worker."""
+    """Undecoded images in order. Some of them, by a slice or ascending numbers, can be sent to a worker."""
 
     def __iter__(self) -> Iterator[Item]: ...
 
-    def __getitem__(self, part: slice, /) -> Items: ...
-
-
-class Rows(Items, Protocol):
-    """Items that are read when they are asked for."""
-
-    def at(self, rows: np.ndarray, /) -> Items:
-        """Those of these numbers, which ascend."""
-        ...
+    def __getitem__(self, part: Any, /) -> Items: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +124,7 @@ class Listed:
     by_name: whether names say which of them are held out, or numbers
     """
 
-    items: list[Item] | Rows
+    items: list[Item] | Items
     count: int
     labels: np.ndarray | Sequence[str] | None
     by_name: bool = False
@@ -145,7 +157,7 @@ class Listed:
             return Raw(self.items, self.count, labels, names, note)
         keys = [name for name, _ in self.items] if self.by_name else [str(i) for i in range(self.count)]
         rows = hold_out(keys, hold, place)
-        items = [self.items[i] for i in rows] if isinstance(self.items, list) else self.items.at(rows)
+        items = [self.items[i] for i in rows] if isinstance(self.items, list) else self.items[rows]
         return Raw(items, len(rows), None if labels is None else labels[rows], names, note)
 
 
@@ -172,14 +184,9 @@ def hidden(name: str) -> bool:
     return name in _HIDDEN or (name.startswith(".") and name not in (".", ".."))
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names, for a message."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
 def skipped(names: Sequence[str], what: str) -> str:
     """A note on things that are not used; empty without any."""
-    return f"skipped {len(names)} {what} ({some(names)})" if names else ""
+    return f"skipped {len(names)} {what} ({some_of(names, 5)})" if names else ""
 
 
 def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np.ndarray:
@@ -210,8 +217,7 @@ def class_numbers(
     name:        where they come from, for the errors
     reference:   the labels that say how many classes there are: those of the training images; None: `labels`
     class_names: if the source declares them; else classes are named by their numbers
-    A class without images is allowed, but numbers stay below 1000 or ten times the number of images, whichever is
-    more, and below `MAX_CLASSES`: a larger one is no class but a damaged or a foreign column.
+    A class without images is allowed. A number of `MAX_CLASSES` or more is no class but a damaged or a foreign column.
     Raises ValueError for labels of another type or number, for one that is negative or too large, and for too many
     declared names.
     """
@@ -219,8 +225,7 @@ def class_numbers(
         raise ValueError(f"labels in {name} are {labels.dtype} {labels.shape}; expected {count} integers")
     if not class_names:
         known = labels if reference is None else reference
-        allowed = min(MAX_CLASSES, max(1000, 10 * len(known)))
-        check_labels(known, allowed, name, f"class numbers of {len(known)} images are")
+        check_labels(known, MAX_CLASSES, name)
         class_names = tuple(str(i) for i in range(int(known.max(initial=0)) + 1))
     if len(class_names) > MAX_CLASSES:
         raise ValueError(f"{name} declares {len(class_names):,} classes, more than the {MAX_CLASSES:,} accepted")
@@ -228,17 +233,16 @@ def class_numbers(
     return labels.astype(np.int64), class_names
 
 
-def check_labels(labels: np.ndarray, classes: int, name: str, rule: str = "") -> None:
+def check_labels(labels: np.ndarray, classes: int, name: str) -> None:
     """Raises ValueError for a label that is none of so many classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()} in {name}, {labels[wrong[0]]} in row {wrong[0]}; "
-            f"{rule or f'{classes} class names allow'} 0 to {classes - 1}"
+            f"{classes} classes allow 0 to {classes - 1}"
         )
 
 
-MAX_TEXT = 10_000_000  # bytes of a text file, such as a plan
 _MAX_MESSAGE = 500  # characters of what a decoder says
 
 
@@ -253,8 +257,8 @@ def resolved(source: str | Path) -> Path:
 
 def read_text(path: Path) -> str:
     """The content of a UTF-8 file; raises what `read_bytes` raises, and ValueError for a file that is no text."""
-    with reading(path, "text"):
-        return read_bytes(path, MAX_TEXT).decode()
+    with reading(path, "text in UTF-8"):
+        return read_bytes(path).decode()
 
 
 @contextmanager
@@ -286,3 +290,196 @@ def one_line(error: Exception) -> str:
 def printable(name: str) -> str:
     r"""A file name in which bytes that are no UTF-8 are written as \xff, so that it can be printed and encoded."""
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+# Folders
+
+
+def folder_source(path: Path, split: Split) -> Source:
+    """The images of a folder.
+
+    Sub-folders are classes, in sorted order; images directly in the folder have no labels. If all sub-folders are
+    named like splits (`split_named`), they are the splits. Without a test split a tenth is held out (`hold_out`).
+    Raises ValueError for a folder without images, for a mixture of layouts, for splits of which none, or more than one,
+    is to be trained on, and for a link back to a folder above it; OSError for a folder that cannot be read. Raises when
+    read ValueError for a class that only the test split has.
+    """
+    splits = _splits(path)
+    test = test_split(splits)
+    unused = [folder.name for kind, folder in splits.items() if kind not in ("train", test)]
+    root = splits.get("train", path)
+    files, train = _folder(root)
+    chosen = train
+    if test and split == "test":
+        root = splits[test]
+        more, chosen = _folder(root)
+        files = dict.fromkeys((*files, *more))  # the training images say which classes there are
+
+    def read() -> Raw:
+        note = skipped(unused, "folder(s) of other splits")
+        return chosen.raw(train, str(root), None if test else split, note=note)
+
+    return Source(f"{printable(path.name)}/{split}", tuple(files), read)
+
+
+def _splits(path: Path) -> dict[str, Path]:
+    """The sub-folders by split; none if they are classes. Raises ValueError if they are neither or cannot be used."""
+    folders, images = _scan(path)
+    splits: dict[str, list[Path]] = {}
+    for folder in folders:
+        splits.setdefault(split_named(folder.name), []).append(folder)
+    others = [folder.name for folder in splits.pop("", [])]
+    names = some_of([folder.name for same in splits.values() for folder in same])
+    if others and "train" in splits and len(splits) > 1:
+        raise ValueError(
+            f"{path} holds folders of splits ({names}) and others ({some_of(others)}): move the others elsewhere, or "
+            "name one folder as the source"
+        )
+    if splits and not others and not images and "train" not in splits:
+        raise ValueError(
+            f"{path} holds folders of splits ({names}), and none to train on: expected one that is named train; to "
+            f"train on one of these, name it: {folders[0]}"
+        )
+    if others or "train" not in splits:
+        return {}
+    for same in splits.values():
+        if len(same) > 1:
+            raise ValueError(f"{path} holds {some_of([one.name for one in same])}, which are the same split: keep one")
+    return {kind: same[0] for kind, same in splits.items()}
+
+
+def _folder(root: Path) -> tuple[list[Path], Listed]:
+    """The image files of a folder of classes or of images alone, in order."""
+    folders, flat = _scan(root)
+    by_class = {folder.name: images_below(folder, (root.resolve(),)) for folder in folders}
+    if not flat and not any(by_class.values()):
+        inside = islice((name for _, _, names in os.walk(root) for name in names), 10_000)
+        suffixes = Counter(printable(Path(name).suffix.lower()) or "no suffix" for name in inside)
+        there = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5)) or "no files at all"
+        raise ValueError(
+            f"no images in {root}: looked for {', '.join(SUFFIXES)} directly or in sub-folders, for .tar files "
+            f"directly or in train/ and test/, for .parquet files directly or in data/; there are {there}"
+        )
+    if flat and by_class:
+        raise ValueError(
+            f"{root} holds images ({flat[0].name}, ...) and folders ({some_of(list(by_class))}); expected either "
+            "one sub-folder per class, or images alone"
+        )
+    if empty := [name for name, files in by_class.items() if not files]:
+        raise ValueError(f"class folders without images in {root}: {some_of(empty)}; remove or fill them")
+    files = flat or [file for inside in by_class.values() for file in inside]
+    labels = [printable(name) for name, inside in by_class.items() for _ in inside]
+    return files, Listed(named(root, files), len(files), labels or None, by_name=True)
+
+
+def images_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """All image files below a folder, sorted. above: the real paths of those that it was reached through.
+
+    Raises as `folder_source`.
+    """
+    folders, images = _scan(folder, above)
+    inner = (images_below(one, (*above, folder.resolve())) for one in folders)
+    return sorted([*images, *(file for files in inner for file in files)])
+
+
+def _scan(folder: Path, above: tuple[Path, ...] = ()) -> tuple[list[Path], list[Path]]:
+    """The sub-folders and images of a folder, sorted."""
+    through = (*above, folder.resolve())
+    folders, images = [], []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = folder / entry.name
+        if hidden(entry.name):
+            continue
+        if path.is_dir() if entry.is_symlink() else entry.is_dir():
+            if entry.is_symlink() and any(one.is_relative_to(path.resolve()) for one in through):
+                raise ValueError(f"{path} is a link to a folder above it, so that it holds itself; remove the link")
+            folders.append(path)
+        elif entry.name.lower().endswith(SUFFIXES):
+            images.append(path)
+    return folders, images
+
+
+def named(root: Path, files: Iterable[Path]) -> list[Item]:
+    """Files by their places below a folder."""
+    return [(printable(file.relative_to(root).as_posix()), file) for file in files]
+
+
+# NumPy archives
+
+
+_NAMES = (("images", "arr_0"), ("labels", "arr_1"))  # of each, the first that there is
+
+
+def npz_source(path: Path, split: Split) -> Source:
+    """The images of a .npz file, a tenth of them held out as the test split (`hold_out`).
+
+    Classes are named by their numbers. Raises ValueError for other array names, types or shapes, for what
+    `read_arrays` refuses, and for labels that `class_numbers` refuses.
+    """
+
+    def wanted(found: list[str]) -> list[str]:
+        if not set(_NAMES[0]) & set(found):
+            there = ", ".join(found) or "none"
+            raise ValueError(f"{path} has the arrays {there}; expected images (or arr_0) and maybe labels (or arr_1)")
+        return [next(name for name in names if name in found) for names in _NAMES if set(names) & set(found)]
+
+    def read() -> Raw:
+        images, *labels = read_arrays(path, wanted).values()
+        if images.dtype != np.uint8:
+            raise ValueError(f"images in {path} are {images.dtype}; expected uint8, 0 to 255")
+        shape = images.shape
+        if 0 in shape or len(shape) not in (3, 4) or (len(shape) == 4 and not {1, 3} & {shape[1], shape[3]}):
+            raise ValueError(
+                f"images in {path} have shape {shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3, "
+                "none of them 0"
+            )
+        if images.ndim == 3:
+            images = images[:, None]
+        elif shape[3] in (1, 3):
+            images = images.transpose(0, 3, 1, 2)
+        items: list[Item] = [(f"{printable(path.name)}[{i}]", image) for i, image in enumerate(images)]
+        found = Listed(items, len(images), labels[0] if labels else None)
+        return found.raw(found, str(path), split)
+
+    return Source(f"{printable(path.stem)}/{split}", (path,), read)
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def read_arrays(path: Path, wanted: Callable[[list[str]], Iterable[str]], kind: str = ".npz") -> dict[str, np.ndarray]:
+    """Some arrays of a .npz file; nothing is ever unpickled.
+
+    wanted: the names to read, given those that there are
+    kind:   what the file should be, for the error
+    Raises OSError for a file that cannot be opened or read; ValueError, naming the file, for one that is no archive
+    or damaged, and for an array that holds objects, is not as large as it claims, or is larger than all memory.
+    """
+    check_regular(path)
+    with reading(path, kind), open(path, "rb") as file:
+        if file.read(6) == np.lib.format.MAGIC_PREFIX:
+            raise ValueError("it is a single array (.npy), not an archive, which numpy.savez makes")
+        with zipfile.ZipFile(file) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            return {name: _array(archive, members[name], name) for name in wanted(list(members))}
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.ndarray:
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in _HEADERS:
+            raise ValueError(
+                f"array {name} is of .npy version {version}; expected one of {', '.join(map(str, _HEADERS))}"
+            )
+        shape, _, dtype = _HEADERS[version](stream)
+        claimed, there = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+    if dtype.hasobject:
+        raise ValueError(f"array {name} holds Python objects, which are never unpickled")
+    if min(shape, default=0) < 0 or claimed != there:
+        raise ValueError(f"array {name} claims {dtype} {shape}, {claimed:,} bytes; it has {there:,}")
+    if claimed > MEMORY:
+        raise ValueError(f"array {name} takes {claimed:,} bytes; this machine has {MEMORY:,} bytes of memory")
+    with archive.open(member) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        stream.read(1)  # the archive compares its checksum when it meets the end
+    return array

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dualrate.codecs.token_codec import MOST
+from dualrate.data import source as files
 from dualrate.data.images import ImageSet
 from dualrate.data.source import Split, resolved
-from dualrate.system.files import check_regular
 
 PYTHON_DOCS, ENDING = "python-docs", ".txt"
 PIECE = 64  # characters, where nothing else is said
@@ -46,11 +46,7 @@ def read_text(source: str | Path, split: Split, length: int = PIECE) -> ImageSet
         path = resolved(source)
         if not path.exists():
             raise FileNotFoundError(f"there is no text {path}: name a {ENDING} file, or {PYTHON_DOCS}")
-        check_regular(path)
-        try:
-            name, text = path.name, path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no text in UTF-8 ({error}): convert it (iconv -t UTF-8)") from error
+        name, text = path.name, files.read_text(path)
     if len(text) < LEAST * length:
         raise ValueError(
             f"{name} has {len(text)} characters; pieces of {length} want {LEAST * length} or more: name a longer text, "

@@ -26,15 +26,13 @@ Sharing     The decoupled diffusion transformer (Wang et al. 2025, arXiv 2504.05
             is given the current time, and the network was never cut in two in training.
 A plan sets where it refreshes, evenly by default.
 
-A forecast of features F_0, F_1, ..., F_m, kept at u_0 (the latest), u_1, ..., u_m, is a polynomial in u = log-SNR. With
-D_0[k] = F_k:
+A forecast of features F_0, F_1, ..., F_m, kept at u_0 (the latest), u_1, ..., u_m, is the polynomial in u = log-SNR
+through all of them, at any spacing:
 
-    newton      D_i[k] = (D_i-1[k] - D_i-1[k+1]) / (u_k - u_k+i)     F(u) = sum_i D_i[0] (u - u_0) ... (u - u_i-1)
-    published   D_i[k] = (D_i-1[k] - D_i-1[k+1]) / (u_k - u_k+1)     F(u) = sum_i D_i[0] (u - u_0)^i / i!
+    F(u) = sum_j F_j prod_(k != j) (u - u_k) / (u_j - u_k)
 
-The first is the polynomial through all of them, at any spacing. The second is that of TaylorSeer, which counts steps
-where u stands here: it puts differences, which belong between the times, in the place of derivatives at the latest one,
-and is exact for straight lines alone.
+TaylorSeer counts steps where u stands here, and puts differences, which belong between the times, in the place of
+derivatives at the latest one: its forecast is exact for straight lines alone.
 
 `TokenCache` keeps attention, and computes the rest for some tokens:
 
@@ -66,6 +64,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import permutations
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -80,7 +79,6 @@ from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, expand, once
 from dualrate.networks.uvit import UViTCut
 
-Form = Literal["newton", "published"]
 By = Literal["attention", "random"]
 ORDER = 2  # of TaylorSeer, by default
 SHARES = {"toca": 0.07 * 2.5, "duca": 0.05 * 2.5}  # of the tokens
@@ -120,7 +118,7 @@ def network_of(denoiser: Denoiser, kind: type[Kind]) -> Kind:
     return network
 
 
-def forecast(context: Context, t: Tensor, schedule: Schedule, form: Form) -> tuple[Tensor, ...]:
+def forecast(context: Context, t: Tensor, schedule: Schedule) -> tuple[Tensor, ...]:
     """The features of a context and of those before it, carried on to t; of a single one as they are.
 
     t: (B,) or (). Raises ValueError for contexts without a time.
@@ -131,25 +129,17 @@ def forecast(context: Context, t: Tensor, schedule: Schedule, form: Form) -> tup
         raise ValueError("features are forecast from their times, and a context here has none (tau): pass encode's")
     if not context.earlier:
         return context.features
-    weights = forecast_weights(form, schedule, t, *times)
+    weights = forecast_weights(schedule, t, *times)
     return tuple(_mixed(weights, same) for same in zip(*(one.features for one in held), strict=True))
 
 
 @once
-def forecast_weights(form: Form, schedule: Schedule, t: Tensor, *times: Tensor) -> tuple[Tensor, ...]:
+def forecast_weights(schedule: Schedule, t: Tensor, *times: Tensor) -> tuple[Tensor, ...]:
     """What each of F_0, ..., F_m counts in F(u), as t. times: of the features, the latest first."""
     u, *nodes = (schedule.log_snr(time) for time in (t, *times))
-    size = len(nodes)
-    differences = [[torch.full_like(u, float(j == k)) for j in range(size)] for k in range(size)]  # D_i[k], of F_j
-    weights, factor = differences[0], torch.ones_like(u)
-    for i in range(1, size):
-        gaps = [nodes[k] - nodes[k + (i if form == "newton" else 1)] for k in range(size - i)]
-        differences = [
-            [(a - b) / gap for a, b in zip(differences[k], differences[k + 1], strict=True)]
-            for k, gap in enumerate(gaps)
-        ]
-        factor = factor * (u - nodes[i - 1] if form == "newton" else (u - nodes[0]) / i)
-        weights = [weight + factor * part for weight, part in zip(weights, differences[0], strict=True)]
+    weights = [torch.ones_like(u) for _ in nodes]
+    for j, k in permutations(range(len(nodes)), 2):
+        weights[j] = weights[j] * (u - nodes[k]) / (nodes[j] - nodes[k])
     return tuple(weights)
 
 
@@ -208,22 +198,18 @@ class FeatureCache(_Cache):
     """A single-rate network that keeps what its inside adds.
 
     order: of the forecast, m; 0: what is kept stays the same
-    form:  of the forecast
     """
 
     network: Any
     process: GaussianProcess
     order: Annotated[int, Range(0, 8)] = 0
-    form: Form = "newton"
     reuse: Reuse = Reuse.SMOOTH
 
     @staticmethod
-    def around(
-        denoiser: Denoiser, process: Process, *, outer: int = 0, order: int = 0, form: Form = "newton"
-    ) -> FeatureCache:
+    def around(denoiser: Denoiser, process: Process, *, outer: int = 0, order: int = 0) -> FeatureCache:
         """The cache of a single network, with all levels from `outer` on inside. Raises ValueError as `network_of`."""
         cut = network_of(denoiser, Cuttable).cut(outer)
-        return FeatureCache(cut, require_gaussian(process, "the model"), order, form)
+        return FeatureCache(cut, require_gaussian(process, "the model"), order)
 
     @staticmethod
     def shared_encoder(denoiser: Denoiser, process: Process, *, blocks: int | None = None) -> FeatureCache:
@@ -245,7 +231,7 @@ class FeatureCache(_Cache):
 
     def added(self, context: Context, t: Tensor) -> Tensor:
         self.features_of(context)
-        return forecast(context, t, self.process.schedule, self.form)[0]
+        return forecast(context, t, self.process.schedule)[0]
 
 
 @dataclass(frozen=True)

@@ -310,10 +310,6 @@ class Betas(Schedule, Ranged):
         """k, where the table has this log-SNR: a network's time, between the steps too, from step 0 to T - 1."""
         return (self.time(log_snr) * self.steps - 1).clamp(0, self.steps - 1)
 
-    def time_of(self, index: float) -> float:
-        """t of step k."""
-        return (index + 1) / self.steps
-
     def _piece(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The table, the step at or below t, and t in steps."""
         place = t * self.steps

@@ -18,7 +18,7 @@ from dualrate.drawing.drawer import real_batches
 from dualrate.experiment.experiment import Model
 from dualrate.planning.planner import every_call
 from dualrate.runs.store import COVARIANCE
-from dualrate.sampling.covariance import TRUSTED, Bands, CovarianceTable, probed
+from dualrate.sampling.covariance import Bands, CovarianceTable, probed
 from dualrate.system.device import pays
 from dualrate.system.files import open_tensors, whole, write_tensors
 from dualrate.system.progress import Reporter
@@ -36,14 +36,12 @@ def calibrate(
     """Measures a model's table on training images and writes it beside its weights.
 
     mapper: measures batches of ROWS images
-    Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
+    Raises ValueError for more images than there are; OSError where it cannot be written.
     """
     _require_posterior_mean(model)
     _ = model.gaussian  # of whose noise a table is
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, so there is no place to keep its table")
-    if images < 2:
-        raise ValueError(f"a table is a mean over images: ask for at least 2, got {images}")
     source, bands = model.experiment.data.load("train"), Bands(model.shape, rings)
     table = _measured(model, source, images, bands, progress, bfloat16=pays(model.device), mapper=mapper)
     write_table(table, model.path / COVARIANCE, model.weights_hash, images)
@@ -64,31 +62,26 @@ def _measured(
     lowest, highest = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
     log_snr = torch.arange(max(LOWEST, math.ceil(lowest)), min(HIGHEST, math.floor(highest)) + 1, dtype=torch.float64)
     size, t = len(log_snr), (*schedule.time(log_snr).tolist(), 0.0)
-    total, parts, done = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64), [], 0
+    total, done = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64), 0
     batches = [*real_batches(model, source, count, ROWS)]
-    for batch, (sums, estimates) in mapper(partial(_of_batch, model, bands, t, bfloat16), batches):
+    for batch, sums in mapper(partial(_of_batch, model, bands, t, bfloat16), batches):
         total += sums / count
-        parts.append(estimates)
         done += len(batch.x)
         progress.update(done, count, {"images": done})
     progress.close()
-    estimates = torch.cat(parts)
     if model.denoiser.reuse is Reuse.FREE:  # no context, or any, is the same to it
         each = torch.arange(size)
         total[:] = total[:, each, each][:, :, None]
-        estimates[:] = estimates[:, each, each][:, :, None]
     variance, ratio = total[0].clamp_min(1e-12), total[1] / total[0].clamp_min(1e-12)
-    return CovarianceTable(bands, log_snr, variance.float(), ratio.float(), *_clamped(estimates, variance, ratio))
+    return CovarianceTable(bands, log_snr, variance.float(), ratio.float())
 
 
-def _of_batch(
-    model: Model, bands: Bands, t: tuple[float, ...], bfloat16: bool, batch: ByteBatch
-) -> tuple[Tensor, Tensor]:
-    """Of images: sums (2, M, M + 1, K) float64 of squared errors and estimates; all estimates (B, M, M + 1, K)."""
+def _of_batch(model: Model, bands: Bands, t: tuple[float, ...], bfloat16: bool, batch: ByteBatch) -> Tensor:
+    """Sums over images, (2, M, M + 1, K) float64, of squared errors and of estimates."""
     denoiser, process, size = model.ready(bfloat16=bfloat16).denoiser, model.gaussian, len(t) - 1
     images = batch.to(model.device)
     cond, draws = Cond(images.label), Draws(SEED, images.sample)
-    errors, estimates = torch.zeros(2, len(images.x), size, size + 1, bands.count)
+    sums = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         for call in every_call(denoiser, process, t, images.x, cond, draws):
             if denoiser.reuse is Reuse.FREE and call.i != call.j:
@@ -100,18 +93,9 @@ def _of_batch(
             if call.context.x_hat is not None:  # what a heavy call computed itself is what a step uses
                 x_hat = call.context.x_hat
             with torch.autocast(model.device.type, enabled=False):
-                errors[:, call.i, call.j] = bands.mean(bands.transform(images.x - x_hat).square()).cpu()
-            estimates[:, call.i, call.j] = estimate.cpu()
-    return torch.stack([errors.double().sum(0), estimates.double().sum(0)]), estimates
-
-
-def _clamped(estimates: Tensor, variance: Tensor, ratio: Tensor) -> tuple[float, float]:
-    """Shares of single images' estimates below 0 and above the data's variance, where derivatives are trusted."""
-    used = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
-    if not used.any():
-        return 0.0, 0.0
-    seen, most = estimates[:, used], variance[0, 0].expand_as(variance)[used]
-    return (seen < 0).float().mean().item(), (seen > most).float().mean().item()
+                sums[0, call.i, call.j] = bands.mean(bands.transform(images.x - x_hat).square()).cpu().double().sum(0)
+            sums[1, call.i, call.j] = estimate.cpu().double().sum(0)
+    return sums
 
 
 def write_table(table: CovarianceTable, file: Path, weights: str, images: int) -> None:
@@ -122,7 +106,6 @@ def write_table(table: CovarianceTable, file: Path, weights: str, images: int) -
         "images": str(images),
         "shape": " ".join(map(str, table.bands.shape)),
         "rings": str(table.bands.rings),
-        "clamped": f"{table.below} {table.above}",
     }
     with whole(file) as aside:
         write_tensors(aside, tensors, noted | {"content": _digest(tensors, noted)})
@@ -159,9 +142,8 @@ def read_table(model: Model) -> CovarianceTable:
             raise ValueError("its content has changed")
         channels, height, width = map(int, noted["shape"].split())
         bands = Bands((channels, height, width), int(noted["rings"]))
-        below, above = map(float, noted["clamped"].split())
     except (KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error}; {again}") from error
     if noted.get("weights") != model.weights_hash:
         raise ValueError(f"{file} was measured for other weights: {again}")
-    return CovarianceTable(bands, **tensors, below=below, above=above)
+    return CovarianceTable(bands, **tensors)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
+from dualrate.data.source import read_text, reading
 from dualrate.denoisers.denoiser import abilities
 from dualrate.diffusion.plan import StepPlan, before
 from dualrate.diffusion.values import Reuse
@@ -112,35 +114,33 @@ class Choice(Ranged):
         return plan
 
     def _plan(self, model: Model) -> StepPlan:
-        steps = model.serves.default_steps if self.steps is None else self.steps
-        steps = steps if self.times is None else len(self.times) - 1
+        steps = self.steps or (model.serves.steps if self.times is None else len(self.times) - 1)
         if self.switch_at is not None and not switches(model):
             raise ValueError(
                 f"{model.name} has no other network for the steps before switch_at: name one (denoiser LIGHT, a run's "
                 "directory), or a dual-rate model that was trained on steps without a context"
             )
         heavy = self._heavy(model, steps)
-        markov = model.denoiser.reuse is Reuse.MARKOV
-        single = model.serves.default_heavy(steps) == steps
+        single, markov = model.serves.default_heavy(steps) == steps, model.denoiser.reuse is Reuse.MARKOV
         light_first = markov and single and abilities(model.denoiser).alone_differs
         reuse = heavy < steps and markov and not light_first
         sampler = sampler_named(self._sampler(model)[0])
         grid = self.grid or ((sampler.reusing if reuse else sampler.grid) if model.serves.any_plan else "t")
         times = self.times or grid_times(grid, model.process.schedule, steps)
-        if self.switch_at is not None:
-            alone = before(times, self.switch_at)
-            return model.serves.spread(times, min(heavy, steps - alone) if self.heavy is None else heavy, alone)
-        starts_alone = reuse and switches(model)
+        starts_alone, alone = reuse and switches(model), 0
         if self.places == "late" and not starts_alone:
             raise ValueError(
                 f"places late leaves the first steps without a context, and {model.name} has no context, or was not "
                 "trained without it, or is called at every step: drop places"
             )
-        if light_first and self.places is None:
-            return model.serves.spread(times, heavy, max(steps - heavy, 0))
-        late = heavy > 0 and starts_alone and self.places != "even"
-        plan = model.serves.spread(times, heavy, min(steps // 4, steps - heavy) if late else 0)
-        return plan if late else plan.renewing(abilities(model.denoiser).between)
+        if self.switch_at is not None:
+            alone = before(times, self.switch_at)
+            heavy = min(heavy, steps - alone) if self.heavy is None else heavy
+        elif light_first and self.places is None:
+            alone = max(steps - heavy, 0)
+        elif heavy > 0 and starts_alone and self.places != "even":
+            alone = min(steps // 4, steps - heavy)
+        return model.serves.spread(times, heavy, alone).renewing(abilities(model.denoiser).between)
 
     def _heavy(self, model: Model, steps: int) -> int:
         """Raises ValueError for fewer heavy calls than steps of a network that has nothing to reuse."""
@@ -167,6 +167,12 @@ class Choice(Ranged):
         if model.denoiser.reuse is Reuse.SMOOTH:
             return SMOOTH, self.gamma
         return RECOMMENDED, GAMMA if self.gamma is None else self.gamma
+
+
+def read_plan(path: Path) -> StepPlan:
+    """A plan from a JSON file. Raises OSError if it cannot be read; ValueError, naming the file, if it is no plan."""
+    with reading(path, "a plan"):
+        return StepPlan.from_json(read_text(path))
 
 
 def sample(

@@ -6,8 +6,7 @@
     OUT/000007-cat.png  the image of latent 7, whole or not there: the same call goes on after a kill
     OUT/images.npz      if asked for: arr_0 (N, H, W, C) uint8
 
-The noise that a decoder takes latents with, and what it draws, are keyed by a latent's number. A decoder's own noise is
-keyed by its image's seed, so the latent that a model draws for image i has another seed, FIRST + i.
+The noise that a decoder takes latents with, and what it draws, are keyed by a latent's number.
 
 What a codec keeps of images, and at what cost in bits:
 
@@ -30,21 +29,18 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dualrate.codecs.codec import RUN, Codec, CodecFolder, decoded, with_noise
 from dualrate.codecs.diffusion import decoding_of
 from dualrate.data.conditions import HeldOut
 from dualrate.data.images import Everything, ImageSet, to_float, to_uint8
-from dualrate.data.latent_set import DrawnLatents
-from dualrate.data.readers import read_arrays
+from dualrate.data.source import read_arrays
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess
@@ -57,18 +53,13 @@ from dualrate.drawing.samples import NPZ, Files, Pictures
 from dualrate.experiment.experiment import Model
 from dualrate.methods.unified_latents import bound, end
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
-from dualrate.metrics.store import FeatureStore, fill_stores
 from dualrate.report.image_grid import write_npz
-from dualrate.report.table import plan_name
 from dualrate.runs.store import load
 from dualrate.system.files import read_json, whole, write_whole, written_aside
 from dualrate.system.progress import ImageProgress, run_lock
-from dualrate.system.workers import Mapper, in_turn
 
 ARRAYS = ("latents", "names", "codec")
 RECORD = "decoded.json"
-FIRST = 2_000_000  # the seed of the latent of image 0, beyond the seeds of images
-SHARD = 250  # drawn latents of a file
 LOOKED_AT = 1000  # images of PSNR and bits, at most, where a score has more
 TIMES = 16  # of the integral of `bits_per_pixel`, for each image: one in each sixteenth
 
@@ -205,49 +196,6 @@ def _check_folder(out: Path, record: dict[str, Any]) -> None:
         raise ValueError(f"{out} holds other files than images that `dualrate data decode` wrote: name another --out")
 
 
-# Drawn by a model
-
-
-def draw_latents(
-    drawer: Drawer, count: int, directory: Path, *, progress: ImageProgress | None = None, mapper: Mapper = in_turn
-) -> DrawnLatents:
-    """`count` of them, for decoders to be compared on; it goes on where a killed call was.
-
-    Raises OSError for files that are damaged or cannot be read.
-    """
-    model, cost, origin = drawer.model, drawer.expected_cost, drawer.origin(_Itself.identity)
-    store = FeatureStore.open(directory / f"latents-{origin.digest}", origin)
-    seeds, draw = range(FIRST, FIRST + count), partial(_latents, drawer.resolved)
-    fill_stores([(store, _Itself())], seeds, draw, size=SHARD, progress=progress, mapper=mapper)
-    return DrawnLatents(
-        store.read(seeds).features.unflatten(1, model.shape),
-        codec=model.codec.latents,
-        digest=f"{origin.digest} {count}",
-        drawn_by=drawn_by(drawer),
-        weights=model.weights_hash,
-        macs=int(cost.macs - cost.calls.decode),
-    )
-
-
-def drawn_by(drawer: Drawer) -> str:
-    """Model, sampler and plan, in words."""
-    return f"{drawer.network} ({drawer.sampler}, {plan_name(drawer.plan.num_steps, drawer.plan.num_heavy)} steps)"
-
-
-class _Itself:
-    """The features of a latent: its numbers."""
-
-    identity = "the latents themselves"
-
-    def features(self, images: Any) -> Tensor:
-        """(N, C h w) of (N, C, h, w)."""
-        return torch.as_tensor(images).flatten(1)
-
-
-def _latents(drawer: Drawer, seeds: Sequence[int]) -> Any:
-    return torch.cat(list(drawer.states(seeds))).cpu().numpy()
-
-
 # What a codec keeps
 
 
@@ -263,28 +211,19 @@ class Nearness:
         return f"PSNR {self.psnr:.2f} dB, standard error {self.error:.2f}, of {self.count:,} reconstructions"
 
 
-def nearness(drawer: Drawer, seeds: range) -> Nearness | None:
-    """Draws one image per seed. None for a model that is given no latents of images. Raises what drawing raises."""
-    given = drawer.model.given
-    if not isinstance(given, HeldOut):
-        return None
-    parts = torch.tensor(seeds).split(drawer.batch_size)
-    return _nearness(map(given.originals, parts), drawer.batches(seeds))
-
-
-def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
-    """PSNR of the first `count` images after the codec's round trip."""
-    rows = torch.arange(count)
-    return _nearness((images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows))
-
-
-def _nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDArray[np.uint8]]) -> Nearness:
-    """Of batches, each (b, C, H, W)."""
+def nearness(images: Iterable[NDArray[np.uint8]], reconstructions: Iterable[NDArray[np.uint8]]) -> Nearness:
+    """Of the same images in batches, each (b, C, H, W)."""
     found: list[float] = []
     for x, drawn in zip(images, reconstructions, strict=True):
         square = (drawn.astype(np.float64) - x) ** 2
         found += [10 * math.log10(255**2 / max(error, 1e-9)) for error in square.mean((1, 2, 3)).tolist()]
     return Nearness(float(np.mean(found)), float(np.std(found) / math.sqrt(len(found))), len(found))
+
+
+def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
+    """Of the first `count` images and what the codec makes of them."""
+    rows = torch.arange(count)
+    return nearness((images.images[part.numpy()] for part in rows.split(ROUND_TRIP)), round_trips(codec, images, rows))
 
 
 @dataclass(frozen=True)
@@ -294,7 +233,7 @@ class LatentScores:
     generated: bool
     rfd: Mapping[str, float]
     count: int
-    nearness: Nearness | None
+    nearness: Nearness
     bits: Estimate | None
 
     def __str__(self) -> str:
@@ -304,8 +243,8 @@ class LatentScores:
         lines = [
             f"the table's distances are {table}",
             *(f"r{name} {value:.4g}, {of}" for name, value in self.rfd.items()),
+            str(self.nearness),
         ]
-        lines.append(str(self.nearness))
         if self.bits is not None:
             lines.append(f"latents hold {self.bits} bits a pixel at most, by the prior that was trained with them")
         return "\n".join(lines)
@@ -325,7 +264,9 @@ def latent_scores(
         return None
     if given is not None:
         rfd, count = {metric: score.value for metric, score in measured.row.scores.items()}, len(seeds)
-        near = nearness(drawer, seeds[:LOOKED_AT])
+        first = seeds[:LOOKED_AT]
+        originals = map(given.originals, torch.tensor(first).split(drawer.batch_size))
+        near = nearness(originals, drawer.batches(first))
     else:
         count = min(len(seeds), len(images))
         rfd = {one.metric: one.reconstruction(count, codec) for one in evaluators}

@@ -207,11 +207,6 @@ class OfPieces:
     entropy: Estimate
     bits: Estimate
 
-    @staticmethod
-    def of(pieces: NDArray[np.uint8], net: LanguageModel) -> OfPieces:
-        """pieces: (N, 1, 1, L)."""
-        return OfPieces(entropy(pieces), Estimate.of(net.bits(pieces).double()))
-
 
 @dataclass(frozen=True)
 class TextScore:
@@ -263,9 +258,9 @@ def score_texts(
     distance = None
     if len(drawn) >= 2 * net.dim:
         distance = evaluator.score_features(net.features(drawn), seeds=f"{seeds[0]}-{seeds[-1]}", labels="none")
-    both = OfPieces.of(drawn, net), OfPieces.of(held_out, net)
-    moments = (gradient_moment(gradients[i], gradients[1]) for i in (0, 2))
-    return TextScore(bound, *both, *moments, language_model=net.identity, distance=distance)
+    own, real = (OfPieces(entropy(pieces), Estimate.of(net.bits(pieces).double())) for pieces in (drawn, held_out))
+    moment, floor = (gradient_moment(gradients[i], gradients[1]) for i in (0, 2))
+    return TextScore(bound, own, real, moment, floor, language_model=net.identity, distance=distance)
 
 
 def _drawn(drawer: Drawer, seeds: Sequence[int], show: ImageProgress, mapper: Mapper) -> NDArray[np.uint8]:

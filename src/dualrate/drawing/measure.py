@@ -80,17 +80,11 @@ class OutOfTime(Exception):
     """What was to be drawn took longer than it may; what was drawn is kept."""
 
 
-def until(deadline: float, report: Callable[[int, int], None]) -> ImageProgress:
-    """Raises OutOfTime at the first report after the deadline, of `time.monotonic`, unless all is done.
-
-    report: called with the images that existed before, and those drawn since
-    """
-    before = -1
+def until(deadline: float, report: ImageProgress) -> ImageProgress:
+    """Reports, and raises OutOfTime after the deadline, of `time.monotonic`, unless all is done."""
 
     def check_time(done: int, total: int) -> None:
-        nonlocal before
-        before = done if before < 0 else before
-        report(before, done - before)
+        report(done, total)
         if done < total and time.monotonic() > deadline:
             raise OutOfTime
 
@@ -166,35 +160,6 @@ def measure(
         beside=tuple(scores[1:]),
     )
     return Measurement(row, features, replicates)
-
-
-def score_images(
-    images: Everything,
-    name: str,
-    *evaluators: Evaluator[Any],
-    details: bool = False,
-    batch_size: int = 125,
-    progress: ImageProgress | None = None,
-) -> tuple[Score, ...]:
-    """Scores of existing images by every evaluator; the first one's score has the details, if asked for.
-
-    images: of one shape, (C, H, W), as `every_image` finds them
-    name:   of the images, in the scores' fingerprints
-    Their classes are unknown, so the interval counts the choice of classes as chance. Raises ValueError for images of
-    several shapes, and what `Evaluator.score_features` and reading them raise.
-    """
-    check(evaluators, len(images), details=details)
-    parts, done = [], 0
-    for names, batch in image_batches(images, batch_size):
-        parts.append([one.net.features(batch) for one in evaluators])
-        done += len(names)
-        if progress is not None:
-            progress(done, len(images))
-    every = (torch.cat(own) for own in zip(*parts, strict=True))
-    return tuple(
-        one.score_features(own, seeds=f"images of {name}", labels="unknown", details=details and one is evaluators[0])
-        for own, one in zip(every, evaluators, strict=True)
-    )
 
 
 def image_batches(images: Everything, size: int) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
@@ -276,16 +241,13 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     drawer.draw(range(count))  # the first compiles, records, chooses kernels
     seconds = drawer.draw(range(count)).seconds
     taken = call_seconds(drawer.model, count, precision=drawer.precision)
-    macs = {"heavy_call": cost.calls.heavy, "light_call": cost.calls.light, "light_call_alone": cost.calls.without}
-    macs |= {"decode": cost.calls.decode, "per_image": cost.macs}
+    calls = {"heavy_call": "heavy", "light_call": "light", "light_call_alone": "without", "decode": "decode"}
+    macs = {name: getattr(cost.calls, of) for name, of in calls.items()} | {"per_image": cost.macs}
     return {
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
         **{f"macs_{of}": number for of, number in macs.items()},
         **{f"flops_{of}": 2 * number for of, number in macs.items() if of != "decode"},
-        "seconds_heavy_call": count * taken.heavy if cost.calls.heavy else 0.0,
-        "seconds_light_call": count * taken.light,
-        "seconds_light_call_alone": count * taken.without,
-        "seconds_decode": count * taken.decode,
+        **{f"seconds_{name}": count * getattr(taken, of) if macs[name] else 0.0 for name, of in calls.items()},
         "seconds_per_image": seconds / count,
         "steps": drawer.plan.num_steps,
         "heavy_calls_per_image": cost.heavy_calls,
@@ -388,7 +350,7 @@ def evaluator(
         net = pretrained.load(features, device, note=progress.note)
     if splits is None or reference is not None:
         assert reference is not None
-        return Evaluator(net, load_reference(reference, net, progress=shown), None)
+        return Evaluator(net, load_reference(reference, net), None)
     if isinstance(net, FeatureNet):  # a small net: computing features takes less time than reading them
         return Evaluator(net, *splits)
     return Evaluator(net, *splits, keep=cache_dir() / "real-features", progress=shown)
@@ -465,12 +427,15 @@ def score_source(
     device: torch.device | str = "cpu",
     progress: Reporter,
 ) -> tuple[Score, ...]:
-    """Scores of existing images, in the same way as of samples of a run.
+    """Scores of existing images by every metric; the first one's score has the details, if asked for.
+
+    Their classes are unknown, so the interval counts the choice of classes as chance.
 
     source:    a folder, a .zip, a .npz or another source of images (see `every_image`)
     data:      the real images; None: those of `reference`, which is a data source then, or a .npz of statistics
     features:  as of `features_named`
-    Raises ValueError where neither says what to compare with, and what `evaluators` and `score_images` raise.
+    Raises ValueError where neither says what to compare with, and for images of several shapes; what `evaluators`,
+    `Evaluator.score_features` and reading images raise.
     """
     if data is None:
         if reference is None:
@@ -486,8 +451,17 @@ def score_source(
             ZipFile(folder).extractall(unpacked)
             folder = Path(unpacked)
         images = every_image(folder, channels=channels, without=grids_below(folder))
-        shown = image_progress(progress)
-        return score_images(images, name, *found, details=details, progress=shown)
+        check(found, len(images), details=details)
+        parts, done, shown = [], 0, image_progress(progress)
+        for _, batch in image_batches(images, SHARD):
+            parts.append([one.net.features(batch) for one in found])
+            shown(done := done + len(batch), len(images))
+    return tuple(
+        one.score_features(
+            torch.cat(own), seeds=f"images of {name}", labels="unknown", details=details and one is found[0]
+        )
+        for own, one in zip(zip(*parts, strict=True), found, strict=True)
+    )
 
 
 SCORED = 1000  # images of a score in training

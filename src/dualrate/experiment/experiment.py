@@ -7,7 +7,7 @@ and says which plans the trained model serves. Two trainings in a row, a codec a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -25,7 +25,7 @@ from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Condition, Conditioned, Given, HeldOut, Latent, Unconditional
 from dualrate.data.images import ImageSet, load_images
-from dualrate.data.latent_set import DrawnLatents, encoded_images, is_encoded, read_latents
+from dualrate.data.latent_set import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.data.text_pieces import PIECE, is_text, read_text
@@ -90,15 +90,19 @@ class DataConfig(Ranged):
             raise ValueError(f"{self.source} is a text, which has no labels: drop --data.label {self.label}")
         if is_text(self.source):
             return read_text(self.source, split, self.size or PIECE)
-        return load_images(
-            self.source,
-            split=split,
-            size=self.size,
-            channels=self.channels,
-            on_bad=self.on_bad,
-            label=self.label,
-            progress=progress,
-        )
+        return load_images(self.source, split=split, progress=progress, **self.preparation)
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How images become what networks see, as `load_images` and `encode` take it."""
+        return {"size": self.size, "channels": self.channels, "on_bad": self.on_bad, "label": self.label}
+
+
+def _kind(alphabet: str, codec: str) -> str:
+    """codec: its fingerprint; empty for pixels"""
+    if codec:
+        return f"latents by the codec {codec[:12]} (sha256)"
+    return f"a text of the {len(alphabet)} characters {alphabet!r}" if alphabet else "a set of pictures"
 
 
 COMPILED = "compiled"  # in the cache, networks that were compiled
@@ -227,6 +231,37 @@ class Experiment(Ranged):
             images = Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
         return images if self.networks.given is None else Conditioned(images, self.condition)
 
+    def check_data(self, images: TrainingSet) -> list[str]:
+        """What is odd about the training set, but no error.
+
+        Raises ValueError unless it is of this codec and shape, with labels that the networks know.
+        """
+        own, known, networks = self.codec, self.num_classes, f"the networks of {self.name}"
+        found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
+        if found != expected:
+            raise ValueError(f"{images.name} is {found}, and {self.name} is trained on {expected}: begin a new run")
+        shape = own.data_shape(self.shape)
+        if images.shape != shape:
+            raise ValueError(
+                f"{images.name} has images of {images.shape} (C, H, W), {networks} take {shape}: pass --data.size "
+                f"{shape[1]} --data.channels {shape[0]}, of latents encode other images, or change the networks"
+            )
+        if known and images.labels is None:
+            raise ValueError(
+                f"{images.name} has no labels, but {networks} are conditioned on {known} classes: set num_classes of "
+                "every network to 0, as --networks.model.num-classes 0"
+            )
+        if images.num_classes > known > 0:
+            raise ValueError(f"{images.name} has {images.num_classes} classes, {networks} know only {known}")
+        odd, size = [], self.fit.batch_size
+        if missing := sorted({*range(known)} - {*(images.labels.tolist() if images.labels is not None else ())}):
+            odd.append(
+                f"{images.name} has no image of {len(missing)} of the networks' {known} classes: {some_of(missing, 10)}"
+            )
+        if len(images) < size:
+            odd.append(f"{images.name} has {len(images)} image(s), fewer than a batch of {size}: they repeat in it")
+        return odd
+
     @property
     def identity(self) -> dict[str, Any]:
         """Its fields as plain values, but for where its codec's folder is: a run is resumed only by the same."""
@@ -272,8 +307,7 @@ class Experiment(Ranged):
         """
         if self.networks.given is None:
             return None
-        config = self.condition.codec
-        codec = config.build(nn.ModuleDict(), device) if config.fingerprint else None
+        codec = self.condition.codec.build(nn.ModuleDict(), device)
         return HeldOut(self.data.images("test"), self.condition.build(device), device, codec)
 
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
@@ -311,7 +345,7 @@ class Model:
     called_by: str | None = None
     compiled: bool = False
     graphs: bool = False
-    conditions: DrawnLatents | Given | None = None
+    conditions: Given | None = None
     class_names: tuple[str, ...] = ()
     _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)  # by held bfloat16
 
@@ -339,7 +373,7 @@ class Model:
         return self.experiment.codec.build(self.networks, self.device)
 
     @cached_property
-    def given(self) -> DrawnLatents | Given | HeldOut | None:
+    def given(self) -> Given | HeldOut | None:
         """`conditions`, or as `Experiment.given`, on the networks' device, read when it is first asked for."""
         return self.conditions or self.experiment.given(self.device)
 
@@ -365,19 +399,14 @@ class Model:
                 return found[0]
             if found:
                 raise ValueError(f"{self.name} has several classes called {label!r}: give a number, {some_of(found)}")
-            if not self.class_names:
-                raise ValueError(
-                    f"{self.name} has no names of classes, got {label!r}: give 0 to {self.num_classes - 1}"
-                )
-            near = get_close_matches(label, self.class_names)
-            known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
-            raise ValueError(f"{self.name} has no class {label!r}; {known}")
+            known = (
+                get_close_matches(label, self.class_names) or [*self.class_names] or [f"0 to {self.num_classes - 1}"]
+            )
+            raise ValueError(f"{self.name} has no class {label!r}: give {some_of(known, 10)}")
         try:
-            number = None if isinstance(label, bool) else index(label)
+            number = index(label)
         except TypeError:
-            number = None
-        if number is None:
-            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
+            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}") from None
         if not 0 <= number < self.num_classes:
             raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
         return number
@@ -409,11 +438,6 @@ class Model:
             return self
         return replace(self, experiment=self.experiment.with_codec(folder, sampler, steps))
 
-    def with_latents(self, latents: DrawnLatents) -> Model:
-        """The same decoder, given these. Raises as `check_latents`."""
-        self.check_latents(latents.codec, latents.z_0.shape[1:])
-        return replace(self, conditions=latents, weights_hash=f"{self.weights_hash} of {latents.digest}")
-
     def with_given(self, given: Given) -> Model:
         """The same model, given these conditions. Raises ValueError for those of another shape, or none to give."""
         found, expected = tuple(given.y.shape[1:]), self.experiment.networks.given
@@ -421,16 +445,6 @@ class Model:
             takes = "nothing but noise" if expected is None else f"conditions of {tuple(expected)} (C, H, W)"
             raise ValueError(f"{self.name} is given {takes}, got {found}")
         return replace(self, conditions=given, weights_hash=f"{self.weights_hash} of {given.digest}")
-
-    def check_latents(self, codec: str, shape: Sequence[int]) -> None:
-        """Raises ValueError for what decodes no latents of this codec, by its `Codec.latents`, or not of (C, h, w)."""
-        own, its = self.experiment.condition.codec.fingerprint, self.experiment.networks.given
-        if not codec or own != codec:
-            what = f"decodes latents of the codec {own[:12]}" if own else "is no decoder"
-            drawn = f"of {codec[:12]}: name decoders and a model of one codec's latents" if codec else "pixels"
-            raise ValueError(f"{self.name} {what}, and what is to be drawn is {drawn}")
-        if its != tuple(shape):
-            raise ValueError(f"{self.name} decodes latents {its} (C, h, w), those to be drawn are {tuple(shape)}")
 
     @property
     def serves(self) -> Serves:

@@ -69,8 +69,8 @@ class NetworksConfig(ABC):
 
     @property
     def given(self) -> Shape | None:
-        """(C, h, w) of the condition that it makes samples of; None: there is none."""
-        return None
+        """(C, h, w) of the condition that it makes samples of, its field `given_shape`; None: there is none."""
+        return getattr(self, "given_shape", None)
 
     @property
     def noise(self) -> int:
@@ -246,10 +246,6 @@ class OneConditional(PackageNetworks, Ranged):
         network = ConditionalUViT(self.model, self.given_shape)
         return nn.ModuleDict({"model": network}), Conditional(network, process)
 
-    @property
-    def given(self) -> Shape:
-        return self.given_shape
-
 
 @dataclass(frozen=True)
 class TwoConditional(PackageNetworks, Ranged):
@@ -267,10 +263,6 @@ class TwoConditional(PackageNetworks, Ranged):
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, light = ConditionEncoder(self.encoder, self.light, self.given_shape), UViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateConditional(encoder, light, process)
-
-    @property
-    def given(self) -> Shape:
-        return self.given_shape
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The single-rate network of a role's size: of the light one with the encoder's maps of y to it."""

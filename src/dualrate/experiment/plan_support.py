@@ -7,7 +7,7 @@ one plan. A consistency model learned where its own few steps of DDIM end.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,23 +28,15 @@ class Serves(ABC):
     """What a model may be asked for. A subclass is a frozen dataclass; names without an annotation are no fields.
 
     steps:    of a sampler, where none are asked for
+    sampler:  the one that the model was made for, by its name in `sampling/catalogue.py`; None: any
     drops:    whether the model was trained on steps without a context too
     any_plan: whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried
     """
 
     steps: int
+    sampler: str | None = ANCESTRAL
     drops = False
     any_plan = False
-
-    @property
-    def sampler(self) -> str | None:
-        """The one that the model was made for, by its name in `sampling/catalogue.py`; None: any."""
-        return ANCESTRAL
-
-    @property
-    def default_steps(self) -> int:
-        """Steps of a sampler, where none are asked for."""
-        return self.steps
 
     def default_heavy(self, steps: int) -> int:
         """Heavy calls for so many steps, where none are asked for; here the network runs at every step."""
@@ -52,7 +44,7 @@ class Serves(ABC):
 
     def default_plan(self, steps: int | None = None) -> StepPlan:
         """Steps equal in t, heavy calls spread evenly."""
-        steps = self.default_steps if steps is None else steps
+        steps = self.steps if steps is None else steps
         return self.spread(StepPlan.uniform(steps).t, self.default_heavy(steps))
 
     def spread(self, times: Sequence[float], heavy: int, alone: int = 0) -> StepPlan:
@@ -88,11 +80,8 @@ class AnyPlan(Serves, Ranged):
     times: tuple[Probability, Probability] = (0.0, 1.0)
 
     steps = STEPS
+    sampler = None
     any_plan = True
-
-    @property
-    def sampler(self) -> None:
-        return None
 
     def default_heavy(self, steps: int) -> int:
         """A quarter of the steps, within what was trained."""
@@ -143,14 +132,13 @@ class AtLeast(_Distilled, Ranged):
 
 
 class _Single(Serves):
-    """Of a model that learned the steps of one plan: it serves that one. heavy: its calls; None: one at every step."""
+    """Of a model that learned the steps of one plan: it serves that one.
+
+    heavy: its calls; None: one at every step; learned: what it serves, as an error says it after 'this'
+    """
 
     heavy: Any  # a whole number or None
-
-    @property
-    @abstractmethod
-    def learned(self) -> str:
-        """What it serves, as an error says it after 'this'."""
+    learned: Any
 
     def default_heavy(self, steps: int) -> int:
         """Its own, however many steps are asked for; `check` refuses a plan that is not served."""
@@ -197,10 +185,7 @@ class OneStep(_Single, _Distilled):
     """A student of one network that goes from noise to its x_hat at once."""
 
     steps, heavy = 1, None
-
-    @property
-    def learned(self) -> str:
-        return "student was distilled for one step, and makes no more"
+    learned = "student was distilled for one step, and makes no more"
 
 
 @dataclass(frozen=True)
@@ -212,10 +197,7 @@ class Segments(_Single, Ranged):
 
     steps: Steps
     heavy: Steps | None = None
-
-    @property
-    def sampler(self) -> str:
-        return "ddim"
+    sampler = "ddim"
 
     @property
     def learned(self) -> str:

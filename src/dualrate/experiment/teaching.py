@@ -29,9 +29,7 @@ def check_teacher(student: Experiment, teacher: Model, name: str, guidance: floa
     check_same_images(student, teacher.experiment, f"{student.name} and its teacher {name}")
     if student.networks.single_rate and student.networks.with_noise(0) != network:
         raise ValueError(f"a plain student starts from its teacher, so {student.name} must have the network of {name}")
-    if guidance != 1 and not teacher.num_classes:
-        raise ValueError(f"{name} has no classes, so there is nothing to guide: drop the guidance weight")
-    if guidance != 1 and not (network.null_class and teacher.experiment.method.drops_labels):
+    if guidance != 1 and not (teacher.num_classes and network.null_class and teacher.experiment.method.drops_labels):
         raise ValueError(f"{name} has no null class that was trained, to be guided against: drop the guidance weight")
     return network
 
@@ -135,16 +133,14 @@ def check_latent_shape(experiment: Experiment, codec: Codec) -> None:
     of larger ones, such as tokens of pixels, there is nothing to decode.
     """
     found, expected = codec.latent_shape(experiment.shape), experiment.networks.given
+    made = f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec"
     if prod(found) > prod(experiment.shape):
         raise ValueError(
-            f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec: it compresses nothing, so "
-            "there is nothing to decode. Name a run that trained a codec, or an autoencoder"
+            f"{made}: it compresses nothing, so there is nothing to decode. Name a run that trained a codec, or an "
+            "autoencoder"
         )
     if found != expected:
-        raise ValueError(
-            f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec, the networks of "
-            f"{experiment.name} take {expected}: set their latent to it"
-        )
+        raise ValueError(f"{made}, the networks of {experiment.name} take {expected}: set their latent to it")
 
 
 def check_targets(experiment: Experiment, teacher: Model, name: str) -> None:

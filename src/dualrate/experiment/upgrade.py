@@ -24,6 +24,7 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
     "ContextConfig": {"levels": None, "width": None, "residual": False, "join": "add"},
     "TwoNetworks": {"context": {"type": "ContextConfig"}},  # without its own retired fields
     "TwoDecoders": {"context": {"type": "ContextConfig"}},
+    "EarlyExitConfig": {"reference": "data"},
 }
 RENAMED = {"OneDecoder": "OneConditional", "TwoDecoders": "TwoConditional"}  # their latent_shape is given_shape
 CONTRIB = dict.fromkeys(("EarlyExitConfig", "EarlyExitNetwork"), "dualrate.contrib.early_exit")  # class -> its module

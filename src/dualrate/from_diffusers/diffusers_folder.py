@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -64,8 +64,8 @@ class Folder:
     class_names: tuple[str, ...] = ()
 
     def network(self) -> nn.Module:
-        """With its weights. Raises what `network_class` and `read_weights` raise."""
-        return read_weights(network_class(self.name), self.place)
+        """With its weights. Raises what `class_named` and `read_weights` raise."""
+        return read_weights(class_named(self.name), self.place)
 
     @property
     def fingerprint(self) -> str:
@@ -113,12 +113,11 @@ def _variant(place: Path, name: str) -> str | None:
         return None
     if len(variants) == 1 and variants <= PRECISIONS:
         return variants.pop()
-    way, write = "fetch it", f"write it by diffusers.{name}.from_pretrained({str(place)!r}, "
-    if variants:
-        way = f"{write}variant={min(variants)!r}).save_pretrained(FOLDER)"
-    elif any(found.endswith(PICKLES) for found in names):
-        trust = "a pickle, which can run any code, is never read: if you trust its origin, "
-        way = f"{trust}{write}use_safetensors=False).save_pretrained(FOLDER)"
+    way = "fetch it"
+    if names:
+        how = f"variant={min(variants)!r}" if variants else "use_safetensors=False"
+        way = f"write it by diffusers.{name}.from_pretrained({str(place)!r}, {how}).save_pretrained(FOLDER)"
+        way += "" if variants else ", if you trust its origin: a pickle can run any code, and is never read here"
     raise OSError(f"{place} has no {WEIGHTS}.safetensors, it has {some_of(names) or 'no weights'}: {way}")
 
 
@@ -173,20 +172,18 @@ def check_name(path: Path, config: Mapping[str, Any]) -> None:
         place = place.parent if place.name in COMPONENTS else place
         names.append((place.parents[1] if place.parent.name == "snapshots" else place).name)  # in the Hub's cache
     if found := DISTILLED & set(re.split(r"[^a-z]+", " ".join(names).lower())):
-        raise ValueError(
-            f"{path} is a distilled model, by its name ({', '.join(sorted(found))}): {NO_MEAN}. If the name says "
-            "something else, rename the folder"
-        )
+        names = ", ".join(sorted(found))
+        raise ValueError(f"{path} is a distilled model, by its name ({names}): {NO_MEAN}. If it is none, rename it")
 
 
-def network_class(name: str) -> Any:
-    """The class of this name. Raises ValueError for one that is not known, and without diffusers."""
+def class_named(name: str, known: Collection[str] = KINDS) -> Any:
+    """The class of diffusers. Raises ValueError for one that is not known, and without diffusers."""
+    if name not in known:
+        raise ValueError(f"no {name} is known; known are {', '.join(known)}")
     try:
         import diffusers
     except ImportError as error:
         raise ValueError(f"{name} is of diffusers, which is not here: pip install 'dualrate[diffusers]'") from error
-    if name not in KINDS:
-        raise ValueError(f"no {name} is known; known are {', '.join(KINDS)}")
     return getattr(diffusers, name)
 
 
@@ -214,7 +211,7 @@ class ForeignConfig(Ranged):
 
     def build(self) -> ForeignNetwork:
         """With random weights. Raises ValueError for a configuration of no network, and without diffusers."""
-        kind = network_class(self.kind)
+        kind = class_named(self.kind)
         try:
             return self.around(kind.from_config(self._config))
         except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
@@ -261,9 +258,7 @@ def adopted(path: Path, num_classes: int | None = None) -> Adopted:
         raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
     kind = kind_of(folder.name, folder.config)
     if kind.takes:
-        raise ValueError(
-            f"{path} holds a model of texts ({folder.name}); a run has labels alone: wrap it by from_diffusers"
-        )
+        raise ValueError(f"{path} is a model of texts, and a run has labels alone: wrap it by dualrate.from_diffusers")
     schedule, convention = read_scheduler(folder.scheduler)
     own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
     config = {name: value for name, value in own.items() if name != OWN_CLASSES}
@@ -321,20 +316,19 @@ def from_diffusers(
         with own_defaults():
             net = folder.network()
         config = dict(getattr(net, "config", config))
-    named = CONVENTIONS.get(convention) if isinstance(convention, str) else convention
-    if named is None and convention != "diffusers":
+    if isinstance(convention, str) and convention not in ("diffusers", *CONVENTIONS):
         raise ValueError(f"convention is diffusers, {', '.join(CONVENTIONS)}, or a Convention, got {convention!r}")
-    if scheduler is None and named is None:
+    schedule, spoken = RectifiedFlow(), None
+    if scheduler is not None:
+        own = isinstance(scheduler, Mapping)
+        named = scheduler if own else {**scheduler.config, "_class_name": type(scheduler).__name__}
+        schedule, spoken = read_scheduler(named)
+    if convention != "diffusers":
+        spoken = CONVENTIONS[convention] if isinstance(convention, str) else convention
+    if spoken is None:
         raise ValueError("a network alone does not say its schedule: pass the scheduler that it was trained with")
-    if scheduler is None:
-        schedule, read = RectifiedFlow(), None
-    elif isinstance(scheduler, Mapping):
-        schedule, read = read_scheduler(scheduler)
-    else:
-        schedule, read = read_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})
     kind = Kind(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
     shape = shape_of(config) if shape is None else shape
-    spoken = cast(Convention, named or read)
     network = ForeignNetwork(net, kind, spoken, **labels_of(kind, config, num_classes), embeddings=embeddings)
     check_direction(network, shape)
     return Plain(network, GaussianProcess(schedule))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.cut import CutNetwork, CutTokens
-from dualrate.from_diffusers.schedulers import NO_MEAN, Convention, Flow
+from dualrate.from_diffusers.schedulers import Convention, Flow
 from dualrate.system.device import own_defaults
 
 BLOCKS = "transformer_blocks"
@@ -109,16 +109,10 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(name: str, config: Config) -> Kind:
-    """The kind of a class. Raises ValueError for one that is not known or is distilled, and for an unknown set-up."""
-    if config.get("guidance_embeds"):
-        raise ValueError(f"this {name} was distilled to take its guidance as an input (guidance_embeds): {NO_MEAN}")
-    if config.get("time_cond_proj_dim") is not None:
-        raise ValueError(f"this {name} was distilled for consistency (time_cond_proj_dim): {NO_MEAN}")
+    """The kind of a class. Raises ValueError for one that is not known, and for an unknown set-up."""
     if name not in KINDS:
-        raise ValueError(
-            f"no {name} is known; known are {', '.join(KINDS)}, and with convention='sit' or 'repa' any network that "
-            "is called (state, time, label)"
-        )
+        by_name = "with convention 'sit' or 'repa' any network that is called (state, time, label)"
+        raise ValueError(f"no {name} is known; known are {', '.join(KINDS)}, and {by_name}")
     for setting, known in (("time_embedding_type", "positional"), ("class_embed_type", None)):
         if name == "UNet2DModel" and (found := config.get(setting, known)) != known:
             raise ValueError(f"this {name} has {setting} {found!r}, of another process: {known!r} is known")
@@ -153,10 +147,7 @@ class ForeignNetwork(nn.Module):
         missing = [name for name in kind.takes if name not in tables and name != MASK]
         unknown = [name for name in tables if name not in kind.takes]
         if missing or unknown:
-            raise ValueError(
-                f"embeddings are tables (K + 1, ...) of {', '.join(kind.takes) or 'nothing'}: a row for each of K "
-                f"texts, then that of the empty one; missing {missing}, unknown {unknown}"
-            )
+            raise ValueError(f"embeddings are tables (K + 1, ...) by name; missing {missing}, unknown {unknown}")
         if len({len(table) for table in tables.values()}) > 1:
             shapes = {name: tuple(table.shape) for name, table in tables.items()}
             raise ValueError(f"embeddings have a row for each text, so all as many, got {shapes}")
@@ -194,10 +185,8 @@ class ForeignNetwork(nn.Module):
         if output.shape[1] == 2 * z.shape[1]:
             output = output[:, : z.shape[1]]
         if output.shape[1:] != z.shape[1:]:
-            raise ValueError(
-                f"for a state of {tuple(z.shape[1:])} this {type(self.net).__name__} returned {tuple(output.shape[1:])}"
-                ": expected as many channels, or twice as many with a learned variance"
-            )
+            kind, found = type(self.net).__name__, tuple(output.shape[1:])
+            raise ValueError(f"this {kind} returned {found}: expected {z.shape[1]} channels, or twice as many")
         return self.convention.v(z, output, log_snr)
 
 
@@ -209,15 +198,9 @@ def labels_of(kind: Kind, config: Config, num_classes: int | None) -> dict[str, 
         labels, null = kind.classes(config), kind.null
     if num_classes in (None, labels):
         return {"num_classes": labels, "null": null and labels > 0}
-    if null:
-        raise ValueError(
-            f"this network has {labels} classes and its null class after them, got num_classes {num_classes}: drop it"
-        )
-    if num_classes != labels - 1 or not num_classes:
-        raise ValueError(
-            f"this network has {labels} labels, so {labels} classes, or {labels - 1} if the last label is the null "
-            f"class, got {num_classes}"
-        )
+    if null or num_classes != labels - 1 or not num_classes:
+        last = "its null class after them" if null else f"no null class, or {labels - 1} and that as its last label"
+        raise ValueError(f"this network has {labels} classes and {last}, got num_classes {num_classes}")
     return {"num_classes": num_classes, "null": True}
 
 
@@ -226,10 +209,7 @@ def shape_of(config: Config) -> Shape:
     channels, side = config.get("in_channels"), config.get("sample_size")
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     if not (channels and height and width):
-        raise ValueError(
-            f"in_channels {channels} and sample_size {side} say no shape: write them into its config.json, or pass "
-            "shape=(C, H, W)"
-        )
+        raise ValueError(f"in_channels {channels} and sample_size {side} say no shape: pass shape=(C, H, W)")
     return int(channels), int(height), int(width)
 
 
@@ -273,6 +253,6 @@ def check_direction(network: ForeignNetwork, shape: Shape) -> None:
         )
     elif found[flow] > 2 * found[best]:
         raise ValueError(
-            f"time runs another way: at the noise end x_hat follows z under {flow} (response {found[flow]:.2g}), and "
-            f"is a blur under {best} ({found[best]:.2g}): pass convention=, 'repa' or 'sit', or this one itself"
+            f"time runs another way: at the noise end x_hat follows z under {flow}, and is a blur under {best}. Pass "
+            "that as the convention, or its name, 'repa' or 'sit'"
         )

@@ -20,8 +20,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,15 +62,13 @@ def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
     """What each of the blocks returned last; None before."""
     seen: list[Any] = [None] * len(blocks)
 
-    def note(place: int) -> Any:
-        return lambda block, given, output: seen.__setitem__(place, output)
+    def note(place: int, block: nn.Module, given: Any, output: Any) -> None:
+        seen[place] = output
 
-    hooks = [block.register_forward_hook(note(place)) for place, block in enumerate(blocks)]
-    try:
+    with ExitStack() as hooks:
+        for place, block in enumerate(blocks):
+            hooks.enter_context(block.register_forward_hook(partial(note, place)))
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def as_map(output: Tensor) -> Tensor:
@@ -141,15 +140,9 @@ def shorter(model: ForeignConfig, blocks: int) -> ForeignConfig:
     """The model with so many blocks. Raises ValueError for a class whose blocks are not in a row, and too many."""
     config = json.loads(model.config)
     if model.kind != "DiTTransformer2DModel":
-        raise ValueError(
-            f"a light network of a model's own blocks is known for DiTTransformer2DModel, got {model.kind}: leave it "
-            "out, for a fresh one"
-        )
+        raise ValueError(f"a light network of own blocks is known for DiTTransformer2DModel, got {model.kind}")
     if not 2 <= blocks < config[COUNT]:
-        raise ValueError(
-            f"of {config[COUNT]} blocks 2 to {config[COUNT] - 1} make a light network, the first and the last ones, "
-            f"got {blocks}"
-        )
+        raise ValueError(f"of {config[COUNT]} blocks 2 to {config[COUNT] - 1} make a light network, got {blocks}")
     return replace(model, config=json.dumps({**config, COUNT: blocks}, sort_keys=True))
 
 
@@ -200,11 +193,8 @@ class OwnLight(LightNetwork):
         def join(block: nn.Module, given: Any, output: Tensor) -> Tensor:
             return output + added
 
-        hook = self.net.blocks[0].register_forward_hook(join)
-        try:
+        with self.net.blocks[0].register_forward_hook(join):
             return self.net(z, log_snr, label)
-        finally:
-            hook.remove()
 
 
 COLOURS = (1, 3)  # channels of images

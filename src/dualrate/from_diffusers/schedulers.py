@@ -124,10 +124,8 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
     if name in DISTILLED:
         raise ValueError(f"{name} samples a distilled model: {NO_MEAN}")
     if name not in FLOW | DISCRETE:
-        raise ValueError(
-            f"no schedule is known for {name}; known are {', '.join(sorted(DISCRETE | FLOW))}: pass the one that the "
-            "model was trained with"
-        )
+        known = ", ".join(sorted(DISCRETE | FLOW))
+        raise ValueError(f"no schedule is known for {name}: pass the one of the model's training; known are {known}")
     if name in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return _flow(name, config)
     return _discrete(name, config)
@@ -137,10 +135,7 @@ def _flow(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
     if config.get("invert_sigmas"):
         raise ValueError(f"{name} with invert_sigmas counts time another way")
     if name in DISCRETE and config.get("prediction_type", "epsilon") != "flow_prediction":
-        raise ValueError(
-            f"this {name} has use_flow_sigmas and prediction_type {config.get('prediction_type', 'epsilon')!r}: on a "
-            "flow flow_prediction is known"
-        )
+        raise ValueError(f"this {name} has use_flow_sigmas, for which prediction_type flow_prediction is known")
     shift = _number(config, "shift" if name in FLOW else "flow_shift", 1.0)  # the other may be left of another class
     if config.get("use_dynamic_shifting"):  # of the least mu: it grows with the image, which is not known here
         mu = _number(config, "base_shift", 0.5)
@@ -160,10 +155,7 @@ def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Conventio
     if config.get("thresholding"):
         raise ValueError(f"this {name} clips x_hat by its own quantiles (thresholding): set it to False")
     if config.get("timestep_type", "discrete") != "discrete":
-        raise ValueError(
-            f"this {name} tells its network log sigma for the time (timestep_type {config['timestep_type']!r}), of "
-            "another process: discrete is known"
-        )
+        raise ValueError(f"this {name} gives its network log sigma for the time: timestep_type discrete is known")
     betas = Betas(
         kind,
         _number(config, "beta_start", 1e-4),

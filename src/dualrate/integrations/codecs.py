@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.diffusers_folder import read_weights
+from dualrate.from_diffusers.diffusers_folder import class_named, read_weights
 from dualrate.system.files import check_files, read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
@@ -161,9 +161,7 @@ class Autoencoder:
         side = self.rule.side(self.config) if self.rule.side else 0
         if image[1] % factor or image[2] % factor or (side and image[1:] != (side, side)):
             expected = f"of side {side}" if side else f"whose sides are multiples of {factor}"
-            raise ValueError(
-                f"{self.name} encodes images {expected}, got {image[1]} x {image[2]}: --size, or crop them"
-            )
+            raise ValueError(f"{self.name} encodes images {expected}, got {image[1]} x {image[2]}: --size, or crop")
         if image[0] != colours:
             raise ValueError(f"{self.name} encodes images of {colours} channels, got {image[0]}: --channels {colours}")
         return self.rule.channels(self.config), image[1] // factor, image[2] // factor
@@ -198,17 +196,8 @@ class Autoencoder:
 def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
     """The autoencoder that `save_pretrained` wrote to a folder.
 
-    Raises ValueError where diffusers is missing and for a class without a rule; also what `read_weights` raises.
+    Raises what `class_named` and `read_weights` raise.
     """
     check_files(folder)
-    name = read_json(folder / "config.json")["_class_name"]
-    if name not in RULES:
-        raise ValueError(f"{folder} holds a {name}, for which there is no rule; known are {', '.join(RULES)}")
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ValueError(
-            f"a codec of diffusers needs that library ({error}): pip install 'dualrate[diffusers]'"
-        ) from error
-    module: Any = read_weights(getattr(diffusers, name), folder)
+    module: Any = read_weights(class_named(read_json(folder / "config.json")["_class_name"], RULES), folder)
     return Autoencoder(module.float().to(device), module.config, str(folder))

@@ -88,7 +88,7 @@ def check_sealed(folder: Path, required: str) -> None:
         manifest = Manifest.read(folder, [required])
         if manifest is not None:
             for name in manifest.entries:
-                manifest.check(name)
+                manifest.content(name)
     except Damaged as error:
         raise OSError(
             f"{folder} is damaged ({error}): fetch it again, or export it again from its run. If it was changed on "
@@ -205,8 +205,7 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
     @staticmethod
     def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
         """Of a choice that says its plan, such as a `settled` one."""
-        if choice.plan is None:
-            raise ValueError("a scheduler's file holds a plan: pass choice.settled(model)")
+        assert choice.plan is not None
         return DualRateScheduler(
             json.loads(choice.plan.to_json()),
             sampler=choice.sampler,
@@ -293,9 +292,9 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             experiment = dataclasses.replace(experiment, codec=CodecFolder(VAE, codec.fingerprint))
             parts[VAE] = copy.deepcopy(codec.module)  # to be moved and cast
         elif codec != ON_PIXELS:
+            kind = type(codec).__name__
             raise ValueError(
-                f"{model.name} draws latents, whose codec ({type(codec).__name__}) is none of diffusers, so a pipeline "
-                "cannot hold it: draw with dualrate.sample"
+                f"{model.name} draws latents, whose codec ({kind}) is none of diffusers: use dualrate.sample"
             )
         if strange := sorted(set(model.networks) - set(ROLES)):
             raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
@@ -329,10 +328,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         held = self._networks
         plains = [part.config["experiment"] for part in held.values()]
         if not plains or any(plain != plains[0] for plain in plains):
-            raise ValueError(
-                f"a pipeline has the networks of one model, as a folder holds them; got {', '.join(held) or 'none'}"
-                f"{' of several models' if plains else ''}"
-            )
+            got = f"{', '.join(held)} of several models" if held else "none"
+            raise ValueError(f"a pipeline has the networks of one model, as a folder holds them; got {got}")
         return _experiment(plains[0])
 
     def as_model(self) -> Model:
@@ -445,24 +442,22 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         how = self._how
         choice, guidance = how.asked(num_inference_steps, num_heavy, plan), how.guided(guidance_scale)
         drawer = choice.drawer(self.as_model(), guidance=guidance, precision="float32")
-        plain: Any = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
-        listed = isinstance(plain, Sequence) and not isinstance(plain, str)
-        given: list[Any] = list(plain) if listed else [] if plain is None else [plain]
-        known = None if plain is None else [drawer.model.class_number(label) for label in given]
-        one = torch.default_generator if generator is None else generator
-        each = None if isinstance(one, torch.Generator) else one
-        of_each = {"class_labels": known if listed else None, "generator": each, "latents": latents}
+        labels: Any = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
+        sources = torch.default_generator if generator is None else generator
+        lists = {"class_labels": labels, "generator": sources, "latents": latents}
         counts = {} if batch_size is None else {"batch_size": batch_size}
-        counts |= {name: len(value) for name, value in of_each.items() if value is not None}
+        counts |= {name: len(value) for name, value in lists.items() if isinstance(value, (list, tuple, range, Tensor))}
         if len({*counts.values()}) > 1 or min(counts.values(), default=1) < 1:
             found = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise ValueError(f"these say how many images are meant, 1 or more, and must agree: got {found}")
         count = next(iter(counts.values()), 1)
-        seeds = [next_seed(source) for source in ([one] * count if isinstance(one, torch.Generator) else one)]
-        device = self._execution_device
+        if labels is not None:
+            labels = labels if "class_labels" in counts else [labels] * count
+            labels = [drawer.model.class_number(label) for label in labels]
+        seeds = [next_seed(one) for one in ([sources] * count if isinstance(sources, torch.Generator) else sources)]
+        labels, device = drawer.labels(seeds) if labels is None else labels, self._execution_device
         draws = Draws(0, torch.tensor(seeds, device=device))
-        known = drawer.labels(seeds) if known is None else known if listed else known * count
-        cond = Cond(None if known is None else torch.tensor(known, device=device))
+        cond = Cond(None if labels is None else torch.tensor(labels, device=device))
 
         def changed(step: int, t: float, z: Tensor) -> Tensor:
             assert callback_on_step_end is not None

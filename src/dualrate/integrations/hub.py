@@ -25,10 +25,8 @@ from dualrate.runs.store import Note, StoredModel, read_stored
 from dualrate.system.files import naming, read_json
 from dualrate.system.folders import MANIFEST, new_folder
 
-TASK, UNKNOWN = (
-    "unconditional-image-generation",
-    "unknown",
-)  # the Hub's word for weights without a licence that is known
+TASK = "unconditional-image-generation"
+UNKNOWN = "unknown"  # the Hub's word for weights without a licence that is known
 UNSCORED = "Not measured: `dualrate evaluate RUN --json > score.json`, then export with `--score score.json`."
 LOADING = """```python
 from dualrate.integrations.diffusers import DualRatePipeline  # pip install "dualrate[diffusers]"
@@ -104,7 +102,7 @@ def pipeline_card(
         model_name=name,
         eval_results=None if result is None else [result],
     )
-    about = facts(stored, model) | {
+    about = facts(model) | {
         "weights": f"averaged, float32, sha256 {model.weights_hash}, of iteration {stored.iteration}",
         "sampler": drawer.sampler,
         "plan": f"{plan.num_steps} steps, {plan.num_heavy} heavy calls",

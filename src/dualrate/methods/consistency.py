@@ -262,9 +262,9 @@ class ConsistencyConfig(MethodConfig, Ranged):
         require_gaussian(experiment.process, experiment.name)
         first, last = self.teacher_steps
         if not self.steps <= first <= last:
+            got = f"{first} and {last} for a student of {self.steps}"
             raise ValueError(
-                f"a teacher makes as many steps as the student or more, and no fewer in the end than at first; got "
-                f"{first} and {last} for a student of {self.steps}"
+                f"a teacher makes the student's steps or more, no fewer in the end than at first; got {got}"
             )
         require_no_decoder(experiment, "consistency")
         if experiment.networks.single_rate:

@@ -178,10 +178,7 @@ class DualRateLoss(Ranged):
         Raises ValueError for labels without classes, or classes without labels.
         """
         if (label is None) != (self.num_classes == 0):
-            raise ValueError(
-                f"num_classes is {self.num_classes} and labels are {'missing' if label is None else 'given'}: "
-                "pass both, or neither"
-            )
+            raise ValueError(f"num_classes is {self.num_classes}, label is {label}: pass both, or neither")
         seed, host = (int(torch.randint(2**62, ())), torch.arange(len(x))) if rows is None else (0, rows.cpu())
         batch = Batch(x, label, host.to(x.device), here=host)
         return self._method.loss(batch, 0, Draws(seed, batch.sample, host)).total
@@ -245,10 +242,8 @@ class DenoisingConfig(MethodConfig, Ranged):
             require_gaussian(experiment.process, experiment.name)
             sides, factor = experiment.shape[1:], 2**self.multiscale
             if any(side % factor for side in sides):
-                raise ValueError(
-                    f"each copy of the loss halves the sides of the one before: {self.multiscale} copies need sides "
-                    f"that are multiples of {factor}, {experiment.name} has {sides[0]} x {sides[1]}: lower multiscale"
-                )
+                need = f"{self.multiscale} copies need sides that are multiples of {factor}"
+                raise ValueError(f"{need}, {experiment.name} has {sides[0]} x {sides[1]}: lower multiscale")
         pair = {"encoder", "light"} <= set(experiment.networks.roles)
         if self.freeze_encoder and not self.encoder_from:
             raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
@@ -256,15 +251,11 @@ class DenoisingConfig(MethodConfig, Ranged):
             raise ValueError(f"encoder_weight is of an encoder's own loss, and {experiment.name} has none: drop it")
         if pair and self.times.heavy is None and experiment.networks.given is None:
             raise ValueError(
-                f"{experiment.name} has two networks, and {self.times} are times of one: a context would never be "
-                "older than the step that it is used at. Pass times of a pair, such as "
+                f"{experiment.name} has two networks, and {self.times} are times of one. Pass times of a pair, such as "
                 "DenoisingConfig(TimeSampler(heavy=(4, 32)))"
             )
         if (self.encoder_from or self.light_from) and not pair:
-            raise ValueError(
-                f"{experiment.name} has a single network; encoder_from and light_from start the parts of a dual-rate "
-                "model"
-            )
+            raise ValueError(f"{experiment.name} has a single network: drop encoder_from and light_from")
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         method = self.build(experiment)

@@ -52,7 +52,7 @@ from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, S
 from dualrate.experiment.plan_support import OneStep
 from dualrate.experiment.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder
 from dualrate.methods.times import moved, stratified_uniform
-from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
+from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth, lag
 from dualrate.networks.blocks import at_rest
 from dualrate.training.method import Loss, Phase, quarters
 
@@ -114,10 +114,6 @@ class EMDistillation(Ranged):
     times: Times = TIMES
     student_rate: Factor = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_times(self.times)
-
     def denoiser(self) -> Denoiser:
         return self.student
 
@@ -161,13 +157,12 @@ class EMDistillation(Ranged):
 
     def chain(self, state: State, t: Tensor, cond: Cond, draws: Draws) -> tuple[State, Estimates]:
         """The state after L steps, and the networks' estimates before the first; no gradient."""
-        first = None
+        found = []
         for i in range(self.langevin.steps):
             normals = draws.normals([f"langevin {i} eps", f"langevin {i} z"], *state.z.shape[1:]).to(state.z.dtype)
-            state, found = self.step(state, t, cond, normals)
-            first = found if first is None else first
-        assert first is not None
-        return state, first
+            state, estimates = self.step(state, t, cond, normals)
+            found.append(estimates)
+        return state, found[0]
 
     def step(self, state: State, t: Tensor, cond: Cond, normals: Tensor) -> tuple[State, Estimates]:
         """eps', z' and c' of the module docstring, and what they follow from. normals: (2, B, ...), n and m."""
@@ -200,24 +195,13 @@ class EMDistillation(Ranged):
         return expand(self.weighting.snr_weight(self.process.schedule.log_snr(t)), like).to(like.dtype)
 
 
-def check_times(times: tuple[float, float]) -> None:
-    """Raises ValueError for a range that is none."""
-    low, high = times
-    if not low < high:
-        raise ValueError(f"times are the least and the largest t of the chain's noise levels, got {low} and {high}")
-
-
 def found_wrong(windows: Windows) -> Found:
     """From the second window on: in the first, auxiliary and student are near the teacher."""
     yield from collapse(windows, "power", "mean square of its images")
     yield from growth(windows[1:], "moment_gap", "the moment gap grows", "lower --student-rate")
-    if len(windows) == 1:
-        return
-    gap, ahead, _, latent, noise = windows[-1].values()
-    if abs(ahead) > LAG * gap:
-        why = f"it is {ahead / gap:.1f} times its way from the teacher to the student's images: lower --student-rate"
-        yield "the auxiliary lags behind the student", why
-    if max(latent, noise) > ESCAPE:
+    yield from lag(windows, -LAG, LAG)
+    latent, noise = windows[-1]["latent_power"], windows[-1]["noise_power"]
+    if len(windows) > 1 and max(latent, noise) > ESCAPE:
         why = f"mean squares of {latent:.3g} (z) and {noise:.3g} (eps), not 1: lower --latent-step or --noise-step"
         yield "the Langevin chain runs away", why
 
@@ -245,7 +229,8 @@ class EMDistillationConfig(MethodConfig, Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_times(self.times)
+        if not self.times[0] < self.times[1]:
+            raise ValueError(f"times are the least and the largest t of the chain's noise levels, got {self.times}")
 
     @property
     def drops_labels(self) -> bool:
@@ -259,10 +244,8 @@ class EMDistillationConfig(MethodConfig, Ranged):
     def check(self, experiment: Experiment) -> None:
         require_gaussian(experiment.process, experiment.name)
         if not experiment.networks.single_rate:
-            raise ValueError(
-                f"{experiment.name} is dual-rate: one step is one heavy call, so a light network would never run. Take "
-                "a single network, or moment matching for more steps"
-            )
+            reason = "one step is one heavy call, so a light network would never run"
+            raise ValueError(f"{experiment.name} is dual-rate: {reason}. Take a single network, or moment matching")
         require_no_decoder(experiment, "EM distillation")
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:

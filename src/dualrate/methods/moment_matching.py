@@ -78,7 +78,7 @@ from dualrate.methods.student_states import (
     StudentStates,
 )
 from dualrate.methods.times import moved, stratified_uniform
-from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
+from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth, lag
 from dualrate.networks.blocks import at_rest, frozen
 from dualrate.system.device import whole_products
 from dualrate.training.method import Loss, Phase, quarters
@@ -96,9 +96,8 @@ class StudentMethod(Ranged):
     networks: the student's
     teacher:  never changed; it sees (z_s, s) of `process`
     states:   where (z_t, t, s) and the context come from
-    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT frozen: the
-        light network and the projections learn to read it. Afterwards all of the student trains
-    backbone: the encoder's U-ViT
+    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT, `backbone`, frozen:
+        the light network and the projections learn to read it. Afterwards all of the student trains
     student_rate: factor of the student's learning rate, below 1 so that an auxiliary can follow it
     """
 
@@ -112,15 +111,6 @@ class StudentMethod(Ranged):
     pretraining_states: StateSource | None = None
     backbone: nn.Module | None = None
     student_rate: Factor = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pretraining and (self.pretraining_states is None or self.backbone is None):
-            raise ValueError(
-                "pre-training is for a student with an encoder, and needs states with data: pass backbone, the "
-                "encoder's U-ViT, and pretraining_states = ForwardPairs(...), or pretraining = 0; got "
-                f"{self.pretraining} and networks {sorted(self.networks)}"
-            )
 
     def denoiser(self) -> Denoiser:
         return self.student
@@ -268,41 +258,28 @@ class InstantMomentMatching(StudentMethod):
     The halves of a batch are samples A for each other, so every row trains the student. They should see the same steps
     of a plan: make a batch (or micro-batch) a multiple of 2 N rows.
 
-    teacher_network: the module whose parameters are the teacher's; it runs in float32, which TF32 is not, as nu is a
-                     small difference
-    preconditioner:  the diagonal of Lambda by parameter name, as `preconditioned` finds it. None: the identity
+    teacher:        runs in float32, which TF32 is not, as nu is a small difference
+    preconditioner: the diagonal of Lambda by parameter name, as `preconditioned` finds it. None: the identity
     """
 
-    teacher_network: nn.Module
+    teacher: Plain
     auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     preconditioner: Mapping[str, Tensor] | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.teacher, Guided):
-            raise ValueError(
-                "a guided teacher's own loss has a gradient on data too, so it cannot be matched in parameter space; "
-                "use MomentMatching, or a teacher without guidance"
-            )
-        names = {name for name, _ in self.teacher_network.named_parameters()}
-        if self.preconditioner is not None and set(self.preconditioner) != names:
-            wrong = sorted(names ^ set(self.preconditioner))[:5]
-            raise ValueError(f"the preconditioner has one tensor for every parameter of the teacher; not so: {wrong}")
-
     def preconditioned(self, batches: Iterable[Batch]) -> InstantMomentMatching:
-        """The same with Lambda = 1 / sqrt(v), the diagonal of Adam, in units of the mean sqrt(v); LARGEST at most.
+        """This, which has none, with Lambda = 1 / sqrt(v), the diagonal of Adam, in units of the mean sqrt(v); LARGEST
+        at most.
 
         v, of every parameter: the mean square of the gradient of the teacher's loss on batches of data, to which Adam's
         second moments come at the end of a training by this loss. Raises ValueError where all are zero.
         """
-        plain = replace(self, preconditioner=None)
-        square = {name: torch.zeros_like(p) for name, p in self.teacher_network.named_parameters()}
+        square = {name: torch.zeros_like(p) for name, p in self.teacher.network.named_parameters()}
         for batch in batches:
             draws = batch.draws(0)
             (s,) = moved(batch.x.device, stratified_uniform(draws.host))
             normal = draws.normal("preconditioner", *batch.x.shape[1:]).to(batch.x.dtype)
             z_s = self.process.add_noise(batch.x, s, normal)
-            for name, part in plain.teacher_gradient(batch.x, z_s, s, Cond(batch.label), len(batch)).items():
+            for name, part in self.teacher_gradient(batch.x, z_s, s, Cond(batch.label), len(batch)).items():
                 square[name] += part.square()
         root = {name: part.sqrt() for name, part in square.items()}
         mean = torch.cat([part.flatten() for part in root.values()]).mean()
@@ -312,56 +289,44 @@ class InstantMomentMatching(StudentMethod):
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """L(eta) of the module docstring; its gap, -J Lambda nu, has another unit than that of the other version."""
-        whole = batch.elsewhere.before + len(batch) + batch.elsewhere.after
-        if whole < 2:
+        before, rows = batch.elsewhere.before, batch.elsewhere.before + len(batch) + batch.elsewhere.after
+        if rows < 2:
             raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")
         states, x, drawn, z_s = self.sampled(batch, draws)
-        gap, per_row = torch.empty_like(z_s), len(states.row) // len(batch)
-        s, cond = states.s, Cond(batch.label)[states.row]
-        edge = per_row * min(max(whole // 2 - batch.elsewhere.before, 0), len(batch))
-        first, second = slice(edge), slice(edge, None)
-        for mine, other, rows in ((first, second, whole - whole // 2), (second, first, whole // 2)):
-            nu = self.teacher_gradient(x.detach()[other], z_s[other], s[other], cond[other], rows * per_row)
+        s, cond, gap = states.s, Cond(batch.label)[states.row], torch.empty_like(z_s)
+        pairs, half = len(states.row) // len(batch), rows // 2
+        border = pairs * min(max(half - before, 0), len(batch))  # of the states that are here, between the halves
+        first, second = slice(border), slice(border, None)
+        for mine, others, count in ((first, second, rows - half), (second, first, half)):
+            nu = self.teacher_gradient(x.detach()[others], z_s[others], s[others], cond[others], count * pairs)
             batch.elsewhere.add_up(nu.values())
             gap[mine] = -self.derivative(nu, z_s[mine], s[mine], cond[mine])
         return self.descent((x * gap).flatten(1).mean(1), drawn, gap, states)
 
     def teacher_gradient(self, x: Tensor, z_s: Tensor, s: Tensor, cond: Cond, states: int) -> dict[str, Tensor]:
         """Lambda nu, by parameter name; of the mean over `states`, what those that are here contribute."""
-        parameters = {name: p.detach().requires_grad_() for name, p in self.teacher_network.named_parameters()}
+        parameters = {name: p.detach().requires_grad_() for name, p in self.teacher.network.named_parameters()}
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False), whole_products():
             error = (x - self.teach(parameters, z_s, s, cond)).square()
             loss = (self.weight(s, error) * error).sum() / (states * error.shape[1:].numel())
-            nu = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        gradient = {
-            name: torch.zeros_like(p) if part is None else part
-            for (name, p), part in zip(parameters.items(), nu, strict=True)
-        }
-        scale = self.preconditioner
+            nu = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        gradient, scale = dict(zip(parameters, nu, strict=True)), self.preconditioner
         return gradient if scale is None else {name: part * scale[name] for name, part in gradient.items()}
 
     def derivative(self, direction: dict[str, Tensor], z_s: Tensor, s: Tensor, cond: Cond) -> Tensor:
         """J_theta(z_s) times a direction in parameter space, by forward differentiation; no gradient."""
-        parameters = {name: p.detach() for name, p in self.teacher_network.named_parameters()}
+        parameters = {name: p.detach() for name, p in self.teacher.network.named_parameters()}
         plainly = sdpa_kernel(SDPBackend.MATH)  # fused attention kernels have no forward rule
         with torch.no_grad(), torch.autocast(z_s.device.type, enabled=False), whole_products(), plainly:
             return torch.func.jvp(lambda p: self.teach(p, z_s, s, cond), (parameters,), (direction,))[1]
 
     def teach(self, parameters: dict[str, Tensor], z: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """g_theta(z) with other parameters in the teacher's network."""
-        module, named = _Call(self.teacher_network), {f"network.{name}": p for name, p in parameters.items()}
-        return torch.func.functional_call(module, named, (lambda: posterior_mean(self.teacher, z, t, cond),))
 
+        def network(*given: Tensor | None) -> Tensor:
+            return torch.func.functional_call(self.teacher.network, parameters, given)
 
-class _Call(nn.Module):
-    """Calls a function that uses `network`, for `functional_call`, which knows modules only."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, function: Callable[[], Tensor]) -> Tensor:
-        return function()
+        return posterior_mean(replace(self.teacher, network=network), z, t, cond)
 
 
 def wrong_with_the_student(windows: Windows) -> Found:
@@ -370,22 +335,11 @@ def wrong_with_the_student(windows: Windows) -> Found:
     yield from growth(windows[1:], "moment_gap", "the moment gap grows", "lower --student-rate")
 
 
-def wrong_with_the_auxiliary(windows: Windows) -> Found:
-    """From the second window on, as above."""
-    gap, ahead = windows[-1]["moment_gap"], windows[-1]["gap_ahead"]
-    if len(windows) > 1 and not LAG[0] * gap <= ahead <= LAG[1] * gap:
-        why = (
-            f"from it to the student's moments is {ahead / gap:.1f} of the way from the teacher's to it, not about 1: "
-            "lower --student-rate, or raise --fit.batch-size"
-        )
-        yield "the auxiliary lags behind the student", why
-
-
 WATCH = partial(
     LogWatch,
     checks={
         "student": (("moment_gap", "spread_t3"), wrong_with_the_student),
-        "auxiliary": (("moment_gap", "gap_ahead"), wrong_with_the_auxiliary),
+        "auxiliary": (("moment_gap", "gap_ahead"), partial(lag, least=LAG[0], most=LAG[1])),
     },
     hidden="student/loss",  # its gradient says something, its value nothing
 )
@@ -449,33 +403,28 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         fit, one_plan = experiment.fit, isinstance(self.plans, OnePlan)
         starts = self.student_from or self.encoder_from or self.light_from
         if not experiment.networks.single_rate and (self.rollout == "data" or not one_plan):
-            raise ValueError(
-                "a dual-rate student serves one plan and learns from its own steps (rollout segment or full), got "
-                f"{self.plans} and rollout {self.rollout!r}"
-            )
+            got = f"{self.plans} and rollout {self.rollout}"
+            raise ValueError(f"a dual-rate student serves one plan and learns from its own steps, got {got}")
         others = self.rollout != "data" or self.pairs > 1 or self.pretraining or starts or one_plan
         if experiment.networks.single_rate and others:
-            raise ValueError(
-                "a plain student serves all steps that are short enough, starts from its teacher and learns from "
-                f"noised data: drop rollout, pairs, pretraining, student_from, encoder_from and light_from, got {self}"
-            )
+            what = "a plain student serves all steps, starts from its teacher and learns from noised data"
+            raise ValueError(f"{what}: drop the options of a dual-rate one, got {self}")
         if self.pretraining >= fit.iterations:
-            raise ValueError(
-                f"{self.pretraining} of {fit.iterations} iterations are pre-training: make it fewer "
-                "(--pretraining), or the iterations more (--fit.iterations)"
-            )
+            pretraining = f"{self.pretraining} of {fit.iterations} iterations are pre-training"
+            raise ValueError(f"{pretraining}: lower --pretraining, or raise --fit.iterations")
         if self.student_from is not None and (self.encoder_from or self.light_from):
             raise ValueError("student_from brings both networks: drop encoder_from and light_from, or student_from")
         if self._sharpened and not isinstance(experiment.process, CategoricalProcess):
             raise ValueError(f"temperature and top-p are of tokens, and {experiment.name} has none: drop them")
-        if self.version == "instant":
-            require_gaussian(experiment.process, experiment.name)
+        if self.version == "alternating":
+            return
+        require_gaussian(experiment.process, experiment.name)
+        if self.guidance != 1:
+            raise ValueError("the instant version needs a teacher without guidance: take the alternating one")
         rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
-        if self.version == "instant" and 1 in (rows, fit.batch_size % rows):
-            raise ValueError(
-                f"the instant version halves every micro-batch, so none may have one row: got batches of "
-                f"{fit.batch_size} in micro-batches of {rows}"
-            )
+        if 1 in (rows, fit.batch_size % rows):
+            got = f"batches of {fit.batch_size} in micro-batches of {rows}"
+            raise ValueError(f"the instant version halves every micro-batch, so none may have one row: got {got}")
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         teacher = start.load(self.teacher)
@@ -523,11 +472,9 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             auxiliaries = nn.ModuleDict({"auxiliary": auxiliary})
             return MomentMatching(auxiliaries=auxiliaries, auxiliary=Plain(auxiliary, process), **roles)
         if any(isinstance(part, nn.GroupNorm) for part in network.modules()):
-            raise ValueError(
-                f"the instant version needs forward derivatives, which torch lacks for the group norms of "
-                f"{self.teacher}: pass --version alternating"
-            )
-        return InstantMomentMatching(teacher_network=network, **roles)
+            lack = f"forward derivatives, which torch lacks for the group norms of {self.teacher}"
+            raise ValueError(f"the instant version needs {lack}: pass --version alternating")
+        return InstantMomentMatching(**roles)
 
     def fill(self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model, start: Start) -> dict[str, str]:
         """Put the weights in that training begins with; says which those were.

@@ -140,10 +140,8 @@ class LatentNetworks(NetworksConfig):
     def __post_init__(self) -> None:
         own, prior, decoder = self.encoder, self.prior.shape, self.decoder.shape
         if (own.latent_shape, own.shape) != (prior, decoder):
-            raise ValueError(
-                f"the prior sees latents of {prior} (C, H, W) and the decoder makes images of {decoder}; the encoder's "
-                f"are {own.latent_shape} and {own.shape}: make them alike"
-            )
+            encoder = f"the encoder's latents are {own.latent_shape} of images {own.shape}"
+            raise ValueError(f"the prior sees latents of {prior} and the decoder makes images of {decoder}; {encoder}")
         if self.decoder.num_classes:
             raise ValueError(f"a decoder is given latents and no classes, got num_classes {self.decoder.num_classes}")
 
@@ -195,15 +193,13 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
                 f"LatentNetworks and DiffusionDecoding, got {type(networks).__name__} and {type(codec).__name__}"
             )
         if experiment.process.end != codec.log_snr:
+            end = f"the prior's process ends in latents of log-SNR {experiment.process.end}"
             raise ValueError(
-                f"the prior's process ends in latents of log-SNR {experiment.process.end}, the decoder takes them at "
-                f"{codec.log_snr:g}: give a NoisyEnd whose schedule has that log_snr_max"
+                f"{end}, the decoder takes them at {codec.log_snr:g}: give a NoisyEnd with that log_snr_max"
             )
         if codec.data_shape(networks.shape) != networks.encoder.shape:
-            raise ValueError(
-                f"the encoder takes images of {networks.encoder.shape} (C, H, W), the codec says "
-                f"{codec.data_shape(networks.shape)}: its factor is {networks.encoder.factor}"
-            )
+            own, its = networks.encoder, codec.data_shape(networks.shape)
+            raise ValueError(f"the encoder takes images of {own.shape}, the codec {its}: its factor is {own.factor}")
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         codec, (networks, prior) = experiment.codec, experiment.build()

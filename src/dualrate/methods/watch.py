@@ -69,3 +69,11 @@ def growth(windows: Windows, name: str, what: str, remedy: str) -> Found:
     least = min((one[name] for one in windows), default=0)
     if windows and windows[-1][name] > GROWTH * least:
         yield what, f"from {least:.3g} at its least to {windows[-1][name]:.3g}: {remedy}"
+
+
+def lag(windows: Windows, least: float, most: float) -> Found:
+    """Where `gap_ahead` is not between two multiples of `moment_gap`. At first both networks are near the teacher."""
+    gap, ahead = windows[-1]["moment_gap"], windows[-1]["gap_ahead"]
+    if len(windows) > 1 and not least * gap <= ahead <= most * gap:
+        why = f"gap_ahead is {ahead / gap:.1f} moment gaps, expected from {least:g} to {most:g}"
+        yield "the auxiliary lags behind the student", f"{why}: lower --student-rate, or raise --fit.batch-size"

@@ -85,8 +85,10 @@ class EnsembleScores:
         crps, energy, of_mean, single, variance, error = (torch.cat(part) for part in zip(*found, strict=True))
         members = len(counts) - 1
         ratio = math.sqrt((members + 1) / members * float(variance.mean() / error.mean().clamp(min=1e-20)))
-        values = (part.numpy() for part in (crps, energy, of_mean, single))
-        return EnsembleScores(members, *values, ratio, (counts / counts.sum()).numpy())
+        shares = (counts / counts.sum()).numpy()
+        return EnsembleScores(
+            members, crps.numpy(), energy.numpy(), of_mean.numpy(), single.numpy(), spread_skill=ratio, ranks=shares
+        )
 
     def __str__(self) -> str:
         """For people, line by line."""

@@ -2,16 +2,10 @@
 
 Details go beyond the Frechet distance: a distance that is unbiased at any count, and fidelity apart from variety.
 
-Reference statistics come from a file, too, in the two layouts that are published: npz with `mu` and `sigma`, or with
-images.
-
-ADM (Dhariwal and Nichol, arXiv 2105.05233): mu (D,), sigma (D, D), beside mu_s and sigma_s, which belong to sFID, and
-arr_0 (N, H, W, C) uint8. Its mu and sigma are those of all training images, arr_0 only some of them, so arr_0 counts
-only where mu and sigma are missing; then it may come from `dualrate sample --npz` too.
-EDM (Karras et al., arXiv 2206.00364): mu and sigma alone.
-
-A file may also hold `extractor`, the `identity` of the features it was made in; of other files only the number of
-dimensions can be checked. Statistics in float32 are rounded: eigenvalues that this moves below zero are set to zero.
+Reference statistics come from a file, too, an npz with mu (D,) and sigma (D, D), as published by EDM (Karras et al.,
+arXiv 2206.00364) and ADM (Dhariwal and Nichol, arXiv 2105.05233). What else ADM's files hold is not read: mu_s and
+sigma_s belong to sFID, and arr_0 are only some of the training images. The number of dimensions is all that can be
+checked of the features. Statistics in float32 are rounded: eigenvalues that this moves below zero are set to zero.
 Nothing is ever unpickled.
 """
 
@@ -33,8 +27,7 @@ from torch import Tensor
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
-from dualrate.data.readers import read_arrays
-from dualrate.data.source import printable
+from dualrate.data.source import printable, read_arrays
 from dualrate.diffusion.random import Draws
 from dualrate.metrics.distances import (
     LEVEL,
@@ -121,7 +114,6 @@ class Score:
 class Reference:
     """Statistics that scores are measured against.
 
-    stats:       stats.count is None unless the file held images
     name:        of the file
     fingerprint: sha256 (hex) of the file
     """
@@ -190,9 +182,10 @@ class Evaluator(Generic[Net]):
         """
         count = len(features)
         self.check_count(count)
-        images = self.reference if of is None else self.held_out
-        assert images is not None
-        stats = self._stats if of is None else GaussianStats.of(self._partners(of))
+        images, stats = self.reference, self._stats
+        if of is not None:
+            assert self.held_out is not None
+            images, stats = self.held_out, GaussianStats.of(self._features(self.held_out)[of])
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
         low, high = interval_of(replicates)
@@ -228,7 +221,7 @@ class Evaluator(Generic[Net]):
         Those of several sets of features that were drawn from the same seeds are paired.
         """
         self.check_count(len(features))
-        source = self._stats if of is None else self._partners(of)
+        source = self._stats if of is None or self.held_out is None else self._features(self.held_out)[of]
         return resampled_distances(features, source, resamples=resamples, seed=RESAMPLING_SEED, strata=strata).numpy()
 
     def details(self, features: Tensor) -> Details:
@@ -249,18 +242,13 @@ class Evaluator(Generic[Net]):
         return Details(kernel_metric(self.net), kernel, shares, count)
 
     def check_count(self, count: int) -> None:
-        """Raises ValueError for fewer images than twice the features, and for a reference file of fewer.
+        """Raises ValueError for fewer images than twice the features: their covariance means nothing.
 
-        Their covariance means nothing. A score's note names a data set that has no more training images.
+        A score's note names a data set that has no more training images.
         """
         minimum = PER_FEATURE * self.net.dim
         if count < minimum:
             raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: draw more")
-        if isinstance(self.reference, Reference) and (known := self.reference.stats.count or minimum) < minimum:
-            raise ValueError(
-                f"the reference {self.reference.name} is of {known} images; {self.metric} needs at least {minimum}, "
-                "better all training images: name a file of more, or none"
-            )
 
     def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
         """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.
@@ -296,11 +284,6 @@ class Evaluator(Generic[Net]):
             self._known[key] = GaussianStats.of(features)
         return self._known[key]
 
-    def _partners(self, of: Tensor) -> Tensor:
-        """Features of these rows of the held-out images."""
-        assert self.held_out is not None
-        return self._features(self.held_out)[of]
-
     @cached_property
     def _stats(self) -> GaussianStats:
         known = self.reference.stats if isinstance(self.reference, Reference) else None
@@ -315,11 +298,8 @@ class Evaluator(Generic[Net]):
         """Take the features of the real images, which the first score would take, by several processes.
 
         held_out_alone: no others are needed, as for the distance of reconstructions
-        Where the mapper is this process only those that are kept: a place that cannot be written fails now. Raises
-        what `store_in` and `real_features` raise.
+        Features that are not kept are taken by this process. Raises what `store_in` and `real_features` raise.
         """
-        if mapper is in_turn and self.keep is None:
-            return
         for images in (self.held_out, None if held_out_alone else self.reference):
             if isinstance(images, ImageSet):
                 self._features(images, mapper)
@@ -384,12 +364,9 @@ def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 # Reference files
 
 
-def load_reference(
-    path: Path | str, extractor: FeatureExtractor, *, progress: ImageProgress | None = None
-) -> Reference:
-    """Read a .npz file of one of the layouts above, for distances in the features of `extractor`.
+def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
+    """Read a .npz file of statistics, for distances in the features of `extractor`.
 
-    progress: of the file's images, if it holds those
     Raises OSError for a file that is missing or cannot be read; ValueError, naming the extractor, for a pickle or
     anything else that is no such file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma
     that is no covariance, and statistics that were made in other features.
@@ -407,7 +384,7 @@ def load_reference(
         )
     arrays = read_arrays(path, _wanted, f"reference of {of}")
     try:
-        return Reference(_stats(arrays, extractor, progress), printable(path.name), fingerprint)
+        return Reference(_stats(arrays, extractor.dim), printable(path.name), fingerprint)
     except ValueError as error:
         raise ValueError(f"{path} is no reference of {of}: {error}") from error
 
@@ -418,26 +395,19 @@ def holds_statistics(path: Path) -> bool:
 
 
 def _wanted(found: list[str]) -> list[str]:
-    names = next((names for names in (["mu", "sigma"], ["arr_0"]) if set(names) <= set(found)), None)
-    if names is None:
-        raise ValueError(f"it holds {', '.join(found) or 'nothing'}; expected mu and sigma, or arr_0 (images)")
-    return [*names, *({"extractor"} & set(found))]
+    if not {"mu", "sigma"} <= set(found):
+        raise ValueError(
+            f"it holds {', '.join(found) or 'nothing'}; expected mu and sigma. Images are compared with images by "
+            "evaluate --images FOLDER --reference FILE, without a run"
+        )
+    return ["mu", "sigma"]
 
 
-def _stats(arrays: dict[str, np.ndarray], extractor: FeatureExtractor, progress: ImageProgress | None) -> GaussianStats:
-    made_in = str(arrays.pop("extractor", extractor.identity))
-    if made_in != extractor.identity:
-        raise ValueError(f"its statistics were made in {made_in}")
-    if "arr_0" in arrays:
-        images = arrays["arr_0"]
-        usable = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3) and len(images) > 1
-        if not usable or 0 in images.shape:
-            raise ValueError(f"arr_0 is {images.dtype} {images.shape}; expected (N, H, W, C) uint8, N > 1, C = 1 or 3")
-        return GaussianStats.of(real_features(extractor, images.transpose(0, 3, 1, 2), progress=progress))
+def _stats(arrays: dict[str, np.ndarray], dim: int) -> GaussianStats:
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64) or not np.isfinite(array).all():
             raise ValueError(f"{name} is {array.dtype}; expected float32 or float64 without NaN or infinity")
-    dim, (mu, sigma) = extractor.dim, (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
+    mu, sigma = (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
     rounding = dim * torch.finfo(torch.float32).eps if arrays["sigma"].dtype == np.float32 else 0.0
     if mu.shape != (dim,) or sigma.shape != (dim, dim):
         raise ValueError(f"it has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; expected dimensions of {dim}")

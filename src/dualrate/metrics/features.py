@@ -42,27 +42,17 @@ Pixels = Tensor | NDArray[np.uint8] | Shards
 TrainingProgress = Callable[[int, int, float], None]  # iterations done, iterations in all, loss
 
 
-class Extractor(Protocol):
-    """What makes features of images.
-
-    identity: "<name>:<first 12 hex digits of the weights' sha256>", for fingerprints and reference files
-    """
-
-    @property
-    def identity(self) -> str: ...
-
-    def features(self, images: Any) -> Tensor:
-        """(N, D) float32 on the CPU, of images (N, C, H, W) uint8. Raises ValueError for images it does not take."""
-        ...
-
-
-class FeatureExtractor(Extractor, Protocol):
+class FeatureExtractor(Protocol):
     """A fixed network. Distances compare only within one `identity`.
 
+    identity:    "<name>:<first 12 hex digits of the weights' sha256>", for fingerprints
     metric:      what a distance in its features is called: "FD-<name>", and "FID" in Inception's alone
     dim:         D, features of an image
     usual_count: images that scores are usually of; a score of fewer carries a note
     """
+
+    @property
+    def identity(self) -> str: ...
 
     @property
     def metric(self) -> str: ...
@@ -72,6 +62,10 @@ class FeatureExtractor(Extractor, Protocol):
 
     @property
     def usual_count(self) -> int: ...
+
+    def features(self, images: Any) -> Tensor:
+        """(N, D) float32 on the CPU, of images (N, C, H, W) uint8. Raises ValueError for images it does not take."""
+        ...
 
 
 @dataclass(frozen=True)

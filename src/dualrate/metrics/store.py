@@ -35,7 +35,7 @@ from torch import Tensor
 
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.images import ImageSet
-from dualrate.metrics.features import Extractor, Pixels
+from dualrate.metrics.features import FeatureExtractor, Pixels
 from dualrate.system.files import open_tensors, read_bytes, write_whole
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
@@ -117,19 +117,10 @@ class Origin:
     def json(self) -> str:
         return json.dumps(to_plain(self), indent=1) + "\n"
 
-    @staticmethod
-    def of_real(images: str, features: str) -> Origin:
-        """Of real images, whose ids are their rows. images: says which"""
-        return Origin(*5 * ("none",), features=features, precision="none", seeds=f"rows of {images}", bits="their own")
-
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits for the name of a place: another one for whatever gives other features."""
         return hashlib.sha256(self.json().encode()).hexdigest()[:8]
-
-    def differences(self, other: Origin) -> str:
-        """The fields in which two origins differ, with both values; empty if they are equal."""
-        return _differences((self, other))
 
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
@@ -167,7 +158,7 @@ class FeatureStore:
                 found = from_json(Origin, read_bytes(file), str(file))
             except ValueError as error:
                 raise ValueError(f"{error}; give a new directory for these features") from error
-            if differing := found.differences(origin):
+            if differing := _differences((found, origin)):
                 raise ValueError(
                     f"{directory} holds features of other images, they differ in {differing}: give another directory, "
                     "or delete this one"
@@ -230,7 +221,7 @@ class FeatureStore:
 
 
 def fill_stores(
-    stores: Sequence[tuple[FeatureStore, Extractor]],
+    stores: Sequence[tuple[FeatureStore, FeatureExtractor]],
     ids: Sequence[int],
     draw: DrawImages,
     *,
@@ -261,7 +252,9 @@ def fill_stores(
         report(done, len(ids))
 
 
-def _features_drawn(draw: DrawImages, nets: Sequence[Extractor], ids: Sequence[int]) -> tuple[list[Tensor], float]:
+def _features_drawn(
+    draw: DrawImages, nets: Sequence[FeatureExtractor], ids: Sequence[int]
+) -> tuple[list[Tensor], float]:
     """Features (n, D) of the images of these ids by every net, and the seconds that drawing them took."""
     start = time.perf_counter()
     images = draw(ids)
@@ -296,7 +289,7 @@ def _distinct(ids: Sequence[int]) -> set[int]:
 
 
 def real_features(
-    net: Extractor,
+    net: FeatureExtractor,
     images: Pixels,
     *,
     store: FeatureStore | None = None,
@@ -305,31 +298,26 @@ def real_features(
 ) -> Tensor:
     """(N, D) float32 of images (N, C, H, W) uint8: `net.features(images)`, PART at a time.
 
-    store: of `store_in`: what is there is not taken again, and what is taken is kept there
-    mapper, progress: as of `fill_stores`, whose errors are raised, and those of the net
+    store: of `store_in`: what is there is not taken again, and what is taken is kept there, by `mapper`
+    Raises what `fill_stores` and the net raise.
     """
-    ids, draw = range(len(images)), partial(_part, images)
-    if store is not None:
-        fill_stores([(store, net)], ids, draw, size=PART, progress=progress, mapper=mapper)
-        return store.read(ids).features
-    report, found, done = progress or (lambda done, total: None), {}, 0
-    report(done, len(ids))
-    parts = [list(ids[start : start + PART]) for start in range(0, len(ids), PART)]
-    for part, (features, _) in mapper(partial(_features_drawn, draw, [net]), parts):
-        found[part[0]], done = features[0], done + len(part)
-        report(done, len(ids))
-    return torch.cat([found[part[0]] for part in parts])
+    ids = range(len(images))
+    if store is None:
+        return torch.cat([net.features(images[start : start + PART]) for start in ids[::PART]])
+    fill_stores([(store, net)], ids, partial(_part, images), size=PART, progress=progress, mapper=mapper)
+    return store.read(ids).features
 
 
 def _part(images: Pixels, ids: Sequence[int]) -> Any:
     return images[ids[0] : ids[-1] + 1]
 
 
-def store_in(directory: Path, net: Extractor, images: ImageSet) -> FeatureStore:
+def store_in(directory: Path, net: FeatureExtractor, images: ImageSet) -> FeatureStore:
     """Where features of these images are kept: a folder of the directory, in which there may be those of others.
 
     Raises what `FeatureStore.open` raises.
     """
-    origin = Origin.of_real(f"{images.name}:{images.fingerprint}, {PART} at a time, version {VERSION}", net.identity)
+    rows = f"rows of {images.name}:{images.fingerprint}, {PART} at a time, version {VERSION}"  # the ids of real images
+    origin = Origin(*5 * ("none",), features=net.identity, precision="none", seeds=rows, bits="their own")
     name = re.sub(r"[^\w.-]+", "-", f"{images.name}-{net.identity}-{origin.digest}")
     return FeatureStore.open(directory / name, origin)

@@ -172,7 +172,7 @@ def every_call(
         if fresh.keeps or abilities(denoiser).between != (Refresh.KEEP,):
             raise ValueError(
                 f"what {type(denoiser).__name__} makes of a step depends on more than its latest heavy call, which is "
-                "all that a planner looks at: its heavy calls are best spread evenly"
+                "all that a planner looks at: spread its heavy calls evenly (--heavy), or name another denoiser"
             )
         for j, context in contexts.items():
             yield Call(i, j, z, now, context)
@@ -260,9 +260,7 @@ class Planner:
         every, shape = size // steps, (*allowed.shape, size + 1)
         start = np.full(shape, np.inf)
         start[0, 0, NO_CONTEXT] = 0
-        least = [
-            start
-        ]  # of the sums after each step: [heavy calls made, steps without a context, place of the context]
+        least = [start]  # after each step: [heavy calls made, steps without a context, place of the context]
         for place in range(0, size, every):
             to = place + every
             terms = (self.own_errors[place] + self._bending[place, to]) * self._weights[place, to]

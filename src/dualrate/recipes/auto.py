@@ -190,16 +190,14 @@ def name_of(source: str) -> str:
 
 def account(look: Look, asked: DataConfig, made: Experiment) -> str:
     """A description of the images and of their preparation, for people. asked: before anything was chosen"""
+    made_of, sides = made.data, sorted(min(shape[1:]) for shape in look.shapes)
     classes = f"{look.num_classes} classes" if look.num_classes else "no labels"
-    if asked.size is None:
-        sides = sorted(min(shape[1:]) for shape in look.shapes)
-        classes += f", short sides of {sides[0]} to {sides[-1]} pixels"
-    mirrored = "half of them are" if made.data.augment.flip else "none is (--data.augment.flip to mirror half of them)"
+    shorts = f", short sides of {sides[0]} to {sides[-1]} pixels" if asked.size is None else ""
+    colour, mirrored = "grey" if made_of.channels == 1 else "in colour", "half" if made_of.augment.flip else "none"
     return (
-        f"{look.name}: {look.count} images, {classes}\n"
-        f"each becomes {made.data.size} x {made.data.size}, {'grey' if made.data.channels == 1 else 'in colour'}: the "
-        f"square in its middle, resized{'' if asked.size else ' (--data.size for another side)'}\n"
-        f"mirrored in training: {mirrored}"
+        f"{look.name}: {look.count} images, {classes}{shorts}\n"
+        f"each becomes {made_of.size} x {made_of.size}, {colour}: the square in its middle, resized (--data.size)\n"
+        f"mirrored in training: {mirrored} (--data.augment.flip)"
     )
 
 

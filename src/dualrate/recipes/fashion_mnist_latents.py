@@ -19,10 +19,10 @@ from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import Ranged
 from dualrate.data.conditions import Latent
 from dualrate.diffusion.prediction import Sigmoid, Weighting
-from dualrate.diffusion.process import GaussianProcess, NoisyEnd
+from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiment.experiment import DataConfig, Experiment, Stages
-from dualrate.experiment.network_configs import OneConditional, OneNetwork, TwoConditional, TwoNetworks
+from dualrate.experiment.experiment import Experiment, Stages
+from dualrate.experiment.network_configs import NetworksConfig, OneConditional, OneNetwork, TwoConditional, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
@@ -88,19 +88,12 @@ def both() -> Stages:
     return Stages("fashion-mnist-latents", first(), base())
 
 
-def decoder(
-    name: str,
-    kind: Kind,
-    sizes: Mapping[str, UViTConfig],
-    codec: Path,
-    *,
-    encoder: Size = "heavy",
-    weighting: Weighting,
-    fit: FitConfig,
-    data: DataConfig,
-    process: GaussianProcess,
-) -> Experiment:
-    """Training of a decoder of a codec's latents. codec: a run that trained one, or its folder.
+def decoding(
+    kind: Kind, sizes: Mapping[str, UViTConfig], codec: Path, weighting: Weighting, encoder: Size = "heavy"
+) -> tuple[NetworksConfig, DenoisingConfig, Latent]:
+    """Networks of a decoder of a codec's latents, how they train, and what they are given.
+
+    codec: a run that trained one, or its folder
 
     encoder: of dual, the size that sees the latent, once
     Raises what reading the codec raises.
@@ -108,11 +101,9 @@ def decoder(
     latents = CodecFolder.at(codec)
     shape = latents.read("cpu").latent_shape(sizes["light"].shape)
     if kind in sizes:
-        networks, times = OneConditional(sizes[kind], shape), SingleTime()
-    else:
-        networks, times = TwoConditional(sizes[encoder], sizes["light"], shape), GivenTimes()
-    method = DenoisingConfig(times, weighting)
-    return Experiment(f"{name}-{kind}", networks, method, fit, data, process, condition=Latent(latents))
+        return OneConditional(sizes[kind], shape), DenoisingConfig(SingleTime(), weighting), Latent(latents)
+    networks = TwoConditional(sizes[encoder], sizes["light"], shape)
+    return networks, DenoisingConfig(GivenTimes(), weighting), Latent(latents)
 
 
 @dataclass(frozen=True)
@@ -129,21 +120,13 @@ class DecoderRecipe(Ranged):
 
     def __call__(self) -> Experiment:
         """Raises what reading the codec raises."""
-        return decoder(
-            "fashion-mnist-decoder",
-            self.kind,
-            SIZES,
-            self.codec,
-            encoder=self.encoder,
-            weighting=WEIGHTING,
-            fit=replace(FIT, iterations=ITERATIONS[self.kind]),
-            data=DataConfig(),
-            process=GaussianProcess(Cosine()),
-        )
+        networks, method, given = decoding(self.kind, SIZES, self.codec, WEIGHTING, self.encoder)
+        fit = replace(FIT, iterations=ITERATIONS[self.kind])
+        return Experiment(f"fashion-mnist-decoder-{self.kind}", networks, method, fit, condition=given)
 
 
 RECIPES = {
-    "fashion-mnist-latents-first": ("Unified Latent: encoder, prior and decoder", first),
+    "fashion-mnist-latents-first": ("Unified Latents: encoder, prior and decoder", first),
     "fashion-mnist-latents-base": ("one network on the latents", base),
     "fashion-mnist-latents-base-dual": ("two networks on the latents", base_dual),
     "fashion-mnist-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),

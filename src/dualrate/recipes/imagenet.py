@@ -48,7 +48,7 @@ from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfi
 from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import students
-from dualrate.recipes.fashion_mnist_latents import decoder
+from dualrate.recipes.fashion_mnist_latents import decoding
 from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig, OptimConfig
 
@@ -198,16 +198,10 @@ class DecoderRecipe(Ranged):
 
     def __call__(self) -> Experiment:
         """Raises what reading the codec raises."""
-        return decoder(
-            "imagenet512-decoder",
-            self.kind,
-            {"heavy": DECODER, "light": LIGHT_DECODER},
-            self.codec,
-            weighting=WEIGHTING,
-            fit=STAGE,
-            data=PICTURES,
-            process=IMAGE_PROCESS,
-        )
+        sizes = {"heavy": DECODER, "light": LIGHT_DECODER}
+        networks, method, given = decoding(self.kind, sizes, self.codec, WEIGHTING)
+        name = f"imagenet512-decoder-{self.kind}"
+        return Experiment(name, networks, method, STAGE, PICTURES, IMAGE_PROCESS, condition=given)
 
 
 KINDS = {

@@ -86,7 +86,7 @@ def dual_student(
     if begun is not None:
         found = read_experiment(begun)
         encoder = found.networks
-        if encoder.latent is not None or not encoder.single_rate:
+        if encoder.given is not None or not encoder.single_rate:
             raise ValueError(f"{begun} is {encoder.kind}; encoder_from takes a single-rate one that is no decoder")
         check_same_images(found, source, f"encoder_from {begun} and the teacher {teacher}")
     networks, source = _dual(recipe, source, encoder, begun or teacher, options.get("student_from"))

@@ -47,7 +47,7 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
 
     run = stored.path
     fit = stored.experiment.fit
-    about = facts(stored, stored.model()) | {
+    about = facts(stored.model()) | {
         "training": f"{state['iteration']} iterations of {fit.batch_size} images, {state['seconds']:.0f} s",
         "precision": f"{state['precision']} in training, bfloat16 in this file",
         "seed": fit.seed,
@@ -70,8 +70,8 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
         (out / CARD).write_text(printable("\n".join(lines)))  # commands and sources are file names
 
 
-def facts(stored: StoredModel, model: Model) -> dict[str, object]:
-    """What networks, images and data are, and what a call costs, by name; model: the stored one."""
+def facts(model: Model) -> dict[str, object]:
+    """What networks, images and data are, and what a call costs, by name."""
     cost, (channels, height, width) = model.call_cost, model.image_shape
     calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
     names = [f"{i} {' '.join(name.split())}".replace("|", r"\|") for i, name in enumerate(model.class_names)]
@@ -80,7 +80,7 @@ def facts(stored: StoredModel, model: Model) -> dict[str, object]:
         "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
         "images": f"{height} x {width}, {channels} channel(s), {model.num_classes} classes",
         **({"classes": some_of(names, SHOWN)} if names else {}),
-        "data": stored.experiment.data.source or "not known",
+        "data": model.experiment.data.source or "not known",
     }
 
 

@@ -34,8 +34,8 @@ from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.latent_set import DrawnLatents
-from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
+from dualrate.data.conditions import Given
+from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.values import Reuse
 from dualrate.experiment.experiment import Experiment, Model, as_codec
@@ -166,10 +166,8 @@ def codec_of(
 
 def check_denoiser(name: str | None) -> None:
     """Raises ValueError for what is neither the directory of a run nor a denoiser's name."""
-    if name is None or is_run(name):
-        return
     try:
-        denoiser_named(name)
+        _ = name is None or is_run(name) or denoiser_named(name)
     except ValueError as error:
         raise ValueError(f"{error}; nor is it the directory of a run") from error
 
@@ -186,7 +184,7 @@ def called_by(model: Model, name: str | None) -> Model:
 
 def is_run(name: str | None) -> bool:
     """Whether what is to call a model is the directory of another: no name of the catalogue, whatever lies here."""
-    return name is not None and not is_denoiser(name) and as_path(name).is_dir()
+    return name is not None and name not in DENOISERS and as_path(name).is_dir()
 
 
 @lru_cache(4)
@@ -202,7 +200,7 @@ class Place:
     weights:    the hash that they then have; denoiser: what calls them, if not their own
     modules:    of names in use that the other process imports first, as they are imported here
     experiment: of the model here, whose codecs may have been moved, and decode otherwise than those in the file
-    compiled, graphs, latents: see `Model`
+    conditions, compiled, graphs: see `Model`
     """
 
     path: Path
@@ -213,7 +211,7 @@ class Place:
     device: str
     modules: tuple[str, ...]
     experiment: Experiment
-    latents: DrawnLatents | None = field(compare=False)  # which `weights` tell
+    conditions: Given | None = field(compare=False)  # which `weights` tell
 
     @cache  # noqa: B019  # kept as long as a worker lives
     def model(self) -> Model:
@@ -221,7 +219,8 @@ class Place:
         for module in self.modules:
             import_module(module)
         loaded = load(self.path, device=self.device, note=lambda text: None)
-        found = called_by(loaded if self.latents is None else loaded.with_latents(self.latents), self.denoiser)
+        found = called_by(loaded, self.denoiser)
+        found = found if self.conditions is None else found.with_given(self.conditions)
         if found.weights_hash != self.weights:
             raise ValueError(
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
@@ -250,8 +249,13 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
     manifest = _manifest(path)
     experiment = _experiment(path, manifest)
     if manifest is not None:
-        weights, iteration = _released(_content(path, WEIGHTS, manifest), path / WEIGHTS)
-        state, troubles = None, []
+        data, state, troubles = _content(path, WEIGHTS, manifest), None, []
+        try:
+            weights = {name: tensor.float() for name, tensor in tensors_of(data).items()}
+            about = read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
+            iteration = _iteration(about.get("iteration", 0), WEIGHTS)
+        except ValueError as error:
+            raise _damaged(path, ValueError(f"{WEIGHTS}: {error}")) from error
     elif (path / WEIGHTS).is_file():
         raise _damaged(path, ValueError(f"it has no {MANIFEST}"))
     else:
@@ -326,16 +330,6 @@ def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> OSError:
     return OSError(f"{path} is damaged ({error}): fetch it again, or export it again from its run")
-
-
-def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:
-    """Weights in float32 and the iteration they are from."""
-    try:
-        weights = {name: tensor.float() for name, tensor in tensors_of(data).items()}
-        about = read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
-        return weights, _iteration(about.get("iteration", 0), file.name)
-    except ValueError as error:
-        raise _damaged(file.parent, ValueError(f"{file.name}: {error}")) from error
 
 
 def _iteration(value: object, where: Path | str) -> int:

@@ -25,22 +25,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dualrate.codecs.codec import Codec, CodecFolder, decoded
+from dualrate.codecs.codec import CodecFolder, decoded
 from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import HeldOut
 from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.latent_set import encode
-from dualrate.data.loader import Batches, Prefetched, TrainingSet
+from dualrate.data.loader import Batches, Prefetched
 from dualrate.data.source import DataProgress
-from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import COMPILED, Experiment, Model, Stages, Start
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.report.image_grid import save_grid
+from dualrate.runs.release import facts
 from dualrate.runs.store import (
     EXPERIMENT,
     HISTORY,
@@ -51,7 +50,6 @@ from dualrate.runs.store import (
     write_experiment,
 )
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
-from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import keep_compiled, own_defaults, peak_memory
 from dualrate.system.files import write_whole
@@ -62,7 +60,6 @@ from dualrate.training.config import FitResult
 from dualrate.training.distributed import Share, World
 from dualrate.training.log import Logger, MetricsFile, logged
 from dualrate.training.loop import fit
-from dualrate.training.method import Method
 
 SAMPLES = "sample.json"  # is in a folder of samples
 OTHERS = {"model.safetensors": "released weights", SAMPLES: "samples"}  # what a folder with such a file holds
@@ -106,32 +103,10 @@ def check_names(plain: Any) -> None:
             )
 
 
-def check_end(experiment: Experiment, codec: Codec) -> None:
-    """Raises ValueError unless what is sampled is what the codec decodes: latents with their noise, or without."""
-    if experiment.process.end != codec.log_snr:
-        raise ValueError(
-            f"the codec decodes latents of log-SNR {codec.log_snr}, the process of {experiment.name} ends at "
-            f"{experiment.process.end} (None: without noise): give a NoisyEnd with a schedule of that log_snr_max, as "
-            "in recipes/fashion_mnist_latents.py, or a GaussianProcess"
-        )
-
-
 def check_export(model: Model) -> None:
     """Raises ValueError for a conditional model, which draws nothing of noise alone."""
     if model.experiment.networks.given is not None:
         raise ValueError(f"{model.name} makes samples of a condition, and a pipeline draws of noise alone")
-
-
-def data_notes(images: TrainingSet, num_classes: int, batch_size: int) -> list[str]:
-    """What is odd about the images but no error. num_classes: of the networks, 0 if unconditional."""
-    notes = []
-    missing = () if images.labels is None else sorted({*range(num_classes)} - {*images.labels.tolist()})
-    if missing:
-        found = f"{len(missing)} of the networks' {num_classes} classes: {some_of(missing, 10)}"
-        notes.append(f"{images.name} has no image of {found}")
-    if len(images) < batch_size:
-        notes.append(f"{images.name} has {len(images)} image(s), fewer than a batch of {batch_size}: they repeat in it")
-    return notes
 
 
 SCORES = "scores.jsonl"
@@ -191,7 +166,7 @@ def train(
         raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
     with world.leader_first():
         loaded = experiment.data.load("train", decoding) if images is None else from_dataset(images)
-        check_fit(experiment, loaded)
+        odd = experiment.check_data(loaded)
         data = experiment.seen(loaded)
     whole, own = (
         Batches(data, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
@@ -207,15 +182,21 @@ def train(
             note=progress.note,
         ),
     )
-    method, costs = prepared.method, costs_of(experiment, prepared.method)
-    codec, given = experiment.codec.build(method.networks, device), experiment.given(device)
-    check_end(experiment, codec)
+    method = prepared.method
+    model = Model(experiment.name, experiment, method.networks.to(device), method.denoiser(), 0, weights_hash="")
+    with torch.random.fork_rng([]):  # dropout draws numbers
+        about = facts(model)
+    if experiment.process.end != model.codec.log_snr:
+        raise ValueError(
+            f"the codec decodes latents of log-SNR {model.codec.log_snr}, the process of {experiment.name} ends at "
+            f"{experiment.process.end} (None: without noise): give a NoisyEnd with a schedule of that log_snr_max, as "
+            "in recipes/fashion_mnist_latents.py, or a GaussianProcess"
+        )
 
     def on_start() -> None:
         limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
         what = f"{config.iterations} iterations of {config.batch_size} {experiment.noun}s{limit}"
-        odd = data_notes(data, experiment.num_classes, config.batch_size)
-        for line in (f"{experiment.name}: {what}, in {out}", costs, *odd):
+        for line in (f"{experiment.name}: {what}, in {out}", f"{about['networks']}; {about['cost']}", *odd):
             progress.note(line)
         if world.size > 1:
             progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first")
@@ -225,11 +206,9 @@ def train(
         note_start(out, command, prepared.weights)
 
     def on_sample(iteration: int) -> None:
-        file = out / "samples" / f"{iteration:07d}.png"
-        save_samples(experiment, method.denoiser(), codec, file, device, given)
+        save_samples(model, out / "samples" / f"{iteration:07d}.png")
         if score is not None and score_every is not None and iteration % score_every == 0:
-            networks, denoiser = method.networks, method.denoiser()
-            metric, value = score(Model(experiment.name, experiment, networks, denoiser, iteration, weights_hash=""))
+            metric, value = score(replace(model, iteration=iteration))
             MetricsFile(out / SCORES, iteration - 1, progress.note).write({"iteration": iteration, metric: value})
             progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
@@ -276,19 +255,16 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
     """
     pixels: list[Tensor] = []
     labels: list[int] = []
-    lowest, expected = 0.0, "(C, H, W), C = 1 or 3"
+    lowest = 0.0
     for i in range(len(dataset)):  # pyright: ignore[reportArgumentType]  # torch leaves out __len__
         item = dataset[i]
         image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
-        found = f"item {i} of {name} is {type(image).__name__}"
-        if not isinstance(image, (Tensor, np.ndarray)):
-            raise ValueError(f"{found}; expected a tensor or an array (C, H, W) of uint8 or of floats in [-1, 1]")
-        x = torch.as_tensor(image)
-        expected = tuple(pixels[0].shape) if pixels else expected
-        right = x.dtype == torch.uint8 or (x.is_floating_point() and bool((x.abs() <= 1).all()))
-        if not right or (tuple(x.shape) != expected if pixels else x.ndim != 3 or x.shape[0] not in (1, 3)):
-            what = f"{x.dtype} {tuple(x.shape)}"
-            raise ValueError(f"{found} {what}; expected {expected} of uint8 or of floats in [-1, 1]")
+        x = torch.as_tensor(image) if isinstance(image, (Tensor, np.ndarray)) else None
+        shaped = x is not None and (x.shape == pixels[0].shape if pixels else x.ndim == 3 and x.shape[0] in (1, 3))
+        if x is None or not shaped or not (x.dtype == torch.uint8 or (x.is_floating_point() and (x.abs() <= 1).all())):
+            found = type(image).__name__ if x is None else f"{x.dtype} {tuple(x.shape)}"
+            expected = tuple(pixels[0].shape) if pixels else "(C, H, W), C = 1 or 3"
+            raise ValueError(f"item {i} of {name} is {found}; expected {expected} of uint8 or of floats in [-1, 1]")
         lowest = min(lowest, -1.0 if x.dtype == torch.uint8 else float(x.min()))
         pixels.append(x if x.dtype == torch.uint8 else to_uint8(x))
         if label is not None:
@@ -315,69 +291,21 @@ def resume_threads(run: Path) -> None:
     torch.set_num_threads(threads)
 
 
-def costs_of(experiment: Experiment, method: Method) -> str:
-    """The networks' parameters and what their calls cost."""
-    label = 0 if experiment.num_classes else None
-    with torch.random.fork_rng([]):  # dropout draws numbers
-        where, given = next(method.networks.parameters()).device, experiment.networks.given
-        state = experiment.process.state_shape(experiment.shape)
-        cost = call_cost(method.denoiser(), state, label, where, given=given)
-    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in method.networks.items()}
-    calls = {"a heavy call": cost.heavy, "a light call" if cost.heavy else "a call": cost.light}
-    parts = [f"{name}: {size / 1e6:.3g} M parameters" for name, size in sizes.items()]
-    return ", ".join([*parts, *(f"{call}: {macs / 1e6:.3g} M multiply-adds" for call, macs in calls.items() if macs)])
-
-
-def save_samples(
-    experiment: Experiment,
-    denoiser: Denoiser,
-    codec: Codec,
-    file: Path,
-    device: torch.device | str,
-    given: HeldOut | None = None,
-) -> None:
-    """A grid of images, from the same noise every time. given: what they are of, for a decoder."""
-    seeds, (plan, *_) = range(SHOWN), experiment.serves.ladder([SHOWN_STEPS])
-    labels = [seed % experiment.num_classes for seed in seeds] if experiment.num_classes else None
-    step = make_step(experiment.serves.sampler or ANCESTRAL, experiment.process)
-    drawn = sample_batches(denoiser, step, plan, experiment.shape, seeds, labels, device=device, given=given)
-    draws = Draws(0, torch.tensor(seeds, device=device))
-    pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()
+def save_samples(model: Model, file: Path) -> None:
+    """A grid of images, or a file of texts, from the same noise every time; of a decoder, of held-out images."""
+    experiment, seeds, (plan, *_) = model.experiment, range(SHOWN), model.serves.ladder([SHOWN_STEPS])
+    labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
+    step = make_step(model.serves.sampler or ANCESTRAL, model.process)
+    drawn = sample_batches(
+        model.denoiser, step, plan, model.shape, seeds, labels, device=model.device, given=model.given
+    )
+    draws = Draws(0, torch.tensor(seeds, device=model.device))
+    pictures = to_uint8(decoded(model.codec, torch.cat(list(drawn)), draws)).cpu().numpy()
     file.parent.mkdir(exist_ok=True)
     if experiment.codec.alphabet:
         write_whole(file.with_suffix(TEXTS), BETWEEN.join(texts(experiment.codec.alphabet, pictures)) + "\n")
-        return
-    save_grid(pictures, file, columns=10, scale=2)
-
-
-def _kind(alphabet: str, codec: str) -> str:
-    """codec: its fingerprint; empty for pixels"""
-    if codec:
-        return f"latents by the codec {codec[:12]} (sha256)"
-    return f"a text of the {len(alphabet)} characters {alphabet!r}" if alphabet else "a set of pictures"
-
-
-def check_fit(experiment: Experiment, images: TrainingSet) -> None:
-    """Raises ValueError unless the images are of the experiment's codec and shape, with labels its networks know."""
-    own = experiment.codec
-    found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
-    if found != expected:
-        raise ValueError(f"{images.name} is {found}, and {experiment.name} is trained on {expected}: begin a new run")
-    shape, networks = experiment.codec.data_shape(experiment.shape), f"the networks of {experiment.name}"
-    if images.shape != shape:
-        way = f"pass --data.size {shape[1]} --data.channels {shape[0]}, or change the networks"
-        if images.codec.fingerprint:
-            way = "change the networks' image_channels and image_size, or encode images of another size"
-        raise ValueError(f"{images.name} has images of {images.shape} (C, H, W), {networks} take {shape}: {way}")
-    if experiment.num_classes and images.labels is None:
-        raise ValueError(
-            f"{images.name} has no labels, but {networks} are conditioned on {experiment.num_classes} classes: set "
-            "num_classes of every network to 0, as --networks.model.num-classes 0"
-        )
-    if images.num_classes > experiment.num_classes > 0:
-        raise ValueError(
-            f"{images.name} has {images.num_classes} classes, {networks} know only {experiment.num_classes}"
-        )
+    else:
+        save_grid(pictures, file, columns=10, scale=2)
 
 
 FIRST, LATENTS, BASE = "first", "latents", "base"
@@ -407,10 +335,7 @@ def in_turn(
         data.source,
         out / LATENTS,
         codec,
-        size=data.size,
-        channels=data.channels,
-        on_bad=data.on_bad,
-        label=data.label,
+        **data.preparation,
         mirrored=stages.base.data.augment.flip,
         shard_bytes=SHARD_BYTES,
         device=device,

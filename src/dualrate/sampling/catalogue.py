@@ -73,12 +73,12 @@ class Sampler:
         if not self.fits(process):
             usable = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.fits(process))
             raise ValueError(f"{self.step.__name__} is for a {self.step.of.__name__}, not {process}: use {usable}")
-        kernel = {} if self.kernel is None else {"kernel": self.kernel}
         if self.of_table is not None:
             if plan is None or table is None:
                 raise ValueError(f"{self.step.__name__} needs a model's covariance table, and a plan: use `step_for`")
-            return self.of_table(table, process, plan, **kernel)
+            return self.of_table(table, process, plan)
         if self.other is None or isinstance(process, self.step.of):
+            kernel = {} if self.kernel is None else {"kernel": self.kernel}
             return cast(Callable[..., Step], self.step)(process, **settings, **kernel)
         if settings:
             raise ValueError(f"{' and '.join(settings)} mean nothing to {process}: drop them")
@@ -93,13 +93,10 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++2m": Sampler(DPMSolver2M, "karras"),
     "dpm++3m": Sampler(DPMSolver3M, "log-snr"),
     "addim": Sampler(AdjustedDDIM),
-    "addim-table": Sampler(AdjustedDDIM, of_table=lambda table, process, plan: table.adjusted(process)),
     "covariance": Sampler(NoiseCovariance, "log-snr"),
     "covariance-ddim": Sampler(NoiseCovariance, "log-snr", kernel="ddim"),
     "covariance-table": Sampler(TabulatedCovariance, "log-snr", of_table=CovarianceTable.tabulated),
-    "covariance-table-ddim": Sampler(TabulatedCovariance, "log-snr", kernel="ddim", of_table=CovarianceTable.tabulated),
     "covariance-jvp": Sampler(ProbedCovariance, "log-snr", of_table=CovarianceTable.probed),
-    "covariance-jvp-ddim": Sampler(ProbedCovariance, "log-snr", kernel="ddim", of_table=CovarianceTable.probed),
 }
 
 

@@ -1,4 +1,4 @@
-"""What sampling costs: multiply-adds, counted by torch, of a heavy call, a light call, and an image under a plan.
+"""What sampling costs: multiply-adds, by torch's formulas, of a heavy call, a light call, and an image under a plan.
 
 1 multiply-add = 1 MAC = 2 FLOPs. Counted are matrix products and convolutions (torch.utils.flop_counter), which is what
 papers count; norms, activations and the sampler's own arithmetic are not. Projections of a context are part of the
@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from dualrate.denoisers.denoiser import Denoiser, Metered, abilities
 from dualrate.diffusion.plan import StepPlan
@@ -33,8 +34,10 @@ from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
 
 # fused attention by the shapes of queries, keys and values; torch counts that of GPUs alone
-ON_CPU: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **more: sdpa_flop_count(q, k, v)
+FORMULAS: dict[Any, Any] = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **more: sdpa_flop_count(
+        q.shape, k.shape, v.shape
+    )
 }
 
 
@@ -114,9 +117,24 @@ class PlanCost:
 
 def macs_of(call: Callable[[], object]) -> int:
     """Multiply-adds of whatever `call` runs."""
-    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter, torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), _Counter() as counter:  # that mode hides products of matrices
         call()
-    return counter.get_total_flops() // 2
+    return counter.flops // 2
+
+
+class _Counter(TorchDispatchMode):
+    """As torch's FlopCounterMode, whose first use loads torch's compiler, which takes seconds."""
+
+    flops = 0
+
+    def counted(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if formula := FORMULAS.get(func.overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+_Counter.__torch_dispatch__ = _Counter.counted  # set here, since torch wraps what a class defines by its compiler
 
 
 def call_cost(
@@ -220,16 +238,21 @@ class _WithoutNetworks(Denoiser):
 
 
 def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device: torch.device | str = "cpu") -> float:
-    """Median duration of a call, after one to warm up, over at least three calls and about `seconds`.
+    """Median duration of a call, after one to warm up, over at least three calls and about `seconds`, at most 1,000.
 
     device: where the call works; its queue is empty before and after each
     """
     device = torch.device(device)
-    durations: list[float] = []
-    while len(durations) < 4 or sum(durations[1:]) < seconds:
+
+    def taken() -> float:
         began = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        durations.append(time.perf_counter() - began)
-    return sorted(durations[1:])[(len(durations) - 1) // 2]
+        return time.perf_counter() - began
+
+    taken()
+    ends, durations = time.perf_counter() + seconds, [taken() for _ in range(3)]
+    while time.perf_counter() < ends:
+        durations.append(taken())
+    return sorted(durations)[len(durations) // 2]

@@ -16,11 +16,12 @@ slope is the same factor,
 
 Two ways to have B^2 C:
 
-- In frequency bands (`Bands`), C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes l, the mean
-  of |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image from the
-  derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the band,
-  where the table shows that this can be trusted. A table's marginals are exact where x - x_hat is not correlated with
-  z_t: of a network that makes too little of z_t it spreads too much. It is of a denoiser without guidance.
+- In frequency bands (`Bands`), with the Markov kernel, C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes
+  l, the mean of |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image
+  from the derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the
+  band, where the table shows that this can be trusted. A table's marginals are exact where x - x_hat is not
+  correlated with z_t: of a network that makes too little of z_t it spreads too much. It is of a denoiser without
+  guidance.
 - Along the noise (`NoiseCovariance`), with the derivative in the direction of the step's own noise n. An eigenvalue
   lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it has all the information, and
 
@@ -72,7 +73,6 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
 from dualrate.diffusion.values import expand, once
-from dualrate.sampling.ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
 
@@ -142,7 +142,6 @@ def matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 Kernel = Literal["markov", "ddim"]
-NAMED: dict[Kernel, str] = {"markov": "", "ddim": ", DDIM kernel"}  # in a step's name
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
 
 
@@ -159,7 +158,7 @@ class TabulatedCovariance(Ranged, Step):
     bands: Bands
     t: Tensor
     variance: Tensor
-    kernel: Kernel = "markov"
+    markovian = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,18 +167,14 @@ class TabulatedCovariance(Ranged, Step):
             raise ValueError(f"one variance per step and band: expected {want}, got {tuple(self.variance.shape)}")
 
     def __str__(self) -> str:
-        return f"covariance-aware, table{NAMED[self.kernel]}"
-
-    @property
-    def markovian(self) -> bool:
-        return self.kernel == "markov"
+        return "covariance-aware, table"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         return self.drawn(z, denoise(z, t), at_time(self.variance, self.t, t, z), t, s, draw()), carry
 
     def drawn(self, z: Tensor, x_hat: Tensor, variance: Tensor, t: Tensor, s: Tensor, normal: Tensor) -> Tensor:
         """A z_t + B x_hat + U^T sqrt(B^2 l + V) U n. variance: (B, K), l of each band."""
-        a, b, v = weights(self.process, self.kernel, t, s)
+        a, b, v = posterior_weights(self.process.schedule, t, s)
         deviation = (expand(b**2, variance) * variance + expand(v, variance)).sqrt()
         with torch.autocast(z.device.type, enabled=False):
             noise = self.bands.inverse(self.bands.spread(deviation) * self.bands.transform(normal))
@@ -201,17 +196,14 @@ class ProbedCovariance(Step):
     trusted: Tensor
     data: Tensor
     calls_per_step = 2
+    markovian = True
 
     def __str__(self) -> str:
-        return f"covariance-aware, JVP{NAMED[self.table.kernel]}"
+        return "covariance-aware, JVP"
 
     @property
     def process(self) -> GaussianProcess:
         return self.table.process
-
-    @property
-    def markovian(self) -> bool:
-        return self.table.markovian
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         table = self.table
@@ -239,7 +231,7 @@ class NoiseCovariance(Ranged, Step):
 
     def __str__(self) -> str:
         length = "" if self.length == 0.3 else f", {'forward mode' if self.length is None else self.length}"
-        return f"covariance-aware, along the noise{NAMED[self.kernel]}{length}"
+        return f"covariance-aware, along the noise{', DDIM kernel' if self.kernel == 'ddim' else ''}{length}"
 
     @property
     def order(self) -> int:
@@ -264,20 +256,12 @@ class NoiseCovariance(Ranged, Step):
 @once
 def _along_noise(process: GaussianProcess, kernel: Kernel, t: Tensor, s: Tensor) -> tuple[Tensor, ...]:
     """What counts in z_s: z, x_hat, the noise n, and the derivative along n (module docstring)."""
-    a, b, v = weights(process, kernel, t, s)
-    if kernel == "ddim":
-        return a, b, v, b * process.scales(t)[1]
-    half = (process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2
-    return a, b, v.sqrt(), b**2 / v.sqrt() * tweedie(process, t) / (1 + torch.exp(half))
-
-
-@once
-def weights(process: GaussianProcess, kernel: Kernel, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A, B and V of a kernel."""
     if kernel == "ddim":
         a, b = move_weights(process, t, s)
-        return a, b, torch.zeros_like(b)
-    return posterior_weights(process.schedule, t, s)
+        return a, b, torch.zeros_like(b), b * process.scales(t)[1]
+    a, b, v = posterior_weights(process.schedule, t, s)
+    half = (process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2
+    return a, b, v.sqrt(), b**2 / v.sqrt() * tweedie(process, t) / (1 + torch.exp(half))
 
 
 def probed(
@@ -354,42 +338,30 @@ class CovarianceTable:
     variance: (M, M + 1, K): [i, j] at time i with the context of time j <= i; [i, i] at a heavy call; [i, -1] without a
               context. Entries for j > i are not used
     ratio:    of the same shape
-    below, above: shares of single images' estimates, where the ratio is trusted, that ProbedCovariance would clamp at 0
-              and at the data's variance
     """
 
     bands: Bands
     log_snr: Tensor
     variance: Tensor
     ratio: Tensor
-    below: float
-    above: float
 
     @staticmethod
     def of_white_noise(bands: Bands) -> CovarianceTable:
         """The exact one of data that are white noise of variance 1: sigma_t^2, whatever the context."""
         log_snr = torch.arange(-12, 13, dtype=torch.float64)
         variance = torch.sigmoid(-log_snr).float()[:, None, None].expand(-1, len(log_snr) + 1, bands.count)
-        return CovarianceTable(bands, log_snr, variance, torch.ones_like(variance), 0.0, 0.0)
+        return CovarianceTable(bands, log_snr, variance, torch.ones_like(variance))
 
-    def tabulated(self, process: GaussianProcess, plan: StepPlan, kernel: Kernel = "markov") -> TabulatedCovariance:
+    def tabulated(self, process: GaussianProcess, plan: StepPlan) -> TabulatedCovariance:
         """The step for a plan."""
         t = torch.tensor(plan.t[:-1], dtype=torch.float64)
-        return TabulatedCovariance(process, self.bands, t, self._along(self.variance, process, plan), kernel)
+        return TabulatedCovariance(process, self.bands, t, self._along(self.variance, process, plan))
 
-    def probed(self, process: GaussianProcess, plan: StepPlan, kernel: Kernel = "markov") -> ProbedCovariance:
+    def probed(self, process: GaussianProcess, plan: StepPlan) -> ProbedCovariance:
         """The step for a plan, which trusts derivatives where the ratio lets it."""
         ratio = self._along(self.ratio.clamp_min(1e-6), process, plan)
         trusted = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
-        return ProbedCovariance(self.tabulated(process, plan, kernel), trusted, self.data)
-
-    def adjusted(self, process: GaussianProcess) -> AdjustedDDIM:
-        """DDIM with the variance of a heavy call, over all bands; also at steps without one."""
-        sizes = torch.bincount(self.bands.index.flatten()).double()
-        errors = self.variance.diagonal().double().T @ sizes / sizes.sum()  # at a heavy call
-        low, high = process.schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
-        levels = [min(low, float(self.log_snr[0]) - 1), *self.log_snr.tolist(), max(high, float(self.log_snr[-1]) + 1)]
-        return AdjustedDDIM(process, TabulatedVariance(tuple(levels), (errors[0].item(), *errors.tolist(), 0.0)))
+        return ProbedCovariance(self.tabulated(process, plan), trusted, self.data)
 
     @property
     def data(self) -> Tensor:

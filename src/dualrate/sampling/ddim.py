@@ -22,24 +22,19 @@ It is the step that DDIM makes with another x_hat: with u = alpha / sigma, whose
 
     x_hat + (u_s - u_t) q / (1 + sqrt(1 + (u_s - u_t)^2 q)) eps_hat
 
-xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data, of a denoiser with its labels
-and without guidance.
+xvar_t is 0.1 / (2 + SNR_t).
 
 Source: Heek, Hoogeboom, Salimans, "Multistep Consistency Models" (arXiv 2403.06807).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import expand
@@ -61,50 +56,12 @@ class DDIM(Step):
         return x_hat if self.process.ends(s) else move(self.process, z, x_hat, t, s), carry
 
 
-XVariance = Callable[[Tensor], Tensor]  # log_snr (B,) -> variance of x about x_hat, per dimension, (B,)
+XVariance = Callable[[Tensor], Tensor]  # log_snr -> variance of x about x_hat, per dimension, of its shape
 
 
 def analytic_variance(log_snr: Tensor) -> Tensor:
     """0.1 / (2 + SNR), for images in [-1, 1]."""
     return 0.1 / (2 + torch.exp(log_snr))
-
-
-@dataclass(frozen=True)
-class TabulatedVariance(Ranged):
-    """eta times squared errors measured at some log-SNRs, linear in log-SNR between them.
-
-    log_snr: increasing, at least two
-    errors:  E|x - x_hat|^2 / d there
-    """
-
-    log_snr: tuple[Annotated[float, Range(-1000, 1000)], ...]
-    errors: tuple[Annotated[float, Range(0, math.inf, below=True)], ...]
-    eta: Annotated[float, Range(0, 1000)] = 0.75
-
-    def __str__(self) -> str:
-        return f"measured variance, eta {self.eta:g}"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not len(self.log_snr) == len(self.errors) >= 2:
-            raise ValueError(f"a table has two or more log-SNRs, an error for each, got {self.log_snr}, {self.errors}")
-        if not all(low < high for low, high in pairwise(self.log_snr)):
-            raise ValueError(f"the log-SNRs of a table increase, got {self.log_snr}")
-
-    def __call__(self, log_snr: Tensor) -> Tensor:
-        """Raises ValueError for a log-SNR outside the table."""
-        at = torch.tensor(self.log_snr, dtype=torch.float64, device=log_snr.device)
-        errors = torch.tensor(self.errors, dtype=torch.float64, device=log_snr.device)
-        asked = log_snr.double()
-        within = (asked >= at[0] - 1e-4) & (asked <= at[-1] + 1e-4)  # float32 moves the ends a little
-        if not bool(within.all()):
-            raise ValueError(
-                f"the table goes from log-SNR {self.log_snr[0]:g} to {self.log_snr[-1]:g}, asked for "
-                f"{asked.min().item():g} to {asked.max().item():g}: measure it there too"
-            )
-        above = torch.searchsorted(at, asked.contiguous()).clamp(1, len(at) - 1)
-        share = (asked - at[above - 1]) / (at[above] - at[above - 1])
-        return self.eta * torch.lerp(errors[above - 1], errors[above], share.clamp(0, 1))
 
 
 @dataclass(frozen=True)
@@ -116,14 +73,13 @@ class AdjustedDDIM(Step):
     draws_noise = False
 
     def __str__(self) -> str:
-        return "aDDIM" if self.variance is analytic_variance else f"aDDIM, {self.variance}"
+        return "aDDIM"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_hat = denoise(z, t)
         if self.process.ends(s):
             return x_hat, carry
-        log_snr = self.process.log_snr(t)
-        variance = self.variance(log_snr.flatten()).view_as(log_snr)  # of one number, too, it is asked as of rows
+        variance = self.variance(self.process.log_snr(t))
         return move(self.process, z, adjusted(self.process, z, x_hat, t, s, variance), t, s), carry
 
 

@@ -1,1 +1,1 @@
-"""`dualrate serve`: a page to play with, and a Hugging Face Space of it."""
+"""`dualrate serve`: a page to play with."""

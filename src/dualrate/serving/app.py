@@ -49,6 +49,7 @@ NAMES = {404: "not-found", 405: "wrong-method"}
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
@@ -144,7 +145,7 @@ def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool) -> Starlette:
             response: Response = JSONResponse({"error": "wrong-host", "message": message}, 421)
         else:
             response = await answer(request)
-        response.headers.update(HEADERS | ({"X-Frame-Options": "DENY"} if loopback else {}))  # a Space is in a frame
+        response.headers.update(HEADERS)
         return response
 
     routes = [

@@ -35,18 +35,16 @@ from dualrate.sampling.trajectory import State
 
 USUAL_IMAGES = 8  # of a request
 Baseline = Literal["steps", "cost", "nothing"]
-Waiting = Annotated[int, Range(0, 10_000)]
-MostSteps = Annotated[int, Range(1, 1000)]
 ShownImages = Annotated[int, Range(1, 256)]
 
 
 @dataclass(frozen=True)
-class Limits(Ranged):
+class Limits:
     """What may be asked for: steps of a plan, images of a request, and requests that wait beside the one at work."""
 
-    steps: MostSteps = 256
-    images: ShownImages = 16
-    waiting: Waiting = 8
+    steps: int = 256
+    images: int = 16
+    waiting: int = 8
 
 
 @dataclass(frozen=True)
@@ -143,10 +141,9 @@ class Offered:
         for steps in range(1, most + 1):
             with suppress(ValueError):
                 self.usual[steps] = Choice(steps).step_plan(model).num_heavy
-        default = model.serves.default_steps
         if not self.usual:
-            raise ValueError(f"{model.name} serves no plan of {most} steps or fewer: pass --max-steps {default}")
-        self.steps = self.nearest(default)
+            raise ValueError(f"{model.name} serves no plan of {most} steps or fewer: use dualrate sample")
+        self.steps = self.nearest(model.serves.steps)
         free = model.serves.any_plan and model.reuses_context
         self.least = (0 if model.serves.drops else 1) if free else None
         self.samplers: dict[str, bool] = {}
@@ -168,10 +165,10 @@ class Offer:
     Raises ValueError for a baseline of other images or classes, and for a model of texts.
     """
 
-    def __init__(self, model: Model, baseline: Model | None = None, limits: Limits | None = None) -> None:
+    def __init__(self, model: Model, baseline: Model | None = None, limits: Limits = Limits()) -> None:
         if model.experiment.codec.alphabet:
             raise ValueError(f"{model.name} is a model of texts, the page shows images: use dualrate sample")
-        self.model, self.limits = model, limits or Limits()
+        self.model, self.limits = model, limits
         self.offered = Offered(model, self.limits.steps)
         self.baseline, self.of_baseline = model, self.offered
         if baseline is not None:

@@ -72,14 +72,10 @@ def pays(device: torch.device) -> bool:
     return False
 
 
-def _probe(x: torch.Tensor) -> torch.Tensor:
-    return (x * x).sin().sum()
-
-
 def compiles(device: torch.device) -> str | None:
     """None if `torch.compile` works here, else why not."""
     try:
-        torch.compile(_probe)(torch.ones(4, device=device, requires_grad=True)).backward()
+        torch.compile(lambda x: (x * x).sin().sum())(torch.ones(4, device=device, requires_grad=True)).backward()
     except Exception as error:  # whatever the toolchain raises
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return None
@@ -187,17 +183,10 @@ def default_generator(device: torch.device) -> torch.Generator:
     return torch.default_generator
 
 
-def devices() -> list[str]:
-    """Names of the devices here: the CPU, and the GPUs if there are any."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None or found.type == "mps":
-        return ["cpu"]
-    return ["cpu", *(f"{found.type}:{i}" for i in range(torch.accelerator.device_count()))]
-
-
 def pick_device(name: str | None) -> torch.device:
     """The named device; None: cuda if there is one. Raises ValueError for one that is not here or cannot be used."""
-    name, known = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name, devices()
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
+    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if name.startswith("mps"):
         raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
     if not {name, f"{name}:0", name.removesuffix(":0")} & set(known):

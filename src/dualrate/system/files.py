@@ -51,12 +51,7 @@ def check_regular(path: Path, limit: int | None = None) -> None:
     if not stat.S_ISREG(found.st_mode):
         kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
         raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}; expected a file")
-    check_size(path, found.st_size, limit)
-
-
-def check_size(path: Path, size: int, limit: int | None) -> None:
-    """Raises ValueError for a file of more than `limit` bytes."""
-    if limit is not None and size > limit:
+    if limit is not None and found.st_size > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes, the most that is accepted here")
 
 
@@ -216,12 +211,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
     with naming(path):
         check_regular(path)
         try:
-            with path.open("rb") as content:
-                read_header(content)
-        except ValueError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
+            with path.open("rb"), safetensors.safe_open(path, framework="pt") as file:
                 yield file
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from error

@@ -41,7 +41,12 @@ class Manifest:
     @staticmethod
     def write(folder: Path, names: Collection[str]) -> None:
         """The manifest of these files, as they are."""
-        entries = {name: _entry(folder / name) for name in sorted(names)}
+        entries = {}
+        for name in sorted(names):
+            check_regular(folder / name)
+            with naming(folder / name), (folder / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            entries[name] = {"size": (folder / name).stat().st_size, "sha256": digest}
         write_whole(folder / MANIFEST, json.dumps({"files": entries}, separators=(",", ":")))
 
     @staticmethod
@@ -68,36 +73,18 @@ class Manifest:
 
         limit: bytes that it may have
         """
-        size, expected = self.entries[name]
-        with self._reading(name):
-            content = read_bytes(self.folder / name, min(size, limit))
-            if len(content) != size or hashlib.sha256(content).hexdigest() != expected:
-                raise Damaged(f"{self.folder / name}: its content is not what the manifest says")
-        return content
-
-    def check(self, name: str) -> None:
-        """Raises Damaged unless a file is what the manifest says; its content is not kept in memory."""
-        with self._reading(name):
-            if tuple(_entry(self.folder / name).values()) != self.entries[name]:
-                raise Damaged(f"{self.folder / name}: its content is not what the manifest says")
-
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        """Within the block a missing file, or a folder in its place, is damage; other OSErrors are not."""
+        file, (size, expected) = self.folder / name, self.entries[name]
         try:
-            yield
-        except ValueError as error:
-            raise Damaged(f"{self.folder / name}: its content is not what the manifest says ({error})") from error
+            content = read_bytes(file, min(size, limit))
+        except ValueError as error:  # a pipe, or more bytes
+            raise Damaged(f"{file}: its content is not what the manifest says ({error})") from error
         except OSError as error:
             if error.errno in ABSENT:
-                raise Damaged(f"{self.folder / name}: {error.strerror}") from error
+                raise Damaged(f"{file}: {error.strerror}") from error
             raise
-
-
-def _entry(file: Path) -> dict[str, int | str]:
-    check_regular(file)
-    with naming(file), file.open("rb") as opened:
-        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+        if len(content) != size or hashlib.sha256(content).hexdigest() != expected:
+            raise Damaged(f"{file}: its content is not what the manifest says")
+        return content
 
 
 def fault_point(point: str) -> None:

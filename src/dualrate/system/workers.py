@@ -2,7 +2,7 @@
 
 Whoever has blocks of work takes a `Mapper`: `in_turn` does them here, one after the other, `Workers` in processes of
 `concurrent.futures`. Blocks do not depend on the number of workers, and each worker has one thread: so the results are
-bit for bit those of one process with one thread.
+bit for bit those of one process with one thread. A worker that dies ends the work.
 
 A worker is spawned, since a fork of a process with threads may hang. It runs on one core of the CPU, or on one of the
 GPUs in turns. A job is pickled once, to a file that the workers read: a model as the directory to load it from
@@ -34,7 +34,6 @@ from dualrate.system.device import keep_freed_memory
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
-ATTEMPTS = 3  # at a block of which a worker died
 REFUSALS = (ValueError, OSError, MemoryError, FloatingPointError)  # kinds that an error keeps on its way to the parent
 
 
@@ -58,17 +57,15 @@ def number_of_workers(asked: int | Literal["auto"], device: torch.device) -> int
     return found if asked == "auto" else asked
 
 
-def mapper(
-    asked: int | Literal["auto"], device: torch.device, note: Callable[[str], None]
-) -> AbstractContextManager[Mapper]:
-    """That many workers, for a `with`; one is this process. note: called when a worker died.
+def mapper(asked: int | Literal["auto"], device: torch.device) -> AbstractContextManager[Mapper]:
+    """That many workers, for a `with`; one is this process.
 
     Raises ValueError for several on one GPU that was chosen by its number.
     """
     count = number_of_workers(asked, device)
     if count > 1 and device.type == "cuda" and device.index:  # 0 is what is taken where none is named
         raise ValueError(f"workers take the GPUs in turns, got {device} for all: choose them by CUDA_VISIBLE_DEVICES")
-    return nullcontext(in_turn) if count == 1 else Workers(count, device, note)
+    return nullcontext(in_turn) if count == 1 else Workers(count, device)
 
 
 class Workers:
@@ -78,10 +75,8 @@ class Workers:
     A script that uses it needs `if __name__ == "__main__":`, since every worker imports it.
     """
 
-    def __init__(
-        self, count: int, device: torch.device | str = "cpu", note: Callable[[str], None] = lambda text: None
-    ) -> None:
-        self.count, self.device, self.note = count, torch.device(device).type, note
+    def __init__(self, count: int, device: torch.device | str = "cpu") -> None:
+        self.count, self.device = count, torch.device(device).type
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -91,26 +86,17 @@ class Workers:
         self._stop()
 
     def __call__(self, job: Callable[[Block], Result], blocks: Sequence[Block], /) -> Iterator[tuple[Block, Result]]:
-        """See `Mapper`. Raises ValueError for a job that cannot be sent; ChildProcessError if workers keep dying."""
-        done = deaths = 0
+        """See `Mapper`. Raises ValueError for a job that cannot be sent; ChildProcessError if a worker dies."""
         with TemporaryDirectory(prefix="dualrate-job-") as folder:
             file = Path(folder, "job")
             file.write_bytes(_packed(job))
             try:
-                while done < len(blocks):
-                    try:
-                        for block, result in self._results(file, blocks[done:]):
-                            yield block, result
-                            done, deaths = done + 1, 0
-                    except BrokenProcessPool as error:
-                        self._stop()
-                        deaths += 1
-                        what = f"a worker died at block {done + 1} of {len(blocks)} or one of the next"
-                        if deaths == ATTEMPTS:
-                            raise ChildProcessError(
-                                f"{what}, as {deaths - 1} before it, mostly for lack of memory: use fewer (--workers)"
-                            ) from error
-                        self.note(f"{what}, which are done again")
+                yield from self._results(file, blocks)
+            except BrokenProcessPool as error:
+                self._stop()
+                raise ChildProcessError(
+                    "a worker died, as most do for lack of memory: use fewer (--workers); what was finished is kept"
+                ) from error
             except BaseException:
                 self._stop()
                 raise

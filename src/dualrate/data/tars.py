@@ -1,0 +1,276 @@
+"""Images in tar archives, read in place: nothing is unpacked, so no name in one is ever a path.
+
+A source is a .tar file or a folder of them, perhaps in train/ and test/ (or val/). An image is a regular file with an
+image's ending. Its class is, by what there is
+    key.cls or key.json beside key.jpg or key.image.jpg, as in webdataset's shards: a number or a name; in JSON that of
+    "label"
+    the folder in the archive that it is in
+    the tar that it is in, of a tar of tars (ImageNet's) or of several; unless these are numbered on: a-0.tar, a-1.tar
+What has an image's name and is none (a link, a device, a sparse file), or
+should not have it (the second of a name, one that leads out of the archive), is an image that cannot be used, like one
+that cannot be decoded. Python's tarfile reads the headers; three things that it takes on trust are checked: that it
+goes forwards, that a file is within the archive, that the archive has an end.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from dualrate.data.decode import MAX_BYTES
+from dualrate.data.source import (
+    MIXED,
+    SUFFIXES,
+    DataProgress,
+    Item,
+    Listed,
+    Member,
+    Raw,
+    Source,
+    Split,
+    hidden,
+    printable,
+    reading,
+    skipped,
+    split_named,
+    test_split,
+)
+from dualrate.system.files import check_regular
+
+Label = int | str
+_MAX_HEADER = 2**20  # bytes of an extended header, of a label
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
+
+@dataclass(slots=True)
+class Found:
+    """An image of an archive.
+
+    folder: what holds it there, a folder or an inner tar; empty: nothing does
+    split:  the one that its path names, as `split_named` calls it; empty: none
+    label:  beside it; else by its place
+    """
+
+    image: Member
+    folder: str
+    split: str
+    label: Label | None
+
+
+def tar_files(folder: Path) -> list[Path]:
+    """The .tar files of a folder that holds no other images, or of its sub-folders named like splits; or none."""
+    entries = [folder / name for name in os.listdir(folder) if not hidden(name)]
+    if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
+        return []
+    folders = [entry for entry in entries if entry.is_dir()]
+    tars = [[file for file in place.glob("*.tar") if not hidden(file.name)] for place in folders or [folder]]
+    usable = all(split_named(one.name) for one in folders) and all(tars)
+    return sorted(file for files in tars for file in files) if usable else []
+
+
+def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataProgress) -> Source:
+    """The images of tar files below `root`, or of the one that `root` is.
+
+    Raises, when read, OSError for files that cannot be opened or read; ValueError for one that is damaged or
+    compressed, for labels of several kinds, for classes that only the test images have, and if there is no image.
+    """
+
+    def read() -> Raw:
+        stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
+        found = _listing(tuple(files), root, stamps, progress)
+        parts: dict[str, list[Found]] = defaultdict(list)
+        for one in found:  # what cannot be used and names no split is among the training images
+            parts[one.split or "train"].append(one)
+        test = test_split(parts)
+        unused = [one.image.name for kind in parts if kind not in ("train", test) for one in parts[kind]]
+        train = _listed(parts["train"], root)
+        chosen = _listed(parts[test], root) if test and split == "test" else train
+        return chosen.raw(train, str(root), None if test else split, note=skipped(unused, "image(s) of other splits"))
+
+    return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
+
+
+@lru_cache(maxsize=1)  # for both splits
+def _listing(
+    files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
+) -> list[Found]:
+    """The images of all tars, in order.
+
+    stamps: of the files, since what was listed before may have changed
+    """
+    found = []
+    for i, file in enumerate(files):
+        progress(i, len(files), "listing tars")
+        found += _images_of(file, file.name if file == root else file.relative_to(root).as_posix())
+    progress(len(files), len(files), "listing tars")
+    good = [one for one in found if not one.image.fault]
+    if not good:
+        said = f"; {found[0].image.name}: {found[0].image.fault}" if found else ""
+        raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
+    split = all(one.split for one in good) and any(one.split == "train" for one in good)
+    labelled, shards = any(one.label is not None for one in good), _are_shards({one.image.file for one in good})
+    for one in found:
+        if labelled and one.label is None and not one.image.fault:
+            one.image = replace(one.image, fault="it has no label beside it (.cls, or label in .json)")
+        elif not labelled:
+            tar = one.image.file.stem
+            unnamed = shards or (split and any(map(split_named, _words(tar))))
+            folder = "" if split and split_named(one.folder) else one.folder
+            one.label = folder or (None if unnamed else printable(tar))
+        one.split = one.split if split else ""
+    return found
+
+
+def _are_shards(tars: Iterable[Path]) -> bool:
+    """Whether in every folder there is one tar, or their names end in numbers one after the other: no classes, then."""
+    there = Counter(tar.parent for tar in tars)
+    runs: dict[tuple[Path, str], list[int]] = defaultdict(list)
+    for tar in tars:
+        stem = tar.stem.rstrip("0123456789")
+        runs[tar.parent, stem].append(int(tar.stem[len(stem) :][-18:] or -1))
+    return all(
+        there[folder] == 1 or (min(run) >= 0 and max(run) - min(run) + 1 == len(run))
+        for (folder, _), run in runs.items()
+    )
+
+
+def _listed(found: Sequence[Found], root: Path) -> Listed:
+    """What cannot be used has the label of another one, which nobody sees."""
+    known = [one.label for one in found if not one.image.fault]
+    labels = [known[0] if one.image.fault else one.label for one in found] if known else []
+    kinds = {type(label) for label in labels}
+    if len(kinds) > 1:
+        raise ValueError(f"images of {root} {MIXED}")
+    items: list[Item] = [(one.image.name, one.image) for one in found]
+    words = list(map(str, labels)) if kinds == {str} else None
+    return Listed(items, len(found), np.array(labels, np.int64) if kinds == {int} else words, by_name=True)
+
+
+def _images_of(file: Path, shown: str) -> list[Found]:
+    """The images of one tar with their labels. shown: its name in messages.
+
+    A label is that of the image of the same name up to the last dot; else, as in webdataset, up to the first one.
+    """
+    check_regular(file)
+    labels: dict[str, Label] = {}
+    images: list[tuple[str, Member]] = []
+    names: set[str] = set()
+    with reading(file, "tar"), _Headers(file) as headers:
+        if headers.read(8).startswith(_COMPRESSED):
+            raise ValueError("it is compressed: unpack it to a plain .tar, in which images are read where they stand")
+        for inside, entry, offset in _entries(headers, 0, file.stat().st_size, ""):
+            name = inside + entry.name.removeprefix("./")
+            stem, dot, suffix = name.rpartition(".")
+            kind = dot + suffix.lower()
+            if any(map(hidden, name.split("/"))):
+                continue
+            if kind in (".cls", ".json") and _is_file(entry) and entry.size <= _MAX_HEADER:
+                headers.seek(offset)
+                label = _label(headers.read(entry.size), kind == ".json")
+                if label is not None and (kind == ".cls" or stem not in labels):
+                    labels[stem] = label
+            elif kind in (*SUFFIXES, ".tar"):
+                fault = _fault(entry) or ("there is another file of this name before it" if name in names else "")
+                images.append((name, Member(printable(f"{shown}/{name}"), file, offset, entry.size, fault)))
+                names.add(name)
+    found = []
+    for name, image in images:
+        place, _, base = name.rpartition("/")
+        keys = (name.rpartition(".")[0], name.removesuffix(base) + base.partition(".")[0])
+        label = next((labels[key] for key in keys if key in labels), None)
+        found.append(Found(image, *_place(f"{shown}/{place}", shown), label))
+    return found
+
+
+def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
+    """Everything but folders, in order: the inner tar that it is in, with a slash, its header, its offset in the file.
+
+    Raises ValueError for an archive that is damaged or cut off.
+    """
+    headers.seek(start)
+    end = start
+    with tarfile.open(fileobj=headers, mode="r:") as tar:
+        while (entry := tar.next()) is not None:
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # else it keeps every header
+            begin, end = end, tar.offset
+            inner = entry.offset_data + (entry.size if _is_file(entry) else 0)
+            if not (begin <= entry.offset < entry.offset_data <= inner <= end <= stop):
+                raise ValueError(
+                    f"{inside}{entry.name} is said to be at {entry.offset_data:,}, of {entry.size:,} bytes"
+                )
+            if entry.isdir():
+                continue
+            nested = entry.name.lower().endswith(".tar") and not any(map(hidden, entry.name.split("/")))
+            if nested and _is_file(entry) and not inside:
+                yield from _entries(headers, entry.offset_data, end, f"{entry.name}/")
+            else:
+                yield inside, entry, entry.offset_data
+    headers.seek(end)
+    if end + tarfile.BLOCKSIZE > stop or headers.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise ValueError(f"{inside or 'it'} is damaged or cut off at byte {end:,}: the mark of its end is not there")
+
+
+def _is_file(entry: tarfile.TarInfo) -> bool:
+    return entry.isreg() and not entry.issparse()
+
+
+def _fault(entry: tarfile.TarInfo) -> str:
+    """Why something with an image's name is not to be used."""
+    if not _is_file(entry):
+        return "it is a link, a device or a sparse file"
+    if entry.name.lower().endswith(".tar"):
+        return "a tar within a tar within a tar is not opened"
+    if entry.name.startswith("/") or ".." in entry.name.split("/"):
+        return "its name leads out of the archive"
+    return f"it has {entry.size:,} bytes, more than the {MAX_BYTES:,} accepted" if entry.size > MAX_BYTES else ""
+
+
+def _label(content: bytes, in_json: bool) -> Label | None:
+    """What a .cls or .json file says; None if that is no label."""
+    try:
+        value = json.loads(content) if in_json else content.decode().strip()
+    except (ValueError, RecursionError):
+        return None
+    if in_json:
+        value = value.get("label") if isinstance(value, dict) else None
+    elif re.fullmatch(r"\d{1,18}", value):
+        return int(value)
+    usable = 0 <= value < 10**18 if type(value) is int else isinstance(value, str) and bool(value)
+    return value if usable else None
+
+
+@lru_cache(maxsize=10_000)
+def _place(path: str, shown: str) -> tuple[str, str]:
+    """The folder or inner tar of images, empty if there is none, and the split that this path names, train first.
+
+    path: that of their folder, with those of the tars, of which the outer one's is `shown`
+    """
+    parts = PurePosixPath(path).parts
+    named = [*parts, *(word for part in parts if part.endswith(".tar") for word in _words(part))]
+    splits = set(filter(None, map(split_named, named)))
+    split = "train" if "train" in splits else test_split(splits) or next(iter(splits), "")
+    folder = parts[-1].removesuffix(".tar") if len(parts) > len(PurePosixPath(shown).parts) else ""
+    return printable(folder), split
+
+
+def _words(name: str) -> list[str]:
+    return re.findall("[a-z]+", name.lower())
+
+
+class _Headers(io.FileIO):
+    """A file of which little is read at a time: an archive's own word on the length of a header is not taken."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MAX_HEADER:
+            raise ValueError(f"it has a header of {size} bytes, more than the {_MAX_HEADER:,} accepted")
+        return super().read(size) or b""

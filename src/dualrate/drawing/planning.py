@@ -1,0 +1,145 @@
+"""The best plans of a model for a budget.
+
+The errors of every pair of a grid time and a context are measured once and kept in the user's cache. Then
+`planning/planner.py` finds the best plan within a budget for each number of steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dualrate.data.cache import cache_dir
+from dualrate.data.loader import ByteBatch
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond
+from dualrate.drawing.drawer import real_batches
+from dualrate.experiment.experiment import Model
+from dualrate.planning.planner import FEWEST, Bend, Errors, Numbers, Planned, Planner, measure_bend, measure_errors
+from dualrate.sampling.cost import CallCost
+from dualrate.sampling.grids import grid_times
+from dualrate.system.device import pays
+from dualrate.system.files import read_json, write_whole
+from dualrate.system.progress import Reporter
+from dualrate.system.workers import Mapper, in_turn
+
+ROWS = 16  # images at a time: the contexts of all grid times are held for them
+SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sampled and scored with
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The best plan of one number of steps; `even`: the objective of as many heavy calls spread evenly, on the grid,
+    with contexts kept between them.
+    """
+
+    planned: Planned
+    even: float | None
+    cost: float
+
+
+def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence[int]) -> list[Candidate]:
+    """The best plan within the budget for each number of steps that fits it, best first.
+
+    Raises ValueError if none does.
+    """
+    found = []
+    for count in steps:
+        affordable = costs.affordable(count, budget)
+        if not affordable.any():
+            continue
+        planned = planner.best(count, affordable)
+        heavy, alone = planned.plan.num_heavy, planned.plan.num_alone
+        even = planner.objective(StepPlan.spread(planner.errors.t[:: planner.errors.num_steps // count], heavy))
+        found.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
+    if not found:
+        cheapest = min(costs.of(count, *calls) for count in steps for calls in ((0, count), (1, 0), (count, 0)))
+        raise ValueError(
+            f"a budget of {budget:.4g} pays for none of {', '.join(map(str, steps))} steps; the cheapest plan costs "
+            f"{cheapest:.4g}: raise the budget, or allow fewer steps"
+        )
+    return sorted(found, key=lambda candidate: candidate.planned.objective)
+
+
+def require_plannable(model: Model) -> None:
+    """Raises ValueError for a student, a single network and a decoder, whose plans have nothing to choose."""
+    if not model.serves.any_plan:
+        raise ValueError(f"{model.name} is a distilled student, whose plan was set before it was trained")
+    if model.experiment.networks.given is not None:
+        raise ValueError(f"{model.name} is a decoder, whose heavy call is of the latent alone: nothing to plan")
+    if not model.reuses_context:
+        raise ValueError(
+            f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "
+            "shared-encoder, or another run make some of its steps (--denoiser)"
+        )
+
+
+def measured_errors(
+    model: Model, *, grid: int, images: int, spacing: str = "t", progress: Reporter, mapper: Mapper = in_turn
+) -> Errors:
+    """Errors of the model on its training data, over a grid of so many steps, and its bend; kept in the user's cache.
+
+    images: spread over the data set; all of them if there are fewer
+    spacing: of the grid, as a sampler's (sampling/grids.py)
+    mapper: measures batches of ROWS images
+    Raises what `require_plannable` and `every_call` raise; ValueError for a damaged file.
+    """
+    require_plannable(model)
+    source, t = model.experiment.data.load("train"), grid_times(spacing, model.process.schedule, grid)
+    images = min(images, len(source))
+    of = [model.weights_hash, model.experiment.drawing, source.fingerprint, grid, images, spacing, pays(model.device)]
+    file = cache_dir() / "plans" / f"{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}.json"
+    if file.exists():
+        return _read_errors(file, t)
+    progress.note(f"measuring errors, once: {images} images at {grid} times; they are kept in {file.parent}")
+    total, done = dict[str, Numbers](), 0
+    batches = [*real_batches(model, source, images, ROWS)]
+    try:
+        for batch, means in mapper(partial(_means, model, t, pays(model.device)), batches):
+            total = {name: total.get(name, 0) + mean * len(batch.x) / images for name, mean in means.items()}
+            done += len(batch.x)
+            progress.update(done, images, {"images": done})
+    finally:
+        progress.close()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps({"t": t} | {name: mean.tolist() for name, mean in total.items()}))
+    return _errors(t, total)
+
+
+def _errors(t: tuple[float, ...], means: Mapping[str, Numbers]) -> Errors:
+    """Of the arrays that are kept: the errors, and those of a bend, if any."""
+    bend = {name: mean for name, mean in means.items() if name != "errors"}
+    return Errors(t, means["errors"], Bend(**bend) if bend else None)
+
+
+def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
+    """Errors as they were kept. Raises ValueError for a file that does not hold those of this grid."""
+    try:
+        means = {name: np.array(part, np.float64) for name, part in read_json(file).items()}
+        if not np.allclose(means.pop("t"), t, rtol=0, atol=1e-9):
+            raise ValueError("it is of other times")
+        return _errors(t, means)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
+
+
+def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch) -> dict[str, Numbers]:
+    """Of a batch: the errors, and the bend of x_hat where the grid shows it."""
+    batch = images.to(model.device)
+    draws, cond = Draws(SEED, batch.sample), Cond(batch.label)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+        denoiser = model.ready(bfloat16=bfloat16).denoiser
+        means = {"errors": measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws).errors}
+        if len(t) <= FEWEST:
+            return means
+        normal = draws.normal("bend", *batch.x.shape[1:]).to(batch.x.dtype)
+        return means | vars(measure_bend(denoiser, model.gaussian, t, normal, cond))
