@@ -132,7 +132,7 @@ def test_a_student_of_one_step_serves_it():
     assert serves.ladder([1, 8]) == [StepPlan.uniform(1)]
     serves.check_step(Ancestral(process))
     for plan in (StepPlan.uniform(2), StepPlan.at((0.9, 0), [0])):
-        with pytest.raises(ValueError, match="this student was distilled for one step, and makes no more; got"):
+        with pytest.raises(ValueError, match="this model has learned one step, and makes no more; got"):
             serves.check(plan)
     with pytest.raises(ValueError, match="for plain ancestral sampling"):
         serves.check_step(DDIM(process))

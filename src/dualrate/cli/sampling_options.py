@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from dualrate.cli.data import check_decoder_sampler
 from dualrate.config.imports import import_named
-from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
+from dualrate.config.ranges import GuidanceWeight, HeavyCalls, Members, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
 from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places, read_plan
@@ -77,6 +77,8 @@ class SamplingOptions(Ranged):
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
     """Noise levels sigma/alpha, low to high, at which guidance acts; all if not given."""
+    members: Members = 1
+    """M, samples of each condition, of a model that is given one; its heavy call is made once for all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +100,7 @@ class SamplingOptions(Ranged):
         Raises what `Choice`, its `drawer` and `Drawer` raise.
         """
         model = called_by(model, self.denoiser).with_codec(self.codec, self.codec_sampler, self.codec_steps)
-        return self.choice().drawer(model, note=note, guidance=self.guided, **more)
+        return self.choice().drawer(model, note=note, guidance=self.guided, members=self.members, **more)
 
     @property
     def guided(self) -> Guidance:

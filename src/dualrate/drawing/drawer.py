@@ -246,7 +246,7 @@ class Drawer(Ranged):
         Raises what `sample_batches` raises, and ValueError for conditions that the model does not take.
         """
         drawer = self if members is None else replace(self, members=members)
-        if isinstance(seeds, Tensor) and seeds.ndim == 4:
+        if isinstance(seeds, Tensor):
             drawer, seeds = replace(drawer, model=drawer.model.with_given(Given(seeds))), range(len(seeds))
         start = time.perf_counter()
         images = np.concatenate([*drawer.batches(seeds, progress)])

@@ -182,10 +182,10 @@ class OnePlan(_Single, _Distilled, Ranged):
 
 @dataclass(frozen=True)
 class OneStep(_Single, _Distilled):
-    """A student of one network that goes from noise to its x_hat at once."""
+    """A model that goes from noise to its x_hat at once."""
 
     steps, heavy = 1, None
-    learned = "student was distilled for one step, and makes no more"
+    learned = "model has learned one step, and makes no more"
 
 
 @dataclass(frozen=True)

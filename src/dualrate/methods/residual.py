@@ -6,7 +6,7 @@
 
 So any sampler of x serves. The residual has the scale s: r / s in place of r is diffused at another noise level,
 
-    c = sqrt(alpha^2 s^2 + sigma^2),  log_snr' = log_snr + 2 log s,  r_hat = s x_from_v((z_t - alpha m) / c, v, log_snr')
+    c = sqrt(alpha^2 s^2 + sigma^2), log_snr' = log_snr + 2 log s, r_hat = s x_from_v((z_t - alpha m) / c, v, log_snr')
 
 CorrDiff gives the light network y and m (`features` off). Two rates, ours: the regression's features too.
 Deviates from CorrDiff: both are trained together, and the state is that of x.

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any, Literal
 
+from dualrate.data.conditions import Condition, task_named
 from dualrate.data.images import Look, look_at
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.source import resolved
@@ -44,11 +45,11 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
+from dualrate.recipes.tasks import Rate, TrainedBy, made
 from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
 Size = Literal["tiny", "small", "base"]
-Rate = Literal["dual", "single"]
 
 SIDES = (8, *(m * 2**k for k in range(1, 6) for m in (5, 6, 7, 8)))  # 8, 10, 12, 14, 16, 20, ... 256
 NOISE_SIDE = 32  # up to which the schedule is the cosine
@@ -105,7 +106,20 @@ class Auto:
     size: Size = "small"
     """Of the networks. tiny: minutes of a laptop. small: about an hour of a CPU core. base: for a GPU."""
     rate: Rate = "dual"
-    """dual: a heavy network now and then, a light one at every step. single: the heavy one at every step."""
+    """dual: a heavy network now and then, of a task once, and a light one at every step. single: the heavy one at every
+    step. Of a task also medium and light: one smaller network."""
+    task: str | None = None
+    """What images are made of: super-resolution:4, inpainting:16 (the side of the hole) or colour; noise alone if not
+    given."""
+    trained_by: TrainedBy = "diffusion"
+    """Of a task. residual: a regression once, and diffusion of what it leaves, with its features; corrdiff: without.
+    crps, energy: a sample in one call, by a score of two draws."""
+
+    def __post_init__(self) -> None:
+        if self.task is None and (self.rate not in ("dual", "single") or self.trained_by != "diffusion"):
+            raise ValueError(f"--rate {self.rate} and --trained-by {self.trained_by} are of a task: give a --task")
+        if self.task is not None:
+            task_named(self.task)
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these images. Raises what `look_at` and `experiment` raise, and ValueError for no source.
@@ -118,13 +132,25 @@ class Auto:
         if is_encoded(self.data.source):
             latents = read_latents(self.data.source, "train")
             progress.note(f"{latents.name}: {len(latents)} images as latents of {latents.shape} (C, H, W)")
+            if self.task is not None:
+                raise ValueError(f"tasks are of images, and {self.data.source} holds latents: name the images")
             return replace(
                 _made(latents.shape, latents.num_classes, self.data, self.size, self.rate), codec=latents.codec
             )
         look = look_at(self.data.source, self.data.label)
-        made = experiment(look, self.data, self.size, self.rate)
-        progress.note(account(look, self.data, made))
-        return made
+        found = experiment(look, self.data, self.size, "single" if self.task else self.rate)
+        if self.task is not None:
+            found = self._of_task(found, task_named(self.task))
+        progress.note(account(look, self.data, found))
+        return found
+
+    def _of_task(self, single: Experiment, task: Condition) -> Experiment:
+        assert isinstance(single.networks, OneNetwork)
+        heavy = replace(single.networks.model, num_classes=0)
+        networks, method = made(task, single.shape, heavy, self.rate, self.trained_by)
+        parts = (name_of(self.data.source), str(self.task), self.size, self.rate, self.trained_by)
+        name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5]).replace(":", "-")
+        return replace(single, name=name, networks=networks, method=method, condition=task)
 
 
 def experiment(look: Look, data: DataConfig, size: Size = "small", rate: Rate = "dual") -> Experiment:

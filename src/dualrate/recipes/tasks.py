@@ -1,0 +1,61 @@
+"""Conditional models of one's own images: networks at two rates and at one, and how each is trained.
+
+dual     the heavy network on the condition, once for all its samples; the light one at every step
+single   the heavy one at every step;  medium, light: a smaller one at every step
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+from dualrate.data.conditions import Condition
+from dualrate.diffusion.values import Shape
+from dualrate.experiment.experiment import MethodConfig
+from dualrate.experiment.network_configs import NetworksConfig, OneConditional, TwoConditional
+from dualrate.methods.crps import OneCallConfig
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.residual import ResidualConfig, ResidualNetworks
+from dualrate.methods.times import GivenTimes, SingleTime
+from dualrate.networks.uvit import Level, UViTConfig
+
+Rate = Literal["dual", "single", "medium", "light"]
+TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy"]
+SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (3 / 8, 1 / 3, 1 / 6)}  # of channels, widths, blocks of the middle
+
+
+def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
+    """A network of about a quarter (medium) or a twentieth (light) of the multiply-adds of a heavy one."""
+    conv, width, depth = SHARES[size]
+    step = math.gcd(32, *(level.channels for level in heavy.levels if level.kind == "transformer"))
+
+    def of(level: Level, last: bool) -> Level:
+        share, unit = (conv, 8) if level.kind == "conv" else (width, step)
+        channels = max(unit, round(level.channels * share / unit) * unit)
+        blocks = max(1, round(level.blocks * depth)) if last else 1
+        return replace(level, channels=channels, blocks=blocks, dropout=0.0)
+
+    levels = tuple(of(level, i == len(heavy.levels) - 1) for i, level in enumerate(heavy.levels))
+    return replace(heavy, levels=levels, head_dim=step)
+
+
+def made(
+    task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy
+) -> tuple[NetworksConfig, MethodConfig]:
+    """Networks for samples of a condition, and how they train. image: (C, H, W).
+
+    Raises ValueError for images that the condition cannot be made of, and for a method that is one of two networks.
+    """
+    given, light = task.shape(image), smaller(heavy, "light")
+    if trained_by in ("residual", "corrdiff"):
+        if rate != "dual":
+            raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
+        return ResidualNetworks(heavy, light, given, features=trained_by == "residual"), ResidualConfig()
+    if rate == "dual":
+        networks, times = TwoConditional(heavy, light, given), GivenTimes()
+    else:
+        networks, times = OneConditional(heavy if rate == "single" else smaller(heavy, rate), given), SingleTime()
+    if trained_by == "diffusion":
+        return networks, DenoisingConfig(times, label_dropout=0.0)
+    return networks, OneCallConfig(score=trained_by)
