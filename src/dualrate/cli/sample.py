@@ -27,8 +27,12 @@ class Sample(Ranged):
     out: Path
     """Directory for the images: new, empty, or with samples of the same model and plan, to which it adds."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
-    num: Images = 64
-    """Images in all, including those in the directory."""
+    num: Images | None = None
+    """Images in all, including those in the directory; if not given 64, or as many as --given holds. With --members
+    conditions, each with so many images."""
+    given: Path | None = None
+    """A picture, or a folder of them, to make images of: small ones, grey ones, or with transparent holes, as the run
+    was trained; those of held-out images if not given."""
     label: Classes | str | None = None
     """One class for all images, by number or name; every class in turn if not given."""
     seed: Seed = 0
@@ -50,6 +54,9 @@ class Sample(Ranged):
         from dualrate.system.workers import mapper
 
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        if self.given is not None:
+            model = model.with_given(model.experiment.read_given(self.given))
+        num = self.num or (64 if model.conditions is None else len(model.conditions.y))
         drawer = self.sampling.drawer(
             model, progress.note, label=self.label, batch_size=self.batch_size, precision=self.precision
         )
@@ -59,7 +66,7 @@ class Sample(Ranged):
         with closing(progress), mapper(self.workers, model.device) as over:
             written = write_samples(
                 drawer,
-                range(self.seed, self.seed + self.num),
+                range(self.seed, self.seed + num),
                 self.out,
                 npz=self.npz,
                 progress=image_progress(progress),
@@ -69,7 +76,7 @@ class Sample(Ranged):
         one, cost = model.experiment.noun, written.cost
         report: dict[str, object] = {
             "run": str(self.run_dir),
-            f"{one}s": self.num,
+            f"{one}s": num * drawer.members,
             "drawn": written.drawn,
             "out": str(self.out),
             "steps": drawer.plan.num_steps,

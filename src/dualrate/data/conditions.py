@@ -220,6 +220,15 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     return torch.cat((x * mask, mask), 1)
 
 
+def picture_of(given: Tensor, image: Shape) -> NDArray[np.uint8] | None:
+    """(B, C, H, W): conditions as pictures of the images' shape; None of latents, which are none."""
+    channels, height, width = image
+    if given.shape[1] not in (1, channels, channels + 1) or height % given.shape[2]:
+        return None
+    shown = given[:, :channels] if given.shape[1] >= channels else given.expand(-1, channels, -1, -1)
+    return to_uint8(F.interpolate(shown.float(), (height, width))).cpu().numpy()
+
+
 def read_conditions(files: Iterable[tuple[str, bytes]], condition: Condition, expected: Shape) -> Tensor:
     """(N, c, h, w) of pictures. Raises ValueError, with both shapes, for one of another shape than the model takes."""
     found = []

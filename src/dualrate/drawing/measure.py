@@ -41,6 +41,7 @@ from dualrate.experiment.experiment import DataConfig, Model
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
 from dualrate.metrics import text as language_models
+from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.metrics.evaluate import Evaluator, Score, holds_statistics, load_reference
 from dualrate.metrics.features import (
     CARD,
@@ -123,6 +124,7 @@ def measure(
     """
     check(evaluators, len(seeds), details=details)
     cost = drawer.cost  # counted apart from the seconds; refuses what cannot be drawn
+    drawer = replace(drawer, members=1)  # of each condition member 0: a distance is of independent images
     nets, of = [one.net for one in evaluators], _originals(drawer.model, seeds, evaluators[0])
     size = shard_size or max(SHARD * (keep is not None), drawer.batch_size)
     with TemporaryDirectory() if keep is None else nullcontext(keep) as directory:
@@ -415,6 +417,29 @@ def _shown(progress: Reporter, batch_size: int) -> TrainingProgress:
         progress.update(done, total, {"images": done * batch_size, "seconds": time.monotonic() - start, "loss": loss})
 
     return report
+
+
+SCORED = 1000  # conditions of an ensemble's scores, at most
+
+
+def ensemble_scores(drawer: Drawer, seeds: range, progress: ImageProgress | None = None) -> EnsembleScores | None:
+    """Scores of the members of the first SCORED of these seeds, against the held-out images that they are made of.
+
+    None of a model that is not given the conditions of held-out images, or of a single member.
+    """
+    given, first = drawer.model.given, seeds[:SCORED]
+    if not isinstance(given, HeldOut) or drawer.members < 2:
+        return None
+    members = drawer.members
+    size = max(1, drawer.batch_size // members)
+
+    def pairs() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        images = drawer.batches(first, progress)
+        for start in range(0, len(first), size):
+            part = torch.tensor(first[start : start + size])
+            yield next(images).reshape(len(part), members, *drawer.model.image_shape), given.originals(part)
+
+    return EnsembleScores.of(pairs())
 
 
 def score_source(

@@ -1,8 +1,9 @@
 """Samples in a folder: every image is written as it is drawn, so that the same call goes on after a kill.
 
     OUT/sample.json     what the images are of; images of anything else are never put beside them
-    OUT/<seed>.png      one image, whole or not there; of a model of texts <seed>.txt
-    OUT/grid.png        the first hundred; of texts samples.txt, with all
+    OUT/<seed>.png      one image, whole or not there; of a model of texts <seed>.txt; of member 3 <seed>-03.png
+    OUT/grid.png        the first hundred; of texts samples.txt, with all; of a conditional model a row for each of the
+                        first conditions: the condition, the image that it was made of, members
     OUT/images.npz      if asked for: the layout of the reference evaluators
 
 Batches are cut at multiples of the batch size from the first seed, and a batch that lacks an image is drawn again as a
@@ -17,15 +18,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
+from dualrate.data.conditions import HeldOut, picture_of
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import Drawer, Guidance, Samples, plain_step
 from dualrate.metrics.store import PIXELS, Origin
@@ -164,6 +168,7 @@ class Record:
     origin:                 all that decides an image of a seed
     cost:                   of one image
     ending:                 of the images' files: .txt of pieces of text
+    members:                images of each seed
     calls:                  what drew the images: commands, batch sizes, devices, versions; no two differ in dates alone
     """
 
@@ -180,6 +185,7 @@ class Record:
     cost: dict
     ending: Ending = ".png"
     calls: tuple[dict, ...] = ()
+    members: int = 1
 
     @staticmethod
     def of(drawer: Drawer, seeds: range, kind: Pictures | Pieces, command: str) -> Record:
@@ -199,11 +205,15 @@ class Record:
             cost={name: getattr(cost, name) for name in ("heavy_calls", "light_calls", "macs", "flops")},
             ending=kind.ending,
             calls=({"command": command, "batch_size": drawer.batch_size, **device},),
+            members=drawer.members,
         )
 
-    def file_name(self, seed: int) -> str:
-        """Six digits, or more if the first seed asks for them: a function of the two seeds alone."""
-        return f"{seed:0{max(6, len(str(self.first_seed + SPACE)))}d}{self.ending}"
+    def file_names(self, seed: int) -> list[str]:
+        """Of each member. Six digits, or more if the first seed asks for them: a function of the two seeds alone."""
+        name = f"{seed:0{max(6, len(str(self.first_seed + SPACE)))}d}"
+        digits = max(2, len(str(self.members - 1)))
+        members = [f"-{member:0{digits}d}" for member in range(self.members)] if self.members > 1 else [""]
+        return [f"{name}{member}{self.ending}" for member in members]
 
     def joined(self, earlier: Record | None, directory: Path) -> Record:
         """This record with what an earlier one of the same images says besides.
@@ -226,7 +236,8 @@ class Record:
 
     def _identity(self) -> dict[str, tuple[Any, Any]]:
         """What is equal in images of one kind: the value, and how an error shows it."""
-        found = {one.name: getattr(self.origin, one.name) for one in fields(Origin)} | {"first seed": self.first_seed}
+        found = {one.name: getattr(self.origin, one.name) for one in fields(Origin)}
+        found |= {"first seed": self.first_seed, "members": self.members}
         weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
         words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
         return {name: (value, words.get(name, value)) for name, value in found.items()}
@@ -257,7 +268,8 @@ def read_record(directory: Path) -> Record | None:
         record = from_json(Record, read_bytes(file), str(file))
     except ValueError as error:
         raise ValueError(f"{error}; choose another --out") from error
-    own = {record.file_name(record.first_seed + i) for i in range(record.images)} | {OVERVIEW[record.ending]}
+    own = {name for i in range(record.images) for name in record.file_names(record.first_seed + i)}
+    own.add(OVERVIEW[record.ending])
     if foreign := [name for name in names if name.endswith(record.ending) and name not in own and name[0] != "."]:
         raise ValueError(f"{directory} holds {some_of(foreign)} beside its samples: take that away, or change --out")
     return record
@@ -297,6 +309,7 @@ def write_samples(
 ) -> Written:
     """Draw the images of these seeds that `out` lacks, and write each at once; then the grid, and images.npz.
 
+    Of several members a seed, those of one seed are drawn together.
     drawer:   of precision "auto": that of the images that are there, if any
     progress: called with (images there, of how many) at first and after every batch
     mapper:   draws the batches; they are written here
@@ -320,20 +333,56 @@ def write_samples(
         for name in os.listdir(out):
             if _left(name):
                 (out / name).unlink()
-        files = Files([out / record.file_name(seed) for seed in seeds], seeds, kind, model.experiment.noun)
+        members, paths = drawer.members, [out / name for seed in seeds for name in record.file_names(seed)]
+        rows = range(seeds.start * members, seeds.stop * members)
+        files = Files(paths, rows, kind, model.experiment.noun)
         if not files.there.all():
             write_whole(out / SAMPLES, json.dumps(to_plain(record), indent=1) + "\n")
 
         def show() -> None:
-            kind.show([kind.read(path) for path in files.paths[: kind.shown]], out)
+            shown = [kind.read(path) for path in files.paths[: kind.shown]]
+            if model.given is None or not isinstance(kind, Pictures):
+                kind.show(shown, out)
+            else:
+                show_conditions(drawer, seeds, np.stack(shown), out / GRID_PNG)
 
         with files.naming_progress():
             if files.there[: kind.shown].all():
                 show()
             report = progress or (lambda done, total: None)
-            drawn, seconds = files.fill(drawer.resolved.draw, drawer.batch_size, report, mapper, show)
+            size = max(1, drawer.batch_size // members) * members
+            drawn, seconds = files.fill(partial(_draw, drawer.resolved), size, report, mapper, show)
             if npz:
                 labels = drawer.labels(seeds)
                 classes = None if labels is None else np.asarray(labels)
-                write_npz(out / NPZ, files.read(), (len(seeds), *model.image_shape), classes)
+                write_npz(out / NPZ, files.read(), (len(rows), *model.image_shape), classes)
     return Written(drawn, seconds, drawer.cost, record.origin.precision, files.paths)
+
+
+def _draw(drawer: Drawer, rows: Sequence[int]) -> Samples:
+    """The images of consecutive rows, M of each seed: row r is member r mod M of seed r // M."""
+    return drawer.draw(range(rows[0] // drawer.members, rows[-1] // drawer.members + 1))
+
+
+ROWS, COLUMNS = 10, 8  # of a picture of conditions: conditions, members of each
+
+
+def show_conditions(drawer: Drawer, seeds: range, images: NDArray[np.uint8], file: Path) -> None:
+    """A picture with a row a condition: the condition, where it is a picture, the image that it was made of, members.
+
+    images: (N, C, H, W), the first of those seeds, all members of one after the other
+    """
+    given, shape, members = drawer.model.given, drawer.model.image_shape, drawer.members
+    assert given is not None
+    count = min(ROWS, len(seeds), len(images) // members)
+    some = torch.tensor(seeds[:count])
+    columns = []
+    y = picture_of(given(some.to(drawer.model.device)), shape)
+    if y is not None:
+        columns.append(y)
+    if isinstance(given, HeldOut):
+        columns.append(given.originals(some))
+    own = images[: count * members].reshape(count, members, *shape)[:, :COLUMNS]
+    columns += [own[:, member] for member in range(own.shape[1])]
+    rows = np.stack(columns, 1).reshape(-1, *shape)
+    save_grid(rows, file, columns=len(columns), scale=2 if shape[-1] < 64 else 1)

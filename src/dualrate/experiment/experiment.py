@@ -23,11 +23,11 @@ from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import Condition, Conditioned, Given, HeldOut, Latent, Unconditional
+from dualrate.data.conditions import Condition, Conditioned, Given, HeldOut, Latent, Unconditional, read_conditions
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.latent_set import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
-from dualrate.data.source import DataProgress, Split
+from dualrate.data.source import DataProgress, Split, images_below, resolved
 from dualrate.data.text_pieces import PIECE, is_text, read_text
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
@@ -40,6 +40,7 @@ from dualrate.experiment.plan_support import Serves
 from dualrate.networks.blocks import copied
 from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.system.device import compile_calls, graph_calls, own_defaults, settle_products
+from dualrate.system.files import read_bytes
 from dualrate.system.folders import some_of
 from dualrate.system.progress import Reporter
 from dualrate.training.config import FitConfig
@@ -309,6 +310,21 @@ class Experiment(Ranged):
             return None
         codec = self.condition.codec.build(nn.ModuleDict(), device)
         return HeldOut(self.data.images("test"), self.condition.build(device), device, codec)
+
+    def read_given(self, place: str | Path) -> Given:
+        """The conditions in a picture, or in a folder of them in the order of their paths.
+
+        Raises ValueError for a model that is given nothing, no pictures, and, with both shapes, for one that does not
+        fit; OSError for a file that cannot be read.
+        """
+        path = resolved(place)
+        if self.networks.given is None:
+            raise ValueError(f"{self.name} makes images of noise alone: drop the conditions")
+        files = images_below(path) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{path} holds no pictures to make images of")
+        pictures = ((str(file), read_bytes(file)) for file in files)
+        return Given(read_conditions(pictures, self.condition, self.networks.given))
 
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with weights drawn from the run's seed, and their denoiser."""

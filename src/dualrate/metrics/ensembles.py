@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,6 +90,15 @@ class EnsembleScores:
         return EnsembleScores(
             members, crps.numpy(), energy.numpy(), of_mean.numpy(), single.numpy(), spread_skill=ratio, ranks=shares
         )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Means over conditions with their standard errors, ready for JSON."""
+        values = {name: getattr(self, name) for name in ("crps", "energy", "psnr_mean", "psnr")}
+        found: dict[str, Any] = {name: float(value.mean()) for name, value in values.items()}
+        errors = {name: float(value.std(ddof=1) / math.sqrt(len(value))) for name, value in values.items()}
+        found |= {"standard_errors": errors, "members": self.members, "conditions": len(self.crps)}
+        return found | {"spread_skill": self.spread_skill, "ranks": self.ranks.tolist()}
 
     def __str__(self) -> str:
         """For people, line by line."""
