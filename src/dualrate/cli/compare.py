@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from dualrate.cli.console import command_line, reporter, working
 from dualrate.cli.recipe import Compile, Device, Graphs, Workers
-from dualrate.config.ranges import Images, Minutes, Precision, Ranged
+from dualrate.config.ranges import Images, Members, Minutes, Precision, Ranged
 from dualrate.system.device import pick_device
 
 REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
@@ -38,6 +38,8 @@ class Compare(Ranged):
     baselines: bool = False
     """Also evaluate training-free baselines (DeepCache, FORA, TaylorSeer, ToCa, DuCa) on the most expensive single
     network, and lighter ones that are named for its first steps (RUN+LIGHT)."""
+    members: Members = 1
+    """Samples of each condition, of conditional models. They share a heavy call, and are scored together."""
     mixed: bool = False
     """Allow runs trained on other data than the first. All are then scored against the first run's images."""
     precision: Precision = "auto"
@@ -62,6 +64,7 @@ class Compare(Ranged):
             features=self.features,
             mixed=self.mixed,
             baselines=self.baselines,
+            members=self.members,
             device=device,
             workers=self.workers,
             precision=self.precision,

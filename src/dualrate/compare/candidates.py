@@ -265,6 +265,6 @@ def _compared(experiment: Experiment) -> dict[str, str]:
     data = experiment.data
     return {
         "images (shape) and classes": f"{experiment.codec.data_shape(experiment.shape)} {experiment.num_classes}",
-        "codecs of latents": experiment.condition.codec.fingerprint[:12],
+        "conditions": str(experiment.condition.identity or "none"),
         DATA: f"{data.source or 'unknown images'} (size {data.size}, channels {data.channels})",
     }

@@ -45,9 +45,20 @@ from dualrate.compare.results import (
     keep_row,
     read_row,
 )
-from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount, as_path
+from dualrate.config.ranges import Images, Members, Minutes, Precision, Ranged, WorkerCount, as_path
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.measure import OutOfTime, call_seconds, check, evaluators, features_named, measure, stores, until
+from dualrate.drawing.measure import (
+    OutOfTime,
+    call_seconds,
+    check,
+    ensemble_scores,
+    evaluators,
+    features_named,
+    measure,
+    stores,
+    until,
+)
+from dualrate.drawing.samples import strips
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.report.figures import pareto_front
@@ -100,6 +111,7 @@ def compare(
     workers: WorkerCount = 1,
     compiled: bool = False,
     graphs: bool = False,
+    members: Members = 1,
     progress: Reporter,
     command: str = "",
 ) -> ComparisonResults:
@@ -112,6 +124,7 @@ def compare(
     workers:   processes that draw at once; what is timed is timed in this one, alone
     compiled:  the networks, when they are first called
     graphs:    their calls are recorded as CUDA graphs, on a GPU (system/device.py)
+    members:   samples of each condition, of conditional models; they share a heavy call, and are scored as an ensemble
     mixed:     allow runs that were trained on other data than the first, which all are compared with
     baselines: add every denoiser of the catalogue around the most expensive single network
     Raises ValueError for bad requests, runs that do not compare, and an `out` that is no .html file; OSError where
@@ -145,7 +158,9 @@ def compare(
         write_whole(out, compare_page(results))
 
     with run_lock(directory, "filled by a comparison"):
-        session = Session(models, metrics, directory, progress, precision, share=_share(workers, device))
+        session = Session(
+            models, metrics, directory, progress, precision, share=_share(workers, device), members=members
+        )
         with mapper(workers, device) as session.mapper:
             if not all(session.row_file(one, range(effort.count)).exists() for one in candidates):
                 session.see_real_images()  # now, so that they are not in the time of what is drawn
@@ -191,6 +206,7 @@ class Session:
     precision: Precision = "auto"
     mapper: Mapper = in_turn
     share: float = 1.0
+    members: int = 1
     _drawers: dict[str, Drawer] = field(default_factory=dict)
     _calls: dict[tuple[Path, str | None], CallCost] = field(default_factory=dict)
     environment: dict[str, str] = field(init=False)
@@ -205,7 +221,9 @@ class Session:
 
     def drawer(self, one: Candidate) -> Drawer:
         if one.key not in self._drawers:
-            self._drawers[one.key] = replace(one.drawer(self.models[one.run]), precision=self.precision)
+            model = self.models[one.run]
+            members = 1 if model.experiment.networks.given is None else self.members
+            self._drawers[one.key] = replace(one.drawer(model), precision=self.precision, members=members)
         return self._drawers[one.key]
 
     def see_real_images(self) -> None:
@@ -294,7 +312,8 @@ class Session:
                 mapper=self.mapper,
             )
             ran_on = ", ".join(f"{name} {value}" for name, value in self.environment.items())
-            keep_row(file, found.row, found.replicates, ran_on)
+            scores = ensemble_scores(self.drawer(one), seeds) if seeds.start < SCREEN_SEED else None
+            keep_row(file, replace(found.row, ensemble=scores and scores.summary), found.replicates, ran_on)
         return read_row(file, one)
 
     def _features_of(self, one: Candidate) -> Path:
@@ -305,6 +324,7 @@ class Session:
         """Where its row of these images is kept. Whatever gives another row has another name."""
         drawer = self.drawer(one)
         content: list[object] = [SCORING, RESAMPLING_SEED, drawer.expected_cost.macs]
+        content += [drawer.members] if drawer.members > 1 else []
         for metric in self._evaluators_of(seeds):
             real = (metric.reference, metric.held_out)
             content.append(drawer.origin(metric.net.identity).json())
@@ -320,11 +340,13 @@ class Session:
             drawer = self.drawer(one.candidate)
             repeats = 3 if time.monotonic() < deadline else 1
             alone, batched = (seconds_per_image(drawer, size, repeats) for size in (1, BATCH))
+            shown, columns = strips(drawer, range(SHOWN), drawer.draw(range(SHOWN)).images)
             timed = replace(
                 one,
                 row=replace(one.row, seconds_per_image=batched, batch_size=BATCH),
                 seconds_alone=alone,
-                images=drawer.draw(range(SHOWN)).images,
+                images=shown,
+                columns=columns,
                 alphabet=drawer.model.experiment.codec.alphabet,
             )
             finished.append(timed)
@@ -334,11 +356,12 @@ class Session:
 
 
 def seconds_per_image(drawer: Drawer, size: int, repeats: int) -> float:
-    """Of whole images, networks and sampler, in batches of `size`; the median of `repeats` batches."""
-    sized = replace(drawer, batch_size=size)
+    """Of whole images, networks and sampler, in batches of `size` seeds; the median of `repeats` batches."""
+    images = size * drawer.members
+    sized = replace(drawer, batch_size=images)
     if drawer.model.compiled or drawer.model.graphs:
         sized.draw(range(size))  # compiles or records what was not called yet
-    return statistics.median(sized.draw(range(size)).seconds for _ in range(repeats)) / size
+    return statistics.median(sized.draw(range(size)).seconds for _ in range(repeats)) / images
 
 
 def promising(screened: Sequence[MeasuredCandidate], duals: Collection[str]) -> list[Candidate]:

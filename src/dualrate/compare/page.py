@@ -31,7 +31,7 @@ def compare_page(results: ComparisonResults) -> str:
     for one in finished:
         caption = f"{one.row}: {one.row.score.metric} {significant(one.row.score.value)}"
         text = BETWEEN.join(texts(one.alphabet, one.images)) if one.alphabet else ""
-        samples.append((caption, None if text else image_grid(one.images, COLUMNS), text))
+        samples.append((caption, None if text else image_grid(one.images, one.columns or COLUMNS), text))
     made_by = {**results.environment, "command": results.command}
     if finished:
         made_by["precision"] = rows[0].precision
@@ -76,7 +76,12 @@ def front_table(finished: Sequence[MeasuredCandidate]) -> Table:
     own = [_columns(one) for one in finished]
     names = dict.fromkeys(column for columns in own for column in columns)
     beside = [{name: columns.get(name, EACH) for name in names} for columns in own]
-    notes = ["ms alone: of an image that is drawn alone"]
+    notes = ["ms alone: of an image that is drawn alone, with its other members"]
+    if any(one.row.ensemble for one in finished):
+        notes.append(
+            "M: samples of each condition, which share its heavy call. CRPS, energy: fair scores, lower is better, "
+            "with standard errors over conditions. PSNR: dB. spread / skill: 1 is calibrated"
+        )
     if any(one.saving for one in finished):
         notes.append(
             "saving: FLOPs of the cheapest baseline for the same score, over the plan's own, with a 95% interval over "
@@ -91,6 +96,15 @@ def _columns(one: MeasuredCandidate) -> dict[str, str]:
     found = {"ms alone": significant(1000 * one.seconds_alone)}
     if one.saving:
         found["saving"] = str(one.saving)
+    if (ensemble := one.row.ensemble) is not None:
+        errors = ensemble["standard_errors"]
+        found |= {
+            "M": str(ensemble["members"]),
+            "CRPS x 1000": f"{1000 * ensemble['crps']:.2f} +- {1000 * errors['crps']:.2f}",
+            "energy x 1000": f"{1000 * ensemble['energy']:.2f} +- {1000 * errors['energy']:.2f}",
+            "PSNR of mean": f"{ensemble['psnr_mean']:.2f}",
+            "spread / skill": f"{ensemble['spread_skill']:.2f}",
+        }
     if details := one.row.score.details:
         kernel, shares = details.kernel, details.precision_recall
         found |= {

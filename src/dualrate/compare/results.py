@@ -35,7 +35,7 @@ class MeasuredCandidate:
     ran_on:    hardware, versions and commit that its images were scored with
     What is known once it is timed:
     seconds_alone: per image, drawn alone; in batches it is the row's
-    images:    the first, uint8 (n, C, H, W)
+    images:    the first, uint8 (n, C, H, W), in so many columns; None: COLUMNS
     alphabet:  of pieces of text, which the images then are, as of an `ImageSet`
     saving:    FLOPs of the baselines for the same score, over its own; None without baselines
     """
@@ -46,6 +46,7 @@ class MeasuredCandidate:
     ran_on: str = ""
     seconds_alone: float = math.nan
     images: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.uint8))
+    columns: int | None = None
     alphabet: str = ""
     saving: Saving | None = None
 

@@ -67,9 +67,9 @@ class Pictures:
         """(C, H, W). Raises OSError for a damaged one."""
         return read_png(file)
 
-    def show(self, samples: Sequence[NDArray[np.uint8]], directory: Path) -> None:
+    def show(self, samples: NDArray[np.uint8], directory: Path, columns: int | None) -> None:
         """Writes the overview."""
-        save_grid(np.stack(samples), directory / GRID_PNG, scale=2 if self.shape[-1] < 64 else 1)
+        save_grid(samples, directory / GRID_PNG, columns, scale=2 if self.shape[-1] < 64 else 1)
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Pieces:
         places = [self.alphabet.index(character) for character in file.read_bytes().decode()]
         return np.array(places, np.uint8)[None, None]
 
-    def show(self, samples: Sequence[NDArray[np.uint8]], directory: Path) -> None:
-        pieces = texts(self.alphabet, np.stack(samples))
+    def show(self, samples: NDArray[np.uint8], directory: Path, columns: int | None) -> None:
+        pieces = texts(self.alphabet, samples)
         write_whole(directory / OVERVIEW[".txt"], BETWEEN.join(pieces) + "\n")
 
 
@@ -340,11 +340,8 @@ def write_samples(
             write_whole(out / SAMPLES, json.dumps(to_plain(record), indent=1) + "\n")
 
         def show() -> None:
-            shown = [kind.read(path) for path in files.paths[: kind.shown]]
-            if model.given is None or not isinstance(kind, Pictures):
-                kind.show(shown, out)
-            else:
-                show_conditions(drawer, seeds, np.stack(shown), out / GRID_PNG)
+            images, columns = strips(drawer, seeds, np.stack([kind.read(path) for path in files.paths[: kind.shown]]))
+            kind.show(images, out, columns)
 
         with files.naming_progress():
             if files.there[: kind.shown].all():
@@ -367,13 +364,15 @@ def _draw(drawer: Drawer, rows: Sequence[int]) -> Samples:
 ROWS, COLUMNS = 10, 8  # of a picture of conditions: conditions, members of each
 
 
-def show_conditions(drawer: Drawer, seeds: range, images: NDArray[np.uint8], file: Path) -> None:
-    """A picture with a row a condition: the condition, where it is a picture, the image that it was made of, members.
+def strips(drawer: Drawer, seeds: range, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int | None]:
+    """Images and columns (None: as many as rows) of a picture of samples. Of a conditional model a row a condition: the condition, where it is
+    a picture, the image that it was made of, members.
 
     images: (N, C, H, W), the first of those seeds, all members of one after the other
     """
     given, shape, members = drawer.model.given, drawer.model.image_shape, drawer.members
-    assert given is not None
+    if given is None:
+        return images, None
     count = min(ROWS, len(seeds), len(images) // members)
     some = torch.tensor(seeds[:count])
     columns = []
@@ -384,5 +383,4 @@ def show_conditions(drawer: Drawer, seeds: range, images: NDArray[np.uint8], fil
         columns.append(given.originals(some))
     own = images[: count * members].reshape(count, members, *shape)[:, :COLUMNS]
     columns += [own[:, member] for member in range(own.shape[1])]
-    rows = np.stack(columns, 1).reshape(-1, *shape)
-    save_grid(rows, file, columns=len(columns), scale=2 if shape[-1] < 64 else 1)
+    return np.stack(columns, 1).reshape(-1, *shape), len(columns)

@@ -26,6 +26,7 @@ class Row:
     precision:         "float32" or "bfloat16", of the networks' matrix products; then ", compiled", ", CUDA graphs"
     score:             quality with its interval, by the first metric
     beside:            by the other metrics, of the same images
+    ensemble:          scores of several samples a condition (`EnsembleScores.summary`); None where there are none
     """
 
     network: str
@@ -38,6 +39,7 @@ class Row:
     precision: str
     score: Score
     beside: tuple[Score, ...] = ()
+    ensemble: dict | None = None
 
     @property
     def flops(self) -> int:
