@@ -365,9 +365,10 @@ ROWS, COLUMNS = 10, 8  # of a picture of conditions: conditions, members of each
 
 
 def strips(drawer: Drawer, seeds: range, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int | None]:
-    """Images and columns (None: as many as rows) of a picture of samples. Of a conditional model a row a condition: the condition, where it is
-    a picture, the image that it was made of, members.
+    """Images and columns of a picture of samples; None: as many columns as rows.
 
+    Of a conditional model a row a condition: the condition, where it is a picture, the image that it was made of, and
+    members.
     images: (N, C, H, W), the first of those seeds, all members of one after the other
     """
     given, shape, members = drawer.model.given, drawer.model.image_shape, drawer.members
