@@ -59,6 +59,7 @@ Iterations = Annotated[int, Range(1, 1_000_000_000)]
 FirstIterations = Annotated[int, Range(0, 1_000_000_000)]
 BatchSize = Annotated[int, Range(1, 100_000)]
 Members = Annotated[int, Range(1, 4_000_000)]
+LightDraws = Annotated[int, Range(1, 1024)]
 Images = Annotated[int, Range(1, 10_000_000)]
 WorkerCount = Annotated[int, Range(1, 1024)] | Literal["auto"]
 Precision = Literal["auto", "float32", "bfloat16"]  # of matrix products; auto: bfloat16 where it pays

@@ -19,7 +19,6 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
         "targets_share": 1.0,
     },
     "TimeSampler": {"few": 1.0, "draws": 1},
-    "GivenTimes": {"draws": 1},
     "UViTConfig": {"norm": "layer", "downsampling": "patch", "resample_kernel": 1},
     "ContextConfig": {"levels": None, "width": None, "residual": False, "join": "add"},
     "TwoNetworks": {"context": {"type": "ContextConfig"}},  # without its own retired fields

@@ -16,7 +16,10 @@ Context dropout encodes only the kept rows. A dropped row would give the encoder
 Ours, not the paper's: an encoder with a head is also trained on its own x_hat at tau, with weight `encoder_weight`. It
 then denoises by itself at the steps where it is called.
 
-A single-rate model has an empty context and the times `SingleTime`. A conditional model sees y, too (`Batch.given`).
+A single-rate model has an empty context and the times `SingleTime`.
+
+A conditional model sees y, too (`Batch.given`). Its context is of y alone, so one heavy call serves K noise levels of
+an image (`GivenTimes.draws`): L is the mean over them.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule
-from dualrate.diffusion.values import Batch, Cond, Shape
+from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import check_drops_labels, check_latent_shape, start_from
@@ -110,6 +113,33 @@ class Denoising(Ranged):
         if self.multiscale:
             error = error + coarser_errors(x - x_hat, self.multiscale)
         return x_loss_weight(self.weighting, self.process.schedule, t).to(error.dtype) * error
+
+
+@dataclass(frozen=True)
+class ConditionalDenoising(Denoising):
+    """The loss of a conditional model. draws: K, noise levels for each image and heavy call"""
+
+    draws: int = 1
+
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        many, x = draws.repeated(self.draws), batch.x.repeat_interleave(self.draws, 0)
+        t = moved(x.device, *self.times(many.host))[0]
+        z_t = self.process.add_noise(x, t, self.process.noise(many, ["z_t"], *x.shape[1:])[0])
+        cond = Cond(given=batch.given)
+        context = self.model.encode(z_t, t, cond)
+        loss = self.weighted_error(x, self.model.denoise(z_t, t, self.detached(context), cond), t)
+        own = self.own_loss(batch, context)
+        return Loss(
+            loss.mean() + sum(own.values()), quarters("loss_t", loss, t) | {k: v.detach() for k, v in own.items()}
+        )
+
+    def detached(self, context: Context) -> Context:
+        """What the light network is trained with: of the context all, unless overridden."""
+        return context
+
+    def own_loss(self, batch: Batch, context: Context) -> dict[str, Tensor]:
+        """Losses of the heavy network alone, by name: none, unless overridden."""
+        return {}
 
 
 def coarser_errors(difference: Tensor, copies: int) -> Tensor:
@@ -279,12 +309,11 @@ class DenoisingConfig(MethodConfig, Ranged):
         networks, denoiser = experiment.build()
         if self.freeze_encoder:
             experiment.networks.backbone(networks, "encoder").eval().requires_grad_(False)
+        parts = networks, denoiser, experiment.process, self.weighting, self.times
+        if experiment.networks.given is not None:
+            return ConditionalDenoising(*parts, multiscale=self.multiscale, draws=self.times.draws)
         return Denoising(
-            networks,
-            denoiser,
-            experiment.process,
-            self.weighting,
-            self.times,
+            *parts,
             null=experiment.num_classes,
             label_dropout=self.label_dropout,
             encoder_weight=self.encoder_weight,

@@ -20,23 +20,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Factor, Ranged, Side
+from dualrate.config.ranges import Factor, LightDraws, Ranged, Side
 from dualrate.denoisers.denoiser import Denoiser, given_of
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row
-from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import sigma
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse, Shape, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import PackageNetworks
 from dualrate.experiment.plan_support import AnyPlan
-from dualrate.methods.denoising import Denoising
+from dualrate.methods.denoising import ConditionalDenoising
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.blocks import add_shared
 from dualrate.networks.conditional import ConditionalUViT, ConditionMaps
 from dualrate.networks.dual import check_pair, projections
 from dualrate.networks.uvit import UViT, UViTConfig
-from dualrate.training.method import Loss
 
 
 class Regression(nn.Module):
@@ -115,22 +113,17 @@ class ResidualNetworks(PackageNetworks, Ranged):
 
 
 @dataclass(frozen=True)
-class ResidualDenoising(Denoising):
-    """As `Denoising`, with the regression's own loss, |x - m|^2 / s^2. mean_weight: 1 / s^2"""
+class ResidualDenoising(ConditionalDenoising):
+    """With the regression's own loss, |x - m|^2 / s^2, whose gradient m gets alone. mean_weight: 1 / s^2"""
 
     mean_weight: float = 1.0
 
-    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """Logs: those of `Denoising`, and `mean_loss`."""
-        x, cond = batch.x, self.condition(batch, draws)
-        t = self.times(draws.host).t.to(x.device)
-        z_t = self.process.add_noise(x, t, self.process.noise(draws, ["z_t"], *x.shape[1:])[0])
-        context = self.model.encode(z_t, t, cond)
+    def detached(self, context: Context) -> Context:
         *features, mean = context.features
-        x_hat = self.model.denoise(z_t, t, Context((*features, mean.detach())), cond)
-        regression = self.mean_weight * (x - mean).square().mean()
-        total = self.weighted_error(x, x_hat, t).mean() + regression
-        return Loss(total, {"mean_loss": regression.detach()})
+        return Context((*features, mean.detach()))
+
+    def own_loss(self, batch: Batch, context: Context) -> dict[str, Tensor]:
+        return {"mean_loss": self.mean_weight * (batch.x - context.features[-1]).square().mean()}
 
 
 @dataclass(frozen=True)
@@ -139,6 +132,8 @@ class ResidualConfig(MethodConfig, Ranged):
 
     weighting: Weighting = Sigmoid()
     """Of the scaled residual."""
+    draws: LightDraws = 4
+    """Noise levels for each image and heavy call."""
 
     @property
     def serves(self) -> AnyPlan:
@@ -159,7 +154,5 @@ class ResidualConfig(MethodConfig, Ranged):
         scale, weighting = experiment.networks.scale, self.weighting
         if isinstance(weighting, Sigmoid):  # e^log_snr w |x - x_hat|^2 is that of r / s at log_snr'
             weighting = replace(weighting, bias=weighting.bias - 2 * math.log(scale))
-        method = ResidualDenoising(
-            networks, denoiser, experiment.process, weighting, GivenTimes(), label_dropout=0.0, mean_weight=1 / scale**2
-        )
-        return Prepared(method)
+        parts = networks, denoiser, experiment.process, weighting, GivenTimes()
+        return Prepared(ResidualDenoising(*parts, draws=self.draws, mean_weight=1 / scale**2))

@@ -23,7 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import Probability, Range, Ranged, Share, Steps
+from dualrate.config.ranges import LightDraws, Probability, Range, Ranged, Share, Steps
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 
@@ -75,6 +75,7 @@ class TimeSource(ABC):
     """
 
     heavy: Any = None  # Any: so that a field may stand for it
+    draws: Any = 1
     dropout: Any = 0.0
     first: Any = None
 
@@ -130,8 +131,11 @@ class SingleTime(TimeSource):
 
 
 @dataclass(frozen=True)
-class GivenTimes(TimeSource):
-    """Times of a dual-rate decoder, whose context is of z_0 and of no time: one heavy call, none dropped."""
+class GivenTimes(TimeSource, Ranged):
+    """Times of a conditional pair, whose context is of the condition and of no time: one heavy call, none dropped."""
+
+    draws: LightDraws = 1
+    """Noise levels of the light network for each image and heavy call."""
 
     heavy = (1, 1)  # no annotation: no field
 

@@ -53,7 +53,7 @@ def made(
             raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
         return ResidualNetworks(heavy, light, given, features=trained_by == "residual"), ResidualConfig()
     if rate == "dual":
-        networks, times = TwoConditional(heavy, light, given), GivenTimes()
+        networks, times = TwoConditional(heavy, light, given), GivenTimes(draws=4)
     else:
         networks, times = OneConditional(heavy if rate == "single" else smaller(heavy, rate), given), SingleTime()
     if trained_by == "diffusion":
