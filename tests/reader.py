@@ -15,6 +15,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "distill": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "retrofit": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "sample": {"--num": 2},
+    "sample --given": {},
     "evaluate": {"--num": 24},
     "evaluate --bound": {"--num": 2},
     "plan": {"--grid": 16, "--images": 2},
@@ -64,7 +65,7 @@ def tiny(words: list[str]) -> list[str]:
         return words
     stages = {f"--{stage}.{name[2:]}": value for stage in ("first", "base") for name, value in TINY["train"].items()}
     key = next((key for key in (" ".join(words[:2]), words[0]) if key in TINY), words[0])
-    key = "evaluate --bound" if "--bound" in words else key
+    key = "evaluate --bound" if "--bound" in words else "sample --given" if "--given" in words else key
     for option, value in (stages if words[:2] in TWO_STAGES else TINY[key]).items():
         if option in words:
             at = words.index(option)

@@ -97,7 +97,7 @@ class Evaluate(Ranged):
         progress.close()
         if self.json:
             about = {"latents": kept and asdict(kept), "weights": model.weights_hash, "command": command_line()}
-            about |= {"ensemble": members and members.summary}
+            about |= {"ensemble": members and asdict(members)}
             about |= {"flops": row.flops, "environment": environment(model.device)}
             print(json.dumps(asdict(row) | about))
             return

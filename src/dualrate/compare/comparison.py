@@ -313,7 +313,7 @@ class Session:
             )
             ran_on = ", ".join(f"{name} {value}" for name, value in self.environment.items())
             scores = ensemble_scores(self.drawer(one), seeds) if seeds.start < SCREEN_SEED else None
-            keep_row(file, replace(found.row, ensemble=scores and scores.summary), found.replicates, ran_on)
+            keep_row(file, replace(found.row, ensemble=scores), found.replicates, ran_on)
         return read_row(file, one)
 
     def _features_of(self, one: Candidate) -> Path:

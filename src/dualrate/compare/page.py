@@ -97,13 +97,13 @@ def _columns(one: MeasuredCandidate) -> dict[str, str]:
     if one.saving:
         found["saving"] = str(one.saving)
     if (ensemble := one.row.ensemble) is not None:
-        errors = ensemble["standard_errors"]
+        crps, energy, *_ = ensemble.errors
         found |= {
-            "M": str(ensemble["members"]),
-            "CRPS x 1000": f"{1000 * ensemble['crps']:.2f} +- {1000 * errors['crps']:.2f}",
-            "energy x 1000": f"{1000 * ensemble['energy']:.2f} +- {1000 * errors['energy']:.2f}",
-            "PSNR of mean": f"{ensemble['psnr_mean']:.2f}",
-            "spread / skill": f"{ensemble['spread_skill']:.2f}",
+            "M": str(ensemble.members),
+            "CRPS x 1000": f"{1000 * ensemble.crps:.2f} +- {1000 * crps:.2f}",
+            "energy x 1000": f"{1000 * ensemble.energy:.2f} +- {1000 * energy:.2f}",
+            "PSNR of mean": f"{ensemble.psnr_mean:.2f}",
+            "spread / skill": f"{ensemble.spread_skill:.2f}",
         }
     if details := one.row.score.details:
         kernel, shares = details.kernel, details.precision_recall

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,19 +54,21 @@ def ranks(members: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class EnsembleScores:
-    """Means over conditions; each list holds the value of every condition, from which an interval comes.
+    """Means over conditions, with their standard errors in `errors`, in the order of the four.
 
     crps, energy: in units of the range of a pixel, 1; psnr_mean: of the members' mean, psnr: of the members, in dB
     spread_skill: 1 for a calibrated ensemble; ranks: (M + 1,) shares
     """
 
     members: int
-    crps: NDArray[np.float64]
-    energy: NDArray[np.float64]
-    psnr_mean: NDArray[np.float64]
-    psnr: NDArray[np.float64]
+    conditions: int
+    crps: float
+    energy: float
+    psnr_mean: float
+    psnr: float
+    errors: tuple[float, float, float, float]
     spread_skill: float
-    ranks: NDArray[np.float64]
+    ranks: tuple[float, ...]
 
     @staticmethod
     def of(batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> EnsembleScores:
@@ -83,37 +84,27 @@ class EnsembleScores:
             single = psnr(x.flatten(0, 1), y.repeat_interleave(members, 0)).unflatten(0, (-1, members)).mean(1)
             found.append([fair_crps(x, y), energy_score(x, y), psnr(mean, y), single, variance, error])
             counts = counts + ranks(x, y, generator)
-        crps, energy, of_mean, single, variance, error = (torch.cat(part) for part in zip(*found, strict=True))
+        *scores, variance, error = (torch.cat(part) for part in zip(*found, strict=True))
         members = len(counts) - 1
-        ratio = math.sqrt((members + 1) / members * float(variance.mean() / error.mean().clamp(min=1e-20)))
-        shares = (counts / counts.sum()).numpy()
+        ratio = (members + 1) / members * float(variance.mean() / error.mean().clamp(min=1e-20))
         return EnsembleScores(
-            members, crps.numpy(), energy.numpy(), of_mean.numpy(), single.numpy(), spread_skill=ratio, ranks=shares
+            members,
+            len(error),
+            *(float(score.mean()) for score in scores),
+            errors=tuple(float(score.std() / math.sqrt(len(score))) if len(score) > 1 else 0.0 for score in scores),
+            spread_skill=math.sqrt(ratio),
+            ranks=tuple((counts / counts.sum()).tolist()),
         )
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """Means over conditions with their standard errors, ready for JSON."""
-        values = {name: getattr(self, name) for name in ("crps", "energy", "psnr_mean", "psnr")}
-        found: dict[str, Any] = {name: float(value.mean()) for name, value in values.items()}
-        errors = {name: float(value.std(ddof=1) / math.sqrt(len(value))) for name, value in values.items()}
-        found |= {"standard_errors": errors, "members": self.members, "conditions": len(self.crps)}
-        return found | {"spread_skill": self.spread_skill, "ranks": self.ranks.tolist()}
 
     def __str__(self) -> str:
         """For people, line by line."""
-
-        def mean(values: NDArray[np.float64], unit: str = "") -> str:
-            error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
-            return f"{values.mean():.4g}{unit} (standard error {error:.2g})"
-
-        edges = self.ranks[[0, -1]].sum() * (self.members + 1) / 2
-        return "\n".join(
-            [
-                f"fair CRPS {mean(self.crps)}, energy score {mean(self.energy)}: {self.members} members of each of "
-                f"{len(self.crps):,} conditions, pixels from 0 to 1",
-                f"PSNR of the members' mean {mean(self.psnr_mean, ' dB')}, of a member {mean(self.psnr, ' dB')}",
-                f"spread over skill {self.spread_skill:.3g} (1: calibrated; below: too sure); the outermost ranks hold "
-                f"{edges:.2g} times their share",
-            ]
+        crps, energy, of_mean, single = self.errors
+        edges = (self.ranks[0] + self.ranks[-1]) * (self.members + 1) / 2
+        return (
+            f"fair CRPS {self.crps:.4f} (standard error {crps:.4f}), energy score {self.energy:.4f} ({energy:.4f}): "
+            f"{self.members} members of each of {self.conditions:,} conditions, pixels from 0 to 1\n"
+            f"PSNR of the members' mean {self.psnr_mean:.2f} dB ({of_mean:.2f}), of a member {self.psnr:.2f} dB "
+            f"({single:.2f})\n"
+            f"spread over skill {self.spread_skill:.2f} (1: calibrated; below: too sure); the outermost ranks hold "
+            f"{edges:.2f} times their share"
         )

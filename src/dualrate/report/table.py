@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.metrics.evaluate import Score
 from dualrate.metrics.store import require_same
 
@@ -26,7 +27,7 @@ class Row:
     precision:         "float32" or "bfloat16", of the networks' matrix products; then ", compiled", ", CUDA graphs"
     score:             quality with its interval, by the first metric
     beside:            by the other metrics, of the same images
-    ensemble:          scores of several samples a condition (`EnsembleScores.summary`); None where there are none
+    ensemble:          scores of several samples a condition; None where there are none
     """
 
     network: str
@@ -39,7 +40,7 @@ class Row:
     precision: str
     score: Score
     beside: tuple[Score, ...] = ()
-    ensemble: dict | None = None
+    ensemble: EnsembleScores | None = None
 
     @property
     def flops(self) -> int:
