@@ -44,6 +44,8 @@ from dualrate.system.workers import Mapper, in_turn
 class LatentSet(TrainingSet):
     """One split of cached latents."""
 
+    codec: CodecFolder
+
     def __init__(self, found: Packed) -> None:
         part, row = found.part, found.dataset["row"]
         self.packed, self.labels, self.name = found, found.labels, part["name"]
