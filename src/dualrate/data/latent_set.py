@@ -50,7 +50,7 @@ class LatentSet(TrainingSet):
         part, row = found.part, found.dataset["row"]
         self.packed, self.labels, self.name = found, found.labels, part["name"]
         self.class_names = tuple(part["class_names"])
-    codec: CodecFolder  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.codec = CodecFolder(**found.dataset["codec"])  # pyright: ignore[reportIncompatibleVariableOverride]
         self.views: int = row["each"]
 
     @property
