@@ -228,9 +228,10 @@ def test_every_path_of_a_command_line_expands_the_home_directory(run, tmp_path, 
     os.rename("tiny.npz", "home/tiny.npz")
     assert call(monkeypatch, "train", "tiny", "--data.source=~/tiny.npz", "--out=~/trained") == 0
     assert call(monkeypatch, "sample", "~/run", "--out=~/images", "--num", 1, "--steps", 1) == 0
-    monkeypatch.setattr("dualrate.cli.export.Export._pipeline", lambda self, folder, note: folder.mkdir())
+    monkeypatch.setattr("dualrate.cli.export.Export._pipeline", lambda self, folder: folder.mkdir())
     assert call(monkeypatch, "export", "~/run", "--to", "diffusers", "~/pipeline") == 0
-    assert RunRequest.parse("NAME=~/run,~/run:2").run == tmp_path / "home/run"
+    asked = RunRequest.parse("NAME=~/run+~/run:2/1")
+    assert (asked.run, asked.denoiser) == (tmp_path / "home/run", str(tmp_path / "home/run"))
     assert {path.name for path in Path("home").iterdir()} == {"run", "tiny.npz", "trained", "images", "pipeline"}
     assert not Path("~").exists()
 

@@ -170,6 +170,7 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(comparing, "SHOWN", 2)
     monkeypatch.setattr(comparing, "CALLING", 0.001)
     monkeypatch.setattr(measure, "seconds_per_call", lambda call, **how: seconds_per_call(call, seconds=0))
+    monkeypatch.setattr("dualrate.serving.app.serve", lambda offer, host, port, note: None)  # it would not return
     monkeypatch.setattr(train, "SHOWN", 4)
     monkeypatch.setattr(train, "SHOWN_STEPS", 4)
     alone, pair = OneNetwork(heavy), TwoNetworks(heavy, light)

@@ -173,7 +173,7 @@ def test_the_help_of_a_command_needs_nothing_loaded():
         assert text.startswith(f"usage: dualrate {name} ")
     assert "\n  --num INT\n      Images in all, " in answer(["sample", "--help"])[1]
     assert "\n  [RUN]\n      Directory of a run" in answer(["evaluate", "--help"])[1]
-    assert "\n  [NAME=]RUN[," in answer(["compare", "--help"])[1]
+    assert "\n  [NAME=]RUN[+DENOISER]" in answer(["compare", "--help"])[1]
 
 
 def test_a_wrong_number_is_one_line_and_exit_code_2():

@@ -75,7 +75,7 @@ from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
-from dualrate.serving.offer import Limits, Request
+from dualrate.serving.offer import Request
 from dualrate.training.method import Loss, Phase
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
@@ -126,6 +126,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.runs.store.StoredModel",
     "dualrate.report.table.Row",
     "dualrate.serving.offer.Job",
+    "dualrate.serving.offer.Limits",
     "dualrate.serving.offer.Side",
     "dualrate.sampling.covariance.CovarianceTable",
     "dualrate.drawing.likelihood.Estimate",
@@ -165,7 +166,7 @@ def examples() -> Iterator[Any]:
     method = MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
     yield replace(cli_train.RECIPES["fashion-mnist-dual-45"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo())
-    yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
+    yield from (cli.Serve(run), Request(), cli.Export(run, run))
     yield from (RetrofitCommand(imagenet.heavy()), cli_train.Run(), cli_distill.Student(imagenet.distilled()))
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))

@@ -456,7 +456,6 @@ def test_the_commands(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "no data at" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert call(monkeypatch, "data", "pack") == 2
-    assert call(monkeypatch, "data") == 0
     assert is_finished(out)
     assert read_packed(out, "train").part["name"] == "photos/train"
     assert (out / MANIFEST).is_file()

@@ -10,7 +10,7 @@ class Stand:
 
     asked, blocks = [], 0
 
-    def __init__(self, count, device, note):
+    def __init__(self, count, device):
         Stand.asked.append(count)
 
     def __enter__(self):

@@ -294,7 +294,7 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, of):
     [
         (lambda root: dual(root, rollout="data"), "learns from its own steps"),
         (lambda root: plain(root, rollout="full"), "learns from noised data"),
-        (lambda root: plain(root, pretraining=3), "drop rollout, pairs, pretraining"),
+        (lambda root: plain(root, pretraining=3), "learns from noised data: drop pretraining$"),
         (lambda root: dual(root, pairs=0), "pairs is a whole number from 1"),
         (lambda root: plain(root, dropout=1.0), "dropout is a number from 0 to below 1"),
         (lambda root: replace(plain(root), networks=dual(root).networks), "serves one plan"),

@@ -176,7 +176,7 @@ def test_the_betas_of_a_sigmoid_go_from_first_to_last():
     share = torch.linspace(-6, 6, 100, dtype=torch.float64)
     left = 1 - (torch.sigmoid(share) * (0.02 - 1e-4) + 1e-4)
     betas = Betas("sigmoid", 1e-4, 0.02, steps=100)
-    t = f64(*map(betas.time_of, range(100)))
+    t = f64(*((k + 1) / betas.steps for k in range(100)))
     torch.testing.assert_close(torch.sigmoid(betas.log_snr(t)), left.cumprod(0), rtol=1e-11, atol=0)
 
 
@@ -191,14 +191,13 @@ def test_a_table_whose_signal_ends_has_its_alphas_moved_and_scaled():
     betas = Betas(zero_terminal=True)
     alphas = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).sqrt()
     moved = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
-    t = f64(*map(betas.time_of, range(999)))
+    t = f64(*((k + 1) / betas.steps for k in range(999)))
     torch.testing.assert_close(torch.sigmoid(betas.log_snr(t)), moved[:-1] ** 2, rtol=1e-8, atol=0)
 
 
 def test_a_table_without_signal_at_its_end_is_cut_where_float32_does_not_see_it():
-    betas = Betas(zero_terminal=True)
-    kept = Betas().log_snr(f64(Betas().time_of(0)))
-    torch.testing.assert_close(betas.log_snr(f64(Betas().time_of(0))), kept, rtol=1e-12, atol=0)
+    betas, first = Betas(zero_terminal=True), f64(1 / Betas().steps)
+    torch.testing.assert_close(betas.log_snr(first), Betas().log_snr(first), rtol=1e-12, atol=0)
     assert betas.log_snr(f64(1.0)).item() == -30
     assert (betas.log_snr(GRID).diff() < 0).all()
 

@@ -120,9 +120,12 @@ class ImageSet(TrainingSet):
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of images, labels and class names; reads every image once, unless it is known."""
-        if not self.hashed:
-            object.__setattr__(self, "hashed", fingerprint_of(self.images, self.labels, self.class_names))
-        return self.hashed
+        return self.hashed or self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        """Not kept in `hashed`, which a copy with other images would have too."""
+        return fingerprint_of(self.images, self.labels, self.class_names)
 
 
 def fingerprint_of(images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> str:

@@ -40,11 +40,13 @@ from dualrate.system.workers import Mapper, in_turn
 class LatentSet(TrainingSet):
     """One split of cached latents."""
 
+    codec: CodecFolder
+
     def __init__(self, found: Packed) -> None:
         part, row = found.part, found.dataset["row"]
         self.packed, self.labels, self.name = found, found.labels, part["name"]
         self.class_names = tuple(part["class_names"])
-        self.codec = CodecFolder(**found.dataset["codec"])
+        self.codec = CodecFolder(**found.dataset["codec"])  # pyright: ignore[reportIncompatibleVariableOverride]
         self.views: int = row["each"]
 
     @property

@@ -420,9 +420,11 @@ class Model:
             )
             raise ValueError(f"{self.name} has no class {label!r}: give {some_of(known, 10)}")
         try:
-            number = index(label)
+            number = None if isinstance(label, bool) else index(label)
         except TypeError:
-            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}") from None
+            number = None
+        if number is None:
+            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
         if not 0 <= number < self.num_classes:
             raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
         return number

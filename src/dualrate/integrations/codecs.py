@@ -196,8 +196,11 @@ class Autoencoder:
 def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
     """The autoencoder that `save_pretrained` wrote to a folder.
 
-    Raises what `class_named` and `read_weights` raise.
+    Raises ValueError for a class without a rule; also what `class_named` and `read_weights` raise.
     """
     check_files(folder)
-    module: Any = read_weights(class_named(read_json(folder / "config.json")["_class_name"], RULES), folder)
+    name = read_json(folder / "config.json")["_class_name"]
+    if name not in RULES:
+        raise ValueError(f"{folder} holds a {name}, for which there is no rule; known are {', '.join(RULES)}")
+    module: Any = read_weights(class_named(name, RULES), folder)
     return Autoencoder(module.float().to(device), module.config, str(folder))

@@ -208,7 +208,8 @@ class DualRateLoss(Ranged):
         Raises ValueError for labels without classes, or classes without labels.
         """
         if (label is None) != (self.num_classes == 0):
-            raise ValueError(f"num_classes is {self.num_classes}, label is {label}: pass both, or neither")
+            labels = "missing" if label is None else "given"
+            raise ValueError(f"num_classes is {self.num_classes} and labels are {labels}: pass both, or neither")
         seed, host = (int(torch.randint(2**62, ())), torch.arange(len(x))) if rows is None else (0, rows.cpu())
         batch = Batch(x, label, host.to(x.device), here=host)
         return self._method.loss(batch, 0, Draws(seed, batch.sample, host)).total

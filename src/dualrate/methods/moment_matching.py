@@ -401,14 +401,14 @@ class MomentMatchingConfig(MethodConfig, Ranged):
     def check(self, experiment: Experiment) -> None:
         require_no_decoder(experiment, "moment matching")
         fit, one_plan = experiment.fit, isinstance(self.plans, OnePlan)
-        starts = self.student_from or self.encoder_from or self.light_from
+        of_two = {"plans": one_plan, "rollout": self.rollout != "data", "pairs": self.pairs > 1}
+        of_two |= {name: getattr(self, name) for name in ("pretraining", "student_from", "encoder_from", "light_from")}
         if not experiment.networks.single_rate and (self.rollout == "data" or not one_plan):
             got = f"{self.plans} and rollout {self.rollout}"
             raise ValueError(f"a dual-rate student serves one plan and learns from its own steps, got {got}")
-        others = self.rollout != "data" or self.pairs > 1 or self.pretraining or starts or one_plan
-        if experiment.networks.single_rate and others:
+        if experiment.networks.single_rate and (wrong := [name for name, given in of_two.items() if given]):
             what = "a plain student serves all steps, starts from its teacher and learns from noised data"
-            raise ValueError(f"{what}: drop the options of a dual-rate one, got {self}")
+            raise ValueError(f"{what}: drop {', '.join(wrong)}")
         if self.pretraining >= fit.iterations:
             pretraining = f"{self.pretraining} of {fit.iterations} iterations are pre-training"
             raise ValueError(f"{pretraining}: lower --pretraining, or raise --fit.iterations")

@@ -368,8 +368,8 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
     """Read a .npz file of statistics, for distances in the features of `extractor`.
 
     Raises OSError for a file that is missing or cannot be read; ValueError, naming the extractor, for a pickle or
-    anything else that is no such file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma
-    that is no covariance, and statistics that were made in other features.
+    anything else that is no such file, for numbers that are not finite, shapes other than (D,) and (D, D), and a
+    sigma that is no covariance.
     """
     path = Path(path)
     of = f"{extractor.metric} in the features {extractor.identity}"

@@ -216,9 +216,11 @@ def name_of(source: str) -> str:
 
 def account(look: Look, asked: DataConfig, made: Experiment) -> str:
     """A description of the images and of their preparation, for people. asked: before anything was chosen"""
-    made_of, sides = made.data, sorted(min(shape[1:]) for shape in look.shapes)
+    made_of, shorts = made.data, ""
+    if asked.size is None:  # else the images need not be opened
+        sides = sorted(min(shape[1:]) for shape in look.shapes)
+        shorts = f", short sides of {sides[0]} to {sides[-1]} pixels"
     classes = f"{look.num_classes} classes" if look.num_classes else "no labels"
-    shorts = f", short sides of {sides[0]} to {sides[-1]} pixels" if asked.size is None else ""
     colour, mirrored = "grey" if made_of.channels == 1 else "in colour", "half" if made_of.augment.flip else "none"
     return (
         f"{look.name}: {look.count} images, {classes}{shorts}\n"

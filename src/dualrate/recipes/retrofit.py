@@ -114,8 +114,8 @@ class Retrofit(Ranged):
         codec = read_latents(self.data.source, "train").codec
         if own is not None and CodecFolder.at(own).fingerprint != codec.fingerprint:
             raise ValueError(
-                f"{self.data.source} are latents by the codec {codec.fingerprint[:12]}, not by the model's, {own}: "
-                "encode the images by that"
+                f"{self.data.source} are latents by another codec ({codec.folder}) than the model's, {own}: encode the "
+                "images by that"
             )
         return self.data, codec
 

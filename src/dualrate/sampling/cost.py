@@ -128,9 +128,14 @@ class _Counter(TorchDispatchMode):
     flops = 0
 
     def counted(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if formula := FORMULAS.get(func.overloadpacket):
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        kwargs, formula = kwargs or {}, FORMULAS.get(func.overloadpacket)
+        if formula is None:  # of parts, perhaps, which only tensors of inference mode do not show by themselves
+            with self:
+                if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
+                    return out
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
         return out
 
 
@@ -253,6 +258,6 @@ def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device
 
     taken()
     ends, durations = time.perf_counter() + seconds, [taken() for _ in range(3)]
-    while time.perf_counter() < ends:
+    while time.perf_counter() < ends and len(durations) < 1000:  # a call of nothing takes no time
         durations.append(taken())
     return sorted(durations)[len(durations) // 2]
