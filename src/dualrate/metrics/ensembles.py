@@ -66,7 +66,7 @@ class EnsembleScores:
     energy: float
     psnr_mean: float
     psnr: float
-    errors: tuple[float, float, float, float]
+    errors: tuple[float, ...]
     spread_skill: float
     ranks: tuple[float, ...]
 
