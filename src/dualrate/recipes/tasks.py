@@ -1,7 +1,10 @@
 """Conditional models of one's own images: networks at two rates and at one, and how each is trained.
 
-dual     the heavy network on the condition, once for all its samples; the light one at every step
-single   the heavy one at every step;  medium, light: a smaller one at every step
+    dual     the heavy network on the condition, once for all its samples; the light one at every step
+    single   the heavy one at every step;  medium, light: a smaller one at every step
+
+The light network is of convolutions alone: attention over few narrow channels takes more time than its multiply-adds
+say (docs/results/where.md). What is far apart in an image meets in the heavy network.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
         share, unit = (conv, 8) if level.kind == "conv" else (width, step)
         channels = max(unit, round(level.channels * share / unit) * unit)
         blocks = max(1, round(level.blocks * depth)) if last else 1
-        return replace(level, channels=channels, blocks=blocks, dropout=0.0)
+        kind = "conv" if size == "light" else level.kind
+        return replace(level, kind=kind, channels=channels, blocks=blocks, dropout=0.0)
 
     levels = tuple(of(level, i == len(heavy.levels) - 1) for i, level in enumerate(heavy.levels))
     return replace(heavy, levels=levels, head_dim=step)
