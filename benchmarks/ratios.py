@@ -2,6 +2,7 @@
 
     sampler     sampling over its network calls alone: what the loop, the noise and the update rule add
     efficiency  speed-up of the dual-rate model over the heavy one at equal steps, over the ratio of their multiply-adds
+    members     the same of a conditional model, whose M samples of a condition share one heavy call
     training    images per second, dual-rate over heavy: both networks, the light one alone beside a trained one
     memory      peak, dual-rate over heavy; CPU seconds of a training iteration with and without kept memory beside it
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,13 @@ import torch
 import dualrate as dr
 from benchmarks import child, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
+from dualrate.data.conditions import SuperResolution
+from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.experiment import Model
+from dualrate.recipes import tasks
+from dualrate.recipes.auto import TIERS, network
+from dualrate.recipes.tasks import Rate
+from dualrate.sampling.cost import call_cost
 from dualrate.system.device import environment, keep_freed_memory, pays
 from dualrate.system.files import write_whole
 
@@ -51,6 +59,38 @@ def efficiency(
     return {
         "plan": f"{steps}/{calls}",
         "batch": batch,
+        "speedup": quotient(rounds, "heavy", "dual"),
+        "macs_ratio": promised,
+        "efficiency": quotient(rounds, "heavy", "dual", 1 / promised),
+    }
+
+
+def members(count: int, device: torch.device, bfloat16: bool, seconds: float, conditions: int = 8) -> Figures:
+    """As `efficiency`, of super-resolution 8 -> 32 with random weights: `count` samples of each condition, 8 steps.
+
+    The single network is the encoder's own.
+    """
+    task, shape, process = SuperResolution(4), (3, 32, 32), dr.GaussianProcess(Cosine())
+    heavy, given = network(TIERS["tiny"], 32, 3, 0), torch.randn(conditions, *task.shape(shape), device=device)
+    rates: dict[str, Rate] = {"heavy": "single", "dual": "dual"}
+    made = {name: tasks.made(task, shape, heavy, rate, "diffusion")[0].build(process) for name, rate in rates.items()}
+    plan = dr.StepPlan.uniform(8, 1)
+
+    def sampling(name: str) -> Callable[[], object]:
+        networks, denoiser = made[name]
+        networks.to(device).to(memory_format=torch.channels_last)
+        how = {"batch_size": conditions * count, "members": count, "device": device, "bfloat16": bfloat16}
+        seeds, step = range(conditions), dr.DDIM(process)
+        return lambda: list(
+            dr.sample_batches(denoiser, step, plan, shape, seeds, given=lambda rows: given[rows], **how)
+        )
+
+    rounds = interleaved({name: sampling(name) for name in made}, device, seconds=seconds)
+    calls = {name: call_cost(made[name][1], shape, None, device, given=given.shape[1:]) for name in made}
+    macs = {name: cost.heavy / count + 8 * cost.light for name, cost in calls.items()}
+    promised = macs["heavy"] / macs["dual"]
+    return {
+        "members": count,
         "speedup": quotient(rounds, "heavy", "dual"),
         "macs_ratio": promised,
         "efficiency": quotient(rounds, "heavy", "dual", 1 / promised),
@@ -119,6 +159,10 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
             found["efficiency"].append(cell)
             show(f"speed-up {steps}/{calls}, batch {batch} (MACs {cell['macs_ratio']:.2f})", cell["speedup"])
             show("    over the ratio of multiply-adds", cell["efficiency"])
+    found["members"] = [members(count, device, bfloat16, seconds) for count in (1, 16)]
+    for cell in found["members"]:
+        show(f"speed-up of {cell['members']} members (MACs {cell['macs_ratio']:.2f})", cell["speedup"])
+        show("    over the ratio of multiply-adds", cell["efficiency"])
     beside = workloads.beside_frozen_encoder(dual.experiment)
     trained = {"heavy": heavy.experiment, "joint": dual.experiment, "retrofit": beside}
     found["training"] = {
