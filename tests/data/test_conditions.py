@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -48,17 +50,18 @@ def images() -> ImageSet:
     return ImageSet(PIXELS, None, (), "pixels")
 
 
-def png(pixels: np.ndarray, mode: str) -> bytes:
-    """pixels: (C, H, W)"""
-    file = io.BytesIO()
-    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0), mode).save(file, "PNG")
+def png(pixels: np.ndarray, orientation: int = 1) -> bytes:
+    """pixels: (C, H, W); orientation: as EXIF has it"""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, "PNG", exif=exif)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 8])
 def test_a_smaller_image_is_pil_s(factor: int) -> None:
-    smooth = np.asarray(Image.fromarray(PIXELS[0, :, :6, :6].transpose(1, 2, 0)).resize((24, 24), Image.BICUBIC))
-    for array in (PIXELS[0].transpose(1, 2, 0), smooth):
+    """Where nothing overshoots the range of a pixel: PIL cuts that off between its two passes as well."""
+    for array in 64 + PIXELS[:2].transpose(0, 2, 3, 1) // 2:
         expected = np.asarray(Image.fromarray(array).resize((24 // factor,) * 2, Image.Resampling.BICUBIC))
         found = to_uint8(smaller(to_float(array.transpose(2, 0, 1)[None].copy()), factor))[0].permute(1, 2, 0)
         assert np.abs(found.numpy().astype(int) - expected).max() <= 1
@@ -142,17 +145,23 @@ def test_what_is_known_is_put_back_into_a_sample() -> None:
 def test_the_transparent_part_of_a_picture_is_its_hole() -> None:
     alpha = np.full((1, 24, 24), 255, np.uint8)
     alpha[0, 2:9, 5:12] = 0
-    found = Inpainting(7).read(png(np.concatenate((PIXELS[0], alpha)), "RGBA"), "a.png")
+    found = Inpainting(7).read(png(np.concatenate((PIXELS[0], alpha))), "a.png")
     mask = torch.from_numpy(alpha > 0)
     assert torch.equal(found, torch.cat((to_float(PIXELS[:1])[0] * mask, mask.float())))
-    assert Inpainting(7).read(png(np.concatenate((PIXELS[0, :1], alpha)), "LA"), "grey.png").shape == (2, 24, 24)
+    turned = Inpainting(7).read(png(np.concatenate((PIXELS[0], alpha)), orientation=3), "a.png")
+    assert torch.equal(turned, found.flip(1, 2))  # by half a turn, as other pictures are
+    grey_one = Image.fromarray(np.concatenate((PIXELS[0, :1], alpha)).transpose(1, 2, 0), "LA")
+    grey_one.save(file := io.BytesIO(), "PNG")
+    assert Inpainting(7).read(file.getvalue(), "grey.png").shape == (2, 24, 24)
 
 
 def test_pictures_that_are_no_condition_of_the_model_are_refused() -> None:
-    whole, small = png(PIXELS[0], "RGB"), png(PIXELS[0, :, :6, :6], "RGB")
+    whole, small = png(PIXELS[0]), png(PIXELS[0, :, :6, :6])
     with pytest.raises(ValueError, match=r"a.png has no mask: make the pixels of the hole transparent"):
         Inpainting(7).read(whole, "a.png")
-    for broken in (b"", b"no picture", png(np.zeros((4, 24, 24), np.uint8), "RGBA")[:90]):
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + whole[24:29]
+    huge = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+    for broken in (b"", b"no picture", whole[:900], huge):
         for condition in TASKS:
             with pytest.raises(ValueError, match=r"b.png"):
                 condition.read(broken, "b.png")
@@ -162,7 +171,7 @@ def test_pictures_that_are_no_condition_of_the_model_are_refused() -> None:
     with pytest.raises(ValueError, match=r"a.png makes a condition of \(3, 24, 24\).*takes \(3, 6, 6\)"):
         read_conditions([("a.png", whole)], task, expected)
     with pytest.raises(ValueError, match=r"g.png makes a condition of \(1, 6, 6\).*takes \(3, 6, 6\)"):
-        read_conditions([("g.png", png(PIXELS[0, :1, :6, :6], "L"))], task, expected)
+        read_conditions([("g.png", png(PIXELS[0, :1, :6, :6]))], task, expected)
     assert torch.equal(Colour().read(whole, "a.png"), grey(to_float(PIXELS[:1]))[0])
 
 
