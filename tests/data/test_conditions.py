@@ -292,5 +292,13 @@ def test_a_drawer_draws_members_of_conditions_of_one_s_own() -> None:
     assert np.abs(drawer(batch_size=2, members=3).draw(y).images - drawn).max() <= 1
     assert np.abs(drawer().draw(y).images - drawn[::3]).max() <= 1
     assert np.abs(drawer().draw(y.flip(0)).images - drawn[::3]).max() > 1
+    of_doubles = drawer().draw(y.double().requires_grad_(), members=3).images
+    assert np.array_equal(of_doubles, drawer().draw(y, members=3).images)
     with pytest.raises(ValueError, match="members"):
         drawer().draw(y, members=0)
+    experiment = dr.Experiment("plain", OneNetwork(NET), METHOD, FIT)
+    plain = dr.Model("plain", experiment, *experiment.build(), 0, "hash")
+    one = dr.Drawer(plain, dr.DDIM(experiment.gaussian), dr.StepPlan.uniform(2))
+    assert np.array_equal(one.draw(torch.tensor([3, 1])).images, one.draw([3, 1]).images)  # seeds, in a tensor
+    with pytest.raises(ValueError, match="nothing that members would share"):
+        one.draw([3, 1], members=2)

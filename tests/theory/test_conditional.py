@@ -76,12 +76,12 @@ def single() -> Conditional:
     return Conditional(randomised(ConditionalUViT(NET, GIVEN)), PROCESS)
 
 
-def drawn(denoiser: Denoiser, seeds: list[int], members: int, batch_size: int, **more) -> Tensor:
+def drawn(denoiser: Denoiser, seeds: list[int], members: int, batch_size: int, *, heavy: int = 1, **more) -> Tensor:
     """(conditions, members, C, H, W). The condition of seed i is number i of CONDITIONS."""
     images = sample_batches(
         denoiser,
         make_step("ancestral", PROCESS),
-        dr.StepPlan.uniform(4, 1),
+        dr.StepPlan.uniform(4, heavy),
         (1, 8, 8),
         seeds,
         batch_size=batch_size,
@@ -186,12 +186,14 @@ def test_the_heavy_network_runs_once_a_condition(members: int, batch_size: int) 
     assert denoiser.meter.light == 3 * members * 4
 
 
-def test_a_sample_costs_its_share_of_the_heavy_call_and_its_light_ones() -> None:
-    members, denoiser, step, plan = 5, dual(), make_step("ancestral", PROCESS), dr.StepPlan.uniform(4, 1)
+@pytest.mark.parametrize("heavy", [1, 4])
+def test_a_sample_costs_its_share_of_the_heavy_calls_and_its_light_ones(heavy: int) -> None:
+    members, denoiser, step, plan = 5, dual(), make_step("ancestral", PROCESS), dr.StepPlan.uniform(4, heavy)
     calls = call_cost(denoiser, (1, 8, 8), None, given=GIVEN)
     cost = replace(expected_costs(calls, denoiser.reuse, step, plan, (1, 8, 8))[-1], members=members)
-    assert cost.macs == int(calls.heavy / members + 4 * calls.light)
-    assert macs_of(lambda: drawn(denoiser, [0, 1, 2], members, 7)) == 3 * (calls.heavy + 4 * members * calls.light)
+    assert cost.macs == int(heavy * calls.heavy / members + 4 * calls.light)
+    made = macs_of(lambda: drawn(denoiser, [0, 1, 2], members, 3, heavy=heavy))
+    assert made == 3 * (heavy * calls.heavy + 4 * members * calls.light)
 
 
 def test_members_come_seed_by_seed_in_batches_that_progress_counts() -> None:

@@ -273,7 +273,7 @@ class Given:
     @property
     def digest(self) -> str:
         """sha256 of all of them."""
-        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + self.y.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + self.y.detach().cpu().numpy().tobytes()).hexdigest()
 
 
 class Conditioned(TrainingSet):
