@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 
 import dualrate as dr
+from dualrate.codecs.codec import CodecFolder
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.data.conditions import Latent
 from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.network_configs import OneConditional, TwoConditional
 from dualrate.experiment.upgrade import RETIRED, upgraded
+from dualrate.methods.times import GivenTimes
 
 NET = dr.UViTConfig(8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
 PAIR = dr.Experiment("run", dr.TwoNetworks(NET, NET), dr.DenoisingConfig(dr.TimeSampler()), dr.FitConfig(9))
@@ -51,3 +55,36 @@ def test_networks_with_the_usual_context_are_read_and_others_are_refused() -> No
     other = plain | {"networks": plain["networks"] | {"context": usual | {"width": 4}}}
     with pytest.raises(ValueError, match="TwoNetworks has no field 'context'"):
         from_plain(Experiment, upgraded(other))
+
+
+@pytest.mark.parametrize("networks", [OneConditional(NET, (2, 4, 4)), TwoConditional(NET, NET, (2, 4, 4))])
+def test_a_decoder_is_a_model_given_latents(networks: OneConditional | TwoConditional) -> None:
+    method = dr.DenoisingConfig(GivenTimes(), label_dropout=0.0)
+    condition = Latent(CodecFolder("a folder", "f" * 64))
+    decoder = dr.Experiment("decoder", networks, method, dr.FitConfig(9), condition=condition)
+    today = json.loads(json.dumps(to_plain(decoder)))
+    assert upgraded(today) == today
+    before = {name: value for name, value in today.items() if name != "condition"}
+    kind = {"OneConditional": "OneDecoder", "TwoConditional": "TwoDecoders"}[today["networks"]["type"]]
+    nets = {name: value for name, value in today["networks"].items() if name != "given_shape"}
+    before["networks"] = nets | {"type": kind, "latent_shape": [2, 4, 4]}
+    before["method"] = today["method"] | {"latents": today["condition"]["codec"]}
+    assert from_plain(dr.Experiment, upgraded(before)) == decoder
+
+
+def test_a_method_without_latents_is_one_without_a_condition() -> None:
+    today = json.loads(json.dumps(to_plain(PAIR)))
+    before = today | {"method": today["method"] | {"latents": {"type": "NoCodec"}}}
+    assert from_plain(dr.Experiment, upgraded(before)) == PAIR
+
+
+def test_the_identity_of_a_decoder_is_that_of_today() -> None:
+    """An identity holds the fingerprint of the latents in place of their codec, so that a run is resumed."""
+    method, condition = dr.DenoisingConfig(GivenTimes(), label_dropout=0.0), Latent(CodecFolder("a folder", "f" * 64))
+    nets = OneConditional(NET, (2, 4, 4))
+    today = json.loads(
+        json.dumps(dr.Experiment("decoder", nets, method, dr.FitConfig(9), condition=condition).identity)
+    )
+    before = {name: value for name, value in today.items() if name != "condition"}
+    before["method"] = today["method"] | {"latents": "f" * 64}
+    assert upgraded(before) == today

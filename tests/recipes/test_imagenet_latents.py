@@ -49,7 +49,7 @@ def test_calls_cost_what_the_page_says():
         found = [
             macs_of(lambda: networks["encoder"](images)),
             call_cost(prior, latent, None).light,
-            call_cost(decoder, (3, 512, 512), None, latent=latent).light,
+            call_cost(decoder, (3, 512, 512), None, given=latent).light,
             call_cost(model, latent, 0).light,
         ]
     assert [one / 1e9 for one in found] == pytest.approx(GIGA, rel=1e-3)
@@ -72,5 +72,5 @@ def test_decoders_are_of_the_first_stages_latents(monkeypatch):
 def test_a_light_decoder_costs_what_the_page_says():
     with FakeTensorMode():
         decoder = OneConditional(recipes.LIGHT_DECODER, (32, 32, 32)).build(recipes.IMAGE_PROCESS)[1]
-        cost = call_cost(decoder, (3, 512, 512), None, latent=(32, 32, 32)).light
+        cost = call_cost(decoder, (3, 512, 512), None, given=(32, 32, 32)).light
         assert cost / 1e9 == pytest.approx(47.5, rel=0.01)

@@ -73,7 +73,7 @@ def uniform_log_snr(steps: int, low: float = -15.0, high: float = 15.0, heavy: i
     return StepPlan(tuple(t.tolist()), StepPlan.uniform(steps, heavy).refresh)
 
 
-def plan_cost(denoiser, step, plan, shape, *, label=None, wrap=lambda inner: inner, latent=None):
+def plan_cost(denoiser, step, plan, shape, *, label=None, wrap=lambda inner: inner, given=None):
     """What one image costs, by one call of each kind that is counted."""
-    calls = call_cost(denoiser, step.process.state_shape(shape), label, latent=latent)
+    calls = call_cost(denoiser, step.process.state_shape(shape), label, given=given)
     return expected_costs(calls, denoiser.reuse, step, plan, shape, label=label, wrap=wrap)[-1]

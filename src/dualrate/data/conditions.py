@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -122,14 +122,11 @@ class Inpainting(Condition, Ranged):
 
     def read(self, data: bytes, name: str) -> Tensor:
         """The hole is where the picture is transparent."""
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                has_mask = "A" in picture.getbands() or "transparency" in picture.info
-                grey = picture.mode in ("L", "LA", "1")
-                pixels = np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
-        except OSError as error:
-            raise ValueError(f"{name}: cannot be decoded ({error})") from None
-        if not has_mask:
+        decode(data, name)  # refuses what is no picture, or too large
+        with Image.open(io.BytesIO(data)) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            grey, pixels = picture.mode in ("L", "LA", "1"), np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
+        if not picture.has_transparency_data:
             raise ValueError(f"{name} has no mask: make the pixels of the hole transparent, and save it as PNG")
         image, alpha = torch.tensor(pixels[:1] if grey else pixels[:3]), torch.tensor(pixels[3:])
         return masked(to_float(image)[None], (alpha >= 128).float()[None])[0]
@@ -285,7 +282,7 @@ class Given:
     @property
     def digest(self) -> str:
         """sha256 of all of them."""
-        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + self.y.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + self.y.detach().cpu().numpy().tobytes()).hexdigest()
 
 
 class Conditioned(TrainingSet):

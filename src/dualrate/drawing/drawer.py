@@ -246,8 +246,8 @@ class Drawer(Ranged):
         Raises what `sample_batches` raises, and ValueError for conditions that the model does not take.
         """
         drawer = self if members is None else replace(self, members=members)
-        if isinstance(seeds, Tensor):
-            drawer, seeds = replace(drawer, model=drawer.model.with_given(Given(seeds))), range(len(seeds))
+        if isinstance(seeds, Tensor) and seeds.ndim > 1:
+            drawer, seeds = replace(drawer, model=drawer.model.with_given(Given(seeds.float()))), range(len(seeds))
         start = time.perf_counter()
         images = np.concatenate([*drawer.batches(seeds, progress)])
         return Samples(images, time.perf_counter() - start)

@@ -12,7 +12,7 @@ its place. So it sees y alone, a trained single-rate network can take its part, 
 time. `maps` give the light network y itself.
 
 M samples of one condition: y has B rows and z_t B M, row r of the samples belongs to condition r // M, and whatever was
-computed of y alone is added to all M without a copy (`blocks.joined`).
+computed of y alone is added to all M without a copy (`blocks.add_shared`).
 
 A diffusion decoder p(x | z_0) is the case where y is a latent (Unified Latents, arXiv 2602.17270). How z_0 enters the
 paper's decoder is not known: this is ours.

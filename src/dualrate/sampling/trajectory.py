@@ -195,14 +195,16 @@ MEMBER = 1 << 40  # between the keys of two members of a seed
 
 
 class Shared(Denoiser):
-    """A denoiser whose context depends on the condition alone, and is computed once for all calls with it."""
+    """A denoiser whose context depends on the condition alone: each heavy call of a plan is made once."""
 
     def __init__(self, inner: Denoiser) -> None:
-        self.inner, self.reuse, self.context = inner, inner.reuse, None
+        self.inner, self.reuse = inner, inner.reuse
+        self.contexts: dict[float, Context] = {}  # by their times: as many calls as the plan has, and its price says
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        self.context = self.context or self.inner.encode(z, t, cond)
-        return self.context
+        if float(t) not in self.contexts:
+            self.contexts[float(t)] = self.inner.encode(z, t, cond)
+        return self.contexts[float(t)]
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         return self.inner.denoise(z, t, context, cond)

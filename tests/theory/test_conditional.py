@@ -1,0 +1,234 @@
+"""Samples of a condition: exact where (x, y) is Gaussian; whatever the batch; one heavy call for all of a condition.
+
+y ~ N(0, I) and x = m + K y + N(0, S), so x | y ~ N(m + K y, S) and, with mu = m + K y,
+
+    E[x | z_t, y] = mu + alpha S (alpha^2 S + sigma^2 I)^-1 (z_t - alpha mu)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dualrate as dr
+from dualrate.denoisers.denoiser import Conditional, Denoiser, DualRateConditional, Metered, given_of
+from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.networks.blocks import add_shared
+from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder
+from dualrate.networks.uvit import UViT
+from dualrate.sampling.catalogue import make_step
+from dualrate.sampling.cost import call_cost, expected_costs, macs_of
+from dualrate.sampling.trajectory import rollout, sample_batches
+from theory.common import PROCESS, f64, normals, uniform_log_snr
+
+MEAN, K = f64(0.2, -0.5, 0.1), f64(0.5, 0.0, -0.3, 0.4, 0.2, 0.6).view(3, 2)
+ROOT = f64(0.4, 0.0, 0.0, 0.2, 0.3, 0.0, -0.1, 0.1, 0.05).view(3, 3)
+S = ROOT @ ROOT.mT
+Y = f64(0.7, -1.1, -0.4, 0.9).view(2, 2, 1, 1)
+SHAPE = (3, 1, 1)
+
+
+def conditional_mean(y: Tensor) -> Tensor:
+    return (MEAN + y.double().flatten(1) @ K.mT)[:, :, None, None]
+
+
+@dataclass(frozen=True)
+class Exact(Denoiser):
+    """E[x | z_t, y] of the Gaussian above: a heavy call finds what y says of x, a light one does the rest."""
+
+    reuse: Reuse = Reuse.FREE
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        return Context((conditional_mean(given_of(cond)),))
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        (mean,), (alpha, sigma) = context.features, PROCESS.scales(t)
+        gain = alpha * S @ torch.linalg.inv(alpha**2 * S + sigma**2 * torch.eye(3, dtype=torch.float64))
+        offset = add_shared(z.double(), -alpha * mean)
+        return add_shared((offset.flatten(1) @ gain.mT).view_as(z), mean).to(z.dtype)
+
+
+NET = dr.UViTConfig(
+    8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
+)
+LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("conv", 8, 1)))
+GIVEN = (2, 4, 4)
+CONDITIONS = normals(3, 3, *GIVEN).float()
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return net.eval()
+
+
+def dual() -> DualRateConditional:
+    return DualRateConditional(randomised(ConditionEncoder(NET, LIGHT, GIVEN)), randomised(UViT(LIGHT)), PROCESS)
+
+
+def single() -> Conditional:
+    return Conditional(randomised(ConditionalUViT(NET, GIVEN)), PROCESS)
+
+
+def drawn(denoiser: Denoiser, seeds: list[int], members: int, batch_size: int, *, heavy: int = 1, **more) -> Tensor:
+    """(conditions, members, C, H, W). The condition of seed i is number i of CONDITIONS."""
+    images = sample_batches(
+        denoiser,
+        make_step("ancestral", PROCESS),
+        dr.StepPlan.uniform(4, heavy),
+        (1, 8, 8),
+        seeds,
+        batch_size=batch_size,
+        members=members,
+        given=lambda seed: CONDITIONS[seed],
+        **more,
+    )
+    return torch.cat(list(images)).unflatten(0, (len(seeds), members))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("ancestral", 250), ("ddim", 250), ("sde-dpm++2m", 80)])
+def test_members_have_the_mean_and_the_covariance_of_x_given_y(name: str, steps: int) -> None:
+    members = 3_000
+    images = sample_batches(
+        Exact(),
+        make_step(name, PROCESS),
+        uniform_log_snr(steps, heavy=1),
+        SHAPE,
+        [0, 1],
+        batch_size=members,
+        members=members,
+        given=lambda seed: Y[seed],
+    )
+    for found, mean in zip(torch.cat(list(images)).double().view(2, members, 3), conditional_mean(Y), strict=True):
+        error = (S.diagonal() / members).sqrt()
+        assert ((found.mean(0) - mean.flatten()).abs() < 4 * error).all()
+        error = ((S.diagonal()[:, None] * S.diagonal() + S.square()) / members).sqrt()
+        assert ((torch.cov(found.mT) - S).abs() < 4 * error + 0.08 * S.diagonal().max()).all()
+
+
+@pytest.mark.parametrize("make", [single, dual])
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_permutation_of_the_conditions_permutes_the_samples(make, members: int) -> None:
+    def of(y: Tensor) -> Tensor:
+        """Every condition with the same noise."""
+        if make is single:
+            y = y.repeat_interleave(members, 0)
+        noise = [normals(seed, members, 1, 8, 8).float().repeat(3, 1, 1, 1) for seed in range(6)]
+        step, plan = make_step("ancestral", PROCESS), dr.StepPlan.uniform(4, 1)
+        with torch.no_grad():
+            z = rollout(make(), step, plan, noise[5], Cond(None, y), lambda i, _: noise[i])
+        return z.unflatten(0, (3, members))
+
+    order, images = torch.tensor([2, 0, 1]), of(CONDITIONS)
+    torch.testing.assert_close(of(CONDITIONS[order]), images[order], rtol=0, atol=1e-6)
+    assert all((a - b).abs().max() > 0.01 for a, b in pairwise(images))
+
+
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "sde-dpm++2m", "heun"])
+def test_encoding_once_is_encoding_at_every_step_bit_for_bit(name: str) -> None:
+    noise = [normals(seed, 6, 1, 8, 8).float() for seed in range(6)]
+
+    def of(heavy: int) -> tuple[Tensor, int]:
+        denoiser, plan = Metered(dual()), dr.StepPlan.uniform(5, heavy)
+        with torch.no_grad():
+            z = rollout(
+                denoiser,
+                make_step(name, PROCESS),
+                plan,
+                noise[5],
+                Cond(None, CONDITIONS),
+                lambda i, _: noise[i],
+            )
+        return z, denoiser.meter.heavy
+
+    (once, calls), (always, others) = of(1), of(5)
+    assert torch.equal(once, always)
+    assert (calls, others) == (3, 15)
+
+
+@pytest.mark.parametrize("make", [single, dual])
+def test_a_sample_depends_on_its_condition_its_seed_and_its_number_and_not_on_the_batch(make) -> None:
+    members = 4
+    images = drawn(make(), [0, 1, 2], members, 64)
+    for batch_size in (1, members - 1, members, 2 * members + 1, 3 * members):
+        torch.testing.assert_close(drawn(make(), [0, 1, 2], members, batch_size), images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn(make(), [2], members, 64)[0], images[2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn(make(), [0, 1, 2], 2, 5), images[:, :2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn(make(), [0, 1, 2], 1, 64), images[:, :1], rtol=0, atol=1e-5)
+    flat = images.flatten(0, 1).flatten(1)
+    assert (torch.cdist(flat, flat) + 9 * torch.eye(len(flat)) > 0.1).all()
+
+
+def test_labels_and_conditions_of_a_denoiser_whose_context_is_not_of_the_condition_alone() -> None:
+    """All members have their seed's; a denoiser that shares no context sees a row of y for each."""
+    labels = [2, 0, 1]
+    for make in (single, dual):
+        images = drawn(make(), [0, 1, 2], 2, 64, label=labels)
+        torch.testing.assert_close(drawn(make(), [0, 1, 2], 2, 1, label=labels), images, rtol=0, atol=1e-5)
+        torch.testing.assert_close(drawn(make(), [0, 1, 2], 1, 1, label=labels), images[:, :1], rtol=0, atol=1e-5)
+        assert (drawn(make(), [0, 1, 2], 2, 64, label=[2, 2, 1])[1] - images[1]).abs().max() > 1e-3
+    smooth = replace(single(), reuse=Reuse.MARKOV)
+    torch.testing.assert_close(drawn(smooth, [0, 1, 2], 4, 9), drawn(single(), [0, 1, 2], 4, 9), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 15])
+def test_the_heavy_network_runs_once_a_condition(members: int, batch_size: int) -> None:
+    denoiser = Metered(dual())
+    drawn(denoiser, [0, 1, 2], members, batch_size)
+    assert denoiser.meter.heavy == 3
+    assert denoiser.meter.light == 3 * members * 4
+
+
+@pytest.mark.parametrize("heavy", [1, 4])
+def test_a_sample_costs_its_share_of_the_heavy_calls_and_its_light_ones(heavy: int) -> None:
+    members, denoiser, step, plan = 5, dual(), make_step("ancestral", PROCESS), dr.StepPlan.uniform(4, heavy)
+    calls = call_cost(denoiser, (1, 8, 8), None, given=GIVEN)
+    cost = replace(expected_costs(calls, denoiser.reuse, step, plan, (1, 8, 8))[-1], members=members)
+    assert cost.macs == int(heavy * calls.heavy / members + 4 * calls.light)
+    made = macs_of(lambda: drawn(denoiser, [0, 1, 2], members, 3, heavy=heavy))
+    assert made == 3 * (heavy * calls.heavy + 4 * members * calls.light)
+
+
+def test_members_come_seed_by_seed_in_batches_that_progress_counts() -> None:
+    seen: list[tuple[int, int]] = []
+    drawn(dual(), [0, 1, 2], 4, 9, progress=lambda count, of: seen.append((count, of)))
+    assert seen == [(8, 12), (12, 12)]
+
+
+@pytest.mark.parametrize(("seeds", "members"), [([-1], 2), ([2**40], 2), ([0], 0)])
+def test_seeds_whose_members_would_be_another_seeds_are_refused(seeds: list[int], members: int) -> None:
+    with pytest.raises(ValueError, match="between 0 and 2\\^40" if members else "at least 1"):
+        drawn(dual(), seeds, members, 4)
+
+
+@pytest.mark.parametrize("make", [single, dual])
+def test_without_a_condition_there_is_no_sample(make) -> None:
+    with pytest.raises(ValueError, match="got none"):
+        list(sample_batches(make(), make_step("ddim", PROCESS), dr.StepPlan.uniform(2, 1), (1, 8, 8), [0]))
+
+
+def test_what_is_shared_is_added_to_the_rows_of_its_condition_without_a_copy() -> None:
+    h, shared = normals(0, 6, 4, 2, 2), normals(1, 2, 4, 2, 2)
+    assert torch.equal(add_shared(h, shared), h + shared.repeat_interleave(3, 0))
+    assert torch.equal(add_shared(h, h), 2 * h)
+    made: list[int] = []
+
+    class Allocations(TorchDispatchMode): ...
+
+    def noted(self, func, types, args=(), kwargs=None):
+        out, held = func(*args, **(kwargs or {})), [part for part in args if isinstance(part, Tensor)]
+        if all(out.untyped_storage().data_ptr() != part.untyped_storage().data_ptr() for part in held):
+            made.append(out.numel())
+        return out
+
+    Allocations.__torch_dispatch__ = noted  # set here, or torch loads its compiler
+    with Allocations():
+        add_shared(h, shared)
+    assert made == [h.numel()]  # the sum, and nothing else
