@@ -1,8 +1,8 @@
 """Images in Parquet files, in the layout of Hugging Face `datasets`. pyarrow, of the extra `parquet`, reads them.
 
-Column `image` or `img`, or the one that is asked for (`FILE#COLUMN`): a struct with `bytes`, or the encoded bytes
-themselves. The column of labels, optional, holds integers or strings: the one that is asked for, else the first of `LABEL_COLUMNS`. Class names come from the schema's
-`huggingface` metadata (ClassLabel), else from the values.
+Column `image` or `img`, or the one that is asked for (FILE#COLUMN): a struct with `bytes`, or the encoded bytes
+themselves. The column of labels, optional, holds integers or strings: the one that is asked for, else the first of
+`LABEL_COLUMNS`. Class names come from the schema's `huggingface` metadata (ClassLabel), else from the values.
 """
 
 from __future__ import annotations
