@@ -54,7 +54,7 @@ def test_a_run_of_pairs_trains_resumes_and_is_drawn_from(here, monkeypatch, caps
     whole, parts = ((end / "model.safetensors").read_bytes() for end in ends)
     assert whole == parts
     model = load(here / "whole")
-    assert (model.name, model.experiment.condition) == ("sharp-pairs-small-tiny-dual", Pairs("small", 8, 1))
+    assert (model.experiment.name, model.experiment.condition) == ("sharp-pairs-small-tiny-dual", Pairs("small", 8, 1))
     assert isinstance(model.given, HeldOut)
     partners = load_partners("small", "sharp", "test", size=8, channels=1)
     assert torch.equal(model.given(torch.tensor([0, 2, 4])), to_float(partners.images[np.array([0, 2, 1])]))
@@ -67,7 +67,7 @@ def test_a_run_of_pairs_trains_resumes_and_is_drawn_from(here, monkeypatch, caps
     assert call(monkeypatch, *sample, "--members", 2, "--out", "own") == 0
     (here / "sharp" / "3.png").rename(here / "given" / "4.png")
     capsys.readouterr()
-    assert call(monkeypatch, *sample, "--out", "other") == 1
+    assert call(monkeypatch, *sample, "--out", "other") == 2
     assert "4.png makes a condition of (1, 16, 16) (C, H, W), this model takes (1, 8, 8)" in capsys.readouterr().err
 
 
@@ -78,7 +78,7 @@ def test_pairs_that_moved_resume_and_other_partners_do_not(here, monkeypatch, ca
     assert train(monkeypatch, *options, "--task", "pairs:moved") == 0
     Image.new("L", (8, 8)).save(here / "moved" / "1.bmp")
     capsys.readouterr()
-    assert train(monkeypatch, *options, "--task", "pairs:moved") == 1
+    assert train(monkeypatch, *options, "--task", "pairs:moved") == 2
     assert "images: " in capsys.readouterr().err
 
 
@@ -87,8 +87,8 @@ def test_columns_train_and_a_missing_partner_ends_it(here, monkeypatch, capsys):
     pq.write_table(pa.table(read), here / "photos.parquet")
     options = ("--data.source", "photos.parquet#sharp", "--task", "pairs:photos.parquet#small", "--fit.iterations", 2)
     assert train(monkeypatch, *options, "--rate", "light", "--out", "run") == 0
-    assert load(here / "run").name == "photos-parquet-sharp-pairs-photos-parquet-small-tiny-light"
+    assert load(here / "run").experiment.name == "photos-parquet-sharp-pairs-photos-parquet-small-tiny-light"
     (here / "small" / "7.bmp").unlink()
     capsys.readouterr()
-    assert folders(monkeypatch, 1, "none") == 1
+    assert folders(monkeypatch, 1, "none") == 2
     assert "small lacks 1 of the 30 images of sharp: 7" in capsys.readouterr().err

@@ -133,7 +133,11 @@ def _label_column(schema: pa.Schema, file: Path, asked: str | None, images: str)
     known = [name for wanted in LABEL_COLUMNS for name in usable if name.lower() == wanted]
     if LABEL_COLUMNS[0] in schema.names or known:
         return LABEL_COLUMNS[0] if LABEL_COLUMNS[0] in schema.names else known[0], ""
-    columns = [f"{column.name} ({column.type})" for column in schema if column.name not in (*IMAGE_COLUMNS, images)]
+    columns = [
+        f"{column.name} ({column.type})"
+        for column in schema
+        if column.name not in (*IMAGE_COLUMNS, images) and not _is_image(column.type)
+    ]
     said = f"without labels: {printable(file.name)} has the column(s) {some_of(columns, 10)}; --data.label COLUMN"
     return None, f"{said} takes one of integers or strings for labels" if columns else ""
 
@@ -195,16 +199,20 @@ class _Rows:
                     row = end
 
 
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def _image_column(schema: pa.Schema, file: Path, asked: str) -> str:
     """The column of encoded bytes, or the field of the struct that has them: nothing else of it is read."""
     wanted = (asked,) if asked else IMAGE_COLUMNS
     for name in wanted:
         if name in schema.names:
-            kind, path = schema.types[schema.names.index(name)], name
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                kind, path = kind.field("bytes").type, f"{name}.bytes"
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return path
+            kind = schema.types[schema.names.index(name)]
+            if _is_image(kind):
+                return f"{name}.bytes" if pa.types.is_struct(kind) else name
             raise ValueError(f"column {name} of {file} is {kind}; expected a struct with bytes, or binary")
     hint = "" if asked else "; name another one after the file, as FILE#COLUMN"
     raise ValueError(f"{file} has the columns {', '.join(schema.names)}; expected {' or '.join(wanted)}{hint}")
