@@ -16,6 +16,7 @@ from dualrate.data.conditions import Conditioned, Pairs, task_named
 from dualrate.data.images import ImageSet, load_images, look_at
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.pairs import load_partners
+from dualrate.data.source import SPLITS, Split
 
 COUNT = 30
 
@@ -56,8 +57,8 @@ def values(images: ImageSet) -> list[int]:
 @pytest.mark.parametrize("kind", ["png", "bmp"])
 def test_partners_have_the_names_and_the_split_of_the_targets(tmp_path: Path, kind: str) -> None:
     targets, source = folder(tmp_path / "sharp", 8), folder(tmp_path / "small", 4, kind)
-    split = {}
-    for part in ("train", "test"):
+    split: dict[Split, list[int]] = {}
+    for part in SPLITS:
         split[part] = values(load_images(targets, split=part))
         found = load_partners(source, targets, part, size=4, channels=1)
         assert (values(found), found.shape) == (split[part], (1, 4, 4))
@@ -73,7 +74,7 @@ def test_partners_of_folders_of_splits_follow_them(tmp_path: Path) -> None:
 
 def test_columns_of_the_same_file_make_pairs(tmp_path: Path) -> None:
     file = columns(tmp_path / "photos.parquet")
-    for part in ("train", "test"):
+    for part in SPLITS:
         images = load_images(f"{file}#sharp", split=part)
         partners = load_partners(f"{file}#small", f"{file}#sharp", part, size=4, channels=1)
         assert values(partners) == values(images)

@@ -38,12 +38,13 @@ def load_partners(
         if prepared_folder(one):
             raise ValueError(f"{one} was prepared, which keeps no names to find pairs by: name its images themselves")
     cache = cache_dir()
-    own = {part: find_source(source, part, cache, progress) for part in SPLITS}
-    theirs = {part: find_source(targets, part, cache, progress, label) for part in SPLITS}
+    own: dict[Split, Source] = {part: find_source(source, part, cache, progress) for part in SPLITS}
+    theirs: dict[Split, Source] = {part: find_source(targets, part, cache, progress, label) for part in SPLITS}
     files = dict.fromkeys(file for one in (*own.values(), *theirs.values()) for file in one.files)
 
     def read() -> Raw:
-        items = _partners({part: one.read().items for part, one in own.items()}, _names(theirs), split, source, targets)
+        mine: dict[Split, Items] = {part: one.read().items for part, one in own.items()}
+        items = _partners(mine, _names(theirs), split, source, targets)
         return Raw(items, len(names_of(items)), None, ())
 
     found = Source(f"{own[split].name} beside {theirs[split].name}", tuple(files), read)
