@@ -68,7 +68,7 @@ def test_partners_have_the_names_and_the_split_of_the_targets(tmp_path: Path, ki
 def test_partners_of_folders_of_splits_follow_them(tmp_path: Path) -> None:
     targets = folder(tmp_path / "sharp", 8, names=["train/0", "train/1", "test/0"])
     source = folder(tmp_path / "small", 4, names=["train/0", "train/1", "test/0"])
-    for part, expected in (("train", [0, 8]), ("test", [16])):
+    for part, expected in zip(SPLITS, ([0, 8], [16]), strict=True):
         assert values(load_partners(source, targets, part, size=4, channels=1)) == expected
 
 
