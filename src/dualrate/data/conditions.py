@@ -3,7 +3,7 @@
     super-resolution:4   x at a quarter of its side, by antialiased bicubic interpolation, in 8 bits
     inpainting:16        x without a square hole of 16 x 16 at a random place, and a plane that is 1 where x is known
     colour               x in grey (ITU-R 601 luma), in 8 bits
-    pairs:SOURCE         images of another folder with the same names, or of another column of the Parquet files
+    pairs:SOURCE         the image of the same name in another source, of a size of its own (pairs.py)
     a codec's latents    z_0 of x, with its noise (`Latent`): the model is a decoder
 
 What is random is drawn by keys, so a resumed run sees the same conditions, and so does every model that is measured:
@@ -16,9 +16,10 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Annotated, Any
+from statistics import median_low
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,14 +29,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
-from dualrate.config.ranges import Range, Ranged
+from dualrate.config.ranges import Range, Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.decode import decode
-from dualrate.data.images import ImageSet, to_float, to_uint8
+from dualrate.data.images import ImageSet, Look, look_at, to_float, to_uint8
 from dualrate.data.loader import Augment, TrainingSet
+from dualrate.data.pairs import load_partners
+from dualrate.data.source import DataProgress, Split, silent
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 
+MOST_SIDE = 256  # of the other images of pairs, unless the images themselves are larger
 Make = Callable[[Tensor, Draws], Tensor]  # x (B, C, H, W) in [-1, 1], draws of its rows -> y (B, c, h, w)
 
 
@@ -58,7 +62,23 @@ class Condition(ABC):
 
     @abstractmethod
     def build(self, device: torch.device | str) -> Make:
-        """What makes y of x, on a device."""
+        """What makes y of x, on a device; of pairs, of the other image."""
+
+    def fitted(self, targets: Look, image: Shape) -> Condition:
+        """The same for images that were looked at, and become (C, H, W). Raises what a look at others raises."""
+        return self
+
+    def check(self, image: Shape, augment: Augment) -> None:  # noqa: B027  # most follow every change
+        """Raises ValueError for changes of images (C, H, W) that the condition cannot follow."""
+
+    def partners(
+        self, targets: str, split: Split, *, label: str | None, on_bad: str, progress: DataProgress = silent
+    ) -> ImageSet | None:
+        """The other images of pairs, in the order of the targets; None: y is made of the images themselves.
+
+        targets, label, on_bad: as in `load_images`. Raises what loading them raises.
+        """
+        return None
 
     def keep(self, x: Tensor, given: Tensor) -> Tensor:
         """A sample (B, C, H, W) with what the condition knows of it put back: nothing, unless overridden."""
@@ -149,6 +169,53 @@ class Colour(Condition):
 
 
 @dataclass(frozen=True)
+class Pairs(Condition, Ranged):
+    """The other image of a pair."""
+
+    source: str
+    """Where they are: a folder whose pictures have the names of --data.source, or FILE.parquet#COLUMN."""
+    size: Side = 32
+    """Side that they are brought to."""
+    channels: Literal[1, 3] = 3
+    """1 grey, 3 colours."""
+
+    def shape(self, image: Shape) -> Shape:
+        return self.channels, self.size, self.size
+
+    def build(self, device: torch.device | str) -> Make:
+        return lambda x, draws: x
+
+    def fitted(self, targets: Look, image: Shape) -> Pairs:
+        """As large beside x as they are beside the targets, by a power of 2, which all levels of networks take."""
+        own = look_at(self.source).shapes
+        mine, target = (median_low(min(shape[1:]) for shape in shapes) for shapes in (own, targets.shapes))
+        ratio, size = mine / target, image[1]
+        while ratio >= 2**0.5 and 2 * size <= max(image[1], MOST_SIDE):
+            ratio, size = ratio / 2, 2 * size
+        while ratio < 0.5**0.5 and size % 2 == 0:
+            ratio, size = ratio * 2, size // 2
+        return replace(self, size=size, channels=1 if all(shape[0] == 1 for shape in own) else 3)
+
+    def check(self, image: Shape, augment: Augment) -> None:
+        if augment.translate and image[1:] != (self.size, self.size):
+            raise ValueError(
+                f"images of {image[1]} x {image[2]} and their partners of {self.size} x {self.size} cannot be shifted "
+                "by the same pixels: drop --data.augment.translate"
+            )
+
+    def partners(
+        self, targets: str, split: Split, *, label: str | None, on_bad: str, progress: DataProgress = silent
+    ) -> ImageSet:
+        if on_bad != "fail":
+            raise ValueError("an image that is left out has a partner that is not: drop --data.on-bad, mend the images")
+        how = {"size": self.size, "channels": self.channels, "label": label, "progress": progress}
+        return load_partners(self.source, targets, split, **how)
+
+    def read(self, data: bytes, name: str) -> Tensor:
+        return to_float(decode(data, name, channels=self.channels))
+
+
+@dataclass(frozen=True)
 class Latent(Condition):
     """z_0 of an image, which a decoder makes the image of."""
 
@@ -178,13 +245,15 @@ TASKS: dict[str, Callable[..., Condition]] = {
 
 
 def task_named(text: str) -> Condition:
-    """super-resolution:4, inpainting:16, colour. Raises ValueError for a name that is none, or a number it cannot have.
+    """super-resolution:4, inpainting:16, colour, pairs:SOURCE.
 
-    Without a number: the usual one.
+    Without a number: the usual one. Raises ValueError for a name that is none, or a number it cannot have.
     """
     name, _, number = text.partition(":")
+    if name == "pairs" and number:
+        return Pairs(number)
     if name not in TASKS or (number and not number.isdecimal()) or (number and name == "colour"):
-        raise ValueError(f"a task is one of super-resolution:4, inpainting:16 and colour, got {text!r}")
+        raise ValueError(f"a task is super-resolution:4, inpainting:16, colour or pairs:SOURCE, got {text!r}")
     return TASKS[name](*[int(number)] if number else [])
 
 
@@ -220,7 +289,8 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
 def picture_of(given: Tensor, image: Shape) -> NDArray[np.uint8] | None:
     """(B, C, H, W): conditions as pictures of the images' shape; None of latents, which are none."""
     channels, height, width = image
-    if given.shape[1] not in (1, channels, channels + 1) or height % given.shape[2]:
+    fits = height % given.shape[2] == 0 or given.shape[2] % height == 0
+    if given.shape[1] not in (1, channels, channels + 1) or not fits:
         return None
     shown = given[:, :channels] if given.shape[1] >= channels else given.expand(-1, channels, -1, -1)
     return to_uint8(F.interpolate(shown.float(), (height, width))).cpu().numpy()
@@ -242,9 +312,14 @@ KEPT = 64  # batches of conditions, so that a drawing of them is timed without w
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """The conditions of some images. codec: of latents; of other conditions that of pixels"""
+    """The conditions of some images.
+
+    of:    the images that they are made of: these, or of pairs the others
+    codec: of latents; of other conditions that of pixels
+    """
 
     images: ImageSet
+    of: ImageSet
     make: Make
     device: torch.device | str
     codec: Codec
@@ -262,7 +337,7 @@ class HeldOut:
         """y: (B, c, h, w) float32, on the device. seeds: (B,)."""
         key = tuple(seeds.tolist())
         if key not in self._kept:
-            x = to_float(self.originals(seeds)).to(self.device)
+            x = to_float(self.of.images[self.rows(seeds).numpy()]).to(self.device)
             self._kept[key] = self.make(x, Draws(0, seeds.to(self.device)))
             for oldest in list(self._kept)[:-KEPT]:
                 del self._kept[oldest]
@@ -286,16 +361,22 @@ class Given:
 
 
 class Conditioned(TrainingSet):
-    """Images with the conditions of each, made on the device as images come."""
+    """Images with the conditions of each, made on the device as images come.
 
-    def __init__(self, images: TrainingSet, condition: Condition) -> None:
-        self.images, self._made = images, cache(condition.build)
+    others: of pairs the other images, in the same order. Raises ValueError for another number of them.
+    """
+
+    def __init__(self, images: TrainingSet, condition: Condition, others: ImageSet | None = None) -> None:
+        if others is not None and len(others) != len(images):
+            raise ValueError(f"{images.name} has {len(images)} images, {others.name} {len(others)}: expected pairs")
+        self.images, self.others, self._made = images, others, cache(condition.build)
         self.name, self.labels, self.class_names = images.name, images.labels, images.class_names
         self.codec, self.alphabet, self.floats = images.codec, images.alphabet, images.floats
 
     @property
     def fingerprint(self) -> str:
-        return self.images.fingerprint
+        both = [one.fingerprint for one in (self.images, self.others) if one is not None]
+        return both[0] if len(both) == 1 else hashlib.sha256("".join(both).encode()).hexdigest()
 
     @property
     def shape(self) -> Shape:
@@ -307,6 +388,9 @@ class Conditioned(TrainingSet):
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         return self.images.rows(index, draws, augment)
 
+    def partners(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor | None:
+        return None if self.others is None else self.others.rows(index, draws, augment)
+
     def given(self, x: Tensor, draws: Draws) -> Tensor:
-        """y of x, (B, C, H, W) on a device. draws: of the rows' sample numbers"""
-        return self._made(x.device)(x, draws)
+        """y of x, or of its partner in 8 bits, (B, C, H, W) on a device. draws: of the rows' sample numbers"""
+        return self._made(x.device)(x if x.is_floating_point() else to_float(x), draws)

@@ -159,8 +159,9 @@ def load_images(
     """One split of a data source, decoded once and memory-mapped ever after.
 
     source:   "fashion-mnist", a folder of images (see `source`), a .tar or .npz file, or a folder of tars (see
-              `tars`), a Parquet file or a folder of them (see `parquet`), or a folder that `prepare` wrote. A
-              source without a test split has a tenth held out (see `source.hold_out`)
+              `tars`), a Parquet file or a folder of them (see `parquet`), perhaps with "#" and the column of the
+              images, or a folder that `prepare` wrote. A source without a test split has a tenth held out (see
+              `source.hold_out`)
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images
     on_bad:   a file that is no image: "fail", or "skip" and report it through `progress`
@@ -183,9 +184,17 @@ def load_images(
                 f"{folder} was prepared at size {side} with {there} channel(s), asked for {size} and {channels}: "
                 "leave out --data.size and --data.channels, or prepare its source once more"
             )
-    else:
-        cache = cache_dir() if cache is None else as_path(cache)
-        found = _decoded(find_source(source, split, cache, report, label), split, options, cache, report)
+        return _image_set(found, report)
+    cache = cache_dir() if cache is None else as_path(cache)
+    return decoded_source(find_source(source, split, cache, report, label), split, options, cache, report)
+
+
+def decoded_source(source: Source, split: Split, options: Options, cache: Path, report: DataProgress) -> ImageSet:
+    """The images of a source, from the cache or decoded now. Raises as `load_images`."""
+    return _image_set(_decoded(source, split, options, cache, report), report)
+
+
+def _image_set(found: packed.Packed, report: DataProgress) -> ImageSet:
     part = found.part
     for note in part.get("notes", ()):  # none in a folder that v0.1 prepared
         report(len(found.rows), len(found.rows), note)
@@ -448,6 +457,15 @@ def _place(item: Item) -> list[tuple[int, str]]:
 # Finding
 
 
+def column_of(source: str | Path) -> tuple[str | Path, str]:
+    """A source and the column of its images: of "photos.parquet#sharp" they are "photos.parquet" and "sharp".
+
+    A place that exists has no column, whatever its name is.
+    """
+    place, _, column = str(source).rpartition("#")
+    return (place, column) if place and column and not resolved(source).exists() else (source, "")
+
+
 def existing(source: str | Path) -> Path:
     """The place that a source names. Raises FileNotFoundError where nothing is, and what `resolved` raises."""
     path = resolved(source)
@@ -465,7 +483,8 @@ def find_source(
 
     Raises what `load_images` raises, and ValueError for a `label` of a source that is not of Parquet files.
     """
-    path = None if source == fashion_mnist.NAME else existing(source)
+    place, column = column_of(source)
+    path = None if place == fashion_mnist.NAME else existing(place)
     folders = (path, path / "data") if path and path.is_dir() else ()
     if path and (
         path.suffix == ".parquet"
@@ -475,7 +494,9 @@ def find_source(
             from dualrate.data.parquet import parquet_source
         except ModuleNotFoundError as error:
             raise ValueError(f"pyarrow reads the Parquet files of {path}: pip install 'dualrate[parquet]'") from error
-        return parquet_source(path, split, label)
+        return parquet_source(path, split, label, column)
+    if column:
+        raise ValueError(f"#{column} names a column of Parquet files, and there are none in {place}: drop it")
     if label is not None:
         raise ValueError(
             f"--data.label {label} names a column of Parquet files, and there are none in {source}: drop it; its "
@@ -506,7 +527,7 @@ def prepared_folder(source: str | Path) -> Path | None:
 
 def check_outside(folder: Path, source: str | Path) -> None:
     """Raises ValueError for a folder to write in a folder of images, of which it would become a class."""
-    place = None if source in ("", fashion_mnist.NAME) else resolved(source)
+    place = None if source in ("", fashion_mnist.NAME) else resolved(column_of(source)[0])
     if place is None or not place.is_dir() or any((place / name).is_file() for name in (PREPARED, ENCODED)):
         return
     if folder.resolve().is_relative_to(place):

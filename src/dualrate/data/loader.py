@@ -104,13 +104,18 @@ class TrainingSet(ABC):
         A function of its arguments alone, so that a batch is the same whenever it is made.
         """
 
+    def partners(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor | None:
+        """(B, c, h, w) uint8 on the CPU: of images in pairs the others, changed as `rows` are; of any others None."""
+        return None
+
 
 @dataclass(frozen=True)
 class ByteBatch:
     """A training batch before it is on a device. Images are 8-bit pixels, a quarter of the bytes of a `Batch`.
 
     x: of the training set's `rows`, which `floats` makes floats; label, sample: as in `Batch`; seed: of the run
-    given: of a conditional model: what makes the conditions, of x as floats
+    given: of a conditional model: what makes the conditions, of x as floats, or of the partners
+    partners: as of a `TrainingSet`
     """
 
     x: Tensor
@@ -119,11 +124,13 @@ class ByteBatch:
     floats: Callable[[Tensor, Draws], Tensor]
     seed: int
     given: Callable[[Tensor, Draws], Tensor] | None = None
+    partners: Tensor | None = None
 
     def pinned(self) -> ByteBatch:
         """In memory that a GPU copies from by itself."""
         x, label = self.x.pin_memory(), None if self.label is None else self.label.pin_memory()
-        return replace(self, x=x, label=label, sample=self.sample.pin_memory())
+        partners = None if self.partners is None else self.partners.pin_memory()
+        return replace(self, x=x, label=label, sample=self.sample.pin_memory(), partners=partners)
 
     def to(self, device: torch.device | str) -> Batch:
         """As floats on a device. From pinned memory nothing waits for the copy."""
@@ -131,7 +138,8 @@ class ByteBatch:
         label = None if self.label is None else self.label.to(device, non_blocking=True)
         draws = Draws(self.seed, sample)
         x = self.floats(x, draws)
-        return Batch(x, label, sample, here=self.sample, given=None if self.given is None else self.given(x, draws))
+        of = x if self.partners is None else self.partners.to(device, non_blocking=True)
+        return Batch(x, label, sample, here=self.sample, given=None if self.given is None else self.given(of, draws))
 
 
 class Batches:
@@ -169,14 +177,15 @@ class Batches:
         epoch, place = sample // len(self.images), sample % len(self.images)
         parts = [self._order(int(e))[place[epoch == e]] for e in epoch.unique()]
         index = torch.cat(parts).numpy()  # samples ascend, and so do epochs
-        labels = self.images.labels
+        labels, draws = self.images.labels, Draws(self.seed, sample)
         return ByteBatch(
-            x=self.images.rows(index, Draws(self.seed, sample), self.augment),
+            x=self.images.rows(index, draws, self.augment),
             label=None if labels is None else torch.from_numpy(labels[index]),
             sample=sample,
             floats=self.images.floats,
             seed=self.seed,
             given=getattr(self.images, "given", None),
+            partners=self.images.partners(index, draws, self.augment),
         )
 
     def _permutation(self, epoch: int) -> Tensor:

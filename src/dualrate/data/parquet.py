@@ -1,8 +1,8 @@
 """Images in Parquet files, in the layout of Hugging Face `datasets`. pyarrow, of the extra `parquet`, reads them.
 
-Column `image` or `img`: a struct with `bytes`, or the encoded bytes themselves. The column of labels, optional, holds
-integers or strings: the one that is asked for, else the first of `LABEL_COLUMNS`. Class names come from the schema's
-`huggingface` metadata (ClassLabel), else from the values.
+Column `image` or `img`, or the one that is asked for (FILE#COLUMN): a struct with `bytes`, or the encoded bytes
+themselves. The column of labels, optional, holds integers or strings: the one that is asked for, else the first of
+`LABEL_COLUMNS`. Class names come from the schema's `huggingface` metadata (ClassLabel), else from the values.
 """
 
 from __future__ import annotations
@@ -82,8 +82,10 @@ def check_complete(files: Sequence[Path]) -> None:
         )
 
 
-def parquet_source(path: Path, split: Split, asked: str | None = None) -> Source:
-    """The images of a Parquet file, or of a folder of them. asked: the column of labels; None: the usual one.
+def parquet_source(path: Path, split: Split, asked: str | None = None, images: str = "") -> Source:
+    """The images of a Parquet file, or of a folder of them.
+
+    asked: the column of labels; None: the usual one; images: the column of images; empty: the usual one
 
     The test split is the first group of test files that has labels, if the training files have; without one, a tenth of
     the training rows is held out (`hold_out`).
@@ -95,20 +97,21 @@ def parquet_source(path: Path, split: Split, asked: str | None = None) -> Source
     def read() -> Raw:
         with _opened(train[0]) as parquet:
             schema = parquet.schema_arrow
-        column, note = _label_column(schema, train[0], asked)
+        column, note = _label_column(schema, train[0], asked, images)
         labelled = [files for files in tests if column is None or not all(_unlabelled(file, column) for file in files)]
         passed = [printable(file.name) for files in tests if files not in labelled for file in files]
         test = labelled[0] if labelled else []
         check_complete(test)
-        known = _listed(train, column)
-        chosen = _listed(test, column) if test and split == "test" else known
+        known = _listed(train, column, images)
+        chosen = _listed(test, column, images) if test and split == "test" else known
         place = str((test if test and split == "test" else train)[0])
         names = _declared_names(schema, train[0], column)
         note = note or skipped(passed, "file(s) without labels")
         return chosen.raw(known, place, None if test else split, names, note)
 
     files = dict.fromkeys([*train, *(file for test in tests for file in test)])
-    return Source(f"{printable(path.stem)}/{split}", tuple(files), read, asked)
+    name = printable(path.stem) + (images and f"#{images}")
+    return Source(f"{name}/{split}", tuple(files), read, asked)
 
 
 def _unlabelled(file: Path, column: str) -> bool:
@@ -120,7 +123,7 @@ def _unlabelled(file: Path, column: str) -> bool:
         return len(values) == 0 or (pa.types.is_signed_integer(values.type) and bool((values.to_numpy() == -1).all()))
 
 
-def _label_column(schema: pa.Schema, file: Path, asked: str | None) -> tuple[str | None, str]:
+def _label_column(schema: pa.Schema, file: Path, asked: str | None, images: str) -> tuple[str | None, str]:
     """The column of labels, None if there is none; and what is to be said of other columns, as in `Raw`."""
     if asked is not None:
         if asked not in schema.names:
@@ -130,7 +133,11 @@ def _label_column(schema: pa.Schema, file: Path, asked: str | None) -> tuple[str
     known = [name for wanted in LABEL_COLUMNS for name in usable if name.lower() == wanted]
     if LABEL_COLUMNS[0] in schema.names or known:
         return LABEL_COLUMNS[0] if LABEL_COLUMNS[0] in schema.names else known[0], ""
-    columns = [f"{column.name} ({column.type})" for column in schema if column.name not in IMAGE_COLUMNS]
+    columns = [
+        f"{column.name} ({column.type})"
+        for column in schema
+        if column.name not in (*IMAGE_COLUMNS, images) and not _is_image(column.type)
+    ]
     said = f"without labels: {printable(file.name)} has the column(s) {some_of(columns, 10)}; --data.label COLUMN"
     return None, f"{said} takes one of integers or strings for labels" if columns else ""
 
@@ -158,16 +165,27 @@ class _Rows:
 
     files: Sequence[Path]
     rows: np.ndarray
+    images: str = ""
 
     def __getitem__(self, rows: np.ndarray | slice, /) -> _Rows:
-        return _Rows(self.files, self.rows[rows])
+        return _Rows(self.files, self.rows[rows], self.images)
+
+    def names(self) -> list[str]:
+        found, row = [], 0
+        for file in self.files:
+            with _opened(file) as parquet:
+                end = row + parquet.metadata.num_rows
+            here = self.rows[np.searchsorted(self.rows, row) : np.searchsorted(self.rows, end)] - row
+            found += [f"{printable(file.name)}[{i}]" for i in here.tolist()]
+            row = end
+        return found
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         wanted, row = set(self.rows.tolist()), 0
         for file in self.files:
             start = row
             with _opened(file) as parquet:
-                column = _image_column(parquet.schema_arrow, file)
+                column = _image_column(parquet.schema_arrow, file, self.images)
                 for group in range(parquet.num_row_groups):
                     end = row + parquet.metadata.row_group(group).num_rows
                     if np.searchsorted(self.rows, row) < np.searchsorted(self.rows, end):
@@ -181,20 +199,26 @@ class _Rows:
                     row = end
 
 
-def _image_column(schema: pa.Schema, file: Path) -> str:
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _image_column(schema: pa.Schema, file: Path, asked: str) -> str:
     """The column of encoded bytes, or the field of the struct that has them: nothing else of it is read."""
-    for name in IMAGE_COLUMNS:
+    wanted = (asked,) if asked else IMAGE_COLUMNS
+    for name in wanted:
         if name in schema.names:
-            kind, path = schema.types[schema.names.index(name)], name
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                kind, path = kind.field("bytes").type, f"{name}.bytes"
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return path
+            kind = schema.types[schema.names.index(name)]
+            if _is_image(kind):
+                return f"{name}.bytes" if pa.types.is_struct(kind) else name
             raise ValueError(f"column {name} of {file} is {kind}; expected a struct with bytes, or binary")
-    raise ValueError(f"{file} has the columns {', '.join(schema.names)}; expected {' or '.join(IMAGE_COLUMNS)}")
+    hint = "" if asked else "; name another one after the file, as FILE#COLUMN"
+    raise ValueError(f"{file} has the columns {', '.join(schema.names)}; expected {' or '.join(wanted)}{hint}")
 
 
-def _listed(files: Sequence[Path], column: str | None) -> Listed:
+def _listed(files: Sequence[Path], column: str | None, images: str) -> Listed:
     """All rows; of labels, integers or strings, none is missing."""
     count, columns = 0, []
     for file in files:
@@ -214,7 +238,7 @@ def _listed(files: Sequence[Path], column: str | None) -> Listed:
                     "strings (--data.label names another column)"
                 )
             columns.append(labels.cast(labels.type.value_type) if pa.types.is_dictionary(labels.type) else labels)
-    items = _Rows(files, np.arange(count))
+    items = _Rows(files, np.arange(count), images)
     if not columns:
         return Listed(items, count, None)
     with reading(files[0], "Parquet (with its sister files)" if len(files) > 1 else "Parquet"):

@@ -83,6 +83,12 @@ class Items(Protocol):
     def __getitem__(self, part: Any, /) -> Items: ...
 
 
+def names_of(items: list[Item] | Items) -> list[str]:
+    """The names of images, in order. Of items that have `names` no image is read for them."""
+    names = getattr(items, "names", None)
+    return [name for name, _ in items] if names is None else names()
+
+
 @dataclass(frozen=True, eq=False)
 class Raw:
     """The undecoded images of one split.
@@ -155,7 +161,7 @@ class Listed:
             labels, names = class_numbers(found, place, self.count, class_names=tuple(numbers))
         if hold is None:
             return Raw(self.items, self.count, labels, names, note)
-        keys = [name for name, _ in self.items] if self.by_name else [str(i) for i in range(self.count)]
+        keys = names_of(self.items) if self.by_name else [str(i) for i in range(self.count)]
         rows = hold_out(keys, hold, place)
         items = [self.items[i] for i in rows] if isinstance(self.items, list) else self.items[rows]
         return Raw(items, len(rows), None if labels is None else labels[rows], names, note)

@@ -213,6 +213,7 @@ class Experiment(Ranged):
             raise ValueError(f"a conditional model has no labels: set num_classes of {self.name} to 0")
         if not self.condition.codec.fingerprint and (made := self.condition.shape(self.shape)) != tuple(given):
             raise ValueError(f"{self.condition} makes conditions of {made} (C, H, W), the networks take {given}")
+        self.condition.check(self.codec.data_shape(self.shape), self.data.augment)
 
     @property
     def gaussian(self) -> GaussianProcess:
@@ -230,7 +231,12 @@ class Experiment(Ranged):
         """
         if self.codec.instant:
             images = Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
-        return images if self.networks.given is None else Conditioned(images, self.condition)
+        if self.networks.given is None:
+            return images
+        return Conditioned(images, self.condition, self._partners("train"))
+
+    def _partners(self, split: Split) -> ImageSet | None:
+        return self.condition.partners(self.data.source, split, label=self.data.label, on_bad=self.data.on_bad)
 
     def check_data(self, images: TrainingSet) -> list[str]:
         """What is odd about the training set, but no error.
@@ -309,7 +315,8 @@ class Experiment(Ranged):
         if self.networks.given is None:
             return None
         codec = self.condition.codec.build(nn.ModuleDict(), device)
-        return HeldOut(self.data.images("test"), self.condition.build(device), device, codec)
+        images = self.data.images("test")
+        return HeldOut(images, self._partners("test") or images, self.condition.build(device), device, codec)
 
     def read_given(self, place: str | Path) -> Given:
         """The conditions in a picture, or in a folder of them in the order of their paths.

@@ -109,8 +109,8 @@ class Auto:
     """dual: a heavy network now and then, of a task once, and a light one at every step. single: the heavy one at every
     step. Of a task also medium and light: one smaller network."""
     task: str | None = None
-    """What images are made of: super-resolution:4, inpainting:16 (the side of the hole) or colour; noise alone if not
-    given."""
+    """What images are made of: super-resolution:4, inpainting:16 (the side of the hole), colour, or pairs:SOURCE, the
+    image of the same name in another folder, or in another column (FILE.parquet#COLUMN); noise alone if not given."""
     trained_by: TrainedBy = "diffusion"
     """Of a task. residual: a regression once, and diffusion of what it leaves, with its features; corrdiff: without.
     crps, energy: a sample in one call, by a score of two draws."""
@@ -140,7 +140,7 @@ class Auto:
         look = look_at(self.data.source, self.data.label)
         found = experiment(look, self.data, self.size, "single" if self.task else self.rate)
         if self.task is not None:
-            found = self._of_task(found, task_named(self.task))
+            found = self._of_task(found, task_named(self.task).fitted(look, found.shape))
         progress.note(account(look, self.data, found))
         return found
 
@@ -148,8 +148,10 @@ class Auto:
         assert isinstance(single.networks, OneNetwork)
         heavy = replace(single.networks.model, num_classes=0)
         networks, method = made(task, single.shape, heavy, self.rate, self.trained_by)
-        parts = (name_of(self.data.source), str(self.task), self.size, self.rate, self.trained_by)
-        name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5]).replace(":", "-")
+        kind, _, of = str(self.task).partition(":")
+        what = f"{kind}-{name_of(of)[:20]}" if of else kind
+        parts = (name_of(self.data.source)[:30], what, self.size, self.rate, self.trained_by)
+        name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5])
         return replace(single, name=name, networks=networks, method=method, condition=task)
 
 
@@ -222,10 +224,12 @@ def account(look: Look, asked: DataConfig, made: Experiment) -> str:
         shorts = f", short sides of {sides[0]} to {sides[-1]} pixels"
     classes = f"{look.num_classes} classes" if look.num_classes else "no labels"
     colour, mirrored = "grey" if made_of.channels == 1 else "in colour", "half" if made_of.augment.flip else "none"
+    given = made.networks.given
+    of = "" if given is None else f"\neach is made of a condition of {' x '.join(map(str, given))} (C, H, W)"
     return (
         f"{look.name}: {look.count} images, {classes}{shorts}\n"
         f"each becomes {made_of.size} x {made_of.size}, {colour}: the square in its middle, resized (--data.size)\n"
-        f"mirrored in training: {mirrored} (--data.augment.flip)"
+        f"mirrored in training: {mirrored} (--data.augment.flip){of}"
     )
 
 

@@ -112,7 +112,9 @@ def check_export(model: Model) -> None:
 SCORES = "scores.jsonl"
 TEXTS = ".txt"  # of samples of texts
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
-OF_DATA = {"data.source": "images", "name": "images"}  # of what the images tell apart; recipes name a run after them
+OF_DATA = dict.fromkeys(
+    ("data.source", "condition.source", "name"), "images"
+)  # of what the images tell apart; recipes name a run after them
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
 
