@@ -14,8 +14,9 @@ networks would take longer than all samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from tools.gpu.piece import FAILED, Job, Piece, Row
 NAME = "conditions"
 SHARE = 20.0  # seconds of training of a model
 TASKS = {"super-resolution": "super-resolution:4", "inpainting": "inpainting:16"}
-HEAVY, SMOKE = network(64, (128, 256), 1, 4, classes=0), network(16, (32, 32), 1, 1, classes=0)
+HEAVY, SMOKE = network(64, (128, 256), 1, 4, classes=0), network(8, (32, 32), 1, 1, classes=0)
 MODELS: dict[str, tuple[Rate, TrainedBy]] = {
     "dual": ("dual", "diffusion"),
     "light": ("light", "diffusion"),
@@ -130,7 +131,7 @@ def timed(drawer: Drawer, seeds: range, members: int) -> tuple[NDArray[np.uint8]
 
 
 def scores(drawer: Drawer, asked: Asked, sizes: Sizes) -> tuple[Row, NDArray[np.uint8]]:
-    """Of a plan: scores, and multiply-adds and milliseconds of a sample, alone and of M; and members (N, M, C, H, W)."""
+    """Of a plan: scores, what a sample alone and one of M cost; and the members, (N, M, C, H, W)."""
     alone = timed(drawer, range(sizes.batch), 1)[1]
     drawn, shared = timed(drawer, range(len(asked.y)), sizes.members)
     members = asked.kept(drawn)
@@ -162,8 +163,8 @@ def append(file: Path, below: Image.Image) -> None:
     for part in parts:
         page.paste(part, (0, top))
         top += part.height
-    with whole(file) as partial:
-        page.save(partial, "PNG")
+    with whole(file) as aside:
+        page.save(aside, "PNG")
 
 
 def save(model: dr.Model, file: Path) -> None:
@@ -184,7 +185,7 @@ def contender(job: Job, task: str, name: str, train: Images, asked: Asked, sizes
         drawer = dr.Choice(steps=steps).drawer(model, batch_size=sizes.batch)
         row, members = scores(drawer, asked, sizes)
         rows.append(row)
-    append(job.out / f"{NAME}-{task}.png", strip(f"{name}, {rows[-1]['steps']} steps", asked, members))
+    append(job.out / f"{NAME}-{task}.png", strip(f"{name}, N = {rows[-1]['steps']}", asked, members))
     if name == "dual":
         save(model, job.out / f"{made.name}.safetensors")
     seen = result.iteration * made.fit.batch_size
@@ -198,7 +199,7 @@ def plans(model: dr.Model, smoke: bool) -> Sequence[int]:
     return STEPS[:1] if smoke else STEPS
 
 
-def best(rows: dict[str, Row]) -> dict[str, Any]:
+def best(rows: Mapping[str, Row]) -> dict[str, Any]:
     """By model: the fair CRPS of its best plan, and what a sample then costs."""
     found = {name: min(row["plans"], key=lambda plan: plan["crps"]) for name, row in rows.items() if FAILED not in row}
     return {name: {key: plan[key] for key in ("steps", "crps", "macs", "ms")} for name, plan in found.items()}
@@ -208,18 +209,20 @@ def run(job: Job) -> bool:
     sizes = Sizes(2, 2, 4) if job.smoke else Sizes()
     train, held_out = images(job, "train"), images(job, "test").first(sizes.conditions)
     job.out.mkdir(parents=True, exist_ok=True)
-    mine = {task: job.named(task) for task in TASKS}
+    parts = {task: job.named(task) for task in TASKS}
     asked = {task: Asked.of(task_named(TASKS[task]), held_out) for task in TASKS}
     for name in MODELS:
-        for task, part in mine.items():
-            part.row(name, lambda name=name, task=task: contender(part, task, name, train, asked[task], sizes))
-            job.put(task, best(dict(part.rows)))
-    done = {
-        task: all(FAILED not in part.rows.get(name, {FAILED: ""}) for name in MODELS) for task, part in mine.items()
-    }
-    for task, part in mine.items():
-        part.write(done=done[task])
-    return all(done.values())
+        for task, part in parts.items():
+            part.row(name, partial(contender, part, task, name, train, asked[task], sizes))
+            job.put(task, best(part.rows))
+    for part in parts.values():
+        part.write(done=complete(part))
+    return all(map(complete, parts.values()))
+
+
+def complete(part: Job) -> bool:
+    """Whether a task has the rows of all models."""
+    return all(name in part.rows and FAILED not in part.rows[name] for name in MODELS)
 
 
 PIECE = Piece(
