@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import dualrate as dr
+from dualrate.data.conditions import task_named
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -24,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from tools.gpu import __main__ as runner  # noqa: E402
 from tools.gpu import (  # noqa: E402
     cifar10,
+    conditions,
     natural_images,
     retrofit_dit,
     right_and_fast,
@@ -62,6 +65,8 @@ def test_the_next_piece_is_the_first_that_is_not_done(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert runner.following(out).name == right_and_fast.NAME
     left(out, right_and_fast.NAME)
+    assert runner.following(out).name == conditions.NAME
+    left(out, conditions.NAME)
     left(out, natural_images.NAME, done=False)
     assert runner.following(out).name == natural_images.NAME
     left(out, natural_images.NAME, gate={"open": False, "excess": 0.01})
@@ -73,7 +78,8 @@ def test_the_next_piece_is_the_first_that_is_not_done(tmp_path: Path) -> None:
 
 
 def test_the_commands_name_all_that_a_piece_needs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    left(tmp_path, right_and_fast.NAME)
+    for name in (right_and_fast.NAME, conditions.NAME):
+        left(tmp_path, name)
     left(tmp_path, natural_images.NAME, gate={"open": True})
     left(tmp_path, retrofit_dit.NAME, done=False)
     runner.show(tmp_path)
@@ -231,6 +237,47 @@ def test_natural_images_run_on_a_cpu(job: Job) -> None:
     assert read(job.out, "natural_images")["rows"]["gate"]["seen"] == 4
     assert (job.out / "natural_images.png").stat().st_size > 1000
     assert read(job.out, "natural_images")["environment"]["commit"] == "abc"
+
+
+def test_models_of_conditions_run_on_a_cpu_and_go_on(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {name: conditions.MODELS[name] for name in ("dual", "one call, large", "corrdiff")}
+    monkeypatch.setattr(conditions, "MODELS", models)  # a network, a method and a plan of every kind
+    monkeypatch.setattr(conditions, "TASKS", {"inpainting": "inpainting:16"})
+    assert call("conditions", job)
+    rows = read(job.out, "conditions-inpainting")["rows"]
+    assert list(rows) == list(models)
+    plans = {name: row["plans"][0] for name, row in rows.items()}
+    for name, plan in plans.items():
+        one = name == "one call, large"
+        assert (plan["steps"], plan["conditions"], plan["members"]) == (1 if one else 4, 2, 2)
+        assert (plan["macs"]["2"] < plan["macs"]["1"]) == (not one)  # members share the heavy call
+        assert min(plan["ms"].values()) > 0
+    kept = load_file(job.out / "conditions-inpainting-dual.safetensors")
+    conditions.experiment(job, "inpainting", "dual").build()[0].load_state_dict(kept)
+    shown = job.out / "conditions-inpainting.png"
+    height = Image.open(shown).height
+    left(job.out, "conditions-inpainting", done=False, **{name: row for name, row in rows.items() if name != "dual"})
+    assert call("conditions", replace(job, work=job.work / "elsewhere"))
+    assert Image.open(shown).height == height * 4 // 3
+    assert set(read(job.out, "conditions")["rows"]["inpainting"]) == set(models)
+
+
+@pytest.mark.parametrize("name", ["dual", "large", "one call, dual", "corrdiff", "residual"])
+def test_models_of_conditions_fit_what_travels(job: Job, name: str) -> None:
+    made = conditions.experiment(replace(job, smoke=False), "inpainting", name)
+    with torch.device("meta"):
+        built = made.networks.build(made.process)[0]
+    assert 2 * sum(parameter.numel() for parameter in built.parameters()) < 16 * 2**20
+
+
+def test_known_pixels_are_put_back(job: Job) -> None:
+    held_out = cifar10.images(job, "test").first(3)
+    asked = conditions.Asked.of(task_named("inpainting:16"), held_out)
+    kept = asked.kept(np.zeros((6, 3, 32, 32), np.uint8))
+    known = np.broadcast_to(asked.y[:, None, 3:].numpy() > 0, kept.shape)
+    truth = np.broadcast_to(asked.truth[:, None], kept.shape)
+    assert np.array_equal(kept[known], truth[known])
+    assert not kept[~known].any()
 
 
 def test_a_retrofit_runs_on_a_cpu_and_goes_on_elsewhere(job: Job) -> None:

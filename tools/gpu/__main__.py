@@ -16,11 +16,14 @@ import time
 from pathlib import Path
 
 from dualrate.system.device import pick_device
-from tools.gpu import natural_images, retrofit_dit, right_and_fast, unconditional
+from tools.gpu import conditions, natural_images, retrofit_dit, right_and_fast, unconditional
 from tools.gpu.cifar10 import pack
 from tools.gpu.piece import SECONDS, Job, Piece
 
-PIECES = {module.PIECE.name: module.PIECE for module in (right_and_fast, natural_images, retrofit_dit, unconditional)}
+PIECES = {
+    module.PIECE.name: module.PIECE
+    for module in (right_and_fast, conditions, natural_images, retrofit_dit, unconditional)
+}
 OUT, LOAD = Path("out/gpu"), Path("build/gpu")  # LOAD travels to the machine
 
 

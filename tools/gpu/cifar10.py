@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import dualrate as dr
+from dualrate.data.conditions import Make
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import Architecture, Classifier
@@ -100,11 +102,15 @@ def _made_up(split: str, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Batches:
-    """Random images, half of them mirrored, as a function of the iteration. labelled: with their classes"""
+    """Random images, half of them mirrored, as a function of the iteration.
+
+    labelled: with their classes; make: what makes the condition of each, if they have one
+    """
 
     images: Images
     size: int
     labelled: bool = True
+    make: Make | None = None
 
     def batch(self, iteration: int) -> Batch:
         generator = torch.Generator().manual_seed(iteration)
@@ -114,7 +120,9 @@ class Batches:
         pixels = self.images.pixels[rows]
         x = torch.where(mirrored, pixels.flip(3), pixels) / 127.5 - 1
         label = self.images.labels[rows] if self.labelled else None
-        return Batch(x, label, iteration * self.size + torch.arange(self.size))
+        sample = iteration * self.size + torch.arange(self.size)
+        given = None if self.make is None else self.make(x, Draws(0, sample.to(device)))
+        return Batch(x, label, sample, given=given)
 
 
 @torch.no_grad()

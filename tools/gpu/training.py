@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 import dualrate as dr
+from dualrate.experiment.experiment import Start
+from dualrate.system.device import pays
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
 from dualrate.training import checkpoint
@@ -36,9 +38,11 @@ def train(
 
     look: called with images seen and the denoiser, averaged weights in place, every `sample_every` and at the end
     """
-    assert isinstance(experiment.method, dr.DenoisingConfig)
-    method, config = experiment.method.build(experiment), experiment.fit
-    batches = Batches(images, config.batch_size, labelled=experiment.num_classes > 0)
+    config, given = experiment.fit, experiment.networks.given is not None
+    make = experiment.condition.build(job.device) if given else None
+    batches = Batches(images, config.batch_size, labelled=experiment.num_classes > 0, make=make)
+    start = Start(True, job.device, pays(job.device), dr.load, batches.batch, print)
+    method = experiment.method.prepare(experiment, start).method
     return fit(
         method,
         batches,

@@ -1,0 +1,234 @@
+"""Where the heavy network sees nothing but a condition, what do two rates win on natural images, at equal GPU time?
+
+CIFAR-10 from 8 x 8 pixels, and with a hole of 16 x 16: eight models a task, each trained for as many seconds as the
+others, alone on the GPU, in the order of what they decide. Then 16 members of 500 held-out conditions are scored and
+timed. Known pixels are put back before that.
+
+All sixteen fit in one call of nine minutes with SHARE = 20 s each: 320 s of training, 75 to decode and to compile, 8
+each to save, draw and score. With 45 s each they would take two. A call that was late goes on in another one.
+
+Blocks are compiled in training, once for all models of a size. In sampling a call is a CUDA graph: compiling whole
+networks would take longer than all samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from torch import Tensor
+
+import dualrate as dr
+from dualrate.config.serial import to_plain
+from dualrate.data.conditions import Condition, Given, picture_of, task_named
+from dualrate.data.images import to_float, to_uint8
+from dualrate.diffusion.random import Draws
+from dualrate.drawing.drawer import Drawer
+from dualrate.metrics.ensembles import EnsembleScores
+from dualrate.recipes.tasks import Rate, TrainedBy, made
+from dualrate.report.image_grid import image_grid
+from dualrate.system.files import whole
+from dualrate.training.config import OptimConfig
+from tools.gpu import training
+from tools.gpu.cifar10 import SHAPE, Images, images
+from tools.gpu.natural_images import network
+from tools.gpu.piece import FAILED, Job, Piece, Row
+
+NAME = "conditions"
+SHARE = 20.0  # seconds of training of a model
+TASKS = {"super-resolution": "super-resolution:4", "inpainting": "inpainting:16"}
+HEAVY, SMOKE = network(64, (128, 256), 1, 4, classes=0), network(8, (32, 32), 1, 1, classes=0)
+MODELS: dict[str, tuple[Rate, TrainedBy]] = {
+    "dual": ("dual", "diffusion"),
+    "light": ("light", "diffusion"),
+    "medium": ("medium", "diffusion"),
+    "large": ("single", "diffusion"),
+    "one call, dual": ("dual", "crps"),
+    "one call, large": ("single", "crps"),
+    "corrdiff": ("dual", "corrdiff"),
+    "residual": ("dual", "residual"),
+}
+STEPS = (4, 8, 16)
+SHOWN, MEMBERS_SHOWN = 4, 6  # conditions and members of a strip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """conditions that are scored; members of each; samples that are drawn at once, which fill the GPU."""
+
+    conditions: int = 500
+    members: int = 16
+    batch: int = 2000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Held-out conditions y (N, c, h, w), and the images (N, C, H, W) uint8 that they were made of."""
+
+    condition: Condition
+    y: Tensor
+    truth: NDArray[np.uint8]
+
+    @staticmethod
+    def of(condition: Condition, held_out: Images) -> Asked:
+        x = held_out.x.cpu()
+        return Asked(
+            condition, condition.build("cpu")(x, Draws(0, torch.arange(len(x)))), held_out.pixels.cpu().numpy()
+        )
+
+    def kept(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Members (N M, C, H, W) with what is known put back -> (N, M, C, H, W)."""
+        given = self.y.repeat_interleave(len(drawn) // len(self.y), 0)
+        x = to_uint8(self.condition.keep(to_float(torch.from_numpy(drawn)), given)).numpy()
+        return x.reshape(len(self.y), -1, *x.shape[1:])
+
+
+def experiment(job: Job, task: str, name: str) -> dr.Experiment:
+    """On batches of 512, for SHARE seconds in which the learning rate falls to 0."""
+    condition = task_named(TASKS[task])
+    networks, method = made(condition, SHAPE, SMOKE if job.smoke else HEAVY, *MODELS[name])
+    optim = OptimConfig(lr=1e-3, warmup=1 if job.smoke else 100, decay="linear", decay_seconds=SHARE)
+    fit = dr.FitConfig(
+        2 if job.smoke else 10**6,
+        batch_size=2 if job.smoke else 512,
+        optim=optim,
+        ema_halflife=20_000,
+        compile=not job.smoke,
+        log_every=10,  # what is queued at the end is trained, too
+        checkpoint_every=10**6,
+        sample_every=10**6,
+    )
+    label = f"{NAME}-{task}-{name.replace(', ', '-').replace(' ', '-')}"
+    return dr.Experiment(label, networks, method, fit, condition=condition)
+
+
+def trained(job: Job, made: dr.Experiment, asked: Asked) -> dr.Model:
+    """With its averaged weights, ready to draw members of the held-out conditions."""
+    found = training.newest(job.work / made.name)
+    networks, denoiser = made.build()
+    networks.load_state_dict(found.weights())
+    networks.to(job.device).eval().requires_grad_(False)
+    graphs = job.device.type == "cuda"
+    return dr.Model(
+        made.name, made, networks, denoiser, int(found.state["iteration"]), "", graphs=graphs, conditions=Given(asked.y)
+    )
+
+
+def timed(drawer: Drawer, seeds: range, members: int) -> tuple[NDArray[np.uint8], float]:
+    """Members of these seeds, and milliseconds a sample. The first batch, which records, is drawn before."""
+    drawer.draw(seeds[: max(1, drawer.batch_size // members)], members=members)
+    found = drawer.draw(seeds, members=members)
+    return found.images, 1000 * found.seconds / len(found.images)
+
+
+def scores(drawer: Drawer, asked: Asked, sizes: Sizes) -> tuple[Row, NDArray[np.uint8]]:
+    """Of a plan: scores, what a sample alone and one of M cost; and the members, (N, M, C, H, W)."""
+    alone = timed(drawer, range(sizes.batch), 1)[1]
+    drawn, shared = timed(drawer, range(len(asked.y)), sizes.members)
+    members = asked.kept(drawn)
+    parts = zip(*(np.array_split(part, max(1, len(part) // 50)) for part in (members, asked.truth)), strict=True)
+    macs = {count: replace(drawer, members=count).cost.macs for count in (1, sizes.members)}
+    row = {"steps": drawer.plan.num_steps, "heavy": drawer.plan.num_heavy, "macs": macs}
+    return row | {"ms": {1: alone, sizes.members: shared}} | EnsembleScores.of(parts).summary, members
+
+
+def strip(name: str, asked: Asked, members: NDArray[np.uint8]) -> Image.Image:
+    """A row for each of a few conditions: the condition, members, their mean, the image that it was made of."""
+    seen = picture_of(asked.y[:SHOWN], SHAPE)
+    assert seen is not None  # these tasks' conditions are pictures
+    columns = [seen, *members[:SHOWN, :MEMBERS_SHOWN].swapaxes(0, 1)]
+    columns += [members[:SHOWN].mean(1).round().astype(np.uint8), asked.truth[:SHOWN]]
+    grid = Image.fromarray(image_grid(np.stack(columns, 1).reshape(-1, *SHAPE), len(columns)))
+    grid = grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST)
+    page = Image.new("RGB", (grid.width, grid.height + 18), "white")
+    ImageDraw.Draw(page).text((2, 2), f"{name}: condition, members, mean, truth", fill="black")
+    page.paste(grid, (0, 18))
+    return page
+
+
+def append(file: Path, below: Image.Image) -> None:
+    """Put a picture below those that the file holds."""
+    parts = [Image.open(file).convert("RGB"), below] if file.is_file() else [below]
+    page = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    with whole(file) as aside:
+        page.save(aside, "PNG")
+
+
+def save(model: dr.Model, file: Path) -> None:
+    """Averaged weights in bfloat16, with the experiment as metadata."""
+    weights = {key: training.half(value).cpu().contiguous() for key, value in model.networks.state_dict().items()}
+    save_file(weights, file, {"experiment": json.dumps(to_plain(model.experiment))})
+
+
+def contender(job: Job, task: str, name: str, train: Images, asked: Asked, sizes: Sizes) -> Row:
+    """Train a model, score it under every plan, show what it draws, and keep the weights of a dual one."""
+    made = experiment(job, task, name)
+    result = training.train(job, made, train)
+    model = trained(job, made, asked)
+    print(f"{made.name}: trained, {result.iteration} iterations; {job.left:.0f} s are left", flush=True)
+    rows: list[Row] = []
+    members = np.empty(0, np.uint8)
+    for steps in plans(model, job.smoke):
+        drawer = dr.Choice(steps=steps).drawer(model, batch_size=sizes.batch)
+        row, members = scores(drawer, asked, sizes)
+        rows.append(row)
+    append(job.out / f"{NAME}-{task}.png", strip(f"{name}, N = {rows[-1]['steps']}", asked, members))
+    if name == "dual":
+        save(model, job.out / f"{made.name}.safetensors")
+    seen = result.iteration * made.fit.batch_size
+    return {"parameters": model.parameters, "seen": seen, "seconds": result.seconds, "plans": rows}
+
+
+def plans(model: dr.Model, smoke: bool) -> Sequence[int]:
+    """Numbers of steps."""
+    if not model.serves.any_plan:
+        return (model.serves.steps,)
+    return STEPS[:1] if smoke else STEPS
+
+
+def best(rows: Mapping[str, Row]) -> dict[str, Any]:
+    """By model: the fair CRPS of its best plan, and what a sample then costs."""
+    found = {name: min(row["plans"], key=lambda plan: plan["crps"]) for name, row in rows.items() if FAILED not in row}
+    return {name: {key: plan[key] for key in ("steps", "crps", "macs", "ms")} for name, plan in found.items()}
+
+
+def run(job: Job) -> bool:
+    sizes = Sizes(2, 2, 4) if job.smoke else Sizes()
+    train, held_out = images(job, "train"), images(job, "test").first(sizes.conditions)
+    job.out.mkdir(parents=True, exist_ok=True)
+    parts = {task: job.named(task) for task in TASKS}
+    asked = {task: Asked.of(task_named(TASKS[task]), held_out) for task in TASKS}
+    for name in MODELS:
+        for task, part in parts.items():
+            part.row(name, partial(contender, part, task, name, train, asked[task], sizes))
+            job.put(task, best(part.rows))
+    for part in parts.values():
+        part.write(done=complete(part))
+    return all(map(complete, parts.values()))
+
+
+def complete(part: Job) -> bool:
+    """Whether a task has the rows of all models."""
+    return all(name in part.rows and FAILED not in part.rows[name] for name in MODELS)
+
+
+PIECE = Piece(
+    NAME,
+    "what do two rates win where the heavy network sees a condition alone, at equal GPU time",
+    run,
+    data=True,
+    reads=lambda out: [f"{NAME}*.json", f"{NAME}*.png"],
+)
