@@ -86,7 +86,7 @@ def members(count: int, device: torch.device, bfloat16: bool, seconds: float, co
         )
 
     rounds = interleaved({name: sampling(name) for name in made}, device, seconds=seconds)
-    calls = {name: call_cost(made[name][1], shape, None, device, given=given.shape[1:]) for name in made}
+    calls = {name: call_cost(made[name][1], shape, None, device, given=task.shape(shape)) for name in made}
     macs = {name: cost.heavy / count + 8 * cost.light for name, cost in calls.items()}
     promised = macs["heavy"] / macs["dual"]
     return {

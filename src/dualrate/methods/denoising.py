@@ -18,8 +18,7 @@ then denoises by itself at the steps where it is called.
 
 A single-rate model has an empty context and the times `SingleTime`.
 
-A conditional model sees y, too (`Batch.given`). Its context is of y alone, so one heavy call serves K noise levels of
-an image (`GivenTimes.draws`): L is the mean over them.
+A conditional model is trained by methods/conditional.py.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from typing import Annotated
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
 
 from dualrate.config.ranges import Classes, LossWeight, Probability, Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, DualRate
 from dualrate.diffusion.plan import STEPS, StepPlan
-from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
+from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule
-from dualrate.diffusion.values import Batch, Cond, Context, Shape
+from dualrate.diffusion.values import Batch, Cond, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import check_drops_labels, check_latent_shape, start_from
+from dualrate.methods.conditional import ConditionalDenoising, weighted_error
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
@@ -109,46 +108,7 @@ class Denoising(Ranged):
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """(B,): the weighted error of each row, a mean over what it holds."""
-        error = self.process.deviance(x, x_hat)
-        if self.multiscale:
-            error = error + coarser_errors(x - x_hat, self.multiscale)
-        return x_loss_weight(self.weighting, self.process.schedule, t).to(error.dtype) * error
-
-
-@dataclass(frozen=True)
-class ConditionalDenoising(Denoising):
-    """The loss of a conditional model. draws: K, noise levels for each image and heavy call"""
-
-    draws: int = 1
-
-    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        many, x = draws.repeated(self.draws), batch.x.repeat_interleave(self.draws, 0)
-        t = moved(x.device, *self.times(many.host))[0]
-        z_t = self.process.add_noise(x, t, self.process.noise(many, ["z_t"], *x.shape[1:])[0])
-        cond = Cond(given=batch.given)
-        context = self.model.encode(z_t, t, cond)
-        loss = self.weighted_error(x, self.model.denoise(z_t, t, self.detached(context), cond), t)
-        own = self.own_loss(batch, context)
-        return Loss(
-            loss.mean() + sum(own.values()), quarters("loss_t", loss, t) | {k: v.detach() for k, v in own.items()}
-        )
-
-    def detached(self, context: Context) -> Context:
-        """What the light network is trained with: of the context all, unless overridden."""
-        return context
-
-    def own_loss(self, batch: Batch, context: Context) -> dict[str, Tensor]:
-        """Losses of the heavy network alone, by name: none, unless overridden."""
-        return {}
-
-
-def coarser_errors(difference: Tensor, copies: int) -> Tensor:
-    """(B,): the mean squares of a difference (B, C, H, W) at half its side, a quarter, ..., added up."""
-    total = difference.new_zeros(len(difference))
-    for _ in range(copies):
-        difference = avg_pool2d(difference, 2)
-        total = total + difference.square().flatten(1).mean(1)
-    return total
+        return weighted_error(self.process, self.weighting, x, x_hat, t, self.multiscale)
 
 
 @dataclass(frozen=True)
@@ -305,7 +265,7 @@ class DenoisingConfig(MethodConfig, Ranged):
             check_latent_shape(experiment, codec.build(method.networks, start.device))
         return Prepared(method, weights)
 
-    def build(self, experiment: Experiment) -> Denoising:
+    def build(self, experiment: Experiment) -> Denoising | ConditionalDenoising:
         """With weights drawn from the run's seed."""
         networks, denoiser = experiment.build()
         if self.freeze_encoder:

@@ -29,7 +29,7 @@ from dualrate.diffusion.values import Batch, Cond, Context, Reuse, Shape, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import PackageNetworks
 from dualrate.experiment.plan_support import AnyPlan
-from dualrate.methods.denoising import ConditionalDenoising
+from dualrate.methods.conditional import ConditionalDenoising
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.blocks import add_shared
 from dualrate.networks.conditional import ConditionalUViT, ConditionMaps
