@@ -78,7 +78,7 @@ def members(count: int, device: torch.device, bfloat16: bool, seconds: float, co
 
     def sampling(name: str) -> Callable[[], object]:
         networks, denoiser = made[name]
-        networks.to(device).to(memory_format=torch.channels_last)
+        networks.to(device)
         how = {"batch_size": conditions * count, "members": count, "device": device, "bfloat16": bfloat16}
         seeds, step = range(conditions), dr.DDIM(process)
         return lambda: list(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from torch import Tensor
 import dualrate as dr
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Given, picture_of, task_named
-from dualrate.data.images import to_float, to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import Drawer
 from dualrate.metrics.ensembles import EnsembleScores
@@ -86,12 +85,6 @@ class Asked:
             condition, condition.build("cpu")(x, Draws(0, torch.arange(len(x)))), held_out.pixels.cpu().numpy()
         )
 
-    def kept(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Members (N M, C, H, W) with what is known put back -> (N, M, C, H, W)."""
-        given = self.y.repeat_interleave(len(drawn) // len(self.y), 0)
-        x = to_uint8(self.condition.keep(to_float(torch.from_numpy(drawn)), given)).numpy()
-        return x.reshape(len(self.y), -1, *x.shape[1:])
-
 
 def experiment(job: Job, task: str, name: str) -> dr.Experiment:
     """On batches of 512, for SHARE seconds in which the learning rate falls to 0."""
@@ -135,11 +128,11 @@ def scores(drawer: Drawer, asked: Asked, sizes: Sizes) -> tuple[Row, NDArray[np.
     """Of a plan: scores, what a sample alone and one of M cost; and the members, (N, M, C, H, W)."""
     alone = timed(drawer, range(sizes.batch), 1)[1]
     drawn, shared = timed(drawer, range(len(asked.y)), sizes.members)
-    members = asked.kept(drawn)
+    members = drawn.reshape(len(asked.y), sizes.members, *SHAPE)
     parts = zip(*(np.array_split(part, max(1, len(part) // 50)) for part in (members, asked.truth)), strict=True)
     macs = {count: replace(drawer, members=count).cost.macs for count in (1, sizes.members)}
     row = {"steps": drawer.plan.num_steps, "heavy": drawer.plan.num_heavy, "macs": macs}
-    return row | {"ms": {1: alone, sizes.members: shared}} | EnsembleScores.of(parts).summary, members
+    return row | {"ms": {1: alone, sizes.members: shared}} | asdict(EnsembleScores.of(parts)), members
 
 
 def strip(name: str, asked: Asked, members: NDArray[np.uint8]) -> Image.Image:

@@ -203,13 +203,17 @@ class Drawer(Ranged):
     def batches(
         self, seeds: Sequence[int], progress: ImageProgress | None = None, watch: Callable[[State], None] | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """The images of these seeds, (b, C, H, W), batch by batch as they are drawn, latents decoded.
+        """The images of these seeds, (b, C, H, W), batch by batch as they are drawn, latents decoded, and with what a
+        condition knows of them (`Condition.keep`).
 
         progress, watch: as of `sample`. Raises what that and the codec raise.
         """
         rows = torch.tensor(list(seeds), dtype=torch.int64, device="cpu").repeat_interleave(self.members)
         for batch in self.states(seeds, progress, watch):
             row, rows = rows[: len(batch)].to(batch.device), rows[len(batch) :]
+            if self.model.given is not None:  # a batch has all members of its seeds
+                given = self.model.given(row[:: self.members]).repeat_interleave(self.members, 0)
+                batch = self.model.experiment.condition.keep(batch, given.to(batch.device))
             with own_defaults():
                 pixels = to_uint8(decoded(self.model.codec, batch, Draws(0, row))).cpu().numpy()
             yield pixels
@@ -246,8 +250,10 @@ class Drawer(Ranged):
         Raises what `sample_batches` raises, and ValueError for conditions that the model does not take.
         """
         drawer = self if members is None else replace(self, members=members)
-        if isinstance(seeds, Tensor) and seeds.ndim > 1:
-            drawer, seeds = replace(drawer, model=drawer.model.with_given(Given(seeds.float()))), range(len(seeds))
+        if isinstance(seeds, Tensor):
+            if seeds.ndim > 1:
+                drawer = replace(drawer, model=drawer.model.with_given(Given(seeds.float())))
+            seeds = range(len(seeds)) if seeds.ndim > 1 else seeds.tolist()
         start = time.perf_counter()
         images = np.concatenate([*drawer.batches(seeds, progress)])
         return Samples(images, time.perf_counter() - start)
