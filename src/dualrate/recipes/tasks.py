@@ -25,11 +25,11 @@ from dualrate.networks.uvit import Level, UViTConfig
 
 Rate = Literal["dual", "single", "medium", "light"]
 TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy"]
-SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (3 / 8, 1 / 3, 1 / 6)}  # of channels, widths, blocks of the middle
+SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
 
 
 def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
-    """A network of about a quarter (medium) or a twentieth (light) of the multiply-adds of a heavy one."""
+    """A network of about a third (medium) or a sixth to a twentieth (light) of the multiply-adds of a heavy one."""
     conv, width, depth = SHARES[size]
     step = math.gcd(32, *(level.channels for level in heavy.levels if level.kind == "transformer"))
 
