@@ -49,6 +49,7 @@ from dualrate.compare.comparison import Effort
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
+from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
@@ -60,10 +61,13 @@ from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
 from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
 from dualrate.from_diffusers.schedulers import Discrete, Flow
+from dualrate.methods.conditional import ConditionalDenoising
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
+from dualrate.methods.crps import OneCall, OneCallConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
+from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
 from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
@@ -106,6 +110,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.diffusion.values.Elsewhere",
     "dualrate.training.distributed.World",
     "dualrate.metrics.store.StoredFeatures",
+    "dualrate.metrics.ensembles.EnsembleScores",
     "dualrate.metrics.evaluate.Details",
     "dualrate.metrics.evaluate.Score",
     "dualrate.metrics.store.Fingerprint",
@@ -218,6 +223,11 @@ def examples() -> Iterator[Any]:
     )
     yield UnifiedLatents(networks, nn.Identity(), denoiser, denoiser, of, of, Sigmoid(), loss_factor=1.5)
     yield from (OneConditional(config, (4, 2, 2)), TwoConditional(config, config, (4, 2, 2)), GivenTimes())
+    yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig())
+    yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
+    for kind in (ConditionalDenoising, ResidualDenoising):
+        yield kind(networks, denoiser, of, Sigmoid(), GivenTimes())
+    yield OneCall(networks, denoiser, of, 2, "crps")
     yield OwnBlocks(ForeignConfig("DiTTransformer2DModel", '{"num_layers": 3}', Discrete(Betas())), 2)
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))

@@ -23,7 +23,6 @@ from dualrate.diffusion.values import Batch, Cond, shared_time
 from dualrate.experiment.experiment import Start
 from dualrate.methods.residual import Regression, Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
 from dualrate.methods.times import GivenTimes
-from dualrate.networks.blocks import add_shared
 from dualrate.networks.uvit import UViT
 
 PROCESS = dr.GaussianProcess(Cosine())
@@ -61,12 +60,12 @@ class ExactLight(nn.Module):
         self.scale = scale
 
     def forward(self, z: Tensor, log_snr: Tensor, label: None, features: tuple[Tensor, ...]) -> Tensor:
-        left = features[0] / self.scale
+        left = features[0].repeat_interleave(len(z) // len(features[0]), 0) / self.scale
         a, of_noise = alpha(log_snr)[:, None, None], sigma(log_snr)[:, None, None]
         spread = S / self.scale**2
         gain = a * spread @ torch.linalg.inv(a**2 * spread + of_noise**2 * EYE)
-        offset = add_shared(z, -a[0] * left) if len(left) < len(z) else z - a[..., None] * left
-        return v_from_x(z, add_shared((gain @ offset[..., 0])[..., None], left), log_snr)
+        offset = z - a[..., None] * left
+        return v_from_x(z, left + (gain @ offset[..., 0])[..., None], log_snr)
 
 
 def exact(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -88,8 +87,9 @@ def test_x_hat_is_the_posterior_mean_whatever_the_scale_of_the_residual(scale: f
     torch.testing.assert_close(context.features[-1], means(y) + BIAS[:, None, None])
     every = y.repeat_interleave(4, 0)
     torch.testing.assert_close(denoiser.denoise(z, t, context, cond), exact(z, t, every))
-    times = torch.linspace(0.1, time, 3, dtype=torch.float64)  # one each row, as in training
-    torch.testing.assert_close(denoiser.denoise(z[:3], times, context, cond), exact(z[:3], times, y))
+    times = torch.linspace(0.1, time, 12, dtype=torch.float64)  # one each row, as in training
+    torch.testing.assert_close(denoiser.denoise(z, times, context, cond), exact(z, times, every))
+    torch.testing.assert_close(denoiser.denoise(z[:3], times[:3], context, cond), exact(z[:3], times[:3], y))
 
 
 def test_without_a_heavy_call_there_is_no_mean() -> None:
@@ -136,7 +136,6 @@ def test_the_mean_learns_by_the_regression_alone() -> None:
             PROCESS,
             Sigmoid(),
             GivenTimes(),
-            label_dropout=0.0,
             mean_weight=weight,
         )
         loss = method.loss(data, 0, data.draws(0))

@@ -27,16 +27,17 @@ from dualrate.training.method import Loss, Phase
 
 SCORES = {"crps": fair_crps, "energy": energy_score}
 ScoreName = Literal["crps", "energy"]
+ScoredDraws = Annotated[int, Range(2, 64)]
 
 
 @dataclass(frozen=True)
-class OneCall:
+class OneCall(Ranged):
     """One phase, "model", that trains every network. draws: M"""
 
     networks: nn.ModuleDict
     model: Denoiser
     process: Process
-    draws: int
+    draws: ScoredDraws
     score: ScoreName
     auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
@@ -65,7 +66,7 @@ class OneCall:
 class OneCallConfig(MethodConfig, Ranged):
     """A sample in one call, trained by the score of a few draws."""
 
-    draws: Annotated[int, Range(2, 64)] = 2
+    draws: ScoredDraws = 2
     """Samples of each condition that a score is of."""
     score: ScoreName = "crps"
     """crps: of each pixel. energy: of the whole image, which sees more than each pixel's own law."""

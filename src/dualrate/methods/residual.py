@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Factor, LightDraws, Ranged, Side
+from dualrate.config.ranges import Factor, LightDraws, Range, Ranged, Side
 from dualrate.denoisers.denoiser import Denoiser, given_of
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row
@@ -31,7 +32,6 @@ from dualrate.experiment.network_configs import PackageNetworks
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.methods.conditional import ConditionalDenoising
 from dualrate.methods.times import GivenTimes
-from dualrate.networks.blocks import add_shared
 from dualrate.networks.conditional import ConditionalUViT, ConditionMaps
 from dualrate.networks.dual import check_pair, projections
 from dualrate.networks.uvit import UViT, UViTConfig
@@ -58,13 +58,13 @@ class Regression(nn.Module):
 
 
 @dataclass(frozen=True)
-class Residual(Denoiser):
+class Residual(Ranged, Denoiser):
     """encoder: a `Regression`; light: (z, log_snr, label, features) -> v of the scaled residual"""
 
     encoder: nn.Module
     light: nn.Module
     process: GaussianProcess
-    scale: float
+    scale: Factor
     reuse: Reuse = Reuse.FREE
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
@@ -80,13 +80,14 @@ class Residual(Denoiser):
         if not context.features:
             raise ValueError("the residual is that of the regression's mean: begin the plan with a heavy call")
         *features, mean = context.features
+        if len(mean) < len(z):  # of a condition's members, or times
+            mean = mean.repeat_interleave(len(z) // len(mean), 0)
         log_snr = self.process.log_snr(t).to(z.dtype)
         shifted = log_snr + 2 * math.log(self.scale)
         alpha_t, sigma_t = (part.to(z.dtype) for part in self.process.scales(t))
-        state = add_shared(z, -alpha_t * mean) if not alpha_t.ndim else z - expand(alpha_t, z) * mean
-        state = state * expand(sigma(shifted) / sigma_t, z)
+        state = (z - expand(alpha_t, z) * mean) * expand(sigma(shifted) / sigma_t, z)
         v = self.light(state, per_row(shifted, z), None, tuple(features)).to(z.dtype)
-        return add_shared(self.scale * x_from_v(state, v, shifted), mean)
+        return mean + self.scale * x_from_v(state, v, shifted)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class ResidualNetworks(PackageNetworks, Ranged):
 class ResidualDenoising(ConditionalDenoising):
     """With the regression's own loss, |x - m|^2 / s^2, whose gradient m gets alone. mean_weight: 1 / s^2"""
 
-    mean_weight: float = 1.0
+    mean_weight: Annotated[float, Range(0, math.inf)] = 1.0
 
     def detached(self, context: Context) -> Context:
         *features, mean = context.features

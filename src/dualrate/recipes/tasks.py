@@ -20,7 +20,7 @@ from dualrate.experiment.network_configs import NetworksConfig, OneConditional, 
 from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
-from dualrate.methods.times import GivenTimes, SingleTime
+from dualrate.methods.times import GivenTimes, SingleTime, TimeSource
 from dualrate.networks.uvit import Level, UViTConfig
 
 Rate = Literal["dual", "single", "medium", "light"]
@@ -51,15 +51,30 @@ def made(
 
     Raises ValueError for images that the condition cannot be made of, and for a method that is one of two networks.
     """
-    given, light = task.shape(image), smaller(heavy, "light")
+    return MADE[rate](task.shape(image), heavy, rate, trained_by)
+
+
+def of_two_rates(
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy
+) -> tuple[NetworksConfig, MethodConfig]:
+    light = smaller(heavy, "light")
     if trained_by in ("residual", "corrdiff"):
-        if rate != "dual":
-            raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
         return ResidualNetworks(heavy, light, given, features=trained_by == "residual"), ResidualConfig()
-    if rate == "dual":
-        networks, times = TwoConditional(heavy, light, given), GivenTimes(draws=4)
-    else:
-        networks, times = OneConditional(heavy if rate == "single" else smaller(heavy, rate), given), SingleTime()
+    return TwoConditional(heavy, light, given), _method(trained_by, GivenTimes(draws=4))
+
+
+def of_one_rate(
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy
+) -> tuple[NetworksConfig, MethodConfig]:
+    if trained_by in ("residual", "corrdiff"):
+        raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
+    return OneConditional(smaller(heavy, rate) if rate in SHARES else heavy, given), _method(trained_by, SingleTime())
+
+
+MADE = {"dual": of_two_rates, "single": of_one_rate, "medium": of_one_rate, "light": of_one_rate}
+
+
+def _method(trained_by: Literal["diffusion", "crps", "energy"], times: TimeSource) -> MethodConfig:
     if trained_by == "diffusion":
-        return networks, DenoisingConfig(times, label_dropout=0.0)
-    return networks, OneCallConfig(score=trained_by)
+        return DenoisingConfig(times, label_dropout=0.0)
+    return OneCallConfig(score=trained_by)
