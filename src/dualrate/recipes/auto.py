@@ -13,7 +13,7 @@ Levels   each halves the one before, down to the middle, of transformer blocks. 
 Light    the light network halves the heavy one's transformers in width and depth, and keeps three quarters of its
          convolutions' widths: the rule behind the light networks of the other recipes, nearly.
 Widths   a level holds what it is given: at least as many channels as a patch has numbers.
-Latent  (dualrate data encode) are taken unchanged: the networks have their side and channels.
+Latents  (dualrate data encode) are taken unchanged: the networks have their side and channels.
 Colours  grey if every image that was looked at is, else three channels.
 Classes  of the labels; one class is none.
 Mirror   no image is mirrored in training: writing, faces of clocks and left shoes have no mirror image. Photographs of

@@ -1,4 +1,4 @@
-"""Fashion-MNIST by Unified Latent: encoder, prior and decoder trained together, a base model of the latents, decoders.
+"""Fashion-MNIST by Unified Latents: encoder, prior and decoder trained together, a base model of the latents, decoders.
 
 Images of 28 x 28 become latents of 7 x 7. A decoder is a second model of the images, given the latents of a trained
 codec: most are single networks; dual calls the heavy one on the latent once an image, and the light one at

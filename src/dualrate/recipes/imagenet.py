@@ -15,7 +15,7 @@ the batch of one of its successors on SiD2; half of the iterations are the auxil
 loss has the paper's c = 1e-4, of the norm of an image's error. By EM (arXiv 2405.16852) there are L = 16 Langevin
 steps; their sizes are remembered of the paper, not seen (docs/results/paper.md).
 
-Latent are those of Unified Latent (arXiv 2602.17270). The paper has, at 512 pixels: latents of 32 x 32 x 32 at
+Latents are those of Unified Latents (arXiv 2602.17270). The paper has, at 512 pixels: latents of 32 x 32 x 32 at
 log-SNR 5; an encoder of levels [128, 256, 512, 512] on patches of 2, two blocks in each and three in the last; a prior
 of 8 transformer blocks of 1024; a decoder of convolution levels [128, 256, 512] and 8 transformer blocks of 1024; a
 base model of two transformer levels, [512, 1024] channels and [6, 16] blocks; dropout 0.1; a loss factor of 1.3 to 1.7.
@@ -216,7 +216,7 @@ ON_PIXELS = {
 }
 RECIPES = {
     **ON_PIXELS,
-    "imagenet512-latents-first": ("Unified Latent: encoder, prior and decoder", first),
+    "imagenet512-latents-first": ("Unified Latents: encoder, prior and decoder", first),
     "imagenet512-latents-base": ("one network on the latents", base),
     "imagenet-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
 }

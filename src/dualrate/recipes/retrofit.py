@@ -8,7 +8,7 @@ Start    the light network adds nothing at first, and its gate takes x_hat(tau) 
 Own      in place of all this, the model's own first and last blocks, which share the others' work at first.
 Noise    the schedule that the model was trained under, so that its own times are asked.
 Labels   dropped in training where the model has a null class.
-Latent  of a model that has a VAE: trained on those that `dualrate data encode` made by it, which is the run's codec.
+Latents  of a model that has a VAE: trained on those that `dualrate data encode` made by it, which is the run's codec.
 """
 
 from __future__ import annotations
