@@ -237,11 +237,14 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, precisi
 def cost_report(drawer: Drawer) -> dict[str, object]:
     """Parameters, MACs and FLOPs, and latency of the networks' calls and of a batch's images, measured now.
 
-    Light calls alone, without a context, are light calls too.
+    Light calls alone, without a context, are light calls too. A batch holds all members of a condition; a heavy call is
+    priced for an image, which shares it with them in `macs_per_image` and `seconds_per_image` alone.
     """
-    cost, count = drawer.cost, drawer.batch_size
-    drawer.draw(range(count))  # the first compiles, records, chooses kernels
-    seconds = drawer.draw(range(count)).seconds
+    cost, conditions = drawer.cost, max(1, drawer.batch_size // drawer.members)
+    count = conditions * drawer.members
+    drawer = replace(drawer, batch_size=count)
+    drawer.draw(range(conditions))  # the first compiles, records, chooses kernels
+    seconds = drawer.draw(range(conditions)).seconds
     taken = call_seconds(drawer.model, count, precision=drawer.precision)
     calls = {"heavy_call": "heavy", "light_call": "light", "light_call_alone": "without", "decode": "decode"}
     macs = {name: getattr(cost.calls, of) for name, of in calls.items()} | {"per_image": cost.macs}
@@ -255,6 +258,7 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
         "heavy_calls_per_image": cost.heavy_calls,
         "light_calls_per_image": cost.light_calls,
         "light_calls_alone_per_image": cost.alone_calls,
+        "members": drawer.members,
         "batch_size": count,
         "device": str(drawer.model.device),
         "precision": drawer.arithmetic,
