@@ -20,6 +20,7 @@ from trouble import flip_each
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
+from dualrate.data.conditions import Latent
 from dualrate.data.images import to_uint8
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.network_configs import OneConditional
@@ -115,7 +116,8 @@ def test_a_pipeline_of_pixels_has_none(tmp_path: Path) -> None:
 
 def test_a_decoder_has_no_pipeline(tmp_path: Path) -> None:
     networks = OneConditional(replace(NET, image_channels=3, num_classes=0), (12, 4, 4))
-    method = dr.DenoisingConfig(latents=NoisyFolder("a folder", "f" * 64))
-    decoder = dr.load(made.saved(replace(made.ONE, networks=networks, method=method), tmp_path), note=lambda text: None)
-    with pytest.raises(ValueError, match="is a decoder, which is given latents: export the model that draws them"):
+    given = Latent(NoisyFolder("a folder", "f" * 64))
+    one = replace(made.ONE, networks=networks, method=dr.DenoisingConfig(), condition=given)
+    decoder = dr.load(made.saved(one, tmp_path), note=lambda text: None)
+    with pytest.raises(ValueError, match="makes samples of a condition, and a pipeline draws of noise alone"):
         DualRatePipeline.of(decoder)

@@ -75,7 +75,9 @@ def require_plannable(model: Model) -> None:
     if not model.serves.any_plan:
         raise ValueError(f"{model.name} is a distilled student, whose plan was set before it was trained")
     if model.experiment.networks.given is not None:
-        raise ValueError(f"{model.name} is a decoder, whose heavy call is of the latent alone: nothing to plan")
+        raise ValueError(
+            f"{model.name} is a conditional model, whose heavy call sees the condition alone: nothing to plan"
+        )
     if not model.reuses_context:
         raise ValueError(
             f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "

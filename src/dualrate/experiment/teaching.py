@@ -48,14 +48,16 @@ def check_same_images(first: Experiment, second: Experiment, names: str) -> None
 def require_no_decoder(experiment: Experiment, method: str) -> None:
     """Raises ValueError for a decoder, which the method of this name does not train."""
     if experiment.networks.given is not None:
-        raise ValueError(f"{experiment.name} is a decoder, which {method} does not train: take denoising")
+        raise ValueError(f"{experiment.name} is a conditional model, which {method} does not train: take denoising")
 
 
 def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
     """The network of a run that can teach. Raises ValueError for one of several, for a decoder and for a student."""
     networks = experiment.networks
     if networks.given is not None:
-        raise ValueError(f"{name} is a decoder, and a student draws from noise alone: name a model that is no decoder")
+        raise ValueError(
+            f"{name} is a conditional model, and a student draws from noise alone: name an unconditional one"
+        )
     if not networks.single_rate:
         raise ValueError(
             f"{name} is {networks.kind}; a teacher is a single-rate one. Of a dual-rate model name the run that its "
