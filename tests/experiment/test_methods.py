@@ -32,7 +32,8 @@ DUAL = replace(PLAIN, plans=OnePlan(8, 4), rollout="full")
 
 
 def student(networks: NetworksConfig, method: MethodConfig, **fit) -> dr.Experiment:
-    return dr.Experiment("student", networks, method, replace(FIT, **fit))
+    given = {} if networks.given is None else {"condition": Latent(CodecFolder("first", "f" * 64))}
+    return dr.Experiment("student", networks, method, replace(FIT, **fit), **given)
 
 
 def teacher(**changes) -> dr.Model:
