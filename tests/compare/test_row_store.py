@@ -66,6 +66,7 @@ def metric(net: str = "net:1", reference: str = "train", held_out: str | None = 
 def drawer(weights: str = "1", precision: str = "float32", macs: int = 7) -> SimpleNamespace:
     return SimpleNamespace(
         expected_cost=SimpleNamespace(macs=macs),
+        members=1,
         origin=lambda features: Origin(weights, "experiment", "DDIM", "4 steps", "none", features, precision),
     )
 

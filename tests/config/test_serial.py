@@ -48,7 +48,7 @@ def changed(path: list, value) -> dict:
             ["networks", "type"],
             "os.system",
             "there is no NetworksConfig 'os.system', it is one of .*LatentNetworks, OneConditional, "
-            "OneForeign, OneNetwork, OneTransformer, OwnBlocks, Retrofitted, TwoConditional, "
+            "OneForeign, OneNetwork, OneTransformer, OwnBlocks, ResidualNetworks, Retrofitted, TwoConditional, "
             "TwoNetworks, TwoTransformers",
         ),
         (["fit", "precision"], "float8", "expected one of"),

@@ -19,6 +19,7 @@ from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.codecs.token_codec import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
+from dualrate.data.conditions import SuperResolution
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import NoisyEnd
@@ -27,13 +28,21 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment import experiment as experiment_module
 from dualrate.experiment.experiment import MethodConfig, Prepared, Start
-from dualrate.experiment.network_configs import NetworksConfig, OneTransformer, TwoTransformers
+from dualrate.experiment.network_configs import (
+    NetworksConfig,
+    OneConditional,
+    OneTransformer,
+    TwoConditional,
+    TwoTransformers,
+)
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.methods import moment_matching
 from dualrate.methods.consistency import ConsistencyConfig
+from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
-from dualrate.methods.times import SingleTime
+from dualrate.methods.residual import ResidualConfig, ResidualNetworks
+from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.tokens import TokensConfig
@@ -85,6 +94,16 @@ CASES["unified latents"] = dr.Experiment(
     process=NoisyEnd(Cosine(log_snr_max=5.0)),
     codec=DiffusionDecoding(channels=1, factor=2),
 )
+PLAIN = replace(NET, num_classes=0)
+PAIR = TwoConditional(PLAIN, replace(LIGHT, num_classes=0), (1, 4, 4))
+for name, networks, method in (
+    ("conditional", OneConditional(PLAIN, (1, 4, 4)), dr.DenoisingConfig(label_dropout=0.0)),
+    ("conditional, dual", PAIR, dr.DenoisingConfig(GivenTimes(draws=2), label_dropout=0.0)),
+    ("one call", PAIR, OneCallConfig()),
+    ("residual", ResidualNetworks(PAIR.encoder, PAIR.light, (1, 4, 4)), ResidualConfig(draws=2)),
+):
+    fit, given = FitConfig(9, batch_size=8), SuperResolution(2)
+    CASES[name] = dr.Experiment(name.replace(", ", "-").replace(" ", "-"), networks, method, fit, condition=given)
 GREYS, TOKENS = GreyLevels(4), TokensConfig(5, 8, 8, channels=16, blocks=1, num_classes=3, embedding=16, head_dim=16)
 for name, networks, times in (
     ("tokens", OneTransformer(TOKENS), SingleTime()),
@@ -174,11 +193,12 @@ def images(rows: int, first: int = 0, dtype: torch.dtype = torch.float64) -> Bat
 def batch_of(experiment: dr.Experiment, first: int = 0) -> Batch:
     """Eight images, or what a codec that encodes batch by batch makes of them."""
     batch = images(8, first)
-    return (
-        batch
-        if not experiment.codec.instant
-        else replace(batch, x=GREYS.build(nn.ModuleDict(), "cpu").encode(batch.x).mean)
-    )
+    if experiment.codec.instant:
+        return replace(batch, x=GREYS.build(nn.ModuleDict(), "cpu").encode(batch.x).mean)
+    if experiment.networks.given is None:
+        return batch
+    given = experiment.condition.build("cpu")(batch.x.float(), Draws(3, batch.sample))
+    return replace(batch, label=None, given=given.to(batch.x.dtype))
 
 
 def method_of(experiment: dr.Experiment) -> Method:
@@ -304,7 +324,9 @@ def test_its_denoiser_samples_finite_images_by_its_networks_current_weights(expe
 
     def drawn() -> torch.Tensor:
         label = range(2) if experiment.num_classes else None
-        return torch.cat(list(dr.sample_batches(method.denoiser(), step, plan, experiment.shape, range(2), label)))
+        given = None if experiment.networks.given is None else lambda seeds: batch_of(experiment).given[seeds].float()
+        drawn = dr.sample_batches(method.denoiser(), step, plan, experiment.shape, range(2), label, given=given)
+        return torch.cat(list(drawn))
 
     before = drawn()
     randomised(method.networks, 7)

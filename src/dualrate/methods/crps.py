@@ -52,7 +52,7 @@ class OneCall(Ranged):
         x = batch.x
         streams = [f"member {m}" for m in range(self.draws)]
         z = self.process.noise(draws, streams, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
-        members = self.members(z, Cond(given=batch.given)).unflatten(0, (len(x), self.draws))
+        members = self.members(z.to(x.dtype), Cond(given=batch.given)).unflatten(0, (len(x), self.draws))
         spread = (members[:, 0] - members[:, 1]).abs().mean().detach()
         return Loss(SCORES[self.score](members, x).mean(), {"spread": spread})
 

@@ -45,9 +45,11 @@ from dualrate.from_diffusers.diffusers_folder import is_diffusers, read_folder
 from dualrate.from_diffusers.retrofitted import experiment_of, weights_of
 from dualrate.methods import (  # noqa: F401  # files name them
     consistency,
+    crps,
     denoising,
     em_distillation,
     moment_matching,
+    residual,
     unified_latents,
 )
 from dualrate.system.device import environment, own_defaults

@@ -129,7 +129,9 @@ class _Counter(TorchDispatchMode):
 
     def counted(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, formula = kwargs or {}, FORMULAS.get(func.overloadpacket)
-        if formula is None:  # of parts, perhaps, which only tensors of inference mode do not show by themselves
+        if (
+            formula is None and func is not torch.ops.prim.device.default
+        ):  # of parts, perhaps, which only tensors of inference mode do not show by themselves
             with self:
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
