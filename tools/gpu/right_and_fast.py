@@ -134,7 +134,8 @@ def gradients(case: str, where: torch.device, precision: str) -> list[Tensor]:
 
     def batch(iteration: int) -> Any:
         made = cases.batch_of(experiment, 8 * iteration)
-        return replace(made, x=made.x.float() if made.x.is_floating_point() else made.x).to(where)
+        given = None if made.given is None else made.given.float()
+        return replace(made, x=made.x.float() if made.x.is_floating_point() else made.x, given=given).to(where)
 
     settle_products(where, bfloat16=HALF[precision], trains=True)
     torch.manual_seed(0)
