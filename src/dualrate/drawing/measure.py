@@ -427,14 +427,15 @@ SCORED = 1000  # conditions of an ensemble's scores, at most
 
 
 def ensemble_scores(drawer: Drawer, seeds: range, progress: ImageProgress | None = None) -> EnsembleScores | None:
-    """Scores of the members of the first SCORED of these seeds, against the held-out images that they are made of.
+    """Scores of the members of the first of these seeds, against the held-out images that they are made of: at most
+    SCORED, and no image twice.
 
     None of a model that is not given the conditions of held-out images, or of a single member.
     """
-    given, first = drawer.model.given, seeds[:SCORED]
-    if not isinstance(given, HeldOut) or drawer.members < 2:
+    given, members = drawer.model.given, drawer.members
+    if not isinstance(given, HeldOut) or members < 2:
         return None
-    members = drawer.members
+    first = seeds[: min(SCORED, len(given.images))]
     size = max(1, drawer.batch_size // members)
 
     def pairs() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
