@@ -33,10 +33,12 @@ from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.data.loader import Augment, Batches
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
+from dualrate.drawing.measure import ensemble_scores
 from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, OneNetwork, TwoConditional
 from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
+from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import made
 
@@ -303,3 +305,19 @@ def test_a_drawer_draws_members_of_conditions_of_one_s_own() -> None:
     assert np.array_equal(one.draw(torch.tensor([3, 1])).images, one.draw([3, 1]).images)  # seeds, in a tensor
     with pytest.raises(ValueError, match="nothing that members would share"):
         one.draw([3, 1], members=2)
+
+
+def test_members_are_scored_against_the_images_of_their_conditions_each_once() -> None:
+    """However many seeds are asked for; and in batches that hold all members of a condition."""
+    own = drawer(members=3, batch_size=7)
+    pictures, codec = images(), SuperResolution(4).codec.build(torch.nn.ModuleDict(), "cpu")
+    held = HeldOut(pictures, pictures, SuperResolution(4).build("cpu"), "cpu", codec)
+    own.model.__dict__["given"] = held  # in place of the experiment's, which has no images
+    found = ensemble_scores(own, range(10 * len(pictures)))
+    count = len(pictures)
+    drawn = own.draw(range(count)).images.reshape(count, 3, *pictures.shape)
+    wanted = EnsembleScores.of([(drawn, pictures.images[:])])
+    assert found is not None
+    assert (found.conditions, found.members) == (count, 3)
+    assert found.crps == pytest.approx(wanted.crps, rel=1e-6)
+    assert ensemble_scores(replace(own, members=1), range(4)) is None
