@@ -61,7 +61,7 @@ from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
 from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
 from dualrate.from_diffusers.schedulers import Discrete, Flow
-from dualrate.methods.conditional import ConditionalDenoising
+from dualrate.methods.conditional import ConditionalDenoising, WeightedDenoising
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss
@@ -293,7 +293,7 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod, NetworkCard, PlanStates}
+    abstract = {StudentMethod, NetworkCard, PlanStates, WeightedDenoising}
     assert ranged - abstract == set(EXAMPLES)
 
 

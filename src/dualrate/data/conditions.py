@@ -372,6 +372,7 @@ class Conditioned(TrainingSet):
         self.images, self.others, self._made = images, others, cache(condition.build)
         self.name, self.labels, self.class_names = images.name, images.labels, images.class_names
         self.codec, self.alphabet, self.floats = images.codec, images.alphabet, images.floats
+        self.given = self._given
 
     @property
     def fingerprint(self) -> str:
@@ -391,6 +392,6 @@ class Conditioned(TrainingSet):
     def partners(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor | None:
         return None if self.others is None else self.others.rows(index, draws, augment)
 
-    def given(self, x: Tensor, draws: Draws) -> Tensor:
+    def _given(self, x: Tensor, draws: Draws) -> Tensor:
         """y of x, or of its partner in 8 bits, (B, C, H, W) on a device. draws: of the rows' sample numbers"""
         return self._made(x.device)(x if x.is_floating_point() else to_float(x), draws)

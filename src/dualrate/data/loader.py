@@ -70,9 +70,11 @@ class TrainingSet(ABC):
     codec:    of latents; of images `NoCodec()`
     alphabet: as of an `ImageSet`
     floats:   `rows` on a device -> x: (B, C, H, W) float32 there, of the same draws; it travels with batches to workers
+    given:    (x, draws) -> conditions of x, or of its partners, on a device; None: none
     """
 
     floats: Callable[[Tensor, Draws], Tensor]
+    given: Callable[[Tensor, Draws], Tensor] | None = None
     name: str
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
@@ -184,7 +186,7 @@ class Batches:
             sample=sample,
             floats=self.images.floats,
             seed=self.seed,
-            given=getattr(self.images, "given", None),
+            given=self.images.given,
             partners=self.images.partners(index, draws, self.augment),
         )
 

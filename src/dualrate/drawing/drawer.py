@@ -153,6 +153,11 @@ class Drawer(Ranged):
             return "none"
         return "seed mod classes" if self.label is None else f"class {self.label}"
 
+    @property
+    def seeds_at_once(self) -> int:
+        """Seeds of a batch, which holds all members of each: one at least."""
+        return max(1, self.batch_size // self.members)
+
     def labels(self, seeds: Sequence[int]) -> list[int] | None:
         """The classes of the images of these seeds; None for an unconditional model."""
         classes = self.model.num_classes

@@ -240,7 +240,7 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     Light calls alone, without a context, are light calls too. A batch holds all members of a condition; a heavy call is
     priced for an image, which shares it with them in `macs_per_image` and `seconds_per_image` alone.
     """
-    cost, conditions = drawer.cost, max(1, drawer.batch_size // drawer.members)
+    cost, conditions = drawer.cost, drawer.seeds_at_once
     count = conditions * drawer.members
     drawer = replace(drawer, batch_size=count)
     drawer.draw(range(conditions))  # the first compiles, records, chooses kernels
@@ -436,13 +436,11 @@ def ensemble_scores(drawer: Drawer, seeds: range, progress: ImageProgress | None
     if not isinstance(given, HeldOut) or members < 2:
         return None
     first = seeds[: min(SCORED, len(given.images))]
-    size = max(1, drawer.batch_size // members)
 
     def pairs() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-        images = drawer.batches(first, progress)
-        for start in range(0, len(first), size):
-            part = torch.tensor(first[start : start + size])
-            yield next(images).reshape(len(part), members, *drawer.model.image_shape), given.originals(part)
+        parts = torch.tensor(first).split(drawer.seeds_at_once)
+        for images, part in zip(drawer.batches(first, progress), parts, strict=True):
+            yield images.reshape(len(part), members, *drawer.model.image_shape), given.originals(part)
 
     return EnsembleScores.of(pairs())
 

@@ -347,7 +347,7 @@ def write_samples(
             if files.there[: kind.shown].all():
                 show()
             report = progress or (lambda done, total: None)
-            size = max(1, drawer.batch_size // members) * members
+            size = drawer.seeds_at_once * members
             drawn, seconds = files.fill(partial(_draw, drawer.resolved), size, report, mapper, show)
             if npz:
                 labels = drawer.labels(seeds)

@@ -3,11 +3,12 @@
     context = E(y)                                                          once for each image
     L = mean over K times of weight(t) |x - g(z_t, t, context)|^2            one heavy call serves all K
 
-A single network has an empty context. `weighted_error` is the error of any denoising loss.
+A single network has an empty context. `WeightedDenoising` is what this loss and that of methods/denoising.py share.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -25,10 +26,9 @@ from dualrate.training.method import Loss, Phase, quarters
 
 
 @dataclass(frozen=True)
-class ConditionalDenoising(Ranged):
-    """One phase, "model", that trains every network.
+class WeightedDenoising(Ranged, ABC):
+    """One phase, "model", that trains every network by the weighted error of x_hat.
 
-    draws:      K, noise levels for each image and heavy call
     multiscale: copies of half the side, a quarter, ... whose errors are added
     """
 
@@ -37,7 +37,6 @@ class ConditionalDenoising(Ranged):
     process: Process
     weighting: Weighting
     times: TimeSource
-    draws: LightDraws = 1
     multiscale: Annotated[int, Range(0, 16)] = 0
     auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
@@ -47,6 +46,24 @@ class ConditionalDenoising(Ranged):
     def denoiser(self) -> Denoiser:
         return self.model
 
+    @abstractmethod
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """The mean over the batch's rows. Every random number is a function of a row's sample number."""
+
+    def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
+        """(B,): the weighted error of each row, a mean over what it holds."""
+        error = self.process.deviance(x, x_hat)
+        if self.multiscale:
+            error = error + coarser_errors(x - x_hat, self.multiscale)
+        return x_loss_weight(self.weighting, self.process.schedule, t).to(error.dtype) * error
+
+
+@dataclass(frozen=True)
+class ConditionalDenoising(WeightedDenoising):
+    """The loss of the module. draws: K, noise levels for each image and heavy call"""
+
+    draws: LightDraws = 1
+
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The mean over rows and draws. Logs: `loss_t0` to `loss_t3`, and the heavy network's own losses."""
         many, x = draws.repeated(self.draws), batch.x.repeat_interleave(self.draws, 0)
@@ -55,7 +72,7 @@ class ConditionalDenoising(Ranged):
         cond = Cond(given=batch.given)
         context = self.model.encode(z_t, t, cond)
         x_hat = self.model.denoise(z_t, t, self.detached(context), cond)
-        loss = weighted_error(self.process, self.weighting, x, x_hat, t, self.multiscale)
+        loss = self.weighted_error(x, x_hat, t)
         own = self.own_loss(batch, context)
         logs = quarters("loss_t", loss, t) | {name: part.detach() for name, part in own.items()}
         return Loss(loss.mean() + sum(own.values()), logs)
@@ -67,16 +84,6 @@ class ConditionalDenoising(Ranged):
     def own_loss(self, batch: Batch, context: Context) -> dict[str, Tensor]:
         """Losses of the heavy network alone, by name: none, unless overridden."""
         return {}
-
-
-def weighted_error(
-    process: Process, weighting: Weighting, x: Tensor, x_hat: Tensor, t: Tensor, multiscale: int = 0
-) -> Tensor:
-    """(B,): the weighted error of each row, a mean over what it holds."""
-    error = process.deviance(x, x_hat)
-    if multiscale:
-        error = error + coarser_errors(x - x_hat, multiscale)
-    return x_loss_weight(weighting, process.schedule, t).to(error.dtype) * error
 
 
 def coarser_errors(difference: Tensor, copies: int) -> Tensor:

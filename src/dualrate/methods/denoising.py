@@ -24,7 +24,7 @@ A conditional model is trained by methods/conditional.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
@@ -32,48 +32,34 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Classes, LossWeight, Probability, Range, Ranged
-from dualrate.denoisers.denoiser import Denoiser, DualRate
+from dualrate.denoisers.denoiser import DualRate
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
-from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
+from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule
 from dualrate.diffusion.values import Batch, Cond, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import check_drops_labels, check_latent_shape, start_from
-from dualrate.methods.conditional import ConditionalDenoising, weighted_error
+from dualrate.methods.conditional import ConditionalDenoising, WeightedDenoising
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
-from dualrate.training.method import Loss, Phase, quarters
+from dualrate.training.method import Loss, quarters
 
 
 @dataclass(frozen=True)
-class Denoising(Ranged):
-    """One phase, "model", that trains every network.
+class Denoising(WeightedDenoising):
+    """The loss of the module.
 
     null:           the null class, for classifier-free guidance; label_dropout: probability of training a row with it
     encoder_weight: weight of the encoder's own loss at tau, where it has a head
-    multiscale:     K, copies of half the side, a quarter, ... whose errors are added
     """
 
-    networks: nn.ModuleDict
-    model: Denoiser
-    process: Process
-    weighting: Weighting
-    times: TimeSource
     null: Classes = 0
     label_dropout: Probability = 0.1
     encoder_weight: LossWeight = 1.0
-    multiscale: Annotated[int, Range(0, 16)] = 0
-    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-
-    def phases(self, iteration: int) -> tuple[Phase, ...]:
-        return (Phase("model", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
-
-    def denoiser(self) -> Denoiser:
-        return self.model
 
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The mean over the batch's rows. Every random number is a function of a row's sample number.
@@ -105,10 +91,6 @@ class Denoising(Ranged):
         """(z_t, z_tau) on one forward path. t, tau: (B,); x, z_t, z_tau: (B, ...)."""
         noise_tau, noise_t = self.process.noise(draws, ["z_tau", "z_t"], *x.shape[1:])
         return self.process.pair(x, t, tau, noise_tau, noise_t)
-
-    def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
-        """(B,): the weighted error of each row, a mean over what it holds."""
-        return weighted_error(self.process, self.weighting, x, x_hat, t, self.multiscale)
 
 
 @dataclass(frozen=True)
