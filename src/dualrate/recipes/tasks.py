@@ -3,8 +3,7 @@
     dual     the heavy network on the condition, once for all its samples; the light one at every step
     single   the heavy one at every step;  medium, light: a smaller one at every step
 
-The light network is of convolutions alone: attention over few narrow channels takes more time than its multiply-adds
-say (docs/results/where.md). What is far apart in an image meets in the heavy network.
+The light network is of convolutions alone: what is far apart in an image meets in the heavy network.
 """
 
 from __future__ import annotations
