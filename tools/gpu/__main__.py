@@ -81,7 +81,7 @@ def run(piece: Piece, options: argparse.Namespace) -> bool:
     """One call of a piece. Returns whether the piece is done."""
     if why := piece.closed(options.out):
         raise ValueError(f"{piece.name} should not run: {why}")
-    ends, device = time.time() + SECONDS, pick_device(options.device)
+    ends, device = time.time() + options.seconds, pick_device(options.device)
     work = options.work or Path("runs/gpu") / piece.name
     job = Job(piece.name, options.out, work, ends, device, options.data, options.smoke, options.commit)
     done = piece.run(job)
@@ -102,6 +102,7 @@ def main() -> None:
     running.add_argument("--data", type=Path, help="what `pack` wrote")
     running.add_argument("--device", help="cuda or cpu; the best there is if not given")
     running.add_argument("--commit", default="", help="of the code, where git does not say it")
+    running.add_argument("--seconds", type=float, default=SECONDS, help="after which no row begins")
     running.add_argument("--smoke", action="store_true", help="small networks on made-up images, for a test on a CPU")
     options = parser.parse_args()
     if options.verb == "pack":
