@@ -5,7 +5,7 @@ Agreement   networks of a few channels with random weights, in float32 (whole, n
             method (the cases of tests/contracts), short trainings, and trainings that stopped half-way. A difference
             is a root mean square over that of what is compared
 Speed       milliseconds of a heavy and of a light call by batch, eager, compiled and as CUDA graphs; images a second of
-            training; MFU; the share of a call's time in which no kernel runs; and whether two processes share the GPU
+            training; MFU; and the share of a call's time in which no kernel runs
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -251,28 +249,6 @@ def idle(work: Callable[[], object], seconds: float, device: torch.device, calls
     return round(1 - busy / seconds, 3)
 
 
-def two_processes(job: Job) -> Row:
-    """Whether two processes on one device can add up a tensor; NCCL may refuse."""
-    backend, start = ("nccl" if job.device.type == "cuda" else "gloo"), job.work / "rendezvous"
-    start.unlink(missing_ok=True)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        sums = [pool.submit(added, rank, backend, str(start), job.device.type) for rank in range(2)]
-        return {"backend": backend, "sums": [one.result() for one in sums]}
-
-
-def added(rank: int, backend: str, start: str, device: str) -> float:
-    """In one of the processes: the sum of both ranks and 1, of each."""
-    from datetime import timedelta
-
-    from torch import distributed
-
-    distributed.init_process_group(backend, f"file://{start}", timedelta(seconds=30), 2, rank)
-    value = torch.full((1,), rank + 1.0, device=device)
-    distributed.all_reduce(value)
-    distributed.destroy_process_group()
-    return value.item()
-
-
 def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Name and work of each row. Compiling takes longest, so it comes last."""
     large = imagenet.dual()
@@ -292,8 +268,6 @@ def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:
                     f"training of {name}, {mode}",
                     lambda m=made, b=batch, c=mode == "compiled": training_speed(job, m, b, c),
                 )
-        if mode == "eager" and not job.smoke:
-            yield "two processes", lambda: two_processes(job)
 
 
 def run(job: Job) -> bool:
