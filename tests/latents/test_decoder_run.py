@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,8 +175,8 @@ def test_the_recipe_makes_decoders_of_a_codecs_latents(monkeypatch: pytest.Monke
 def test_costs_are_one_heavy_call_and_n_light_ones(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     heavy, light, dual = (load(run) for run in runs.values())
     assert (heavy.call_cost.heavy, light.call_cost.heavy) == (0, 0)
-    maps = sum(LATENT[0] * level.channels * LIGHT.side(i) ** 2 for i, level in enumerate(LIGHT.levels))
-    maps += (4 - 1) * LATENT[0] * LIGHT.levels[1].channels * LIGHT.side(1) ** 2  # 2 x 2 positions to one
+    maps = sum(LATENT[0] * level.channels * math.prod(LIGHT.sides(i)) for i, level in enumerate(LIGHT.levels))
+    maps += (4 - 1) * LATENT[0] * LIGHT.levels[1].channels * math.prod(LIGHT.sides(1))  # 2 x 2 positions to one
     assert light.call_cost.light - dual.call_cost.light == maps  # of z_0, which the dual-rate one maps once
     drawer = Choice(8).drawer(dual)
     assert drawer.cost.macs == dual.call_cost.heavy + 8 * dual.call_cost.light

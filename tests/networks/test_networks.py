@@ -131,8 +131,9 @@ def test_sides_that_do_not_divide_are_refused():
 @pytest.mark.parametrize(
     ("light", "differs"),
     [
-        ({"image_size": 32}, "got image_size 16 and 32$"),
-        ({"image_channels": 1}, "got image_channels 3 and 1$"),
+        ({"image_size": 32}, r"got shape \(3, 16, 16\) and \(3, 32, 32\)$"),
+        ({"image_channels": 1}, r"got shape \(3, 16, 16\) and \(1, 16, 16\)$"),
+        ({"periodic": True}, "got periodic False and True$"),
         ({"num_classes": 3}, "got num_classes 4 and 3$"),
         ({"num_classes": 0, "patch": 1}, "got num_classes 4 and 0, patch 2 and 1$"),
         ({"levels": config().levels[1:]}, "got num_levels 3 and 2$"),

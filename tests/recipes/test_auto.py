@@ -42,7 +42,7 @@ def test_there_are_networks_for_every_side(size, side):
     assert isinstance(made.networks, TwoNetworks)
     assert made.shape == (3, side, side)
     for config in (made.networks.encoder, made.networks.light):
-        assert 4 <= config.side(len(config.levels) - 1) <= 8
+        assert 4 <= config.sides(len(config.levels) - 1)[0] <= 8
         assert config.levels[0].channels >= 3 * config.patch**2
         assert config.levels[-1].kind == "transformer"
         assert len(config.levels) >= 2

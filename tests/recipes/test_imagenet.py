@@ -55,7 +55,7 @@ def test_levels_have_the_stated_positions(name):
     """At the coarsest 16 a side, or 32 where the finest level has 256."""
     for config in RECIPES[name]().networks.configs.values():
         assert config.image_size == int(name.removeprefix("imagenet").partition("-")[0])
-        sides = [config.side(i) for i in range(len(config.levels))]
+        sides = [config.sides(i)[0] for i in range(len(config.levels))]
         assert sides[0] == config.image_size // config.patch
         assert sides[-1] == {64: 16, 128: 16, 256: 32}[sides[0]]
         assert [level.kind for level in config.levels[-3:]] == ["conv", "transformer", "transformer"]

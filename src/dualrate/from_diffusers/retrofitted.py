@@ -118,7 +118,7 @@ class TappedEncoder(nn.Module):
     def __init__(self, net: ForeignNetwork, light: UViTConfig, taps: Sequence[Tap]) -> None:
         super().__init__()
         self.net, self.taps, width = net, tuple(taps), light.levels[0].channels
-        self.projections = nn.ModuleList(Projection(tap, width, light.side(0)) for tap in taps)
+        self.projections = nn.ModuleList(Projection(tap, width, light.sides(0)[0]) for tap in taps)
         self.pixels = nn.Conv2d(light.image_channels, width, light.patch, stride=light.patch, bias=False)
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:

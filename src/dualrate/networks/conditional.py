@@ -20,6 +20,7 @@ paper's decoder is not known: this is ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -29,23 +30,29 @@ from dualrate.networks.dual import check_pair, projections
 from dualrate.networks.uvit import UViT, UViTConfig
 
 
+def _ratio(sides: Sequence[int], of: Sequence[int]) -> tuple[int, ...] | None:
+    """How many times larger on each axis; None unless it is whole times on all."""
+    parts = [divmod(side, other) for side, other in zip(sides, of, strict=True)]
+    return None if any(rest or not whole for whole, rest in parts) else tuple(whole for whole, _ in parts)
+
+
 class ConditionMaps(nn.Module):
     """y: (B, C, h, w) -> what it adds at each level of a U-ViT, (B, C_i, H_i, W_i), finest first."""
 
     def __init__(self, given: Shape, config: UViTConfig) -> None:
         super().__init__()
-        channels, *sides = given
+        channels, *own = given
         self.maps = nn.ModuleList()
         for i, level in enumerate(config.levels):
-            side = config.side(i)
-            if len(set(sides)) > 1 or max(side, *sides) % min(side, *sides):
+            sides = config.sides(i)
+            finer, coarser = _ratio(sides, own), _ratio(own, sides)
+            if finer is None and coarser is None:
+                levels = ", ".join("{} x {}".format(*config.sides(i)) for i in range(len(config.levels)))
                 raise ValueError(
-                    f"a condition of {given} (C, H, W) is square, and its side a multiple or a divisor of those of the "
-                    f"network's levels, {', '.join(str(config.side(i)) for i in range(len(config.levels)))}: change "
-                    "the network's patch or levels"
+                    f"a condition of {given} (C, H, W) has a multiple or a divisor of the positions of each of the "
+                    f"network's levels, {levels}: change the network's patch or levels"
                 )
-            finer, coarser = side // sides[0], sides[0] // side
-            kind, ratio = (nn.ConvTranspose2d, finer) if finer else (nn.Conv2d, coarser)
+            kind, ratio = (nn.Conv2d, coarser) if finer is None else (nn.ConvTranspose2d, finer)
             self.maps.append(kind(channels, level.channels, ratio, stride=ratio, bias=False))
 
     def forward(self, given: Tensor) -> tuple[Tensor, ...]:

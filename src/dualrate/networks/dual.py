@@ -41,7 +41,7 @@ Features = tuple[Tensor, ...]  # of a context, as the light network takes them
 
 def check_pair(encoder: UViTConfig, light: UViTConfig) -> None:
     """Raises ValueError, with what differs, unless the encoder's features fit the light network."""
-    require_same(encoder, light, "image_size", "image_channels", "num_classes", "patch", "num_levels")
+    require_same(encoder, light, "shape", "num_classes", "patch", "num_levels", "periodic")
 
 
 def require_same(encoder: object, light: object, *names: str) -> None:
@@ -64,9 +64,8 @@ class ContextEncoder(nn.Module):
         self.projections = projections(config, light)
         self.pixels = None
         if config.head:
-            self.pixels = nn.Conv2d(
-                config.image_channels, light.levels[0].channels, config.patch, stride=config.patch, bias=False
-            )
+            patch = config.along(config.patch)
+            self.pixels = nn.Conv2d(config.image_channels, light.levels[0].channels, patch, stride=patch, bias=False)
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Features, Tensor | None]:
         """z: (B, C, H, W); log_snr: (B,). Features: (B, light C_i, H_i, W_i), finest level first."""

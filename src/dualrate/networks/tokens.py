@@ -129,7 +129,7 @@ class TokenTransformer(nn.Module):
         """Logits of the last activation, in float32 whatever the trunk ran in."""
         if self.head is None:
             raise ValueError("this transformer was built without a head (TokensConfig.head): it has no logits")
-        return unpatchified(self.head(h), self.config.patch)
+        return unpatchified(self.head(h), (self.config.patch, self.config.patch))
 
 
 def reading(planes: int, config: TokensConfig) -> nn.Conv2d:

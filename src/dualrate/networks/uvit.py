@@ -15,6 +15,7 @@ concatenated skips: see `recipes/imagenet.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -35,6 +36,7 @@ from dualrate.networks.blocks import (
     add_shared,
     attend,
     attention_weights,
+    conv3,
     doubled,
     unpatchified,
     zero_init,
@@ -62,7 +64,7 @@ class UViTConfig(Ranged):
     """A U-ViT."""
 
     image_size: Side
-    """Side of the images, in pixels."""
+    """Width of the images, in pixels; their height too, unless that is given."""
     image_channels: Annotated[int, Range(1, 1024)]
     """Of the images: 1 grey, 3 colours."""
     levels: tuple[Level, ...]
@@ -77,22 +79,40 @@ class UViTConfig(Ranged):
     """Width of an attention head, a divisor of the channels of every transformer level."""
     head: bool = True
     """Whether it predicts v; a context encoder may do without."""
+    height: Side | None = None
+    """Height of the images, in pixels. 1: fields of one dimension, on a line."""
+    periodic: bool = False
+    """Whether opposite edges meet, as on a circle or a torus."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.levels:
             raise ValueError("a U-ViT needs at least one level (the middle)")
         factor = self.patch * 2 ** (len(self.levels) - 1)
-        if self.image_size % factor:
-            raise ValueError(
-                f"images of side {self.image_size} do not divide into patches of {self.patch} over {len(self.levels)} "
-                f"levels: the side must be a multiple of {factor}; pad the images or drop a level"
-            )
+        for side in self.shape[1:]:
+            if side % factor and not (self.line and side == 1):
+                raise ValueError(
+                    f"images of side {side} do not divide into patches of {self.patch} over {len(self.levels)} levels: "
+                    f"the side must be a multiple of {factor}; pad the images or drop a level"
+                )
 
     @property
     def shape(self) -> Shape:
         """(C, H, W) of an image."""
-        return self.image_channels, self.image_size, self.image_size
+        return self.image_channels, self.height or self.image_size, self.image_size
+
+    @property
+    def line(self) -> bool:
+        """Whether images have one row: then convolutions, patches and levels go along it."""
+        return self.height == 1
+
+    def along(self, count: int) -> tuple[int, int]:
+        """So many on each axis; on a line 1 across it."""
+        return 1 if self.line else count, count
+
+    def conv3(self, channels: int, out: int) -> nn.Conv2d:
+        """A convolution over three positions of each axis."""
+        return conv3(channels, out, line=self.line, periodic=self.periodic)
 
     @property
     def num_levels(self) -> int:
@@ -102,27 +122,28 @@ class UViTConfig(Ranged):
         """With one rate of dropout at all levels."""
         return replace(self, levels=tuple(replace(level, dropout=dropout) for level in self.levels))
 
-    def side(self, level: int) -> int:
-        """Positions along one side at a level."""
-        return self.image_size // (self.patch * 2**level)
+    def sides(self, level: int) -> tuple[int, int]:
+        """Positions down and across at a level."""
+        down, across = self.along(self.patch * 2**level)
+        return self.shape[1] // down, self.shape[2] // across
 
 
 class Blocks(nn.Module):
     """The blocks of one level, with a learned position per token in front of transformer blocks."""
 
-    def __init__(self, level: Level, side: int, config: UViTConfig) -> None:
+    def __init__(self, level: Level, sides: tuple[int, int], config: UViTConfig) -> None:
         super().__init__()
-        self.level, self.side = level, side
+        self.level = level
         self.position = None
         if level.kind == "transformer":
-            self.position = nn.Parameter(0.02 * torch.randn(1, level.channels, side, side))
+            self.position = nn.Parameter(0.02 * torch.randn(1, level.channels, *sides))
         self.blocks = nn.ModuleList(self.block(level, config) for _ in range(level.blocks))
 
     @staticmethod
     def block(level: Level, config: UViTConfig) -> nn.Module:
         if level.kind == "transformer":
             return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
-        return ConvBlock(level.channels, config.embedding, level.dropout)
+        return ConvBlock(level.channels, config.embedding, level.dropout, line=config.line, periodic=config.periodic)
 
     def forward(self, h: Tensor, emb: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
         """Blocks `begin` to `end` (exclusive; None: to the last), the positions in front of block 0."""
@@ -165,12 +186,13 @@ class UViT(nn.Module):
         self.config = config
         levels, first = config.levels, config.levels[0].channels
         self.embedding = Embedding(config.embedding, config.num_classes)
-        self.stem = nn.Conv2d(config.image_channels, first, config.patch, stride=config.patch)
+        patch = config.along(config.patch)
+        self.stem = nn.Conv2d(config.image_channels, first, patch, stride=patch)
         if config.patch == 1:
-            self.stem = nn.Conv2d(config.image_channels, first, 3, padding=1)
-        self.down = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
-        self.middle = Blocks(levels[-1], config.side(len(levels) - 1), config)
-        self.up = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
+            self.stem = config.conv3(config.image_channels, first)
+        self.down = nn.ModuleList(Blocks(level, config.sides(i), config) for i, level in enumerate(levels[:-1]))
+        self.middle = Blocks(levels[-1], config.sides(len(levels) - 1), config)
+        self.up = nn.ModuleList(Blocks(level, config.sides(i), config) for i, level in enumerate(levels[:-1]))
 
         def resample(source: Level, target: Level) -> nn.Conv2d:
             conv = nn.Conv2d(source.channels, target.channels, 1)
@@ -182,7 +204,7 @@ class UViT(nn.Module):
         self.grow = nn.ModuleList(resample(b, a) for a, b in pairwise(levels))
         self.head = None
         if config.head:
-            out = zero_init(nn.Conv2d(first, config.image_channels * config.patch**2, 3, padding=1))
+            out = zero_init(config.conv3(first, config.image_channels * math.prod(patch)))
             self.head = Head(ChannelNorm(first), nn.SiLU(), out)
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
@@ -224,7 +246,7 @@ class UViT(nn.Module):
         skips: Skips = []
         for i in range(begin, len(self.down) if end is None else end):
             before = self.down[i](joined(h, i), emb)
-            h = self.shrink[i](F.avg_pool2d(before, 2))
+            h = self.shrink[i](F.avg_pool2d(before, self.config.along(2)))
             skips.append((before, h))
         return joined(h, len(self.down)), skips
 
@@ -234,7 +256,7 @@ class UViT(nn.Module):
         """
         last = [h]
         for i, (before, after) in reversed(list(enumerate(skips, begin))):
-            h = self.up[i](doubled(self.grow[i](h - after)) + before, emb)
+            h = self.up[i](doubled(self.grow[i](h - after), line=self.config.line) + before, emb)
             last.append(h)
         return tuple(reversed(last))
 
@@ -250,7 +272,7 @@ class UViT(nn.Module):
         """v from the finest level's last activation, in float32 whatever the trunk ran in."""
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
-        return unpatchified(self.head(h), self.config.patch)
+        return unpatchified(self.head(h), self.config.along(self.config.patch))
 
 
 @dataclass(frozen=True)

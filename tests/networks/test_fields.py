@@ -1,0 +1,95 @@
+"""U-ViTs of fields: on a line, on a rectangle, and where opposite edges meet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dualrate as dr
+from dualrate.diffusion.values import Shape
+from dualrate.networks.conditional import ConditionEncoder, ConditionMaps
+from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.uvit import UViT
+from dualrate.sampling.cost import macs_of
+
+LINE: Shape = (2, 1, 32)
+LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 16, 2))
+
+
+def config(*, height: int | None = 1, width: int = 32, patch: int = 1, periodic: bool = True) -> dr.UViTConfig:
+    return dr.UViTConfig(width, 2, LEVELS, patch=patch, embedding=16, height=height, periodic=periodic)
+
+
+def randomised(network: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network.double().requires_grad_(False)
+
+
+def called(network: torch.nn.Module, z: torch.Tensor) -> torch.Tensor:
+    return network(z, torch.zeros(len(z), dtype=z.dtype), None)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize(("height", "dims"), [(1, (3,)), (None, (2, 3)), (16, (2, 3))])
+def test_a_shifted_periodic_field_gives_a_shifted_output(height: int | None, dims: tuple[int, ...], patch: int) -> None:
+    """By the positions of the coarsest level, where a level of convolutions has none of its own."""
+    made = config(height=height, patch=patch)
+    network, z = randomised(UViT(made)), torch.randn(3, *made.shape, dtype=torch.float64)
+    by = (4 * patch,) * len(dims)
+    torch.testing.assert_close(called(network, z.roll(by, dims)), called(network, z).roll(by, dims))
+
+
+def test_edges_of_a_field_that_is_not_periodic_are_edges() -> None:
+    """Far from both edges the two agree."""
+    made = config(periodic=False, width=128)
+    network, z = randomised(UViT(made)), torch.randn(1, *made.shape, dtype=torch.float64)
+    around = UViT(config(width=128)).double()
+    around.load_state_dict(network.state_dict())
+    apart = (called(network, z) - called(around, z)).abs().amax((0, 1, 2))
+    assert apart[0] > 1e-3
+    assert apart[-1] > 1e-3
+    assert apart[56:72].max() < 1e-12
+
+
+@pytest.mark.parametrize("patch", [1, 4])
+def test_multiply_adds_on_a_line(patch: int) -> None:
+    """Three positions a convolution, not nine."""
+    network, made = UViT(config(patch=patch)), config(patch=patch)
+    z, width = torch.zeros(1, *LINE), 32 // patch
+    stem, head = 2 * 8 * (3 if patch == 1 else patch), 3 * 8 * 2 * patch
+    fine, coarse, between = 2 * 2 * 3 * 8 * 8, 2 * 2 * 3 * 16 * 16 / 2, 8 * 16 / 2 * 2
+    linear = 64 * 16 + 16 * 16 + 16 * 2 * (8 + 8 + 16 + 16)
+    assert macs_of(lambda: network(z, torch.zeros(1), None)) == width * (stem + head + fine + coarse + between) + linear
+    assert made.sides(1) == (1, width // 2)
+
+
+def test_both_rates_on_a_line() -> None:
+    made = config()
+    encoder, light = ContextEncoder(made, made), LightUViT(made)
+    z, log_snr = torch.randn(3, *LINE), torch.zeros(3)
+    features, v = encoder(z, log_snr, None)
+    assert v is not None
+    assert v.shape == z.shape
+    assert light(z, log_snr, None, features, log_snr).shape == z.shape
+
+
+@pytest.mark.parametrize(
+    ("given", "height"), [((1, 1, 32), 1), ((1, 1, 8), 1), ((1, 16, 32), 16), ((3, 4, 8), 16), ((1, 32, 64), 16)]
+)
+def test_a_condition_of_any_sides_that_divide(given: Shape, height: int) -> None:
+    made = config(height=height)
+    encoder = ConditionEncoder(made, made, given)
+    features = encoder(torch.zeros(2), torch.randn(2, *given), None)
+    assert [feature.shape[2:] for feature in features] == [made.sides(0), made.sides(1)]
+
+
+def test_a_condition_whose_sides_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"levels, 16 x 32, 8 x 16"):
+        ConditionMaps((1, 12, 32), config(height=16))
+
+
+def test_heights_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="images of side 9 do not divide"):
+        config(height=9)
