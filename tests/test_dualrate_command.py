@@ -224,15 +224,22 @@ def listed(folder: Path) -> dict[str, dict]:
     of_text = [
         (*text, "--rate", rate, "--noise", noise) for rate in ("dual", "single") for noise in ("mask", "uniform")
     ]
-    own = [name for name in cli_train.RECIPES if name not in (*UNLISTED, "auto", "text-tokens")]
+    np.savez(folder / "fields.npz", fields=np.random.default_rng(0).normal(size=(10, 20, 1, 64)).astype(np.float32))
+    ahead = [
+        (name, "--data.source", str(folder / "fields.npz"), "--rate", rate, "--trained-by", method)
+        for name in ("forecast", "ks-forecast")
+        for rate, method in (("dual", "diffusion"), ("single", "crps"), ("dual", "residual"))
+    ]
+    looking = ("auto", "text-tokens", "forecast", "ks-forecast")  # at their data
+    own = [name for name in cli_train.RECIPES if name not in (*UNLISTED, *looking)]
     alike = {repr(shape_of(cli_train.RECIPES[name]())): name for name in own}  # these have the same options
-    trained = [*((name,) for name in alike.values()), *of_auto, *of_text]
+    trained = [*((name,) for name in alike.values()), *of_auto, *of_text, *ahead]
     other = [(recipe, "--method", "consistency") for recipe in ("cifar10-heavy", "cifar10-dual")]
     found: dict[str, dict] = {}
     for name, kind in cli_main.COMMANDS.items():
         found[name] = about(kind) | options([tuple(name.split())], defaults=True)
     forms = [("train", *one) for one in (*trained, *other)]
-    found["train"] = recipes("train", [*own, "auto", "text-tokens"], forms)
+    found["train"] = recipes("train", [*own, *looking], forms)
     found["train"]["list"] = told("train --list")["usage"]
     found["distill"] = recipes(
         "distill", list(cli_distill.RECIPES), [("distill", name) for name in cli_distill.RECIPES]

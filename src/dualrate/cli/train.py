@@ -25,7 +25,7 @@ from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.images import check_outside
 from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
-from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet, token_models
+from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, forecast, imagenet, token_models
 from dualrate.recipes.retrofit import Retrofit as RetrofitRecipe
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.train import in_turn
@@ -34,7 +34,7 @@ from dualrate.system.progress import Silent, stops
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import is_launched, joined, own_device
 
-FILES = (auto, fashion_mnist, fashion_mnist_latents, token_models, cifar10, imagenet)
+FILES = (auto, forecast, fashion_mnist, fashion_mnist_latents, token_models, cifar10, imagenet)
 RECIPES: dict[str, Callable[[], Experiment]] = {
     name: recipe for file in FILES for name, (_, recipe) in file.RECIPES.items()
 }
@@ -46,6 +46,7 @@ DESCRIBED: dict[str, str] = {
 }
 FIRST = (  # of each family, what to begin with
     "auto",
+    "forecast",
     "fashion-mnist-small",
     "fashion-mnist-dual-45",
     "fashion-mnist-latents",

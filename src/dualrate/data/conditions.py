@@ -80,8 +80,20 @@ class Condition(ABC):
         """
         return None
 
+    def target(self, image: Shape) -> Shape:
+        """(C, H, W) of a sample, of what one item of the data is."""
+        return image
+
+    def conditioned(self, targets: TrainingSet, others: ImageSet | None = None) -> Conditioned:
+        """What networks are trained on, of one split of the data. others: `partners`"""
+        return Conditioned(targets, self, others)
+
     def keep(self, x: Tensor, given: Tensor) -> Tensor:
         """A sample (B, C, H, W) with what the condition knows of it put back: nothing, unless overridden."""
+        return x
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Samples (B, C, H, W) as pictures, in [-1, 1]: as they are, unless overridden."""
         return x
 
     def read(self, data: bytes, name: str) -> Tensor:
@@ -312,14 +324,14 @@ KEPT = 64  # batches of conditions, so that a drawing of them is timed without w
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """The conditions of some images.
+    """The conditions of some images, or windows of fields.
 
-    of:    the images that they are made of: these, or of pairs the others
+    of:    what they are made of: these images, or of pairs the others
     codec: of latents; of other conditions that of pixels
     """
 
-    images: ImageSet
-    of: ImageSet
+    images: TrainingSet
+    of: TrainingSet
     make: Make
     device: torch.device | str
     codec: Codec
@@ -329,19 +341,22 @@ class HeldOut:
         """(B,) int64: the numbers of the images of these seeds, (B,)."""
         return seeds.cpu() % len(self.images)
 
-    def originals(self, seeds: Tensor) -> NDArray[np.uint8]:
-        """(B, C, H, W): the images of these seeds, (B,)."""
-        return self.images.images[self.rows(seeds).numpy()]
+    def originals(self, seeds: Tensor) -> NDArray[Any]:
+        """(B, C, H, W): the images of these seeds, (B,), uint8; of fields what a sample should be, float32."""
+        return self._of(self.images, seeds).numpy()
 
     def __call__(self, seeds: Tensor) -> Tensor:
         """y: (B, c, h, w) float32, on the device. seeds: (B,)."""
         key = tuple(seeds.tolist())
         if key not in self._kept:
-            x = to_float(self.of.images[self.rows(seeds).numpy()]).to(self.device)
-            self._kept[key] = self.make(x, Draws(0, seeds.to(self.device)))
+            draws = Draws(0, seeds.to(self.device))
+            self._kept[key] = self.make(self.of.floats(self._of(self.of, seeds).to(self.device), draws), draws)
             for oldest in list(self._kept)[:-KEPT]:
                 del self._kept[oldest]
         return self._kept[key]
+
+    def _of(self, some: TrainingSet, seeds: Tensor) -> Tensor:
+        return some.rows(self.rows(seeds).numpy(), Draws(0, seeds.cpu()), Augment())
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,7 +381,7 @@ class Conditioned(TrainingSet):
     others: of pairs the other images, in the same order. Raises ValueError for another number of them.
     """
 
-    def __init__(self, images: TrainingSet, condition: Condition, others: ImageSet | None = None) -> None:
+    def __init__(self, images: TrainingSet, condition: Condition, others: TrainingSet | None = None) -> None:
         if others is not None and len(others) != len(images):
             raise ValueError(f"{images.name} has {len(images)} images, {others.name} {len(others)}: expected pairs")
         self.images, self.others, self._made = images, others, cache(condition.build)

@@ -23,7 +23,8 @@ from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import Condition, Conditioned, Given, HeldOut, Latent, Unconditional, read_conditions
+from dualrate.data.conditions import Condition, Given, HeldOut, Latent, Unconditional, read_conditions
+from dualrate.data.fields import Fields, is_fields, read_fields
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.latent_set import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
@@ -70,7 +71,7 @@ class DataConfig(Ranged):
         Raises ValueError for latents with a size of their own, what `read_latents` and `load_images` raise.
         """
         if not is_encoded(self.source):
-            return self.images(split, progress)
+            return self.items(split, progress)
         if (self.size, self.channels, self.label) != (None, None, None):
             raise ValueError(
                 f"{self.source} holds latents, which have their size and labels: drop --data.size, --data.channels "
@@ -78,8 +79,18 @@ class DataConfig(Ranged):
             )
         return read_latents(self.source, split)
 
+    def items(self, split: Split, progress: DataProgress | None = None) -> ImageSet | Fields:
+        """One split of the images, or of the fields. Raises as `images` and `read_fields`."""
+        if not is_fields(self.source):
+            return self.images(split, progress)
+        if (self.size, self.channels, self.label, self.augment) != (None, None, None, Augment()):
+            raise ValueError(f"{self.source} holds fields, which are taken as they are: give --data.source alone")
+        return read_fields(self.source, split)
+
     def images(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
         """One split of the images: of latents those that they were made of. Raises as `load` and `load_images`."""
+        if is_fields(self.source):
+            raise ValueError(f"{self.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")
         if not self.source:
             raise ValueError(
                 "this model does not say which images it was trained on: score it beside a run of theirs (dualrate "
@@ -233,7 +244,7 @@ class Experiment(Ranged):
             images = Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
         if self.networks.given is None:
             return images
-        return Conditioned(images, self.condition, self._partners("train"))
+        return self.condition.conditioned(images, self._partners("train"))
 
     def _partners(self, split: Split) -> ImageSet | None:
         return self.condition.partners(self.data.source, split, label=self.data.label, on_bad=self.data.on_bad)
@@ -248,7 +259,7 @@ class Experiment(Ranged):
         if found != expected:
             raise ValueError(f"{images.name} is {found}, and {self.name} is trained on {expected}: begin a new run")
         shape = own.data_shape(self.shape)
-        if images.shape != shape:
+        if self.condition.target(images.shape) != shape:
             raise ValueError(
                 f"{images.name} has images of {images.shape} (C, H, W), {networks} take {shape}: pass --data.size "
                 f"{shape[1]} --data.channels {shape[0]}, of latents encode other images, or change the networks"
@@ -315,8 +326,8 @@ class Experiment(Ranged):
         if self.networks.given is None:
             return None
         codec = self.condition.codec.build(nn.ModuleDict(), device)
-        images = self.data.images("test")
-        return HeldOut(images, self._partners("test") or images, self.condition.build(device), device, codec)
+        held = self.condition.conditioned(self.data.items("test"), self._partners("test"))
+        return HeldOut(held.images, held.others or held.images, self.condition.build(device), device, codec)
 
     def read_given(self, place: str | Path) -> Given:
         """The conditions in a picture, or in a folder of them in the order of their paths.

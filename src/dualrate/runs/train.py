@@ -302,7 +302,7 @@ def save_samples(model: Model, file: Path) -> None:
         model.denoiser, step, plan, model.shape, seeds, labels, device=model.device, given=model.given
     )
     draws = Draws(0, torch.tensor(seeds, device=model.device))
-    pictures = to_uint8(decoded(model.codec, torch.cat(list(drawn)), draws)).cpu().numpy()
+    pictures = to_uint8(experiment.condition.shown(decoded(model.codec, torch.cat(list(drawn)), draws))).cpu().numpy()
     file.parent.mkdir(exist_ok=True)
     if experiment.codec.alphabet:
         write_whole(file.with_suffix(TEXTS), BETWEEN.join(texts(experiment.codec.alphabet, pictures)) + "\n")

@@ -1,0 +1,183 @@
+"""Forecasts: the frames of a field that come next, of those before.
+
+    y = past frames, normalised, at every k-th point of each axis, with noise         what a model is given
+    x = the frames after, normalised                                                  what it makes, of each frame
+        or (frame - last frame of the past) / scale                                   with `difference`
+
+Frames are `lead` time steps of the data apart. A field of one dimension has one row. A fully observed system that obeys
+a law without chance has one future, and needs no diffusion: several futures fit what is observed in part, or with
+noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.config.ranges import Range, Ranged
+from dualrate.data.conditions import Condition, Conditioned, Make
+from dualrate.data.fields import Fields
+from dualrate.data.images import ImageSet
+from dualrate.data.loader import Augment, TrainingSet
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Shape
+
+Frames = Annotated[int, Range(1, 256)]
+LOOKED_AT = 1000  # windows, for the scale of differences
+SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
+
+
+@dataclass(frozen=True)
+class Forecast(Condition, Ranged):
+    """The frames of a field that come next, of those before."""
+
+    past: Frames = 1
+    """Frames that are given."""
+    frames: Frames = 1
+    """Frames of a sample: a window, of one heavy call."""
+    lead: Annotated[int, Range(1, 100_000)] = 1
+    """Time steps of the data from one frame to the next."""
+    difference: bool = False
+    """Whether samples are differences from the last frame that is given."""
+    every: Annotated[int, Range(1, 256)] = 1
+    """Points from one that is observed to the next, on each axis."""
+    noise: Annotated[float, Range(0, 100)] = 0.0
+    """Standard deviation of noise on what is observed, in standard deviations of the field."""
+    mean: tuple[float, ...] = ()
+    """Of each channel in the training data; `of` fills it in, and what follows."""
+    std: tuple[float, ...] = ()
+    """Of each channel."""
+    scale: tuple[float, ...] = ()
+    """Of each channel of each frame of a sample, in standard deviations of the field."""
+
+    def of(self, fields: Fields) -> Forecast:
+        """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
+        known, channels = fields.statistics, fields.shape[0]
+        if still := [name for name, std in zip(fields.variables, known.std, strict=True) if not std > 0]:
+            raise ValueError(f"{', '.join(still)} of {fields.name} never changes: leave it out")
+        whole = replace(self, mean=known.mean, std=known.std, scale=(1.0,) * (channels * self.frames))
+        if not self.difference:
+            return whole
+        targets = Windows(fields, whole)
+        some = np.linspace(0, len(targets) - 1, min(len(targets), LOOKED_AT)).astype(np.int64)
+        x = targets.rows(some, Draws(0, torch.from_numpy(some)), Augment()).double()
+        scale = x.square().mean((0, 2, 3)).sqrt()
+        if not (scale > 0).all():
+            raise ValueError(f"{fields.name} never changes from frame to frame: give a larger lead")
+        return replace(whole, scale=tuple(scale.tolist()))
+
+    @property
+    def span(self) -> int:
+        """Time steps of the data that a window of past and sample is long."""
+        return (self.past + self.frames - 1) * self.lead + 1
+
+    def target(self, frame: Shape) -> Shape:
+        return self.frames * frame[0], *frame[1:]
+
+    def shape(self, image: Shape) -> Shape:
+        channels, *sides = image
+        if channels % self.frames:
+            raise ValueError(f"samples of {channels} channels do not divide into {self.frames} frames")
+        observed = [-(-side // self.every) for side in sides]
+        return self.past * channels // self.frames, *observed
+
+    def build(self, device: torch.device | str) -> Make:
+        return self.observe
+
+    def observe(self, past: Tensor, draws: Draws) -> Tensor:
+        """y (B, c, h, w) of normalised frames (B, past C, H, W). draws: of the noise, for the same rows"""
+        y = past[..., :: self.every, :: self.every]
+        return y + self.noise * draws.normal("observation", *y.shape[1:]) if self.noise else y
+
+    def check(self, image: Shape, augment: Augment) -> None:
+        if augment != Augment():
+            raise ValueError("fields are not mirrored or shifted in training: drop --data.augment")
+
+    def conditioned(self, targets: TrainingSet, others: ImageSet | None = None) -> Conditioned:
+        assert isinstance(targets, Fields)
+        return Conditioned(Windows(targets, self), self, Windows(targets, self, past=True))
+
+    def normalised(self, frames: Tensor) -> Tensor:
+        """(..., C, H, W) in the data's units -> with mean 0 and standard deviation 1."""
+        mean, std = (torch.tensor(of, device=frames.device)[:, None, None] for of in (self.mean, self.std))
+        return (frames - mean) / std
+
+    def in_units(self, frames: Tensor) -> Tensor:
+        """The inverse of `normalised`."""
+        mean, std = (torch.tensor(of, device=frames.device)[:, None, None] for of in (self.mean, self.std))
+        return frames * std + mean
+
+    def sample_of(self, last: Tensor, following: Tensor) -> Tensor:
+        """x (B, frames C, H, W), of normalised frames: the last given (B, C, H, W) and those after (B, frames, ...)."""
+        if self.difference:
+            following = following - last[:, None]
+        return following.flatten(1, 2) / self._scale(following)
+
+    def frames_of(self, x: Tensor, last: Tensor) -> Tensor:
+        """The inverse of `sample_of`: (B, frames, C, H, W), normalised."""
+        following = (x * self._scale(x)).unflatten(1, (self.frames, -1))
+        return following + last[:, None] if self.difference else following
+
+    def _scale(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.scale, device=like.device)[:, None, None]
+
+    def shown(self, x: Tensor) -> Tensor:
+        """The first channel of every frame, one below the other: (B, 1, frames H, W), grey."""
+        first = x.unflatten(1, (self.frames, -1))[:, :, 0] / SHOWN_RANGE
+        rows = SHOWN_ROWS if first.shape[2] == 1 else 1
+        return first.repeat_interleave(rows, 2).flatten(1, 2)[:, None]
+
+    def read(self, data: bytes, name: str) -> Tensor:
+        raise ValueError(f"{name}: a forecast starts from arrays, not pictures: dualrate forecast RUN --from FILE")
+
+
+class Windows(TrainingSet):
+    """Windows of fields: what a forecast is given of each, or makes of it.
+
+    past: which of the two. Raises ValueError for fields that are shorter than a window.
+    """
+
+    def __init__(self, fields: Fields, forecast: Forecast, *, past: bool = False) -> None:
+        self.fields, self.forecast, self.past = fields, forecast, past
+        self.starts = fields.windows(forecast.span)
+        if not len(self.starts):
+            longest = max(len(trajectory) for trajectory in fields.trajectories)
+            raise ValueError(
+                f"a forecast of {forecast.frames} frame(s) after {forecast.past}, {forecast.lead} step(s) apart, needs "
+                f"{forecast.span} time steps; the longest trajectory of {fields.name} has {longest}: take fewer frames "
+                "or a smaller lead"
+            )
+        self.name, self.labels, self.class_names, self.floats = fields.name, None, (), _as_it_is
+
+    @property
+    def fingerprint(self) -> str:
+        return self.fields.fingerprint
+
+    @property
+    def shape(self) -> Shape:
+        channels, *sides = self.fields.shape
+        return channels * (self.forecast.past if self.past else self.forecast.frames), *sides
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def frames(self, index: NDArray[np.int64]) -> Tensor:
+        """(B, past + frames, C, H, W) float32, normalised: of the windows of these numbers."""
+        lead, span = self.forecast.lead, self.forecast.span
+        found = [self.fields.frames(int(i), int(first), span)[::lead] for i, first in self.starts[index]]
+        return self.forecast.normalised(torch.from_numpy(np.stack(found)))
+
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
+        frames, past = self.frames(index), self.forecast.past
+        if self.past:
+            return frames[:, :past].flatten(1, 2)
+        return self.forecast.sample_of(frames[:, past - 1], frames[:, past:])
+
+
+def _as_it_is(rows: Tensor, draws: Draws) -> Tensor:
+    return rows

@@ -1,0 +1,141 @@
+"""Forecasts of fields: networks and training that fit the arrays, after a look at them.
+
+    dual     the heavy network once a past, for all members and all frames of a window; the light one at every step
+    single   the heavy one at every step;  medium, light: a smaller one at every step
+
+Levels   each halves the one before, down to at most `COARSEST` positions a side; of fields that cannot be halved one.
+         Those of base with 16 positions a side or fewer are transformer blocks, all others convolutions.
+Patches  of fields above 128 points a side 2 points, above 256 four.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from dualrate.config.ranges import Range, Ranged
+from dualrate.data.fields import is_fields, read_fields
+from dualrate.data.forecast import Forecast, Frames
+from dualrate.diffusion.values import Shape
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.auto import name_of
+from dualrate.recipes.tasks import Rate, TrainedBy, made
+from dualrate.system.progress import PlainReporter, Reporter
+from dualrate.training.config import FitConfig, OptimConfig
+
+Size = Literal["tiny", "small", "base"]
+COARSEST = 32  # positions a side of the last level, unless it is of transformer blocks: then half
+
+
+def _fit(iterations: int, batch_size: int, lr: float, warmup: int) -> FitConfig:
+    optim = OptimConfig(lr=lr, betas=(0.9, 0.99), warmup=warmup, decay="cosine")
+    return FitConfig(iterations, batch_size, optim=optim, ema_halflife=20_000, checkpoint_every=250, sample_every=1000)
+
+
+@dataclass(frozen=True)
+class Tier:
+    """channels, blocks: of the finest level and of the last. transformers: channels of levels of attention, or none"""
+
+    channels: tuple[int, int]
+    blocks: tuple[int, int]
+    fit: FitConfig
+    transformers: int = 0
+    embedding: int = 128
+
+
+TIERS: dict[Size, Tier] = {
+    "tiny": Tier((48, 96), (2, 4), _fit(4000, 64, 1e-3, 200)),
+    "small": Tier((64, 128), (2, 6), _fit(20_000, 128, 7e-4, 500)),
+    "base": Tier((128, 256), (2, 8), _fit(100_000, 256, 4e-4, 1000), transformers=512, embedding=512),
+}
+
+
+@dataclass(frozen=True)
+class Forecasting(Ranged):
+    """A forecast of your own fields, or of a system that is simulated on the spot. It looks at them first; options that
+    are not listed here come after that: give --data.source with --help to see all of them."""
+
+    data: DataConfig = DataConfig(source="kuramoto-sivashinsky")
+    past: Frames = 1
+    """Frames that are given."""
+    frames: Frames = 1
+    """Frames of a sample: a window, of one heavy call."""
+    lead: Annotated[int, Range(1, 100_000)] = 1
+    """Time steps of the data from one frame to the next."""
+    difference: bool = False
+    """Train on differences from the last frame that is given: for steps in which little changes."""
+    every: Annotated[int, Range(1, 256)] = 1
+    """Points from one that is observed to the next, on each axis."""
+    noise: Annotated[float, Range(0, 100)] = 0.0
+    """Of what is observed, in standard deviations of the field."""
+    periodic: bool = False
+    """Whether opposite edges of the field meet. Simulated systems are periodic."""
+    size: Size = "tiny"
+    """Of the networks. tiny: minutes of a laptop. small: an hour of a CPU core. base: for a GPU."""
+    rate: Rate = "dual"
+    """dual: a heavy network once a past, and a light one at every step. single, medium, light: one network at every
+    step."""
+    trained_by: TrainedBy = "diffusion"
+    """residual: a regression once, and diffusion of what it leaves, with its features; corrdiff: without. crps, energy:
+    a sample in one call, by a score of two draws."""
+
+    def __call__(self, progress: Reporter | None = None) -> Experiment:
+        """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
+        source = self.data.source
+        if not is_fields(source):
+            raise ValueError(
+                f"{source or 'no source'} holds no fields: give --data.source kuramoto-sivashinsky, kolmogorov, or a "
+                "file of arrays (trajectory, time, channel, space): .npz, .npy, .h5, .nc or .zarr"
+            )
+        fields = read_fields(source, "train")
+        task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise).of(fields)
+        shape, tier = task.target(fields.shape), TIERS[self.size]
+        heavy = network(shape, tier, periodic=self.periodic or source in SIMULATED)
+        networks, method = made(task, shape, heavy, self.rate, self.trained_by)
+        parts = (name_of(source)[:40], "forecast", self.size, self.rate, self.trained_by)
+        name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5])
+        progress = progress or PlainReporter()
+        count, given = len(fields.trajectories), task.shape(shape)
+        progress.note(
+            f"{fields.name}: {count} trajectories, {len(fields):,} time steps of {fields.shape} (C, H, W)\n"
+            f"given: {task.past} frame(s), observed as {given} (C, H, W) with noise of {task.noise:g}\n"
+            f"made: {task.frames} frame(s), {task.lead} step(s) apart"
+        )
+        if task.every == 1 and not task.noise:
+            progress.note(
+                "all of the field is given: if it obeys a law without chance, it has one future, and a regression does"
+            )
+        return Experiment(name, networks, method, tier.fit, self.data, condition=task)
+
+
+SIMULATED = ("kuramoto-sivashinsky", "kolmogorov")
+
+
+def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:
+    """The heavy network for samples of this shape (C, H, W)."""
+    channels, height, width = shape
+    longest = max(height, width)
+    patch = 1 if longest <= 128 else 2 if longest <= 256 else 4
+    grids = [longest // patch]
+    sides = [side // patch for side in (height, width) if side > 1]
+    coarsest = COARSEST // 2 if tier.transformers else COARSEST
+    while (grids[-1] > coarsest or len(grids) == 1) and all(side % 2 ** len(grids) == 0 for side in sides):
+        grids.append(grids[-1] // 2)
+    (fine, coarse), (few, many) = tier.channels, tier.blocks
+    levels = [Level("conv", fine if i == 0 else coarse, few) for i in range(len(grids) - 1)]
+    last = tier.transformers if grids[-1] <= 16 else 0
+    levels.append(Level("transformer" if last else "conv", last or coarse, many))
+    return UViTConfig(
+        width, channels, tuple(levels), patch=patch, embedding=tier.embedding, height=height, periodic=periodic
+    )
+
+
+RECIPES = {
+    "forecast": ("frames of your own fields that come next, or of a simulated system", Forecasting()),
+    "ks-forecast": (
+        "the Kuramoto-Sivashinsky equation, observed at every fourth point with noise, four time units ahead",
+        Forecasting(lead=4, every=4, noise=0.1),
+    ),
+}
+"""Recipes: functions that return an Experiment."""
