@@ -61,9 +61,9 @@ class Forecast(Condition, Ranged):
         if still := [name for name, std in zip(fields.variables, known.std, strict=True) if not std > 0]:
             raise ValueError(f"{', '.join(still)} of {fields.name} never changes: leave it out")
         whole = replace(self, mean=known.mean, std=known.std, scale=(1.0,) * (channels * self.frames))
+        targets = Windows(fields, whole)  # refuses fields that are too short
         if not self.difference:
             return whole
-        targets = Windows(fields, whole)
         some = np.linspace(0, len(targets) - 1, min(len(targets), LOOKED_AT)).astype(np.int64)
         x = targets.rows(some, Draws(0, torch.from_numpy(some)), Augment()).double()
         scale = x.square().mean((0, 2, 3)).sqrt()
