@@ -76,15 +76,15 @@ class Forecast(Condition, Ranged):
         """Time steps of the data that a window of past and sample is long."""
         return (self.past + self.frames - 1) * self.lead + 1
 
-    def target(self, frame: Shape) -> Shape:
-        return self.frames * frame[0], *frame[1:]
+    def target(self, image: Shape) -> Shape:
+        channels, height, width = image
+        return self.frames * channels, height, width
 
     def shape(self, image: Shape) -> Shape:
-        channels, *sides = image
+        channels, height, width = image
         if channels % self.frames:
             raise ValueError(f"samples of {channels} channels do not divide into {self.frames} frames")
-        observed = [-(-side // self.every) for side in sides]
-        return self.past * channels // self.frames, *observed
+        return self.past * channels // self.frames, -(-height // self.every), -(-width // self.every)
 
     def build(self, device: torch.device | str) -> Make:
         return self.observe
@@ -160,8 +160,8 @@ class Windows(TrainingSet):
 
     @property
     def shape(self) -> Shape:
-        channels, *sides = self.fields.shape
-        return channels * (self.forecast.past if self.past else self.forecast.frames), *sides
+        channels, height, width = self.fields.shape
+        return channels * (self.forecast.past if self.past else self.forecast.frames), height, width
 
     def __len__(self) -> int:
         return len(self.starts)

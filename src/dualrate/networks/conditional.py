@@ -20,7 +20,6 @@ paper's decoder is not known: this is ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -30,10 +29,10 @@ from dualrate.networks.dual import check_pair, projections
 from dualrate.networks.uvit import UViT, UViTConfig
 
 
-def _ratio(sides: Sequence[int], of: Sequence[int]) -> tuple[int, ...] | None:
-    """How many times larger on each axis; None unless it is whole times on all."""
-    parts = [divmod(side, other) for side, other in zip(sides, of, strict=True)]
-    return None if any(rest or not whole for whole, rest in parts) else tuple(whole for whole, _ in parts)
+def _ratio(sides: tuple[int, int], of: tuple[int, int]) -> tuple[int, int] | None:
+    """How many times larger on each axis; None unless it is whole times on both."""
+    (down, odd), (across, left) = divmod(sides[0], of[0]), divmod(sides[1], of[1])
+    return None if odd or left or not (down and across) else (down, across)
 
 
 class ConditionMaps(nn.Module):
@@ -41,18 +40,19 @@ class ConditionMaps(nn.Module):
 
     def __init__(self, given: Shape, config: UViTConfig) -> None:
         super().__init__()
-        channels, *own = given
+        channels, own = given[0], (given[1], given[2])
         self.maps = nn.ModuleList()
         for i, level in enumerate(config.levels):
             sides = config.sides(i)
             finer, coarser = _ratio(sides, own), _ratio(own, sides)
-            if finer is None and coarser is None:
+            ratio = finer or coarser
+            if ratio is None:
                 levels = ", ".join("{} x {}".format(*config.sides(i)) for i in range(len(config.levels)))
                 raise ValueError(
                     f"a condition of {given} (C, H, W) has a multiple or a divisor of the positions of each of the "
                     f"network's levels, {levels}: change the network's patch or levels"
                 )
-            kind, ratio = (nn.Conv2d, coarser) if finer is None else (nn.ConvTranspose2d, finer)
+            kind = nn.ConvTranspose2d if finer else nn.Conv2d
             self.maps.append(kind(channels, level.channels, ratio, stride=ratio, bias=False))
 
     def forward(self, given: Tensor) -> tuple[Tensor, ...]:
