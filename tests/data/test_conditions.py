@@ -240,7 +240,7 @@ def test_a_condition_is_part_of_what_a_run_is() -> None:
 
 
 @pytest.mark.parametrize("task", ["super-resolution:4", "inpainting:7", "colour"])
-@pytest.mark.parametrize("trained_by", ["diffusion", "residual", "corrdiff", "crps", "energy"])
+@pytest.mark.parametrize("trained_by", ["diffusion", "residual", "corrdiff", "crps", "energy", "regression"])
 def test_every_task_has_networks_for_every_method(task: str, trained_by) -> None:
     condition = task_named(task)
     for rate in ("dual", "single", "medium", "light"):

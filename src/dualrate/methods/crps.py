@@ -2,8 +2,9 @@
 
     X_m = x_hat(z_m, t = 1, y),    z_m ~ N(0, I),    m = 1 .. M
     L   = mean_m |X_m - x| - sum_{m<n} |X_m - X_n| / (M (M - 1))        crps: of each pixel; energy: of the whole image
+    L   = mean_m |X_m - x|^2                                            regression: all samples become the mean E[x | y]
 
-L is unbiased in M, and least for X ~ p(x | y) (metrics/ensembles.py). The CRPS of pixels sees marginals alone.
+A score L is unbiased in M, and least for X ~ p(x | y) (metrics/ensembles.py). The CRPS of pixels sees marginals alone.
 
 Two rates are ours: the heavy network sees y once, and the light one makes all M draws of its features.
 """
@@ -22,11 +23,11 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, shared_time
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OneStep
-from dualrate.metrics.ensembles import energy_score, fair_crps
+from dualrate.metrics.ensembles import energy_score, fair_crps, squared_error
 from dualrate.training.method import Loss, Phase
 
-SCORES = {"crps": fair_crps, "energy": energy_score}
-ScoreName = Literal["crps", "energy"]
+SCORES = {"crps": fair_crps, "energy": energy_score, "regression": squared_error}
+ScoreName = Literal["crps", "energy", "regression"]
 ScoredDraws = Annotated[int, Range(2, 64)]
 
 
@@ -69,7 +70,8 @@ class OneCallConfig(MethodConfig, Ranged):
     draws: ScoredDraws = 2
     """Samples of each condition that a score is of."""
     score: ScoreName = "crps"
-    """crps: of each pixel. energy: of the whole image, which sees more than each pixel's own law."""
+    """crps: of each pixel. energy: of the whole image, which sees more than each pixel's own law. regression: the
+    squared error, for a mean and no samples."""
 
     @property
     def serves(self) -> OneStep:

@@ -39,6 +39,11 @@ def energy_score(members: Tensor, truth: Tensor) -> Tensor:
     return (error - apart / (count * (count - 1))) / math.sqrt(flat.shape[2])
 
 
+def squared_error(members: Tensor, truth: Tensor) -> Tensor:
+    """(N,): members (N, M, ...), truth (N, ...)."""
+    return (members - truth[:, None]).square().flatten(1).mean(1)
+
+
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
     """(N,) in dB, of images in [0, 1]: (N, ...) both."""
     return -10 * (images - truth).square().flatten(1).mean(1).clamp(min=1e-10).log10()

@@ -113,7 +113,7 @@ class Auto:
     image of the same name in another folder, or in another column (FILE.parquet#COLUMN); noise alone if not given."""
     trained_by: TrainedBy = "diffusion"
     """Of a task. residual: a regression once, and diffusion of what it leaves, with its features; corrdiff: without.
-    crps, energy: a sample in one call, by a score of two draws."""
+    crps, energy: a sample in one call, by a score of two draws. regression: the mean, in one call."""
 
     def __post_init__(self) -> None:
         if self.task is None and (self.rate in SHARES or self.trained_by != "diffusion"):

@@ -78,7 +78,7 @@ class Forecasting(Ranged):
     step."""
     trained_by: TrainedBy = "diffusion"
     """residual: a regression once, and diffusion of what it leaves, with its features; corrdiff: without. crps, energy:
-    a sample in one call, by a score of two draws."""
+    a sample in one call, by a score of two draws. regression: the mean, in one call."""
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""

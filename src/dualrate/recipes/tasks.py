@@ -23,7 +23,7 @@ from dualrate.methods.times import GivenTimes, SingleTime, TimeSource
 from dualrate.networks.uvit import Level, UViTConfig
 
 Rate = Literal["dual", "single", "medium", "light"]
-TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy"]
+TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy", "regression"]
 SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
 
 
@@ -73,7 +73,7 @@ def of_one_rate(
 MADE = {"dual": of_two_rates, "single": of_one_rate, "medium": of_one_rate, "light": of_one_rate}
 
 
-def _method(trained_by: Literal["diffusion", "crps", "energy"], times: TimeSource) -> MethodConfig:
+def _method(trained_by: Literal["diffusion", "crps", "energy", "regression"], times: TimeSource) -> MethodConfig:
     if trained_by == "diffusion":
         return DenoisingConfig(times, label_dropout=0.0)
     return OneCallConfig(score=trained_by)
