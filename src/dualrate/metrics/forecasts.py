@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def _bands(wavenumbers: int, side: int) -> list[Tensor]:
     """Masks (K,) of three bands from wavenumber 1 to the highest that a side resolves, `side // 2`, included."""
     k, highest = torch.arange(wavenumbers), side // 2
     edges = [highest ** (part / 3) for part in (0, 1, 2)] + [highest + 1]
-    return [(k >= low) & (k < high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [(k >= low) & (k < high) for low, high in pairwise(edges)]
 
 
 def spectrum_distance(power: Tensor, truth: Tensor, side: int) -> Tensor:
@@ -239,8 +240,9 @@ class ForecastScorer:
             raise ValueError(f"got lead times {list(leads)}; give at least one, positive and each above the one before")
         if scale is not None and (scale.ndim != 1 or not ((scale > 0) & scale.isfinite()).all()):
             raise ValueError(f"got scales {scale.tolist()}; give one positive number for each channel")
-        self._scale = torch.ones(1) if scale is None else scale
-        self._about, self._seed = climatology, seed
+        self._scale = torch.ones(1) if scale is None else scale.cpu()
+        self._about = None if climatology is None else climatology.cpu()
+        self._seed = seed
         self._rows: list[dict[str, Tensor]] = []  # of each chunk: (n, T, ...)
         self._shape: torch.Size | None = None  # (M, C, H, W)
         self._ranks = torch.zeros(())
@@ -279,7 +281,7 @@ class ForecastScorer:
                a trajectory. Fewer than 10 blocks make intervals too narrow.
         Raises ValueError before the first start, and for a block below 1.
         """
-        if not self._starts or block < 1:
+        if self._shape is None or not self._starts or block < 1:
             raise ValueError(
                 f"got {self._starts} starts and blocks of {block}; a score needs one start, and blocks of 1"
             )
@@ -309,6 +311,8 @@ class ForecastScorer:
         )
 
     def _in_units(self, members: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        if len(self._scale) not in (1, truth.shape[1]):
+            raise ValueError(f"got {truth.shape[1]} channels and {len(self._scale)} scales; give one for each channel")
         scale = self._scale.double()[:, None, None]
         return members.cpu().double() / scale, truth.cpu().double() / scale
 
@@ -322,11 +326,9 @@ class ForecastScorer:
         self._shape = self._shape or members.shape[1:]
         if members.shape[1:] != self._shape or (before is not None and before.shape != truth.shape):
             raise ValueError(
-                f"got members {tuple(members.shape)}; all before were (n, {', '.join(map(str, self._shape))}), with one n "
-                "for a chunk of starts and its `start`"
+                f"got members {tuple(members.shape)}; all before were (n, {', '.join(map(str, self._shape))}), with "
+                "one n for a chunk of starts and its `start`"
             )
-        if len(self._scale) not in (1, truth.shape[1]):
-            raise ValueError(f"got {truth.shape[1]} channels and {len(self._scale)} scales; give one for each channel")
         if not truth.isfinite().all():
             raise ValueError("the truth holds numbers that are not finite; leave these starts out, or the points")
 
