@@ -104,8 +104,8 @@ def spectrum_distance(power: Tensor, truth: Tensor, side: int) -> Tensor:
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """(N,) cosine of the anomalies x and y, (N, C, H, W) both; 0 where one is zero or not finite."""
-    product, squares = (x * y).flatten(1).sum(1), [one.square().flatten(1).sum(1) for one in (x, y)]
+    """(...) cosine of the anomalies x and y, (..., C, H, W) both; 0 where one is zero or not finite."""
+    product, squares = (x * y).flatten(-3).sum(-1), [one.square().flatten(-3).sum(-1) for one in (x, y)]
     return torch.nan_to_num(product / (squares[0] * squares[1]).sqrt(), nan=0, posinf=0, neginf=0)
 
 
@@ -186,37 +186,31 @@ class ForecastScores:
         """A row a lead time: each score, with _low and _high; None where it is not defined, as JSON knows no NaN."""
         columns = {name: getattr(self, name) for name in _BY_LEAD}
         columns |= {f"spectrum_{band}": _column(self.spectrum, i) for i, band in enumerate(BANDS)}
-        return [{"lead": float(lead)} | _cells(columns, i) for i, lead in enumerate(self.leads)]
+        return _rows("lead", self.leads.tolist(), columns)
 
     def times(self) -> list[dict[str, float | None]]:
         """A row a threshold: until when the correlation lies above it; None: longer than all lead times."""
-        columns = {"until": self.until, "until_member": self.until_member}
-        return [{"threshold": threshold} | _cells(columns, i) for i, threshold in enumerate(THRESHOLDS)]
+        return _rows("threshold", THRESHOLDS, {"until": self.until, "until_member": self.until_member})
 
 
 _BY_LEAD = (
-    "crps",
-    "rmse",
-    "rmse_member",
-    "spread",
-    "spread_skill",
-    "correlation",
-    "correlation_member",
-    "rate",
-    "edges",
-)
+    "crps", "rmse", "rmse_member", "spread", "spread_skill", "correlation", "correlation_member", "rate", "edges",
+)  # fmt: skip
 
 
 def _column(score: Score, index: int) -> Score:
     return Score(score.value[:, index], score.replicates[:, :, index])
 
 
-def _cells(columns: dict[str, Score], row: int) -> dict[str, float | None]:
-    parts = ((name + end, part) for name, score in columns.items() for end, part in _ends(score))
-    return {name: float(part[row]) if math.isfinite(part[row]) else None for name, part in parts}
+def _rows(key: str, values: Sequence[float], columns: dict[str, Score]) -> list[dict[str, float | None]]:
+    parts = {name + end: part for name, score in columns.items() for end, part in _parts(score)}
+    return [
+        {key: value} | {name: float(part[i]) if math.isfinite(part[i]) else None for name, part in parts.items()}
+        for i, value in enumerate(values)
+    ]
 
 
-def _ends(score: Score) -> tuple[tuple[str, NDArray[np.float64]], ...]:
+def _parts(score: Score) -> tuple[tuple[str, NDArray[np.float64]], ...]:
     return ("", score.value), ("_low", score.low), ("_high", score.high)
 
 
@@ -351,7 +345,7 @@ class ForecastScorer:
             "square_member": (x - y[:, None]).square().flatten(1).mean(1),
             "variance": x.var(1).flatten(1).mean(1) if count > 1 else unknown,
             "correlation": correlation(of_mean, there),
-            "correlation_member": torch.stack([correlation(one, there) for one in members.unbind(1)]).mean(0),
+            "correlation_member": correlation(members, there[:, None]).mean(1),
             "change": change,
             "change_truth": change_truth,
             "outer": outer,
