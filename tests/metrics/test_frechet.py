@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from dualrate.metrics.distances import (
     GaussianStats,
     Interval,
-    _resampling_weights,
     frechet_distance,
     interval_of,
     resampled_distances,
+    resampling_weights,
 )
 
 
@@ -174,7 +174,7 @@ def test_replicates_are_those_of_the_resampled_sets_about_the_value():
     strata = torch.arange(60) % 7
     found = resampled_distances(features, reference, resamples=20, seed=7, strata=strata)
     distances = []
-    for weights in _resampling_weights(strata, 20, 7):
+    for weights in resampling_weights(strata, 20, 7):
         cov = torch.cov(features.T, aweights=weights, correction=0) * 60 / 59
         resampled = GaussianStats(weights @ features / 60, cov, 60)
         distances.append(frechet_distance(resampled, reference))
@@ -188,7 +188,7 @@ def test_replicates_are_those_of_the_resampled_sets_about_the_value():
 
 def test_resampling_keeps_each_stratum_and_spreads_its_mean_as_other_draws_would():
     strata = torch.tensor([4, 1, 1, 4, 1, 1, 1, 4, 9, 9])
-    weights = torch.stack(list(_resampling_weights(strata, 20_000, 0)))
+    weights = torch.stack(list(resampling_weights(strata, 20_000, 0)))
     assert weights.min() == 0
     for label in (1, 4, 9):
         own = weights[:, strata == label]
@@ -220,7 +220,7 @@ def test_partners_replicates_are_those_of_the_resampled_pairs_about_the_value():
     features, before = random_features(60, 5, 1), random_features(60, 5, 2)
     found = resampled_distances(features, before, resamples=20, seed=7)
     each = []
-    for weights in _resampling_weights(torch.zeros(60, dtype=torch.int64), 20, 7):
+    for weights in resampling_weights(torch.zeros(60, dtype=torch.int64), 20, 7):
         covs = [torch.cov(one.T, aweights=weights, correction=0) * 60 / 59 for one in (features, before)]
         pair = [GaussianStats(weights @ one / 60, cov, 60) for one, cov in zip((features, before), covs, strict=True)]
         each.append(frechet_distance(*pair))

@@ -164,7 +164,7 @@ def resampled_distances(
         strata = torch.zeros(len(features), dtype=torch.int64)
     if strata.shape != (len(features),) or strata.dtype != torch.int64:
         raise ValueError(f"got strata {tuple(strata.shape)} {strata.dtype}; expected ({len(features)},) int64")
-    weights = _resampling_weights(strata, resamples, seed)
+    weights = resampling_weights(strata, resamples, seed)
     if isinstance(reference, GaussianStats):
         value, rooted = frechet_distance(GaussianStats.of(features), reference), root(reference.cov)
         each = [_distance(_weighted(features, weight), reference, rooted) for weight in weights]
@@ -178,8 +178,11 @@ def resampled_distances(
     return value + distances - distances.mean()
 
 
-def _resampling_weights(strata: Tensor, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How much each vector counts in each resample: (N,) float64 of sum N, and n in every stratum of n."""
+def resampling_weights(strata: Tensor, resamples: int, seed: int) -> Iterator[Tensor]:
+    """How much each vector counts in each resample: (N,) float64 of sum N, and n in every stratum of n.
+
+    As `resampled_distances` says. Raises ValueError for a stratum of a single vector.
+    """
     labels, of_row, sizes = strata.unique(return_inverse=True, return_counts=True)
     if sizes.min() < 2:
         raise ValueError(f"stratum {labels[sizes.argmin()]} has a single vector: draw at least 2 of each class")

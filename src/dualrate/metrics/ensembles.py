@@ -23,12 +23,12 @@ from torch import Tensor
 
 
 def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
-    """(N,): members (N, M, ...), M >= 2; truth (N, ...)."""
+    """(N,): members (N, M, ...); truth (N, ...). Of a single member it is the mean absolute error."""
     count = members.shape[1]
     error = (members - truth[:, None]).abs().mean(1)
     weight = 2 * torch.arange(1, count + 1, device=members.device, dtype=members.dtype) - count - 1
     apart = torch.einsum("nm...,m->n...", members.sort(1).values, weight)  # the sum over pairs, of sorted members
-    return (error - apart / (count * (count - 1))).flatten(1).mean(1)
+    return (error - apart / (count * max(1, count - 1))).flatten(1).mean(1)
 
 
 def energy_score(members: Tensor, truth: Tensor) -> Tensor:
@@ -49,12 +49,20 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
     return -10 * (images - truth).square().flatten(1).mean(1).clamp(min=1e-10).log10()
 
 
-def ranks(members: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
-    """(M + 1,) int64: of how many numbers so many members lie below the truth; equal ones are ordered by chance."""
+def rank(members: Tensor, truth: Tensor, chance: Tensor) -> Tensor:
+    """(N, ...) int64: how many members lie below each number of the truth.
+
+    chance: (N, ...) uniform in [0, 1), orders those that are equal
+    """
     below = (members < truth[:, None]).sum(1)
     equal = (members == truth[:, None]).sum(1)
-    chance = (torch.rand(equal.shape, generator=generator) * (equal + 1)).long()
-    return torch.bincount((below + chance).flatten(), minlength=members.shape[1] + 1)
+    return below + (chance * (equal + 1)).long()
+
+
+def ranks(members: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+    """(M + 1,) int64: of how many numbers so many members lie below the truth; equal ones are ordered by chance."""
+    ranked = rank(members, truth, torch.rand(truth.shape, generator=generator))
+    return torch.bincount(ranked.flatten(), minlength=members.shape[1] + 1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,393 @@
+"""Scores of forecasts by lead time: M members from each of N starts against what came, in the data's own units.
+
+With members X_1 .. X_M of one start at one lead time, their mean X, the truth y, and means over points and channels:
+
+    crps            fair CRPS (see `ensembles`); of one member its mean absolute error
+    rmse            sqrt(mean (X - y)^2);            rmse_member  sqrt(mean (X_i - y)^2)
+    spread          sqrt((M + 1) / M mean var(X_i));  spread_skill  spread / rmse, 1 for a calibrated ensemble
+    correlation     of X and y over the points of a start, then the mean over starts; correlation_member of X_i and y
+    rate            mean |X_i(t) - X_i(t - 1)| / mean |y(t) - y(t - 1)|, |.| over the points of a field
+    spectrum        mean over a band's wavenumbers k of |log(P_X(k) / P_y(k))|, P the mean power spectrum
+    ranks           how many members lie below y: uniform on 0 .. M for a calibrated ensemble
+    until           the lead at which the correlation first falls below 0.9 and 0.8
+
+Sources: Fortin et al. 2014 (spread and skill); Lippe et al. 2023, PDE-Refiner, arXiv 2308.05732 (time until the
+correlation falls); Kohl et al. 2023, arXiv 2309.01745 (rate of change); Ohana et al. 2024, The Well, arXiv 2412.00568
+(three bands that divide log wavenumber evenly). The Well takes the squared error of each band, which asks a field to be
+right point by point; the distance here asks its spectrum alone, as it stays a question where no point can be known.
+
+Every score is a function of means over starts. An interval takes those means of resampled blocks of consecutive starts:
+starts within one correlation time tell the same twice (Kuensch, "The jackknife and the bootstrap for general stationary
+observations", Ann. Stat. 17, 1989). Blocks do not overlap: so n of them can be drawn as `distances` draws vectors,
+without the (n - 1) / n by which few would make the spread too small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.diffusion.random import Draws
+from dualrate.metrics.distances import LEVEL, resampling_weights
+from dualrate.metrics.ensembles import fair_crps, rank
+
+THRESHOLDS = (0.9, 0.8)  # of `until`
+BANDS = ("low", "middle", "high")
+POWER_FLOOR = 1e-8  # of the truth's strongest wavenumber: weaker ones, a ten-thousandth in amplitude, count as equal
+
+
+def persistence(past: Tensor, leads: int) -> Tensor:
+    """(N, 1, T, C, H, W), a view: the last frame of the past (N, P, C, H, W) at each of T = `leads` lead times."""
+    return past[:, -1:, None].expand(-1, -1, leads, -1, -1, -1)
+
+
+def climatology(frames: Tensor, starts: int, members: int, leads: int, seed: int) -> Tensor:
+    """(N, M, T, C, H, W): at each lead time other random ones of the training frames (F, C, H, W), none twice in it.
+
+    For N = `starts` starts; take few at a time, each time with another seed.
+    Raises ValueError for more members than frames.
+    """
+    if members > len(frames):
+        raise ValueError(f"got {members} members from {len(frames)} frames; a climatology needs as many frames or more")
+    generator = torch.Generator().manual_seed(seed)
+    place = (torch.arange(members)[:, None] + members * torch.arange(leads)) % len(frames)
+    orders = (torch.randperm(len(frames), generator=generator) for _ in range(starts))
+    return frames[torch.stack([order[place] for order in orders]).to(frames.device)]
+
+
+def power_spectrum(fields: Tensor) -> Tensor:
+    """(..., K): power by wavenumber 0 .. K - 1 of fields (..., H, W), those of a ring in sum: all add up to mean x^2.
+
+    Wavenumbers are waves along the longer side, sqrt(k_y^2 + k_x^2) rounded; points lie equally far apart in both
+    directions. H = 1 is a field in one dimension. Fields that are not periodic get the power of their edges as well.
+    """
+    height, width = fields.shape[-2:]
+    ring = _rings(height, width).to(fields.device)
+    twice = torch.full((width // 2 + 1,), 2.0, device=fields.device, dtype=fields.dtype)  # what the half leaves out
+    twice[0] = 1
+    if width % 2 == 0:
+        twice[-1] = 1
+    power = torch.fft.rfft2(fields).abs().square() * (twice / (height * width) ** 2)
+    found = power.new_zeros(*fields.shape[:-2], int(ring.max()) + 1)
+    return found.index_add_(-1, ring.flatten(), power.flatten(-2))
+
+
+def _rings(height: int, width: int) -> Tensor:
+    """(H, W // 2 + 1) int64: the wavenumber of each term of `rfft2`."""
+    y, x = torch.fft.fftfreq(height, dtype=torch.float64), torch.fft.rfftfreq(width, dtype=torch.float64)
+    return (max(height, width) * torch.hypot(y[:, None], x)).round().long()
+
+
+def _bands(wavenumbers: int, side: int) -> list[Tensor]:
+    """Masks (K,) of three bands from wavenumber 1 to the highest that a side resolves, `side // 2`, included."""
+    k, highest = torch.arange(wavenumbers), side // 2
+    edges = [highest ** (part / 3) for part in (0, 1, 2)] + [highest + 1]
+    return [(k >= low) & (k < high) for low, high in pairwise(edges)]
+
+
+def spectrum_distance(power: Tensor, truth: Tensor, side: int) -> Tensor:
+    """(..., 3): mean |log(power / truth)|, natural, over channels and the wavenumbers of the low, middle, high band.
+
+    power, truth: (..., C, K) of `power_spectrum`, means over fields; side: points along the longer side
+    NaN for a band without a wavenumber, on sides of fewer than 8 points.
+    """
+    floor = POWER_FLOOR * truth[..., 1:].amax(-1, keepdim=True) if truth.shape[-1] > 1 else 0
+    ratio = (power.clamp(min=floor) / truth.clamp(min=floor)).log().abs()
+    return torch.stack([ratio[..., band].flatten(-2).mean(-1) for band in _bands(truth.shape[-1], side)], -1)
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """(...) cosine of the anomalies x and y, (..., C, H, W) both; 0 where one is zero or not finite."""
+    product, squares = (x * y).flatten(-3).sum(-1), [one.square().flatten(-3).sum(-1) for one in (x, y)]
+    return torch.nan_to_num(product / (squares[0] * squares[1]).sqrt(), nan=0, posinf=0, neginf=0)
+
+
+def time_until(correlations: Tensor, leads: Tensor, threshold: float) -> Tensor:
+    """(R,): when curves (R, T) at lead times (T,) first fall below a threshold, in units of the leads; inf: never.
+
+    Linear between lead times, from 1 at lead 0.
+    """
+    curve = torch.cat([torch.ones_like(correlations[:, :1]), correlations], 1)
+    time, below = torch.cat([torch.zeros_like(leads[:1]), leads]), curve < threshold
+    after = below.int().argmax(1).clamp(min=1)
+    high, low = (curve.gather(1, index[:, None])[:, 0] for index in (after - 1, after))
+    crossed = time[after - 1] + (high - threshold) / (high - low) * (time[after] - time[after - 1])
+    return crossed.where(below.any(1), torch.inf)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, and what it would have been from other starts.
+
+    value:      (T,), or (T, 3) by band, or by threshold
+    replicates: (R, ...) of the bootstrap. Those of two forecasts from the same starts, with the same block and seed,
+                are paired: the quantiles of their difference are the interval of the difference. R = 0: one block.
+    """
+
+    value: NDArray[np.float64]
+    replicates: NDArray[np.float64]
+
+    @property
+    def low(self) -> NDArray[np.float64]:
+        """The lower end of the interval; NaN where there are no replicates."""
+        return self._quantile((1 - LEVEL) / 2)
+
+    @property
+    def high(self) -> NDArray[np.float64]:
+        """The upper end."""
+        return self._quantile((1 + LEVEL) / 2)
+
+    def _quantile(self, share: float) -> NDArray[np.float64]:
+        if not len(self.replicates):
+            return np.full_like(self.value, np.nan)
+        return np.quantile(self.replicates, share, axis=0, method="inverted_cdf")  # one of them: some are infinite
+
+
+@dataclass(frozen=True)
+class ForecastScores:
+    """Scores by lead time, as the module says; NaN where a score is not defined: the spread of one member.
+
+    leads:              (T,)
+    crps .. rate:       (T,) each, in the data's units or those of `scale`
+    edges:              (T,) how many times their share the outermost ranks hold; 1 for a calibrated ensemble
+    spectrum:           (T, 3) by band
+    until, until_member: (2,) by `THRESHOLDS`, in units of the leads; inf: not within them
+    ranks:              (T, M + 1) shares
+    power, power_truth: (T, C, K) mean spectra of the members and of the truth, by wavenumber
+    """
+
+    starts: int
+    members: int
+    leads: NDArray[np.float64]
+    crps: Score
+    rmse: Score
+    rmse_member: Score
+    spread: Score
+    spread_skill: Score
+    correlation: Score
+    correlation_member: Score
+    rate: Score
+    edges: Score
+    spectrum: Score
+    until: Score
+    until_member: Score
+    ranks: NDArray[np.float64]
+    power: NDArray[np.float64]
+    power_truth: NDArray[np.float64]
+
+    def table(self) -> list[dict[str, float | None]]:
+        """A row a lead time: each score, with _low and _high; None where it is not defined, as JSON knows no NaN."""
+        columns = {name: getattr(self, name) for name in _BY_LEAD}
+        columns |= {f"spectrum_{band}": _column(self.spectrum, i) for i, band in enumerate(BANDS)}
+        return _rows("lead", self.leads.tolist(), columns)
+
+    def times(self) -> list[dict[str, float | None]]:
+        """A row a threshold: until when the correlation lies above it; None: longer than all lead times."""
+        return _rows("threshold", THRESHOLDS, {"until": self.until, "until_member": self.until_member})
+
+
+_BY_LEAD = (
+    "crps", "rmse", "rmse_member", "spread", "spread_skill", "correlation", "correlation_member", "rate", "edges",
+)  # fmt: skip
+
+
+def _column(score: Score, index: int) -> Score:
+    return Score(score.value[:, index], score.replicates[:, :, index])
+
+
+def _rows(key: str, values: Sequence[float], columns: dict[str, Score]) -> list[dict[str, float | None]]:
+    parts = {name + end: part for name, score in columns.items() for end, part in _parts(score)}
+    return [
+        {key: value} | {name: float(part[i]) if math.isfinite(part[i]) else None for name, part in parts.items()}
+        for i, value in enumerate(values)
+    ]
+
+
+def _parts(score: Score) -> tuple[tuple[str, NDArray[np.float64]], ...]:
+    return ("", score.value), ("_low", score.low), ("_high", score.high)
+
+
+class ForecastScorer:
+    """Takes forecasts a few starts at a time, and of those a lead time at a time; keeps 2 T C K numbers a start.
+
+    leads:       T lead times, positive and rising, in the unit in which `until` is wanted
+    scale:       (C,) by which channels are divided, their standard deviations: what has different units adds up
+    climatology: (C, H, W), or what broadcasts to it: the mean state that correlations are about. None: a field's own
+                 mean of each channel, as PDE-Refiner does
+    seed:        orders members equal to the truth, by start, lead time and point: chunks change nothing
+
+    Raises ValueError for other leads or scales.
+    """
+
+    def __init__(
+        self, leads: Sequence[float], *, scale: Tensor | None = None, climatology: Tensor | None = None, seed: int = 0
+    ) -> None:
+        self._leads = torch.tensor(leads, dtype=torch.float64)
+        if not len(leads) or self._leads[0] <= 0 or (self._leads.diff() <= 0).any():
+            raise ValueError(f"got lead times {list(leads)}; give at least one, positive and each above the one before")
+        if scale is not None and (scale.ndim != 1 or not ((scale > 0) & scale.isfinite()).all()):
+            raise ValueError(f"got scales {scale.tolist()}; give one positive number for each channel")
+        self._scale = torch.ones(1) if scale is None else scale.cpu()
+        self._about = None if climatology is None else climatology.cpu()
+        self._seed = seed
+        self._rows: list[dict[str, Tensor]] = []  # of each chunk: (n, T, ...)
+        self._shape: torch.Size | None = None  # (M, C, H, W)
+        self._ranks = torch.zeros(())
+        self._starts = 0
+
+    def add(self, frames: Iterable[tuple[Tensor, Tensor]], *, start: Tensor | None = None) -> None:
+        """The next n starts: (members (n, M, C, H, W), truth (n, C, H, W)) of each lead time, any float type.
+
+        frames: of whole arrays (n, M, T, C, H, W) and (n, T, C, H, W), `zip(members.unbind(2), truth.unbind(1))`
+        start:  (n, C, H, W) the last known frame, from which the first change is counted; None: its rate is NaN.
+                Rates mean nothing where the frames of a member were drawn apart from each other.
+        Raises ValueError for shapes that differ, other numbers of lead times, and truth that is not finite.
+        """
+        found: list[dict[str, Tensor]] = []
+        counts: list[Tensor] = []
+        before = None if start is None else self._in_units(start[:, None], start)
+        for members, truth in frames:
+            if len(found) == len(self._leads):
+                raise ValueError(f"got more lead times than the {len(found)} of this scorer; give it all of them")
+            self._check(members, truth, None if before is None else before[1])
+            now = self._in_units(members, truth)
+            row, count = self._scored(*now, before, len(found))
+            found.append(row)
+            counts.append(count)
+            before = now
+        if len(found) < len(self._leads):
+            raise ValueError(f"got {len(found)} lead times, expected the {len(self._leads)} of this scorer: give all")
+        self._rows.append({name: torch.stack([row[name] for row in found], 1) for name in found[0]})
+        self._ranks = self._ranks + torch.stack(counts)
+        self._starts += len(found[0]["crps"])
+
+    def scores(self, *, block: int, resamples: int = 1000, seed: int = 0) -> ForecastScores:
+        """Of all starts so far, in the order in which they came.
+
+        block: consecutive starts that are resampled together: as many as lie within a few correlation times, or all of
+               a trajectory. Fewer than 10 blocks make intervals too narrow.
+        Raises ValueError before the first start, and for a block below 1.
+        """
+        if self._shape is None or not self._starts or block < 1:
+            raise ValueError(
+                f"got {self._starts} starts and blocks of {block}; a score needs one start, and blocks of 1"
+            )
+        rows = {name: torch.cat([chunk[name] for chunk in self._rows]) for name in self._rows[0]}
+        weights = torch.cat(
+            [torch.ones(1, self._starts).double(), _block_weights(self._starts, block, resamples, seed)]
+        )
+        weights = weights / weights.sum(1, keepdim=True)
+        count, *_, height, width = self._shape
+        leads = []
+        for lead in range(len(self._leads)):
+            means = {name: torch.tensordot(weights, part[:, lead], 1) for name, part in rows.items()}
+            leads.append(_from_means(means, count, max(height, width)))
+        found = {name: torch.stack([lead[name] for lead in leads], 1) for name in leads[0]}
+        for name, curve in (("until", "correlation"), ("until_member", "correlation_member")):
+            found[name] = torch.stack([time_until(found[curve], self._leads, one) for one in THRESHOLDS], 1)
+        distance = found["spectrum"]  # of a resample it is too long by what chance adds to it a second time
+        distance[1:] = (distance[:1] + distance[1:] - distance[1:].mean(0)).clamp(min=0)
+        return ForecastScores(
+            self._starts,
+            count,
+            self._leads.numpy(),
+            **{name: Score(part[0].numpy(), part[1:].numpy()) for name, part in found.items()},
+            ranks=(self._ranks / self._ranks.sum(1, keepdim=True)).numpy(),
+            power=rows["power"].mean(0).numpy(),
+            power_truth=rows["power_truth"].mean(0).numpy(),
+        )
+
+    def _in_units(self, members: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        if len(self._scale) not in (1, truth.shape[1]):
+            raise ValueError(f"got {truth.shape[1]} channels and {len(self._scale)} scales; give one for each channel")
+        scale = self._scale.double()[:, None, None]
+        return members.cpu().double() / scale, truth.cpu().double() / scale
+
+    def _check(self, members: Tensor, truth: Tensor, before: Tensor | None) -> None:
+        """And learns the shape from the first members."""
+        if members.ndim != 5 or members[:, 0].shape != truth.shape:
+            raise ValueError(
+                f"got members {tuple(members.shape)} and truth {tuple(truth.shape)} at a lead time; expected "
+                "(n, M, C, H, W) and (n, C, H, W)"
+            )
+        self._shape = self._shape or members.shape[1:]
+        if members.shape[1:] != self._shape or (before is not None and before.shape != truth.shape):
+            raise ValueError(
+                f"got members {tuple(members.shape)}; all before were (n, {', '.join(map(str, self._shape))}), with "
+                "one n for a chunk of starts and its `start`"
+            )
+        if not truth.isfinite().all():
+            raise ValueError("the truth holds numbers that are not finite; leave these starts out, or the points")
+
+    def _scored(
+        self, x: Tensor, y: Tensor, before: tuple[Tensor, Tensor] | None, lead: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """By start (n, ...) whatever `_from_means` takes the mean of; and how many points have each rank, (M + 1,)."""
+        (starts, count), mean = x.shape[:2], x.mean(1)
+        own = torch.arange(self._starts, self._starts + starts)
+        ranked = rank(x, y, Draws(self._seed, own).uniform(f"rank {lead}", *y.shape[1:]))
+        outer = ((ranked == 0) | (ranked == count)).double().flatten(1).mean(1)
+        unknown = torch.full((starts,), torch.nan, dtype=torch.float64)
+        change, change_truth = (
+            (unknown, unknown) if before is None else (_norm(x - before[0], 2).mean(1), _norm(y - before[1], 1))
+        )
+        members, of_mean, there = self._anomalies(x), self._anomalies(mean), self._anomalies(y)
+        row = {
+            "crps": fair_crps(x, y),
+            "square": (mean - y).square().flatten(1).mean(1),
+            "square_member": (x - y[:, None]).square().flatten(1).mean(1),
+            "variance": x.var(1).flatten(1).mean(1) if count > 1 else unknown,
+            "correlation": correlation(of_mean, there),
+            "correlation_member": correlation(members, there[:, None]).mean(1),
+            "change": change,
+            "change_truth": change_truth,
+            "outer": outer,
+            "power": power_spectrum(x).mean(1),
+            "power_truth": power_spectrum(y),
+        }
+        return row, torch.bincount(ranked.flatten(), minlength=count + 1).double()
+
+    def _anomalies(self, fields: Tensor) -> Tensor:
+        if self._about is None:
+            return fields - fields.mean((-2, -1), keepdim=True)
+        return fields - self._about.double() / self._scale.double()[:, None, None]
+
+
+def _norm(fields: Tensor, batch: int) -> Tensor:
+    """Root mean square over all but the first `batch` dimensions."""
+    return fields.square().flatten(batch).mean(-1).sqrt()
+
+
+def _block_weights(starts: int, block: int, resamples: int, seed: int) -> Tensor:
+    """(R, N) float64: how often each start counts; R = 0 where there are fewer than two blocks."""
+    blocks = starts // block  # the rest makes some of them longer by a start
+    if blocks < 2:
+        return torch.zeros(0, starts, dtype=torch.float64)
+    of_start = torch.arange(starts) * blocks // starts
+    drawn = resampling_weights(torch.zeros(blocks, dtype=torch.int64), resamples, seed)
+    return torch.stack([weight[of_start] for weight in drawn])
+
+
+def _from_means(mean: dict[str, Tensor], members: int, side: int) -> dict[str, Tensor]:
+    """The scores of one lead time, (R,) or (R, 3), of means over starts (R, ...)."""
+    rmse = mean["square"].sqrt()
+    spread = ((members + 1) / members * mean["variance"]).sqrt()
+    return {
+        "crps": mean["crps"],
+        "rmse": rmse,
+        "rmse_member": mean["square_member"].sqrt(),
+        "spread": spread,
+        "spread_skill": spread / rmse,
+        "correlation": mean["correlation"],
+        "correlation_member": mean["correlation_member"],
+        "rate": mean["change"] / mean["change_truth"],
+        "edges": mean["outer"] * (members + 1) / 2,
+        "spectrum": spectrum_distance(mean["power"], mean["power_truth"], side),
+    }
