@@ -25,6 +25,7 @@ from dualrate.data.conditions import Make
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
+from dualrate.methods.times import moved
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import Architecture, Classifier
 from dualrate.sampling.catalogue import make_step
@@ -114,15 +115,15 @@ class Batches:
 
     def batch(self, iteration: int) -> Batch:
         generator = torch.Generator().manual_seed(iteration)
-        device = self.images.labels.device
-        rows = torch.randint(len(self.images), (self.size,), generator=generator).to(device)
-        mirrored = torch.rand(self.size, 1, 1, 1, generator=generator).to(device) < 0.5
+        drawn = (torch.randint(len(self.images), (self.size,), generator=generator),)
+        drawn += (torch.rand(self.size, 1, 1, 1, generator=generator) < 0.5,)
+        here = iteration * self.size + torch.arange(self.size)
+        rows, mirrored, sample = moved(self.images.labels.device, *drawn, here)
         pixels = self.images.pixels[rows]
         x = torch.where(mirrored, pixels.flip(3), pixels) / 127.5 - 1
         label = self.images.labels[rows] if self.labelled else None
-        sample = iteration * self.size + torch.arange(self.size)
-        given = None if self.make is None else self.make(x, Draws(0, sample.to(device)))
-        return Batch(x, label, sample, given=given)
+        given = None if self.make is None else self.make(x, Draws(0, sample, here))
+        return Batch(x, label, sample, here=here, given=given)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
 from dualrate.config.ranges import Range, Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.decode import decode
-from dualrate.data.images import ImageSet, Look, look_at, to_float, to_uint8
+from dualrate.data.images import ImageSet, Look, look_at, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.pairs import load_partners
 from dualrate.data.source import DataProgress, Split, silent
@@ -272,19 +272,19 @@ def task_named(text: str) -> Condition:
 def smaller(x: Tensor, factor: int) -> Tensor:
     """(B, C, H, W) at 1 / factor of its sides, as PIL's antialiased bicubic resizing, in 8 bits."""
     size = (x.shape[2] // factor, x.shape[3] // factor)
-    return to_float(to_uint8(F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)))
+    return to_float(to_bytes(F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)))
 
 
 def grey(x: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 1, H, W), as PIL's "L", in 8 bits."""
-    weights = torch.tensor([19595, 38470, 7471], device=x.device)  # of 2^16
-    luma = (to_uint8(x).int() * weights[:, None, None]).sum(1, keepdim=True) + 2**15 >> 16
+    red, green, blue = to_bytes(x).int().split(1, 1)
+    luma = (19595 * red + 38470 * green + 7471 * blue) + 2**15 >> 16
     return to_float(luma.to(torch.uint8))
 
 
 def known(draws: Draws, hole: int, height: int, width: int) -> Tensor:
     """(B, 1, H, W): 0 in a square of side `hole`, whose place is uniform, 1 elsewhere."""
-    place = draws.uniform("hole", 2)
+    place = draws.host.uniform("hole", 2).to(draws.row.device, non_blocking=True)
     inside = []
     for axis, side in enumerate((height, width)):
         first = (place[:, axis] * (side - hole + 1)).long()[:, None]

@@ -142,6 +142,11 @@ def to_uint8(x: Tensor) -> Tensor:
     """Floats of any shape -> uint8 by the 8-bit rule; values outside [-1, 1] are clamped, as the rule says."""
     if not torch.isfinite(x).all():
         raise ValueError(f"{int((~torch.isfinite(x)).sum())} of {x.numel()} values are not finite; no 8-bit image")
+    return to_bytes(x)
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """`to_uint8` of values that are known to be finite: a look at them would wait for a GPU."""
     return (127.5 * x.float() + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -138,7 +138,7 @@ class ByteBatch:
         """As floats on a device. From pinned memory nothing waits for the copy."""
         x, sample = (part.to(device, non_blocking=True) for part in (self.x, self.sample))
         label = None if self.label is None else self.label.to(device, non_blocking=True)
-        draws = Draws(self.seed, sample)
+        draws = Draws(self.seed, sample, self.sample)
         x = self.floats(x, draws)
         of = x if self.partners is None else self.partners.to(device, non_blocking=True)
         return Batch(x, label, sample, here=self.sample, given=None if self.given is None else self.given(of, draws))

@@ -181,7 +181,8 @@ class GaussianProcess(Process):
     @once
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, or () where t is a plan's."""
-        return self.alpha(t), self.sigma(t)
+        log_snr = self.schedule.log_snr(t)
+        return alpha(log_snr), sigma(log_snr)
 
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, *shape) standard normal numbers."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -84,9 +84,11 @@ class Batch:
         return Batch(self.x[rows], label, self.sample[rows], here=here, given=given)
 
     def to(self, device: torch.device | str) -> Batch:
-        label, given = (None if part is None else part.to(device) for part in (self.label, self.given))
+        there = torch.device(device)
+        to = partial(Tensor.to, device=there, non_blocking=there.type != "cpu")  # what comes from there is waited for
+        label, given = (None if part is None else to(part) for part in (self.label, self.given))
         here = self.sample if self.sample.device.type == "cpu" else self.here
-        return Batch(self.x.to(device), label, self.sample.to(device), self.elsewhere, here, given)
+        return Batch(to(self.x), label, to(self.sample), self.elsewhere, here, given)
 
     def draws(self, seed: int) -> Draws:
         """The random numbers of its rows, in a run of this seed."""

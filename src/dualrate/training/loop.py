@@ -69,7 +69,7 @@ class _Update:
     """What came of an update, on the device until it is read.
 
     values: (len(names),), the loss first, the gradient's norm last; lr: of the method's main phase
-    odd: (R,) bool, the rows here whose data are not finite
+    largest: (R,) of the data in each row here, in magnitude: not finite where one of them is not
     """
 
     iteration: int
@@ -78,7 +78,7 @@ class _Update:
     lr: float
     names: tuple[str, ...]
     values: Tensor
-    odd: Tensor
+    largest: Tensor
 
 
 def fit(
@@ -239,16 +239,16 @@ class _Trainer:
     def iterate(self, batch: Batch) -> None:
         """One batch: an update of every phase."""
         state, lr = self.state, self.rate()
-        odd = (~torch.isfinite(batch.x)).flatten(1).any(1)
+        largest = torch.linalg.vector_norm(batch.x.flatten(1), math.inf, 1)
         for index, phase in enumerate(self.method.phases(state.iteration)):
             updated = state.enter(phase)
             with frozen(state.networks, state.auxiliaries, but=phase.parameters):
                 names, values = self.accumulate(phase, index, batch, updated.parameters.values())
             norm = nn.utils.clip_grad_norm_(updated.parameters.values(), self.config.optim.clip).to(values)
-            broken = ~(torch.isfinite(values[0]) & torch.isfinite(norm))
-            updated.update(lr * phase.rate, self.config.batch_size, unless=broken)
             named, values = (*names, "grad_norm"), torch.cat([values, norm[None]])
-            self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, odd))
+            broken = (0 * values[:: len(names)]).sum() != 0  # of loss and norm: 0 times what is not finite is NaN
+            updated.update(lr * phase.rate, self.config.batch_size, unless=broken)
+            self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, largest))
         state.iteration += 1
 
     def rate(self) -> float:
@@ -260,9 +260,10 @@ class _Trainer:
 
     def accumulate(
         self, phase: Phase, index: int, batch: Batch, parameters: Iterable[nn.Parameter]
-    ) -> tuple[Iterable[str], Tensor]:
+    ) -> tuple[tuple[str, ...], Tensor]:
         """Gradients of the batch's mean loss, a micro-batch at a time; the loss and logs. All of the whole batch."""
-        totals: dict[str, Tensor] = {}
+        names: dict[str, Tensor] = {}
+        totals: list[Tensor] = []
         for micro, start in self.share.micro_batches(batch):
             weight = len(micro) / self.config.batch_size
             self.generator.manual_seed(_mixed(self.config.seed, self.state.iteration, index, start))
@@ -270,13 +271,13 @@ class _Trainer:
                 loss = phase.loss(micro, self.state.iteration, micro.draws(self.config.seed))
             (loss.total * weight).backward()
             torch.clear_autocast_cache()  # within another autocast its exit keeps 16-bit copies of weights of before
-            for name, value in {"loss": loss.total, **loss.logs}.items():
-                value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
-                totals[name] = totals.get(name, 0) + value * weight
+            names = {"loss": loss.total, **loss.logs}
+            wide = [value.detach().to(torch.promote_types(value.dtype, torch.float32)) for value in names.values()]
+            totals.append(torch.stack(wide) * weight)
         sum_gradients(parameters, self.world)
-        values = torch.stack(list(totals.values()))
+        values = sum(totals[1:], totals[0])
         self.world.add_up([values])
-        return totals, values
+        return tuple(names), values
 
     def read(self) -> None:
         """Wait for the device, and take note of the updates since it was last read."""
@@ -300,7 +301,7 @@ class _Trainer:
         """Count and note an update that is not made; give up after PATIENCE of the phase in a row."""
         self.state.skipped += 1
         made.state.skipped_in_a_row += 1
-        size, odd = self.config.batch_size, self.share.gathered(made.odd.long())
+        size, odd = self.config.batch_size, self.share.gathered((~torch.isfinite(made.largest)).long())
         first = made.iteration * size
         text = (
             f'iteration {made.iteration}, phase "{made.phase}", samples {first} to {first + size - 1}: '

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Factor, Ranged
@@ -71,5 +72,6 @@ class Method(Protocol):
 
 def quarters(name: str, value: Tensor, t: Tensor) -> dict[str, Tensor]:
     """(B,) values in four quarters of t, as logs: name0 to name3, whose mean is that of the values."""
-    value, quarter = value.detach(), (t * 4).long().clamp(max=3)
-    return {f"{name}{i}": (4 * value * (quarter == i)).mean() for i in range(4)}
+    value, quarter = 4 * value.detach(), (t * 4).long().clamp(max=3)
+    means = (value * (quarter == torch.arange(4, device=t.device)[:, None])).mean(1)
+    return {f"{name}{i}": mean for i, mean in enumerate(means)}
