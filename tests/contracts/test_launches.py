@@ -8,7 +8,6 @@ from dualrate.data.conditions import smaller
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.random import philox
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.methods.denoising import Denoising
@@ -52,12 +51,6 @@ class Noise:
         return Batch(torch.zeros(4, 1, 8, 8), None, 4 * iteration + torch.arange(4))
 
 
-def test_random_numbers():
-    with Counted() as counted:
-        philox([torch.arange(3), torch.arange(2)[:, None], torch.arange(1), torch.arange(1)], (3, 5))
-    assert len(counted.names) < 55, counted.names
-
-
 def test_a_condition_is_made_without_a_wait():
     with Counted() as counted:
         smaller(torch.zeros(2, 3, 8, 8), 4)
@@ -66,7 +59,7 @@ def test_a_condition_is_made_without_a_wait():
 
 
 def test_an_iteration(tmp_path, monkeypatch):
-    """What six iterations have more than three. Philox is numpy's here."""
+    """What six iterations have more than three."""
     monkeypatch.setattr(loop, "_queues", lambda device: True)
     found = []
     for iterations in (3, 6):
@@ -76,4 +69,4 @@ def test_an_iteration(tmp_path, monkeypatch):
         with Counted() as counted:
             loop.fit(method, Noise(), config, tmp_path / str(iterations), identity={}, progress=Silent())
         found.append(len(counted.names))
-    assert (found[1] - found[0]) / 3 < 205
+    assert (found[1] - found[0]) / 3 < 220

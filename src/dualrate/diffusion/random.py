@@ -25,33 +25,12 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four 32-bit words (as int64) per counter. counter: four broadcastable int64 tensors holding 32-bit words.
-
-    In four operators a round, because a GPU takes longer to launch one than to run it. Both products are made at once;
-    their halves are views. A word that is written into the lower half of a number needs no mask.
-    """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
-    words, before = torch.stack((c0, c2)), torch.stack((c3, c1))
-    multiply = torch.cat([words.new_full((1,) * words.ndim, factor) for factor in _MULTIPLY])  # a copy would wait
-    (low0, low2), mixed = _halves(words)[0], torch.empty_like(words, dtype=torch.int32)
+    """Four 32-bit words (as int64) per counter. counter: four broadcastable int64 tensors holding 32-bit words."""
+    c0, c1, c2, c3 = counter
     for k0, k1 in _round_keys(*key):
-        product = words * multiply  # wraps modulo 2^64: the low 64 bits are right
-        torch.bitwise_xor(_halves(product)[1], _halves(before)[0], out=mixed)
-        torch.bitwise_xor(mixed[1], _signed(k0), out=low0)
-        torch.bitwise_xor(mixed[0], _signed(k1), out=low2)
-        before = product
-    before &= _MASK
-    return words[0], before[1], words[1], before[0]
-
-
-def _halves(words: Tensor) -> Tensor:
-    """(2, ...) int32: views of the lower and of the upper halves of int64 numbers (...)."""
-    return words.view(torch.int32).unflatten(-1, (-1, 2)).movedim(-1, 0)
-
-
-def _signed(word: int) -> int:
-    """The int32 of the same 32 bits."""
-    return (word ^ 2**31) - 2**31
+        p0, p1 = c0 * _MULTIPLY[0], c2 * _MULTIPLY[1]  # wraps modulo 2^64: the low 64 bits are right
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _MASK, p1, ((p0 >> 32) ^ c3 ^ k1) & _MASK, p0
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 def philox_on_host(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple[np.ndarray, ...]:

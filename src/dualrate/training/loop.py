@@ -245,9 +245,9 @@ class _Trainer:
             with frozen(state.networks, state.auxiliaries, but=phase.parameters):
                 names, values = self.accumulate(phase, index, batch, updated.parameters.values())
             norm = nn.utils.clip_grad_norm_(updated.parameters.values(), self.config.optim.clip).to(values)
-            named, values = (*names, "grad_norm"), torch.cat([values, norm[None]])
-            broken = (0 * values[:: len(names)]).sum() != 0  # of loss and norm: 0 times what is not finite is NaN
+            broken = ~(torch.isfinite(values[0]) & torch.isfinite(norm))
             updated.update(lr * phase.rate, self.config.batch_size, unless=broken)
+            named, values = (*names, "grad_norm"), torch.cat([values, norm[None]])
             self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, largest))
         state.iteration += 1
 
