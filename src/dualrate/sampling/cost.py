@@ -63,6 +63,10 @@ class CallCost:
         """Of a denoise call without a context."""
         return self.light if self.alone is None else self.alone
 
+    def shared(self, members: int) -> CallCost:
+        """Of one of so many samples that share what is computed of their condition alone."""
+        return replace(self, heavy=self.heavy / members)
+
     def of(self, steps: int, heavy: int, alone: int = 0) -> float:
         """Of an image with N steps, H of them with a heavy call and so many without a context."""
         light = (steps - heavy * self.own - alone) * self.light + alone * self.without
@@ -106,9 +110,10 @@ class PlanCost:
 
     def total(self, calls: CallCost) -> float:
         """The total price of these calls at the given costs, in seconds or any one unit."""
+        calls = calls.shared(self.members)
         kept = self.light_calls - self.partial_calls - self.alone_calls
         light = kept * calls.light + self.partial_calls * calls.partial + self.alone_calls * calls.without
-        return self.heavy_calls * calls.heavy / self.members + light + calls.decode
+        return self.heavy_calls * calls.heavy + light + calls.decode
 
     @property
     def flops(self) -> int:
