@@ -85,7 +85,7 @@ class Plan(Ranged):
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")
         costs, unit_size = (call_seconds(model, TIMED), 1.0) if unit == "s" else (model.call_cost, 1e9)
-        budget *= self.grid * costs.heavy + costs.decode if unit == "x" else unit_size
+        budget *= costs.read + self.grid * costs.heavy + costs.decode if unit == "x" else unit_size
         costs = costs.shared(self.members)
         with mapper(self.workers, model.device) as over:
             errors = measured_errors(

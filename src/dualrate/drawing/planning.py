@@ -20,6 +20,7 @@ import torch
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import HeldOut
 from dualrate.data.loader import ByteBatch
+from dualrate.denoisers.denoiser import read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
@@ -156,6 +157,8 @@ def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch
     draws, cond = Draws(SEED, batch.sample), Cond(batch.label, model.given and model.given(batch.sample))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         denoiser = model.ready(bfloat16=bfloat16).denoiser
+        with torch.no_grad():
+            cond = read(denoiser, cond)
         means = {"errors": measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws).errors}
         if len(t) <= FEWEST:
             return means
