@@ -310,7 +310,7 @@ class ThreeConditional(PackageNetworks, Ranged):
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The single-rate network of a role's size: with the reader's maps of y to it."""
-        reader, own = networks["reader"], networks[role].net
+        reader, own = networks["reader"], networks.get_submodule(f"{role}.net")
         assert isinstance(reader, ConditionReader)
         maps = {"encoder": reader.heavy, "light": reader.light}
         return nn.ModuleDict({"net": own, "latent": maps[role]}) if role in maps else reader.net
