@@ -95,7 +95,7 @@ def test_a_run_of_both_rates_trains_resumes_and_is_planned_and_drawn_from(here, 
     assert model.experiment.name == "sharp-pairs-small-tiny-both"
     assert (set(model.networks), model.denoiser.reuse) == ({"reader", "encoder", "light"}, Reuse.MARKOV)
     calls = model.call_cost
-    budget = calls.read / 4 + 2 * calls.heavy + 8 * calls.light
+    budget = calls.shared(4).of(8, 2)
     assert budget < calls.of(8, 2)
     plan = ("--grid", 8, "--steps", 8, "--members", 4, "--budget", f"{budget / 1e9}gmacs", "--images", 2)
     assert call(monkeypatch, "plan", "whole", *plan) == 0

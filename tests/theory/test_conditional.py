@@ -18,7 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dualrate as dr
 from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRateConditional, Metered, given_of
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
+from dualrate.experiment.network_configs import ThreeConditional
+from dualrate.methods.denoising import Denoising
+from dualrate.methods.times import BothTimes
 from dualrate.networks.blocks import add_shared
 from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader
 from dualrate.networks.dual import ContextEncoder, LightUViT
@@ -260,6 +264,28 @@ def test_with_both_rates_members_share_the_reading_and_each_pays_for_its_context
     assert made == 3 * (calls.read + members * (heavy * calls.heavy + 4 * calls.light))
     meter = metered.meter
     assert (meter.read, meter.heavy, meter.light) == (3, 3 * members * heavy, 3 * members * 4)
+
+
+def test_with_both_rates_a_condition_is_read_once_for_all_noise_levels_of_its_image_in_training() -> None:
+    """Half of them without a context of their state, and their loss depends on the condition still."""
+    net = replace(HEADLESS, num_classes=0)
+    networks = ThreeConditional(net, net, replace(LIGHT, num_classes=0), GIVEN)
+    config = dr.DenoisingConfig(BothTimes((1, 4), dropout=0.5, draws=4), label_dropout=0.0)
+    torch.manual_seed(0)
+    built, denoiser = networks.build(PROCESS)
+    randomised(built)
+    metered = Metered(denoiser)
+    method = Denoising(built, metered, PROCESS, config.weighting, config.times, draws=4)
+    row = torch.arange(3)
+    batch = Batch(normals(0, 3, 1, 8, 8).float(), None, row, given=CONDITIONS)
+    total = method.loss(batch, 0, Draws(0, row)).total
+    assert (metered.meter.read, metered.meter.heavy, metered.meter.light) == (3, 6, 12)
+    other = method.loss(replace(batch, given=CONDITIONS.flip(0)), 0, Draws(0, row)).total
+    assert (other - total).abs() > 1e-4
+    dropped = replace(method, times=BothTimes((1, 4), dropout=1.0, draws=4))
+    dropped.loss(batch, 0, Draws(0, row)).total.backward()
+    assert all(weight.grad is None for weight in built["encoder"].parameters())
+    assert built["reader"].light.maps[0].weight.grad.any()
 
 
 def test_with_both_rates_a_context_of_another_time_is_for_markovian_samplers() -> None:
