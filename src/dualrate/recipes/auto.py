@@ -45,7 +45,7 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
-from dualrate.recipes.tasks import Rate, TrainedBy, made
+from dualrate.recipes.tasks import OF_A_TASK, Rate, TrainedBy, made
 from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
@@ -116,7 +116,7 @@ class Auto:
     crps, energy: a sample in one call, by a score of two draws."""
 
     def __post_init__(self) -> None:
-        if self.task is None and (self.rate not in ("dual", "single") or self.trained_by != "diffusion"):
+        if self.task is None and (self.rate in OF_A_TASK or self.trained_by != "diffusion"):
             raise ValueError(f"--rate {self.rate} and --trained-by {self.trained_by} are of a task: give a --task")
         if self.task is not None:
             task_named(self.task)

@@ -26,6 +26,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 Rate = Literal["dual", "both", "single", "medium", "light"]
 TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy"]
 SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
+OF_A_TASK = ("both", *SHARES)  # rates that models of noise alone do not have
 
 
 def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
