@@ -1,5 +1,6 @@
 """`dualrate train auto --task pairs:SOURCE`, and what follows it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,9 @@ from PIL import Image
 from dualrate.data.conditions import HeldOut, Pairs
 from dualrate.data.images import load_images, to_float
 from dualrate.data.pairs import load_partners
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Reuse
+from dualrate.drawing.choice import Choice
 from dualrate.recipes import auto
 from dualrate.runs.store import load
 from dualrate.training.checkpoint import saved_paths
@@ -80,6 +84,34 @@ def test_pairs_that_moved_resume_and_other_partners_do_not(here, monkeypatch, ca
     capsys.readouterr()
     assert train(monkeypatch, *options, "--task", "pairs:moved") == 2
     assert "images: " in capsys.readouterr().err
+
+
+def test_a_run_of_both_rates_trains_resumes_and_is_planned_and_drawn_from(here, monkeypatch, capsys):
+    for iterations, out in ((2, "whole"), (1, "parts"), (2, "parts")):
+        assert folders(monkeypatch, iterations, out, "--rate", "both") == 0
+    ends = [saved_paths(here / out / "checkpoints")[-1] for out in ("whole", "parts")]
+    assert ends[0].joinpath("model.safetensors").read_bytes() == ends[1].joinpath("model.safetensors").read_bytes()
+    model = load(here / "whole")
+    assert model.experiment.name == "sharp-pairs-small-tiny-both"
+    assert (set(model.networks), model.denoiser.reuse) == ({"reader", "encoder", "light"}, Reuse.MARKOV)
+    calls = model.call_cost
+    budget = calls.shared(4).of(8, 2)
+    assert budget < calls.of(8, 2)
+    plan = ("--grid", 8, "--steps", 8, "--members", 4, "--budget", f"{budget / 1e9}gmacs", "--images", 2)
+    assert call(monkeypatch, "plan", "whole", *plan) == 0
+    capsys.readouterr()
+    found = StepPlan.from_json((here / "plan.json").read_text())
+    options = ("--plan", "plan.json", "--members", 4, "--json")
+    assert call(monkeypatch, "cost", "whole", *options) == 0
+    told = json.loads(capsys.readouterr().out)
+    drawer = Choice(plan=found).drawer(model, members=4)
+    assert told["macs_per_image"] == drawer.cost.macs <= budget
+    assert told["macs_reading"] == calls.read
+    many, one = (replace(drawer, members=m).draw(range(2)).images.astype(int) for m in (3, 1))
+    assert np.abs(many[::3] - one).max() <= 1
+    assert (
+        call(monkeypatch, "sample", "whole", "--num", 2, "--members", 2, "--plan", "plan.json", "--out", "drawn") == 0
+    )
 
 
 def test_columns_train_and_a_missing_partner_ends_it(here, monkeypatch, capsys):

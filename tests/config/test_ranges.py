@@ -55,7 +55,7 @@ from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
-from dualrate.experiment.network_configs import OneConditional, TwoConditional
+from dualrate.experiment.network_configs import OneConditional, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, Segments
 from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
@@ -69,7 +69,7 @@ from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfi
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
 from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
 from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
-from dualrate.methods.times import GivenTimes, SingleTime
+from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
 from dualrate.metrics.pretrained import PhotoNet
@@ -222,7 +222,8 @@ def examples() -> Iterator[Any]:
         Retrofit(),
     )
     yield UnifiedLatents(networks, nn.Identity(), denoiser, denoiser, of, of, Sigmoid(), loss_factor=1.5)
-    yield from (OneConditional(config, (4, 2, 2)), TwoConditional(config, config, (4, 2, 2)), GivenTimes())
+    yield from (OneConditional(config, (4, 2, 2)), TwoConditional(config, config, (4, 2, 2)), GivenTimes(), BothTimes())
+    yield ThreeConditional(config, config, config, (4, 2, 2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig())
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     for kind in (ConditionalDenoising, ResidualDenoising):

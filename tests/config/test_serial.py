@@ -48,8 +48,8 @@ def changed(path: list, value) -> dict:
             ["networks", "type"],
             "os.system",
             "there is no NetworksConfig 'os.system', it is one of .*LatentNetworks, OneConditional, "
-            "OneForeign, OneNetwork, OneTransformer, OwnBlocks, ResidualNetworks, Retrofitted, TwoConditional, "
-            "TwoNetworks, TwoTransformers",
+            "OneForeign, OneNetwork, OneTransformer, OwnBlocks, ResidualNetworks, Retrofitted, ThreeConditional, "
+            "TwoConditional, TwoNetworks, TwoTransformers",
         ),
         (["fit", "precision"], "float8", "expected one of"),
         (["networks", "light", "levels"], 3, "expected a list"),

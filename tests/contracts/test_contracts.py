@@ -13,14 +13,21 @@ from torch import nn
 import dualrate as dr
 from dualrate.contrib.early_exit import EarlyExit, ExitUViT
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
-from dualrate.denoisers.denoiser import Conditional, DualRate, DualRateConditional, Metered, Plain
+from dualrate.denoisers.denoiser import (
+    BothRates,
+    Conditional,
+    DualRate,
+    DualRateConditional,
+    Metered,
+    Plain,
+)
 from dualrate.denoisers.duodiff import Switched
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import CategoricalProcess, Masked
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
-from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder
+from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.ancestral import Reverse
@@ -91,6 +98,11 @@ def dual_decoder() -> DualRateConditional:
     return DualRateConditional(randomised(ConditionEncoder(NET, NET, LATENT)), randomised(UViT(NET)), PROCESS)
 
 
+def both_rates() -> BothRates:
+    reader, encoder = randomised(ConditionReader(NET, NET, NET, LATENT)), randomised(ContextEncoder(NET, NET))
+    return BothRates(encoder, randomised(LightUViT(NET)), PROCESS, reader=reader)
+
+
 MADE: dict[str, Callable[[], dr.Denoiser]] = {
     "plain": plain,
     "dual": dual,
@@ -99,6 +111,7 @@ MADE: dict[str, Callable[[], dr.Denoiser]] = {
     "oracle": oracle,
     "decoder": decoder,
     "dual decoder": dual_decoder,
+    "both rates": both_rates,
     "early exit": early_exit,
     "switched": lambda: Switched(Plain(randomised(UViT(replace(NET, embedding=8))), PROCESS), plain()),
 } | {name: lambda name=name: denoiser_named(name)(plain(), PROCESS) for name in DENOISERS}

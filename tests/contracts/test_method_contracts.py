@@ -32,6 +32,7 @@ from dualrate.experiment.network_configs import (
     NetworksConfig,
     OneConditional,
     OneTransformer,
+    ThreeConditional,
     TwoConditional,
     TwoTransformers,
 )
@@ -42,7 +43,7 @@ from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
-from dualrate.methods.times import GivenTimes, SingleTime
+from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.tokens import TokensConfig
@@ -96,9 +97,11 @@ CASES["unified latents"] = dr.Experiment(
 )
 PLAIN = replace(NET, num_classes=0)
 PAIR = TwoConditional(PLAIN, replace(LIGHT, num_classes=0), (1, 4, 4))
+THREE = ThreeConditional(PLAIN, replace(PLAIN, head=True), PAIR.light, (1, 4, 4))
 for name, networks, method in (
     ("conditional", OneConditional(PLAIN, (1, 4, 4)), dr.DenoisingConfig(label_dropout=0.0)),
     ("conditional, dual", PAIR, dr.DenoisingConfig(GivenTimes(draws=2), label_dropout=0.0)),
+    ("conditional, both", THREE, dr.DenoisingConfig(BothTimes((2, 4), draws=2), label_dropout=0.0)),
     ("one call", PAIR, OneCallConfig()),
     ("residual", ResidualNetworks(PAIR.encoder, PAIR.light, (1, 4, 4)), ResidualConfig(draws=2)),
 ):

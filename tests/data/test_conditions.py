@@ -35,9 +35,16 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.measure import ensemble_scores
 from dualrate.experiment.experiment import MethodConfig
-from dualrate.experiment.network_configs import NetworksConfig, OneConditional, OneNetwork, TwoConditional
+from dualrate.experiment.network_configs import (
+    NetworksConfig,
+    OneConditional,
+    OneNetwork,
+    ThreeConditional,
+    TwoConditional,
+)
 from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
+from dualrate.methods.times import BothTimes
 from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import made
@@ -221,6 +228,8 @@ GIVEN = SuperResolution(4).shape((3, 24, 24))
         (OneConditional(replace(NET, num_classes=3), GIVEN), SuperResolution(4), METHOD, "no labels"),
         (OneNetwork(NET), Unconditional(), OneCallConfig(), "is given nothing"),
         (TwoConditional(NET, NET, GIVEN), SuperResolution(4), ResidualConfig(), "needs ResidualNetworks"),
+        (TwoConditional(NET, NET, GIVEN), SuperResolution(4), dr.DenoisingConfig(BothTimes()), "pass GivenTimes"),
+        (ThreeConditional(NET, NET, NET, GIVEN), SuperResolution(4), METHOD, "ages: pass BothTimes"),
     ],
 )
 def test_experiments_that_do_not_fit_together(
@@ -243,15 +252,18 @@ def test_a_condition_is_part_of_what_a_run_is() -> None:
 @pytest.mark.parametrize("trained_by", ["diffusion", "residual", "corrdiff", "crps", "energy", "regression"])
 def test_every_task_has_networks_for_every_method(task: str, trained_by) -> None:
     condition = task_named(task)
-    for rate in ("dual", "single", "medium", "light"):
-        if rate != "dual" and trained_by in ("residual", "corrdiff"):
+    for rate in ("dual", "both", "single", "medium", "light"):
+        if rate != "dual" and (
+            trained_by in ("residual", "corrdiff") or (rate == "both" and trained_by != "diffusion")
+        ):
             with pytest.raises(ValueError, match=f"drop --rate {rate}"):
                 made(condition, (3, 24, 24), NET, rate, trained_by)
             continue
         networks, method = made(condition, (3, 24, 24), NET, rate, trained_by)
         experiment = dr.Experiment("run", networks, method, FIT, condition=condition)
         assert experiment.networks.given == condition.shape((3, 24, 24))
-        assert experiment.networks.single_rate == (rate != "dual")
+        assert experiment.networks.single_rate == (rate not in ("dual", "both"))
+        assert experiment.networks.ages == (rate == "both")
         if isinstance(networks, ResidualNetworks):
             assert networks.features == (trained_by == "residual")
 
@@ -261,6 +273,8 @@ def test_auto_refuses_what_is_of_a_task_without_one() -> None:
         Auto(trained_by="crps")
     with pytest.raises(ValueError, match="are of a task: give a --task"):
         Auto(rate="medium")
+    with pytest.raises(ValueError, match="are of a task: give a --task"):
+        Auto(rate="both")
     with pytest.raises(ValueError, match="a task is super-resolution:4, inpainting:16, colour or pairs:SOURCE"):
         Auto(task="sharpening")
 

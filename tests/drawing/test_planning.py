@@ -12,6 +12,8 @@ from cli.command import call
 from trouble import full_disk, unreadable
 
 from dualrate.cli.main import main
+from dualrate.data.conditions import SuperResolution
+from dualrate.data.images import to_float
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
@@ -20,12 +22,13 @@ from dualrate.diffusion.values import Cond, Refresh
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.planning import candidates, measured_errors
 from dualrate.experiment.experiment import DataConfig, Experiment
-from dualrate.experiment.network_configs import TwoNetworks
+from dualrate.experiment.network_configs import TwoConditional, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.times import TimeSampler
+from dualrate.methods.times import GivenTimes, TimeSampler
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.planning.planner import Bend, Errors, Planner, measure_errors
 from dualrate.runs.store import load, write_experiment
+from dualrate.sampling.catalogue import make_step
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
 from dualrate.system.device import pays
@@ -293,3 +296,65 @@ def test_a_full_disk_names_the_plan(run, ageing, monkeypatch, capsys):
     assert "too large: 'plan.json'" in capsys.readouterr().err
     assert Path("plan.json").read_text() == before
     assert not list(Path().glob("*.partial"))
+
+
+# Of a condition
+
+
+@pytest.fixture
+def conditional(run) -> Path:
+    """A run at two rates that makes images larger, with random weights, of the same images."""
+    networks = TwoConditional(NET, replace(NET, levels=(Level("conv", 8, 1),) * 2), (1, 4, 4))
+    method = DenoisingConfig(GivenTimes(), weighting=Sigmoid(BIAS), label_dropout=0.0)
+    data = DataConfig(str(run.parent / "images.npz"))
+    made = Experiment("larger", networks, method, FitConfig(1), data, condition=SuperResolution(2))
+    write_experiment(run.parent / "larger", made)
+    built, _ = made.build()
+    torch.manual_seed(0)
+    for weight in built.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    checkpoint.save(run.parent / "larger" / "checkpoints", 1, {"model": built.state_dict()}, {"iteration": 1})
+    return run.parent / "larger"
+
+
+def test_errors_of_a_conditional_model_are_those_of_held_out_images_with_their_conditions(conditional, monkeypatch):
+    monkeypatch.setattr("dualrate.drawing.planning.pays", lambda device: False)
+    model = load(conditional)
+    errors = measured_errors(model, grid=4, images=99, progress=Quiet()).errors
+    held = model.given
+    rows, t = torch.arange(len(held.images)), StepPlan.uniform(4).t
+    x, cond = to_float(held.images.images[:]), Cond(None, held(rows))
+    draws = Draws(1 << 40, rows)
+    expected = measure_errors(model.denoiser, model.process, t, x, cond, draws).errors
+    np.testing.assert_allclose(errors, expected, rtol=1e-5)
+    for i in range(4):
+        assert (errors[i, : i + 1] == errors[i, i]).all()  # a context that never ages
+    assert np.isinf(errors[:, -1]).all()
+    other = measure_errors(model.denoiser, model.process, t, x, Cond(None, cond.given.flip(0)), draws).errors
+    assert np.abs(other.diagonal() / expected.diagonal() - 1).max() > 1e-4
+
+
+@pytest.mark.parametrize("ancestral", [False, True])
+def test_a_heavy_call_of_the_condition_is_planned_once_and_paid_by_all_members(conditional, ancestral, monkeypatch):
+    """A budget that pays for fewer steps by itself."""
+    calls = load(conditional).call_cost
+    budget = calls.heavy / 4 + 8 * calls.light
+    assert budget < calls.of(8, 1)
+    options = ["--budget", f"{budget / 1e9}gmacs", *["--ancestral"] * ancestral]
+    plan = plan_command(conditional, monkeypatch, *options, "--members", "4")
+    assert plan == StepPlan.uniform(8, 1)
+    drawer = Drawer(load(conditional), make_step("ancestral", PROCESS), plan, members=4)
+    assert drawer.cost.macs == int(budget)
+    plan = plan_command(conditional, monkeypatch, "--budget", "1x", "--steps", "4")
+    assert plan == StepPlan.uniform(4, 1)
+
+
+def test_what_no_plan_for_a_condition_can_be_is_said(run, conditional, monkeypatch, capsys):
+    calls = load(conditional).call_cost
+    short = ["--budget", f"{(calls.heavy + calls.light) * 0.9 / 1e9}gmacs", "--grid", 4, "--images", 8]
+    for options, message in (
+        ([conditional, *short, "--steps", 1], f"the cheapest plan costs {calls.heavy + calls.light:.4g}"),
+        ([run, "--budget", "1x", "--members", 2], "drop --members"),
+    ):
+        assert call(monkeypatch, "plan", *options) == 2
+        assert message in capsys.readouterr().err

@@ -16,10 +16,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dualrate as dr
-from dualrate.denoisers.denoiser import Conditional, Denoiser, DualRateConditional, Metered, given_of
-from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRateConditional, Metered, given_of
+from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
+from dualrate.experiment.network_configs import ThreeConditional
+from dualrate.methods.denoising import Denoising
+from dualrate.methods.times import BothTimes
 from dualrate.networks.blocks import add_shared
-from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder
+from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader
+from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.catalogue import make_step
 from dualrate.sampling.cost import call_cost, expected_costs, macs_of
@@ -57,6 +63,7 @@ NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
 )
 LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("conv", 8, 1)))
+HEADLESS = replace(NET, head=False)
 GIVEN = (2, 4, 4)
 CONDITIONS = normals(3, 3, *GIVEN).float()
 
@@ -70,6 +77,14 @@ def randomised(net: nn.Module) -> nn.Module:
 
 def dual() -> DualRateConditional:
     return DualRateConditional(randomised(ConditionEncoder(NET, LIGHT, GIVEN)), randomised(UViT(LIGHT)), PROCESS)
+
+
+def both() -> BothRates:
+    reader, encoder = (
+        randomised(ConditionReader(NET, HEADLESS, LIGHT, GIVEN)),
+        randomised(ContextEncoder(HEADLESS, LIGHT)),
+    )
+    return BothRates(encoder, randomised(LightUViT(LIGHT)), PROCESS, reader=reader)
 
 
 def single() -> Conditional:
@@ -112,7 +127,7 @@ def test_members_have_the_mean_and_the_covariance_of_x_given_y(name: str, steps:
         assert ((torch.cov(found.mT) - S).abs() < 4 * error + 0.08 * S.diagonal().max()).all()
 
 
-@pytest.mark.parametrize("make", [single, dual])
+@pytest.mark.parametrize("make", [single, dual, both])
 @pytest.mark.parametrize("members", [1, 3])
 def test_a_permutation_of_the_conditions_permutes_the_samples(make, members: int) -> None:
     def of(y: Tensor) -> Tensor:
@@ -152,7 +167,7 @@ def test_encoding_once_is_encoding_at_every_step_bit_for_bit(name: str) -> None:
     assert (calls, others) == (3, 15)
 
 
-@pytest.mark.parametrize("make", [single, dual])
+@pytest.mark.parametrize("make", [single, dual, both])
 def test_a_sample_depends_on_its_condition_its_seed_and_its_number_and_not_on_the_batch(make) -> None:
     members = 4
     images = drawn(make(), [0, 1, 2], members, 64)
@@ -168,7 +183,7 @@ def test_a_sample_depends_on_its_condition_its_seed_and_its_number_and_not_on_th
 def test_labels_and_conditions_of_a_denoiser_whose_context_is_not_of_the_condition_alone() -> None:
     """All members have their seed's; a denoiser that shares no context sees a row of y for each."""
     labels = [2, 0, 1]
-    for make in (single, dual):
+    for make in (single, dual, both):
         images = drawn(make(), [0, 1, 2], 2, 64, label=labels)
         torch.testing.assert_close(drawn(make(), [0, 1, 2], 2, 1, label=labels), images, rtol=0, atol=1e-5)
         torch.testing.assert_close(drawn(make(), [0, 1, 2], 1, 1, label=labels), images[:, :1], rtol=0, atol=1e-5)
@@ -196,6 +211,91 @@ def test_a_sample_costs_its_share_of_the_heavy_calls_and_its_light_ones(heavy: i
     assert made == 3 * (heavy * calls.heavy + 4 * members * calls.light)
 
 
+@pytest.mark.parametrize("guidance", [None, (0.5, 1.5)])
+@pytest.mark.parametrize("refresh", ["full keep full keep", "none full keep full", "none none none none"])
+def test_a_condition_that_was_read_once_is_one_that_is_read_at_every_call_bit_for_bit(guidance, refresh: str) -> None:
+    """With a guidance interval too, outside which a step has one branch."""
+    noise = [normals(seed, 6, 1, 8, 8).float() for seed in range(6)]
+    plan = dr.StepPlan(dr.StepPlan.uniform(4).t, tuple(map(Refresh, refresh.split())))
+    step, cond = make_step("ancestral", PROCESS), Cond(torch.arange(6) // 2 % 3, CONDITIONS)
+
+    def of(known: bool) -> tuple[Tensor, int]:
+        metered = Metered(both())
+        denoiser = metered if guidance is None else Guided(metered, PROCESS, 2.0, 3, guidance)
+        with torch.no_grad():
+            own = denoiser.read(cond) if known else cond
+            z = rollout(denoiser, step, plan, noise[5], own, lambda i, _: noise[i])
+        return z, metered.meter.read
+
+    (once, reads), (always, others) = of(True), of(False)
+    if guidance is None:
+        assert torch.equal(once, always)
+    torch.testing.assert_close(once, always, rtol=0, atol=1e-5)  # of two branches or one, rounded otherwise
+    assert reads == (3 if guidance is None else 6)
+    assert others > reads
+
+
+def test_with_both_rates_a_later_context_is_of_its_own_state_and_of_the_same_condition() -> None:
+    """And a light network without a context sees the condition still."""
+    z, t, denoiser = normals(0, 6, 1, 8, 8).float(), torch.tensor(0.4).double(), both()
+    with torch.no_grad():
+        cond, other = (denoiser.read(Cond(None, y)) for y in (CONDITIONS, CONDITIONS.flip(0)))
+        context = denoiser.encode(z, t, cond)
+        assert all((denoiser.denoise(z, t, Context(), of) - x).abs().max() > 1e-3 for of, x in (
+            (other, denoiser.denoise(z, t, Context(), cond)), (cond, denoiser.denoise(z, t, context, cond))
+        ))  # fmt: skip
+        assert (denoiser.denoise(z, t, context, other) - denoiser.denoise(z, t, context, cond)).abs().max() > 1e-3
+        for changed in (denoiser.encode(2 * z, t, cond), denoiser.encode(z, t, other)):
+            assert (changed.features[0] - context.features[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("members", [1, 5])
+@pytest.mark.parametrize("heavy", [1, 2, 4])
+def test_with_both_rates_members_share_the_reading_and_each_pays_for_its_context(heavy: int, members: int) -> None:
+    denoiser, step, plan = both(), make_step("ancestral", PROCESS), dr.StepPlan.uniform(4, heavy)
+    calls = call_cost(denoiser, (1, 8, 8), None, given=GIVEN)
+    assert calls.read == macs_of(lambda: denoiser.read(Cond(None, CONDITIONS[:1])))
+    costs = expected_costs(calls, denoiser.reuse, step, plan, (1, 8, 8))
+    cost = replace(costs[-1], members=members)
+    assert cost.macs == int(calls.read / members + heavy * calls.heavy + 4 * calls.light)
+    assert cost.macs == int(calls.shared(members).of(4, heavy))
+    metered = Metered(denoiser)
+    made = macs_of(lambda: drawn(metered, [0, 1, 2], members, 3, heavy=heavy))
+    assert made == 3 * (calls.read + members * (heavy * calls.heavy + 4 * calls.light))
+    meter = metered.meter
+    assert (meter.read, meter.heavy, meter.light) == (3, 3 * members * heavy, 3 * members * 4)
+
+
+def test_with_both_rates_a_condition_is_read_once_for_all_noise_levels_of_its_image_in_training() -> None:
+    """Half of them without a context of their state, and their loss depends on the condition still."""
+    net = replace(HEADLESS, num_classes=0)
+    networks = ThreeConditional(net, net, replace(LIGHT, num_classes=0), GIVEN)
+    config = dr.DenoisingConfig(BothTimes((1, 4), dropout=0.5, draws=4), label_dropout=0.0)
+    torch.manual_seed(0)
+    built, denoiser = networks.build(PROCESS)
+    randomised(built)
+    metered = Metered(denoiser)
+    method = Denoising(built, metered, PROCESS, config.weighting, config.times, draws=4)
+    row = torch.arange(3)
+    batch = Batch(normals(0, 3, 1, 8, 8).float(), None, row, given=CONDITIONS)
+    total = method.loss(batch, 0, Draws(0, row)).total
+    assert (metered.meter.read, metered.meter.heavy, metered.meter.light) == (3, 6, 12)
+    other = method.loss(replace(batch, given=CONDITIONS.flip(0)), 0, Draws(0, row)).total
+    assert (other - total).abs() > 1e-4
+    dropped = replace(method, times=BothTimes((1, 4), dropout=1.0, draws=4))
+    dropped.loss(batch, 0, Draws(0, row)).total.backward()
+    assert not any(weight.grad is not None and weight.grad.any() for weight in built["encoder"].parameters())
+    assert built["reader"].light.maps[0].weight.grad.any()
+
+
+def test_with_both_rates_a_context_of_another_time_is_for_markovian_samplers() -> None:
+    noise, of = normals(0, 3, 1, 8, 8).float(), Cond(None, CONDITIONS)
+    with torch.no_grad():
+        rollout(both(), make_step("ddim", PROCESS), dr.StepPlan.uniform(2), noise, of, lambda i, _: noise)
+        with pytest.raises(ValueError, match="changes the joint law"):
+            rollout(both(), make_step("ddim", PROCESS), dr.StepPlan.uniform(2, 1), noise, of, lambda i, _: noise)
+
+
 def test_members_come_seed_by_seed_in_batches_that_progress_counts() -> None:
     seen: list[tuple[int, int]] = []
     drawn(dual(), [0, 1, 2], 4, 9, progress=lambda count, of: seen.append((count, of)))
@@ -208,7 +308,7 @@ def test_seeds_whose_members_would_be_another_seeds_are_refused(seeds: list[int]
         drawn(dual(), seeds, members, 4)
 
 
-@pytest.mark.parametrize("make", [single, dual])
+@pytest.mark.parametrize("make", [single, dual, both])
 def test_without_a_condition_there_is_no_sample(make) -> None:
     with pytest.raises(ValueError, match="got none"):
         list(sample_batches(make(), make_step("ddim", PROCESS), dr.StepPlan.uniform(2, 1), (1, 8, 8), [0]))

@@ -11,7 +11,7 @@ from typing import Annotated
 from dualrate.cli.console import loaded
 from dualrate.cli.recipe import AsJson, Device, RunDir, Workers
 from dualrate.config.imports import import_named
-from dualrate.config.ranges import Images, Range, Ranged, Rings, Steps
+from dualrate.config.ranges import Images, Members, Range, Ranged, Rings, Steps
 from dualrate.diffusion.values import Reuse
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.grids import check_grid
@@ -24,6 +24,7 @@ TIMED = 64  # images per call when calls are timed
 @dataclass(frozen=True)
 class Plan(Ranged):
     """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go.
+    One that sees a condition alone is made once.
 
     For a single network, --denoiser names what makes the steps between its calls. `dualrate compare RUN:16/4 RUN:16/2`
     measures plans by drawing images. `dualrate plan calibrate RUN` measures the table of the covariance-aware samplers.
@@ -31,8 +32,8 @@ class Plan(Ranged):
 
     run_dir: RunDir
     budget: str
-    """Compute per image. 0.25x: a share of a heavy call at every step of the grid; 3gmacs: giga multiply-adds; 0.05s:
-    seconds on this machine."""
+    """Compute per image. 0.25x: a share of a heavy call at every step of the grid, which no other image shares; 3gmacs:
+    giga multiply-adds; 0.05s: seconds on this machine."""
     denoiser: str | None = None
     """For a single network: shared-encoder, deep-cache or fora; package.module:name; or the directory of a run, whose
     network makes the steps without a context."""
@@ -43,7 +44,9 @@ class Plan(Ranged):
     spacing: str = "t"
     """Times of the grid, as --grid of sample: t, log-snr, blend:0.5 or karras."""
     images: Images = 128
-    """Training images that errors are measured on."""
+    """Training images that errors are measured on; of a conditional model held-out ones, with their conditions."""
+    members: Members = 1
+    """Of a conditional model: samples of a condition, which share what is computed of it alone."""
     ancestral: bool = False
     """Plan for ancestral sampling, instead of solvers of second order."""
     out: Path = Path("plan.json")
@@ -76,11 +79,14 @@ class Plan(Ranged):
         model, progress = loaded(self.run_dir, self.device)
         model = called_by(model, self.denoiser)
         require_plannable(model)
+        if self.members > 1 and model.experiment.networks.given is None:
+            raise ValueError(f"{model.name} is given nothing that members would share: drop --members")
         process = model.gaussian  # refused before anything is measured
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")
         costs, unit_size = (call_seconds(model, TIMED), 1.0) if unit == "s" else (model.call_cost, 1e9)
-        budget *= self.grid * costs.heavy + costs.decode if unit == "x" else unit_size
+        budget *= costs.read + self.grid * costs.heavy + costs.decode if unit == "x" else unit_size
+        costs = costs.shared(self.members)
         with mapper(self.workers, model.device) as over:
             errors = measured_errors(
                 model, grid=self.grid, images=self.images, spacing=self.spacing, progress=progress, mapper=over

@@ -15,16 +15,19 @@ A conditional denoiser makes x of a tensor y that stays the same over the whole 
     single-rate   x_hat(z_t, y, t)                                             N calls a sample
     dual-rate     context = E(y);  x_hat = g(z_t, t, context)                  one heavy call and N light ones
 
+    both rates    features = R(y);  context = E(z_tau, tau; features);  x_hat = g(z_t, t, context; features)
+
 A context of y alone has no time: it never ages, and any sampler may use it (`Reuse.FREE`). All M samples of one y share
-it, so a sample costs c_E / M + N c_g. Where y is a latent, this is a decoder (Unified Latents, Heek et al. 2026,
-arXiv 2602.17270), single-rate in the paper; two rates are ours.
+it, so a sample costs c_E / M + N c_g. Of both rates, y is read before the first step (`Denoiser.read`), and plans are
+those of the context that ages: c_R / M + H c_E + N c_g. Where y is a latent, this is a decoder (Unified Latents, Heek
+et al. 2026, arXiv 2602.17270), single-rate in the paper; two rates are ours.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -33,6 +36,7 @@ from torch.autograd import forward_ad
 
 from dualrate.diffusion.process import Process, per_row
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.networks.blocks import add_shared
 
 
 class Denoiser(ABC):
@@ -59,6 +63,13 @@ class Denoiser(ABC):
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """x_hat: (B, C, H, W) float32, the estimate of E[x | z_t, context]."""
 
+    def read(self, cond: Cond) -> Cond:
+        """With the features of what is given, for all steps and all samples of it: none, unless overridden.
+
+        cond: of M samples a condition with a label, if any, for each condition
+        """
+        return cond
+
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
         """Computes a part of the context again, and x_hat if that comes of it, for less than a heavy call.
 
@@ -72,6 +83,11 @@ def abilities(denoiser: Denoiser) -> Denoiser:
     ours are the usual ones.
     """
     return denoiser if isinstance(denoiser, Denoiser) else Denoiser  # pyright: ignore[reportReturnType]
+
+
+def read(denoiser: Denoiser, cond: Cond) -> Cond:
+    """As `Denoiser.read`; of one that derives from no class of ours, as it is."""
+    return denoiser.read(cond) if isinstance(denoiser, Denoiser) else cond
 
 
 @runtime_checkable
@@ -140,7 +156,7 @@ class DualRate(Denoiser):
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         log_snr = self.process.log_snr(t).to(z.dtype)
-        features, own = self.encoder(z, per_row(log_snr, z), cond.label)
+        features, own = self.heavy(z, per_row(log_snr, z), cond)
         x_hat = None if own is None else self.process.x_hat(z, own.to(z.dtype), log_snr)
         return Context(features, tau=t, x_hat=x_hat)
 
@@ -149,8 +165,16 @@ class DualRate(Denoiser):
             return context.x_hat
         log_snr = self.process.log_snr(t).to(z.dtype)
         tau = None if context.tau is None else per_row(self.process.log_snr(context.tau).to(z.dtype), z)
-        output = self.light(z, per_row(log_snr, z), cond.label, context.features, tau, context.present)
+        output = self.called(z, per_row(log_snr, z), cond, context, tau)
         return self.process.x_hat(z, output.to(z.dtype), log_snr)
+
+    def heavy(self, z: Tensor, log_snr: Tensor, cond: Cond) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The encoder's features and output. log_snr: (B,)"""
+        return self.encoder(z, log_snr, cond.label)
+
+    def called(self, z: Tensor, log_snr: Tensor, cond: Cond, context: Context, tau: Tensor | None) -> Tensor:
+        """The light network's output. log_snr, tau: (B,), log-SNR both."""
+        return self.light(z, log_snr, cond.label, context.features, tau, context.present)
 
 
 @dataclass(frozen=True)
@@ -180,10 +204,7 @@ class DualRateConditional(Denoiser):
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Raises ValueError where `cond` has no y."""
-        given = given_of(cond)
-        label = None if cond.label is None else cond.label[:: max(1, len(cond.label) // max(1, len(given)))]
-        log_snr = self.process.log_snr(torch.ones((), dtype=torch.float64)).to(given.dtype)
-        return Context(self.encoder(per_row(log_snr, given), given, label))
+        return Context(features_of(self.encoder, self.process, cond))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """Raises ValueError without a context: then nothing is known of y."""
@@ -192,6 +213,43 @@ class DualRateConditional(Denoiser):
         log_snr = self.process.log_snr(t).to(z.dtype)
         v = self.light(z, per_row(log_snr, z), cond.label, context.features)
         return self.process.x_hat(z, v.to(z.dtype), log_snr)
+
+
+@dataclass(frozen=True)
+class BothRates(DualRate):
+    """A heavy network on y, once; a second one on z_tau, whose context ages; and a light one.
+
+    reader:  (log_snr at t = 1, y, label) -> features: of the light network, then as many of the encoder
+    encoder: (z_tau, log_snr_tau, label, features of y) -> (features, output or None)
+    light:   as of `DualRate`; without a context its features are those of y
+    A `cond` that was not read is read at each call.
+    """
+
+    reader: nn.Module = field(kw_only=True)
+
+    def read(self, cond: Cond) -> Cond:
+        """Raises ValueError where `cond` has no y."""
+        return cond if cond.features else replace(cond, features=features_of(self.reader, self.process, cond))
+
+    def heavy(self, z: Tensor, log_snr: Tensor, cond: Cond) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        features = self.read(cond).features
+        return self.encoder(z, log_snr, cond.label, features[len(features) // 2 :])
+
+    def called(self, z: Tensor, log_snr: Tensor, cond: Cond, context: Context, tau: Tensor | None) -> Tensor:
+        features = self.read(cond).features
+        features = features[: len(features) // 2]
+        if context.features:
+            pairs = zip(context.features, features, strict=True)
+            features = tuple(add_shared(ageing, of_y) for ageing, of_y in pairs)
+        return self.light(z, log_snr, cond.label, features, tau, context.present)
+
+
+def features_of(network: nn.Module, process: Process, cond: Cond) -> tuple[Tensor, ...]:
+    """What a network, (log_snr at t = 1, y, label) -> features, makes of y. Raises ValueError where there is none."""
+    given = given_of(cond)
+    label = None if cond.label is None else cond.label[:: max(1, len(cond.label) // max(1, len(given)))]
+    log_snr = process.log_snr(torch.ones((), dtype=torch.float64)).to(given.dtype)
+    return network(per_row(log_snr, given), given, label)
 
 
 def given_of(cond: Cond) -> Tensor:
@@ -206,12 +264,14 @@ class Meter:
     """Rows (image x guidance branch) seen by each network: of the heavy one fewer, where samples share a condition.
 
     partial, alone: of the light calls, those that renew a part of a context, and those without one
+    read: of conditions, before the first step
     """
 
     heavy: int = 0
     light: int = 0
     partial: int = 0
     alone: int = 0
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -229,8 +289,14 @@ class Metered(Denoiser):
     def reuse(self) -> Reuse:
         return self.inner.reuse
 
+    def read(self, cond: Cond) -> Cond:
+        found = read(self.inner, cond)
+        if found.features and not cond.features:
+            self.meter.read += len(found.features[0])
+        return found
+
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        context = self.inner.encode(z, t, cond)
+        context = self.inner.encode(z, t, self.read(cond))
         if context.features or context.x_hat is not None:
             self.meter.heavy += len(context.features[0]) if context.features else len(z)
         return context
@@ -238,10 +304,10 @@ class Metered(Denoiser):
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
         self.meter.light += z.shape[0]
         self.meter.partial += z.shape[0]
-        return self.inner.renew(z, t, context, cond)
+        return self.inner.renew(z, t, context, self.read(cond))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
-        x_hat = self.inner.denoise(z, t, context, cond)
+        x_hat = self.inner.denoise(z, t, context, cond if context.x_hat is not None else self.read(cond))
         if context.x_hat is None:
             rows = z.shape[0] * (1 if forward_ad.unpack_dual(z).tangent is None else 2)
             self.meter.light += rows

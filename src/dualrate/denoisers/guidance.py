@@ -14,14 +14,14 @@ Source: Discrete Moment Matching Distillation (arXiv 2603.20155); nucleus sampli
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Classes, Factor, GuidanceWeight, NoiseLevel, Range, Ranged, Share
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, read
 from dualrate.diffusion.categorical import AXIS, CategoricalProcess
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Cond, Context, Reuse
@@ -37,7 +37,7 @@ class Guided(Ranged, Denoiser):
     interval: (low, high]: guidance acts where the noise level sigma/alpha lies in it (Kynkaanniemi et al. 2024), so
               outside it a step of a plan, whose time all rows share, costs one branch. None: everywhere
     Both branches run as one batch of 2B rows, label rows first; a context holds both, so a heavy or partial call
-    always does.
+    always does, and so do the features of a condition.
     """
 
     inner: Denoiser
@@ -55,6 +55,9 @@ class Guided(Ranged, Denoiser):
     def reuse(self) -> Reuse:
         return self.inner.reuse
 
+    def read(self, cond: Cond) -> Cond:
+        return replace(cond, features=read(self.inner, self._both(cond)).features)
+
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         return self.inner.encode(torch.cat((z, z)), _twice(t), self._both(cond))
 
@@ -64,6 +67,7 @@ class Guided(Ranged, Denoiser):
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         active = self._active(t)
         if not (t.ndim or active):  # of times on a device one would wait to know
+            cond = replace(cond, features=tuple(feature[: len(feature) // 2] for feature in cond.features))
             return self.inner.denoise(z, t, context.rows(slice(0, z.shape[0])), cond)
         x_label, x_null = self.inner.denoise(torch.cat((z, z)), _twice(t), context, self._both(cond)).chunk(2)
         none = active.new_ones((), dtype=z.dtype)  # in whose precision the weight is, and not in float32
@@ -74,7 +78,7 @@ class Guided(Ranged, Denoiser):
         if cond.label is None:
             raise ValueError("guidance needs a label per image, got none: pass labels or drop the guidance weight")
         given = None if cond.given is None else torch.cat((cond.given, cond.given))
-        return Cond(torch.cat((cond.label, torch.full_like(cond.label, self.null))), given)
+        return Cond(torch.cat((cond.label, torch.full_like(cond.label, self.null))), given, cond.features)
 
     def _active(self, t: Tensor) -> Tensor:
         noise_level = torch.exp(-self.process.log_snr(t) / 2)

@@ -34,13 +34,16 @@ class Cond:
     label: (B,) int64 class index; `num_classes` is the null class. None: an unconditional model.
     given: (B, C, h, w) the tensor that a sample is made of: a latent, a smaller image, ... None: there is none.
            Of M samples a condition (B / M, C, h, w): sample r is of condition r // M.
+    features: what a heavy network made of `given` alone, for all steps (`Denoiser.read`); rows as of `given`
     """
 
     label: Tensor | None = None
     given: Tensor | None = None
+    features: tuple[Tensor, ...] = ()
 
     def __getitem__(self, rows: Tensor | slice) -> Cond:
-        return Cond(*(None if part is None else part[rows] for part in (self.label, self.given)))
+        label, given = (None if part is None else part[rows] for part in (self.label, self.given))
+        return Cond(label, given, tuple(feature[rows] for feature in self.features))
 
 
 @dataclass(frozen=True)

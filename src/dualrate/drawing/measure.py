@@ -247,6 +247,7 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     seconds = drawer.draw(range(conditions)).seconds
     taken = call_seconds(drawer.model, count, precision=drawer.precision)
     calls = {"heavy_call": "heavy", "light_call": "light", "light_call_alone": "without", "decode": "decode"}
+    calls |= {"reading": "read"} if cost.calls.read else {}
     macs = {name: getattr(cost.calls, of) for name, of in calls.items()} | {"per_image": cost.macs}
     return {
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},

@@ -18,13 +18,25 @@ import numpy as np
 import torch
 
 from dualrate.data.cache import cache_dir
+from dualrate.data.conditions import HeldOut
 from dualrate.data.loader import ByteBatch
+from dualrate.denoisers.denoiser import read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import real_batches
 from dualrate.experiment.experiment import Model
-from dualrate.planning.planner import FEWEST, Bend, Errors, Numbers, Planned, Planner, measure_bend, measure_errors
+from dualrate.planning.planner import (
+    FEWEST,
+    NO_CONTEXT,
+    Bend,
+    Errors,
+    Numbers,
+    Planned,
+    Planner,
+    measure_bend,
+    measure_errors,
+)
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
 from dualrate.system.device import pays
@@ -52,9 +64,10 @@ def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence
 
     Raises ValueError if none does.
     """
-    found = []
+    found, known_alone = [], bool(np.isfinite(planner.errors.errors[:, NO_CONTEXT]).all())
     for count in steps:
         affordable = costs.affordable(count, budget)
+        affordable[0] &= known_alone
         if not affordable.any():
             continue
         planned = planner.best(count, affordable)
@@ -62,7 +75,8 @@ def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence
         even = planner.objective(StepPlan.spread(planner.errors.t[:: planner.errors.num_steps // count], heavy))
         found.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
     if not found:
-        cheapest = min(costs.of(count, *calls) for count in steps for calls in ((0, count), (1, 0), (count, 0)))
+        least = [(count, *calls) for count in steps for calls in ((0, count), (1, 0), (count, 0))]
+        cheapest = min(costs.of(*calls) for calls in least if known_alone or calls[1])
         raise ValueError(
             f"a budget of {budget:.4g} pays for none of {', '.join(map(str, steps))} steps; the cheapest plan costs "
             f"{cheapest:.4g}: raise the budget, or allow fewer steps"
@@ -71,14 +85,14 @@ def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence
 
 
 def require_plannable(model: Model) -> None:
-    """Raises ValueError for a student, a single network and a decoder, whose plans have nothing to choose."""
+    """Raises ValueError for a student and a single network, whose plans have nothing to choose, and for a model with
+    conditions whose images are not known.
+    """
     if not model.serves.any_plan:
         raise ValueError(f"{model.name} is a distilled student, whose plan was set before it was trained")
-    if model.experiment.networks.given is not None:
-        raise ValueError(
-            f"{model.name} is a conditional model, whose heavy call sees the condition alone: nothing to plan"
-        )
-    if not model.reuses_context:
+    if model.conditions is not None:
+        raise ValueError(f"errors of {model.name} are measured on held-out images: plan without conditions of your own")
+    if not (model.reuses_context or model.call_cost.heavy):
         raise ValueError(
             f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "
             "shared-encoder, or another run make some of its steps (--denoiser)"
@@ -90,15 +104,18 @@ def measured_errors(
 ) -> Errors:
     """Errors of the model on its training data, over a grid of so many steps, and its bend; kept in the user's cache.
 
+    A conditional model's are of held-out images with their conditions.
     images: spread over the data set; all of them if there are fewer
     spacing: of the grid, as a sampler's (sampling/grids.py)
     mapper: measures batches of ROWS images
     Raises what `require_plannable` and `every_call` raise; ValueError for a damaged file.
     """
     require_plannable(model)
-    source, t = model.experiment.data.load("train"), grid_times(spacing, model.process.schedule, grid)
-    images = min(images, len(source))
-    of = [model.weights_hash, model.experiment.drawing, source.fingerprint, grid, images, spacing, pays(model.device)]
+    held, t = model.given, grid_times(spacing, model.process.schedule, grid)
+    source = held.images if isinstance(held, HeldOut) else model.experiment.data.load("train")
+    images, data = min(images, len(source)), source.fingerprint
+    of = [model.weights_hash, model.experiment.drawing, data, grid, images, spacing, pays(model.device)]
+    of += [held.of.fingerprint] if isinstance(held, HeldOut) else []
     file = cache_dir() / "plans" / f"{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}.json"
     if file.exists():
         return _read_errors(file, t)
@@ -137,9 +154,11 @@ def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
 def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch) -> dict[str, Numbers]:
     """Of a batch: the errors, and the bend of x_hat where the grid shows it."""
     batch = images.to(model.device)
-    draws, cond = Draws(SEED, batch.sample), Cond(batch.label)
+    draws, cond = Draws(SEED, batch.sample), Cond(batch.label, model.given and model.given(batch.sample))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         denoiser = model.ready(bfloat16=bfloat16).denoiser
+        with torch.no_grad():
+            cond = read(denoiser, cond)
         means = {"errors": measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws).errors}
         if len(t) <= FEWEST:
             return means

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Ranged, Side
-from dualrate.denoisers.denoiser import Conditional, Denoiser, DualRate, DualRateConditional, Plain
+from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRate, DualRateConditional, Plain
 from dualrate.diffusion.categorical import NoisePlanes  # noqa: F401  # a file may name it
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
-from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder
+from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader
 from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect, light_of
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 from dualrate.networks.uvit import UViT, UViTConfig
@@ -81,6 +81,11 @@ class NetworksConfig(ABC):
     def single_rate(self) -> bool:
         """Whether it is one network, called alike at every noise level."""
         return self.roles == ("model",)
+
+    @property
+    def ages(self) -> bool:
+        """Whether a heavy network sees states, so that its context ages."""
+        return self.given is None and not self.single_rate
 
     @property
     def kind(self) -> str:
@@ -274,3 +279,44 @@ class TwoConditional(PackageNetworks, Ranged):
         encoder = networks["encoder"]
         assert isinstance(encoder, ConditionEncoder)
         encoder.disconnect()
+
+
+@dataclass(frozen=True)
+class ThreeConditional(PackageNetworks, Ranged):
+    """Both rates: a reader sees the condition, once for all its samples; an encoder sees a state now and then; a light
+    network sees each. encoder.head: as of `TwoNetworks`.
+    """
+
+    reader: UViTConfig
+    encoder: UViTConfig
+    light: UViTConfig
+    given_shape: tuple[Side, Side, Side]
+    """(C, h, w) of the condition."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for heavy in (self.reader, self.encoder):
+            check_pair(heavy, self.light)
+
+    @property
+    def ages(self) -> bool:
+        return True
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        reader = ConditionReader(self.reader, self.encoder, self.light, self.given_shape)
+        encoder, light = ContextEncoder(self.encoder, self.light), LightUViT(self.light)
+        networks = nn.ModuleDict({"reader": reader, "encoder": encoder, "light": light})
+        return networks, BothRates(encoder, light, process, reader=reader)
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        """The single-rate network of a role's size: with the reader's maps of y to it."""
+        reader, own = networks["reader"], networks.get_submodule(f"{role}.net")
+        assert isinstance(reader, ConditionReader)
+        maps = {"encoder": reader.heavy, "light": reader.light}
+        return nn.ModuleDict({"net": own, "latent": maps[role]}) if role in maps else reader.net
+
+    def disconnect(self, networks: nn.ModuleDict) -> None:
+        reader = networks["reader"]
+        assert isinstance(reader, ConditionReader)
+        reader.disconnect()
+        disconnect(networks["encoder"], networks["light"])

@@ -18,21 +18,22 @@ then denoises by itself at the steps where it is called.
 
 A single-rate model has an empty context and the times `SingleTime`.
 
-A conditional model is trained by methods/conditional.py.
+A conditional model is trained by methods/conditional.py; one with a context that ages beside the condition
+(`BothRates`) here, with K noise levels for each reading of a condition. A row without context has its features still.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Classes, LossWeight, Probability, Range, Ranged
-from dualrate.denoisers.denoiser import DualRate
+from dualrate.config.ranges import Classes, LightDraws, LossWeight, Probability, Range, Ranged
+from dualrate.denoisers.denoiser import DualRate, read
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, require_gaussian
@@ -55,22 +56,27 @@ class Denoising(WeightedDenoising):
 
     null:           the null class, for classifier-free guidance; label_dropout: probability of training a row with it
     encoder_weight: weight of the encoder's own loss at tau, where it has a head
+    draws:          K, noise levels for each image, whose condition is read once
     """
 
     null: Classes = 0
     label_dropout: Probability = 0.1
     encoder_weight: LossWeight = 1.0
+    draws: LightDraws = 1
 
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """The mean over the batch's rows. Every random number is a function of a row's sample number.
+        """The mean over rows and draws. Every random number is a function of a row's sample number.
 
         Logs: `loss_t0` to `loss_t3`; with a context also the loss of the rows that have one and the encoder's own, as
         sums over their rows divided by all rows.
         """
-        x, cond = batch.x, self.condition(batch, draws)
-        t, tau, kept = moved(x.device, *self.times(draws.host))
-        z_t, z_tau = self.pair(x, t, tau, draws)
-        context = self.model.encode(z_tau[kept], tau[kept], cond[kept])
+        x, cond = batch.x.repeat_interleave(self.draws, 0), read(self.model, self.condition(batch, draws))
+        if cond.label is not None:
+            cond = replace(cond, label=cond.label.repeat_interleave(self.draws))
+        t, tau, kept = moved(x.device, *self.times(draws.host.repeated(self.draws)))
+        z_t, z_tau = self.pair(x, t, tau, draws.repeated(self.draws))
+        own_cond = replace(cond[kept // self.draws], label=None if cond.label is None else cond.label[kept])
+        context = self.model.encode(z_tau[kept], tau[kept], own_cond)
         x_hat = self.model.denoise(z_t, t, context.scattered(kept, len(x)), cond)
         loss = self.weighted_error(x, x_hat, t)
         logs, total = quarters("loss_t", loss, t), loss.mean()
@@ -78,7 +84,7 @@ class Denoising(WeightedDenoising):
         if context.features:
             logs["context_loss"] = loss[kept].sum().detach() / len(loss)
         if context.x_hat is not None:
-            own = self.weighted_error(x[kept], context.x_hat, tau[kept]).sum() / len(batch)
+            own = self.weighted_error(x[kept], context.x_hat, tau[kept]).sum() / len(loss)
             logs["encoder_loss"] = own.detach()
             total = total + self.encoder_weight * own
         return Loss(total, logs)
@@ -227,6 +233,9 @@ class DenoisingConfig(MethodConfig, Ranged):
                 f"{experiment.name} has two networks, and {self.times} are times of one. Pass times of a pair, such as "
                 "DenoisingConfig(TimeSampler(heavy=(4, 32)))"
             )
+        if experiment.networks.given is not None and self.times.ages != experiment.networks.ages:
+            rule = "ages: pass BothTimes()" if experiment.networks.ages else "never ages: pass GivenTimes()"
+            raise ValueError(f"{self.times} do not fit {experiment.name}, whose context {rule}, or SingleTime() of one")
         if (self.encoder_from or self.light_from) and not pair:
             raise ValueError(f"{experiment.name} has a single network: drop encoder_from and light_from")
 
@@ -253,7 +262,7 @@ class DenoisingConfig(MethodConfig, Ranged):
         if self.freeze_encoder:
             experiment.networks.backbone(networks, "encoder").eval().requires_grad_(False)
         parts = networks, denoiser, experiment.process, self.weighting, self.times
-        if experiment.networks.given is not None:
+        if experiment.networks.given is not None and not self.times.ages:
             return ConditionalDenoising(*parts, multiscale=self.multiscale, draws=self.times.draws)
         return Denoising(
             *parts,
@@ -261,4 +270,5 @@ class DenoisingConfig(MethodConfig, Ranged):
             label_dropout=self.label_dropout,
             encoder_weight=self.encoder_weight,
             multiscale=self.multiscale,
+            draws=self.times.draws,
         )

@@ -72,12 +72,15 @@ class TimeSource(ABC):
     heavy:   the least and the largest number of heavy calls per image that it trains for; None: one network
     dropout: share of the images that train without context
     first:   least and largest time of a plan's first heavy call, before which it has no context; None: 1
+    draws:   noise levels for each image
+    ages:    whether contexts are of earlier times than t
     """
 
     heavy: Any = None  # Any: so that a field may stand for it
     draws: Any = 1
     dropout: Any = 0.0
     first: Any = None
+    ages = False
 
     @abstractmethod
     def __call__(self, draws: Draws) -> BatchTimes: ...
@@ -93,6 +96,7 @@ class TimeSampler(TimeSource, Ranged):
     """Share of the images that train without context."""
     phase: Annotated[float, Range(0, 0)] | None = None
     """0: heavy calls on the fixed grid tau = ceil(t H) / H; at a random place in it if not given."""
+    ages = True  # no annotation: no field
     first: tuple[Share, Share] | None = None
     """Least and largest time of a plan's first heavy call, before which it has no context; 1 if not given."""
 
@@ -119,6 +123,14 @@ class TimeSampler(TimeSource, Ranged):
         """(B,) float64: log-uniform on the integers low..high."""
         low, high = self.heavy
         return torch.floor(low * ((high + 1) / low) ** draws.uniform("heavy")).clamp(low, high)
+
+
+@dataclass(frozen=True)
+class BothTimes(TimeSampler):
+    """Those of a pair beside a condition that is read once: several times of each image."""
+
+    draws: LightDraws = 4
+    """Noise levels for each image, and reading of its condition."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,10 @@
     dual-rate     features = P U-ViT(0, log_snr_1, label; y) + maps(y)                                      once
                   v = U-ViT(z_t, log_snr_t, label; features)                                       at every step
 
+    both rates    of_y, own_of_y = as features above, for two networks                                      once
+                  features = P U-ViT(z_tau, log_snr_tau, label; own_of_y)                           now and then
+                  v = U-ViT(z_t, log_snr_t, log_snr_tau, label; features + of_y)                   at every step
+
 y enters where the levels of a U-ViT begin: one linear map, without bias, from the positions of y to those of the level,
 so that a condition of 8 x 8 gives every one of 16 x 16 positions what is its own.
 
@@ -91,11 +95,35 @@ class ConditionEncoder(nn.Module):
 
     def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         """log_snr: (B,); given: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
-        own, levels = self.light(given), self.net.features(log_snr, given, label)
-        parts = zip(own, self.projections, levels, strict=True)
-        return tuple(feature + project(level) for feature, project, level in parts)
+        return joined(self.light, self.projections, given, self.net.features(log_snr, given, label))
 
     def disconnect(self) -> None:
         """Zero every way from the heavy network into the light one, which then sees y alone."""
         for way in self.projections.parameters():
             nn.init.zeros_(way)
+
+
+class ConditionReader(ConditionEncoder):
+    """forward: (log_snr at t = 1, y, label) -> features for a light U-ViT, then for the encoder of its context.
+
+    At first the encoder is added what y itself adds (`heavy`) alone.
+    """
+
+    def __init__(self, config: UViTConfig, encoder: UViTConfig, light: UViTConfig, given: Shape) -> None:
+        super().__init__(config, light, given)
+        self.heavy, self.to_heavy = ConditionMaps(given, encoder), projections(config, encoder)
+        for way in self.to_heavy.parameters():
+            nn.init.zeros_(way)
+
+    def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
+        """As above; of both the same number, finest first."""
+        levels = self.net.features(log_snr, given, label)
+        light = joined(self.light, self.projections, given, levels)
+        return light + joined(self.heavy, self.to_heavy, given, levels)
+
+
+def joined(
+    maps: nn.Module, projections: nn.ModuleList, given: Tensor, levels: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """What y adds at the levels of a network, and what a heavy network's levels add there."""
+    return tuple(own + project(level) for own, project, level in zip(maps(given), projections, levels, strict=True))

@@ -55,7 +55,7 @@ def require_same(encoder: object, light: object, *names: str) -> None:
 
 
 class ContextEncoder(nn.Module):
-    """forward: (z_tau, log_snr_tau, label) -> (projected features, v or None)."""
+    """forward: (z_tau, log_snr_tau, label, what is added at its levels) -> (projected features, v or None)."""
 
     def __init__(self, config: UViTConfig, light: UViTConfig) -> None:
         super().__init__()
@@ -67,9 +67,11 @@ class ContextEncoder(nn.Module):
             patch = config.along(config.patch)
             self.pixels = nn.Conv2d(config.image_channels, light.levels[0].channels, patch, stride=patch, bias=False)
 
-    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Features, Tensor | None]:
+    def forward(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Features = ()
+    ) -> tuple[Features, Tensor | None]:
         """z: (B, C, H, W); log_snr: (B,). Features: (B, light C_i, H_i, W_i), finest level first."""
-        levels, v = self.net.features(z, log_snr, label)
+        levels, v = self.net.features(z, log_snr, label, added)
         projected = [project(level) for project, level in zip(self.projections, levels, strict=True)]
         if v is not None and self.pixels is not None:
             projected[0] = projected[0] + self.pixels(x_from_v(z, v.to(z.dtype), log_snr))
@@ -102,10 +104,10 @@ class LightNetwork(nn.Module, ABC):
     ) -> Tensor:
         """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there.
 
-        Without log_snr_tau there is no context, and the light network runs alone.
+        Without log_snr_tau there is no context, and the light network runs alone, with features of a condition if any.
         """
         if log_snr_tau is None:
-            return self.net(z, log_snr, label)
+            return self.net(z, log_snr, label, *([features] if features else []))
         return self.joined(z, log_snr, label, features, of_present(self.tau(log_snr_tau), present), present)
 
     @abstractmethod

@@ -211,9 +211,11 @@ class UViT(nn.Module):
         """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32. added: see `trunk`."""
         return self.predict(self.trunk(z, self.embedding(log_snr, label), added)[0])
 
-    def features(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """(one (B, C_i, H_i, W_i) per level, finest first; v, or None without a head)."""
-        levels = self.trunk(z, self.embedding(log_snr, label))
+    def features(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """(one (B, C_i, H_i, W_i) per level, finest first; v, or None without a head). added: see `trunk`."""
+        levels = self.trunk(z, self.embedding(log_snr, label), added)
         return levels, None if self.head is None else self.predict(levels[0])
 
     def trunk(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:

@@ -159,7 +159,7 @@ def every_call(
 
     Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's. Of
     a cache, whose path is to be smooth, all have the same noise, and none is without a context, which would be a heavy
-    call.
+    call. Of a context that never ages there is the heavy call alone.
     Raises ValueError for a denoiser whose context is of more than one time.
     """
     steps, times = len(t) - 1, [shared_time(time) for time in t[:-1]]
@@ -177,9 +177,10 @@ def every_call(
         for j, context in contexts.items():
             yield Call(i, j, z, now, context)
         yield Call(i, i, z, now, fresh)
-        if denoiser.reuse is not Reuse.SMOOTH:
+        ageless = denoiser.reuse is Reuse.FREE and bool(fresh.features)
+        if denoiser.reuse is not Reuse.SMOOTH and not ageless:
             yield Call(i, NO_CONTEXT, z, now, Context())
-        if fresh.features:
+        if fresh.features and not ageless:
             contexts[i] = fresh.aged()
         if i + 1 < steps:
             if denoiser.reuse is Reuse.SMOOTH:
@@ -199,14 +200,16 @@ def measure_errors(
 ) -> Errors:
     """Errors on data x: (B, ...), along one forward path each; every pair of a grid time and a context.
 
-    Costs M heavy calls and M^2 / 2 light ones per image.
+    Costs M heavy calls and M^2 / 2 light ones per image, or M where a context never ages.
     """
     steps = len(t) - 1
     errors = np.full((steps, steps + 1), np.inf)
     with torch.no_grad():
         for call in every_call(denoiser, process, t, x, cond, draws):
             x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
-            errors[call.i, call.j] = (x - x_hat).double().square().mean().item()
+            ageless = denoiser.reuse is Reuse.FREE and call.context.features  # older contexts are the same
+            held = slice(call.i + 1) if ageless else call.j
+            errors[call.i, held] = (x - x_hat).double().square().mean().item()
     return Errors(t, errors)
 
 

@@ -45,7 +45,7 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
-from dualrate.recipes.tasks import SHARES, Rate, TrainedBy, made
+from dualrate.recipes.tasks import OF_A_TASK, Rate, TrainedBy, made
 from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
@@ -107,7 +107,7 @@ class Auto:
     """Of the networks. tiny: minutes of a laptop. small: about an hour of a CPU core. base: for a GPU."""
     rate: Rate = "dual"
     """dual: a heavy network now and then, of a task once, and a light one at every step. single: the heavy one at every
-    step. Of a task also medium and light: one smaller network."""
+    step. Of a task also medium and light: one smaller network; both: a heavy network once, and one now and then."""
     task: str | None = None
     """What images are made of: super-resolution:4, inpainting:16 (the side of the hole), colour, or pairs:SOURCE, the
     image of the same name in another folder, or in another column (FILE.parquet#COLUMN); noise alone if not given."""
@@ -116,7 +116,7 @@ class Auto:
     crps, energy: a sample in one call, by a score of two draws. regression: the mean, in one call."""
 
     def __post_init__(self) -> None:
-        if self.task is None and (self.rate in SHARES or self.trained_by != "diffusion"):
+        if self.task is None and (self.rate in OF_A_TASK or self.trained_by != "diffusion"):
             raise ValueError(f"--rate {self.rate} and --trained-by {self.trained_by} are of a task: give a --task")
         if self.task is not None:
             task_named(self.task)

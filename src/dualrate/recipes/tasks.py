@@ -1,6 +1,7 @@
 """Conditional models of one's own images: networks at two rates and at one, and how each is trained.
 
     dual     the heavy network on the condition, once for all its samples; the light one at every step
+    both     as dual, and the medium one on the state now and then
     single   the heavy one at every step;  medium, light: a smaller one at every step
 
 The light network is of convolutions alone: what is far apart in an image meets in the heavy network.
@@ -15,16 +16,17 @@ from typing import Literal
 from dualrate.data.conditions import Condition
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import MethodConfig
-from dualrate.experiment.network_configs import NetworksConfig, OneConditional, TwoConditional
+from dualrate.experiment.network_configs import NetworksConfig, OneConditional, ThreeConditional, TwoConditional
 from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
-from dualrate.methods.times import GivenTimes, SingleTime, TimeSource
+from dualrate.methods.times import BothTimes, GivenTimes, SingleTime, TimeSource
 from dualrate.networks.uvit import Level, UViTConfig
 
-Rate = Literal["dual", "single", "medium", "light"]
+Rate = Literal["dual", "both", "single", "medium", "light"]
 TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy", "regression"]
 SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
+OF_A_TASK = ("both", *SHARES)  # rates that models of noise alone do not have
 
 
 def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
@@ -62,6 +64,15 @@ def of_two_rates(
     return TwoConditional(heavy, light, given), _method(trained_by, GivenTimes(draws=4))
 
 
+def of_both_rates(
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy
+) -> tuple[NetworksConfig, MethodConfig]:
+    if trained_by != "diffusion":
+        raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
+    medium, light = smaller(heavy, "medium"), smaller(heavy, "light")
+    return ThreeConditional(heavy, medium, light, given), _method(trained_by, BothTimes())
+
+
 def of_one_rate(
     given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy
 ) -> tuple[NetworksConfig, MethodConfig]:
@@ -70,7 +81,7 @@ def of_one_rate(
     return OneConditional(smaller(heavy, rate) if rate in SHARES else heavy, given), _method(trained_by, SingleTime())
 
 
-MADE = {"dual": of_two_rates, "single": of_one_rate, "medium": of_one_rate, "light": of_one_rate}
+MADE = {"dual": of_two_rates, "both": of_both_rates, "single": of_one_rate, "medium": of_one_rate, "light": of_one_rate}
 
 
 def _method(trained_by: Literal["diffusion", "crps", "energy", "regression"], times: TimeSource) -> MethodConfig:

@@ -74,6 +74,7 @@ def facts(model: Model) -> dict[str, object]:
     """What networks, images and data are, and what a call costs, by name."""
     cost, (channels, height, width) = model.call_cost, model.image_shape
     calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
+    calls |= {"reading of a condition": cost.read} if cost.read else {}
     names = [f"{i} {' '.join(name.split())}".replace("|", r"\|") for i, name in enumerate(model.class_names)]
     return {
         "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in model.parameters.items()),

@@ -5,6 +5,7 @@ papers count; norms, activations and the sampler's own arithmetic are not. Proje
 heavy call that computes them.
 
     image = branches x (H x heavy / M + N x light) + decode,   branches = 2 under guidance, M members share a heavy call
+    image = branches x (read / M + H x heavy + N x light) + decode,   where they share a reading of it instead
 
 where a step that uses the encoder's own output makes no light call, calls that renew a part of a context and those
 without one are light ones at their own costs, and outside a guidance interval a light call runs one branch;
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from dualrate.denoisers.denoiser import Denoiser, Metered, abilities
+from dualrate.denoisers.denoiser import Denoiser, Metered, abilities, read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, Shape
@@ -49,6 +50,7 @@ class CallCost:
     decode:  what an image costs besides, once: the decoding of its latent
     partial: a call that renews a part of the context, where the denoiser makes such
     alone:   a denoise call without a context, where that is no light one (`alone_differs`)
+    read:    of a condition, before the first step, where the denoiser reads
     """
 
     heavy: float
@@ -57,16 +59,21 @@ class CallCost:
     decode: float = 0
     partial: float = 0
     alone: float | None = None
+    read: float = 0
 
     @property
     def without(self) -> float:
         """Of a denoise call without a context."""
         return self.light if self.alone is None else self.alone
 
+    def shared(self, members: int) -> CallCost:
+        """Of one of so many samples that share what is computed of their condition alone."""
+        return replace(self, read=self.read / members) if self.read else replace(self, heavy=self.heavy / members)
+
     def of(self, steps: int, heavy: int, alone: int = 0) -> float:
         """Of an image with N steps, H of them with a heavy call and so many without a context."""
         light = (steps - heavy * self.own - alone) * self.light + alone * self.without
-        return heavy * self.heavy + light + self.decode
+        return self.read + heavy * self.heavy + light + self.decode
 
     def affordable(self, steps: int, budget: float) -> NDArray[np.bool_]:
         """[heavy calls, steps without a context] that a plan of N steps may have within a budget; of one column where
@@ -89,7 +96,8 @@ class PlanCost:
     heavy_calls, light_calls: rows per image, guidance branches counted
     partial_calls, alone_calls: of the light ones, those that renew a part of a context, and those without one
     mean: MACs of all calls of an image, where these differ from image to image; None: as the calls cost
-    members: images that share a heavy call
+    members: images that share a heavy call, or a reading of their condition
+    read_calls: rows of conditions
     """
 
     calls: CallCost
@@ -99,6 +107,7 @@ class PlanCost:
     partial_calls: int = 0
     alone_calls: int = 0
     members: int = 1
+    read_calls: int = 0
 
     @property
     def macs(self) -> int:
@@ -106,9 +115,10 @@ class PlanCost:
 
     def total(self, calls: CallCost) -> float:
         """The total price of these calls at the given costs, in seconds or any one unit."""
+        calls = calls.shared(self.members)
         kept = self.light_calls - self.partial_calls - self.alone_calls
         light = kept * calls.light + self.partial_calls * calls.partial + self.alone_calls * calls.without
-        return self.heavy_calls * calls.heavy / self.members + light + calls.decode
+        return self.read_calls * calls.read + self.heavy_calls * calls.heavy + light + calls.decode
 
     @property
     def flops(self) -> int:
@@ -164,9 +174,12 @@ def call_cost(
 
 
 def priced(
-    denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond, price: Callable[[Callable[[], object]], float]
+    denoiser: Denoiser, z: Tensor, t: Tensor, given: Cond, price: Callable[[Callable[[], object]], float]
 ) -> CallCost:
     """The `price` of one call of each kind, at (z, t): its MACs, or seconds."""
+    with torch.no_grad():
+        cond = read(denoiser, given)
+    reading = price(lambda: read(denoiser, given)) if cond.features else 0
     heavy = price(lambda: denoiser.encode(z, t, cond))
     with torch.no_grad():
         context = denoiser.encode(z, t, cond)
@@ -175,7 +188,7 @@ def priced(
     can = abilities(denoiser)
     partial = price(lambda: denoiser.renew(z, t, kept, cond)) if Refresh.PARTIAL in can.between else 0
     alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if can.alone_differs else None
-    return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone)
+    return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone, read=reading)
 
 
 def mean_macs(
@@ -213,7 +226,8 @@ def expected_costs(
 
     def count(state: State) -> None:
         seen = metered.meter
-        found.append(PlanCost(undecoded, seen.heavy, seen.light, partial_calls=seen.partial, alone_calls=seen.alone))
+        kinds = {"partial_calls": seen.partial, "alone_calls": seen.alone, "read_calls": seen.read}
+        found.append(PlanCost(undecoded, seen.heavy, seen.light, **kinds))
 
     for _ in sample_batches(wrap(metered), step, plan, shape, [0], None if label is None else [label], watch=count):
         pass
@@ -227,6 +241,10 @@ class _WithoutNetworks(Denoiser):
     calls: CallCost
     reuse: Reuse
     process: Process
+
+    def read(self, cond: Cond) -> Cond:
+        rows = 1 if cond.label is None else len(cond.label)
+        return replace(cond, features=(torch.zeros(rows),)) if self.calls.read and not cond.features else cond
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         if not self.calls.heavy:

@@ -8,7 +8,8 @@
 
 Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size. `StepNoise`
 makes the numbers of several steps at once. Of M samples a condition, the members, member m of seed i has the key
-i + 2^40 m, so member 0 is the image of the seed.
+i + 2^40 m, so member 0 is the image of the seed. What a denoiser reads of the condition alone is computed once for all
+members, before the first step.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser, check_labels
+from dualrate.denoisers.denoiser import Denoiser, check_labels, read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
@@ -269,10 +270,12 @@ def sample_batches(
     def drawn(seed: Tensor, of: Tensor | None, y: Tensor | None) -> Iterator[Tensor]:
         """All members of these seeds, so many at a time that a batch holds them."""
         shared = Shared(denoiser) if y is not None and denoiser.reuse is Reuse.FREE else denoiser
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            of_seeds = read(denoiser, Cond(of, y))
         for part in torch.arange(members, device=device).split(max(1, batch_size // len(seed))):
             draws = Draws(0, (seed[:, None] + MEMBER * part).flatten())
-            cond = Cond(None if of is None else of.repeat_interleave(len(part)), y)
-            if y is not None and shared is denoiser:
+            cond = replace(of_seeds, label=None if of is None else of.repeat_interleave(len(part)))
+            if y is not None and shared is denoiser and not cond.features:
                 cond = Cond(cond.label, y.repeat_interleave(len(part), 0))
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 z = first_state(step.process, draws, shape)
