@@ -2,8 +2,8 @@
 
 Both are u_t = L u + N(u) with a linear part L that is diagonal over Fourier modes. ETDRK4 integrates them (Cox and
 Matthews, J. Comput. Phys. 176, 2002), with the contour integrals of Kassam and Trefethen, "Fourth-order time-stepping
-for stiff PDEs", SIAM J. Sci. Comput. 26, 2005. Products are free of aliases by the 2/3 rule: modes of n / 3 and more are
-zero. All is in float64; frames are float32.
+for stiff PDEs", SIAM J. Sci. Comput. 26, 2005. Products are free of aliases by the 2/3 rule: modes of n / 3
+and more are zero. All is in float64; frames are float32.
 
 A trajectory is a function of (seed, its number): the same bits however many are made, on one machine and version of
 torch. Elsewhere rounding differs, which chaos makes another trajectory of the same law after some Lyapunov times.
