@@ -141,7 +141,7 @@ class Simulation(Ranged, ABC):
             u = self.advance(self.start(Draws(seed, torch.arange(first, first + AT_A_TIME))), self.burn_in)
             states = self.follow(u)
             for frame in range(frames):
-                here[:, frame] = u[: len(here)].numpy()
+                here[:, frame] = u[: len(here)].float().numpy()
                 progress(first * frames + (frame + 1) * len(here), trajectories * frames, SIMULATING)
                 u = next(states) if frame + 1 < frames else u
             if not np.isfinite(here).all():
@@ -171,11 +171,11 @@ class KuramotoSivashinsky(Simulation):
     def grid(self) -> tuple[int, int]:
         return 1, self.points
 
-    @cached_property
+    @property
     def wavenumbers(self) -> tuple[Tensor, Tensor]:
         return torch.zeros(1, 1, dtype=torch.float64), _frequencies(self.points, self.length)
 
-    @cached_property
+    @property
     def linear(self) -> Tensor:
         k = self.wavenumbers[1]
         return (k**2 - k**4)[None]
@@ -221,18 +221,18 @@ class Kolmogorov(Simulation):
     dt: Duration = 0.025
 
     variables: ClassVar[tuple[str, ...]] = ("vorticity",)
-    lyapunov_time: ClassVar[float] = 0.0
+    lyapunov_time: ClassVar[float] = 2.4
 
     @property
     def grid(self) -> tuple[int, int]:
         return self.points, self.points
 
-    @cached_property
+    @property
     def wavenumbers(self) -> tuple[Tensor, Tensor]:
         rows = torch.fft.fftfreq(self.points, 1 / self.points, dtype=torch.float64)
         return rows[:, None], _frequencies(self.points, 2 * math.pi)
 
-    @cached_property
+    @property
     def linear(self) -> Tensor:
         return -self.viscosity * self._k_squared - self.drag
 
