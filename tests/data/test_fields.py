@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dualrate.cli.main import main
 from dualrate.data import field_files
 from dualrate.data.fields import Fields, Statistics, is_fields, read_fields, survey, write_fields
 from dualrate.data.loader import Augment, Batches
@@ -270,6 +272,8 @@ def test_what_is_no_source_of_fields(tmp_path: Path) -> None:
         write_fields(tmp_path / "made.txt", ARRAY, ("a", "b"))
     with pytest.raises(ValueError, match="with 3 variables"):
         write_fields(tmp_path / "made.npz", ARRAY, ("a", "b", "c"))
+    with pytest.raises(ValueError, match="is there already: name a new file"):
+        write_fields(tmp_path / "images.npz", ARRAY, ("a", "b"))
 
 
 @pytest.mark.parametrize("kind", ["nc", "h5"])
@@ -300,3 +304,16 @@ def test_a_simulation_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert set(seen) == {"reading fields"}
     np.testing.assert_array_equal(np.concatenate([all_of(train), all_of(test)]), small.simulate(10, 3, 0))
     assert (train.variables, train.step, train.shape) == (("u",), 1.0, (1, 1, 64))
+
+
+def test_the_command_makes_a_file_of_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(out: str) -> int:
+        words = ["data", "simulate", "kuramoto-sivashinsky", "--out", str(tmp_path / out)]
+        return main([*words, "--trajectories", "3", "--frames", "4", "--seed", "7", "--json"])
+
+    assert run("made.npz") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fields"], told["step"]) == ("3x4x1x1x64", 1.0)
+    made = read_fields(tmp_path / "made.npz", "train")
+    np.testing.assert_array_equal(all_of(made), KuramotoSivashinsky().simulate(2, 4, 7))
+    assert run("made.npz") == run("made.txt") == 2

@@ -58,12 +58,13 @@ def test_a_steady_mean_flow_carries_the_field_along() -> None:
     torch.testing.assert_close(moved, exact.roll(4, -1), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("system", [KS, Kolmogorov(points=16, viscosity=0.05)])
+@pytest.mark.parametrize("system", [KuramotoSivashinsky(points=24), Kolmogorov(points=16, viscosity=0.05)])
 def test_the_order_in_time_is_four(system: Simulation) -> None:
+    """On grids so coarse that no mode is stiff at these steps."""
     u = system.advance(system.start(Draws(0, SEEDS)), 3.0)
     exact, *found = (replace(system, dt=1 / steps).advance(u, 1.0) for steps in (512, 16, 32))
     error = [(one - exact).abs().max().item() for one in found]
-    assert math.log2(error[0] / error[1]) == pytest.approx(4, abs=0.35)
+    assert math.log2(error[0] / error[1]) == pytest.approx(4, abs=0.1)
 
 
 def test_a_constant_force_is_integrated_exactly() -> None:

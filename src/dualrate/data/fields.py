@@ -316,25 +316,35 @@ def _check(source: str, trajectories: Sequence[Trajectory], variables: tuple[str
 # Writing
 
 
+def check_writable(path: Path) -> None:
+    """Raises ValueError for a file that is there or has another ending than .npz and .nc; for .nc as `with_extra`."""
+    if path.suffix not in (".npz", ".nc"):
+        raise ValueError(f"{path} ends with {path.suffix!r}; expected .npz or .nc")
+    if path.exists():
+        raise ValueError(f"{path} is there already: name a new file, or remove it")
+    if path.suffix == ".nc":
+        with with_extra():
+            import h5netcdf  # noqa: F401
+
+
 def write_fields(path: Path, array: NDArray[Any], variables: Sequence[str], step: float | None = None) -> None:
     """Write trajectories (S, T, C, H, W) so that `read_fields` reads them, whole or not at all: .npz or NetCDF (.nc).
 
-    Raises ValueError for another shape or ending, ModuleNotFoundError that names the extra for NetCDF.
+    Raises ValueError for another shape, and what `check_writable` raises.
     """
     if array.ndim != 5 or array.shape[2] != len(variables):
         raise ValueError(f"fields are {array.shape} with {len(variables)} variables; expected (S, T, C, H, W)")
+    check_writable(path)
     if path.suffix == ".npz":
         with whole(path) as aside, aside.open("wb") as file:
             np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))
-    elif path.suffix == ".nc":
-        with with_extra():
-            import h5netcdf
-        dims = ("trajectory", "time", "y", "x")
-        with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
-            file.dimensions = dict(zip(dims, (*array.shape[:2], *array.shape[3:]), strict=True))
-            for i, name in enumerate(variables):
-                file.create_variable(name, dims, data=array[:, :, i])
-            if step is not None:
-                file.create_variable("time", ("time",), data=np.arange(array.shape[1]) * step)
-    else:
-        raise ValueError(f"{path} ends with {path.suffix!r}; expected .npz or .nc")
+        return
+    import h5netcdf
+
+    dims = ("trajectory", "time", "y", "x")
+    with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
+        file.dimensions = dict(zip(dims, (*array.shape[:2], *array.shape[3:]), strict=True))
+        for i, name in enumerate(variables):
+            file.create_variable(name, dims, data=array[:, :, i])
+        if step is not None:
+            file.create_variable("time", ("time",), data=np.arange(array.shape[1]) * step)
