@@ -34,6 +34,7 @@ from dualrate.cli.data import (
     Encode,
     EncodeImages,
     Prepare,
+    Simulate,
     Verify,
     _Images,
     _ToFolder,
@@ -50,6 +51,7 @@ from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
+from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
@@ -175,6 +177,7 @@ def examples() -> Iterator[Any]:
     yield from (RetrofitCommand(imagenet.heavy()), cli_train.Run(), cli_distill.Student(imagenet.distilled()))
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
+    yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov())
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))

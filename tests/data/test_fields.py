@@ -5,18 +5,19 @@ from __future__ import annotations
 import builtins
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import h5py
 import numpy as np
 import pytest
 import torch
 import xarray
+from cli.command import call
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dualrate.cli.main import main
+from dualrate.cli.data import Simulate
 from dualrate.data import field_files
 from dualrate.data.fields import Fields, Statistics, is_fields, read_fields, survey, write_fields
 from dualrate.data.loader import Augment, Batches
@@ -307,13 +308,17 @@ def test_a_simulation_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_command_makes_a_file_of_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(out: str) -> int:
-        words = ["data", "simulate", "kuramoto-sivashinsky", "--out", str(tmp_path / out)]
-        return main([*words, "--trajectories", "3", "--frames", "4", "--seed", "7", "--json"])
-
-    assert run("made.npz") == 0
+    file = tmp_path / "made.npz"
+    command = ["data", "simulate", "kuramoto-sivashinsky", "--trajectories", "3", "--frames", "4", "--seed", "7"]
+    call(*command, "--out", str(file), "--json")
     told = json.loads(capsys.readouterr().out)
     assert (told["fields"], told["step"]) == ("3x4x1x1x64", 1.0)
-    made = read_fields(tmp_path / "made.npz", "train")
+    made = read_fields(file, "train")
     np.testing.assert_array_equal(all_of(made), KuramotoSivashinsky().simulate(2, 4, 7))
-    assert run("made.npz") == run("made.txt") == 2
+    for out, message in ((file, "is there already"), (tmp_path / "made.txt", "expected .npz or .nc")):
+        with pytest.raises(ValueError, match=message):
+            call(*command, "--out", str(out))
+
+
+def test_the_command_makes_every_simulation() -> None:
+    assert set(get_args(get_type_hints(Simulate)["system"])) == field_files.SIMULATIONS.keys()

@@ -1,4 +1,6 @@
-"""`dualrate data`: prepare, encode and verify images for training; encode and decode images; check a codec; simulate."""
+"""`dualrate data`: prepare, encode and verify images for training; encode and decode images; check a codec; simulate
+fields.
+"""
 
 from __future__ import annotations
 
