@@ -320,7 +320,8 @@ def _labelled(path: Path) -> Found:
             import h5netcdf  # noqa: F401
         engine = "zarr" if path.suffix == ".zarr" else "h5netcdf"
         with naming(path), reading(path, "zarr" if path.suffix == ".zarr" else "NetCDF"):
-            data = xarray.open_dataset(path, engine=engine, **({"consolidated": False} if engine == "zarr" else {}))
+            own = {"consolidated": False} if engine == "zarr" else None  # else it warns of what it did not find
+            data = xarray.open_dataset(path, engine=engine, backend_kwargs=own)
     arrays = {str(name): one for name, one in data.data_vars.items() if set(one.dims) & set(TIME)}
     if not arrays:
         raise ValueError(
