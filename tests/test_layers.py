@@ -39,6 +39,10 @@ CONFINED = {
     "tyro": ("cli",),
     "matplotlib": ("report",),
     "pyarrow": ("data",),
+    "h5py": ("data",),
+    "xarray": ("data",),
+    "h5netcdf": ("data",),
+    "zarr": ("data",),
     "torch_fidelity": ("metrics",),
     "transformers": ("metrics",),
     "efficientnet_lite_pytorch": ("metrics",),
@@ -48,7 +52,7 @@ CONFINED = {
     "starlette": ("serving",),
     "uvicorn": ("serving",),
 }
-EXTRAS = ("parquet", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
+EXTRAS = ("parquet", "forecast", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
     "dualrate.integrations.diffusers",

@@ -34,6 +34,7 @@ from dualrate.cli.data import (
     Encode,
     EncodeImages,
     Prepare,
+    Simulate,
     Verify,
     _Images,
     _ToFolder,
@@ -50,6 +51,7 @@ from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
+from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulation
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
@@ -85,7 +87,11 @@ from dualrate.training.method import Loss, Phase
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
 
-MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
+MADE = {
+    "dualrate.data.field_files.Found",
+    "dualrate.data.field_files.Lazy",
+    "dualrate.data.fields.Fields",
+    "dualrate.data.fields.Statistics",
     "dualrate.likelihood.bound.Bound",
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",
@@ -175,6 +181,7 @@ def examples() -> Iterator[Any]:
     yield from (RetrofitCommand(imagenet.heavy()), cli_train.Run(), cli_distill.Student(imagenet.distilled()))
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
+    yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov())
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
@@ -294,7 +301,7 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod, NetworkCard, PlanStates, WeightedDenoising}
+    abstract = {StudentMethod, NetworkCard, PlanStates, WeightedDenoising, Simulation}
     assert ranged - abstract == set(EXAMPLES)
 
 

@@ -1,4 +1,6 @@
-"""`dualrate data`: prepare, encode and verify images for training; encode and decode images; check a codec."""
+"""`dualrate data`: prepare, encode and verify images for training; encode and decode images; check a codec; simulate
+fields.
+"""
 
 from __future__ import annotations
 
@@ -259,6 +261,35 @@ class CheckCodec(_Images):
                 f"latents have the size {size:.3g} (root of the mean square), expected {LOW} to {HIGH}: compare the "
                 "codec's config (scaling_factor, shift_factor, latents_mean, latents_std) with its author's"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulate(Ranged):
+    """Make trajectories of a chaotic system, into a file that train reads as --data.source."""
+
+    system: Annotated[Positional[Literal["kuramoto-sivashinsky", "kolmogorov"]], arg(metavar="NAME")]
+    """Kuramoto-Sivashinsky: 1-D, 64 points. Kolmogorov: vorticity of a plane flow, 64 x 64 points."""
+    out: Path
+    """A new file: .npz, or .nc with the extra forecast."""
+    trajectories: Images = 100
+    """How many, from random starts."""
+    frames: Annotated[int, Range(2, 10_000_000)] = 100
+    """Frames of each."""
+    seed: Seed = 0
+    """Seed of the starts: another one for another file."""
+    json: AsJson = False
+
+    def run(self) -> None:
+        from dualrate.data.fields import check_writable, write_fields
+        from dualrate.data.simulations import SIMULATING, SIMULATIONS
+
+        check_writable(self.out)
+        system, *_ = SIMULATIONS[self.system]
+        made = system.simulate(self.trajectories, self.frames, self.seed, data_progress(reporter(), SIMULATING))
+        write_fields(self.out, made, system.variables, system.every)
+        report = {"fields": "x".join(map(str, made.shape)), "step": system.every}
+        apart = {"step_in_lyapunov_times": system.every / system.lyapunov_time}
+        print_report(self.json, {**report, **apart, "out": str(self.out)})
 
 
 def size_of_latents(codec: Codec, images: ImageSet, count: int) -> float:

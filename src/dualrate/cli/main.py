@@ -15,7 +15,7 @@ import torch
 
 import dualrate
 from dualrate.cli.compare import Compare
-from dualrate.cli.data import CheckCodec, Decode, Encode, EncodeImages, Prepare, Verify
+from dualrate.cli.data import CheckCodec, Decode, Encode, EncodeImages, Prepare, Simulate, Verify
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import parse_distill
 from dualrate.cli.doctor import Doctor
@@ -45,6 +45,7 @@ COMMANDS: dict[str, type[Any]] = {
     "data encode-images": EncodeImages,
     "data decode": Decode,
     "data codec": CheckCodec,
+    "data simulate": Simulate,
     "export": Export,
     "serve": Serve,
     "doctor": Doctor,

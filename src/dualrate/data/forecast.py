@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.data.conditions import Condition, Conditioned, Make
-from dualrate.data.fields import Fields
+from dualrate.data.fields import Fields, Statistics
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.diffusion.random import Draws
@@ -48,19 +48,15 @@ class Forecast(Condition, Ranged):
     """Points from one that is observed to the next, on each axis."""
     noise: Annotated[float, Range(0, 100)] = 0.0
     """Standard deviation of noise on what is observed, in standard deviations of the field."""
-    mean: tuple[float, ...] = ()
-    """Of each channel in the training data; `of` fills it in, and what follows."""
-    std: tuple[float, ...] = ()
-    """Of each channel."""
+    statistics: Statistics = Statistics((), (), ())
+    """Of the training data; `of` fills this in, and the scale."""
     scale: tuple[float, ...] = ()
     """Of each channel of each frame of a sample, in standard deviations of the field."""
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
         known, channels = fields.statistics, fields.shape[0]
-        if still := [name for name, std in zip(fields.variables, known.std, strict=True) if not std > 0]:
-            raise ValueError(f"{', '.join(still)} of {fields.name} never changes: leave it out")
-        whole = replace(self, mean=known.mean, std=known.std, scale=(1.0,) * (channels * self.frames))
+        whole = replace(self, statistics=known, scale=(1.0,) * (channels * self.frames))
         targets = Windows(fields, whole)  # refuses fields that are too short
         if not self.difference:
             return whole
@@ -102,16 +98,6 @@ class Forecast(Condition, Ranged):
         assert isinstance(targets, Fields)
         return Conditioned(Windows(targets, self), self, Windows(targets, self, past=True))
 
-    def normalised(self, frames: Tensor) -> Tensor:
-        """(..., C, H, W) in the data's units -> with mean 0 and standard deviation 1."""
-        mean, std = (torch.tensor(of, device=frames.device)[:, None, None] for of in (self.mean, self.std))
-        return (frames - mean) / std
-
-    def in_units(self, frames: Tensor) -> Tensor:
-        """The inverse of `normalised`."""
-        mean, std = (torch.tensor(of, device=frames.device)[:, None, None] for of in (self.mean, self.std))
-        return frames * std + mean
-
     def sample_of(self, last: Tensor, following: Tensor) -> Tensor:
         """x (B, frames C, H, W), of normalised frames: the last given (B, C, H, W) and those after (B, frames, ...)."""
         if self.difference:
@@ -139,20 +125,13 @@ class Forecast(Condition, Ranged):
 class Windows(TrainingSet):
     """Windows of fields: what a forecast is given of each, or makes of it.
 
-    past: which of the two. Raises ValueError for fields that are shorter than a window.
+    past: which of the two. Raises as `Fields.windows`.
     """
 
     def __init__(self, fields: Fields, forecast: Forecast, *, past: bool = False) -> None:
         self.fields, self.forecast, self.past = fields, forecast, past
         self.starts = fields.windows(forecast.span)
-        if not len(self.starts):
-            longest = max(len(trajectory) for trajectory in fields.trajectories)
-            raise ValueError(
-                f"a forecast of {forecast.frames} frame(s) after {forecast.past}, {forecast.lead} step(s) apart, needs "
-                f"{forecast.span} time steps; the longest trajectory of {fields.name} has {longest}: take fewer frames "
-                "or a smaller lead"
-            )
-        self.name, self.labels, self.class_names, self.floats = fields.name, None, (), _as_it_is
+        self.name, self.labels, self.class_names, self.floats = fields.name, None, (), fields.floats
 
     @property
     def fingerprint(self) -> str:
@@ -170,14 +149,10 @@ class Windows(TrainingSet):
         """(B, past + frames, C, H, W) float32, normalised: of the windows of these numbers."""
         lead, span = self.forecast.lead, self.forecast.span
         found = [self.fields.frames(int(i), int(first), span)[::lead] for i, first in self.starts[index]]
-        return self.forecast.normalised(torch.from_numpy(np.stack(found)))
+        return self.forecast.statistics.normalised(torch.from_numpy(np.stack(found)))
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         frames, past = self.frames(index), self.forecast.past
         if self.past:
             return frames[:, :past].flatten(1, 2)
         return self.forecast.sample_of(frames[:, past - 1], frames[:, past:])
-
-
-def _as_it_is(rows: Tensor, draws: Draws) -> Tensor:
-    return rows

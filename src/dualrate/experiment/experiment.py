@@ -28,7 +28,7 @@ from dualrate.data.fields import Fields, is_fields, read_fields
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.latent_set import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
-from dualrate.data.source import DataProgress, Split, images_below, resolved
+from dualrate.data.source import DataProgress, Split, images_below, resolved, silent
 from dualrate.data.text_pieces import PIECE, is_text, read_text
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
@@ -85,7 +85,7 @@ class DataConfig(Ranged):
             return self.images(split, progress)
         if (self.size, self.channels, self.label, self.augment) != (None, None, None, Augment()):
             raise ValueError(f"{self.source} holds fields, which are taken as they are: give --data.source alone")
-        return read_fields(self.source, split)
+        return read_fields(self.source, split, progress=progress or silent)
 
     def images(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
         """One split of the images: of latents those that they were made of. Raises as `load` and `load_images`."""

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from dualrate.config.ranges import Range, Ranged
 from dualrate.data.fields import is_fields, read_fields
 from dualrate.data.forecast import Forecast, Frames
+from dualrate.data.simulations import SIMULATIONS
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.networks.uvit import Level, UViTConfig
@@ -91,7 +92,7 @@ class Forecasting(Ranged):
         fields = read_fields(source, "train")
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise).of(fields)
         shape, tier = task.target(fields.shape), TIERS[self.size]
-        heavy = network(shape, tier, periodic=self.periodic or source in SIMULATED)
+        heavy = network(shape, tier, periodic=self.periodic or source in SIMULATIONS)
         networks, method = made(task, shape, heavy, self.rate, self.trained_by)
         parts = (name_of(source)[:40], "forecast", self.size, self.rate, self.trained_by)
         name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5])
@@ -107,9 +108,6 @@ class Forecasting(Ranged):
                 "all of the field is given: if it obeys a law without chance, it has one future, and a regression does"
             )
         return Experiment(name, networks, method, tier.fit, self.data, condition=task)
-
-
-SIMULATED = ("kuramoto-sivashinsky", "kolmogorov")
 
 
 def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:

@@ -1,0 +1,363 @@
+"""Trajectories of frames (C, H, W) in arrays, simulations and folders of pictures. 1-D fields: H = 1.
+
+Sources, of which the large ones are read where they lie, frame by frame:
+
+    kuramoto-sivashinsky, kolmogorov   made on the spot and kept in the cache (simulations.py)
+    FILE.npz     `fields` (S, T, C, H, W) or (S, T, C, X), and maybe `variables` (C) and `step`
+    FILE.npy     the same array alone, memory-mapped
+    FILE.h5      {train,valid,test}/pde_{nt}-{nx} (S, T, X) or (S, T, C, X) and dt, as of PDEArena; or t0_fields/NAME
+                 (S, T, *space), t1_fields and t2_fields with their components last, as of The Well: fields of one or
+                 two dimensions that vary in time are read
+    FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
+    FILE.nc, FILE.zarr   through xarray: dimensions trajectory (or sample, ...), time, maybe channel, and space; without
+                 channel each variable is one
+    frames:FOLDER    a folder of pictures a trajectory, in the order of their names; as floats in [-1, 1]
+
+The extra `forecast` reads HDF5, NetCDF and zarr.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.data.cache import cache_dir
+from dualrate.data.decode import Options, image_of
+from dualrate.data.images import to_float
+from dualrate.data.simulations import SIMULATIONS
+from dualrate.data.source import (
+    DataProgress,
+    hidden,
+    images_below,
+    named,
+    read_arrays,
+    reading,
+    split_named,
+)
+from dualrate.system.files import check_regular, naming, whole
+
+FRAMES = "frames:"  # begins a source that is a folder of folders of pictures
+HDF5 = (".h5", ".hdf5")
+SUFFIXES = (".npy", ".nc", ".zarr", *HDF5)  # and .npz, if it holds `fields`
+FIELDS = "fields"  # the array of a .npz file
+TRAJECTORY = ("trajectory", "sample", "member", "realization", "run", "batch", "simulation")  # names of dimensions
+TIME = ("time", "t", "frame", "step", "lead_time")
+CHANNEL = ("channel", "channels", "variable", "field")
+EXTRA = 'pip install "dualrate[forecast]"'
+EXPECTED = "(trajectory, time, channel, space) or (trajectory, time, channel, y, x), none of them 0"
+
+
+class Trajectory(Protocol):
+    """Frames that are read when asked for: an array (T, C, H, W), or what looks like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, part: slice, /) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """read: (first, last) -> frames (last - first, C, H, W)"""
+
+    shape: tuple[int, int, int, int]
+    read: Callable[[int, int], NDArray[Any]]
+
+    def __getitem__(self, part: slice, /) -> NDArray[Any]:
+        first, last, _ = part.indices(self.shape[0])
+        return self.read(first, last)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """splits: by their names; of a source that names none, one without a name."""
+
+    splits: Mapping[str, Sequence[Trajectory]]
+    variables: tuple[str, ...]
+    step: float | None
+
+
+def read_file(path: Path) -> Found:
+    if path.is_dir() and path.suffix != ".zarr":
+        return _hdf5(hdf5_files(path), path)
+    if path.suffix in HDF5:
+        return _hdf5([("", path)], path)
+    if path.suffix in (".nc", ".zarr"):
+        return _labelled(path)
+    check_regular(path)
+    if path.suffix == ".npz":
+
+        def wanted(there: list[str]) -> list[str]:
+            if FIELDS not in there:
+                raise ValueError(f"{path} has the arrays {', '.join(there) or 'none'}; expected {FIELDS}: {EXPECTED}")
+            return [name for name in (FIELDS, "variables", "step") if name in there]
+
+        arrays = read_arrays(path, wanted)
+        step = float(arrays["step"]) if "step" in arrays else None
+        names = tuple(map(str, arrays["variables"].tolist())) if "variables" in arrays else None
+        return _of_array(str(path), arrays[FIELDS], names, None if step is None or np.isnan(step) else step)
+    if path.suffix == ".npy":
+        with reading(path, ".npy"):
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        return _of_array(str(path), mapped, None, None)
+    endings = ", ".join((".npz", *SUFFIXES))
+    raise ValueError(
+        f"{path} is no source of fields; expected a file that ends with {endings}, a folder of HDF5 files, "
+        f"{FRAMES}FOLDER of pictures, or {' or '.join(SIMULATIONS)}"
+    )
+
+
+def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, step: float | None) -> Found:
+    shape = array.shape
+    if len(shape) not in (4, 5) or 0 in shape or array.dtype.kind not in "fiu":
+        raise ValueError(f"{source} is {array.dtype} {shape}; expected numbers {EXPECTED}")
+    if names is not None and len(names) != shape[2]:
+        raise ValueError(f"{source} has {len(names)} variables ({', '.join(names)}) and {shape[2]} channels: {shape}")
+    whole = array if len(shape) == 5 else array[:, :, :, None]
+    return Found({"": list(whole)}, names or _numbered(shape[2]), step)
+
+
+def _numbered(channels: int) -> tuple[str, ...]:
+    return ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels))
+
+
+def simulated(name: str, progress: DataProgress) -> Found:
+    """Made with seed 0, or read from the cache."""
+    system, trajectories, frames = SIMULATIONS[name]
+    made_as = json.dumps([1, name, asdict(system), trajectories, frames])
+    file = cache_dir() / FIELDS / f"{name}-{hashlib.sha256(made_as.encode()).hexdigest()[:16]}.npy"
+    if not file.is_file():
+        array = system.simulate(trajectories, frames, 0, progress)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole(file) as aside, aside.open("wb") as opened:
+            np.save(opened, array)
+    with reading(file, "a simulation that was kept; delete it and run again"):
+        return _of_array(name, np.load(file, mmap_mode="r", allow_pickle=False), system.variables, system.every)
+
+
+def pictures(path: Path) -> Found:
+    """A trajectory a folder, or the pictures of one folder; all of the channels of the first."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path} of pictures")
+    folders = sorted(one for one in path.iterdir() if one.is_dir() and not hidden(one.name))
+    listed = [images_below(folder) for folder in folders] if folders else [images_below(path)]
+    if empty := [folder.name for folder, files in zip(folders, listed, strict=bool(folders)) if not files]:
+        raise ValueError(f"{path} has folders without pictures ({', '.join(empty[:5])}): remove or fill them")
+    if not listed[0]:
+        raise ValueError(f"{path} holds no pictures; expected a folder of frames, or of folders of them")
+    first = image_of(str(listed[0][0]), listed[0][0], Options(None, None, "fail"))
+    options = Options(None, 1 if len(first) == 1 else 3, "fail")
+
+    def trajectory(files: list[Path]) -> Lazy:
+        def read(start: int, end: int) -> NDArray[np.float32]:
+            pictures = [image_of(name, item, options) for name, item in named(path, files[start:end])]
+            if odd := [files[start + i] for i, one in enumerate(pictures) if one.shape != first.shape]:
+                raise ValueError(f"{odd[0]} is not {first.shape[2]} x {first.shape[1]} pixels, as {listed[0][0]} is")
+            return to_float(np.stack(pictures)).numpy()
+
+        return Lazy((len(files), *first.shape), read)  # pyright: ignore[reportArgumentType]
+
+    return Found(
+        {"": [trajectory(files) for files in listed]}, ("grey",) if len(first) == 1 else ("red", "green", "blue"), None
+    )
+
+
+# HDF5
+
+
+@contextmanager
+def with_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"HDF5, NetCDF and zarr want the extra `forecast` ({error}): {EXTRA}") from error
+
+
+def hdf5_files(folder: Path) -> list[tuple[str, Path]]:
+    """(split or "", file) of the HDF5 files in a folder, or in its folders of splits."""
+    found = [(folder, "")] + [
+        (one, one.name) for one in sorted(folder.iterdir()) if one.is_dir() and split_named(one.name)
+    ]
+    files = [(name, file) for place, name in found for file in sorted(place.iterdir()) if file.suffix in HDF5]
+    return [(name or next(filter(split_named, re.split("[^A-Za-z]+", file.stem)), ""), file) for name, file in files]
+
+
+def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
+    with with_extra():
+        import h5py
+    splits: dict[str, list[Trajectory]] = {}
+    known: tuple[tuple[str, ...], float | None] | None = None
+    for name, path in files:
+        check_regular(path)
+        with naming(path), reading(path, "HDF5"):
+            file = h5py.File(path, "r")  # stays open: frames are read from it later
+        own = _pdearena(file, path) or _well(file, path, name)
+        if own is None:
+            raise ValueError(
+                f"{path} holds {', '.join(file) or 'nothing'}; expected the groups train, valid or test with pde_*, or "
+                "t0_fields, t1_fields"
+            )
+        if known is not None and known[0] != own.variables:
+            raise ValueError(f"{path} has the variables {own.variables}, another file of {source} has {known[0]}")
+        known = (own.variables, own.step if known is None or known[1] == own.step else None)
+        for split, part in own.splits.items():
+            splits.setdefault(split, []).extend(part)
+    if known is None or (len(splits) > 1 and "" in splits):
+        names = ", ".join(file.name for _, file in files)
+        raise ValueError(
+            f"{source}: some of its HDF5 files name a split and others do not, or there are none ({names})"
+        )
+    return Found(splits, *known)
+
+
+def _pdearena(file: Any, path: Path) -> Found | None:
+    splits: dict[str, list[Trajectory]] = {}
+    variables, step = ("u",), None
+    for split in filter(split_named, file):
+        group = file[split]
+        if (key := next((key for key in group if key.startswith("pde_")), None)) is None:
+            continue
+        data = group[key]
+        if data.ndim not in (3, 4, 5) or 0 in data.shape:
+            raise ValueError(f"{path}: {split}/{key} is {data.shape}; expected (trajectory, time, x) or {EXPECTED}")
+        channels, *space = (1, *data.shape[2:]) if data.ndim == 3 else data.shape[2:]
+        shape = (channels, *([1, *space] if len(space) == 1 else space))
+        variables = _numbered(channels)
+        times = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
+        step = float(times[0]) if len(times) == 1 else None
+        splits[split] = [_of_hdf5(data, i, shape) for i in range(len(data))]
+    return Found(splits, variables, step) if splits else None
+
+
+def _of_hdf5(data: Any, number: int, shape: tuple[int, ...]) -> Lazy:
+    return Lazy((data.shape[1], *shape), lambda i, j: data[number, i:j].reshape(-1, *shape))  # pyright: ignore[reportArgumentType]
+
+
+def _well(file: Any, path: Path, split: str) -> Found | None:
+    groups = [file[name] for name in ("t0_fields", "t1_fields", "t2_fields") if name in file]
+    if not groups:
+        return None
+    axes = [_text(name) for name in file["dimensions"].attrs["spatial_dims"]]
+    parts: list[tuple[Any, bool]] = []  # dataset, and whether it differs from trajectory to trajectory
+    variables: list[str] = []
+    for group in groups:
+        for name in map(_text, group.attrs.get("field_names", list(group))):
+            data = group[name]
+            if not data.attrs.get("time_varying", True):
+                continue
+            parts.append((data, bool(data.attrs.get("sample_varying", True))))
+            components = int(np.prod(data.shape[1 + parts[-1][1] + len(axes) :]))
+            ends = (
+                axes
+                if components == len(axes) and group.name.endswith("t1_fields")
+                else [a + b for a in axes for b in axes]
+            )
+            variables += [name] if components == 1 else [f"{name}_{end}" for end in ends[:components]]
+    if not parts or len(axes) > 2:
+        raise ValueError(
+            f"{path} has {len(parts)} fields that vary in time, over {axes}; expected fields of one or two axes"
+        )
+    samples = {len(data) for data, varies in parts if varies} or {1}
+    spaces = {data.shape[varies : 1 + varies + len(axes)] for data, varies in parts}
+    if len(samples) > 1 or len(spaces) > 1:
+        raise ValueError(
+            f"{path}: its fields are {spaces} (time, space) of {samples} trajectories; expected the same for all"
+        )
+    frames, *space = spaces.pop()
+    grid = (1, *space) if len(space) == 1 else tuple(space)
+
+    def trajectory(number: int) -> Lazy:
+        def read(first: int, last: int) -> NDArray[Any]:
+            found = [data[number, first:last] if varies else data[first:last] for data, varies in parts]
+            wide = [one.reshape(last - first, *grid, -1) for one in found]
+            return np.moveaxis(np.concatenate(wide, -1), -1, 1)
+
+        return Lazy((frames, len(variables), *grid), read)  # pyright: ignore[reportArgumentType]
+
+    times = file["dimensions"]["time"][()] if "time" in file["dimensions"] else np.zeros(0)
+    return Found(
+        {split: [trajectory(i) for i in range(samples.pop())]},
+        tuple(variables),
+        _even(times.reshape(-1, times.shape[-1])[0]),
+    )
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _even(times: NDArray[Any]) -> float | None:
+    """The step between times, of dates in hours; None if it is not one."""
+    if times.dtype.kind == "M":
+        times = (times - times[:1]) / np.timedelta64(1, "h")
+    elif times.dtype.kind == "m":
+        times = times / np.timedelta64(1, "h")
+    if len(times) < 2 or times.dtype.kind not in "fiu":
+        return None
+    steps = np.diff(times.astype(np.float64))
+    return float(steps.mean()) if np.allclose(steps, steps[0], rtol=1e-3) else None
+
+
+# NetCDF and zarr
+
+
+def _labelled(path: Path) -> Found:
+    with with_extra():
+        import xarray
+
+        if path.suffix == ".zarr":
+            import zarr  # noqa: F401  xarray says of a missing one that it cannot guess the engine
+        else:
+            import h5netcdf  # noqa: F401
+        engine = "zarr" if path.suffix == ".zarr" else "h5netcdf"
+        with naming(path), reading(path, "zarr" if path.suffix == ".zarr" else "NetCDF"):
+            own = {"consolidated": False} if engine == "zarr" else None  # else it warns of what it did not find
+            data = xarray.open_dataset(path, engine=engine, backend_kwargs=own)
+    arrays = {str(name): one for name, one in data.data_vars.items() if set(one.dims) & set(TIME)}
+    if not arrays:
+        raise ValueError(
+            f"{path} has the variables {list(data.data_vars)}, none with a dimension called {' or '.join(TIME)}"
+        )
+    if len(kinds := {tuple(one.sizes.items()) for one in arrays.values()}) > 1:
+        raise ValueError(f"{path}: its variables have different dimensions, {kinds}; expected the same for all")
+    first = next(iter(arrays.values()))
+    called = {kind: next((str(dim) for dim in first.dims if dim in names), None) for kind, names in _DIMENSIONS.items()}
+    space = [str(dim) for dim in first.dims if dim not in called.values()]
+    if len(space) not in (1, 2) or 0 in first.shape or (called["channel"] and len(arrays) > 1):
+        raise ValueError(
+            f"{path}: its variables {list(arrays)} have the dimensions {dict(first.sizes)}; expected {EXPECTED}, or "
+            f"without channel, with one or two of space; trajectories are called {' or '.join(TRAJECTORY)}"
+        )
+    sizes, time = dict(first.sizes), str(called["time"])
+    grid = tuple(sizes[dim] for dim in space) if len(space) == 2 else (1, sizes[space[0]])
+    if channel := called["channel"]:
+        names = first[channel].values.tolist() if channel in first.coords else _numbered(sizes[channel])
+        variables = tuple(map(str, names))
+    else:
+        variables = tuple(arrays)
+    order = [time, *([channel] if channel else []), *space]
+
+    def trajectory(number: int) -> Lazy:
+        at = {called["trajectory"]: number} if called["trajectory"] else {}
+
+        def read(i: int, j: int) -> NDArray[Any]:
+            found = [one.isel({**at, time: slice(i, j)}).transpose(*order).values for one in arrays.values()]
+            return (found[0] if channel else np.stack(found, 1)).reshape(j - i, len(variables), *grid)
+
+        return Lazy((sizes[time], len(variables), *grid), read)  # pyright: ignore[reportArgumentType]
+
+    count = sizes[called["trajectory"]] if called["trajectory"] else 1
+    times = data[time].values if time in data.coords else np.zeros(0)
+    return Found({"": [trajectory(i) for i in range(count)]}, variables, _even(times))
+
+
+_DIMENSIONS = {"trajectory": TRAJECTORY, "time": TIME, "channel": CHANNEL}

@@ -1,0 +1,305 @@
+"""Chaotic fields made on the spot: Kuramoto-Sivashinsky (1-D) and Kolmogorov flow (2-D), both periodic.
+
+Both are u_t = L u + N(u) with a linear part L that is diagonal over Fourier modes. ETDRK4 integrates them (Cox and
+Matthews, J. Comput. Phys. 176, 2002), with the contour integrals of Kassam and Trefethen, "Fourth-order time-stepping
+for stiff PDEs", SIAM J. Sci. Comput. 26, 2005. Products are free of aliases by the 2/3 rule: modes of n / 3
+and more are zero. All is in float64; frames are float32.
+
+A trajectory is a function of (seed, its number): the same bits however many are made, on one machine and version of
+torch. Elsewhere rounding differs, which chaos makes another trajectory of the same law after some Lyapunov times.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.config.ranges import Range, Ranged
+from dualrate.data.source import DataProgress, silent
+from dualrate.diffusion.random import Draws
+
+AT_A_TIME = 16  # trajectories that are followed together, always: kernels of another shape may round in another way
+CONTOUR = 32  # points of the contour integrals
+SIMULATING = "simulating"  # the message of progress
+
+Duration = Annotated[float, Range(0, 1_000_000, above=True)]
+Points = Annotated[int, Range(8, 4096)]
+Positive = Annotated[float, Range(0, 1_000_000, above=True)]
+Friction = Annotated[float, Range(0, 1_000_000)]
+
+
+def etdrk4(linear: Tensor, nonlinear: Callable[[Tensor], Tensor], dt: float) -> Callable[[Tensor], Tensor]:
+    """One step of u_t = L u + N(u), of order 4. linear: L, real, of the modes; dt: the time of a step"""
+    roots = torch.exp(1j * math.pi * (torch.arange(CONTOUR, dtype=torch.float64) + 0.5) / CONTOUR)
+    z = dt * linear[..., None] + roots  # the upper half of a circle about each: by symmetry the real part is the mean
+    e, e_half = torch.exp(dt * linear), torch.exp(dt * linear / 2)
+    q = dt * (torch.expm1(z / 2) / z).real.mean(-1)
+    f1 = dt * ((-4 - z + z.exp() * (4 - 3 * z + z**2)) / z**3).real.mean(-1)
+    f2 = dt * ((2 + z + z.exp() * (z - 2)) / z**3).real.mean(-1)
+    f3 = dt * ((-4 - 3 * z - z**2 + z.exp() * (4 - z)) / z**3).real.mean(-1)
+
+    def step(u: Tensor) -> Tensor:
+        n_u = nonlinear(u)
+        half = e_half * u
+        a = half + q * n_u
+        n_a = nonlinear(a)
+        n_b = nonlinear(half + q * n_a)
+        n_c = nonlinear(e_half * a + q * (2 * n_b - n_u))
+        return e * u + f1 * n_u + 2 * f2 * (n_a + n_b) + f3 * n_c
+
+    return step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation(Ranged, ABC):
+    """A periodic system of one channel on a grid of H x W points; its state is u: (B, 1, H, W) float64.
+
+    every:   time from frame to frame
+    burn_in: time that is thrown away, from a random smooth start to the attractor
+    dt:      the longest time step; a step is a whole part of `every`
+    """
+
+    every: Duration
+    burn_in: Duration
+    dt: Duration
+
+    variables: ClassVar[tuple[str, ...]]
+    lyapunov_time: ClassVar[float]
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """(H, W)"""
+
+    @property
+    @abstractmethod
+    def linear(self) -> Tensor:
+        """L of the modes that `spectrum` gives, (H, W / 2 + 1) float64."""
+
+    @abstractmethod
+    def nonlinear(self, modes: Tensor) -> Tensor:
+        """N of modes (B, 1, H, W / 2 + 1), as modes."""
+
+    @abstractmethod
+    def start(self, draws: Draws) -> Tensor:
+        """Random smooth states, one a row."""
+
+    @property
+    @abstractmethod
+    def wavenumbers(self) -> tuple[Tensor, Tensor]:
+        """Of rows (H, 1) and of columns (W / 2 + 1,), in radians a length."""
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """(H, W / 2 + 1) bool: modes below a third of the points on each axis."""
+        height, width = self.grid
+        rows, columns = torch.fft.fftfreq(height, 1 / height).abs()[:, None], torch.arange(width // 2 + 1)
+        return (3 * rows < height) & (3 * columns < width)
+
+    def spectrum(self, u: Tensor) -> Tensor:
+        """Modes of a state, those that are kept."""
+        return torch.fft.rfft2(u) * self.kept
+
+    def field(self, modes: Tensor) -> Tensor:
+        return torch.fft.irfft2(modes, s=self.grid)
+
+    def advance(self, u: Tensor, time: float) -> Tensor:
+        """The state after a time > 0."""
+        return next(self.follow(u, time))
+
+    def follow(self, u: Tensor, every: float | None = None) -> Iterator[Tensor]:
+        """The states after one, two, ... times `every`, without end; `self.every` if not given."""
+        every = self.every if every is None else every
+        steps, modes = math.ceil(every / self.dt - 1e-9), self.spectrum(u)
+        step = etdrk4(self.linear, self.nonlinear, every / steps)
+        while True:
+            for _ in range(steps):
+                modes = step(modes)
+            yield self.field(modes)
+
+    def simulate(
+        self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
+    ) -> NDArray[np.float32]:
+        """(S, T, 1, H, W): frames on the attractor. progress: of frames
+
+        Raises ValueError for numbers below 1, FloatingPointError for a solution that left the finite numbers.
+        """
+        if trajectories < 1 or frames < 1:
+            raise ValueError(f"{trajectories} trajectories of {frames} frames; expected at least one of each")
+        made = np.empty((trajectories, frames, 1, *self.grid), np.float32)
+        for first in range(0, trajectories, AT_A_TIME):
+            here = made[first : first + AT_A_TIME]
+            u = self.advance(self.start(Draws(seed, torch.arange(first, first + AT_A_TIME))), self.burn_in)
+            states = self.follow(u)
+            for frame in range(frames):
+                here[:, frame] = u[: len(here)].float().numpy()
+                progress(first * frames + (frame + 1) * len(here), trajectories * frames, SIMULATING)
+                u = next(states) if frame + 1 < frames else u
+            if not np.isfinite(here).all():
+                raise FloatingPointError(f"{self} is not finite after some steps: give a smaller dt")
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class KuramotoSivashinsky(Simulation):
+    """u_t = -u u_x - u_xx - u_xxxx on a circle of this length: H = 1, W points.
+
+    At lengths of 22 and 36 all of 16 trajectories stay chaotic. At 32 (and 28) they end in a wave that travels and
+    does not change: half of them within 100 time units, all within 400. `lyapunov_time` is that of the defaults, by
+    `measured_lyapunov_time`.
+    """
+
+    length: Positive = 36.0
+    points: Points = 64
+    every: Duration = 1.0
+    burn_in: Duration = 150.0
+    dt: Duration = 0.1
+
+    variables: ClassVar[tuple[str, ...]] = ("u",)
+    lyapunov_time: ClassVar[float] = 12.0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return 1, self.points
+
+    @property
+    def wavenumbers(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(1, 1, dtype=torch.float64), _frequencies(self.points, self.length)
+
+    @property
+    def linear(self) -> Tensor:
+        k = self.wavenumbers[1]
+        return (k**2 - k**4)[None]
+
+    @cached_property
+    def _minus_half_ik(self) -> Tensor:
+        return -0.5j * self.wavenumbers[1] * self.kept
+
+    def nonlinear(self, modes: Tensor) -> Tensor:
+        return self._minus_half_ik * torch.fft.rfft(torch.fft.irfft(modes, self.points).square())
+
+    def field(self, modes: Tensor) -> Tensor:
+        return torch.fft.irfft(modes, self.points)
+
+    def spectrum(self, u: Tensor) -> Tensor:
+        return torch.fft.rfft(u) * self.kept
+
+    def start(self, draws: Draws) -> Tensor:
+        """Cosines and sines of the four longest waves with normal amplitudes."""
+        x = torch.arange(self.points, dtype=torch.float64) * (2 * math.pi / self.points)
+        waves = torch.arange(1, 5)[:, None] * x
+        amplitudes = draws.normal("Kuramoto-Sivashinsky", 2, 4).double()
+        return torch.einsum("btm,tmx->bx", amplitudes, torch.stack([waves.cos(), waves.sin()]))[:, None, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kolmogorov(Simulation):
+    """Vorticity of a plane flow on [0, 2 pi]^2 that a shear force sin(n y) drives (axes: y, x):
+
+        w_t + u . grad w = nu lap w - mu w - n cos(n y),   u = (psi_y, -psi_x),   -lap psi = w
+
+    `lyapunov_time` is that of the defaults, by `measured_lyapunov_time`.
+
+    viscosity: nu; drag: mu; waves: n
+    """
+
+    points: Points = 64
+    viscosity: Friction = 0.01
+    drag: Friction = 0.1
+    waves: Annotated[int, Range(0, 1000)] = 4
+    every: Duration = 0.5
+    burn_in: Duration = 30.0
+    dt: Duration = 0.025
+
+    variables: ClassVar[tuple[str, ...]] = ("vorticity",)
+    lyapunov_time: ClassVar[float] = 2.4
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.points, self.points
+
+    @property
+    def wavenumbers(self) -> tuple[Tensor, Tensor]:
+        rows = torch.fft.fftfreq(self.points, 1 / self.points, dtype=torch.float64)
+        return rows[:, None], _frequencies(self.points, 2 * math.pi)
+
+    @property
+    def linear(self) -> Tensor:
+        return -self.viscosity * self._k_squared - self.drag
+
+    @cached_property
+    def _k_squared(self) -> Tensor:
+        rows, columns = self.wavenumbers
+        return rows**2 + columns**2
+
+    @cached_property
+    def _velocity_of(self) -> Tensor:
+        """(2, H, W / 2 + 1): by which modes of the vorticity become those of the velocity (x, y)."""
+        rows, columns = self.wavenumbers
+        inverse = self.kept / self._k_squared.clamp_min(1)  # the mean has no velocity: its wavenumbers are zero
+        return torch.stack([1j * rows * inverse, -1j * columns * inverse])
+
+    @cached_property
+    def _minus_divergence(self) -> Tensor:
+        rows, columns = self.wavenumbers
+        return -1j * torch.stack([columns.expand(rows.shape[0], -1), rows.expand(-1, len(columns))]) * self.kept
+
+    @cached_property
+    def _force(self) -> Tensor:
+        y = torch.arange(self.points, dtype=torch.float64) * (2 * math.pi / self.points)
+        return self.spectrum((-self.waves * torch.cos(self.waves * y))[:, None].expand(self.grid))
+
+    def velocity(self, modes: Tensor) -> Tensor:
+        """(B, 2, H, W): along x and y, of modes of the vorticity (B, 1, H, W / 2 + 1)."""
+        return self.field(self._velocity_of * modes)
+
+    def nonlinear(self, modes: Tensor) -> Tensor:
+        flux = self._minus_divergence * torch.fft.rfft2(self.velocity(modes) * self.field(modes))
+        return flux[:, :1] + flux[:, 1:] + self._force  # torch.sum takes ten times as long for complex numbers
+
+    def start(self, draws: Draws) -> Tensor:
+        """Normal amplitudes of the waves up to the fourth on both axes, of mean 0 and root mean square 2 pi."""
+        k = torch.arange(1, 5, dtype=torch.float64)[:, None] * torch.arange(self.points) * (2 * math.pi / self.points)
+        basis = torch.cat([k.cos(), k.sin()])
+        u = torch.einsum("bij,iy,jx->byx", draws.normal("Kolmogorov", 8, 8).double(), basis, basis)
+        return (u * (2 * math.pi / u.square().mean((1, 2), keepdim=True).sqrt()))[:, None]
+
+
+def _frequencies(points: int, length: float) -> Tensor:
+    """(points / 2 + 1,) float64: wavenumbers of a real transform."""
+    return torch.arange(points // 2 + 1, dtype=torch.float64) * (2 * math.pi / length)
+
+
+def measured_lyapunov_time(system: Simulation, trajectories: int = 16, times: int = 200, seed: int = 0) -> float:
+    """1 / the largest Lyapunov exponent: of pairs of trajectories, 1e-6 of their size apart, that grow apart.
+
+    The difference is scaled back after each `every` (Benettin and others, Meccanica 15, 1980); the exponent is the mean
+    logarithm of its growth over `times` of them, after as many again for the difference to find its direction / 4.
+    """
+    draws = Draws(seed, torch.arange(trajectories))
+    u = system.advance(system.start(draws), system.burn_in)
+    size = 1e-6 * u.square().mean((1, 2, 3), keepdim=True).sqrt()
+    apart = draws.normal("apart", *u.shape[1:]).double()
+    logs, forget = [], times // 4
+    for _ in range(forget + times):
+        apart = apart * size / apart.square().mean((1, 2, 3), keepdim=True).sqrt()
+        both = system.advance(torch.cat([u, u + apart]), system.every)
+        u, other = both.chunk(2)
+        apart = other - u
+        logs.append((apart.square().mean((1, 2, 3)).sqrt() / size.flatten()).log().mean())
+    return system.every / torch.stack(logs[forget:]).mean().item()
+
+
+SIMULATIONS: dict[str, tuple[Simulation, int, int]] = {  # name -> system, trajectories and frames of `read_fields`
+    "kuramoto-sivashinsky": (KuramotoSivashinsky(), 500, 100),
+    "kolmogorov": (Kolmogorov(), 60, 100),
+}

@@ -1,0 +1,326 @@
+"""Fields from every kind of source on small made files: shapes, splits, statistics, and what is refused."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import xarray
+from cli.command import call
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dualrate.cli.data import Simulate
+from dualrate.data import field_files
+from dualrate.data.fields import Fields, Statistics, is_fields, read_fields, survey, write_fields
+from dualrate.data.loader import Augment, Batches
+from dualrate.data.simulations import KuramotoSivashinsky
+from dualrate.diffusion.random import Draws
+
+SHAPE = (20, 6, 2, 3, 5)
+ARRAY = np.random.default_rng(0).normal(3, 2, SHAPE).astype(np.float32)
+LINE = np.random.default_rng(1).normal(0, 1, (20, 6, 1, 8)).astype(np.float32)  # (S, T, C, X)
+
+
+def all_of(fields: Fields) -> np.ndarray:
+    return np.stack([fields.frames(i, 0, one.shape[0]) for i, one in enumerate(fields.trajectories)])
+
+
+def write_well(path: Path, seed: int = 0) -> np.ndarray:
+    """(S, T, C, H, W): a scalar, one that is the same for all, and a vector of two components."""
+    draw = np.random.default_rng(seed).normal
+    density, common, velocity = draw(size=(4, 5, 3, 6)), draw(size=(5, 3, 6)), draw(size=(4, 5, 3, 6, 2))
+    with h5py.File(path, "w") as file:
+        file.create_group("dimensions").attrs["spatial_dims"] = ["x", "y"]
+        file["dimensions/time"] = np.arange(5) * 0.25
+        for group, names in (
+            ("t0_fields", ["density", "common", "still"]),
+            ("t1_fields", ["velocity"]),
+            ("t2_fields", []),
+        ):
+            file.create_group(group).attrs["field_names"] = np.array(names, h5py.string_dtype())
+        for name, data, samples, times in (
+            ("t0_fields/density", density, True, True), ("t0_fields/common", common, False, True),
+            ("t0_fields/still", draw(size=(4, 3, 6)), True, False), ("t1_fields/velocity", velocity, True, True),
+        ):  # fmt: skip
+            file[name] = data.astype(np.float32)
+            file[name].attrs["sample_varying"], file[name].attrs["time_varying"] = samples, times
+    parts = [density, np.broadcast_to(common, density.shape), velocity[..., 0], velocity[..., 1]]
+    return np.stack(parts, 2).astype(np.float32)
+
+
+def written(folder: Path, kind: str) -> tuple[Path, np.ndarray, tuple[str, ...], float | None]:
+    """A source of this kind; its trajectories, variables and step."""
+    path, names = folder / f"made.{kind}", ("u0", "u1")
+    if kind == "npz":
+        write_fields(path, ARRAY, ("a", "b"), 0.5)
+        return path, ARRAY, ("a", "b"), 0.5
+    if kind == "npy":
+        np.save(path, ARRAY)
+        return path, ARRAY, names, None
+    if kind == "nc":
+        write_fields(path, ARRAY, ("a", "b"), 0.5)
+        return path, ARRAY, ("a", "b"), 0.5
+    if kind == "zarr":
+        dims = ("x", "sample", "time", "channel")
+        line = xarray.DataArray(np.moveaxis(LINE, 3, 0), dims=dims, coords={"channel": [7], "time": np.arange(6)})
+        line.to_dataset(name="u").to_zarr(path, consolidated=False)
+        return path, LINE[:, :, :, None], ("7",), 1.0
+    assert kind == "h5"
+    with h5py.File(path, "w") as file:
+        file["train/pde_6-8"], file["train/dt"] = LINE[:18, :, 0], np.full(18, 0.2)
+        file["valid/pde_6-8"], file["valid/dt"] = LINE[18:, :, 0], np.full(2, 0.2)
+    return path, LINE[:, :, :, None], ("u",), 0.2
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "nc", "zarr", "h5"])
+def test_every_layout_gives_the_same(tmp_path: Path, kind: str) -> None:
+    path, array, variables, step = written(tmp_path, kind)
+    assert is_fields(path)
+    train, test = read_fields(path, "train"), read_fields(path, "test")
+    np.testing.assert_array_equal(all_of(train), array[:18])
+    np.testing.assert_array_equal(all_of(test), array[18:])
+    assert (train.shape, train.variables, len(train), len(test)) == (array.shape[2:], variables, 108, 12)
+    assert train.step == (step and pytest.approx(step))
+    hashed, statistics = survey("", list(array[:18]), variables)
+    assert train.fingerprint == hashed != test.fingerprint  # the content, not the file
+    assert train.statistics == test.statistics == statistics
+
+
+@given(st.integers(2, 5), st.integers(2, 9), st.integers(1, 3), st.floats(-1e4, 1e4), st.integers(0, 99))
+def test_statistics_are_those_of_numpy_in_float64(
+    count: int, frames: int, channels: int, mean: float, seed: int
+) -> None:
+    array = (np.random.default_rng(seed).normal(size=(count, frames, channels, 2, 3)) + mean).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dualrate.data.fields.AT_A_TIME", 3 * array[0, 0].size)  # in parts of three frames
+        _, found = survey("", list(array), tuple("abc"[:channels]))
+    wide, axes = array.astype(np.float64), (0, 1, 3, 4)
+    np.testing.assert_allclose(found.mean, wide.mean(axes), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.std, wide.std(axes), rtol=1e-9)
+    np.testing.assert_allclose(found.difference, np.diff(wide, axis=1).std(axes), rtol=1e-9)
+
+
+def test_a_constant_channel_has_deviations_of_one() -> None:
+    array = np.full((3, 4, 1, 2, 2), 0.1, np.float32)
+    assert survey("", list(array), ("land",))[1] == Statistics((float(np.float32(0.1)),), (1.0,), (1.0,))
+
+
+def test_normalised_frames_are_the_rows_of_a_training_set(tmp_path: Path) -> None:
+    train = read_fields(written(tmp_path, "npz")[0], "train")
+    batch = Batches(train, len(train), 0).batch(0)
+    assert batch.label is None
+    torch.testing.assert_close(batch.x.mean((0, 2, 3)), torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(batch.x.std((0, 2, 3), unbiased=False), torch.ones(2))
+    rows = train.rows(np.array([7, 0, 107]), Draws(0, torch.arange(3)), Augment())
+    raw = train.statistics.restored(rows)
+    np.testing.assert_allclose(raw, ARRAY[[1, 0, 17], [1, 0, 5]], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"drop --data\.augment"):
+        Batches(train, 2, 0, Augment(flip=True)).batch(0)
+
+
+def test_windows_are_all_runs_of_frames_that_follow_one_another() -> None:
+    parts = [ARRAY[0], ARRAY[1, :3], ARRAY[2, :2]]
+    hashed, statistics = survey("", parts, ("a", "b"))
+    fields = Fields("some", parts, ("a", "b"), None, statistics, hashed)
+    assert fields.windows(3).tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0]]
+    assert fields.windows(3).dtype == np.int64
+    np.testing.assert_array_equal(fields.frames(0, 2, 3), ARRAY[0, 2:5])
+    with pytest.raises(ValueError, match="windows of 7 frames, expected 1 to 6"):
+        fields.windows(7)
+    with pytest.raises(IndexError, match="frames 1 to 3 of 3 in trajectory 1"):
+        fields.frames(1, 1, 3)
+
+
+def test_a_npy_file_is_mapped_and_only_read(tmp_path: Path) -> None:
+    train = read_fields(written(tmp_path, "npy")[0], "train")
+    first = train.trajectories[0]
+    assert isinstance(first, np.memmap)
+    assert not first.flags.writeable
+    train.frames(0, 0, 2)[:] = 0  # a copy
+    np.testing.assert_array_equal(train.frames(0, 0, 2), ARRAY[0, :2])
+
+
+def test_of_a_single_trajectory_the_last_tenth_of_its_frames_is_held_out(tmp_path: Path) -> None:
+    long = np.random.default_rng(2).normal(size=(1, 40, 1, 8))
+    np.save(tmp_path / "long.npy", long)
+    train, test = (read_fields(tmp_path / "long.npy", split) for split in ("train", "test"))  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(np.concatenate([all_of(train), all_of(test)], 1)[:, :, :, 0], long.astype(np.float32))
+    assert len(test) == 4
+    np.save(tmp_path / "short.npy", long[:, :3])
+    with pytest.raises(ValueError, match="one trajectory of 3 frames; expected 4 or more"):
+        read_fields(tmp_path / "short.npy", "train")
+
+
+def test_the_well_is_read_field_by_field(tmp_path: Path) -> None:
+    for i, split in enumerate(("train", "valid", "test")):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        write_well(tmp_path / "data" / split / "flow.hdf5", i)
+    array = write_well(tmp_path / "alone.hdf5", 2)
+    assert is_fields(tmp_path / "data")
+    test = read_fields(tmp_path / "data", "test")
+    np.testing.assert_array_equal(all_of(test), array)
+    assert test.variables == ("density", "common", "velocity_x", "velocity_y")
+    assert (test.step, test.shape) == (0.25, (4, 3, 6))
+    np.testing.assert_array_equal(all_of(read_fields(tmp_path / "alone.hdf5", "train")), array[:3])
+
+
+def test_files_whose_names_say_their_split(tmp_path: Path) -> None:
+    for split, part in (("train", LINE[:18]), ("test", LINE[18:])):
+        with h5py.File(tmp_path / f"KS_{split}_20.h5", "w") as file:
+            file[f"{split}/pde_6-8"] = part[:, :, 0]
+    np.testing.assert_array_equal(all_of(read_fields(tmp_path, "test")), LINE[18:, :, :, None])
+    alone = tmp_path / "KS_test_20.h5"
+    with pytest.raises(ValueError, match="only the split test"):
+        read_fields(alone, "train")
+    with pytest.raises(ValueError, match="holds no training fields"):
+        read_fields(alone, "test")
+    given_ = Statistics((1.0,), (2.0,), (3.0,))
+    assert read_fields(alone, "test", given_).statistics == given_
+    with pytest.raises(ValueError, match=r"has 1 channels \(u\); the statistics are of 2"):
+        read_fields(alone, "test", Statistics((1.0, 1.0), (2.0, 1.0), (3.0, 1.0)))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pictures_in_folders_are_trajectories(tmp_path: Path, mode: str) -> None:
+    channels = len(mode)
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 3, 4, 5, channels)).astype(np.uint8)
+    for i, clip in enumerate(pixels):
+        (tmp_path / f"clip{i:02}").mkdir()
+        for j, frame in enumerate(clip):
+            Image.fromarray(frame.squeeze(-1) if channels == 1 else frame).save(tmp_path / f"clip{i:02}" / f"{j}.png")
+    source = f"frames:{tmp_path}"
+    assert is_fields(source)
+    assert not is_fields(tmp_path)  # classes of images look the same
+    train = read_fields(source, "train")
+    assert train.shape == (channels, 4, 5)
+    expected = np.moveaxis(pixels[:10], -1, 2) / 127.5 - 1
+    np.testing.assert_allclose(all_of(train), expected, rtol=0, atol=1e-6)
+    Image.new(mode, (5, 3)).save(tmp_path / "clip00" / "9.png")
+    with pytest.raises(ValueError, match="is not 5 x 4 pixels"):
+        read_fields(source, "train")
+
+
+def test_dates_are_in_hours_and_three_dimensions_are_refused(tmp_path: Path) -> None:
+    times = np.datetime64("2020-01-01", "ns") + np.arange(6) * np.timedelta64(12, "h")
+    data = xarray.Dataset({"t2m": (("time", "lat", "lon"), ARRAY[0, :, 0])}, coords={"time": times})
+    data.to_netcdf(tmp_path / "era.nc", engine="h5netcdf")
+    assert read_fields(tmp_path / "era.nc", "train").step == 12
+    xarray.Dataset({"w": (("time", "z", "y", "x"), ARRAY[0])}).to_netcdf(tmp_path / "deep.nc", engine="h5netcdf")
+    with pytest.raises(
+        ValueError, match=r"have the dimensions \{'time': 6, 'z': 2.*trajectories are called trajectory"
+    ):
+        read_fields(tmp_path / "deep.nc", "train")
+    xarray.Dataset({"w": (("when", "x"), ARRAY[0, :, 0, 0])}).to_netcdf(tmp_path / "no.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match="none with a dimension called time"):
+        read_fields(tmp_path / "no.nc", "train")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e39])
+def test_numbers_that_are_not_finite_are_refused_with_their_place(tmp_path: Path, bad: float) -> None:
+    array = ARRAY.astype(np.float64)
+    array[3, 4, 1, 2, 2] = bad
+    np.save(tmp_path / "bad.npy", array)
+    with pytest.raises(
+        ValueError, match=r"trajectory 3, frame 4, channel 1 \(u1\) holds (nan|inf).*fill what is missing"
+    ):
+        read_fields(tmp_path / "bad.npy", "train")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (ARRAY[0, 0], r"is float32 \(2, 3, 5\); expected numbers \(trajectory, time, channel, space\)"),
+        (ARRAY[:0], r"is float32 \(0, 6, 2, 3, 5\); expected"),
+        (ARRAY.astype(np.complex64), r"is complex64 .* expected numbers"),
+        (ARRAY[:, :1], r"trajectory 0 is \(time, channel, y, x\) = \(1, 2, 3, 5\); expected two frames or more"),
+    ],
+)
+def test_other_shapes_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "bad.npy", array)
+    with pytest.raises(ValueError, match=message):
+        read_fields(tmp_path / "bad.npy", "train")
+
+
+def test_what_is_no_source_of_fields(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=np.zeros((4, 8, 8), np.uint8))
+    (tmp_path / "text.npz").write_text("no archive")
+    for name in ("images.npz", "text.npz", "absent.npz", "cifar10", "."):
+        assert not is_fields(tmp_path / name)
+    assert not is_fields("fashion-mnist")
+    with pytest.raises(ValueError, match="has the arrays images; expected fields"):
+        read_fields(tmp_path / "images.npz", "train")
+    with pytest.raises(FileNotFoundError, match=r"there are no fields .*kuramoto-sivashinsky or kolmogorov"):
+        read_fields(tmp_path / "absent.npz", "train")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"is no source of fields; expected a file that ends with \.npz"):
+        read_fields(tmp_path / "notes.txt", "train")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["something"] = np.zeros(3)
+    with pytest.raises(ValueError, match="holds something; expected the groups train"):
+        read_fields(tmp_path / "other.h5", "train")
+    (tmp_path / "broken.h5").write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match=r"broken\.h5 cannot be read as HDF5"):
+        read_fields(tmp_path / "broken.h5", "train")
+    with pytest.raises(ValueError, match=r"expected \.npz or \.nc"):
+        write_fields(tmp_path / "made.txt", ARRAY, ("a", "b"))
+    with pytest.raises(ValueError, match="with 3 variables"):
+        write_fields(tmp_path / "made.npz", ARRAY, ("a", "b", "c"))
+    with pytest.raises(ValueError, match="is there already: name a new file"):
+        write_fields(tmp_path / "images.npz", ARRAY, ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["nc", "h5"])
+def test_a_missing_package_is_an_error_that_names_the_extra(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, usual = written(tmp_path, kind)[0], builtins.__import__
+
+    def without(name: str, *more: Any) -> Any:
+        if name in ("h5py", "xarray"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return usual(name, *more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install \"dualrate\[forecast\]\""):
+        read_fields(path, "train")
+
+
+def test_a_simulation_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path))
+    small = KuramotoSivashinsky(burn_in=1.0)
+    monkeypatch.setitem(field_files.SIMULATIONS, "kuramoto-sivashinsky", (small, 10, 3))
+    seen: list[str] = []
+    train = read_fields("kuramoto-sivashinsky", "train", progress=lambda done, total, what: seen.append(what))
+    assert "simulating" in seen
+    seen.clear()
+    test = read_fields("kuramoto-sivashinsky", "test", progress=lambda done, total, what: seen.append(what))
+    assert set(seen) == {"reading fields"}
+    np.testing.assert_array_equal(np.concatenate([all_of(train), all_of(test)]), small.simulate(10, 3, 0))
+    assert (train.variables, train.step, train.shape) == (("u",), 1.0, (1, 1, 64))
+
+
+def test_the_command_makes_a_file_of_fields(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "made.npz"
+    command = ["data", "simulate", "kuramoto-sivashinsky", "--trajectories", "3", "--frames", "4", "--seed", "7"]
+    assert call(monkeypatch, *command, "--out", file, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fields"], told["step"]) == ("3x4x1x1x64", 1.0)
+    made = read_fields(file, "train")
+    np.testing.assert_array_equal(all_of(made), KuramotoSivashinsky().simulate(2, 4, 7))
+    for out, message in ((file, "is there already"), (tmp_path / "made.txt", "expected .npz or .nc")):
+        assert call(monkeypatch, *command, "--out", out) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_command_makes_every_simulation() -> None:
+    assert set(get_args(get_type_hints(Simulate)["system"])) == field_files.SIMULATIONS.keys()
