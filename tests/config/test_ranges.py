@@ -87,7 +87,7 @@ from dualrate.training.method import Loss, Phase
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
 
-MADE = {
+MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
     "dualrate.data.field_files.Found",
     "dualrate.data.field_files.Lazy",
     "dualrate.data.fields.Fields",
