@@ -225,7 +225,7 @@ def timed(job: Job, experiment: dr.Experiment, batch: int, mode: str) -> Row:
 
 
 def training_speed(job: Job, experiment: dr.Experiment, batch: int, compiled: bool) -> Row:
-    """Images a second, MFU, and the share of the time without a kernel."""
+    """Images a second, MFU, the share of the time without a kernel, and which kernels take longest."""
     half = job.device.type == "cuda"
     sized = replace(experiment, fit=replace(experiment.fit, batch_size=batch))
     work = workloads.training(sized, job.device, half, compiled=compiled)
@@ -233,20 +233,35 @@ def training_speed(job: Job, experiment: dr.Experiment, batch: int, compiled: bo
     seconds = Spread.of([one.wall for one in rounds]).median
     peak = utilisation.known_peak(job.device)
     share = peak and utilisation.flops_of(work) / (peak * seconds) if not compiled else None
-    return {"images a second": batch / seconds, "MFU": share, "idle": idle(work, seconds, job.device)}
+    row = {"images a second": batch / seconds, "MFU": share, "idle": idle(work, seconds, job.device)}
+    return row | {"kernels": longest(work, job.device)}
 
 
-def idle(work: Callable[[], object], seconds: float, device: torch.device, calls: int = 5) -> float | None:
+def idle(work: Callable[[], object], seconds: float, device: torch.device) -> float | None:
     """The share of a call's time in which no kernel runs. None without a GPU."""
     if device.type != "cuda":
         return None
+    return round(1 - sum(kernels(work, device).values()) / seconds, 3)
+
+
+def kernels(work: Callable[[], object], device: torch.device, calls: int = 5) -> dict[str, float]:
+    """Seconds of each kernel in a call, the longest first."""
     activity = torch.profiler.ProfilerActivity.CUDA
     with torch.profiler.profile(activities=[activity]) as profile:
         for _ in range(calls):
             work()
         torch.cuda.synchronize(device)
-    busy = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / calls
-    return round(1 - busy / seconds, 3)
+    found = {event.key: event.self_device_time_total / 1e6 / calls for event in profile.key_averages()}
+    return dict(sorted(found.items(), key=lambda one: -one[1]))
+
+
+def longest(work: Callable[[], object], device: torch.device, count: int = 8) -> dict[str, float] | None:
+    """The share of the busy time that each of the longest kernels takes. None without a GPU."""
+    if device.type != "cuda":
+        return None
+    found = kernels(work, device)
+    total = sum(found.values())
+    return {name[:80]: round(seconds / total, 3) for name, seconds in list(found.items())[:count]}
 
 
 def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:
