@@ -104,7 +104,7 @@ def test_lines_of_text_fit_a_screen():
 # What runs the code of a page: here, or a test of its subject. Code that nothing runs is in ```sh or ```text.
 RUN = {
     "README.md", "docs/api.md", "docs/commands.md", "docs/conditions.md", "docs/distil.md", "docs/extending.md",
-    "docs/latents.md", "docs/own-images.md", "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md",
+    "docs/forecasts.md", "docs/latents.md", "docs/own-images.md", "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md",
     "docs/serving.md", "docs/start.md",
     "docs/unified-latents.md", "docs/worse.md",
 }  # fmt: skip
@@ -185,8 +185,9 @@ def small_networks(place, monkeypatch) -> None:
 
 
 def own_images(folder: Path) -> None:
-    """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8."""
+    """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz: 12 trajectories."""
     rng = np.random.default_rng(0)
+    np.savez(folder / "fields.npz", fields=rng.normal(size=(12, 40, 1, 32)))
     (folder / "small").mkdir()
     for i in range(2):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(folder / f"small/{i}.png")
@@ -205,7 +206,7 @@ def test_every_command_of_a_page_runs(page, place, monkeypatch):
 
 
 @pytest.mark.usefixtures("small_networks")
-@pytest.mark.parametrize("page", ["api", "conditions", "distil", "own-images", "plan", "retrofit", "start"])
+@pytest.mark.parametrize("page", ["api", "conditions", "distil", "forecasts", "own-images", "plan", "retrofit", "start"])
 def test_every_block_of_a_page_runs_in_turn(page, place, monkeypatch):
     if page in ("api", "retrofit"):
         pytest.importorskip("diffusers")
