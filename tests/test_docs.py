@@ -104,8 +104,8 @@ def test_lines_of_text_fit_a_screen():
 # What runs the code of a page: here, or a test of its subject. Code that nothing runs is in ```sh or ```text.
 RUN = {
     "README.md", "docs/api.md", "docs/commands.md", "docs/conditions.md", "docs/distil.md", "docs/extending.md",
-    "docs/forecasts.md", "docs/latents.md", "docs/own-images.md", "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md",
-    "docs/serving.md", "docs/start.md",
+    "docs/forecasts.md", "docs/latents.md", "docs/own-images.md", "docs/pipeline.md", "docs/plan.md",
+    "docs/retrofit.md", "docs/serving.md", "docs/start.md",
     "docs/unified-latents.md", "docs/worse.md",
 }  # fmt: skip
 READ = {"docs/design.md", "docs/diffusers.md", "docs/scaling.md"}  # signatures; a user's model; many GPUs
@@ -185,7 +185,7 @@ def small_networks(place, monkeypatch) -> None:
 
 
 def own_images(folder: Path) -> None:
-    """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz: 12 trajectories."""
+    """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz."""
     rng = np.random.default_rng(0)
     np.savez(folder / "fields.npz", fields=rng.normal(size=(12, 40, 1, 32)))
     (folder / "small").mkdir()
@@ -206,7 +206,9 @@ def test_every_command_of_a_page_runs(page, place, monkeypatch):
 
 
 @pytest.mark.usefixtures("small_networks")
-@pytest.mark.parametrize("page", ["api", "conditions", "distil", "forecasts", "own-images", "plan", "retrofit", "start"])
+@pytest.mark.parametrize(
+    "page", ["api", "conditions", "distil", "forecasts", "own-images", "plan", "retrofit", "start"]
+)
 def test_every_block_of_a_page_runs_in_turn(page, place, monkeypatch):
     if page in ("api", "retrofit"):
         pytest.importorskip("diffusers")
