@@ -54,13 +54,18 @@ class Forecast(Condition, Ranged):
     """Of each channel."""
     scale: tuple[float, ...] = ()
     """Of each channel of each frame of a sample, in standard deviations of the field."""
+    variables: tuple[str, ...] = ()
+    """Names of the channels, in their order."""
+    step: float | None = None
+    """Time from one time step of the data to the next, where the data says it."""
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
         known, channels = fields.statistics, fields.shape[0]
         if still := [name for name, std in zip(fields.variables, known.std, strict=True) if not std > 0]:
             raise ValueError(f"{', '.join(still)} of {fields.name} never changes: leave it out")
-        whole = replace(self, mean=known.mean, std=known.std, scale=(1.0,) * (channels * self.frames))
+        scale, names = (1.0,) * (channels * self.frames), tuple(fields.variables)
+        whole = replace(self, mean=known.mean, std=known.std, scale=scale, variables=names, step=fields.step)
         if not self.difference:
             return whole
         targets = Windows(fields, whole)
