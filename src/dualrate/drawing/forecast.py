@@ -50,7 +50,7 @@ from dualrate.experiment.experiment import Model
 from dualrate.metrics.store import PIXELS, Origin
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
-from dualrate.runs.train import LOGS
+from dualrate.runs.train import FORECAST, LOGS
 from dualrate.sampling.trajectory import MEMBER, sample_batches
 from dualrate.system.device import environment, own_defaults
 from dualrate.system.files import (
@@ -67,11 +67,11 @@ from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import ImageProgress, run_lock
 
 WINDOW = 1 << 20  # between the keys of two windows of a roll-out; starts and windows are fewer
-RECORD, ARRAY, JOURNAL, TRUTH = "forecast.json", "forecast.npy", "forecast.journal", "truth.npy"
+ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
 PICTURE, ANIMATION = "forecast.png", "forecast.webp"
 Format = Literal["npz", "netcdf"]
 ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc"}
-OURS = (RECORD, ARRAY, JOURNAL, TRUTH, PICTURE, ANIMATION, *(f"forecast{ending}" for ending in ENDINGS.values()))
+OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, PICTURE, ANIMATION, *(f"forecast{ending}" for ending in ENDINGS.values()))
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
 STARTS = 50  # if nothing else is asked for
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
@@ -371,7 +371,7 @@ def read_record(directory: Path) -> Record | None:
         return None
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; a forecast is kept in a directory: choose another --out")
-    file = directory / RECORD
+    file = directory / FORECAST
     if file.exists():
         try:
             return from_json(Record, read_bytes(file), str(file))
@@ -380,7 +380,7 @@ def read_record(directory: Path) -> Record | None:
     names = sorted(os.listdir(directory))
     foreign = [name for name in names if not (name.startswith(".") or name.endswith(LOGS) or _left(name))]
     if foreign:
-        raise ValueError(f"{directory} holds {some_of(foreign)} but no {RECORD}: choose a new directory as --out")
+        raise ValueError(f"{directory} holds {some_of(foreign)} but no {FORECAST}: choose a new directory as --out")
     return None
 
 
@@ -410,8 +410,12 @@ class Store:
         if (self.x.shape, self.x.dtype) != (shape, np.dtype(np.float32)):
             raise ValueError(f"{self.path} holds {self.x.shape}, expected {shape}: delete it, and it is drawn again")
         self.done = np.zeros(shape[:2], np.int64)
-        for _, line in read_records(self.journal):
-            self.done.reshape(-1)[slice(*line["rows"])] = line["frames"]
+        for where, line in read_records(self.journal):
+            try:
+                first, stop = line["rows"]
+                self.done.reshape(-1)[first:stop] = line["frames"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{where} does not say which frames are there: remove that line") from error
         self.pending: dict[str, object] | None = None
         self.saved = time.monotonic()
 
@@ -510,7 +514,7 @@ def write_forecast(
         record = record.joined(read_record(out), out)  # again: before the lock was held, another process may have come
         for name in filter(_left, os.listdir(out)):
             (out / name).unlink()
-        write_whole(out / RECORD, json.dumps(to_plain(record), indent=1) + "\n")
+        write_whole(out / FORECAST, json.dumps(to_plain(record), indent=1) + "\n")
         truth = None if starts.truth is None else _truth(out / TRUTH, starts, frame_shape(drawer.model))
         store = Store(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
         report, there = progress or (lambda done, total: None), int(store.done.sum())
@@ -528,7 +532,7 @@ def write_forecast(
                 shown = _shown(store.x, truth, record)
                 write_whole(out / PICTURE, png(forecast_figure(shown)))
                 write_animation(shown, out / ANIMATION)
-    burst = int((~np.isfinite(store.x[:, :, -1]).all((2, 3, 4))).sum())
+    burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in store.x)
     return Written(store.x, truth, int(store.done.sum()) - there, seconds, burst, record)
 
 
@@ -557,4 +561,5 @@ def _shown(x: Frame, truth: Frame | None, record: Record) -> Shown:
         real = np.full_like(mean, np.nan)
         real[some < record.known] = truth[0, some[some < record.known], 0]
     times = np.array(record.lead_times)[some]
-    return Shown(members, mean, deviation, real, times, record.variables[0], record.unit)
+    name, lead = record.variables[0], "lead time" if record.unit == "time" else f"lead time in {record.unit}"
+    return Shown(members, mean, deviation, real, times, f"variable {name}" if name.isdecimal() else name, lead)

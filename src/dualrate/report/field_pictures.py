@@ -22,7 +22,7 @@ from dualrate.system.files import whole
 
 MAPS = 6  # lead times of a picture of maps
 MOVING, MILLISECONDS = 100, 80  # frames of an animation, at most; each is shown so long
-COLOURS, SPREAD_COLOURS = "RdBu_r", "viridis"
+COLOURS, SPREAD_COLOURS, UNKNOWN = "RdBu_r", "viridis", "0.85"
 Array = NDArray[np.floating]
 
 
@@ -31,7 +31,7 @@ class Shown:
     """One variable of an ensemble from one start.
 
     members: (m, T, H, W), some of them; mean, spread: (T, H, W), of all; truth: the same, nan where it is not known
-    times:   (T,) lead times; unit: of these
+    times:   (T,); lead: what these are called
     """
 
     members: Array
@@ -40,7 +40,7 @@ class Shown:
     truth: Array | None
     times: Array
     variable: str
-    unit: str
+    lead: str
 
     @property
     def fields(self) -> dict[str, Array]:
@@ -89,9 +89,10 @@ def _space_and_time(shown: Shown, panels: Panels) -> Figure:
             field[:, 0].T, cmap=colours, norm=norm, extent=extent, aspect="auto", origin="lower", interpolation="none"
         )
         axes.set_title(name, fontsize=11)
+        axes.set_facecolor(UNKNOWN)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
-    figure.supxlabel(f"lead time ({shown.unit})", fontsize=11)
+    figure.supxlabel(shown.lead, fontsize=11)
     figure.supylabel("point", fontsize=11)
     _bars(figure, images, list(grid.flat), shown)
     return figure
@@ -107,11 +108,11 @@ def _maps(shown: Shown, panels: Panels) -> Figure:
     for row, (name, (field, colours, norm)) in zip(grid, panels.items(), strict=True):
         for axes, i in zip(row, some, strict=True):
             images[colours] = axes.imshow(field[i], cmap=colours, norm=norm, interpolation="none")
-            axes.set(xticks=[], yticks=[])
+            axes.set(xticks=[], yticks=[], facecolor=UNKNOWN)
         row[0].set_ylabel(name, fontsize=11)
     for axes, i in zip(grid[0], some, strict=True):
         axes.set_title(f"{shown.times[i]:.4g}", fontsize=11)
-    figure.suptitle(f"lead time ({shown.unit})", fontsize=11)
+    figure.suptitle(shown.lead, fontsize=11)
     _bars(figure, images, list(grid.flat), shown)
     return figure
 
@@ -152,7 +153,7 @@ def _moving_lines(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]
     for i in some:
         for name, line in lines.items():
             line.set_ydata(shown.fields[name][i, 0])
-        axes.set_title(f"lead time {shown.times[i]:.4g} ({shown.unit})", loc="left", fontsize=11)
+        axes.set_title(f"{shown.lead} {shown.times[i]:.4g}", loc="left", fontsize=11)
         yield _picture(figure)
 
 
@@ -163,13 +164,13 @@ def _moving_maps(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
     images = []
     for axes, (name, field) in zip(grid, fields.items(), strict=True):
         images.append(axes.imshow(field[0], cmap=COLOURS, norm=scale, interpolation="none"))
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], facecolor=UNKNOWN)
         axes.set_title(name, fontsize=11)
     figure.colorbar(images[0], ax=list(grid), label=shown.variable, shrink=0.8, pad=0.01)
     for i in some:
         for image, field in zip(images, fields.values(), strict=True):
             image.set_data(field[i])
-        figure.suptitle(f"lead time {shown.times[i]:.4g} ({shown.unit})", fontsize=11)
+        figure.suptitle(f"{shown.lead} {shown.times[i]:.4g}", fontsize=11)
         yield _picture(figure)
 
 
