@@ -123,4 +123,6 @@ def write_fields(path: Path, array: NDArray[np.float32], variables: Sequence[str
     dims = ("start", "member", "time", "y", "x")
     coords = {} if step is None else {"time": step * np.arange(1, array.shape[2] + 1)}
     with whole(path) as aside:
-        xarray.Dataset({name: (dims, array[:, :, :, i]) for i, name in enumerate(variables)}, coords).to_netcdf(aside)
+        xarray.Dataset({name: (dims, array[:, :, :, i]) for i, name in enumerate(variables)}, coords).to_netcdf(
+            aside, engine="scipy"
+        )
