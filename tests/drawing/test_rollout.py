@@ -21,7 +21,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.drawing import forecast as module
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.forecast import Starts, Store, held_out_starts, read_starts, rollout, write_forecast
+from dualrate.drawing.forecast import Starts, Store, held_out_starts, read_starts, roll_out, write_forecast
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import OneNetwork, TwoConditional
 from dualrate.methods.denoising import DenoisingConfig
@@ -77,7 +77,7 @@ def rolled(drawer: Drawer, past, frames: int, **more) -> np.ndarray:
     """(N, M, T, C, H, W)."""
     shape = len(past), drawer.members, frames, *past.shape[2:]
     whole = np.full(shape, np.nan, np.float32)
-    for piece in rollout(drawer, past, frames, **more):
+    for piece in roll_out(drawer, past, frames, **more):
         place = [slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames)]
         assert np.isnan(whole[tuple(place)]).all()
         whole[tuple(place)] = piece.x
@@ -213,7 +213,7 @@ def test_memory_does_not_grow_with_frames(source, tmp_path):
     model = model_of(source, tmp_path / "run", past=2)
     last_frame = replace(model, denoiser=Exact(model.process, lambda y: y[:, CHANNELS:]))
     past, held = held_out_starts(model, 1, 2).past, []
-    for number, piece in enumerate(rollout(drawer_of(last_frame, 64, 64, 1), past, 200)):
+    for number, _ in enumerate(roll_out(drawer_of(last_frame, 64, 64, 1), past, 200)):
         if number in (10, 190, 390):
             gc.collect()
             held.append(sum(one.numel() for one in gc.get_objects() if isinstance(one, Tensor)))
@@ -345,7 +345,7 @@ def test_starts_that_do_not_fit_are_refused_with_what_was_expected(model, tmp_pa
     with pytest.raises(ValueError, match=r"starts are \(N, 2, 2, 1, 16\), got \(4, 7, 2, 16\)"):
         rolled(drawer_of(model), good, 4)
     with pytest.raises(ValueError, match="at most 1,048,576 starts"):
-        list(rollout(drawer_of(model), np.zeros((2, 2, CHANNELS, 1, WIDTH)), 4, seed=2**20 - 1))
+        list(roll_out(drawer_of(model), np.zeros((2, 2, CHANNELS, 1, WIDTH)), 4, seed=2**20 - 1))
 
 
 def test_a_model_of_images_is_no_forecast(tmp_path):

@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -212,7 +211,7 @@ def _split(count: int, size: int) -> Iterator[range]:
     return (range(first, min(first + size, count)) for first in range(0, count, size))
 
 
-def rollout(
+def roll_out(
     drawer: Drawer, starts: Frame | Tensor, frames: int, *, seed: int = 0, earlier: Earlier | None = None
 ) -> Iterator[Piece]:
     """Roll out all members of some starts: a batch of rows to its end, then the next; only the last frames are held.
@@ -508,7 +507,6 @@ def write_forecast(
         drawer = replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
     record = Record.of(drawer, starts, frames, seed, command)
     _ = record.joined(found, out)
-    rolled = partial(rollout, drawer, starts.past, frames, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     with run_lock(out, "filled with a forecast"):
         record = record.joined(read_record(out), out)  # again: before the lock was held, another process may have come
@@ -521,7 +519,7 @@ def write_forecast(
         report(there, store.done.size * frames)
         begun = time.perf_counter()
         with store.naming_progress():
-            for piece in rolled(earlier=store.earlier):
+            for piece in roll_out(drawer, starts.past, frames, seed=seed, earlier=store.earlier):
                 store.write(piece)
                 report(int(store.done.sum()), store.done.size * frames)
             seconds = time.perf_counter() - begun
