@@ -82,7 +82,7 @@ class Forecast(Condition, Ranged):
         return (self.past + self.frames - 1) * self.lead + 1
 
     def target(self, frame: Shape) -> Shape:
-        return self.frames * frame[0], *frame[1:]
+        return self.frames * frame[0], frame[1], frame[2]
 
     def shape(self, image: Shape) -> Shape:
         channels, *sides = image
@@ -165,8 +165,8 @@ class Windows(TrainingSet):
 
     @property
     def shape(self) -> Shape:
-        channels, *sides = self.fields.shape
-        return channels * (self.forecast.past if self.past else self.forecast.frames), *sides
+        channels, height, width = self.fields.shape
+        return channels * (self.forecast.past if self.past else self.forecast.frames), height, width
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -89,8 +89,8 @@ def forecast_of(model: Model) -> Forecast:
 
 def frame_shape(model: Model) -> Shape:
     """(C, H, W) of a frame."""
-    channels, *sides = model.shape
-    return channels // forecast_of(model).frames, *sides
+    channels, height, width = model.shape
+    return channels // forecast_of(model).frames, height, width
 
 
 @dataclass(frozen=True, eq=False)

@@ -140,11 +140,11 @@ def _moving_lines(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]
     lines = {}
     members = [name for name in shown.fields if name.startswith("member")]
     for i, name in enumerate(members):
-        how = {"color": PALETTE[1], "alpha": 0.45, "linewidth": 1.2}
-        (lines[name],) = axes.plot(point, 0.0 * point, **how, label="members" if i == 0 else None)
-    for name, how in (("mean", {"color": PALETTE[0]}), ("truth", {"color": "black", "linestyle": (0, (4, 2))})):
+        label = "members" if i == 0 else None
+        (lines[name],) = axes.plot(point, 0.0 * point, color=PALETTE[1], alpha=0.45, linewidth=1.2, label=label)
+    for name, color, dashes in (("mean", PALETTE[0], "-"), ("truth", "black", "--")):
         if name in shown.fields:
-            (lines[name],) = axes.plot(point, 0.0 * point, **how, linewidth=2, label=name)
+            (lines[name],) = axes.plot(point, 0.0 * point, color=color, linestyle=dashes, linewidth=2, label=name)
     finite = np.concatenate([one[np.isfinite(one)] for one in shown.fields.values()])
     low, high = np.percentile(finite, (0.1, 99.9)) if len(finite) else (0.0, 1.0)
     axes.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low) + 1e-12)
