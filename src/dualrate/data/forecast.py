@@ -81,15 +81,14 @@ class Forecast(Condition, Ranged):
         """Time steps of the data that a window of past and sample is long."""
         return (self.past + self.frames - 1) * self.lead + 1
 
-    def target(self, frame: Shape) -> Shape:
-        return self.frames * frame[0], frame[1], frame[2]
+    def target(self, image: Shape) -> Shape:
+        return self.frames * image[0], image[1], image[2]
 
     def shape(self, image: Shape) -> Shape:
-        channels, *sides = image
+        channels, height, width = image
         if channels % self.frames:
             raise ValueError(f"samples of {channels} channels do not divide into {self.frames} frames")
-        observed = [-(-side // self.every) for side in sides]
-        return self.past * channels // self.frames, *observed
+        return self.past * channels // self.frames, -(-height // self.every), -(-width // self.every)
 
     def build(self, device: torch.device | str) -> Make:
         return self.observe

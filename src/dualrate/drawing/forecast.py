@@ -356,7 +356,7 @@ class Record:
         found |= {"seed": self.first_seed, "members": self.members, "frames": self.frames, "starts": self.digest}
         weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
         words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
-        words |= {"starts": f"{self.starts} of {self.source}"}
+        words |= {"starts": f"{self.source}, {self.digest[:12]}"}
         return {name: (value, words.get(name, value)) for name, value in found.items()}
 
 
