@@ -25,7 +25,7 @@ def run(tmp_path) -> Path:
 def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys):
     reports = []
     for _ in range(2):
-        more = ("--pictures", "--format", "netcdf", "--json")
+        more = ("--pictures", "--format", "npz", "--json")
         assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS, *more) == 0
         reports.append(json.loads(capsys.readouterr().out))
     assert [(one["starts"], one["members"], one["frames"], one["frames_drawn"]) for one in reports] == [
@@ -33,7 +33,7 @@ def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys
         (5, 2, 3, 0),
     ]
     assert reports[0]["macs_per_frame_at_first"] < reports[0]["macs_per_frame_later"]
-    names = ("forecast.npy", "truth.npy", "forecast.nc", "forecast.png", "forecast.webp", FORECAST)
+    names = ("forecast.npy", "truth.npy", "forecast.npz", "forecast.png", "forecast.webp", FORECAST)
     assert all((tmp_path / "out" / name).is_file() for name in names)
     with pytest.raises(ValueError, match="holds a forecast: choose another --out"):
         check_out("run", tmp_path / "out")

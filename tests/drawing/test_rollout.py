@@ -34,7 +34,6 @@ from dualrate.training.config import FitConfig
 
 WIDTH, CHANNELS = 16, 2
 MEMBER, WINDOW = 2**40, 2**20
-VARIABLES = ("0", "1")
 
 
 def experiment_of(source: Path, task: Forecast) -> Experiment:
@@ -282,10 +281,11 @@ def test_a_folder_says_what_it_holds_and_takes_nothing_else(model, tmp_path):
     assert (told[0], told[-1]) == ((0, 45), (45, 45))
     record = json.loads((out / "forecast.json").read_text())
     assert (record["starts"], record["members"], record["frames"], record["known"]) == (3, 3, 5, 4)
-    assert (record["lead_times"], record["unit"], record["variables"]) == ([2, 4, 6, 8, 10], "time steps", ["0", "1"])
+    assert (record["lead_times"], record["unit"]) == ([2, 4, 6, 8, 10], "time steps")
+    assert tuple(record["variables"]) == model.experiment.condition.variables
     assert record["origin"]["weights"] == model.weights_hash
     assert record["cost"]["first_window"] < record["cost"]["later_window"]
-    np.testing.assert_array_equal(np.load(out / "forecast.npz")["fields"], done.x)
+    np.testing.assert_array_equal(np.load(out / "forecast.npz")["fields"], done.x.reshape(9, 5, CHANNELS, 1, WIDTH))
     for other, what in (
         (lambda: written(model, out, 4), "frames"),
         (lambda: written(model, out, 5, members=2), "members"),
@@ -339,8 +339,13 @@ def test_starts_that_do_not_fit_are_refused_with_what_was_expected(model, tmp_pa
         np.save(tmp_path / "starts.npy", array)
         with pytest.raises(ValueError, match=words):
             read_starts(tmp_path / "starts.npy", model)
-    np.savez(tmp_path / "starts.npz", fields=good, variables=["1", "0"])
-    with pytest.raises(ValueError, match="variables 1, 0, and ahead was trained on 0, 1, in this order"):
+    named = replace(model.experiment.condition, variables=("density", "speed"))
+    other = replace(model, experiment=replace(model.experiment, condition=named))
+    np.savez(tmp_path / "starts.npz", fields=good, variables=["speed", "density"])
+    with pytest.raises(ValueError, match="variables speed, density, and ahead was trained on density, speed, in this"):
+        read_starts(tmp_path / "starts.npz", other)
+    np.savez(tmp_path / "starts.npz", one=good, other=good)
+    with pytest.raises(ValueError, match="has the arrays one, other: name the one to start from `fields`"):
         read_starts(tmp_path / "starts.npz", model)
     with pytest.raises(ValueError, match=r"starts are \(N, 2, 2, 1, 16\), got \(4, 7, 2, 16\)"):
         rolled(drawer_of(model), good, 4)

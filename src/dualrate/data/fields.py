@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,38 +91,26 @@ def read_fields(source: str | Path, split: Split) -> Fields:
     )
 
 
-def read_array(path: Path) -> tuple[NDArray[np.float32], tuple[str, ...] | None, float | None]:
-    """An array as a file has it, the names of its channels and the time from one frame to the next, where it says them.
-
-    Raises ValueError for a file that holds no array of numbers; OSError for one that cannot be read.
-    """
-    if path.suffix == ".nc":
-        import xarray
-
-        with xarray.open_dataset(path) as opened:
-            stacked = np.stack([opened[name].values for name in opened.data_vars])
-            ends = stacked.ndim - 1 - sum(name in ("x", "y") for name in opened.dims)
-            return np.moveaxis(stacked, 0, ends).astype(np.float32), tuple(map(str, opened.data_vars)), None
-    found = np.load(path, mmap_mode="r")
-    if isinstance(found, np.ndarray):
-        return found, None, None
-    name = "fields" if "fields" in found else found.files[0]
-    names = tuple(map(str, found["variables"])) if "variables" in found else None
-    return found[name].astype(np.float32), names, float(found["step"]) if "step" in found else None
+@dataclass(frozen=True, eq=False)
+class Found:
+    splits: Mapping[str, Sequence[NDArray[np.float32]]]
+    variables: tuple[str, ...]
+    step: float | None
 
 
-def write_fields(path: Path, array: NDArray[np.float32], variables: Sequence[str], step: float | None) -> None:
-    """(start, member, time, C, H, W) as .npz or .nc."""
-    if path.suffix == ".npz":
-        more = {} if step is None else {"step": np.float64(step)}
-        with whole(path) as aside, aside.open("wb") as file:
-            np.savez(file, fields=array, variables=np.array(variables), **more)
-        return
-    import xarray
+def read_file(path: Path) -> Found:
+    raise ValueError(f"{path} is no source of fields")
 
-    dims = ("start", "member", "time", "y", "x")
-    coords = {} if step is None else {"time": step * np.arange(1, array.shape[2] + 1)}
-    with whole(path) as aside:
-        xarray.Dataset({name: (dims, array[:, :, :, i]) for i, name in enumerate(variables)}, coords).to_netcdf(
-            aside, engine="scipy"
-        )
+
+def check_writable(path: Path) -> None:
+    """Raises ValueError for a file that is there."""
+    if path.exists():
+        raise ValueError(f"{path} is there already: name a new file, or remove it")
+
+
+def write_fields(path: Path, array: NDArray[np.float32], variables: Sequence[str], step: float | None = None) -> None:
+    """Write trajectories (S, T, C, H, W)."""
+    assert array.ndim == 5
+    check_writable(path)
+    with whole(path) as aside, aside.open("wb") as file:
+        np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))

@@ -24,12 +24,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,8 +39,9 @@ from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.fields import Fields, read_array, write_fields
+from dualrate.data.fields import Fields, check_writable, read_file, write_fields
 from dualrate.data.forecast import Forecast
+from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -122,7 +124,7 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     """
     forecast, data = forecast_of(model), model.experiment.data.items("test")
     assert isinstance(data, Fields)
-    longest = (max(len(one) for one in data.trajectories) - 1) // forecast.lead + 1
+    longest = (max(one.shape[0] for one in data.trajectories) - 1) // forecast.lead + 1
     known = min(frames, longest - forecast.past)
     if known < 1:
         raise ValueError(
@@ -150,41 +152,71 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
 def read_starts(path: Path, model: Model) -> Starts:
     """Starts from a file: (time, C, space) of one, (start, time, C, space) of several; the latest time steps are taken.
 
-    Time steps are those of the training data. Space is (H, W), or (W,) of fields of one dimension.
+    Time steps are those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another
+    kind than .npy and .npz each trajectory is a start.
     Raises ValueError for other shapes, too few time steps, other variables or another order of them, and for what is
-    not finite.
+    not finite; OSError for a file that cannot be read.
     """
     forecast, frame = forecast_of(model), frame_shape(model)
-    array, names, _ = read_array(path)
-    flat = frame[1] == 1
-    space = (frame[0], frame[2]) if flat else frame
-    forms = " or ".join(f"({lead}, {', '.join(map(str, space))})" for lead in ("time", "start, time"))
-    found = tuple(array.shape)
-    if flat and len(found) == 5 and found[2:] == frame:
-        array = array[:, :, :, 0]
-    if array.ndim not in (len(space) + 1, len(space) + 2) or array.shape[-len(space) :] != space:
-        raise ValueError(f"{path} holds an array of {found}, and {model.name} starts from {forms}: bring it to that")
-    array = array if array.ndim == len(space) + 2 else array[None]
+    if path.suffix in (".npy", ".npz"):
+        array, names = _array(path)
+        found = _as_starts(path, array, model)
+    else:
+        held = read_file(path)
+        found, names = [one for part in held.splits.values() for one in part], held.variables
+        if odd := [one.shape for one in found if tuple(one.shape[1:]) != frame]:
+            raise ValueError(f"{path} holds (time, C, H, W) = {odd[0]}, and {model.name} starts from (time, *{frame})")
     needed = (forecast.past - 1) * forecast.lead + 1
-    if array.shape[1] < needed or not len(array):
+    if not found or (shortest := min(one.shape[0] for one in found)) < needed:
+        there = f"{len(found)} start(s) of {shortest} time step(s)" if found else "no starts"
         raise ValueError(
-            f"{path} holds {len(array)} start(s) of {array.shape[1]} time step(s), and {model.name} starts from "
-            f"{needed}: {forecast.past} frame(s), {forecast.lead} time step(s) apart. Give a longer piece"
+            f"{path} holds {there}, and {model.name} starts from {needed}: {forecast.past} frame(s), {forecast.lead} "
+            "time step(s) apart. Give a longer piece"
         )
-    if names is not None and forecast.variables and tuple(names) != forecast.variables:
+    unnamed = names is None or all(re.fullmatch(r"u?\d*", name) for name in names)
+    if not unnamed and forecast.variables and names != forecast.variables:
         raise ValueError(
-            f"{path} holds the variables {', '.join(names)}, and {model.name} was trained on "
+            f"{path} holds the variables {', '.join(names or ())}, and {model.name} was trained on "
             f"{', '.join(forecast.variables)}, in this order: bring them to it"
         )
-    past = np.array(array[:, array.shape[1] - needed :: forecast.lead], np.float32).reshape(len(array), -1, *frame)
-    if not np.isfinite(past).all():
-        bad = np.argwhere(~np.isfinite(past))
+    latest = [np.asarray(one[one.shape[0] - needed : one.shape[0]], np.float32)[:: forecast.lead] for one in found]
+    past = np.stack(latest).reshape(len(found), forecast.past, *frame)
+    if len(bad := np.argwhere(~np.isfinite(past))):
         start, step, channel = bad[0][:3]
         raise ValueError(
             f"{path} holds {len(bad)} value(s) that are not finite, the first in start {start}, frame {step}, channel "
             f"{channel} of those that a forecast starts from: fill them in first"
         )
     return Starts(past, str(path))
+
+
+def _array(path: Path) -> tuple[NDArray[Any], tuple[str, ...] | None]:
+    """The array of a file, and the names of its channels if it says them."""
+    if path.suffix == ".npy":
+        with reading(path, ".npy"):
+            return np.load(path, mmap_mode="r", allow_pickle=False), None
+
+    def wanted(there: list[str]) -> list[str]:
+        fields = [name for name in there if name not in ("variables", "step")]
+        if "fields" not in there and len(fields) != 1:
+            raise ValueError(f"{path} has the arrays {some_of(there)}: name the one to start from `fields`")
+        return ["fields" if "fields" in there else fields[0], *(["variables"] if "variables" in there else [])]
+
+    arrays = read_arrays(path, wanted)
+    names = arrays.pop("variables", None)
+    return next(iter(arrays.values())), None if names is None else tuple(map(str, names.tolist()))
+
+
+def _as_starts(path: Path, array: NDArray[Any], model: Model) -> list[NDArray[Any]]:
+    """(time, C, H, W) of each start, or of a field of one dimension (time, C, W). Raises ValueError, with both shapes."""
+    frame, shape = frame_shape(model), tuple(array.shape)
+    if frame[1] == 1 and len(shape) == 5 and shape[2:] == frame:
+        return list(array)
+    space = (frame[0], frame[2]) if frame[1] == 1 else frame
+    if len(shape) not in (len(space) + 1, len(space) + 2) or shape[-len(space) :] != space:
+        forms = " or ".join(f"({lead}, {', '.join(map(str, space))})" for lead in ("time", "start, time"))
+        raise ValueError(f"{path} holds an array of {shape}, and {model.name} starts from {forms}: bring it to that")
+    return list(array if len(shape) == len(space) + 2 else array[None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -496,7 +528,7 @@ def write_forecast(
     """Roll out what `out` lacks, and write each window at once; then what else is asked for.
 
     drawer:   of precision "auto": that of the frames that are there, if any
-    format:   also write all of it as such a file; pictures: also forecast.png and forecast.webp, of the first start
+    format:   also write all of it as such a file, a trajectory a member, those of a start one after the other; pictures: also forecast.png and forecast.webp, of the first start
     progress: called with (frames there, of how many, of all members) at first and after every window
     Raises ValueError, before anything is written, for what cannot be rolled out, and for an `out` that holds another
     forecast or anything else; OSError for a file that cannot be written or read, with its name, and for a folder that
@@ -507,6 +539,9 @@ def write_forecast(
         drawer = replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
     record = Record.of(drawer, starts, frames, seed, command)
     _ = record.joined(found, out)
+    other = None if format is None else out / f"forecast{ENDINGS[format]}"
+    if other is not None and not other.exists():
+        check_writable(other)
     out.mkdir(parents=True, exist_ok=True)
     with run_lock(out, "filled with a forecast"):
         record = record.joined(read_record(out), out)  # again: before the lock was held, another process may have come
@@ -523,9 +558,9 @@ def write_forecast(
                 store.write(piece)
                 report(int(store.done.sum()), store.done.size * frames)
             seconds = time.perf_counter() - begun
-            if format is not None:
-                step = record.lead_times[0]
-                write_fields(out / f"forecast{ENDINGS[format]}", store.x, record.variables, step)
+            if other is not None and not other.exists():
+                rows = store.x.reshape(-1, *store.x.shape[2:])
+                write_fields(other, rows, record.variables, record.lead_times[0])
             if pictures:
                 shown = _shown(store.x, truth, record)
                 write_whole(out / PICTURE, png(forecast_figure(shown)))

@@ -153,7 +153,7 @@ def _moving_lines(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]
     for i in some:
         for name, line in lines.items():
             line.set_ydata(shown.fields[name][i, 0])
-        axes.set_title(f"{shown.lead} {shown.times[i]:.4g}", loc="left", fontsize=11)
+        axes.set_title(f"{shown.lead}: {shown.times[i]:.4g}", loc="left", fontsize=11)
         yield _picture(figure)
 
 
@@ -170,7 +170,7 @@ def _moving_maps(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
     for i in some:
         for image, field in zip(images, fields.values(), strict=True):
             image.set_data(field[i])
-        figure.suptitle(f"{shown.lead} {shown.times[i]:.4g}", fontsize=11)
+        figure.suptitle(f"{shown.lead}: {shown.times[i]:.4g}", fontsize=11)
         yield _picture(figure)
 
 
