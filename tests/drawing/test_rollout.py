@@ -350,7 +350,8 @@ def test_starts_that_do_not_fit_are_refused_with_what_was_expected(model, tmp_pa
     with pytest.raises(ValueError, match=r"starts are \(N, 2, 2, 1, 16\), got \(4, 7, 2, 16\)"):
         rolled(drawer_of(model), good, 4)
     with pytest.raises(ValueError, match="at most 1,048,576 starts"):
-        list(roll_out(drawer_of(model), np.zeros((2, 2, CHANNELS, 1, WIDTH)), 4, seed=2**20 - 1))
+        written(model, tmp_path / "out", seed=2**20 - 1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_of_images_is_no_forecast(tmp_path):

@@ -30,8 +30,9 @@ class Forecast(Ranged):
     """Directory for the forecast: new, empty, or with a part of the same forecast."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     start_file: Annotated[Path | None, arg(name="from")] = None
-    """Time steps to start from, .npy, .npz or .nc: (time, channel, space) or (start, time, channel, space), the latest
-    last, in the units of the training data; starts in held-out data, whose truth is kept beside, if not given."""
+    """Time steps to start from, .npy, .npz or what training takes: (time, channel, space) or (start, time, channel,
+    space), the latest last, in the units of the training data; starts in held-out data, whose truth is kept beside, if
+    not given."""
     frames: Annotated[int, Range(1, 2**28)] = 100
     """T, frames to forecast."""
     starts: Annotated[int, Range(1, 2**20)] | None = None
@@ -42,7 +43,8 @@ class Forecast(Ranged):
     precision: Precision = "auto"
     """auto: bfloat16 where it is faster. In float32 a frame does not depend on the batch size."""
     format: Literal["npz", "netcdf"] | None = None
-    """Also write all of it as forecast.npz or forecast.nc, with names of variables and lead times."""
+    """Also write all of it as forecast.npz or forecast.nc, with names of variables and the time between frames; a
+    trajectory a member, those of a start one after the other."""
     pictures: bool = False
     """Also draw forecast.png and an animation, forecast.webp, of the first start."""
     compile: Compile = False

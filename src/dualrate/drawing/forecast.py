@@ -167,11 +167,11 @@ def read_starts(path: Path, model: Model) -> Starts:
         if odd := [one.shape for one in found if tuple(one.shape[1:]) != frame]:
             raise ValueError(f"{path} holds (time, C, H, W) = {odd[0]}, and {model.name} starts from (time, *{frame})")
     needed = (forecast.past - 1) * forecast.lead + 1
-    if not found or (shortest := min(one.shape[0] for one in found)) < needed:
-        there = f"{len(found)} start(s) of {shortest} time step(s)" if found else "no starts"
+    shortest = min((one.shape[0] for one in found), default=0)
+    if shortest < needed:
         raise ValueError(
-            f"{path} holds {there}, and {model.name} starts from {needed}: {forecast.past} frame(s), {forecast.lead} "
-            "time step(s) apart. Give a longer piece"
+            f"{path} holds {len(found)} start(s) of {shortest} time step(s), and {model.name} starts from {needed}: "
+            f"{forecast.past} frame(s), {forecast.lead} time step(s) apart. Give a longer piece"
         )
     unnamed = names is None or all(re.fullmatch(r"u?\d*", name) for name in names)
     if not unnamed and forecast.variables and names != forecast.variables:
@@ -208,7 +208,7 @@ def _array(path: Path) -> tuple[NDArray[Any], tuple[str, ...] | None]:
 
 
 def _as_starts(path: Path, array: NDArray[Any], model: Model) -> list[NDArray[Any]]:
-    """(time, C, H, W) of each start, or of a field of one dimension (time, C, W). Raises ValueError, with both shapes."""
+    """(time, C, H, W) of each start, or of a field of one dimension (time, C, W). Raises ValueError, for others."""
     frame, shape = frame_shape(model), tuple(array.shape)
     if frame[1] == 1 and len(shape) == 5 and shape[2:] == frame:
         return list(array)
@@ -243,6 +243,20 @@ def _split(count: int, size: int) -> Iterator[range]:
     return (range(first, min(first + size, count)) for first in range(0, count, size))
 
 
+def checked(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int) -> Tensor:
+    """The starts, as a tensor. Raises what `roll_out` raises."""
+    forecast, past = forecast_of(drawer.model), torch.as_tensor(np.asarray(starts, np.float32))
+    expected = (forecast.past, *frame_shape(drawer.model))
+    if tuple(past.shape[1:]) != expected or not len(past):
+        raise ValueError(f"starts are (N, {', '.join(map(str, expected))}), got {tuple(past.shape)}")
+    if seed + len(past) > WINDOW or not 0 < frames <= forecast.frames * WINDOW:
+        raise ValueError(
+            f"a forecast has at most {WINDOW:,} starts, seed included, and 1 to {forecast.frames * WINDOW:,} frames; "
+            f"got {len(past)} starts from seed {seed} on, of {frames} frames"
+        )
+    return past
+
+
 def roll_out(
     drawer: Drawer, starts: Frame | Tensor, frames: int, *, seed: int = 0, earlier: Earlier | None = None
 ) -> Iterator[Piece]:
@@ -254,15 +268,7 @@ def roll_out(
     earlier: frames of a forecast that was interrupted; what begins after them is all that comes
     Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
     """
-    forecast, past = forecast_of(drawer.model), torch.as_tensor(np.asarray(starts, np.float32))
-    expected = (forecast.past, *frame_shape(drawer.model))
-    if tuple(past.shape[1:]) != expected or not len(past):
-        raise ValueError(f"starts are (N, {', '.join(map(str, expected))}), got {tuple(past.shape)}")
-    if seed + len(past) > WINDOW or not 0 < frames <= forecast.frames * WINDOW:
-        raise ValueError(
-            f"a forecast has at most {WINDOW:,} starts, seed included, and 1 to {forecast.frames * WINDOW:,} frames; "
-            f"got {len(past)} starts from seed {seed} on, of {frames} frames"
-        )
+    forecast, past = forecast_of(drawer.model), checked(drawer, starts, frames, seed)
     denoiser = drawer.denoiser
     for some, members in parts(len(past), drawer):
         keys = torch.tensor(some, dtype=torch.int64, device=drawer.model.device) + seed
@@ -528,7 +534,8 @@ def write_forecast(
     """Roll out what `out` lacks, and write each window at once; then what else is asked for.
 
     drawer:   of precision "auto": that of the frames that are there, if any
-    format:   also write all of it as such a file, a trajectory a member, those of a start one after the other; pictures: also forecast.png and forecast.webp, of the first start
+    format:   also write all of it as such a file, a trajectory a member, those of a start one after the other
+    pictures: also forecast.png and forecast.webp, of the first start
     progress: called with (frames there, of how many, of all members) at first and after every window
     Raises ValueError, before anything is written, for what cannot be rolled out, and for an `out` that holds another
     forecast or anything else; OSError for a file that cannot be written or read, with its name, and for a folder that
@@ -537,6 +544,7 @@ def write_forecast(
     out = as_path(out)
     if (found := read_record(out)) is not None and drawer.precision == "auto":
         drawer = replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
+    _ = checked(drawer, starts.past, frames, seed)
     record = Record.of(drawer, starts, frames, seed, command)
     _ = record.joined(found, out)
     other = None if format is None else out / f"forecast{ENDINGS[format]}"
