@@ -16,6 +16,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "retrofit": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "sample": {"--num": 2},
     "sample --given": {},
+    "forecast": {"--frames": 2},
     "evaluate": {"--num": 24},
     "evaluate --bound": {"--num": 2},
     "plan": {"--grid": 16, "--images": 2},

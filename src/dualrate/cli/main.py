@@ -21,6 +21,7 @@ from dualrate.cli.distill import parse_distill
 from dualrate.cli.doctor import Doctor
 from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
+from dualrate.cli.forecast import Forecast
 from dualrate.cli.plan import Calibrate, Plan
 from dualrate.cli.recipe import parse
 from dualrate.cli.sample import Cost, Sample
@@ -34,6 +35,7 @@ from dualrate.training.distributed import check_alone
 
 COMMANDS: dict[str, type[Any]] = {
     "sample": Sample,
+    "forecast": Forecast,
     "evaluate": Evaluate,
     "compare": Compare,
     "plan": Plan,

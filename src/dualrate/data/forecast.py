@@ -52,11 +52,18 @@ class Forecast(Condition, Ranged):
     """Of the training data; `of` fills this in, and the scale."""
     scale: tuple[float, ...] = ()
     """Of each channel of each frame of a sample, in standard deviations of the field."""
+    variables: tuple[str, ...] = ()
+    """Names of the channels, in their order."""
+    step: float | None = None
+    """Time from one time step of the data to the next, where the data says it."""
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
         known, channels = fields.statistics, fields.shape[0]
-        whole = replace(self, statistics=known, scale=(1.0,) * (channels * self.frames))
+        names = tuple(fields.variables)
+        whole = replace(
+            self, statistics=known, scale=(1.0,) * (channels * self.frames), variables=names, step=fields.step
+        )
         targets = Windows(fields, whole)  # refuses fields that are too short
         if not self.difference:
             return whole

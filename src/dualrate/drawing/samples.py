@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -42,6 +42,7 @@ from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import ImageProgress, run_lock
 from dualrate.system.workers import Mapper, in_turn
 
+Identity = Mapping[str, tuple[Any, Any]]  # what is equal in all of a folder: the value, and how an error shows it
 Ending = Literal[".png", ".txt"]
 GRID_PNG, NPZ = "grid.png", "images.npz"
 OVERVIEW: dict[Ending, str] = {".png": GRID_PNG, ".txt": "samples.txt"}  # the file that shows them together
@@ -222,25 +223,34 @@ class Record:
         """
         if earlier is None:
             return self
-        differing, here = [], self._identity()
-        for name, (value, words) in earlier._identity().items():
-            other, now = here[name]
-            if value != other:
-                differing.append(f"{name} ({value}; now {other})" if words == now else f"{name} ({words}; now {now})")
-        if differing:
-            listed = ", ".join(differing)
-            raise ValueError(f"{directory} holds other samples, they differ in {listed}: choose another --out")
-        known = [call | {"date": None} for call in earlier.calls]
-        calls = (*earlier.calls, *(call for call in self.calls if call | {"date": None} not in known))
+        refuse_others(earlier._identity(), self._identity(), f"{directory} holds other samples, they differ in")
+        calls = joined_calls(earlier.calls, self.calls)
         return replace(self, images=max(self.images, earlier.images), calls=calls)
 
-    def _identity(self) -> dict[str, tuple[Any, Any]]:
+    def _identity(self) -> Identity:
         """What is equal in images of one kind: the value, and how an error shows it."""
         found = {one.name: getattr(self.origin, one.name) for one in fields(Origin)}
         found |= {"first seed": self.first_seed, "members": self.members}
         weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
         words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
         return {name: (value, words.get(name, value)) for name, value in found.items()}
+
+
+def refuse_others(earlier: Identity, here: Identity, but: str) -> None:
+    """Raises ValueError, which begins with `but`, where what a folder holds differs from what is asked for."""
+    differing = []
+    for name, (value, words) in earlier.items():
+        other, now = here[name]
+        if value != other:
+            differing.append(f"{name} ({value}; now {other})" if words == now else f"{name} ({words}; now {now})")
+    if differing:
+        raise ValueError(f"{but} {', '.join(differing)}: choose another --out")
+
+
+def joined_calls(earlier: tuple[dict, ...], now: tuple[dict, ...]) -> tuple[dict, ...]:
+    """What drew the content of a folder; no two differ in dates alone."""
+    known = [call | {"date": None} for call in earlier]
+    return (*earlier, *(call for call in now if call | {"date": None} not in known))
 
 
 def grids_below(folder: Path) -> frozenset[Path]:

@@ -61,8 +61,8 @@ from dualrate.training.distributed import Share, World
 from dualrate.training.log import Logger, MetricsFile, logged
 from dualrate.training.loop import fit
 
-SAMPLES = "sample.json"  # is in a folder of samples
-OTHERS = {"model.safetensors": "released weights", SAMPLES: "samples"}  # what a folder with such a file holds
+SAMPLES, FORECAST = "sample.json", "forecast.json"  # is in a folder of samples; in one of a forecast
+OTHERS = {"model.safetensors": "released weights", SAMPLES: "samples", FORECAST: "a forecast"}  # by a file in a folder
 OF_A_RUN = ("experiment.json", "checkpoints", ".lock")  # one of them is there as soon as a run has started
 TRIAL = ".trial-"  # of files that are made to see whether any can be
 LOGS = (".log", ".out", ".err")  # what a shell or a scheduler may have put there first

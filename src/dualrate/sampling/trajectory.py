@@ -231,6 +231,7 @@ def sample_batches(
     bfloat16: bool = False,
     given: Callable[[Tensor], Tensor] | None = None,
     members: int = 1,
+    first_member: int = 0,
     progress: Callable[[int, int], None] | None = None,
     watch: Callable[[State], None] | None = None,
 ) -> Iterator[Tensor]:
@@ -243,6 +244,7 @@ def sample_batches(
     given:    of a conditional model: seeds (b,) -> what these images are made of (b, C, h, w), on the device
     members:  M, images for each seed, which come one after the other, whatever the batch size; a heavy call that
               depends on the condition alone is made once for all of them
+    first_member: number of the first of them
     progress: called with (images done, images in all)
     watch:    called with every state of every batch: before the first step, and after each; what it raises ends it all
     Raises ValueError for no seeds, labels that are not one per seed or not known, a step of another process, a batch
@@ -257,7 +259,7 @@ def sample_batches(
         raise ValueError(f"images are sampled from t = 1 to 0, this plan goes from {plan.t[0]} to {plan.t[-1]}")
     if strange := [seed for seed in seeds if not _is_seed(seed)]:
         raise ValueError(f"seeds are 64-bit integers, got {strange[0]!r}")
-    if members > 1 and (strange := [seed for seed in seeds if not 0 <= seed < MEMBER]):
+    if members + first_member > 1 and (strange := [seed for seed in seeds if not 0 <= seed < MEMBER]):
         raise ValueError(f"seeds with several members lie between 0 and 2^40, got {strange[0]}")
     if label is not None and len(label) != len(seeds):
         raise ValueError(f"one label per image: got {len(label)} labels for {len(seeds)} seeds")
@@ -272,7 +274,8 @@ def sample_batches(
         shared = Shared(denoiser) if y is not None and denoiser.reuse is Reuse.FREE else denoiser
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             of_seeds = read(denoiser, Cond(of, y))
-        for part in torch.arange(members, device=device).split(max(1, batch_size // len(seed))):
+        numbers = torch.arange(first_member, first_member + members, device=device)
+        for part in numbers.split(max(1, batch_size // len(seed))):
             draws = Draws(0, (seed[:, None] + MEMBER * part).flatten())
             cond = replace(of_seeds, label=None if of is None else of.repeat_interleave(len(part)))
             if y is not None and shared is denoiser and not cond.features:

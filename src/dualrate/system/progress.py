@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
 
+COUNTED = ("calls", "frames")  # other things than images that a program may report as done
 ImageProgress = Callable[[int, int], None]  # called with (images done, images in all)
 
 
@@ -31,8 +32,8 @@ class Reporter(Protocol):
 
         iteration: how many are done
         total: how many there will be, an estimate that may change
-        logs: values by name: "images" done ("calls" where calls of networks are counted), "seconds", and in training
-              "lr", "<phase>/loss", ... Losses on a GPU are read now and then: then one update comes for each iteration
+        logs: values by name: "images" done (or what else is counted, of COUNTED), "seconds", and in training "lr",
+              "<phase>/loss", ... Losses on a GPU are read now and then: then one update comes for each iteration
               since, and updates in between have no losses
         """
         ...
@@ -46,9 +47,9 @@ class Reporter(Protocol):
         ...
 
 
-def image_progress(progress: Reporter) -> ImageProgress:
-    """A callback that reports images done as iterations."""
-    return lambda done, total: progress.update(done, total, {"images": done})
+def image_progress(progress: Reporter, unit: str = "images") -> ImageProgress:
+    """A callback that reports images done, or another unit, as iterations."""
+    return lambda done, total: progress.update(done, total, {unit: done})
 
 
 class PlainReporter:
@@ -62,7 +63,7 @@ class PlainReporter:
         self._losses: dict[str, list[float]] = {}
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        now, unit = time.monotonic(), "calls" if "calls" in logs else "images"
+        now, unit = time.monotonic(), next((one for one in COUNTED if one in logs), "images")
         other = self._last is not None and total != self._last[3] and iteration <= self._last[1]  # a guess may change
         if self._last is None or other:  # the first pays for warming up: measure from its end
             self._last = (now, iteration, logs[unit], total)

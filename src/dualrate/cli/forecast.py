@@ -1,0 +1,97 @@
+"""`dualrate forecast`: members of a forecast from starts, frame after frame, in a folder."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from dualrate.cli.console import command_line, loaded, print_report
+from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir
+from dualrate.cli.sampling_options import SamplingOptions
+from dualrate.config.ranges import BatchSize, Precision, Range, Ranged
+from dualrate.system.progress import image_progress
+
+Start = Annotated[int, Range(0, 2**20)]
+
+
+@dataclass(frozen=True)
+class Forecast(Ranged):
+    """Roll out a forecast: members from each start, to an array on disk. The same command continues after a kill.
+
+    The heavy network runs once a start in the first window, for all members; then once a member and window.
+    """
+
+    run_dir: RunDir
+    out: Path
+    """Directory for the forecast: new, empty, or with a part of the same forecast."""
+    sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
+    start_file: Annotated[Path | None, arg(name="from")] = None
+    """Time steps to start from, .npy, .npz or what training takes: (time, channel, space) or (start, time, channel,
+    space), the latest last, in the units of the training data; starts in held-out data, whose truth is kept beside, if
+    not given."""
+    frames: Annotated[int, Range(1, 2**28)] = 100
+    """T, frames to forecast."""
+    starts: Annotated[int, Range(1, 2**20)] | None = None
+    """N, starts in held-out data; if not given 50, or as many as it has."""
+    seed: Start = 0
+    """Seed of the first start; start i has seed + i, whatever the batch size."""
+    batch_size: Annotated[BatchSize, arg(help="Members per batch, of all starts; fewer need less memory.")] = 125
+    precision: Precision = "auto"
+    """auto: bfloat16 where it is faster. In float32 a frame does not depend on the batch size."""
+    format: Literal["npz", "netcdf"] | None = None
+    """Also write all of it as forecast.npz or forecast.nc, with names of variables and the time between frames; a
+    trajectory a member, those of a start one after the other."""
+    pictures: bool = False
+    """Also draw forecast.png and an animation, forecast.webp, of the first start."""
+    compile: Compile = False
+    graphs: Graphs = False
+    device: Device = None
+    json: AsJson = False
+
+    def run(self) -> None:
+        from dualrate.drawing.forecast import forecast_of, held_out_starts, read_starts, write_forecast
+
+        if self.start_file is not None and self.starts is not None:
+            raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        frames = forecast_of(model).frames
+        if self.start_file is not None:
+            starts = read_starts(self.start_file, model)
+        else:
+            starts = held_out_starts(model, self.frames, self.starts)
+            progress.note(f"starts: {starts.source}; of each the truth of {starts.known} frame(s) is known")
+        drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size, precision=self.precision)
+        with closing(progress):
+            written = write_forecast(
+                drawer,
+                starts,
+                self.frames,
+                self.out,
+                seed=self.seed,
+                format=self.format,
+                pictures=self.pictures,
+                progress=image_progress(progress, "frames"),
+                command=command_line(),
+            )
+        record = written.record
+        report: dict[str, object] = {
+            "run": str(self.run_dir),
+            "out": str(self.out),
+            "starts": record.starts,
+            "members": record.members,
+            "frames": record.frames,
+            "frames_drawn": written.drawn,
+            "frames_of_truth": record.known,
+            "last_lead_time": record.lead_times[-1],
+            "unit": record.unit,
+            "macs_per_frame_at_first": record.cost["first_window"] / frames,
+            "macs_per_frame_later": record.cost["later_window"] / frames,
+            "seconds_per_frame": written.seconds / written.drawn if written.drawn else None,
+            "members_not_finite": written.burst,
+            "precision": record.origin.precision,
+        }
+        print_report(self.json, report)

@@ -1,0 +1,180 @@
+"""Pictures of a forecast of fields: an ensemble beside the truth, over lead times; still and in motion.
+
+Fields of one dimension are shown over space and time, those of two as maps. All but the spread share their colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from dualrate.report.figures import PALETTE
+from dualrate.system.files import whole
+
+MAPS = 6  # lead times of a picture of maps
+MOVING, MILLISECONDS = 100, 80  # frames of an animation, at most; each is shown so long
+COLOURS, SPREAD_COLOURS, UNKNOWN = "RdBu_r", "viridis", "0.85"
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One variable of an ensemble from one start.
+
+    members: (m, T, H, W), some of them; mean, spread: (T, H, W), of all; truth: the same, nan where it is not known
+    times:   (T,); lead: what these are called
+    """
+
+    members: Array
+    mean: Array
+    spread: Array
+    truth: Array | None
+    times: Array
+    variable: str
+    lead: str
+
+    @property
+    def fields(self) -> dict[str, Array]:
+        """Those that share a scale, by their names."""
+        truth = {} if self.truth is None else {"truth": self.truth}
+        mean = {"mean": self.mean} if len(self.members) > 1 else {}
+        return truth | mean | {f"member {i}": member for i, member in enumerate(self.members)}
+
+    @property
+    def scale(self) -> Normalize:
+        """Of truth and members, but for one value in a hundred; around 0 if that is among them."""
+        parts = [one[np.isfinite(one)] for name, one in self.fields.items() if name != "mean"]
+        low, high = np.percentile(np.concatenate(parts), (0.5, 99.5)) if any(map(len, parts)) else (0.0, 1.0)
+        most = max(-low, high)
+        return Normalize(-most, most) if low < 0 < high else Normalize(low, high)
+
+
+def forecast_figure(shown: Shown) -> Figure:
+    """Truth if it is known, mean, spread and members, over space and lead times."""
+    scale, spread = (
+        shown.scale,
+        Normalize(0, float(np.nanmax(shown.spread, initial=1e-12, where=shown.spread < np.inf))),
+    )
+    panels = {name: (field, COLOURS, scale) for name, field in shown.fields.items()}
+    if "mean" in panels:
+        order = [name for name in ("truth", "mean") if name in panels]
+        rest = {name: panel for name, panel in panels.items() if name not in order}
+        panels = {name: panels[name] for name in order} | {"spread": (shown.spread, SPREAD_COLOURS, spread)} | rest
+    maps = shown.mean.shape[1] > 1
+    return _maps(shown, panels) if maps else _space_and_time(shown, panels)
+
+
+Panels = dict[str, tuple[Array, str, Normalize]]
+
+
+def _space_and_time(shown: Shown, panels: Panels) -> Figure:
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns + 1, 2.3 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    step = float(shown.times[0]) if len(shown.times) == 1 else float(shown.times[1] - shown.times[0])
+    extent = (float(shown.times[0]) - step / 2, float(shown.times[-1]) + step / 2, 0, shown.mean.shape[2])
+    images = {}
+    for axes, (name, (field, colours, norm)) in zip(grid.flat, panels.items(), strict=False):
+        images[colours] = axes.imshow(
+            field[:, 0].T, cmap=colours, norm=norm, extent=extent, aspect="auto", origin="lower", interpolation="none"
+        )
+        axes.set_title(name, fontsize=11)
+        axes.set_facecolor(UNKNOWN)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel(shown.lead, fontsize=11)
+    figure.supylabel("point", fontsize=11)
+    _bars(figure, images, list(grid.flat), shown)
+    return figure
+
+
+def _maps(shown: Shown, panels: Panels) -> Figure:
+    some = np.unique(np.linspace(0, len(shown.times) - 1, min(MAPS, len(shown.times))).round().astype(int))
+    height, width = shown.mean.shape[1:]
+    tall = 1.6 * min(2.0, max(0.5, height / width))
+    figure = Figure(figsize=(1.6 * len(some) + 1.8, tall * len(panels) + 0.6), layout="constrained")
+    grid = figure.subplots(len(panels), len(some), squeeze=False)
+    images = {}
+    for row, (name, (field, colours, norm)) in zip(grid, panels.items(), strict=True):
+        for axes, i in zip(row, some, strict=True):
+            images[colours] = axes.imshow(field[i], cmap=colours, norm=norm, interpolation="none")
+            axes.set(xticks=[], yticks=[], facecolor=UNKNOWN)
+        row[0].set_ylabel(name, fontsize=11)
+    for axes, i in zip(grid[0], some, strict=True):
+        axes.set_title(f"{shown.times[i]:.4g}", fontsize=11)
+    figure.suptitle(shown.lead, fontsize=11)
+    _bars(figure, images, list(grid.flat), shown)
+    return figure
+
+
+def _bars(figure: Figure, images: dict, axes: list[Axes], shown: Shown) -> None:
+    for colours, image in images.items():
+        what = f"spread of {shown.variable}" if colours == SPREAD_COLOURS else shown.variable
+        figure.colorbar(image, ax=axes, label=what, shrink=0.9, pad=0.015, aspect=40)
+
+
+def write_animation(shown: Shown, path: Path) -> None:
+    """Truth, mean and members over lead times as an animated WebP, written whole or not at all."""
+    some = np.unique(np.linspace(0, len(shown.times) - 1, min(MOVING, len(shown.times))).round().astype(int))
+    drawn = _moving_maps(shown, some) if shown.mean.shape[1] > 1 else _moving_lines(shown, some)
+    first, *others = drawn
+    with whole(path) as aside:
+        first.save(
+            aside, "WEBP", save_all=True, append_images=others, duration=MILLISECONDS, loop=0, quality=80, method=2
+        )
+
+
+def _moving_lines(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
+    figure = Figure(figsize=(7, 3.4), layout="constrained", facecolor="white", dpi=100)
+    axes, point = figure.subplots(), np.arange(shown.mean.shape[2])
+    lines = {}
+    members = [name for name in shown.fields if name.startswith("member")]
+    for i, name in enumerate(members):
+        label = "members" if i == 0 else None
+        (lines[name],) = axes.plot(point, 0.0 * point, color=PALETTE[1], alpha=0.45, linewidth=1.2, label=label)
+    for name, color, dashes in (("mean", PALETTE[0], "-"), ("truth", "black", "--")):
+        if name in shown.fields:
+            (lines[name],) = axes.plot(point, 0.0 * point, color=color, linestyle=dashes, linewidth=2, label=name)
+    finite = np.concatenate([one[np.isfinite(one)] for one in shown.fields.values()])
+    low, high = np.percentile(finite, (0.1, 99.9)) if len(finite) else (0.0, 1.0)
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low) + 1e-12)
+    axes.set(xlabel="point", ylabel=shown.variable, xlim=(0, len(point) - 1))
+    axes.legend(loc="upper right", ncols=3, frameon=False)
+    for i in some:
+        for name, line in lines.items():
+            line.set_ydata(shown.fields[name][i, 0])
+        axes.set_title(f"{shown.lead}: {shown.times[i]:.4g}", loc="left", fontsize=11)
+        yield _picture(figure)
+
+
+def _moving_maps(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
+    fields, scale = shown.fields, shown.scale
+    figure = Figure(figsize=(2.0 * len(fields) + 0.9, 2.7), layout="constrained", facecolor="white", dpi=100)
+    grid = figure.subplots(1, len(fields), squeeze=False)[0]
+    images = []
+    for axes, (name, field) in zip(grid, fields.items(), strict=True):
+        images.append(axes.imshow(field[0], cmap=COLOURS, norm=scale, interpolation="none"))
+        axes.set(xticks=[], yticks=[], facecolor=UNKNOWN)
+        axes.set_title(name, fontsize=11)
+    figure.colorbar(images[0], ax=list(grid), label=shown.variable, shrink=0.8, pad=0.01)
+    for i in some:
+        for image, field in zip(images, fields.values(), strict=True):
+            image.set_data(field[i])
+        figure.suptitle(f"{shown.lead}: {shown.times[i]:.4g}", fontsize=11)
+        yield _picture(figure)
+
+
+def _picture(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -1,0 +1,57 @@
+"""`dualrate forecast` goes on where it was, says what it did, and refuses in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli.command import call
+from drawing.test_rollout import CHANNELS, WIDTH, experiment_of
+from runs.made import ONE, saved_random
+
+from dualrate.data.forecast import Forecast
+from dualrate.runs.train import FORECAST, check_out
+
+OPTIONS = ("--steps", 2, "--members", 2, "--frames", 3, "--precision", "float32")
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    walk = np.random.default_rng(0).normal(size=(10, 8, CHANNELS, WIDTH)).cumsum(1).astype(np.float32)
+    np.savez(tmp_path / "fields.npz", fields=walk)
+    return saved_random(experiment_of(tmp_path / "fields.npz", Forecast(noise=0.1)), tmp_path / "run")
+
+
+def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys):
+    reports = []
+    for _ in range(2):
+        more = ("--pictures", "--format", "npz", "--json")
+        assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS, *more) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert [(one["starts"], one["members"], one["frames"], one["frames_drawn"]) for one in reports] == [
+        (5, 2, 3, 30),
+        (5, 2, 3, 0),
+    ]
+    assert reports[0]["macs_per_frame_at_first"] < reports[0]["macs_per_frame_later"]
+    names = ("forecast.npy", "truth.npy", "forecast.npz", "forecast.png", "forecast.webp", FORECAST)
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+    with pytest.raises(ValueError, match="holds a forecast: choose another --out"):
+        check_out("run", tmp_path / "out")
+    assert "--frames 3" in json.loads((tmp_path / "out" / FORECAST).read_text())["calls"][0]["command"]
+
+
+def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "mine.npy", np.zeros((2, CHANNELS, WIDTH), np.float32))
+    mine = ("--from", tmp_path / "mine.npy")
+    assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS, *mine) == 0
+    assert np.load(tmp_path / "out" / "forecast.npy").shape == (1, 2, 3, CHANNELS, 1, WIDTH)
+    assert not (tmp_path / "out" / "truth.npy").exists()
+    one, capsys_text = saved_random(ONE, tmp_path / "one"), capsys.readouterr
+    for command, words in (
+        ((run, "--out", tmp_path / "out", *OPTIONS, *mine, "--starts", 3), "drop --starts"),
+        ((run, "--out", tmp_path / "out", *OPTIONS), "holds another forecast"),
+        ((one, "--out", tmp_path / "new", *OPTIONS), "one is no forecast"),
+    ):
+        capsys_text()
+        assert call(monkeypatch, "forecast", *command) == 2
+        assert words in capsys_text().err

@@ -1,0 +1,368 @@
+"""Roll-outs: a heavy call shared by members once, closed forms after many windows, and the same bits after a kill."""
+
+import gc
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs.made import saved_random
+from torch import Tensor
+
+from dualrate.data.fields import read_fields
+from dualrate.data.forecast import Forecast
+from dualrate.denoisers.denoiser import Denoiser, given_of
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.drawing import forecast as module
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.forecast import Starts, Store, held_out_starts, read_starts, roll_out, write_forecast
+from dualrate.experiment.experiment import DataConfig, Experiment, Model
+from dualrate.experiment.network_configs import OneNetwork, TwoConditional
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.times import GivenTimes
+from dualrate.networks.blocks import add_shared
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.runs.store import load
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.training.config import FitConfig
+
+WIDTH, CHANNELS = 16, 2
+MEMBER, WINDOW = 2**40, 2**20
+
+
+def experiment_of(source: Path, task: Forecast) -> Experiment:
+    """Two small networks for the fields of a file."""
+    made = task.of(read_fields(source, "train"))
+    channels, height, width = made.target((CHANNELS, 1, WIDTH))
+    net = UViTConfig(width, channels, (Level("conv", 8, 1), Level("conv", 8, 1)), embedding=16, height=height)
+    networks = TwoConditional(net, net, made.shape((channels, height, width)))
+    method = DenoisingConfig(GivenTimes(), label_dropout=0.0)
+    return Experiment("ahead", networks, method, FitConfig(iterations=1), DataConfig(str(source)), condition=made)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """Twenty trajectories of 12 time steps of two channels, far from 0; two are held out."""
+    path, random = tmp_path_factory.mktemp("data") / "fields.npz", np.random.default_rng(0)
+    walk = random.normal(size=(20, 12, CHANNELS, WIDTH)).cumsum(1)
+    np.savez(path, fields=(100 + 3 * walk).astype(np.float32))
+    return path
+
+
+def model_of(source: Path, path: Path, **task) -> Model:
+    return load(saved_random(experiment_of(source, Forecast(**task)), path))
+
+
+@pytest.fixture(scope="module")
+def model(source, tmp_path_factory) -> Model:
+    """Two past frames, observed in part and with noise; windows of two, as differences."""
+    task = {"past": 2, "frames": 2, "lead": 2, "difference": True, "every": 2, "noise": 0.1}
+    return model_of(source, tmp_path_factory.mktemp("runs") / "ahead", **task)
+
+
+def drawer_of(model: Model, members: int = 3, batch_size: int = 6, steps: int = 2) -> Drawer:
+    plan = StepPlan.uniform(steps, 1)
+    how = {"members": members, "batch_size": batch_size, "precision": "float32"}
+    return Drawer(model, Ancestral(model.process), plan, **how)
+
+
+def rolled(drawer: Drawer, past, frames: int, **more) -> np.ndarray:
+    """(N, M, T, C, H, W)."""
+    shape = len(past), drawer.members, frames, *past.shape[2:]
+    whole = np.full(shape, np.nan, np.float32)
+    for piece in roll_out(drawer, past, frames, **more):
+        place = [slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames)]
+        assert np.isnan(whole[tuple(place)]).all()
+        whole[tuple(place)] = piece.x
+    return whole
+
+
+@dataclass
+class Counting(Denoiser):
+    """Notes the rows of each call."""
+
+    inner: Denoiser
+    heavy: list[int] = field(default_factory=list)
+    light: list[int] = field(default_factory=list)
+
+    @property
+    def reuse(self):
+        return self.inner.reuse
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        self.heavy.append(len(given_of(cond)))
+        return self.inner.encode(z, t, cond)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        self.light.append(len(z))
+        return self.inner.denoise(z, t, context, cond)
+
+
+@dataclass
+class Exact(Denoiser):
+    """E[x | z_t, y] of x | y ~ N(mean of y, spread^2); of no spread: the mean itself."""
+
+    process: object
+    mean: Callable[[Tensor], Tensor]
+    spread: float = 0.0
+    reuse: Reuse = Reuse.FREE
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        return Context((self.mean(given_of(cond)),))
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        alpha, sigma = self.process.scales(t)
+        (mean,) = context.features
+        gain = alpha * self.spread**2 / (alpha**2 * self.spread**2 + sigma**2)
+        return add_shared(gain * add_shared(z, -alpha * mean), mean)
+
+
+def test_the_first_window_is_what_a_drawer_draws(model):
+    held = held_out_starts(model, 2)  # every window there is
+    drawer, forecast = drawer_of(model), model.experiment.condition
+    found = rolled(drawer, held.past, 2)
+    x = torch.cat(list(drawer.states(range(len(held))))).unflatten(0, (len(held), 3))
+    last = forecast.statistics.normalised(torch.from_numpy(held.past))[:, -1]
+    for member in range(3):
+        expected = forecast.statistics.restored(forecast.frames_of(x[:, member], last))
+        np.testing.assert_array_equal(found[:, member], expected.numpy())
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "heavy"),
+    [(8, [2, 8, 8, 1, 4, 4]), (3, 3 * [1, 3, 3, 1, 1, 1]), (1, 12 * [1, 1, 1])],
+)
+def test_a_start_costs_one_heavy_call_and_then_each_member_one_a_window(model, batch_size, heavy):
+    counting = Counting(model.denoiser)
+    drawer = drawer_of(replace(model, denoiser=counting), 4, batch_size)
+    rolled(drawer, held_out_starts(model, 2, 3).past, 5)  # three windows of two frames
+    assert counting.heavy == heavy
+    assert sum(counting.light) == 3 * 4 * 3 * 2  # starts, members, windows, steps
+    assert max(counting.light) <= batch_size
+
+
+def test_no_two_rows_of_a_forecast_share_their_noise(model, monkeypatch):
+    keys, draw = [], module.sample_batches
+
+    def noted(denoiser, step, plan, shape, seeds, *, members, first_member, **more):
+        keys.extend(seed + MEMBER * (first_member + m) for seed in seeds for m in range(members))
+        return draw(denoiser, step, plan, shape, seeds, members=members, first_member=first_member, **more)
+
+    monkeypatch.setattr(module, "sample_batches", noted)
+    rolled(drawer_of(model, 5, 3), held_out_starts(model, 2, 2).past, 6, seed=7)
+    expected = {start + WINDOW * w + MEMBER * m for start in (7, 8) for w in range(3) for m in range(5)}
+    assert (len(keys), set(keys)) == (len(expected), expected)
+
+
+def test_a_member_does_not_depend_on_the_batch_nor_on_how_many_there_are(model):
+    past = held_out_starts(model, 2, 3).past
+    one = rolled(drawer_of(model, 5, 15), past, 6)
+    for members, batch_size in ((5, 4), (5, 1), (2, 100)):
+        other = rolled(drawer_of(model, members, batch_size), past, 6)
+        np.testing.assert_allclose(other, one[:, :members], rtol=3e-6)
+    np.testing.assert_allclose(rolled(drawer_of(model, 5), past[1:], 6, seed=1), one[1:], rtol=3e-6)
+
+
+@pytest.mark.parametrize("difference", [False, True])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_linear_law_rolls_out_to_its_closed_form(source, tmp_path, difference, frames):
+    """u_k = a^k u_0 of normalised frames, made of the last frame given; with differences these add up to it."""
+    a, model = 0.8, model_of(source, tmp_path / "run", past=2, frames=frames, difference=difference)
+    forecast: Forecast = model.experiment.condition
+
+    def mean(y: Tensor) -> Tensor:
+        last = y.unflatten(1, (2, CHANNELS))[:, -1]
+        following = torch.stack([a ** (k + 1) * last for k in range(frames)], 1)
+        return forecast.sample_of(last, following)
+
+    drawer = drawer_of(replace(model, denoiser=Exact(model.process, mean)), members=2)
+    past = held_out_starts(model, 1, 2).past
+    found, std = rolled(drawer, past, 10), np.array(forecast.statistics.std)[:, None, None]
+    start = (past[:, None, -1:] - np.array(forecast.mean)[:, None, None]) / std
+    power = a ** np.arange(1, 11)[:, None, None, None]
+    expected = np.array(forecast.mean)[:, None, None] + std * power * start
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-5)
+
+
+def test_members_of_an_autoregression_spread_as_its_law_says(source, tmp_path):
+    """Mean a^k u_0, variance v (1 - a^2k) / (1 - a^2), with v that of a window: its noise is fresh, of each member."""
+    a, s, model = 0.9, 0.5, model_of(source, tmp_path / "run")
+    forecast: Forecast = model.experiment.condition
+    exact = Exact(model.process, lambda y: a * y, s)
+    drawer = drawer_of(replace(model, denoiser=exact), members=500, batch_size=200, steps=20)
+    past = held_out_starts(model, 1, 2).past
+    u = forecast.statistics.normalised(torch.from_numpy(rolled(drawer, past, 4))).double()
+    start = forecast.statistics.normalised(torch.from_numpy(past)).double()[:, -1:]
+    left = torch.stack([u[:, :, k] - a ** (k + 1) * start for k in range(4)])
+    v = left[0].square().mean()
+    assert 0.5 * s**2 < v < 1.1 * s**2  # of so few steps
+    expected = torch.tensor([[a ** abs(i - j) * (1 - a ** (2 * min(i, j) + 2)) for i in range(4)] for j in range(4)])
+    found = torch.cov(left.flatten(1))
+    torch.testing.assert_close(found, v * expected.double() / (1 - a**2), rtol=0.04, atol=0.02 * s**2)
+    assert (left.flatten(1).mean(1).abs() < 4 * (found.diagonal() / left[0].numel()).sqrt()).all()
+
+
+def test_memory_does_not_grow_with_frames(source, tmp_path):
+    model = model_of(source, tmp_path / "run", past=2)
+    last_frame = replace(model, denoiser=Exact(model.process, lambda y: y[:, CHANNELS:]))
+    past, held = held_out_starts(model, 1, 2).past, []
+    for number, _ in enumerate(roll_out(drawer_of(last_frame, 64, 64, 1), past, 200)):
+        if number in (10, 190, 390):
+            gc.collect()
+            held.append(sum(one.numel() for one in gc.get_objects() if isinstance(one, Tensor)))
+    assert (number, held) == (399, held[:1] * 3)  # two starts, 64 members of each at a time
+
+
+class Killed(Exception):
+    pass
+
+
+def written(model: Model, out: Path, frames: int = 6, **more):
+    drawer = drawer_of(model, **{name: more.pop(name) for name in ("members", "batch_size") if name in more})
+    return write_forecast(drawer, more.pop("starts", held_out_starts(model, frames, 3)), frames, out, **more)
+
+
+@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
+@pytest.mark.parametrize("often", [0.0, 1000.0])
+@pytest.mark.parametrize("pieces", [0, 2, 4])
+def test_a_forecast_goes_on_with_the_bits_of_an_uninterrupted_one(model, tmp_path, monkeypatch, pieces, often, error):
+    monkeypatch.setattr(module, "SAVED_EVERY", often)
+    straight = written(model, tmp_path / "straight")
+    count, write = 0, Store.write
+
+    def dies(store, piece):
+        nonlocal count
+        if count == pieces:
+            raise error
+        write(store, piece)
+        count += 1
+
+    with monkeypatch.context() as patch, suppress(Killed, KeyboardInterrupt):
+        patch.setattr(Store, "write", dies)
+        written(model, tmp_path / "out")
+    again = written(model, tmp_path / "out")
+    np.testing.assert_array_equal(again.x, straight.x)
+    assert (tmp_path / "out" / "forecast.npy").read_bytes() == (tmp_path / "straight" / "forecast.npy").read_bytes()
+    whole = 3 * 3 * 6  # starts, members, frames; a batch has two starts, whose windows are two frames
+    there = {0: 0, 2: 2 * 2 * 3 * 2 if error is KeyboardInterrupt or not often else 0, 4: 2 * 3 * 6 + 3 * 2}[pieces]
+    if pieces == 4 and often and error is Killed:
+        there = 2 * 3 * 6  # the first batch of rows was finished
+    assert (straight.drawn, again.drawn) == (whole, whole - there)
+    assert written(model, tmp_path / "out").drawn == 0
+
+
+def test_another_batch_size_goes_on_too(model, tmp_path, monkeypatch):
+    straight = written(model, tmp_path / "straight")
+    monkeypatch.setattr(module, "SAVED_EVERY", 0.0)
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(Store, "save", lambda store, save=Store.save: dying(store, save))
+        written(model, tmp_path / "out")
+    again = written(model, tmp_path / "out", batch_size=2)
+    assert 0 < again.drawn < straight.drawn
+    np.testing.assert_allclose(again.x, straight.x, rtol=3e-6)
+
+
+def dying(store: Store, save: Callable[[Store], None]) -> None:
+    save(store)
+    if store.done.max() == 4:
+        raise Killed
+
+
+def test_a_folder_says_what_it_holds_and_takes_nothing_else(model, tmp_path):
+    out = tmp_path / "out"
+    told = []
+    done = written(model, out, 5, format="npz", progress=lambda *now: told.append(now), command="dualrate forecast")
+    assert (told[0], told[-1]) == ((0, 45), (45, 45))
+    record = json.loads((out / "forecast.json").read_text())
+    assert (record["starts"], record["members"], record["frames"], record["known"]) == (3, 3, 5, 4)
+    assert (record["lead_times"], record["unit"]) == ([2, 4, 6, 8, 10], "time steps")
+    assert tuple(record["variables"]) == model.experiment.condition.variables
+    assert record["origin"]["weights"] == model.weights_hash
+    assert record["cost"]["first_window"] < record["cost"]["later_window"]
+    np.testing.assert_array_equal(np.load(out / "forecast.npz")["fields"], done.x.reshape(9, 5, CHANNELS, 1, WIDTH))
+    for other, what in (
+        (lambda: written(model, out, 4), "frames"),
+        (lambda: written(model, out, 5, members=2), "members"),
+        (lambda: written(model, out, 5, seed=1), "seed"),
+        (lambda: written(model, out, 5, starts=Starts(held_out_starts(model, 5, 3).past + 1, "mine.npy")), "mine.npy"),
+    ):
+        with pytest.raises(ValueError, match=rf"holds another forecast.*{what}.*choose another --out"):
+            other()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(ValueError, match=r"holds mine\.txt but no forecast\.json"):
+        written(model, tmp_path / "full", 5)
+
+
+def test_the_truth_is_kept_beside(source, model, tmp_path):
+    starts = held_out_starts(model, 4, 2)
+    done, data = written(model, tmp_path / "out", 4, starts=starts), read_fields(source, "test")
+    (first, k), (last, n) = data.windows(11)[[0, -1]]  # (2 + 4 frames - 1) * 2 + 1 time steps
+    for start, (trajectory, begin) in enumerate(((first, k), (last, n))):
+        frames = data.frames(trajectory, begin, 11)[::2]
+        np.testing.assert_array_equal(starts.past[start], frames[:2])
+        np.testing.assert_array_equal(done.truth[start], frames[2:])
+
+
+def test_starts_are_those_whose_truth_is_known_and_no_more_than_there_are(model):
+    assert (len(held_out_starts(model, 4)), held_out_starts(model, 4).known) == (2 * 2, 4)
+    assert (len(held_out_starts(model, 99)), held_out_starts(model, 99).known) == (2 * 2, 4)
+    with pytest.raises(ValueError, match=r"has 4 starts of which 4 frame.* got 5"):
+        held_out_starts(model, 4, 5)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_starts_from_a_file_are_its_latest_time_steps(model, tmp_path, suffix):
+    array, path = np.random.default_rng(0).normal(size=(4, 7, CHANNELS, WIDTH)).astype(np.float32), tmp_path / suffix
+    path = tmp_path / f"starts{suffix}"
+    for own in (array, array[1], array[:, :, :, None]):
+        np.save(path, own) if suffix == ".npy" else np.savez(path, mine=own)
+        expected = array[1:2] if own.ndim == 3 else array
+        np.testing.assert_array_equal(read_starts(path, model).past, expected[:, [-3, -1], :, None])
+
+
+def test_starts_that_do_not_fit_are_refused_with_what_was_expected(model, tmp_path):
+    good = np.zeros((4, 7, CHANNELS, WIDTH), np.float32)
+    bad = good.copy()
+    bad[2, 6, 1, 3] = np.nan
+    for array, words in (
+        (good[..., :8], r"\(4, 7, 2, 8\).*\(time, 2, 16\) or \(start, time, 2, 16\)"),
+        (good[:, :2], r"4 start\(s\) of 2 time step\(s\).*starts from 3: 2 frame\(s\), 2"),
+        (bad, r"1 value\(s\) that are not finite, the first in start 2, frame 1, channel 1"),
+    ):
+        np.save(tmp_path / "starts.npy", array)
+        with pytest.raises(ValueError, match=words):
+            read_starts(tmp_path / "starts.npy", model)
+    named = replace(model.experiment.condition, variables=("density", "speed"))
+    other = replace(model, experiment=replace(model.experiment, condition=named))
+    np.savez(tmp_path / "starts.npz", fields=good, variables=["speed", "density"])
+    with pytest.raises(ValueError, match="variables speed, density, and ahead was trained on density, speed, in this"):
+        read_starts(tmp_path / "starts.npz", other)
+    np.savez(tmp_path / "starts.npz", one=good, other=good)
+    with pytest.raises(ValueError, match="has the arrays one, other: name the one to start from `fields`"):
+        read_starts(tmp_path / "starts.npz", model)
+    with pytest.raises(ValueError, match=r"starts are \(N, 2, 2, 1, 16\), got \(4, 7, 2, 16\)"):
+        rolled(drawer_of(model), good, 4)
+    with pytest.raises(ValueError, match="at most 1,048,576 starts"):
+        written(model, tmp_path / "out", seed=2**20 - 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_images_is_no_forecast(tmp_path):
+    net = UViTConfig(8, 1, (Level("conv", 8, 1),), embedding=16)
+    one = load(saved_random(Experiment("one", OneNetwork(net), DenoisingConfig(), FitConfig(iterations=1)), tmp_path))
+    with pytest.raises(ValueError, match="is no forecast: `dualrate sample`"):
+        held_out_starts(one, 2)
+
+
+def test_pictures_show_the_first_start(model, tmp_path):
+    written(model, tmp_path / "out", 6, pictures=True)
+    with Image.open(tmp_path / "out" / "forecast.webp") as moving, Image.open(tmp_path / "out" / "forecast.png") as one:
+        assert (moving.n_frames, moving.info["loop"]) == (6, 0)
+        assert min(one.size) > 200
