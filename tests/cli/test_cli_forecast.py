@@ -33,6 +33,9 @@ def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys
         (5, 2, 3, 0),
     ]
     assert reports[0]["macs_per_frame_at_first"] < reports[0]["macs_per_frame_later"]
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert reports[0]["scores"] == reports[1]["scores"] == scores
+    assert [len(one["leads"]) for one in scores.values()] == [3, 3, 3]
     names = ("forecast.npy", "truth.npy", "forecast.npz", "forecast.png", "forecast.webp", FORECAST)
     assert all((tmp_path / "out" / name).is_file() for name in names)
     with pytest.raises(ValueError, match="holds a forecast: choose another --out"):

@@ -184,9 +184,9 @@ def test_a_linear_law_rolls_out_to_its_closed_form(source, tmp_path, difference,
     drawer = drawer_of(replace(model, denoiser=Exact(model.process, mean)), members=2)
     past = held_out_starts(model, 1, 2).past
     found, std = rolled(drawer, past, 10), np.array(forecast.statistics.std)[:, None, None]
-    start = (past[:, None, -1:] - np.array(forecast.mean)[:, None, None]) / std
+    start = (past[:, None, -1:] - np.array(forecast.statistics.mean)[:, None, None]) / std
     power = a ** np.arange(1, 11)[:, None, None, None]
-    expected = np.array(forecast.mean)[:, None, None] + std * power * start
+    expected = np.array(forecast.statistics.mean)[:, None, None] + std * power * start
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from dualrate.cli.console import command_line, loaded, print_report
 from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Precision, Range, Ranged
+from dualrate.system.files import write_whole
 from dualrate.system.progress import image_progress
 
 Start = Annotated[int, Range(0, 2**20)]
@@ -22,6 +24,7 @@ Start = Annotated[int, Range(0, 2**20)]
 class Forecast(Ranged):
     """Roll out a forecast: members from each start, to an array on disk. The same command continues after a kill.
 
+    Where the truth is known it is scored by lead time, beside the last known frame and random frames of the data.
     The heavy network runs once a start in the first window, for all members; then once a member and window.
     """
 
@@ -53,7 +56,8 @@ class Forecast(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.forecast import forecast_of, held_out_starts, read_starts, write_forecast
+        from dualrate.drawing.forecast import SCORES, forecast_of, held_out_starts, read_starts, write_forecast
+        from dualrate.drawing.forecast_scores import forecast_scores, plain_scores, scores_table
 
         if self.start_file is not None and self.starts is not None:
             raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
@@ -94,4 +98,11 @@ class Forecast(Ranged):
             "members_not_finite": written.burst,
             "precision": record.origin.precision,
         }
+        if written.truth is not None:
+            found = forecast_scores(model, starts, written)
+            write_whole(self.out / SCORES, json.dumps(plain_scores(found), indent=1) + "\n")
+            if self.json:
+                report["scores"] = plain_scores(found)
+            else:
+                print(scores_table(found, record.unit) + "\n")
         print_report(self.json, report)

@@ -17,6 +17,7 @@ a window are its frames as they are on disk: a roll-out that was killed goes on 
     OUT/forecast.npy       (start, member, time, C, H, W) float32, in the data's units
     OUT/forecast.journal   which frames are there, a JSON object a line: rows, of starts and members, and frames of each
     OUT/truth.npy          (start, time, C, H, W), of starts from the data, as many frames as it has
+    OUT/scores.json        by lead time, where the truth is known (forecast_scores.py)
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.fields import Fields, check_writable, read_file, write_fields
+from dualrate.data.field_files import read_file
+from dualrate.data.fields import Fields, check_writable, write_fields
 from dualrate.data.forecast import Forecast
 from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
@@ -72,7 +74,17 @@ ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
 PICTURE, ANIMATION = "forecast.png", "forecast.webp"
 Format = Literal["npz", "netcdf"]
 ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc"}
-OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, PICTURE, ANIMATION, *(f"forecast{ending}" for ending in ENDINGS.values()))
+SCORES = "scores.json"
+OURS = (
+    FORECAST,
+    ARRAY,
+    JOURNAL,
+    TRUTH,
+    SCORES,
+    PICTURE,
+    ANIMATION,
+    *(f"forecast{ending}" for ending in ENDINGS.values()),
+)
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
 STARTS = 50  # if nothing else is asked for
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
@@ -100,12 +112,14 @@ class Starts:
     """past: (N, past, C, H, W) float32, in the data's units, the latest last; source: where they are from, in words.
 
     known: frames after each that the data has, of those asked for; truth: start i -> (known, C, H, W)
+    block: starts in a row that are of about one trajectory, so not independent
     """
 
     past: Frame
     source: str
     known: int = 0
     truth: Callable[[int], Frame] | None = None
+    block: int = 1
 
     def __len__(self) -> int:
         return len(self.past)
@@ -146,7 +160,8 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         i, first = map(int, chosen[number])
         return data.frames(i, first + past - 1, span - past + 1)[forecast.lead :: forecast.lead]
 
-    return Starts(np.stack(start).astype(np.float32), f"{len(chosen)} of {data.name}", known, truth)
+    block = -(-len(chosen) // len({int(i) for i, _ in chosen}))
+    return Starts(np.stack(start).astype(np.float32), f"{len(chosen)} of {data.name}", known, truth, block)
 
 
 def read_starts(path: Path, model: Model) -> Starts:
