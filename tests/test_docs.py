@@ -188,6 +188,7 @@ def own_images(folder: Path) -> None:
     """photos/: 24 of several sizes; pets/: 12 in each of two classes; small/: 2 of 8 x 8; fields.npz."""
     rng = np.random.default_rng(0)
     np.savez(folder / "fields.npz", fields=rng.normal(size=(12, 40, 1, 32)))
+    np.save(folder / "today.npy", rng.normal(size=(3, 1, 32)))
     (folder / "small").mkdir()
     for i in range(2):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(folder / f"small/{i}.png")

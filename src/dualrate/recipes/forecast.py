@@ -75,8 +75,8 @@ class Forecasting(Ranged):
     size: Size = "tiny"
     """Of the networks. tiny: minutes of a laptop. small: an hour of a CPU core. base: for a GPU."""
     rate: Rate = "dual"
-    """dual: a heavy network once a past, and a light one at every step. single, medium, light: one network at every
-    step."""
+    """dual: a heavy network once a past, and a light one at every step. both: another heavy network now and then, too.
+    single, medium, light: one network at every step."""
     trained_by: TrainedBy = "diffusion"
     """residual: a regression once, and diffusion of what it leaves, with its features; corrdiff: without. crps, energy:
     a sample in one call, by a score of two draws. regression: the mean, in one call."""
@@ -132,8 +132,8 @@ def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:
 RECIPES = {
     "forecast": ("frames of your own fields that come next, or of a simulated system", Forecasting()),
     "ks-forecast": (
-        "the Kuramoto-Sivashinsky equation, observed at every fourth point with noise, four time units ahead",
-        Forecasting(lead=4, every=4, noise=0.1),
+        "the Kuramoto-Sivashinsky equation, observed at every fourth point with noise, a Lyapunov time ahead",
+        Forecasting(frames=3, lead=4, every=4, noise=0.1),
     ),
 }
 """Recipes: functions that return an Experiment."""
