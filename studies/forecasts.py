@@ -1,4 +1,4 @@
-"""Forecasts of the Kuramoto-Sivashinsky equation: each model trained for equal seconds of a core, scored on equal starts.
+"""Forecasts of the Kuramoto-Sivashinsky equation, by models that trained for equal seconds of a core, on equal starts.
 
     dualrate data simulate kuramoto-sivashinsky --trajectories 1100 --frames 60 --out OUT/ks.npz
     python -m studies.forecasts train OUT --seconds 400 --seeds 0 1    trains and scores what OUT/rows.jsonl lacks
@@ -132,21 +132,25 @@ def page(out: Path) -> None:
     write_whole(RESULTS / "forecasts.json", json.dumps(rows, separators=(",", ":")) + "\n")
     write_whole(RESULTS / "forecasts.png", png(figure(rows)))
     scores = resampled(rows)
-    print(
-        "| network | trained by | calls | multiply-adds of 1 | of 16 | of 64 | ms | CRPS | by lead | spread / skill |"
+    columns = (
+        "network",
+        "trained by",
+        "calls",
+        *(f"of {count}" for count in SHARED),
+        "ms",
+        "CRPS",
+        "by lead",
+        "spread",
     )
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |")
-    for (rate, trained_by, steps), score in sorted(scores.items(), key=lambda one: one[1][0]):
-        own = [row for row in rows if (row["rate"], row["trained_by"], row["steps"]) == (rate, trained_by, steps)]
-        macs = " | ".join(f"{own[0]['macs'][str(count)]:.2f}" for count in SHARED)
+    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+    for key, score in sorted(scores.items(), key=lambda one: one[1][0]):
+        own = [row for row in rows if (row["rate"], row["trained_by"], row["steps"]) == key]
         low, high = np.quantile(score[1:], (0.025, 0.975))
-        lead = ", ".join(f"{value:.3f}" for value in np.mean([np.mean(row["crps"], 0) for row in own], 0))
-        calibrated = ", ".join(f"{value:.2f}" for value in np.mean([row["spread_skill"] for row in own], 0))
-        ms = np.mean([row["ms"] for row in own])
-        print(
-            f"| {rate} | {trained_by} | {steps} | {macs} | {ms:.2f} | {score[0]:.4f} [{low:.4f}, {high:.4f}] | {lead} | "
-            f"{calibrated} | {len(own)}"
-        )
+        leads = np.mean([np.mean(row["crps"], 0) for row in own], 0), np.mean([row["spread_skill"] for row in own], 0)
+        cells = [*key, *(f"{own[0]['macs'][str(count)]:.2f}" for count in SHARED)]
+        cells += [f"{np.mean([row['ms'] for row in own]):.2f}", f"{score[0]:.4f} [{low:.4f}, {high:.4f}]"]
+        cells += [", ".join(f"{value:.3g}" for value in values) for values in leads]
+        print("| " + " | ".join(map(str, cells)) + " |")
     for trained_by, steps in (("crps", 1), ("diffusion", 4), ("diffusion", 8)):
         for against in ("crps", "diffusion"):
             shown = {count: ratios(rows, "dual", trained_by, steps, against, count) for count in SHARED}
