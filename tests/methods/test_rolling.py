@@ -289,7 +289,7 @@ def test_what_cannot_roll_is_refused() -> None:
     with pytest.raises(ValueError, match="whose process is Rolling, got GaussianProcess"):
         experiment(Forecast(1, 2), dr.GaussianProcess(process.schedule))
     with pytest.raises(ValueError, match="its condition is a Forecast with as many"):
-        experiment(Forecast(2, 1), replace(process))
+        experiment(Forecast(1, 2), Rolling(frames=1))
     with pytest.raises(ValueError, match="drop --difference"):
         experiment(Forecast(1, 2, difference=True), process)
     with pytest.raises(ValueError, match="windows of 2 frames roll, the forecast has 3"):
