@@ -110,30 +110,28 @@ def forecast_of(process: Rolling, past: int = 1, noise: float = 0.0) -> Forecast
 
 
 def recursion(process: Rolling, steps: int) -> tuple[float, float]:
-    """Variance and lag-1 correlation that frames come to have: of (y, z) by one linear map a step, and one a shift."""
+    """Variance and lag-1 correlation that frames come to have: (y, z) goes by one linear map a step, and one a shift."""
     frames = process.frames
     mean, covariance = given_past(frames)
+    whole, noise = torch.eye(frames + 1, dtype=torch.float64), torch.zeros(frames + 1, frames + 1, dtype=torch.float64)
+    for i in range(steps):
+        t, s = (shared_time(process.time(1 - j / steps)) for j in (i, i + 1))
+        (alpha_t, noise_t), (alpha_s, noise_s) = levels(process, t), levels(process, s)
+        of_z = gain(process, t, covariance)
+        x_hat = torch.cat(((mean - of_z @ (alpha_t * mean))[:, None], of_z), 1)
+        ratio = alpha_t / alpha_s
+        added = noise_t - ratio**2 * noise_s  # of q(z_t | z_s)
+        step = torch.eye(frames + 1, dtype=torch.float64)
+        step[1:, 1:] = torch.diag(ratio * noise_s / noise_t)
+        step[1:] += (alpha_s * added / noise_t)[:, None] * x_hat
+        whole, noise = step @ whole, step @ noise @ step.mT
+        noise[1:, 1:] += torch.diag(added * noise_s / noise_t)
     state = torch.eye(frames + 1, dtype=torch.float64)
-    variance, before = 0.0, state[0, 0]
     for _ in range(100):
-        for i in range(steps):
-            t, s = (shared_time(process.time(1 - j / steps)) for j in (i, i + 1))
-            (alpha_t, noise_t), (alpha_s, noise_s) = levels(process, t), levels(process, s)
-            of_z = gain(process, t, covariance)
-            x_hat = torch.cat(((mean - of_z @ (alpha_t * mean))[:, None], of_z), 1)
-            ratio = alpha_t / alpha_s
-            added = noise_t - ratio**2 * noise_s  # of q(z_t | z_s)
-            step = torch.eye(frames + 1, dtype=torch.float64)
-            step[1:, 1:] = torch.diag(ratio * noise_s / noise_t)
-            step[1:] += (alpha_s * added / noise_t)[:, None] * x_hat
-            state = step @ state @ step.mT
-            state[1:, 1:] += torch.diag(added * noise_s / noise_t)
-        variance, correlation = state[1, 1], state[0, 1] / (state[1, 1] * before).sqrt()
-        moved = torch.zeros_like(state)
+        moved = torch.eye(frames + 1, dtype=torch.float64)
         moved[:-1, :-1] = state[1:, 1:]
-        moved[-1, -1] = 1
-        state, before = moved, variance
-    return float(variance), float(correlation)
+        state = whole @ moved @ whole.mT + noise
+    return float(state[1, 1]), float(state[0, 1] / (state[0, 0] * state[1, 1]).sqrt())
 
 
 @pytest.mark.parametrize(("frames", "steps"), [(1, 8), (3, 4), (3, 16), (4, 4)])
