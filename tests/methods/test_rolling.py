@@ -110,7 +110,7 @@ def forecast_of(process: Rolling, past: int = 1, noise: float = 0.0) -> Forecast
 
 
 def recursion(process: Rolling, steps: int) -> tuple[float, float]:
-    """Variance and lag-1 correlation that frames come to have: (y, z) goes by one linear map a step, and one a shift."""
+    """Variance and lag-1 correlation that frames come to have: (y, z) has one linear map a step, and one a shift."""
     frames = process.frames
     mean, covariance = given_past(frames)
     whole, noise = torch.eye(frames + 1, dtype=torch.float64), torch.zeros(frames + 1, frames + 1, dtype=torch.float64)
