@@ -48,10 +48,11 @@ ROUNDING = 1e-12  # of a clock
 
 @dataclass(frozen=True)
 class Rolling(Process, Ranged):
-    """See the module. frames: F; a window's channels are a multiple of it. Its networks predict v of every frame."""
+    """See the module. A window's channels are a multiple of its frames, F. Its networks predict v of every frame."""
 
     schedule: Schedule = Cosine()
     frames: Annotated[int, Range(1, 256)] = 1
+    """Of a window."""
 
     def time(self, clock: float) -> float:
         """t at a clock c, 1 - F to F."""
@@ -125,7 +126,7 @@ class Rolling(Process, Ranged):
             raise ValueError(
                 f"windows of {self.frames} frames have a multiple of so many channels, not {like.shape[-3]}"
             )
-        return value.repeat_interleave(channels, -1)[..., None, None].to(like)
+        return value.repeat_interleave(channels, -1)[..., None, None].to(like, non_blocking=True)
 
 
 def _times(clock: Tensor, frames: int) -> Tensor:
