@@ -16,7 +16,7 @@ makes T steps, F T of them over a frame's way through the window. The heavy netw
 computed has to move with the frames.
 
 Source: Rolling Diffusion Models (Ruhe, Heek, Salimans, Hoogeboom 2024, arXiv 2402.09470), whose start is trained with
-probability 0.1. Deviates from it: `whole` has times at which the window ends too, so half of it is the start's.
+probability 0.1. Deviates from it: `whole` has the times of the end too, so about half of it is the start's.
 """
 
 from __future__ import annotations
