@@ -228,7 +228,7 @@ def listed(folder: Path) -> dict[str, dict]:
     ahead = [
         (name, "--data.source", str(folder / "fields.npz"), "--rate", rate, "--trained-by", method)
         for name in ("forecast", "ks-forecast")
-        for rate, method in (("dual", "diffusion"), ("single", "crps"), ("dual", "residual"))
+        for rate, method in (("dual", "diffusion"), ("single", "crps"), ("dual", "residual"), ("dual", "rolling"))
     ]
     looking = ("auto", "text-tokens", "forecast", "ks-forecast")  # at their data
     own = [name for name in cli_train.RECIPES if name not in (*UNLISTED, *looking)]

@@ -56,6 +56,7 @@ from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, Segments
@@ -70,6 +71,7 @@ from dualrate.methods.denoising import Denoising, DualRateLoss
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
 from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
+from dualrate.methods.rolling import RollingConfig, RollingDenoising
 from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
@@ -145,6 +147,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.drawer.Samples",
     "dualrate.drawing.planning.Candidate",
     "dualrate.experiment.experiment.Model",
+    "dualrate.methods.rolling.Window",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
@@ -231,8 +234,9 @@ def examples() -> Iterator[Any]:
     yield UnifiedLatents(networks, nn.Identity(), denoiser, denoiser, of, of, Sigmoid(), loss_factor=1.5)
     yield from (OneConditional(config, (4, 2, 2)), TwoConditional(config, config, (4, 2, 2)), GivenTimes(), BothTimes())
     yield ThreeConditional(config, config, config, (4, 2, 2))
-    yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig())
+    yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
+    yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())
     for kind in (ConditionalDenoising, ResidualDenoising):
         yield kind(networks, denoiser, of, Sigmoid(), GivenTimes())
     yield OneCall(networks, denoiser, of, 2, "crps")

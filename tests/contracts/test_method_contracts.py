@@ -20,10 +20,12 @@ from dualrate.codecs.token_codec import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.data.conditions import SuperResolution
+from dualrate.data.forecast import Forecast
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment import experiment as experiment_module
@@ -43,6 +45,7 @@ from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
+from dualrate.methods.rolling import RollingConfig
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.networks.image_encoder import EncoderConfig
@@ -107,6 +110,14 @@ for name, networks, method in (
 ):
     fit, given = FitConfig(9, batch_size=8), SuperResolution(2)
     CASES[name] = dr.Experiment(name.replace(", ", "-").replace(" ", "-"), networks, method, fit, condition=given)
+CASES["rolling"] = dr.Experiment(
+    "rolling",
+    TwoConditional(replace(PAIR.encoder, image_channels=2), replace(PAIR.light, image_channels=2), (2, 8, 8)),
+    RollingConfig(GivenTimes(draws=2)),
+    FitConfig(9, batch_size=8),
+    process=Rolling(frames=2),
+    condition=Forecast(past=2, frames=2),
+)
 GREYS, TOKENS = GreyLevels(4), TokensConfig(5, 8, 8, channels=16, blocks=1, num_classes=3, embedding=16, head_dim=16)
 for name, networks, times in (
     ("tokens", OneTransformer(TOKENS), SingleTime()),
@@ -200,8 +211,9 @@ def batch_of(experiment: dr.Experiment, first: int = 0) -> Batch:
         return replace(batch, x=GREYS.build(nn.ModuleDict(), "cpu").encode(batch.x).mean)
     if experiment.networks.given is None:
         return batch
-    given = experiment.condition.build("cpu")(batch.x.float(), Draws(3, batch.sample))
-    return replace(batch, label=None, given=given.to(batch.x.dtype))
+    x = torch.cat([images(8, first + 8 * channel).x for channel in range(experiment.shape[0])], 1)
+    given = experiment.condition.build("cpu")(x.float(), Draws(3, batch.sample))
+    return replace(batch, x=x, label=None, given=given.to(x.dtype))
 
 
 def method_of(experiment: dr.Experiment) -> Method:

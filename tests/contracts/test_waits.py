@@ -24,10 +24,19 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Reuse, shared_time
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
-from dualrate.methods import consistency, denoising, em_distillation, moment_matching, student_states, times
+from dualrate.methods import (
+    consistency,
+    denoising,
+    em_distillation,
+    moment_matching,
+    rolling,
+    student_states,
+    times,
+)
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable
@@ -38,9 +47,10 @@ from dualrate.training.config import FitConfig
 from dualrate.training.loop import fit
 
 ROWS, SHAPE = 6, (1, 8, 8)
-PROCESS = GaussianProcess(Cosine())
+PROCESS, ROLLS = GaussianProcess(Cosine()), Rolling()
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, embedding=16, head_dim=16)
 PLAN = dr.StepPlan.uniform(4, 2)
+MOVING = consistency, denoising, early_exit, em_distillation, moment_matching, rolling, student_states, times
 WAITS = {"_local_scalar_dense", "nonzero", "_unique2", "unique_consecutive", "unique_dim", "masked_select", "equal"}
 READS = {torch.Tensor.tolist, torch.Tensor.cpu}
 BY_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_"}  # masks are turned into numbers
@@ -208,6 +218,8 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     found["em"] = (em_distillation.EMDistillation(langevin=chain, **(plain_student | guided), **more), [0, 1])
     own = consistency.Consistency(double, on_ddim, PROCESS, 4, heavy=2)
     found["consistency, dual"] = (own, [0])
+    own = rolling.RollingDenoising(single, Plain(single["model"], ROLLS), ROLLS, weighting, times.SingleTime())
+    found["rolling"] = (own, [0])
     deep = replace(NET, levels=(*NET.levels[:-1], replace(NET.levels[-1], blocks=2)))
     exits, leaving = built(EarlyExitNetwork(deep))
     assert isinstance(leaving, EarlyExit)
@@ -222,7 +234,7 @@ def test_a_training_loss_and_its_gradient(name, monkeypatch):
     for iteration in iterations:
         (phase,) = method.phases(iteration)
         with Played() as device:
-            for module in (consistency, denoising, early_exit, em_distillation, moment_matching, student_states, times):
+            for module in MOVING:
                 monkeypatch.setattr(module, "moved", device.moved)
             x, label = device.put(torch.randn(ROWS, *SHAPE)), device.put(sample % 3)
             batch = Batch(x, label, device.put(sample.clone()), here=sample)

@@ -16,6 +16,9 @@ from dualrate.data.fields import Fields, Statistics, survey
 from dualrate.data.forecast import Forecast, Windows
 from dualrate.data.loader import Augment, Batches
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.rolling import Rolling
+from dualrate.methods.rolling import RollingConfig
+from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.recipes.forecast import TIERS, Forecasting, network
 from dualrate.system.progress import Silent
 
@@ -142,6 +145,18 @@ def test_a_recipe_keeps_the_statistics_in_the_run(source: Path) -> None:
     np.testing.assert_allclose(found.condition.statistics.mean, (5, 5), atol=0.3)
     np.testing.assert_allclose(found.condition.statistics.std, (1, 3), rtol=0.05)
     assert from_plain(dr.Experiment, to_plain(found)) == found
+
+
+@pytest.mark.parametrize("rate", ["dual", "single"])
+def test_a_recipe_of_windows_that_roll(source: Path, rate: str) -> None:
+    found = made(source, past=2, frames=3, trained_by="rolling", rate=rate)
+    assert found.process == Rolling(frames=3)
+    assert isinstance(found.method, RollingConfig)
+    assert found.method.times == (GivenTimes(4) if rate == "dual" else SingleTime())
+    assert found.shape == (3 * CHANNELS, 1, WIDTH)
+    assert from_plain(dr.Experiment, to_plain(found)) == found
+    with pytest.raises(ValueError, match="drop --difference"):
+        made(source, frames=3, trained_by="rolling", difference=True)
 
 
 def test_held_out_starts_are_those_of_the_test_split(source: Path) -> None:

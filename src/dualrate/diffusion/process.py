@@ -237,7 +237,7 @@ def require_gaussian(process: Process, name: str) -> GaussianProcess:
     """The process, for what needs Gaussian noise. Raises ValueError, with the name, for another."""
     if not isinstance(process, GaussianProcess):
         raise ValueError(
-            f"{name} has no Gaussian noise ({type(process).__name__}), which this needs: see docs/tokens.md for what "
-            "there is for tokens (compare tries their plans)"
+            f"{name} has no Gaussian noise of one level ({type(process).__name__}), which this needs: take the "
+            "ancestral sampler, whose plans compare tries; docs/tokens.md says what else there is for tokens"
         )
     return process

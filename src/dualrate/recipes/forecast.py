@@ -17,11 +17,14 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.data.fields import is_fields, read_fields
 from dualrate.data.forecast import Forecast, Frames
 from dualrate.data.simulations import SIMULATIONS
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.rolling import Rolling
+from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
-from dualrate.recipes.tasks import Rate, TrainedBy, made
+from dualrate.recipes.tasks import Rate, Rolled, TrainedBy, made
 from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
@@ -61,7 +64,7 @@ class Forecasting(Ranged):
     past: Frames = 1
     """Frames that are given."""
     frames: Frames = 1
-    """Frames of a sample: a window, of one heavy call."""
+    """Frames of a sample: a window, of one heavy call. Of rolling, those that become clean one after the other."""
     lead: Annotated[int, Range(1, 100_000)] = 1
     """Time steps of the data from one frame to the next."""
     difference: bool = False
@@ -77,9 +80,10 @@ class Forecasting(Ranged):
     rate: Rate = "dual"
     """dual: a heavy network once a past, and a light one at every step. both: another heavy network now and then, too.
     single, medium, light: one network at every step."""
-    trained_by: TrainedBy = "diffusion"
-    """residual: a regression once, and diffusion of what it leaves, with its features; corrdiff: without. crps, energy:
-    a sample in one call, by a score of two draws. regression: the mean, in one call."""
+    trained_by: TrainedBy | Rolled = "diffusion"
+    """rolling: a window whose frames become clean one after the other, each with a heavy call of its own. residual: a
+    regression once, and diffusion of what it leaves, with its features; corrdiff: without. crps, energy: a sample in
+    one call, by a score of two draws. regression: the mean, in one call."""
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
@@ -107,7 +111,8 @@ class Forecasting(Ranged):
             progress.note(
                 "all of the field is given: if it obeys a law without chance, it has one future, and a regression does"
             )
-        return Experiment(name, networks, method, tier.fit, self.data, condition=task)
+        process = Rolling(frames=self.frames) if self.trained_by == "rolling" else GaussianProcess(Cosine())
+        return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
 
 
 def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:

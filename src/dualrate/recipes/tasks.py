@@ -20,11 +20,13 @@ from dualrate.experiment.network_configs import NetworksConfig, OneConditional, 
 from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
+from dualrate.methods.rolling import RollingConfig
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime, TimeSource
 from dualrate.networks.uvit import Level, UViTConfig
 
 Rate = Literal["dual", "both", "single", "medium", "light"]
 TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy", "regression"]
+Rolled = Literal["rolling"]  # of frames
 SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
 OF_A_TASK = ("both", *SHARES)  # rates that models of noise alone do not have
 
@@ -46,7 +48,7 @@ def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
 
 
 def made(
-    task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy
+    task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Rolled
 ) -> tuple[NetworksConfig, MethodConfig]:
     """Networks for samples of a condition, and how they train. image: (C, H, W).
 
@@ -56,7 +58,7 @@ def made(
 
 
 def of_two_rates(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Rolled
 ) -> tuple[NetworksConfig, MethodConfig]:
     light = smaller(heavy, "light")
     if trained_by in ("residual", "corrdiff"):
@@ -65,7 +67,7 @@ def of_two_rates(
 
 
 def of_both_rates(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Rolled
 ) -> tuple[NetworksConfig, MethodConfig]:
     if trained_by != "diffusion":
         raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
@@ -74,7 +76,7 @@ def of_both_rates(
 
 
 def of_one_rate(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Rolled
 ) -> tuple[NetworksConfig, MethodConfig]:
     if trained_by in ("residual", "corrdiff"):
         raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
@@ -84,7 +86,11 @@ def of_one_rate(
 MADE = {"dual": of_two_rates, "both": of_both_rates, "single": of_one_rate, "medium": of_one_rate, "light": of_one_rate}
 
 
-def _method(trained_by: Literal["diffusion", "crps", "energy", "regression"], times: TimeSource) -> MethodConfig:
+def _method(
+    trained_by: Literal["diffusion", "crps", "energy", "regression", "rolling"], times: TimeSource
+) -> MethodConfig:
     if trained_by == "diffusion":
         return DenoisingConfig(times, label_dropout=0.0)
+    if trained_by == "rolling":
+        return RollingConfig(times)
     return OneCallConfig(score=trained_by)

@@ -50,6 +50,7 @@ from dualrate.methods import (  # noqa: F401  # files name them
     em_distillation,
     moment_matching,
     residual,
+    rolling,
     unified_latents,
 )
 from dualrate.system.device import environment, own_defaults

@@ -1,0 +1,313 @@
+"""Rolling Diffusion of a sequence whose posterior is known: x^{k+1} = rho x^k + sqrt(1 - rho^2) n, of variance V.
+
+Given the frame before the window, y, its frames are jointly Gaussian, x | y ~ N(m y, S), and z = A x + D^(1/2) eps has
+
+    E[x | z, y] = m y + S A (A S A + D)^-1 (z - A m y)
+
+Sampling is then linear in the window, so what comes out has a covariance that a recursion gives exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dualrate as dr
+from dualrate.data.forecast import Forecast
+from dualrate.denoisers.denoiser import Denoiser, DualRateConditional, Metered, given_of
+from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.rolling import Rolling
+from dualrate.diffusion.values import Batch, Cond, Context, Reuse, shared_time
+from dualrate.experiment.network_configs import TwoConditional
+from dualrate.methods.rolling import RollingConfig, RollingDenoising, Window, roll
+from dualrate.methods.times import SingleTime
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.trajectory import MEMBER, sample_batches
+
+RHO = 0.8
+
+
+def given_past(frames: int, variance: float = 1.0, rho: float = RHO) -> tuple[Tensor, Tensor]:
+    """m and S."""
+    k = torch.arange(1, frames + 1, dtype=torch.float64)
+    return rho**k, variance * (rho ** (k[:, None] - k).abs() - rho ** (k[:, None] + k))
+
+
+def levels(process: Rolling, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., F): alpha and sigma^2 of every frame; of a clean one 1 and 0."""
+    times = process.frame_times(t)
+    log_snr = process.schedule.log_snr(times)
+    clean = times == 0
+    return torch.sigmoid(log_snr).sqrt().masked_fill(clean, 1), torch.sigmoid(-log_snr).masked_fill(clean, 0)
+
+
+def gain(process: Rolling, t: Tensor, covariance: Tensor) -> Tensor:
+    """(..., F, F): S A (A S A + D)^-1."""
+    alpha, noise = levels(process, t)
+    a = torch.diag_embed(alpha)
+    return covariance @ a @ torch.linalg.inv(a @ covariance @ a + torch.diag_embed(noise))
+
+
+class Exact(nn.Module, Denoiser):
+    """E[x | z, y], and `off` times z, frame by frame. It notes what its heavy calls get."""
+
+    reuse = Reuse.FREE
+
+    def __init__(self, process: Rolling, variance: float = 1.0, rho: float = RHO) -> None:
+        super().__init__()
+        self.process = process
+        self.mean, self.covariance = given_past(process.frames, variance, rho)
+        self.off = nn.Parameter(torch.zeros(process.frames, dtype=torch.float64))
+        self.calls: list[tuple[Tensor, float, Tensor]] = []
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        y = given_of(cond)
+        self.calls.append((z, float(t.flatten()[0]), y))
+        return Context((y[:, -1:].flatten(1),))
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        (y,) = context.features
+        mean, window = y.repeat_interleave(len(z) // len(y), 0) * self.mean, z.flatten(1)
+        alpha, _ = levels(self.process, t)
+        moved = gain(self.process, t, self.covariance) @ (window - alpha * mean)[..., None]
+        return (mean + moved[..., 0] + self.off * window).view_as(z)
+
+
+class Shown(Denoiser):
+    """The same to a sampler of another process, of the same times."""
+
+    reuse = Reuse.FREE
+
+    def __init__(self, inner: Exact, process: dr.GaussianProcess) -> None:
+        self.inner, self.process = inner, process
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        return self.inner.encode(z, t, cond)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        return self.inner.denoise(z, t, context, cond)
+
+
+def first(rows: int, variance: float = 1.0, past: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return variance**0.5 * torch.randn(rows, past, 1, 1, dtype=torch.float64, generator=generator)
+
+
+def rolled(process: Rolling, steps: int, count: int, rows: int, **more) -> list[Window]:
+    key, past = torch.arange(rows), first(rows)
+    with torch.no_grad():
+        return [*itertools.islice(roll(Exact(process), process, forecast_of(process), past, key, steps, **more), count)]
+
+
+def forecast_of(process: Rolling, past: int = 1, noise: float = 0.0) -> Forecast:
+    return Forecast(past, process.frames, noise=noise)
+
+
+def recursion(process: Rolling, steps: int) -> tuple[float, float]:
+    """Variance and lag-1 correlation that frames come to have: (y, z) has one linear map a step, and one a shift."""
+    frames = process.frames
+    mean, covariance = given_past(frames)
+    whole, noise = torch.eye(frames + 1, dtype=torch.float64), torch.zeros(frames + 1, frames + 1, dtype=torch.float64)
+    for i in range(steps):
+        t, s = (shared_time(process.time(1 - j / steps)) for j in (i, i + 1))
+        (alpha_t, noise_t), (alpha_s, noise_s) = levels(process, t), levels(process, s)
+        of_z = gain(process, t, covariance)
+        x_hat = torch.cat(((mean - of_z @ (alpha_t * mean))[:, None], of_z), 1)
+        ratio = alpha_t / alpha_s
+        added = noise_t - ratio**2 * noise_s  # of q(z_t | z_s)
+        step = torch.eye(frames + 1, dtype=torch.float64)
+        step[1:, 1:] = torch.diag(ratio * noise_s / noise_t)
+        step[1:] += (alpha_s * added / noise_t)[:, None] * x_hat
+        whole, noise = step @ whole, step @ noise @ step.mT
+        noise[1:, 1:] += torch.diag(added * noise_s / noise_t)
+    state = torch.eye(frames + 1, dtype=torch.float64)
+    for _ in range(100):
+        moved = torch.eye(frames + 1, dtype=torch.float64)
+        moved[:-1, :-1] = state[1:, 1:]
+        state = whole @ moved @ whole.mT + noise
+    return float(state[1, 1]), float(state[0, 1] / (state[0, 0] * state[1, 1]).sqrt())
+
+
+@pytest.mark.parametrize(("frames", "steps"), [(1, 8), (3, 4), (3, 16), (4, 4)])
+def test_frames_of_the_exact_denoiser_have_the_law_that_linear_algebra_gives(frames: int, steps: int) -> None:
+    process = Rolling(frames=frames)
+    found = torch.stack([window.frame.flatten() for window in rolled(process, steps, 45, 3_000)[20:]])
+    variance, correlation = recursion(process, steps)
+    assert found.var().item() == pytest.approx(variance, abs=0.04)
+    assert ((found[1:] * found[:-1]).mean() / found.var()).item() == pytest.approx(correlation, abs=0.015)
+
+
+def test_with_more_steps_frames_come_to_have_the_law_of_the_sequence() -> None:
+    """The values of a reference run within its chance: variance 0.93 at 16 steps and four frames."""
+    off = [1 - recursion(Rolling(frames=4), steps)[0] for steps in (4, 16, 64, 256)]
+    assert all(0 < later < 0.4 * sooner for sooner, later in itertools.pairwise(off))
+    assert off[1] == pytest.approx(0.07, abs=0.01)
+    assert off[3] < 0.006
+    assert recursion(Rolling(frames=4), 256)[1] == pytest.approx(RHO, abs=1e-3)
+
+
+def test_after_the_start_each_frame_has_its_marginal() -> None:
+    variance, process, rows = 0.25, Rolling(frames=3), 6_000
+    past = first(rows, variance)
+    window = next(roll(Exact(process, variance), process, forecast_of(process), past, torch.arange(rows), 32))
+    alpha, noise = levels(process, shared_time(process.time(0)))
+    z = window.z.flatten(1)
+    torch.testing.assert_close(z.var(0), alpha**2 * variance + noise, rtol=0.08, atol=0)
+    together = torch.cat((past.flatten(1), z), 1).T.cov()
+    mean, _ = given_past(3)
+    torch.testing.assert_close(together[0, 1:], variance * alpha * mean, rtol=0, atol=0.02)
+    expected = variance * alpha[0] * alpha[1:] * mean[:2]
+    torch.testing.assert_close(together[1, 2:], expected, rtol=0, atol=0.02)
+
+
+def test_a_window_of_one_frame_is_diffusion_frame_by_frame() -> None:
+    """The numbers of the Gaussian process under ancestral steps, each frame of the one before."""
+    process, plain, steps, rows = Rolling(frames=1), dr.GaussianProcess(Rolling().schedule), 6, 5
+    past, key = first(rows), torch.arange(rows)
+    windows = rolled(process, steps, 3, rows)
+    plan, shown = dr.StepPlan.uniform(steps, 1), Shown(Exact(process), plain)
+    (drawn,) = sample_batches(shown, Ancestral(plain), plan, (1, 1, 1), range(rows), given=lambda seed: past[seed])
+    torch.testing.assert_close(windows[0].frame.float(), drawn)
+    for number in (1, 2):
+        draws, y = Draws(number, key), windows[number - 1].frame
+        z, model = draws.normal("frame", 1, 1, 1).double(), Exact(process)
+        for i in range(steps):
+            t, s = shared_time(1 - i / steps), shared_time(1 - (i + 1) / steps)
+            x_hat = model.denoise(z, t, model.encode(z, t, Cond(None, y)), Cond(None, y)).detach()
+            noise = draws.normal(f"step {i} draw 0", 1, 1, 1)
+            z = x_hat if i == steps - 1 else plain.posterior(z, x_hat, t, s).sample(noise)
+        torch.testing.assert_close(windows[number].frame, z)
+
+
+def test_noise_moves_with_its_frame_and_the_clean_one_joins_the_past() -> None:
+    process, steps, members, past = Rolling(frames=3), 4, 2, first(3, past=2)
+    model = Exact(process)
+    key = (torch.arange(3)[:, None] + MEMBER * torch.arange(members)).flatten()
+    metered = Metered(model)
+    forecast = forecast_of(process, 2, noise=0.5)
+    windows = [*itertools.islice(roll(metered, process, forecast, past, key, steps), 5)]
+    assert metered.meter.heavy == 3 + 4 * 6  # of the first frame one a past
+    assert metered.meter.light == 6 * (3 * steps + 4 * steps)
+    (z, t, y), *rolls = model.calls
+    assert (t, len(y)) == (1.0, 3)
+    torch.testing.assert_close(y, forecast.observe(past, Draws(0, torch.arange(3))))
+    torch.testing.assert_close(z, Draws(0, key).normal("start", 3, 1, 1))
+    for before, after, (z, t, y) in zip(windows, windows[1:], rolls, strict=False):
+        assert t == process.time(1)
+        assert torch.equal(z[:, :2], before.z[:, 1:])
+        assert torch.equal(before.frame, before.z[:, :1])
+        assert torch.equal(before.past[:, 1:], before.frame)
+        assert torch.equal(after.past[:, :1], before.frame)
+        draws = Draws(after.rolls, key)
+        torch.testing.assert_close(z[:, 2:], draws.normal("frame", 1, 1, 1).double())
+        torch.testing.assert_close(y, forecast.observe(before.past, draws))
+    new = torch.stack([z[:, 2] for z, _, _ in rolls]).flatten()
+    assert len(new.unique()) == len(new)
+
+
+def test_a_frame_depends_on_its_key_and_number_alone() -> None:
+    process, past = Rolling(frames=3), first(4)
+    key, forecast, model = torch.tensor([3, 3 + MEMBER, 9, 9 + MEMBER]), forecast_of(process, noise=0.5), Exact(process)
+    whole = [*itertools.islice(roll(model, process, forecast, past[:2], key, 4), 6)]
+    part = [*itertools.islice(roll(model, process, forecast, past[1:2], key[3:], 4), 6)]
+    later = [*itertools.islice(roll(model, process, forecast, past[:2], key, 4, window=whole[2]), 3)]
+    for one, other in zip(whole, part, strict=True):
+        torch.testing.assert_close(one.z[3:], other.z)
+    for one, other in zip(whole[3:], later, strict=True):
+        assert one.rolls == other.rolls
+        assert torch.equal(one.z, other.z)
+        assert torch.equal(one.past, other.past)
+
+
+def learner(model: Exact, draws: int = 2, whole: float = 0.5) -> RollingDenoising:
+    return RollingDenoising(nn.ModuleDict(), model, model.process, Sigmoid(), SingleTime(), draws=draws, whole=whole)
+
+
+def data(rows: int, start: int, frames: int) -> Batch:
+    draws = Draws(7, torch.arange(start, start + rows))
+    normal = draws.normal("x", frames + 1).double()
+    x = [normal[:, 0]]
+    for k in range(frames):
+        x.append(RHO * x[-1] + math.sqrt(1 - RHO**2) * normal[:, k + 1])
+    made = torch.stack(x, 1)[:, :, None, None]
+    return Batch(made[:, 1:], None, draws.row, given=made[:, :1])
+
+
+@pytest.mark.parametrize(("rho", "right"), [(RHO, True), (0.5, False)])
+def test_nothing_pulls_at_the_exact_denoiser(rho: float, right: bool) -> None:
+    """In expectation, for every frame: of a denoiser of another sequence the loss falls somewhere."""
+    process, found = Rolling(frames=3), []
+    for i in range(40):
+        model, batch = Exact(process, rho=rho), data(500, 500 * i, 3)
+        (gradient,) = torch.autograd.grad(learner(model).loss(batch, 0, batch.draws(0)).total, [model.off])
+        found.append(gradient)
+    rows = torch.stack(found)
+    apart = rows.mean(0).abs() / (rows.std(0) / math.sqrt(len(rows)))
+    assert (apart.max() < 4.5) == right
+
+
+def test_losses_of_frames_are_logged_and_their_mean_is_the_loss() -> None:
+    process, batch = Rolling(frames=3), data(64, 0, 3)
+    loss = learner(Exact(process)).loss(batch, 0, batch.draws(0))
+    assert list(loss.logs) == ["loss_frame0", "loss_frame1", "loss_frame2"]
+    torch.testing.assert_close(sum(loss.logs.values()) / 3, loss.total.detach())
+
+
+def test_times_are_those_of_a_roll_but_for_a_share() -> None:
+    process, draws = Rolling(frames=4), Draws(0, torch.arange(20_000))
+    for whole in (0.0, 0.3):
+        clock = process.clock(learner(Exact(process), whole=whole).rolled(draws))
+        inside = (clock >= 0) & (clock <= 1)
+        assert inside.double().mean().item() == pytest.approx(1 - whole * 6 / 7, abs=0.01)
+        assert (clock < 0).double().mean().item() == pytest.approx(whole * 3 / 7, abs=0.01)
+        assert clock[inside].mean().item() == pytest.approx(0.5, abs=0.01)
+        times = process.frame_times((clock[inside] + 3) / 7).flatten()
+        torch.testing.assert_close(
+            times.histc(8, 0, 1) / len(times), torch.full((8,), 1 / 8).double(), rtol=0.05, atol=0
+        )
+
+
+NET = dr.UViTConfig(8, 2, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
+LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("conv", 8, 1)))
+PAIR = TwoConditional(NET, LIGHT, (1, 8, 8))
+
+
+def experiment(forecast: Forecast, process: dr.GaussianProcess | Rolling) -> dr.Experiment:
+    return dr.Experiment("run", PAIR, RollingConfig(), dr.FitConfig(2), process=process, condition=forecast)
+
+
+def test_what_cannot_roll_is_refused() -> None:
+    process = Rolling(frames=2)
+    with pytest.raises(ValueError, match="whose process is Rolling, got GaussianProcess"):
+        experiment(Forecast(1, 2), dr.GaussianProcess(process.schedule))
+    with pytest.raises(ValueError, match="its condition is a Forecast with as many"):
+        experiment(Forecast(1, 2), Rolling(frames=1))
+    with pytest.raises(ValueError, match="drop --difference"):
+        experiment(Forecast(1, 2, difference=True), process)
+    with pytest.raises(ValueError, match="windows of 2 frames roll, the forecast has 3"):
+        next(roll(Exact(process), process, Forecast(1, 3), first(1), torch.arange(1), 2))
+
+
+def test_the_heavy_network_of_two_rates_sees_each_past_once() -> None:
+    made = experiment(Forecast(1, 2), Rolling(frames=2))
+    torch.manual_seed(0)
+    networks, denoiser = made.build()
+    for parameter in networks.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    assert isinstance(denoiser, DualRateConditional)
+    metered, past = Metered(denoiser), torch.randn(2, 1, 8, 8)
+    assert isinstance(made.process, Rolling)
+    assert isinstance(made.condition, Forecast)
+    key = (torch.arange(2)[:, None] + MEMBER * torch.arange(3)).flatten()
+    windows = [*itertools.islice(roll(metered, made.process, made.condition, past, key, 4, start=5), 3)]
+    assert (metered.meter.heavy, metered.meter.light) == (2 + 6 + 6, 6 * (5 + 4 + 4))
+    frames = torch.stack([window.frame for window in windows])
+    assert frames.shape == (3, 6, 1, 8, 8)
+    assert frames.isfinite().all()
+    assert (frames.std(1) > 1e-3).all()  # members differ
