@@ -40,6 +40,7 @@ from dualrate.cli.data import (
     _ToFolder,
 )
 from dualrate.cli.distill import Distill
+from dualrate.cli.forecast import Forecast as ForecastCommand
 from dualrate.cli.plan import Calibrate, Plan
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.train import Retrofit as RetrofitCommand
@@ -51,6 +52,7 @@ from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
+from dualrate.data.forecast import Forecast
 from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulation
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
@@ -132,6 +134,11 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.planning.planner.Planned",
     "dualrate.config.ranges.Range",
     "dualrate.recipes.auto.Tier",
+    "dualrate.recipes.forecast.Tier",
+    "dualrate.metrics.forecasts.ForecastScores",
+    "dualrate.drawing.forecast.Record",
+    "dualrate.drawing.forecast.Starts",
+    "dualrate.drawing.forecast.Written",
     "dualrate.drawing.samples.Pictures",
     "dualrate.drawing.samples.Pieces",
     "dualrate.drawing.samples.Record",
@@ -235,6 +242,7 @@ def examples() -> Iterator[Any]:
     yield from (OneConditional(config, (4, 2, 2)), TwoConditional(config, config, (4, 2, 2)), GivenTimes(), BothTimes())
     yield ThreeConditional(config, config, config, (4, 2, 2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
+    yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())
     for kind in (ConditionalDenoising, ResidualDenoising):

@@ -28,6 +28,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 
 Frames = Annotated[int, Range(1, 256)]
+Positive = Annotated[float, Range(0, 1e30, above=True)]
 LOOKED_AT = 1000  # windows, for the scale of differences
 SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
 
@@ -50,11 +51,11 @@ class Forecast(Condition, Ranged):
     """Standard deviation of noise on what is observed, in standard deviations of the field."""
     statistics: Statistics = Statistics((), (), ())
     """Of the training data; `of` fills this in, and the scale."""
-    scale: tuple[float, ...] = ()
+    scale: tuple[Positive, ...] = ()
     """Of each channel of each frame of a sample, in standard deviations of the field."""
     variables: tuple[str, ...] = ()
     """Names of the channels, in their order."""
-    step: float | None = None
+    step: Positive | None = None
     """Time from one time step of the data to the next, where the data says it."""
 
     def of(self, fields: Fields) -> Forecast:
