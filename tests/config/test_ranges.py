@@ -479,7 +479,13 @@ COMMANDS |= {f"distill {name}": Distill(recipe(), teacher=Path("run")) for name,
 ONE_WORD = [name for name in cli.COMMANDS if " " not in name]
 # others are like them
 TRIED = ("train fashion-mnist-dual-45", "train imagenet64-heavy", "distill cifar10", *ONE_WORD)
-REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}
+REQUIRED = {
+    "sample": ["run", "--out", "out"],
+    "forecast": ["run", "--out", "out"],
+    "demo": [],
+    "distill": ["--teacher", "run"],
+    "train": [],
+}
 REQUIRED |= {"plan": ["run", "--budget", "1x"]}
 
 
