@@ -18,6 +18,7 @@ from dualrate.data.fields import read_fields
 from dualrate.data.forecast import Forecast
 from dualrate.denoisers.denoiser import Denoiser, given_of
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.drawing import forecast as module
 from dualrate.drawing.drawer import Drawer
@@ -25,6 +26,7 @@ from dualrate.drawing.forecast import Starts, Store, held_out_starts, read_start
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import OneNetwork, TwoConditional
 from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.rolling import RollingConfig, roll
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.blocks import add_shared
 from dualrate.networks.uvit import Level, UViTConfig
@@ -366,3 +368,27 @@ def test_pictures_show_the_first_start(model, tmp_path):
     with Image.open(tmp_path / "out" / "forecast.webp") as moving, Image.open(tmp_path / "out" / "forecast.png") as one:
         assert (moving.n_frames, moving.info["loop"]) == (6, 0)
         assert min(one.size) > 200
+
+
+def test_rolling_diffusion_makes_a_frame_at_a_time_and_goes_on(source, tmp_path):
+    """What `methods.rolling.roll` yields, the same bits from a frame on; a heavy call a start, then one a member."""
+    plain = experiment_of(source, Forecast(past=2, frames=3, noise=0.1))
+    rolling = {"process": Rolling(frames=3), "method": RollingConfig(GivenTimes())}
+    model = load(saved_random(replace(plain, **rolling), tmp_path / "rolling"))
+    held, drawer, forecast = held_out_starts(model, 5, 2), drawer_of(model, steps=4), model.experiment.condition
+    whole = rolled(drawer, held.past, 5, seed=7)
+    keys = ((7 + torch.arange(2))[:, None] + MEMBER * torch.arange(3)).flatten()
+    past = forecast.statistics.normalised(torch.from_numpy(held.past)).flatten(1, 2)
+    for k, window in zip(range(5), roll(drawer.denoiser, model.process, forecast, past, keys, 4), strict=False):
+        frame = forecast.statistics.restored(window.frame).unflatten(0, (2, 3))
+        assert np.array_equal(frame.numpy(), whole[:, :, k])
+    later = list(roll_out(drawer, held.past, 5, seed=7, earlier=lambda starts, members: whole[:, :, :3]))
+    assert [piece.frames for piece in later] == [range(3, 4), range(4, 5)]
+    assert all(np.array_equal(piece.x[:, :, 0], whole[:, :, piece.frames.start]) for piece in later)
+    calls = model.call_cost
+    record = write_forecast(drawer, held, 2, tmp_path / "out").record
+    assert record.cost == {
+        "frames": 1,
+        "first_window": round(calls.heavy / 3 + 3 * 4 * calls.light),
+        "later_window": round(calls.heavy + 4 * calls.light),
+    }

@@ -56,13 +56,12 @@ class Forecast(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.forecast import SCORES, forecast_of, held_out_starts, read_starts, write_forecast
+        from dualrate.drawing.forecast import SCORES, held_out_starts, read_starts, write_forecast
         from dualrate.drawing.forecast_scores import forecast_scores, plain_scores, scores_table
 
         if self.start_file is not None and self.starts is not None:
             raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
-        frames = forecast_of(model).frames
         if self.start_file is not None:
             starts = read_starts(self.start_file, model)
         else:
@@ -81,7 +80,7 @@ class Forecast(Ranged):
                 progress=image_progress(progress, "frames"),
                 command=command_line(),
             )
-        record = written.record
+        record, frames = written.record, written.record.cost["frames"]
         report: dict[str, object] = {
             "run": str(self.run_dir),
             "out": str(self.out),

@@ -9,6 +9,9 @@
 
 The first call of the heavy network is shared by all members of a start. After it each has a past of its own.
 
+A model of Rolling Diffusion (methods/rolling.py) makes a frame at a time, by rolls of as many steps as the plan has. A
+batch that was killed is drawn again from its start, and what is not there is written.
+
 Start i has the key i + seed; noise of window w of member m has key + 2^20 w + 2^40 m, that of what is observed too. So
 the first window is what `Drawer` draws, and neither batches nor the number of members decide a frame. What goes on from
 a window are its frames as they are on disk: a roll-out that was killed goes on with the same bits.
@@ -46,10 +49,12 @@ from dualrate.data.forecast import Forecast
 from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import Drawer, Guidance, plain_step, spread
 from dualrate.drawing.samples import Identity, joined_calls, refuse_others
 from dualrate.experiment.experiment import Model
+from dualrate.methods.rolling import roll
 from dualrate.metrics.store import PIXELS, Origin
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
@@ -283,25 +288,57 @@ def roll_out(
     earlier: frames of a forecast that was interrupted; what begins after them is all that comes
     Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
     """
-    forecast, past = forecast_of(drawer.model), checked(drawer, starts, frames, seed)
-    denoiser = drawer.denoiser
+    past, denoiser = checked(drawer, starts, frames, seed), drawer.denoiser
     for some, members in parts(len(past), drawer):
         keys = torch.tensor(some, dtype=torch.int64, device=drawer.model.device) + seed
-        held = past[some.start : some.stop, None].expand(-1, len(members), *[-1] * 4)
         there = None if earlier is None else earlier(some, members)
         first = 0 if there is None else there.shape[2]
         if first >= frames:
             continue
-        window = first // forecast.frames
-        if there is not None and window:
-            stop = window * forecast.frames
-            latest = torch.tensor(np.asarray(there[:, :, max(0, stop - forecast.past) : stop]))
-            held = torch.cat((held, latest), 2)[:, :, -forecast.past :]
-        while (begun := window * forecast.frames) < frames:
-            new = _window(drawer, denoiser, held, keys, members, window)
-            held, window = torch.cat((held, new), 2)[:, :, -forecast.past :], window + 1
-            now = range(begun, min(begun + forecast.frames, frames))
+        own = past[some.start : some.stop]
+        if isinstance(drawer.model.process, Rolling):
+            made = _rolled(drawer, denoiser, own, keys, members, first)
+        else:
+            made = _windows(drawer, denoiser, own, keys, members, there)
+        for begun, new in made:
+            now = range(begun, min(begun + new.shape[2], frames))
             yield Piece(some, members, now, new[:, :, : len(now)].numpy())
+            if now.stop == frames:
+                break
+
+
+def _windows(
+    drawer: Drawer, denoiser: Denoiser, start: Tensor, keys: Tensor, members: range, there: Frame | None
+) -> Iterator[tuple[int, Tensor]]:
+    """The windows that are not there, without end: the number of their first frame, and (n, m, f, C, H, W)."""
+    forecast, held = forecast_of(drawer.model), start[:, None].expand(-1, len(members), *[-1] * 4)
+    window = 0 if there is None else there.shape[2] // forecast.frames
+    if there is not None and window:
+        stop = window * forecast.frames
+        latest = torch.tensor(np.asarray(there[:, :, max(0, stop - forecast.past) : stop]))
+        held = torch.cat((held, latest), 2)[:, :, -forecast.past :]
+    while True:
+        new = _window(drawer, denoiser, held, keys, members, window)
+        yield window * forecast.frames, new
+        held, window = torch.cat((held, new), 2)[:, :, -forecast.past :], window + 1
+
+
+def _rolled(
+    drawer: Drawer, denoiser: Denoiser, start: Tensor, keys: Tensor, members: range, first: int
+) -> Iterator[tuple[int, Tensor]]:
+    """By Rolling Diffusion, frame by frame from the first one on, without end: its number, and (n, m, 1, C, H, W).
+
+    Frames before it are drawn again: the window behind them is not on disk.
+    """
+    model, forecast, process = drawer.model, forecast_of(drawer.model), drawer.model.process
+    assert isinstance(process, Rolling)
+    past = forecast.statistics.normalised(start.to(model.device)).flatten(1, 2)
+    number = torch.arange(members.start, members.stop, device=model.device)
+    rows, steps = (keys[:, None] + MEMBER * number).flatten(), drawer.plan.num_steps
+    for window in roll(denoiser, process, forecast, past, rows, steps, bfloat16=drawer.bfloat16):
+        if window.rolls >= first:
+            frame = forecast.statistics.restored(window.frame)
+            yield window.rolls, frame.unflatten(0, (len(keys), len(members)))[:, :, None].cpu()
 
 
 @own_defaults()
@@ -330,6 +367,16 @@ def _window(drawer: Drawer, denoiser: Denoiser, past: Tensor, keys: Tensor, memb
     )
     frames = forecast.statistics.restored(forecast.frames_of(x, past[:, :, -1].flatten(0, 1)))
     return frames.unflatten(0, (len(keys), count)).cpu()
+
+
+def _cost(drawer: Drawer) -> dict[str, float]:
+    """frames: that come at once; first_window, later_window: multiply-adds of a member for them."""
+    frames, later = forecast_of(drawer.model).frames, replace(drawer, members=1).cost.macs
+    if not isinstance(drawer.model.process, Rolling):
+        return {"frames": frames, "first_window": drawer.cost.macs, "later_window": later}
+    calls = drawer.model.call_cost
+    first = calls.heavy / drawer.members + frames * drawer.plan.num_steps * calls.light
+    return {"frames": 1, "first_window": round(first), "later_window": later}
 
 
 @dataclass(frozen=True)
@@ -370,7 +417,7 @@ class Record:
     @staticmethod
     def of(drawer: Drawer, starts: Starts, frames: int, seed: int, command: str) -> Record:
         model, forecast = drawer.model, forecast_of(drawer.model)
-        own, channels = replace(drawer, members=1), frame_shape(model)[0]
+        channels = frame_shape(model)[0]
         leads = (forecast.lead * (1 if forecast.step is None else forecast.step) * (k + 1) for k in range(frames))
         device = {"device": str(model.device), **environment(model.device)}
         return Record(
@@ -392,7 +439,7 @@ class Record:
             variables=forecast.variables or tuple(map(str, range(channels))),
             lead_times=tuple(map(float, leads)),
             unit="time steps" if forecast.step is None else "time",
-            cost={"frames": forecast.frames, "first_window": drawer.cost.macs, "later_window": own.cost.macs},
+            cost=_cost(drawer),
             calls=({"command": command, "batch_size": drawer.batch_size, **device},),
         )
 
