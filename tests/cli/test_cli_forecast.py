@@ -50,6 +50,8 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
     assert np.load(tmp_path / "out" / "forecast.npy").shape == (1, 2, 3, CHANNELS, 1, WIDTH)
     assert not (tmp_path / "out" / "truth.npy").exists()
     one, capsys_text = saved_random(ONE, tmp_path / "one"), capsys.readouterr
+    assert call(monkeypatch, "sample", run, "--out", tmp_path / "pictures") == 2
+    assert "a forecast makes fields, not pictures" in capsys_text().err
     for command, words in (
         ((run, "--out", tmp_path / "out", *OPTIONS, *mine, "--starts", 3), "drop --starts"),
         ((run, "--out", tmp_path / "out", *OPTIONS), "holds another forecast"),

@@ -92,6 +92,9 @@ class Condition(ABC):
         """A sample (B, C, H, W) with what the condition knows of it put back: nothing, unless overridden."""
         return x
 
+    def check_pictured(self) -> None:  # noqa: B027  # most are of pictures
+        """Raises ValueError where samples are no pictures."""
+
     def shown(self, x: Tensor) -> Tensor:
         """Samples (B, C, H, W) as pictures, in [-1, 1]: as they are, unless overridden."""
         return x

@@ -120,6 +120,9 @@ class Forecast(Condition, Ranged):
     def _scale(self, like: Tensor) -> Tensor:
         return torch.tensor(self.scale, device=like.device)[:, None, None]
 
+    def check_pictured(self) -> None:
+        raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN")
+
     def shown(self, x: Tensor) -> Tensor:
         """The first channel of every frame, one below the other: (B, 1, frames H, W), grey."""
         first = x.unflatten(1, (self.frames, -1))[:, :, 0] / SHOWN_RANGE

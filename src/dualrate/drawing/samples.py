@@ -330,6 +330,7 @@ def write_samples(
     """
     if not seeds or seeds.step != 1:
         raise ValueError(f"expected seeds one after the other, got {seeds}")
+    drawer.model.experiment.condition.check_pictured()
     out, model, found = as_path(out), drawer.model, read_record(as_path(out))
     if drawer.precision == "auto" and found is not None:
         drawer = replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
