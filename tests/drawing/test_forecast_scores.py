@@ -78,6 +78,15 @@ def test_a_table_and_plain_values(autoregression):
     assert set(plain_scores(found)) == {"forecast", "persistence", "climatology"}
 
 
+def test_more_members_than_training_frames(autoregression, monkeypatch):
+    """A climatology of fewer members: its fair CRPS has the same mean."""
+    monkeypatch.setattr("dualrate.drawing.forecast_scores.LOOKED_AT", MEMBERS // 2)
+    model, starts, drawn = autoregression
+    found = forecast_scores(model, starts, written(starts, drawn))
+    assert found["climatology"].members == MEMBERS // 2
+    np.testing.assert_allclose(found["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.1)
+
+
 def test_starts_without_truth_have_no_scores(autoregression):
     model, starts, drawn = autoregression
     unknown = Starts(starts.past, "mine")

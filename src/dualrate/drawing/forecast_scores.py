@@ -42,7 +42,7 @@ def forecast_scores(model: Model, starts: Starts, written: Written) -> dict[str,
         found = {
             "forecast": drawn,
             "persistence": persistence(past, starts.known),
-            "climatology": climatology(frames, len(truth), max(2, members), starts.known, first),
+            "climatology": climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first),
         }
         for name, x in found.items():
             scorers[name].add(zip(x.unbind(2), truth.unbind(1), strict=True), start=past[:, -1])

@@ -5,7 +5,7 @@
 
 Levels   each halves the one before, down to at most `COARSEST` positions a side; of fields that cannot be halved one.
          Those of base with 16 positions a side or fewer are transformer blocks, all others convolutions.
-Patches  of fields above 128 points a side 2 points, above 256 four.
+Patches  of fields above 128 points a side 2 points, above 256 four; fewer where these do not divide a side.
 """
 
 from __future__ import annotations
@@ -120,8 +120,10 @@ def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:
     channels, height, width = shape
     longest = max(height, width)
     patch = 1 if longest <= 128 else 2 if longest <= 256 else 4
-    grids = [longest // patch]
-    sides = [side // patch for side in (height, width) if side > 1]
+    points = [width] if height == 1 else [height, width]
+    while any(side % patch for side in points):
+        patch //= 2
+    grids, sides = [longest // patch], [side // patch for side in points]
     coarsest = COARSEST // 2 if tier.transformers else COARSEST
     while (grids[-1] > coarsest or len(grids) == 1) and all(side % 2 ** len(grids) == 0 for side in sides):
         grids.append(grids[-1] // 2)
