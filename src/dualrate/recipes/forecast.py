@@ -91,7 +91,7 @@ class Forecasting(Ranged):
         if not is_fields(source):
             raise ValueError(
                 f"{source or 'no source'} holds no fields: give --data.source kuramoto-sivashinsky, kolmogorov, or a "
-                "file of arrays (trajectory, time, channel, space): .npz with an array `fields`, .npy, .h5, .nc or .zarr"
+                "file of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
             )
         fields = read_fields(source, "train")
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise).of(fields)
