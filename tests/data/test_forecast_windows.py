@@ -104,6 +104,15 @@ def test_a_difference_is_from_the_last_frame_that_is_given() -> None:
     assert rows(fields, forecast, 0)[0, :, 0, 0].tolist() == [1 / 0.5, -1 / 0.25, 2 / 0.5 / 2, -2 / 0.25 / 2]
 
 
+def test_a_channel_that_never_changes_has_scale_1() -> None:
+    """Such as one that says where there is land, beside one that counts by 1 of deviation d."""
+    fields = counted(6, 6)
+    still = fields_of([np.stack([one[:, 0], 7 + 0 * one[:, 0]], 1) for one in fields.trajectories], ("up", "land"))
+    forecast = Forecast(1, 2, difference=True).of(still)
+    d = still.statistics.std[0]
+    np.testing.assert_allclose(forecast.scale, [1 / d, 1, 2 / d, 1], rtol=1e-6)
+
+
 def test_what_is_observed_in_part_and_with_noise() -> None:
     """Noise is a function of the sample's number, and has the standard deviation that was asked for."""
     past, draws = torch.zeros(500, 3, 8, WIDTH), Draws(0, torch.arange(500))
@@ -191,6 +200,9 @@ def test_one_frame_of_a_window_is_an_ordinary_forecast(source: Path) -> None:
         ((1, 1, 50), [(1, 50), (1, 25)]),
         ((1, 1, 45), [(1, 45)]),
         ((1, 1, 1024), [(1, 256), (1, 128), (1, 64), (1, 32)]),
+        ((1, 1, 129), [(1, 129)]),
+        ((1, 90, 258), [(45, 129)]),
+        ((1, 100, 1), [(100, 1)]),
     ],
 )
 def test_networks_fit_any_field(shape: tuple[int, int, int], sides: list[tuple[int, int]]) -> None:

@@ -47,7 +47,7 @@ def written(starts: Starts, drawn: np.ndarray) -> Written:
 
 
 def test_scores_are_those_of_the_process(autoregression):
-    """CRPS s / sqrt(pi) of a law with deviation s; of the last frame mean |x_0 - x_t|."""
+    """CRPS s / sqrt(pi) of a law with deviation s; of the last frame mean |x_0 - x_t|, and correlation rho^t."""
     model, starts, drawn = autoregression
     found = forecast_scores(model, starts, written(starts, drawn))
     left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in Leads.lead_times])
@@ -55,6 +55,8 @@ def test_scores_are_those_of_the_process(autoregression):
     np.testing.assert_allclose(found["forecast"].crps.value, left / math.sqrt(math.pi), rtol=0.03)
     np.testing.assert_allclose(found["persistence"].crps.value, apart * math.sqrt(2 / math.pi), rtol=0.03)
     np.testing.assert_allclose(found["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.03)
+    np.testing.assert_allclose(found["persistence"].correlation.value, [RHO**t for t in Leads.lead_times], atol=0.03)
+    np.testing.assert_allclose(found["climatology"].correlation.value, 0, atol=0.03)
     np.testing.assert_allclose(found["forecast"].spread_skill.value, 1, atol=0.05)
     np.testing.assert_allclose(found["forecast"].edges.value, 1, atol=0.2)
     assert starts.block == math.ceil(200 / 12)  # of a trajectory
@@ -76,6 +78,15 @@ def test_a_table_and_plain_values(autoregression):
     assert lines[0].split()[:2] == ["lead", "time"]
     assert [line.split()[0] for line in lines[1 : FRAMES + 1]] == ["1", "2", "3", "4"]
     assert set(plain_scores(found)) == {"forecast", "persistence", "climatology"}
+
+
+def test_more_members_than_training_frames(autoregression, monkeypatch):
+    """A climatology of fewer members: its fair CRPS has the same mean."""
+    monkeypatch.setattr("dualrate.drawing.forecast_scores.LOOKED_AT", MEMBERS // 2)
+    model, starts, drawn = autoregression
+    found = forecast_scores(model, starts, written(starts, drawn))
+    assert found["climatology"].members == MEMBERS // 2
+    np.testing.assert_allclose(found["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.1)
 
 
 def test_starts_without_truth_have_no_scores(autoregression):

@@ -310,6 +310,10 @@ def test_the_truth_is_kept_beside(source, model, tmp_path):
         frames = data.frames(trajectory, begin, 11)[::2]
         np.testing.assert_array_equal(starts.past[start], frames[:2])
         np.testing.assert_array_equal(done.truth[start], frames[2:])
+    changed = replace(starts, truth=lambda i: starts.truth(i)[:3] + 1, known=3)  # as a source that was written anew
+    again = written(model, tmp_path / "out", 4, starts=changed)
+    assert again.drawn == 0
+    np.testing.assert_array_equal(again.truth, done.truth[:, :3] + 1)
 
 
 def test_starts_are_those_whose_truth_is_known_and_no_more_than_there_are(model):

@@ -33,7 +33,7 @@ class Forecast(Ranged):
     """Directory for the forecast: new, empty, or with a part of the same forecast."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     start_file: Annotated[Path | None, arg(name="from")] = None
-    """Time steps to start from, .npy, .npz or what training takes: (time, channel, space) or (start, time, channel,
+    """Time steps to start from, .npy, .npz, .h5, .nc or .zarr: (time, channel, space) or (start, time, channel,
     space), the latest last, in the units of the training data; starts in held-out data, whose truth is kept beside, if
     not given."""
     frames: Annotated[int, Range(1, 2**28)] = 100

@@ -49,7 +49,8 @@ class SamplingOptions(Ranged):
     steps: Steps | None = None
     """N, steps of the sampler; if not given 32, or those of a distilled student."""
     heavy: HeavyCalls | None = None
-    """H, heavy calls per image; if not given a quarter of the steps, or those of a distilled student."""
+    """H, heavy calls per image; if not given a quarter of the steps, one where they see a condition alone, or those of
+    a distilled student."""
     places: Places | None = None
     """Spread the heavy calls evenly over all steps (even), or over those after the first quarter (late where the model
     allows it, if not given)."""

@@ -52,7 +52,7 @@ class Forecast(Condition, Ranged):
     statistics: Statistics = Statistics((), (), ())
     """Of the training data; `of` fills this in, and the scale."""
     scale: tuple[Positive, ...] = ()
-    """Of each channel of each frame of a sample, in standard deviations of the field."""
+    """Of each channel of each frame of a sample, in standard deviations of the field; 1 where nothing changes."""
     variables: tuple[str, ...] = ()
     """Names of the channels, in their order."""
     step: Positive | None = None
@@ -71,9 +71,9 @@ class Forecast(Condition, Ranged):
         some = np.linspace(0, len(targets) - 1, min(len(targets), LOOKED_AT)).astype(np.int64)
         x = targets.rows(some, Draws(0, torch.from_numpy(some)), Augment()).double()
         scale = x.square().mean((0, 2, 3)).sqrt()
-        if not (scale > 0).all():
+        if not (scale > 0).any():
             raise ValueError(f"{fields.name} never changes from frame to frame: give a larger lead")
-        return replace(whole, scale=tuple(scale.tolist()))
+        return replace(whole, scale=tuple(torch.where(scale > 0, scale, 1.0).tolist()))
 
     @property
     def span(self) -> int:

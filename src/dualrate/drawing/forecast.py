@@ -640,14 +640,13 @@ def write_forecast(
 
 
 def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
-    """The frames after each start that the data has, in a file, one start in memory at a time."""
-    if not path.exists():
-        assert starts.truth is not None
-        with whole(path) as aside:
-            made = np.lib.format.open_memmap(aside, "w+", np.float32, (len(starts), starts.known, *frame))
-            for i in range(len(starts)):
-                made[i] = starts.truth(i)
-            made.flush()
+    """The frames after each start that the data has now, in a file, one start in memory at a time."""
+    assert starts.truth is not None
+    with whole(path) as aside:
+        made = np.lib.format.open_memmap(aside, "w+", np.float32, (len(starts), starts.known, *frame))
+        for i in range(len(starts)):
+            made[i] = starts.truth(i)
+        made.flush()
     return np.load(path, mmap_mode="r")
 
 

@@ -30,7 +30,7 @@ def forecast_scores(model: Model, starts: Starts, written: Written) -> dict[str,
         raise ValueError("the truth of these starts is not known: forecast held-out data, without --from, to score")
     forecast, (count, members) = forecast_of(model), written.x.shape[:2]
     scale = torch.tensor(forecast.statistics.std)
-    mean = torch.tensor(forecast.statistics.mean)[:, None, None] / scale[:, None, None]
+    mean = torch.tensor(forecast.statistics.mean)[:, None, None]
     leads = written.record.lead_times[: starts.known]
     names = ("forecast", "persistence", "climatology")
     scorers = {name: ForecastScorer(leads, scale=scale, climatology=mean) for name in names}
@@ -42,7 +42,7 @@ def forecast_scores(model: Model, starts: Starts, written: Written) -> dict[str,
         found = {
             "forecast": drawn,
             "persistence": persistence(past, starts.known),
-            "climatology": climatology(frames, len(truth), max(2, members), starts.known, first),
+            "climatology": climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first),
         }
         for name, x in found.items():
             scorers[name].add(zip(x.unbind(2), truth.unbind(1), strict=True), start=past[:, -1])

@@ -219,8 +219,8 @@ class ForecastScorer:
 
     leads:       T lead times, positive and rising, in the unit in which `until` is wanted
     scale:       (C,) by which channels are divided, their standard deviations: what has different units adds up
-    climatology: (C, H, W), or what broadcasts to it: the mean state that correlations are about. None: a field's own
-                 mean of each channel, as PDE-Refiner does
+    climatology: (C, H, W), or what broadcasts to it: the mean state that correlations are about, in the data's units
+                 too. None: a field's own mean of each channel, as PDE-Refiner does
     seed:        orders members equal to the truth, by start, lead time and point: chunks change nothing
 
     Raises ValueError for other leads or scales.

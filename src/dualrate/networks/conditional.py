@@ -54,7 +54,7 @@ class ConditionMaps(nn.Module):
                 levels = ", ".join("{} x {}".format(*config.sides(i)) for i in range(len(config.levels)))
                 raise ValueError(
                     f"a condition of {given} (C, H, W) has a multiple or a divisor of the positions of each of the "
-                    f"network's levels, {levels}: change the network's patch or levels"
+                    f"network's levels, {levels}: change the network's patch or levels, or --every of a forecast"
                 )
             kind = nn.ConvTranspose2d if finer else nn.Conv2d
             self.maps.append(kind(channels, level.channels, ratio, stride=ratio, bias=False))

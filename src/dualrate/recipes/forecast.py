@@ -5,7 +5,7 @@
 
 Levels   each halves the one before, down to at most `COARSEST` positions a side; of fields that cannot be halved one.
          Those of base with 16 positions a side or fewer are transformer blocks, all others convolutions.
-Patches  of fields above 128 points a side 2 points, above 256 four.
+Patches  of fields above 128 points a side 2 points, above 256 four; fewer where these do not divide a side.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class Forecasting(Ranged):
     every: Annotated[int, Range(1, 256)] = 1
     """Points from one that is observed to the next, on each axis."""
     noise: Annotated[float, Range(0, 100)] = 0.0
-    """Of what is observed, in standard deviations of the field."""
+    """Standard deviation of noise on what is observed, in standard deviations of the field."""
     periodic: bool = False
     """Whether opposite edges of the field meet. Simulated systems are periodic."""
     size: Size = "tiny"
     """Of the networks. tiny: minutes of a laptop. small: an hour of a CPU core. base: for a GPU."""
     rate: Rate = "dual"
-    """dual: a heavy network once a past, and a light one at every step. both: another heavy network now and then, too.
-    single, medium, light: one network at every step."""
+    """dual: a heavy network once a past, and a light one at every step. both: now and then another heavy network too,
+    which sees the frames that are being made. single, medium, light: one network at every step."""
     trained_by: TrainedBy | Rolled = "diffusion"
     """rolling: a window whose frames become clean one after the other, each with a heavy call of its own. residual: a
     regression once, and diffusion of what it leaves, with its features; corrdiff: without. crps, energy: a sample in
@@ -91,7 +91,7 @@ class Forecasting(Ranged):
         if not is_fields(source):
             raise ValueError(
                 f"{source or 'no source'} holds no fields: give --data.source kuramoto-sivashinsky, kolmogorov, or a "
-                "file of arrays (trajectory, time, channel, space): .npz, .npy, .h5, .nc or .zarr"
+                "file of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
             )
         fields = read_fields(source, "train")
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise).of(fields)
@@ -120,8 +120,10 @@ def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:
     channels, height, width = shape
     longest = max(height, width)
     patch = 1 if longest <= 128 else 2 if longest <= 256 else 4
-    grids = [longest // patch]
-    sides = [side // patch for side in (height, width) if side > 1]
+    points = [width] if height == 1 else [height, width]
+    while any(side % patch for side in points):
+        patch //= 2
+    grids, sides = [longest // patch], [side // patch for side in points]
     coarsest = COARSEST // 2 if tier.transformers else COARSEST
     while (grids[-1] > coarsest or len(grids) == 1) and all(side % 2 ** len(grids) == 0 for side in sides):
         grids.append(grids[-1] // 2)
