@@ -302,8 +302,8 @@ def test_networks_of_a_notebook_are_refused_before_they_are_trained(tmp_path, mo
     [
         (["--networks.encoder.num-classes", 4], "must have the same .*, got num_classes 4 and 3"),
         (["--networks.light.num-classes", 0], "must have the same .*, got num_classes 3 and 0"),
-        (["--networks.light.image-size", 16], "got image_size 8 and 16"),
-        (["--networks.encoder.image-channels", 3], "got image_channels 3 and 1"),
+        (["--networks.light.image-size", 16], r"got shape \(1, 8, 8\) and \(1, 16, 16\)"),
+        (["--networks.encoder.image-channels", 3], r"got shape \(3, 8, 8\) and \(1, 8, 8\)"),
         (["--data.augment.translate", 8], "images of side 8 are shifted by at most 7 pixels, got translate 8"),
         (["--method.times.heavy", 8, 4], r"heavy is the least number of heavy calls, then the largest, got \(8, 4\)"),
         (["--process.schedule.log-snr-min", 15], "log_snr_min must be below log_snr_max, got 15.0 and 15.0"),

@@ -139,7 +139,7 @@ def test_a_latent_reaches_positions_of_its_own():
         assert touched.shape[0] == max(1, side // 4) ** 2
         assert torch.equal(touched[0], torch.tensor([2 * side // 4, 3 * side // 4]))
     assert fine[0, :, 4:6, 6:8].flatten(1).unique(dim=1).shape[1] == 4
-    with pytest.raises(ValueError, match=r"condition of \(3, 3, 3\).*levels, 8, 4, 2"):
+    with pytest.raises(ValueError, match=r"condition of \(3, 3, 3\).*levels, 8 x 8, 4 x 4, 2 x 2"):
         ConditionMaps((3, 3, 3), config)
 
 

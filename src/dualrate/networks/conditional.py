@@ -53,7 +53,7 @@ class ConditionMaps(nn.Module):
             if ratio is None:
                 levels = ", ".join("{} x {}".format(*config.sides(i)) for i in range(len(config.levels)))
                 raise ValueError(
-                    f"a condition of {given} (C, H, W) has a multiple or a divisor of the positions of each of the "
+                    f"the sides of a condition of {given} (C, H, W) are no multiples or divisors of those of the "
                     f"network's levels, {levels}: change the network's patch or levels, or --every of a forecast"
                 )
             kind = nn.ConvTranspose2d if finer else nn.Conv2d
