@@ -37,8 +37,8 @@ def figure(settings: list[dict]) -> Figure:
         at(1, color="black", linewidth=0.8)
         scale("log")
         axes.grid(alpha=0.3)
-    bars.set_xlabel("compute of the best single network / that of two rates, at equal quality")
-    scatter.set(xlabel="score of a light network alone / of the best single one", ylabel="the same ratio", xscale="log")
+    bars.set_xlabel("compute at equal quality: best single network / two rates")
+    scatter.set(xlabel="score: light alone / best single", ylabel="the same ratio", xscale="log")
     scatter.set_xticks([1, 1.2, 1.5, 2], ["1", "1.2", "1.5", "2"])
     scatter.minorticks_off()
     return made
