@@ -27,7 +27,7 @@ from dualrate.metrics import distances as bootstrap
 from dualrate.metrics import evaluate
 from dualrate.metrics.features import Architecture, train_feature_net
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, imagenet
+from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, forecast, imagenet
 from dualrate.runs import train
 from dualrate.runs.store import write_experiment
 from dualrate.sampling.cost import seconds_per_call
@@ -159,6 +159,8 @@ def small_networks(place, monkeypatch) -> None:
         monkeypatch.setattr(fashion_mnist_latents, name, network)
     tier = replace(auto.TIERS["tiny"], conv=8, transformers=(None, 64), blocks=(1, 1), embedding=16)
     monkeypatch.setitem(auto.TIERS, "tiny", tier)
+    small = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=16)
+    monkeypatch.setitem(forecast.TIERS, "tiny", small)
     for name, few in {"LADDER": (4,), "DUAL_PLANS": ((4, 2),), "LIGHT_FIRST_PLANS": ((4, 2),)}.items():
         monkeypatch.setattr(candidates, name, few)
     for name, least in {"LOWEST": -2, "HIGHEST": 2}.items():
