@@ -42,6 +42,7 @@ MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
 STEPS, STARTS, MEMBERS, SHARED = (2, 4, 8, 16), 256, 16, (1, 16, 64)
 FRAMES, RESAMPLES = 3, 2000
 Row = dict[str, Any]
+Scores = dict[tuple[str, str, int], NDArray[np.float64]]  # by network, what trained it and steps
 
 
 def experiment(source: Path, rate: Rate, trained_by: TrainedBy, seconds: float, seed: int) -> dr.Experiment:
@@ -104,7 +105,7 @@ def read(out: Path) -> list[Row]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def resampled(rows: Sequence[Row]) -> dict[tuple[str, str, int], NDArray[np.float64]]:
+def resampled(rows: Sequence[Row]) -> Scores:
     """(1 + R,) mean CRPS of each model and plan, over seeds, frames and starts; then of starts drawn anew, in pairs."""
     rng, found = np.random.default_rng(0), {}
     picked = np.concatenate([np.arange(STARTS)[None], rng.integers(0, STARTS, (RESAMPLES, STARTS))])
@@ -113,14 +114,14 @@ def resampled(rows: Sequence[Row]) -> dict[tuple[str, str, int], NDArray[np.floa
     return {key: np.mean(each, 0)[picked].mean(1) for key, each in found.items()}
 
 
-def ratios(rows: Sequence[Row], rate: str, trained_by: str, steps: int, against: str, members: int) -> list[float]:
+def ratios(
+    rows: Sequence[Row], scores: Scores, rate: str, trained_by: str, steps: int, against: str, members: int
+) -> list[float]:
     """How many times the cheapest plan of other networks costs that scores as well as a pair's; with its interval.
 
     inf: no plan of theirs does
     """
-    scores, cost = resampled(rows), {}
-    for row in rows:
-        cost[row["rate"], row["trained_by"], row["steps"]] = row["macs"][str(members)]
+    cost = {(row["rate"], row["trained_by"], row["steps"]): row["macs"][str(members)] for row in rows}
     pair = (rate, trained_by, steps)
     rivals = [key for key in scores if key[0] != "dual" and key[1] == against]
     enough = np.stack([np.where(scores[key] <= scores[pair], cost[key] / cost[pair], np.inf) for key in rivals]).min(0)
@@ -130,8 +131,8 @@ def ratios(rows: Sequence[Row], rate: str, trained_by: str, steps: int, against:
 def page(out: Path) -> None:
     rows = read(out) if (out / "rows.jsonl").is_file() else json.loads((RESULTS / "forecasts.json").read_text())
     write_whole(RESULTS / "forecasts.json", json.dumps(rows, separators=(",", ":")) + "\n")
-    write_whole(RESULTS / "forecasts.png", png(figure(rows)))
     scores = resampled(rows)
+    write_whole(RESULTS / "forecasts.png", png(figure(rows, scores)))
     columns = (
         "network",
         "trained by",
@@ -153,13 +154,13 @@ def page(out: Path) -> None:
         print("| " + " | ".join(map(str, cells)) + " |")
     for trained_by, steps in (("crps", 1), ("diffusion", 4), ("diffusion", 8)):
         for against in ("crps", "diffusion"):
-            shown = {count: ratios(rows, "dual", trained_by, steps, against, count) for count in SHARED}
+            shown = {count: ratios(rows, scores, "dual", trained_by, steps, against, count) for count in SHARED}
             print(f"dual by {trained_by} in {steps} against {against}:", shown)
 
 
-def figure(rows: Sequence[Row]) -> Figure:
+def figure(rows: Sequence[Row], scores: Scores) -> Figure:
     """CRPS against multiply-adds a member, of 1 and of 16 members, a line a network."""
-    scores, made = resampled(rows), Figure((9, 3.6), layout="constrained")
+    made = Figure((9, 3.6), layout="constrained")
     panels = made.subplots(1, 2, sharey=True)
     for axes, members in zip(panels, (1, 16), strict=True):
         for rate in get_args(Rate):

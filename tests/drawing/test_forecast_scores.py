@@ -8,7 +8,8 @@ from drawing.test_rollout import CHANNELS, WIDTH, experiment_of
 from runs.made import saved_random
 
 from dualrate.data.forecast import Forecast
-from dualrate.drawing.forecast import Starts, Written, held_out_starts
+from dualrate.drawing.forecast import Starts, held_out_starts
+from dualrate.drawing.forecast_folder import Written
 from dualrate.drawing.forecast_scores import forecast_scores, plain_scores, scores_table
 from dualrate.runs.store import load
 

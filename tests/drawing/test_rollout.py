@@ -21,8 +21,10 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.drawing import forecast as module
+from dualrate.drawing import forecast_folder
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.forecast import Starts, Store, held_out_starts, read_starts, roll_out, write_forecast
+from dualrate.drawing.forecast import Starts, held_out_starts, read_starts, roll_out
+from dualrate.drawing.forecast_folder import Store, write_forecast
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import OneNetwork, TwoConditional
 from dualrate.methods.denoising import DenoisingConfig
@@ -234,7 +236,7 @@ def written(model: Model, out: Path, frames: int = 6, **more):
 @pytest.mark.parametrize("often", [0.0, 1000.0])
 @pytest.mark.parametrize("pieces", [0, 2, 4])
 def test_a_forecast_goes_on_with_the_bits_of_an_uninterrupted_one(model, tmp_path, monkeypatch, pieces, often, error):
-    monkeypatch.setattr(module, "SAVED_EVERY", often)
+    monkeypatch.setattr(forecast_folder, "SAVED_EVERY", often)
     straight = written(model, tmp_path / "straight")
     count, write = 0, Store.write
 
@@ -261,7 +263,7 @@ def test_a_forecast_goes_on_with_the_bits_of_an_uninterrupted_one(model, tmp_pat
 
 def test_another_batch_size_goes_on_too(model, tmp_path, monkeypatch):
     straight = written(model, tmp_path / "straight")
-    monkeypatch.setattr(module, "SAVED_EVERY", 0.0)
+    monkeypatch.setattr(forecast_folder, "SAVED_EVERY", 0.0)
     with monkeypatch.context() as patch, suppress(Killed):
         patch.setattr(Store, "save", lambda store, save=Store.save: dying(store, save))
         written(model, tmp_path / "out")

@@ -219,7 +219,7 @@ def timed(job: Job, experiment: dr.Experiment, batch: int, mode: str) -> Row:
     for name, macs in (("heavy", cost.heavy), ("light", cost.light)):
         seconds = Spread.of([one.wall for one in rounds[name]]).median
         row[f"{name} ms"] = round(1e3 * seconds, 4)
-        row[f"{name} idle"] = idle(calls[name], seconds, job.device)
+        row[f"{name} idle"] = idle(kernels(calls[name], job.device), seconds)
         row[f"{name} MFU"] = peak and 2 * macs * batch / (peak * seconds)
     return row
 
@@ -233,19 +233,26 @@ def training_speed(job: Job, experiment: dr.Experiment, batch: int, compiled: bo
     seconds = Spread.of([one.wall for one in rounds]).median
     peak = utilisation.known_peak(job.device)
     share = peak and utilisation.flops_of(work) / (peak * seconds) if not compiled else None
-    row = {"images a second": batch / seconds, "MFU": share, "idle": idle(work, seconds, job.device)}
-    return row | {"kernels": longest(work, job.device)}
+    busy = kernels(work, job.device)
+    return {"images a second": batch / seconds, "MFU": share, "idle": idle(busy, seconds), "kernels": longest(busy)}
 
 
-def idle(work: Callable[[], object], seconds: float, device: torch.device) -> float | None:
-    """The share of a call's time in which no kernel runs. None without a GPU."""
+def idle(busy: dict[str, float] | None, seconds: float) -> float | None:
+    """The share of a call's time in which no kernel runs. busy: `kernels` of the call"""
+    return None if busy is None else round(1 - sum(busy.values()) / seconds, 3)
+
+
+def longest(busy: dict[str, float] | None, count: int = 8) -> dict[str, float] | None:
+    """The share of the busy time that each of the longest kernels takes."""
+    if busy is None:
+        return None
+    return {name[:80]: round(seconds / sum(busy.values()), 3) for name, seconds in list(busy.items())[:count]}
+
+
+def kernels(work: Callable[[], object], device: torch.device, calls: int = 5) -> dict[str, float] | None:
+    """Seconds of each kernel in a call, the longest first. None without a GPU."""
     if device.type != "cuda":
         return None
-    return round(1 - sum(kernels(work, device).values()) / seconds, 3)
-
-
-def kernels(work: Callable[[], object], device: torch.device, calls: int = 5) -> dict[str, float]:
-    """Seconds of each kernel in a call, the longest first."""
     activity = torch.profiler.ProfilerActivity.CUDA
     with torch.profiler.profile(activities=[activity]) as profile:
         for _ in range(calls):
@@ -253,15 +260,6 @@ def kernels(work: Callable[[], object], device: torch.device, calls: int = 5) ->
         torch.cuda.synchronize(device)
     found = {event.key: event.self_device_time_total / 1e6 / calls for event in profile.key_averages()}
     return dict(sorted(found.items(), key=lambda one: -one[1]))
-
-
-def longest(work: Callable[[], object], device: torch.device, count: int = 8) -> dict[str, float] | None:
-    """The share of the busy time that each of the longest kernels takes. None without a GPU."""
-    if device.type != "cuda":
-        return None
-    found = kernels(work, device)
-    total = sum(found.values())
-    return {name[:80]: round(seconds / total, 3) for name, seconds in list(found.items())[:count]}
 
 
 def speed(job: Job) -> Iterator[tuple[str, Callable[[], Row]]]:

@@ -56,7 +56,8 @@ class Forecast(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.forecast import SCORES, held_out_starts, read_starts, write_forecast
+        from dualrate.drawing.forecast import held_out_starts, read_starts
+        from dualrate.drawing.forecast_folder import SCORES, write_forecast
         from dualrate.drawing.forecast_scores import forecast_scores, plain_scores, scores_table
 
         if self.start_file is not None and self.starts is not None:

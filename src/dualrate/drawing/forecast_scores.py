@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dualrate.data.fields import Fields
 from dualrate.drawing.drawer import spread
-from dualrate.drawing.forecast import Starts, Written, forecast_of
+from dualrate.drawing.forecast import Starts, forecast_of
+from dualrate.drawing.forecast_folder import Written
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.forecasts import ForecastScorer, ForecastScores, climatology, persistence
 from dualrate.report.table import Table, as_text

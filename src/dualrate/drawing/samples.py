@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from dualrate.system.progress import ImageProgress, run_lock
 from dualrate.system.workers import Mapper, in_turn
 
 Identity = Mapping[str, tuple[Any, Any]]  # what is equal in all of a folder: the value, and how an error shows it
+Kept = TypeVar("Kept")  # a record
 Ending = Literal[".png", ".txt"]
 GRID_PNG, NPZ = "grid.png", "images.npz"
 OVERVIEW: dict[Ending, str] = {".png": GRID_PNG, ".txt": "samples.txt"}  # the file that shows them together
@@ -190,22 +191,13 @@ class Record:
 
     @staticmethod
     def of(drawer: Drawer, seeds: range, kind: Pictures | Pieces, command: str) -> Record:
-        model, cost = drawer.model, drawer.cost
-        device = {"device": str(model.device), **environment(model.device)}
+        cost = drawer.cost
         return Record(
-            model=model.name,
-            path=str(model.path.resolve()) if model.path else "",
-            iteration=model.iteration,
-            sampler=drawer.sampler,
-            step=plain_step(drawer.step),
-            plan=json.loads(drawer.plan.to_json()),
-            guidance=drawer.guidance,
+            **drawn_by(drawer, command),
             first_seed=seeds.start,
             images=len(seeds),
-            origin=drawer.origin(PIXELS),
             cost={name: getattr(cost, name) for name in ("heavy_calls", "light_calls", "macs", "flops")},
             ending=kind.ending,
-            calls=({"command": command, "batch_size": drawer.batch_size, **device},),
             members=drawer.members,
         )
 
@@ -258,26 +250,63 @@ def grids_below(folder: Path) -> frozenset[Path]:
     return frozenset(file.with_name(GRID_PNG) for file in folder.rglob(SAMPLES) if file.with_name(GRID_PNG).is_file())
 
 
-def read_record(directory: Path) -> Record | None:
-    """What the samples in a directory are of; None for a directory that is new, or empty but for logs.
+def drawn_by(drawer: Drawer, command: str) -> dict[str, Any]:
+    """What a record says of a drawer and of the call, whatever is drawn."""
+    model = drawer.model
+    device = {"device": str(model.device), **environment(model.device)}
+    return {
+        "model": model.name,
+        "path": str(model.path.resolve()) if model.path else "",
+        "iteration": model.iteration,
+        "sampler": drawer.sampler,
+        "step": plain_step(drawer.step),
+        "plan": json.loads(drawer.plan.to_json()),
+        "guidance": drawer.guidance,
+        "origin": drawer.origin(PIXELS),
+        "calls": ({"command": command, "batch_size": drawer.batch_size, **device},),
+    }
 
-    Raises ValueError for a directory that holds anything else, or other images beside the samples.
+
+def as_before(drawer: Drawer, origin: Origin | None) -> Drawer:
+    """Of precision "auto": with that of what is there already, if anything is."""
+    if drawer.precision != "auto" or origin is None:
+        return drawer
+    return replace(drawer, precision="bfloat16" if origin.precision.startswith("bfloat16") else "float32")
+
+
+def record_in(directory: Path, name: str, kind: type[Kept], what: str, left: Callable[[str], bool]) -> Kept | None:
+    """The record of this name in a directory; None for a directory that is new, or empty but for logs.
+
+    what: begins a sentence, "samples are"; left: whether a process that was killed left a file beside them
+    Raises ValueError for a directory that holds anything else.
     """
     check_link(directory)
     if not directory.exists():
         return None
     if not directory.is_dir():
-        raise ValueError(f"{directory} is a file; samples are kept in a directory: choose another --out")
-    names, file = sorted(os.listdir(directory)), directory / SAMPLES
-    if not file.exists():
-        foreign = [name for name in names if not (name.startswith(".") or name.endswith(LOGS) or _left(name))]
-        if foreign:
-            raise ValueError(f"{directory} holds {some_of(foreign)} but no {SAMPLES}: choose a new directory as --out")
+        raise ValueError(f"{directory} is a file; {what} kept in a directory: choose another --out")
+    file = directory / name
+    if file.exists():
+        try:
+            return from_json(kind, read_bytes(file), str(file))
+        except ValueError as error:
+            raise ValueError(f"{error}; choose another --out") from error
+    there = sorted(os.listdir(directory))
+    foreign = [one for one in there if not (one.startswith(".") or one.endswith(LOGS) or left(one))]
+    if foreign:
+        raise ValueError(f"{directory} holds {some_of(foreign)} but no {name}: choose a new directory as --out")
+    return None
+
+
+def read_record(directory: Path) -> Record | None:
+    """What the samples in a directory are of; None for a directory that is new, or empty but for logs.
+
+    Raises ValueError for a directory that holds anything else, or other images beside the samples.
+    """
+    record = record_in(directory, SAMPLES, Record, "samples are", _left)
+    if record is None:
         return None
-    try:
-        record = from_json(Record, read_bytes(file), str(file))
-    except ValueError as error:
-        raise ValueError(f"{error}; choose another --out") from error
+    names = sorted(os.listdir(directory))
     own = {name for i in range(record.images) for name in record.file_names(record.first_seed + i)}
     own.add(OVERVIEW[record.ending])
     if foreign := [name for name in names if name.endswith(record.ending) and name not in own and name[0] != "."]:
@@ -332,8 +361,7 @@ def write_samples(
         raise ValueError(f"expected seeds one after the other, got {seeds}")
     drawer.model.experiment.condition.check_pictured()
     out, model, found = as_path(out), drawer.model, read_record(as_path(out))
-    if drawer.precision == "auto" and found is not None:
-        drawer = replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
+    drawer = as_before(drawer, None if found is None else found.origin)
     alphabet = model.experiment.codec.alphabet
     kind = Pieces(alphabet, model.image_shape[2]) if alphabet else Pictures(model.image_shape)
     record = Record.of(drawer, seeds, kind, command)
