@@ -231,6 +231,20 @@ def is_fields(source: str | Path) -> bool:
     return path.suffix in SUFFIXES or (path.is_dir() and bool(hdf5_files(path)))
 
 
+def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[str, Found]:
+    """What a source is called, and its trajectories, whose frames are not read yet. Raises as `read_fields`."""
+    text = str(source)
+    if text in SIMULATIONS:
+        return text, simulated(text, progress)
+    if text.startswith(FRAMES):
+        path = resolved(text.removeprefix(FRAMES))
+        return printable(path.name), pictures(path)
+    path = resolved(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
+    return printable(path.stem), read_file(path)
+
+
 def read_fields(
     source: str | Path, split: Split, statistics: Statistics | None = None, progress: DataProgress = silent
 ) -> Fields:
@@ -240,17 +254,7 @@ def read_fields(
     Raises ValueError for a source, a shape or numbers that cannot be used, FileNotFoundError where there is none,
     ModuleNotFoundError that names the extra, OSError for what cannot be read.
     """
-    text = str(source)
-    if text in SIMULATIONS:
-        name, found = text, simulated(text, progress)
-    elif text.startswith(FRAMES):
-        path = resolved(text.removeprefix(FRAMES))
-        name, found = printable(path.name), pictures(path)
-    else:
-        path = resolved(source)
-        if not path.exists():
-            raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
-        name, found = printable(path.stem), read_file(path)
+    name, found = find_fields(source, progress)
     name, (train, chosen) = f"{name}/{split}", _divided(str(source), found, split)
     parts = [chosen] if statistics is not None or train is None else [train, chosen]
     for part in parts:
