@@ -56,15 +56,16 @@ class Forecast(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.forecast import held_out_starts, read_starts
-        from dualrate.drawing.forecast_folder import SCORES, write_forecast
-        from dualrate.drawing.forecast_scores import forecast_scores, plain_scores, scores_table
+        from dualrate.drawing.forecast import forecast_of, held_out_starts, read_starts
+        from dualrate.drawing.forecast_folder import PAGE, SCORES, write_forecast
+        from dualrate.drawing.forecast_page import forecast_page
+        from dualrate.drawing.forecast_scores import forecast_scores, judged
 
         if self.start_file is not None and self.starts is not None:
             raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         if self.start_file is not None:
-            starts = read_starts(self.start_file, model)
+            starts = read_starts(self.start_file, model, progress.note)
         else:
             starts = held_out_starts(model, self.frames, self.starts)
             progress.note(f"starts: {starts.source}; of each the truth of {starts.known} frame(s) is known")
@@ -98,11 +99,14 @@ class Forecast(Ranged):
             "members_not_finite": written.burst,
             "precision": record.origin.precision,
         }
+        found, stable = None, judged(model, starts, written.x)
         if written.truth is not None:
-            found = forecast_scores(model, starts, written)
-            write_whole(self.out / SCORES, json.dumps(plain_scores(found), indent=1) + "\n")
+            found = forecast_scores(model, starts, written.x)
+            write_whole(self.out / SCORES, json.dumps(found.plain(), indent=1) + "\n")
             if self.json:
-                report["scores"] = plain_scores(found)
+                report["scores"] = found.plain()
             else:
-                print(scores_table(found, record.unit) + "\n")
+                print(f"{found}\n")
+        report |= {"stability": stable.says, "page": str(self.out / PAGE)}
+        write_whole(self.out / PAGE, forecast_page(forecast_of(model), starts, written, found, stable))
         print_report(self.json, report)

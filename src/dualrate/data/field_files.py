@@ -49,7 +49,16 @@ FRAMES = "frames:"  # begins a source that is a folder of folders of pictures
 HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".nc", ".zarr", *HDF5)  # and .npz, if it holds `fields`
 FIELDS = "fields"  # the array of a .npz file
-TRAJECTORY = ("trajectory", "start", "sample", "member", "realization", "run", "batch", "simulation")  # names of dimensions
+TRAJECTORY = (
+    "trajectory",
+    "start",
+    "sample",
+    "member",
+    "realization",
+    "run",
+    "batch",
+    "simulation",
+)  # names of dimensions
 TIME = ("time", "t", "frame", "step", "lead_time")
 CHANNEL = ("channel", "channels", "variable", "field")
 EXTRA = 'pip install "dualrate[forecast]"'
