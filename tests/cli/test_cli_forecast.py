@@ -35,8 +35,13 @@ def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys
     assert reports[0]["macs_per_frame_at_first"] < reports[0]["macs_per_frame_later"]
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert reports[0]["scores"] == reports[1]["scores"] == scores
-    assert [len(one["leads"]) for one in scores.values()] == [3, 3, 3]
-    names = ("forecast.npy", "truth.npy", "forecast.npz", "forecast.png", "forecast.webp", FORECAST)
+    assert [len(scores[name]["leads"]) for name in ("forecast", "persistence", "climatology")] == [3, 3, 3]
+    assert set(scores["variables"]) == {"u0", "u1"}
+    assert "stable" in reports[0]["stability"]
+    names = ("forecast.npy", "truth.npy", "forecast.npz", "forecast.png", "forecast.webp", FORECAST, "index.html")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<svg") == 5
+    assert all(words in page for words in ("Scores by lead time", "Ranks of the truth", "training data&#39;s"))
     assert all((tmp_path / "out" / name).is_file() for name in names)
     with pytest.raises(ValueError, match="holds a forecast: choose another --out"):
         check_out("run", tmp_path / "out")
@@ -49,6 +54,7 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
     assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS, *mine) == 0
     assert np.load(tmp_path / "out" / "forecast.npy").shape == (1, 2, 3, CHANNELS, 1, WIDTH)
     assert not (tmp_path / "out" / "truth.npy").exists()
+    assert "The truth is not known" in (tmp_path / "out" / "index.html").read_text()
     one, capsys_text = saved_random(ONE, tmp_path / "one"), capsys.readouterr
     assert call(monkeypatch, "sample", run, "--out", tmp_path / "pictures") == 2
     assert "a forecast makes fields, not pictures" in capsys_text().err
@@ -60,3 +66,21 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
         capsys_text()
         assert call(monkeypatch, "forecast", *command) == 2
         assert words in capsys_text().err
+
+
+def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "evaluate", run, "--steps", 2, "--members", 3, "--num", 6) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("lead time steps")
+    assert any(line.startswith("u1 ") for line in lines)
+    page = tmp_path / "report.html"
+    requests = (f"first={run}:2", f"second={run}:3")
+    assert call(monkeypatch, "compare", *requests, "--members", 2, "--out", page) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["first", "second"]
+    plans = json.loads(page.with_suffix(".json").read_text())["plans"]
+    assert plans[0]["crps"] == pytest.approx(plans[0]["scores"]["forecast"]["leads"][0]["crps"])
+    assert "<svg" in page.read_text()
+    other = saved_random(experiment_of(tmp_path / "fields.npz", Forecast(lead=2)), tmp_path / "other")
+    assert call(monkeypatch, "compare", run, other, "--out", page) == 2
+    assert "they differ in lead" in capsys.readouterr().err

@@ -139,10 +139,10 @@ def _table(found: Sequence[ScoredPlan]) -> Table:
     own, others = scored.by_name["forecast"], {name: scored.by_name[name].crps for name in scored.by_name}
     leads = f"{own.leads[0]:g} to {own.leads[-1]:g}"
     notes = (
-        f"N: steps. H: heavy calls; {EACH}: the whole model runs at every step. {prefix}FLOPs: twice the multiply-adds of "
-        f"a member's window, of {own.members} members a start",
-        f"CRPS: fair, lower is better, in standard deviations of the data, mean over lead times {leads} of {own.starts} "
-        "held-out starts; brackets: 95% intervals over starts",
+        f"N: steps. H: heavy calls; {EACH}: the whole model runs at every step. {prefix}FLOPs: twice the multiply-adds "
+        f"of a member's window, of {own.members} members a start",
+        f"CRPS: fair, lower is better, in standard deviations of the data, mean over lead times {leads} "
+        f"{scored.unit} of {own.starts} held-out starts; brackets: 95% intervals over starts",
         f"without a model: CRPS {others['persistence'].value.mean():.4f} of the last frame again, "
         f"{others['climatology'].value.mean():.4f} of random frames",
         *([scored.notice] if scored.left_out else []),

@@ -158,6 +158,11 @@ def lead_times(forecast: Forecast, frames: int) -> tuple[float, ...]:
     return tuple(float(forecast.lead * step * (k + 1)) for k in range(frames))
 
 
+def lead_unit(forecast: Forecast) -> str:
+    """In what `lead_times` are."""
+    return "time steps" if forecast.step is None else "time"
+
+
 def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda text: None) -> Starts:
     """Starts from a file: (time, C, space) of one, (start, time, C, space) of several; the latest time steps are taken.
 

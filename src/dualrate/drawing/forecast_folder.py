@@ -35,6 +35,7 @@ from dualrate.drawing.forecast import (
     frame_shape,
     have_names,
     lead_times,
+    lead_unit,
     roll_out,
 )
 from dualrate.drawing.samples import Identity, as_before, drawn_by, joined_calls, record_in, refuse_others
@@ -133,7 +134,7 @@ class Record:
             known=starts.known,
             variables=forecast.variables or tuple(map(str, range(channels))),
             lead_times=lead_times(forecast, frames),
-            unit="time steps" if forecast.step is None else "time",
+            unit=lead_unit(forecast),
             cost=_cost(drawer),
         )
 

@@ -17,7 +17,16 @@ from torch import Tensor
 from dualrate.data.fields import Fields
 from dualrate.data.forecast import Forecast
 from dualrate.drawing.drawer import Drawer, spread
-from dualrate.drawing.forecast import Frame, Starts, forecast_of, held_out_starts, lead_times, roll_out, training_fields
+from dualrate.drawing.forecast import (
+    Frame,
+    Starts,
+    forecast_of,
+    held_out_starts,
+    lead_times,
+    lead_unit,
+    roll_out,
+    training_fields,
+)
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.forecasts import (
     STEADY,
@@ -42,11 +51,13 @@ class Scored:
     """by_name:     of the forecast, of persistence and of climatology, in standard deviations of the training data
     by_variable: of the forecast, by the names of its variables, in their own units
     left_out:    variables that are constant in the training data, and count in none
+    unit:        of lead times
     """
 
     by_name: dict[str, ForecastScores]
     by_variable: dict[str, ForecastScores]
     left_out: tuple[str, ...]
+    unit: str
 
     @property
     def notice(self) -> str:
@@ -74,7 +85,14 @@ class Scored:
     def tables(self) -> list[Table]:
         """By lead time, of `SHOWN` evenly spread ones; then by variable, if there are several or they have names."""
         own, others = self.by_name["forecast"], ("persistence", "climatology")
-        header = ("lead", "CRPS", "CRPS of persistence", "of climatology", "RMSE of mean", "spread / skill")
+        header = (
+            f"lead {self.unit}",
+            "CRPS",
+            "CRPS of persistence",
+            "of climatology",
+            "RMSE of mean",
+            "spread / skill",
+        )
         lines = []
         for i in shown_leads(own):
             numbers = [self.by_name[name].crps.value[i] for name in others]
@@ -153,7 +171,9 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
             add(scorer, drawn, [c])
     own = {names[c]: scorer.scores(block=starts.block) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
-    return Scored({name: scorer.scores(block=starts.block) for name, scorer in scorers.items()}, own, still)
+    return Scored(
+        {name: scorer.scores(block=starts.block) for name, scorer in scorers.items()}, own, still, lead_unit(forecast)
+    )
 
 
 def window_scores(
