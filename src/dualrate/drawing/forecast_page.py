@@ -94,8 +94,7 @@ def _spectra(
     """Of the first variable at a few lead times, normalised: members, and the truth or the training data."""
     found: dict[str, dict[str, list[float]]] = {}
     leads = written.record.lead_times if own is None else own.leads
-    some = np.unique(np.linspace(0, len(leads) - 1, min(COLUMNS, len(leads))).round().astype(int))
-    for i in some:
+    for i in shown_leads(len(leads), COLUMNS):
         x = torch.stack([forecast.statistics.normalised(torch.tensor(one[:, i]))[:, :1] for one in written.x])
         curves = {"members": power_spectrum(x.double()).mean((0, 1))[0].numpy()}
         if written.truth is not None and i < written.record.known:
@@ -108,7 +107,7 @@ def _spectra(
 
 
 def _ranks(own: ForecastScores) -> Mapping[str, list[float]]:
-    return {f"lead {own.leads[i]:g}": own.ranks[i].tolist() for i in shown_leads(own, COLUMNS)}
+    return {f"lead {own.leads[i]:g}": own.ranks[i].tolist() for i in shown_leads(len(own.leads), COLUMNS)}
 
 
 def _steady_figure(found: Stability, lead: str) -> Figure:
@@ -118,5 +117,5 @@ def _steady_figure(found: Stability, lead: str) -> Figure:
         if not np.isnan(found.bounds[0, :, number]).all():
             nothing = np.full(len(values), np.nan)
             lines[name] = (values.mean(1).tolist(), nothing.tolist(), nothing.tolist())
-    panel = Panel("members / training data", lines, {one: f"{one}" for one in WITHIN})
+    panel = Panel("members / training data", lines, {one: f"{one}" for one in WITHIN}, log=True)
     return curves_figure(found.leads.tolist(), [panel], lead)

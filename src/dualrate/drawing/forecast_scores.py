@@ -94,7 +94,7 @@ class Scored:
             "spread / skill",
         )
         lines = []
-        for i in shown_leads(own):
+        for i in shown_leads(len(own.leads)):
             numbers = [self.by_name[name].crps.value[i] for name in others]
             numbers += [one.value[i] for one in (own.rmse, own.spread_skill, own.correlation)]
             lines.append((f"{own.leads[i]:g}", _with_interval(own, i), *map(_number, numbers)))
@@ -103,9 +103,9 @@ class Scored:
             "spread / skill: 1 for a calibrated ensemble; below, too sure",
             *([self.notice] if self.left_out else []),
         )
-        found = [Table((*header, "correlation"), tuple(lines), notes)]
+        found = [Table((*header, "correlation"), tuple(lines), notes, texts=1)]
         if len(self.by_variable) > 1 or self.left_out:
-            ends = shown_leads(own, 3)
+            ends = shown_leads(len(own.leads), 3)
             header = (
                 "variable",
                 *(f"CRPS at {own.leads[i]:g}" for i in ends),
@@ -115,13 +115,13 @@ class Scored:
                 (name, *(_number(one.value[i], 4) for one in (scores.crps, scores.rmse) for i in ends))
                 for name, scores in self.by_variable.items()
             ]
-            found.append(Table(header, tuple(lines), ("in the units of each variable, by lead time",)))
+            found.append(Table(header, tuple(lines), ("in the units of each variable, by lead time",), texts=1))
         return found
 
 
-def shown_leads(scores: ForecastScores, count: int = SHOWN) -> NDArray[np.int64]:
-    """Some lead times, evenly spread: their numbers."""
-    return np.unique(spread(min(count, len(scores.leads)), len(scores.leads)))
+def shown_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
+    """Numbers of at most `count` evenly spread ones of `total` lead times."""
+    return np.unique(spread(min(count, total), total))
 
 
 def _with_interval(scores: ForecastScores, i: int) -> str:

@@ -28,6 +28,7 @@ Item = TypeVar("Item")
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#24262b"  # becomes currentColor in SVG
+FAINTEST = 1e-8  # of the strongest power of a spectrum
 WIDE = 5.0  # scores that span a larger factor get a log axis
 Cost = Literal["flops", "seconds"]
 
@@ -127,6 +128,7 @@ class Panel:
     lines: Mapping[str, Line]
     levels: Mapping[float, str] = field(default_factory=dict)
     bottom: float | None = None
+    log: bool = False
 
 
 def curves_figure(x: Sequence[float], panels: Sequence[Panel], xlabel: str) -> Figure:
@@ -147,6 +149,8 @@ def curves_figure(x: Sequence[float], panels: Sequence[Panel], xlabel: str) -> F
             )
         axes.set_ylabel(panel.ylabel)
         axes.set_xlabel(xlabel)
+        if panel.log:
+            axes.set_yscale("log")
         if panel.bottom is not None:
             axes.set_ylim(bottom=panel.bottom)
         if len(panel.lines) > 1:
@@ -163,6 +167,8 @@ def spectra_figure(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
             axes.plot(range(1, len(power) + 1), power, dashes[i % 3], color=mark(i)[0], linewidth=1.8, label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        strongest = max(max(power, default=1.0) for one in columns.values() for power in one.values())
+        axes.set_ylim(FAINTEST * strongest, 3 * strongest)
         axes.set_title(title, color=INK, fontsize=12)
         axes.set_xlabel("wavenumber")
     grid[0].set_ylabel("power")
