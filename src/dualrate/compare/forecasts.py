@@ -43,10 +43,9 @@ class ScoredPlan:
     def crps(self) -> tuple[float, float, float]:
         """Mean over lead times; with its interval over starts, NaN where there is none."""
         found = self.scored.by_name["forecast"].crps
-        ends = (
-            np.quantile(found.replicates.mean(1), ((1 - LEVEL) / 2, (1 + LEVEL) / 2)) if len(found.replicates) else ()
-        )
-        low, high = ends if len(ends) else (np.nan, np.nan)
+        low, high = np.nan, np.nan
+        if len(found.replicates):
+            low, high = np.quantile(found.replicates.mean(1), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
         return float(found.value.mean()), float(low), float(high)
 
 
@@ -94,8 +93,7 @@ def compare_forecasts(
         scored = window_scores(drawer)
         starts = scored.by_name["forecast"].starts
         found.append(ScoredPlan(one, drawer, scored, (time.monotonic() - begun) / (starts * members)))
-        progress.update(len(found), len(candidates), {"plans": len(found)})
-    progress.close()
+        progress.note(f"{len(found)}/{len(candidates)} {one.key}: CRPS {found[-1].crps[0]:.4f}")
     missing = len(candidates) - len(found)
     unfinished = [f"{missing} of {len(candidates)} plans were not scored in time: give more --minutes."] * bool(missing)
     made = _table(found)
@@ -153,11 +151,20 @@ def _table(found: Sequence[ScoredPlan]) -> Table:
 
 def _plain(each: ScoredPlan) -> dict[str, object]:
     value, low, high = each.crps
-    about = {"network": each.one.network, "sampler": each.drawer.sampler, "members": each.drawer.members}
-    about |= {"num_steps": each.one.plan.num_steps, "num_heavy": each.one.plan.num_heavy, "seconds": each.seconds}
-    about |= {"macs": each.drawer.expected_cost.macs, "crps": value}
-    about |= {name: None if np.isnan(end) else end for name, end in (("crps_low", low), ("crps_high", high))}
-    return about | {"scores": each.scored.plain()}
+    plan, drawer = each.one.plan, each.drawer
+    return {
+        "network": each.one.network,
+        "sampler": drawer.sampler,
+        "members": drawer.members,
+        "num_steps": plan.num_steps,
+        "num_heavy": plan.num_heavy,
+        "macs": drawer.expected_cost.macs,
+        "seconds": each.seconds,
+        "crps": value,
+        "crps_low": None if np.isnan(low) else low,
+        "crps_high": None if np.isnan(high) else high,
+        "scores": each.scored.plain(),
+    }
 
 
 def _page(found: Sequence[ScoredPlan], made: Table, unfinished: Sequence[str], command: str) -> str:

@@ -36,7 +36,9 @@ def forecast_page(forecast: Forecast, starts: Starts, written: Written, scored: 
         strip=svg(strip),
         strip_caption=f"Variable {record.variables[0]}, over {lead}. Grey: not known.",
         tables=[] if scored is None else scored.tables,
-        curves="" if scored is None else svg(curves_figure(scored.by_name["forecast"].leads, _panels(scored), lead)),
+        curves=""
+        if scored is None
+        else svg(curves_figure(scored.by_name["forecast"].leads.tolist(), _panels(scored), lead)),
         spectra=svg(spectra_figure(_spectra(forecast, written, own, judged.power))),
         ranks="" if own is None or own.members < 2 else svg(ranks_figure(_ranks(own))),
         stability=f"{judged.says}.",

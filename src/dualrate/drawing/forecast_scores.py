@@ -32,6 +32,7 @@ from dualrate.metrics.forecasts import (
     STEADY,
     ForecastScorer,
     ForecastScores,
+    Score,
     Stability,
     climatology,
     persistence,
@@ -78,12 +79,12 @@ class Scored:
         return rows(self.by_name) | {"variables": rows(self.by_variable), "left_out": list(self.left_out)}
 
     def __str__(self) -> str:
-        """For people: the tables, without their notes' repetition."""
+        """For people: the tables."""
         return "\n\n".join(map(as_text, self.tables))
 
     @property
     def tables(self) -> list[Table]:
-        """By lead time, of `SHOWN` evenly spread ones; then by variable, if there are several or they have names."""
+        """By lead time, of `SHOWN` evenly spread ones; then by variable."""
         own, others = self.by_name["forecast"], ("persistence", "climatology")
         header = (
             f"lead {self.unit}",
@@ -95,27 +96,25 @@ class Scored:
         )
         lines = []
         for i in shown_leads(len(own.leads)):
-            numbers = [self.by_name[name].crps.value[i] for name in others]
-            numbers += [one.value[i] for one in (own.rmse, own.spread_skill, own.correlation)]
-            lines.append((f"{own.leads[i]:g}", _with_interval(own, i), *map(_number, numbers)))
+            shown = *(self.by_name[name].crps for name in others), own.rmse, own.spread_skill, own.correlation
+            lines.append((f"{own.leads[i]:g}", _with_interval(own, i), *(_number(one, i) for one in shown)))
         notes = (
             "CRPS, RMSE: lower is better, in standard deviations of the data; brackets: 95% intervals over starts",
             "spread / skill: 1 for a calibrated ensemble; below, too sure",
             *([self.notice] if self.left_out else []),
         )
         found = [Table((*header, "correlation"), tuple(lines), notes, texts=1)]
-        if len(self.by_variable) > 1 or self.left_out:
-            ends = shown_leads(len(own.leads), 3)
-            header = (
-                "variable",
-                *(f"CRPS at {own.leads[i]:g}" for i in ends),
-                *(f"RMSE at {own.leads[i]:g}" for i in ends),
-            )
-            lines = [
-                (name, *(_number(one.value[i], 4) for one in (scores.crps, scores.rmse) for i in ends))
-                for name, scores in self.by_variable.items()
-            ]
-            found.append(Table(header, tuple(lines), ("in the units of each variable, by lead time",), texts=1))
+        ends = shown_leads(len(own.leads), 3)
+        header = (
+            "variable",
+            *(f"CRPS at {own.leads[i]:g}" for i in ends),
+            *(f"RMSE at {own.leads[i]:g}" for i in ends),
+        )
+        lines = [
+            (name, *(_number(one, i, 4) for one in (scores.crps, scores.rmse) for i in ends))
+            for name, scores in self.by_variable.items()
+        ]
+        found.append(Table(header, tuple(lines), ("in the units of each variable, by lead time",), texts=1))
         return found
 
 
@@ -129,7 +128,8 @@ def _with_interval(scores: ForecastScores, i: int) -> str:
     return f"{scores.crps.value[i]:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
 
 
-def _number(value: float, digits: int = 0) -> str:
+def _number(score: Score, i: int, digits: int = 0) -> str:
+    value = score.value[i]
     return "-" if np.isnan(value) else f"{value:#.{digits}g}" if digits else f"{value:.3f}"
 
 
