@@ -1,6 +1,7 @@
 """Scores of a forecast, of the last frame again, and of random frames, where all are known in closed form."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ from drawing.test_rollout import CHANNELS, WIDTH, experiment_of
 from runs.made import saved_random
 
 from dualrate.data.forecast import Forecast
-from dualrate.drawing.forecast import Starts, held_out_starts
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.forecast import Starts, forecast_of, held_out_starts
+from dualrate.drawing.forecast_folder import write_forecast
+from dualrate.drawing.forecast_page import forecast_page
 from dualrate.drawing.forecast_scores import forecast_scores, judged
 from dualrate.runs.store import load
 
@@ -131,3 +135,17 @@ def test_starts_without_truth_have_no_scores(autoregression):
     unknown = Starts(starts.past, "mine")
     with pytest.raises(ValueError, match="truth of these starts is not known"):
         forecast_scores(model, unknown, drawn)
+
+
+def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path):
+    """Of starts whose truth is not known, members beside the training data."""
+    model, starts, _ = autoregression
+    drawer = Choice(steps=2).drawer(model, members=2)
+    some = replace(starts, past=starts.past[:2])
+    for known, svgs in ((some, 5), (Starts(some.past, "mine.npy"), 3)):
+        done = write_forecast(drawer, known, 2, tmp_path / known.source[:4])
+        scored = forecast_scores(model, replace(known, known=2), done.x) if known.truth else None
+        page = forecast_page(forecast_of(model), known, done, scored, judged(model, known, done.x))
+        assert page.count("<svg") == svgs
+        words = ("Scores by lead time", "Ranks of the truth") if known.truth else ("The truth is not known",)
+        assert all(one in page for one in (*words, "times the training data&#39;s", "Variable u0"))
