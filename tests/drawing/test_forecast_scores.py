@@ -1,7 +1,6 @@
 """Scores of a forecast, of the last frame again, and of random frames, where all are known in closed form."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,13 +138,13 @@ def test_starts_without_truth_have_no_scores(autoregression):
 
 def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path):
     """Of starts whose truth is not known, members beside the training data."""
-    model, starts, _ = autoregression
+    model, _, _ = autoregression
     drawer = Choice(steps=2).drawer(model, members=2)
-    some = replace(starts, past=starts.past[:2])
-    for known, svgs in ((some, 5), (Starts(some.past, "mine.npy"), 3)):
-        done = write_forecast(drawer, known, 2, tmp_path / known.source[:4])
-        scored = forecast_scores(model, replace(known, known=2), done.x) if known.truth else None
+    held = held_out_starts(model, 2, 2)
+    for known, svgs in ((held, 5), (Starts(held.past, "mine.npy"), 3)):
+        done = write_forecast(drawer, known, 2, tmp_path / f"{svgs}")
+        scored = forecast_scores(model, known, done.x) if known.truth else None
         page = forecast_page(forecast_of(model), known, done, scored, judged(model, known, done.x))
         assert page.count("<svg") == svgs
         words = ("Scores by lead time", "Ranks of the truth") if known.truth else ("The truth is not known",)
-        assert all(one in page for one in (*words, "times the training data&#39;s", "Variable u0"))
+        assert all(one in page for one in (*words, "the training data&#39;s", "Variable u0"))

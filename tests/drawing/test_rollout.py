@@ -431,6 +431,7 @@ def test_a_netcdf_file_has_the_axes_start_member_time_and_space(source, tmp_path
             assert np.isnan(found[f"{name}_truth"][:, 4:]).all()
         np.testing.assert_array_equal(found["time"], np.arange(1, 7) * 2 * 0.5)
         np.testing.assert_array_equal(found["start"], range(3))
+        assert {"start", "time", "start_trajectory", "start_time_step"} <= set(found.coords)
         held = np.load(source)["fields"][18:]
         for n in range(3):
             i, k = int(found["start_trajectory"][n]), int(found["start_time_step"][n])

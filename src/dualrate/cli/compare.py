@@ -20,7 +20,7 @@ REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 class Compare(Ranged):
     """Compare models, samplers and plans: quality against FLOPs and time, on one page. Continues if run again.
 
-    Forecasts of fields are compared by the fair CRPS of one window from held-out starts, anew if run again.
+    Forecasts of fields are compared by the fair CRPS of one window from 50 held-out starts, anew if run again.
     """
 
     requests: Annotated[Positional[tuple[str, ...]], arg(metavar=REQUEST)]

@@ -170,7 +170,7 @@ class Evaluate(Ranged):
 
         self._refuse_features("a forecast of fields has other scores")
         with closing(progress):
-            found = window_scores(drawer, self.num, image_progress(progress, "frames"))
+            found = window_scores(drawer, self.num, seed=self.seed, progress=image_progress(progress, "frames"))
         if self.json:
             about = {"weights": drawer.model.weights_hash, "environment": environment(drawer.model.device)}
             print(json.dumps(found.plain() | about | {"macs": drawer.cost.macs, "members": drawer.members}))

@@ -71,6 +71,7 @@ OURS = (
     *(f"forecast{ending}" for ending in ENDINGS.values()),
 )
 RESERVED = ("start", "member", "time", "channel", "y", "x")  # names of axes in forecast.nc
+PLACES = ("start_trajectory", "start_time_step")  # further coordinates of a start there
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
 
@@ -357,11 +358,14 @@ def _write_netcdf(path: Path, x: Frame, truth: Frame | None, starts: Starts, rec
         time_of = file.create_variable("time", ("time",), data=np.array(record.lead_times))
         time_of.attrs["long_name"] = f"lead time in {record.unit} of the data, from the latest frame of the start"
         if starts.places is not None:
-            for i, name in enumerate(("start_trajectory", "start_time_step")):
+            for i, name in enumerate(PLACES):
                 file.create_variable(name, ("start",), data=starts.places[:, i])
         for name, part in picked.items():
             made = file.create_variable(name, used, float32)
             there = None if truth is None else file.create_variable(f"{name}_truth", ("start", "time", *each), float32)
+            if starts.places is not None:
+                for one in (made,) if there is None else (made, there):
+                    one.attrs["coordinates"] = " ".join(PLACES)
             for n in range(count):
                 made[n] = x[n][part].reshape(members, frames, *(sizes[axis] for axis in each))
                 if there is not None and truth is not None:

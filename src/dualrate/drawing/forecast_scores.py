@@ -177,16 +177,20 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
 
 
 def window_scores(
-    drawer: Drawer, count: int | None = None, progress: ImageProgress = lambda done, total: None
+    drawer: Drawer,
+    count: int | None = None,
+    *,
+    seed: int = 0,
+    progress: ImageProgress = lambda done, total: None,
 ) -> Scored:
     """Of the frames of one window from held-out starts. Nothing is written.
 
-    count: of starts, as of `held_out_starts`. Raises what that raises.
+    count: of starts, as of `held_out_starts`; seed: of the first. Raises what that and `roll_out` raise.
     """
     frames = forecast_of(drawer.model).frames
     starts, done = held_out_starts(drawer.model, frames, count), 0
     x = np.empty((len(starts), drawer.members, frames, *starts.past.shape[2:]), np.float32)
-    for piece in roll_out(drawer, starts.past, frames):
+    for piece in roll_out(drawer, starts.past, frames, seed=seed):
         at = (slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames))
         x[tuple(at)] = piece.x
         progress(done := done + piece.x[..., 0, 0, 0].size, x[..., 0, 0, 0].size)

@@ -171,7 +171,7 @@ class Stability:
         leads: Sequence[float], channels: Sequence[str], members: Tensor, training: Tensor, starts: int
     ) -> Stability:
         """members: (T, C, 5) means over starts and members; training: (K, C, 5); starts: how many are independent."""
-        mean, deviation = training.mean(0), training.std(0)
+        mean, deviation = training.mean(0), training.std(0, correction=min(1, len(training) - 1))
         faint = FAINT * mean[:, 1:2]
         known = torch.cat([mean[:, :2], mean[:, 2:].clamp(min=faint)], 1)
         found = torch.cat([members[..., :2], members[..., 2:].clamp(min=faint)], -1)
