@@ -1,6 +1,7 @@
 """Scores of a forecast, of the last frame again, and of random frames, where all are known in closed form."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,11 +60,15 @@ def test_scores_are_those_of_the_process(autoregression):
 
 def test_chunks_of_starts_change_nothing(autoregression, monkeypatch):
     model, starts, drawn = autoregression
+    starts, drawn = replace(starts, past=starts.past[:30]), drawn[:30]
     whole = forecast_scores(model, starts, drawn).by_name["forecast"]
     monkeypatch.setattr("dualrate.drawing.forecast_scores.AT_A_TIME", 7 * drawn[0].size)
     parts = forecast_scores(model, starts, drawn).by_name["forecast"]
     assert np.array_equal(whole.crps.value, parts.crps.value)
     assert np.array_equal(whole.ranks, parts.ranks)
+    at_once = judged(model, starts, drawn).stability.ratios
+    monkeypatch.setattr("dualrate.drawing.forecast_scores.AT_A_TIME", 3 * drawn[0, :, 0].size)  # pieces of a start
+    np.testing.assert_allclose(judged(model, starts, drawn).stability.ratios, at_once)
 
 
 def test_tables_and_plain_values(autoregression):

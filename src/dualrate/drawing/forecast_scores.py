@@ -221,15 +221,17 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
     statistics, looked, lead = forecast.statistics, _training_frames(training, forecast.lead + 1), forecast.lead
     pairs = statistics.normalised(looked.unflatten(0, (-1, lead + 1))[:, [0, -1]])
     moving, found = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
-    each = max(1, AT_A_TIME // int(np.prod(x.shape[3:])))
-    for n in range(count):
-        for m in range(members):
-            before = torch.tensor(starts.past[n, -1:])
-            for first in range(0, frames, each):
-                now = torch.tensor(x[n, m, first : first + each])
-                joined = statistics.normalised(torch.cat([before, now]))
-                found[first : first + len(now)] += steady_numbers(joined[1:], joined[:-1]) / (count * members)
-                before = now[-1:]
+    size = members * int(np.prod(x.shape[3:]))
+    each = max(1, AT_A_TIME // (size * frames))
+    some = max(1, AT_A_TIME // (size * each))
+    for n in range(0, count, each):
+        before = torch.tensor(starts.past[n : n + each, None, -1:]).expand(-1, members, *[-1] * 4)
+        for first in range(0, frames, some):
+            now = torch.tensor(x[n : n + each, :, first : first + some])
+            joined = statistics.normalised(torch.cat([before, now], 2))
+            numbers = steady_numbers(joined[:, :, 1:], joined[:, :, :-1]).sum((0, 1))
+            found[first : first + len(numbers)] += numbers / (count * members)
+            before = now[:, :, -1:]
     names, known = variables_of(forecast, x.shape[3]), steady_numbers(pairs[:, 1], pairs[:, 0])
     independent = -(-count // starts.block)
     made = Stability.of(
