@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import to_plain
-from dualrate.data.fields import check_writable, write_fields
+from dualrate.data.fields import Coordinate, check_writable, write_fields, write_netcdf
 from dualrate.diffusion.rolling import Rolling
 from dualrate.drawing.drawer import Drawer, Guidance, spread
 from dualrate.drawing.forecast import (
@@ -340,38 +340,34 @@ def _write_netcdf(path: Path, x: Frame, truth: Frame | None, starts: Starts, rec
     time: lead times; start: its number, with trajectory and time step of its latest frame where it is from the data.
     `NAME_truth` is what came, NaN where that is not known. A field of one dimension is over x alone.
     """
-    import h5netcdf
-
-    (count, members, frames, channels, height, _), float32 = x.shape, np.dtype(np.float32)
+    count, members, frames, channels, height, width = x.shape
     named = have_names(record.variables) and not any(one in RESERVED or "/" in one for one in record.variables)
-    space = ("x",) if height == 1 else ("y", "x")
-    each = space if named else ("channel", *space)
+    space = {"x": width} if height == 1 else {"y": height, "x": width}
+    each = space if named else {"channel": channels, **space}
     picked = {name: np.s_[..., i, :, :] for i, name in enumerate(record.variables)} if named else {"forecast": np.s_[:]}
-    sizes = dict(zip(RESERVED, x.shape, strict=True))
-    with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
-        used = ("start", "member", "time", *each)
-        file.dimensions = {name: sizes[name] for name in used}
-        for name, size in (("start", count), ("member", members), *([] if named else [("channel", channels)])):
-            file.create_variable(name, (name,), data=np.arange(size))
-        if not named:
-            file.variables["channel"].attrs["long_name"] = ", ".join(record.variables)
-        time_of = file.create_variable("time", ("time",), data=np.array(record.lead_times))
-        time_of.attrs["long_name"] = f"lead time in {record.unit} of the data, from the latest frame of the start"
-        if starts.places is not None:
-            for i, name in enumerate(PLACES):
-                file.create_variable(name, ("start",), data=starts.places[:, i])
-        for name, part in picked.items():
-            made = file.create_variable(name, used, float32)
-            there = None if truth is None else file.create_variable(f"{name}_truth", ("start", "time", *each), float32)
-            if starts.places is not None:
-                for one in (made,) if there is None else (made, there):
-                    one.attrs["coordinates"] = " ".join(PLACES)
-            for n in range(count):
-                made[n] = x[n][part].reshape(members, frames, *(sizes[axis] for axis in each))
-                if there is not None and truth is not None:
-                    own = np.full((frames, *(sizes[axis] for axis in each)), np.nan, np.float32)
-                    own[: truth.shape[1]] = truth[n][part].reshape(-1, *own.shape[1:])
-                    there[n] = own
+    lead = f"lead time in {record.unit} of the data, from the latest frame of the start"
+    along = {"start": Coordinate("start", np.arange(count)), "member": Coordinate("member", np.arange(members))}
+    along |= {"time": Coordinate("time", np.array(record.lead_times), lead)}
+    if not named:
+        along["channel"] = Coordinate("channel", np.arange(channels), ", ".join(record.variables))
+    if starts.places is not None:
+        along |= {name: Coordinate("start", starts.places[:, i]) for i, name in enumerate(PLACES)}
+
+    def known(part: tuple, n: int) -> Frame:
+        assert truth is not None
+        own = np.full((frames, *each.values()), np.nan, np.float32)
+        own[: truth.shape[1]] = truth[n][part].reshape(-1, *each.values())
+        return own
+
+    variables: dict[str, tuple[Sequence[str], Callable[[int], Frame]]] = {}
+    for name, part in picked.items():
+        variables[name] = (
+            ("start", "member", "time", *each),
+            lambda n, part=part: x[n][part].reshape(members, frames, *each.values()),
+        )
+        if truth is not None:
+            variables[f"{name}_truth"] = ("start", "time", *each), lambda n, part=part: known(part, n)
+    write_netcdf(path, {"start": count, "member": members, "time": frames, **each}, along, variables)
 
 
 def shown(x: Frame, truth: Frame | None, record: Record) -> Shown:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dualrate.data.forecast import Forecast
@@ -42,7 +41,7 @@ def forecast_page(forecast: Forecast, starts: Starts, written: Written, scored: 
         spectra=svg(spectra_figure(_spectra(forecast, written, own, judged.power))),
         ranks="" if own is None or own.members < 2 else svg(ranks_figure(_ranks(own))),
         stability=f"{judged.says}.",
-        steady="" if steady is None else svg(_steady_figure(steady, lead)),
+        steady="" if steady is None else svg(curves_figure(steady.leads.tolist(), [_steady_panel(steady)], lead)),
         steady_caption="Members over training data; of several variables the mean.",
         made_by={
             "starts": f"{record.starts}, {record.source}",
@@ -112,12 +111,11 @@ def _ranks(own: ForecastScores) -> Mapping[str, list[float]]:
     return {f"lead {own.leads[i]:g}": own.ranks[i].tolist() for i in shown_leads(len(own.leads), COLUMNS)}
 
 
-def _steady_figure(found: Stability, lead: str) -> Figure:
+def _steady_panel(found: Stability) -> Panel:
     lines = {}
     for number, name in enumerate(STEADY):
         values = found.ratios[:, :, number]
         if not np.isnan(found.bounds[0, :, number]).all():
             nothing = np.full(len(values), np.nan)
             lines[name] = (values.mean(1).tolist(), nothing.tolist(), nothing.tolist())
-    panel = Panel("members / training data", lines, {one: f"{one}" for one in WITHIN}, log=True)
-    return curves_figure(found.leads.tolist(), [panel], lead)
+    return Panel("members / training data", lines, {one: f"{one}" for one in WITHIN}, log=True)
