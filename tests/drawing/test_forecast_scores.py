@@ -149,7 +149,7 @@ def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path):
     for known, svgs in ((held, 5), (Starts(held.past, "mine.npy"), 3)):
         done = write_forecast(drawer, known, 2, tmp_path / f"{svgs}")
         scored = forecast_scores(model, known, done.x) if known.truth else None
-        page = forecast_page(forecast_of(model), known, done, scored, judged(model, known, done.x))
+        page = forecast_page(forecast_of(model), done, scored, judged(model, known, done.x))
         assert page.count("<svg") == svgs
         words = ("Scores by lead time", "Ranks of the truth") if known.truth else ("The truth is not known",)
         assert all(one in page for one in (*words, "the training data&#39;s", "Variable u0"))

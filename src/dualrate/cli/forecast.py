@@ -109,5 +109,5 @@ class Forecast(Ranged):
             else:
                 print(f"{found}\n")
         report |= {"stability": stable.says, "page": str(self.out / PAGE)}
-        write_whole(self.out / PAGE, forecast_page(forecast_of(model), starts, written, found, stable))
+        write_whole(self.out / PAGE, forecast_page(forecast_of(model), written, found, stable))
         print_report(self.json, report)

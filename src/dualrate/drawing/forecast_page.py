@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from dualrate.data.forecast import Forecast
-from dualrate.drawing.forecast import Starts
 from dualrate.drawing.forecast_folder import Written, shown
 from dualrate.drawing.forecast_scores import Judged, Scored, shown_leads
 from dualrate.metrics.forecasts import STEADY, THRESHOLDS, WITHIN, ForecastScores, Score, Stability, power_spectrum
@@ -20,7 +19,7 @@ from dualrate.report.html import page
 COLUMNS = 3  # lead times of spectra and ranks
 
 
-def forecast_page(forecast: Forecast, starts: Starts, written: Written, scored: Scored | None, judged: Judged) -> str:
+def forecast_page(forecast: Forecast, written: Written, scored: Scored | None, judged: Judged) -> str:
     """scored: None where no truth is known."""
     record = written.record
     lead = "lead time" if record.unit == "time" else f"lead time in {record.unit}"
