@@ -22,8 +22,14 @@ def run(tmp_path) -> Path:
     return saved_random(experiment_of(tmp_path / "fields.npz", Forecast(noise=0.1)), tmp_path / "run")
 
 
+def without_page(monkeypatch) -> None:
+    """Its figures take seconds."""
+    monkeypatch.setattr("dualrate.drawing.forecast_page.forecast_page", lambda *of: "a page")
+
+
 def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys):
     reports = []
+    without_page(monkeypatch)
     for _ in range(2):
         more = ("--pictures", "--format", "npz", "--json")
         assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS, *more) == 0
@@ -35,8 +41,10 @@ def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys
     assert reports[0]["macs_per_frame_at_first"] < reports[0]["macs_per_frame_later"]
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert reports[0]["scores"] == reports[1]["scores"] == scores
-    assert [len(one["leads"]) for one in scores.values()] == [3, 3, 3]
-    names = ("forecast.npy", "truth.npy", "forecast.npz", "forecast.png", "forecast.webp", FORECAST)
+    assert [len(scores[name]["leads"]) for name in ("forecast", "persistence", "climatology")] == [3, 3, 3]
+    assert set(scores["variables"]) == {"u0", "u1"}
+    assert "stable" in reports[0]["stability"]
+    names = ("forecast.npy", "truth.npy", "forecast.npz", "forecast.png", "forecast.webp", FORECAST, "index.html")
     assert all((tmp_path / "out" / name).is_file() for name in names)
     with pytest.raises(ValueError, match="holds a forecast: choose another --out"):
         check_out("run", tmp_path / "out")
@@ -44,6 +52,7 @@ def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys
 
 
 def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys):
+    without_page(monkeypatch)
     np.save(tmp_path / "mine.npy", np.zeros((2, CHANNELS, WIDTH), np.float32))
     mine = ("--from", tmp_path / "mine.npy")
     assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS, *mine) == 0
@@ -60,3 +69,21 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
         capsys_text()
         assert call(monkeypatch, "forecast", *command) == 2
         assert words in capsys_text().err
+
+
+def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "evaluate", run, "--steps", 2, "--members", 3, "--num", 6) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("lead time steps")
+    assert any(line.startswith("u1 ") for line in lines)
+    page = tmp_path / "report.html"
+    requests = (f"first={run}:2", f"second={run}:3")
+    assert call(monkeypatch, "compare", *requests, "--members", 2, "--out", page) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["first", "second"]
+    plans = json.loads(page.with_suffix(".json").read_text())["plans"]
+    assert plans[0]["crps"] == pytest.approx(plans[0]["scores"]["forecast"]["leads"][0]["crps"])
+    assert "<svg" in page.read_text()
+    other = saved_random(experiment_of(tmp_path / "fields.npz", Forecast(lead=2)), tmp_path / "other")
+    assert call(monkeypatch, "compare", run, other, "--out", page) == 2
+    assert "they differ in lead" in capsys.readouterr().err

@@ -135,6 +135,22 @@ def test_a_batch_gives_each_sample_its_own_past() -> None:
     assert torch.equal(batch.given[:, 2], batch.given[:, 0] + 3)
 
 
+def test_a_batch_reads_each_window_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, int]] = []
+
+    def noted(fields: Fields, trajectory: int, first: int, count: int) -> NDArray[np.float32]:
+        read.append((trajectory, first))
+        return frames(fields, trajectory, first, count)
+
+    fields, frames = counted(30, 20), Fields.frames
+    forecast = replace(Forecast(2, 1, 3), statistics=known((0.0, 0.0), (1.0, 1.0)), scale=(1.0, 1.0))
+    batches = Batches(forecast.conditioned(fields), 8, seed=1)
+    monkeypatch.setattr(Fields, "frames", noted)
+    for k in range(3):
+        _ = batches.batch(k)
+    assert len(read) == 3 * 8
+
+
 def made(fields: Path, **how: object) -> dr.Experiment:
     return Forecasting(dr.DataConfig(str(fields)), **how)(Silent())  # pyright: ignore[reportArgumentType]
 
@@ -209,6 +225,12 @@ def test_networks_fit_any_field(shape: tuple[int, int, int], sides: list[tuple[i
     heavy = network(shape, TIERS["tiny"], periodic=True)
     assert heavy.shape == shape
     assert [heavy.sides(i) for i in range(heavy.num_levels)] == sides
+
+
+def test_a_misfit_of_every_is_refused_before_frames_are_read(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualrate.recipes.forecast.read_fields", None)
+    with pytest.raises(ValueError, match=r"condition of \(2, 1, 6\).*1 x 16, 1 x 8: .*--every of a forecast"):
+        made(source, every=3)
 
 
 def test_what_a_forecast_cannot_be_of(source: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Scores of a forecast, of the last frame again, and of random frames, where all are known in closed form."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,18 +9,17 @@ from drawing.test_rollout import CHANNELS, WIDTH, experiment_of
 from runs.made import saved_random
 
 from dualrate.data.forecast import Forecast
-from dualrate.drawing.forecast import Starts, held_out_starts
-from dualrate.drawing.forecast_folder import Written
-from dualrate.drawing.forecast_scores import forecast_scores, plain_scores, scores_table
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.forecast import Starts, forecast_of, held_out_starts
+from dualrate.drawing.forecast_folder import write_forecast
+from dualrate.drawing.forecast_page import forecast_page
+from dualrate.drawing.forecast_scores import forecast_scores, judged
 from dualrate.runs.store import load
 
 MEMBERS, FRAMES, RHO = 24, 4, 0.8
 
 
-class Leads:
-    """Of a record, what scores read."""
-
-    lead_times = tuple(map(float, range(1, FRAMES + 1)))
+LEADS = tuple(map(float, range(1, FRAMES + 1)))
 
 
 @pytest.fixture(scope="module")
@@ -42,56 +42,114 @@ def autoregression(tmp_path_factory):
     return model, starts, drawn
 
 
-def written(starts: Starts, drawn: np.ndarray) -> Written:
-    truth = np.stack([starts.truth(i) for i in range(len(starts))])
-    return Written(drawn, truth, 0, 0.0, 0, Leads)  # pyright: ignore[reportArgumentType]
-
-
 def test_scores_are_those_of_the_process(autoregression):
     """CRPS s / sqrt(pi) of a law with deviation s; of the last frame mean |x_0 - x_t|, and correlation rho^t."""
     model, starts, drawn = autoregression
-    found = forecast_scores(model, starts, written(starts, drawn))
-    left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in Leads.lead_times])
-    apart = np.array([math.sqrt(2 - 2 * RHO**t) for t in Leads.lead_times])
-    np.testing.assert_allclose(found["forecast"].crps.value, left / math.sqrt(math.pi), rtol=0.03)
-    np.testing.assert_allclose(found["persistence"].crps.value, apart * math.sqrt(2 / math.pi), rtol=0.03)
-    np.testing.assert_allclose(found["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.03)
-    np.testing.assert_allclose(found["persistence"].correlation.value, [RHO**t for t in Leads.lead_times], atol=0.03)
-    np.testing.assert_allclose(found["climatology"].correlation.value, 0, atol=0.03)
-    np.testing.assert_allclose(found["forecast"].spread_skill.value, 1, atol=0.05)
-    np.testing.assert_allclose(found["forecast"].edges.value, 1, atol=0.2)
+    found = forecast_scores(model, starts, drawn)
+    left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS])
+    apart = np.array([math.sqrt(2 - 2 * RHO**t) for t in LEADS])
+    np.testing.assert_allclose(found.by_name["forecast"].crps.value, left / math.sqrt(math.pi), rtol=0.03)
+    np.testing.assert_allclose(found.by_name["persistence"].crps.value, apart * math.sqrt(2 / math.pi), rtol=0.03)
+    np.testing.assert_allclose(found.by_name["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.03)
+    np.testing.assert_allclose(found.by_name["persistence"].correlation.value, [RHO**t for t in LEADS], atol=0.03)
+    np.testing.assert_allclose(found.by_name["climatology"].correlation.value, 0, atol=0.03)
+    np.testing.assert_allclose(found.by_name["forecast"].spread_skill.value, 1, atol=0.05)
+    np.testing.assert_allclose(found.by_name["forecast"].edges.value, 1, atol=0.2)
     assert starts.block == math.ceil(200 / 12)  # of a trajectory
 
 
 def test_chunks_of_starts_change_nothing(autoregression, monkeypatch):
     model, starts, drawn = autoregression
-    whole = forecast_scores(model, starts, written(starts, drawn))["forecast"]
+    starts, drawn = replace(starts, past=starts.past[:30]), drawn[:30]
+    whole = forecast_scores(model, starts, drawn).by_name["forecast"]
     monkeypatch.setattr("dualrate.drawing.forecast_scores.AT_A_TIME", 7 * drawn[0].size)
-    parts = forecast_scores(model, starts, written(starts, drawn))["forecast"]
+    parts = forecast_scores(model, starts, drawn).by_name["forecast"]
     assert np.array_equal(whole.crps.value, parts.crps.value)
     assert np.array_equal(whole.ranks, parts.ranks)
+    at_once = judged(model, starts, drawn).stability.ratios
+    monkeypatch.setattr("dualrate.drawing.forecast_scores.AT_A_TIME", 3 * drawn[0, :, 0].size)  # pieces of a start
+    np.testing.assert_allclose(judged(model, starts, drawn).stability.ratios, at_once)
 
 
-def test_a_table_and_plain_values(autoregression):
+def test_tables_and_plain_values(autoregression):
+    """By variable in its own units: the second is three times the first."""
     model, starts, drawn = autoregression
-    found = forecast_scores(model, starts, written(starts, drawn))
-    lines = scores_table(found, "time").splitlines()
-    assert lines[0].split()[:2] == ["lead", "time"]
+    found = forecast_scores(model, starts, drawn)
+    lines = str(found).splitlines()
+    assert lines[0].split()[:3] == ["lead", "time", "steps"]
     assert [line.split()[0] for line in lines[1 : FRAMES + 1]] == ["1", "2", "3", "4"]
-    assert set(plain_scores(found)) == {"forecast", "persistence", "climatology"}
+    assert [line.split()[0] for line in lines[-5:-2]] == ["variable", "u0", "u1"]
+    assert set(found.plain()) == {"forecast", "persistence", "climatology", "variables", "left_out"}
+    left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS]) / math.sqrt(math.pi)
+    np.testing.assert_allclose(found.by_variable["u0"].crps.value, left, rtol=0.04)
+    np.testing.assert_allclose(found.by_variable["u1"].crps.value, 3 * left, rtol=0.04)
+
+
+def test_a_constant_channel_counts_in_no_score(autoregression, tmp_path):
+    """Its deviation of 0 is replaced by 1, so its errors would be in units of their own."""
+    model, starts, drawn = autoregression
+    fields = np.load(model.experiment.data.source)["fields"]
+    fields[:, :, 1] = 7
+    np.savez(tmp_path / "fields.npz", fields=fields)
+    other = load(saved_random(experiment_of(tmp_path / "fields.npz", Forecast()), tmp_path / "run"))
+    held = held_out_starts(other, FRAMES, 200)
+    wrong = drawn.copy()
+    wrong[:, :, :, 1] = 1e3
+    found = forecast_scores(other, held, wrong)
+    alone = (
+        forecast_scores(model, starts, drawn).by_variable["u0"].crps.value
+        / model.experiment.condition.statistics.std[0]
+    )
+    np.testing.assert_allclose(found.by_name["forecast"].crps.value, alone, rtol=1e-5)
+    assert (found.left_out, list(found.by_variable)) == (("u1",), ["u0"])
+    assert "constant in the training data, so in no score: u1" in str(found)
+
+
+def test_members_of_the_law_are_stable_and_others_fail_where_they_leave_it(autoregression):
+    """The process stays within; twice the deviation from frame 3 on fails there, what stands still at once."""
+    model, starts, drawn = autoregression
+    found = judged(model, starts, drawn)
+    assert found.stability.first is None
+    assert found.says.startswith("stable: from frame 1 to 4")
+    np.testing.assert_allclose(found.stability.ratios[:, :, :2], 1, rtol=0.1)
+    louder = drawn.copy()
+    louder[:, :, 2:, 1] = 5 + 2 * (louder[:, :, 2:, 1] - 5)
+    failed = judged(model, starts, louder)
+    assert failed.stability.first == 2
+    assert "stable from frame 1 to 2: at frame 3 (lead 3) the" in failed.says
+    assert "of u1 is" in failed.says
+    still = np.broadcast_to(starts.past[:, None], (200, 3, FRAMES, *starts.past.shape[2:]))
+    assert "not stable: at frame 1 (lead 1) the rate of change of u0 is 0 times" in judged(model, starts, still).says
+    burst = drawn.copy()
+    burst[0, 0, 3] = np.nan
+    assert judged(model, starts, burst).stability.first == 3
 
 
 def test_more_members_than_training_frames(autoregression, monkeypatch):
     """A climatology of fewer members: its fair CRPS has the same mean."""
     monkeypatch.setattr("dualrate.drawing.forecast_scores.LOOKED_AT", MEMBERS // 2)
     model, starts, drawn = autoregression
-    found = forecast_scores(model, starts, written(starts, drawn))
-    assert found["climatology"].members == MEMBERS // 2
-    np.testing.assert_allclose(found["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.1)
+    found = forecast_scores(model, starts, drawn)
+    assert found.by_name["climatology"].members == MEMBERS // 2
+    np.testing.assert_allclose(found.by_name["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.1)
 
 
 def test_starts_without_truth_have_no_scores(autoregression):
     model, starts, drawn = autoregression
     unknown = Starts(starts.past, "mine")
     with pytest.raises(ValueError, match="truth of these starts is not known"):
-        forecast_scores(model, unknown, Written(drawn, None, 0, 0.0, 0, Leads))  # pyright: ignore[reportArgumentType]
+        forecast_scores(model, unknown, drawn)
+
+
+def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path):
+    """Of starts whose truth is not known, members beside the training data."""
+    model, _, _ = autoregression
+    drawer = Choice(steps=2).drawer(model, members=2)
+    held = held_out_starts(model, 2, 2)
+    for known, svgs in ((held, 5), (Starts(held.past, "mine.npy"), 3)):
+        done = write_forecast(drawer, known, 2, tmp_path / f"{svgs}")
+        scored = forecast_scores(model, known, done.x) if known.truth else None
+        page = forecast_page(forecast_of(model), done, scored, judged(model, known, done.x))
+        assert page.count("<svg") == svgs
+        words = ("Scores by lead time", "Ranks of the truth") if known.truth else ("The truth is not known",)
+        assert all(one in page for one in (*words, "the training data&#39;s", "Variable u0"))

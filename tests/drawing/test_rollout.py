@@ -40,10 +40,10 @@ WIDTH, CHANNELS = 16, 2
 MEMBER, WINDOW = 2**40, 2**20
 
 
-def experiment_of(source: Path, task: Forecast) -> Experiment:
+def experiment_of(source: Path, task: Forecast, channels: int = CHANNELS) -> Experiment:
     """Two small networks for the fields of a file."""
     made = task.of(read_fields(source, "train"))
-    channels, height, width = made.target((CHANNELS, 1, WIDTH))
+    channels, height, width = made.target((channels, 1, WIDTH))
     net = UViTConfig(width, channels, (Level("conv", 8, 1), Level("conv", 8, 1)), embedding=16, height=height)
     networks = TwoConditional(net, net, made.shape((channels, height, width)))
     method = DenoisingConfig(GivenTimes(), label_dropout=0.0)
@@ -59,8 +59,8 @@ def source(tmp_path_factory) -> Path:
     return path
 
 
-def model_of(source: Path, path: Path, **task) -> Model:
-    return load(saved_random(experiment_of(source, Forecast(**task)), path))
+def model_of(source: Path, path: Path, channels: int = CHANNELS, **task) -> Model:
+    return load(saved_random(experiment_of(source, Forecast(**task), channels), path))
 
 
 @pytest.fixture(scope="module")
@@ -360,6 +360,84 @@ def test_starts_that_do_not_fit_are_refused_with_what_was_expected(model, tmp_pa
     with pytest.raises(ValueError, match="at most 1,048,576 starts"):
         written(model, tmp_path / "out", seed=2**20 - 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_four_axes_of_a_field_of_one_dimension(source, model, tmp_path):
+    """(time, channel, 1, x) as a forecast is written; of one channel and one past frame they may be starts, too."""
+    path, random = tmp_path / "mine.npy", np.random.default_rng(0)
+    np.save(path, random.normal(size=(7, CHANNELS, 1, WIDTH)).astype(np.float32))
+    np.testing.assert_array_equal(read_starts(path, model).past, np.load(path)[None, [-3, -1]])
+    fields = np.load(source)["fields"][:, :, :1]
+    np.savez(tmp_path / "one.npz", fields=fields)
+    one = model_of(tmp_path / "one.npz", tmp_path / "run", channels=1)
+    for array in (fields[0], fields[:, :, :, None], fields[:1, :1]):
+        np.save(path, array)
+        assert len(read_starts(path, one)) == (20 if array.ndim == 5 else 1)
+    np.save(path, fields[0][:, :, None])
+    with pytest.raises(ValueError, match=r"12 starts of one time step, or 12 time steps of one start. Make it"):
+        read_starts(path, one)
+
+
+def test_names_of_a_file_are_taken_by_a_model_that_knows_none(model, tmp_path):
+    told, good = [], np.zeros((4, 7, CHANNELS, WIDTH), np.float32)
+    np.savez(tmp_path / "starts.npz", fields=good, variables=["speed", "density"])
+    assert len(read_starts(tmp_path / "starts.npz", model, told.append)) == 4
+    assert "ahead does not: speed, density are taken in this order" in told[0]
+
+
+def test_what_is_not_there_is_named(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone of pictures"):
+        read_starts(Path(f"frames:{tmp_path / 'gone'}"), model)
+    for name in ("gone.npy", "gone.nc"):
+        with pytest.raises(FileNotFoundError, match=rf"there (is no file|are no fields) .*{name}"):
+            read_starts(tmp_path / name, model)
+
+
+def test_fields_that_changed_since_the_training_are_refused(source, tmp_path):
+    fields = np.load(source)["fields"]
+    np.savez(tmp_path / "fields.npz", fields=fields)
+    model = model_of(tmp_path / "fields.npz", tmp_path / "run")
+    expected = model.experiment.condition.fingerprint
+    assert len(expected) == 64
+    fields[0, 0] += 1
+    np.savez(tmp_path / "fields.npz", fields=fields)
+    with pytest.raises(
+        ValueError, match=rf"changed since run was trained.*the run {expected[:12]}.*--from .*fields.npz"
+    ):
+        held_out_starts(model, 2)
+    assert len(read_starts(tmp_path / "fields.npz", model)) == 20
+    old = replace(model.experiment.condition, fingerprint="")
+    assert old.identity == model.experiment.condition.identity
+    assert len(held_out_starts(replace(model, experiment=replace(model.experiment, condition=old)), 2, 3)) == 3
+
+
+@pytest.mark.parametrize("names", [(), ("speed", "depth")])
+def test_a_netcdf_file_has_the_axes_start_member_time_and_space(source, tmp_path, names):
+    xarray = pytest.importorskip("xarray")
+    np.savez(
+        tmp_path / "fields.npz", fields=np.load(source)["fields"], step=0.5, **({"variables": names} if names else {})
+    )
+    model = model_of(tmp_path / "fields.npz", tmp_path / "run", lead=2, past=2)
+    starts = held_out_starts(model, 6, 3)
+    done = written(model, tmp_path / "out", 6, starts=starts, format="netcdf")
+    with xarray.open_dataset(tmp_path / "out" / "forecast.nc", engine="h5netcdf") as found:
+        whole = ("start", "member", "time", *([] if names else ["channel"]), "x")
+        for i, name in enumerate(names or ["forecast"]):
+            assert found[name].dims == whole
+            own = done.x[:, :, :, i, 0] if names else done.x[:, :, :, :, 0]
+            np.testing.assert_array_equal(found[name], own)
+            truth = done.truth[:, :, i, 0] if names else done.truth[:, :, :, 0]
+            np.testing.assert_array_equal(found[f"{name}_truth"][:, :4], truth)
+            assert np.isnan(found[f"{name}_truth"][:, 4:]).all()
+        np.testing.assert_array_equal(found["time"], np.arange(1, 7) * 2 * 0.5)
+        np.testing.assert_array_equal(found["start"], range(3))
+        assert {"start", "time", "start_trajectory", "start_time_step"} <= set(found.coords)
+        held = np.load(source)["fields"][18:]
+        for n in range(3):
+            i, k = int(found["start_trajectory"][n]), int(found["start_time_step"][n])
+            np.testing.assert_array_equal(held[i, k], starts.past[n, -1, :, 0])
+    with pytest.raises(ValueError, match=r"several dimensions of trajectories \(start, member\)|different dimensions"):
+        read_fields(tmp_path / "out" / "forecast.nc", "train")
 
 
 def test_a_model_of_images_is_no_forecast(tmp_path):

@@ -12,10 +12,12 @@ from torch import Tensor
 from dualrate.metrics.forecasts import (
     ForecastScorer,
     ForecastScores,
+    Stability,
     climatology,
     persistence,
     power_spectrum,
     spectrum_distance,
+    steady_numbers,
     time_until,
 )
 
@@ -268,3 +270,26 @@ def test_other_shapes_are_refused_with_both() -> None:
     with pytest.raises(ValueError, match="one positive number"):
         ForecastScorer([1], scale=torch.zeros(1))
     assert scorer.scores(block=1).starts == 2
+
+
+def test_numbers_of_a_stable_ensemble_are_those_of_a_wave():
+    """a cos(kx + b): variance a^2 / 2, all of it in the band of k; moved by d it changes by 2 a sin(d/2) / sqrt(2)."""
+    x = 2 * math.pi * torch.arange(64, dtype=torch.float64) / 64
+    for k, band in ((2, 0), (5, 1), (20, 2)):
+        before, now = (3 * torch.cos(k * x + shift)[None, None] for shift in (0.3, 0.3 + 0.4))
+        rate, variance, *power = steady_numbers(now, before)[0].tolist()
+        assert rate == pytest.approx(2 * 3 * math.sin(0.2) / math.sqrt(2))
+        assert variance == pytest.approx(4.5)
+        assert power == pytest.approx([4.5 if i == band else 0 for i in range(3)])
+
+
+def test_the_bounds_of_stability_allow_for_chance_and_for_faint_bands():
+    """c = 3 s / (m sqrt(n)); power below a ten-thousandth of the variance counts as equal."""
+    training = torch.tensor([[[1.0, 2.0, 1.0, 1.0, 1e-6]], [[3.0, 2.0, 1.0, 1.0, 1e-6]]]).double()
+    members = torch.tensor([[[2.0, 2.0, 1.0, 1.0, 1e-4]], [[2.0, 1.5, 1.0, 1.0, 1e-6]]]).double()
+    found = Stability.of([1, 2], ["u"], members, training, 8)
+    c = 3 * math.sqrt(2) / (2 * math.sqrt(8))
+    np.testing.assert_allclose(found.bounds[:, 0], [[0.8 / (1 + c), *[0.8] * 4], [1.25 * (1 + c), *[1.25] * 4]])
+    np.testing.assert_allclose(found.ratios[:, 0], [[1, 1, 1, 1, 1], [1, 0.75, 1, 1, 1]])
+    assert found.first == 1
+    assert str(found).startswith("stable from frame 1 to 1: at frame 2 (lead 2) the variance of u is 0.75 times")

@@ -18,7 +18,10 @@ REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 
 @dataclass(frozen=True)
 class Compare(Ranged):
-    """Compare models, samplers and plans: quality against FLOPs and time, on one page. Continues if run again."""
+    """Compare models, samplers and plans: quality against FLOPs and time, on one page. Continues if run again.
+
+    Forecasts of fields are compared by the fair CRPS of one window from 50 held-out starts, anew if run again.
+    """
 
     requests: Annotated[Positional[tuple[str, ...]], arg(metavar=REQUEST)]
     """RUN alone: its usual plans. RUN:32/8: 32 steps, 8 heavy calls, as `dualrate sample RUN --steps 32 --heavy 8`
@@ -51,12 +54,33 @@ class Compare(Ranged):
 
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare
+        from dualrate.compare.forecasts import are_forecasts, compare_forecasts
         from dualrate.compare.page import front_table
         from dualrate.report.table import as_text
 
         if not self.requests:
             raise ValueError("nothing to compare: name runs, e.g. dualrate compare weights/fashion-mnist-*")
         device, progress = pick_device(self.device), reporter()
+        how = working(device, progress, compiled=self.compile, graphs=self.graphs)
+        if are_forecasts(self.requests):
+            if given := [name for name in ("features", "baselines", "mixed") if getattr(self, name)]:
+                raise ValueError(
+                    f"forecasts of fields have other scores: drop {', '.join(f'--{one}' for one in given)}"
+                )
+            lines, unfinished = compare_forecasts(
+                self.requests,
+                self.out,
+                minutes=self.minutes,
+                members=self.members,
+                device=device,
+                precision=self.precision,
+                **how,
+                progress=progress,
+                command=command_line(),
+            )
+            print(as_text(lines), "\n", *unfinished)
+            print(self.out)
+            return
         findings = compare(
             self.requests,
             self.out,
@@ -68,7 +92,7 @@ class Compare(Ranged):
             device=device,
             workers=self.workers,
             precision=self.precision,
-            **working(device, progress, compiled=self.compile, graphs=self.graphs),
+            **how,
             progress=progress,
             command=command_line(),
         )

@@ -14,6 +14,7 @@ from dualrate.cli.console import command_line, loaded, print_report, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
+from dualrate.data.forecast import Forecast
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.likelihood import FITTED_ON
 from dualrate.sampling.catalogue import ANCESTRAL
@@ -27,6 +28,8 @@ SCORED, BOUNDED = 5000, 500  # images
 class Evaluate(Ranged):
     """Score a run: Frechet distance in the features of the data set's network (FD-<net>), FID, FD-DINOv2.
 
+    A forecast of fields is scored over one window from held-out starts, by lead time and by variable.
+
     A model of texts is scored by its bound in bits a character, the entropy of its samples, and a language model that
     is trained on first use. --bound gives a bound on the likelihood of test images. --images scores existing images.
     """
@@ -38,7 +41,7 @@ class Evaluate(Ranged):
     """A folder, archive or .npz file of images to score, instead of drawing any."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images | None = None
-    """Number of images; if not given 5000, with --bound 500 test images."""
+    """Number of images; if not given 5000, with --bound 500 test images, of a forecast 50 starts."""
     seed: Seed = 0
     """Seed of the first image; image i has seed + i."""
     features: str | None = None
@@ -84,6 +87,9 @@ class Evaluate(Ranged):
         seeds, show = range(self.seed, self.seed + (self.num or SCORED)), image_progress(progress)
         if model.experiment.codec.alphabet:
             self._score_texts(drawer, seeds, progress)
+            return
+        if isinstance(model.experiment.condition, Forecast):
+            self._score_forecast(drawer, progress)
             return
         metrics = evaluators(
             model.experiment.data, self.features, reference=self.reference, device=model.device, progress=progress
@@ -158,6 +164,18 @@ class Evaluate(Ranged):
             rows[far.metric] = f"{far.value:.4g} [{far.low:.4g}, {far.high:.4g}], floor {far.floor:.4g}; {far.note}"
         print_report(False, rows)
         print(f"\nin bits a character, ± standard error; gradients of {found.language_model}")
+
+    def _score_forecast(self, drawer: Drawer, progress: Reporter) -> None:
+        from dualrate.drawing.forecast_scores import window_scores
+
+        self._refuse_features("a forecast of fields has other scores")
+        with closing(progress):
+            found = window_scores(drawer, self.num, seed=self.seed, progress=image_progress(progress, "frames"))
+        if self.json:
+            about = {"weights": drawer.model.weights_hash, "environment": environment(drawer.model.device)}
+            print(json.dumps(found.plain() | about | {"macs": drawer.cost.macs, "members": drawer.members}))
+            return
+        print(found)
 
     def _refuse_features(self, why: str) -> None:
         if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:

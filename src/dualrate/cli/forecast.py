@@ -24,7 +24,8 @@ Start = Annotated[int, Range(0, 2**20)]
 class Forecast(Ranged):
     """Roll out a forecast: members from each start, to an array on disk. The same command continues after a kill.
 
-    Where the truth is known it is scored by lead time, beside the last known frame and random frames of the data.
+    Where the truth is known it is scored by lead time, beside the last known frame and random frames of the data. A
+    page, index.html, shows scores, pictures and whether members keep the look of the training data.
     The heavy network runs once a start in the first window, for all members; then once a member and window.
     """
 
@@ -33,9 +34,9 @@ class Forecast(Ranged):
     """Directory for the forecast: new, empty, or with a part of the same forecast."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     start_file: Annotated[Path | None, arg(name="from")] = None
-    """Time steps to start from, .npy, .npz, .h5, .nc or .zarr: (time, channel, space) or (start, time, channel,
-    space), the latest last, in the units of the training data; starts in held-out data, whose truth is kept beside, if
-    not given."""
+    """Time steps to start from, .npy, .npz, .h5, .nc, .zarr or frames:FOLDER: (time, channel, space) or (start, time,
+    channel, space), the latest last, in the units of the training data; starts in held-out data, whose truth is kept
+    beside, if not given."""
     frames: Annotated[int, Range(1, 2**28)] = 100
     """T, frames to forecast."""
     starts: Annotated[int, Range(1, 2**20)] | None = None
@@ -46,8 +47,8 @@ class Forecast(Ranged):
     precision: Precision = "auto"
     """auto: bfloat16 where it is faster. In float32 a frame does not depend on the batch size."""
     format: Literal["npz", "netcdf"] | None = None
-    """Also write all of it as forecast.npz or forecast.nc, with names of variables and the time between frames; a
-    trajectory a member, those of a start one after the other."""
+    """Also write all of it, with names of variables: forecast.npz, a trajectory a member, those of a start one after
+    the other; forecast.nc, over (start, member, time, space), with lead times and the truth."""
     pictures: bool = False
     """Also draw forecast.png and an animation, forecast.webp, of the first start."""
     compile: Compile = False
@@ -56,15 +57,16 @@ class Forecast(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.forecast import held_out_starts, read_starts
-        from dualrate.drawing.forecast_folder import SCORES, write_forecast
-        from dualrate.drawing.forecast_scores import forecast_scores, plain_scores, scores_table
+        from dualrate.drawing.forecast import forecast_of, held_out_starts, read_starts
+        from dualrate.drawing.forecast_folder import PAGE, SCORES, write_forecast
+        from dualrate.drawing.forecast_page import forecast_page
+        from dualrate.drawing.forecast_scores import forecast_scores, judged
 
         if self.start_file is not None and self.starts is not None:
             raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         if self.start_file is not None:
-            starts = read_starts(self.start_file, model)
+            starts = read_starts(self.start_file, model, progress.note)
         else:
             starts = held_out_starts(model, self.frames, self.starts)
             progress.note(f"starts: {starts.source}; of each the truth of {starts.known} frame(s) is known")
@@ -98,11 +100,14 @@ class Forecast(Ranged):
             "members_not_finite": written.burst,
             "precision": record.origin.precision,
         }
+        found, stable = None, judged(model, starts, written.x)
         if written.truth is not None:
-            found = forecast_scores(model, starts, written)
-            write_whole(self.out / SCORES, json.dumps(plain_scores(found), indent=1) + "\n")
+            found = forecast_scores(model, starts, written.x)
+            write_whole(self.out / SCORES, json.dumps(found.plain(), indent=1) + "\n")
             if self.json:
-                report["scores"] = plain_scores(found)
+                report["scores"] = found.plain()
             else:
-                print(scores_table(found, record.unit) + "\n")
+                print(f"{found}\n")
+        report |= {"stability": stable.says, "page": str(self.out / PAGE)}
+        write_whole(self.out / PAGE, forecast_page(forecast_of(model), written, found, stable))
         print_report(self.json, report)

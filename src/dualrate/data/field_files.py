@@ -49,7 +49,16 @@ FRAMES = "frames:"  # begins a source that is a folder of folders of pictures
 HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".nc", ".zarr", *HDF5)  # and .npz, if it holds `fields`
 FIELDS = "fields"  # the array of a .npz file
-TRAJECTORY = ("trajectory", "sample", "member", "realization", "run", "batch", "simulation")  # names of dimensions
+TRAJECTORY = (
+    "trajectory",
+    "start",
+    "sample",
+    "member",
+    "realization",
+    "run",
+    "batch",
+    "simulation",
+)  # names of dimensions
 TIME = ("time", "t", "frame", "step", "lead_time")
 CHANNEL = ("channel", "channels", "variable", "field")
 EXTRA = 'pip install "dualrate[forecast]"'
@@ -331,6 +340,10 @@ def _labelled(path: Path) -> Found:
         raise ValueError(f"{path}: its variables have different dimensions, {kinds}; expected the same for all")
     first = next(iter(arrays.values()))
     called = {kind: next((str(dim) for dim in first.dims if dim in names), None) for kind, names in _DIMENSIONS.items()}
+    if len(several := [str(dim) for dim in first.dims if dim in TRAJECTORY]) > 1:
+        raise ValueError(
+            f"{path} has several dimensions of trajectories ({', '.join(several)}), expected one: stack them into one"
+        )
     space = [str(dim) for dim in first.dims if dim not in called.values()]
     if len(space) not in (1, 2) or 0 in first.shape or (called["channel"] and len(arrays) > 1):
         raise ValueError(

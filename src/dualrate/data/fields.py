@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -231,6 +231,20 @@ def is_fields(source: str | Path) -> bool:
     return path.suffix in SUFFIXES or (path.is_dir() and bool(hdf5_files(path)))
 
 
+def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[str, Found]:
+    """What a source is called, and its trajectories, whose frames are not read yet. Raises as `read_fields`."""
+    text = str(source)
+    if text in SIMULATIONS:
+        return text, simulated(text, progress)
+    if text.startswith(FRAMES):
+        path = resolved(text.removeprefix(FRAMES))
+        return printable(path.name), pictures(path)
+    path = resolved(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
+    return printable(path.stem), read_file(path)
+
+
 def read_fields(
     source: str | Path, split: Split, statistics: Statistics | None = None, progress: DataProgress = silent
 ) -> Fields:
@@ -240,17 +254,7 @@ def read_fields(
     Raises ValueError for a source, a shape or numbers that cannot be used, FileNotFoundError where there is none,
     ModuleNotFoundError that names the extra, OSError for what cannot be read.
     """
-    text = str(source)
-    if text in SIMULATIONS:
-        name, found = text, simulated(text, progress)
-    elif text.startswith(FRAMES):
-        path = resolved(text.removeprefix(FRAMES))
-        name, found = printable(path.name), pictures(path)
-    else:
-        path = resolved(source)
-        if not path.exists():
-            raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
-        name, found = printable(path.stem), read_file(path)
+    name, found = find_fields(source, progress)
     name, (train, chosen) = f"{name}/{split}", _divided(str(source), found, split)
     parts = [chosen] if statistics is not None or train is None else [train, chosen]
     for part in parts:
@@ -339,12 +343,45 @@ def write_fields(path: Path, array: NDArray[Any], variables: Sequence[str], step
         with whole(path) as aside, aside.open("wb") as file:
             np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))
         return
+    sizes = dict(zip(("trajectory", "time", "y", "x"), (*array.shape[:2], *array.shape[3:]), strict=True))
+    times = {} if step is None else {"time": Coordinate("time", np.arange(array.shape[1]) * step)}
+    parts = {name: (tuple(sizes), lambda n, i=i: array[n, :, i]) for i, name in enumerate(variables)}
+    write_netcdf(path, sizes, times, parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinate:
+    """Numbers along a dimension, of NetCDF; says: what they are."""
+
+    dimension: str
+    values: NDArray[Any]
+    says: str = ""
+
+
+Part = Callable[[int], NDArray[Any]]  # number along the first dimension -> what a variable holds there
+
+
+def write_netcdf(
+    path: Path,
+    sizes: Mapping[str, int],
+    coordinates: Mapping[str, Coordinate],
+    variables: Mapping[str, tuple[Sequence[str], Part]],
+) -> None:
+    """Write float32 variables over named dimensions, part by part, whole or not at all.
+
+    sizes: of the dimensions; variables: by name, their dimensions and parts; coordinates: by name
+    """
     import h5netcdf
 
-    dims = ("trajectory", "time", "y", "x")
     with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
-        file.dimensions = dict(zip(dims, (*array.shape[:2], *array.shape[3:]), strict=True))
-        for i, name in enumerate(variables):
-            file.create_variable(name, dims, data=array[:, :, i])
-        if step is not None:
-            file.create_variable("time", ("time",), data=np.arange(array.shape[1]) * step)
+        file.dimensions = dict(sizes)
+        for name, one in coordinates.items():
+            made = file.create_variable(name, (one.dimension,), data=one.values)
+            if one.says:
+                made.attrs["long_name"] = one.says
+        for name, (dims, part) in variables.items():
+            made = file.create_variable(name, tuple(dims), np.dtype(np.float32))
+            if beside := [other for other, one in coordinates.items() if other not in sizes and one.dimension in dims]:
+                made.attrs["coordinates"] = " ".join(beside)
+            for n in range(sizes[dims[0]]):
+                made[n] = part(n)

@@ -11,8 +11,10 @@ noise.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Annotated
+from functools import lru_cache
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Conditioned, Make
 from dualrate.data.fields import Fields, Statistics
 from dualrate.data.images import ImageSet
@@ -57,13 +60,25 @@ class Forecast(Condition, Ranged):
     """Names of the channels, in their order."""
     step: Positive | None = None
     """Time from one time step of the data to the next, where the data says it."""
+    fingerprint: str = ""
+    """sha256 of the training fields; empty: unknown."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Without the fingerprint: the identity of a run has that of its data."""
+        return {"condition": {name: value for name, value in to_plain(self).items() if name != "fingerprint"}}
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
         known, channels = fields.statistics, fields.shape[0]
         names = tuple(fields.variables)
         whole = replace(
-            self, statistics=known, scale=(1.0,) * (channels * self.frames), variables=names, step=fields.step
+            self,
+            statistics=known,
+            scale=(1.0,) * (channels * self.frames),
+            variables=names,
+            step=fields.step,
+            fingerprint=fields.fingerprint,
         )
         targets = Windows(fields, whole)  # refuses fields that are too short
         if not self.difference:
@@ -104,7 +119,8 @@ class Forecast(Condition, Ranged):
 
     def conditioned(self, targets: TrainingSet, others: ImageSet | None = None) -> Conditioned:
         assert isinstance(targets, Fields)
-        return Conditioned(Windows(targets, self), self, Windows(targets, self, past=True))
+        windows = Windows(targets, self)
+        return Conditioned(windows, self, windows.pasts())
 
     def sample_of(self, last: Tensor, following: Tensor) -> Tensor:
         """x (B, frames C, H, W), of normalised frames: the last given (B, C, H, W) and those after (B, frames, ...)."""
@@ -141,7 +157,7 @@ class Windows(TrainingSet):
 
     def __init__(self, fields: Fields, forecast: Forecast, *, past: bool = False) -> None:
         self.fields, self.forecast, self.past = fields, forecast, past
-        self.starts = fields.windows(forecast.span)
+        self.starts, self._latest = fields.windows(forecast.span), lru_cache(maxsize=1)(self._read)
         self.name, self.labels, self.class_names, self.floats = fields.name, None, (), fields.floats
 
     @property
@@ -156,10 +172,19 @@ class Windows(TrainingSet):
     def __len__(self) -> int:
         return len(self.starts)
 
+    def pasts(self) -> Windows:
+        """The pasts of the same windows. A window of both is read once, if they are asked for it in turn."""
+        made = copy(self)
+        made.past = True
+        return made
+
     def frames(self, index: NDArray[np.int64]) -> Tensor:
         """(B, past + frames, C, H, W) float32, normalised: of the windows of these numbers."""
+        return self._latest(tuple(index.tolist()))
+
+    def _read(self, index: tuple[int, ...]) -> Tensor:
         lead, span = self.forecast.lead, self.forecast.span
-        found = [self.fields.frames(int(i), int(first), span)[::lead] for i, first in self.starts[index]]
+        found = [self.fields.frames(int(i), int(first), span)[::lead] for i, first in self.starts[list(index)]]
         return self.forecast.statistics.normalised(torch.from_numpy(np.stack(found)))
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:

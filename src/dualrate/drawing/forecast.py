@@ -31,8 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.field_files import read_file
-from dualrate.data.fields import read_fields
+from dualrate.data.fields import Fields, find_fields, read_fields
 from dualrate.data.forecast import Forecast
 from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
@@ -73,6 +72,8 @@ class Starts:
 
     known: frames after each that the data has, of those asked for; truth: start i -> (known, C, H, W)
     block: starts in a row that are of about one trajectory, so not independent
+    places:   (N, 2) of starts from the data, trajectory of the test split and time step of the latest frame in it
+    training: the fields that the model was trained on, where they were read
     """
 
     past: Frame
@@ -80,6 +81,8 @@ class Starts:
     known: int = 0
     truth: Callable[[int], Frame] | None = None
     block: int = 1
+    places: NDArray[np.int64] | None = None
+    training: Fields | None = None
 
     def __len__(self) -> int:
         return len(self.past)
@@ -94,9 +97,10 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     """Starts evenly spread over the test split of a model's data, and the frames that come after them there.
 
     If trajectories are too short for all these frames, as many as the longest has are known.
-    count: None: STARTS, or as many as there are. Raises ValueError for more than there are, and what reading raises.
+    count: None: STARTS, or as many as there are. Raises ValueError for more than there are, for data that changed since
+    the training, and what reading raises.
     """
-    forecast = forecast_of(model)
+    forecast, training = forecast_of(model), training_fields(model)
     data = read_fields(model.experiment.data.source, "test", forecast.statistics)
     longest = (max(one.shape[0] for one in data.trajectories) - 1) // forecast.lead + 1
     known = min(frames, longest - forecast.past)
@@ -121,35 +125,73 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         return data.frames(i, first + past - 1, span - past + 1)[forecast.lead :: forecast.lead]
 
     block = -(-len(chosen) // len({int(i) for i, _ in chosen}))
-    return Starts(np.stack(start).astype(np.float32), f"{len(chosen)} of {data.name}", known, truth, block)
+    return Starts(
+        np.stack(start).astype(np.float32),
+        f"{len(chosen)} of {data.name}",
+        known,
+        truth,
+        block,
+        chosen + np.array([0, past - 1]),
+        training,
+    )
 
 
-def read_starts(path: Path, model: Model) -> Starts:
+def training_fields(model: Model) -> Fields:
+    """The fields that a model was trained on, all of them read once.
+
+    Raises ValueError where others lie there by now, and what reading raises.
+    """
+    source, expected = model.experiment.data.source, forecast_of(model).fingerprint
+    found = read_fields(source, "train")
+    if expected and found.fingerprint != expected:
+        raise ValueError(
+            f"{source} has changed since {model.name} was trained: its training fields have the fingerprint "
+            f"{found.fingerprint[:12]}, those of the run {expected[:12]}. Put back what it was trained on, or forecast "
+            f"from the new fields: --from {source}"
+        )
+    return found
+
+
+def lead_times(forecast: Forecast, frames: int) -> tuple[float, ...]:
+    """Of each frame after its start: in the time of the data, or in its time steps where it does not say that."""
+    step = 1.0 if forecast.step is None else forecast.step
+    return tuple(float(forecast.lead * step * (k + 1)) for k in range(frames))
+
+
+def lead_unit(forecast: Forecast) -> str:
+    """In what `lead_times` are."""
+    return "time steps" if forecast.step is None else "time"
+
+
+def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda text: None) -> Starts:
     """Starts from a file: (time, C, space) of one, (start, time, C, space) of several; the latest time steps are taken.
 
     Time steps are those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another
-    kind than .npy and .npz each trajectory is a start.
+    kind than .npy and .npz, and of frames:FOLDER, each trajectory is a start. Of four axes, a field of one dimension
+    may also be (time, C, 1, W).
+    note: told where names of variables are taken for those of a model that knows none
     Raises ValueError for other shapes, too few time steps, other variables or another order of them, and for what is
     not finite; OSError for a file that cannot be read.
     """
     forecast, frame = forecast_of(model), frame_shape(model)
+    needed = (forecast.past - 1) * forecast.lead + 1
     if path.suffix in (".npy", ".npz"):
         array, names = _array(path)
-        found = _as_starts(path, array, model)
+        found = _as_starts(path, array, model, needed)
     else:
-        held = read_file(path)
+        _, held = find_fields(path)
         found, names = [one for part in held.splits.values() for one in part], held.variables
         if odd := [one.shape for one in found if tuple(one.shape[1:]) != frame]:
             raise ValueError(f"{path} holds (time, C, H, W) = {odd[0]}, and {model.name} starts from (time, *{frame})")
-    needed = (forecast.past - 1) * forecast.lead + 1
     shortest = min((one.shape[0] for one in found), default=0)
     if shortest < needed:
         raise ValueError(
             f"{path} holds {len(found)} start(s) of {shortest} time step(s), and {model.name} starts from {needed}: "
             f"{forecast.past} frame(s), {forecast.lead} time step(s) apart. Give a longer piece"
         )
-    unnamed = names is None or all(re.fullmatch(r"u?\d*", name) for name in names)
-    if not unnamed and forecast.variables and names != forecast.variables:
+    if have_names(names) and not have_names(forecast.variables):
+        note(f"{path} names its variables and {model.name} does not: {', '.join(names or ())} are taken in this order")
+    elif have_names(names) and names != forecast.variables:
         raise ValueError(
             f"{path} holds the variables {', '.join(names or ())}, and {model.name} was trained on "
             f"{', '.join(forecast.variables)}, in this order: bring them to it"
@@ -165,8 +207,15 @@ def read_starts(path: Path, model: Model) -> Starts:
     return Starts(past, str(path))
 
 
+def have_names(variables: tuple[str, ...] | None) -> bool:
+    """Whether they are names that a source gave, and no numbers of channels."""
+    return bool(variables) and not all(re.fullmatch(r"u?\d*", name) for name in variables)
+
+
 def _array(path: Path) -> tuple[NDArray[Any], tuple[str, ...] | None]:
     """The array of a file, and the names of its channels if it says them."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path} to start from: name one of arrays over time")
     if path.suffix == ".npy":
         with reading(path, ".npy"):
             return np.load(path, mmap_mode="r", allow_pickle=False), None
@@ -182,11 +231,23 @@ def _array(path: Path) -> tuple[NDArray[Any], tuple[str, ...] | None]:
     return next(iter(arrays.values())), None if names is None else tuple(map(str, names.tolist()))
 
 
-def _as_starts(path: Path, array: NDArray[Any], model: Model) -> list[NDArray[Any]]:
-    """(time, C, H, W) of each start, or of a field of one dimension (time, C, W). Raises ValueError, for others."""
+def _as_starts(path: Path, array: NDArray[Any], model: Model, needed: int) -> list[NDArray[Any]]:
+    """(time, C, H, W) of each start, or of a field of one dimension (time, C, W). Raises ValueError, for others.
+
+    needed: time steps of a start
+    """
     frame, shape = frame_shape(model), tuple(array.shape)
     if frame[1] == 1 and len(shape) == 5 and shape[2:] == frame:
         return list(array)
+    if frame[1] == 1 and len(shape) == 4 and shape[1:] == frame:
+        if frame[0] > 1 or needed > 1:
+            return [array]
+        if shape[0] > 1:
+            raise ValueError(
+                f"{path} holds an array of {shape}: {shape[0]} starts of one time step, or {shape[0]} time steps of "
+                f"one start. Make it (time, channel, space) = ({shape[0]}, 1, {frame[2]}) for one start, or (start, "
+                f"time, channel, y, space) = ({shape[0]}, 1, 1, 1, {frame[2]}) for {shape[0]} of them"
+            )
     space = (frame[0], frame[2]) if frame[1] == 1 else frame
     if len(shape) not in (len(space) + 1, len(space) + 2) or shape[-len(space) :] != space:
         forms = " or ".join(f"({lead}, {', '.join(map(str, space))})" for lead in ("time", "start, time"))

@@ -5,6 +5,7 @@ OUT/forecast.npy       (start, member, time, C, H, W) float32, in the data's uni
 OUT/forecast.journal   which frames are there, a JSON object a line: rows, of starts and members, and frames of each
 OUT/truth.npy          (start, time, C, H, W), of starts from the data, as many frames as it has
 OUT/scores.json        by lead time, where the truth is known (forecast_scores.py)
+OUT/index.html         scores and pictures (forecast_page.py)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,10 +23,21 @@ import numpy as np
 
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import to_plain
-from dualrate.data.fields import check_writable, write_fields
+from dualrate.data.fields import Coordinate, check_writable, write_fields, write_netcdf
 from dualrate.diffusion.rolling import Rolling
 from dualrate.drawing.drawer import Drawer, Guidance, spread
-from dualrate.drawing.forecast import Frame, Piece, Starts, checked, forecast_of, frame_shape, roll_out
+from dualrate.drawing.forecast import (
+    Frame,
+    Piece,
+    Starts,
+    checked,
+    forecast_of,
+    frame_shape,
+    have_names,
+    lead_times,
+    lead_unit,
+    roll_out,
+)
 from dualrate.drawing.samples import Identity, as_before, drawn_by, joined_calls, record_in, refuse_others
 from dualrate.metrics.store import Origin
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
@@ -43,7 +55,7 @@ from dualrate.system.files import (
 from dualrate.system.progress import ImageProgress, run_lock
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
-PICTURE, ANIMATION = "forecast.png", "forecast.webp"
+PICTURE, ANIMATION, PAGE = "forecast.png", "forecast.webp", "index.html"
 Format = Literal["npz", "netcdf"]
 ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc"}
 SCORES = "scores.json"
@@ -55,8 +67,11 @@ OURS = (
     SCORES,
     PICTURE,
     ANIMATION,
+    PAGE,
     *(f"forecast{ending}" for ending in ENDINGS.values()),
 )
+RESERVED = ("start", "member", "time", "channel", "y", "x")  # names of axes in forecast.nc
+PLACES = ("start_trajectory", "start_time_step")  # further coordinates of a start there
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
 
@@ -109,7 +124,6 @@ class Record:
     @staticmethod
     def of(drawer: Drawer, starts: Starts, frames: int, seed: int, command: str) -> Record:
         forecast, channels = forecast_of(drawer.model), frame_shape(drawer.model)[0]
-        leads = (forecast.lead * (1 if forecast.step is None else forecast.step) * (k + 1) for k in range(frames))
         return Record(
             **drawn_by(drawer, command),
             first_seed=seed,
@@ -120,8 +134,8 @@ class Record:
             digest=starts.digest,
             known=starts.known,
             variables=forecast.variables or tuple(map(str, range(channels))),
-            lead_times=tuple(map(float, leads)),
-            unit="time steps" if forecast.step is None else "time",
+            lead_times=lead_times(forecast, frames),
+            unit=lead_unit(forecast),
             cost=_cost(drawer),
         )
 
@@ -296,12 +310,15 @@ def write_forecast(
                 report(int(store.done.sum()), store.done.size * frames)
             seconds = time.perf_counter() - begun
             if other is not None and not other.exists():
-                rows = store.x.reshape(-1, *store.x.shape[2:])
-                write_fields(other, rows, record.variables, record.lead_times[0])
+                if format == "netcdf":
+                    _write_netcdf(other, store.x, truth, starts, record)
+                else:
+                    rows = store.x.reshape(-1, *store.x.shape[2:])
+                    write_fields(other, rows, record.variables, record.lead_times[0])
             if pictures:
-                shown = _shown(store.x, truth, record)
-                write_whole(out / PICTURE, png(forecast_figure(shown)))
-                write_animation(shown, out / ANIMATION)
+                first = shown(store.x, truth, record)
+                write_whole(out / PICTURE, png(forecast_figure(first)))
+                write_animation(first, out / ANIMATION)
     burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in store.x)
     return Written(store.x, truth, int(store.done.sum()) - there, seconds, burst, record)
 
@@ -317,7 +334,43 @@ def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
     return np.load(path, mmap_mode="r")
 
 
-def _shown(x: Frame, truth: Frame | None, record: Record) -> Shown:
+def _write_netcdf(path: Path, x: Frame, truth: Frame | None, starts: Starts, record: Record) -> None:
+    """Members over (start, member, time, space), a variable a channel where these have names, else over channel too.
+
+    time: lead times; start: its number, with trajectory and time step of its latest frame where it is from the data.
+    `NAME_truth` is what came, NaN where that is not known. A field of one dimension is over x alone.
+    """
+    count, members, frames, channels, height, width = x.shape
+    named = have_names(record.variables) and not any(one in RESERVED or "/" in one for one in record.variables)
+    space = {"x": width} if height == 1 else {"y": height, "x": width}
+    each = space if named else {"channel": channels, **space}
+    picked = {name: np.s_[..., i, :, :] for i, name in enumerate(record.variables)} if named else {"forecast": np.s_[:]}
+    lead = f"lead time in {record.unit} of the data, from the latest frame of the start"
+    along = {"start": Coordinate("start", np.arange(count)), "member": Coordinate("member", np.arange(members))}
+    along |= {"time": Coordinate("time", np.array(record.lead_times), lead)}
+    if not named:
+        along["channel"] = Coordinate("channel", np.arange(channels), ", ".join(record.variables))
+    if starts.places is not None:
+        along |= {name: Coordinate("start", starts.places[:, i]) for i, name in enumerate(PLACES)}
+
+    def known(part: tuple, n: int) -> Frame:
+        assert truth is not None
+        own = np.full((frames, *each.values()), np.nan, np.float32)
+        own[: truth.shape[1]] = truth[n][part].reshape(-1, *each.values())
+        return own
+
+    variables: dict[str, tuple[Sequence[str], Callable[[int], Frame]]] = {}
+    for name, part in picked.items():
+        variables[name] = (
+            ("start", "member", "time", *each),
+            lambda n, part=part: x[n][part].reshape(members, frames, *each.values()),
+        )
+        if truth is not None:
+            variables[f"{name}_truth"] = ("start", "time", *each), lambda n, part=part: known(part, n)
+    write_netcdf(path, {"start": count, "member": members, "time": frames, **each}, along, variables)
+
+
+def shown(x: Frame, truth: Frame | None, record: Record) -> Shown:
     """What pictures show: the first variable of the first start."""
     some = spread(min(record.frames, SHOWN_FRAMES), record.frames)
     members = np.stack([x[0, member, some, 0] for member in range(min(len(x[0]), SHOWN_MEMBERS))])

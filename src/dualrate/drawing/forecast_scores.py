@@ -1,86 +1,254 @@
-"""Scores of a forecast by lead time, beside two that need no model: the last known frame again, and random frames."""
+"""Scores of a forecast by lead time, beside two that need no model: the last known frame again, and random frames.
+
+Beside them, with or without truth, whether a roll-out keeps the look of the training data (`Stability`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.fields import Fields
-from dualrate.drawing.drawer import spread
-from dualrate.drawing.forecast import Starts, forecast_of
-from dualrate.drawing.forecast_folder import Written
+from dualrate.data.forecast import Forecast
+from dualrate.drawing.drawer import Drawer, spread
+from dualrate.drawing.forecast import (
+    Frame,
+    Starts,
+    forecast_of,
+    held_out_starts,
+    lead_times,
+    lead_unit,
+    roll_out,
+    training_fields,
+)
 from dualrate.experiment.experiment import Model
-from dualrate.metrics.forecasts import ForecastScorer, ForecastScores, climatology, persistence
+from dualrate.metrics.forecasts import (
+    STEADY,
+    ForecastScorer,
+    ForecastScores,
+    Score,
+    Stability,
+    climatology,
+    persistence,
+    power_spectrum,
+    steady_numbers,
+)
 from dualrate.report.table import Table, as_text
+from dualrate.system.progress import ImageProgress
 
-AT_A_TIME = 2**24  # numbers of starts that are scored together
+AT_A_TIME = 2**24  # numbers that are scored together
 LOOKED_AT = 1024  # frames of the training data that random ones are drawn of
 SHOWN = 12  # lead times, at most
 
 
-def forecast_scores(model: Model, starts: Starts, written: Written) -> dict[str, ForecastScores]:
-    """Of the forecast, of persistence and of climatology, over the frames whose truth is known.
-
-    Channels are in standard deviations of the training data. Raises ValueError where no truth is known.
+@dataclass(frozen=True)
+class Scored:
+    """by_name:     of the forecast, of persistence and of climatology, in standard deviations of the training data
+    by_variable: of the forecast, by the names of its variables, in their own units
+    left_out:    variables that are constant in the training data, and count in none
+    unit:        of lead times
     """
-    if written.truth is None or not starts.known:
+
+    by_name: dict[str, ForecastScores]
+    by_variable: dict[str, ForecastScores]
+    left_out: tuple[str, ...]
+    unit: str
+
+    @property
+    def notice(self) -> str:
+        """On what is left out; empty if nothing is."""
+        if not self.left_out:
+            return ""
+        return f"constant in the training data, so in no score: {', '.join(self.left_out)}"
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: of each its rows by lead time, until when it correlates, and shares of ranks."""
+
+        def rows(found: Mapping[str, ForecastScores]) -> dict[str, Any]:
+            return {
+                name: {"leads": one.table(), "until": one.times(), "ranks": one.ranks.tolist()}
+                for name, one in found.items()
+            }
+
+        return rows(self.by_name) | {"variables": rows(self.by_variable), "left_out": list(self.left_out)}
+
+    def __str__(self) -> str:
+        """For people: the tables."""
+        return "\n\n".join(map(as_text, self.tables))
+
+    @property
+    def tables(self) -> list[Table]:
+        """By lead time, of `SHOWN` evenly spread ones; then by variable."""
+        own, others = self.by_name["forecast"], ("persistence", "climatology")
+        header = (
+            f"lead {self.unit}",
+            "CRPS",
+            "CRPS of persistence",
+            "of climatology",
+            "RMSE of mean",
+            "spread / skill",
+        )
+        lines = []
+        for i in shown_leads(len(own.leads)):
+            shown = *(self.by_name[name].crps for name in others), own.rmse, own.spread_skill, own.correlation
+            lines.append((f"{own.leads[i]:g}", _with_interval(own, i), *(_number(one, i) for one in shown)))
+        notes = (
+            "CRPS, RMSE: lower is better, in standard deviations of the data; brackets: 95% intervals over starts",
+            "spread / skill: 1 for a calibrated ensemble; below, too sure",
+            *([self.notice] if self.left_out else []),
+        )
+        found = [Table((*header, "correlation"), tuple(lines), notes, texts=1)]
+        ends = shown_leads(len(own.leads), 3)
+        header = (
+            "variable",
+            *(f"CRPS at {own.leads[i]:g}" for i in ends),
+            *(f"RMSE at {own.leads[i]:g}" for i in ends),
+        )
+        lines = [
+            (name, *(_number(one, i, 4) for one in (scores.crps, scores.rmse) for i in ends))
+            for name, scores in self.by_variable.items()
+        ]
+        found.append(Table(header, tuple(lines), ("in the units of each variable, by lead time",), texts=1))
+        return found
+
+
+def shown_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
+    """Numbers of at most `count` evenly spread ones of `total` lead times."""
+    return np.unique(spread(min(count, total), total))
+
+
+def _with_interval(scores: ForecastScores, i: int) -> str:
+    low, high = scores.crps.low[i], scores.crps.high[i]
+    return f"{scores.crps.value[i]:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+
+
+def _number(score: Score, i: int, digits: int = 0) -> str:
+    value = score.value[i]
+    return "-" if np.isnan(value) else f"{value:#.{digits}g}" if digits else f"{value:.3f}"
+
+
+def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
+    """Of members x (N, M, T, C, H, W) from these starts, over the frames whose truth is known.
+
+    Raises ValueError where no truth is known.
+    """
+    if starts.truth is None or starts.training is None or not starts.known:
         raise ValueError("the truth of these starts is not known: forecast held-out data, without --from, to score")
-    forecast, (count, members) = forecast_of(model), written.x.shape[:2]
-    scale = torch.tensor(forecast.statistics.std)
-    mean = torch.tensor(forecast.statistics.mean)[:, None, None]
-    leads = written.record.lead_times[: starts.known]
-    names = ("forecast", "persistence", "climatology")
-    scorers = {name: ForecastScorer(leads, scale=scale, climatology=mean) for name in names}
-    frames, each = _training_frames(model), max(1, AT_A_TIME // written.x[0].size)
+    forecast, (count, members) = forecast_of(model), x.shape[:2]
+    std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
+    leads, names = lead_times(forecast, starts.known), variables_of(forecast, x.shape[3])
+    frames, each = _training_frames(starts.training), max(1, AT_A_TIME // x[0].size)
+    moving = _moving(frames)
+    scorers = {
+        name: ForecastScorer(leads, scale=std[moving], climatology=mean[moving])
+        for name in ("forecast", "persistence", "climatology")
+    }
+    single = {c: ForecastScorer(leads, climatology=mean[c : c + 1]) for c in moving}
     for first in range(0, count, each):
-        part = slice(first, first + each)
-        truth, past = torch.tensor(written.truth[part]), torch.tensor(starts.past[part])
-        drawn = torch.tensor(written.x[part, :, : starts.known])
+        part = range(first, min(first + each, count))
+        truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
+        past, drawn = (torch.tensor(one[part.start : part.stop]) for one in (starts.past, x[:, :, : starts.known]))
         found = {
             "forecast": drawn,
             "persistence": persistence(past, starts.known),
             "climatology": climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first),
         }
-        for name, x in found.items():
-            scorers[name].add(zip(x.unbind(2), truth.unbind(1), strict=True), start=past[:, -1])
-    return {name: scorer.scores(block=starts.block) for name, scorer in scorers.items()}
 
+        def add(scorer: ForecastScorer, members: Tensor, channels: list[int]) -> None:
+            own = members[:, :, :, channels].unbind(2)
+            there = truth[:, :, channels].unbind(1)  # noqa: B023  # called at once
+            scorer.add(zip(own, there, strict=True), start=past[:, -1, channels])  # noqa: B023
 
-def _training_frames(model: Model) -> Tensor:
-    """(K, C, H, W) float32, evenly spread over the training data."""
-    data = model.experiment.data.items("train")
-    assert isinstance(data, Fields)
-    windows = data.windows(1)
-    some = windows[spread(min(len(windows), LOOKED_AT), len(windows))]
-    return torch.from_numpy(np.concatenate([data.frames(int(i), int(first), 1) for i, first in some]))
-
-
-def plain_scores(found: Mapping[str, ForecastScores]) -> dict[str, Any]:
-    """For JSON: of each its rows by lead time, until when it correlates, and shares of ranks."""
-    return {
-        name: {"leads": one.table(), "until": one.times(), "ranks": one.ranks.tolist()} for name, one in found.items()
-    }
-
-
-def scores_table(found: Mapping[str, ForecastScores], unit: str) -> str:
-    """For people: a line a lead time, of `SHOWN` evenly spread ones."""
-    own = found["forecast"]
-    baselines = "CRPS of persistence", "of climatology"
-    header = (f"lead {unit}", "CRPS", *baselines, "RMSE of mean", "spread / skill", "correlation")
-    lines = []
-    for i in spread(min(SHOWN, len(own.leads)), len(own.leads)):
-        interval = "" if np.isnan(own.crps.low[i]) else f" [{own.crps.low[i]:.3f}, {own.crps.high[i]:.3f}]"
-        numbers = [own.rmse, own.spread_skill, own.correlation]
-        others = [found[name].crps.value[i] for name in ("persistence", "climatology")]
-        shown = [*others, *(one.value[i] for one in numbers)]
-        cells = ["-" if np.isnan(value) else f"{value:.3f}" for value in shown]
-        lines.append([f"{own.leads[i]:g}", f"{own.crps.value[i]:.3f}{interval}", *cells])
-    notes = (
-        "CRPS, RMSE: lower is better, in standard deviations of the data; brackets: 95% intervals over starts",
-        "spread / skill: 1 for a calibrated ensemble; below, too sure",
+        for name, members_of in found.items():
+            add(scorers[name], members_of, moving)
+        for c, scorer in single.items():
+            add(scorer, drawn, [c])
+    own = {names[c]: scorer.scores(block=starts.block) for c, scorer in single.items()}
+    still = tuple(name for c, name in enumerate(names) if c not in moving)
+    return Scored(
+        {name: scorer.scores(block=starts.block) for name, scorer in scorers.items()}, own, still, lead_unit(forecast)
     )
-    return as_text(Table(header, tuple(map(tuple, lines)), notes))
+
+
+def window_scores(
+    drawer: Drawer,
+    count: int | None = None,
+    *,
+    seed: int = 0,
+    progress: ImageProgress = lambda done, total: None,
+) -> Scored:
+    """Of the frames of one window from held-out starts. Nothing is written.
+
+    count: of starts, as of `held_out_starts`; seed: of the first. Raises what that and `roll_out` raise.
+    """
+    frames = forecast_of(drawer.model).frames
+    starts, done = held_out_starts(drawer.model, frames, count), 0
+    x = np.empty((len(starts), drawer.members, frames, *starts.past.shape[2:]), np.float32)
+    for piece in roll_out(drawer, starts.past, frames, seed=seed):
+        at = (slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames))
+        x[tuple(at)] = piece.x
+        progress(done := done + piece.x[..., 0, 0, 0].size, x[..., 0, 0, 0].size)
+    return forecast_scores(drawer.model, starts, x)
+
+
+def variables_of(forecast: Forecast, channels: int) -> tuple[str, ...]:
+    """Names of the channels, or their numbers."""
+    return forecast.variables or tuple(map(str, range(channels)))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """says: in a line, whether it is stable, or why that is not known. power: (C, K) of training frames"""
+
+    says: str
+    stability: Stability | None = None
+    power: NDArray[np.float64] | None = None
+
+
+def judged(model: Model, starts: Starts, x: Frame) -> Judged:
+    """Of members x (N, M, T, C, H, W) beside the data that the model was trained on, if that is still there."""
+    try:
+        training = starts.training or training_fields(model)
+    except (OSError, ValueError) as error:
+        return Judged(f"stability is not judged: {error}")
+    forecast, (count, members, frames) = forecast_of(model), x.shape[:3]
+    statistics, looked, lead = forecast.statistics, _training_frames(training, forecast.lead + 1), forecast.lead
+    pairs = statistics.normalised(looked.unflatten(0, (-1, lead + 1))[:, [0, -1]])
+    moving, found = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
+    size = members * int(np.prod(x.shape[3:]))
+    each = max(1, AT_A_TIME // (size * frames))
+    some = max(1, AT_A_TIME // (size * each))
+    for n in range(0, count, each):
+        before = torch.tensor(starts.past[n : n + each, None, -1:]).expand(-1, members, *[-1] * 4)
+        for first in range(0, frames, some):
+            now = torch.tensor(x[n : n + each, :, first : first + some])
+            joined = statistics.normalised(torch.cat([before, now], 2))
+            numbers = steady_numbers(joined[:, :, 1:], joined[:, :, :-1]).sum((0, 1))
+            found[first : first + len(numbers)] += numbers / (count * members)
+            before = now[:, :, -1:]
+    names, known = variables_of(forecast, x.shape[3]), steady_numbers(pairs[:, 1], pairs[:, 0])
+    independent = -(-count // starts.block)
+    made = Stability.of(
+        lead_times(forecast, frames), [names[c] for c in moving], found[:, moving], known[:, moving], independent
+    )
+    return Judged(str(made), made, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
+
+
+def _training_frames(data: Fields, count: int = 1) -> Tensor:
+    """(K count, C, H, W) float32: pieces of so many frames, evenly spread over the training data."""
+    windows = data.windows(count)
+    some = windows[spread(min(len(windows), LOOKED_AT), len(windows))]
+    return torch.from_numpy(np.concatenate([data.frames(int(i), int(first), count) for i, first in some]))
+
+
+def _moving(frames: Tensor) -> list[int]:
+    """The channels that are no constant in these frames (K, C, H, W); all, if each is one."""
+    flat = frames.transpose(0, 1).flatten(1)
+    found = (flat != flat[:, :1]).any(1).nonzero()[:, 0].tolist()
+    return found or list(range(len(flat)))

@@ -16,6 +16,16 @@ correlation falls); Kohl et al. 2023, arXiv 2309.01745 (rate of change); Ohana e
 (three bands that divide log wavenumber evenly). The Well takes the squared error of each band, which asks a field to be
 right point by point; the distance here asks its spectrum alone, as it stays a question where no point can be known.
 
+A roll-out is stable while members look like the data, where no point can be known. Of each lead time and channel
+`Stability` compares five numbers of members with those of training frames: the root mean square change from frame to
+frame, the variance about the training mean, and the power of the three bands. A ratio r of means is that of a stable
+ensemble within
+
+    [0.8 / (1 + c), 1.25 (1 + c)],   c = 3 s / (m sqrt(n))      m, s: mean and deviation over training frames; n: starts
+
+c is what chance moves the mean of n independent frames by. Members of a start are counted as one: they are that near
+at first.
+
 Every score is a function of means over starts. An interval takes those means of resampled blocks of consecutive starts:
 starts within one correlation time tell the same twice (Kuensch, "The jackknife and the bootstrap for general stationary
 observations", Ann. Stat. 17, 1989). Blocks do not overlap: so n of them can be drawn as `distances` draws vectors,
@@ -39,6 +49,8 @@ from dualrate.metrics.distances import LEVEL, resampling_weights
 from dualrate.metrics.ensembles import fair_crps, rank
 
 THRESHOLDS = (0.9, 0.8)  # of `until`
+WITHIN = (0.8, 1.25)  # of the training data, a stable ensemble
+DEVIATIONS = 3.0  # of chance, c
 BANDS = ("low", "middle", "high")
 POWER_FLOOR = 1e-8  # of the truth's strongest wavenumber: weaker ones, a ten-thousandth in amplitude, count as equal
 
@@ -120,6 +132,78 @@ def time_until(correlations: Tensor, leads: Tensor, threshold: float) -> Tensor:
     high, low = (curve.gather(1, index[:, None])[:, 0] for index in (after - 1, after))
     crossed = time[after - 1] + (high - threshold) / (high - low) * (time[after] - time[after - 1])
     return crossed.where(below.any(1), torch.inf)
+
+
+STEADY = ("rate of change", "variance", "low band", "middle band", "high band")
+FAINT = 1e-4  # of the variance: power of a band below it, a hundredth in amplitude, counts as equal
+
+
+def steady_numbers(now: Tensor, before: Tensor) -> Tensor:
+    """(..., C, 5) by `STEADY`, of anomalies (..., C, H, W) and those a frame before.
+
+    NaN for a band without a wavenumber, on sides of fewer than 8 points.
+    """
+    now, before = now.double(), before.double()
+    power, side = power_spectrum(now), max(now.shape[-2:])
+    bands = [
+        power[..., band].sum(-1) if band.any() else torch.full_like(power[..., 0], torch.nan)
+        for band in _bands(power.shape[-1], side)
+    ]
+    change, variance = ((one.square().mean((-2, -1))) for one in (now - before, now))
+    return torch.stack([change.sqrt(), variance, *bands], -1)
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Whether members keep the look of the training data, as the module says.
+
+    leads:  (T,); channels: names of C; ratios: (T, C, 5) by `STEADY`, of members over training frames
+    bounds: (2, C, 5), least and most of a stable ensemble
+    """
+
+    leads: NDArray[np.float64]
+    channels: tuple[str, ...]
+    ratios: NDArray[np.float64]
+    bounds: NDArray[np.float64]
+
+    @staticmethod
+    def of(
+        leads: Sequence[float], channels: Sequence[str], members: Tensor, training: Tensor, starts: int
+    ) -> Stability:
+        """members: (T, C, 5) means over starts and members; training: (K, C, 5); starts: how many are independent."""
+        mean, deviation = training.mean(0), training.std(0, correction=min(1, len(training) - 1))
+        faint = FAINT * mean[:, 1:2]
+        known = torch.cat([mean[:, :2], mean[:, 2:].clamp(min=faint)], 1)
+        found = torch.cat([members[..., :2], members[..., 2:].clamp(min=faint)], -1)
+        chance = 1 + DEVIATIONS * deviation / (known * math.sqrt(starts))
+        bounds = torch.stack([WITHIN[0] / chance, WITHIN[1] * chance])
+        return Stability(np.asarray(leads), tuple(channels), (found / known).numpy(), bounds.numpy())
+
+    @property
+    def outside(self) -> NDArray[np.bool_]:
+        """(T, C, 5): which are not those of a stable ensemble. One that is not finite is not; an empty band is."""
+        low, high = self.bounds
+        return ~((self.ratios >= low) & (self.ratios <= high)) & ~np.isnan(self.bounds[0])
+
+    @property
+    def first(self) -> int | None:
+        """Index of the first lead time that is not stable."""
+        failed = self.outside.any((1, 2))
+        return int(failed.argmax()) if failed.any() else None
+
+    def __str__(self) -> str:
+        """For people, a line."""
+        what = "rate of change, variance and power in three bands of members"
+        within = f"within [{WITHIN[0]}, {WITHIN[1]}] of the training data's, and what chance adds"
+        if self.first is None:
+            return f"stable: from frame 1 to {len(self.leads)} {what} stay {within}"
+        channel, number = np.argwhere(self.outside[self.first])[0]
+        ratio, (low, high) = self.ratios[self.first, channel, number], self.bounds[:, channel, number]
+        begun = f"stable from frame 1 to {self.first}" if self.first else "not stable"
+        return (
+            f"{begun}: at frame {self.first + 1} (lead {self.leads[self.first]:g}) the {STEADY[number]} of "
+            f"{self.channels[channel]} is {ratio:.3g} times the training data's, outside [{low:.3g}, {high:.3g}]"
+        )
 
 
 @dataclass(frozen=True)

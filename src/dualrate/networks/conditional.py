@@ -39,23 +39,32 @@ def _ratio(sides: tuple[int, int], of: tuple[int, int]) -> tuple[int, int] | Non
     return None if odd or left or not (down and across) else (down, across)
 
 
+def ratios(given: Shape, config: UViTConfig) -> list[tuple[tuple[int, int] | None, tuple[int, int] | None]]:
+    """Of each level: how many times finer it is than y, (C, h, w), on each axis, and how many times coarser.
+
+    Raises ValueError where it is neither.
+    """
+    own, sides = (given[1], given[2]), [config.sides(i) for i in range(len(config.levels))]
+    found = [(_ratio(one, own), _ratio(own, one)) for one in sides]
+    if (None, None) in found:
+        levels = ", ".join("{} x {}".format(*one) for one in sides)
+        raise ValueError(
+            f"the sides of a condition of {given} (C, H, W) are no multiples or divisors of those of the network's "
+            f"levels, {levels}: change the network's patch or levels, or --every of a forecast"
+        )
+    return found
+
+
 class ConditionMaps(nn.Module):
     """y: (B, C, h, w) -> what it adds at each level of a U-ViT, (B, C_i, H_i, W_i), finest first."""
 
     def __init__(self, given: Shape, config: UViTConfig) -> None:
         super().__init__()
-        channels, own = given[0], (given[1], given[2])
+        channels = given[0]
         self.maps = nn.ModuleList()
-        for i, level in enumerate(config.levels):
-            sides = config.sides(i)
-            finer, coarser = _ratio(sides, own), _ratio(own, sides)
+        for level, (finer, coarser) in zip(config.levels, ratios(given, config), strict=True):
             ratio = finer or coarser
-            if ratio is None:
-                levels = ", ".join("{} x {}".format(*config.sides(i)) for i in range(len(config.levels)))
-                raise ValueError(
-                    f"the sides of a condition of {given} (C, H, W) are no multiples or divisors of those of the "
-                    f"network's levels, {levels}: change the network's patch or levels, or --every of a forecast"
-                )
+            assert ratio is not None
             kind = nn.ConvTranspose2d if finer else nn.Conv2d
             self.maps.append(kind(channels, level.channels, ratio, stride=ratio, bias=False))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.data.fields import is_fields, read_fields
+from dualrate.data.fields import find_fields, is_fields, read_fields
 from dualrate.data.forecast import Forecast, Frames
 from dualrate.data.simulations import SIMULATIONS
 from dualrate.diffusion.process import GaussianProcess
@@ -22,6 +22,7 @@ from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
 from dualrate.recipes.tasks import Rate, Rolled, TrainedBy, made
@@ -93,10 +94,13 @@ class Forecasting(Ranged):
                 f"{source or 'no source'} holds no fields: give --data.source kuramoto-sivashinsky, kolmogorov, or a "
                 "file of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
             )
-        fields = read_fields(source, "train")
-        task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise).of(fields)
-        shape, tier = task.target(fields.shape), TIERS[self.size]
+        task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
+        frame = next(iter(find_fields(source)[1].splits.values()))[0].shape[1:]
+        shape, tier = task.target((frame[0], frame[1], frame[2])), TIERS[self.size]
         heavy = network(shape, tier, periodic=self.periodic or source in SIMULATIONS)
+        _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
+        fields = read_fields(source, "train")
+        task = task.of(fields)
         networks, method = made(task, shape, heavy, self.rate, self.trained_by)
         parts = (name_of(source)[:40], "forecast", self.size, self.rate, self.trained_by)
         name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5])

@@ -11,8 +11,6 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from dualrate.report.table import TEXT_COLUMNS
-
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -39,4 +37,3 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 ENVIRONMENT.filters["png"] = _png
-ENVIRONMENT.globals["text_columns"] = TEXT_COLUMNS

@@ -67,11 +67,12 @@ def plan_name(steps: int, heavy: int) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """header and cells are text; notes: what the numbers mean, one line each."""
+    """header and cells are text; notes: what the numbers mean, one line each; texts: columns that are no numbers."""
 
     header: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    texts: int = TEXT_COLUMNS
 
 
 def shared_metrics(rows: Sequence[Row]) -> list[str]:
@@ -129,7 +130,7 @@ def as_text(made: Table) -> str:
     widths = [max(map(len, column)) for column in zip(made.header, *made.cells, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(width) if i < TEXT_COLUMNS else cell.rjust(width)
+            cell.ljust(width) if i < made.texts else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in (made.header, *made.cells)
