@@ -7,15 +7,47 @@ single network reaches the pair's score; light: the best score of a single netwo
 of any single network; note.
 """
 
+import argparse
 import json
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 
+import dualrate as dr
+from dualrate.data.conditions import HeldOut
+from dualrate.denoisers.denoiser import posterior_mean, read
+from dualrate.diffusion.prediction import x_loss_weight
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond
+from dualrate.drawing.drawer import real_batches
+from dualrate.experiment.experiment import Model
 from dualrate.report.figures import png
 from dualrate.system.files import write_whole
 
 RESULTS = Path("docs/results")
+LEVELS = 12  # of noise: the middles of as many parts of [0, 1]
+
+
+@torch.no_grad()
+def losses(model: Model, count: int) -> list[float]:
+    """Mean of |x - x_hat|^2 a number, with the weight of the training loss, at each of LEVELS noise levels.
+
+    count: held-out images, spread evenly. All models of a process see the same noise.
+    """
+    held = model.given
+    images = held.images if isinstance(held, HeldOut) else model.experiment.data.load("test")
+    t, found = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, torch.zeros(LEVELS, dtype=torch.float64)
+    for rows in real_batches(model, images, count, 128):
+        batch = rows.to(model.device)
+        cond = read(model.denoiser, Cond(batch.label, model.given and model.given(batch.sample)))
+        for level, time in enumerate(t):
+            noise = Draws(level, batch.sample).normal("noise", *batch.x.shape[1:])
+            z = model.process.add_noise(batch.x, time, noise)
+            error = (posterior_mean(model.denoiser, z, time, cond) - batch.x).square().flatten(1).mean(1)
+            found[level] += error.double().sum() / count
+    weight = x_loss_weight(model.experiment.method.weighting, model.process.schedule, t)
+    return (weight * found).tolist()
 
 
 def figure(settings: list[dict]) -> Figure:
@@ -45,4 +77,12 @@ def figure(settings: list[dict]) -> Figure:
 
 
 if __name__ == "__main__":
-    write_whole(RESULTS / "where.png", png(figure(json.loads((RESULTS / "where.json").read_text()))))
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*")
+    parser.add_argument("--count", type=int, default=512)
+    arguments = parser.parse_args()
+    for run in arguments.runs:
+        print(json.dumps({"run": Path(run).name, "losses": losses(dr.load(run), arguments.count)}), flush=True)
+    if not arguments.runs:
+        write_whole(RESULTS / "where.png", png(figure(json.loads((RESULTS / "where.json").read_text()))))
