@@ -15,12 +15,11 @@ import torch
 from matplotlib.figure import Figure
 
 import dualrate as dr
-from dualrate.data.conditions import HeldOut
 from dualrate.denoisers.denoiser import posterior_mean, read
 from dualrate.diffusion.prediction import x_loss_weight
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
-from dualrate.drawing.drawer import real_batches
+from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.experiment import Model
 from dualrate.report.figures import png
 from dualrate.system.files import write_whole
@@ -35,8 +34,7 @@ def losses(model: Model, count: int) -> list[float]:
 
     count: held-out images, spread evenly. All models of a process see the same noise.
     """
-    held = model.given
-    images = held.images if isinstance(held, HeldOut) else model.experiment.data.load("test")
+    images = model.experiment.data.load("test") if model.given is None else measured_on(model)
     t, found = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, torch.zeros(LEVELS, dtype=torch.float64)
     for rows in real_batches(model, images, count, 128):
         batch = rows.to(model.device)

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
 from dualrate.methods.times import BothTimes
 from dualrate.metrics.ensembles import EnsembleScores
+from dualrate.metrics.store import FeatureStore
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import made
 
@@ -321,14 +323,29 @@ def test_a_drawer_draws_members_of_conditions_of_one_s_own() -> None:
         one.draw([3, 1], members=2)
 
 
-def test_members_are_scored_against_the_images_of_their_conditions_each_once() -> None:
+class Means:
+    """What a feature net would see: the mean of each image."""
+
+    identity = metric = "means"
+    dim = usual_count = 1
+
+    def features(self, images: np.ndarray) -> Tensor:
+        return torch.from_numpy(images).float().flatten(1).mean(1, keepdim=True)
+
+
+def test_members_are_scored_against_the_images_of_their_conditions_each_once(tmp_path: Path) -> None:
     """However many seeds are asked for; and in batches that hold all members of a condition."""
     own = drawer(members=3, batch_size=7)
     pictures, codec = images(), SuperResolution(4).codec.build(torch.nn.ModuleDict(), "cpu")
     held = HeldOut(pictures, pictures, SuperResolution(4).build("cpu"), "cpu", codec)
     own.model.__dict__["given"] = held  # in place of the experiment's, which has no images
-    found = ensemble_scores(own, range(10 * len(pictures)))
     count = len(pictures)
+    store = FeatureStore.open(tmp_path, replace(own, members=1).origin("means"))
+    store.write([1], torch.full((1, 1), -1.0))  # from before
+    found = ensemble_scores(own, range(10 * count), [(store, Means())])
+    wanted_first = Means().features(own.draw(range(count), members=1).images)
+    wanted_first[1] = -1
+    torch.testing.assert_close(store.read(range(count)).features, wanted_first, rtol=0, atol=1)
     drawn = own.draw(range(count)).images.reshape(count, 3, *pictures.shape)
     wanted = EnsembleScores.of([(drawn, pictures.images[:])])
     assert found is not None

@@ -250,7 +250,7 @@ class ByLabel(Exact):
 def test_guidance_of_members_is_of_the_conditions_and_labels_of_each(active: bool, members: int) -> None:
     """Of conditions, labels and weight the exact x_hat of each sample is x_null + w (x_label - x_null), one by one."""
     label, t = torch.tensor([1, 2]).repeat_interleave(members), torch.tensor(0.6, dtype=torch.float64)
-    noise_level = float((PROCESS.sigma(t) / PROCESS.alpha(t)))
+    noise_level = float(PROCESS.sigma(t) / PROCESS.alpha(t))
     interval = (0.0, noise_level * (1.1 if active else 0.9))
     guided, z = Guided(ByLabel(), PROCESS, 3.0, 0, interval), normals(0, 2 * members, *SHAPE)
     found = guided.denoise(z, t, guided.encode(z, t, Cond(label, Y)), Cond(label, Y))

@@ -51,7 +51,6 @@ from dualrate.drawing.measure import (
     OutOfTime,
     call_seconds,
     check,
-    ensemble_scores,
     evaluators,
     features_named,
     measure,
@@ -308,12 +307,12 @@ class Session:
                 *self._evaluators_of(seeds),
                 keep=self._features_of(one),
                 details=seeds.start < SCREEN_SEED,
+                ensemble=seeds.start < SCREEN_SEED,
                 progress=progress,
                 mapper=self.mapper,
             )
             ran_on = ", ".join(f"{name} {value}" for name, value in self.environment.items())
-            scores = ensemble_scores(self.drawer(one), seeds) if seeds.start < SCREEN_SEED else None
-            keep_row(file, replace(found.row, ensemble=scores), found.replicates, ran_on)
+            keep_row(file, found.row, found.replicates, ran_on)
         return read_row(file, one)
 
     def _features_of(self, one: Candidate) -> Path:
