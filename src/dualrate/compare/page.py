@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate
 from dualrate.diffusion.plan import StepPlan
-from dualrate.report.figures import pareto_figure, plan_figure, svg
+from dualrate.report.figures import pareto_figure, plan_figure, ranks_figure, svg
 from dualrate.report.html import page
 from dualrate.report.image_grid import image_grid
 from dualrate.report.table import EACH, Row, Table, compute_unit, scored, significant, table
@@ -26,6 +26,9 @@ def compare_page(results: ComparisonResults) -> str:
             (svg(pareto_figure(rows, "flops")), f"Score against FLOPs. {faint}"),
             (svg(pareto_figure(rows, "seconds")), f"Score against measured time. {faint}"),
         ]
+    if any(row.ensemble for row in rows):
+        says = "Ranks of the truth among samples: flat at 1 is calibrated; high at both ends is too sure."
+        figures.append((svg(ranks_figure(rows)), says))
     notes = [f"{one} The same command continues." for one in results.unfinished]
     samples = []
     for one in finished:

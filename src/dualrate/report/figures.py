@@ -98,6 +98,33 @@ def loss_figure(points: Sequence[tuple[float, float]], xlabel: str, ylabel: str 
     return figure
 
 
+def ranks_figure(rows: Sequence[Row]) -> Figure:
+    """How many members of a condition lie below a pixel of the truth: of each row with an ensemble, over its share.
+
+    Raises ValueError where no row has one.
+    """
+    scored = [row for row in rows if row.ensemble is not None]
+    if not scored:
+        raise ValueError("no rows with several samples a condition, so there are no ranks to draw")
+    figure, axes = _blank(height=3.2)
+    for i, row in enumerate(scored):
+        color, marker = mark(i)
+        ranks = [share * len(row.ensemble.ranks) for share in row.ensemble.ranks]
+        axes.plot(
+            [rank / (len(ranks) - 1) for rank in range(len(ranks))],
+            ranks,
+            f"-{marker}",
+            color=color,
+            label=f"{row.network} {row.plan}",
+        )
+    axes.axhline(1, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("share of the members that lie below the truth")
+    axes.set_ylabel("pixels, over their share")
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, labelcolor=INK)
+    return figure
+
+
 def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
     """Where the steps and the heavy calls of some plans are, a line each: time runs from noise to data."""
     figure, axes = _blank(height=1.2 + 0.45 * len(plans))
