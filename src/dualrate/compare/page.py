@@ -33,6 +33,8 @@ def compare_page(results: ComparisonResults) -> str:
     samples = []
     for one in finished:
         caption = f"{one.row}: {one.row.score.metric} {significant(one.row.score.value)}"
+        if one.columns:
+            caption += ". Each row: the condition, if it is a picture; the image that it was made of; samples"
         text = BETWEEN.join(texts(one.alphabet, one.images)) if one.alphabet else ""
         samples.append((caption, None if text else image_grid(one.images, one.columns or COLUMNS), text))
     made_by = {**results.environment, "command": results.command}
