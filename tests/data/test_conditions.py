@@ -169,8 +169,10 @@ def test_the_transparent_part_of_a_picture_is_its_hole() -> None:
 
 def test_pictures_that_are_no_condition_of_the_model_are_refused() -> None:
     whole, small = png(PIXELS[0]), png(PIXELS[0, :, :6, :6])
-    with pytest.raises(ValueError, match=r"a.png has no mask: make the pixels of the hole transparent"):
-        Inpainting(7).read(whole, "a.png")
+    opaque = png(np.concatenate((PIXELS[0], np.full((1, 24, 24), 255, np.uint8))))
+    for without in (whole, opaque):
+        with pytest.raises(ValueError, match=r"a.png has no mask: make the pixels of the hole transparent"):
+            Inpainting(7).read(without, "a.png")
     header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + whole[24:29]
     huge = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
     for broken in (b"", b"no picture", whole[:900], huge):
