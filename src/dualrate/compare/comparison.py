@@ -54,6 +54,7 @@ from dualrate.drawing.measure import (
     evaluators,
     features_named,
     measure,
+    scored_together,
     stores,
     until,
 )
@@ -246,7 +247,10 @@ class Session:
         network = (one.run, one.denoiser)
         if network not in self._calls:
             self._calls[network] = call_seconds(drawer.model, BATCH, seconds=CALLING, precision=self.precision)
-        return SLOWER * self.share * drawer.expected_cost.total(self._calls[network]) * len(missing)
+        images = self.share * len(missing)
+        if seeds.start < SCREEN_SEED:  # all members of some, in this process
+            images += (drawer.members - 1) * len(scored_together(drawer, seeds))
+        return SLOWER * drawer.expected_cost.total(self._calls[network]) * images
 
     def images(self, candidates: Sequence[Candidate], first: int, most: int, seconds: float) -> int:
         """The largest number of images, from seed `first` on, that leaves time for all; else the smallest."""

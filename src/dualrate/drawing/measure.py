@@ -430,7 +430,17 @@ def _shown(progress: Reporter, batch_size: int) -> TrainingProgress:
     return report
 
 
-SCORED = 1000  # conditions of an ensemble's scores, at most
+CONDITIONS = 1000  # of an ensemble's scores, at most
+
+
+def scored_together(drawer: Drawer, seeds: range) -> range:
+    """The first of these seeds, whose members `ensemble_scores` draws: at most CONDITIONS, and no image twice.
+
+    None of a model that is not given the conditions of held-out images, or of a single member.
+    """
+    given = drawer.model.given
+    known = min(CONDITIONS, len(given.images)) if isinstance(given, HeldOut) and drawer.members > 1 else 0
+    return seeds[:known]
 
 
 def ensemble_scores(
@@ -439,17 +449,14 @@ def ensemble_scores(
     stores: Sequence[tuple[FeatureStore, FeatureExtractor]] = (),
     progress: ImageProgress | None = None,
 ) -> EnsembleScores | None:
-    """Scores of the members of the first of these seeds, against the held-out images that they are made of: at most
-    SCORED, and no image twice.
+    """Scores of the members of `scored_together`, against the held-out images that they are made of; None of no seeds.
 
     stores: get the features of member 0 of the seeds that they lack, with the seconds of a member
     progress: called with (seeds done, all seeds)
-    None of a model that is not given the conditions of held-out images, or of a single member.
     """
-    given, members = drawer.model.given, drawer.members
-    if not isinstance(given, HeldOut) or members < 2:
+    given, members, first = drawer.model.given, drawer.members, scored_together(drawer, seeds)
+    if not isinstance(given, HeldOut) or not first:
         return None
-    first = seeds[: min(SCORED, len(given.images))]
     lacking = [(store, net, set(store.missing(first))) for store, net in stores]
 
     def pairs() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
