@@ -289,10 +289,10 @@ def test_a_model_refuses_conditions_of_another_shape() -> None:
     model = dr.Model("run", experiment, *experiment.build(), 0, "hash")
     y = torch.zeros(2, *GIVEN)
     assert model.with_given(Given(y)).given is not None
-    with pytest.raises(ValueError, match=r"is given conditions of \(3, 6, 6\) \(C, H, W\), got \(3, 24, 24\)"):
+    with pytest.raises(ValueError, match=r"takes conditions of shape \(N, 3, 6, 6\), got \(2, 3, 24, 24\)"):
         model.with_given(Given(torch.zeros(2, 3, 24, 24)))
     plain = dr.Experiment("plain", OneNetwork(NET), METHOD, FIT)
-    with pytest.raises(ValueError, match="is given nothing but noise"):
+    with pytest.raises(ValueError, match="makes samples of noise alone"):
         dr.Model("plain", plain, *plain.build(), 0, "hash").with_given(Given(y))
 
 
