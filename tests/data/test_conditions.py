@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from metrics.untrained import untrained
 from PIL import Image
 from torch import Tensor
 
@@ -32,9 +33,10 @@ from dualrate.data.conditions import (
 )
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.data.loader import Augment, Batches
+from dualrate.denoisers.denoiser import Metered
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.drawing.measure import ensemble_scores
+from dualrate.drawing.measure import ensemble_scores, measure
 from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import (
     NetworksConfig,
@@ -47,6 +49,8 @@ from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
 from dualrate.methods.times import BothTimes
 from dualrate.metrics.ensembles import EnsembleScores
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.features import Architecture
 from dualrate.metrics.store import FeatureStore
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import made
@@ -354,3 +358,20 @@ def test_members_are_scored_against_the_images_of_their_conditions_each_once(tmp
     assert (found.conditions, found.members) == (count, 3)
     assert found.crps == pytest.approx(wanted.crps, rel=1e-6)
     assert ensemble_scores(replace(own, members=1), range(4)) is None
+
+
+def test_a_measurement_draws_every_member_once() -> None:
+    """Of ten seeds, which are five conditions: all members of the first five, member 0 of the others."""
+    own = drawer(members=3)
+    metered = Metered(own.model.denoiser)
+    own = replace(own, model=replace(own.model, denoiser=metered))
+    counted = own.cost.macs and metered.meter.light  # rows of the calls that tell what one costs
+    pictures, codec = images(), SuperResolution(4).codec.build(torch.nn.ModuleDict(), "cpu")
+    own.model.__dict__["given"] = HeldOut(pictures, pictures, SuperResolution(4).build("cpu"), "cpu", codec)
+    real = replace(pictures, images=np.concatenate((PIXELS, PIXELS)))
+    row = measure(
+        own, range(10), Evaluator(untrained(Architecture(3, 24, 2, features=4)), real, None), ensemble=True
+    ).row
+    assert metered.meter.light - counted == own.plan.num_steps * (5 * 3 + 5)
+    assert row.ensemble == ensemble_scores(own, range(10))
+    assert (row.score.fingerprint.count, row.macs) == (10, own.cost.macs)
