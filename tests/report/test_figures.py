@@ -59,8 +59,8 @@ def test_ranks_are_drawn_over_their_share():
     more = replace(scores, members=3, ranks=(0.25, 0.25, 0.25, 0.25))
     figure = ranks_figure([replace(DUAL, ensemble=scores), LIGHT, replace(HEAVY, ensemble=more)])
     first, second, _ = figure.axes[0].lines
-    np.testing.assert_allclose(first.get_xydata(), [[0, 1.5], [0.5, 0.9], [1, 0.6]])
-    np.testing.assert_allclose(second.get_ydata(), [1, 1, 1, 1])
+    np.testing.assert_allclose(np.asarray(first.get_xydata()), [[0, 1.5], [0.5, 0.9], [1, 0.6]])
+    np.testing.assert_allclose(np.asarray(second.get_ydata()), [1, 1, 1, 1])
     with pytest.raises(ValueError, match="several samples"):
         ranks_figure([LIGHT])
 
