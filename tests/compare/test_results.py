@@ -21,6 +21,7 @@ from dualrate.compare.results import (
     saving,
 )
 from dualrate.diffusion.plan import StepPlan
+from dualrate.metrics.ensembles import EnsembleScores
 
 
 def finished(
@@ -109,6 +110,16 @@ def test_further_metrics_are_columns(monkeypatch):
     assert [line["FD-other value"] for line in lines] == [5.0, 8.0, 2.0]
     assert [line.get("saving_ratio") for line in lines] == [2.0, None, None]
     assert "FD-other" in compare_page(results)
+
+
+def test_a_page_of_several_samples_a_condition_has_their_ranks_and_says_what_a_row_shows(monkeypatch):
+    monkeypatch.setattr(page, "svg", lambda figure: "<svg></svg>")
+    scores = EnsembleScores(2, 8, 0.1, 0.2, 20, 18, (0.01, 0.02, 0.1, 0.1), 0.9, (0.5, 0.2, 0.3))
+    one = finished("dual", 1, 4.0)
+    several = replace(one, row=replace(one.row, ensemble=scores), columns=2)
+    says = ["Ranks of the truth", "Each row: the condition"]
+    assert all(part in compare_page(findings([several], BASELINES)) for part in says)
+    assert not any(part in compare_page(findings([one], BASELINES)) for part in says)
 
 
 def test_a_curve_is_of_plans_of_one_rate():

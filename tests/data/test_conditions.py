@@ -6,10 +6,12 @@ import io
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from metrics.untrained import untrained
 from PIL import Image
 from torch import Tensor
 
@@ -31,9 +33,10 @@ from dualrate.data.conditions import (
 )
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.data.loader import Augment, Batches
+from dualrate.denoisers.denoiser import Metered
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.drawing.measure import ensemble_scores
+from dualrate.drawing.measure import ensemble_scores, measure
 from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import (
     NetworksConfig,
@@ -46,6 +49,9 @@ from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
 from dualrate.methods.times import BothTimes
 from dualrate.metrics.ensembles import EnsembleScores
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.features import Architecture
+from dualrate.metrics.store import FeatureStore
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import made
 
@@ -167,8 +173,10 @@ def test_the_transparent_part_of_a_picture_is_its_hole() -> None:
 
 def test_pictures_that_are_no_condition_of_the_model_are_refused() -> None:
     whole, small = png(PIXELS[0]), png(PIXELS[0, :, :6, :6])
-    with pytest.raises(ValueError, match=r"a.png has no mask: make the pixels of the hole transparent"):
-        Inpainting(7).read(whole, "a.png")
+    opaque = png(np.concatenate((PIXELS[0], np.full((1, 24, 24), 255, np.uint8))))
+    for without in (whole, opaque):
+        with pytest.raises(ValueError, match=r"a.png has no mask: make the pixels of the hole transparent"):
+            Inpainting(7).read(without, "a.png")
     header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + whole[24:29]
     huge = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
     for broken in (b"", b"no picture", whole[:900], huge):
@@ -285,10 +293,10 @@ def test_a_model_refuses_conditions_of_another_shape() -> None:
     model = dr.Model("run", experiment, *experiment.build(), 0, "hash")
     y = torch.zeros(2, *GIVEN)
     assert model.with_given(Given(y)).given is not None
-    with pytest.raises(ValueError, match=r"is given conditions of \(3, 6, 6\) \(C, H, W\), got \(3, 24, 24\)"):
+    with pytest.raises(ValueError, match=r"takes conditions of shape \(N, 3, 6, 6\), got \(2, 3, 24, 24\)"):
         model.with_given(Given(torch.zeros(2, 3, 24, 24)))
     plain = dr.Experiment("plain", OneNetwork(NET), METHOD, FIT)
-    with pytest.raises(ValueError, match="is given nothing but noise"):
+    with pytest.raises(ValueError, match="makes samples of noise alone"):
         dr.Model("plain", plain, *plain.build(), 0, "hash").with_given(Given(y))
 
 
@@ -321,17 +329,49 @@ def test_a_drawer_draws_members_of_conditions_of_one_s_own() -> None:
         one.draw([3, 1], members=2)
 
 
-def test_members_are_scored_against_the_images_of_their_conditions_each_once() -> None:
+class Means:
+    """What a feature net would see: the mean of each image."""
+
+    identity = metric = "means"
+    dim = usual_count = 1
+
+    def features(self, images: np.ndarray) -> Tensor:
+        return torch.from_numpy(images).float().flatten(1).mean(1, keepdim=True)
+
+
+def test_members_are_scored_against_the_images_of_their_conditions_each_once(tmp_path: Path) -> None:
     """However many seeds are asked for; and in batches that hold all members of a condition."""
     own = drawer(members=3, batch_size=7)
     pictures, codec = images(), SuperResolution(4).codec.build(torch.nn.ModuleDict(), "cpu")
     held = HeldOut(pictures, pictures, SuperResolution(4).build("cpu"), "cpu", codec)
     own.model.__dict__["given"] = held  # in place of the experiment's, which has no images
-    found = ensemble_scores(own, range(10 * len(pictures)))
     count = len(pictures)
+    store = FeatureStore.open(tmp_path, replace(own, members=1).origin("means"))
+    store.write([1], torch.full((1, 1), -1.0))  # from before
+    found = ensemble_scores(own, range(10 * count), [(store, Means())])
+    wanted_first = Means().features(own.draw(range(count), members=1).images)
+    wanted_first[1] = -1
+    torch.testing.assert_close(store.read(range(count)).features, wanted_first, rtol=0, atol=1)
     drawn = own.draw(range(count)).images.reshape(count, 3, *pictures.shape)
     wanted = EnsembleScores.of([(drawn, pictures.images[:])])
     assert found is not None
     assert (found.conditions, found.members) == (count, 3)
     assert found.crps == pytest.approx(wanted.crps, rel=1e-6)
     assert ensemble_scores(replace(own, members=1), range(4)) is None
+
+
+def test_a_measurement_draws_every_member_once() -> None:
+    """Of ten seeds, which are five conditions: all members of the first five, member 0 of the others."""
+    own = drawer(members=3)
+    metered = Metered(own.model.denoiser)
+    own = replace(own, model=replace(own.model, denoiser=metered))
+    counted = own.cost.macs and metered.meter.light  # rows of the calls that tell what one costs
+    pictures, codec = images(), SuperResolution(4).codec.build(torch.nn.ModuleDict(), "cpu")
+    own.model.__dict__["given"] = HeldOut(pictures, pictures, SuperResolution(4).build("cpu"), "cpu", codec)
+    real = replace(pictures, images=np.concatenate((PIXELS, PIXELS)))
+    row = measure(
+        own, range(10), Evaluator(untrained(Architecture(3, 24, 2, features=4)), real, None), ensemble=True
+    ).row
+    assert metered.meter.light - counted == own.plan.num_steps * (5 * 3 + 5)
+    assert row.ensemble == ensemble_scores(own, range(10))
+    assert (row.score.fingerprint.count, row.macs) == (10, own.cost.macs)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from trouble import flips, full_disk, unreadable
 
 import dualrate as dr
@@ -36,10 +37,10 @@ class Quiet:
 
 
 class Field:
-    """The exact denoiser of a Gaussian field, times a gain."""
+    """The exact denoiser of a Gaussian field of this power, times a gain."""
 
-    def __init__(self, reuse=Reuse.FREE, gain=1.0):
-        self.reuse, self.gain = reuse, gain
+    def __init__(self, reuse=Reuse.FREE, gain=1.0, power=POWER):
+        self.reuse, self.gain, self.power = reuse, gain, power
 
     def encode(self, z, t, cond):
         return Context((z,), tau=t)
@@ -47,17 +48,20 @@ class Field:
     def denoise(self, z, t, context, cond):
         t = t.expand(len(z))[:, None]
         alpha, sigma2 = PROCESS.alpha(t), PROCESS.sigma(t) ** 2
-        gain = self.gain * alpha * POWER / (alpha**2 * POWER + sigma2)
+        gain = self.gain * alpha * self.power / (alpha**2 * self.power + sigma2)
         return BANDS.inverse(BANDS.spread(gain.to(z)) * BANDS.transform(z))
 
 
-def images(count) -> ImageSet:
-    noise = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = BANDS.inverse(BANDS.spread(POWER[None].sqrt()) * BANDS.transform(noise))
+def fields(count, seed=0, power=POWER) -> Tensor:
+    noise = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return BANDS.inverse(BANDS.spread(power[None].sqrt()) * BANDS.transform(noise))
+
+
+def images(x) -> ImageSet:
     return ImageSet(((x.clamp(-1, 1) + 1) * 127.5).round().byte().numpy(), None, (), "field")
 
 
-def measured(denoiser, count=1000, levels=12) -> CovarianceTable:
+def measured(denoiser, count=1000, levels=12, *, x=None, given=None) -> CovarianceTable:
     """In batches of 600, as a derivative takes as long of few of these images as of many."""
     of = {
         "process": PROCESS,
@@ -66,12 +70,14 @@ def measured(denoiser, count=1000, levels=12) -> CovarianceTable:
         "num_classes": 0,
         "name": "field",
         "device": torch.device("cpu"),
+        "given": given,
     }
     model = SimpleNamespace(denoiser=denoiser, ready=lambda bfloat16: model, **of)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"ROWS": 600, "LOWEST": -levels, "HIGHEST": levels}.items():
             patch.setattr(module, name, value)
-        return _measured(model, images(count), count, BANDS, Quiet())  # type: ignore[arg-type]
+        source = images(fields(count) if x is None else x)
+        return _measured(model, source, count, BANDS, Quiet())  # type: ignore[arg-type]
 
 
 def test_of_an_exact_denoiser_both_are_the_posterior_covariance():
@@ -81,6 +87,27 @@ def test_of_an_exact_denoiser_both_are_the_posterior_covariance():
         assert ((table.variance[:, column] / exact(table.log_snr))[coarse] - 1).abs().max() < 0.12
         assert ((table.variance * table.ratio)[:, column] / exact(table.log_snr) - 1)[coarse].abs().max() < 1e-4
     assert table.trust() == [("any", pytest.approx(1, abs=0.05), pytest.approx(1, abs=0.2))]
+
+
+class OfGiven(Field):
+    """Of a field around what is given."""
+
+    def encode(self, z, t, cond):
+        return Context((cond.given,))
+
+    def denoise(self, z, t, context, cond):
+        (mean,) = context.features
+        return mean + super().denoise(z - PROCESS.alpha(t.expand(len(z)))[:, None, None, None] * mean, t, context, cond)
+
+
+def test_of_a_conditional_denoiser_it_is_the_covariance_given_the_condition_at_every_age():
+    y, power = fields(600, 1), POWER / 4
+    x = (y + fields(600, 2, power)) / 2
+    table = measured(OfGiven(power=power / 4), 600, 5, x=x, given=lambda sample: y[sample].float() / 2)
+    found, expected = table.variance * table.ratio, exact(table.log_snr, power / 4)[:, None]
+    assert (found / expected - 1)[table.log_snr < 4].abs().max() < 1e-4
+    assert (table.variance / expected - 1)[table.log_snr < 1].abs().max() < 0.15
+    assert torch.equal(table.variance[:, 0], table.variance[:, -1])
 
 
 def test_a_denoiser_that_trusts_too_little_has_a_ratio_below_one():
@@ -120,10 +147,10 @@ def test_at_a_heavy_call_the_error_is_that_of_what_the_encoder_computed():
     assert own.variance[at, at - 1, 0] / exact(own.log_snr)[at, 0] > 1.3
 
 
-def exact(log_snr):
+def exact(log_snr, power=POWER):
     """(M, K) posterior variance."""
     alpha2, sigma2 = torch.sigmoid(log_snr)[:, None], torch.sigmoid(-log_snr)[:, None]
-    return POWER * sigma2 / (alpha2 * POWER + sigma2)
+    return power * sigma2 / (alpha2 * power + sigma2)
 
 
 def made() -> CovarianceTable:

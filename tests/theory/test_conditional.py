@@ -235,6 +235,35 @@ def test_a_condition_that_was_read_once_is_one_that_is_read_at_every_call_bit_fo
     assert others > reads
 
 
+@dataclass(frozen=True)
+class ByLabel(Exact):
+    """The same, whose mean is moved by 0.7 times the label."""
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        mean, label = conditional_mean(given_of(cond)), cond.label
+        assert label is not None
+        return Context((mean + 0.7 * label[:: len(label) // len(mean), None, None, None],))
+
+
+@pytest.mark.parametrize("members", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("active", [True, False])
+def test_guidance_of_members_is_of_the_conditions_and_labels_of_each(active: bool, members: int) -> None:
+    """Of conditions, labels and weight the exact x_hat of each sample is x_null + w (x_label - x_null), one by one."""
+    label, t = torch.tensor([1, 2]).repeat_interleave(members), torch.tensor(0.6, dtype=torch.float64)
+    noise_level = float(PROCESS.sigma(t) / PROCESS.alpha(t))
+    interval = (0.0, noise_level * (1.1 if active else 0.9))
+    guided, z = Guided(ByLabel(), PROCESS, 3.0, 0, interval), normals(0, 2 * members, *SHAPE)
+    found = guided.denoise(z, t, guided.encode(z, t, Cond(label, Y)), Cond(label, Y))
+    for row, y in enumerate(Y.repeat_interleave(members, 0)):
+
+        def x_hat(of: Tensor, row: int = row, y: Tensor = y) -> Tensor:
+            own = Cond(of, y[None])
+            return ByLabel().denoise(z[row : row + 1], t, ByLabel().encode(z, t, own), own)[0]
+
+        of_label, of_null = x_hat(label[row : row + 1]), x_hat(torch.tensor([0]))
+        torch.testing.assert_close(found[row], of_null + (3.0 if active else 1.0) * (of_label - of_null))
+
+
 def test_with_both_rates_a_later_context_is_of_its_own_state_and_of_the_same_condition() -> None:
     """And a light network without a context sees the condition still."""
     z, t, denoiser = normals(0, 6, 1, 8, 8).float(), torch.tensor(0.4).double(), both()

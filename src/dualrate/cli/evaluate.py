@@ -77,7 +77,7 @@ class Evaluate(Ranged):
 
     def _score_run(self, run: Path) -> None:
         from dualrate.drawing.latents import latent_scores
-        from dualrate.drawing.measure import ensemble_scores, evaluators, features_named, measure
+        from dualrate.drawing.measure import evaluators, features_named, measure
         from dualrate.report.table import as_text, table
         from dualrate.system.workers import mapper
 
@@ -96,19 +96,24 @@ class Evaluate(Ranged):
         )
         with mapper(self.workers, model.device) as over:
             measured = measure(
-                drawer, seeds, *metrics, keep=self.keep, details=self.details, progress=show, mapper=over
+                drawer,
+                seeds,
+                *metrics,
+                keep=self.keep,
+                details=self.details,
+                ensemble=True,
+                progress=show,
+                mapper=over,
             )
         row, kept = measured.row, latent_scores(drawer, seeds, measured, metrics)
-        members = ensemble_scores(drawer, seeds, show)
         progress.close()
         if self.json:
             about = {"latents": kept and asdict(kept), "weights": model.weights_hash, "command": command_line()}
-            about |= {"ensemble": members and asdict(members)}
             about |= {"flops": row.flops, "environment": environment(model.device)}
             print(json.dumps(asdict(row) | about))
             return
         print(as_text(table([row])))
-        for more in (kept, members):
+        for more in (kept, row.ensemble):
             if more is not None:
                 print(f"\n{more}")
         if row.score.details is not None:

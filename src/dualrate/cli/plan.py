@@ -113,7 +113,7 @@ class Calibrate(Ranged):
 
     run_dir: RunDir
     images: Annotated[int, Range(2, 10_000_000)] = 128
-    """Number of training images."""
+    """Number of training images; of a conditional model held-out ones, with their conditions."""
     rings: Rings = 12
     """Frequency bands of a channel."""
     workers: Workers = 1

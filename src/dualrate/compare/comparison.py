@@ -51,10 +51,10 @@ from dualrate.drawing.measure import (
     OutOfTime,
     call_seconds,
     check,
-    ensemble_scores,
     evaluators,
     features_named,
     measure,
+    scored_together,
     stores,
     until,
 )
@@ -247,7 +247,10 @@ class Session:
         network = (one.run, one.denoiser)
         if network not in self._calls:
             self._calls[network] = call_seconds(drawer.model, BATCH, seconds=CALLING, precision=self.precision)
-        return SLOWER * self.share * drawer.expected_cost.total(self._calls[network]) * len(missing)
+        images = self.share * len(missing)
+        if seeds.start < SCREEN_SEED:  # all members of some, in this process
+            images += (drawer.members - 1) * len(scored_together(drawer, seeds))
+        return SLOWER * drawer.expected_cost.total(self._calls[network]) * images
 
     def images(self, candidates: Sequence[Candidate], first: int, most: int, seconds: float) -> int:
         """The largest number of images, from seed `first` on, that leaves time for all; else the smallest."""
@@ -308,12 +311,12 @@ class Session:
                 *self._evaluators_of(seeds),
                 keep=self._features_of(one),
                 details=seeds.start < SCREEN_SEED,
+                ensemble=seeds.start < SCREEN_SEED,
                 progress=progress,
                 mapper=self.mapper,
             )
             ran_on = ", ".join(f"{name} {value}" for name, value in self.environment.items())
-            scores = ensemble_scores(self.drawer(one), seeds) if seeds.start < SCREEN_SEED else None
-            keep_row(file, replace(found.row, ensemble=scores), found.replicates, ran_on)
+            keep_row(file, found.row, found.replicates, ran_on)
         return read_row(file, one)
 
     def _features_of(self, one: Candidate) -> Path:

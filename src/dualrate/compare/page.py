@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate
 from dualrate.diffusion.plan import StepPlan
-from dualrate.report.figures import pareto_figure, plan_figure, svg
+from dualrate.report.figures import pareto_figure, plan_figure, ranks_figure, svg
 from dualrate.report.html import page
 from dualrate.report.image_grid import image_grid
 from dualrate.report.table import EACH, Row, Table, compute_unit, scored, significant, table
@@ -26,10 +26,15 @@ def compare_page(results: ComparisonResults) -> str:
             (svg(pareto_figure(rows, "flops")), f"Score against FLOPs. {faint}"),
             (svg(pareto_figure(rows, "seconds")), f"Score against measured time. {faint}"),
         ]
+    if any(row.ensemble for row in rows):
+        says = "Ranks of the truth among samples: flat at 1 is calibrated; high at both ends is too sure."
+        figures.append((svg(ranks_figure(rows)), says))
     notes = [f"{one} The same command continues." for one in results.unfinished]
     samples = []
     for one in finished:
         caption = f"{one.row}: {one.row.score.metric} {significant(one.row.score.value)}"
+        if one.columns:
+            caption += ". Each row: the condition, if it is a picture; the image that it was made of; samples"
         text = BETWEEN.join(texts(one.alphabet, one.images)) if one.alphabet else ""
         samples.append((caption, None if text else image_grid(one.images, one.columns or COLUMNS), text))
     made_by = {**results.environment, "command": results.command}

@@ -161,7 +161,7 @@ class Inpainting(Condition, Ranged):
         with Image.open(io.BytesIO(data)) as opened:
             picture = ImageOps.exif_transpose(opened)
             grey, pixels = picture.mode in ("L", "LA", "1"), np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
-        if not picture.has_transparency_data:
+        if (pixels[3] >= 128).all():
             raise ValueError(f"{name} has no mask: make the pixels of the hole transparent, and save it as PNG")
         image, alpha = torch.tensor(pixels[:1] if grey else pixels[:3]), torch.tensor(pixels[3:])
         return masked(to_float(image)[None], (alpha >= 128).float()[None])[0]

@@ -37,7 +37,7 @@ class Guided(Ranged, Denoiser):
     interval: (low, high]: guidance acts where the noise level sigma/alpha lies in it (Kynkaanniemi et al. 2024), so
               outside it a step of a plan, whose time all rows share, costs one branch. None: everywhere
     Both branches run as one batch of 2B rows, label rows first; a context holds both, so a heavy or partial call
-    always does, and so do the features of a condition.
+    always does, and so do the features of a condition. These have 2B / M rows where M samples share a condition.
     """
 
     inner: Denoiser
@@ -68,7 +68,8 @@ class Guided(Ranged, Denoiser):
         active = self._active(t)
         if not (t.ndim or active):  # of times on a device one would wait to know
             cond = replace(cond, features=tuple(feature[: len(feature) // 2] for feature in cond.features))
-            return self.inner.denoise(z, t, context.rows(slice(0, z.shape[0])), cond)
+            rows = len(context.features[0]) // 2 if context.features else len(z)  # fewer than z has where members share
+            return self.inner.denoise(z, t, context.rows(slice(0, rows)), cond)
         x_label, x_null = self.inner.denoise(torch.cat((z, z)), _twice(t), context, self._both(cond)).chunk(2)
         none = active.new_ones((), dtype=z.dtype)  # in whose precision the weight is, and not in float32
         weight = torch.where(active, self.weight * none, none)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from dualrate.data.loader import ByteBatch, TrainingSet
+from dualrate.denoisers.denoiser import read
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Reuse
-from dualrate.drawing.drawer import real_batches
+from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.experiment import Model
 from dualrate.planning.planner import every_call
 from dualrate.runs.store import COVARIANCE
@@ -33,7 +34,8 @@ SEED = 3 << 40  # of the noise; far from the seeds of images, and from the plann
 def calibrate(
     model: Model, *, images: int, rings: int, progress: Reporter, mapper: Mapper = in_turn
 ) -> CovarianceTable:
-    """Measures a model's table on training images and writes it beside its weights.
+    """Measures a model's table on training images, of a conditional model on held-out ones with their conditions, and
+    writes it beside its weights.
 
     mapper: measures batches of ROWS images
     Raises ValueError for more images than there are; OSError where it cannot be written.
@@ -42,7 +44,7 @@ def calibrate(
     _ = model.gaussian  # of whose noise a table is
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, so there is no place to keep its table")
-    source, bands = model.experiment.data.load("train"), Bands(model.shape, rings)
+    source, bands = measured_on(model), Bands(model.shape, rings)
     table = _measured(model, source, images, bands, progress, bfloat16=pays(model.device), mapper=mapper)
     write_table(table, model.path / COVARIANCE, model.weights_hash, images)
     return table
@@ -80,9 +82,10 @@ def _of_batch(model: Model, bands: Bands, t: tuple[float, ...], bfloat16: bool, 
     """Sums over images, (2, M, M + 1, K) float64, of squared errors and of estimates."""
     denoiser, process, size = model.ready(bfloat16=bfloat16).denoiser, model.gaussian, len(t) - 1
     images = batch.to(model.device)
-    cond, draws = Cond(images.label), Draws(SEED, images.sample)
+    cond, draws = Cond(images.label, model.given and model.given(images.sample)), Draws(SEED, images.sample)
     sums = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+        cond = read(denoiser, cond)
         for call in every_call(denoiser, process, t, images.x, cond, draws):
             if denoiser.reuse is Reuse.FREE and call.i != call.j:
                 continue

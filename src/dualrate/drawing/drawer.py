@@ -26,7 +26,7 @@ from torch import Tensor
 from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, Members, NoiseLevel, Precision, Ranged
 from dualrate.config.serial import to_plain, type_name
-from dualrate.data.conditions import Given
+from dualrate.data.conditions import Given, HeldOut
 from dualrate.data.images import to_uint8
 from dualrate.data.loader import Augment, ByteBatch, TrainingSet
 from dualrate.denoisers.denoiser import Denoiser, abilities
@@ -298,6 +298,18 @@ def _named(part: Any) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def measured_on(model: Model) -> TrainingSet:
+    """The images that errors of a model are measured on: of training; of a conditional model the held-out ones, whose
+    conditions `model.given` has.
+
+    Raises ValueError for a model with conditions whose images are not known.
+    """
+    if model.conditions is not None:
+        raise ValueError(f"errors of {model.name} are measured on held-out images: drop conditions of your own")
+    held = model.given
+    return held.images if isinstance(held, HeldOut) else model.experiment.data.load("train")
 
 
 def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[ByteBatch]:

@@ -108,6 +108,7 @@ def measure(
     keep: Path | None = None,
     shard_size: int | None = None,
     details: bool = False,
+    ensemble: bool = False,
     progress: ImageProgress | None = None,
     mapper: Mapper = in_turn,
 ) -> Measurement:
@@ -118,24 +119,28 @@ def measure(
           SHARD, if not given), and images nowhere: for 50,000 of them or more, or a run that may be killed. The same
           call goes on where it was, one for more seeds draws only those that are new, and seconds per image are those
           of the calls that drew them. An evaluator that comes later has them drawn again
+    ensemble: with `ensemble_scores` in the row, whose images of member 0 are those of the seeds; seconds per image are
+          then those of all members
     mapper: draws the shards; seconds are those of one worker
     Raises what drawing, `Evaluator.score_features` and `FeatureStore` raise, before anything is drawn where that is
     possible.
     """
     check(evaluators, len(seeds), details=details)
     cost = drawer.cost  # counted apart from the seconds; refuses what cannot be drawn
-    drawer = replace(drawer, members=1)  # of each condition member 0: a distance is of independent images
+    alone = replace(drawer, members=1)  # of each condition member 0: a distance is of independent images
     nets, of = [one.net for one in evaluators], _originals(drawer.model, seeds, evaluators[0])
     size = shard_size or max(SHARD * (keep is not None), drawer.batch_size)
     with TemporaryDirectory() if keep is None else nullcontext(keep) as directory:
-        kept = stores(drawer, nets, Path(directory))  # refused before the features of real images, which may take long
+        kept = stores(alone, nets, Path(directory))  # refused before the features of real images, which may take long
         for one in evaluators:
             one.prepare(mapper, held_out_alone=of is not None and not (details and one is evaluators[0]))
-        filled, draw = [*zip(kept, nets, strict=True)], partial(_images, drawer.resolved)
+        filled, draw = [*zip(kept, nets, strict=True)], partial(_images, alone.resolved)
+        scores = ensemble_scores(drawer, seeds, filled, progress) if ensemble else None
         fill_stores(filled, seeds, draw, size=size, progress=progress, mapper=mapper)
         found = [store.read(seeds) for store in kept]
+        timed = found[0] if scores is None else kept[0].read(seeds[: scores.conditions])
     features = {one.metric: own.features for one, own in zip(evaluators, found, strict=True)}
-    strata, replicates, scores = drawer.strata(seeds), {}, []
+    strata, replicates, distances = drawer.strata(seeds), {}, []
     for name, one in zip(features, evaluators, strict=True):
         replicates[name] = one.replicates(features[name], strata, of=of)
         score = one.score_features(
@@ -143,23 +148,24 @@ def measure(
             seeds=f"{seeds.start}-{seeds.stop - 1}",
             labels=drawer.labels_rule,
             strata=strata,
-            details=details and not scores,
+            details=details and not distances,
             codec=drawer.model.codec,
             of=of,
             replicates=replicates[name],
         )
-        scores.append(score)
+        distances.append(score)
     row = Row(
         network=drawer.network,
         sampler=drawer.sampler,
         num_steps=drawer.plan.num_steps,
         num_heavy=drawer.plan.num_heavy,
         macs=cost.macs,
-        seconds_per_image=found[0].seconds / len(seeds),
+        seconds_per_image=timed.seconds / len(timed.features),
         batch_size=min(drawer.batch_size, size, len(seeds)),
         precision=drawer.arithmetic,
-        score=scores[0],
-        beside=tuple(scores[1:]),
+        score=distances[0],
+        beside=tuple(distances[1:]),
+        ensemble=scores,
     )
     return Measurement(row, features, replicates)
 
@@ -424,24 +430,47 @@ def _shown(progress: Reporter, batch_size: int) -> TrainingProgress:
     return report
 
 
-SCORED = 1000  # conditions of an ensemble's scores, at most
+CONDITIONS = 1000  # of an ensemble's scores, at most
 
 
-def ensemble_scores(drawer: Drawer, seeds: range, progress: ImageProgress | None = None) -> EnsembleScores | None:
-    """Scores of the members of the first of these seeds, against the held-out images that they are made of: at most
-    SCORED, and no image twice.
+def scored_together(drawer: Drawer, seeds: range) -> range:
+    """The first of these seeds, whose members `ensemble_scores` draws: at most CONDITIONS, and no image twice.
 
     None of a model that is not given the conditions of held-out images, or of a single member.
     """
-    given, members = drawer.model.given, drawer.members
-    if not isinstance(given, HeldOut) or members < 2:
+    given = drawer.model.given
+    known = min(CONDITIONS, len(given.images)) if isinstance(given, HeldOut) and drawer.members > 1 else 0
+    return seeds[:known]
+
+
+def ensemble_scores(
+    drawer: Drawer,
+    seeds: range,
+    stores: Sequence[tuple[FeatureStore, FeatureExtractor]] = (),
+    progress: ImageProgress | None = None,
+) -> EnsembleScores | None:
+    """Scores of the members of `scored_together`, against the held-out images that they are made of; None of no seeds.
+
+    stores: get the features of member 0 of the seeds that they lack, with the seconds of a member
+    progress: called with (seeds done, all seeds)
+    """
+    given, members, first = drawer.model.given, drawer.members, scored_together(drawer, seeds)
+    if not isinstance(given, HeldOut) or not first:
         return None
-    first = seeds[: min(SCORED, len(given.images))]
+    lacking = [(store, net, set(store.missing(first))) for store, net in stores]
 
     def pairs() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-        parts = torch.tensor(first).split(drawer.seeds_at_once)
-        for images, part in zip(drawer.batches(first, progress), parts, strict=True):
-            yield images.reshape(len(part), members, *drawer.model.image_shape), given.originals(part)
+        for start in range(0, len(first), drawer.seeds_at_once):
+            part = first[start : start + drawer.seeds_at_once]
+            drawn = drawer.draw(part)
+            images = drawn.images.reshape(len(part), members, *drawer.model.image_shape)
+            for store, net, missing in lacking:
+                if new := [row for row, seed in enumerate(part) if seed in missing]:
+                    seconds = drawn.seconds * len(new) / len(drawn.images)
+                    store.write([part[row] for row in new], net.features(images[new, 0]), seconds)
+            if progress is not None:
+                progress(start + len(part), len(seeds))
+            yield images, given.originals(torch.tensor(part))
 
     return EnsembleScores.of(pairs())
 

@@ -24,7 +24,7 @@ from dualrate.denoisers.denoiser import read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
-from dualrate.drawing.drawer import real_batches
+from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.experiment import Model
 from dualrate.planning.planner import (
     FEWEST,
@@ -85,13 +85,9 @@ def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence
 
 
 def require_plannable(model: Model) -> None:
-    """Raises ValueError for a student and a single network, whose plans have nothing to choose, and for a model with
-    conditions whose images are not known.
-    """
+    """Raises ValueError for a student and a single network, whose plans have nothing to choose."""
     if not model.serves.any_plan:
         raise ValueError(f"{model.name} is a distilled student, whose plan was set before it was trained")
-    if model.conditions is not None:
-        raise ValueError(f"errors of {model.name} are measured on held-out images: plan without conditions of your own")
     if not (model.reuses_context or model.call_cost.heavy):
         raise ValueError(
             f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "
@@ -108,11 +104,11 @@ def measured_errors(
     images: spread over the data set; all of them if there are fewer
     spacing: of the grid, as a sampler's (sampling/grids.py)
     mapper: measures batches of ROWS images
-    Raises what `require_plannable` and `every_call` raise; ValueError for a damaged file.
+    Raises what `require_plannable`, `measured_on` and `every_call` raise; ValueError for a damaged file.
     """
     require_plannable(model)
     held, t = model.given, grid_times(spacing, model.process.schedule, grid)
-    source = held.images if isinstance(held, HeldOut) else model.experiment.data.load("train")
+    source = measured_on(model)
     images, data = min(images, len(source)), source.fingerprint
     of = [model.weights_hash, model.experiment.drawing, data, grid, images, spacing, pays(model.device)]
     of += [held.of.fingerprint] if isinstance(held, HeldOut) else []

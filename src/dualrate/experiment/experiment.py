@@ -477,10 +477,12 @@ class Model:
 
     def with_given(self, given: Given) -> Model:
         """The same model, given these conditions. Raises ValueError for those of another shape, or none to give."""
-        found, expected = tuple(given.y.shape[1:]), self.experiment.networks.given
-        if expected is None or found != tuple(expected):
-            takes = "nothing but noise" if expected is None else f"conditions of {tuple(expected)} (C, H, W)"
-            raise ValueError(f"{self.name} is given {takes}, got {found}")
+        expected = self.experiment.networks.given
+        if expected is None:
+            raise ValueError(f"{self.name} makes samples of noise alone: drop the conditions")
+        if tuple(given.y.shape[1:]) != tuple(expected):
+            takes = f"(N, {', '.join(map(str, expected))})"
+            raise ValueError(f"{self.name} takes conditions of shape {takes}, got {tuple(given.y.shape)}")
         return replace(self, conditions=given, weights_hash=f"{self.weights_hash} of {given.digest}")
 
     @property

@@ -100,6 +100,27 @@ def loss_figure(points: Sequence[tuple[float, float]], xlabel: str, ylabel: str 
     return figure
 
 
+def ranks_figure(rows: Sequence[Row]) -> Figure:
+    """Over how many members of a condition a pixel of the truth lies, of each row with an ensemble.
+
+    Raises ValueError where no row has one.
+    """
+    found = [(f"{row.network} {row.plan}", row.ensemble.ranks) for row in rows if row.ensemble is not None]
+    if not found:
+        raise ValueError("no rows with several samples a condition, so there are no ranks to draw")
+    figure, axes = _blank(height=3.2)
+    for i, (name, shares) in enumerate(found):
+        color, marker = mark(i)
+        below = [rank / (len(shares) - 1) for rank in range(len(shares))]
+        axes.plot(below, [share * len(shares) for share in shares], f"-{marker}", color=color, label=name)
+    axes.axhline(1, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("share of the members below a pixel of the truth")
+    axes.set_ylabel("pixels, over their share")
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, labelcolor=INK)
+    return figure
+
+
 def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
     """Where the steps and the heavy calls of some plans are, a line each: time runs from noise to data."""
     figure, axes = _blank(height=1.2 + 0.45 * len(plans))
