@@ -40,7 +40,7 @@ from dualrate.metrics.ensembles import fair_crps
 from dualrate.metrics.forecasts import persistence
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.forecast import Forecasting
-from dualrate.recipes.tasks import Rate, Rolled, TrainedBy
+from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy
 from dualrate.report.figures import png
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
@@ -70,7 +70,7 @@ class System:
     page: str
     batch_size: int = 64
     patch: int = 1
-    rolled: tuple[tuple[TrainedBy | Rolled, int], ...] = ()
+    rolled: tuple[tuple[TrainedBy | OfFrames, int], ...] = ()
     roll_out: Forecasting = Forecasting()
     roll_steps: tuple[int, ...] = ()
     ahead: int = 8
