@@ -55,14 +55,14 @@ Scores = dict[tuple[str, str, int], NDArray[np.float64]]  # by network, what tra
 class System:
     """What is simulated, observed, trained and scored.
 
-    models, rolled: of windows, and of roll-outs, whose recipe is `roll_out`, with `frames` of a window
-    patch: of the networks; starts, members: of the scores; ahead: frames of a roll-out
+    models, rolled: of windows, and of roll-outs, whose recipe is `roll_out`, with the frames of a window
+    patch: of the networks; starts, members, steps: of the scores; ahead: frames of a roll-out
     """
 
     simulation: Simulation
     trajectories: int
     frames: int
-    models: tuple[tuple[Rate, TrainedBy], ...]
+    models: tuple[tuple[Rate, TrainedBy | OfFrames], ...]
     windows: Forecasting
     starts: int
     members: int
@@ -73,6 +73,8 @@ class System:
     rolled: tuple[tuple[TrainedBy | OfFrames, int], ...] = ()
     roll_out: Forecasting = Forecasting()
     roll_steps: tuple[int, ...] = ()
+    roll_starts: int = 64
+    roll_members: int = 8
     ahead: int = 8
 
 
@@ -87,7 +89,10 @@ SYSTEMS = {
     ),
     "kolmogorov": System(
         Kolmogorov(points=32, viscosity=0.01, waves=2, dt=0.05), 1000, 40,
-        (("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("single", "crps"), ("light", "diffusion")),
+        (
+            ("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("single", "crps"),
+            ("light", "diffusion"), ("single", "refiner"),
+        ),
         Forecasting(frames=FRAMES, lead=2, every=4, noise=0.1, periodic=True), 128, 16, (2, 4, 8),
         "forecasts-kolmogorov", batch_size=32, patch=2, rolled=(("diffusion", 1), ("rolling", 4)),
         roll_out=Forecasting(lead=2, noise=0.1, periodic=True, rate="single"), roll_steps=(1, 2, 4, 8),
@@ -122,7 +127,7 @@ def scored(model: dr.Model, system: System, steps: int | None) -> Row:
     seconds = (time.process_time() - begun) / (len(starts) * members)
     x, truth = (part.unflatten(-3, (FRAMES, -1)) for part in (x, truth))
     return {
-        "steps": steps or 1,
+        "steps": drawer.plan.num_steps,
         "macs": {count: replace(drawer, members=count).expected_cost.macs / 1e6 for count in SHARED},
         "ms": 1000 * seconds,
         **by_lead(x, truth),
@@ -131,8 +136,8 @@ def scored(model: dr.Model, system: System, steps: int | None) -> Row:
 
 def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
     """A frame's cost, a mean over a roll-out, and the fair CRPS of each start and lead, as in `scored`."""
-    members, process, std = system.members, model.process, torch.tensor(forecast_of(model).statistics.std)
-    starts = held_out_starts(model, system.ahead, system.starts)
+    members, process, std = system.roll_members, model.process, torch.tensor(forecast_of(model).statistics.std)
+    starts = held_out_starts(model, system.ahead, system.roll_starts)
     drawer = dr.Choice(steps=steps).drawer(model, batch_size=256, members=members, precision="float32")
     begun = time.process_time()
     pieces = list(roll_out(drawer, starts.past, system.ahead))
@@ -185,7 +190,8 @@ def train(system: System, out: Path, seconds: float, seeds: Sequence[int]) -> No
             if recipe in rolled:
                 rows = [rolled_out(model, system, steps) for steps in system.roll_steps]
             else:
-                rows = [scored(model, system, steps) for steps in ([None] if "crps" in name else system.steps)]
+                plans = system.steps if recipe.trained_by == "diffusion" else [None]
+                rows = [scored(model, system, steps) for steps in plans]
             with (out / "rows.jsonl").open("a") as file:
                 file.writelines(json.dumps(known | row) + "\n" for row in rows)
 

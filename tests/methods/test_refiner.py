@@ -2,7 +2,8 @@
 
 x | y ~ N(m y, V): f is m y at first, then E[eps | z_k] = sigma_k (z_k - m y) / (V + sigma_k^2), so that
 
-    u_k = m y + g_k (u_{k-1} + sigma_k eps - m y),  g_k = V / (V + sigma_k^2),  Var u_k = g_k^2 (Var u_{k-1} + sigma_k^2)
+    u_k = m y + g_k (u_{k-1} + sigma_k eps - m y),  g_k = V / (V + sigma_k^2)
+    Var u_k = g_k^2 (Var u_{k-1} + sigma_k^2)
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.data.conditions import SuperResolution
-from dualrate.denoisers.denoiser import Conditional, Metered, given_of
+from dualrate.denoisers.denoiser import Conditional, Metered
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import Start
 from dualrate.experiment.network_configs import TwoConditional
 from dualrate.methods.conditional import ConditionalDenoising

@@ -70,10 +70,11 @@ def of_two_rates(
 def of_both_rates(
     given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
 ) -> tuple[NetworksConfig, MethodConfig]:
-    if trained_by != "diffusion":
+    times = {"diffusion": BothTimes(), "rolling": GivenTimes(draws=4)}.get(trained_by)
+    if times is None:
         raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
     medium, light = smaller(heavy, "medium"), smaller(heavy, "light")
-    return ThreeConditional(heavy, medium, light, given), _method(trained_by, BothTimes())
+    return ThreeConditional(heavy, medium, light, given), _method(trained_by, times)
 
 
 def of_one_rate(
