@@ -94,7 +94,7 @@ SYSTEMS = {
             ("light", "diffusion"), ("single", "refiner"),
         ),
         Forecasting(frames=FRAMES, lead=2, every=4, noise=0.1, periodic=True), 128, 16, (2, 4, 8),
-        "forecasts-kolmogorov", batch_size=32, patch=2, rolled=(("diffusion", 1), ("rolling", 4)),
+        "forecasts-kolmogorov", batch_size=16, patch=2, rolled=(("diffusion", 1), ("rolling", 4)),
         roll_out=Forecasting(lead=2, noise=0.1, periodic=True, rate="single"), roll_steps=(1, 2, 4, 8),
     ),
 }  # fmt: skip

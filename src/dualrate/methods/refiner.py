@@ -8,7 +8,7 @@ Members differ by these small noises alone.
 
 As a process: level k has the time t = 1 - k / (K + 1) and z_t = x + sigma_k eps, or 0 of k = 0. A step to s draws from
 N(x_hat, sigma_s^2), whatever z_t was: `Reverse`, with a posterior that looks at x alone. With x_hat = z - sigma_k f the
-two losses are |x_hat - x|^2 / sigma_k^2, sigma_0 = 1, which is the weight of the likelihood (`Elbo`) up to a constant.
+two losses are |x_hat - x|^2 / sigma_k^2, sigma_0 = 1.
 
 Source: PDE-Refiner (Lippe, Veeling, Perdikaris, Turner, Brandstetter 2023, arXiv 2308.05732), sigma_min 2e-7 for the
 Kuramoto-Sivashinsky equation. Deviates from it: least is 1e-5, as states are float32, and frames may be a window of
@@ -119,6 +119,15 @@ class AtLevels(TimeSource):
 
 
 @dataclass(frozen=True)
+class Refining(ConditionalDenoising):
+    """The loss of the module: of x_hat, as if of what the network predicts."""
+
+    def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
+        error = self.process.deviance(x, x_hat)
+        return torch.exp(self.process.log_snr(t)).to(error.dtype) * error
+
+
+@dataclass(frozen=True)
 class RefinerConfig(MethodConfig, Ranged):
     """A mean, refined by calls that take away noise of smaller and smaller levels."""
 
@@ -152,4 +161,4 @@ class RefinerConfig(MethodConfig, Ranged):
         assert isinstance(process, Refinement)  # of `check`
         times = AtLevels(self.times, process.schedule)
         parts = networks, denoiser, process, self.weighting, times
-        return Prepared(ConditionalDenoising(*parts, draws=self.times.draws))
+        return Prepared(Refining(*parts, draws=self.times.draws))
