@@ -55,8 +55,9 @@ Scores = dict[tuple[str, str, int], NDArray[np.float64]]  # by network, what tra
 class System:
     """What is simulated, observed, trained and scored.
 
-    models, rolled: of windows, and of roll-outs, whose recipe is `roll_out`, with the frames of a window
-    patch: of the networks; starts, members, steps: of the scores; ahead: frames of a roll-out
+    models, windows: what is made at once; starts, members, steps: of its scores
+    rolled, roll_out: frame after frame: what trains, the frames of a window, steps; ahead: frames of a roll-out
+    patch: of the networks
     """
 
     simulation: Simulation
@@ -70,10 +71,9 @@ class System:
     page: str
     batch_size: int = 64
     patch: int = 1
-    rolled: tuple[tuple[TrainedBy | OfFrames, int], ...] = ()
+    rolled: tuple[tuple[TrainedBy | OfFrames, int, tuple[int, ...]], ...] = ()
     roll_out: Forecasting = Forecasting()
-    roll_steps: tuple[int, ...] = ()
-    roll_starts: int = 64
+    roll_starts: int = 50
     roll_members: int = 8
     ahead: int = 8
 
@@ -94,8 +94,8 @@ SYSTEMS = {
             ("light", "diffusion"), ("single", "refiner"),
         ),
         Forecasting(frames=FRAMES, lead=2, every=4, noise=0.1, periodic=True), 128, 16, (2, 4, 8),
-        "forecasts-kolmogorov", batch_size=16, patch=2, rolled=(("diffusion", 1), ("rolling", 4)),
-        roll_out=Forecasting(lead=2, noise=0.1, periodic=True, rate="single"), roll_steps=(1, 2, 4, 8),
+        "forecasts-kolmogorov", batch_size=16, patch=2, rolled=(("diffusion", 1, (2, 4, 8)), ("rolling", 4, (1, 2, 4))),
+        roll_out=Forecasting(lead=2, noise=0.1, periodic=True, rate="single"),
     ),
 }  # fmt: skip
 
@@ -176,9 +176,9 @@ def train(system: System, out: Path, seconds: float, seeds: Sequence[int]) -> No
     torch.set_num_threads(1)
     done = {(row["rate"], row["trained_by"], row.get("frames", FRAMES), row["seed"]) for row in read(out)}
     windows = [replace(system.windows, rate=rate, trained_by=trained_by) for rate, trained_by in system.models]
-    rolled = [replace(system.roll_out, trained_by=trained_by, frames=frames) for trained_by, frames in system.rolled]
+    rolled = {replace(system.roll_out, trained_by=by, frames=frames): steps for by, frames, steps in system.rolled}
     for seed in seeds:
-        for recipe in windows + rolled:
+        for recipe in (*windows, *rolled):
             if (recipe.rate, recipe.trained_by, recipe.frames, seed) in done:
                 continue
             name = f"{recipe.rate}-{recipe.trained_by}-{recipe.frames}-{seed}"
@@ -188,7 +188,7 @@ def train(system: System, out: Path, seconds: float, seeds: Sequence[int]) -> No
             known = {"rate": recipe.rate, "trained_by": recipe.trained_by, "frames": recipe.frames, "seed": seed}
             known |= {"iterations": result.iteration}
             if recipe in rolled:
-                rows = [rolled_out(model, system, steps) for steps in system.roll_steps]
+                rows = [rolled_out(model, system, steps) for steps in rolled[recipe]]
             else:
                 plans = system.steps if recipe.trained_by == "diffusion" else [None]
                 rows = [scored(model, system, steps) for steps in plans]
