@@ -109,7 +109,7 @@ def experiment(
     optim = replace(made.fit.optim, lr=2e-3, decay="cosine", decay_seconds=seconds, warmup=100)
     fit = replace(
         made.fit, iterations=10**6, batch_size=system.batch_size, sample_every=10**8, checkpoint_every=500, seed=seed,
-        optim=optim, precision="float32", ema_halflife=10_000,
+        optim=optim, precision="float32", ema_halflife=10_000 * system.batch_size // 64,
     )  # fmt: skip
     return replace(made, name=name, fit=fit, networks=replace(made.networks, **patched))  # pyright: ignore[reportArgumentType]
 
