@@ -123,7 +123,10 @@ CASES["rolling, both"] = replace(
     CASES["rolling"],
     name="rolling-both",
     networks=ThreeConditional(
-        *(replace(net, image_channels=2) for net in (THREE.reader, THREE.encoder, THREE.light)), (2, 8, 8)
+        replace(THREE.reader, image_channels=2),
+        replace(THREE.encoder, image_channels=2),
+        replace(THREE.light, image_channels=2),
+        (2, 8, 8),
     ),
 )
 CASES["refiner"] = dr.Experiment(

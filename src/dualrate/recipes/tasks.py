@@ -70,10 +70,10 @@ def of_two_rates(
 def of_both_rates(
     given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
 ) -> tuple[NetworksConfig, MethodConfig]:
-    times = {"diffusion": BothTimes(), "rolling": GivenTimes(draws=4)}.get(trained_by)
-    if times is None:
+    if trained_by not in ("diffusion", "rolling"):
         raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
     medium, light = smaller(heavy, "medium"), smaller(heavy, "light")
+    times = BothTimes() if trained_by == "diffusion" else GivenTimes(draws=4)
     return ThreeConditional(heavy, medium, light, given), _method(trained_by, times)
 
 
