@@ -145,7 +145,8 @@ def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
     x = np.zeros((len(starts), members, system.ahead, *pieces[0].x.shape[3:]))
     for piece in pieces:
         x[np.ix_(piece.starts, piece.members, piece.frames)] = piece.x
-    truth = np.stack([starts.truth(i) for i in range(len(starts))]) if starts.truth else x[:, 0]
+    assert starts.truth is not None
+    truth = np.stack([starts.truth(i) for i in range(len(starts))])
     x, truth = (torch.tensor(part).double() / std[:, None, None] for part in (x, truth))
     last = persistence(torch.tensor(starts.past), system.ahead).double() / std[:, None, None]
     first = process.frames - 1 if isinstance(process, Rolling) else 0  # frames' worth of steps, of its start
