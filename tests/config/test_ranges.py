@@ -61,7 +61,7 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, ThreeConditional, TwoConditional
-from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, Segments
+from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, Segments
 from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
 from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
@@ -72,6 +72,7 @@ from dualrate.methods.crps import OneCall, OneCallConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
+from dualrate.methods.refiner import Levels, RefinerConfig, Refining
 from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
 from dualrate.methods.rolling import RollingConfig, RollingDenoising
 from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
@@ -242,10 +243,11 @@ def examples() -> Iterator[Any]:
     yield from (OneConditional(config, (4, 2, 2)), TwoConditional(config, config, (4, 2, 2)), GivenTimes(), BothTimes())
     yield ThreeConditional(config, config, config, (4, 2, 2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
+    yield from (Levels(), RefinerConfig(), OwnSteps(4))
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())
-    for kind in (ConditionalDenoising, ResidualDenoising):
+    for kind in (ConditionalDenoising, ResidualDenoising, Refining):
         yield kind(networks, denoiser, of, Sigmoid(), GivenTimes())
     yield OneCall(networks, denoiser, of, 2, "crps")
     yield OwnBlocks(ForeignConfig("DiTTransformer2DModel", '{"num_layers": 3}', Discrete(Betas())), 2)

@@ -44,6 +44,7 @@ from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
+from dualrate.methods.refiner import Refinement, RefinerConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
 from dualrate.methods.rolling import RollingConfig
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
@@ -117,6 +118,24 @@ CASES["rolling"] = dr.Experiment(
     FitConfig(9, batch_size=8),
     process=Rolling(frames=2),
     condition=Forecast(past=2, frames=2),
+)
+CASES["rolling, both"] = replace(
+    CASES["rolling"],
+    name="rolling-both",
+    networks=ThreeConditional(
+        replace(THREE.reader, image_channels=2),
+        replace(THREE.encoder, image_channels=2),
+        replace(THREE.light, image_channels=2),
+        (2, 8, 8),
+    ),
+)
+CASES["refiner"] = dr.Experiment(
+    "refiner",
+    PAIR,
+    RefinerConfig(GivenTimes(draws=2)),
+    FitConfig(9, batch_size=8),
+    process=Refinement(),
+    condition=SuperResolution(2),
 )
 GREYS, TOKENS = GreyLevels(4), TokensConfig(5, 8, 8, channels=16, blocks=1, num_classes=3, embedding=16, head_dim=16)
 for name, networks, times in (

@@ -79,6 +79,27 @@ class Exact(nn.Module, Denoiser):
         return (mean + moved[..., 0] + self.off * window).view_as(z)
 
 
+class BothRatesExact(Exact):
+    """A share of x_hat comes from the window that the heavy call saw, and y is read once."""
+
+    reuse = Reuse.MARKOV
+
+    def __init__(self, process: Rolling, held: float) -> None:
+        super().__init__(process)
+        self.held = held
+
+    def read(self, cond: Cond) -> Cond:
+        return replace(cond, features=(given_of(cond)[:, -1:],))
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        x_hat = super().denoise(z, t, super().encode(z, t, Cond(given=cond.features[0])), cond)
+        return Context((x_hat,), tau=t)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        now = super().denoise(z, t, Context((cond.features[0].flatten(1),)), cond)
+        return (1 - self.held) * now + self.held * context.features[0]
+
+
 class Shown(Denoiser):
     """The same to a sampler of another process, of the same times."""
 
@@ -109,22 +130,33 @@ def forecast_of(process: Rolling, past: int = 1, noise: float = 0.0) -> Forecast
     return Forecast(past, process.frames, noise=noise)
 
 
-def recursion(process: Rolling, steps: int) -> tuple[float, float]:
-    """Variance and lag-1 correlation that frames come to have: (y, z) has one linear map a step, and one a shift."""
+def recursion(process: Rolling, steps: int, held: float = 0.0) -> tuple[float, float]:
+    """Variance and lag-1 correlation that frames come to have: (y, z) has one linear map a step, and one a shift.
+
+    held: the share of x_hat that is of the window at the start of a roll
+    """
     frames = process.frames
     mean, covariance = given_past(frames)
     whole, noise = torch.eye(frames + 1, dtype=torch.float64), torch.zeros(frames + 1, frames + 1, dtype=torch.float64)
+
+    def of_window(t: Tensor) -> Tensor:
+        """x_hat, (F, 1 + F), of (y, z)."""
+        of_z = gain(process, t, covariance)
+        return torch.cat(((mean - of_z @ (levels(process, t)[0] * mean))[:, None], of_z), 1)
+
+    at_start = held * of_window(shared_time(process.time(1)))
     for i in range(steps):
         t, s = (shared_time(process.time(1 - j / steps)) for j in (i, i + 1))
         (alpha_t, noise_t), (alpha_s, noise_s) = levels(process, t), levels(process, s)
-        of_z = gain(process, t, covariance)
-        x_hat = torch.cat(((mean - of_z @ (alpha_t * mean))[:, None], of_z), 1)
+        x_hat = (1 - held) * of_window(t)
         ratio = alpha_t / alpha_s
         added = noise_t - ratio**2 * noise_s  # of q(z_t | z_s)
         step = torch.eye(frames + 1, dtype=torch.float64)
         step[1:, 1:] = torch.diag(ratio * noise_s / noise_t)
-        step[1:] += (alpha_s * added / noise_t)[:, None] * x_hat
+        of_x = (alpha_s * added / noise_t)[:, None]
+        step[1:] += of_x * x_hat
         whole, noise = step @ whole, step @ noise @ step.mT
+        whole[1:] += of_x * at_start
         noise[1:, 1:] += torch.diag(added * noise_s / noise_t)
     state = torch.eye(frames + 1, dtype=torch.float64)
     for _ in range(100):
@@ -141,6 +173,47 @@ def test_frames_of_the_exact_denoiser_have_the_law_that_linear_algebra_gives(fra
     variance, correlation = recursion(process, steps)
     assert found.var().item() == pytest.approx(variance, abs=0.04)
     assert ((found[1:] * found[:-1]).mean() / found.var()).item() == pytest.approx(correlation, abs=0.015)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_features_of_a_heavy_call_serve_the_steps_of_its_roll(steps: int) -> None:
+    process, rows, held = Rolling(frames=3), 3_000, 0.5
+    model, past, key = BothRatesExact(process, held), first(rows), torch.arange(rows)
+    with torch.no_grad():
+        windows = [*itertools.islice(roll(model, process, forecast_of(process), past, key, steps), 35)]
+    found = torch.stack([window.frame.flatten() for window in windows[15:]])
+    variance, correlation = recursion(process, steps, held)
+    assert steps == 1 or abs(variance - recursion(process, steps)[0]) > 0.05
+    assert found.var().item() == pytest.approx(variance, abs=0.04)
+    assert ((found[1:] * found[:-1]).mean() / found.var()).item() == pytest.approx(correlation, abs=0.015)
+    clocks = [round(process.clock(shared_time(t)).item(), 9) for _, t, _ in model.calls]
+    assert clocks == [3, 2, 1] + [1] * 34
+
+
+def test_the_heavy_network_learns_windows_at_the_start_of_a_roll_on_the_path_of_the_light_one_s() -> None:
+    process, rows = Rolling(frames=3), 20_000
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    class Noted(BothRatesExact):
+        def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+            seen["tau"] = z.flatten(1), t
+            return super().encode(z, t, cond)
+
+        def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+            seen["t"] = z.flatten(1), t
+            return super().denoise(z, t, context, cond)
+
+    model, batch = (
+        Noted(process, 0.5),
+        Batch(torch.zeros(rows, 3, 1, 1).double(), None, torch.arange(rows), given=torch.zeros(rows, 1, 1, 1).double()),
+    )
+    learner(model, draws=1).loss(batch, 0, batch.draws(0))
+    (z_tau, tau), (z_t, t) = seen["tau"], seen["t"]
+    torch.testing.assert_close(process.clock(tau), torch.ceil(process.clock(t)))
+    (alpha_tau, noise_tau), (alpha_t, noise_t) = levels(process, tau), levels(process, t)
+    torch.testing.assert_close(z_t.square().mean(0), noise_t.mean(0), rtol=0.05, atol=0.01)
+    torch.testing.assert_close(z_tau.square().mean(0), noise_tau.mean(0), rtol=0.05, atol=0.01)
+    torch.testing.assert_close((z_t * z_tau).mean(0), (alpha_tau / alpha_t * noise_t).mean(0), rtol=0.05, atol=0.01)
 
 
 def test_with_more_steps_frames_come_to_have_the_law_of_the_sequence() -> None:
@@ -262,7 +335,7 @@ def test_losses_of_frames_are_logged_and_their_mean_is_the_loss() -> None:
 def test_times_are_those_of_a_roll_but_for_a_share() -> None:
     process, draws = Rolling(frames=4), Draws(0, torch.arange(20_000))
     for whole in (0.0, 0.3):
-        clock = process.clock(learner(Exact(process), whole=whole).rolled(draws))
+        clock = process.clock(learner(Exact(process), whole=whole).rolled(draws)[0])
         inside = (clock >= 0) & (clock <= 1)
         assert inside.double().mean().item() == pytest.approx(1 - whole * 6 / 7, abs=0.01)
         assert (clock < 0).double().mean().item() == pytest.approx(whole * 3 / 7, abs=0.01)

@@ -189,6 +189,21 @@ class OneStep(_Single, _Distilled):
 
 
 @dataclass(frozen=True)
+class OwnSteps(_Single, _Distilled, Ranged):
+    """A model that learned the calls of `steps` noise levels of its own, one after the other, and no others.
+
+    heavy: heavy calls of a dual-rate one; None: the network runs at every step
+    """
+
+    steps: Steps
+    heavy: Steps | None = None
+
+    @property
+    def learned(self) -> str:
+        return f"model has learned the noise levels of {self.steps} steps, and no others"
+
+
+@dataclass(frozen=True)
 class Segments(_Single, Ranged):
     """A consistency model, which learned to make `steps` steps of DDIM, equal in t.
 

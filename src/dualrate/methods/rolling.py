@@ -12,8 +12,11 @@ the times of all F frames together are uniform. Times and process: diffusion/rol
 A frame keeps its noise as it moves. Each clean frame joins the past, and the condition is observed anew.
 
 The roll is the natural clock of two rates: the heavy network sees y once for each frame that comes out, the light one
-makes T steps, F T of them over a frame's way through the window. The heavy network sees no window, so nothing that it
-computed has to move with the frames.
+makes T steps, F T of them over a frame's way through the window. One that sees the window too (`BothRates`) does so
+when a roll begins, and at each whole clock of the start. So its features serve the steps of one roll, and nothing that
+it computed has to move with the frames:
+
+    tau = t(ceil c),   (z_t, z_tau) on one forward path
 
 Source: Rolling Diffusion Models (Ruhe, Heek, Salimans, Hoogeboom 2024, arXiv 2402.09470), whose start is trained with
 probability 0.1. Deviates from it: `whole` has the times of the end too, so about half of it is the start's.
@@ -29,12 +32,12 @@ from torch import Tensor
 
 from dualrate.config.ranges import LightDraws, Probability, Ranged
 from dualrate.data.forecast import Forecast
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.rolling import Rolling
-from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.values import Batch, Cond, Reuse
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.methods.conditional import WeightedDenoising
@@ -55,20 +58,30 @@ class RollingDenoising(WeightedDenoising):
     whole: Probability = WHOLE
 
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """The mean over rows, draws and frames. Logs: `loss_frame0` to the last frame's."""
+        """The mean over rows, draws and frames. Logs: `loss_frame0` to the last frame's, and an encoder's own."""
         many, x = draws.repeated(self.draws), batch.x.repeat_interleave(self.draws, 0)
-        (t,) = moved(x.device, self.rolled(many.host))
-        z_t = self.process.add_noise(x, t, self.process.noise(many, ["z_t"], *x.shape[1:])[0])
-        cond = Cond(given=batch.given)
-        x_hat = self.model.denoise(z_t, t, self.model.encode(z_t, t, cond), cond)
-        errors = self.process.frame_errors(x, x_hat)
-        errors = self.process.frame_weights(self.weighting, t).to(errors.dtype) * errors
-        return Loss(errors.mean(), {f"loss_frame{k}": error for k, error in enumerate(errors.detach().mean(0))})
+        t, tau = moved(x.device, *self.rolled(many.host))
+        z_t, z_tau = self.process.pair(x, t, tau, *self.process.noise(many, ["z_tau", "z_t"], *x.shape[1:]))
+        cond = read(self.model, Cond(given=batch.given))
+        context = self.model.encode(z_tau, tau, cond)
+        errors = self.weighted_errors(x, self.model.denoise(z_t, t, context.aged(), cond), t)
+        logs, total = {f"loss_frame{k}": error for k, error in enumerate(errors.detach().mean(0))}, errors.mean()
+        if context.x_hat is not None:
+            own = self.weighted_errors(x, context.x_hat, tau).mean()
+            logs["encoder_loss"], total = own.detach(), total + own
+        return Loss(total, logs)
 
-    def rolled(self, draws: Draws) -> Tensor:
-        """(B,): t of a roll, or of all that there are."""
+    def weighted_errors(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
+        """(B, F)"""
+        errors = self.process.frame_errors(x, x_hat)
+        return self.process.frame_weights(self.weighting, t).to(errors.dtype) * errors
+
+    def rolled(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(B,) both: t of a roll, or of all that there are; tau, that of the next whole clock."""
         t, last, first = self.times(draws).t, self.process.time(0), self.process.time(1)
-        return torch.where(draws.uniform("whole") < self.whole, t, last + (first - last) * t)
+        t = torch.where(draws.uniform("whole") < self.whole, t, last + (first - last) * t)
+        least, span = self.process.frames - 1, 2 * self.process.frames - 1  # as of `Rolling.clock`
+        return t, torch.maximum((torch.ceil(self.process.clock(t)) + least) / span, t)
 
 
 @dataclass(frozen=True)
@@ -156,9 +169,11 @@ def roll(
         """The window at c = 0, from one at a whole c."""
         times = [process.time(clock * (1 - i / steps)) for i in range(steps + 1)]
         noise = StepNoise(process, Draws(number, key), steps, z.shape[1:])
+        calls = 1 if denoiser.reuse is Reuse.FREE else clock  # whole clocks
+        plan = StepPlan.at(times, [-(-i * steps // calls) for i in range(calls)])
         with torch.no_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
-            cond = Cond(given=forecast.observe(past, draws))
-            z = rollout(denoiser, Reverse(process), StepPlan.at(times, [0]), z, cond, noise)
+            cond = read(denoiser, Cond(given=forecast.observe(past, draws)))
+            z = rollout(denoiser, Reverse(process), plan, z, cond, noise)
         frame = z[:, : z.shape[1] // process.frames]
         past = past.repeat_interleave(len(z) // len(past), 0)
         return Window(number, frame, z, torch.cat((past[:, frame.shape[1] :], frame), 1))

@@ -22,10 +22,11 @@ from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.methods.refiner import Refinement
 from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
-from dualrate.recipes.tasks import Rate, Rolled, TrainedBy, made
+from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy, made
 from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
@@ -81,10 +82,11 @@ class Forecasting(Ranged):
     rate: Rate = "dual"
     """dual: a heavy network once a past, and a light one at every step. both: now and then another heavy network too,
     which sees the frames that are being made. single, medium, light: one network at every step."""
-    trained_by: TrainedBy | Rolled = "diffusion"
-    """rolling: a window whose frames become clean one after the other, each with a heavy call of its own. residual: a
-    regression once, and diffusion of what it leaves, with its features; corrdiff: without. crps, energy: a sample in
-    one call, by a score of two draws. regression: the mean, in one call."""
+    trained_by: TrainedBy | OfFrames = "diffusion"
+    """rolling: a window whose frames become clean one after the other, each with a heavy call of its own. refiner:
+    PDE-Refiner, a mean and three calls that refine it. residual: a regression once, and diffusion of what it leaves,
+    with its features; corrdiff: without. crps, energy: a sample in one call, by a score of two draws. regression: the
+    mean, in one call."""
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
@@ -115,7 +117,8 @@ class Forecasting(Ranged):
             progress.note(
                 "all of the field is given: if it obeys a law without chance, it has one future, and a regression does"
             )
-        process = Rolling(frames=self.frames) if self.trained_by == "rolling" else GaussianProcess(Cosine())
+        of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
+        process = of_frames.get(self.trained_by, GaussianProcess(Cosine()))
         return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
 
 

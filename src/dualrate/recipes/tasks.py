@@ -19,6 +19,7 @@ from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, ThreeConditional, TwoConditional
 from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.refiner import RefinerConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
 from dualrate.methods.rolling import RollingConfig
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime, TimeSource
@@ -26,7 +27,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 
 Rate = Literal["dual", "both", "single", "medium", "light"]
 TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy", "regression"]
-Rolled = Literal["rolling"]  # of frames
+OfFrames = Literal["rolling", "refiner"]
 SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
 OF_A_TASK = ("both", *SHARES)  # rates that models of noise alone do not have
 
@@ -48,7 +49,7 @@ def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
 
 
 def made(
-    task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Rolled
+    task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
 ) -> tuple[NetworksConfig, MethodConfig]:
     """Networks for samples of a condition, and how they train. image: (C, H, W).
 
@@ -58,7 +59,7 @@ def made(
 
 
 def of_two_rates(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Rolled
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
 ) -> tuple[NetworksConfig, MethodConfig]:
     light = smaller(heavy, "light")
     if trained_by in ("residual", "corrdiff"):
@@ -67,16 +68,17 @@ def of_two_rates(
 
 
 def of_both_rates(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Rolled
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
 ) -> tuple[NetworksConfig, MethodConfig]:
-    if trained_by != "diffusion":
+    if trained_by not in ("diffusion", "rolling"):
         raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
     medium, light = smaller(heavy, "medium"), smaller(heavy, "light")
-    return ThreeConditional(heavy, medium, light, given), _method(trained_by, BothTimes())
+    times = BothTimes() if trained_by == "diffusion" else GivenTimes(draws=4)
+    return ThreeConditional(heavy, medium, light, given), _method(trained_by, times)
 
 
 def of_one_rate(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Rolled
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
 ) -> tuple[NetworksConfig, MethodConfig]:
     if trained_by in ("residual", "corrdiff"):
         raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
@@ -87,10 +89,12 @@ MADE = {"dual": of_two_rates, "both": of_both_rates, "single": of_one_rate, "med
 
 
 def _method(
-    trained_by: Literal["diffusion", "crps", "energy", "regression", "rolling"], times: TimeSource
+    trained_by: Literal["diffusion", "crps", "energy", "regression", "rolling", "refiner"], times: TimeSource
 ) -> MethodConfig:
     if trained_by == "diffusion":
         return DenoisingConfig(times, label_dropout=0.0)
     if trained_by == "rolling":
         return RollingConfig(times)
+    if trained_by == "refiner":
+        return RefinerConfig(times)
     return OneCallConfig(score=trained_by)
