@@ -17,6 +17,7 @@ from drawing.stand import Stand
 from metrics.untrained import untrained
 from runs.made import saved_random
 from torch import nn
+from training.faults import context
 from trouble import children, wait_until
 
 from dualrate.cli.main import main
@@ -88,7 +89,9 @@ def judge(images) -> Evaluator:
 
 @pytest.fixture(scope="module")
 def two():
-    with Workers(2) as workers:
+    """Forks of a server, which start sooner than what is spawned."""
+    with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
+        patch.setattr("multiprocessing.get_context", lambda how: context)
         yield workers
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from training.faults import context
 from trouble import is_alive
 
 from dualrate.system.workers import Workers, in_turn, mapper, number_of_workers
@@ -72,7 +73,8 @@ def test_a_worker_that_dies_ends_the_work_with_an_error(two):
         list(two(dies, BLOCKS))
 
 
-def test_an_interruption_leaves_no_process(two):
+def test_an_interruption_leaves_no_process(two, monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_context", lambda how: context)  # forks of a server start sooner
     found = two(slow, BLOCKS)
     _, one = next(found)
     processes = set(two._pool._processes)
