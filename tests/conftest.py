@@ -38,6 +38,14 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """Nobody waits for the disk: what a process wrote before it was killed is in the system's memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def few_samples():
     """Trainings draw a small grid of samples, in few steps, and calls are timed briefly: most tests look at others."""
     from dualrate.drawing import measure
