@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from tyro import _docstrings
 
-settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("repeatable")
 
 # tyro reads a class of options anew at every command line, which takes longer than the rest of it
