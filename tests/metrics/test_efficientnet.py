@@ -88,14 +88,14 @@ def test_batches_and_grey_images_change_nothing():
 
 def test_the_evaluator_knows_it_by_name_and_keeps_what_it_sees_of_real_images(monkeypatch, tmp_path):
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path))
-    splits = (two_classes(240, size=28), two_classes(60, seed=1, size=28, split="test"))
+    splits = (two_classes(640, size=28), two_classes(60, seed=1, size=28, split="test"))
     monkeypatch.setattr(evaluator, "_splits", lambda data, progress: splits)
     monkeypatch.setattr(pretrained, "EFFICIENTNET_SIZE", 32)  # of what the net sees: 12 times as fast
     found, again = (
         evaluator.evaluator(DataConfig("squares"), features="efficientnet", progress=PlainReporter()) for _ in range(2)
     )
     assert found.metric == "FD-EfficientNet"
-    assert score_of(found, splits[0].images, seeds="0-239", labels="own", resamples=2).value < 1e-6 < found.floor(60)[0]
+    assert score_of(found, splits[0].images, seeds="0-639", labels="own", resamples=2).value < 1e-6 < found.floor(60)[0]
     assert len(list((tmp_path / "real-features").iterdir())) == 2
     monkeypatch.setattr(PhotoNet, "features", None)  # not asked again
     assert torch.equal(again.reference_features, found.reference_features)

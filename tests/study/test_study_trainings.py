@@ -120,7 +120,7 @@ def test_what_cannot_be_pooled_is_refused():
 def test_intervals_of_a_difference_cover_what_they_say(trainings, of_training, of_images):
     """Two networks of equal true scores, so many trainings each: 95% intervals of log a - log b hold zero."""
     rng = np.random.default_rng(1)
-    held, trials = 0, 500
+    held, trials = 0, 1000
     for trial in range(trials):
         networks = {}
         for name, count in zip("ab", trainings, strict=True):
