@@ -22,6 +22,12 @@ def two():
         yield workers
 
 
+@pytest.fixture
+def forking(monkeypatch):
+    """Workers that are forks of a server, which start sooner than what is spawned."""
+    monkeypatch.setattr("multiprocessing.get_context", lambda how: context)
+
+
 def convolved(net: nn.Module, block: range) -> tuple[torch.Tensor, int, int]:
     generator = torch.Generator().manual_seed(block.start)
     with torch.no_grad():
@@ -68,13 +74,12 @@ def test_an_error_of_the_job_is_raised_here(two):
     assert "in refused" in str(caught.value.__cause__)
 
 
-def test_a_worker_that_dies_ends_the_work_with_an_error(two):
+def test_a_worker_that_dies_ends_the_work_with_an_error(two, forking):
     with pytest.raises(ChildProcessError, match=r"a worker died.* use fewer \(--workers\)"):
         list(two(dies, BLOCKS))
 
 
-def test_an_interruption_leaves_no_process(two, monkeypatch):
-    monkeypatch.setattr("multiprocessing.get_context", lambda how: context)  # forks of a server start sooner
+def test_an_interruption_leaves_no_process(two, forking):
     found = two(slow, BLOCKS)
     _, one = next(found)
     processes = set(two._pool._processes)
