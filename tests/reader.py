@@ -29,6 +29,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "doctor": {},
     "data prepare": {"--workers": 1},
     "data encode": {"--workers": 1},
+    "data simulate": {"--trajectories": 2, "--frames": 4},
     "data verify": {"--workers": 1},
     "data": {},
     "--help": {},
