@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from tyro import _docstrings
 
-settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("repeatable")
 
 # tyro reads a class of options anew at every command line, which takes longer than the rest of it
@@ -35,6 +35,14 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """Nobody waits for the disk: what a process wrote before it was killed is in the system's memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -29,11 +29,12 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "doctor": {},
     "data prepare": {"--workers": 1},
     "data encode": {"--workers": 1},
+    "data simulate": {"--trajectories": 2, "--frames": 4},
     "data verify": {"--workers": 1},
     "data": {},
     "--help": {},
 }
-FEWER = {"--steps": "4", "--heavy": "2", "--codec-steps": "2"}  # in place of those on the page, where images are drawn
+FEWER = {"--steps": "4", "--heavy": "2", "--codec-steps": "2", "--members": "2"}  # in place of those on the page
 BUDGETS = {"0.25x": "0.5x"}  # which pays for the steps of a grid that is smaller
 TWO_STAGES = (["train", "fashion-mnist-latents"],)
 
@@ -72,7 +73,7 @@ def tiny(words: list[str]) -> list[str]:
             at = words.index(option)
             words = words[:at] + words[at + 2 :]
         words = [*words, option, str(value)]
-    if words[0] in ("sample", "evaluate", "cost"):
+    if words[0] in ("sample", "evaluate", "cost", "compare", "forecast"):
         words = [words[0], *(FEWER.get(option, word) for option, word in pairwise(words))]
     return [BUDGETS.get(word, word) for word in words]
 

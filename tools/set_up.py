@@ -267,7 +267,8 @@ def install(source: str, torch: Torch | None, extras: set[str]) -> None:
     package = str(ROOT) + (f"[{','.join(sorted(extras))}]" if extras else "")
     if source == "cuda":  # not quiet: pip's bars are the only sign of life in gigabytes
         say("installing", "dualrate with torch's CUDA packages")
-        run(pip("install", "-e", package), PIP_ADVICE)
+        run(pip("install", "--no-compile", "-e", package), PIP_ADVICE)
+        compile_packages()
         return
     with tempfile.TemporaryDirectory() as folder:
         constraints = CONSTRAINTS
@@ -281,7 +282,14 @@ def install(source: str, torch: Torch | None, extras: set[str]) -> None:
         else:
             refuse_cuda(names)
         say("installing", f"dualrate and {len(names)} packages")
-        run(pip("install", "--quiet", "-c", constraints, "-e", package), PIP_ADVICE)
+        run(pip("install", "--quiet", "--no-compile", "-c", constraints, "-e", package), PIP_ADVICE)
+    compile_packages()
+
+
+def compile_packages() -> None:
+    """Bytecode of what is new in .venv, on all cores: pip takes one, for minutes. A file that is none is left out."""
+    command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def explain(source: str, torch: Torch | None) -> str:

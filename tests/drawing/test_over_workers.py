@@ -17,6 +17,7 @@ from drawing.stand import Stand
 from metrics.untrained import untrained
 from runs.made import saved_random
 from torch import nn
+from training.faults import context
 from trouble import children, wait_until
 
 from dualrate.cli.main import main
@@ -88,7 +89,9 @@ def judge(images) -> Evaluator:
 
 @pytest.fixture(scope="module")
 def two():
-    with Workers(2) as workers:
+    """Forks of a server, which start sooner than what is spawned."""
+    with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
+        patch.setattr("multiprocessing.get_context", lambda how: context)
         yield workers
 
 
@@ -151,14 +154,14 @@ def test_a_table_and_errors_are_measured_the_same(model, images, monkeypatch, tm
     few(monkeypatch, rows=4)
     two = Stand(2, "cpu")
     bands, progress = Bands(model.shape, 3), Quiet()
-    of = (model, images, 14)
+    of = (model, images, 6)
     tables = [table_of(*of, bands, progress, mapper=over) for over in (in_turn, two)]
     assert all(torch.equal(*pair) for pair in zip(*map(tensors, tables), strict=True))
-    assert progress.told[-1] == (14, 14)
+    assert progress.told[-1] == (6, 6)
     found = []
     for name, over in {"one": in_turn, "two": two}.items():
         monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / name))
-        found.append(measured_errors(model, grid=3, images=14, progress=progress, mapper=over).errors)
+        found.append(measured_errors(model, grid=3, images=6, progress=progress, mapper=over).errors)
         done, total = progress.told[-1]
         assert done == total > 0
     assert np.array_equal(*found)

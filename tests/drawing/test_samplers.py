@@ -352,7 +352,7 @@ def test_their_images_are_no_noise(heavy):
     """The released model, a few steps of each: finite, and mostly within the range of images."""
     for name in SAMPLERS:
         step, plan = sampler_of(heavy, SamplingOptions(steps=6, sampler=name, grid="log-snr"))
-        (images,) = sample_batches(heavy.denoiser, step, plan, heavy.shape, range(2), range(2))
+        (images,) = sample_batches(heavy.denoiser, step, plan, heavy.shape, [0], [0])
         assert torch.isfinite(images).all()
         assert images.abs().quantile(0.9) < 1.2
 

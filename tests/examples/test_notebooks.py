@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from dualrate.recipes import auto
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 
@@ -26,6 +29,8 @@ def _run(name: str, **settings: object) -> None:
 
 def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    tier = replace(auto.TIERS["tiny"], conv=8, transformers=(None, 64), blocks=(1, 1), embedding=16)
+    monkeypatch.setitem(auto.TIERS, "tiny", tier)
     _run("train_your_images", ITERATIONS=2)
     width, height = Image.open("samples.png").size
     assert width > 8 * 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -143,7 +144,7 @@ def test_its_times_are_those_of_a_plan(one_file: ModuleType) -> None:
 
 
 def test_it_is_short_and_draws_a_picture(one_file: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With networks of a block each, since its own take seconds an iteration."""
+    """With networks of a block each and small batches, since its own take seconds an iteration."""
     assert len(FILE.read_text().splitlines()) <= 250
     rng = np.random.default_rng(0)
     for i in range(4):
@@ -151,6 +152,7 @@ def test_it_is_short_and_draws_a_picture(one_file: ModuleType, tmp_path: Path, m
     encoder, light = one_file.Encoder, one_file.Light
     monkeypatch.setattr(one_file, "Encoder", lambda channels, blocks, light_channels: encoder(16, 1, light_channels))
     monkeypatch.setattr(one_file, "Light", lambda channels, blocks: light(channels, 1))
+    monkeypatch.setattr(one_file, "train", partial(one_file.train, batch=8))
     command = [str(FILE), str(tmp_path), "--minutes", "0.001", "--out", str(tmp_path / "out.png")]
     monkeypatch.setattr(sys, "argv", command)
     one_file.main()

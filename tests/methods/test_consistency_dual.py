@@ -81,17 +81,21 @@ def test_pairs_are_those_of_the_sampler_and_so_is_what_the_light_network_is_trai
     assert t.tolist() == [time for time in kept for _ in sources]
     context = own.student.encode(z_tau, tau, cond).aged()
     x_hat = own.student.denoise(z_t, t, context, cond)
-    for i, source in enumerate(sources * len(kept)):
+    paths = {}
+    for source in sources:
         row, recorded = batch[source : source + 1], Recorded(own.student, [])
         z = Draws(0, row.sample).normal("rollout start", 1, 8, 8).double()
         with torch.no_grad():
             path = list(trajectory(recorded, DDIM(PROCESS), own.plan, z, Cond(row.label), no_noise))
+        paths[source] = path, recorded.answers
+    for i, source in enumerate(sources * len(kept)):
+        path, answers = paths[source]
         at = own.plan.t.index(t[i].item())
         last = max(j for j in range(at) if own.plan.refresh[j] is Refresh.FULL)
         assert tau[i].item() == own.plan.t[last]
         torch.testing.assert_close(z_t[i : i + 1], path[at].z)
         torch.testing.assert_close(z_tau[i : i + 1], path[last].z)
-        torch.testing.assert_close(x_hat[i : i + 1], recorded.answers[at])
+        torch.testing.assert_close(x_hat[i : i + 1], answers[at])
     f = posterior_mean(own.student, z_t, t, cond)
     expected = ((f - x_hat) / PROCESS.sigma(t).view(-1, 1, 1, 1)).square().mean((1, 2, 3))
     torch.testing.assert_close(own.kept_loss(batch, Draws(0, batch.sample)), expected)

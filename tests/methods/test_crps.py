@@ -101,7 +101,7 @@ def test_the_score_of_an_image_sees_what_pixels_have_in_common_and_that_of_pixel
 def test_a_linear_generator_finds_mean_and_spread_of_the_conditional(score: ScoreName) -> None:
     torch.manual_seed(0)
     model = Linear(torch.zeros_like(M), torch.zeros_like(K), 0.1 * torch.eye(2, dtype=torch.float64))
-    steps, held = 300, [torch.zeros_like(part) for part in model.parameters()]
+    steps, held = 200, [torch.zeros_like(part) for part in model.parameters()]
     optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
     for i in range(steps):
         batch = data(256, 256 * i)

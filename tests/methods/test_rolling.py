@@ -166,7 +166,7 @@ def recursion(process: Rolling, steps: int, held: float = 0.0) -> tuple[float, f
     return float(state[1, 1]), float(state[0, 1] / (state[0, 0] * state[1, 1]).sqrt())
 
 
-@pytest.mark.parametrize(("frames", "steps"), [(1, 8), (3, 4), (3, 16), (4, 4)])
+@pytest.mark.parametrize(("frames", "steps"), [(1, 8), (3, 16), (4, 4)])
 def test_frames_of_the_exact_denoiser_have_the_law_that_linear_algebra_gives(frames: int, steps: int) -> None:
     process = Rolling(frames=frames)
     found = torch.stack([window.frame.flatten() for window in rolled(process, steps, 45, 3_000)[20:]])

@@ -108,7 +108,7 @@ def test_a_u_vit_of_a_channel_a_category_is_a_network_of_tokens():
         x = nn.functional.one_hot(Draws(5, rows).integer("x", 2), 3).float()
         return Batch(x[:, :, None, None].expand(-1, -1, 2, 2), None, rows)
 
-    train(method, alike, 150)
+    train(method, alike, 100)
     (z,) = sample_batches(
         method.denoiser(), Reverse(MASKED), StepPlan.uniform(16), (3, 2, 2), range(1000), batch_size=1000
     )
@@ -120,7 +120,7 @@ def test_a_u_vit_of_a_channel_a_category_is_a_network_of_tokens():
 @pytest.mark.parametrize(("make", "process", "size"), [(single, Uniform(), 2), (dual, Masked(), 3)])
 def test_it_trains_networks_that_sample_the_data(make, process, size):
     method = make(process, replace(NET, vocabulary=size))
-    phase = train(method, lambda first: data(128, size, first), 100)
+    phase = train(method, lambda first: data(128, size, first), 70)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in phase.parameters)
     plan = StepPlan.uniform(16, 4 if make is dual else None)
     (z,) = sample_batches(method.denoiser(), Reverse(process), plan, (size, 1, 2), range(2000), batch_size=2000)

@@ -28,8 +28,8 @@ def evaluator() -> Evaluator:
 
 def test_real_images_lie_at_the_floor_and_damaged_ones_above(evaluator):
     damage = np.random.default_rng(0).integers(0, 60, REAL[:600].shape, dtype=np.uint8)
-    real = score_of(evaluator, REAL[:600], seeds="0-599", labels="none", resamples=40)
-    damaged = score_of(evaluator, np.maximum(REAL[:600], damage), seeds="0-599", labels="none", resamples=40)
+    real = score_of(evaluator, REAL[:600], seeds="0-599", labels="none", resamples=20)
+    damaged = score_of(evaluator, np.maximum(REAL[:600], damage), seeds="0-599", labels="none", resamples=20)
     assert real.metric == "FD-squares"
     assert real.low < real.value < real.high
     assert real.value < 2 * real.floor < damaged.low

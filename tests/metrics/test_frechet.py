@@ -119,7 +119,7 @@ def expected_distance(count: int, means_apart: Tensor) -> float:
 @pytest.mark.parametrize("apart", [0.0, 0.3])
 def test_bootstrap_interval_covers_the_expected_distance_at_this_count(apart):
     """Against N(0, I): a shift of `apart` per axis and a known bias of about (D + D (D + 1) / 4) / N."""
-    count, size, trials = 150, 4, 80
+    count, size, trials = 150, 4, 50
     apart_by = torch.full((size,), apart, dtype=torch.float64)
     truth, true_distance = expected_distance(count, apart_by), size * apart**2
     assert truth - true_distance == pytest.approx((size + size * (size + 1) / 4) / count, rel=0.1)
@@ -150,9 +150,9 @@ def in_classes(per_class: int, generator: torch.Generator) -> tuple[Tensor, Tens
 def test_stratified_interval_covers_what_other_noise_in_the_same_classes_gives(per_class):
     reference = GaussianStats(torch.tensor([0.5, 0.3, 0.3], dtype=torch.float64), torch.eye(3).double(), 10**9)
     generator = torch.Generator().manual_seed(0)
-    drawn = [in_classes(per_class, generator)[0] for _ in range(800)]
+    drawn = [in_classes(per_class, generator)[0] for _ in range(400)]
     truth = float(np.mean([frechet_distance(GaussianStats.of(features), reference) for features in drawn]))
-    trials, hits = 80, 0
+    trials, hits = 50, 0
     for trial in range(trials):
         features, strata = in_classes(per_class, generator)
         within = bootstrap_interval(features, reference, resamples=40, level=0.9, seed=trial, strata=strata)
@@ -188,7 +188,7 @@ def test_replicates_are_those_of_the_resampled_sets_about_the_value():
 
 def test_resampling_keeps_each_stratum_and_spreads_its_mean_as_other_draws_would():
     strata = torch.tensor([4, 1, 1, 4, 1, 1, 1, 4, 9, 9])
-    weights = torch.stack(list(resampling_weights(strata, 20_000, 0)))
+    weights = torch.stack(list(resampling_weights(strata, 10_000, 0)))
     assert weights.min() == 0
     for label in (1, 4, 9):
         own = weights[:, strata == label]
@@ -229,7 +229,7 @@ def test_partners_replicates_are_those_of_the_resampled_pairs_about_the_value():
 
 
 def test_the_interval_of_pairs_covers_the_expected_distance_at_this_count():
-    count, trials, hits, width = 150, 80, 0, {"pairs": 0.0, "alone": 0.0}
+    count, trials, hits, width = 150, 50, 0, {"pairs": 0.0, "alone": 0.0}
     generator = torch.Generator().manual_seed(5)
 
     def pair() -> tuple[Tensor, Tensor]:
@@ -239,7 +239,7 @@ def test_the_interval_of_pairs_covers_the_expected_distance_at_this_count():
     def distance(before: Tensor, after: Tensor) -> float:
         return frechet_distance(GaussianStats.of(after), GaussianStats.of(before))
 
-    truth = float(np.mean([distance(*pair()) for _ in range(500)]))
+    truth = float(np.mean([distance(*pair()) for _ in range(400)]))
     for trial in range(trials):
         before, after = pair()
         interval = bootstrap_interval(after, before, resamples=40, level=0.9, seed=trial)

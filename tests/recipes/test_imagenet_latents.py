@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dualrate.cli import train
 from dualrate.config.serial import from_plain, to_plain
@@ -42,15 +41,15 @@ def test_the_last_level_of_an_encoder_may_have_blocks_of_its_own():
 def test_calls_cost_what_the_page_says():
     """The prior by hand: 8 blocks of 12 x 1024 x 1024 weights at 1,024 positions, and 2 x 1,024 x 1,024 x 1024 each."""
     first, base = recipes.first(), recipes.base()
-    with FakeTensorMode():
+    with torch.device("meta"):
         (networks, prior), (_, model) = (one.networks.build(one.process) for one in (first, base))
         images, latent = torch.zeros(1, 3, 512, 512), first.shape
         decoder = Conditional(networks["decoder"], first.process)
         found = [
             macs_of(lambda: networks["encoder"](images)),
-            call_cost(prior, latent, None).light,
-            call_cost(decoder, (3, 512, 512), None, given=latent).light,
-            call_cost(model, latent, 0).light,
+            call_cost(prior, latent, None, "meta").light,
+            call_cost(decoder, (3, 512, 512), None, "meta", given=latent).light,
+            call_cost(model, latent, 0, "meta").light,
         ]
     assert [one / 1e9 for one in found] == pytest.approx(GIGA, rel=1e-3)
     assert GIGA[1] * 1e9 == pytest.approx(8 * (12 * 1024**3 + 2 * 1024**3), rel=0.01)
@@ -70,7 +69,7 @@ def test_decoders_are_of_the_first_stages_latents(monkeypatch):
 
 
 def test_a_light_decoder_costs_what_the_page_says():
-    with FakeTensorMode():
+    with torch.device("meta"):
         decoder = OneConditional(recipes.LIGHT_DECODER, (32, 32, 32)).build(recipes.IMAGE_PROCESS)[1]
-        cost = call_cost(decoder, (3, 512, 512), None, given=(32, 32, 32)).light
+        cost = call_cost(decoder, (3, 512, 512), None, "meta", given=(32, 32, 32)).light
         assert cost / 1e9 == pytest.approx(47.5, rel=0.01)

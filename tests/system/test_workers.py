@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from training.faults import context
 from trouble import is_alive
 
 from dualrate.system.workers import Workers, in_turn, mapper, number_of_workers
@@ -19,6 +20,12 @@ BLOCKS = [range(i, i + 3) for i in range(0, 15, 3)]
 def two():
     with Workers(2) as workers:
         yield workers
+
+
+@pytest.fixture
+def forking(monkeypatch):
+    """Workers that are forks of a server, which start sooner than what is spawned."""
+    monkeypatch.setattr("multiprocessing.get_context", lambda how: context)
 
 
 def convolved(net: nn.Module, block: range) -> tuple[torch.Tensor, int, int]:
@@ -67,12 +74,12 @@ def test_an_error_of_the_job_is_raised_here(two):
     assert "in refused" in str(caught.value.__cause__)
 
 
-def test_a_worker_that_dies_ends_the_work_with_an_error(two):
+def test_a_worker_that_dies_ends_the_work_with_an_error(two, forking):
     with pytest.raises(ChildProcessError, match=r"a worker died.* use fewer \(--workers\)"):
         list(two(dies, BLOCKS))
 
 
-def test_an_interruption_leaves_no_process(two):
+def test_an_interruption_leaves_no_process(two, forking):
     found = two(slow, BLOCKS)
     _, one = next(found)
     processes = set(two._pool._processes)
