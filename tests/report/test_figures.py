@@ -11,7 +11,6 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.report.figures import INK, PALETTE, loss_figure, mark, pareto_figure, png, ranks_figure, svg
 from report.made import DUAL, HEAVY, LIGHT, row
 
@@ -55,14 +54,10 @@ def test_points_say_their_plan_and_the_floor_is_a_dashed_line():
 
 def test_ranks_are_drawn_over_their_share():
     """Of two members, and of three that are calibrated."""
-    scores = EnsembleScores(2, 1, 0, 0, 0, 0, (0, 0, 0, 0), 1, (0.5, 0.3, 0.2))
-    more = replace(scores, members=3, ranks=(0.25, 0.25, 0.25, 0.25))
-    figure = ranks_figure([replace(DUAL, ensemble=scores), LIGHT, replace(HEAVY, ensemble=more)])
+    figure = ranks_figure({"two": (0.5, 0.3, 0.2), "three": (0.25, 0.25, 0.25, 0.25)})
     first, second, _ = figure.axes[0].lines
     np.testing.assert_allclose(np.asarray(first.get_xydata()), [[0, 1.5], [0.5, 0.9], [1, 0.6]])
     np.testing.assert_allclose(np.asarray(second.get_ydata()), [1, 1, 1, 1])
-    with pytest.raises(ValueError, match="several samples"):
-        ranks_figure([LIGHT])
 
 
 def test_networks_differ_in_colour_and_marker():

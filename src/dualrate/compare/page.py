@@ -26,9 +26,9 @@ def compare_page(results: ComparisonResults) -> str:
             (svg(pareto_figure(rows, "flops")), f"Score against FLOPs. {faint}"),
             (svg(pareto_figure(rows, "seconds")), f"Score against measured time. {faint}"),
         ]
-    if any(row.ensemble for row in rows):
+    if ranks := {f"{row.network} {row.plan}": row.ensemble.ranks for row in rows if row.ensemble is not None}:
         says = "Ranks of the truth among samples: flat at 1 is calibrated; high at both ends is too sure."
-        figures.append((svg(ranks_figure(rows)), says))
+        figures.append((svg(ranks_figure(ranks)), says))
     notes = [f"{one} The same command continues." for one in results.unfinished]
     samples = []
     for one in finished:

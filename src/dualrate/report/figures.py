@@ -100,23 +100,17 @@ def loss_figure(points: Sequence[tuple[float, float]], xlabel: str, ylabel: str 
     return figure
 
 
-def ranks_figure(rows: Sequence[Row]) -> Figure:
-    """Over how many members of a condition a pixel of the truth lies, of each row with an ensemble.
-
-    Raises ValueError where no row has one.
-    """
-    found = [(f"{row.network} {row.plan}", row.ensemble.ranks) for row in rows if row.ensemble is not None]
-    if not found:
-        raise ValueError("no rows with several samples a condition, so there are no ranks to draw")
+def ranks_figure(ranks: Mapping[str, Sequence[float]]) -> Figure:
+    """Rank histograms of ensembles, a line each: shares of ranks 0 to M, over 1 / (M + 1)."""
     figure, axes = _blank(height=3.2)
-    for i, (name, shares) in enumerate(found):
+    for i, (name, shares) in enumerate(ranks.items()):
         color, marker = mark(i)
         below = [rank / (len(shares) - 1) for rank in range(len(shares))]
         axes.plot(below, [share * len(shares) for share in shares], f"-{marker}", color=color, label=name)
     axes.axhline(1, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("share of the members below a pixel of the truth")
-    axes.set_ylabel("pixels, over their share")
+    axes.set_xlabel("share of the members below the truth")
+    axes.set_ylabel("share of the numbers, times M + 1")
     figure.legend(frameon=False, loc="outside upper center", ncols=2, labelcolor=INK)
     return figure
 
@@ -198,18 +192,6 @@ def spectra_figure(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
         axes.set_xlabel("wavenumber")
     grid[0].set_ylabel("power")
     grid[0].legend(frameon=False, labelcolor=INK, fontsize=10.5)
-    return figure
-
-
-def ranks_figure(columns: Mapping[str, Sequence[float]]) -> Figure:
-    """Rank histograms, a column each: shares of ranks 0 to M, over 1 / (M + 1)."""
-    figure, grid = _panels(1, len(columns), 2.9, sharey=True)
-    for axes, (title, shares) in zip(grid, columns.items(), strict=True):
-        axes.bar(range(len(shares)), [share * len(shares) for share in shares], color=PALETTE[1], width=0.9)
-        axes.axhline(1, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75)
-        axes.set_title(title, color=INK, fontsize=12)
-        axes.set_xlabel("members below the truth")
-    grid[0].set_ylabel("share, times M + 1")
     return figure
 
 
