@@ -57,6 +57,7 @@ from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulatio
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
+from dualrate.diffusion.convention import Discrete, Flow
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
@@ -65,7 +66,6 @@ from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, Segments
 from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
 from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
-from dualrate.from_diffusers.schedulers import Discrete, Flow
 from dualrate.methods.conditional import ConditionalDenoising, WeightedDenoising
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
