@@ -1,4 +1,4 @@
-"""`BodyConfig`: what a network of images says of itself. A single-rate model, an encoder and a light network may each be
+"""`BodyConfig`: what a network of images says of itself. Single-rate models, encoders and light networks are made of
 any (`uvit.UViTConfig`, `dit.DiTConfig`).
 
 Such a network has levels, each a map (B, C_i, H_i, W_i); a flat one has one. Its module has

@@ -38,12 +38,8 @@ from dualrate.networks.body import BodyConfig
 
 CONVENTIONS: dict[str, Convention] = {"dit": Discrete(Betas()), "sit": SIT, "repa": REPA}
 FREQUENCIES, EPS = 128, 1e-6
-SIZES = {
-    "S": (12, 384, 64),
-    "B": (12, 768, 64),
-    "L": (24, 1024, 64),
-    "XL": (28, 1152, 72),
-}  # blocks, channels, a head's
+# blocks, channels, width of a head
+SIZES = {"S": (12, 384, 64), "B": (12, 768, 64), "L": (24, 1024, 64), "XL": (28, 1152, 72)}
 PATCHES = (2, 4, 8)
 
 
@@ -115,9 +111,8 @@ def dit(
     """A published size, such as "XL/2": S, B, L or XL, and patches of 2, 4 or 8. Raises ValueError for another."""
     size, _, patch = name.partition("/")
     if size not in SIZES or patch not in map(str, PATCHES):
-        raise ValueError(
-            f"a size of DiT is {', '.join(SIZES)} / {', '.join(map(str, PATCHES))}, such as XL/2: got {name}"
-        )
+        known = f"{', '.join(SIZES)}, and patches of {', '.join(map(str, PATCHES))}"
+        raise ValueError(f"DiT has the sizes {known}, got {name!r}: write XL/2, or give a DiTConfig its own channels")
     blocks, channels, head_dim = SIZES[size]
     sizes = {"num_classes": num_classes, "patch": int(patch), "head_dim": head_dim}
     return DiTConfig(image_size, image_channels, channels, blocks, **sizes, convention=convention, learned_sigma=True)
@@ -129,7 +124,7 @@ def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class DiTBlock(Block):
-    """adaLN-Zero: attention and an MLP of ratio 4, the identity at first. forward: (h (B, n, C), emb (B, C)) -> like h."""
+    """adaLN-Zero: attention, then an MLP of ratio 4; the identity at first. forward: (h, emb) -> like h, (B, n, C)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()

@@ -1,0 +1,125 @@
+"""Seconds of one call of light networks of several kinds beside their multiply-adds, against one heavy call.
+
+    python studies/light_bodies.py [--compile] [--device cuda]
+
+All make about the multiply-adds of today's light network. `today` is that network; of the others the finest level has
+no blocks, and the next has a few, wide ones. Encoder and light network are a pair; each round calls all of them, so a
+ratio is of one run. For a plan of 64 steps with 8 heavy calls, H and h a heavy and a light call,
+
+    promised = 64 H / (8 H + 56 h) in multiply-adds;   efficiency = the same in seconds / promised
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from common import command, on_one_thread
+
+import dualrate as dr
+from benchmarks.interleave import Spread, interleaved
+from benchmarks.workloads import a_call_each
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes import auto, fashion_mnist
+from dualrate.sampling.cost import call_cost
+from dualrate.system.device import pays
+
+Kind = Literal["conv", "transformer", "dico", "convnext"]
+STEPS, HEAVY = 64, 8
+PAIRS = {
+    "28x28x1": (fashion_mnist.HEAVY, fashion_mnist.LIGHT),
+    "32x32x3": (small := auto.network(auto.TIERS["small"], 32, 3, 0), small.lighter()),
+}
+FINEST = 16  # channels of the finest level, for each image channel
+
+
+def model(encoder: UViTConfig, light: UViTConfig) -> dr.Model:
+    """A pair with random weights."""
+    made = dr.Experiment("pair", dr.TwoNetworks(encoder, light), dr.DenoisingConfig(dr.TimeSampler()), dr.FitConfig(1))
+    networks, denoiser = made.build()
+    for i, weight in enumerate(networks.parameters()):
+        torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(i))
+    return dr.Model("pair", made, networks.eval().requires_grad_(False), denoiser, 0, "")
+
+
+def light_macs(encoder: UViTConfig, light: UViTConfig) -> float:
+    with torch.device("meta"):
+        denoiser = dr.TwoNetworks(encoder, light).build(dr.GaussianProcess())[1]
+    return call_cost(denoiser, light.shape, 0 if light.num_classes else None, "meta").light
+
+
+def candidates(encoder: UViTConfig, today: UViTConfig) -> Iterator[tuple[str, UViTConfig]]:
+    """Light networks of every kind of block, as wide as today's multiply-adds allow."""
+    yield "today", today
+    budget = light_macs(encoder, today)
+    for kind in ("transformer", "conv", "dico", "convnext"):
+        for blocks in (1, 2):
+            finest = Level("conv", FINEST * today.image_channels, 0)
+            sized = (
+                replace(today, levels=(finest, Level(kind, width, blocks)), head_dim=32)
+                for width in range(512, 63, -32)
+            )
+            yield f"{kind} x {blocks}", next(light for light in sized if light_macs(encoder, light) <= budget)
+
+
+def table(
+    encoder: UViTConfig, today: UViTConfig, batch: int, device: torch.device, compiled: bool, seconds: float
+) -> Iterator[dict[str, object]]:
+    """A row for each candidate."""
+    found = dict(candidates(encoder, today))
+    calls: dict[str, Callable[[], object]] = {}
+    for name, light in found.items():
+        both = a_call_each(replace(model(encoder, light), compiled=compiled, device=device), batch, pays(device))
+        calls |= {name: both["light"], **({"heavy": both["heavy"]} if name == "today" else {})}
+    rounds = interleaved(calls, device, seconds=seconds, least=5)
+    macs = call_cost(model(encoder, today).denoiser, today.shape, 0 if today.num_classes else None).heavy
+
+    def in_turn(ratio: Callable[[float, float], float], name: str) -> Spread:
+        return Spread.of([ratio(h.wall, g.wall) for h, g in zip(rounds["heavy"], rounds[name], strict=True)])
+
+    for name, light in found.items():
+        counted = light_macs(encoder, light)
+        promised = speed_up(macs, counted)
+        yield {
+            "light": name,
+            "width": light.widths[-1],
+            "batch": batch,
+            "compiled": compiled,
+            "million multiply-adds": counted / 1e6,
+            "of heavy": counted / macs,
+            "milliseconds": 1e3 * Spread.of([one.wall for one in rounds[name]]).median,
+            "heavy milliseconds": 1e3 * Spread.of([one.wall for one in rounds["heavy"]]).median,
+            "seconds of heavy": in_turn(lambda h, g: g / h, name),
+            "promised": promised,
+            "efficiency": in_turn(lambda h, g: speed_up(h, g) / promised, name),
+        }
+
+
+def speed_up(heavy: float, light: float) -> float:
+    return STEPS * heavy / (HEAVY * heavy + (STEPS - HEAVY) * light)
+
+
+def parser() -> argparse.ArgumentParser:
+    options = command(__doc__)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--compile", action="store_true")
+    options.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    options.add_argument("--seconds", type=float, default=10, help="at least, for each batch and size")
+    return options
+
+
+def main() -> None:
+    options = parser().parse_args()
+    on_one_thread()
+    for size, (encoder, today) in PAIRS.items():
+        for batch in options.batches:
+            for row in table(encoder, today, batch, torch.device(options.device), options.compile, options.seconds):
+                print(json.dumps({"size": size, **row}, default=str), flush=True)
+
+
+if __name__ == "__main__":
+    main()
