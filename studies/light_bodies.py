@@ -37,13 +37,13 @@ PAIRS = {
 FINEST = 16  # channels of the finest level, for each image channel
 
 
-def model(encoder: UViTConfig, light: UViTConfig) -> dr.Model:
+def model(encoder: UViTConfig, light: UViTConfig, device: torch.device) -> dr.Model:
     """A pair with random weights."""
     made = dr.Experiment("pair", dr.TwoNetworks(encoder, light), dr.DenoisingConfig(dr.TimeSampler()), dr.FitConfig(1))
     networks, denoiser = made.build()
     for i, weight in enumerate(networks.parameters()):
         torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(i))
-    return dr.Model("pair", made, networks.eval().requires_grad_(False), denoiser, 0, "")
+    return dr.Model("pair", made, networks.eval().requires_grad_(False).to(device), denoiser, 0, "")
 
 
 def light_macs(encoder: UViTConfig, light: UViTConfig) -> float:
@@ -73,17 +73,16 @@ def table(
     found = dict(candidates(encoder, today))
     calls: dict[str, Callable[[], object]] = {}
     for name, light in found.items():
-        both = a_call_each(replace(model(encoder, light), compiled=compiled, device=device), batch, pays(device))
+        both = a_call_each(replace(model(encoder, light, device), compiled=compiled), batch, pays(device))
         calls |= {name: both["light"], **({"heavy": both["heavy"]} if name == "today" else {})}
     rounds = interleaved(calls, device, seconds=seconds, least=5)
-    macs = call_cost(model(encoder, today).denoiser, today.shape, 0 if today.num_classes else None).heavy
-
-    def in_turn(ratio: Callable[[float, float], float], name: str) -> Spread:
-        return Spread.of([ratio(h.wall, g.wall) for h, g in zip(rounds["heavy"], rounds[name], strict=True)])
+    macs = call_cost(
+        model(encoder, today, device).denoiser, today.shape, 0 if today.num_classes else None, device
+    ).heavy
 
     for name, light in found.items():
         counted = light_macs(encoder, light)
-        promised = speed_up(macs, counted)
+        promised, taken = speed_up(macs, counted), list(zip(rounds["heavy"], rounds[name], strict=True))
         yield {
             "light": name,
             "width": light.widths[-1],
@@ -93,9 +92,9 @@ def table(
             "of heavy": counted / macs,
             "milliseconds": 1e3 * Spread.of([one.wall for one in rounds[name]]).median,
             "heavy milliseconds": 1e3 * Spread.of([one.wall for one in rounds["heavy"]]).median,
-            "seconds of heavy": in_turn(lambda h, g: g / h, name),
+            "seconds of heavy": Spread.of([g.wall / h.wall for h, g in taken]),
             "promised": promised,
-            "efficiency": in_turn(lambda h, g: speed_up(h, g) / promised, name),
+            "efficiency": Spread.of([speed_up(h.wall, g.wall) / promised for h, g in taken]),
         }
 
 
