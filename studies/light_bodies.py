@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from common import command, on_one_thread
@@ -23,9 +23,10 @@ from common import command, on_one_thread
 import dualrate as dr
 from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import a_call_each
+from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
-from dualrate.sampling.cost import call_cost
+from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.system.device import pays
 
 Kind = Literal["conv", "transformer", "dico", "convnext"]
@@ -46,48 +47,49 @@ def model(encoder: UViTConfig, light: UViTConfig, device: torch.device) -> dr.Mo
     return dr.Model("pair", made, networks.eval().requires_grad_(False).to(device), denoiser, 0, "")
 
 
-def light_macs(encoder: UViTConfig, light: UViTConfig) -> float:
+def cost(encoder: UViTConfig, light: UViTConfig) -> CallCost:
+    """Multiply-adds."""
     with torch.device("meta"):
-        denoiser = dr.TwoNetworks(encoder, light).build(dr.GaussianProcess())[1]
-    return call_cost(denoiser, light.shape, 0 if light.num_classes else None, "meta").light
+        denoiser = dr.TwoNetworks(encoder, light).build(dr.GaussianProcess(Cosine()))[1]
+        return call_cost(denoiser, light.shape, 0 if light.num_classes else None, "meta")
 
 
-def candidates(encoder: UViTConfig, today: UViTConfig) -> Iterator[tuple[str, UViTConfig]]:
-    """Light networks of every kind of block, as wide as today's multiply-adds allow."""
+def candidates(
+    encoder: UViTConfig, today: UViTConfig, kinds: Sequence[Kind], counts: Sequence[int]
+) -> Iterator[tuple[str, UViTConfig]]:
+    """Light networks of kinds of blocks and counts of them, as wide as today's multiply-adds allow."""
     yield "today", today
-    budget = light_macs(encoder, today)
-    for kind in ("transformer", "conv", "dico", "convnext"):
-        for blocks in (1, 2):
+    budget = cost(encoder, today).light
+    for kind in kinds:
+        for blocks in counts:
             finest = Level("conv", FINEST * today.image_channels, 0)
             sized = (
                 replace(today, levels=(finest, Level(kind, width, blocks)), head_dim=32)
-                for width in range(512, 63, -32)
+                for width in range(384, 63, -32)
             )
-            yield f"{kind} x {blocks}", next(light for light in sized if light_macs(encoder, light) <= budget)
+            yield f"{kind} x {blocks}", next(light for light in sized if cost(encoder, light).light <= budget)
 
 
 def table(
-    encoder: UViTConfig, today: UViTConfig, batch: int, device: torch.device, compiled: bool, seconds: float
+    found: Mapping[str, UViTConfig], encoder: UViTConfig, batch: int, options: argparse.Namespace
 ) -> Iterator[dict[str, object]]:
     """A row for each candidate."""
-    found = dict(candidates(encoder, today))
+    device = torch.device(options.device)
     calls: dict[str, Callable[[], object]] = {}
     for name, light in found.items():
-        both = a_call_each(replace(model(encoder, light, device), compiled=compiled), batch, pays(device))
+        both = a_call_each(replace(model(encoder, light, device), compiled=options.compile), batch, pays(device))
         calls |= {name: both["light"], **({"heavy": both["heavy"]} if name == "today" else {})}
-    rounds = interleaved(calls, device, seconds=seconds, least=5)
-    macs = call_cost(
-        model(encoder, today, device).denoiser, today.shape, 0 if today.num_classes else None, device
-    ).heavy
+    rounds = interleaved(calls, device, seconds=options.seconds, least=5)
+    macs = cost(encoder, found["today"]).heavy
 
     for name, light in found.items():
-        counted = light_macs(encoder, light)
+        counted = cost(encoder, light).light
         promised, taken = speed_up(macs, counted), list(zip(rounds["heavy"], rounds[name], strict=True))
         yield {
             "light": name,
             "width": light.widths[-1],
             "batch": batch,
-            "compiled": compiled,
+            "compiled": options.compile,
             "million multiply-adds": counted / 1e6,
             "of heavy": counted / macs,
             "milliseconds": 1e3 * Spread.of([one.wall for one in rounds[name]]).median,
@@ -107,6 +109,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--device", default="cpu")
     options.add_argument("--compile", action="store_true")
     options.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    options.add_argument("--sizes", nargs="+", default=list(PAIRS), choices=PAIRS)
+    options.add_argument("--kinds", nargs="+", default=get_args(Kind), choices=get_args(Kind))
+    options.add_argument("--blocks", type=int, nargs="+", default=[1, 2])
     options.add_argument("--seconds", type=float, default=10, help="at least, for each batch and size")
     return options
 
@@ -114,9 +119,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     options = parser().parse_args()
     on_one_thread()
-    for size, (encoder, today) in PAIRS.items():
+    for size in options.sizes:
+        encoder, today = PAIRS[size]
+        found = dict(candidates(encoder, today, options.kinds, options.blocks))
         for batch in options.batches:
-            for row in table(encoder, today, batch, torch.device(options.device), options.compile, options.seconds):
+            for row in table(found, encoder, batch, options):
                 print(json.dumps({"size": size, **row}, default=str), flush=True)
 
 
