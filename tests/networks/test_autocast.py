@@ -14,6 +14,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks import blocks
 from dualrate.networks.blocks import ConvBlock, doubled, layer_norm, no_autocast
+from dualrate.networks.dit import DiTConfig
 
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 NET = dr.UViTConfig(16, 1, LEVELS, 3, embedding=16, head_dim=8)
@@ -40,7 +41,11 @@ class Watched(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("networks", [dr.OneNetwork(NET), dr.TwoNetworks(NET, NET)], ids=["one", "two"])
+DIT = DiTConfig(16, 1, channels=16, blocks=2, num_classes=3, head_dim=8)
+NETWORKS = {"one": dr.OneNetwork(NET), "two": dr.TwoNetworks(NET, NET), "dit": dr.TwoNetworks(DIT, DIT)}
+
+
+@pytest.mark.parametrize("networks", NETWORKS.values(), ids=NETWORKS)
 def test_nothing_that_a_gpu_would_widen_is_left_to_autocast(networks, monkeypatch):
     monkeypatch.setattr(blocks, "AS_CPU", set())
     denoiser = networks.build(GaussianProcess(Cosine()))[1]

@@ -157,7 +157,8 @@ class DiT(nn.Module):
         self.convention = CONVENTIONS[config.convention]
         width, patch, side = config.channels, config.patch, config.image_size // config.patch
         self.side = side
-        self.register_buffer("frequency", 1e4 ** -(torch.arange(FREQUENCIES) / FREQUENCIES), persistent=False)
+        frequency = torch.exp(-math.log(1e4) * torch.arange(FREQUENCIES) / FREQUENCIES)
+        self.register_buffer("frequency", frequency, persistent=False)
         mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         table = {"embedding_table": nn.Embedding(config.num_classes + 1, width)} if config.num_classes else {}
         self.t_embedder, self.y_embedder = nn.ModuleDict({"mlp": mlp}), nn.ModuleDict(table)
