@@ -21,6 +21,7 @@ decoder of DDT (arXiv 2504.05741) has a scale and a shift of each token instead,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
