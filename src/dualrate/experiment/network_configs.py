@@ -22,7 +22,6 @@ from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader
 from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
-from dualrate.networks.uvit import UViT, UViTConfig
 
 Light = TypeVar("Light")
 
@@ -245,7 +244,7 @@ class TwoTransformers(PackageNetworks):
 class OneConditional(PackageNetworks, Ranged):
     """One network, which sees the state and the condition at every step."""
 
-    model: UViTConfig
+    model: BodyConfig
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
 
@@ -258,8 +257,8 @@ class OneConditional(PackageNetworks, Ranged):
 class TwoConditional(PackageNetworks, Ranged):
     """An encoder that sees the condition, once for all its samples, and a light network that sees each state."""
 
-    encoder: UViTConfig
-    light: UViTConfig
+    encoder: BodyConfig
+    light: BodyConfig
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
 
@@ -268,7 +267,7 @@ class TwoConditional(PackageNetworks, Ranged):
         check_pair(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = ConditionEncoder(self.encoder, self.light, self.given_shape), UViT(self.light)
+        encoder, light = ConditionEncoder(self.encoder, self.light, self.given_shape), self.light.network()
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateConditional(encoder, light, process)
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
@@ -289,9 +288,9 @@ class ThreeConditional(PackageNetworks, Ranged):
     network sees each. encoder.head: as of `TwoNetworks`.
     """
 
-    reader: UViTConfig
-    encoder: UViTConfig
-    light: UViTConfig
+    reader: BodyConfig
+    encoder: BodyConfig
+    light: BodyConfig
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
 

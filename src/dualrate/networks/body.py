@@ -6,12 +6,13 @@ Such a network has levels, each a map (B, C_i, H_i, W_i); a flat one has one. It
     embedding(log_snr, label) -> emb (B, E)
     called(z, log_snr, emb, added) -> v         added: of the first levels; it joins where the level begins
     features(z, log_snr, label, added) -> (the last activation of every level, finest first; v, or None without a head)
-    forward(z, log_snr, label) -> v
+    forward(z, log_snr, label, added) -> v
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Self
 
 from torch import nn
@@ -52,8 +53,16 @@ class BodyConfig(Ranged, ABC):
         return count, count
 
     @abstractmethod
+    def sides(self, level: int) -> tuple[int, int]:
+        """Positions down and across at a level."""
+
+    @abstractmethod
     def with_dropout(self, dropout: float) -> Self:
         """With one rate of dropout in all blocks."""
+
+    def with_head(self, head: bool) -> Self:
+        """With a head, or without."""
+        return replace(self, head=head)  # pyright: ignore[reportArgumentType]
 
     @abstractmethod
     def lighter(self) -> Self:

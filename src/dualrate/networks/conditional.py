@@ -24,13 +24,11 @@ paper's decoder is not known: this is ours.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
+from dualrate.networks.body import BodyConfig
 from dualrate.networks.dual import check_pair, projections
-from dualrate.networks.uvit import UViT, UViTConfig
 
 
 def _ratio(sides: tuple[int, int], of: tuple[int, int]) -> tuple[int, int] | None:
@@ -42,22 +40,22 @@ def _ratio(sides: tuple[int, int], of: tuple[int, int]) -> tuple[int, int] | Non
 class ConditionMaps(nn.Module):
     """y: (B, C, h, w) -> what it adds at each level of a U-ViT, (B, C_i, H_i, W_i), finest first."""
 
-    def __init__(self, given: Shape, config: UViTConfig) -> None:
+    def __init__(self, given: Shape, config: BodyConfig) -> None:
         super().__init__()
         channels, own = given[0], (given[1], given[2])
         self.maps = nn.ModuleList()
-        for i, level in enumerate(config.levels):
+        for i, width in enumerate(config.widths):
             sides = config.sides(i)
             finer, coarser = _ratio(sides, own), _ratio(own, sides)
             ratio = finer or coarser
             if ratio is None:
-                levels = ", ".join("{} x {}".format(*config.sides(i)) for i in range(len(config.levels)))
+                levels = ", ".join("{} x {}".format(*config.sides(i)) for i in range(config.num_levels))
                 raise ValueError(
                     f"the sides of a condition of {given} (C, H, W) are no multiples or divisors of those of the "
                     f"network's levels, {levels}: change the network's patch or levels, or --every of a forecast"
                 )
             kind = nn.ConvTranspose2d if finer else nn.Conv2d
-            self.maps.append(kind(channels, level.channels, ratio, stride=ratio, bias=False))
+            self.maps.append(kind(channels, width, ratio, stride=ratio, bias=False))
 
     def forward(self, given: Tensor) -> tuple[Tensor, ...]:
         return tuple(to_level(given) for to_level in self.maps)
@@ -66,18 +64,20 @@ class ConditionMaps(nn.Module):
 class ConditionalUViT(nn.Module):
     """forward: (z_t, log_snr, y, label) -> v. given: (C, h, w) of y."""
 
-    def __init__(self, config: UViTConfig, given: Shape) -> None:
+    def __init__(self, config: BodyConfig, given: Shape) -> None:
         super().__init__()
-        self.net, self.latent = UViT(config), ConditionMaps(given, config)
+        self.config, self.net, self.latent = config, config.network(), ConditionMaps(given, config)
 
     def forward(self, z_t: Tensor, log_snr: Tensor, given: Tensor, label: Tensor | None) -> Tensor:
         """z_t: (B M, C, H, W); log_snr: (B M,); given: (B, c, h, w); label: (B M,) int64 or None -> v, as z_t."""
         return self.net(z_t, log_snr, label, self.latent(given))
 
-    def features(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
-        """The last activation of every level, (B, C_i, H_i, W_i), finest first, with 0 for z_t."""
-        z_t = given.new_zeros(len(given), *self.net.config.shape)
-        return self.net.trunk(z_t, self.net.embedding(log_snr, label), self.latent(given))
+    def features(
+        self, log_snr: Tensor, given: Tensor, label: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The last activation of every level, (B, C_i, H_i, W_i), finest first, and v; with 0 for z_t."""
+        z_t = given.new_zeros(len(given), *self.config.shape)
+        return self.net.features(z_t, log_snr, label, self.latent(given))
 
 
 class ConditionEncoder(nn.Module):
@@ -87,15 +87,15 @@ class ConditionEncoder(nn.Module):
     light: what y itself adds at the levels of the light network
     """
 
-    def __init__(self, config: UViTConfig, light: UViTConfig, given: Shape) -> None:
+    def __init__(self, config: BodyConfig, light: BodyConfig, given: Shape) -> None:
         super().__init__()
         check_pair(config, light)
-        self.net, self.light = ConditionalUViT(replace(config, head=False), given), ConditionMaps(given, light)
+        self.net, self.light = ConditionalUViT(config.with_head(False), given), ConditionMaps(given, light)
         self.projections = projections(config, light)
 
     def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         """log_snr: (B,); given: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
-        return joined(self.light, self.projections, given, self.net.features(log_snr, given, label))
+        return joined(self.light, self.projections, given, self.net.features(log_snr, given, label)[0])
 
     def disconnect(self) -> None:
         """Zero every way from the heavy network into the light one, which then sees y alone."""
@@ -109,7 +109,7 @@ class ConditionReader(ConditionEncoder):
     At first the encoder is added what y itself adds (`heavy`) alone.
     """
 
-    def __init__(self, config: UViTConfig, encoder: UViTConfig, light: UViTConfig, given: Shape) -> None:
+    def __init__(self, config: BodyConfig, encoder: BodyConfig, light: BodyConfig, given: Shape) -> None:
         super().__init__(config, light, given)
         self.heavy, self.to_heavy = ConditionMaps(given, encoder), projections(config, encoder)
         for way in self.to_heavy.parameters():
@@ -117,7 +117,7 @@ class ConditionReader(ConditionEncoder):
 
     def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         """As above; of both the same number, finest first."""
-        levels = self.net.features(log_snr, given, label)
+        levels, _ = self.net.features(log_snr, given, label)
         light = joined(self.light, self.projections, given, levels)
         return light + joined(self.heavy, self.to_heavy, given, levels)
 

@@ -86,6 +86,9 @@ class DiTConfig(BodyConfig):
     def widths(self) -> tuple[int, ...]:
         return (self.channels,)
 
+    def sides(self, level: int) -> tuple[int, int]:
+        return (self.image_size // self.patch,) * 2
+
     @property
     def embedding(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.channels
@@ -179,9 +182,9 @@ class DiT(nn.Module):
                 assert isinstance(part, nn.Linear)
                 zero_init(part)
 
-    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32."""
-        return self.called(z, log_snr, self.embedding(log_snr, label))
+        return self.called(z, log_snr, self.embedding(log_snr, label), added)
 
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
         """c: (B, channels)."""

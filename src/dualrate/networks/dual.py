@@ -27,7 +27,6 @@ multiply-adds), not stated in it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -124,7 +123,7 @@ class LightUViT(LightNetwork):
 
     def __init__(self, config: BodyConfig, *, residual: bool = False) -> None:
         super().__init__()
-        self.net = replace(config, head=True).network()  # pyright: ignore[reportArgumentType]
+        self.net = config.with_head(True).network()
         self.tau = NoiseEmbedding(config.embedding)
         self.gate = None
         if residual:
