@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.networks.dit import DiT, DiTConfig, dit
 from dualrate.networks.dual import disconnect
 from dualrate.sampling.cost import macs_of
+from dualrate.system.progress import Silent
 
 NET = DiTConfig(8, 4, channels=16, blocks=2, num_classes=5, head_dim=8, learned_sigma=True)
 FLAT = dr.UViTConfig(8, 4, (dr.Level("conv", 8, 1),), 5, patch=2, embedding=16)
@@ -220,3 +222,18 @@ def test_a_light_network_is_laid_out_beside_one():
     assert isinstance(found, dr.TwoNetworks)
     assert (found.light.widths, found.light.head) == ((384,), True)
     assert replace(NET, head_dim=16).lighter().channels == 16
+
+
+def test_a_run_of_dits_is_trained_and_read_again(tmp_path):
+    small = DiTConfig(8, 1, channels=8, blocks=1, num_classes=2, head_dim=8)
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(16) % 2)
+    data, fit = dr.DataConfig(str(tmp_path / "images.npz")), dr.FitConfig(iterations=2, batch_size=4)
+    method = dr.DenoisingConfig(dr.TimeSampler(heavy=(1, 4)))
+    dr.train(
+        dr.Experiment("dits", dr.TwoNetworks(small, small), method, fit, data), tmp_path / "run", progress=Silent()
+    )
+    model = dr.load(tmp_path / "run")
+    positions = model.networks.get_buffer("encoder.net.pos_embed")
+    torch.testing.assert_close(positions, DiT(small).pos_embed)
+    assert next(iter(dr.Choice(steps=2, heavy=1).drawer(model).draw([0, 1]).images)).shape == (1, 8, 8)

@@ -144,8 +144,8 @@ class Auto:
         return found
 
     def _of_task(self, single: Experiment, task: Condition) -> Experiment:
-        assert isinstance(single.networks, OneNetwork)
-        heavy = replace(single.networks.model, num_classes=0)
+        (model,) = single.networks.configs.values()
+        heavy = replace(model, num_classes=0)
         networks, method = made(task, single.shape, heavy, self.rate, self.trained_by)
         kind, _, of = str(self.task).partition(":")
         what = f"{kind}-{name_of(of)[:20]}" if of else kind
