@@ -230,9 +230,8 @@ def test_a_run_of_dits_is_trained_and_read_again(tmp_path):
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(16) % 2)
     data, fit = dr.DataConfig(str(tmp_path / "images.npz")), dr.FitConfig(iterations=2, batch_size=4)
     method = dr.DenoisingConfig(dr.TimeSampler(heavy=(1, 4)))
-    dr.train(
-        dr.Experiment("dits", dr.TwoNetworks(small, small), method, fit, data), tmp_path / "run", progress=Silent()
-    )
+    experiment = dr.Experiment("dits", dr.TwoNetworks(small, small), method, fit, data)
+    dr.train(experiment, tmp_path / "run", progress=Silent())
     model = dr.load(tmp_path / "run")
     positions = model.networks.get_buffer("encoder.net.pos_embed")
     torch.testing.assert_close(positions, DiT(small).pos_embed)
