@@ -215,10 +215,10 @@ class ConvNextBlock(Block):
         return h + self.down(self.dropout(F.gelu(self.up(u)))).permute(0, 3, 1, 2)
 
 
-def modulated(h: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
-    """A layer norm over the last axis, scaled and shifted: (B, C) each. h: (B, ..., C)."""
-    scale, shift = (part.view(len(part), *(1,) * (h.ndim - 2), -1) for part in film)
-    return layer_norm(h) * scale + shift
+def modulated(h: Tensor, film: tuple[Tensor, Tensor], eps: float = 1e-5) -> Tensor:
+    """layer norm(h) scale + shift. h: (B, ..., C); film: scale and shift, (B, C)."""
+    scale, shift = (part.view(len(part), *(1,) * (h.ndim - 2), part.shape[1]) for part in film)
+    return layer_norm(h, eps=eps) * scale + shift
 
 
 class TransformerBlock(Block):
@@ -263,8 +263,7 @@ class TransformerBlock(Block):
         return self.down(self.dropout(F.gelu(self.up(self.modulated(tokens, self.film2(emb))))))
 
     def modulated(self, tokens: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
-        scale, shift = film  # (B, C)
-        return layer_norm(tokens) * scale[:, None] + shift[:, None]
+        return modulated(tokens, film)
 
 
 class ChannelNorm(nn.Module):

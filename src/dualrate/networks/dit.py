@@ -34,7 +34,7 @@ from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Side
 from dualrate.diffusion.convention import REPA, SIT, Convention, Discrete
 from dualrate.diffusion.schedule import Betas
 from dualrate.diffusion.values import Shape
-from dualrate.networks.blocks import Block, LinearInFloat32, add_shared, attend, layer_norm, zero_init
+from dualrate.networks.blocks import Block, LinearInFloat32, add_shared, attend, modulated, zero_init
 from dualrate.networks.body import BodyConfig
 
 CONVENTIONS: dict[str, Convention] = {"dit": Discrete(Betas()), "sit": SIT, "repa": REPA}
@@ -122,11 +122,6 @@ def dit(
     return DiTConfig(image_size, image_channels, channels, blocks, **sizes, convention=convention, learned_sigma=True)
 
 
-def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """layer norm(h) (1 + scale) + shift, which are (B, 1, C)."""
-    return layer_norm(h, eps=EPS) * (1 + scale) + shift
-
-
 class DiTBlock(Block):
     """adaLN-Zero: attention, then an MLP of ratio 4; the identity at first. forward: (h, emb) -> like h, (B, n, C)."""
 
@@ -140,12 +135,12 @@ class DiTBlock(Block):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(emb)[:, None].chunk(6, dim=-1)
-        qkv = self.attn["qkv"](modulated(h, shift_1, scale_1)).unflatten(-1, (3, -1, self.head_dim))
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(emb).chunk(6, dim=-1)
+        qkv = self.attn["qkv"](modulated(h, (1 + scale_1, shift_1), EPS)).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        h = h + gate_1 * self.attn["proj"](attend(q, k, v).transpose(1, 2).flatten(2))
-        u = F.gelu(self.mlp["fc1"](modulated(h, shift_2, scale_2)), approximate="tanh")
-        return h + gate_2 * self.mlp["fc2"](self.dropout(u))
+        h = h + gate_1[:, None] * self.attn["proj"](attend(q, k, v).transpose(1, 2).flatten(2))
+        u = F.gelu(self.mlp["fc1"](modulated(h, (1 + scale_2, shift_2), EPS)), approximate="tanh")
+        return h + gate_2[:, None] * self.mlp["fc2"](self.dropout(u))
 
 
 class DiT(nn.Module):
@@ -221,8 +216,8 @@ class DiT(nn.Module):
         if self.final_layer is None:
             raise ValueError("this DiT was built without a head (DiTConfig.head): it has features, but no v")
         linear, patch = self.final_layer["linear"], self.config.patch
-        shift, scale = self.final_layer["adaLN_modulation"](emb)[:, None].chunk(2, dim=-1)
-        output = linear(modulated(h.to(linear.weight.dtype), shift, scale))  # pyright: ignore[reportArgumentType]
+        shift, scale = self.final_layer["adaLN_modulation"](emb).chunk(2, dim=-1)
+        output = linear(modulated(h.to(linear.weight.dtype), (1 + scale, shift), EPS))  # pyright: ignore[reportArgumentType]
         output = output.view(-1, self.side, self.side, patch, patch, output.shape[-1] // patch**2)
         output = output.permute(0, 5, 1, 3, 2, 4)[:, : z.shape[1]].reshape(z.shape)
         return self.convention.v(z, output, log_snr)
