@@ -218,7 +218,7 @@ class DiT(nn.Module):
         linear, patch = self.final_layer["linear"], self.config.patch
         shift, scale = self.final_layer["adaLN_modulation"](emb).chunk(2, dim=-1)
         output = linear(modulated(h.to(linear.weight.dtype), (1 + scale, shift), EPS))  # pyright: ignore[reportArgumentType]
-        output = output.view(-1, self.side, self.side, patch, patch, output.shape[-1] // patch**2)
+        output = output.view(len(z), self.side, self.side, patch, patch, output.shape[-1] // patch**2)
         output = output.permute(0, 5, 1, 3, 2, 4)[:, : z.shape[1]].reshape(z.shape)
         return self.convention.v(z, output, log_snr)
 
