@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,8 +42,12 @@ class Watched(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-DIT = DiTConfig(16, 1, channels=16, blocks=2, num_classes=3, head_dim=8)
-NETWORKS = {"one": dr.OneNetwork(NET), "two": dr.TwoNetworks(NET, NET), "dit": dr.TwoNetworks(DIT, DIT)}
+DIT = DiTConfig(16, 1, channels=16, blocks=3, num_classes=3, head_dim=8)
+NETWORKS = {
+    "one": dr.OneNetwork(NET),
+    "two": dr.TwoNetworks(NET, NET),
+    "dit": dr.TwoNetworks(replace(DIT, head=False), DIT),
+}
 
 
 @pytest.mark.parametrize("networks", NETWORKS.values(), ids=NETWORKS)
