@@ -23,10 +23,9 @@ from common import command, on_one_thread
 import dualrate as dr
 from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import a_call_each
-from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
-from dualrate.sampling.cost import CallCost, call_cost
+from dualrate.sampling.cost import CallCost, call_cost, macs_of
 from dualrate.system.device import pays
 
 Kind = Literal["conv", "transformer", "dico", "convnext"]
@@ -47,19 +46,15 @@ def model(encoder: UViTConfig, light: UViTConfig, device: torch.device) -> dr.Mo
     return dr.Model("pair", made, networks.eval().requires_grad_(False).to(device), denoiser, 0, "")
 
 
-def cost(encoder: UViTConfig, light: UViTConfig) -> CallCost:
-    """Multiply-adds."""
-    with torch.device("meta"):
-        denoiser = dr.TwoNetworks(encoder, light).build(dr.GaussianProcess(Cosine()))[1]
-        return call_cost(denoiser, light.shape, 0 if light.num_classes else None, "meta")
+def macs(network: UViTConfig) -> int:
+    net = network.network()
+    return macs_of(lambda: net(torch.zeros(1, *network.shape), torch.zeros(1), None))
 
 
-def candidates(
-    encoder: UViTConfig, today: UViTConfig, kinds: Sequence[Kind], counts: Sequence[int]
-) -> Iterator[tuple[str, UViTConfig]]:
+def candidates(today: UViTConfig, kinds: Sequence[Kind], counts: Sequence[int]) -> Iterator[tuple[str, UViTConfig]]:
     """Light networks of kinds of blocks and counts of them, as wide as today's multiply-adds allow."""
     yield "today", today
-    budget = cost(encoder, today).light
+    budget = macs(today)
     for kind in kinds:
         for blocks in counts:
             finest = Level("conv", FINEST * today.image_channels, 0)
@@ -67,7 +62,7 @@ def candidates(
                 replace(today, levels=(finest, Level(kind, width, blocks)), head_dim=32)
                 for width in range(384, 63, -32)
             )
-            yield f"{kind} x {blocks}", next(light for light in sized if cost(encoder, light).light <= budget)
+            yield f"{kind} x {blocks}", next(light for light in sized if macs(light) <= budget)
 
 
 def table(
@@ -76,22 +71,24 @@ def table(
     """A row for each candidate."""
     device = torch.device(options.device)
     calls: dict[str, Callable[[], object]] = {}
+    costs: dict[str, CallCost] = {}
     for name, light in found.items():
-        both = a_call_each(replace(model(encoder, light, device), compiled=options.compile), batch, pays(device))
+        pair = model(encoder, light, device)
+        costs[name] = call_cost(pair.denoiser, pair.shape, 0 if pair.num_classes else None, device)
+        both = a_call_each(replace(pair, compiled=options.compile), batch, pays(device))
         calls |= {name: both["light"], **({"heavy": both["heavy"]} if name == "today" else {})}
     rounds = interleaved(calls, device, seconds=options.seconds, least=5)
-    macs = cost(encoder, found["today"]).heavy
-
+    heavy = costs["today"].heavy
     for name, light in found.items():
-        counted = cost(encoder, light).light
-        promised, taken = speed_up(macs, counted), list(zip(rounds["heavy"], rounds[name], strict=True))
+        counted = costs[name].light
+        promised, taken = speed_up(heavy, counted), list(zip(rounds["heavy"], rounds[name], strict=True))
         yield {
             "light": name,
             "width": light.widths[-1],
             "batch": batch,
             "compiled": options.compile,
             "million multiply-adds": counted / 1e6,
-            "of heavy": counted / macs,
+            "of heavy": counted / heavy,
             "milliseconds": 1e3 * Spread.of([one.wall for one in rounds[name]]).median,
             "heavy milliseconds": 1e3 * Spread.of([one.wall for one in rounds["heavy"]]).median,
             "seconds of heavy": Spread.of([g.wall / h.wall for h, g in taken]),
@@ -121,7 +118,7 @@ def main() -> None:
     on_one_thread()
     for size in options.sizes:
         encoder, today = PAIRS[size]
-        found = dict(candidates(encoder, today, options.kinds, options.blocks))
+        found = dict(candidates(today, options.kinds, options.blocks))
         for batch in options.batches:
             for row in table(found, encoder, batch, options):
                 print(json.dumps({"size": size, **row}, default=str), flush=True)
