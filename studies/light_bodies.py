@@ -26,7 +26,7 @@ from benchmarks.workloads import a_call_each
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
 from dualrate.sampling.cost import CallCost, call_cost, macs_of
-from dualrate.system.device import pays
+from dualrate.system.device import compile_calls, pays
 
 Kind = Literal["conv", "transformer", "dico", "convnext"]
 STEPS, HEAVY = 64, 8
@@ -75,8 +75,11 @@ def table(
     for name, light in found.items():
         pair = model(encoder, light, device)
         costs[name] = call_cost(pair.denoiser, pair.shape, 0 if pair.num_classes else None, device)
-        both = a_call_each(replace(pair, compiled=options.compile), batch, pays(device))
-        calls |= {name: both["light"], **({"heavy": both["heavy"]} if name == "today" else {})}
+        both = a_call_each(pair, batch, pays(device))
+        timed = {"light": name, "encoder": "heavy"} if name == "today" else {"light": name}
+        for role in timed if options.compile else ():
+            compile_calls(pair.ready(bfloat16=pays(device)).networks[role])
+        calls |= {called: both["heavy" if role == "encoder" else role] for role, called in timed.items()}
     rounds = interleaved(calls, device, seconds=options.seconds, least=5)
     heavy = costs["today"].heavy
     for name, light in found.items():
