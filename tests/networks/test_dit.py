@@ -79,17 +79,16 @@ def test_other_sizes_are_refused():
 
 
 class Times(nn.Module):
-    """[cos(k w), sin(k w)], w_i = 10000^(-i / 128), as published: diffusers divides by 127."""
+    """[cos(k w), sin(k w)], w_i = 10000^(-i / 128), in float32, as published: diffusers divides by 127."""
 
     def forward(self, timestep: Tensor) -> Tensor:
-        angle = timestep.double()[:, None] * torch.exp(-math.log(1e4) * torch.arange(128).double() / 128)
+        angle = timestep.double()[:, None] * torch.exp(-math.log(1e4) * torch.arange(128) / 128).double()
         return torch.cat((angle.cos(), angle.sin()), 1)
 
 
 def of_diffusers(weights: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
     """Weights of the published layout by the names of diffusers, each of whose blocks has all embeddings."""
     found = {f"pos_embed.proj.{part}": weights[f"x_embedder.proj.{part}"] for part in ("weight", "bias")}
-    found["pos_embed.pos_embed"] = weights["pos_embed"]
     names = {
         "norm1.linear": "adaLN_modulation.1",
         "attn1.to_out.0": "attn.proj",
