@@ -173,8 +173,8 @@ class OneNetwork(PackageNetworks):
 
     def beside(self, light: object, name: str) -> TwoNetworks:
         found = self.model.lighter() if light is None else of_kind(BodyConfig, light, name)
-        light = replace(found, num_classes=self.model.num_classes)  # pyright: ignore[reportArgumentType]
-        return TwoNetworks(self.model, light)
+        same: Any = {"num_classes": self.model.num_classes}
+        return TwoNetworks(self.model, replace(found, **same))  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

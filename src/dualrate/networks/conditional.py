@@ -24,6 +24,8 @@ paper's decoder is not known: this is ours.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
@@ -66,7 +68,9 @@ class ConditionalUViT(nn.Module):
 
     def __init__(self, config: BodyConfig, given: Shape) -> None:
         super().__init__()
-        self.config, self.net, self.latent = config, config.network(), ConditionMaps(given, config)
+        self.config = config
+        self.net: Any = config.network()
+        self.latent = ConditionMaps(given, config)
 
     def forward(self, z_t: Tensor, log_snr: Tensor, given: Tensor, label: Tensor | None) -> Tensor:
         """z_t: (B M, C, H, W); log_snr: (B M,); given: (B, c, h, w); label: (B M,) int64 or None -> v, as z_t."""

@@ -87,7 +87,7 @@ class DiTConfig(BodyConfig):
         return (self.channels,)
 
     def sides(self, level: int) -> tuple[int, int]:
-        return (self.image_size // self.patch,) * 2
+        return self.image_size // self.patch, self.image_size // self.patch
 
     @property
     def embedding(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -118,8 +118,17 @@ def dit(
         known = f"{', '.join(SIZES)}, and patches of {', '.join(map(str, PATCHES))}"
         raise ValueError(f"DiT has the sizes {known}, got {name!r}: write XL/2, or give a DiTConfig its own channels")
     blocks, channels, head_dim = SIZES[size]
-    sizes = {"num_classes": num_classes, "patch": int(patch), "head_dim": head_dim}
-    return DiTConfig(image_size, image_channels, channels, blocks, **sizes, convention=convention, learned_sigma=True)
+    return DiTConfig(
+        image_size,
+        image_channels,
+        channels,
+        blocks,
+        num_classes,
+        int(patch),
+        head_dim,
+        convention=convention,
+        learned_sigma=True,
+    )
 
 
 class DiTBlock(Block):
@@ -170,8 +179,8 @@ class DiT(nn.Module):
             modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
             self.final_layer = nn.ModuleDict({"linear": out, "adaLN_modulation": modulation})
         self.apply(_initialised)
-        for layer in (*mlp[::2], *self.y_embedder.values()):
-            nn.init.normal_(layer.weight, std=0.02)  # pyright: ignore[reportArgumentType]
+        for layer in (mlp[0], mlp[2], *table.values()):
+            nn.init.normal_(next(layer.parameters()), std=0.02)
         for name, part in self.named_modules():
             if name.endswith(("adaLN_modulation.1", "final_layer.linear")):
                 assert isinstance(part, nn.Linear)
@@ -217,7 +226,7 @@ class DiT(nn.Module):
             raise ValueError("this DiT was built without a head (DiTConfig.head): it has features, but no v")
         linear, patch = self.final_layer["linear"], self.config.patch
         shift, scale = self.final_layer["adaLN_modulation"](emb).chunk(2, dim=-1)
-        output = linear(modulated(h.to(linear.weight.dtype), (1 + scale, shift), EPS))  # pyright: ignore[reportArgumentType]
+        output = linear(modulated(h.to(next(linear.parameters()).dtype), (1 + scale, shift), EPS))
         output = output.view(len(z), self.side, self.side, patch, patch, output.shape[-1] // patch**2)
         output = output.permute(0, 5, 1, 3, 2, 4)[:, : z.shape[1]].reshape(z.shape)
         return self.convention.v(z, output, log_snr)
