@@ -28,7 +28,7 @@ from dualrate.recipes import auto, fashion_mnist
 from dualrate.sampling.cost import CallCost, call_cost, macs_of
 from dualrate.system.device import compile_calls, pays
 
-Kind = Literal["conv", "transformer", "dico", "convnext"]
+Kind = Literal["conv", "transformer"]
 STEPS, HEAVY = 64, 8
 PAIRS = {
     "28x28x1": (fashion_mnist.HEAVY, fashion_mnist.LIGHT),

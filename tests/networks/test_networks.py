@@ -9,8 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dualrate.diffusion.prediction import v_from_x, x_from_v
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.networks.blocks import (
-    ConvNextBlock,
-    DiCoBlock,
     FiLM,
     TransformerBlock,
     attend,
@@ -79,62 +77,6 @@ def test_macs_of_one_layer_by_hand():
     block = TransformerBlock(32, embedding=8, head_dim=16, dropout=0.0)
     n, films = 9, 2 * 8 * 64
     assert macs_of(lambda: block(torch.zeros(1, 32, 3, 3), torch.zeros(1, 8))) == 12 * 32**2 * n + 2 * 32 * n**2 + films
-
-
-DEPTHWISE = {
-    "dico": (DiCoBlock, 1, lambda c, n: (10 * c**2 + 9 * c) * n + c**2 + 8 * 4 * c),
-    "convnext": (ConvNextBlock, 3, lambda c, n: (8 * c**2 + 49 * c) * n + 8 * 2 * c),
-}
-
-
-@pytest.mark.parametrize(("kind", "reach", "macs"), DEPTHWISE.values(), ids=DEPTHWISE)
-def test_blocks_of_depthwise_convolutions(kind, reach, macs):
-    """Their cost by hand; the identity at first; what is `reach` positions away is seen, and further on nothing is but
-    a mean."""
-    block, emb = kind(16, 8, 0.0).double(), torch.randn(1, 8).double()
-    h = torch.randn(1, 16, 9, 9).double()
-    torch.testing.assert_close(block(h, emb), h)
-    assert macs_of(lambda: block(h, emb)) == macs(16, 81)
-    randomised(block)
-    if kind is DiCoBlock:
-        nn.init.zeros_(block.share.weight)  # the mean of all positions
-    other = h.clone()
-    other[:, 0, 4, 4] += 1
-    changed = (block(other, emb) - block(h, emb)).abs().sum((0, 1)) > 0
-    assert changed.nonzero().min(0).values.tolist() == [4 - reach] * 2
-    assert changed.nonzero().max(0).values.tolist() == [4 + reach] * 2
-    rolled = kind(16, 8, 0.0, periodic=True).double()
-    rolled.load_state_dict(block.state_dict())
-    torch.testing.assert_close(rolled(h.roll(2, 3), emb), rolled(h, emb).roll(2, 3))
-
-
-def test_channel_attention_is_a_share_of_each_channel_of_the_mean():
-    """A block that passes its norms on: h + c u sigmoid(W mean(u) + b) of u = GELU(n(h)), without an MLP."""
-    block, h = DiCoBlock(8, 4, 0.0).double(), torch.randn(2, 8, 5, 5).double()
-    with torch.no_grad():
-        block.mix.weight.copy_(torch.eye(8))
-        block.out.weight.copy_(3 * torch.eye(8))
-        block.near.weight.zero_()
-        block.near.weight[:, :, 1, 1] = 1
-        for layer in (block.mix, block.near, block.out):
-            nn.init.zeros_(layer.bias)
-    mean, var = h.mean(1, keepdim=True), h.var(1, keepdim=True, unbiased=False)
-    u = nn.functional.gelu((h - mean) / torch.sqrt(var + 1e-5))
-    share = torch.sigmoid(u.mean((2, 3)) @ block.share.weight.T + block.share.bias)
-    torch.testing.assert_close(block(h, torch.zeros(2, 4).double()), h + 3 * u * share[:, :, None, None])
-
-
-@pytest.mark.parametrize("kind", ["dico", "convnext"])
-def test_a_level_may_be_of_depthwise_convolutions(kind):
-    light = config(levels=(Level("conv", 8, 1), Level(kind, 16, 1), Level(kind, 16, 2)))
-    encoder, net = ContextEncoder(config(), light), LightUViT(light)
-    assert encoder.projections[1].out_channels == 16
-    randomised(net)
-    z, log_snr, label = torch.randn(3, 3, 16, 16), torch.zeros(3), torch.tensor([0, 1, 4])
-    features, _ = encoder(z, log_snr, label)
-    whole = net(z, log_snr, label, features, log_snr)
-    last = net(z[1:], log_snr[1:], label[1:], tuple(feature[1:] for feature in features), log_snr[1:])
-    torch.testing.assert_close(whole[1:], last)
 
 
 def test_attention_is_softmax_attention():

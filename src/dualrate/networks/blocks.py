@@ -95,17 +95,13 @@ def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def conv3(
-    channels: int, out: int, *, line: bool = False, periodic: bool = False, size: int = 3, groups: int = 1
-) -> nn.Conv2d:
-    """A convolution over three positions of each axis, or `size`; on a line of the second axis alone.
+def conv3(channels: int, out: int, *, line: bool = False, periodic: bool = False) -> nn.Conv2d:
+    """A convolution over three positions of each axis; on a line of the second axis alone.
 
     periodic: opposite edges meet; else beyond them all is 0
-    groups: parts of the channels that do not see each other
     """
-    kernel, padding = ((1, size), (0, size // 2)) if line else (size, size // 2)
-    mode = "circular" if periodic else "zeros"
-    return nn.Conv2d(channels, out, kernel, padding=padding, padding_mode=mode, groups=groups)
+    kernel, padding = ((1, 3), (0, 1)) if line else (3, 1)
+    return nn.Conv2d(channels, out, kernel, padding=padding, padding_mode="circular" if periodic else "zeros")
 
 
 class FiLM(nn.Module):
@@ -160,65 +156,10 @@ class ConvBlock(Block):
         return h + self.conv2(self.dropout(u.permute(0, 3, 1, 2)))
 
 
-class DiCoBlock(Block):
-    """A depthwise convolution and channel attention, then an MLP of ratio 4, both behind FiLM norms (DiCo, Ai et al.
-    2025, arXiv 2505.11196).
-
-        u = GELU(depthwise 3 x 3 (W_1 n(h)));  h <- h + W_2 (u sigmoid(W mean(u)));  h <- h + MLP(n(h))
-
-    MACs per image: (10 C^2 + 9 C) HW + C^2. As in the blocks beside it, what is added is zero at first by its own
-    weights, not by a gate.
-    """
-
-    def __init__(
-        self, channels: int, embedding: int, dropout: float, *, line: bool = False, periodic: bool = False
-    ) -> None:
-        super().__init__()
-        self.film1, self.film2 = FiLM(embedding, channels), FiLM(embedding, channels)
-        self.mix, self.out = nn.Linear(channels, channels), zero_init(nn.Linear(channels, channels))
-        self.near = conv3(channels, channels, line=line, periodic=periodic, groups=channels)
-        self.share = nn.Linear(channels, channels)
-        self.up, self.down = nn.Linear(channels, 4 * channels), zero_init(nn.Linear(4 * channels, channels))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """h: (B, C, H, W); emb: (B, E)."""
-        h = h.permute(0, 2, 3, 1)
-        u = self.mix(modulated(h, self.film1(emb)))
-        u = F.gelu(self.near(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        h = h + self.out(u * torch.sigmoid(self.share(u.mean((1, 2), keepdim=True))))
-        h = h + self.down(self.dropout(F.gelu(self.up(modulated(h, self.film2(emb))))))
-        return h.permute(0, 3, 1, 2)
-
-
-class ConvNextBlock(Block):
-    """A depthwise convolution, then an MLP of ratio 4 behind a FiLM norm, added to its input (ConvNeXt, Liu et al.
-    2022, arXiv 2201.03545).
-
-        h <- h + MLP(n(depthwise 7 x 7 (h)))
-
-    MACs per image: (8 C^2 + 49 C) HW.
-    """
-
-    def __init__(
-        self, channels: int, embedding: int, dropout: float, *, line: bool = False, periodic: bool = False
-    ) -> None:
-        super().__init__()
-        self.film = FiLM(embedding, channels)
-        self.near = conv3(channels, channels, line=line, periodic=periodic, size=7, groups=channels)
-        self.up, self.down = nn.Linear(channels, 4 * channels), zero_init(nn.Linear(4 * channels, channels))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """h: (B, C, H, W); emb: (B, E)."""
-        u = modulated(self.near(h).permute(0, 2, 3, 1), self.film(emb))
-        return h + self.down(self.dropout(F.gelu(self.up(u)))).permute(0, 3, 1, 2)
-
-
 def modulated(h: Tensor, film: tuple[Tensor, Tensor], eps: float = 1e-5) -> Tensor:
-    """layer norm(h) scale + shift. h: (B, ..., C); film: scale and shift, (B, C)."""
-    scale, shift = (part.view(len(part), *(1,) * (h.ndim - 2), part.shape[1]) for part in film)
-    return layer_norm(h, eps=eps) * scale + shift
+    """layer norm(h) scale + shift. h: (B, n, C); film: scale and shift, (B, C)."""
+    scale, shift = film
+    return layer_norm(h, eps=eps) * scale[:, None] + shift[:, None]
 
 
 class TransformerBlock(Block):

@@ -30,8 +30,6 @@ from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import (
     ChannelNorm,
     ConvBlock,
-    ConvNextBlock,
-    DiCoBlock,
     InFloat32,
     NoiseEmbedding,
     TransformerBlock,
@@ -52,8 +50,8 @@ Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, 
 class Level(Ranged):
     """One resolution."""
 
-    kind: Literal["conv", "transformer", "dico", "convnext"]
-    """Kind of blocks: convolutions; self-attention; depthwise convolutions with an MLP, of DiCo or ConvNeXt."""
+    kind: Literal["conv", "transformer"]
+    """Kind of blocks: convolutions, or self-attention."""
     channels: Channels
     """Width of the level."""
     blocks: Annotated[int, Range(0, 1000)]
@@ -165,8 +163,7 @@ class Blocks(nn.Module):
     def block(level: Level, config: UViTConfig) -> nn.Module:
         if level.kind == "transformer":
             return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
-        kind = {"conv": ConvBlock, "dico": DiCoBlock, "convnext": ConvNextBlock}[level.kind]
-        return kind(level.channels, config.embedding, level.dropout, line=config.line, periodic=config.periodic)
+        return ConvBlock(level.channels, config.embedding, level.dropout, line=config.line, periodic=config.periodic)
 
     def forward(self, h: Tensor, emb: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
         """Blocks `begin` to `end` (exclusive; None: to the last), the positions in front of block 0."""
