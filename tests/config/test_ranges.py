@@ -57,6 +57,7 @@ from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulatio
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
+from dualrate.diffusion.convention import Discrete, Flow
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
@@ -65,7 +66,6 @@ from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps
 from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
 from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
-from dualrate.from_diffusers.schedulers import Discrete, Flow
 from dualrate.methods.conditional import ConditionalDenoising, WeightedDenoising
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
@@ -81,6 +81,7 @@ from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
 from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
+from dualrate.networks.dit import DiTConfig
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
@@ -209,6 +210,7 @@ def examples() -> Iterator[Any]:
     bands = Bands((1, 4, 4))
     yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
     yield UViTCut(UViT(config), 1, 1)
+    yield DiTConfig(8, 1, 16, 2, head_dim=8)
     exits = EarlyExit(ExitUViT(config), of)
     yield from (EarlyExitConfig(), exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid()))
     yield TokenCache(UViT(config).token_cut(scores=False), of, 0.1)

@@ -14,11 +14,12 @@ from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 import dualrate as dr
+from dualrate.diffusion.convention import SIT, Discrete, Flow
 from dualrate.diffusion.schedule import Betas
 from dualrate.from_diffusers.diffusers_folder import adopted, check_name, class_named, read_folder
 from dualrate.from_diffusers.foreign_network import ForeignNetwork, Kind, by_place, check_direction, kind_of, labels_of
 from dualrate.from_diffusers.retrofitted import experiment_of
-from dualrate.from_diffusers.schedulers import DISCRETE, FLOW, SIT, Discrete, Flow, read_scheduler
+from dualrate.from_diffusers.schedulers import DISCRETE, FLOW, read_scheduler
 from dualrate.sampling.trajectory import trajectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")

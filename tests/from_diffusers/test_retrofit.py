@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, posterior_mean
+from dualrate.diffusion.convention import REPA
 from dualrate.diffusion.prediction import Sigmoid, v_from_x
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
@@ -35,7 +36,6 @@ from dualrate.from_diffusers.retrofitted import (
     outputs,
     taps_of,
 )
-from dualrate.from_diffusers.schedulers import REPA
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.methods.denoising import Denoising
 from dualrate.networks.dual import LightUViT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks import blocks
 from dualrate.networks.blocks import ConvBlock, doubled, layer_norm, no_autocast
+from dualrate.networks.dit import DiTConfig
 
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 NET = dr.UViTConfig(16, 1, LEVELS, 3, embedding=16, head_dim=8)
@@ -40,7 +42,15 @@ class Watched(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("networks", [dr.OneNetwork(NET), dr.TwoNetworks(NET, NET)], ids=["one", "two"])
+DIT = DiTConfig(16, 1, channels=16, blocks=3, num_classes=3, head_dim=8)
+NETWORKS = {
+    "one": dr.OneNetwork(NET),
+    "two": dr.TwoNetworks(NET, NET),
+    "dit": dr.TwoNetworks(replace(DIT, head=False), DIT),
+}
+
+
+@pytest.mark.parametrize("networks", NETWORKS.values(), ids=NETWORKS)
 def test_nothing_that_a_gpu_would_widen_is_left_to_autocast(networks, monkeypatch):
     monkeypatch.setattr(blocks, "AS_CPU", set())
     denoiser = networks.build(GaussianProcess(Cosine()))[1]

@@ -15,7 +15,6 @@ from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime
-from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import cifar10, fashion_mnist
 from dualrate.recipes.auto import SIDES, TIERS, account, experiment, name_of, network
@@ -158,7 +157,7 @@ def macs(config: UViTConfig) -> int:
     ],
 )
 def test_a_light_network_of_any_heavy_one_is_lighter_and_runs(heavy):
-    light = light_of(heavy)
+    light = heavy.lighter()
     assert macs(light) < macs(heavy)
     assert not any(level.dropout for level in light.levels)
     TwoNetworks(heavy, light).build(Experiment("x", OneNetwork(heavy), DenoisingConfig(), TIERS["tiny"].fit).process)
@@ -166,8 +165,8 @@ def test_a_light_network_of_any_heavy_one_is_lighter_and_runs(heavy):
 
 def test_a_finest_level_is_never_narrower_than_its_patch():
     wide = UViTConfig(64, 3, (Level("conv", 48, 1), Level("transformer", 64, 1)), patch=4)
-    assert light_of(wide).levels[0].channels == 48
-    assert light_of(replace(wide, levels=(Level("conv", 16, 1), *wide.levels[1:]))).levels[0].channels == 16
+    assert wide.lighter().levels[0].channels == 48
+    assert replace(wide, levels=(Level("conv", 16, 1), *wide.levels[1:])).lighter().levels[0].channels == 16
 
 
 def test_the_choice_is_the_same_every_time():

@@ -18,10 +18,11 @@ from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRa
 from dualrate.diffusion.categorical import NoisePlanes  # noqa: F401  # a file may name it
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
+from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader
-from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect, light_of
+from dualrate.networks.dit import DiTConfig  # noqa: F401  # a file may name it
+from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
-from dualrate.networks.uvit import UViT, UViTConfig
 
 Light = TypeVar("Light")
 
@@ -44,7 +45,7 @@ class NetworksConfig(ABC):
 
     @property
     def configs(self) -> Mapping[str, Any]:
-        """The U-ViT or the transformer of each role; none for other networks, which have roles, shape and classes."""
+        """The network of each role; none for other networks, which have roles, shape and classes."""
         return {}
 
     @property
@@ -140,14 +141,14 @@ class NetworksConfig(ABC):
 
 
 class PackageNetworks(NetworksConfig):
-    """Networks of this package: fields that are configurations of U-ViTs or transformers, by their roles."""
+    """Networks of this package: fields that are configurations of networks, by their roles."""
 
     bfloat16_weights = True
 
     @property
     def configs(self) -> Mapping[str, Any]:
         values = {item.name: getattr(self, item.name) for item in fields(self)}  # pyright: ignore[reportArgumentType]
-        return {role: config for role, config in values.items() if isinstance(config, (UViTConfig, TokensConfig))}
+        return {role: config for role, config in values.items() if isinstance(config, (BodyConfig, TokensConfig))}
 
 
 def of_kind(kind: type[Light], light: object, name: str) -> Light:
@@ -164,23 +165,24 @@ def of_kind(kind: type[Light], light: object, name: str) -> Light:
 class OneNetwork(PackageNetworks):
     """A single-rate model."""
 
-    model: UViTConfig
+    model: BodyConfig
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        network = UViT(self.model)
+        network = self.model.network()
         return nn.ModuleDict({"model": network}), Plain(network, process)
 
     def beside(self, light: object, name: str) -> TwoNetworks:
-        found = light_of(self.model) if light is None else of_kind(UViTConfig, light, name)
-        return TwoNetworks(self.model, replace(found, num_classes=self.model.num_classes))
+        found = self.model.lighter() if light is None else of_kind(BodyConfig, light, name)
+        same: Any = {"num_classes": self.model.num_classes}
+        return TwoNetworks(self.model, replace(found, **same))  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
 class TwoNetworks(PackageNetworks):
     """A dual-rate model. encoder.head: whether the encoder denoises by itself where it is called."""
 
-    encoder: UViTConfig
-    light: UViTConfig
+    encoder: BodyConfig
+    light: BodyConfig
 
     def __post_init__(self) -> None:
         check_pair(self.encoder, self.light)
@@ -190,7 +192,7 @@ class TwoNetworks(PackageNetworks):
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
-        """The U-ViT of a role, without the projections of contexts and the embedding of tau."""
+        """The network of a role, without the projections of contexts and the embedding of tau."""
         return networks.get_submodule(f"{role}.net")
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
@@ -243,7 +245,7 @@ class TwoTransformers(PackageNetworks):
 class OneConditional(PackageNetworks, Ranged):
     """One network, which sees the state and the condition at every step."""
 
-    model: UViTConfig
+    model: BodyConfig
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
 
@@ -256,8 +258,8 @@ class OneConditional(PackageNetworks, Ranged):
 class TwoConditional(PackageNetworks, Ranged):
     """An encoder that sees the condition, once for all its samples, and a light network that sees each state."""
 
-    encoder: UViTConfig
-    light: UViTConfig
+    encoder: BodyConfig
+    light: BodyConfig
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
 
@@ -266,7 +268,7 @@ class TwoConditional(PackageNetworks, Ranged):
         check_pair(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = ConditionEncoder(self.encoder, self.light, self.given_shape), UViT(self.light)
+        encoder, light = ConditionEncoder(self.encoder, self.light, self.given_shape), self.light.network()
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateConditional(encoder, light, process)
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
@@ -287,9 +289,9 @@ class ThreeConditional(PackageNetworks, Ranged):
     network sees each. encoder.head: as of `TwoNetworks`.
     """
 
-    reader: UViTConfig
-    encoder: UViTConfig
-    light: UViTConfig
+    reader: BodyConfig
+    encoder: BodyConfig
+    light: BodyConfig
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
 

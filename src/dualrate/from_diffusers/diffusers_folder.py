@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Classes, Ranged, as_path
 from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.convention import REPA, SIT, Convention
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.diffusion.values import Shape
@@ -32,7 +33,7 @@ from dualrate.from_diffusers.foreign_network import (
     labels_of,
     shape_of,
 )
-from dualrate.from_diffusers.schedulers import NO_MEAN, REPA, SIT, Convention, read_scheduler
+from dualrate.from_diffusers.schedulers import NO_MEAN, read_scheduler
 from dualrate.networks.blocks import copied
 from dualrate.system.device import own_defaults
 from dualrate.system.files import check_files, read_json

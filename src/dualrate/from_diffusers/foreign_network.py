@@ -25,10 +25,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dualrate.diffusion.convention import Convention, Flow
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.cut import CutNetwork, CutTokens
-from dualrate.from_diffusers.schedulers import Convention, Flow
 from dualrate.system.device import own_defaults
 
 BLOCKS = "transformer_blocks"

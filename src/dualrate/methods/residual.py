@@ -32,25 +32,29 @@ from dualrate.experiment.network_configs import PackageNetworks
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.methods.conditional import ConditionalDenoising
 from dualrate.methods.times import GivenTimes
+from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalUViT, ConditionMaps
 from dualrate.networks.dual import check_pair, projections
-from dualrate.networks.uvit import UViT, UViTConfig
 
 
 class Regression(nn.Module):
     """forward: (log_snr at t = 1, y) -> (features of the light network, v), whose x_hat is the mean."""
 
-    def __init__(self, config: UViTConfig, light: UViTConfig, given: Shape, features: bool) -> None:
+    def __init__(self, config: BodyConfig, light: BodyConfig, given: Shape, features: bool) -> None:
         super().__init__()
         check_pair(config, light)
+        if not config.head:
+            raise ValueError(
+                "a regression is an encoder with a head, got one without: leave out --networks.encoder.head"
+            )
         self.net = ConditionalUViT(config, given)
         self.light, self.mean = ConditionMaps(given, light), ConditionMaps(light.shape, light)
         self.projections = projections(config, light) if features else None
 
     def forward(self, log_snr: Tensor, given: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """log_snr: (B,); given: (B, c, h, w) -> ((B, light C_i, H_i, W_i), finest level first; v (B, C, H, W))."""
-        levels = self.net.features(log_snr, given, None)
-        v = self.net.net.predict(levels[0])
+        levels, v = self.net.features(log_snr, given, None)
+        assert v is not None  # of a head
         parts = [self.light(given), self.mean(-v.detach().to(given.dtype))]
         if self.projections is not None:
             parts.append(tuple(project(level) for project, level in zip(self.projections, levels, strict=True)))
@@ -94,8 +98,8 @@ class Residual(Ranged, Denoiser):
 class ResidualNetworks(PackageNetworks, Ranged):
     """A regression network and a light one. scale: of the residual, in units of x, half the range of a pixel."""
 
-    encoder: UViTConfig
-    light: UViTConfig
+    encoder: BodyConfig
+    light: BodyConfig
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
     features: bool = True
@@ -105,7 +109,7 @@ class ResidualNetworks(PackageNetworks, Ranged):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         assert isinstance(process, GaussianProcess)  # of `ResidualConfig.check`
-        encoder, light = Regression(self.encoder, self.light, self.given_shape, self.features), UViT(self.light)
+        encoder, light = Regression(self.encoder, self.light, self.given_shape, self.features), self.light.network()
         return nn.ModuleDict({"encoder": encoder, "light": light}), Residual(encoder, light, process, self.scale)
 
     @property

@@ -58,6 +58,10 @@ class InFloat32(nn.Module):
             return super().forward(h)
 
 
+class LinearInFloat32(InFloat32, nn.Linear):
+    """In the precision of its weights, also under autocast."""
+
+
 def cast_layers(network: nn.Module) -> Iterator[nn.Module]:
     """The linear layers and convolutions, whose weights autocast casts, but for those within `InFloat32`."""
     if isinstance(network, InFloat32):
@@ -114,7 +118,7 @@ class FiLM(nn.Module):
 
 
 class Block(nn.Module):
-    """A part of a network that is repeated. forward: (h, emb) -> like h; h: (B, C, H, W), emb: (B, E).
+    """A part of a network that is repeated. forward: (h, emb) -> like h; h: (B, C, H, W) or (B, n, C), emb: (B, E).
 
     Training may treat each block by itself: hold its weights in several processes, compute it again in the backward
     pass, compile it.
@@ -150,6 +154,12 @@ class ConvBlock(Block):
         u = layer_norm(u.permute(0, 2, 3, 1))
         u = F.silu(u * scale[:, None, None] + shift[:, None, None])
         return h + self.conv2(self.dropout(u.permute(0, 3, 1, 2)))
+
+
+def modulated(h: Tensor, film: tuple[Tensor, Tensor], eps: float = 1e-5) -> Tensor:
+    """layer norm(h) scale + shift. h: (B, n, C); film: scale and shift, (B, C)."""
+    scale, shift = film
+    return layer_norm(h, eps=eps) * scale[:, None] + shift[:, None]
 
 
 class TransformerBlock(Block):
@@ -194,8 +204,7 @@ class TransformerBlock(Block):
         return self.down(self.dropout(F.gelu(self.up(self.modulated(tokens, self.film2(emb))))))
 
     def modulated(self, tokens: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
-        scale, shift = film  # (B, C)
-        return layer_norm(tokens) * scale[:, None] + shift[:, None]
+        return modulated(tokens, film)
 
 
 class ChannelNorm(nn.Module):
@@ -209,15 +218,15 @@ class ChannelNorm(nn.Module):
         return layer_norm(h.permute(0, 2, 3, 1), self.scale).permute(0, 3, 1, 2)
 
 
-def layer_norm(h: Tensor, scale: Tensor | None = None) -> Tensor:
+def layer_norm(h: Tensor, scale: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Over the last axis, without bias; with a scale, in the scale's precision, which is also faster on a CPU.
 
     In the precision of h, also under autocast: what follows is then in that precision too, on every device.
     """
     with _not_widened(h):
         if scale is None:
-            return F.layer_norm(h, h.shape[-1:])
-        return F.layer_norm(h.to(scale.dtype), h.shape[-1:], scale).to(h.dtype)
+            return F.layer_norm(h, h.shape[-1:], eps=eps)
+        return F.layer_norm(h.to(scale.dtype), h.shape[-1:], scale, eps=eps).to(h.dtype)
 
 
 def add_shared(h: Tensor, shared: Tensor) -> Tensor:

@@ -24,13 +24,13 @@ paper's decoder is not known: this is ours.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
+from dualrate.networks.body import BodyConfig
 from dualrate.networks.dual import check_pair, projections
-from dualrate.networks.uvit import UViT, UViTConfig
 
 
 def _ratio(sides: tuple[int, int], of: tuple[int, int]) -> tuple[int, int] | None:
@@ -39,12 +39,12 @@ def _ratio(sides: tuple[int, int], of: tuple[int, int]) -> tuple[int, int] | Non
     return None if odd or left or not (down and across) else (down, across)
 
 
-def ratios(given: Shape, config: UViTConfig) -> list[tuple[tuple[int, int] | None, tuple[int, int] | None]]:
+def ratios(given: Shape, config: BodyConfig) -> list[tuple[tuple[int, int] | None, tuple[int, int] | None]]:
     """Of each level: how many times finer it is than y, (C, h, w), on each axis, and how many times coarser.
 
     Raises ValueError where it is neither.
     """
-    own, sides = (given[1], given[2]), [config.sides(i) for i in range(len(config.levels))]
+    own, sides = (given[1], given[2]), [config.sides(i) for i in range(config.num_levels)]
     found = [(_ratio(one, own), _ratio(own, one)) for one in sides]
     if (None, None) in found:
         levels = ", ".join("{} x {}".format(*one) for one in sides)
@@ -58,15 +58,15 @@ def ratios(given: Shape, config: UViTConfig) -> list[tuple[tuple[int, int] | Non
 class ConditionMaps(nn.Module):
     """y: (B, C, h, w) -> what it adds at each level of a U-ViT, (B, C_i, H_i, W_i), finest first."""
 
-    def __init__(self, given: Shape, config: UViTConfig) -> None:
+    def __init__(self, given: Shape, config: BodyConfig) -> None:
         super().__init__()
         channels = given[0]
         self.maps = nn.ModuleList()
-        for level, (finer, coarser) in zip(config.levels, ratios(given, config), strict=True):
+        for width, (finer, coarser) in zip(config.widths, ratios(given, config), strict=True):
             ratio = finer or coarser
             assert ratio is not None
             kind = nn.ConvTranspose2d if finer else nn.Conv2d
-            self.maps.append(kind(channels, level.channels, ratio, stride=ratio, bias=False))
+            self.maps.append(kind(channels, width, ratio, stride=ratio, bias=False))
 
     def forward(self, given: Tensor) -> tuple[Tensor, ...]:
         return tuple(to_level(given) for to_level in self.maps)
@@ -75,18 +75,22 @@ class ConditionMaps(nn.Module):
 class ConditionalUViT(nn.Module):
     """forward: (z_t, log_snr, y, label) -> v. given: (C, h, w) of y."""
 
-    def __init__(self, config: UViTConfig, given: Shape) -> None:
+    def __init__(self, config: BodyConfig, given: Shape) -> None:
         super().__init__()
-        self.net, self.latent = UViT(config), ConditionMaps(given, config)
+        self.config = config
+        self.net: Any = config.network()
+        self.latent = ConditionMaps(given, config)
 
     def forward(self, z_t: Tensor, log_snr: Tensor, given: Tensor, label: Tensor | None) -> Tensor:
         """z_t: (B M, C, H, W); log_snr: (B M,); given: (B, c, h, w); label: (B M,) int64 or None -> v, as z_t."""
         return self.net(z_t, log_snr, label, self.latent(given))
 
-    def features(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
-        """The last activation of every level, (B, C_i, H_i, W_i), finest first, with 0 for z_t."""
-        z_t = given.new_zeros(len(given), *self.net.config.shape)
-        return self.net.trunk(z_t, self.net.embedding(log_snr, label), self.latent(given))
+    def features(
+        self, log_snr: Tensor, given: Tensor, label: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The last activation of every level, (B, C_i, H_i, W_i), finest first, and v; with 0 for z_t."""
+        z_t = given.new_zeros(len(given), *self.config.shape)
+        return self.net.features(z_t, log_snr, label, self.latent(given))
 
 
 class ConditionEncoder(nn.Module):
@@ -96,15 +100,15 @@ class ConditionEncoder(nn.Module):
     light: what y itself adds at the levels of the light network
     """
 
-    def __init__(self, config: UViTConfig, light: UViTConfig, given: Shape) -> None:
+    def __init__(self, config: BodyConfig, light: BodyConfig, given: Shape) -> None:
         super().__init__()
         check_pair(config, light)
-        self.net, self.light = ConditionalUViT(replace(config, head=False), given), ConditionMaps(given, light)
+        self.net, self.light = ConditionalUViT(config.with_head(False), given), ConditionMaps(given, light)
         self.projections = projections(config, light)
 
     def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         """log_snr: (B,); given: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
-        return joined(self.light, self.projections, given, self.net.features(log_snr, given, label))
+        return joined(self.light, self.projections, given, self.net.features(log_snr, given, label)[0])
 
     def disconnect(self) -> None:
         """Zero every way from the heavy network into the light one, which then sees y alone."""
@@ -118,7 +122,7 @@ class ConditionReader(ConditionEncoder):
     At first the encoder is added what y itself adds (`heavy`) alone.
     """
 
-    def __init__(self, config: UViTConfig, encoder: UViTConfig, light: UViTConfig, given: Shape) -> None:
+    def __init__(self, config: BodyConfig, encoder: BodyConfig, light: BodyConfig, given: Shape) -> None:
         super().__init__(config, light, given)
         self.heavy, self.to_heavy = ConditionMaps(given, encoder), projections(config, encoder)
         for way in self.to_heavy.parameters():
@@ -126,7 +130,7 @@ class ConditionReader(ConditionEncoder):
 
     def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
         """As above; of both the same number, finest first."""
-        levels = self.net.features(log_snr, given, label)
+        levels, _ = self.net.features(log_snr, given, label)
         light = joined(self.light, self.projections, given, levels)
         return light + joined(self.heavy, self.to_heavy, given, levels)
 

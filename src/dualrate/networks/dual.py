@@ -1,8 +1,9 @@
 """The two networks of Dual-Rate Diffusion (arXiv 2605.18190): a context encoder and a light denoiser.
 
-The encoder is a U-ViT whose last activation of *every* level is projected (1x1, no bias) to the light network's widths,
-once per heavy call. The light network is a U-ViT of the same levels, narrower and shallower; each projected feature is
-added where its level begins. Its embedding has both noise levels: emb = noise(log_snr_t) + noise(log_snr_tau) + label.
+The encoder is a U-ViT, or another network of `body.py`, whose last activation of *every* level is projected (1x1, no
+bias) to the light network's widths, once per heavy call. The light network is one of the same levels, narrower and
+shallower; each projected feature is added where its level begins. Its embedding has both noise levels,
+emb = noise(log_snr_t) + noise(log_snr_tau) + label.
 
 The paper's public description concatenates a feature e and the light network's own activations h, W [h; e] = W_h h +
 W_e e, where this adds, h + P e: its reported costs have room for P alone.
@@ -25,21 +26,19 @@ multiply-adds), not stated in it.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from dualrate.diffusion.prediction import v_from_x, x_from_v
-from dualrate.networks.blocks import InFloat32, NoiseEmbedding
-from dualrate.networks.uvit import Level, UViT, UViTConfig
+from dualrate.networks.blocks import LinearInFloat32, NoiseEmbedding
+from dualrate.networks.body import BodyConfig
 
 Features = tuple[Tensor, ...]  # of a context, as the light network takes them
 
 
-def check_pair(encoder: UViTConfig, light: UViTConfig) -> None:
+def check_pair(encoder: BodyConfig, light: BodyConfig) -> None:
     """Raises ValueError, with what differs, unless the encoder's features fit the light network."""
     require_same(encoder, light, "shape", "num_classes", "patch", "num_levels", "periodic")
 
@@ -57,15 +56,15 @@ def require_same(encoder: object, light: object, *names: str) -> None:
 class ContextEncoder(nn.Module):
     """forward: (z_tau, log_snr_tau, label, what is added at its levels) -> (projected features, v or None)."""
 
-    def __init__(self, config: UViTConfig, light: UViTConfig) -> None:
+    def __init__(self, config: BodyConfig, light: BodyConfig) -> None:
         super().__init__()
         check_pair(config, light)
-        self.net = UViT(config)
+        self.net: Any = config.network()
         self.projections = projections(config, light)
         self.pixels = None
         if config.head:
             patch = config.along(config.patch)
-            self.pixels = nn.Conv2d(config.image_channels, light.levels[0].channels, patch, stride=patch, bias=False)
+            self.pixels = nn.Conv2d(config.image_channels, light.widths[0], patch, stride=patch, bias=False)
 
     def forward(
         self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Features = ()
@@ -78,10 +77,9 @@ class ContextEncoder(nn.Module):
         return tuple(projected), v
 
 
-def projections(config: UViTConfig, light: UViTConfig) -> nn.ModuleList:
+def projections(config: BodyConfig, light: BodyConfig) -> nn.ModuleList:
     """From each level of the heavy network to the same of the light one: 1x1 convolutions without bias."""
-    pairs = zip(config.levels, light.levels, strict=True)
-    return nn.ModuleList(nn.Conv2d(heavy.channels, narrow.channels, 1, bias=False) for heavy, narrow in pairs)
+    return nn.ModuleList(nn.Conv2d(*pair, 1, bias=False) for pair in zip(config.widths, light.widths, strict=True))
 
 
 class LightNetwork(nn.Module, ABC):
@@ -117,23 +115,19 @@ class LightNetwork(nn.Module, ABC):
         """With a context. tau: (B, E), 0 in rows without one, as the features are."""
 
 
-class Gate(InFloat32, nn.Linear):
-    """Of the encoder's own estimate in the light network's."""
-
-
 class LightUViT(LightNetwork):
-    """An ordinary small U-ViT, to whose levels features are added.
+    """An ordinary small network, a U-ViT or another, to whose levels features are added.
 
     residual: the last feature is the encoder's own x_hat(tau), which it corrects
     """
 
-    def __init__(self, config: UViTConfig, *, residual: bool = False) -> None:
+    def __init__(self, config: BodyConfig, *, residual: bool = False) -> None:
         super().__init__()
-        self.net = UViT(replace(config, head=True))
+        self.net = config.with_head(True).network()
         self.tau = NoiseEmbedding(config.embedding)
         self.gate = None
         if residual:
-            self.gate = Gate(config.embedding, 1)
+            self.gate = LinearInFloat32(config.embedding, 1)
             nn.init.zeros_(self.gate.weight)
             nn.init.ones_(self.gate.bias)
 
@@ -142,9 +136,9 @@ class LightUViT(LightNetwork):
     ) -> Tensor:
         emb = self.net.embedding(log_snr, label) + tau
         if self.gate is None:
-            return self.net.predict(self.net.trunk(z, emb, features)[0])
+            return self.net.called(z, log_snr, emb, features)
         *added, own = features
-        v = self.net.predict(self.net.trunk(z, emb, added)[0])
+        v = self.net.called(z, log_snr, emb, added)
         gate = of_present(self.gate(emb), present)
         return v + gate[..., None, None] * v_from_x(z, own.to(v.dtype), log_snr)
 
@@ -168,21 +162,3 @@ def disconnect(encoder: nn.Module, light: nn.Module) -> None:
         ways += light.gate.parameters()
     for way in ways:
         nn.init.zeros_(way)
-
-
-def light_of(heavy: UViTConfig) -> UViTConfig:
-    """A light network beside a heavy one: half of its transformers' channels and of its middle's blocks, three
-    quarters of its convolutions' channels.
-
-    Its finest level keeps at least one channel for every number of a patch, for all that it sees passes through it.
-    """
-    finest, *others = heavy.levels
-    lighter = [_lighter(finest, heavy.patch**2 * heavy.image_channels), *(_lighter(level) for level in others)]
-    lighter[-1] = replace(lighter[-1], blocks=max(1, heavy.levels[-1].blocks // 2))
-    widths = [level.channels for level in lighter if level.kind == "transformer"]
-    return replace(heavy, levels=tuple(lighter), head_dim=math.gcd(heavy.head_dim, *widths))
-
-
-def _lighter(level: Level, least: int = 1) -> Level:
-    channels = level.channels // 2 if level.kind == "transformer" else -(-level.channels * 3 // 32) * 8
-    return replace(level, channels=min(level.channels, max(channels, least)), dropout=0.0)

@@ -41,6 +41,7 @@ from dualrate.networks.blocks import (
     unpatchified,
     zero_init,
 )
+from dualrate.networks.body import BodyConfig
 
 Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
 
@@ -60,7 +61,7 @@ class Level(Ranged):
 
 
 @dataclass(frozen=True)
-class UViTConfig(Ranged):
+class UViTConfig(BodyConfig):
     """A U-ViT."""
 
     image_size: Side
@@ -115,8 +116,22 @@ class UViTConfig(Ranged):
         return conv3(channels, out, line=self.line, periodic=self.periodic)
 
     @property
-    def num_levels(self) -> int:
-        return len(self.levels)
+    def widths(self) -> tuple[int, ...]:
+        return tuple(level.channels for level in self.levels)
+
+    def network(self) -> UViT:
+        return UViT(self)
+
+    def lighter(self) -> UViTConfig:
+        """Half of its transformers' channels and of its middle's blocks, three quarters of its convolutions' channels.
+
+        Its finest level keeps at least one channel for every number of a patch, for all that it sees passes through it.
+        """
+        finest, *others = self.levels
+        lighter = [_lighter(finest, self.patch**2 * self.image_channels), *(_lighter(level) for level in others)]
+        lighter[-1] = replace(lighter[-1], blocks=max(1, self.levels[-1].blocks // 2))
+        widths = [level.channels for level in lighter if level.kind == "transformer"]
+        return replace(self, levels=tuple(lighter), head_dim=math.gcd(self.head_dim, *widths))
 
     def with_dropout(self, dropout: float) -> UViTConfig:
         """With one rate of dropout at all levels."""
@@ -126,6 +141,11 @@ class UViTConfig(Ranged):
         """Positions down and across at a level."""
         down, across = self.along(self.patch * 2**level)
         return self.shape[1] // down, self.shape[2] // across
+
+
+def _lighter(level: Level, least: int = 1) -> Level:
+    channels = level.channels // 2 if level.kind == "transformer" else -(-level.channels * 3 // 32) * 8
+    return replace(level, channels=min(level.channels, max(channels, least)), dropout=0.0)
 
 
 class Blocks(nn.Module):
@@ -209,7 +229,11 @@ class UViT(nn.Module):
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32. added: see `trunk`."""
-        return self.predict(self.trunk(z, self.embedding(log_snr, label), added)[0])
+        return self.called(z, log_snr, self.embedding(log_snr, label), added)
+
+    def called(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
+        """v, given the embedding. Other arguments: of `forward`."""
+        return self.predict(self.trunk(z, emb, added)[0])
 
     def features(
         self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()

@@ -42,7 +42,6 @@ from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.recipes.tasks import OF_A_TASK, Rate, TrainedBy, made
@@ -145,8 +144,8 @@ class Auto:
         return found
 
     def _of_task(self, single: Experiment, task: Condition) -> Experiment:
-        assert isinstance(single.networks, OneNetwork)
-        heavy = replace(single.networks.model, num_classes=0)
+        (model,) = single.networks.configs.values()
+        heavy = replace(model, num_classes=0)
         networks, method = made(task, single.shape, heavy, self.rate, self.trained_by)
         kind, _, of = str(self.task).partition(":")
         what = f"{kind}-{name_of(of)[:20]}" if of else kind
@@ -186,7 +185,7 @@ def _made(shape: Shape, num_classes: int, data: DataConfig, size: Size, rate: Ra
     single = rate == "single"
     return Experiment(
         f"{name_of(data.source)}-{size}-{rate}",
-        OneNetwork(heavy) if single else TwoNetworks(heavy, light_of(heavy)),
+        OneNetwork(heavy) if single else TwoNetworks(heavy, heavy.lighter()),
         DenoisingConfig(times=SingleTime() if single else TimeSampler(heavy=(4, 32))),
         TIERS[size].fit,
         data,

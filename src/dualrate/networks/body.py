@@ -1,0 +1,73 @@
+"""`BodyConfig`: what a network of images says of itself. Single-rate models, encoders and light networks are made of
+any (`uvit.UViTConfig`, `dit.DiTConfig`).
+
+Such a network has levels, each a map (B, C_i, H_i, W_i); a flat one has one. Its module has
+
+    embedding(log_snr, label) -> emb (B, E)
+    called(z, log_snr, emb, added) -> v         added: of the first levels; it joins where the level begins
+    features(z, log_snr, label, added) -> (the last activation of every level, finest first; v, or None without a head)
+    forward(z, log_snr, label, added) -> v
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Self
+
+from torch import nn
+
+from dualrate.config.ranges import Ranged
+from dualrate.diffusion.values import Shape
+
+
+class BodyConfig(Ranged, ABC):
+    """A network of images. A subclass is a frozen dataclass."""
+
+    image_channels: int
+    num_classes: int
+    patch: int
+    embedding: int
+    """Width of the embedding of noise level and label."""
+    head: bool
+    """Whether it predicts v; a context encoder may do without."""
+    periodic = False
+    """Whether opposite edges meet."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """(C, H, W) of an image."""
+
+    @property
+    @abstractmethod
+    def widths(self) -> tuple[int, ...]:
+        """Channels of every level, finest first."""
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.widths)
+
+    def along(self, count: int) -> tuple[int, int]:
+        """So many on each axis."""
+        return count, count
+
+    @abstractmethod
+    def sides(self, level: int) -> tuple[int, int]:
+        """Positions down and across at a level."""
+
+    @abstractmethod
+    def with_dropout(self, dropout: float) -> Self:
+        """With one rate of dropout in all blocks."""
+
+    def with_head(self, head: bool) -> Self:
+        """With a head, or without."""
+        return replace(self, head=head)  # pyright: ignore[reportArgumentType]
+
+    @abstractmethod
+    def lighter(self) -> Self:
+        """A light network beside it, in proportion to it."""
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """With random weights (module docstring)."""

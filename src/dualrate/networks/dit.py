@@ -1,0 +1,248 @@
+"""The diffusion transformer (DiT, Peebles and Xie 2023, arXiv 2212.09748; SiT, Ma et al. 2024, arXiv 2401.08740): flat,
+with adaLN-Zero. Its parts have the names of the published weights, which `load_state_dict` reads.
+
+    c = MLP([cos(k w), sin(k w)]) + label,   w_i = 10000^(-i/128), k the network's own time
+    h = patches of the state + position      fixed sines and cosines of column and row
+    h <- h + g_1 attention(n(h) (1 + a_1) + b_1)
+    h <- h + g_2 MLP(n(h) (1 + a_2) + b_2)   n: layer norm; (b_1, a_1, g_1, b_2, a_2, g_2) = linear(SiLU(c)), 0 at first
+    output = linear(n(h) (1 + a) + b)        (b, a) = linear(SiLU(c))
+
+MACs per image, n tokens of d channels: n (12 d^2 + 2 n d) + 6 d^2 a block.
+
+A convention says what state and time it is given, and what its output is (`diffusion/convention.py`):
+
+    dit     z, the step k of 1000 linear betas; eps
+    sit     (1 - r) x + r eps, its time 1 - r; x - eps, the velocity towards the data
+    repa    the same state, its time r; eps - x                                                   (arXiv 2410.06940)
+
+In a pair the features are the encoder's last activation, projected; they are added to the light network's patches. The
+decoder of DDT (arXiv 2504.05741) has a scale and a shift of each token instead, 6 d^2 n more multiply-adds a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Side
+from dualrate.diffusion.convention import REPA, SIT, Convention, Discrete
+from dualrate.diffusion.schedule import Betas
+from dualrate.diffusion.values import Shape
+from dualrate.networks.blocks import Block, LinearInFloat32, add_shared, attend, modulated, zero_init
+from dualrate.networks.body import BodyConfig
+
+CONVENTIONS: dict[str, Convention] = {"dit": Discrete(Betas()), "sit": SIT, "repa": REPA}
+FREQUENCIES, EPS = 128, 1e-6
+# blocks, channels, width of a head
+SIZES = {"S": (12, 384, 64), "B": (12, 768, 64), "L": (24, 1024, 64), "XL": (28, 1152, 72)}
+PATCHES = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class DiTConfig(BodyConfig):
+    """A diffusion transformer."""
+
+    image_size: Side
+    """Side of the images or latents."""
+    image_channels: Annotated[int, Range(1, 1024)]
+    """Of the images, or of latents."""
+    channels: Channels
+    """Of the blocks, a multiple of 4."""
+    blocks: Annotated[int, Range(0, 1000)]
+    """Self-attention and MLP, each."""
+    num_classes: Classes = 0
+    """0 for an unconditional model; the label after the last is the null class."""
+    patch: Annotated[int, Range(1, 256)] = 2
+    """Side of the square of pixels that becomes one token."""
+    head_dim: Annotated[int, Range(1, 1024)] = 64
+    """Width of an attention head, a divisor of the channels."""
+    head: bool = True
+    """Whether it predicts v; a context encoder may do without."""
+    convention: Literal["dit", "sit", "repa"] = "sit"
+    """What the network itself is given and predicts."""
+    learned_sigma: bool = False
+    """Whether it has outputs of a variance, as published weights do; they are not used."""
+    dropout: BelowOne = 0.0
+    """In the MLPs, in training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.patch:
+            raise ValueError(f"images of side {self.image_size} do not divide into patches of {self.patch}")
+        if self.channels % 4 or self.channels % self.head_dim:
+            raise ValueError(f"channels are a multiple of 4 and of head_dim {self.head_dim}, got {self.channels}")
+
+    @property
+    def shape(self) -> Shape:
+        return self.image_channels, self.image_size, self.image_size
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.channels,)
+
+    def sides(self, level: int) -> tuple[int, int]:
+        return self.image_size // self.patch, self.image_size // self.patch
+
+    @property
+    def embedding(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.channels
+
+    def with_dropout(self, dropout: float) -> DiTConfig:
+        return replace(self, dropout=dropout)
+
+    def lighter(self) -> DiTConfig:
+        """Half of its heads, but one at least, and of its blocks."""
+        channels, blocks = self.head_dim * max(1, self.channels // self.head_dim // 2), max(1, self.blocks // 2)
+        return replace(self, channels=channels, blocks=blocks, head=True, learned_sigma=False, dropout=0.0)
+
+    def network(self) -> DiT:
+        return DiT(self)
+
+
+def dit(
+    name: str,
+    image_size: int = 32,
+    image_channels: int = 4,
+    num_classes: int = 1000,
+    convention: Literal["dit", "sit", "repa"] = "sit",
+) -> DiTConfig:
+    """A published size, such as "XL/2": S, B, L or XL, and patches of 2, 4 or 8. Raises ValueError for another."""
+    size, _, patch = name.partition("/")
+    if size not in SIZES or patch not in map(str, PATCHES):
+        known = f"{', '.join(SIZES)}, and patches of {', '.join(map(str, PATCHES))}"
+        raise ValueError(f"DiT has the sizes {known}, got {name!r}: write XL/2, or give a DiTConfig its own channels")
+    blocks, channels, head_dim = SIZES[size]
+    return DiTConfig(
+        image_size,
+        image_channels,
+        channels,
+        blocks,
+        num_classes,
+        int(patch),
+        head_dim,
+        convention=convention,
+        learned_sigma=True,
+    )
+
+
+class DiTBlock(Block):
+    """adaLN-Zero: attention, then an MLP of ratio 4; the identity at first. forward: (h, emb) -> like h, (B, n, C)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width = config.channels
+        self.head_dim = config.head_dim
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(emb).chunk(6, dim=-1)
+        qkv = self.attn["qkv"](modulated(h, (1 + scale_1, shift_1), EPS)).unflatten(-1, (3, -1, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        h = h + gate_1[:, None] * self.attn["proj"](attend(q, k, v).transpose(1, 2).flatten(2))
+        u = F.gelu(self.mlp["fc1"](modulated(h, (1 + scale_2, shift_2), EPS)), approximate="tanh")
+        return h + gate_2[:, None] * self.mlp["fc2"](self.dropout(u))
+
+
+class DiT(nn.Module):
+    """forward: (z, log_snr, label) -> v. Its methods are those of `body`."""
+
+    frequency: Tensor
+    pos_embed: Tensor
+    null = True
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, config.num_classes
+        self.convention = CONVENTIONS[config.convention]
+        width, patch, side = config.channels, config.patch, config.image_size // config.patch
+        self.side = side
+        frequency = torch.exp(-math.log(1e4) * torch.arange(FREQUENCIES) / FREQUENCIES)
+        self.register_buffer("frequency", frequency, persistent=False)
+        mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        table = {"embedding_table": nn.Embedding(config.num_classes + 1, width)} if config.num_classes else {}
+        self.t_embedder, self.y_embedder = nn.ModuleDict({"mlp": mlp}), nn.ModuleDict(table)
+        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(config.image_channels, width, patch, stride=patch)})
+        self.register_buffer("pos_embed", positions(width, side)[None])
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.blocks))
+        self.final_layer = None
+        if config.head:
+            out = LinearInFloat32(width, patch**2 * config.image_channels * (2 if config.learned_sigma else 1))
+            modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+            self.final_layer = nn.ModuleDict({"linear": out, "adaLN_modulation": modulation})
+        self.apply(_initialised)
+        for layer in (mlp[0], mlp[2], *table.values()):
+            nn.init.normal_(next(layer.parameters()), std=0.02)
+        for name, part in self.named_modules():
+            if name.endswith(("adaLN_modulation.1", "final_layer.linear")):
+                assert isinstance(part, nn.Linear)
+                zero_init(part)
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
+        """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32."""
+        return self.called(z, log_snr, self.embedding(log_snr, label), added)
+
+    def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        """c: (B, channels)."""
+        angle = self.convention.time(log_snr)[:, None] * self.frequency
+        emb = self.t_embedder["mlp"](torch.cat((angle.cos(), angle.sin()), dim=-1))
+        if not self.num_classes:
+            return emb
+        if label is None:
+            label = torch.full(log_snr.shape, self.num_classes, device=log_snr.device)
+        return emb + self.y_embedder["embedding_table"](label)
+
+    def called(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
+        return self.v(z, log_snr, emb, self.trunk(z, log_snr, emb, added))
+
+    def features(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        emb = self.embedding(log_snr, label)
+        h = self.trunk(z, log_snr, emb, added)
+        v = None if self.final_layer is None else self.v(z, log_snr, emb, h)
+        return (h.transpose(1, 2).unflatten(2, (self.side, self.side)),), v
+
+    def trunk(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
+        """The last activation, (B, n, C)."""
+        h = self.x_embedder["proj"](self.convention.state(z, log_snr))
+        h = (add_shared(h, added[0]) if added else h).flatten(2).transpose(1, 2)
+        h = h + self.pos_embed.to(h.dtype)
+        for block in self.blocks:
+            h = block(h, emb)
+        return h
+
+    def v(self, z: Tensor, log_snr: Tensor, emb: Tensor, h: Tensor) -> Tensor:
+        """Of the last activation, in float32 whatever the trunk ran in."""
+        if self.final_layer is None:
+            raise ValueError("this DiT was built without a head (DiTConfig.head): it has features, but no v")
+        linear, patch = self.final_layer["linear"], self.config.patch
+        shift, scale = self.final_layer["adaLN_modulation"](emb).chunk(2, dim=-1)
+        output = linear(modulated(h.to(next(linear.parameters()).dtype), (1 + scale, shift), EPS))
+        output = output.view(len(z), self.side, self.side, patch, patch, output.shape[-1] // patch**2)
+        output = output.permute(0, 5, 1, 3, 2, 4)[:, : z.shape[1]].reshape(z.shape)
+        return self.convention.v(z, output, log_snr)
+
+
+def _initialised(part: Any) -> None:
+    """As the published ones begin: uniform by fan-in and fan-out, without bias; what a gate opens is zero."""
+    if isinstance(part, (nn.Linear, nn.Conv2d)):
+        nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+def positions(channels: int, side: int) -> Tensor:
+    """(side^2, channels), row by row: [sin(x w), cos(x w), sin(y w), cos(y w)], w_i = 10000^(-4 i / channels)."""
+    place = torch.arange(side, dtype=torch.float64)
+    angle = place[:, None] * 1e4 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
+    one = torch.cat((angle.sin(), angle.cos()), dim=1)
+    return torch.cat((one.repeat(side, 1), one.repeat_interleave(side, 0)), dim=1).float()
