@@ -84,7 +84,9 @@ class Layout:
                     + (f"make the denoiser with tokens={tokens}" if part is first and value.shape[2:] == part.shape[1:]
                        else "encode the texts by the pipeline that the network is from")
                 )  # fmt: skip
-            found.append(value.float().flatten(1).expand(rows, -1) if part.shape else value.float().expand(rows)[:, None])
+            found.append(
+                value.float().flatten(1).expand(rows, -1) if part.shape else value.float().expand(rows)[:, None]
+            )
         return torch.cat(found, 1)[:, None, None]
 
     def unpacked(self, prompts: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -36,6 +36,4 @@ def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: in
     return {TEXT: text, MASK: mask}, {TEXT: of_negative, MASK: negative_mask}
 
 
-KIND = Kind(
-    call, prompt=prompt, tokens=300, encode=encode, known={"guidance_embeds": (None, False)}, row=BLOCKS
-)
+KIND = Kind(call, prompt=prompt, tokens=300, encode=encode, known={"guidance_embeds": (None, False)}, row=BLOCKS)
