@@ -98,6 +98,11 @@ class ForeignNetwork(nn.Module):
             given = {}
             if label is None and self.null:
                 label = torch.full((z.shape[0],), self.num_classes, device=z.device)
+        if (channels := self.kind.channels(getattr(self.net, "config", {}))) not in (None, z.shape[1]):
+            raise ValueError(
+                f"this {type(self.net).__name__} takes latents of {channels} channels, got {z.shape[1]}: encode images "
+                "by the VAE of its pipeline"
+            )
         state = self.convention.state(z, log_snr).to(dtype)
         output = self.kind.call(self.net, state, self.convention.time(log_snr), label, given).to(z.dtype)
         if output.shape[1] == 2 * z.shape[1]:

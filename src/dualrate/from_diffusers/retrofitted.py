@@ -39,7 +39,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.classes.kind import BLOCKS
-from dualrate.from_diffusers.diffusers_folder import ForeignConfig, adopted
+from dualrate.from_diffusers.diffusers_folder import Adopted, ForeignConfig, adopted
 from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
@@ -301,12 +301,23 @@ class OwnBlocks(OfForeign, Ranged):
         return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
 
 
+def check_labels_alone(found: Adopted, path: Path) -> None:
+    """Raises ValueError for a model of texts."""
+    if found.network.prompt.parts:
+        raise ValueError(
+            f"{path} is a model of texts, and commands know labels alone: draw in Python, by dualrate.from_diffusers "
+            "and dualrate.prompts"
+        )
+
+
 def experiment_of(path: Path) -> Experiment:
     """A folder of diffusers as the experiment of a single-rate model that is trained; its VAE is the codec.
 
-    Raises what `adopted` and `read_codec` raise; warns where images have channels of latents, which nothing decodes.
+    Raises what `adopted` and `read_codec` raise, and ValueError for a model of texts, whose prompts no command reads;
+    warns where images have channels of latents, which nothing decodes.
     """
     found = adopted(path)
+    check_labels_alone(found, path)
     codec = NoCodec() if found.folder.codec is None else CodecFolder.at(found.folder.codec)
     channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(found.network.shape)
     if channels not in COLOURS:
