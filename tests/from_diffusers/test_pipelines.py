@@ -3,6 +3,7 @@ guidance; and what is refused."""
 
 import inspect
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,17 +13,20 @@ from from_diffusers.models import (
     flux,
     inpainting,
     pixart,
+    prompted,
     qwen_image,
     randomised,
     sana,
     sd3,
     sdxl,
     texts,
+    unet,
     unet_text,
 )
 
 import dualrate as dr
 from dualrate.denoisers.guidance import Guided
+from dualrate.from_diffusers.classes.catalogue import KINDS
 from dualrate.from_diffusers.classes.kind import in_patches
 from dualrate.sampling.trajectory import rollout
 
@@ -197,7 +201,9 @@ def test_fewer_tokens_than_there_is_room_for_change_nothing():
 
 
 WRONG = {
-    "width": (lambda made: {**made, "pooled_projections": made["pooled_projections"][:, 1:]}, r"\(3, 10\).* got \(3, 9\)"),
+    "width": (
+        lambda made: {**made, "pooled_projections": made["pooled_projections"][:, 1:]}, r"\(3, 10\) .* got \(3, 9\)"
+    ),
     "length": (
         lambda made: {**made, "encoder_hidden_states": made["encoder_hidden_states"][:, :5]}, r"denoiser with tokens=5"
     ),
@@ -216,7 +222,7 @@ def test_prompts_that_do_not_fit_are_refused(drawn, changed, why):
 
 
 def test_prompts_of_another_network_and_latents_of_another_vae_are_refused(drawn):
-    denoiser, _, x_hat = drawn
+    x_hat = drawn[2]
     other = prompted(randomised(unet_text()))[1]
     with pytest.raises(ValueError, match=r"make them by dualrate.prompts of this denoiser"):
         x_hat(other, noise())
