@@ -13,7 +13,7 @@ from dualrate.drawing.choice import Choice, sample
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
-from dualrate.from_diffusers.diffusers_folder import from_diffusers, scheduler_plan
+from dualrate.from_diffusers.diffusers_folder import from_diffusers
 from dualrate.from_diffusers.pipelines import prompts
 from dualrate.methods.denoising import DenoisingConfig, DualRateLoss
 from dualrate.methods.times import TimeSampler
@@ -64,6 +64,5 @@ __all__ = [
     "sample",
     "sample_batches",
     "save_grid",
-    "scheduler_plan",
     "train",
 ]

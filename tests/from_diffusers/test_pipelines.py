@@ -28,6 +28,7 @@ import dualrate as dr
 from dualrate.denoisers.guidance import Guided
 from dualrate.from_diffusers.classes.catalogue import KINDS
 from dualrate.from_diffusers.classes.kind import in_patches
+from dualrate.from_diffusers.diffusers_folder import scheduler_plan
 from dualrate.sampling.trajectory import rollout
 
 pytestmark = [
@@ -116,7 +117,7 @@ def ours(pipe, net, guidance, patch=0):
         made["guidance"] = torch.tensor([2.5])
     shape = {} if net.config.get("sample_size") else {"shape": (4, 8, 8)}
     denoiser = dr.from_diffusers(pipe, negative=texts(net, 1, 3), tokens=TOKENS, **shape)
-    plan = dr.scheduler_plan(denoiser, pipe.scheduler, N, (4, 8, 8))
+    plan = scheduler_plan(denoiser, pipe.scheduler, N, (4, 8, 8))
     process, cond = denoiser.process, dr.prompts(denoiser, made)
     called = denoiser if guidance == 1 else Guided(denoiser, process, guidance, null=1, patch=patch)
     with torch.no_grad():
