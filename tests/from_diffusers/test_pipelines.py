@@ -23,12 +23,16 @@ from from_diffusers.models import (
     unet,
     unet_text,
 )
+from from_diffusers.test_retrofit import saved
 
 import dualrate as dr
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.data.conditions import Prompts
 from dualrate.denoisers.guidance import Guided
 from dualrate.from_diffusers.classes.catalogue import KINDS
 from dualrate.from_diffusers.classes.kind import in_patches
-from dualrate.from_diffusers.diffusers_folder import scheduler_plan
+from dualrate.from_diffusers.diffusers_folder import adopted, scheduler_plan
+from dualrate.from_diffusers.retrofitted import OneForeign
 from dualrate.sampling.trajectory import rollout
 
 pytestmark = [
@@ -287,6 +291,27 @@ def test_a_lora_that_is_loaded_is_a_part_of_the_network():
         ours(pipe, net, 1.0) / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-5
     )
     assert not torch.allclose(before, expected)
+
+
+def test_an_experiment_holds_a_model_of_texts(tmp_path):
+    net, scheduler = randomised(sd3()), flow()
+    saved(tmp_path, net, "transformer", scheduler)
+    found = adopted(tmp_path, tokens=TOKENS)
+    networks = OneForeign(found.network)
+    assert networks.given == (1, 1, TOKENS * 12 + 10)
+    parts = networks, dr.DenoisingConfig(), dr.FitConfig(iterations=1), dr.DataConfig("")
+    held = dr.Experiment("texts", *parts, dr.GaussianProcess(found.schedule), condition=Prompts(networks.given[2]))
+    assert from_plain(dr.Experiment, to_plain(held)) == held
+    modules, denoiser = held.build()
+    modules["model"].net.load_state_dict(found.weights().state_dict())
+    direct, cond = prompted(net, scheduler)
+    modules["model"].empty.copy_(direct.network.empty)
+    z, t = noise(), torch.full((ROWS,), 0.5).double()
+    for one in (cond, dr.Cond(torch.tensor([0, 1, 0]), cond.given)):
+        with torch.no_grad():
+            torch.testing.assert_close(*(of.denoise(z, t, dr.Context(), one) for of in (denoiser, direct)))
+    with pytest.raises(ValueError, match="a model of texts, and commands know labels alone"):
+        dr.load(tmp_path)
 
 
 def test_networks_whose_weights_are_elsewhere_or_quantised_are_refused():

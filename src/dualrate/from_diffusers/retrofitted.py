@@ -218,6 +218,10 @@ class OfForeign(NetworksConfig):
         return self.foreign.prompt.shape if self.foreign.prompt.parts else None
 
     @property
+    def ages(self) -> bool:
+        return not self.single_rate  # what sees a prompt sees states, too
+
+    @property
     def num_classes(self) -> int:
         return self.foreign.num_classes
 
