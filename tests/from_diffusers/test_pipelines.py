@@ -245,7 +245,7 @@ def test_texts_are_encoded_by_the_pipeline_in_the_words_of_its_class(monkeypatch
         signature = inspect.signature(type(pipe).encode_prompt)
 
         def encode(*given, made=made, negative=negative, asked=asked, signature=signature, **named):
-            asked.append(signature.bind(None, *given, **named).arguments)
+            asked.append(signature.bind(*given, **named).arguments)
             own = [part for part in ("encoder_hidden_states", "text_embeds", "pooled_projections") if part in made]
             masks = [part for part in made if part.endswith("_mask")]
             if len(own + masks) > 1 and masks and "encoder_hidden_states_mask" not in made:
@@ -253,15 +253,14 @@ def test_texts_are_encoded_by_the_pipeline_in_the_words_of_its_class(monkeypatch
             if "do_classifier_free_guidance" in signature.parameters:
                 return tuple(one[part] for part in own for one in (made, negative))
             one = negative if len(asked[-1]["prompt"]) == 1 else made
-            return tuple(one[part] for part in own + masks) + (None,) * ("text_ids" in str(signature) or not masks)
+            return tuple(one[part] for part in own + masks) + (None,) * (not masks)
 
         monkeypatch.setattr(type(pipe), "encode_prompt", encode)
         monkeypatch.setattr("dualrate.from_diffusers.pipelines.has_encoders", lambda pipe: True)
         monkeypatch.setattr("dualrate.from_diffusers.diffusers_folder.has_encoders", lambda pipe: True)
-        if "mask" in made:  # its empty prompt has no hole: it is given embeddings
-            continue
+        hole = {part: made[part] for part in ("mask", "masked_image_latents") if part in made}
         denoiser = dr.from_diffusers(pipe, tokens=TOKENS, shape=(4, 8, 8), negative="blurred")
-        cond = dr.prompts(denoiser, ["a red circle", "a blue square"], pipe)
+        cond = dr.prompts(denoiser, ["a red circle", "a blue square"], pipe, **hole)
         parts = denoiser.network.prompt.unpacked(cond.given, torch.float32)
         empty = denoiser.network.prompt.unpacked(denoiser.network.empty, torch.float32)
         for part in denoiser.network.prompt.parts:
@@ -333,7 +332,7 @@ def test_networks_whose_weights_are_elsewhere_or_quantised_are_refused():
     refused("is quantised", whole_numbers)
 
 
-def test_pipelines_that_a_denoiser_cannot_follow_are_refused_with_the_way_out():
+def test_pipelines_that_a_denoiser_cannot_follow_are_refused_with_the_way_out(monkeypatch):
     net, scheduler = randomised(unet()), ddim()
     of = diffusers.DDPMPipeline
     assert dr.from_diffusers(of(net, scheduler)).network.kind is KINDS["UNet2DModel"]
@@ -343,12 +342,12 @@ def test_pipelines_that_a_denoiser_cannot_follow_are_refused_with_the_way_out():
 
     with pytest.raises(ValueError, match=r"Own is no pipeline of diffusers' own, .*from_diffusers\(pipe.unet"):
         dr.from_diffusers(Own(net, scheduler))
-    pipe = of(net, scheduler)
-    pipe.register_modules(controlnet=torch.nn.Linear(1, 1))
+    pipe, parts = of(net, scheduler), {"unet": net, "scheduler": scheduler, "controlnet": torch.nn.Linear(1, 1)}
+    monkeypatch.setattr(of, "components", property(lambda self: parts))
     with pytest.raises(ValueError, match=r"calls its controlnet too"):
         dr.from_diffusers(pipe)
-    with pytest.raises(ValueError, match=r"addition_embed_type 'text', of another process"):
-        dr.from_diffusers(unet_text(addition_embed_type="text", encoder_hid_dim=16), ddim())
+    with pytest.raises(ValueError, match="time_cond_proj_dim 8, of another process"):
+        dr.from_diffusers(unet_text(time_cond_proj_dim=8), ddim())
     with pytest.raises(ValueError, match=r"takes 8 channels and returns 4: known are as many, and 9"):
         dr.from_diffusers(unet_text(in_channels=8), ddim())
     with pytest.warns(UserWarning, match="guidance was distilled into this Flux"):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import torch
 from torch import nn
 
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
@@ -360,7 +361,11 @@ def from_diffusers(
         raise ValueError("a network alone does not say its schedule: pass the scheduler that it was trained with")
     prompt, empty = layout_of(kind, config, tokens, shape), None
     if prompt.parts and (isinstance(negative, Mapping) or (pipeline is not None and has_encoders(pipeline))):
-        empty = prompt.packed(encoded(kind, prompt, negative, pipeline, alone=True))
+        absent = {part.name: torch.zeros(1, *part.shape) for part in prompt.parts if part.stays}  # and never looked at
+        empty = prompt.packed({**absent, **encoded(kind, prompt, negative, pipeline, alone=True)})
+        empty = empty.to(next(net.parameters()).device)
+        if len(empty) != 1:
+            raise ValueError(f"negative is one prompt, got {len(empty)}")
     if config.get("guidance_embeds"):
         warnings.warn(
             f"guidance was distilled into this {name}, so x_hat is of guided images: draw by dr.DDIM, as its pipeline "

@@ -58,6 +58,7 @@ class ForeignNetwork(nn.Module):
         super().__init__()
         self.net, self.kind, self.convention = net.eval(), kind, convention
         self.num_classes, self.null, self.prompt = num_classes, null, prompt or Layout()
+        self.channels = kind.channels(getattr(net, "config", {}))
         if self.prompt.parts:
             self._check(empty)
             self.register_buffer("empty", torch.zeros(1, *self.prompt.shape) if empty is None else empty)
@@ -98,9 +99,9 @@ class ForeignNetwork(nn.Module):
             given = {}
             if label is None and self.null:
                 label = torch.full((z.shape[0],), self.num_classes, device=z.device)
-        if (channels := self.kind.channels(getattr(self.net, "config", {}))) not in (None, z.shape[1]):
+        if self.channels not in (None, z.shape[1]):
             raise ValueError(
-                f"this {type(self.net).__name__} takes latents of {channels} channels, got {z.shape[1]}: encode images "
+                f"this {type(self.net).__name__} takes latents of {self.channels} channels, got {z.shape[1]}: encode images "
                 "by the VAE of its pipeline"
             )
         state = self.convention.state(z, log_snr).to(dtype)

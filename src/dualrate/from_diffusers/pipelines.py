@@ -59,7 +59,7 @@ def check_whole(net: nn.Module) -> None:
             )
     if any(weight.is_meta for weight in net.parameters()):
         raise ValueError(f"this {name} has weights without numbers (meta): load them, and move it by .to(device)")
-    quantised = getattr(net, "config", {}).get("quantization_config") is not None
+    quantised = dict(getattr(net, "config", {})).get("quantization_config") is not None
     if quantised or any(not (weight.is_floating_point() or weight.is_complex()) for weight in net.parameters()):
         raise ValueError(
             f"this {name} is quantised, and states take its weights' precision: load it without quantization_config, "
