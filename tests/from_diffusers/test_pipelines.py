@@ -233,6 +233,12 @@ def test_prompts_of_another_network_and_latents_of_another_vae_are_refused(drawn
         x_hat(other, noise())
     with pytest.raises(ValueError, match=r"takes latents of 4 channels, got 3: .* VAE"):
         x_hat(dr.Cond(), noise()[:, :3])
+    with pytest.raises(ValueError, match="the negative prompt is one, got 2"):
+        dr.from_diffusers(sd3(), flow(), negative=texts(sd3(), 2), tokens=TOKENS)
+    with pytest.raises(ValueError, match="encoded by the pipeline"):
+        dr.from_diffusers(sd3(), flow(), negative="blurred")
+    with pytest.raises(ValueError, match="no negative one: drop it"):
+        dr.from_diffusers(unet(), ddim(), negative="blurred")
     with pytest.raises(ValueError, match="takes no prompts"):
         dr.prompts(dr.from_diffusers(randomised(unet()), ddim()), {})
 
@@ -257,7 +263,6 @@ def test_texts_are_encoded_by_the_pipeline_in_the_words_of_its_class(monkeypatch
 
         monkeypatch.setattr(type(pipe), "encode_prompt", encode)
         monkeypatch.setattr("dualrate.from_diffusers.pipelines.has_encoders", lambda pipe: True)
-        monkeypatch.setattr("dualrate.from_diffusers.diffusers_folder.has_encoders", lambda pipe: True)
         hole = {part: made[part] for part in ("mask", "masked_image_latents") if part in made}
         denoiser = dr.from_diffusers(pipe, tokens=TOKENS, shape=(4, 8, 8), negative="blurred")
         cond = dr.prompts(denoiser, ["a red circle", "a blue square"], pipe, **hole)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import torch
 from torch import nn
 
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
@@ -28,7 +27,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.classes.catalogue import KINDS, kind_of
 from dualrate.from_diffusers.classes.kind import Given, Kind, Layout, by_place
 from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of, shape_of
-from dualrate.from_diffusers.pipelines import check_whole, encoded, has_encoders, is_pipeline, parts_of
+from dualrate.from_diffusers.pipelines import check_whole, is_pipeline, negative_prompt, parts_of
 from dualrate.from_diffusers.schedulers import NO_MEAN, REPA, SIT, Convention, own_times, read_scheduler
 from dualrate.networks.blocks import copied
 from dualrate.system.device import own_defaults
@@ -275,7 +274,8 @@ def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0, side
     kind = kind_of(folder.name, folder.config)
     own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
     config = {name: value for name, value in own.items() if name != OWN_CLASSES}
-    tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if kind.tokens else 0
+    grows = folder.scheduler.get("use_dynamic_shifting")
+    tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
     schedule, convention = read_scheduler(folder.scheduler, tokens_of_image)
     num_classes = own.get(OWN_CLASSES) if num_classes is None else num_classes
     network = ForeignConfig(
@@ -330,7 +330,7 @@ def from_diffusers(
     if pipeline is not None:
         source, scheduler = parts_of(pipeline, scheduler)
         if shape is None and not getattr(source, "config", {}).get("sample_size"):
-            side = pipeline.default_sample_size
+            side = getattr(pipeline, "default_sample_size", 0)
             shape = shape_of(kind_of(type(source).__name__, source.config), source.config, side)
     if isinstance(source, nn.Module):
         whole: nn.Module = getattr(source, "_orig_mod", source)  # of torch.compile
@@ -359,13 +359,8 @@ def from_diffusers(
         spoken = CONVENTIONS[convention] if isinstance(convention, str) else convention
     if spoken is None:
         raise ValueError("a network alone does not say its schedule: pass the scheduler that it was trained with")
-    prompt, empty = layout_of(kind, config, tokens, shape), None
-    if prompt.parts and (isinstance(negative, Mapping) or (pipeline is not None and has_encoders(pipeline))):
-        absent = {part.name: torch.zeros(1, *part.shape) for part in prompt.parts if part.stays}  # and never looked at
-        empty = prompt.packed({**absent, **encoded(kind, prompt, negative, pipeline, alone=True)})
-        empty = empty.to(next(net.parameters()).device)
-        if len(empty) != 1:
-            raise ValueError(f"negative is one prompt, got {len(empty)}")
+    prompt = layout_of(kind, config, tokens, shape)
+    empty = negative_prompt(kind, prompt, negative, pipeline)
     if config.get("guidance_embeds"):
         warnings.warn(
             f"guidance was distilled into this {name}, so x_hat is of guided images: draw by dr.DDIM, as its pipeline "
@@ -375,6 +370,7 @@ def from_diffusers(
     labels = labels_of(kind, config, num_classes)
     if prompt.parts:
         labels["null"] = empty is not None
+    empty = None if empty is None else empty.to(next(net.parameters()).device)
     network = ForeignNetwork(net, kind, spoken, **labels, prompt=prompt, empty=empty)
     check_direction(network, shape)
     return Plain(network, GaussianProcess(schedule))

@@ -93,6 +93,22 @@ def encoded(
     return kind.encode(pipeline, [texts] if isinstance(texts, str) else list(texts or ()), None, tokens)[0]
 
 
+def negative_prompt(kind: Kind, prompt: Layout, negative: str | Given | None, pipeline: Any) -> Tensor | None:
+    """(1, 1, 1, D) of the negative text, or of what the pipeline takes for none; None where nothing says it.
+
+    Raises ValueError for a text without a pipeline, several of them, and for a class that takes no texts.
+    """
+    if not prompt.parts and negative is not None:
+        raise ValueError("this network takes no prompts, so there is no negative one: drop it")
+    if not prompt.parts or (negative is None and not (pipeline is not None and has_encoders(pipeline))):
+        return None
+    unseen = {part.name: torch.zeros(1, *part.shape) for part in prompt.parts if part.stays}
+    found = prompt.packed({**unseen, **encoded(kind, prompt, negative, pipeline, alone=True)})
+    if len(found) != 1:
+        raise ValueError(f"the negative prompt is one, got {len(found)}")
+    return found
+
+
 def prompts(denoiser: Denoiser, texts: str | Sequence[str] | Given, pipeline: Any = None, **more: Tensor) -> Cond:
     """The condition of B prompts, for a denoiser of a model of texts: given (B, 1, 1, D), label 0 each.
 
