@@ -101,8 +101,8 @@ class ForeignNetwork(nn.Module):
                 label = torch.full((z.shape[0],), self.num_classes, device=z.device)
         if self.channels not in (None, z.shape[1]):
             raise ValueError(
-                f"this {type(self.net).__name__} takes latents of {self.channels} channels, got {z.shape[1]}: encode images "
-                "by the VAE of its pipeline"
+                f"this {type(self.net).__name__} takes latents of {self.channels} channels, got {z.shape[1]}: encode "
+                "images by the VAE of its pipeline"
             )
         state = self.convention.state(z, log_snr).to(dtype)
         output = self.kind.call(self.net, state, self.convention.time(log_snr), label, given).to(z.dtype)
