@@ -29,6 +29,7 @@ import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Prompts
 from dualrate.denoisers.guidance import Guided
+from dualrate.from_diffusers import pipelines
 from dualrate.from_diffusers.classes.catalogue import KINDS
 from dualrate.from_diffusers.classes.kind import in_patches
 from dualrate.from_diffusers.diffusers_folder import adopted, scheduler_plan
@@ -52,7 +53,7 @@ POOLED = EMBEDS | {"pooled_projections": "pooled_prompt_embeds", "text_embeds": 
 BY_MASK = EMBEDS | {"encoder_hidden_states_mask": "prompt_embeds_mask"}
 SD = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 SIZED = {"height": 64, "width": 64}
-UNBINNED = SIZED | {"use_resolution_binning": False}
+UNBINNED = SIZED | {"use_resolution_binning": False, "negative_prompt": None}
 # each: network, pipeline, scheduler, arguments' names there, what the pipeline is made with, and called with
 MODELS = {
     "SD 1.5": (unet_text, "StableDiffusionPipeline", ddim, EMBEDS, SD, {}),
@@ -262,7 +263,7 @@ def test_texts_are_encoded_by_the_pipeline_in_the_words_of_its_class(monkeypatch
             return tuple(one[part] for part in own + masks) + (None,) * (not masks)
 
         monkeypatch.setattr(type(pipe), "encode_prompt", encode)
-        monkeypatch.setattr("dualrate.from_diffusers.pipelines.has_encoders", lambda pipe: True)
+        monkeypatch.setattr(pipelines, "has_encoders", lambda pipe: True)
         hole = {part: made[part] for part in ("mask", "masked_image_latents") if part in made}
         denoiser = dr.from_diffusers(pipe, tokens=TOKENS, shape=(4, 8, 8), negative="blurred")
         cond = dr.prompts(denoiser, ["a red circle", "a blue square"], pipe, **hole)
