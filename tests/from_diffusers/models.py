@@ -1,7 +1,11 @@
 """Tiny networks of diffusers' own classes, with random weights that no part of them ignores."""
 
+import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +111,31 @@ def prompted(net: nn.Module, scheduler=None, **settings) -> tuple[dr.Denoiser, d
     shape = {} if net.config.get("sample_size") else {"shape": (4, 8, 8)}
     denoiser = dr.from_diffusers(net, scheduler, negative=texts(net, 1, 3), tokens=TOKENS, **shape, **settings)
     return denoiser, dr.prompts(denoiser, texts(net))
+
+
+class _Absent(ModuleType):
+    """In the place of transformers, and of what needs them: classes that texts are read by, of which none is used."""
+
+    def __init__(self, name: str, real: Any = None) -> None:
+        super().__init__(name)
+        self.real, self.__path__ = real, []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.__dict__[name] = getattr(self.real, name, None) or type(name, (), {})
+        return self.__dict__[name]
+
+
+def pipeline_class(module: str, name: str) -> Any:
+    """A pipeline of diffusers, whose module wants transformers, be these here or not."""
+    module, loaders = f"diffusers.pipelines.{module}", "diffusers.loaders"
+    if importlib.util.find_spec("transformers") is None and module not in sys.modules:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(sys.modules, loaders, _Absent(loaders, importlib.import_module(loaders)))
+            patched.setitem(sys.modules, "transformers", _Absent("transformers"))
+            importlib.import_module(module)
+    return getattr(importlib.import_module(module), name)
 
 
 def check_pipeline(folder: Path, run: dr.Model) -> None:

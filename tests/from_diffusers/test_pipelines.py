@@ -12,6 +12,7 @@ from from_diffusers.models import (
     diffusers,
     flux,
     inpainting,
+    pipeline_class,
     pixart,
     prompted,
     qwen_image,
@@ -56,26 +57,67 @@ SIZED = {"height": 64, "width": 64}
 UNBINNED = SIZED | {"use_resolution_binning": False, "negative_prompt": None}
 # each: network, pipeline, scheduler, arguments' names there, what the pipeline is made with, and called with
 MODELS = {
-    "SD 1.5": (unet_text, "StableDiffusionPipeline", ddim, EMBEDS, SD, {}),
-    "SD 2, v": (unet_text, "StableDiffusionPipeline", partial(ddim, prediction_type="v_prediction"), EMBEDS, SD, {}),
-    "inpainting": (inpainting, "StableDiffusionInpaintPipeline", ddim, EMBEDS, SD, {}),
-    "SDXL": (sdxl, "StableDiffusionXLPipeline", euler, POOLED, {"add_watermarker": False}, {}),
-    "SD3": (sd3, "StableDiffusion3Pipeline", flow, POOLED, {}, {}),
-    "SD3, shift that grows": (sd3, "StableDiffusion3Pipeline", grown, POOLED, {}, {}),
-    "PixArt": (pixart, "PixArtAlphaPipeline", ddim, MASKED, {}, UNBINNED),
-    "Sana": (partial(sana, timestep_scale=0.5), "SanaPipeline", flow, MASKED, {}, UNBINNED),
-    "Flux": (flux, "FluxPipeline", grown, POOLED, {}, SIZED),
-    "Flux, distilled": (partial(flux, guidance_embeds=True), "FluxPipeline", grown, POOLED, {}, SIZED),
-    "Qwen-Image": (qwen_image, "QwenImagePipeline", qwens, BY_MASK, {}, SIZED),
+    "SD 1.5": (
+        unet_text,
+        ("stable_diffusion.pipeline_stable_diffusion", "StableDiffusionPipeline"),
+        ddim,
+        EMBEDS,
+        SD,
+        {},
+    ),
+    "SD 2, v": (
+        unet_text,
+        ("stable_diffusion.pipeline_stable_diffusion", "StableDiffusionPipeline"),
+        partial(ddim, prediction_type="v_prediction"),
+        EMBEDS,
+        SD,
+        {},
+    ),
+    "inpainting": (
+        inpainting,
+        ("stable_diffusion.pipeline_stable_diffusion_inpaint", "StableDiffusionInpaintPipeline"),
+        ddim,
+        EMBEDS,
+        SD,
+        {},
+    ),
+    "SDXL": (
+        sdxl,
+        ("stable_diffusion_xl.pipeline_stable_diffusion_xl", "StableDiffusionXLPipeline"),
+        euler,
+        POOLED,
+        {"add_watermarker": False},
+        {},
+    ),
+    "SD3": (sd3, ("stable_diffusion_3.pipeline_stable_diffusion_3", "StableDiffusion3Pipeline"), flow, POOLED, {}, {}),
+    "SD3, shift that grows": (
+        sd3,
+        ("stable_diffusion_3.pipeline_stable_diffusion_3", "StableDiffusion3Pipeline"),
+        grown,
+        POOLED,
+        {},
+        {},
+    ),
+    "PixArt": (pixart, ("pixart_alpha.pipeline_pixart_alpha", "PixArtAlphaPipeline"), ddim, MASKED, {}, UNBINNED),
+    "Sana": (partial(sana, timestep_scale=0.5), ("sana.pipeline_sana", "SanaPipeline"), flow, MASKED, {}, UNBINNED),
+    "Flux": (flux, ("flux.pipeline_flux", "FluxPipeline"), grown, POOLED, {}, SIZED),
+    "Flux, distilled": (
+        partial(flux, guidance_embeds=True),
+        ("flux.pipeline_flux", "FluxPipeline"),
+        grown,
+        POOLED,
+        {},
+        SIZED,
+    ),
+    "Qwen-Image": (qwen_image, ("qwenimage.pipeline_qwenimage", "QwenImagePipeline"), qwens, BY_MASK, {}, SIZED),
 }
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
 def pipeline(model, **parts):
     """The pipeline object, with a network of random weights, and no encoders."""
-    pytest.importorskip("transformers")
     make, name, scheduler, _, settings, _ = model
-    net, kind = randomised(make()), getattr(diffusers, name)
+    net, kind = randomised(make()), pipeline_class(*name)
     role = "unet" if hasattr(net, "down_blocks") else "transformer"
     names = inspect.signature(kind.__init__).parameters
     absent = {part: None for part, one in names.items() if part != "self" and one.default is one.empty}
