@@ -103,12 +103,12 @@ def test_lines_of_text_fit_a_screen():
 
 # What runs the code of a page: here, or a test of its subject. Code that nothing runs is in ```sh or ```text.
 RUN = {
-    "README.md", "docs/api.md", "docs/commands.md", "docs/conditions.md", "docs/distil.md", "docs/extending.md",
-    "docs/forecasts.md", "docs/latents.md", "docs/own-images.md", "docs/pipeline.md", "docs/plan.md",
-    "docs/retrofit.md", "docs/serving.md", "docs/start.md",
+    "README.md", "docs/api.md", "docs/commands.md", "docs/conditions.md", "docs/diffusers.md", "docs/distil.md",
+    "docs/extending.md", "docs/forecasts.md", "docs/latents.md", "docs/own-images.md", "docs/pipeline.md",
+    "docs/plan.md", "docs/retrofit.md", "docs/serving.md", "docs/start.md",
     "docs/unified-latents.md", "docs/worse.md",
 }  # fmt: skip
-READ = {"docs/design.md", "docs/diffusers.md", "docs/scaling.md"}  # signatures; a user's model; many GPUs
+READ = {"docs/design.md", "docs/scaling.md"}  # signatures; many GPUs
 
 
 def test_every_block_of_code_is_run_or_marked():
@@ -210,10 +210,10 @@ def test_every_command_of_a_page_runs(page, place, monkeypatch):
 
 @pytest.mark.usefixtures("small_networks")
 @pytest.mark.parametrize(
-    "page", ["api", "conditions", "distil", "forecasts", "own-images", "plan", "retrofit", "start"]
+    "page", ["api", "conditions", "diffusers", "distil", "forecasts", "own-images", "plan", "retrofit", "start"]
 )
 def test_every_block_of_a_page_runs_in_turn(page, place, monkeypatch):
-    if page in ("api", "retrofit"):
+    if page in ("api", "diffusers", "retrofit"):
         pytest.importorskip("diffusers")
     own_images(place)
     follow_page(ROOT / f"docs/{page}.md", monkeypatch)

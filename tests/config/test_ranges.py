@@ -51,7 +51,7 @@ from dualrate.compare.comparison import Effort
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
-from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
+from dualrate.data.conditions import Inpainting, Pairs, Prompts, SuperResolution
 from dualrate.data.forecast import Forecast
 from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulation
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
@@ -101,6 +101,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.likelihood.bound.Bound",
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",
+    "dualrate.from_diffusers.classes.kind.Kind",
+    "dualrate.from_diffusers.classes.kind.Part",
     "dualrate.compare.results.KeptRow",
     "dualrate.compare.results.Saving",
     "dualrate.compare.comparison.Session",
@@ -246,6 +248,7 @@ def examples() -> Iterator[Any]:
     yield ThreeConditional(config, config, config, (4, 2, 2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
+    yield Prompts()
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())

@@ -1,7 +1,11 @@
 """Tiny networks of diffusers' own classes, with random weights that no part of them ignores."""
 
+import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +13,12 @@ import torch
 from torch import nn
 
 import dualrate as dr
+from dualrate.from_diffusers.classes.catalogue import kind_of
+from dualrate.from_diffusers.diffusers_folder import layout_of
 
 diffusers = pytest.importorskip("diffusers")
 
-TEXTS = 3  # and the empty one
+TEXTS, TOKENS = 3, 6
 
 
 def randomised(net: nn.Module) -> nn.Module:
@@ -55,13 +61,81 @@ def sana(**settings) -> nn.Module:
     return diffusers.SanaTransformer2DModel(**sizes | texts, out_channels=4, caption_channels=12, **settings)
 
 
-def texts(*names: str) -> dict[str, torch.Tensor]:
-    shapes = {"encoder_hidden_states": (6, 12), "pooled_projections": (10,), "encoder_attention_mask": (6,)}
-    generator = torch.Generator().manual_seed(2)
-    made = {name: torch.randn(TEXTS + 1, *shapes[name], generator=generator) for name in names}
-    if "encoder_attention_mask" in made:
-        made["encoder_attention_mask"] = torch.arange(6).expand(TEXTS + 1, 6).lt(torch.tensor([[6], [4], [5], [1]])) * 1
+def unet_text(**settings) -> nn.Module:
+    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "mid_block_type": None}
+    ups = {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 12, "attention_head_dim": 2}
+    sizes = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    return diffusers.UNet2DConditionModel(**blocks | ups | sizes | settings)
+
+
+def sdxl() -> nn.Module:
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    return unet_text(**added, projection_class_embeddings_input_dim=10 + 6 * 4, use_linear_projection=True)
+
+
+def inpainting() -> nn.Module:
+    return unet_text(in_channels=9)
+
+
+ROWS_OF = {"num_attention_heads": 2, "attention_head_dim": 8, "axes_dims_rope": (2, 2, 4), "joint_attention_dim": 12}
+
+
+def flux(**settings) -> nn.Module:
+    sizes = {"in_channels": 16, "num_layers": 1, "num_single_layers": 1, "pooled_projection_dim": 10}
+    return diffusers.FluxTransformer2DModel(**sizes | ROWS_OF | settings)
+
+
+def qwen_image() -> nn.Module:
+    return diffusers.QwenImageTransformer2DModel(**ROWS_OF, in_channels=16, out_channels=4, num_layers=2)
+
+
+def texts(net: nn.Module, rows: int = TEXTS, seed: int = 2) -> dict[str, torch.Tensor]:
+    """What encoders might have made of texts, of `TOKENS` tokens."""
+    kind, generator = kind_of(type(net).__name__, net.config), torch.Generator().manual_seed(seed)
+    made = {}
+    for part in layout_of(kind, net.config, TOKENS, 8).parts:
+        made[part.name] = torch.randn(rows, *part.shape, generator=generator)
+        if part.mask:  # the first has all tokens
+            made[part.name] = torch.arange(TOKENS).expand(rows, -1).lt(torch.tensor([[6], [4], [5]])[:rows]) * 1
+    if "mask" in made:
+        made["mask"] = (made["mask"] > 0) * 1.0
     return made
+
+
+def prompted(net: nn.Module, scheduler=None, **settings) -> tuple[dr.Denoiser, dr.Cond]:
+    """A denoiser, and three prompts for it where it takes such, else three labels."""
+    scheduler = scheduler or diffusers.DDPMScheduler(clip_sample=False)
+    if not kind_of(type(net).__name__, net.config).tokens:
+        denoiser = dr.from_diffusers(net, scheduler, **settings)
+        return denoiser, dr.Cond(torch.tensor([2, 0, 1]) if denoiser.network.num_classes else None)
+    shape = {} if net.config.get("sample_size") else {"shape": (4, 8, 8)}
+    denoiser = dr.from_diffusers(net, scheduler, negative=texts(net, 1, 3), tokens=TOKENS, **shape, **settings)
+    return denoiser, dr.prompts(denoiser, texts(net))
+
+
+class _Absent(ModuleType):
+    """In the place of transformers, and of what needs them: classes that texts are read by, of which none is used."""
+
+    def __init__(self, name: str, real: Any = None) -> None:
+        super().__init__(name)
+        self.real, self.__path__ = real, []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.__dict__[name] = getattr(self.real, name, None) or type(name, (), {})
+        return self.__dict__[name]
+
+
+def pipeline_class(module: str, name: str) -> Any:
+    """A pipeline of diffusers, whose module wants transformers, be these here or not."""
+    module, loaders = f"diffusers.pipelines.{module}", "diffusers.loaders"
+    if importlib.util.find_spec("transformers") is None and module not in sys.modules:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(sys.modules, loaders, _Absent(loaders, importlib.import_module(loaders)))
+            patched.setitem(sys.modules, "transformers", _Absent("transformers"))
+            importlib.import_module(module)
+    return getattr(importlib.import_module(module), name)
 
 
 def check_pipeline(folder: Path, run: dr.Model) -> None:

@@ -4,32 +4,27 @@ from dataclasses import replace
 
 import pytest
 import torch
-from from_diffusers.models import diffusers, dit, pixart, randomised, sana, sd3, texts, unet
+from from_diffusers.models import dit, flux, pixart, prompted, qwen_image, randomised, sana, sd3, unet, unet_text
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.sampling.cost import call_cost
 
-TEXT, MASK = "encoder_hidden_states", "encoder_attention_mask"
-IN_A_ROW = {
-    "DiT": lambda: (dit(num_layers=3), None),
-    "PixArt": lambda: (pixart(), texts(TEXT, MASK)),
-    "Sana": lambda: (sana(), texts(TEXT, MASK)),
-}
-OTHERS = {"UNet2D": lambda: (unet(), None), "SD3": lambda: (sd3(), texts(TEXT, "pooled_projections"))}
+IN_A_ROW = {"DiT": lambda: dit(num_layers=3), "PixArt": pixart, "Sana": sana}
+OTHERS = {"UNet2D": unet, "UNet of texts": unet_text, "SD3": sd3, "Flux": flux, "Qwen-Image": qwen_image}
 
 
 def plain(made):
-    net, tables = made()
-    return dr.from_diffusers(randomised(net), diffusers.DDPMScheduler(clip_sample=False), embeddings=tables)
+    denoiser, cond = prompted(randomised(made()))
+    return denoiser, cond[:2]
 
 
 @pytest.mark.parametrize("made", IN_A_ROW.values(), ids=IN_A_ROW)
 def test_a_cache_is_the_network_where_it_was_refreshed_and_leaves_it_alone(made):
-    denoiser = plain(made)
+    denoiser, cond = plain(made)
     shape = (denoiser.network.net.config.in_channels, 8, 8)
     cache = denoiser_named("fora")(denoiser, denoiser.process)
-    z, t, cond = torch.randn(2, *shape), torch.tensor([0.5, 0.4]).double(), dr.Cond(torch.tensor([0, 2]))
+    z, t = torch.randn(2, *shape), torch.tensor([0.5, 0.4]).double()
 
     def never(*given):
         raise AssertionError("what was compiled holds the blocks")
@@ -55,9 +50,9 @@ def test_a_cache_is_the_network_where_it_was_refreshed_and_leaves_it_alone(made)
 @pytest.mark.parametrize("made", [IN_A_ROW["DiT"], IN_A_ROW["PixArt"]], ids=["DiT", "PixArt"])
 def test_tokens_are_made_anew_one_by_one(made, name):
     """All of them with fresh attention: the network itself. Some: only what is added to these has changed."""
-    denoiser = plain(made)
+    denoiser, cond = plain(made)
     cache = denoiser_named(name)(denoiser, denoiser.process)
-    z, t, cond = torch.randn(2, 4, 8, 8), torch.tensor([0.5, 0.4]).double(), dr.Cond(torch.tensor([0, 2]))
+    z, t = torch.randn(2, 4, 8, 8), torch.tensor([0.5, 0.4]).double()
     with torch.no_grad():
         own = denoiser.denoise(z, t, dr.Context(), cond)
         context = cache.encode(z, t, cond)
@@ -76,19 +71,19 @@ def test_tokens_are_made_anew_one_by_one(made, name):
 
 
 def test_blocks_in_which_tokens_meet_outside_attention_are_refused():
-    denoiser = plain(IN_A_ROW["Sana"])
+    denoiser, _ = plain(IN_A_ROW["Sana"])
     with pytest.raises(ValueError, match="one by one in a BasicTransformerBlock, got SanaTransformerBlock"):
         denoiser_named("duca")(denoiser, denoiser.process)
 
 
 @pytest.mark.parametrize("made", OTHERS.values(), ids=OTHERS)
 def test_blocks_that_pass_more_than_tokens_on_are_refused(made):
-    denoiser = plain(made)
+    denoiser, _ = plain(made)
     with pytest.raises(ValueError, match="do not stand in a row"):
         denoiser_named("taylor")(denoiser, denoiser.process)
 
 
 def test_deep_cache_wants_levels():
-    denoiser = plain(IN_A_ROW["DiT"])
+    denoiser, _ = plain(IN_A_ROW["DiT"])
     with pytest.raises(ValueError, match="has one level"):
         denoiser_named("deep-cache")(denoiser, denoiser.process)

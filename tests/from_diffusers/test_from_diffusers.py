@@ -9,15 +9,17 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from from_diffusers.models import diffusers, dit, pixart, randomised, sana, sd3, texts, unet
+from from_diffusers.models import diffusers, dit, prompted, randomised, sana, unet
 from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 import dualrate as dr
 from dualrate.diffusion.convention import SIT, Discrete, Flow
 from dualrate.diffusion.schedule import Betas
+from dualrate.from_diffusers.classes.catalogue import kind_of
+from dualrate.from_diffusers.classes.kind import Kind, by_place
 from dualrate.from_diffusers.diffusers_folder import adopted, check_name, class_named, read_folder
-from dualrate.from_diffusers.foreign_network import ForeignNetwork, Kind, by_place, check_direction, kind_of, labels_of
+from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of
 from dualrate.from_diffusers.retrofitted import experiment_of
 from dualrate.from_diffusers.schedulers import DISCRETE, FLOW, read_scheduler
 from dualrate.sampling.trajectory import trajectory
@@ -26,33 +28,26 @@ pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z
 
 N, ROWS = 6, 3
 LABEL = torch.tensor([2, 0, 1])
-TEXT, POOLED, MASK = "encoder_hidden_states", "pooled_projections", "encoder_attention_mask"
-SIZES = {"added_cond_kwargs": {"resolution": torch.full((3, 2), 64.0), "aspect_ratio": torch.ones(3, 1)}}
-# each: the network, tables of texts, what it takes for labels in its own loop
+# each: the network, what it takes for labels in its own loop; models of texts are compared with their pipelines
 NETWORKS = {
-    "DiT": lambda: (dit(), None, {"class_labels": LABEL}),
-    "UNet2D": lambda: (unet(), None, {}),
-    "UNet2D of classes": lambda: (unet(num_class_embeds=4), None, {"class_labels": LABEL}),
-    "SD3": lambda: (sd3(), texts(TEXT, POOLED), {}),
-    "PixArt": lambda: (pixart(), texts(TEXT, MASK), {}),
-    "PixArt of a size": lambda: (pixart(use_additional_conditions=True), texts(TEXT, MASK), SIZES),
-    "Sana": lambda: (sana(), texts(TEXT, MASK), {}),
+    "DiT": lambda: (dit(), {"class_labels": LABEL}),
+    "UNet2D": lambda: (unet(), {}),
+    "UNet2D of classes": lambda: (unet(num_class_embeds=4), {"class_labels": LABEL}),
 }
 every_network = pytest.mark.parametrize("made", NETWORKS.values(), ids=NETWORKS)
 
 
 def wrapped(made, scheduler, **settings):
     """The denoiser, and their call of it: (state, time) -> output."""
-    net, tables, labels = made()
+    net, labels = made()
     net = randomised(net).train()  # which the denoiser is not in
     shape = (net.config.in_channels, 8, 8)
-    denoiser = dr.from_diffusers(net, scheduler, embeddings=tables, **settings)
+    denoiser = dr.from_diffusers(net, scheduler, **settings)
     net.eval()
-    given = labels | {name: table[LABEL] for name, table in (tables or {}).items()}
 
     def output(state, time):
         with torch.no_grad():
-            return net(state, timestep=time.expand(ROWS), return_dict=False, **given)[0][:, : shape[0]]
+            return net(state, timestep=time.expand(ROWS), return_dict=False, **labels)[0][:, : shape[0]]
 
     return denoiser, output, shape
 
@@ -432,7 +427,7 @@ REFUSED = {
     "SCM": (lambda: dit(), lambda: diffusers.SCMScheduler(), "no posterior mean"),
     "edm": (lambda: dit(), lambda: diffusers.EDMEulerScheduler(), "no schedule is known for EDMEuler"),
     "class": (lambda: nn.Linear(2, 2), lambda: diffusers.DDPMScheduler(), "no Linear is known; known are DiT"),
-    "texts": (lambda: sana(), lambda: diffusers.DDPMScheduler(), r"missing \['encoder_hidden_states'\]"),
+    "texts": (lambda: sana(), lambda: diffusers.DDPMScheduler(), "images of prompts, got none"),
     "betas": (lambda: dit(), lambda: diffusers.DDPMScheduler(trained_betas=[0.1, 0.2]), "trained_betas"),
     "thresholding": (lambda: dit(), lambda: diffusers.DDPMScheduler(thresholding=True), "set it to False"),
     "log sigma": (
@@ -464,7 +459,7 @@ def test_sanas_own_scheduler_is_a_flow():
     scheduler = diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    denoiser = dr.from_diffusers(randomised(sana()), scheduler, embeddings=texts(TEXT))
+    denoiser, _ = prompted(randomised(sana()), scheduler)
     assert denoiser.process.schedule.shift == 3
     assert denoiser.network.convention == Flow()
 
@@ -473,7 +468,7 @@ def test_sana_is_given_its_time_in_its_own_scale():
     """As its pipeline does: the network has the scale in its configuration and leaves it to whoever calls it."""
     net, scheduler, asked = randomised(sana(timestep_scale=0.25)), diffusers.FlowMatchEulerDiscreteScheduler(), []
     net.register_forward_pre_hook(lambda _, args, kwargs: asked.append(kwargs["timestep"]), with_kwargs=True)
-    denoiser = dr.from_diffusers(net, scheduler, embeddings=texts(TEXT))
+    denoiser, cond = prompted(net, scheduler)
     asked.clear()  # of the search for the direction of time
-    denoiser.denoise(torch.randn(1, 4, 8, 8), torch.tensor([0.6]), dr.Context(), dr.Cond(torch.tensor([1])))
+    denoiser.denoise(torch.randn(1, 4, 8, 8), torch.tensor([0.6]), dr.Context(), cond[:1])
     assert asked[0].tolist() == pytest.approx([150], rel=1e-4)

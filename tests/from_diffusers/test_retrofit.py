@@ -12,21 +12,35 @@ import pytest
 import safetensors.torch
 import torch
 from cli.command import call
-from from_diffusers.models import check_pipeline, diffusers, dit, pixart, randomised, sana, sd3, texts, unet
+from from_diffusers.models import (
+    check_pipeline,
+    diffusers,
+    dit,
+    flux,
+    pixart,
+    prompted,
+    qwen_image,
+    randomised,
+    sana,
+    sd3,
+    unet,
+    unet_text,
+)
 from torch import nn
 from torch.nn import functional as F
 
 import dualrate as dr
-from dualrate.denoisers.denoiser import DualRate, posterior_mean
+from dualrate.denoisers.denoiser import DualRate, condition_of, posterior_mean
 from dualrate.diffusion.convention import REPA
 from dualrate.diffusion.prediction import Sigmoid, v_from_x
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment.experiment import Start
-from dualrate.from_diffusers import foreign_network as kinds
+from dualrate.from_diffusers.classes import catalogue as kinds
+from dualrate.from_diffusers.classes.kind import Kind, by_place
 from dualrate.from_diffusers.diffusers_folder import adopted, read_folder
-from dualrate.from_diffusers.foreign_network import ForeignNetwork, Kind, by_place
+from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.from_diffusers.retrofitted import (
     Projection,
     Retrofitted,
@@ -126,30 +140,21 @@ def test_untrained_it_is_the_model_at_heavy_steps_and_its_x_hat_between(place, m
     assert error < 1e-5 * scale
 
 
-@pytest.mark.parametrize(
-    ("net", "tables"),
-    [
-        (dit, ()),
-        (unet, ()),
-        (sd3, ("encoder_hidden_states", "pooled_projections")),
-        (pixart, ("encoder_hidden_states",)),
-        (sana, ("encoder_hidden_states",)),
-    ],
-)
-def test_every_block_of_every_class_can_be_tapped(net, tables):
+@pytest.mark.parametrize("net", [dit, unet, unet_text, sd3, pixart, sana, flux, qwen_image])
+def test_every_block_of_every_class_can_be_tapped(net):
     net = randomised(net())
-    wrapped = dr.from_diffusers(net, diffusers.DDPMScheduler(), embeddings=texts(*tables) if tables else None).network
-    shape = (net.config.in_channels, 8, 8)
+    denoiser, cond = prompted(net)
+    wrapped = denoiser.network
+    shape = (wrapped.kind.channels(net.config), 8, 8)
     taps = taps_of(wrapped, shape, range(len(wrapped.blocks)))
     assert len(taps) >= 2
     with pytest.raises(ValueError, match=f"has blocks 0 to {len(taps) - 1}, got"):
         taps_of(wrapped, shape, [len(taps)])
     light = dr.UViTConfig(8, shape[0], (dr.Level("transformer", 8, 1),), patch=2, head_dim=8)
     encoder = TappedEncoder(wrapped, light, taps)
-    z, log_snr, label = torch.randn(3, *shape), torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([0, 1, 2])
-    order = torch.tensor([2, 0, 1])
-    (feature, x_hat), v = encoder(z, log_snr, label)
-    (moved, x_moved), v_moved = encoder(z[order], log_snr[order], label[order])
+    z, log_snr, order = torch.randn(3, *shape), torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([2, 0, 1])
+    (feature, x_hat), v = encoder(z, log_snr, *condition_of(cond))
+    (moved, x_moved), v_moved = encoder(z[order], log_snr[order], *condition_of(cond[order]))
     assert feature.shape == (3, 8, 4, 4)
     for one, other in ((feature, moved), (x_hat, x_moved), (v, v_moved)):
         torch.testing.assert_close(one[order], other, rtol=1e-4, atol=1e-4)

@@ -46,10 +46,12 @@ Make = Callable[[Tensor, Draws], Tensor]  # x (B, C, H, W) in [-1, 1], draws of 
 class Condition(ABC):
     """A subclass is a frozen dataclass: it is part of the experiment, and of the run's identity.
 
-    codec: of latents; of any other condition none
+    codec:    of latents; of any other condition none
+    labelled: whether a sample has a class besides; of prompts class 0 says that its prompt counts
     """
 
     codec: CodecConfig = NoCodec()
+    labelled = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -117,6 +119,20 @@ class Unconditional(Condition):
 
     def build(self, device: torch.device | str) -> Make:
         raise ValueError("this model is given nothing but noise")
+
+
+@dataclass(frozen=True)
+class Prompts(Condition, Ranged):
+    """What the encoders of a model of texts made of a text, in a row of numbers (`from_diffusers.classes.kind`)."""
+
+    size: Annotated[int, Range(1, 2**31)] = 1
+    labelled = True
+
+    def shape(self, image: Shape) -> Shape:
+        return 1, 1, self.size
+
+    def build(self, device: torch.device | str) -> Make:
+        raise ValueError("prompts are not made of images: draw by dualrate.prompts and dualrate.sample_batches")
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
 
     On a GPU such a label would end the process.
     """
-    tables = [part for part in _modules(denoiser) if isinstance(part, Labelled)]
+    tables = [part for part in modules_of(denoiser) if isinstance(part, Labelled)]
     known = min((part.num_classes + part.null for part in tables if part.num_classes), default=0)
     strange = [label for label in labels if label not in range(known)]
     if tables and strange:
@@ -111,13 +111,18 @@ def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
         raise ValueError(f"the labels that these networks know {rule}, got {strange[0]!r}")
 
 
-def _modules(value: object) -> Iterator[nn.Module]:
+def modules_of(value: object) -> Iterator[nn.Module]:
     """All modules within a denoiser."""
     if isinstance(value, nn.Module):
         yield from value.modules()
     elif is_dataclass(value):
         for part in vars(value).values():
-            yield from _modules(part)
+            yield from modules_of(part)
+
+
+def condition_of(cond: Cond) -> tuple[Tensor | None, ...]:
+    """What a network takes after z and log_snr: (label,), or (y, label) where y is given."""
+    return (cond.label,) if cond.given is None else (cond.given, cond.label)
 
 
 def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -127,7 +132,7 @@ def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tens
 
 @dataclass(frozen=True)
 class Plain(Denoiser):
-    """One network at every step. network: (z, log_snr, label) -> output."""
+    """One network at every step. network: (z, log_snr, label) -> output, or (z, log_snr, y, label) where y is given."""
 
     network: nn.Module
     process: Process
@@ -138,14 +143,15 @@ class Plain(Denoiser):
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         log_snr = self.process.log_snr(t).to(z.dtype)
-        return self.process.x_hat(z, self.network(z, per_row(log_snr, z), cond.label).to(z.dtype), log_snr)
+        return self.process.x_hat(z, self.network(z, per_row(log_snr, z), *condition_of(cond)).to(z.dtype), log_snr)
 
 
 @dataclass(frozen=True)
 class DualRate(Denoiser):
     """A heavy context encoder and a light denoiser.
 
-    encoder: (z_tau, log_snr_tau, label) -> (features, output or None), features as the light network takes them
+    encoder: (z_tau, log_snr_tau, label), or (z_tau, log_snr_tau, y, label) where y is given -> (features, output or
+             None), features as the light network takes them
     light:   (z_t, log_snr_t, label, features, log_snr_tau, present) -> output; no features: the light network alone
     """
 
@@ -170,7 +176,7 @@ class DualRate(Denoiser):
 
     def heavy(self, z: Tensor, log_snr: Tensor, cond: Cond) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The encoder's features and output. log_snr: (B,)"""
-        return self.encoder(z, log_snr, cond.label)
+        return self.encoder(z, log_snr, *condition_of(cond))
 
     def called(self, z: Tensor, log_snr: Tensor, cond: Cond, context: Context, tau: Tensor | None) -> Tensor:
         """The light network's output. log_snr, tau: (B,), log-SNR both."""
@@ -183,9 +189,8 @@ class Conditional(Plain):
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """Raises ValueError where `cond` has no y."""
-        log_snr = self.process.log_snr(t).to(z.dtype)
-        v = self.network(z, per_row(log_snr, z), given_of(cond), cond.label)
-        return self.process.x_hat(z, v.to(z.dtype), log_snr)
+        given_of(cond)
+        return super().denoise(z, t, context, cond)
 
 
 @dataclass(frozen=True)

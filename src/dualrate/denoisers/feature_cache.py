@@ -72,7 +72,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.denoisers.denoiser import Denoiser, Plain
+from dualrate.denoisers.denoiser import Denoiser, Plain, condition_of
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.schedule import Schedule
@@ -168,7 +168,7 @@ class _Cache(Ranged, Denoiser):
     def called(self, method: Callable[..., Any], z: Tensor, t: Tensor, cond: Cond, *more: Tensor) -> tuple[Any, Tensor]:
         """What a method of the network returns but v, and x_hat of that v."""
         log_snr = self.process.log_snr(t).to(z.dtype)
-        *others, v = method(z, per_row(log_snr, z), cond.label, *more)
+        *others, v = method(z, per_row(log_snr, z), *condition_of(cond), *more)
         return others, x_from_v(z, v.to(z.dtype), log_snr)
 
     def features_of(self, context: Context) -> tuple[Tensor, ...]:

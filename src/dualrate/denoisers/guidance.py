@@ -1,5 +1,9 @@
 """Classifier-free guidance: a denoiser around another one. `reuse` passes through.
 
+Guidance may keep the length of a flow's u = eps - x, patch by patch, as Qwen-Image's pipeline does:
+
+    u' = u |u_label| / |u|,    u = (s z - x_hat) / r,   s z = (1 - r) x + r eps
+
 Temperature and top-p of tokens: a denoiser around another one that makes likely tokens likelier.
 
     p' proportional to p^(1/T);  of p' the likeliest tokens that hold `top_p` of it, all others e^-margin times p'
@@ -19,12 +23,14 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dualrate.config.ranges import Classes, Factor, GuidanceWeight, NoiseLevel, Range, Ranged, Share
 from dualrate.denoisers.denoiser import Denoiser, read
 from dualrate.diffusion.categorical import AXIS, CategoricalProcess
+from dualrate.diffusion.prediction import flow_scale
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.diffusion.values import Cond, Context, Reuse, expand
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Guided(Ranged, Denoiser):
     null:     the null class, usually `num_classes`
     interval: (low, high]: guidance acts where the noise level sigma/alpha lies in it (Kynkaanniemi et al. 2024), so
               outside it a step of a plan, whose time all rows share, costs one branch. None: everywhere
+    patch:    side of the patches in which u keeps its length; 0: it does not
     Both branches run as one batch of 2B rows, label rows first; a context holds both, so a heavy or partial call
     always does, and so do the features of a condition. These have 2B / M rows where M samples share a condition.
     """
@@ -45,6 +52,7 @@ class Guided(Ranged, Denoiser):
     weight: GuidanceWeight
     null: Classes
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
+    patch: Annotated[int, Range(0, 64)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +81,14 @@ class Guided(Ranged, Denoiser):
         x_label, x_null = self.inner.denoise(torch.cat((z, z)), _twice(t), context, self._both(cond)).chunk(2)
         none = active.new_ones((), dtype=z.dtype)  # in whose precision the weight is, and not in float32
         weight = torch.where(active, self.weight * none, none)
-        return self.process.extrapolate(x_null, x_label, weight)
+        x_hat = self.process.extrapolate(x_null, x_label, weight)
+        return self._length_kept(z, t, x_label, x_hat) if self.patch else x_hat
+
+    def _length_kept(self, z: Tensor, t: Tensor, x_label: Tensor, x_hat: Tensor) -> Tensor:
+        state = expand(flow_scale(self.process.log_snr(t).to(z.dtype)), z) * z
+        squares = ((state - x).square().mean(1, keepdim=True) for x in (x_label, x_hat))
+        own, guided = (F.avg_pool2d(square, self.patch).sqrt() for square in squares)
+        return state + (x_hat - state) * F.interpolate(own / guided, scale_factor=float(self.patch))
 
     def _both(self, cond: Cond) -> Cond:
         if cond.label is None:

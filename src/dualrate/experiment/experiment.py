@@ -221,7 +221,7 @@ class Experiment(Ranged):
             raise ValueError(f"the networks of {self.name} {what} (Experiment.condition)")
         if given is None:
             return
-        if self.num_classes:
+        if self.num_classes and not self.condition.labelled:
             raise ValueError(f"a conditional model has no labels: set num_classes of {self.name} to 0")
         if not self.condition.codec.fingerprint and (made := self.condition.shape(self.shape)) != tuple(given):
             raise ValueError(f"{self.condition} makes conditions of {made} (C, H, W), the networks take {given}")

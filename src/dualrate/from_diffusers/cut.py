@@ -45,18 +45,19 @@ class CutNetwork(Ranged):
         """The row."""
         return getattr(self.network.net, self.row)
 
-    def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    def whole(self, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor]:
         """What the blocks add, (B, n, C), and v, as the network's. Arguments: the network's."""
-        return self.called_with(_Row(self.blocks), z, log_snr, label)
+        return self.called_with(_Row(self.blocks), z, log_snr, *condition)
 
-    def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
-        """v without the blocks, given what they add. Raises ValueError where that has another shape."""
-        return self.called_with(_Row(self.blocks, added), z, log_snr, label)[1]
+    def rest(self, z: Tensor, log_snr: Tensor, *given: Any) -> Tensor:
+        """v without the blocks, given what they add, last. Raises ValueError where that has another shape."""
+        *condition, added = given
+        return self.called_with(_Row(self.blocks, added), z, log_snr, *condition)[1]
 
-    def called_with(self, row: _Row, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    def called_with(self, row: _Row, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor]:
         """What the row adds in the place of the blocks, and v."""
         net = _replaced(self.network.net, self.row, nn.ModuleList([row]))
-        v = _replaced(self.network, "net", net)(z, log_snr, label)
+        v = _replaced(self.network, "net", net)(z, log_snr, *condition)
         return cast(Tensor, row.added), v
 
 
@@ -104,28 +105,29 @@ class CutTokens:
         if strange := {type(block).__name__ for block in self.cut.blocks} - {BY_TOKEN}:
             raise ValueError(f"tokens are renewed one by one in a {BY_TOKEN}, got {', '.join(sorted(strange))}")
 
-    def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def whole(self, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the blocks add, (B, n, C), what attention adds in each, (B, blocks, n, C), what tokens receive, (B, n),
         zeros without `scores`, and v.
         """
         noting = [_Attention(block.attn1, scores=self.scores) for block in self.cut.blocks]
-        added, v = self.cut.called_with(self._row(noting), z, log_snr, label)
+        added, v = self.cut.called_with(self._row(noting), z, log_snr, *condition)
         kept = torch.stack([cast(Tensor, note.kept) for note in noting], 1)
         received = [note.received for note in noting if note.received is not None]
         return added, kept, torch.stack(received).mean(0) if received else added.new_zeros(added.shape[:2]), v
 
-    def part(
-        self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor, attention: Tensor, chosen: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the blocks add, that of the chosen tokens, (B, k), made anew, and v. Raises ValueError for what `whole`
-        did not return.
-        """
-        kept = [_Attention(None, chosen_of(one, chosen)) for one in attention.unbind(1)]
-        return self.cut.called_with(self._row(kept, added, chosen), z, log_snr, label)
+    def part(self, z: Tensor, log_snr: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        """What the blocks add, that of the chosen tokens made anew, and v.
 
-    def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
-        """v without the blocks, given what they add."""
-        return self.cut.rest(z, log_snr, label, added)
+        given: the network's condition, what `whole` returned that the blocks and that attention adds, and the chosen
+        tokens, (B, k). Raises ValueError for what `whole` did not return.
+        """
+        *condition, added, attention, chosen = given
+        kept = [_Attention(None, chosen_of(one, chosen)) for one in attention.unbind(1)]
+        return self.cut.called_with(self._row(kept, added, chosen), z, log_snr, *condition)
+
+    def rest(self, z: Tensor, log_snr: Tensor, *given: Any) -> Tensor:
+        """As `CutNetwork.rest`."""
+        return self.cut.rest(z, log_snr, *given)
 
     def _row(self, attention: Sequence[_Attention], *given: Tensor) -> _Row:
         blocks = zip(self.cut.blocks, attention, strict=True)

@@ -10,30 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from torch import Tensor, nn
+from torch import nn
 
-from dualrate.config.ranges import Classes, Ranged, as_path
+from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.convention import REPA, SIT, Convention
+from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.foreign_network import (
-    KINDS,
-    ForeignNetwork,
-    Kind,
-    by_place,
-    check_direction,
-    kind_of,
-    labels_of,
-    shape_of,
-)
-from dualrate.from_diffusers.schedulers import NO_MEAN, read_scheduler
+from dualrate.from_diffusers.classes.catalogue import KINDS, kind_of
+from dualrate.from_diffusers.classes.kind import Given, Kind, Layout, by_place
+from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of, shape_of
+from dualrate.from_diffusers.pipelines import check_whole, is_pipeline, negative_prompt, parts_of
+from dualrate.from_diffusers.schedulers import NO_MEAN, own_times, read_scheduler
 from dualrate.networks.blocks import copied
 from dualrate.system.device import own_defaults
 from dualrate.system.files import check_files, read_json
@@ -209,6 +205,10 @@ class ForeignConfig(Ranged):
     """The folder that it is from."""
     fingerprint: str = ""
     """sha256 of configuration and weights in that folder."""
+    tokens: Annotated[int, Range(0, 100_000)] = 0
+    """Of a prompt, where it takes prompts; 0: as many as its class has."""
+    side: Annotated[int, Range(0, 100_000)] = 0
+    """Of a state, where its configuration says none."""
 
     def build(self) -> ForeignNetwork:
         """With random weights. Raises ValueError for a configuration of no network, and without diffusers."""
@@ -221,16 +221,30 @@ class ForeignConfig(Ranged):
     def around(self, net: nn.Module) -> ForeignNetwork:
         """Such a network that is there already."""
         kind = kind_of(self.kind, self._config)
-        return ForeignNetwork(net, kind, self.convention, num_classes=self.num_classes, null=self.null)
+        labels = {"num_classes": self.num_classes, "null": self.null}
+        return ForeignNetwork(net, kind, self.convention, **labels, prompt=self.prompt)
 
     @property
     def shape(self) -> Shape:
         """(C, H, W) of an image."""
-        return shape_of(self._config)
+        return shape_of(kind_of(self.kind, self._config), self._config, self.side)
+
+    @property
+    def prompt(self) -> Layout:
+        """What it takes for a text."""
+        return layout_of(kind_of(self.kind, self._config), self._config, self.tokens, self.side)
 
     @property
     def _config(self) -> dict[str, Any]:
         return json.loads(self.config)
+
+
+def layout_of(kind: Kind, config: Mapping[str, Any], tokens: int = 0, shape: Shape | int = 0) -> Layout:
+    """What a network takes for a text of so many tokens; 0: as many as its class has. shape: of a state, or its side"""
+    if not kind.tokens:
+        return Layout()
+    shape = shape_of(kind, config, shape) if isinstance(shape, int) else shape
+    return Layout(kind.prompt(config, tokens or kind.tokens, shape))
 
 
 @dataclass(frozen=True)
@@ -248,21 +262,22 @@ class Adopted:
         return net
 
 
-def adopted(path: Path, num_classes: int | None = None) -> Adopted:
+def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0, side: int = 0) -> Adopted:
     """What a run needs to know of a folder of diffusers.
 
     num_classes: as of `from_diffusers`; None: as the network's config.json says by OWN_CLASSES, if it does
-    Raises ValueError for a folder that `from_diffusers` refuses, one without scheduler, and a model of texts.
+    tokens, side: as of `ForeignConfig`
+    Raises ValueError for a folder that `from_diffusers` refuses, and one without scheduler.
     """
     folder = read_folder(path)
     if folder.scheduler is None:
         raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
     kind = kind_of(folder.name, folder.config)
-    if kind.takes:
-        raise ValueError(f"{path} is a model of texts, and a run has labels alone: wrap it by dualrate.from_diffusers")
-    schedule, convention = read_scheduler(folder.scheduler)
     own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
     config = {name: value for name, value in own.items() if name != OWN_CLASSES}
+    grows = folder.scheduler.get("use_dynamic_shifting")
+    tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
+    schedule, convention = read_scheduler(folder.scheduler, tokens_of_image)
     num_classes = own.get(OWN_CLASSES) if num_classes is None else num_classes
     network = ForeignConfig(
         folder.name,
@@ -271,6 +286,8 @@ def adopted(path: Path, num_classes: int | None = None) -> Adopted:
         **labels_of(kind, config, num_classes),
         source=str(path),
         fingerprint=folder.fingerprint,
+        tokens=tokens,
+        side=side,
     )
     return Adopted(network, schedule, folder)
 
@@ -279,33 +296,46 @@ CONVENTIONS: dict[str, Convention] = {"repa": REPA, "sit": SIT}
 
 
 def from_diffusers(
-    source: str | Path | nn.Module,
+    source: Any,
     scheduler: Any = None,
     *,
     convention: Literal["diffusers", "repa", "sit"] | Convention = "diffusers",
-    embeddings: Mapping[str, Tensor] | None = None,
     num_classes: int | None = None,
     shape: Shape | None = None,
+    negative: str | Given | None = None,
+    tokens: int = 0,
 ) -> Plain:
     """A denoiser around a trained network of diffusers: any sampler, plan, bound or meter of ours takes it.
 
-    source:      a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network itself. Where
-                 `torch.compile` returned it, what was compiled is taken
+    source:      a pipeline, a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network
+                 itself. Where `torch.compile` returned it, what was compiled is taken
     scheduler:   of diffusers, or its configuration; that of the folder if not given
     convention:  what the network takes for its time and predicts; "diffusers": as its scheduler says; "repa": r in
                  [0, 1] with noise at 1, eps - x; "sit": data at 1, x - eps. With the last two the scheduler only says
                  the shift, and a network of a class that is not known is called (state, time, label)
-    embeddings:  of a model of texts: `ForeignNetwork`
     num_classes: where not all labels of the network are classes, such as a UNet2DModel's whose last one is null
-    shape:       (C, H, W) of an image, or of latents, where its configuration does not say
+    shape:       (C, H, W) of an image, or of latents, where its configuration does not say, or another is drawn
+    negative:    of a model of texts, the prompt that its null class stands for: a text that the pipeline encodes, or
+                 what `prompts` takes; None: what the pipeline takes where it is given none. Without a pipeline that
+                 has encoders there is no null class then
+    tokens:      of a prompt; 0: as many as its class has
     A network that is passed stays as it is: the denoiser has a copy in evaluation mode, which shares its weights.
     What is done to that network later, but for its weights, such as a move to a device, the copy does not follow.
     `denoiser.process` has its schedule.
     Raises ValueError for classes and schedulers that are not known, for distilled models, and where the network's time
-    runs another way than the convention says; or if diffusers is missing. Warns of an untrained network.
+    runs another way than the convention says; or if diffusers is missing. Also for pipelines with code of their own,
+    or with more networks, and for a network that is offloaded or quantised. Warns of an untrained network, and of one
+    that guidance was distilled into.
     """
+    pipeline = source if is_pipeline(source) else None
+    if pipeline is not None:
+        source, scheduler = parts_of(pipeline, scheduler)
+        if shape is None and not getattr(source, "config", {}).get("sample_size"):
+            side = getattr(pipeline, "default_sample_size", 0)
+            shape = shape_of(kind_of(type(source).__name__, source.config), source.config, side)
     if isinstance(source, nn.Module):
         whole: nn.Module = getattr(source, "_orig_mod", source)  # of torch.compile
+        check_whole(whole)
         net = copied(whole, whole, bfloat16=False)
         name, config = type(net).__name__, dict(getattr(net, "config", {}))
         check_name(Path(name), config)
@@ -319,17 +349,48 @@ def from_diffusers(
         config = dict(getattr(net, "config", config))
     if isinstance(convention, str) and convention not in ("diffusers", *CONVENTIONS):
         raise ValueError(f"convention is diffusers, {', '.join(CONVENTIONS)}, or a Convention, got {convention!r}")
+    kind = Kind(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
+    shape = shape_of(kind, config) if shape is None else shape
     schedule, spoken = RectifiedFlow(), None
     if scheduler is not None:
         own = isinstance(scheduler, Mapping)
         named = scheduler if own else {**scheduler.config, "_class_name": type(scheduler).__name__}
-        schedule, spoken = read_scheduler(named)
+        schedule, spoken = read_scheduler(named, image_tokens(kind, config, shape))
     if convention != "diffusers":
         spoken = CONVENTIONS[convention] if isinstance(convention, str) else convention
     if spoken is None:
         raise ValueError("a network alone does not say its schedule: pass the scheduler that it was trained with")
-    kind = Kind(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
-    shape = shape_of(config) if shape is None else shape
-    network = ForeignNetwork(net, kind, spoken, **labels_of(kind, config, num_classes), embeddings=embeddings)
+    prompt = layout_of(kind, config, tokens, shape)
+    empty = negative_prompt(kind, prompt, negative, pipeline)
+    if config.get("guidance_embeds"):
+        warnings.warn(
+            f"guidance was distilled into this {name}, so x_hat is of guided images: draw by dr.DDIM, as its pipeline "
+            f"does; {NO_MEAN}",
+            stacklevel=2,
+        )
+    labels = labels_of(kind, config, num_classes)
+    if prompt.parts:
+        labels["null"] = empty is not None
+    empty = None if empty is None else empty.to(next(net.parameters()).device)
+    network = ForeignNetwork(net, kind, spoken, **labels, prompt=prompt, empty=empty)
     check_direction(network, shape)
     return Plain(network, GaussianProcess(schedule))
+
+
+def image_tokens(kind: Kind, config: Mapping[str, Any], shape: Shape) -> int:
+    """Of a state (C, H, W); 0 where its class has none."""
+    patch = kind.patch(config)
+    return (shape[1] // patch) * (shape[2] // patch) if patch else 0
+
+
+def scheduler_plan(denoiser: Plain, scheduler: Any, steps: int, shape: Shape, heavy: int | None = None) -> StepPlan:
+    """The plan of a scheduler's own N steps for states (C, H, W), as the network's pipeline has them.
+
+    denoiser: of `from_diffusers`; heavy: as of `StepPlan.uniform`
+    Its first time may lie before 1: `sampling.trajectory.rollout` takes it. A scheduler that calls the network several
+    times at a noise level has one step there.
+    """
+    network: Any = denoiser.network
+    tokens = image_tokens(network.kind, network.net.config, shape)
+    times = own_times(scheduler, denoiser.process.schedule, steps, tokens, even=network.kind.even)
+    return StepPlan.spread(times, heavy)

@@ -38,8 +38,9 @@ from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
-from dualrate.from_diffusers.diffusers_folder import ForeignConfig, adopted
-from dualrate.from_diffusers.foreign_network import BLOCKS, ForeignNetwork
+from dualrate.from_diffusers.classes.kind import BLOCKS
+from dualrate.from_diffusers.diffusers_folder import Adopted, ForeignConfig, adopted
+from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
 from dualrate.networks.dual import Features, LightNetwork, LightUViT, disconnect
@@ -92,8 +93,7 @@ def taps_of(network: ForeignNetwork, shape: Shape, blocks: Sequence[int] | None 
         raise ValueError(f"{type(network.net).__name__} has blocks 0 to {len(parts) - 1}, got {wrong}")
     device = next(network.parameters()).device
     with outputs([parts[block] for block in blocks]) as seen:
-        label = torch.zeros(1, dtype=torch.int64, device=device) if network.num_classes else None
-        network(torch.zeros(1, *shape, device=device), torch.zeros(1, device=device), label)
+        network(torch.zeros(1, *shape, device=device), torch.zeros(1, device=device), *network.example(1))
     maps = [as_map(network.kind.tapped(output)) for output in seen]
     return [Tap(block, made.shape[1], made.shape[2]) for block, made in zip(blocks, maps, strict=True)]
 
@@ -113,7 +113,7 @@ class Projection(nn.Module):
 
 
 class TappedEncoder(nn.Module):
-    """forward: (z_tau, log_snr_tau, label) -> ((feature, x_hat), v), for a `LightUViT` that corrects x_hat."""
+    """forward: (z_tau, log_snr_tau, *condition) -> ((feature, x_hat), v), for a `LightUViT` that corrects x_hat."""
 
     def __init__(self, net: ForeignNetwork, light: UViTConfig, taps: Sequence[Tap]) -> None:
         super().__init__()
@@ -121,11 +121,11 @@ class TappedEncoder(nn.Module):
         self.projections = nn.ModuleList(Projection(tap, width, light.sides(0)[0]) for tap in taps)
         self.pixels = nn.Conv2d(light.image_channels, width, light.patch, stride=light.patch, bias=False)
 
-    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
-        """z: (B, C, H, W); log_snr: (B,)."""
+    def forward(self, z: Tensor, log_snr: Tensor, *condition: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """z: (B, C, H, W); log_snr: (B,); condition: the model's."""
         parts = self.net.blocks
         with outputs([parts[tap.block] for tap in self.taps]) as seen:
-            v = self.net(z, log_snr, label)
+            v = self.net(z, log_snr, *condition)
         x_hat = x_from_v(z, v, log_snr)
         feature = self.pixels(x_hat)
         for project, output in zip(self.projections, seen, strict=True):
@@ -213,6 +213,15 @@ class OfForeign(NetworksConfig):
         return self.foreign.shape
 
     @property
+    def given(self) -> Shape | None:
+        """Of its prompts, of a class that takes texts."""
+        return self.foreign.prompt.shape if self.foreign.prompt.parts else None
+
+    @property
+    def ages(self) -> bool:
+        return not self.single_rate  # what sees a prompt sees states, too
+
+    @property
     def num_classes(self) -> int:
         return self.foreign.num_classes
 
@@ -296,12 +305,23 @@ class OwnBlocks(OfForeign, Ranged):
         return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
 
 
+def check_labels_alone(found: Adopted, path: Path) -> None:
+    """Raises ValueError for a model of texts."""
+    if found.network.prompt.parts:
+        raise ValueError(
+            f"{path} is a model of texts, and commands know labels alone: draw in Python, by dualrate.from_diffusers "
+            "and dualrate.prompts"
+        )
+
+
 def experiment_of(path: Path) -> Experiment:
     """A folder of diffusers as the experiment of a single-rate model that is trained; its VAE is the codec.
 
-    Raises what `adopted` and `read_codec` raise; warns where images have channels of latents, which nothing decodes.
+    Raises what `adopted` and `read_codec` raise, and ValueError for a model of texts, whose prompts no command reads;
+    warns where images have channels of latents, which nothing decodes.
     """
     found = adopted(path)
+    check_labels_alone(found, path)
     codec = NoCodec() if found.folder.codec is None else CodecFolder.at(found.folder.codec)
     channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(found.network.shape)
     if channels not in COLOURS:

@@ -1,14 +1,22 @@
 """The schedule and the convention that a scheduler of diffusers stands for, read from its configuration.
 
 Only what training fixed is read: the noise levels, and what the network predicts. The scheduler's steps are replaced by
-our samplers. A scheduler for distilled networks is refused.
+our samplers; its times are ours to take (`own_times`). A scheduler for distilled networks is refused.
+
+A shift may grow with the number n of an image's tokens (Esser et al. 2024): it is e^mu, or mu, with
+
+    mu = base_shift + (n - n_0) / (n_1 - n_0) (max_shift - base_shift)
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, get_args
+
+import torch
 
 from dualrate.diffusion.convention import TO_V, Convention, Discrete, Flow
 from dualrate.diffusion.schedule import Betas, Kind, RectifiedFlow, Schedule
@@ -38,9 +46,10 @@ NO_MEAN = (
 )
 
 
-def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
+def read_scheduler(config: Mapping[str, Any], tokens: int = 0) -> tuple[Schedule, Convention]:
     """What a scheduler's configuration, with its `_class_name`, says of the model beside it; or its class, by defaults.
 
+    tokens: of an image, where a shift grows with them; 0: it is that of the smallest images
     Raises ValueError for a scheduler of distilled models, and for one, or settings, that are not known here.
     """
     name = str(config.get("_class_name", "a scheduler without _class_name"))
@@ -50,20 +59,47 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
         known = ", ".join(sorted(DISCRETE | FLOW))
         raise ValueError(f"no schedule is known for {name}: pass the one of the model's training; known are {known}")
     if name in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        return _flow(name, config)
+        return _flow(name, config, tokens)
     return _discrete(name, config)
 
 
-def _flow(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
+def _flow(name: str, config: Mapping[str, Any], tokens: int) -> tuple[Schedule, Convention]:
     if config.get("invert_sigmas"):
         raise ValueError(f"{name} with invert_sigmas counts time another way")
     if name in DISCRETE and config.get("prediction_type", "epsilon") != "flow_prediction":
         raise ValueError(f"this {name} has use_flow_sigmas, for which prediction_type flow_prediction is known")
     shift = _number(config, "shift" if name in FLOW else "flow_shift", 1.0)  # the other may be left of another class
-    if config.get("use_dynamic_shifting"):  # of the least mu: it grows with the image, which is not known here
-        mu = _number(config, "base_shift", 0.5)
+    if config.get("use_dynamic_shifting"):
+        mu = _mu(config, tokens)
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
     return RectifiedFlow(shift), Flow(_number(config, "num_train_timesteps", 1000))
+
+
+def _mu(config: Mapping[str, Any], tokens: int) -> float:
+    """Of an image of so many tokens; 0: of the smallest."""
+    low, high = _number(config, "base_shift", 0.5), _number(config, "max_shift", 1.15)
+    least, most = (_number(config, f"{end}_image_seq_len", usual) for end, usual in (("base", 256), ("max", 4096)))
+    return low + ((tokens or least) - least) / (most - least) * (high - low)
+
+
+def own_times(scheduler: Any, schedule: Schedule, steps: int, tokens: int = 0, *, even: bool = False) -> list[float]:
+    """The times in [0, 1] of a scheduler's own N steps, N + 1 at most: it may stand still where it is done.
+
+    schedule: as it was read of its configuration, with so many tokens; even: as of `Kind`
+    """
+    own, config = copy.deepcopy(scheduler), scheduler.config
+    sigmas = {"sigmas": [1 - i / steps for i in range(steps)]} if even else {}
+    own.set_timesteps(steps, **sigmas, **({"mu": _mu(config, tokens)} if config.get("use_dynamic_shifting") else {}))
+    if hasattr(own, "sigmas") and len(own.sigmas) > steps:  # of the noise, over that of the data
+        noise = own.sigmas.double()
+        flow = isinstance(read_scheduler({**config, "_class_name": type(own).__name__})[1], Flow)
+        log_snr = 2 * torch.log((1 - noise) / noise) if flow else -2 * torch.log(noise)
+        times = schedule.time(log_snr.clamp(-60, 60)).where(noise > 0, 0.0).clamp(0, 1).tolist()
+    else:
+        last = float(getattr(own, "final_alpha_cumprod", 1.0)) < 1  # then it ends at the first step of the table
+        total = config["num_train_timesteps"]
+        times = [*((int(k) + 1) / total for k in own.timesteps), 1 / total if last else 0.0]
+    return [times[0], *(later for earlier, later in pairwise(times) if later < earlier)]
 
 
 def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:

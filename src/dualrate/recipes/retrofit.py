@@ -28,7 +28,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.diffusers_folder import Adopted, adopted
-from dualrate.from_diffusers.retrofitted import COLOURS, OwnBlocks, Retrofitted, shorter, taps_of
+from dualrate.from_diffusers.retrofitted import COLOURS, OwnBlocks, Retrofitted, check_labels_alone, shorter, taps_of
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -66,6 +66,7 @@ class Retrofit(Ranged):
         if not self.data.source:
             raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
         found = adopted(as_path(folder), self.num_classes)
+        check_labels_alone(found, as_path(folder))
         network = found.network
         data, codec = self._data(found, str(folder))
         built = network.around(found.weights())

@@ -1,0 +1,176 @@
+"""What is known of a class of networks of another library: how it is called, what it takes of a text, its parts.
+
+What a class takes for a text is one row of numbers, so that it goes wherever a condition goes (`Cond.given`). A
+`Layout` lists the row's parts: embeddings, pooled ones, a mask of tokens, sizes of the image, pixels to fill in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualrate.diffusion.values import Shape
+
+BLOCKS = "transformer_blocks"
+Config = Mapping[str, Any]
+Given = Mapping[str, Tensor]  # what a network takes for a text, by the names of its arguments, a row of each per text
+Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None, Given], Tensor]  # net, state, time, label, given
+Encode = Callable[[Any, Sequence[str], str | None, int], tuple[Given, Given]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """An argument of a network; shape: of a row, with the tokens in front.
+
+    stays:   whether it is no part of the text, so that it stays where the prompt is dropped: a size, a hole to fill
+    default: the number that it is where it is not given; None: it has to be
+    mask:    whether it is 1 for a token that is there, and 0 for one that is not; where it is not given, it is made
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stays: bool = False
+    default: float | None = None
+    mask: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of a prompt in a row of `size` numbers, the embeddings of its tokens first. No parts: no prompts."""
+
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(math.prod(part.shape) for part in self.parts)
+
+    @property
+    def shape(self) -> Shape:
+        """(C, h, w) of a row as a condition."""
+        return 1, 1, self.size
+
+    def packed(self, given: Given) -> Tensor:
+        """(B, 1, 1, size) float32. given: (B, *shape) of each part; (1, *shape) stands for all rows.
+
+        Where there is a mask, fewer tokens than the layout has are filled up. Raises ValueError for a part that lacks,
+        one that is unknown, and one of another shape.
+        """
+        known, first = {part.name: part for part in self.parts}, self.parts[0]
+        lacking = [name for name, part in known.items() if name not in given and part.default is None and not part.mask]
+        if lacking or not given.keys() <= known.keys():
+            raise ValueError(
+                f"a prompt of this network is made of {', '.join(known)}, got {', '.join(given) or 'nothing'}"
+                + (f": add {', '.join(lacking)}" if lacking else ": drop what is not among these")
+            )
+        tokens, rows = given[first.name].shape[1], max(len(value) for value in given.values())
+        filled = any(part.mask for part in self.parts)
+        found = []
+        for name, part in known.items():
+            value = given.get(name)
+            if value is None:
+                value = given[first.name].new_full((1, *part.shape), 1.0 if part.default is None else part.default)
+                value = value[:, :tokens] if part.mask else value
+            if filled and part.shape[:1] == first.shape[:1] and 0 < value.shape[1] < part.shape[0]:
+                value = F.pad(value, (0, 0) * (value.ndim - 2) + (0, part.shape[0] - value.shape[1]))
+            if value.shape[1:] != part.shape or len(value) not in (1, rows):
+                raise ValueError(
+                    f"{name} of {rows} prompts is {(rows, *part.shape)} for this denoiser, got {tuple(value.shape)}: "
+                    + (f"make the denoiser with tokens={tokens}" if part is first and value.shape[2:] == part.shape[1:]
+                       else "encode the texts by the pipeline that the network is from")
+                )  # fmt: skip
+            found.append(
+                value.float().flatten(1).expand(rows, -1) if part.shape else value.float().expand(rows)[:, None]
+            )
+        return torch.cat(found, 1)[:, None, None]
+
+    def unpacked(self, prompts: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Of rows (B, 1, 1, size), the parts by name, each (B, *shape)."""
+        split = prompts.flatten(1).split([math.prod(part.shape) for part in self.parts], 1)
+        pairs = zip(self.parts, split, strict=True)
+        return {part.name: value.reshape(len(value), *part.shape).to(dtype) for part, value in pairs}
+
+
+def no_texts(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
+    """As `Kind.encode`, of a class that takes none."""
+    raise ValueError(f"{type(pipeline).__name__} makes images of classes, not of texts: pass labels")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of networks.
+
+    call:     one forward pass
+    classes:  how many labels a configuration has, without a null class
+    null:     whether the label after the last is a null class
+    channels: of a state
+    patch:    side of an image's token, which counts where a schedule's shift grows with the image; 0: none does
+    prompt:   what it takes for a text of so many tokens, beside a state (C, H, W); nothing: it takes none
+    tokens:   of a text, unless another number is chosen; as many as its pipeline has
+    encode:   texts, and the negative one (None: what the pipeline takes for none), by a pipeline's own encoders
+    even:     whether its pipeline passes 1, 1 - 1/N, ..., 1/N on to a flow's scheduler, which shifts these
+    known:    settings that another process, or another input, would have otherwise, and the values that are known
+    blocks:   the parts that run one after another
+    tapped:   of what such a part returns, the image's share: a map (B, C, h, w), or tokens (B, n, C)
+    row:      the attribute that lists its blocks, where each takes tokens (B, n, C) first and returns no more; "": none
+    """
+
+    call: Call
+    classes: Callable[[Config], int] = lambda config: 0
+    null: bool = False
+    channels: Callable[[Config], int | None] = lambda config: config.get("in_channels")
+    patch: Callable[[Config], int] = lambda config: config.get("patch_size") or 0
+    prompt: Callable[[Config, int, Shape], tuple[Part, ...]] = lambda config, tokens, shape: ()
+    tokens: int = 0
+    encode: Encode = no_texts
+    even: bool = False
+    known: Mapping[str, tuple[object, ...]] | None = None
+    blocks: Callable[[Any], list[nn.Module]] = lambda net: list(getattr(net, BLOCKS, ()))
+    tapped: Callable[[Any], Tensor] = lambda output: output
+    row: str = ""
+
+
+TEXT, MASK, POOLED = "encoder_hidden_states", "encoder_attention_mask", "pooled_projections"
+
+
+def by_label(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
+    return net(state, timestep=time, class_labels=label, return_dict=False)[0]
+
+
+def by_text(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
+    return net(state, timestep=time, return_dict=False, **given)[0]
+
+
+def by_place(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
+    """As SiT and those that descend from it are called."""
+    output = net(state, time, label)
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def down_and_up(net: Any) -> list[nn.Module]:
+    return [*net.down_blocks, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
+
+
+def without_skips(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def in_patches(state: Tensor) -> Tensor:
+    """(B, C, H, W) as tokens of 2 x 2 positions, (B, H W / 4, 4 C)."""
+    return F.pixel_unshuffle(state, 2).flatten(2).transpose(1, 2)
+
+
+def of_patches(tokens: Tensor, state: Tensor) -> Tensor:
+    """The inverse, of a state's height and width."""
+    height, width = state.shape[2:]
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
+
+
+def in_pairs(made: Sequence[Tensor], names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of what a pipeline returned, the texts' and the negative ones' in turn, both by name."""
+    return dict(zip(names, made[::2], strict=True)), dict(zip(names, made[1::2], strict=True))

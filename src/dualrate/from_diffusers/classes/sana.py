@@ -1,0 +1,39 @@
+"""Sana: linear attention among the image's tokens, and attention to a text.
+
+The network has the scale of its time in its configuration, and leaves it to whoever calls it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from dualrate.diffusion.values import Shape
+from dualrate.from_diffusers.classes.kind import BLOCKS, MASK, TEXT, Config, Given, Kind, Part, by_text
+
+INSTRUCTION = "complex_human_instruction"  # that the pipeline puts before a text, unless told otherwise
+
+
+def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
+    return Part(TEXT, (tokens, config.get("caption_channels", 2304))), Part(MASK, (tokens,), mask=True)
+
+
+def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
+    return by_text(net, state, time * cast(Any, net).config["timestep_scale"], label, given)
+
+
+def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
+    instruction = inspect.signature(type(pipeline).__call__).parameters[INSTRUCTION].default
+    text, mask, of_negative, negative_mask = pipeline.encode_prompt(
+        list(texts),
+        negative_prompt=negative or "",
+        max_sequence_length=tokens,
+        complex_human_instruction=instruction,
+    )
+    return {TEXT: text, MASK: mask}, {TEXT: of_negative, MASK: negative_mask}
+
+
+KIND = Kind(call, prompt=prompt, tokens=300, encode=encode, known={"guidance_embeds": (None, False)}, row=BLOCKS)
