@@ -14,6 +14,7 @@ from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.from_diffusers.diffusers_folder import from_diffusers
+from dualrate.integrations.accelerate import accelerate
 from dualrate.methods.denoising import DenoisingConfig, DualRateLoss
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -55,6 +56,7 @@ __all__ = [
     "TimeSampler",
     "TwoNetworks",
     "UViTConfig",
+    "accelerate",
     "export",
     "from_diffusers",
     "load",
