@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
 import importlib.util
 import sys
 import types
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,29 +17,25 @@ STEPS = 6
 
 
 class _Absent(types.ModuleType):
-    """In the place of transformers, of which pipelines name classes that encode texts: here none does."""
+    """In the place of transformers, and of what needs them: classes that texts are read by, of which none is used."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        self.__dict__[name] = type(name, (), {})
+        return self.__dict__[name]
 
 
 def pipeline_class(module: str, name: str) -> Any:
     module = f"diffusers.pipelines.{module}"
-    if importlib.util.find_spec("transformers") is not None:
-        return getattr(importlib.import_module(module), name)
-    loaders = importlib.import_module("diffusers.loaders")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(sys.modules, "transformers", _Absent("transformers"))
-        for mixin in ("lora_pipeline", "ip_adapter", "single_file", "textual_inversion"):
-            found = importlib.import_module(f"diffusers.loaders.{mixin}")
-            for mixed, value in vars(found).items():
-                if isinstance(value, type) and value.__module__ == found.__name__:
-                    patched.setattr(loaders, mixed, value, raising=False)
-        return getattr(importlib.import_module(module), name)
+    if importlib.util.find_spec("transformers") is None and module not in sys.modules:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(sys.modules, "transformers", _Absent("transformers"))
+            patched.setitem(sys.modules, "diffusers.loaders", _Absent("diffusers.loaders"))
+            importlib.import_module(module)
+    return getattr(importlib.import_module(module), name)
 
 
 class Pixels:

@@ -1,8 +1,9 @@
 """Caches on pipelines of diffusers: exact where nothing is skipped, gone when removed, and the published rules."""
 
 import copy
+import re
 from collections import deque
-from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +17,12 @@ from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.values import Refresh
 from dualrate.from_diffusers.schedulers import read_scheduler
 from dualrate.integrations.accelerate import Call
-from dualrate.integrations.caching import Accumulated, Features, FirstBlock, Policy, Verified
+from dualrate.integrations.caching import KINDS, Accumulated, Features, FirstBlock, Policy, Verified
 from dualrate.sampling.cost import macs_of
 from dualrate.sampling.trajectory import trajectory
 
+PAGE = Path(__file__).parents[2] / "docs/accelerate.md"
 NEVER_SKIPS = [1, FirstBlock(0.0), Accumulated(0.0), Verified(0.0), Verified(0.0, "forecast of first")]
-SEEING = [FirstBlock(0.2), Accumulated(0.2), Verified(0.5), Verified(0.5, "forecast of first")]
 
 
 def same(one, other):
@@ -86,9 +87,9 @@ class Still(Policy):
         return False
 
 
-def alone(net, steps=1000):
+def alone(net):
     """A pipeline with nothing else, and calls of its network at any time."""
-    scheduler = SimpleNamespace(config=diffusers.DDIMScheduler().config, timesteps=None)
+    scheduler = SimpleNamespace(config=diffusers.DDIMScheduler().config)
     return SimpleNamespace(components={"net": net}, scheduler=scheduler)
 
 
@@ -242,19 +243,15 @@ def test_every_kept_step_has_the_error_that_was_allowed(block):
     """Counted here in float64 from what the block does, and from the features of the refreshes before."""
     pipe, draw = of_dit(steps=12)
     net, bound = pipe.transformer, 0.2
-    first, last = net.transformer_blocks[0], net.transformer_blocks[-1]
-    seen = []
-    hook = (first if block == "first" else last).register_forward_hook(
-        lambda module, given, out: seen.append((out - given[0] if given else out).double()), with_kwargs=False
-    )
     kept = []
-    keyed = (first if block == "first" else last).register_forward_hook(
-        lambda module, given, named, out: kept.append((out - named["hidden_states"]).double()), with_kwargs=True
-    )
+
+    def note(module, given, named, out):
+        kept.append((out - named["hidden_states"]).double())
+
+    hook = net.transformer_blocks[0 if block == "first" else -1].register_forward_hook(note, with_kwargs=True)
     with dr.accelerate(pipe, "taylor", refresh=Verified(bound, f"forecast of {block}"), order=1) as handle:
         draw()
     hook.remove()
-    keyed.remove()
     u = [float(log_snr_of(pipe, time)) for time in pipe.scheduler.timesteps]
     held, runs, skipped = deque(maxlen=2), iter(kept), 0
     for call in calls(handle):
@@ -357,30 +354,12 @@ def test_a_policy_is_one_class():
     assert steps(handle) == [0, 1, 3]
 
 
-class Peft(nn.Module):
-    """As a LoRA: its scale is set on the parts of the network that is called."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.scale = inner, 1.0
-
-    def forward(self, x):
-        return self.scale * self.inner(x)
-
-
-def test_parts_of_blocks_are_found_in_the_network_that_is_called():
+def test_a_scale_that_is_set_on_parts_of_the_network_reaches_the_blocks():
+    """As that of a LoRA is, on the network that is called."""
     pipe, _ = of_flux()
-    net = pipe.transformer
-    method = Features(net, *_kind_and(FirstBlock(0.1)))
-    assert {id(part) for block in method.blocks for part in block.modules()} < {
-        id(part) for part in method.copied(method.blocks, lambda named: named).modules()
-    }
-
-
-def _kind_and(policy):
-    from dualrate.integrations.caching import KINDS
-
-    return KINDS["FluxTransformer2DModel"], policy
+    method = Features(pipe.transformer, KINDS["FluxTransformer2DModel"], FirstBlock(0.1))
+    parts = {id(part) for part in method.copied(method.blocks, lambda named: named).modules()}
+    assert {id(part) for block in method.blocks for part in block.modules()} < parts
 
 
 def test_compiled_blocks_are_taken_and_a_compiled_network_is_not():
@@ -400,7 +379,7 @@ def test_compiled_blocks_are_taken_and_a_compiled_network_is_not():
 
 
 def test_a_copy_of_a_pipeline_has_a_network_of_its_own():
-    pipe, draw = of_dit()
+    pipe, _ = of_dit()
     with dr.accelerate(pipe, "fora", refresh=Still()):
         other = copy.deepcopy(pipe)
         with torch.no_grad():
@@ -505,8 +484,16 @@ def test_a_handle_tells_what_was_spent():
             draw()
     spent, plain = (sum(getattr(call, name) for call in calls(handle)) for name in ("macs", "plain"))
     lines = str(handle).splitlines()
-    told = f"2 full, 4 skipped calls; {spent / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {spent / plain:.2f} of the plain pipeline"
-    assert lines[-1] == f"  sampling 20: {told}"
+    cost = f"{spent / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {spent / plain:.2f} of the plain pipeline"
+    assert lines[-1] == f"  sampling 20: 2 full, 4 skipped calls; {cost}"
     assert len(lines) == 17
-    with nullcontext():
-        handle.remove()
+
+
+def test_the_page_runs():
+    """In turn, on a pipeline that stands for the reader's."""
+    pipe, _ = of_dit()
+    session = {"pipe": pipe}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(compile(block, PAGE.name, "exec"), session)
+    assert len(session["images"]) == 2
+    assert "19 verified" in str(session["handle"])
