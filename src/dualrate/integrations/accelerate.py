@@ -50,8 +50,8 @@ class Accelerated:
     samplings: of each network the calls of the latest samplings
     """
 
-    def __init__(self, networks: Sequence[_Network]) -> None:
-        self._networks = networks
+    def __init__(self, method: str, networks: Sequence[_Network]) -> None:
+        self._method, self._networks = method, networks
         self.samplings = {network.name: network.samplings for network in networks}
 
     def remove(self) -> None:
@@ -69,7 +69,7 @@ class Accelerated:
         lines = []
         for network in self._networks:
             policy, earlier = network.method.policy, network.begun - len(network.samplings)
-            lines.append(f"{network.name} ({type(network.net).__name__}): {policy}")
+            lines.append(f"{network.name} ({type(network.net).__name__}): {self._method}, {policy}")
             for number, calls in enumerate(network.samplings, earlier + 1):
                 lines.append(f"  sampling {number}: {told(calls, policy)}")
         return "\n".join(lines)
@@ -125,7 +125,7 @@ def accelerate(
             )
     for one in made.values():
         convention(pipe.scheduler, one)
-    return Accelerated([_Network(name, one, pipe) for name, one in made.items()])
+    return Accelerated(method, [_Network(name, one, pipe) for name, one in made.items()])
 
 
 def check_free(name: str, net: Any) -> None:
@@ -142,9 +142,8 @@ def check_free(name: str, net: Any) -> None:
             raise ValueError(f"{name} is accelerated already: call remove() of its handle first")
     for part in net.modules():
         hooks = set(getattr(getattr(part, "_diffusers_hook", None), "hooks", ()))
-        if hooks - (set() if part is net else PASSIVE) or (
-            "forward" in part.__dict__ and not hooks and not hasattr(part, "_hf_hook")
-        ):
+        own = getattr(part.forward, "__func__", None) is type(part).forward or hasattr(part, "_hf_hook")
+        if hooks - (set() if part is net else PASSIVE) or not (own or hooks):
             what = f"the hooks {', '.join(hooks)}" if hooks else "another forward"
             raise ValueError(
                 f"{type(part).__name__} in {name} has {what}: if that is another cache, take it off first "
@@ -153,8 +152,8 @@ def check_free(name: str, net: Any) -> None:
 
 
 def convention(scheduler: Any, method: Method) -> Convention | None:
-    """What the scheduler's steps mean, where a forecast needs to know. Raises ValueError as `read_scheduler`."""
-    if not method.order:
+    """What the scheduler's steps mean, where the method needs to know. Raises ValueError as `read_scheduler`."""
+    if not method.timed:
         return None
     return read_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})[1]
 
@@ -221,10 +220,10 @@ def _forward(network: _Network, *given: Any, **named: Any) -> Any:
     if not network.on:
         return network.before(*given, **named)
     arguments = by_name(net, given, named)
-    times = set(torch.as_tensor(arguments["timestep"]).flatten().tolist())
+    times = set(torch.as_tensor(arguments.get("timestep", ())).flatten().tolist())
     entering = [name for name in method.kind.between if arguments.get(name) is not None]
-    if entering or len(times) > 1:
-        why = f"{entering[0]} enters between its blocks" if entering else "its rows are at several times"
+    if entering or len(times) != 1:
+        why = f"{entering[0]} enters between its blocks" if entering else f"its rows are at {len(times)} times"
         warnings.warn(f"{network.name} runs whole where {why}: such calls are not accelerated", stacklevel=2)
         return network.before(*given, **named)
     shapes = tuple((name, tuple(one.shape)) for name, one in arguments.items() if isinstance(one, Tensor))

@@ -233,9 +233,14 @@ class Method(ABC):
     order: int = 0
     costs: dict[Any, int] = field(default_factory=dict)
 
+    @property
+    def timed(self) -> bool:
+        """Whether `call` needs a schedule and its time."""
+        return self.order > 0
+
     @abstractmethod
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
-        """The network's output at t, and what was done. schedule: for a forecast."""
+        """The network's output at t, and what was done."""
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
         """Of the call, and of a plain one."""
@@ -266,9 +271,10 @@ class Method(ABC):
 class Features(Method):
     """fora, taylor. Held: what the blocks between those that are seen add to each stream; what a verified one adds."""
 
-    def __post_init__(self) -> None:
-        name, sees, (first, *_) = type(self.net).__name__, self.policy.sees, self.blocks
-        if sees == "time" and not self.kind.embedded:
+    def __init__(self, net: Any, kind: Kind, policy: Policy, order: int) -> None:
+        super().__init__(net, kind, policy, order)
+        name, sees, (first, *_) = type(net).__name__, policy.sees, self.blocks
+        if sees == "time" and not kind.embedded:
             raise ValueError(f"the blocks of {name} embed the time themselves: let Accumulated see the 'input'")
         if sees == "input" and hasattr(first, "_hf_hook"):
             raise ValueError(f"the blocks of {name} are offloaded: let Accumulated see the 'time', or take FirstBlock")
@@ -361,6 +367,11 @@ class Tokens(Method):
         CutTokens(cast(Any, self))  # raises where it cannot be
         if any(hasattr(block, "_hf_hook") or block._compiled_call_impl is not None for block in self.blocks):
             raise ValueError(f"{name} goes into blocks that are neither compiled nor offloaded: take 'taylor'")
+
+    @property
+    def timed(self) -> bool:
+        """The time decides which tokens are random."""
+        return self.by == "random"
 
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
         cut, of_call = CutTokens(cast(Any, _OneCall(self, run)), self.by == "attention"), cast(Any, (None, None, None))
