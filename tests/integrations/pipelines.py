@@ -21,19 +21,23 @@ class _Absent(types.ModuleType):
 
     __path__: ClassVar[list[str]] = []
 
+    def __init__(self, name: str, real: Any = None) -> None:
+        super().__init__(name)
+        self.real = real
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        self.__dict__[name] = type(name, (), {})
+        self.__dict__[name] = getattr(self.real, name, None) or type(name, (), {})
         return self.__dict__[name]
 
 
 def pipeline_class(module: str, name: str) -> Any:
-    module = f"diffusers.pipelines.{module}"
+    module, loaders = f"diffusers.pipelines.{module}", "diffusers.loaders"
     if importlib.util.find_spec("transformers") is None and module not in sys.modules:
         with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(sys.modules, loaders, _Absent(loaders, importlib.import_module(loaders)))
             patched.setitem(sys.modules, "transformers", _Absent("transformers"))
-            patched.setitem(sys.modules, "diffusers.loaders", _Absent("diffusers.loaders"))
             importlib.import_module(module)
     return getattr(importlib.import_module(module), name)
 
