@@ -13,7 +13,7 @@ import pytest
 import torch
 from from_diffusers.models import diffusers, dit, pixart, randomised, sana, sd3, unet
 
-STEPS = 6
+STEPS = 5
 
 
 class _Absent(types.ModuleType):
@@ -56,6 +56,7 @@ def of_dit(guidance: float = 1.0, steps: int = STEPS, **settings):
     net = randomised(dit(num_layers=3, **{"num_embeds_ada_norm": 1000} | settings)).eval()
     vae = Pixels()
     pipe = diffusers.DiTPipeline(net, vae, diffusers.DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
 
     def draw(seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -67,6 +68,7 @@ def of_dit(guidance: float = 1.0, steps: int = STEPS, **settings):
 
 def of_unet():
     pipe = diffusers.DDIMPipeline(randomised(unet()).eval(), diffusers.DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
 
     def draw(seed=0):
         generator = torch.Generator().manual_seed(seed)
