@@ -13,7 +13,7 @@ import pytest
 import torch
 from from_diffusers.models import diffusers, dit, pixart, randomised, sana, sd3, unet
 
-STEPS = 5
+STEPS = 4
 
 
 class _Absent(types.ModuleType):

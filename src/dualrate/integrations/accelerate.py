@@ -130,7 +130,7 @@ def accelerate(
 
 def check_free(name: str, net: Any) -> None:
     """Raises ValueError for a network whose blocks cannot stand aside, and for one that another tool has changed."""
-    if hasattr(net, "_orig_mod") or net._compiled_call_impl is not None:
+    if getattr(net, "_orig_mod", net) is not net or net._compiled_call_impl is not None:
         raise ValueError(
             f"{name} is compiled as a whole, so its blocks cannot stand aside: take the network that is not "
             f"(pipe.{name} = pipe.{name}._orig_mod), accelerate it, and compile its blocks "
@@ -142,7 +142,7 @@ def check_free(name: str, net: Any) -> None:
             raise ValueError(f"{name} is accelerated already: call remove() of its handle first")
     for part in net.modules():
         hooks = set(getattr(getattr(part, "_diffusers_hook", None), "hooks", ()))
-        own = getattr(part.forward, "__func__", None) is type(part).forward or hasattr(part, "_hf_hook")
+        own = getattr(part.forward, "__func__", None) is type(part).forward or "_hf_hook" in vars(part)
         if hooks - (set() if part is net else PASSIVE) or not (own or hooks):
             what = f"the hooks {', '.join(hooks)}" if hooks else "another forward"
             raise ValueError(
@@ -167,7 +167,7 @@ class _Network:
         self.begun = self.branch = 0
         self.on = True
         self.forget()
-        self.place = "_old_forward" if hasattr(self.net, "_hf_hook") else "forward"  # offloading stays outside
+        self.place = "_old_forward" if "_hf_hook" in vars(self.net) else "forward"  # offloading stays outside
         self.own, self.before = self.place in self.net.__dict__, getattr(self.net, self.place)
         self.wrapper = functools.update_wrapper(functools.partial(_forward, self), self.before)
         setattr(self.net, self.place, self.wrapper)

@@ -88,11 +88,12 @@ class Accumulated(Policy):
     """Where the changes from step to step, rescaled, add up to this.
 
     polynomial: p, the highest power first, as TeaCache publishes it for a model
+    sees: "input" or "time"
     """
 
     threshold: float
     polynomial: tuple[float, ...] = (1.0, 0.0)
-    sees: Literal["input", "time"] = "input"
+    sees: Seen = "input"
     total: float = field(default=0.0, init=False, repr=False)
 
     def refresh(self, step: int, change: float) -> bool:
@@ -107,11 +108,11 @@ class Accumulated(Policy):
 class Verified(Policy):
     """Where the forecast of what a block adds, which runs all the same, is this far off.
 
-    A refresh uses the first block's run. It runs the last block anew.
+    sees: "forecast of first", whose run a refresh uses, or "forecast of last", which it runs anew
     """
 
     threshold: float
-    sees: Literal["forecast of first", "forecast of last"] = "forecast of last"
+    sees: Seen = "forecast of last"
 
     def refresh(self, step: int, change: float) -> bool:
         return not change < self.threshold
@@ -276,7 +277,7 @@ class Features(Method):
         name, sees, (first, *_) = type(net).__name__, policy.sees, self.blocks
         if sees == "time" and not kind.embedded:
             raise ValueError(f"the blocks of {name} embed the time themselves: let Accumulated see the 'input'")
-        if sees == "input" and hasattr(first, "_hf_hook"):
+        if sees == "input" and "_hf_hook" in vars(first):
             raise ValueError(f"the blocks of {name} are offloaded: let Accumulated see the 'time', or take FirstBlock")
 
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
@@ -361,11 +362,12 @@ class Tokens(Method):
 
     def __init__(self, net: Any, kind: Kind, policy: Policy, name: str) -> None:
         super().__init__(net, kind, policy)
-        self.share, self.by = SHARES[name], cast(By, "attention" if name == "toca" else "random")
+        self.share = SHARES[name]
+        self.by: By = "attention" if name == "toca" else "random"
         if not isinstance(policy, Fixed):
             raise ValueError(f"{name} wants to know the next refresh: refresh=N is expected, got {policy}")
         CutTokens(cast(Any, self))  # raises where it cannot be
-        if any(hasattr(block, "_hf_hook") or block._compiled_call_impl is not None for block in self.blocks):
+        if any("_hf_hook" in vars(block) or block._compiled_call_impl is not None for block in self.blocks):
             raise ValueError(f"{name} goes into blocks that are neither compiled nor offloaded: take 'taylor'")
 
     @property
@@ -374,7 +376,8 @@ class Tokens(Method):
         return self.by == "random"
 
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
-        cut, of_call = CutTokens(cast(Any, _OneCall(self, run)), self.by == "attention"), cast(Any, (None, None, None))
+        cut: Any = CutTokens(cast(Any, _OneCall(self, run)), self.by == "attention")
+        of_call = (None, None, None)
         every = cast(Fixed, cache.policy).every
         if not cache.held or cache.policy.refresh(cache.step, 0.0):
             self.counted(cache, "plain", lambda: run(self.net) if cut.scores and not cache.step else None)
