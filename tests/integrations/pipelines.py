@@ -166,7 +166,7 @@ def of_flux():
 def of_qwen():
     """Guidance is a second call at every step, with a longer text."""
     kind = pipeline_class("qwenimage.pipeline_qwenimage", "QwenImagePipeline")
-    sizes = {"patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 3, "attention_head_dim": 16}
+    sizes = {"patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16}
     net = diffusers.QwenImageTransformer2DModel(
         **sizes, num_attention_heads=2, joint_attention_dim=12, axes_dims_rope=(8, 4, 4)
     )
@@ -188,7 +188,7 @@ def of_texts_unet():
     net = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
-        layers_per_block=2,
+        layers_per_block=1,
         norm_num_groups=4,
         cross_attention_dim=12,
         attention_head_dim=4,

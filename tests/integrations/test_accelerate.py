@@ -146,18 +146,18 @@ def test_first_block_is_the_cache_of_diffusers():
     hook = net.single_transformer_blocks[0].attn.register_forward_hook(lambda *_: ran.append(len(times) - 1))
     times = []
     outside = net.register_forward_pre_hook(lambda *_: times.append(0))
-    for threshold in (0.2, 0.5, 1.0):
+    for threshold in (0.2, 1.0):
         times.clear()
         ran.clear()
         net.enable_cache(diffusers.FirstBlockCacheConfig(threshold=threshold))
         with net.cache_context("cond"):
-            theirs = draw(num_inference_steps=12)
+            theirs = draw(num_inference_steps=8)
         net.disable_cache()
         kept = list(ran)
         with dr.accelerate(pipe, "fora", refresh=FirstBlock(threshold)) as handle:
-            torch.testing.assert_close(draw(num_inference_steps=12), theirs)
+            torch.testing.assert_close(draw(num_inference_steps=8), theirs)
         assert steps(handle) == kept
-    assert 1 < len(kept) < 12
+    assert 1 < len(kept) < 8
     hook.remove()
     outside.remove()
 
@@ -494,12 +494,12 @@ def test_a_handle_tells_what_was_spent():
     pipe, draw = of_dit()
     with dr.accelerate(pipe, "taylor", refresh=3) as handle:
         assert str(handle) == "transformer (DiTTransformer2DModel): taylor, Fixed(every=3)"
-        for _ in range(20):
+        for _ in range(17):
             draw()
     spent, plain = (sum(getattr(call, name) for call in calls(handle)) for name in ("macs", "plain"))
     lines = str(handle).splitlines()
     cost = f"{spent / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {spent / plain:.2f} of the plain pipeline"
-    assert lines[-1] == f"  sampling 20: 2 full, 2 skipped calls; {cost}"
+    assert lines[-1] == f"  sampling 17: 2 full, 2 skipped calls; {cost}"
     assert len(lines) == 17
 
 

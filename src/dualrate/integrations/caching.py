@@ -286,8 +286,8 @@ class Features(Method):
         def through(named: Named) -> Any:
             streams, full = self.passed(named, cache, schedule, t)
             did.append("full" if full else "skipped")
-            out = tuple(streams[name] for name in self.kind.streams)
-            return out if len(out) > 1 else out[0]
+            out = [streams[name] for name in self.kind.streams]
+            return tuple(out) if len(out) > 1 else out[0]
 
         return self.counted(cache, "full", lambda: run(self.copied(self.blocks, through))), did[0]
 
