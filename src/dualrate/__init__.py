@@ -15,6 +15,7 @@ from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.from_diffusers.diffusers_folder import from_diffusers
 from dualrate.from_diffusers.pipelines import prompts
+from dualrate.integrations.accelerate import accelerate
 from dualrate.methods.denoising import DenoisingConfig, DualRateLoss
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -56,6 +57,7 @@ __all__ = [
     "TimeSampler",
     "TwoNetworks",
     "UViTConfig",
+    "accelerate",
     "export",
     "from_diffusers",
     "load",
