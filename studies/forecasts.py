@@ -51,9 +51,9 @@ def experiment(source: Path, rate: Rate, trained_by: TrainedBy, seconds: float, 
         trained_by=trained_by,
     )  # fmt: skip
     made = recipe(Silent())
-    optim = replace(made.fit.optim, lr=2e-3, decay="cosine", decay_seconds=seconds, warmup=100)
+    optim = replace(made.fit.optim, lr=2e-3, warmup=100)
     fit = replace(
-        made.fit, iterations=10**6, batch_size=64, sample_every=10**8, checkpoint_every=500, seed=seed, optim=optim,
+        made.fit, iterations=None, max_seconds=seconds, batch_size=64, sample_every=10**8, checkpoint_every=500, seed=seed, optim=optim,
         precision="float32", ema_halflife=10_000,
     )  # fmt: skip
     return replace(made, name=f"{rate}-{trained_by}-{seed}", fit=fit)
