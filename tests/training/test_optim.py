@@ -10,8 +10,8 @@ from dualrate.training.state import PhaseState
 
 
 def test_warmup_is_linear_and_ends_at_the_peak():
-    config = OptimConfig(lr=2.0, warmup=4)
-    assert [lr_at(FitConfig(100, optim=config), i, 0.0) for i in range(6)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+    config = FitConfig(100, optim=OptimConfig(lr=2.0, warmup=4))
+    assert [lr_at(config, i, 0.0) for i in range(6)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
 
 
 def test_cosine_goes_from_the_peak_through_half_to_zero():

@@ -292,7 +292,8 @@ class ConsistencyConfig(MethodConfig, Ranged):
             weights |= self._fill(experiment, networks, teacher, start)
         first, last = self.teacher_steps
         if self.annealing and experiment.fit.iterations is None:
-            raise ValueError("the teacher's steps grow in a share of the iterations: give --fit.iterations, or --annealing 0")
+            grow = "the teacher's steps grow in a share of the iterations"
+            raise ValueError(f"{grow}: give --fit.iterations, or --annealing 0")
         annealed = round(self.annealing * (experiment.fit.iterations or 0))
         if "iterations" in experiment.fit.free():  # another number would be annealed in another way
             identity["annealing"] = f"{annealed} iterations"

@@ -50,6 +50,7 @@ class OptimConfig(Ranged):
         super().__post_init__()
         if self.decay_seconds is not None and self.decay == "none":
             raise ValueError(f"decay_seconds {self.decay_seconds:g} needs a decay: add --fit.optim.decay cosine")
+
     clip: Annotated[float, Range(0, math.inf, above=True)] = 1.0
     """Largest global norm of the gradient; inf for no clipping."""
 
@@ -71,7 +72,7 @@ class FitConfig(Ranged):
     """Seed of the first weights, the order of the images, and all noise."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_halflife: Annotated[int, Range(1, 10**12)] = 50_000
-    """Half-life of the averaged weights, in images: at most a 20th of those seen so far, so short runs need no other."""
+    """Half-life of the averaged weights, in images; at most a 20th of those seen so far, which suits short runs."""
     precision: Precision = "auto"
     """Of the networks' matrix products; auto: bfloat16 where it pays, decided once per run."""
     compile: bool = False
