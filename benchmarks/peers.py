@@ -13,14 +13,13 @@ their length is the column `lines`:
                 which reads folders; unconditional, as there. From --peers, a folder that pip filled (PEERS)
 
 Others have their learning rate searched: of RATES the one with the least loss on held-out images after a sixth of the
-seconds each. They compute in bfloat16 where they then train faster,
-on batches of 32. What this took stands in the row. `equal` rows are
-networks of about the multiply-adds of fashion-mnist-light. The default DiT (28 layers of 1,152 channels) does not
-finish one batch in six minutes of a core, so it has no row.
+seconds each. They train on batches of 32, in bfloat16 where that is faster. What the search took stands in the row.
+`equal` rows are networks of about the multiply-adds of fashion-mnist-light. The default DiT (28 layers of 1,152
+channels) would not finish one batch in six minutes of a core, so it has no row.
 
 Scores are Frechet distances to the 10,000 test images in features of networks that their authors trained on ImageNet
 (EfficientNet-Lite0 and -Lite2, of one family), with intervals by resampling. `sampler` is the best of a contender's
-by the first network: of three for others' UNets, so theirs are a little lower by that choice.
+by the first network: of three for diffusers, whose distances are a little lower by that choice.
 """
 
 from __future__ import annotations
@@ -93,7 +92,6 @@ class Run:
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Random images in [-1, 1] and their labels, until the seconds are over."""
-        torch.manual_seed(self.seed)
         start, rng = time.process_time(), np.random.default_rng(self.seed)
         while self.spent < self.seconds:
             rows = rng.integers(len(self.images), size=size)
@@ -109,8 +107,8 @@ class Run:
 class Trained:
     """What a contender leaves.
 
-    draw: by sampler, images (N, 1, 28, 28) uint8 of these labels (N,)
-    call: one call of the network for one image; loss: of images and labels, to search by
+    draw: by sampler, images (N, 1, 28, 28) uint8 of these labels (N,) and a seed
+    macs: of a call for one image, the mean of heavy and light ones; loss: of images and labels, to search by
     """
 
     draw: dict[str, Callable[[Tensor, int], Pixels]]
@@ -249,12 +247,16 @@ def lucidrains(run: Run, width: int, heads: int) -> Trained:
 
 @dataclass(frozen=True)
 class Contender:
-    """train: with its options; script: the functions that a user writes. searched: its learning rate"""
+    """A function with its options, the functions that a user writes, and the package of others that it needs."""
 
     train: Callable[..., Trained]
     options: dict[str, Any]
     script: tuple[Callable[..., Any], ...]
     needs: str | None = None
+
+    def on(self, run: Run) -> Trained:
+        torch.manual_seed(run.seed)
+        return self.train(run, **self.options)
 
     @property
     def lines(self) -> int:
@@ -348,14 +350,14 @@ def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor]) -> Row:
     start, speed, seconds = time.process_time(), {}, run.seconds / 6
     for bfloat16 in (False, True):
         trial = replace(run, seconds=seconds / 10, bfloat16=bfloat16, lr=RATES[0])
-        contender.train(trial, **contender.options)
+        contender.on(trial)
         speed[bfloat16] = trial.seen / trial.spent
     bfloat16 = speed[True] > speed[False]
     losses: dict[float, float] = {}
     for lr in RATES:
         length = int(speed[bfloat16] * seconds / BATCH) + 1
         trial = replace(run, seconds=seconds, bfloat16=bfloat16, steps=length, lr=lr)
-        loss = contender.train(trial, **contender.options).loss
+        loss = contender.on(trial).loss
         assert loss is not None
         torch.manual_seed(0)
         with torch.no_grad():
@@ -368,7 +370,7 @@ def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor]) -> Row:
 
 def measured(contender: Contender, run: Run, count: int, judge: Judge) -> Row:
     """One training, and its best sampler's scores."""
-    trained = contender.train(run, **contender.options)
+    trained = contender.on(run)
     row: Row = {"training_seconds": run.spent, "seen": run.seen, "macs": trained.macs}
     labels, found = torch.arange(count) % CLASSES, {}
     strata = labels if count >= 2 * CLASSES else None
