@@ -288,13 +288,15 @@ def imports(package: str | None) -> str | None:
     if package is None:
         return None
     os.environ.setdefault("TQDM_DISABLE", "1")
-    absent = SimpleNamespace(transforms=None, utils=None, __spec__=ModuleSpec("torchvision", None))
+    absent: Any = SimpleNamespace(transforms=None, utils=None, __spec__=ModuleSpec("torchvision", None))
+    stands = sys.modules.setdefault("torchvision", absent) is absent
     try:
-        with patch.dict(sys.modules):
-            sys.modules.setdefault("torchvision", absent)  # pyright: ignore[reportArgumentType]
-            import_module(package)
+        import_module(package)
     except ImportError as error:
         return f"{error} ({'pip install diffusers' if package == 'diffusers' else PEERS + ', then --peers DIR'})"
+    finally:
+        if stands:
+            del sys.modules["torchvision"]
     return None
 
 
