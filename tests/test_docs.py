@@ -104,9 +104,8 @@ def test_lines_of_text_fit_a_screen():
 # What runs the code of a page: here, or a test of its subject. Code that nothing runs is in ```sh or ```text.
 RUN = {
     "README.md", "docs/accelerate.md", "docs/api.md", "docs/commands.md", "docs/conditions.md", "docs/diffusers.md",
-    "docs/distil.md",
-    "docs/extending.md", "docs/forecasts.md", "docs/latents.md", "docs/own-images.md", "docs/pipeline.md",
-    "docs/plan.md", "docs/retrofit.md", "docs/serving.md", "docs/start.md",
+    "docs/distil.md", "docs/extending.md", "docs/forecasts.md", "docs/latents.md", "docs/own-images.md",
+    "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md", "docs/serving.md", "docs/start.md",
     "docs/unified-latents.md", "docs/worse.md",
 }  # fmt: skip
 READ = {"docs/design.md", "docs/scaling.md"}  # signatures; many GPUs

@@ -35,6 +35,24 @@ def test_a_retrofit_has_one_way_to_train():
     assert "by" not in {field.name for field in fields(Retrofit)}
 
 
+@pytest.mark.parametrize(
+    ("options", "iterations"),
+    [
+        (["--fit.max-seconds", "60"], None),
+        (["--fit.max_seconds=60"], None),
+        (["--fit.max-seconds", "60", "--fit.iterations", "5"], 5),
+        (["--fit.iterations=5"], 5),
+    ],
+)
+def test_seconds_without_iterations_are_all_that_ends_a_training(options, iterations):
+    trained = parse_train(["fashion-mnist-light", *options])
+    student = parse_distill(["fashion-mnist", "--teacher", "x", *options])
+    assert trained.experiment.fit.iterations == student.recipe.fit.iterations == iterations
+    stages = parse_train(["fashion-mnist-latents", *(option.replace("--", "--base.") for option in options)]).stages
+    assert stages.base.fit.iterations == iterations
+    assert stages.first.fit.iterations is not None
+
+
 def test_a_recipe_is_ours_or_of_another_package():
     assert recipe_named("one", RECIPES, "train") is RECIPES["one"]
     assert recipe_named("time:time", {}, "train")() > 0

@@ -446,7 +446,7 @@ def test_a_value_that_is_no_field_is_checked_alike():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("fit", "iterations"), 0, r"file\.fit: iterations is a whole number from 1 to 1,000,000,000, got 0"),
+        (("fit", "iterations"), 0, r"file\.fit: iterations is a whole number from 1 to 1,000,000,000, or None, got 0"),
         (("fit", "optim", "betas"), [0.9, 1.0], r"file\.fit\.optim: betas is 2 values, .* got \(0\.9, 1\.0\)"),
         (("networks", "light", "levels", 1, "blocks"), -1, r"file\.networks\.light\.levels\[1\]: blocks is"),
         (

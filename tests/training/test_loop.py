@@ -20,7 +20,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.system.device import compiles
 from dualrate.training import checkpoint, loop
-from dualrate.training.config import OptimConfig
+from dualrate.training.config import FitResult, OptimConfig
 from dualrate.training.distributed import World
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
 from dualrate.training.method import Loss, Phase
@@ -292,7 +292,8 @@ def test_a_checkpoint_that_the_leader_found_is_waited_for(tmp_path, monkeypatch)
 
 
 def test_training_time_is_bounded_over_resumes(tmp_path):
-    config = replace(CONFIG, iterations=10**6, max_seconds=0.2, checkpoint_every=10**6)
+    optim = replace(CONFIG.optim, decay="none")
+    config = replace(CONFIG, iterations=None, optim=optim, max_seconds=0.2, checkpoint_every=10**6)
     first = train(tmp_path, config=config)
     assert first.stopped == "seconds"
     assert 0.2 <= first.seconds < 30
@@ -302,9 +303,10 @@ def test_training_time_is_bounded_over_resumes(tmp_path):
     assert second.seconds >= 0.4
 
 
-def test_the_iterations_that_are_told_are_those_that_the_time_allows(tmp_path):
+@pytest.mark.parametrize("iterations", [None, 10**6])
+def test_the_iterations_that_are_told_are_those_that_the_time_allows(tmp_path, iterations):
     progress = Recorder()
-    config = replace(CONFIG, iterations=10**6, max_seconds=0.2, checkpoint_every=10**6)
+    config = replace(CONFIG, iterations=iterations, max_seconds=0.2, checkpoint_every=10**6)
     done = train(tmp_path, config=config, progress=progress).iteration
     for iteration, total, logs in progress.updates:
         assert total == max(iteration, math.ceil(iteration * 0.2 / logs["seconds"]))
@@ -405,6 +407,20 @@ def test_a_rate_that_falls_with_time_goes_on_falling_over_resumes(tmp_path):
     for before, line in itertools.pairwise(lines):
         share = before["seconds"] / 0.4
         assert line["lr"] == pytest.approx(optim.lr * (1 + math.cos(math.pi * share)) / 2, abs=0.01 * optim.lr)
+
+
+def test_over_max_seconds_a_run_goes_down_one_curve_though_it_is_interrupted(tmp_path, monkeypatch):
+    """By a clock that a second passes on at each look: iteration i begins after i seconds, whoever trains it."""
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    config = replace(CONFIG, iterations=None, max_seconds=10.0, log_every=1, optim=replace(CONFIG.optim, warmup=0))
+    with pytest.raises(InterruptedError):
+        train(tmp_path, batches=failing(6), config=replace(config, checkpoint_every=4))
+    assert train(tmp_path, config=config) == FitResult(10, "seconds", 10.0, begun=4)
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([config.optim.lr * (1 + math.cos(math.pi * i / 10)) / 2 for i in range(10)])
+    for other, refused in ((20.0, r"max_seconds: 10\.0 -> 20\.0"), (None, r"optim\.decay: cosine -> none")):
+        with pytest.raises(ValueError, match=refused):
+            train(tmp_path, config=replace(config, iterations=16, max_seconds=other))
 
 
 def test_a_rate_falls_by_the_leader_s_clock():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,40 +10,72 @@ from dualrate.training.state import PhaseState
 
 
 def test_warmup_is_linear_and_ends_at_the_peak():
-    config = OptimConfig(lr=2.0, warmup=4)
-    assert [lr_at(config, i, 100, 0.0) for i in range(6)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+    config = FitConfig(100, optim=OptimConfig(lr=2.0, warmup=4))
+    assert [lr_at(config, i, 0.0) for i in range(6)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
 
 
 def test_cosine_goes_from_the_peak_through_half_to_zero():
-    config = OptimConfig(lr=2.0, warmup=10, decay="cosine")
-    assert lr_at(config, 10, 110, 0.0) == pytest.approx(2.0)
-    assert lr_at(config, 60, 110, 0.0) == pytest.approx(1.0)
-    assert lr_at(config, 110, 110, 0.0) == pytest.approx(0.0)
-    curve = [lr_at(config, i, 110, 0.0) for i in range(10, 111)]
+    config = FitConfig(110, optim=OptimConfig(lr=2.0, warmup=10, decay="cosine"))
+    assert lr_at(config, 10, 0.0) == pytest.approx(2.0)
+    assert lr_at(config, 60, 0.0) == pytest.approx(1.0)
+    assert lr_at(config, 110, 0.0) == pytest.approx(0.0)
+    curve = [lr_at(config, i, 0.0) for i in range(10, 111)]
     assert curve == sorted(curve, reverse=True)
 
 
 def test_a_linear_decay_is_a_line_from_the_peak_to_zero_at_the_last_iteration():
-    config = OptimConfig(lr=2.0, warmup=10, decay="linear")
-    found = [lr_at(config, i, 110, 0.0) for i in (4, 10, 35, 60, 85, 110)]
+    config = FitConfig(110, optim=OptimConfig(lr=2.0, warmup=10, decay="linear"))
+    found = [lr_at(config, i, 0.0) for i in (4, 10, 35, 60, 85, 110)]
     assert found == pytest.approx([1.0, 2.0, 1.5, 1.0, 0.5, 0.0])
-    in_time = OptimConfig(lr=2.0, warmup=10, decay="linear", decay_seconds=60)
-    assert lr_at(in_time, 5000, 110, 45.0) == pytest.approx(0.5)
-    assert "iterations" not in FitConfig(110, optim=config).free()  # the rate depends on their number
+    assert lr_at(replace(config, max_seconds=60), 5000, 45.0) == pytest.approx(0.5)
 
 
-def test_a_cosine_over_seconds_falls_with_them_whatever_the_iteration():
-    config = OptimConfig(lr=2.0, warmup=10, decay="cosine", decay_seconds=60)
-    assert lr_at(config, 4, 110, 0.0) == pytest.approx(1.0)  # warming up
-    assert lr_at(config, 4, 110, 30.0) == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_seconds": 60},
+        {"max_seconds": 60, "decay": "cosine"},
+        {"max_seconds": 20, "decay_seconds": 60},  # the first part of a longer training
+        {"decay_seconds": 60},
+    ],
+)
+def test_a_rate_falls_to_zero_over_the_seconds_that_are_given_whatever_the_iteration(given):
+    optim = OptimConfig(lr=2.0, warmup=10, **{name: given[name] for name in given if name != "max_seconds"})
+    config = FitConfig(None, optim=optim, max_seconds=given.get("max_seconds"))
+    assert config.limit == min(value for value in given.values() if not isinstance(value, str))
+    assert lr_at(config, 4, 0.0) == pytest.approx(1.0)  # warming up
+    assert lr_at(config, 4, 30.0) == pytest.approx(0.5)
     for iteration in (10, 5000):
-        found = [lr_at(config, iteration, 110, seconds) for seconds in (0.0, 30.0, 60.0, 90.0)]
-        assert found == pytest.approx([2.0, 1.0, 0.0, 0.0])
+        found = [lr_at(config, iteration, seconds) for seconds in (0.0, 15.0, 30.0, 60.0, 90.0)]
+        assert found == pytest.approx([2.0, 1 + math.sqrt(0.5), 1.0, 0.0, 0.0])
+
+
+def test_without_seconds_or_where_it_is_asked_to_a_rate_stays():
+    for config in (FitConfig(10), FitConfig(10, optim=OptimConfig(decay="none"), max_seconds=60)):
+        assert lr_at(config, 5000, 59.0) == config.optim.lr
+
+
+def test_a_resumed_run_may_change_what_its_rate_does_not_fall_with():
+    of_decay = {decay: OptimConfig(decay=decay) for decay in ("auto", "none", "cosine")}
+    whole = OptimConfig(decay="cosine", decay_seconds=60)
+    for config, free in (
+        (FitConfig(10), {"iterations", "max_seconds"}),
+        (FitConfig(10, optim=of_decay["cosine"]), set()),
+        (FitConfig(10, max_seconds=9), {"iterations"}),
+        (FitConfig(10, optim=of_decay["none"], max_seconds=9), {"iterations", "max_seconds"}),
+        (FitConfig(10, optim=whole, max_seconds=9), {"iterations", "max_seconds"}),
+    ):
+        assert config.free() & {"iterations", "max_seconds"} == free
+
+
+def test_a_run_without_an_end_is_refused():
+    with pytest.raises(ValueError, match=r"give --fit\.iterations or --fit\.max-seconds"):
+        FitConfig(None)
 
 
 def test_seconds_of_a_rate_that_stays_are_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"add --fit\.optim\.decay cosine"):
-        OptimConfig(decay_seconds=60)
+        OptimConfig(decay="none", decay_seconds=60)
 
 
 @pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"clip": -1.0}, {"warmup": -1}, {"decay": "line"}])

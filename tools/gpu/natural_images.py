@@ -48,9 +48,9 @@ SMOKE = {name: network(8 * width, (32, 32), 1, 1) for name, width in (("1.8M", 1
 def experiment(job: Job, name: str, networks: Any, method: dr.DenoisingConfig, seconds: float) -> dr.Experiment:
     """On batches of 512 for so many seconds of training."""
     fit = dr.FitConfig(
-        2 if job.smoke else 10**6,
+        2 if job.smoke else None,
         batch_size=2 if job.smoke else 512,
-        optim=OptimConfig(lr=4e-4, warmup=1 if job.smoke else 500),
+        optim=OptimConfig(lr=4e-4, warmup=1 if job.smoke else 500, decay="none"),
         compile=not job.smoke,
         checkpoint_every=10**6,
         sample_every=1 if job.smoke else 500,

@@ -92,8 +92,9 @@ def retrofit(job: Job, base: Path, out: Path) -> Row:
     made = Retrofit(dr.DataConfig(str(job.work / "train.npz")), share=1.0 if job.smoke else 0.2)(base, Silent())
     fit = replace(
         made.fit,
-        iterations=2 if job.smoke else 10**6,
+        iterations=2 if job.smoke else None,
         batch_size=2 if job.smoke else 512,
+        optim=replace(made.fit.optim, decay="none"),
         compile=not job.smoke,
         sample_every=10**6,
         max_seconds=MORE,

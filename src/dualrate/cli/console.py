@@ -79,7 +79,7 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter)
     if result.stopped == "seconds" or (result.stopped == "done" and idle):
         option, fixed = "iterations", "iterations" not in fit.free()
         if result.stopped == "seconds":
-            option, fixed = "max-seconds", fit.limit == fit.optim.decay_seconds
+            option, fixed = "max-seconds", fit.limit == fit.falling
         more = "; its learning rate is 0: name another --out" if fixed else f"; to go on, raise --fit.{option}"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"

@@ -180,6 +180,13 @@ def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tupl
     return own, [name, *rest, *asked]
 
 
+def by_the_clock(options: list[str]) -> list[str]:
+    """With as many iterations as there is time for, where seconds are given and iterations are not."""
+    names = [option.partition("=")[0].replace("_", "-") for option in options]
+    ends = [name.removesuffix("max-seconds") + "iterations" for name in names if name.endswith("fit.max-seconds")]
+    return options + [word for end in ends if end not in names for word in (end, "None")]
+
+
 def override(default: Command, arguments: list[str], command: str) -> Command:
     """The command with the options that follow the recipe's name."""
-    return parse(type(default), arguments[1:], f"dualrate {command} {arguments[0]}", default)
+    return parse(type(default), by_the_clock(arguments[1:]), f"dualrate {command} {arguments[0]}", default)

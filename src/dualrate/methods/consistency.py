@@ -291,7 +291,10 @@ class ConsistencyConfig(MethodConfig, Ranged):
         if start.fresh:
             weights |= self._fill(experiment, networks, teacher, start)
         first, last = self.teacher_steps
-        annealed = round(self.annealing * experiment.fit.iterations)
+        if self.annealing and experiment.fit.iterations is None:
+            grow = "the teacher's steps grow in a share of the iterations"
+            raise ValueError(f"{grow}: give --fit.iterations, or --annealing 0")
+        annealed = round(self.annealing * (experiment.fit.iterations or 0))
         if "iterations" in experiment.fit.free():  # another number would be annealed in another way
             identity["annealing"] = f"{annealed} iterations"
         method = Consistency(

@@ -409,7 +409,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         if experiment.networks.single_rate and (wrong := [name for name, given in of_two.items() if given]):
             what = "a plain student serves all steps, starts from its teacher and learns from noised data"
             raise ValueError(f"{what}: drop {', '.join(wrong)}")
-        if self.pretraining >= fit.iterations:
+        if fit.iterations is not None and self.pretraining >= fit.iterations:
             pretraining = f"{self.pretraining} of {fit.iterations} iterations are pre-training"
             raise ValueError(f"{pretraining}: lower --pretraining, or raise --fit.iterations")
         if self.student_from is not None and (self.encoder_from or self.light_from):

@@ -43,6 +43,7 @@ from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.fashion_mnist import BETTER_ALONE
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.recipes.tasks import OF_A_TASK, Rate, TrainedBy, made
 from dualrate.system.progress import PlainReporter, Reporter
@@ -141,6 +142,8 @@ class Auto:
         if self.task is not None:
             found = self._of_task(found, task_named(self.task).fitted(look, found.shape))
         progress.note(account(look, self.data, found))
+        if self.rate == "dual" and self.task is None:
+            progress.note(f"{BETTER_ALONE}: --rate single")
         return found
 
     def _of_task(self, single: Experiment, task: Condition) -> Experiment:

@@ -155,7 +155,7 @@ LATENT_SIZE, LATENT_SIDE, CHANNELS, LOG_SNR, DROPOUT = 512, 32, 32, 5.0, 0.1  # 
 LATENT_PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
 IMAGE_PROCESS = GaussianProcess(Interpolated.between(32, LATENT_SIZE, LATENT_SIZE))  # of decoders
 WEIGHTING = Sigmoid(0.0)  # of decoders
-STAGE = replace(FIT, iterations=FIT.iterations // 2, micro_batch=64)
+STAGE = replace(FIT, iterations=500_000, micro_batch=64)
 PICTURES = DataConfig("imagenet", LATENT_SIZE, 3, augment=Augment(flip=True))
 ENCODER = EncoderConfig(LATENT_SIZE, 3, CHANNELS, (128, 256, 512, 512), blocks=2, last_blocks=3, dropout=DROPOUT)
 PRIOR = UViTConfig(LATENT_SIDE, CHANNELS, (Level("transformer", 1024, 8, DROPOUT),), embedding=1024)

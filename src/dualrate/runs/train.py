@@ -196,8 +196,12 @@ def train(
         )
 
     def on_start() -> None:
-        limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
-        what = f"{config.iterations} iterations of {config.batch_size} {experiment.noun}s{limit}"
+        what = f"iterations of {config.batch_size} {experiment.noun}s"
+        if config.iterations is None:
+            what = f"as many {what} as {config.limit:g} s of training allow"
+        else:
+            limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
+            what = f"{config.iterations} {what}{limit}"
         for line in (f"{experiment.name}: {what}, in {out}", f"{about['networks']}; {about['cost']}", *odd):
             progress.note(line)
         if world.size > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from dualrate.config.ranges import (
@@ -22,7 +22,7 @@ from dualrate.config.ranges import (
 
 ROUNDING = ("micro_batch", "compile")  # change the weights by rounding and dropout masks alone, which is noted
 # what may differ when a run is resumed: none of the rest changes the weights
-FREE = frozenset({*ROUNDING, "log_every", "checkpoint_every", "keep", "sample_every", "max_seconds", "recompute_from"})
+FREE = frozenset({*ROUNDING, "log_every", "checkpoint_every", "keep", "sample_every", "recompute_from"})
 
 
 @dataclass(frozen=True)
@@ -39,42 +39,28 @@ class OptimConfig(Ranged):
     """Times the learning rate: the share of every weight that an iteration takes away."""
     warmup: FirstIterations = 500
     """Iterations of linear warm-up."""
-    decay: Literal["none", "cosine", "linear"] = "none"
-    """After the warm-up: none stays at the peak; cosine, half a wave, and linear, a line, fall to 0 at the last
-    iteration."""
+    decay: Literal["auto", "none", "cosine", "linear"] = "auto"
+    """none stays at the peak; cosine, half a wave, and linear, a line, fall to 0: over max_seconds where they are
+    given, else from the warm-up to the last iteration. auto: cosine over seconds, none over iterations."""
     decay_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
-    """Seconds of training, summed over resumes, in which the rate falls to 0 instead, and which end it: where time is
-    given and not iterations, as on a machine that is rented. Two such runs differ."""
-    clip: Annotated[float, Range(0, math.inf, above=True)] = 1.0
-    """Largest global norm of the gradient; inf for no clipping."""
+    """Seconds of training, summed over resumes, in which the rate falls and which end it, if not max_seconds: where
+    these end a part of a longer training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decay_seconds is not None and self.decay == "none":
             raise ValueError(f"decay_seconds {self.decay_seconds:g} needs a decay: add --fit.optim.decay cosine")
 
-
-def lr_at(config: OptimConfig, iteration: int, total: int, seconds: float) -> float:
-    """The learning rate of iteration `iteration` (from 0) of `total`, after so many seconds of training."""
-    warm = min((iteration + 1) / config.warmup, 1.0) if config.warmup else 1.0
-    if config.decay == "none":
-        return config.lr * warm
-    if config.decay_seconds is not None:  # in which the warm-up is
-        progress = seconds / config.decay_seconds
-    else:
-        progress = max(iteration - config.warmup, 0) / max(total - config.warmup, 1)
-    progress = min(progress, 1.0)
-    if config.decay == "linear":
-        return config.lr * warm * (1 - progress)
-    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
+    clip: Annotated[float, Range(0, math.inf, above=True)] = 1.0
+    """Largest global norm of the gradient; inf for no clipping."""
 
 
 @dataclass(frozen=True)
 class FitConfig(Ranged):
     """How to train."""
 
-    iterations: Iterations
-    """Updates of the weights in all; after them the run is finished."""
+    iterations: Iterations | None
+    """Updates of the weights in all; after them the run is finished. None: as many as max_seconds allow."""
     batch_size: BatchSize = 128
     """Images per iteration."""
     micro_batch: BatchSize | None = None
@@ -86,7 +72,7 @@ class FitConfig(Ranged):
     """Seed of the first weights, the order of the images, and all noise."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_halflife: Annotated[int, Range(1, 10**12)] = 50_000
-    """Half-life of the averaged weights, in images."""
+    """Half-life of the averaged weights, in images; at most a 20th of those seen so far, which suits short runs."""
     precision: Precision = "auto"
     """Of the networks' matrix products; auto: bfloat16 where it pays, decided once per run."""
     compile: bool = False
@@ -100,17 +86,53 @@ class FitConfig(Ranged):
     sample_every: Iterations = 2000
     """Iterations between grids of samples."""
     max_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
-    """Seconds of training, summed over resumes, after which to save and stop."""
+    """Seconds of training, summed over resumes, after which to save and stop; the learning rate falls to 0 over them.
+    Iterations that are not given beside them are as many as there is time for. Two such runs differ."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations is None and self.limit is None:
+            raise ValueError("a run needs an end: give --fit.iterations or --fit.max-seconds")
 
     @property
     def limit(self) -> float | None:
         """Seconds of training after which the run ends; None where iterations alone end it."""
         return min((end for end in (self.max_seconds, self.optim.decay_seconds) if end is not None), default=None)
 
+    @property
+    def falling(self) -> float | None:
+        """Seconds of training in which the learning rate falls; None where it falls with iterations, or not at all."""
+        if self.optim.decay == "none":
+            return None
+        return self.max_seconds if self.optim.decay_seconds is None else self.optim.decay_seconds
+
+    def settled(self) -> FitConfig:
+        """With the decay that "auto" stands for."""
+        auto = "none" if self.falling is None else "cosine"
+        return replace(self, optim=replace(self.optim, decay=auto)) if self.optim.decay == "auto" else self
+
     def free(self) -> frozenset[str]:
-        """Settings that may differ when a run is resumed."""
-        fixed = self.optim.decay != "none" and self.optim.decay_seconds is None
-        return FREE if fixed else FREE | {"iterations"}
+        """Settings that may differ when a run is resumed: none with which the learning rate falls."""
+        if self.settled().optim.decay == "none" or self.optim.decay_seconds is not None:
+            return FREE | {"iterations", "max_seconds"}
+        return FREE if self.falling is None else FREE | {"iterations"}
+
+
+def lr_at(fit: FitConfig, iteration: int, seconds: float) -> float:
+    """The learning rate of iteration `iteration` (from 0), after so many seconds of training."""
+    config = fit.settled().optim
+    warm = min((iteration + 1) / config.warmup, 1.0) if config.warmup else 1.0
+    if config.decay == "none":
+        return config.lr * warm
+    if fit.falling is not None:  # in which the warm-up is
+        progress = seconds / fit.falling
+    else:
+        assert fit.iterations is not None
+        progress = max(iteration - config.warmup, 0) / max(fit.iterations - config.warmup, 1)
+    progress = min(progress, 1.0)
+    if config.decay == "linear":
+        return config.lr * warm * (1 - progress)
+    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def fit(
         interrupts = stack.enter_context(Interrupts(echoes=is_launched()))
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(world.in_reach())
-        trainer = _Trainer(method, config, device, progress, run_dir, world)
+        trainer = _Trainer(method, config.settled(), device, progress, run_dir, world)
         begun = trainer.resume(identity, places, upgrade)
         if on_start and world.leads:
             on_start()
@@ -197,7 +197,8 @@ class _Trainer:
         config, state = self.config, self.state
         sampled_at = state.iteration
         limit = math.inf if config.limit is None else config.limit
-        while state.iteration < config.iterations and not any(
+        most = math.inf if config.iterations is None else config.iterations
+        while state.iteration < most and not any(
             self.world.any(interrupts.received is not None, state.seconds >= limit)
         ):
             start = time.perf_counter()
@@ -218,11 +219,11 @@ class _Trainer:
         self.saver.finish()
         if self.world.of_leader(self.saver.saved_at) != state.iteration:
             self.save(last=True)
-        if state.iteration < config.iterations and any(self.world.any(interrupts.received is not None)):
+        if state.iteration < most and any(self.world.any(interrupts.received is not None)):
             return "signal"
         if sampled_at != state.iteration:
             self.sample(on_sample)
-        return "done" if state.iteration >= config.iterations else "seconds"
+        return "done" if state.iteration >= most else "seconds"
 
     def sample(self, on_sample: Callable[[int], None] | None) -> None:
         """Averaged weights in place. Pictures that cannot be written do not stop training."""
@@ -253,10 +254,10 @@ class _Trainer:
 
     def rate(self) -> float:
         """The learning rate of the next iteration: by the leader's clock, where it falls with time."""
-        optim, seconds = self.config.optim, 0.0
-        if optim.decay_seconds is not None:
+        seconds = 0.0
+        if self.config.falling is not None:
             seconds = self.world.of_leader(round(1000 * self.state.seconds)) / 1000
-        return lr_at(optim, self.state.iteration, self.config.iterations, seconds)
+        return lr_at(self.config, self.state.iteration, seconds)
 
     def accumulate(
         self, phase: Phase, index: int, batch: Batch, parameters: Iterable[nn.Parameter]
@@ -332,9 +333,11 @@ class _Trainer:
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
             self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": unreported[-1]["lr"]})
             state.running_means.sums.clear()
-        total = config.iterations
-        if config.limit is not None and state.seconds:  # an estimate: seconds may end the run before
-            total = min(total, max(state.iteration, math.ceil(state.iteration * config.limit / state.seconds)))
+        ends = [] if config.iterations is None else [config.iterations]
+        if config.limit is not None and (state.seconds or not ends):  # an estimate: how many seconds allow
+            share = config.limit / state.seconds if state.seconds else 1.0
+            ends.append(max(state.iteration, math.ceil(state.iteration * share)))
+        total = min(ends)
         for logs in unreported[:-1]:
             self.progress.update(state.iteration - 1, total, counts | finite(logs))
         self.progress.update(state.iteration, total, counts | finite(unreported[-1] if unreported else {}))

