@@ -108,8 +108,9 @@ def experiment(
     patched = {key: replace(one, patch=system.patch) for key, one in networks.items() if isinstance(one, UViTConfig)}
     optim = replace(made.fit.optim, lr=2e-3, warmup=100)
     fit = replace(
-        made.fit, iterations=None, max_seconds=seconds, batch_size=system.batch_size, sample_every=10**8, checkpoint_every=500, seed=seed,
-        optim=optim, precision="float32", ema_halflife=10_000 * system.batch_size // 64,
+        made.fit, iterations=None, max_seconds=seconds, batch_size=system.batch_size, sample_every=10**8,
+        checkpoint_every=500, seed=seed, optim=optim, precision="float32",
+        ema_halflife=10_000 * system.batch_size // 64,
     )  # fmt: skip
     return replace(made, name=name, fit=fit, networks=replace(made.networks, **patched))  # pyright: ignore[reportArgumentType]
 
