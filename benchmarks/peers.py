@@ -322,12 +322,16 @@ class Judge:
     """
 
     def __init__(self, out: Path, count: int, real: Pixels) -> None:
-        self.nets, file = nets(), out / f"reference-{count}.pt"
+        self.nets, file = nets(), out / f"reference-{count}.npz"
         if not file.exists():
             test = np.asarray(dr.load_images("fashion-mnist", split="test").images[:count])
             stats = [GaussianStats.of(net.features(test)) for net in self.nets]
-            torch.save([(one.mean, one.cov, one.count) for one in stats], file)
-        self.reference = [GaussianStats(*one) for one in torch.load(file)]
+            np.savez(file, *(part for one in stats for part in (one.mean, one.cov, one.count)))
+        with np.load(file) as kept:
+            parts = [kept[name] for name in kept.files]
+        means, covs, counts = (parts[i::3] for i in range(3))
+        each = zip(map(torch.from_numpy, means), map(torch.from_numpy, covs), map(int, counts), strict=True)
+        self.reference = [GaussianStats(*one) for one in each]
         each = zip(self.nets, self.reference, strict=True)
         self.floor = [frechet_distance(GaussianStats.of(net.features(real)), stats) for net, stats in each]
 

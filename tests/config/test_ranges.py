@@ -66,6 +66,7 @@ from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps
 from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
 from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
+from dualrate.integrations.caching import Accumulated, FirstBlock, Fixed, Verified
 from dualrate.methods.conditional import ConditionalDenoising, WeightedDenoising
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
@@ -106,6 +107,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.forecasts.ScoredPlan",
     "dualrate.report.figures.Panel",
     "dualrate.report.table.Table",
+    *(f"dualrate.integrations.caching.{name}" for name in ("Cache", "Method", "Features", "Tokens", "Levels")),
     "dualrate.compare.results.KeptRow",
     "dualrate.compare.results.Saving",
     "dualrate.compare.comparison.Session",
@@ -251,7 +253,7 @@ def examples() -> Iterator[Any]:
     yield ThreeConditional(config, config, config, (4, 2, 2))
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
-    yield Prompts()
+    yield from (Prompts(), Fixed(4), FirstBlock(0.1), Accumulated(0.1), Verified(0.1))
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())

@@ -439,8 +439,8 @@ NOTHING = SimpleNamespace(components={"text_encoder": nn.Linear(1, 1)}, schedule
     ("made", "method", "refresh", "message"),
     [
         (of_dit, "tailor", 4, "method is one of fora, taylor, .*, got 'tailor'"),
-        (of_dit, "taylor", 0, "1 at least, or a Policy, got Fixed"),
-        (of_dit, "taylor", "often", "1 at least, or a Policy, got often"),
+        (of_dit, "taylor", 0, "every is a whole number from 1"),
+        (of_dit, "taylor", "often", "or a Policy, got often"),
         (of_dit, "deep-cache", 4, "has one level.*take 'taylor'"),
         (of_unet, "taylor", 4, "no row of blocks: take 'deep-cache'"),
         (of_unet, "toca", 4, "no row of blocks: take 'deep-cache'"),

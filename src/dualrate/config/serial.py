@@ -52,8 +52,7 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
         with suppress(OverflowError):
             return float(value)
         raise ValueError(f"{where}: expected a number, got one with {len(str(value))} digits")
-    names = {int: "an integer", float: "a number", type(None): "null"}
-    return _checked(value, type(value) is kind, where, names.get(kind, getattr(kind, "__name__", str(kind))))
+    return _checked(value, type(value) is kind, where, _expected(kind))
 
 
 def from_json(
@@ -126,7 +125,8 @@ def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _expected(kind: Any) -> str:
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return " or ".join(map(repr, choices)) or getattr(kind, "__name__", str(kind))
+    names = {int: "an integer", float: "a number", type(None): "null"}
+    return " or ".join(map(repr, choices)) or names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _checked(value: Any, right: bool, where: str, expected: str) -> Any:

@@ -52,7 +52,7 @@ def check_whole(net: nn.Module) -> None:
     name = type(net).__name__
     for part in net.modules():
         hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
-        if hasattr(part, "_hf_hook") or "group_offloading" in hooks:
+        if "_hf_hook" in vars(part) or "group_offloading" in hooks:
             raise ValueError(
                 f"this {name} is offloaded, so its weights come and go: load the pipeline without device_map and "
                 "offloading (or pipe.remove_all_hooks()), and move it by pipe.to(device)"

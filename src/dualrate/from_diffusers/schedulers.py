@@ -88,10 +88,11 @@ def own_times(scheduler: Any, schedule: Schedule, steps: int, tokens: int = 0, *
     schedule: as it was read of its configuration, with so many tokens; even: as of `Kind`
     """
     own, config = copy.deepcopy(scheduler), scheduler.config
-    sigmas = {"sigmas": [1 - i / steps for i in range(steps)]} if even else {}
-    own.set_timesteps(steps, **sigmas, **({"mu": _mu(config, tokens)} if config.get("use_dynamic_shifting") else {}))
-    if hasattr(own, "sigmas") and len(own.sigmas) > steps:  # of the noise, over that of the data
-        noise = own.sigmas.double()
+    given = {"sigmas": [1 - i / steps for i in range(steps)]} if even else {}
+    own.set_timesteps(steps, **given, **({"mu": _mu(config, tokens)} if config.get("use_dynamic_shifting") else {}))
+    sigmas = getattr(own, "sigmas", ())
+    if len(sigmas) > steps:  # of the noise, over that of the data
+        noise = sigmas.double()
         flow = isinstance(read_scheduler({**config, "_class_name": type(own).__name__})[1], Flow)
         log_snr = 2 * torch.log((1 - noise) / noise) if flow else -2 * torch.log(noise)
         times = schedule.time(log_snr.clamp(-60, 60)).where(noise > 0, 0.0).clamp(0, 1).tolist()

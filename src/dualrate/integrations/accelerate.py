@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.denoisers.feature_cache import ORDER
+from dualrate.diffusion.convention import Convention, Flow
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
-from dualrate.from_diffusers.schedulers import Convention, Flow, read_scheduler
+from dualrate.from_diffusers.schedulers import read_scheduler
 from dualrate.integrations.caching import KINDS, Cache, Did, Features, Fixed, Levels, Method, Policy, Tokens, by_name
 
 METHODS = ("fora", "taylor", "deep-cache", "toca", "duca")
@@ -104,8 +105,8 @@ def accelerate(
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
     if isinstance(refresh, int):
         refresh = Fixed(refresh)
-    if not isinstance(refresh, Policy) or (isinstance(refresh, Fixed) and refresh.every < 1):
-        raise ValueError(f"refresh is every how many steps, 1 at least, or a Policy, got {refresh}")
+    if not isinstance(refresh, Policy):
+        raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}")
     if order < 0:
         raise ValueError(f"order is 0 or more, got {order}")
     parts = {name: part for name, part in getattr(pipe, "components", {}).items() if isinstance(part, nn.Module)}

@@ -26,15 +26,17 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from dualrate.config.ranges import Range, Ranged, Steps
 from dualrate.denoisers.feature_cache import SHARES, By, choose, forecast
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Context
@@ -46,10 +48,11 @@ Did = Literal["full", "partial", "skipped"]
 Named = dict[str, Any]
 Run = Callable[[Any], Any]  # a call of a copy of the network
 Out = TypeVar("Out")
+Threshold = Annotated[float, Range(0, math.inf)]
 HIDDEN, TEXT, SKIPS = "hidden_states", "encoder_hidden_states", "res_hidden_states_tuple"
 
 
-class Policy(ABC):
+class Policy(Ranged, ABC):
     """When a call refreshes. Each cache has a copy, new in every sampling, so it may count.
 
     sees: what `change` is of (module docstring); "": nothing, and it is 0
@@ -66,7 +69,7 @@ class Policy(ABC):
 class Fixed(Policy):
     """At every N-th step."""
 
-    every: int
+    every: Steps
 
     def refresh(self, step: int, change: float) -> bool:
         return step % self.every == 0
@@ -76,8 +79,8 @@ class Fixed(Policy):
 class FirstBlock(Policy):
     """Where what the first block adds has changed by this share since the last refresh."""
 
-    threshold: float
-    sees: Seen = field(default="first block", init=False)
+    threshold: Threshold
+    sees = "first block"
 
     def refresh(self, step: int, change: float) -> bool:
         return not change < self.threshold  # so also where it is no number
@@ -88,13 +91,15 @@ class Accumulated(Policy):
     """Where the changes from step to step, rescaled, add up to this.
 
     polynomial: p, the highest power first, as TeaCache publishes it for a model
-    sees: "input" or "time"
     """
 
-    threshold: float
-    polynomial: tuple[float, ...] = (1.0, 0.0)
-    sees: Seen = "input"
-    total: float = field(default=0.0, init=False, repr=False)
+    threshold: Threshold
+    polynomial: tuple[Annotated[float, Range(-1e12, 1e12)], ...] = (1.0, 0.0)
+    sees: Literal["input", "time"] = "input"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.total = 0.0
 
     def refresh(self, step: int, change: float) -> bool:
         self.total += functools.reduce(lambda value, factor: value * change + factor, self.polynomial, 0.0)
@@ -111,8 +116,8 @@ class Verified(Policy):
     sees: "forecast of first", whose run a refresh uses, or "forecast of last", which it runs anew
     """
 
-    threshold: float
-    sees: Seen = "forecast of last"
+    threshold: Threshold
+    sees: Literal["forecast of first", "forecast of last"] = "forecast of last"
 
     def refresh(self, step: int, change: float) -> bool:
         return not change < self.threshold

@@ -142,7 +142,7 @@ class Auto:
         if self.task is not None:
             found = self._of_task(found, task_named(self.task).fitted(look, found.shape))
         progress.note(account(look, self.data, found))
-        if self.rate == "dual" and self.task is None:
+        if found.networks.ages:
             progress.note(f"{BETTER_ALONE}: --rate single")
         return found
 
