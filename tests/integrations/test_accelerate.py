@@ -16,9 +16,10 @@ from torch import nn
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.values import Refresh
+from dualrate.from_diffusers.classes.catalogue import KINDS
 from dualrate.from_diffusers.schedulers import read_scheduler
 from dualrate.integrations.accelerate import Call
-from dualrate.integrations.caching import KINDS, Accumulated, Features, FirstBlock, Policy, Verified
+from dualrate.integrations.caching import Accumulated, Features, FirstBlock, Policy, Verified
 from dualrate.sampling.cost import macs_of
 from dualrate.sampling.trajectory import trajectory
 

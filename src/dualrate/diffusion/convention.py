@@ -37,7 +37,7 @@ class Discrete(Ranged):
 
     betas: Betas
     predicts: Prediction = "epsilon"
-    clip: Annotated[float, Range(0, 1e6, above=True)] | None = None
+    clip: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
 
     def state(self, z: Tensor, log_snr: Tensor) -> Tensor:
         """What the network is given for z, (B, C, H, W), at log_snr, (B,)."""

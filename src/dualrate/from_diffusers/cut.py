@@ -56,8 +56,8 @@ class CutNetwork(Ranged):
 
     def called_with(self, row: _Row, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor]:
         """What the row adds in the place of the blocks, and v."""
-        net = _replaced(self.network.net, self.row, nn.ModuleList([row]))
-        v = _replaced(self.network, "net", net)(z, log_snr, *condition)
+        net = sharing(self.network.net, **{self.row: nn.ModuleList([row])})
+        v = sharing(self.network, net=net)(z, log_snr, *condition)
         return cast(Tensor, row.added), v
 
 
@@ -131,7 +131,7 @@ class CutTokens:
 
     def _row(self, attention: Sequence[_Attention], *given: Tensor) -> _Row:
         blocks = zip(self.cut.blocks, attention, strict=True)
-        return _Row([_replaced(block, "attn1", one) for block, one in blocks], *given)
+        return _Row([sharing(block, attn1=one) for block, one in blocks], *given)
 
 
 class _Attention(nn.Module):
@@ -156,9 +156,10 @@ class _Attention(nn.Module):
         return self.kept
 
 
-def _replaced(module: nn.Module, name: str, part: nn.Module) -> nn.Module:
-    """A copy that shares all parts but one, and is called as its class is: what was compiled holds the old part."""
+def sharing(module: Any, **parts: nn.Module | None) -> Any:
+    """A copy that shares all parts but these. What was compiled, or hooked, holds the old ones, so it is left out."""
     copied = copy.copy(module)
-    copied.__dict__["_modules"] = {**module._modules, name: part}
-    copied.__dict__.pop("forward", None)
+    copied.__dict__["_modules"] = {**module._modules, **parts}
+    for name in ("forward", "_compiled_call_impl"):
+        copied.__dict__.pop(name, None)
     return copied

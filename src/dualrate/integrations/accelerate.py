@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from dualrate.denoisers.feature_cache import ORDER
 from dualrate.diffusion.convention import Convention, Flow
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
+from dualrate.from_diffusers.classes.catalogue import KINDS
 from dualrate.from_diffusers.schedulers import read_scheduler
-from dualrate.integrations.caching import KINDS, Cache, Did, Features, Fixed, Levels, Method, Policy, Tokens, by_name
+from dualrate.integrations.caching import Cache, Did, Features, Fixed, Levels, Method, Policy, Tokens, by_name
 
 METHODS = ("fora", "taylor", "deep-cache", "toca", "duca")
 PASSIVE = {"group_offloading", "layerwise_casting"}  # hooks of diffusers that leave alone what is computed
@@ -229,7 +230,7 @@ def _forward(network: _Network, *given: Any, **named: Any) -> Any:
         return network.before(*given, **named)
     shapes = tuple((name, tuple(one.shape)) for name, one in arguments.items() if isinstance(one, Tensor))
     try:
-        time = times.pop() * method.kind.time(net)
+        time = times.pop() * method.kind.units(net)
         cache, (schedule, t) = network.cache(time, shapes), network.clock(time)
         out, did = method.call(lambda copied: type(net).forward(copied, *given, **named), cache, schedule, t)
     except BaseException:

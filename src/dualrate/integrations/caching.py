@@ -23,7 +23,6 @@ A call goes through a copy of the network that shares all parts but the blocks. 
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
@@ -40,7 +39,8 @@ from dualrate.config.ranges import Range, Ranged, Steps
 from dualrate.denoisers.feature_cache import SHARES, By, choose, forecast
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Context
-from dualrate.from_diffusers.cut import CutTokens
+from dualrate.from_diffusers.classes.kind import HIDDEN, Kind, Rows
+from dualrate.from_diffusers.cut import CutTokens, sharing
 from dualrate.sampling.cost import macs_of
 
 Seen = Literal["", "first block", "input", "time", "forecast of first", "forecast of last"]
@@ -49,7 +49,7 @@ Named = dict[str, Any]
 Run = Callable[[Any], Any]  # a call of a copy of the network
 Out = TypeVar("Out")
 Threshold = Annotated[float, Range(0, math.inf)]
-HIDDEN, TEXT, SKIPS = "hidden_states", "encoder_hidden_states", "res_hidden_states_tuple"
+SKIPS = "res_hidden_states_tuple"
 
 
 class Policy(Ranged, ABC):
@@ -58,7 +58,7 @@ class Policy(Ranged, ABC):
     sees: what `change` is of (module docstring); "": nothing, and it is 0
     """
 
-    sees: Seen = ""
+    sees: Any = ""  # a Seen
 
     @abstractmethod
     def refresh(self, step: int, change: float) -> bool:
@@ -123,56 +123,7 @@ class Verified(Policy):
         return not change < self.threshold
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A class of networks of diffusers.
-
-    rows:      the lists of its blocks, which run one after another; (): a UNet
-    streams:   what a block takes and returns, in this order
-    embedded:  the block's argument that is the time's embedding; "": none
-    attention: the block's part that is given its modulated input
-    between:   the network's arguments that enter between its blocks
-    time:      a step of the scheduler, over the network's time
-    """
-
-    rows: tuple[str, ...] = ("transformer_blocks",)
-    streams: tuple[str, ...] = (HIDDEN,)
-    embedded: str = ""
-    attention: str = "attn1"
-    between: tuple[str, ...] = ()
-    time: Callable[[Any], float] = lambda net: 1.0
-
-
-PAIR = Kind(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")
-CONTROL, SINGLE_CONTROL = "controlnet_block_samples", "controlnet_single_block_samples"
-RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals")
-KINDS: dict[str, Kind] = {
-    "DiTTransformer2DModel": Kind(),
-    "PixArtTransformer2DModel": Kind(embedded="timestep"),
-    "SanaTransformer2DModel": Kind(
-        embedded="timestep", between=(CONTROL,), time=lambda net: 1 / net.config.timestep_scale
-    ),
-    "SD3Transformer2DModel": replace(PAIR, between=("block_controlnet_hidden_states", "skip_layers")),
-    "FluxTransformer2DModel": replace(
-        PAIR,
-        rows=("transformer_blocks", "single_transformer_blocks"),
-        between=(CONTROL, SINGLE_CONTROL),
-        time=lambda net: 1000.0,
-    ),
-    "QwenImageTransformer2DModel": replace(PAIR, between=(CONTROL,), time=lambda net: 1000.0),
-    "UNet2DModel": Kind(rows=()),
-    "UNet2DConditionModel": Kind(rows=(), between=RESIDUALS),
-}
 LEVELS = {f"{kind}{way}Block2D" for kind in ("", "Attn", "CrossAttn") for way in ("Down", "Up")}
-
-
-def shared(module: Any, **parts: nn.Module | None) -> Any:
-    """A copy that shares all parts but these. What was compiled, or hooked, holds the old ones, so it is left out."""
-    copied = copy.copy(module)
-    copied.__dict__["_modules"] = {**module._modules, **parts}
-    for name in ("forward", "_compiled_call_impl"):
-        copied.__dict__.pop(name, None)
-    return copied
 
 
 def by_name(module: Any, given: Sequence[Any], named: Mapping[str, Any]) -> Named:
@@ -262,16 +213,21 @@ class Method(ABC):
 
     def copied(self, blocks: Iterable[nn.Module], through: Callable[[Named], Any]) -> Any:
         """The network with `through` in the place of its rows."""
-        row, *others = self.kind.rows
+        row, *others = self.rows.names
         parts = {row: nn.ModuleList([_Through(blocks, through)]), **{name: nn.ModuleList() for name in others}}
-        return shared(self.net, **parts)
+        return sharing(self.net, **parts)
 
     @property
     def blocks(self) -> list[Any]:
-        """Of all rows. Raises ValueError where there is none."""
-        if not self.kind.rows:
+        """Of all rows."""
+        return [block for row in self.rows.names for block in getattr(self.net, row)]
+
+    @property
+    def rows(self) -> Rows:
+        """Raises ValueError where there are none."""
+        if self.kind.rows is None:
             raise ValueError(f"{type(self.net).__name__} has levels and no row of blocks: take 'deep-cache'")
-        return [block for row in self.kind.rows for block in getattr(self.net, row)]
+        return self.kind.rows
 
 
 class Features(Method):
@@ -280,7 +236,7 @@ class Features(Method):
     def __init__(self, net: Any, kind: Kind, policy: Policy, order: int) -> None:
         super().__init__(net, kind, policy, order)
         name, sees, (first, *_) = type(net).__name__, policy.sees, self.blocks
-        if sees == "time" and not kind.embedded:
+        if sees == "time" and not self.rows.embedded:
             raise ValueError(f"the blocks of {name} embed the time themselves: let Accumulated see the 'input'")
         if sees == "input" and "_hf_hook" in vars(first):
             raise ValueError(f"the blocks of {name} are offloaded: let Accumulated see the 'time', or take FirstBlock")
@@ -291,7 +247,7 @@ class Features(Method):
         def through(named: Named) -> Any:
             streams, full = self.passed(named, cache, schedule, t)
             did.append("full" if full else "skipped")
-            out = [streams[name] for name in self.kind.streams]
+            out = [streams[name] for name in self.rows.streams]
             return tuple(out) if len(out) > 1 else out[0]
 
         return self.counted(cache, "full", lambda: run(self.copied(self.blocks, through))), did[0]
@@ -305,7 +261,7 @@ class Features(Method):
 
     def passed(self, named: Named, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Named, bool]:
         """The streams after the row, and whether all of it ran."""
-        sees, names, blocks = cache.policy.sees, self.kind.streams, self.blocks
+        sees, names, blocks = cache.policy.sees, self.rows.streams, self.blocks
         verified, first = sees.startswith("forecast"), int(sees in ("first block", "forecast of first"))
         last = len(blocks) - (sees == "forecast of last")
 
@@ -354,12 +310,12 @@ class Features(Method):
     def modulated(self, block: Any, named: Named) -> Tensor:
         """What an accumulated change is of: the time's embedding, or what the block's attention is given."""
         if self.policy.sees == "time":
-            return named[self.kind.embedded]
+            return named[self.rows.embedded]
         try:
-            shared(block, **{self.kind.attention: _Stop()})(**named)
+            sharing(block, **{self.rows.attention: _Stop()})(**named)
         except _Reached as reached:
             return reached.args[0]
-        raise RuntimeError(f"{type(block).__name__} does not call its {self.kind.attention}")
+        raise RuntimeError(f"{type(block).__name__} does not call its {self.rows.attention}")
 
 
 class Tokens(Method):
@@ -443,23 +399,23 @@ class Levels(Method):
             return end(**named | {HIDDEN: cache.held[0].features[0], SKIPS: named[SKIPS][: self.outer]})
 
         def whole(named: Named) -> Any:
-            start = shared(_layers(last, slice(-self.outer)), upsamplers=None)
+            start = sharing(_layers(last, slice(-self.outer)), upsamplers=None)
             h = start(**named | {SKIPS: named[SKIPS][self.outer :]}) if len(start.resnets) else named[HIDDEN]
             cache.held.appendleft(Context((h.detach(),)))
             return ending(named)
 
         if not cache.held or cache.policy.refresh(cache.step, 0.0):
             up = nn.ModuleList([*others, _Through([last], whole)])
-            return self.counted(cache, "full", lambda: run(shared(net, up_blocks=up))), "full"
-        first = shared(_layers(net.down_blocks[0], slice(self.outer - 1)), downsamplers=None)
+            return self.counted(cache, "full", lambda: run(sharing(net, up_blocks=up))), "full"
+        first = sharing(_layers(net.down_blocks[0], slice(self.outer - 1)), downsamplers=None)
         down = nn.ModuleList([first] if self.outer > 1 else [])
-        cut = shared(net, down_blocks=down, mid_block=None, up_blocks=nn.ModuleList([_Through([end], ending)]))
+        cut = sharing(net, down_blocks=down, mid_block=None, up_blocks=nn.ModuleList([_Through([end], ending)]))
         return self.counted(cache, "skipped", lambda: run(cut)), "skipped"
 
 
 def _layers(block: Any, part: slice) -> Any:
     """Some layers of a level."""
-    return shared(
+    return sharing(
         block, **{name: getattr(block, name)[part] for name in ("resnets", "attentions") if hasattr(block, name)}
     )
 

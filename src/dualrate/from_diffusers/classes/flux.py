@@ -7,6 +7,7 @@ its scale is a number that the network is given: a part of the prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.classes.kind import (
     BLOCKS,
+    CONTROL,
+    PAIRED,
     POOLED,
     TEXT,
     Config,
@@ -25,7 +28,7 @@ from dualrate.from_diffusers.classes.kind import (
     of_patches,
 )
 
-SCALE = "guidance"
+SCALE, SINGLE = "guidance", "single_transformer_blocks"
 
 
 def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
@@ -67,4 +70,7 @@ KIND = Kind(
     even=True,
     blocks=lambda net: [*getattr(net, BLOCKS), *net.single_transformer_blocks],
     tapped=lambda output: output[1],
+    rows=replace(PAIRED, names=(BLOCKS, SINGLE)),
+    between=(CONTROL, "controlnet_single_block_samples"),
+    units=lambda net: 1000.0,
 )

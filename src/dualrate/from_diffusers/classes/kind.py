@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dualrate.diffusion.values import Shape
 
-BLOCKS = "transformer_blocks"
+BLOCKS, HIDDEN, TEXT = "transformer_blocks", "hidden_states", "encoder_hidden_states"
 Config = Mapping[str, Any]
 Given = Mapping[str, Tensor]  # what a network takes for a text, by the names of its arguments, a row of each per text
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None, Given], Tensor]  # net, state, time, label, given
@@ -102,6 +102,22 @@ def no_texts(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: 
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Lists of blocks that run one after another.
+
+    names:     the attributes of the network
+    streams:   what a block takes and returns, in this order
+    embedded:  the block's argument that is the time's embedding; "": none
+    attention: the block's part that is given its modulated input
+    """
+
+    names: tuple[str, ...] = (BLOCKS,)
+    streams: tuple[str, ...] = (HIDDEN,)
+    embedded: str = ""
+    attention: str = "attn1"
+
+
+@dataclass(frozen=True)
 class Kind:
     """A class of networks.
 
@@ -117,7 +133,9 @@ class Kind:
     known:    settings that another process, or another input, would have otherwise, and the values that are known
     blocks:   the parts that run one after another
     tapped:   of what such a part returns, the image's share: a map (B, C, h, w), or tokens (B, n, C)
-    row:      the attribute that lists its blocks, where each takes tokens (B, n, C) first and returns no more; "": none
+    rows:     of its blocks; None: there are none, as in a U-Net
+    between:  arguments that enter between its blocks
+    units:    a step of its scheduler, over the time that it is given
     """
 
     call: Call
@@ -132,10 +150,19 @@ class Kind:
     known: Mapping[str, tuple[object, ...]] | None = None
     blocks: Callable[[Any], list[nn.Module]] = lambda net: list(getattr(net, BLOCKS, ()))
     tapped: Callable[[Any], Tensor] = lambda output: output
-    row: str = ""
+    rows: Rows | None = None
+    between: tuple[str, ...] = ()
+    units: Callable[[Any], float] = lambda net: 1.0
+
+    @property
+    def row(self) -> str:
+        """The attribute that lists its blocks, where each takes tokens (B, n, C) and returns no more; "": none."""
+        return self.rows.names[0] if self.rows and self.rows.streams == (HIDDEN,) else ""
 
 
-TEXT, MASK, POOLED = "encoder_hidden_states", "encoder_attention_mask", "pooled_projections"
+MASK, POOLED = "encoder_attention_mask", "pooled_projections"
+CONTROL = "controlnet_block_samples"
+PAIRED = Rows(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")  # blocks of a text's tokens and an image's
 
 
 def by_label(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:

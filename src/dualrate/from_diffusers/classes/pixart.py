@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.classes.kind import BLOCKS, MASK, TEXT, Config, Given, Kind, Part, in_pairs
+from dualrate.from_diffusers.classes.kind import MASK, TEXT, Config, Given, Kind, Part, Rows, in_pairs
 
 MOST = {"PixArtAlphaPipeline": 120}  # tokens; of others as many as there may be
 
@@ -41,4 +41,4 @@ def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: in
     return {**texts_, **masks}, {**negative_, **negative_masks}
 
 
-KIND = Kind(call, prompt=prompt, tokens=300, encode=encode, row=BLOCKS)
+KIND = Kind(call, prompt=prompt, tokens=300, encode=encode, rows=Rows(embedded="timestep"))

@@ -8,7 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.classes.kind import TEXT, Config, Given, Kind, Part, in_patches, of_patches
+from dualrate.from_diffusers.classes.kind import (
+    CONTROL,
+    PAIRED,
+    TEXT,
+    Config,
+    Given,
+    Kind,
+    Part,
+    in_patches,
+    of_patches,
+)
 
 MASK = "encoder_hidden_states_mask"
 
@@ -46,4 +56,7 @@ KIND = Kind(
         "use_layer3d_rope": (None, False),
     },
     tapped=lambda output: output[1],
+    rows=PAIRED,
+    between=(CONTROL,),
+    units=lambda net: 1000.0,
 )

@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.classes.kind import BLOCKS, MASK, TEXT, Config, Given, Kind, Part, by_text
+from dualrate.from_diffusers.classes.kind import CONTROL, MASK, TEXT, Config, Given, Kind, Part, Rows, by_text
 
 INSTRUCTION = "complex_human_instruction"  # that the pipeline puts before a text, unless told otherwise
 
@@ -36,4 +36,13 @@ def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: in
     return {TEXT: text, MASK: mask}, {TEXT: of_negative, MASK: negative_mask}
 
 
-KIND = Kind(call, prompt=prompt, tokens=300, encode=encode, known={"guidance_embeds": (None, False)}, row=BLOCKS)
+KIND = Kind(
+    call,
+    prompt=prompt,
+    tokens=300,
+    encode=encode,
+    known={"guidance_embeds": (None, False)},
+    rows=Rows(embedded="timestep"),
+    between=(CONTROL,),
+    units=lambda net: 1 / net.config.timestep_scale,
+)

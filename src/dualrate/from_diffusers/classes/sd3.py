@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.classes.kind import POOLED, TEXT, Config, Given, Kind, Part, by_text, in_pairs
+from dualrate.from_diffusers.classes.kind import PAIRED, POOLED, TEXT, Config, Given, Kind, Part, by_text, in_pairs
 
 OF_CLIP = 77  # of the tokens
 
@@ -27,4 +27,12 @@ def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: in
     return in_pairs(made, (TEXT, POOLED))
 
 
-KIND = Kind(by_text, prompt=prompt, tokens=OF_CLIP + 256, encode=encode, tapped=lambda output: output[1])
+KIND = Kind(
+    by_text,
+    prompt=prompt,
+    tokens=OF_CLIP + 256,
+    encode=encode,
+    tapped=lambda output: output[1],
+    rows=PAIRED,
+    between=("block_controlnet_hidden_states", "skip_layers"),
+)

@@ -81,5 +81,10 @@ KIND = Kind(
         "time_cond_proj_dim": (None,),
     },
     blocks=down_and_up,
+    between=(
+        "down_block_additional_residuals",
+        "mid_block_additional_residual",
+        "down_intrablock_additional_residuals",
+    ),
     tapped=without_skips,
 )
