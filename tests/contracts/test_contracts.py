@@ -180,14 +180,15 @@ def test_every_denoiser_and_every_named_one_is_tested_here():
     assert MADE.keys() >= DENOISERS.keys()
 
 
-def conditions(draws: Draws) -> Cond:
-    """Of some rows: a class, and a latent for decoders, which all others leave alone."""
-    return Cond(draws.row % 3, draws.normal("z_0", *LATENT).double())
+def conditions(draws: Draws, denoiser: dr.Denoiser) -> Cond:
+    """Of some rows: a class, and a latent for decoders."""
+    of_latents = isinstance(denoiser, (Conditional, DualRateConditional, BothRates))
+    return Cond(draws.row % 3, draws.normal("z_0", *LATENT).double() if of_latents else None)
 
 
 def run(denoiser, step, plan, rows: slice) -> torch.Tensor:
     draws = Draws(0, torch.arange(4)[rows])
-    cond, shape = conditions(draws), (1, 8, 8)
+    cond, shape = conditions(draws, denoiser), (1, 8, 8)
     with torch.no_grad():
         return rollout(
             denoiser, step, plan, draws.normal("z", *shape).double(), cond,
@@ -219,7 +220,7 @@ def test_interleaved_samplings_do_not_meet(make):
         draws = Draws(0, torch.tensor([i]))
         trajectories.append(
             trajectory(
-                denoiser, step, plan, draws.normal("z", 1, 8, 8).double(), conditions(draws),
+                denoiser, step, plan, draws.normal("z", 1, 8, 8).double(), conditions(draws, denoiser),
                 lambda k, j, d=draws: d.normal(f"{k} {j}", 1, 8, 8).double(),
             )
         )  # fmt: skip
@@ -299,8 +300,8 @@ def test_steps_that_say_so_keep_the_law_of_pairs(step_for):
 @every_denoiser
 def test_x_hat_has_the_state_s_shape_and_precision(make):
     z, t = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.full((2,), 0.4, dtype=torch.float64)
-    cond = conditions(Draws(0, torch.arange(2)))
     denoiser = make()
+    cond = conditions(Draws(0, torch.arange(2)), denoiser)
     x_hat = denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
     assert x_hat.shape == z.shape
     assert x_hat.dtype == z.dtype
@@ -311,7 +312,8 @@ def test_a_context_is_used_at_later_times_by_the_same_rows(make):
     """Row by row as all at once; and what `encode` said of its own state is not said again of another one."""
     generator, t = torch.Generator().manual_seed(0), torch.full((3,), 0.4, dtype=torch.float64)
     first, later = (torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=generator) for _ in range(2))
-    cond, denoiser = conditions(Draws(0, torch.arange(3))), make()
+    denoiser = make()
+    cond = conditions(Draws(0, torch.arange(3)), denoiser)
     with torch.no_grad():
         context = denoiser.encode(first, t, cond)
         x_hat = denoiser.denoise(later, t / 2, context.aged(), cond)
