@@ -131,7 +131,7 @@ def test_a_resumed_run_takes_its_own_number_of_threads_where_that_is_automatic(
     ("arguments", "message"),
     [
         (["train", "no-such-recipe"], "no recipe 'no-such-recipe'"),
-        (["train", "fashion-mnist-small", "--data.source", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["train", "fashion-mnist-light", "--data.source", "/nowhere/at/all"], "/nowhere/at/all"),
         (["sample", "/nowhere", "--out", "x"], "is no run"),
         (["sample", "RUN", "--out", "x", "--steps", "4", "--heavy", "5"], "between 0 and the 4 steps"),
         (["sample", "RUN", "--out", "x", "--num", "0"], "num is a whole number from 1 to 10,000,000, or None, got 0"),
@@ -226,7 +226,7 @@ def test_recipes_are_listed_by_family_and_all_on_demand(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [
-        (["train", "fashion-mnist-small"], Train),
+        (["train", "fashion-mnist-light"], Train),
         (["sample", "x", "--out", "y"], cli.Sample),
         (["plan", "x", "--budget", "1x"], Plan),
     ],
