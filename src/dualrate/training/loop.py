@@ -330,7 +330,8 @@ class _Trainer:
         if self.is_logged():
             means = state.running_means.means()
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
-            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": unreported[-1]["lr"]})
+            last = {"lr": unreported[-1]["lr"]} if unreported else {}  # a method without phases has none
+            self.metrics.write({"iteration": state.iteration} | counts | rate | means | last)
             state.running_means.sums.clear()
         total = config.iterations
         if config.limit is not None and state.seconds:  # an estimate: seconds may end the run before
