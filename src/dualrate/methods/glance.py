@@ -85,8 +85,8 @@ class AdaptedNetwork(NetworksConfig, Ranged):
 
     base: NetworksConfig
     """That network."""
-    phases: Literal[0, 1, 2] = 2
-    """How many adapters it has."""
+    adapters: Literal[0, 1, 2] = 2
+    """How many, one a phase."""
     rank: Annotated[int, Range(1, 4096)] = 16
     """Of the update of a layer's weight."""
     scale: Factor = 4.0
@@ -96,7 +96,7 @@ class AdaptedNetwork(NetworksConfig, Ranged):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         networks, _ = self.base.build(process)
-        network = Adapted(networks["model"], names(self.phases), self.rank, self.scale, self.targets)
+        network = Adapted(networks["model"], names(self.adapters), self.rank, self.scale, self.targets)
         return nn.ModuleDict({"model": network}), ByPhase(network, process)
 
     @property
@@ -202,8 +202,8 @@ class GlanceConfig(MethodConfig, Ranged):
                 f"{experiment.name} has {networks.kind}; adapters go onto a single-rate one that draws from noise "
                 "alone: name such a run"
             )
-        if networks.phases != len(self.calls):
-            raise ValueError(f"{networks.phases} adapters, and steps of {len(self.calls)} phases: make them the same")
+        if networks.adapters != len(self.calls):
+            raise ValueError(f"{networks.adapters} adapters, and steps of {len(self.calls)} phases: make them the same")
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         networks, denoiser = experiment.build()
