@@ -195,7 +195,12 @@ def examples() -> Iterator[Any]:
     yield replace(cli_train.RECIPES["fashion-mnist-dual-45"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo())
     yield from (cli.Serve(run), Request(), cli.Export(run, run))
-    yield from (RetrofitCommand(imagenet.heavy()), AdaptCommand(imagenet.heavy()), cli_train.Run(), cli_distill.Student(imagenet.distilled()))
+    yield from (
+        RetrofitCommand(imagenet.heavy()),
+        AdaptCommand(imagenet.heavy()),
+        cli_train.Run(),
+        cli_distill.Student(imagenet.distilled()),
+    )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
     yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov())

@@ -38,6 +38,10 @@ def states(rows: int) -> Tensor:
     return torch.randn(rows, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
+def no_draw(step: int, draw: int) -> Tensor:
+    raise AssertionError("DDIM draws nothing")
+
+
 def test_the_times_are_those_that_were_published() -> None:
     """Of FLUX, whose shift is e^1.15; in thousandths, as the authors' code lists them."""
     slow, fast = (1000.00, 986.98, 973.20, 958.61, 943.12), (926.65, 825.70, 677.99, 441.20, 60.55)
@@ -52,8 +56,7 @@ def test_a_step_calls_the_adapter_of_its_phase() -> None:
     _, model = of(PROCESS)
     asked, serves = [], GlanceConfig("run").serves
     model.network.register_forward_pre_hook(lambda module, given: asked.append(given[0]))
-    draw = lambda: states(2)  # noqa: E731
-    list(trajectory(model, DDIM(PROCESS), serves.default_plan(), states(2), Cond(torch.tensor([0, 1])), draw))
+    list(trajectory(model, DDIM(PROCESS), serves.default_plan(), states(2), Cond(torch.tensor([0, 1])), no_draw))
     assert asked == ["phase-1"] * 5 + ["phase-2"] * 5
 
 
@@ -72,7 +75,7 @@ def test_samplings_that_take_turns_do_not_disturb_each_other() -> None:
     plan, label = GlanceConfig("run").serves.default_plan(), Cond(torch.tensor([0, 1]))
 
     def begin(sign: float):
-        return trajectory(model, DDIM(PROCESS), plan, sign * states(2), label, lambda: states(2))
+        return trajectory(model, DDIM(PROCESS), plan, sign * states(2), label, no_draw)
 
     alone = [[state.z for state in begin(sign)] for sign in (1, -1)]
     first, second = begin(1), begin(-1)
@@ -137,7 +140,10 @@ def experiment(method: GlanceConfig, **networks) -> dr.Experiment:
         (lambda: GlanceConfig("run", times=(1.0, 0.5, 0.5), calls=(3,)), "times go from 1 down"),
         (lambda: GlanceConfig("run", calls=(5, 6)), r"make \(5, 6\) steps, and there are 10 times"),
         (lambda: experiment(GlanceConfig("run"), adapters=1), "1 adapters, and steps of 2 phases"),
-        (lambda: dr.Experiment("x", dr.OneNetwork(NET), GlanceConfig("run"), FitConfig(1)), "adapters go onto a single"),
+        (
+            lambda: dr.Experiment("x", dr.OneNetwork(NET), GlanceConfig("run"), FitConfig(1)),
+            "adapters go onto a single",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message: str) -> None:

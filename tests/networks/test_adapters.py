@@ -1,4 +1,4 @@
-"""Low-rank adapters: closed forms in float64, phases that leave each other alone, and the names of peft and diffusers."""
+"""Low-rank adapters: closed forms in float64, phases that leave each other alone, names of peft and diffusers."""
 
 import copy
 
@@ -153,7 +153,9 @@ def test_a_state_has_the_names_of_peft_and_diffusers(prefix: str) -> None:
     output = adapted("fast", *inputs())
     load_adapter(adapted.net, "slow", state)
     torch.testing.assert_close(adapted("slow", *inputs()), output)
-    load_adapter(adapted.net, "slow", {name.replace("A.weight", "A.default.weight"): one for name, one in state.items()})
+    load_adapter(
+        adapted.net, "slow", {name.replace("A.weight", "A.default.weight"): one for name, one in state.items()}
+    )
     torch.testing.assert_close(adapted("slow", *inputs()), output)
 
 
@@ -163,7 +165,11 @@ def test_the_alpha_of_a_file_counts() -> None:
     a, b = normal(4, 16, seed=5), normal(16, 4, seed=6)
     state = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     layers = layers_of(adapted.net)
-    for given, alpha, scale in ((state, None, 1), (state, 8, 2), ({**state, f"{name}.alpha": torch.tensor(2.0)}, 8, 0.5)):
+    for given, alpha, scale in (
+        (state, None, 1),
+        (state, 8, 2),
+        ({**state, f"{name}.alpha": torch.tensor(2.0)}, 8, 0.5),
+    ):
         load_adapter(adapted.net, "fast", given, alpha)
         torch.testing.assert_close(layers[name].update("fast"), scale * b @ a)
         assert not any(layer.update("fast").any() for other, layer in layers.items() if other != name)
@@ -186,7 +192,9 @@ def test_a_state_of_other_layers_is_refused(change, message: str) -> None:
 def test_a_state_of_another_rank_is_refused() -> None:
     adapted = small()
     state = adapter_state(Adapted(DiTConfig(8, 2, 16, 1, 3, head_dim=8).network(), PHASES, 2).net, "fast")
-    with pytest.raises(ValueError, match=r"are \[\(2, 16\), \(48, 2\)\], expected \[\(4, 16\), \(48, 4\)\]: set the rank"):
+    with pytest.raises(
+        ValueError, match=r"are \[\(2, 16\), \(48, 2\)\], expected \[\(4, 16\), \(48, 4\)\]: set the rank"
+    ):
         load_adapter(adapted.net, "slow", state)
 
 
@@ -219,7 +227,13 @@ def test_a_network_of_diffusers_is_adapted_and_read_by_it() -> None:
     assert torch.equal(adapted("slow", **given).sample, before)
     found = {name.removeprefix("transformer_blocks.0.") for name in layers_of(net)}
     attention = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
-    parts = ["norm1.linear", "norm1_context.linear", "ff.net.2", "ff_context.net.2", *(f"attn.{one}" for one in attention)]
+    parts = [
+        "norm1.linear",
+        "norm1_context.linear",
+        "ff.net.2",
+        "ff_context.net.2",
+        *(f"attn.{one}" for one in attention),
+    ]
     assert found >= set(parts)
     for number, weight in enumerate(adapted.parameters_of("fast")):
         weight.data = 0.2 * normal(*weight.shape, seed=number)

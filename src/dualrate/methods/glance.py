@@ -44,14 +44,14 @@ def names(phases: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ByPhase(Denoiser):
+class ByPhase(Ranged, Denoiser):
     """One network, called with the adapter of its time. starts: where each phase begins, from 1 down; a phase lasts
     until the next begins.
     """
 
     network: Adapted
     process: Process
-    starts: tuple[float, ...] = ()
+    starts: tuple[Probability, ...] = ()
     reuse: Reuse = Reuse.FREE
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
@@ -161,7 +161,7 @@ class Glance(Ranged):
 class GlanceConfig(MethodConfig, Ranged):
     """Adapters by phase of a frozen model, trained on the times of their own steps."""
 
-    base_from: str
+    backbone_from: str
     """The single-rate run, released weights, or folder of diffusers, that is adapted."""
     times: tuple[Probability, ...] = (*SLOW, *FAST)
     """Of the steps, from 1 down; the last one leads to 0."""
@@ -175,7 +175,9 @@ class GlanceConfig(MethodConfig, Ranged):
         if not self.times or self.times[0] != 1 or any(s >= t for t, s in pairwise((*self.times, 0.0))):
             raise ValueError(f"times go from 1 down and stay above 0, got {self.times}")
         if self.calls and sum(self.calls) != len(self.times):
-            raise ValueError(f"the phases make {self.calls} steps, and there are {len(self.times)} times: share them out")
+            raise ValueError(
+                f"the phases make {self.calls} steps, and there are {len(self.times)} times: share them out"
+            )
 
     @property
     def serves(self) -> OwnGrid:
@@ -213,12 +215,12 @@ class GlanceConfig(MethodConfig, Ranged):
             for weight in model.network.parameters_of(name):
                 weight.requires_grad_(True)
         if start.fresh:
-            source = start.load(self.base_from)
-            check_targets(experiment, source, "base_from")
+            source = start.load(self.backbone_from)
+            check_targets(experiment, source, "backbone_from")
             if self.label_dropout:
                 check_drops_labels(experiment, source)
-            problem = f"{self.base_from}: its network is not the one that {experiment.name} adapts"
+            problem = f"{self.backbone_from}: its network is not the one that {experiment.name} adapts"
             fill(merged(model.network.net, None), source.networks["model"].state_dict(), problem)
-            weights = {"base": str(source)}
+            weights = {"backbone": str(source)}
         parts = networks, model, experiment.gaussian, tuple(self.of_phases)
         return Prepared(Glance(*parts, null=experiment.num_classes, label_dropout=self.label_dropout), weights)

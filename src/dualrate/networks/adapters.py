@@ -119,12 +119,15 @@ class Adapted(nn.Module):
         self.net, self.phases, self.active = net, tuple(phases), Active()
         meant = re.compile(rf"(?:.*\.)?(?:{targets})")
         for name, layer in list(net.named_modules()) if phases else ():
-            adaptable = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
-            if adaptable and meant.fullmatch(name):
+            if not isinstance(layer, (nn.Linear, nn.Conv2d)) or getattr(layer, "groups", 1) > 1:
+                continue
+            if meant.fullmatch(name):
                 net.set_submodule(name, LowRank(layer, phases, rank, scale, self.active))
         if phases and not layers_of(net):
             listed = [name for name, layer in net.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-            raise ValueError(f"no layer's name ends in {targets}; layers are {', '.join(listed[:8])}: give other targets")
+            raise ValueError(
+                f"no layer's name ends in {targets}; layers are {', '.join(listed[:8])}: give other targets"
+            )
 
     def forward(self, phase: str | None, *inputs: Any, **named: Any) -> Any:
         with self.active.during(phase):
@@ -195,7 +198,9 @@ def load_adapter(network: nn.Module, phase: str, state: Mapping[str, Tensor], al
         parts = found[name]
         shapes = [tuple(one.shape) for one in (parts["A"], parts["B"])]
         if shapes != [tuple(a.shape), tuple(b.shape)]:
-            raise ValueError(f"A and B of {name} are {shapes}, expected {[tuple(a.shape), tuple(b.shape)]}: set the rank")
+            raise ValueError(
+                f"A and B of {name} are {shapes}, expected {[tuple(a.shape), tuple(b.shape)]}: set the rank"
+            )
         rank = len(a)
         own = float(parts["alpha"]) if "alpha" in parts else rank if alpha is None else alpha
         a.copy_(parts["A"])
