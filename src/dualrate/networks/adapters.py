@@ -161,12 +161,14 @@ def merged(network: nn.Module, phase: str | None) -> nn.Module:
 def adapter_state(network: nn.Module, phase: str, prefix: str = "") -> dict[str, Tensor]:
     """A phase's weights under the names of peft and diffusers (module docstring), alpha their rank.
 
-    prefix: before each name: "base_model.model." in files of peft, "transformer." in those of a pipeline
+    network: the one that the file is for: diffusers' own, in a run that adapts a folder of theirs, is `adapted.net.net`
+    prefix:  before each name: "base_model.model." in files of peft, "transformer." in those of a pipeline
     """
     state = {}
     for name, layer in layers_of(network).items():
-        a, b = (weight.detach() for weight in layer.weights(phase))
-        state |= {f"{prefix}{name}.lora_A.weight": a.clone(), f"{prefix}{name}.lora_B.weight": layer.scale * b}
+        a, b = layer.weights(phase)
+        for part, weight in (("A", a), ("B", layer.scale * b)):
+            state[f"{prefix}{name}.lora_{part}.weight"] = weight.detach().clone(memory_format=torch.contiguous_format)
     return state
 
 
