@@ -10,6 +10,7 @@ from training.toy import Recorder
 
 import dualrate as dr
 from dualrate.cli.train import parse_adapt
+from dualrate.compare.candidates import RunRequest, candidates_of
 from dualrate.networks.adapters import layers_of, merged
 from dualrate.runs.store import load, write_experiment
 from dualrate.runs.train import train
@@ -78,6 +79,11 @@ def test_the_run_is_one_to_other_commands(root, tmp_path, monkeypatch, capsys):
     assert np.abs(draw(exported).astype(int) - draw(trained)).max() <= 2
     assert call(monkeypatch, "sample", root / "2", "--steps", "8", "--out", tmp_path / "eight") == 2
     assert "10 steps at times of its own" in capsys.readouterr().err
+
+
+def test_a_comparison_tries_its_own_steps_alone(root):
+    (found,) = candidates_of([RunRequest.parse(str(root / "2"))], {root / "2": load(root / "2")})
+    assert (found.plan, found.sampler) == (load(root / "2").serves.default_plan(), "ddim")
 
 
 def test_the_same_command_resumes(root, tmp_path, monkeypatch, capsys):
