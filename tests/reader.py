@@ -14,6 +14,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "train": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "distill": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "retrofit": {"--fit.iterations": 2, "--fit.batch-size": 4},
+    "adapt": {"--fit.iterations": 2},
     "sample": {"--num": 2},
     "sample --given": {},
     "forecast": {"--frames": 2},

@@ -27,7 +27,7 @@ from dualrate.cli import main as cli_main
 from dualrate.cli import recipe as cli_options
 from dualrate.cli import train as cli_train
 from dualrate.cli.distill import Distill
-from dualrate.cli.train import Retrofit, Train
+from dualrate.cli.train import Adapt, Retrofit, Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate_command import answer, idle_processors, settings, ticks
 
@@ -147,7 +147,7 @@ def test_what_it_can_do_is_told_without_loading_anything(arguments):
 
 
 def test_the_usage_has_every_command_with_its_first_line():
-    kinds = {"train": Train, "distill": Distill, "retrofit": Retrofit}
+    kinds = {"train": Train, "distill": Distill, "retrofit": Retrofit, "adapt": Adapt}
     kinds |= {name: kind for name, kind in cli_main.COMMANDS.items() if " " not in name}
     kinds["data"] = SimpleNamespace(
         __doc__="Prepare, encode and verify images for training; encode and decode images; check a codec; simulate."
@@ -245,6 +245,7 @@ def listed(folder: Path) -> dict[str, dict]:
         "distill", list(cli_distill.RECIPES), [("distill", name) for name in cli_distill.RECIPES]
     )
     found["retrofit"] = told("retrofit")
+    found["adapt"] = told("adapt")
     return found
 
 

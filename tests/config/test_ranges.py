@@ -43,6 +43,7 @@ from dualrate.cli.distill import Distill
 from dualrate.cli.forecast import Forecast as ForecastCommand
 from dualrate.cli.plan import Calibrate, Plan
 from dualrate.cli.sampling_options import SamplingOptions
+from dualrate.cli.train import Adapt as AdaptCommand
 from dualrate.cli.train import Retrofit as RetrofitCommand
 from dualrate.cli.train import Train
 from dualrate.codecs.codec import CodecFolder
@@ -61,8 +62,8 @@ from dualrate.diffusion.convention import Discrete, Flow
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
-from dualrate.experiment.network_configs import OneConditional, ThreeConditional, TwoConditional
-from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnSteps, Segments
+from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
+from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnGrid, OwnSteps, Segments
 from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
 from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
@@ -72,6 +73,7 @@ from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
+from dualrate.methods.glance import AdaptedNetwork, ByPhase, Glance, GlanceConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
 from dualrate.methods.refiner import Levels, RefinerConfig, Refining
 from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
@@ -86,6 +88,7 @@ from dualrate.networks.dit import DiTConfig
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
+from dualrate.recipes.students import Adapt
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
 from dualrate.serving.offer import Request
@@ -197,7 +200,12 @@ def examples() -> Iterator[Any]:
     yield replace(cli_train.RECIPES["fashion-mnist-dual-45"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo())
     yield from (cli.Serve(run), Request(), cli.Export(run, run))
-    yield from (RetrofitCommand(imagenet.heavy()), cli_train.Run(), cli_distill.Student(imagenet.distilled()))
+    yield from (
+        RetrofitCommand(imagenet.heavy()),
+        AdaptCommand(imagenet.heavy()),
+        cli_train.Run(),
+        cli_distill.Student(imagenet.distilled()),
+    )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
     yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov())
@@ -254,6 +262,8 @@ def examples() -> Iterator[Any]:
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
     yield from (Prompts(), Fixed(4), FirstBlock(0.1), Accumulated(0.1), Verified(0.1))
+    yield from (OwnGrid((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), Adapt())
+    yield Glance(networks, ByPhase(networks, of), of, ((1.0, 0.5),))
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())

@@ -43,6 +43,7 @@ from dualrate.methods import moment_matching
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
+from dualrate.methods.glance import AdaptedNetwork, GlanceConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
 from dualrate.methods.refiner import Refinement, RefinerConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
@@ -81,6 +82,7 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "consistency, dual, from data": (TWO, replace(TAUGHT, heavy=1, teacher=None, student_from="two")),
     "consistency, from data": (ONE, replace(TAUGHT, teacher=None, student_from="one")),
     "em": (ONE, EMDistillationConfig("one", Langevin(2, 0.16, 0.01), guidance=1.5)),
+    "glance": (AdaptedNetwork(ONE), GlanceConfig("one")),
     "early exit": (EXITS, EarlyExitConfig("deep")),
     "instant": (ONE, replace(MATCHING, version="instant")),
     "instant, dual": (TWO, replace(DUAL, version="instant", pretraining=2)),

@@ -26,7 +26,7 @@ from dualrate.cli.plan import Calibrate, Plan
 from dualrate.cli.recipe import parse
 from dualrate.cli.sample import Cost, Sample
 from dualrate.cli.serve import Serve
-from dualrate.cli.train import parse_retrofit, parse_train
+from dualrate.cli.train import parse_adapt, parse_retrofit, parse_train
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
@@ -57,8 +57,9 @@ PARSERS: dict[str, Callable[[list[str]], Any]] = {  # of commands that take a re
     "train": parse_train,
     "distill": parse_distill,
     "retrofit": parse_retrofit,
+    "adapt": parse_adapt,
 }
-TOGETHER = ("train", "distill", "retrofit", "doctor")  # run in several processes, too
+TOGETHER = ("train", "distill", "retrofit", "adapt", "doctor")  # run in several processes, too
 
 
 def parsed(arguments: list[str]) -> Any:

@@ -1,4 +1,6 @@
-"""`dualrate train`: a recipe, trained. `dualrate retrofit`: a light network beside a model of diffusers."""
+"""`dualrate train`: a recipe, trained. `dualrate retrofit`: a light network beside a model of diffusers. `dualrate
+adapt`: low-rank adapters by phase.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,7 @@ from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, forecast, imagenet, token_models
 from dualrate.recipes.retrofit import Retrofit as RetrofitRecipe
+from dualrate.recipes.students import Adapt as AdaptRecipe
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
@@ -136,6 +139,16 @@ class Retrofit(Run):
 
 
 @dataclass(frozen=True)
+class Adapt(Run):
+    """Give a run few steps: a grid of times, and low-rank adapters by phase. The same command resumes."""
+
+    experiment: Annotated[Experiment, arg(name="")]
+
+    def run(self) -> None:
+        self.train(self.experiment)
+
+
+@dataclass(frozen=True)
 class TrainStages:
     """Train a recipe of two stages. The same command resumes.
 
@@ -234,3 +247,17 @@ def parse_retrofit(arguments: list[str]) -> Retrofit:
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
     recipe, rest = with_own_options(RetrofitRecipe(), arguments, "retrofit")
     return override(Retrofit(recipe(rest[0])), rest, "retrofit")
+
+
+def parse_adapt(arguments: list[str]) -> Adapt:
+    """A run first, then the recipe's options and those of the experiment that it makes."""
+    if not arguments or arguments[0].startswith("-"):
+        print(
+            "usage: dualrate adapt RUN --images FOLDER [options]    "
+            "(dualrate adapt RUN --help for its options)\n\n"
+            "Give a single-rate run, or a model of diffusers, few steps: a grid of times, and low-rank adapters.\n\n"
+            "Example: dualrate adapt runs/heavy --images photos --phases 2 --out runs/ten"
+        )
+        raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
+    recipe, rest = with_own_options(AdaptRecipe(), arguments, "adapt")
+    return override(Adapt(recipe(rest[0])), rest, "adapt")

@@ -125,8 +125,10 @@ class Choice(Ranged):
         light_first = markov and single and abilities(model.denoiser).alone_differs
         reuse = heavy < steps and markov and not light_first
         sampler = sampler_named(self._sampler(model)[0])
-        grid = self.grid or ((sampler.reusing if reuse else sampler.grid) if model.serves.any_plan else "t")
-        times = self.times or grid_times(grid, model.process.schedule, steps)
+        grid = self.grid or ((sampler.reusing if reuse else sampler.grid) if model.serves.any_plan else None)
+        times = self.times or model.serves.own_times(steps)
+        if grid is not None and self.times is None:
+            times = grid_times(grid, model.process.schedule, steps)
         starts_alone, alone = reuse and switches(model), 0
         if self.places == "late" and not starts_alone:
             raise ValueError(

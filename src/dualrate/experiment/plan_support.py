@@ -42,10 +42,14 @@ class Serves(ABC):
         """Heavy calls for so many steps, where none are asked for; here the network runs at every step."""
         return steps
 
+    def own_times(self, steps: int) -> tuple[float, ...]:
+        """The N + 1 times of so many steps, where there are no plans to choose from: equal steps in t."""
+        return StepPlan.uniform(steps).t
+
     def default_plan(self, steps: int | None = None) -> StepPlan:
-        """Steps equal in t, heavy calls spread evenly."""
+        """Steps on `own_times`, heavy calls spread evenly."""
         steps = self.steps if steps is None else steps
-        return self.spread(StepPlan.uniform(steps).t, self.default_heavy(steps))
+        return self.spread(self.own_times(steps), self.default_heavy(steps))
 
     def spread(self, times: Sequence[float], heavy: int, alone: int = 0) -> StepPlan:
         """Heavy calls spread evenly over the steps after the first `alone`, which have no context.
@@ -224,3 +228,24 @@ class Segments(_Single, Ranged):
             raise ValueError(
                 f"this consistency model has learned to make steps of DDIM: drop the sampler ({step}) and its settings"
             )
+
+
+@dataclass(frozen=True)
+class OwnGrid(_Single, Ranged):
+    """A single-rate model trained at a few times alone, those of its steps. grid: these, from 1 down, without 0"""
+
+    grid: tuple[Probability, ...]
+
+    heavy, sampler = None, "ddim"
+
+    @property
+    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.grid)
+
+    def own_times(self, steps: int) -> tuple[float, ...]:
+        """Its own; of another number, which `check` refuses, equal steps."""
+        return (*self.grid, 0.0) if steps == self.steps else super().own_times(steps)
+
+    @property
+    def learned(self) -> str:
+        return f"model has learned to make {self.steps} steps at times of its own, and no others"

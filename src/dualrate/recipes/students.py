@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -17,6 +18,7 @@ from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import check_same_images, teachers_network
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.em_distillation import EMDistillationConfig
+from dualrate.methods.glance import FAST, SLOW, AdaptedNetwork, GlanceConfig
 from dualrate.methods.moment_matching import MomentMatchingConfig
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import UViTConfig
@@ -175,3 +177,44 @@ def _student(
         process = NoisePlanes(process, networks.noise)
     name = f"{recipe.name or source.name}-{ending}"
     return Experiment(name, networks, method, recipe.fit, source.data, process, source.codec)
+
+
+ADAPTING = FitConfig(  # Glance's: one image at a time
+    iterations=60,
+    batch_size=1,
+    optim=OptimConfig(lr=5e-4, warmup=10),
+    ema_halflife=1,
+    log_every=10,
+    checkpoint_every=60,
+    sample_every=60,
+)
+CALLS = ((), (len(SLOW) + len(FAST),), (len(SLOW), len(FAST)))  # of each phase, by the number of phases
+
+
+@dataclass(frozen=True)
+class Adapt(Ranged):
+    """A model of few steps: its grid of times, and adapters by phase. Options that are not listed here come after the
+    model: give it with --help to see all of them."""
+
+    images: str | None = None
+    """Images, if they are not where the model's training read them."""
+    phases: Literal[0, 1, 2] = 2
+    """Adapters: one for the first, close steps and one for the later, long ones; one for all; none, the grid alone."""
+    rank: Annotated[int, Range(1, 4096)] = 16
+    """Of the adapters; their alpha is 4 times as much."""
+
+    def __call__(self, base: str | Path) -> Experiment:
+        """The experiment. Raises ValueError for a model that cannot be adapted, and one of unknown images."""
+        source = read_experiment(base)
+        if not source.serves.any_plan:
+            raise ValueError(f"{base} is a student, of steps of its own: name its teacher")
+        data = source.data if self.images is None else replace(source.data, source=self.images)
+        if not data.source:
+            raise ValueError(f"{base} does not say which images it was trained on: name some, --images FOLDER")
+        method = GlanceConfig(
+            str(base), calls=CALLS[self.phases], label_dropout=0.1 if source.method.drops_labels else 0.0
+        )
+        networks = AdaptedNetwork(source.networks, self.phases, self.rank)
+        fit = ADAPTING if self.phases else replace(ADAPTING, iterations=1)
+        name = f"{source.name}-phases-{self.phases}"
+        return Experiment(name, networks, method, fit, data, source.process, source.codec, source.condition)

@@ -48,6 +48,7 @@ from dualrate.methods import (  # noqa: F401  # files name them
     crps,
     denoising,
     em_distillation,
+    glance,
     moment_matching,
     residual,
     rolling,

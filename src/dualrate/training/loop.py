@@ -331,7 +331,8 @@ class _Trainer:
         if self.is_logged():
             means = state.running_means.means()
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
-            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": unreported[-1]["lr"]})
+            last = {"lr": unreported[-1]["lr"]} if unreported else {}  # a method without phases has none
+            self.metrics.write({"iteration": state.iteration} | counts | rate | means | last)
             state.running_means.sums.clear()
         ends = [] if config.iterations is None else [config.iterations]
         if config.limit is not None and (state.seconds or not ends):  # an estimate: how many seconds allow
