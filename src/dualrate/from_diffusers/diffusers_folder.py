@@ -184,6 +184,7 @@ def class_named(name: str, known: Collection[str] = KINDS) -> Any:
     return getattr(diffusers, name)
 
 
+USUAL_SIDE = 128  # of latents of a model of texts whose configuration says none
 OWN_CLASSES = "dualrate_num_classes"  # in a network's config.json, where its last label is the null class
 
 
@@ -220,19 +221,23 @@ class ForeignConfig(Ranged):
 
     def around(self, net: nn.Module) -> ForeignNetwork:
         """Such a network that is there already."""
-        kind = kind_of(self.kind, self._config)
         labels = {"num_classes": self.num_classes, "null": self.null}
-        return ForeignNetwork(net, kind, self.convention, **labels, prompt=self.prompt)
+        return ForeignNetwork(net, self.known, self.convention, **labels, prompt=self.prompt)
+
+    @property
+    def known(self) -> Kind:
+        """What is known of its class."""
+        return kind_of(self.kind, self._config)
 
     @property
     def shape(self) -> Shape:
         """(C, H, W) of an image."""
-        return shape_of(kind_of(self.kind, self._config), self._config, self.side)
+        return shape_of(self.known, self._config, self.side)
 
     @property
     def prompt(self) -> Layout:
         """What it takes for a text."""
-        return layout_of(kind_of(self.kind, self._config), self._config, self.tokens, self.side)
+        return layout_of(self.known, self._config, self.tokens, self.side)
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -275,6 +280,7 @@ def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0, side
     kind = kind_of(folder.name, folder.config)
     own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
     config = {name: value for name, value in own.items() if name != OWN_CLASSES}
+    side = side or (USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0)
     grows = folder.scheduler.get("use_dynamic_shifting")
     tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
     schedule, convention = read_scheduler(folder.scheduler, tokens_of_image)

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
+from dualrate.data.conditions import Condition, Prompts, Unconditional
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process
@@ -41,6 +42,7 @@ from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.classes.kind import BLOCKS
 from dualrate.from_diffusers.diffusers_folder import Adopted, ForeignConfig, adopted
 from dualrate.from_diffusers.foreign_network import ForeignNetwork
+from dualrate.from_diffusers.text_folder import TextFolder, fingerprint_of
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
 from dualrate.networks.dual import Features, LightNetwork, LightUViT, disconnect
@@ -305,23 +307,21 @@ class OwnBlocks(OfForeign, Ranged):
         return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
 
 
-def check_labels_alone(found: Adopted, path: Path) -> None:
-    """Raises ValueError for a model of texts."""
-    if found.network.prompt.parts:
-        raise ValueError(
-            f"{path} is a model of texts, and commands know labels alone: draw in Python, by dualrate.from_diffusers "
-            "and dualrate.prompts"
-        )
+def condition_of_folder(found: Adopted, path: Path) -> Condition:
+    """What a model of a folder is given. Raises ValueError for one of texts without its encoders."""
+    if not found.network.prompt.parts:
+        return Unconditional()
+    return Prompts(found.network.prompt.size, str(path.resolve()), fingerprint_of(path))
 
 
 def experiment_of(path: Path) -> Experiment:
     """A folder of diffusers as the experiment of a single-rate model that is trained; its VAE is the codec.
 
-    Raises what `adopted` and `read_codec` raise, and ValueError for a model of texts, whose prompts no command reads;
-    warns where images have channels of latents, which nothing decodes.
+    Raises what `adopted`, `read_codec` and `condition_of_folder` raise; warns where images have channels of latents,
+    which nothing decodes.
     """
     found = adopted(path)
-    check_labels_alone(found, path)
+    condition = condition_of_folder(found, path)
     codec = NoCodec() if found.folder.codec is None else CodecFolder.at(found.folder.codec)
     channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(found.network.shape)
     if channels not in COLOURS:
@@ -338,9 +338,31 @@ def experiment_of(path: Path) -> Experiment:
         DataConfig("", size=side, channels=channels if channels in COLOURS else None),
         GaussianProcess(found.schedule),
         codec,
+        condition,
     )
 
 
+def text_folder(path: Path) -> tuple[TextFolder, Path]:
+    """The text encoders of a pipeline's folder, and its VAE's folder.
+
+    Raises what `adopted` raises, and ValueError for a pipeline without texts or without a VAE.
+    """
+    found = adopted(path)
+    condition = condition_of_folder(found, path)
+    if not isinstance(condition, Prompts) or found.folder.codec is None:
+        what = "VAE, so it makes no latents" if isinstance(condition, Prompts) else "texts, it makes images of classes"
+        raise ValueError(f"{path} has no {what}: drop --prompts, and name the codec by --codec FOLDER")
+    return TextFolder.of(condition, found.network), found.folder.codec
+
+
 def weights_of(path: Path) -> dict[str, Tensor]:
-    """Those of the networks of `experiment_of`, in float32."""
-    return {f"model.net.{name}": tensor.float() for name, tensor in adopted(path).weights().state_dict().items()}
+    """Those of the networks of `experiment_of`, in float32; of a model of texts its empty prompt, too.
+
+    Raises what `adopted` raises, and ValueError as `TextFolder.empty`.
+    """
+    found = adopted(path)
+    weights = {f"model.net.{name}": tensor.float() for name, tensor in found.weights().state_dict().items()}
+    condition = condition_of_folder(found, path)
+    if isinstance(condition, Prompts):
+        weights["model.empty"] = TextFolder.of(condition, found.network).empty()
+    return weights
