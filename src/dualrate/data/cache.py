@@ -82,6 +82,11 @@ class Shards:
             images[here] = mapped[own]
         return images
 
+    @property
+    def sums(self) -> str:
+        """The CRC-32 of every block of all files."""
+        return "".join(shard["blocks"] for shard in self._made_of[2])
+
     def _file(self, number: int) -> Path:
         folder, _, shards = self._made_of
         return folder / shards[number]["file"]

@@ -364,9 +364,10 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def picture_of(given: Tensor, image: Shape) -> NDArray[np.uint8] | None:
-    """(B, C, H, W): conditions as pictures of the images' shape; None of latents, which are none."""
+    """(B, C, H, W): conditions as pictures of the images' shape; None of latents and prompts."""
     channels, height, width = image
     fits = height % given.shape[2] == 0 or given.shape[2] % height == 0
+    fits = fits and given.shape[2] * width == given.shape[3] * height
     if given.shape[1] not in (1, channels, channels + 1) or not fits:
         return None
     shown = given[:, :channels] if given.shape[1] >= channels else given.expand(-1, channels, -1, -1)
@@ -437,8 +438,8 @@ class Given:
     @property
     def digest(self) -> str:
         """sha256 of all of them."""
-        y = self.y.detach().cpu().numpy() if isinstance(self.y, Tensor) else self.y[:]
-        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + y.tobytes()).hexdigest()
+        content = self.y.detach().cpu().numpy().tobytes() if isinstance(self.y, Tensor) else self.y.sums.encode()
+        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + content).hexdigest()
 
 
 class Conditioned(TrainingSet):

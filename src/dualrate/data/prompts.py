@@ -32,7 +32,7 @@ from dualrate.data.cache import SHARD_BYTES, Packed, cache_dir, read_packed
 from dualrate.data.images import column_of, find_source, prepared_folder
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.pairs import without_ending
-from dualrate.data.source import SPLITS, DataProgress, Item, Raw, Split, names_of, reading, resolved, silent
+from dualrate.data.source import SPLITS, DataProgress, Item, Raw, Source, Split, names_of, reading, resolved, silent
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.system.files import check_regular, read_bytes, read_json, whole
@@ -104,9 +104,11 @@ def read_captions(
     """
     if prepared_folder(source):
         raise ValueError(f"{source} was prepared, which keeps no names to find captions by: name its images themselves")
-    found = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
-    names: dict[Split, list[str]] = {split: without_ending(names_of(one.read().items)) for split, one in found.items()}  # pyright: ignore[reportAssignmentType]
-    everything = [(name, split, i) for split in SPLITS for i, name in enumerate(names[split])]
+    found: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
+    names = {split: without_ending(names_of(one.read().items)) for split, one in found.items()}
+    everything: list[tuple[str, Split, int]] = [
+        (name, split, i) for split in SPLITS for i, name in enumerate(names[split])
+    ]
     by_name = {name: (split, i) for name, split, i in everything}
     if len(by_name) < len(everything):
         raise ValueError(

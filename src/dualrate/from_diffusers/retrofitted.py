@@ -18,6 +18,7 @@ The embedding begins at zero. All weights are in the run's checkpoints, so the r
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,7 +33,8 @@ from torch.nn import functional as F
 
 from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
-from dualrate.data.conditions import Condition, Prompts, Unconditional
+from dualrate.data.conditions import Condition, Given, Prompts, Unconditional
+from dualrate.data.source import read_text
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process
@@ -199,6 +201,7 @@ class OwnLight(LightNetwork):
             return self.net(z, log_snr, label)
 
 
+AT_A_TIME = 16  # texts that are encoded together
 COLOURS = (1, 3)  # channels of images
 
 
@@ -340,6 +343,27 @@ def experiment_of(path: Path) -> Experiment:
         codec,
         condition,
     )
+
+
+def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -> Given:
+    """The prompts that a user names for a model of texts: a text, a file of them, a line each, or a folder of prompts
+    that were encoded before, whose held-out ones are taken.
+
+    Raises ValueError for a model that is given none, an empty file, and what `Prompts.partners` and `TextFolder.of`
+    refuse; OSError for a file that cannot be read.
+    """
+    condition, networks = experiment.condition, experiment.networks
+    if not isinstance(condition, Prompts) or not isinstance(networks, OfForeign):
+        raise ValueError(f"{experiment.name} makes images of no texts: drop --prompt")
+    if os.path.isdir(named):
+        return condition.held_out(named)
+    is_file = os.path.isfile(named) or (named.endswith(".txt") and " " not in named)
+    texts = read_text(Path(named)).splitlines() if is_file else [named]
+    if not any(texts):
+        raise ValueError(f"{named or 'the prompt'} has no text: give one, or a file with one a line")
+    encode = TextFolder.of(condition, networks.foreign).read(device)
+    parts = [encode(texts[first : first + AT_A_TIME]) for first in range(0, len(texts), AT_A_TIME)]
+    return Given(torch.cat([part.cpu() for part in parts]))
 
 
 def text_folder(path: Path) -> tuple[TextFolder, Path]:
