@@ -13,9 +13,12 @@ from latents import autoencoders
 from latents.autoencoders import photos
 
 import dualrate as dr
+from dualrate.data.latent_set import read_latents
 from dualrate.data.loader import Augment, Batches
+from dualrate.data.prompts import read_prompts
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.random import Draws
+from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.recipes import retrofit
 from dualrate.system.progress import Silent
 
@@ -159,3 +162,14 @@ def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch)
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(root / "model" / part, distilled / part)
     refused("guidance was distilled into this FluxTransformer2DModel", root / "latents", distilled)
+
+
+def test_plans_are_searched_on_held_out_latents_with_their_prompts(root):
+    run = dr.load(root / "run")
+    held = measured_on(run)
+    (batch,) = real_batches(run, held, len(held), 4)
+    draws = Draws(0, batch.sample)
+    expected = read_prompts(root / "latents", "test").rows(batch.sample.numpy(), draws, Augment()).float()
+    assert torch.equal(run.given(batch.sample), expected)
+    assert batch.label.tolist() == [0] * len(held)
+    assert torch.equal(batch.x, read_latents(root / "latents", "test").rows(batch.sample.numpy(), draws, Augment()))

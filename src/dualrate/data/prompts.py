@@ -109,12 +109,14 @@ def read_captions(
     everything: list[tuple[str, Split, int]] = [
         (name, split, i) for split in SPLITS for i, name in enumerate(names[split])
     ]
-    by_name = {name: (split, i) for name, split, i in everything}
+    by_name: dict[str, tuple[Split, int]] = {name: (split, i) for name, split, i in everything}
     if len(by_name) < len(everything):
         raise ValueError(
             f"{source} has several images of one name, without its ending: captions cannot tell them apart"
         )
-    in_order = [(split, i) for _, split, i in sorted(everything, key=lambda one: _order(one[0]))]
+    in_order: list[tuple[Split, int]] = [
+        (split, i) for _, split, i in sorted(everything, key=lambda one: _order(one[0]))
+    ]
     rows, sure = _reader(place, list(by_name))
     places: dict[Split, NDArray[np.int64]] = {split: np.full(len(names[split]), -1, np.int64) for split in SPLITS}
     digest, start, number, named = hashlib.sha256(), 0, -1, sure

@@ -237,15 +237,15 @@ class Experiment(Ranged):
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
 
-    def seen(self, images: TrainingSet) -> TrainingSet:
-        """The training set as a method sees it: images or cached latents, or images that the codec encodes; with the
-        conditions of the images.
+    def seen(self, images: TrainingSet, split: Split = "train") -> TrainingSet:
+        """A split, by default of training, as a method sees it: images or cached latents, or images that the codec
+        encodes; with the conditions of the images.
         """
         if self.codec.instant:
             images = Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
         if self.networks.given is None:
             return images
-        return self.condition.conditioned(images, self._partners("train"))
+        return self.condition.conditioned(images, self._partners(split))
 
     def _partners(self, split: Split) -> TrainingSet | None:
         return self.condition.partners(self.data.source, split, label=self.data.label, on_bad=self.data.on_bad)
