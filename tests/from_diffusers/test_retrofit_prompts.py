@@ -1,6 +1,7 @@
 """A model of texts: encoded, retrofitted, and drawn from by texts, guided; and what is refused."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dualrate.data.prompts import read_prompts
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import measured_on, real_batches
+from dualrate.experiment.experiment import Start
 from dualrate.recipes import retrofit
 from dualrate.system.progress import Silent
 
@@ -173,3 +175,40 @@ def test_plans_are_searched_on_held_out_latents_with_their_prompts(root):
     assert torch.equal(run.given(batch.sample), expected)
     assert batch.label.tolist() == [0] * len(held)
     assert torch.equal(batch.x, read_latents(root / "latents", "test").rows(batch.sample.numpy(), draws, Augment()))
+
+
+STUDENTS = {
+    "moments, two rates": ("--student-from", "run", "--steps", 4, "--heavy", 2, "--guidance", "2"),
+    "consistency": ("--method", "consistency", "--source", "latents", "--steps", 2, "--guidance", "2"),
+}
+
+
+@pytest.mark.parametrize("options", STUDENTS.values(), ids=STUDENTS)
+def test_a_model_of_texts_is_distilled_with_its_prompts(root, tmp_path, monkeypatch, options):
+    out, own = tmp_path / "student", [root / one if one in ("run", "latents") else one for one in options]
+    quick = ("--fit.iterations", 2, "--fit.batch-size", 4, "--fit.sample-every", 2, *ON_CPU, "--out", out)
+    assert call(monkeypatch, "distill", "auto", "--teacher", root / "model", *own, *quick) == 0
+    student = dr.load(out)
+    assert student.experiment.condition == dr.load(root / "run").experiment.condition
+    experiment = student.experiment
+    batches = Batches(experiment.seen(experiment.data.load("train")), 4, 0)
+    start = Start(True, torch.device("cpu"), False, dr.load, batches.batch, print)
+    method, batch = experiment.method.prepare(experiment, start).method, batches.batch(0)
+    (phase,) = method.phases(0)
+
+    @torch.no_grad()
+    def loss(given):
+        with torch.random.fork_rng([]):
+            return float(phase.loss(replace(batch, given=given), 0, batch.draws(0)).total)
+
+    assert loss(batch.given) == loss(batch.given)
+    assert loss(batch.given) != loss(batch.given.flip(0))
+    assert sample(monkeypatch, out, tmp_path / "images", "--prompt", "a red circle") == (2 if "--heavy" in own else 0)
+
+
+def test_a_student_of_other_texts_is_refused(root, tmp_path, monkeypatch, capsys):
+    other = shutil.copytree(root / "model", tmp_path / "other")
+    (other / "tokenizer" / "config.json").write_text("{ }")
+    words = ("auto", "--teacher", other, "--student-from", root / "run", "--steps", 4, "--heavy", 2, *ON_CPU)
+    assert call(monkeypatch, "distill", *words, "--out", tmp_path / "student") == 2
+    assert "by other text encoders" in " ".join(capsys.readouterr().err.split())
