@@ -33,7 +33,7 @@ class Encoders:
     def encode_prompt(self, prompt, negative_prompt=None, **_):
         self.texts += len(prompt)
         made = torch.stack([embedding(text) for text in prompt])
-        return made, embedding("").expand(len(prompt), -1, -1)
+        return made, torch.stack([embedding(text) for text in negative_prompt or [""] * len(prompt)])
 
 
 def encoders(patch: pytest.MonkeyPatch) -> list[Encoders]:

@@ -345,6 +345,14 @@ def experiment_of(path: Path) -> Experiment:
     )
 
 
+def encoder_of(experiment: Experiment) -> TextFolder:
+    """The text encoders of a run. Raises ValueError for a model of no texts, and what `TextFolder.of` raises."""
+    condition, networks = experiment.condition, experiment.networks
+    if not isinstance(condition, Prompts) or not isinstance(networks, OfForeign):
+        raise ValueError(f"{experiment.name} makes images of no texts: drop the prompt")
+    return TextFolder.of(condition, networks.foreign)
+
+
 def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -> Given:
     """The prompts that a user names for a model of texts: a text, a file of them, a line each, or a folder of prompts
     that were encoded before, whose held-out ones are taken.
@@ -352,16 +360,13 @@ def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -
     Raises ValueError for a model that is given none, an empty file, and what `Prompts.partners` and `TextFolder.of`
     refuse; OSError for a file that cannot be read.
     """
-    condition, networks = experiment.condition, experiment.networks
-    if not isinstance(condition, Prompts) or not isinstance(networks, OfForeign):
-        raise ValueError(f"{experiment.name} makes images of no texts: drop --prompt")
-    if os.path.isdir(named):
-        return condition.held_out(named)
+    if os.path.isdir(named) and isinstance(experiment.condition, Prompts):
+        return experiment.condition.held_out(named)
     is_file = os.path.isfile(named) or (named.endswith(".txt") and " " not in named)
     texts = read_text(Path(named)).splitlines() if is_file else [named]
     if not any(texts):
         raise ValueError(f"{named or 'the prompt'} has no text: give one, or a file with one a line")
-    encode = TextFolder.of(condition, networks.foreign).read(device)
+    encode = encoder_of(experiment).read(device)
     parts = [encode(texts[first : first + AT_A_TIME]) for first in range(0, len(texts), AT_A_TIME)]
     return Given(torch.cat([part.cpu() for part in parts]))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,11 +61,19 @@ def read_pipeline(folder: Path) -> Any:
     return pipeline
 
 
+def copy_encoders(folder: Path, target: Path) -> None:
+    """All that `read_pipeline` reads of a pipeline's folder, into a new one."""
+    target.mkdir()
+    shutil.copyfile(folder / INDEX, target / INDEX)
+    for part in folder.iterdir():
+        if part.is_dir() and part.name.startswith((*PARTS, "scheduler")):
+            shutil.copytree(part, target / part.name)
+
+
 @lru_cache(1)
 def _pipeline(folder: Path, fingerprint: str, side: int, device: str) -> Any:
     pipeline = read_pipeline(folder).to(device)
-    if hasattr(pipeline, "default_sample_size"):
-        pipeline.default_sample_size = side  # which it asks its network for
+    pipeline.default_sample_size = side  # for which it would ask its network
     return pipeline
 
 
@@ -102,8 +111,13 @@ class TextFolder:
         """Raises ValueError as `read_pipeline`, where it is not in the cache."""
         if (kept := self.kept).is_file():
             return torch.from_numpy(np.load(io.BytesIO(read_bytes(kept)), allow_pickle=False))
-        made = negative_prompt(self.network.known, self.network.prompt, None, self._pipeline(device))
-        self.keep(cast(Tensor, made))
+        made = self.negative(None, device)
+        self.keep(made)
+        return made
+
+    def negative(self, text: str | None, device: torch.device | str) -> Tensor:
+        """(1, 1, 1, D): the prompt that a text stands for where it is the negative one; None: of none."""
+        made = negative_prompt(self.network.known, self.network.prompt, text, self._pipeline(device))
         return cast(Tensor, made)
 
     @property
