@@ -21,7 +21,8 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.experiment import Start
-from dualrate.recipes import retrofit
+from dualrate.recipes import auto, retrofit
+from dualrate.recipes.students import plain_student
 from dualrate.system.progress import Silent
 
 COUNT = 20
@@ -144,7 +145,7 @@ def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, 
     finally:
         (root / "away").rename(model)
     assert sample(monkeypatch, model, tmp_path / "out") == 2
-    assert "pass --prompt TEXT" in capsys.readouterr().err
+    assert "takes --prompt TEXT" in capsys.readouterr().err
 
 
 def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch):
@@ -164,6 +165,11 @@ def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch)
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(root / "model" / part, distilled / part)
     refused("guidance was distilled into this FluxTransformer2DModel", root / "latents", distilled)
+    with (
+        pytest.warns(UserWarning, match=r"guidance was distilled into this Flux.* draw by DDIM"),
+        pytest.raises(ValueError, match=r"guidance was distilled into .*flux, so its x_hat is no posterior mean"),
+    ):
+        plain_student(auto.distilled(), str(distilled), 4)
 
 
 def test_plans_are_searched_on_held_out_latents_with_their_prompts(root):

@@ -168,7 +168,10 @@ class Prompts(Condition, Ranged):
 
     def held_out(self, source: str) -> Given:
         if not source:
-            raise ValueError("this model says no prompts to draw images of: pass --prompt TEXT")
+            raise ValueError(
+                "this model says no prompts to draw images of: dualrate sample takes --prompt TEXT, other commands a "
+                "run that was trained with prompts"
+            )
         return Given(self.partners(source, "test", label=None, on_bad="fail").packed.rows)
 
     def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:

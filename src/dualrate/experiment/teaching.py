@@ -67,6 +67,11 @@ def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
             "encoder is from, and start the student from it (--student-from); of a first stage name a base model of "
             "its latents"
         )
+    if networks.guided_already:
+        raise ValueError(
+            f"guidance was distilled into {name}, so its x_hat is no posterior mean: name the model that it was "
+            "distilled from"
+        )
     if not experiment.serves.any_plan:
         raise ValueError(f"{name} is a student itself, of a few steps: name its teacher")
     return networks

@@ -184,6 +184,10 @@ def class_named(name: str, known: Collection[str] = KINDS) -> Any:
     return getattr(diffusers, name)
 
 
+GUIDED = (
+    "guidance was distilled into this {name}, so x_hat is of guided images: draw by DDIM, as its pipeline does; "
+    + NO_MEAN
+)
 USUAL_SIDE = 128  # of latents of a model of texts whose configuration says none
 OWN_CLASSES = "dualrate_num_classes"  # in a network's config.json, where its last label is the null class
 
@@ -210,6 +214,11 @@ class ForeignConfig(Ranged):
     """Of a prompt, where it takes prompts; 0: as many as its class has."""
     side: Annotated[int, Range(0, 100_000)] = 0
     """Of a state, where its configuration says none."""
+
+    @property
+    def guided_already(self) -> bool:
+        """Whether guidance was distilled into it."""
+        return bool(self._config.get("guidance_embeds"))
 
     def build(self) -> ForeignNetwork:
         """With random weights. Raises ValueError for a configuration of no network, and without diffusers."""
@@ -369,11 +378,7 @@ def from_diffusers(
     prompt = layout_of(kind, config, tokens, shape)
     empty = negative_prompt(kind, prompt, negative, pipeline)
     if config.get("guidance_embeds"):
-        warnings.warn(
-            f"guidance was distilled into this {name}, so x_hat is of guided images: draw by dr.DDIM, as its pipeline "
-            f"does; {NO_MEAN}",
-            stacklevel=2,
-        )
+        warnings.warn(GUIDED.format(name=name), stacklevel=2)
     labels = labels_of(kind, config, num_classes)
     if prompt.parts:
         labels["null"] = empty is not None

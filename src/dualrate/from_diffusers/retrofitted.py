@@ -42,7 +42,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.classes.kind import BLOCKS
-from dualrate.from_diffusers.diffusers_folder import Adopted, ForeignConfig, adopted
+from dualrate.from_diffusers.diffusers_folder import GUIDED, Adopted, ForeignConfig, adopted
 from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.from_diffusers.text_folder import TextFolder, fingerprint_of
 from dualrate.methods.denoising import DenoisingConfig
@@ -223,6 +223,10 @@ class OfForeign(NetworksConfig):
         return self.foreign.prompt.shape if self.foreign.prompt.parts else None
 
     @property
+    def guided_already(self) -> bool:
+        return self.foreign.guided_already
+
+    @property
     def ages(self) -> bool:
         return not self.single_rate  # what sees a prompt sees states, too
 
@@ -325,6 +329,8 @@ def experiment_of(path: Path) -> Experiment:
     """
     found = adopted(path)
     condition = condition_of_folder(found, path)
+    if found.network.guided_already:
+        warnings.warn(GUIDED.format(name=found.network.kind), stacklevel=2)
     codec = NoCodec() if found.folder.codec is None else CodecFolder.at(found.folder.codec)
     channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(found.network.shape)
     if channels not in COLOURS:

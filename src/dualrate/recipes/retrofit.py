@@ -110,7 +110,7 @@ class Retrofit(Ranged):
     def _check_prompts(self, found: Adopted, condition: Prompts) -> None:
         """Raises ValueError unless the data have prompts by these encoders; their empty prompt becomes the model's."""
         network = found.network
-        if found.folder.config.get("guidance_embeds"):
+        if network.guided_already:
             raise ValueError(
                 f"guidance was distilled into this {network.kind}, so its output is no posterior mean: retrofit a "
                 "model without guidance_embeds"
