@@ -19,6 +19,7 @@ from dualrate.data.loader import Augment, Batches
 from dualrate.data.prompts import read_prompts
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Refresh
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.experiment import Start
 from dualrate.recipes import auto, retrofit
@@ -82,6 +83,8 @@ def test_what_trains_is_the_light_network_and_prompts_are_dropped(root):
     encoder = run.networks["encoder"].net.net.state_dict()
     assert all(torch.equal(encoder[name], weight) for name, weight in own.items())
     assert run.experiment.method.label_dropout == 0.1
+    plan = dr.Choice(steps=8, heavy=2).drawer(run).plan
+    assert plan.refresh[0] is Refresh.FULL  # the light network alone knows no text
 
 
 def test_each_latent_trains_with_its_own_prompt(root):

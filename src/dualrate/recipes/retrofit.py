@@ -10,7 +10,8 @@ Noise    the schedule that the model was trained under, so that its own times ar
 Labels   dropped in training where the model has a null class.
 Latents  of a model that has a VAE: trained on those that `dualrate data encode` made by it, which is the run's codec.
 Prompts  of a model of texts: those beside the latents, dropped as labels are. The light network knows of a prompt what
-         the taps tell, and whether it was dropped.
+         the taps tell, and whether it was dropped. So it is never trained without a context, and the usual plans
+         begin with one.
 """
 
 from __future__ import annotations
@@ -97,8 +98,9 @@ class Retrofit(Ranged):
             cost, networks = macs_of_light(light), Retrofitted(network, light, tuple(taps))
             account += f"taps at blocks {', '.join(str(tap.block) for tap in taps)}; "
         (progress or PlainReporter()).note(f"{account}a light call costs {cost / heavy:.2f} of it")
+        times = TimeSampler(heavy=(4, 32))
         method = DenoisingConfig(
-            times=TimeSampler(heavy=(4, 32)),
+            times=replace(times, dropout=0.0) if network.prompt.parts else times,
             label_dropout=0.1 if network.null else 0.0,
             encoder_from=str(folder),
             freeze_encoder=True,
