@@ -357,7 +357,7 @@ def test_an_experiment_holds_a_model_of_texts(tmp_path):
     for one in (cond, dr.Cond(torch.tensor([0, 1, 0]), cond.given)):
         with torch.no_grad():
             torch.testing.assert_close(*(of.denoise(z, t, dr.Context(), one) for of in (denoiser, direct)))
-    with pytest.raises(ValueError, match="a model of texts, and commands know labels alone"):
+    with pytest.raises(ValueError, match="has no text_encoder, which makes prompts of texts"):
         dr.load(tmp_path)
 
 

@@ -335,7 +335,7 @@ def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
     with pytest.raises(OSError, match="safetensors"):
         retrofit.Retrofit(data)(tmp_path / "none")
     words = saved(tmp_path / "words", sana(), "transformer")
-    with pytest.raises(ValueError, match="model of texts"):
+    with pytest.raises(ValueError, match=r"are images: encode them first .*--prompts CAPTIONS"):
         retrofit.Retrofit(data)(words)
     with pytest.raises(ValueError, match="nothing to release"):
         dr.export(place / "dit", tmp_path / "weights")

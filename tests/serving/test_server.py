@@ -305,7 +305,7 @@ def test_a_class_is_asked_for_by_its_name(offer):
     [
         ({"steps": 0}, "steps", "steps is a whole number from 1 to 100,000, or None, got 0"),
         ({"steps": 13}, "steps", "steps is from 1 to 12 on this page, got 13"),
-        ({"steps": 2.5}, "steps", "steps: expected int or NoneType, got 2.5"),
+        ({"steps": 2.5}, "steps", "steps: expected an integer or null, got 2.5"),
         ({"steps": True}, "steps", "got True"),
         ({"heavy": -1}, "heavy", "heavy is a whole number"),
         ({"images": 5}, "images", "images is at most 4"),
@@ -318,7 +318,7 @@ def test_a_class_is_asked_for_by_its_name(offer):
         (
             {"beside": "everything"},
             "beside",
-            "beside: expected 'steps' or 'cost' or 'nothing' or NoneType, got 'everything'",
+            "beside: expected 'steps' or 'cost' or 'nothing' or null, got 'everything'",
         ),
         ({"seed": -1}, "seed", "seed is a whole number from 0"),
         ({"stesp": 3}, None, "Request has no field 'stesp'; did you mean steps?"),

@@ -21,6 +21,7 @@ from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
 from dualrate.data.images import ImageSet, to_float
+from dualrate.data.prompts import Captions, TextEncoder
 from dualrate.diffusion.random import Draws
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.system.device import pick_device
@@ -105,10 +106,13 @@ class Prepare(_ToFolder):
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(_ToFolder):
-    """Encode images once, into moments of their latents that train reads as --data.source."""
+    """Encode images once, into moments of their latents that train reads as --data.source; captions, too."""
 
-    codec: Path
+    codec: Path | None = None
     """Folder of the codec that save_pretrained of diffusers wrote, such as the vae of a pipeline."""
+    prompts: Annotated[tuple[str, Path] | None, arg(metavar="CAPTIONS PIPELINE")] = None
+    """Also encode captions, by the text encoders of a pipeline's folder, whose vae is the codec then. Captions: a .txt
+    (a line an image), .csv or .parquet file (FILE#COLUMN), or a folder of text files of the images' names."""
     mirrored: bool = True
     """Also encode mirrored images, for --data.augment.flip; twice the size and time."""
     batch_size: AtATime = 16
@@ -118,13 +122,47 @@ class Encode(_ToFolder):
         from dualrate.codecs.codec import CodecFolder
         from dualrate.data.latent_set import ENCODING, encode
 
-        device = pick_device(self.device)
-        codec, own = CodecFolder.at(self.codec, device), {"mirrored": self.mirrored, "batch_size": self.batch_size}
+        device, progress = pick_device(self.device), data_progress(reporter())
+        if (self.codec is None) == (self.prompts is None):
+            raise ValueError("name the codec by --codec FOLDER, or with --prompts by its pipeline alone")
+        folder, captions, texts = self.codec, None, None
+        if self.prompts is not None:
+            from dualrate.data.prompts import read_captions
+            from dualrate.from_diffusers.retrofitted import text_folder
+
+            if self.on_bad != "fail":
+                raise ValueError("an image that is left out has a caption that is not: drop --on-bad, mend the images")
+            texts, folder = text_folder(self.prompts[1])
+            captions = read_captions(self.prompts[0], self.source, self.label, progress)
+        assert folder is not None
+        codec, own = CodecFolder.at(folder, device), {"mirrored": self.mirrored, "batch_size": self.batch_size}
         made = self.write(encode, ENCODING, device, codec=codec, device=device, **own)
+        if captions is not None and texts is not None:
+            self._encode_prompts(captions, texts, device)
         counts = {f"{split} images": part["images"] for split, part in made["splits"].items()}
         moments, *shape = made["row"]["shape"]
         about = {"latents": "x".join(map(str, shape)), "moments": moments, "views": made["row"]["each"]}
-        print_report(self.json, {**counts, **about, "codec": made["codec"]["fingerprint"][:12]})
+        about |= {"codec": made["codec"]["fingerprint"][:12]}
+        if texts is not None:
+            about |= {"prompts": texts.size, "text encoders": texts.fingerprint[:12]}
+        print_report(self.json, {**counts, **about})
+
+    def _encode_prompts(self, captions: Captions, texts: TextEncoder, device: torch.device) -> None:
+        from dualrate.data.prompts import ENCODING, encode_prompts
+        from dualrate.system.workers import mapper
+
+        progress = reporter()
+        with closing(progress), mapper(self.workers, device) as over:
+            encode_prompts(
+                captions,
+                self.out,
+                texts,
+                shard_bytes=self.shard_mib * MIB,
+                batch_size=self.batch_size,
+                device=device,
+                mapper=over,
+                progress=data_progress(progress, ENCODING),
+            )
 
 
 @dataclass(frozen=True)
@@ -138,11 +176,14 @@ class Verify(Ranged):
 
     def run(self) -> None:
         from dualrate.data.cache import verify
+        from dualrate.data.prompts import PROMPTS, has_prompts
         from dualrate.system.workers import mapper
 
         progress = reporter()
         with closing(progress), mapper(self.workers, torch.device("cpu")) as over:
             images = verify(self.folder, over, data_progress(progress))
+            if has_prompts(self.folder):
+                verify(self.folder / PROMPTS, over, data_progress(progress))
         print_report(self.json, {"images": images, "damaged shards": 0})
 
 

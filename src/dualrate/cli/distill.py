@@ -25,7 +25,8 @@ from dualrate.config.ranges import (
     Steps,
     TeacherGuidance,
 )
-from dualrate.experiment.experiment import Experiment
+from dualrate.data.latent_set import is_encoded
+from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.from_diffusers.diffusers_folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
@@ -100,7 +101,7 @@ class Student(Ranged):
     latent_step: LatentStep | None = None
     """By em: size of the Langevin steps in the latent; 0 if not given, 0.01 in the ImageNet recipes."""
     source: str | None = None
-    """Images, if they are not where the teacher's training read them."""
+    """Images, or their latents, if they are not where the teacher's training read them."""
 
     def of(self, teacher: Path) -> Experiment:
         """The student's experiment. Raises ValueError for options of another method, and for options that conflict.
@@ -118,7 +119,10 @@ class Student(Ranged):
         given = self.recipe.defaults(self.by) | given
         given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
         made = make(self.recipe, str(teacher), self.steps, given)
-        return made if self.source is None else replace(made, data=replace(made.data, source=self.source))
+        if self.source is None:
+            return made
+        alone = DataConfig(augment=made.data.augment)  # latents have a size of their own
+        return replace(made, data=replace(alone if is_encoded(self.source) else made.data, source=self.source))
 
 
 @dataclass(frozen=True, kw_only=True)

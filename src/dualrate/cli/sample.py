@@ -28,11 +28,14 @@ class Sample(Ranged):
     """Directory for the images: new, empty, or with samples of the same model and plan, to which it adds."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images | None = None
-    """Images in all, including those in the directory; if not given 64, or as many as --given holds. With --members
-    conditions, each with so many images."""
+    """Images in all, including those in the directory; if not given 64, or as many as --given or --prompt
+    holds. With --members conditions, each with so many images."""
     given: Path | None = None
     """A picture, or a folder of them, to make images of: small ones, grey ones, or with transparent holes, as the run
     was trained; those of held-out images if not given."""
+    prompt: str | None = None
+    """Of a model of texts: a text, a file of them, a line each, or a folder of data encode --prompts; held-out prompts
+    of its training data if not given."""
     label: Classes | str | None = None
     """One class for all images, by number or name; every class in turn if not given."""
     seed: Seed = 0
@@ -56,6 +59,10 @@ class Sample(Ranged):
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         if self.given is not None:
             model = model.with_given(model.experiment.read_given(self.given))
+        if self.prompt is not None:
+            from dualrate.from_diffusers.retrofitted import prompts_of
+
+            model = model.with_given(prompts_of(model.experiment, self.prompt, model.device))
         num = self.num or (64 if model.conditions is None else len(model.conditions.y))
         drawer = self.sampling.drawer(
             model, progress.note, label=self.label, batch_size=self.batch_size, precision=self.precision

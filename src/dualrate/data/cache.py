@@ -1,7 +1,7 @@
 """Packed rows: images, or moments of latents, in shards that are memory-mapped.
 
-    FOLDER/prepare.json       of `prepare`: what it is made of, and how; of `encode` it is encode.json; the image cache
-                              has neither
+    FOLDER/prepare.json       of `prepare`: what it is made of, and how; of `encode` it is encode.json, of prompts
+                              prompts.json; the image cache has none
     FOLDER/train-00000.bin    one row after the other: C x H x W bytes of an image; test-00000.bin, ... alike
     FOLDER/train-00000.json   of a finished shard: how many images, CRC-32 of its blocks, ...
     FOLDER/train-labels.npy   (N,) int64 over all shards, if there are labels
@@ -38,7 +38,7 @@ from dualrate.system.progress import run_lock
 from dualrate.system.workers import Mapper
 
 FORMAT = 1
-PREPARED, ENCODED, DATASET = "prepare.json", "encode.json", "dataset.json"
+PREPARED, ENCODED, PROMPTED, DATASET = "prepare.json", "encode.json", "prompts.json", "dataset.json"
 SHARD_BYTES = 2**28  # of one, about
 BLOCK = 2**18  # bytes that a CRC-32 is of
 _OPEN = 256  # shards mapped at a time: each holds a file open, of which a process may have 1024
@@ -81,6 +81,11 @@ class Shards:
             self._check(int(number), mapped, good, own)
             images[here] = mapped[own]
         return images
+
+    @property
+    def sums(self) -> str:
+        """The CRC-32 of every block of all files."""
+        return "".join(shard["blocks"] for shard in self._made_of[2])
 
     def _file(self, number: int) -> Path:
         folder, _, shards = self._made_of
@@ -142,7 +147,7 @@ def read_packed(folder: Path, split: Split) -> Packed:
     """
     try:
         manifest = Manifest.read(folder, [DATASET])
-        if manifest is None and not any((folder / name).is_file() for name in (PREPARED, ENCODED)):
+        if manifest is None and not any((folder / name).is_file() for name in (PREPARED, ENCODED, PROMPTED)):
             raise ValueError(f"{folder} is no folder that dualrate data prepare or encode wrote")
         if manifest is None:
             raise ValueError(f"{folder} is not finished: it has no {MANIFEST}; {AGAIN}")

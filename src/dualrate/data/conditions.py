@@ -5,6 +5,7 @@
     colour               x in grey (ITU-R 601 luma), in 8 bits
     pairs:SOURCE         the image of the same name in another source, of a size of its own (pairs.py)
     a codec's latents    z_0 of x, with its noise (`Latent`): the model is a decoder
+    prompts              of the captions of x, encoded beforehand (prompts.py)
 
 What is random is drawn by keys, so a resumed run sees the same conditions, and so does every model that is measured:
 held-out image i has the condition of seed i. A seed counts round the images.
@@ -31,10 +32,12 @@ from torch.nn import functional as F
 from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
 from dualrate.config.ranges import Range, Ranged, Side
 from dualrate.config.serial import to_plain
+from dualrate.data.cache import Shards
 from dualrate.data.decode import decode
 from dualrate.data.images import ImageSet, Look, look_at, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.pairs import load_partners
+from dualrate.data.prompts import PromptSet, read_prompts
 from dualrate.data.source import DataProgress, Split, silent
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -75,7 +78,7 @@ class Condition(ABC):
 
     def partners(
         self, targets: str, split: Split, *, label: str | None, on_bad: str, progress: DataProgress = silent
-    ) -> ImageSet | None:
+    ) -> TrainingSet | None:
         """The other images of pairs, in the order of the targets; None: y is made of the images themselves.
 
         targets, label, on_bad: as in `load_images`. Raises what loading them raises.
@@ -86,7 +89,12 @@ class Condition(ABC):
         """(C, H, W) of a sample, of what one item of the data is."""
         return image
 
-    def conditioned(self, targets: TrainingSet, others: ImageSet | None = None) -> Conditioned:
+    def held_out(self, source: str) -> Given | None:
+        """Held-out conditions that lie beside the data, so that no image is read for them; None: they are made of
+        images."""
+        return None
+
+    def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:
         """What networks are trained on, of one split of the data. others: `partners`"""
         return Conditioned(targets, self, others)
 
@@ -123,16 +131,57 @@ class Unconditional(Condition):
 
 @dataclass(frozen=True)
 class Prompts(Condition, Ranged):
-    """What the encoders of a model of texts made of a text, in a row of numbers (`from_diffusers.classes.kind`)."""
+    """What the encoders of a model of texts made of a text, in a row of numbers (`from_diffusers.classes.kind`).
+
+    In training they lie beside the latents (prompts.py).
+    """
 
     size: Annotated[int, Range(1, 2**31)] = 1
+    folder: str = ""
+    """Where the pipeline with these encoders is."""
+    encoder: str = ""
+    """sha256 of the encoders."""
     labelled = True
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"condition": {"type": "Prompts", "size": self.size, "encoder": self.encoder}}
 
     def shape(self, image: Shape) -> Shape:
         return 1, 1, self.size
 
     def build(self, device: torch.device | str) -> Make:
-        raise ValueError("prompts are not made of images: draw by dualrate.prompts and dualrate.sample_batches")
+        return lambda prompts, draws: prompts.float()
+
+    def partners(
+        self, targets: str, split: Split, *, label: str | None, on_bad: str, progress: DataProgress = silent
+    ) -> PromptSet:
+        """Raises ValueError for latents without prompts, and with those of other encoders."""
+        found = read_prompts(targets, split)
+        if (found.encoder, found.size) != (self.encoder, self.size):
+            raise ValueError(
+                f"the prompts in {targets} are by other text encoders (sha256 {found.encoder[:12]}, {found.size} "
+                f"numbers each) than the model's ({self.encoder[:12]}, {self.size}): encode the captions by "
+                f"{self.folder or 'its pipeline'}, into another folder"
+            )
+        return found
+
+    def held_out(self, source: str) -> Given:
+        if not source:
+            raise ValueError(
+                "this model says no prompts to draw images of: dualrate sample takes --prompt TEXT, other commands a "
+                "run that was trained with prompts"
+            )
+        return Given(self.partners(source, "test", label=None, on_bad="fail").packed.rows)
+
+    def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:
+        """Each of class 0: its prompt counts."""
+        made = super().conditioned(targets, others)
+        made.labels, made.class_names = np.zeros(len(made), np.int64), ("prompt",)
+        return made
+
+    def read(self, data: bytes, name: str) -> Tensor:
+        raise ValueError(f"{name}: this model makes images of texts, not of pictures: pass --prompt TEXT")
 
 
 @dataclass(frozen=True)
@@ -318,9 +367,10 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def picture_of(given: Tensor, image: Shape) -> NDArray[np.uint8] | None:
-    """(B, C, H, W): conditions as pictures of the images' shape; None of latents, which are none."""
+    """(B, C, H, W): conditions as pictures of the images' shape; None of latents and prompts."""
     channels, height, width = image
     fits = height % given.shape[2] == 0 or given.shape[2] % height == 0
+    fits = fits and given.shape[2] * width == given.shape[3] * height
     if given.shape[1] not in (1, channels, channels + 1) or not fits:
         return None
     shown = given[:, :channels] if given.shape[1] >= channels else given.expand(-1, channels, -1, -1)
@@ -380,18 +430,19 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Conditions of one's own. y: (N, c, h, w) float32; seed i has number i, round and round"""
+    """Conditions of one's own. y: (N, c, h, w) numbers, or rows in files; seed i has number i, round and round"""
 
-    y: Tensor
+    y: Tensor | Shards
 
     def __call__(self, seeds: Tensor) -> Tensor:
         """(B, c, h, w), on the device of the seeds, (B,)."""
-        return self.y[seeds.cpu() % len(self.y)].to(seeds.device)
+        return torch.as_tensor(self.y[seeds.cpu().numpy() % len(self.y)]).to(seeds.device).float()
 
     @property
     def digest(self) -> str:
         """sha256 of all of them."""
-        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + self.y.detach().cpu().numpy().tobytes()).hexdigest()
+        content = self.y.detach().cpu().numpy().tobytes() if isinstance(self.y, Tensor) else self.y.sums.encode()
+        return hashlib.sha256(repr(tuple(self.y.shape)).encode() + content).hexdigest()
 
 
 class Conditioned(TrainingSet):

@@ -25,7 +25,6 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Conditioned, Make
 from dualrate.data.fields import Fields, Statistics
-from dualrate.data.images import ImageSet
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -117,7 +116,7 @@ class Forecast(Condition, Ranged):
         if augment != Augment():
             raise ValueError("fields are not mirrored or shifted in training: drop --data.augment")
 
-    def conditioned(self, targets: TrainingSet, others: ImageSet | None = None) -> Conditioned:
+    def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:
         assert isinstance(targets, Fields)
         windows = Windows(targets, self)
         return Conditioned(windows, self, windows.pasts())

@@ -52,10 +52,11 @@ def load_partners(
 
 
 def _names(sources: dict[Split, Source]) -> dict[Split, list[str]]:
-    return {part: _without_ending(names_of(one.read().items)) for part, one in sources.items()}
+    return {part: without_ending(names_of(one.read().items)) for part, one in sources.items()}
 
 
-def _without_ending(names: Sequence[str]) -> list[str]:
+def without_ending(names: Sequence[str]) -> list[str]:
+    """Names without the endings of pictures."""
     return [name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name for name in names]
 
 
@@ -63,7 +64,7 @@ def _partners(
     items: dict[Split, Items], wanted: dict[Split, list[str]], split: Split, source: str | Path, targets: str | Path
 ) -> Items:
     """Those of `items` that have the names wanted in a split, in their order."""
-    names = {part: _without_ending(names_of(items[part])) for part in SPLITS}
+    names = {part: without_ending(names_of(items[part])) for part in SPLITS}
     mine, other = (Counter(name for part in SPLITS for name in some[part]) for some in (names, wanted))
     for lacks, where, has, there in ((other - mine, source, other, targets), (mine - other, targets, mine, source)):
         if lacks:

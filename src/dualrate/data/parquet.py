@@ -254,3 +254,35 @@ def _declared_names(schema: pa.Schema, file: Path, column: str | None) -> tuple[
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"names of {column} are {str(names)[:80]}, no list of strings")
         return tuple(names)
+
+
+def columns_of(file: Path) -> dict[str, bool]:
+    """The columns of a file, by name: whether each is of texts. Raises ValueError for no Parquet file."""
+    with _opened(file) as parquet:
+        return {column.name: _is_text(column.type) for column in parquet.schema_arrow}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def texts_of(files: Sequence[Path], column: str, named: str) -> Iterator[tuple[str, str]]:
+    """The texts of a column, row by row, each with a name: that of another column, or FILE[row] where it is empty.
+
+    Raises ValueError for a column that a file lacks, or that is of something else.
+    """
+    for file in files:
+        if not (there := columns_of(file)).get(column):
+            raise ValueError(f"column {column} of {file} holds no texts; it has the columns {', '.join(there)}")
+        with _opened(file) as parquet:
+            row = 0
+            for batch in parquet.iter_batches(batch_size=256, columns=[column, *([named] if named else [])]):
+                texts = batch.column(column).to_pylist()
+                names = (
+                    batch.column(named).to_pylist()
+                    if named
+                    else [f"{printable(file.name)}[{row + i}]" for i in range(len(texts))]
+                )
+                row += len(texts)
+                yield from ((name or "", text or "") for name, text in zip(names, texts, strict=True))

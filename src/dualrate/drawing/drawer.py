@@ -308,8 +308,10 @@ def measured_on(model: Model) -> TrainingSet:
     """
     if model.conditions is not None:
         raise ValueError(f"errors of {model.name} are measured on held-out images: drop conditions of your own")
-    held = model.given
-    return held.images if isinstance(held, HeldOut) else model.experiment.data.load("train")
+    held, experiment = model.given, model.experiment
+    if isinstance(held, HeldOut):
+        return held.images
+    return experiment.data.load("train") if held is None else experiment.seen(experiment.data.load("test"), "test")
 
 
 def real_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[ByteBatch]:

@@ -237,17 +237,17 @@ class Experiment(Ranged):
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
 
-    def seen(self, images: TrainingSet) -> TrainingSet:
-        """The training set as a method sees it: images or cached latents, or images that the codec encodes; with the
-        conditions of the images.
+    def seen(self, images: TrainingSet, split: Split = "train") -> TrainingSet:
+        """A split, by default of training, as a method sees it: images or cached latents, or images that the codec
+        encodes; with the conditions of the images.
         """
         if self.codec.instant:
             images = Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
         if self.networks.given is None:
             return images
-        return self.condition.conditioned(images, self._partners("train"))
+        return self.condition.conditioned(images, self._partners(split))
 
-    def _partners(self, split: Split) -> ImageSet | None:
+    def _partners(self, split: Split) -> TrainingSet | None:
         return self.condition.partners(self.data.source, split, label=self.data.label, on_bad=self.data.on_bad)
 
     def check_data(self, images: TrainingSet) -> list[str]:
@@ -255,7 +255,8 @@ class Experiment(Ranged):
 
         Raises ValueError unless it is of this codec and shape, with labels that the networks know.
         """
-        own, known, networks = self.codec, self.num_classes, f"the networks of {self.name}"
+        own, networks = self.codec, f"the networks of {self.name}"
+        known = 0 if self.condition.labelled else self.num_classes  # else the condition gives the labels
         found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
         if found != expected:
             raise ValueError(f"{images.name} is {found}, and {self.name} is trained on {expected}: begin a new run")
@@ -319,13 +320,15 @@ class Experiment(Ranged):
         codec = (codec if folder is None else CodecFolder(str(folder), codec.fingerprint)).under(sampler, steps)
         return replace(self, codec=codec)
 
-    def given(self, device: torch.device | str) -> HeldOut | None:
+    def given(self, device: torch.device | str) -> Given | HeldOut | None:
         """What a conditional model draws images of: the conditions of held-out images, by number.
 
         Raises what reading a codec and the images raises.
         """
         if self.networks.given is None:
             return None
+        if (kept := self.condition.held_out(self.data.source)) is not None:
+            return kept
         codec = self.condition.codec.build(nn.ModuleDict(), device)
         held = self.condition.conditioned(self.data.items("test"), self._partners("test"))
         return HeldOut(held.images, held.others or held.images, self.condition.build(device), device, codec)

@@ -39,6 +39,11 @@ class NetworksConfig(ABC):
 
     bfloat16_weights = False
 
+    @property
+    def guided_already(self) -> bool:
+        """Whether guidance was distilled into it, so that its x_hat is no posterior mean."""
+        return False
+
     @abstractmethod
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks by their roles, with random weights, and the denoiser that calls them."""

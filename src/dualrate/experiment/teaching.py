@@ -35,7 +35,10 @@ def check_teacher(student: Experiment, teacher: Model, name: str, guidance: floa
 
 
 def check_same_images(first: Experiment, second: Experiment, names: str) -> None:
-    """Raises ValueError unless two experiments have the same shapes, classes and codec."""
+    """Raises ValueError unless two experiments have the same shapes, classes, codec and encoders of texts."""
+    own, its = first.condition.identity, second.condition.identity
+    if own != its:
+        raise ValueError(f"{names} are given {own or 'nothing'} and {its or 'nothing'}: they must be given the same")
     found = [(one.shape, one.num_classes, one.codec.fingerprint or one.codec.identity) for one in (first, second)]
     if found[0] != found[1]:
         (shape, classes, _), (other, others, _) = found
@@ -46,23 +49,28 @@ def check_same_images(first: Experiment, second: Experiment, names: str) -> None
 
 
 def require_no_decoder(experiment: Experiment, method: str) -> None:
-    """Raises ValueError for a decoder, which the method of this name does not train."""
-    if experiment.networks.given is not None:
+    """Raises ValueError for a decoder, which the method of this name does not train. Prompts are as classes to it."""
+    if experiment.networks.given is not None and not experiment.condition.labelled:
         raise ValueError(f"{experiment.name} is a conditional model, which {method} does not train: take denoising")
 
 
 def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
     """The network of a run that can teach. Raises ValueError for one of several, for a decoder and for a student."""
     networks = experiment.networks
-    if networks.given is not None:
+    if networks.given is not None and not experiment.condition.labelled:
         raise ValueError(
-            f"{name} is a conditional model, and a student draws from noise alone: name an unconditional one"
+            f"{name} is a conditional model, and a student draws from noise alone: name one without, or one of prompts"
         )
     if not networks.single_rate:
         raise ValueError(
             f"{name} is {networks.kind}; a teacher is a single-rate one. Of a dual-rate model name the run that its "
             "encoder is from, and start the student from it (--student-from); of a first stage name a base model of "
             "its latents"
+        )
+    if networks.guided_already:
+        raise ValueError(
+            f"guidance was distilled into {name}, so its x_hat is no posterior mean: name the model that it was "
+            "distilled from"
         )
     if not experiment.serves.any_plan:
         raise ValueError(f"{name} is a student itself, of a few steps: name its teacher")
@@ -96,9 +104,9 @@ class InBfloat16(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, z: Tensor, log_snr: Tensor, *condition: Tensor | None) -> Tensor:
         with torch.autocast(z.device.type, torch.bfloat16):
-            return self.network(z, log_snr, label)
+            return self.network(z, log_snr, *condition)
 
 
 def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[str, Model]) -> dict[str, str]:

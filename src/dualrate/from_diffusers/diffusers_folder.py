@@ -184,6 +184,11 @@ def class_named(name: str, known: Collection[str] = KINDS) -> Any:
     return getattr(diffusers, name)
 
 
+GUIDED = (
+    "guidance was distilled into this {name}, so x_hat is of guided images: draw by DDIM, as its pipeline does; "
+    + NO_MEAN
+)
+USUAL_SIDE = 128  # of latents of a model of texts whose configuration says none
 OWN_CLASSES = "dualrate_num_classes"  # in a network's config.json, where its last label is the null class
 
 
@@ -210,6 +215,11 @@ class ForeignConfig(Ranged):
     side: Annotated[int, Range(0, 100_000)] = 0
     """Of a state, where its configuration says none."""
 
+    @property
+    def guided_already(self) -> bool:
+        """Whether guidance was distilled into it."""
+        return bool(self._config.get("guidance_embeds"))
+
     def build(self) -> ForeignNetwork:
         """With random weights. Raises ValueError for a configuration of no network, and without diffusers."""
         kind = class_named(self.kind)
@@ -220,19 +230,23 @@ class ForeignConfig(Ranged):
 
     def around(self, net: nn.Module) -> ForeignNetwork:
         """Such a network that is there already."""
-        kind = kind_of(self.kind, self._config)
         labels = {"num_classes": self.num_classes, "null": self.null}
-        return ForeignNetwork(net, kind, self.convention, **labels, prompt=self.prompt)
+        return ForeignNetwork(net, self.known, self.convention, **labels, prompt=self.prompt)
+
+    @property
+    def known(self) -> Kind:
+        """What is known of its class."""
+        return kind_of(self.kind, self._config)
 
     @property
     def shape(self) -> Shape:
         """(C, H, W) of an image."""
-        return shape_of(kind_of(self.kind, self._config), self._config, self.side)
+        return shape_of(self.known, self._config, self.side)
 
     @property
     def prompt(self) -> Layout:
         """What it takes for a text."""
-        return layout_of(kind_of(self.kind, self._config), self._config, self.tokens, self.side)
+        return layout_of(self.known, self._config, self.tokens, self.side)
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -275,6 +289,7 @@ def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0, side
     kind = kind_of(folder.name, folder.config)
     own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
     config = {name: value for name, value in own.items() if name != OWN_CLASSES}
+    side = side or (USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0)
     grows = folder.scheduler.get("use_dynamic_shifting")
     tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
     schedule, convention = read_scheduler(folder.scheduler, tokens_of_image)
@@ -363,11 +378,7 @@ def from_diffusers(
     prompt = layout_of(kind, config, tokens, shape)
     empty = negative_prompt(kind, prompt, negative, pipeline)
     if config.get("guidance_embeds"):
-        warnings.warn(
-            f"guidance was distilled into this {name}, so x_hat is of guided images: draw by dr.DDIM, as its pipeline "
-            f"does; {NO_MEAN}",
-            stacklevel=2,
-        )
+        warnings.warn(GUIDED.format(name=name), stacklevel=2)
     labels = labels_of(kind, config, num_classes)
     if prompt.parts:
         labels["null"] = empty is not None

@@ -124,7 +124,7 @@ class ForeignNetwork(nn.Module):
                 )
             return {name: part.expand(rows, *part.shape[1:]) for name, part in empty.items()}
         self._check(prompts)
-        given = self.prompt.unpacked(prompts.repeat_interleave(rows // len(prompts), 0), dtype)
+        given = self.prompt.unpacked(prompts.repeat_interleave(rows // max(1, len(prompts)), 0), dtype)
         if label is None or not self.null:
             return given
         dropped = label == self.num_classes

@@ -16,6 +16,7 @@ from dualrate.denoisers.denoiser import Denoiser, modules_of
 from dualrate.diffusion.values import Cond
 from dualrate.from_diffusers.classes.kind import Given, Kind, Layout
 from dualrate.from_diffusers.foreign_network import ForeignNetwork
+from dualrate.networks.blocks import copied
 
 NETWORKS = ("transformer", "unet")
 BESIDE = ("vae", "vqvae", "text_encoder", "safety_checker", "image_encoder")  # as their names begin
@@ -107,6 +108,15 @@ def negative_prompt(kind: Kind, prompt: Layout, negative: str | Given | None, pi
     if len(found) != 1:
         raise ValueError(f"the negative prompt is one, got {len(found)}")
     return found
+
+
+def negated(denoiser: Denoiser, empty: Tensor) -> Denoiser:
+    """A copy that shares the weights, for which the null class is this prompt, (1, 1, 1, D)."""
+    made = copied(denoiser, nn.ModuleList(modules_of(denoiser)), bfloat16=False)
+    for part in modules_of(made):
+        if isinstance(part, ForeignNetwork):
+            part.empty = empty.to(part.empty)
+    return made
 
 
 def prompts(denoiser: Denoiser, texts: str | Sequence[str] | Given, pipeline: Any = None, **more: Tensor) -> Cond:

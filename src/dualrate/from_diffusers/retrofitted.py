@@ -18,6 +18,7 @@ The embedding begins at zero. All weights are in the run's checkpoints, so the r
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,8 @@ from torch.nn import functional as F
 
 from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
+from dualrate.data.conditions import Condition, Given, Prompts, Unconditional
+from dualrate.data.source import read_text
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process
@@ -39,8 +42,9 @@ from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.classes.kind import BLOCKS
-from dualrate.from_diffusers.diffusers_folder import Adopted, ForeignConfig, adopted
+from dualrate.from_diffusers.diffusers_folder import GUIDED, Adopted, ForeignConfig, adopted
 from dualrate.from_diffusers.foreign_network import ForeignNetwork
+from dualrate.from_diffusers.text_folder import TextFolder, fingerprint_of
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
 from dualrate.networks.dual import Features, LightNetwork, LightUViT, disconnect
@@ -197,6 +201,7 @@ class OwnLight(LightNetwork):
             return self.net(z, log_snr, label)
 
 
+AT_A_TIME = 16  # texts that are encoded together
 COLOURS = (1, 3)  # channels of images
 
 
@@ -216,6 +221,10 @@ class OfForeign(NetworksConfig):
     def given(self) -> Shape | None:
         """Of its prompts, of a class that takes texts."""
         return self.foreign.prompt.shape if self.foreign.prompt.parts else None
+
+    @property
+    def guided_already(self) -> bool:
+        return self.foreign.guided_already
 
     @property
     def ages(self) -> bool:
@@ -305,23 +314,23 @@ class OwnBlocks(OfForeign, Ranged):
         return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
 
 
-def check_labels_alone(found: Adopted, path: Path) -> None:
-    """Raises ValueError for a model of texts."""
-    if found.network.prompt.parts:
-        raise ValueError(
-            f"{path} is a model of texts, and commands know labels alone: draw in Python, by dualrate.from_diffusers "
-            "and dualrate.prompts"
-        )
+def condition_of_folder(found: Adopted, path: Path) -> Condition:
+    """What a model of a folder is given. Raises ValueError for one of texts without its encoders."""
+    if not found.network.prompt.parts:
+        return Unconditional()
+    return Prompts(found.network.prompt.size, str(path.resolve()), fingerprint_of(path))
 
 
 def experiment_of(path: Path) -> Experiment:
     """A folder of diffusers as the experiment of a single-rate model that is trained; its VAE is the codec.
 
-    Raises what `adopted` and `read_codec` raise, and ValueError for a model of texts, whose prompts no command reads;
-    warns where images have channels of latents, which nothing decodes.
+    Raises what `adopted`, `read_codec` and `condition_of_folder` raise; warns where images have channels of latents,
+    which nothing decodes.
     """
     found = adopted(path)
-    check_labels_alone(found, path)
+    condition = condition_of_folder(found, path)
+    if found.network.guided_already:
+        warnings.warn(GUIDED.format(name=found.network.kind), stacklevel=2)
     codec = NoCodec() if found.folder.codec is None else CodecFolder.at(found.folder.codec)
     channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(found.network.shape)
     if channels not in COLOURS:
@@ -338,9 +347,57 @@ def experiment_of(path: Path) -> Experiment:
         DataConfig("", size=side, channels=channels if channels in COLOURS else None),
         GaussianProcess(found.schedule),
         codec,
+        condition,
     )
 
 
+def encoder_of(experiment: Experiment) -> TextFolder:
+    """The text encoders of a run. Raises ValueError for a model of no texts, and what `TextFolder.of` raises."""
+    condition, networks = experiment.condition, experiment.networks
+    if not isinstance(condition, Prompts) or not isinstance(networks, OfForeign):
+        raise ValueError(f"{experiment.name} makes images of no texts: drop the prompt")
+    return TextFolder.of(condition, networks.foreign)
+
+
+def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -> Given:
+    """The prompts that a user names for a model of texts: a text, a file of them, a line each, or a folder of prompts
+    that were encoded before, whose held-out ones are taken.
+
+    Raises ValueError for a model that is given none, an empty file, and what `Prompts.partners` and `TextFolder.of`
+    refuse; OSError for a file that cannot be read.
+    """
+    if os.path.isdir(named) and isinstance(experiment.condition, Prompts):
+        return experiment.condition.held_out(named)
+    is_file = os.path.isfile(named) or (named.endswith(".txt") and " " not in named)
+    texts = read_text(Path(named)).splitlines() if is_file else [named]
+    if not any(texts):
+        raise ValueError(f"{named or 'the prompt'} has no text: give one, or a file with one a line")
+    encode = encoder_of(experiment).read(device)
+    parts = [encode(texts[first : first + AT_A_TIME]) for first in range(0, len(texts), AT_A_TIME)]
+    return Given(torch.cat([part.cpu() for part in parts]))
+
+
+def text_folder(path: Path) -> tuple[TextFolder, Path]:
+    """The text encoders of a pipeline's folder, and its VAE's folder.
+
+    Raises what `adopted` raises, and ValueError for a pipeline without texts or without a VAE.
+    """
+    found = adopted(path)
+    condition = condition_of_folder(found, path)
+    if not isinstance(condition, Prompts) or found.folder.codec is None:
+        what = "VAE, so it makes no latents" if isinstance(condition, Prompts) else "texts, it makes images of classes"
+        raise ValueError(f"{path} has no {what}: drop --prompts, and name the codec by --codec FOLDER")
+    return TextFolder.of(condition, found.network), found.folder.codec
+
+
 def weights_of(path: Path) -> dict[str, Tensor]:
-    """Those of the networks of `experiment_of`, in float32."""
-    return {f"model.net.{name}": tensor.float() for name, tensor in adopted(path).weights().state_dict().items()}
+    """Those of the networks of `experiment_of`, in float32; of a model of texts its empty prompt, too.
+
+    Raises what `adopted` raises, and ValueError as `TextFolder.empty`.
+    """
+    found = adopted(path)
+    weights = {f"model.net.{name}": tensor.float() for name, tensor in found.weights().state_dict().items()}
+    condition = condition_of_folder(found, path)
+    if isinstance(condition, Prompts):
+        weights["model.empty"] = TextFolder.of(condition, found.network).empty()
+    return weights

@@ -3,6 +3,7 @@
     FOLDER/model_index.json    which class reads which folder below; names of the classes, `id2label`
     FOLDER/encoder, light      a network each (`DualRateNetwork`); of a model of one network, model
     FOLDER/vae                 of a model of latents the autoencoder that decodes them, a class of diffusers
+    FOLDER/texts               of a model of texts the encoders of its pipeline, which the run knows by sha256
     FOLDER/scheduler           when they run and how a step is made (`DualRateScheduler`), to be swapped like any other
     FOLDER/pipeline.py         for diffusers' own loader
     FOLDER/**/MANIFEST.json    sha256 of all these files; a damaged one is an OSError that names it
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, HeldCodec, decoded
 from dualrate.config.imports import already_imported
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.data.conditions import Prompts
 from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
@@ -49,6 +51,9 @@ from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.upgrade import upgraded
 from dualrate.from_diffusers.diffusers_folder import names_of
+from dualrate.from_diffusers.pipelines import negated
+from dualrate.from_diffusers.retrofitted import encoder_of
+from dualrate.from_diffusers.text_folder import copy_encoders
 from dualrate.integrations.codecs import Autoencoder
 from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.runs import store  # noqa: F401  # the methods that a file may name
@@ -64,7 +69,7 @@ STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=Tr
 from dualrate.integrations.diffusers import DualRatePipeline  # noqa: F401
 '''
 ROLES = ("encoder", "light", "model")  # of networks that a pipeline may hold
-VAE = "vae"
+VAE, TEXTS = "vae", "texts"
 TOP = ["model_index.json", "pipeline.py"]  # files beside the folders of its parts
 RECOMMENDED = Choice()
 DOWNLOADING = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -267,6 +272,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model, vae=vae)
         self._optional_components = [name for name in (*ROLES, VAE) if getattr(self, name) is None]  # of this very one
         self.num_timesteps, self._guidance_scale = 0, 1.0  # of the latest call
+        self._texts: Path | None = None
         _ = self._how
         made_by, own = self._experiment.codec.fingerprint, self.as_model().codec
         if vae is not None and vae.dtype == torch.float32 and own.fingerprint != made_by:
@@ -296,6 +302,10 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             raise ValueError(
                 f"{model.name} draws latents, whose codec ({kind}) is none of diffusers: use dualrate.sample"
             )
+        condition, texts = experiment.condition, None
+        if isinstance(condition, Prompts):
+            texts = Path(encoder_of(experiment).folder)
+            experiment = dataclasses.replace(experiment, condition=dataclasses.replace(condition, folder=TEXTS))
         if strange := sorted(set(model.networks) - set(ROLES)):
             raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
         choice = choice.settled(model)
@@ -305,6 +315,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         parts |= {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
         names = {str(number): name for number, name in enumerate(model.class_names)}
         pipeline = DualRatePipeline(DualRateScheduler.of(choice, guidance), **parts, id2label=names)
+        pipeline._texts = texts
         pipeline.scheduler.choice.drawer(pipeline.as_model(), guidance=guidance)
         return pipeline
 
@@ -341,12 +352,20 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             raise ValueError(f"{experiment.name} draws {drawn}: a pipeline of it has {has} vae")
         codec.image_shape(experiment.shape)  # refuses what it cannot decode
         experiment = dataclasses.replace(experiment, codec=HeldCodec(codec))
+        if isinstance(condition := experiment.condition, Prompts):
+            condition = dataclasses.replace(condition, folder=str(self.texts))
+            experiment = dataclasses.replace(experiment, condition=condition)
         with torch.device("meta"):
             networks, denoiser = experiment.parts()
         if networks.keys() != held.keys():
             raise ValueError(f"{experiment.name} has networks {', '.join(networks)}; got {', '.join(held)}")
         called, names = calling(denoiser, networks, held), names_of(self.config.get("id2label"))
         return Model(experiment.name, experiment, nn.ModuleDict(held), called, 0, "", class_names=names)
+
+    @property
+    def texts(self) -> Path:
+        """Where the text encoders of a model of texts are: in its own folder, or in that of the run's pipeline."""
+        return self._texts or Path(str(self.config.get("_name_or_path") or ""), TEXTS)
 
     @property
     def transformer(self) -> DualRateNetwork:
@@ -400,6 +419,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         folder = Path(save_directory)
         if self.vae is not None:
             seal(folder / VAE)
+        if self.texts.is_dir() and not (folder / TEXTS).exists():
+            copy_encoders(self.texts, folder / TEXTS)
         (folder / "pipeline.py").write_text(STUB)
         index = read_json(folder / self.config_name) | {"_class_name": ["pipeline", type(self).__name__]}
         (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
@@ -421,10 +442,15 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images, one for each label, generator or row of latents, or `batch_size` of them.
 
-        class_labels: one for each image or for all, by number or by name; None: class `seed mod classes`
+        class_labels: one for each image or for all, by number or by name; None: class `seed mod classes`. Of a model
+                   of texts it is the prompt, which may come first
+        prompt:    of a model of texts, one for each image or for all; negative_prompt: one for all, which guidance
+                   goes away from; None: what its pipeline takes for none
         num_inference_steps, num_heavy, plan: instead of the scheduler's plan
         guidance_scale: weight of classifier-free guidance, 1 is none; None: the scheduler's
         generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
@@ -441,10 +467,20 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             raise ValueError(f"output_type is one of {', '.join(OUTPUTS)}, got {output_type!r}")
         how = self._how
         choice, guidance = how.asked(num_inference_steps, num_heavy, plan), how.guided(guidance_scale)
-        drawer = choice.drawer(self.as_model(), guidance=guidance, precision="float32")
+        model, encoder = self.as_model(), None
+        if isinstance(model.experiment.condition, Prompts):
+            prompt, class_labels = class_labels if prompt is None else prompt, None  # pyright: ignore[reportAssignmentType]
+            if prompt is None:
+                raise ValueError(f"{model.name} makes images of texts: pass prompt")
+        if prompt is not None or negative_prompt is not None:
+            encoder = encoder_of(model.experiment)
+        if encoder is not None and negative_prompt is not None:
+            empty = encoder.negative(negative_prompt, self._execution_device)
+            model = dataclasses.replace(model, denoiser=negated(model.denoiser, empty))
+        drawer = choice.drawer(model, guidance=guidance, precision="float32")
         labels: Any = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
         sources = torch.default_generator if generator is None else generator
-        lists = {"class_labels": labels, "generator": sources, "latents": latents}
+        lists = {"class_labels": labels, "prompt": prompt, "generator": sources, "latents": latents}
         counts = {} if batch_size is None else {"batch_size": batch_size}
         counts |= {name: len(value) for name, value in lists.items() if isinstance(value, (list, tuple, range, Tensor))}
         if len({*counts.values()}) > 1 or min(counts.values(), default=1) < 1:
@@ -457,7 +493,9 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         seeds = [next_seed(one) for one in ([sources] * count if isinstance(sources, torch.Generator) else sources)]
         labels, device = drawer.labels(seeds) if labels is None else labels, self._execution_device
         draws = Draws(0, torch.tensor(seeds, device=device))
-        cond = Cond(None if labels is None else torch.tensor(labels, device=device))
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        given = None if encoder is None else encoder.read(device)(texts or ()).to(device)
+        cond = Cond(None if labels is None else torch.tensor(labels, device=device), given)
 
         def changed(step: int, t: float, z: Tensor) -> Tensor:
             assert callback_on_step_end is not None

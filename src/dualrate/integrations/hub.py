@@ -18,7 +18,7 @@ from dualrate.data.source import printable
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.experiment.experiment import Model
-from dualrate.integrations.diffusers import ROLES, TOP, VAE, DualRatePipeline
+from dualrate.integrations.diffusers import ROLES, TEXTS, TOP, VAE, DualRatePipeline
 from dualrate.metrics.store import Fingerprint
 from dualrate.runs.release import CARD, check_target, facts, history, rows
 from dualrate.runs.store import Note, StoredModel, read_stored
@@ -61,7 +61,7 @@ def export_pipeline(
     Raises what `load` and `DualRatePipeline.of` raise; ValueError for a score of other weights, and any other `out`.
     """
     out = as_path(out)
-    check_target(out, TOP, {*TOP, *ROLES, VAE, "scheduler", CARD, MANIFEST}, "a pipeline")
+    check_target(out, TOP, {*TOP, *ROLES, VAE, TEXTS, "scheduler", CARD, MANIFEST}, "a pipeline")
     stored = read_stored(run, note)
     model = stored.model()
     scored = None if score is None else read_score(as_path(score), model)
@@ -97,7 +97,7 @@ def pipeline_card(
     data = ModelCardData(
         license=license,
         library_name="dualrate",
-        pipeline_tag=TASK,
+        pipeline_tag="text-to-image" if model.experiment.condition.labelled else TASK,
         tags=["diffusers", "diffusion", "dual-rate-diffusion"],
         model_name=name,
         eval_results=None if result is None else [result],
@@ -109,7 +109,9 @@ def pipeline_card(
         "cost of an image": f"{drawer.cost.macs / 1e9:.4g} GMACs, {drawer.cost.flops / 1e9:.4g} GFLOPs",
         "licence": f"{UNKNOWN}: ask who made it" if license == UNKNOWN else license,
     }
-    loading = LOADING.format(name=name, labels="class_labels=[0]" if model.num_classes else "batch_size=4")
+    of_texts = model.experiment.condition.labelled
+    asked = "class_labels=[0]" if model.num_classes else "batch_size=4"
+    loading = LOADING.format(name=name, labels='"a red circle"' if of_texts else asked)
     lines = ["---", data.to_yaml(), "---", "", f"# {name}", "", *rows(about), "", loading, "", "## Quality", ""]
     lines += [*quality, "", "## Made by, in order", "", *history(stored.path), ""]
     lines += ["Every file but this card has its sha256 in a `MANIFEST.json` beside it, which loading checks.", ""]

@@ -129,7 +129,7 @@ class Consistency(Ranged):
         f, small for a student that collapses to grey; `teacher_steps`, T.
         """
         t, s, border = moved(batch.x.device, *self.times(iteration, draws.host))
-        cond = Cond(batch.label)
+        cond = Cond(batch.label, batch.given)
         z_t = self.process.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).to(batch.x.dtype))
         with torch.no_grad(), at_rest(self.networks):
             target = self.target(batch.x, z_t, t, s, border, cond)
@@ -172,11 +172,12 @@ class Consistency(Ranged):
         some, times = batch[rows], torch.tensor(plan.t, dtype=torch.float64)
         z = Draws(draws.seed, draws.row[rows]).normal("rollout start", *batch.x.shape[1:]).to(batch.x.dtype)
         z = self.process.prior(z, batch.x.shape[1:])
-        path = trajectory(self.student, DDIM(self.process), plan, z, Cond(some.label), lambda step, draw: z)
+        path = trajectory(self.student, DDIM(self.process), plan, z, Cond(some.label, some.given), lambda step, draw: z)
         states = [state.z for state in islice(path, kept[-1] + 1)]
         z_t, z_tau = (torch.cat([states[i] for i in steps]) for steps in (kept, heavy))
         t, tau = moved(batch.x.device, *(times[steps].repeat_interleave(len(rows)) for steps in (kept, heavy)))
-        return z_t, t, z_tau, tau, Cond(None if some.label is None else some.label.repeat(len(kept)))
+        rows = torch.arange(len(some), device=z_t.device).repeat(len(kept))
+        return z_t, t, z_tau, tau, Cond(some.label, some.given)[rows]
 
     def times(self, iteration: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """t, s and the border b, each (B,) float64; at the end of a segment s is b, to the bit."""
@@ -204,7 +205,7 @@ class Consistency(Ranged):
         variance = self.eta * (x_hat - x).square().flatten(1).mean(1)
         if self.guidance == 1 or cond.label is None:
             return x_hat, variance
-        against = posterior_mean(self.teacher, z_t, t, Cond(torch.full_like(cond.label, self.null)))
+        against = posterior_mean(self.teacher, z_t, t, Cond(torch.full_like(cond.label, self.null), cond.given))
         return self.process.extrapolate(against, x_hat, torch.full_like(t, self.guidance)), variance
 
 

@@ -134,7 +134,7 @@ class StudentMethod(Ranged):
         """The denoising loss of the student at `pretraining_states`."""
         assert self.pretraining_states is not None
         assert self.backbone is not None
-        cond = Cond(batch.label)
+        cond = Cond(batch.label, batch.given)
         states = self.pretraining_states(self.student, batch, cond, draws)
         with at_rest(self.backbone):
             x_hat = states.x_hat(self.student, cond)
@@ -143,7 +143,7 @@ class StudentMethod(Ranged):
 
     def sampled(self, batch: Batch, draws: Draws) -> tuple[StudentStates, Tensor, Tensor, Tensor]:
         """States, x~ there (with gradient, if the caller has it on), x drawn of it, and z_s ~ q(z_s | z_t, sg x)."""
-        cond = Cond(batch.label)
+        cond = Cond(batch.label, batch.given)
         with frozen(self.networks):
             states = self.states(self.student, batch, cond, draws)
         x = states.x_hat(self.student, cond)
@@ -225,7 +225,7 @@ class MomentMatching(StudentMethod):
         with torch.no_grad():
             states, x_hat, _, z_s = self.sampled(batch, draws)
             x = self.process.given(x_hat, states.z_t, z_s, states.t, states.s)
-            g_theta, cond = self.taught(z_s, states, batch), Cond(batch.label)[states.row]
+            g_theta, cond = self.taught(z_s, states, batch), Cond(batch.label, batch.given)[states.row]
         g_phi = posterior_mean(self.auxiliary, z_s, states.s, cond)
         loss = auxiliary_loss(self.process.deviance, x, g_phi, g_theta)
         gap = g_phi.detach() - g_theta
@@ -237,7 +237,7 @@ class MomentMatching(StudentMethod):
         states, x, drawn, z_s = self.sampled(batch, draws)
         with torch.no_grad():
             g_theta = self.taught(z_s, states, batch)
-            g_phi = posterior_mean(self.auxiliary, z_s, states.s, Cond(batch.label)[states.row])
+            g_phi = posterior_mean(self.auxiliary, z_s, states.s, Cond(batch.label, batch.given)[states.row])
         loss = student_loss(self.process.deviance, x, g_phi, g_theta)
         return self.descent(loss, drawn, g_phi - g_theta, states)
 
@@ -248,7 +248,7 @@ class MomentMatching(StudentMethod):
         doubles its rows.
         """
         with replayed(z_s.device):
-            return posterior_mean(self.teacher, z_s, states.s, Cond(batch.label)[states.row])
+            return posterior_mean(self.teacher, z_s, states.s, Cond(batch.label, batch.given)[states.row])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +279,9 @@ class InstantMomentMatching(StudentMethod):
             (s,) = moved(batch.x.device, stratified_uniform(draws.host))
             normal = draws.normal("preconditioner", *batch.x.shape[1:]).to(batch.x.dtype)
             z_s = self.process.add_noise(batch.x, s, normal)
-            for name, part in self.teacher_gradient(batch.x, z_s, s, Cond(batch.label), len(batch)).items():
+            for name, part in self.teacher_gradient(
+                batch.x, z_s, s, Cond(batch.label, batch.given), len(batch)
+            ).items():
                 square[name] += part.square()
         root = {name: part.sqrt() for name, part in square.items()}
         mean = torch.cat([part.flatten() for part in root.values()]).mean()
@@ -293,7 +295,7 @@ class InstantMomentMatching(StudentMethod):
         if rows < 2:
             raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")
         states, x, drawn, z_s = self.sampled(batch, draws)
-        s, cond, gap = states.s, Cond(batch.label)[states.row], torch.empty_like(z_s)
+        s, cond, gap = states.s, Cond(batch.label, batch.given)[states.row], torch.empty_like(z_s)
         pairs, half = len(states.row) // len(batch), rows // 2
         border = pairs * min(max(half - before, 0), len(batch))  # of the states that are here, between the halves
         first, second = slice(border), slice(border, None)

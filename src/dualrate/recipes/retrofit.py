@@ -9,6 +9,9 @@ Own      in place of all this, the model's own first and last blocks, which shar
 Noise    the schedule that the model was trained under, so that its own times are asked.
 Labels   dropped in training where the model has a null class.
 Latents  of a model that has a VAE: trained on those that `dualrate data encode` made by it, which is the run's codec.
+Prompts  of a model of texts: those beside the latents, dropped as labels are. The light network knows of a prompt what
+         the taps tell, and whether it was dropped. So it is never trained without a context, and the usual plans
+         begin with one.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Annotated
 from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.data import fashion_mnist
+from dualrate.data.conditions import Prompts
 from dualrate.data.images import existing
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
@@ -28,7 +32,15 @@ from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.diffusers_folder import Adopted, adopted
-from dualrate.from_diffusers.retrofitted import COLOURS, OwnBlocks, Retrofitted, check_labels_alone, shorter, taps_of
+from dualrate.from_diffusers.retrofitted import (
+    COLOURS,
+    OwnBlocks,
+    Retrofitted,
+    condition_of_folder,
+    shorter,
+    taps_of,
+)
+from dualrate.from_diffusers.text_folder import TextFolder
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -66,9 +78,11 @@ class Retrofit(Ranged):
         if not self.data.source:
             raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
         found = adopted(as_path(folder), self.num_classes)
-        check_labels_alone(found, as_path(folder))
         network = found.network
         data, codec = self._data(found, str(folder))
+        condition = condition_of_folder(found, as_path(folder))
+        if isinstance(condition, Prompts):
+            self._check_prompts(found, condition)
         built = network.around(found.weights())
         heavy = macs_of(lambda: taps_of(built, network.shape, ()))
         account = f"{network.kind}: {heavy / 1e6:.4g} million multiply-adds; "
@@ -84,15 +98,27 @@ class Retrofit(Ranged):
             cost, networks = macs_of_light(light), Retrofitted(network, light, tuple(taps))
             account += f"taps at blocks {', '.join(str(tap.block) for tap in taps)}; "
         (progress or PlainReporter()).note(f"{account}a light call costs {cost / heavy:.2f} of it")
+        times = TimeSampler(heavy=(4, 32))
         method = DenoisingConfig(
-            times=TimeSampler(heavy=(4, 32)),
+            times=replace(times, dropout=0.0) if network.prompt.parts else times,
             label_dropout=0.1 if network.null else 0.0,
             encoder_from=str(folder),
             freeze_encoder=True,
             light_from=None if self.own_blocks is None else str(folder),
         )
         process = GaussianProcess(found.schedule)
-        return Experiment(f"{name_of(str(folder))}-retrofit", networks, method, FIT, data, process, codec)
+        return Experiment(f"{name_of(str(folder))}-retrofit", networks, method, FIT, data, process, codec, condition)
+
+    def _check_prompts(self, found: Adopted, condition: Prompts) -> None:
+        """Raises ValueError unless the data have prompts by these encoders; their empty prompt becomes the model's."""
+        network = found.network
+        if network.guided_already:
+            raise ValueError(
+                f"guidance was distilled into this {network.kind}, so its output is no posterior mean: retrofit a "
+                "model without guidance_embeds"
+            )
+        prompts = condition.partners(self.data.source, "train", label=None, on_bad="fail")
+        TextFolder(condition.folder, condition.encoder, network).keep(prompts.empty())
 
     def _data(self, found: Adopted, folder: str) -> tuple[DataConfig, CodecConfig]:
         """The images or latents that it is trained on, and their codec."""
@@ -106,11 +132,14 @@ class Retrofit(Ranged):
                         f"the model in {folder} takes {channels} channels of side {side}: drop --data.size and "
                         "--data.channels"
                     )
+                if found.network.prompt.parts:
+                    raise ValueError(f"{folder} makes pixels of texts: a retrofit is known for latents of texts alone")
                 return replace(self.data, size=side, channels=channels), NoCodec()
+            how = f"--prompts CAPTIONS {folder}" if found.network.prompt.parts else f"--codec {own or 'VAE'}"
             raise ValueError(
                 f"{folder} is a model of latents ({'it has a VAE' if own else f'of {channels} channels'}), and "
                 f"{self.data.source} are images: encode them first (dualrate data encode {self.data.source} LATENTS "
-                f"--codec {own or 'VAE'}), then name --data.source LATENTS"
+                f"{how}), then name --data.source LATENTS"
             )
         codec = read_latents(self.data.source, "train").codec
         if own is not None and CodecFolder.at(own).fingerprint != codec.fingerprint:

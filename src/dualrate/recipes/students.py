@@ -176,7 +176,7 @@ def _student(
         assert isinstance(process, CategoricalProcess)  # networks of others read none
         process = NoisePlanes(process, networks.noise)
     name = f"{recipe.name or source.name}-{ending}"
-    return Experiment(name, networks, method, recipe.fit, source.data, process, source.codec)
+    return Experiment(name, networks, method, recipe.fit, source.data, process, source.codec, source.condition)
 
 
 ADAPTING = FitConfig(  # Glance's: one image at a time

@@ -1,0 +1,137 @@
+"""The text encoders in a pipeline's folder: texts -> prompts, rows that its network takes.
+
+They are loaded by diffusers and transformers, of safetensors alone and without the network. The prompt that stands for
+none is kept in the cache, so that a model is loaded without them where it is known already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import as_path
+from dualrate.data.cache import cache_dir
+from dualrate.data.conditions import Prompts
+from dualrate.from_diffusers.diffusers_folder import COMPONENTS, INDEX, ForeignConfig
+from dualrate.from_diffusers.pipelines import encoded, negative_prompt
+from dualrate.system.files import check_files, read_bytes, read_json, write_whole
+
+PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin
+UNUSED = (*COMPONENTS, "vae", "safety_checker", "feature_extractor", "image_encoder")  # parts that texts do not need
+
+
+def fingerprint_of(folder: Path) -> str:
+    """sha256 of all files of its text encoders and tokenizers. Raises ValueError where there are none."""
+    digest, files = hashlib.sha256(), []
+    for part in sorted(place for place in folder.glob("*") if place.is_dir() and place.name.startswith(PARTS)):
+        check_files(part)
+        files += sorted(file for file in part.rglob("*") if file.is_file())
+    if not files:
+        raise ValueError(
+            f"{folder} has no {PARTS[0]}, which makes prompts of texts: name the pipeline's whole folder, or draw in "
+            "Python, by dualrate.from_diffusers and dualrate.prompts"
+        )
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(file.relative_to(folder).as_posix().encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_pipeline(folder: Path) -> Any:
+    """The pipeline without its network. Raises ValueError where transformers is missing, or for code of its own."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.utils.import_utils import is_transformers_available
+
+    if not is_transformers_available():
+        raise ValueError(f"the text encoders of {folder} need transformers: pip install transformers")
+    unused = {part: None for part in read_json(folder / INDEX) if part in UNUSED}
+    pipeline = DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
+    if type(pipeline).__module__.partition(".")[0] != "diffusers":
+        raise ValueError(f"{type(pipeline).__name__} in {folder} is no pipeline of diffusers' own")
+    return pipeline
+
+
+def copy_encoders(folder: Path, target: Path) -> None:
+    """All that `read_pipeline` reads of a pipeline's folder, into a new one."""
+    target.mkdir()
+    shutil.copyfile(folder / INDEX, target / INDEX)
+    for part in folder.iterdir():
+        if part.is_dir() and part.name.startswith((*PARTS, "scheduler")):
+            shutil.copytree(part, target / part.name)
+
+
+@lru_cache(1)
+def _pipeline(folder: Path, fingerprint: str, side: int, device: str) -> Any:
+    pipeline = read_pipeline(folder).to(device)
+    pipeline.default_sample_size = side  # for which it would ask its network
+    return pipeline
+
+
+@dataclass(frozen=True)
+class TextFolder:
+    """A network's text encoders: a `TextEncoder` of data/prompts.py. folder: the pipeline's"""
+
+    folder: str
+    fingerprint: str
+    network: ForeignConfig
+
+    @staticmethod
+    def of(condition: Prompts, network: ForeignConfig) -> TextFolder:
+        """Those that a run's prompts are by. Raises ValueError where they are gone, or are others."""
+        folder = as_path(condition.folder)
+        way = "name prompts that were encoded before (--prompt LATENTS), or put the pipeline back"
+        if not (folder / INDEX).is_file():
+            raise ValueError(f"the pipeline whose text encoders read prompts is gone from {folder}: {way}")
+        if (found := fingerprint_of(folder)) != condition.encoder:
+            raise ValueError(
+                f"the text encoders in {folder} are others (sha256 {found[:12]}, expected {condition.encoder[:12]}): "
+                f"{way}"
+            )
+        return TextFolder(str(folder), found, network)
+
+    @property
+    def size(self) -> int:
+        return self.network.prompt.size
+
+    def read(self, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:
+        pipeline, layout, kind = self._pipeline(device), self.network.prompt, self.network.known
+        return lambda texts: layout.packed(encoded(kind, layout, list(texts), pipeline))
+
+    def empty(self, device: torch.device | str = "cpu") -> Tensor:
+        """Raises ValueError as `read_pipeline`, where it is not in the cache."""
+        if (kept := self.kept).is_file():
+            return torch.from_numpy(np.load(io.BytesIO(read_bytes(kept)), allow_pickle=False))
+        made = self.negative(None, device)
+        self.keep(made)
+        return made
+
+    def negative(self, text: str | None, device: torch.device | str) -> Tensor:
+        """(1, 1, 1, D): the prompt that a text stands for where it is the negative one; None: of none."""
+        made = negative_prompt(self.network.known, self.network.prompt, text, self._pipeline(device))
+        return cast(Tensor, made)
+
+    @property
+    def kept(self) -> Path:
+        """Where the empty prompt is in the cache."""
+        named = repr((self.fingerprint, self.network.kind, self.network.config, self.size))
+        return cache_dir() / "prompts" / f"{hashlib.sha256(named.encode()).hexdigest()}.npy"
+
+    def keep(self, empty: Tensor) -> None:
+        """Put the empty prompt, (1, 1, 1, D), into the cache."""
+        content = io.BytesIO()
+        np.save(content, empty.float().cpu().numpy(), allow_pickle=False)
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.kept, content.getvalue())
+
+    def _pipeline(self, device: torch.device | str) -> Any:
+        return _pipeline(as_path(self.folder), self.fingerprint, self.network.shape[1], str(device))

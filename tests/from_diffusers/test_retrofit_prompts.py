@@ -1,0 +1,223 @@
+"""A model of texts: encoded, retrofitted, and drawn from by texts, guided; and what is refused."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cli.command import call
+from from_diffusers.models import diffusers, flux, randomised
+from from_diffusers.test_retrofit import saved, tiny_recipe
+from from_diffusers.texts import embedding, encoders, text_pipeline
+from latents import autoencoders
+from latents.autoencoders import photos
+
+import dualrate as dr
+from dualrate.data.latent_set import read_latents
+from dualrate.data.loader import Augment, Batches
+from dualrate.data.prompts import read_prompts
+from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Refresh
+from dualrate.drawing.drawer import measured_on, real_batches
+from dualrate.experiment.experiment import Start
+from dualrate.recipes import auto, retrofit
+from dualrate.recipes.students import plain_student
+from dualrate.system.progress import Silent
+
+COUNT = 20
+ON_CPU = ("--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A pipeline, latents with prompts and without, and a run of four iterations."""
+    root, images = tmp_path_factory.mktemp("retrofit-prompts"), photos(COUNT)
+    text_pipeline(root / "model", images)
+    np.savez(root / "images.npz", images=images.transpose(0, 2, 3, 1))
+    (root / "captions.txt").write_text("\n".join(f"picture {i}" for i in range(COUNT)))
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_recipe(patch)
+        encoders(patch)
+        how = ("--no-mirrored", *ON_CPU)
+        prompts = ("--prompts", root / "captions.txt", root / "model")
+        assert call(patch, "data", "encode", root / "images.npz", root / "latents", *prompts, *how) == 0
+        codec = ("--codec", root / "model" / "vae")
+        assert call(patch, "data", "encode", root / "images.npz", root / "mute", *codec, *how) == 0
+        options = ("--data.source", root / "latents", "--share", "1", *ON_CPU, "--out", root / "run")
+        assert call(patch, "retrofit", root / "model", *options) == 0
+    return root
+
+
+@pytest.fixture(autouse=True)
+def read(monkeypatch):
+    tiny_recipe(monkeypatch)
+    return encoders(monkeypatch)
+
+
+def direct(root):
+    """The pipeline's own network, its empty prompt what the encoders make of none."""
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    net = UNet2DConditionModel.from_pretrained(root / "model" / "unet")
+    scheduler = DDIMScheduler.from_pretrained(root / "model" / "scheduler")
+    return dr.from_diffusers(net, scheduler, negative={"encoder_hidden_states": embedding("")[None]})
+
+
+def test_the_run_holds_the_empty_prompt_and_is_guided_as_the_pipeline_at_heavy_steps(root):
+    run, model = dr.load(root / "run"), direct(root)
+    torch.testing.assert_close(run.networks["encoder"].net.empty.flatten(), embedding("").flatten())
+    cond = dr.prompts(model, {"encoder_hidden_states": embedding("a red circle")[None]})
+    plan, step = dr.StepPlan.uniform(4), dr.DDIM(run.process)
+
+    def images(denoiser):
+        guided = Guided(denoiser, run.process, 3.0, null=1)
+        return next(dr.sample_batches(guided, step, plan, (4, 8, 8), [3], [0], given=lambda seeds: cond.given))
+
+    torch.testing.assert_close(images(run.denoiser), images(model))
+
+
+def test_what_trains_is_the_light_network_and_prompts_are_dropped(root):
+    run, own = dr.load(root / "run"), direct(root).network.net.state_dict()
+    encoder = run.networks["encoder"].net.net.state_dict()
+    assert all(torch.equal(encoder[name], weight) for name, weight in own.items())
+    assert run.experiment.method.label_dropout == 0.1
+    plan = dr.Choice(steps=8, heavy=2).drawer(run).plan
+    assert plan.refresh[0] is Refresh.FULL  # the light network alone knows no text
+
+
+def test_each_latent_trains_with_its_own_prompt(root):
+    experiment = dr.load(root / "run").experiment
+    data = experiment.seen(experiment.data.load("train"))
+    index, draws = np.arange(len(data)), Draws(0, torch.arange(len(data)))
+    assert set(data.labels) == {0}
+    captions = {embedding(f"picture {i}").half().numpy().tobytes(): i for i in range(COUNT)}
+    kept = [captions[prompt.numpy().tobytes()] for prompt in data.partners(index, draws, Augment())]
+    codec = experiment.codec.build(torch.nn.ModuleDict(), "cpu")
+    expected = codec.encode(torch.tensor(photos(COUNT)[kept]) / 127.5 - 1).mean
+    torch.testing.assert_close(data.rows(index, draws, Augment())[:, 0].float(), expected, rtol=1e-2, atol=1e-2)
+    batch = Batches(data, 6, 0).batch(2)
+    assert (batch.given.dtype, batch.given.shape) == (torch.float32, (6, 1, 1, 924))
+    assert all(one.half().numpy().tobytes() in captions for one in batch.given)
+
+
+def sample(patch, root, out, *options):
+    how = ("--steps", "2", *ON_CPU, "--out", out)
+    return call(patch, "sample", root, *how, *options)
+
+
+def test_texts_files_and_encoded_prompts_are_drawn_with_members(root, tmp_path, monkeypatch, read):
+    guided = ("--guidance", "3", "--members", "2")
+    assert sample(monkeypatch, root / "run", tmp_path / "one", "--prompt", "a red circle", *guided) == 0
+    assert len(list((tmp_path / "one").glob("000*.png"))) == 2
+    (tmp_path / "two.txt").write_text("a blue square\na red circle\n")
+    assert sample(monkeypatch, root / "run", tmp_path / "two", "--prompt", tmp_path / "two.txt", *guided) == 0
+    assert len(list((tmp_path / "two").glob("000*.png"))) == 4
+    texts = sum(one.texts for one in read)
+    assert sample(monkeypatch, root / "run", tmp_path / "held", "--prompt", root / "latents") == 0
+    assert sample(monkeypatch, root / "run", tmp_path / "own", "--num", "2") == 0
+    assert sum(one.texts for one in read) == texts  # nothing was encoded for them
+    first = [(tmp_path / out / "000000.png").read_bytes() for out in ("held", "own")]
+    assert first[0] == first[1]
+    assert sample(monkeypatch, root / "model", tmp_path / "whole", "--prompt", "a red circle", "--guidance", "3") == 0
+
+
+def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, monkeypatch, capsys):
+    run, model = root / "run", root / "model"
+
+    def refused(why, prompt="a red circle", of=run):
+        assert sample(monkeypatch, of, tmp_path / "out", "--prompt", prompt) == 2
+        assert why in " ".join(capsys.readouterr().err.split())
+
+    refused("no text: give one", "")
+    refused("nowhere.txt", "nowhere.txt")
+    refused("mute has no prompts", root / "mute")
+    (model / "tokenizer" / "more").write_text("x")
+    try:
+        refused("are others (sha256")
+    finally:
+        (model / "tokenizer" / "more").unlink()
+    model.rename(root / "away")
+    try:
+        refused("gone from")
+        assert sample(monkeypatch, run, tmp_path / "kept", "--prompt", root / "latents") == 2  # nor is its VAE there
+        capsys.readouterr()
+        codec = ("--codec", root / "away" / "vae")
+        assert sample(monkeypatch, run, tmp_path / "kept", "--prompt", root / "latents", *codec) == 0
+    finally:
+        (root / "away").rename(model)
+    assert sample(monkeypatch, model, tmp_path / "out") == 2
+    assert "takes --prompt TEXT" in capsys.readouterr().err
+
+
+def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch):
+    def refused(why, data, model=root / "model"):
+        with pytest.raises(ValueError, match=why):
+            retrofit.Retrofit(dr.DataConfig(str(data)), share=1.0)(model, Silent())
+
+    refused(r"are images: encode them first .*--prompts CAPTIONS .*model\)", root / "images.npz")
+    refused(r"has no prompts, which a model of texts is trained on: dualrate data encode", root / "mute")
+    other = shutil.copytree(root / "model", tmp_path / "other")
+    (other / "tokenizer" / "config.json").write_text("{ }")
+    refused(r"by other text encoders .*: encode the captions by .*other, into another folder", root / "latents", other)
+    autoencoders.autoencoder("kl").save_pretrained(other / "vae")
+    refused("latents by another codec", root / "latents", other)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    distilled = saved(tmp_path / "flux", randomised(flux(guidance_embeds=True)), "transformer", scheduler)
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(root / "model" / part, distilled / part)
+    refused("guidance was distilled into this FluxTransformer2DModel", root / "latents", distilled)
+    with (
+        pytest.warns(UserWarning, match=r"guidance was distilled into this Flux.* draw by DDIM"),
+        pytest.raises(ValueError, match=r"guidance was distilled into .*flux, so its x_hat is no posterior mean"),
+    ):
+        plain_student(auto.distilled(), str(distilled), 4)
+
+
+def test_plans_are_searched_on_held_out_latents_with_their_prompts(root):
+    run = dr.load(root / "run")
+    held = measured_on(run)
+    (batch,) = real_batches(run, held, len(held), 4)
+    draws = Draws(0, batch.sample)
+    expected = read_prompts(root / "latents", "test").rows(batch.sample.numpy(), draws, Augment()).float()
+    assert torch.equal(run.given(batch.sample), expected)
+    assert batch.label.tolist() == [0] * len(held)
+    assert torch.equal(batch.x, read_latents(root / "latents", "test").rows(batch.sample.numpy(), draws, Augment()))
+
+
+STUDENTS = {
+    "moments, two rates": ("--student-from", "run", "--steps", 4, "--heavy", 2, "--guidance", "2"),
+    "consistency": ("--method", "consistency", "--source", "latents", "--steps", 2, "--guidance", "2"),
+}
+
+
+@pytest.mark.parametrize("options", STUDENTS.values(), ids=STUDENTS)
+def test_a_model_of_texts_is_distilled_with_its_prompts(root, tmp_path, monkeypatch, options):
+    out, own = tmp_path / "student", [root / one if one in ("run", "latents") else one for one in options]
+    quick = ("--fit.iterations", 2, "--fit.batch-size", 4, "--fit.sample-every", 2, *ON_CPU, "--out", out)
+    assert call(monkeypatch, "distill", "auto", "--teacher", root / "model", *own, *quick) == 0
+    student = dr.load(out)
+    assert student.experiment.condition == dr.load(root / "run").experiment.condition
+    experiment = student.experiment
+    batches = Batches(experiment.seen(experiment.data.load("train")), 4, 0)
+    start = Start(True, torch.device("cpu"), False, dr.load, batches.batch, print)
+    method, batch = experiment.method.prepare(experiment, start).method, batches.batch(0)
+    (phase,) = method.phases(0)
+
+    @torch.no_grad()
+    def loss(given):
+        with torch.random.fork_rng([]):
+            return float(phase.loss(replace(batch, given=given), 0, batch.draws(0)).total)
+
+    assert loss(batch.given) == loss(batch.given)
+    assert loss(batch.given) != loss(batch.given.flip(0))
+    assert sample(monkeypatch, out, tmp_path / "images", "--prompt", "a red circle") == (2 if "--heavy" in own else 0)
+
+
+def test_a_student_of_other_texts_is_refused(root, tmp_path, monkeypatch, capsys):
+    other = shutil.copytree(root / "model", tmp_path / "other")
+    (other / "tokenizer" / "config.json").write_text("{ }")
+    words = ("auto", "--teacher", other, "--student-from", root / "run", "--steps", 4, "--heavy", 2, *ON_CPU)
+    assert call(monkeypatch, "distill", *words, "--out", tmp_path / "student") == 2
+    assert "by other text encoders" in " ".join(capsys.readouterr().err.split())
