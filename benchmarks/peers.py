@@ -326,7 +326,7 @@ class Judge:
         if not file.exists():
             test = np.asarray(dr.load_images("fashion-mnist", split="test").images[:count])
             stats = [GaussianStats.of(net.features(test)) for net in self.nets]
-            np.savez(file, *(part for one in stats for part in (one.mean, one.cov, one.count)))
+            np.savez(file, *(part for one in stats for part in (one.mean, one.cov, len(test))))
         with np.load(file) as kept:
             parts = [kept[name] for name in kept.files]
         means, covs, counts = (parts[i::3] for i in range(3))

@@ -343,7 +343,8 @@ def write_fields(path: Path, array: NDArray[Any], variables: Sequence[str], step
         with whole(path) as aside, aside.open("wb") as file:
             np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))
         return
-    sizes = dict(zip(("trajectory", "time", "y", "x"), (*array.shape[:2], *array.shape[3:]), strict=True))
+    along = "trajectory", "time", "y", "x"
+    sizes: dict[str, int] = dict(zip(along, (*array.shape[:2], *array.shape[3:]), strict=True))
     times = {} if step is None else {"time": Coordinate("time", np.arange(array.shape[1]) * step)}
     parts = {name: (tuple(sizes), lambda n, i=i: array[n, :, i]) for i, name in enumerate(variables)}
     write_netcdf(path, sizes, times, parts)

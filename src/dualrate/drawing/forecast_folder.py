@@ -353,7 +353,7 @@ def _write_netcdf(path: Path, x: Frame, truth: Frame | None, starts: Starts, rec
     if starts.places is not None:
         along |= {name: Coordinate("start", starts.places[:, i]) for i, name in enumerate(PLACES)}
 
-    def known(part: tuple, n: int) -> Frame:
+    def known(part: Any, n: int) -> Frame:
         assert truth is not None
         own = np.full((frames, *each.values()), np.nan, np.float32)
         own[: truth.shape[1]] = truth[n][part].reshape(-1, *each.values())

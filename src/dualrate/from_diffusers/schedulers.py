@@ -90,7 +90,7 @@ def own_times(scheduler: Any, schedule: Schedule, steps: int, tokens: int = 0, *
     own, config = copy.deepcopy(scheduler), scheduler.config
     given = {"sigmas": [1 - i / steps for i in range(steps)]} if even else {}
     own.set_timesteps(steps, **given, **({"mu": _mu(config, tokens)} if config.get("use_dynamic_shifting") else {}))
-    sigmas = getattr(own, "sigmas", ())
+    sigmas: Any = getattr(own, "sigmas", ())
     if len(sigmas) > steps:  # of the noise, over that of the data
         noise = sigmas.double()
         flow = isinstance(read_scheduler({**config, "_class_name": type(own).__name__})[1], Flow)
