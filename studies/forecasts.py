@@ -41,7 +41,7 @@ from dualrate.metrics.forecasts import persistence
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.forecast import Forecasting
 from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy
-from dualrate.report.figures import png
+from dualrate.report.figures import log_axis, png
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
 
@@ -302,7 +302,8 @@ def figure(rows: Sequence[Row], scores: Scores) -> Figure:
                     linestyle=line, marker="o" if line else "*", markersize=4 if line else 10,
                     label=f"{label}, {'diffusion' if line else 'one call'}",
                 )  # fmt: skip
-        axes.set(xscale="log", xlabel="million multiply-adds a member", title=f"members of a past: {members}")
+        log_axis(axes, "x")
+        axes.set(xlabel="million multiply-adds a member", title=f"members of a past: {members}")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("fair CRPS")
     panels[1].legend(fontsize=7)
