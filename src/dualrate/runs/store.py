@@ -50,6 +50,7 @@ from dualrate.methods import (  # noqa: F401  # files name them
     em_distillation,
     glance,
     moment_matching,
+    refiner,
     residual,
     rolling,
     unified_latents,
