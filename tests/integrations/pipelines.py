@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import types
 from types import SimpleNamespace
-from typing import Any, ClassVar
 
-import pytest
 import torch
-from from_diffusers.models import diffusers, dit, pixart, randomised, sana, sd3, unet
+from from_diffusers.models import diffusers, dit, pipeline_class, pixart, randomised, sana, sd3, unet
 
 STEPS = 4
-
-
-class _Absent(types.ModuleType):
-    """In the place of transformers, and of what needs them: classes that texts are read by, of which none is used."""
-
-    __path__: ClassVar[list[str]] = []
-
-    def __init__(self, name: str, real: Any = None) -> None:
-        super().__init__(name)
-        self.real = real
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        self.__dict__[name] = getattr(self.real, name, None) or type(name, (), {})
-        return self.__dict__[name]
-
-
-def pipeline_class(module: str, name: str) -> Any:
-    module, loaders = f"diffusers.pipelines.{module}", "diffusers.loaders"
-    if importlib.util.find_spec("transformers") is None and module not in sys.modules:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setitem(sys.modules, loaders, _Absent(loaders, importlib.import_module(loaders)))
-            patched.setitem(sys.modules, "transformers", _Absent("transformers"))
-            importlib.import_module(module)
-    return getattr(importlib.import_module(module), name)
 
 
 class Pixels:
@@ -95,10 +63,8 @@ def _drawing(pipe, **given):
     )
 
 
-def of_pixart():
-    kind = pipeline_class("pixart_alpha.pipeline_pixart_alpha", "PixArtAlphaPipeline")
-    net = randomised(pixart(use_additional_conditions=False)).eval()
-    pipe = kind(None, None, None, net, diffusers.DPMSolverMultistepScheduler())
+def _masked(pipe, side: int):
+    """Of a text and of none, 6 tokens each, all of them there."""
     mask = torch.ones(1, 6)
     return _drawing(
         pipe,
@@ -107,27 +73,22 @@ def of_pixart():
         negative_prompt_embeds=_embeddings((1, 6, 12), 4),
         prompt_attention_mask=mask,
         negative_prompt_attention_mask=mask,
-        height=64,
-        width=64,
+        height=side,
+        width=side,
         use_resolution_binning=False,
     )
+
+
+def of_pixart():
+    kind = pipeline_class("pixart_alpha.pipeline_pixart_alpha", "PixArtAlphaPipeline")
+    net = randomised(pixart(use_additional_conditions=False)).eval()
+    return _masked(kind(None, None, None, net, diffusers.DPMSolverMultistepScheduler()), 64)
 
 
 def of_sana():
     kind = pipeline_class("sana.pipeline_sana", "SanaPipeline")
-    pipe = kind(None, None, None, randomised(sana()).eval(), diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
-    mask = torch.ones(1, 6)
-    return _drawing(
-        pipe,
-        negative_prompt=None,
-        prompt_embeds=_embeddings((1, 6, 12)),
-        negative_prompt_embeds=_embeddings((1, 6, 12), 4),
-        prompt_attention_mask=mask,
-        negative_prompt_attention_mask=mask,
-        height=256,
-        width=256,
-        use_resolution_binning=False,
-    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return _masked(kind(None, None, None, randomised(sana()).eval(), scheduler), 256)
 
 
 def of_sd3():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
 
@@ -38,6 +38,7 @@ from dualrate.training.config import FitResult
 from dualrate.training.distributed import is_launched, joined, own_device
 
 FILES = (auto, forecast, fashion_mnist, fashion_mnist_latents, token_models, cifar10, imagenet)
+Made = TypeVar("Made")
 RECIPES: dict[str, Callable[[], Experiment]] = {
     name: recipe for file in FILES for name, (_, recipe) in file.RECIPES.items()
 }
@@ -237,27 +238,36 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
 
 def parse_retrofit(arguments: list[str]) -> Retrofit:
     """A folder of diffusers first, then the recipe's options and those of the experiment that it makes."""
-    if not arguments or arguments[0].startswith("-"):
-        print(
-            "usage: dualrate retrofit FOLDER --data.source IMAGES [options]    "
-            "(dualrate retrofit FOLDER --help for its options)\n\n"
-            "Make a model of diffusers dual-rate by training a light network beside it.\n\n"
-            "Example: dualrate retrofit mymodel --data.source photos --share 0.3 --out runs/pair"
-        )
-        raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
-    recipe, rest = with_own_options(RetrofitRecipe(), arguments, "retrofit")
-    return override(Retrofit(recipe(rest[0])), rest, "retrofit")
+    example = (
+        "FOLDER --data.source IMAGES",
+        "Make a model of diffusers dual-rate by training a light network beside it.",
+        "mymodel --data.source photos --share 0.3 --out runs/pair",
+    )
+    return _of_model("retrofit", RetrofitRecipe(), Retrofit, arguments, *example)
 
 
 def parse_adapt(arguments: list[str]) -> Adapt:
     """A run first, then the recipe's options and those of the experiment that it makes."""
+    example = (
+        "RUN --images FOLDER",
+        "Give a single-rate run, or a model of diffusers, few steps: a grid of times, and low-rank adapters.",
+        "runs/heavy --images photos --phases 2 --out runs/ten",
+    )
+    return _of_model("adapt", AdaptRecipe(), Adapt, arguments, *example)
+
+
+def _of_model(
+    name: str, recipe: Any, kind: Callable[[Experiment], Made], arguments: list[str], given: str, about: str, like: str
+) -> Made:
+    """The command of a recipe that begins with a model; without one it prints its usage.
+
+    given: what the command takes at least; like: an example of it
+    """
     if not arguments or arguments[0].startswith("-"):
         print(
-            "usage: dualrate adapt RUN --images FOLDER [options]    "
-            "(dualrate adapt RUN --help for its options)\n\n"
-            "Give a single-rate run, or a model of diffusers, few steps: a grid of times, and low-rank adapters.\n\n"
-            "Example: dualrate adapt runs/heavy --images photos --phases 2 --out runs/ten"
+            f"usage: dualrate {name} {given} [options]    "
+            f"(dualrate {name} {given.split()[0]} --help for its options)\n\n{about}\n\nExample: dualrate {name} {like}"
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
-    recipe, rest = with_own_options(AdaptRecipe(), arguments, "adapt")
-    return override(Adapt(recipe(rest[0])), rest, "adapt")
+    recipe, rest = with_own_options(recipe, arguments, name)
+    return override(kind(recipe(rest[0])), rest, name)

@@ -220,7 +220,7 @@ class Method(ABC):
     @property
     def blocks(self) -> list[Any]:
         """Of all rows."""
-        return [block for row in self.rows.names for block in getattr(self.net, row)]
+        return self.rows.blocks(self.net)
 
     @property
     def rows(self) -> Rows:

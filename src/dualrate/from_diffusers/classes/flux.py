@@ -28,7 +28,8 @@ from dualrate.from_diffusers.classes.kind import (
     of_patches,
 )
 
-SCALE, SINGLE = "guidance", "single_transformer_blocks"
+SCALE = "guidance"
+ROWS = replace(PAIRED, names=(BLOCKS, "single_transformer_blocks"))
 
 
 def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
@@ -68,9 +69,9 @@ KIND = Kind(
     tokens=512,
     encode=encode,
     even=True,
-    blocks=lambda net: [*getattr(net, BLOCKS), *net.single_transformer_blocks],
+    blocks=ROWS.blocks,
     tapped=lambda output: output[1],
-    rows=replace(PAIRED, names=(BLOCKS, SINGLE)),
+    rows=ROWS,
     between=(CONTROL, "controlnet_single_block_samples"),
     units=lambda net: 1000.0,
 )

@@ -116,6 +116,10 @@ class Rows:
     embedded: str = ""
     attention: str = "attn1"
 
+    def blocks(self, net: Any) -> list[nn.Module]:
+        """All of them, in the order in which they run."""
+        return [block for name in self.names for block in getattr(net, name)]
+
 
 @dataclass(frozen=True)
 class Kind:
