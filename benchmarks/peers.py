@@ -15,7 +15,8 @@ their length is the column `lines`:
 Others have their learning rate searched: of RATES the one with the least loss on held-out images after a sixth of the
 seconds each. They train on batches of 32, in bfloat16 where that is faster. What the search took stands in the row.
 `equal` rows are networks of about the multiply-adds of fashion-mnist-light. The default DiT (28 layers of 1,152
-channels) would not finish one batch in six minutes of a core, so it has no row.
+channels) would not finish one batch in six minutes of a core, so it has no row. Rows named `one network: ...` are that
+recipe with one part taken from the others (ablation.py): what explains the difference.
 
 Scores are Frechet distances to the 10,000 test images in features of networks that their authors trained on ImageNet
 (EfficientNet-Lite0 and -Lite2, of one family), with intervals by resampling. `sampler` is the best of a contender's
@@ -52,6 +53,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import dualrate as dr
+from benchmarks.ablation import ABLATED
 from dualrate.data.images import to_float, to_uint8
 from dualrate.metrics import pretrained
 from dualrate.metrics.distances import GaussianStats, frechet_distance, interval_of, resampled_distances
@@ -116,8 +118,8 @@ class Trained:
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-def ours(run: Run, recipe: str) -> Trained:
-    made = RECIPES[recipe][1]()
+def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment] = lambda made: made) -> Trained:
+    made = change(RECIPES[recipe][1]())
     fit = replace(made.fit, iterations=None, max_seconds=run.seconds, seed=run.seed, checkpoint_every=10**9)
     cpu = SimpleNamespace(perf_counter=time.process_time)  # as for others
     with patch("dualrate.training.loop.time", cpu):
@@ -264,6 +266,10 @@ class Contender:
 
 CONTENDERS = {
     "dualrate, one network": Contender(ours, {"recipe": "fashion-mnist-light"}, (ours,)),
+    **{
+        f"dualrate, one network: {name}": Contender(ours, {"recipe": "fashion-mnist-light", "change": change}, (ours,))
+        for name, change in ABLATED.items()
+    },
     "dualrate, two rates": Contender(ours, {"recipe": "fashion-mnist-dual-17"}, (ours,)),
     "dualrate, two rates, first look": Contender(ours, {"recipe": "fashion-mnist-small"}, (ours,)),
     "diffusers UNet2DModel, equal": Contender(unet, {"width": 8}, (unet, diffusers_loop), "diffusers"),

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 import dualrate as dr
+from dualrate.diffusion.prediction import x_loss_weight
+from dualrate.diffusion.schedule import Cosine
 from dualrate.recipes.fashion_mnist import FIT
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import child, peers, ratios, utilisation, workloads  # noqa: E402
+from benchmarks import ablation, child, peers, ratios, utilisation, workloads  # noqa: E402
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -135,6 +137,16 @@ def test_a_heavy_and_a_light_call_are_what_is_timed() -> None:
 
 def test_the_weights_of_the_ratios_are_released():
     assert all((ROOT / "weights" / f"fashion-mnist-{name}").is_dir() for name in ratios.RELEASED.values())
+
+
+def test_the_ablated_loss_is_that_of_eps_at_uniform_times() -> None:
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    loss, schedule = ablation.EpsLoss(), Cosine()
+    weight = x_loss_weight(loss, schedule, t) / torch.exp(schedule.log_snr(t))  # |eps|^2 = e^log_snr |x|^2
+    torch.testing.assert_close(weight, weight[:1].expand(50), rtol=1e-9, atol=0)
+    low = schedule.log_snr(t).requires_grad_()
+    (grad,) = torch.autograd.grad(loss.integral(low, low.detach() * 0 + 9).sum(), low)
+    torch.testing.assert_close(-grad, loss.snr_weight(low.detach()), rtol=1e-9, atol=0)
 
 
 def test_a_table_of_peers_has_a_line_for_each_with_means_over_seeds_and_the_widest_interval(tmp_path: Path) -> None:
