@@ -6,14 +6,17 @@
 A row is one training of one contender: OUT/rows.jsonl gets it when it is scored. Contenders are functions of this file,
 their length is the column `lines`:
 
-    dualrate    recipes with max_seconds, as they are: nothing is searched. The two-rate ones make 4 heavy calls
+    dualrate    recipes with max_seconds, in batches of 32; and as they are, which suits hours better than minutes. The
+                two-rate ones make 4 heavy calls
     diffusers   UNet2DModel at the widths of its course for 28 x 28 images, DiTTransformer2DModel; the loop of its
                 tutorial (DDPM, AdamW, warm-up and cosine, clipping) with the averaged weights of train_unconditional
     lucidrains  denoising-diffusion-pytorch: Unet of its readme with three of the four levels, the loop of its Trainer,
                 which reads folders; unconditional, as there. From --peers, a folder that pip filled (PEERS)
 
-Others have their learning rate searched: of RATES the one with the least loss on held-out images after a sixth of the
-seconds each. They train on batches of 32, in bfloat16 where that is faster. What the search took stands in the row.
+Each has its learning rate searched, unless it is taken as it is: of RATES the one with the least loss on held-out
+images after a sixth of the seconds each. All train on batches of 32, in bfloat16 where that is faster. What the search
+took stands in the row.
+
 `equal` rows are networks of about the multiply-adds of fashion-mnist-light. The default DiT (28 layers of 1,152
 channels) would not finish one batch in six minutes of a core, so it has no row. Rows named `one network: ...` are that
 recipe with one part taken from the others (ablation.py): what explains the difference.
@@ -32,13 +35,14 @@ import io
 import itertools
 import json
 import os
-import re
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -61,8 +65,9 @@ from dualrate.recipes.fashion_mnist import RECIPES
 from dualrate.sampling.cost import macs_of
 from dualrate.system.files import read_bytes
 from dualrate.system.progress import Silent
+from tools.gpu.cifar10 import Images, mean_loss, validation
 
-CALLS, HEAVY, RATES, WARMUP = 16, 4, (3e-4, 1e-3, 3e-3), 500
+CALLS, HEAVY, RATES, WARMUP = 16, 4, (3e-4, 1e-3, 3e-3, 1e-2), 500
 CLASSES, BATCH, DRAWN, HELD = 10, 32, 100, 256  # BATCH: of training; DRAWN: at a time
 ROWS, NETS = "rows.jsonl", ("Lite0", "Lite2")
 PEERS = "pip install --no-deps --target DIR denoising-diffusion-pytorch ema-pytorch einops accelerate psutil"
@@ -83,7 +88,6 @@ class Run:
 
     images: Pixels
     labels: NDArray[np.int64]
-    out: Path
     seconds: float
     seed: int = 0
     lr: float = 0.0
@@ -115,16 +119,19 @@ class Trained:
 
     draw: dict[str, Callable[[Tensor, int], Pixels]]
     macs: float
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor]
 
 
 def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment] = lambda made: made) -> Trained:
-    made = change(RECIPES[recipe][1]())
+    made = RECIPES[recipe][1]()
     fit = replace(made.fit, iterations=None, max_seconds=run.seconds, seed=run.seed, checkpoint_every=10**9)
+    if run.lr:
+        fit = replace(fit, batch_size=BATCH, optim=replace(fit.optim, lr=run.lr))
+        fit = replace(fit, precision="bfloat16" if run.bfloat16 else "float32")
     cpu = SimpleNamespace(perf_counter=time.process_time)  # as for others
-    with patch("dualrate.training.loop.time", cpu):
-        result = dr.train(replace(made, fit=replace(fit, sample_every=10**9)), run.out, progress=Silent())
-    model = dr.load(run.out)
+    with patch("dualrate.training.loop.time", cpu), tempfile.TemporaryDirectory() as out:
+        result = dr.train(change(replace(made, fit=replace(fit, sample_every=10**9))), out, progress=Silent())
+        model = dr.load(out)
     run.seen, run.spent = result.iteration * fit.batch_size, result.seconds
     heavy = HEAVY if isinstance(made.networks, dr.TwoNetworks) else None
 
@@ -133,7 +140,12 @@ def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment]
 
     macs = dr.Choice(steps=CALLS, heavy=heavy).drawer(model).cost.macs / CALLS
     smooth = {} if heavy else {"DPM-Solver++ 2M": lambda labels, seed: draw(labels, seed, "dpm++2m")}
-    return Trained({"recommended": draw, **smooth}, macs)
+    return Trained({"recommended": draw, **smooth}, macs, partial(denoising_loss, model, age=0.1 if heavy else 0.0))
+
+
+def denoising_loss(model: dr.Model, x: Tensor, labels: Tensor, age: float) -> Tensor:
+    found = validation(model.denoiser, model.experiment.gaussian, Images(to_uint8(x), labels), age=age)
+    return torch.tensor(mean_loss(found))
 
 
 def unet(run: Run, width: int) -> Trained:
@@ -247,12 +259,17 @@ def lucidrains(run: Run, width: int, heads: int) -> Trained:
 
 @dataclass(frozen=True)
 class Contender:
-    """A function with its options, the functions that a user writes, and the package of others that it needs."""
+    """A function with its options.
+
+    script: the functions that a user writes; needs: the package of others
+    like:   the contender whose learning rate is searched; None: itself; "": it is taken as it is
+    """
 
     train: Callable[..., Trained]
     options: dict[str, Any]
     script: tuple[Callable[..., Any], ...]
     needs: str | None = None
+    like: str | None = None
 
     def on(self, run: Run) -> Trained:
         torch.manual_seed(run.seed)
@@ -264,19 +281,21 @@ class Contender:
         return sum(len(code_lines(part)) for part in self.script)
 
 
+ONE, TWO = "dualrate, one network", "dualrate, two rates"
 CONTENDERS = {
-    "dualrate, one network": Contender(ours, {"recipe": "fashion-mnist-light"}, (ours,)),
-    **{
-        f"dualrate, one network: {name}": Contender(ours, {"recipe": "fashion-mnist-light", "change": change}, (ours,))
-        for name, change in ABLATED.items()
-    },
-    "dualrate, two rates": Contender(ours, {"recipe": "fashion-mnist-dual-17"}, (ours,)),
-    "dualrate, two rates, first look": Contender(ours, {"recipe": "fashion-mnist-small"}, (ours,)),
+    ONE: Contender(ours, {"recipe": "fashion-mnist-light"}, (ours,)),
+    TWO: Contender(ours, {"recipe": "fashion-mnist-dual-17"}, (ours,)),
+    f"{ONE}, as it is": Contender(ours, {"recipe": "fashion-mnist-light"}, (ours,), like=""),
+    f"{TWO}, first look": Contender(ours, {"recipe": "fashion-mnist-small"}, (ours,), like=""),
     "diffusers UNet2DModel, equal": Contender(unet, {"width": 8}, (unet, diffusers_loop), "diffusers"),
     "diffusers UNet2DModel": Contender(unet, {"width": 32}, (unet, diffusers_loop), "diffusers"),
     "diffusers DiT, equal": Contender(dit, {"heads": 3, "layers": 5}, (dit, diffusers_loop), "diffusers"),
     "lucidrains, equal": Contender(lucidrains, {"width": 8, "heads": 2}, (lucidrains,), "denoising_diffusion_pytorch"),
     "lucidrains": Contender(lucidrains, {"width": 64, "heads": 4}, (lucidrains,), "denoising_diffusion_pytorch"),
+    **{
+        f"{ONE}: {name}": Contender(ours, {"recipe": "fashion-mnist-light", "change": change}, (ours,), like=ONE)
+        for name, change in ABLATED.items()
+    },
 }
 
 
@@ -357,7 +376,7 @@ def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor]) -> Row:
     A tenth of these shows how fast it trains in either precision.
     """
     start, speed, seconds = time.process_time(), {}, run.seconds / 6
-    for bfloat16 in (False, True):
+    for bfloat16 in (False, True, False):  # the first is cold, and counts no more
         trial = replace(run, seconds=seconds / 10, bfloat16=bfloat16, lr=RATES[0])
         contender.on(trial)
         speed[bfloat16] = trial.seen / trial.spent
@@ -367,7 +386,6 @@ def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor]) -> Row:
         length = int(speed[bfloat16] * seconds / BATCH) + 1
         trial = replace(run, seconds=seconds, bfloat16=bfloat16, steps=length, lr=lr)
         loss = contender.on(trial).loss
-        assert loss is not None
         torch.manual_seed(0)
         with torch.no_grad():
             losses[lr] = loss(*held).item()
@@ -424,13 +442,14 @@ def train_and_score(options: argparse.Namespace) -> None:
             print(f"{name} is left out: {problem}", file=sys.stderr)
             continue
         judge = judge or Judge(out, options.reference, pixels[: options.images])
-        folder = out / re.sub(r"\W+", "-", f"{name}-{options.seconds:g}-{seed}")
-        run = Run(pixels, train.labels, folder, options.seconds, seed)
+        run = Run(pixels, train.labels, options.seconds, seed)
         searched: Row = {}
-        if contender.needs:
-            searched = kept(out, of_name | {"what": "search"})
+        if contender.like != "":
+            other = contender.like or name
+            of_search = of_name | {"name": other, "what": "search"}
+            searched = kept(out, of_search)
             if not searched:
-                searched = of_name | {"what": "search"} | search(contender, run, held)
+                searched = of_search | search(CONTENDERS[other], run, held)
                 add(out, searched)
             found: Row = searched["found"]
             run = replace(run, **found)

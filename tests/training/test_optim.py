@@ -44,7 +44,8 @@ def test_a_rate_falls_to_zero_over_the_seconds_that_are_given_whatever_the_itera
     config = FitConfig(None, optim=optim, max_seconds=given.get("max_seconds"))
     assert config.limit == min(value for value in given.values() if not isinstance(value, str))
     assert lr_at(config, 4, 0.0) == pytest.approx(1.0)  # warming up
-    assert lr_at(config, 4, 30.0) == pytest.approx(0.5)
+    assert lr_at(config, 0, 1.5) == pytest.approx(0.5 * (1 + math.cos(math.pi / 40)))  # half of a twentieth is over
+    assert lr_at(config, 0, 30.0) == pytest.approx(1.0)
     for iteration in (10, 5000):
         found = [lr_at(config, iteration, seconds) for seconds in (0.0, 15.0, 30.0, 60.0, 90.0)]
         assert found == pytest.approx([2.0, 1 + math.sqrt(0.5), 1.0, 0.0, 0.0])

@@ -38,7 +38,7 @@ class OptimConfig(Ranged):
     weight_decay: LossWeight = 0.0
     """Times the learning rate: the share of every weight that an iteration takes away."""
     warmup: FirstIterations = 500
-    """Iterations of linear warm-up."""
+    """Iterations of linear warm-up; where the rate falls over seconds, a twentieth of these at most."""
     decay: Literal["auto", "none", "cosine", "linear"] = "auto"
     """none stays at the peak; cosine, half a wave, and linear, a line, fall to 0: over max_seconds where they are
     given, else from the warm-up to the last iteration. auto: cosine over seconds, none over iterations."""
@@ -126,6 +126,7 @@ def lr_at(fit: FitConfig, iteration: int, seconds: float) -> float:
         return config.lr * warm
     if fit.falling is not None:  # in which the warm-up is
         progress = seconds / fit.falling
+        warm = max(warm, min(20 * progress, 1.0))
     else:
         assert fit.iterations is not None
         progress = max(iteration - config.warmup, 0) / max(fit.iterations - config.warmup, 1)
