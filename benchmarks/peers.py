@@ -131,6 +131,8 @@ def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment]
     cpu = SimpleNamespace(perf_counter=time.process_time)  # as for others
     with patch("dualrate.training.loop.time", cpu), tempfile.TemporaryDirectory() as out:
         result = dr.train(change(replace(made, fit=replace(fit, sample_every=10**9))), out, progress=Silent())
+        if result.stopped == "signal":  # a training that ended early is no row
+            raise SystemExit("interrupted: run it again, and it goes on")
         model = dr.load(out)
     run.seen, run.spent = result.iteration * fit.batch_size, result.seconds
     heavy = HEAVY if isinstance(made.networks, dr.TwoNetworks) else None
