@@ -36,6 +36,7 @@ from diffusers import AutoencoderTiny, DDPMScheduler, DPMSolverMultistepSchedule
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -53,7 +54,8 @@ Pixels = NDArray[np.uint8]  # (24, 24, 3)
 
 # Captions and their pictures
 
-SIDE, SIZE, APART = 24, 6, 8  # of a picture; of a shape, in pixels; between the corners of shapes of a group
+SIDE, SIZE = 24, 6  # of a picture, of a shape, in pixels
+APART, EVEN = 8, 2  # of corners of shapes of a group, at least; all are multiples of that
 BACKGROUND = (246, 243, 236)
 COLOURS = {"red": (222, 66, 60), "green": (52, 152, 92), "blue": (58, 104, 208), "yellow": (240, 186, 40)}
 SHAPES = ("circle", "square", "triangle")
@@ -100,14 +102,14 @@ def covered(shape: str) -> NDArray[np.float64]:
 
 
 def drawn(caption: Caption, rng: np.random.Generator) -> Pixels:
-    """A picture of it: each group in its half, its shapes one beside the other along the line between the halves."""
+    """A picture of it: each group in its half, its shapes one after the other along the line between the halves."""
     picture = np.empty((SIDE, SIDE, 3))
     picture[:] = BACKGROUND
     axis, sign = PLACES[caption.place]
     for group, half in ((caption.first, sign), (caption.second, -sign)):
-        across = rng.integers(0, SIDE // 2 - SIZE, group.count) + (0 if half > 0 else SIDE // 2 + 1)
+        across = EVEN * rng.integers(0, 3, group.count) + (0 if half > 0 else SIDE - SIZE - 2 * EVEN)
         slack = SIDE - SIZE - APART * (group.count - 1)
-        along = np.sort(rng.integers(0, slack + 1, group.count)) + APART * np.arange(group.count)
+        along = EVEN * np.sort(rng.integers(0, slack // EVEN + 1, group.count)) + APART * np.arange(group.count)
         alpha = covered(group.shape)[..., None]
         for corner in zip(*((across, along) if axis == 0 else (along, across)), strict=True):
             part = picture[tuple(slice(start, start + SIZE) for start in corner)]
@@ -176,7 +178,7 @@ def judged(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
     return {
         "count": all(len(of) == group.count for of, group in zip(by_colour, groups, strict=True)),
         "colour": there and len(seen) == sum(map(len, by_colour)),
-        "place": there and max(first) < min(second),
+        "place": there and bool(max(first) < min(second)),
         "shape": there and all(one.shape == g.shape for of, g in zip(by_colour, groups, strict=True) for one in of),
     }
 
@@ -378,7 +380,8 @@ class Run:
         dualrate("retrofit", model, *pair_of, "--fit.max-seconds", pair, *small, "--out", to / "retrofit")
         few = ("auto", "--teacher", model, "--guidance", GUIDANCE, "--fit.max-seconds", student, *small)
         few += ("--fit.optim.lr", 3e-4)
-        by_path = ("--method", "consistency", "--source", latents, "--steps", 4, "--teacher-steps", 16, 64)
+        by_path = ("--method", "consistency", "--source", latents, "--steps", 4)
+        by_path += ("--annealing", 0, "--teacher-steps", 32, 32)  # which grow with iterations, not with seconds
         dualrate("distill", *few, *by_path, "--out", to / "consistency")
         dualrate("distill", *few, "--source", latents, "--student", "plain", "--steps", 8, "--out", to / "moments")
         self._network("small", self.small, self.seconds + pair, SMALL_RATE)
@@ -651,6 +654,7 @@ def main() -> None:
         return
     keep_freed_memory()
     torch.set_num_threads(1)
+    logging.set_verbosity_error()
     run = Run(options.out, options.seconds, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     run.train()
