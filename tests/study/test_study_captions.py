@@ -70,11 +70,11 @@ def test_a_blank_picture_and_an_extra_shape_are_wrong():
     assert "colour" not in right(caption, picture)
 
 
-def test_latents_are_pixels_and_come_back():
+def test_latents_are_distances_from_the_background_and_come_back():
     x, codec = torch.rand(2, 3, 24, 24) * 2 - 1, module.identity()
-    latents = codec.encode(x).latents
-    torch.testing.assert_close(latents * codec.config.scaling_factor, x, rtol=0, atol=1e-5)
-    torch.testing.assert_close(codec.decode(latents).sample, x, rtol=0, atol=2e-4)
+    latents, page = codec.encode(x).latents, torch.tensor(module.BACKGROUND)[:, None, None] / 127.5 - 1
+    torch.testing.assert_close(latents * codec.config.scaling_factor, 2 * (x - page), rtol=0, atol=1e-5)
+    torch.testing.assert_close(codec.decode(latents).sample, x, rtol=0, atol=2e-3)
 
 
 def test_words_of_one_place_are_apart_and_unknown_ones_are_refused():
@@ -90,6 +90,16 @@ def test_words_of_one_place_are_apart_and_unknown_ones_are_refused():
 def test_the_interval_of_a_share_is_wilson_s():
     found = binomtest(37, 50).proportion_ci(method="wilson")
     assert wilson(37, 50) == pytest.approx((0.74, found.low, found.high), rel=1e-4)
+
+
+def test_a_way_stands_against_the_best_baseline_that_is_as_cheap():
+    def row(way, macs, flags):
+        return {"way": way, "macs": macs, **dict.fromkeys(ASPECTS[:3], flags)}
+
+    rows = [row("model, 2", 2, "0110"), row("small, 2", 1, "0100"), row("model, 9", 9, "1111")]
+    own = row("retrofit, 2", 2, "1110")
+    assert module.against(own, [*rows, own], "macs") == "+25.0 +- 49.0"  # the differences are 1, 0, 0, 0
+    assert module.against(rows[0], rows, "macs") == module.against(row("few", 0.5, "1111"), rows, "macs") == ""
 
 
 WAYS = (
