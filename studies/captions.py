@@ -351,7 +351,7 @@ def train(size: Size, seconds: float, seed: int, rate: float) -> tuple[CaptionPi
 
 MODEL, SMALL = Size(layers=4, heads=4), Size(layers=4, heads=2)
 PICTURES, DRAWN, SHOWN = 12_000, 512, 6  # of the data; of a row of the table; kept of each, to be shown
-GUIDANCE, SHARE = 2.0, 0.25
+GUIDANCE, SHARE = 2.0, 0.3
 RATE, SMALL_RATE = 1e-3, 2e-3
 
 

@@ -113,7 +113,7 @@ def test_all_stages_run_and_what_is_there_is_not_made_again(tmp_path, monkeypatc
     monkeypatch.setattr(text_folder, "read_pipeline", text_folder.read_pipeline)
     for name, value in {"WAYS": WAYS, "SHOWN_WAYS": WAYS, "BATCH": 4, "AT_ONCE": 4}.items():
         monkeypatch.setattr(module, name, value)
-    run = Run(tmp_path, 0.3, count=40, drawn=8, model=Size(2, 2), small=Size(1, 1), share=1.0)
+    run = Run(tmp_path, 0.3, count=40, drawn=8, model=Size(5, 2), small=Size(1, 1), share=1.0)
     run.train()
     before = (tmp_path / "model" / "trained.json").read_text()
     run.train()
