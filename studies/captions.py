@@ -375,8 +375,8 @@ class Run:
         """All networks that are not there yet."""
         read_by_table()
         pair, student = self.seconds / 4, self.seconds / 6
-        self._network("model", self.model, self.seconds, RATE)
-        self._data()
+        self.network("model", self.model, self.seconds, RATE)
+        self.data()
         fit = ("--fit.seed", self.seed, "--fit.sample-every", 10**6, "--fit.precision", "float32", "--device", "cpu")
         latents, model, to = self.out / "latents", self.out / "model", self.out
         small = ("--fit.batch-size", BATCH, "--fit.optim.warmup", 50, *fit)
@@ -388,16 +388,17 @@ class Run:
         by_path += ("--annealing", 0, "--teacher-steps", 32, 32)  # which grow with iterations, not with seconds
         dualrate("distill", *few, *by_path, "--out", to / "consistency")
         dualrate("distill", *few, "--source", latents, "--student", "plain", "--steps", 8, "--out", to / "moments")
-        self._network("small", self.small, self.seconds + pair, SMALL_RATE)
+        self.network("small", self.small, self.seconds + pair, SMALL_RATE)
 
-    def _network(self, name: str, size: Size, seconds: float, rate: float) -> None:
+    def network(self, name: str, size: Size, seconds: float, rate: float) -> None:
+        """A pipeline in OUT/NAME, unless it is there."""
         if (self.out / name / "trained.json").is_file():
             return
         pipe, row = train(size, seconds, self.seed, rate)
         pipe.save_pretrained(self.out / name)
         write_whole(self.out / name / "trained.json", json.dumps(row | asdict(size) | {"seconds": seconds}))
 
-    def _data(self) -> None:
+    def data(self) -> None:
         """Pictures with captions of training, and their latents and prompts; and the captions to draw."""
         known, _ = captions()
         rng, pictures, texts = (
