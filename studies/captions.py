@@ -4,7 +4,7 @@
     python -m studies.captions OUT page                       the table, in Markdown; OUT/pictures.png, OUT/front.png
 
 A caption names two groups of shapes, "two red circles left of a blue square". A PixArt transformer is trained by a
-plain loop on pictures of 24 x 24 pixels, then saved as a pipeline of diffusers. All that follows is dualrate's own:
+plain loop on pictures of 28 x 28 pixels, then saved as a pipeline of diffusers. All that follows is dualrate's own:
 `data encode --prompts`, `retrofit`, `distill`, samplers, caches. Against these stand fewer steps of the same model, and
 a smaller one that trained for as many seconds as model and retrofit.
 
@@ -49,12 +49,11 @@ from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
 
 Row = dict[str, Any]
-Pixels = NDArray[np.uint8]  # (24, 24, 3)
+Pixels = NDArray[np.uint8]  # (28, 28, 3)
 
 # Captions and their pictures
 
-SIDE, SIZE = 24, 6  # of a picture, of a shape, in pixels
-APART, EVEN = 8, 2  # of corners of shapes of a group, at least; all are multiples of that
+SIDE, CELL, SIZE = 28, 7, 5  # of a picture, of a cell that a shape is in, of a shape, in pixels
 BACKGROUND = (246, 243, 236)
 COLOURS = {"red": (222, 66, 60), "green": (52, 152, 92), "blue": (58, 104, 208), "yellow": (240, 186, 40)}
 SHAPES = ("circle", "square", "triangle")
@@ -93,7 +92,7 @@ def captions() -> tuple[list[Caption], list[Caption]]:
 
 @cache
 def covered(shape: str) -> NDArray[np.float64]:
-    """(6, 6) in [0, 1]: of each pixel the share that the shape covers."""
+    """(5, 5) in [0, 1]: of each pixel the share that the shape covers."""
     fine = 16
     y, x = np.mgrid[: SIZE * fine, : SIZE * fine] / (SIZE * fine / 2) - 1 + 1 / (SIZE * fine)  # in (-1, 1)
     inside = {"circle": x**2 + y**2 < 1, "square": np.ones_like(x) > 0, "triangle": 2 * np.abs(x) < y + 1}[shape]
@@ -101,16 +100,16 @@ def covered(shape: str) -> NDArray[np.float64]:
 
 
 def drawn(caption: Caption, rng: np.random.Generator) -> Pixels:
-    """A picture of it: each group in its half, its shapes one after the other along the line between the halves."""
+    """A picture of it, of 4 x 4 cells: each group in its half, its shapes in cells of different lines across that."""
     picture = np.empty((SIDE, SIDE, 3))
     picture[:] = BACKGROUND
     axis, sign = PLACES[caption.place]
     for group, half in ((caption.first, sign), (caption.second, -sign)):
-        across = EVEN * rng.integers(0, 3, group.count) + (0 if half > 0 else SIDE - SIZE - 2 * EVEN)
-        slack = SIDE - SIZE - APART * (group.count - 1)
-        along = EVEN * np.sort(rng.integers(0, slack // EVEN + 1, group.count)) + APART * np.arange(group.count)
+        across = rng.integers(0, 2, group.count) + (0 if half > 0 else 2)
+        along = rng.permutation(SIDE // CELL)[: group.count]
         alpha = covered(group.shape)[..., None]
-        for corner in zip(*((across, along) if axis == 0 else (along, across)), strict=True):
+        for cell in zip(*((across, along) if axis == 0 else (along, across)), strict=True):
+            corner = CELL * np.array(cell) + rng.integers(0, CELL - SIZE, 2)  # so shapes are apart by a pixel at least
             part = picture[tuple(slice(start, start + SIZE) for start in corner)]
             part += alpha * (np.array(COLOURS[group.colour]) - part)
     return picture.round().astype(np.uint8)
@@ -118,7 +117,7 @@ def drawn(caption: Caption, rng: np.random.Generator) -> Pixels:
 
 # The reader of pictures
 
-LEAST = 9  # pixels of a shape; what is smaller is a speck, and no shape
+LEAST = 6  # pixels of a shape; what is smaller is a speck, and no shape
 
 
 class Seen(NamedTuple):
@@ -186,7 +185,7 @@ def judged(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
 
 WORDS = (*COUNTS, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *PLACES)
 TOKENS, WIDTH = 8, 32  # words of a caption, and an end; numbers of each
-SCALE, GAIN = 0.02, 2.0  # of latents within the autoencoder, which squashes large ones; over pixels
+SCALE, GAIN = 0.02, 3.0  # of latents within the autoencoder, which squashes large ones; over pixels
 DIFFUSION = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}  # x_hat: patches are large
 
 
@@ -219,7 +218,7 @@ class Words(ModelMixin, ConfigMixin):
 
 
 class CaptionPipeline(DiffusionPipeline):
-    """Called with captions it draws pictures, (B, 3, 24, 24) in [-1, 1]."""
+    """Called with captions it draws pictures, (B, 3, 28, 28) in [-1, 1]."""
 
     _optional_components = ["transformer", "vae", "scheduler"]  # noqa: RUF012  # diffusers' name, and a list there
 
@@ -251,7 +250,7 @@ class CaptionPipeline(DiffusionPipeline):
 
 
 def identity() -> Any:
-    """An autoencoder whose scaled latents are twice a pixel's distance from the background, in [-1, 1], to 1e-3."""
+    """An autoencoder whose scaled latents are three times a pixel's distance from the background, in [-1, 1], to 1e-3."""
     one = {"in_channels": 3, "out_channels": 3, "latent_channels": 3, "num_encoder_blocks": (0,)}
     one |= {"num_decoder_blocks": (0,), "encoder_block_out_channels": (3,), "decoder_block_out_channels": (3,)}
     made, page = AutoencoderTiny(**one, scaling_factor=1 / SCALE), torch.tensor(BACKGROUND) / 255  # in [0, 1]
@@ -277,7 +276,7 @@ class Size:
     layers: int
     heads: int
     head: int = 32
-    patch: int = 6
+    patch: int = CELL
 
     def network(self) -> PixArtTransformer2DModel:
         """With weights as the paper's training starts from: attention to a text adds nothing, nor does the whole."""
@@ -305,7 +304,7 @@ BATCH, DROPPED = 32, 0.1
 
 
 def batches(rng: np.random.Generator) -> Iterator[tuple[list[str], Tensor]]:
-    """Captions of training, and pictures of them, (B, 3, 24, 24) in [-1, 1]."""
+    """Captions of training, and pictures of them, (B, 3, 28, 28) in [-1, 1]."""
     known, _ = captions()
     while True:
         texts = [known[i] for i in rng.integers(0, len(known), BATCH)]
@@ -488,7 +487,7 @@ class Way:
         return "".join(c if c.isalnum() else "-" for c in str(self))
 
     def by_dualrate(self, run: Run, texts: Path) -> tuple[Pixels, Row]:
-        """Pictures (N, 24, 24, 3) of the captions in a file, and what one of them cost."""
+        """Pictures (N, 28, 28, 3) of the captions in a file, and what one of them cost."""
         from dualrate.drawing.drawer import Guidance
         from dualrate.from_diffusers.retrofitted import prompts_of
 
