@@ -250,7 +250,7 @@ class CaptionPipeline(DiffusionPipeline):
 
 
 def identity() -> Any:
-    """An autoencoder whose scaled latents are three times a pixel's distance from the background, in [-1, 1], to 1e-3."""
+    """An autoencoder whose scaled latents are three times a pixel's distance from the background, to 1e-3."""
     one = {"in_channels": 3, "out_channels": 3, "latent_channels": 3, "num_encoder_blocks": (0,)}
     one |= {"num_decoder_blocks": (0,), "encoder_block_out_channels": (3,), "decoder_block_out_channels": (3,)}
     made, page = AutoencoderTiny(**one, scaling_factor=1 / SCALE), torch.tensor(BACKGROUND) / 255  # in [0, 1]
@@ -348,9 +348,9 @@ def train(size: Size, seconds: float, seed: int, rate: float) -> tuple[CaptionPi
 
 # Stages: each leaves a folder in OUT
 
-MODEL, SMALL = Size(layers=4, heads=4), Size(layers=4, heads=2)
+MODEL, SMALL = Size(layers=6, heads=4), Size(layers=4, heads=2)
 PICTURES, DRAWN, SHOWN = 12_000, 512, 6  # of the data; of a row of the table; kept of each, to be shown
-GUIDANCE, SHARE = 2.0, 0.3
+GUIDANCE, SHARE = 2.0, 0.25
 RATE, SMALL_RATE = 1e-3, 2e-3
 
 
