@@ -32,10 +32,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DDPMScheduler, DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.utils import logging
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -63,12 +66,12 @@ ASPECTS = ("count", "colour", "place", "shape")
 
 
 class Group(NamedTuple):
-    count: int
+    many: int
     colour: str
     shape: str
 
     def __str__(self) -> str:
-        return f"{COUNTS[self.count - 1]} {self.colour} {self.shape}{'s' * (self.count > 1)}"
+        return f"{COUNTS[self.many - 1]} {self.colour} {self.shape}{'s' * (self.many > 1)}"
 
 
 class Caption(NamedTuple):
@@ -105,8 +108,8 @@ def drawn(caption: Caption, rng: np.random.Generator) -> Pixels:
     picture[:] = BACKGROUND
     axis, sign = PLACES[caption.place]
     for group, half in ((caption.first, sign), (caption.second, -sign)):
-        across = rng.integers(0, 2, group.count) + (0 if half > 0 else 2)
-        along = rng.permutation(SIDE // CELL)[: group.count]
+        across = rng.integers(0, 2, group.many) + (0 if half > 0 else 2)
+        along = rng.permutation(SIDE // CELL)[: group.many]
         alpha = covered(group.shape)[..., None]
         for cell in zip(*((across, along) if axis == 0 else (along, across)), strict=True):
             corner = CELL * np.array(cell) + rng.integers(0, CELL - SIZE, 2)  # so shapes are apart by a pixel at least
@@ -148,7 +151,8 @@ def read(picture: Pixels) -> list[Seen]:
                 continue
             filled = inside.mean()
             shape = min(SHAPES, key=lambda one: abs(filled - _filled(one)))
-            found.append(Seen(colour, shape, ndimage.center_of_mass(labels == label)))
+            y, x = np.nonzero(labels == label)
+            found.append(Seen(colour, shape, (float(y.mean()), float(x.mean()))))
     return found
 
 
@@ -174,7 +178,7 @@ def judged(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
     there = all(by_colour)
     first, second = ([sign * one.centre[axis] for one in of] for of in by_colour)
     return {
-        "count": all(len(of) == group.count for of, group in zip(by_colour, groups, strict=True)),
+        "count": all(len(of) == group.many for of, group in zip(by_colour, groups, strict=True)),
         "colour": there and len(seen) == sum(map(len, by_colour)),
         "place": there and bool(max(first) < min(second)),
         "shape": there and all(one.shape == g.shape for of, g in zip(by_colour, groups, strict=True) for one in of),
@@ -186,7 +190,7 @@ def judged(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
 WORDS = (*COUNTS, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *PLACES)
 TOKENS, WIDTH = 8, 32  # words of a caption, and an end; numbers of each
 SCALE, GAIN = 0.02, 3.0  # of latents within the autoencoder, which squashes large ones; over pixels
-DIFFUSION = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}  # x_hat: patches are large
+DIFFUSION: Any = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}  # x_hat: patches are large
 
 
 class Words(ModelMixin, ConfigMixin):
@@ -251,10 +255,11 @@ class CaptionPipeline(DiffusionPipeline):
 
 def identity() -> Any:
     """An autoencoder whose scaled latents are three times a pixel's distance from the background, to 1e-3."""
-    one = {"in_channels": 3, "out_channels": 3, "latent_channels": 3, "num_encoder_blocks": (0,)}
+    one: Any = {"in_channels": 3, "out_channels": 3, "latent_channels": 3, "num_encoder_blocks": (0,)}
     one |= {"num_decoder_blocks": (0,), "encoder_block_out_channels": (3,), "decoder_block_out_channels": (3,)}
     made, page = AutoencoderTiny(**one, scaling_factor=1 / SCALE), torch.tensor(BACKGROUND) / 255  # in [0, 1]
-    for layers, factor, shift in ((made.encoder.layers, 2 * GAIN * SCALE, -page), (made.decoder.layers, 1.0, 0 * page)):
+    coders: Any = ((made.encoder.layers, 2 * GAIN * SCALE, -page), (made.decoder.layers, 1.0, 0 * page))
+    for layers, factor, shift in coders:
         first, last = (layer for layer in layers if isinstance(layer, nn.Conv2d))
         for layer in (first, last):
             nn.init.dirac_(layer.weight)
@@ -262,7 +267,7 @@ def identity() -> Any:
         with torch.no_grad():
             last.weight *= factor
             last.bias += shift * factor
-    first = made.decoder.layers[0]
+    first: Any = made.decoder.layers[0]
     with torch.no_grad():  # what follows it keeps what is above 0
         first.weight /= 2 * GAIN * SCALE
         first.bias += page
@@ -278,10 +283,10 @@ class Size:
     head: int = 32
     patch: int = CELL
 
-    def network(self) -> PixArtTransformer2DModel:
+    def network(self) -> Any:
         """With weights as the paper's training starts from: attention to a text adds nothing, nor does the whole."""
         inner = self.heads * self.head
-        net = PixArtTransformer2DModel(
+        net: Any = PixArtTransformer2DModel(
             num_attention_heads=self.heads, attention_head_dim=self.head, num_layers=self.layers, in_channels=3,
             out_channels=3, cross_attention_dim=inner, caption_channels=WIDTH, sample_size=SIDE, patch_size=self.patch,
         )  # fmt: skip
@@ -293,7 +298,7 @@ class Size:
         return net
 
 
-def pipeline(net: PixArtTransformer2DModel) -> CaptionPipeline:
+def pipeline(net: Any) -> CaptionPipeline:
     solver = DPMSolverMultistepScheduler(**DIFFUSION, lambda_min_clipped=-5.1)
     return CaptionPipeline(net, identity(), solver, Words())
 
@@ -449,7 +454,7 @@ def read_by_table() -> None:
     from dualrate.from_diffusers import text_folder
 
     def read_pipeline(folder: Path) -> CaptionPipeline:
-        return CaptionPipeline(None, None, None, Words.from_pretrained(folder / "text_encoder"))
+        return CaptionPipeline(None, None, None, Words.from_pretrained(folder / "text_encoder", use_safetensors=True))
 
     text_folder.read_pipeline = read_pipeline
 
@@ -503,8 +508,8 @@ class Way:
 
     def by_pipeline(self, run: Run, texts: Path) -> tuple[Pixels, Row]:
         """The same, by the pipeline's own loop, under a cache. Whole and skipped calls are counted as heavy, light."""
-        net = PixArtTransformer2DModel.from_pretrained(run.out / self.network / "transformer").eval()
-        pipe, lines = pipeline(net), texts.read_text().splitlines()
+        net = PixArtTransformer2DModel.from_pretrained(run.out / self.network / "transformer", use_safetensors=True)
+        pipe, lines = pipeline(net.eval()), texts.read_text().splitlines()
         generator, pictures = torch.Generator().manual_seed(run.seed), []
         method = "fora" if self.cache == "none" else self.cache
         with dr.accelerate(pipe, method, refresh=self.refresh) as handle:

@@ -43,7 +43,7 @@ def test_a_wrong_picture_is_told_by_what_is_wrong():
         first, place, second = caption
         third = next(colour for colour in COLOURS if colour not in (first.colour, second.colour))
         wrong = {
-            "count": caption._replace(second=second._replace(count=other(second.count, [1, 2, 3]))),
+            "count": caption._replace(second=second._replace(many=other(second.many, [1, 2, 3]))),
             "colour": caption._replace(first=first._replace(colour=third)),
             "place": caption._replace(place=opposite(place)),
             "shape": caption._replace(first=first._replace(shape=other(first.shape, SHAPES))),
@@ -111,6 +111,8 @@ def test_all_stages_run_and_what_is_there_is_not_made_again(tmp_path, monkeypatc
     monkeypatch.setattr(text_folder, "read_pipeline", text_folder.read_pipeline)
     for name, value in {"WAYS": WAYS, "SHOWN_WAYS": WAYS, "BATCH": 4, "AT_ONCE": 4}.items():
         monkeypatch.setattr(module, name, value)
+    for name in ("SHOWN", "SHOWN_STEPS"):  # of grids at the end of a training
+        monkeypatch.setattr(f"dualrate.runs.train.{name}", 1)
     run = Run(tmp_path, 0.3, count=40, drawn=8, model=Size(5, 2), small=Size(1, 1), share=1.0)
     run.train()
     run.score()
