@@ -323,7 +323,8 @@ def train(size: Size, seconds: float, seed: int, rate: float) -> tuple[CaptionPi
     min(1 + snr, 5) |x - x_hat|^2        which is |v - v_hat|^2 where there is much noise
     """
     torch.manual_seed(seed)
-    rng, pipe, noise = np.random.default_rng(seed), pipeline(size.network()), DDPMScheduler(**DIFFUSION)
+    rng, pipe = np.random.default_rng(seed), pipeline(size.network())
+    noise: Any = DDPMScheduler(**DIFFUSION)
     net: Any = pipe.transformer
     weight = (1 / (1 - noise.alphas_cumprod)).clamp(max=5)[:, None, None, None]
     optimiser = torch.optim.AdamW(net.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.0)
