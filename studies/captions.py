@@ -260,7 +260,8 @@ def identity() -> Any:
     made, page = AutoencoderTiny(**one, scaling_factor=1 / SCALE), torch.tensor(BACKGROUND) / 255  # in [0, 1]
     coders: Any = ((made.encoder.layers, 2 * GAIN * SCALE, -page), (made.decoder.layers, 1.0, 0 * page))
     for layers, factor, shift in coders:
-        first, last = (layer for layer in layers if isinstance(layer, nn.Conv2d))
+        convolutions: list[Any] = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        first, last = convolutions
         for layer in (first, last):
             nn.init.dirac_(layer.weight)
             nn.init.zeros_(layer.bias)
