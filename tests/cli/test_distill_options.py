@@ -253,6 +253,16 @@ def test_a_consistency_student_s_options_reach_the_method(student, root):
     assert (method.heavy, method.backbone) == (None, None)
 
 
+def test_a_consistency_student_trained_by_the_clock_has_one_number_of_teacher_s_steps(student, root):
+    clock = (*BY, "--teacher-steps", 8, 32, "--steps", 4, "--fit.max-seconds", 5, "--fit.iterations", "None")
+    growing = student(*clock)
+    with pytest.raises(ValueError, match="--annealing 0"):
+        growing.method.prepare(growing, begun(root))
+    made = student(*clock, "--annealing", 0)
+    steps = made.method.prepare(made, begun(root)).method.teacher_steps
+    assert [steps(i) for i in (0, 1000)] == [32, 32]
+
+
 EM = ("--method", "em")
 
 

@@ -204,7 +204,7 @@ def test_parts_of_a_single_network_start_from_nothing(part):
         (ONE, {"teacher": None, "guidance": 2.0}, "guidance is a teacher's, and the data have none"),
         (ONE, {"eta": -1.0}, "eta is a number from 0 to 1,000"),
         (ONE, {"huber": 0.0}, "huber is a number above 0"),
-        (ONE, {"annealing": 0.0}, "annealing is a number above 0"),
+        (ONE, {"annealing": -0.1}, "annealing is a number from 0 to 1"),
     ],
 )
 def test_consistency_that_does_not_go_together_is_refused(networks, change, message):

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from from_diffusers.models import diffusers, dit, prompted, randomised, sana, unet
+from from_diffusers.models import TOKENS, diffusers, dit, pixart, prompted, randomised, sana, unet
 from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
@@ -395,6 +395,21 @@ def test_a_folder_says_whose_last_label_is_the_null_class(tmp_path):
     for wrong in (0, 2, 5):
         with pytest.raises(ValueError, match="4 classes and no null class, or 3 and that as its last label"):
             adopted(tmp_path, wrong)
+
+
+def test_a_folder_says_how_many_tokens_its_prompts_have(tmp_path):
+    net = pixart()
+    net.register_to_config(dualrate_tokens=TOKENS)
+    net.save_pretrained(tmp_path / "transformer")
+    (tmp_path / "model_index.json").write_text('{"transformer": ["diffusers", "PixArtTransformer2DModel"]}')
+    diffusers.DDPMScheduler(clip_sample=False).save_pretrained(tmp_path / "scheduler")
+    found = adopted(tmp_path)
+    assert "dualrate" not in found.network.config
+    shape = (1, 1, TOKENS * 12 + TOKENS)
+    for network in (found.network.build(), dr.from_diffusers(tmp_path).network):
+        assert network.prompt.shape == shape
+    assert dr.from_diffusers(tmp_path, tokens=2).network.prompt.shape == (1, 1, 2 * 13)
+    assert adopted(tmp_path, tokens=2).network.prompt.shape == (1, 1, 2 * 13)
 
 
 def test_a_network_with_a_null_class_of_its_own_has_no_other():

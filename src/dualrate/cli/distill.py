@@ -20,6 +20,7 @@ from dualrate.config.ranges import (
     FirstIterations,
     LogSNR,
     Pairs,
+    Probability,
     Ranged,
     Share,
     Steps,
@@ -86,7 +87,7 @@ class Student(Ranged):
     a run with the teacher's network."""
     teacher_steps: tuple[Steps, Steps] | None = None
     """By consistency: steps of the teacher at the beginning and at the end; 64 and 1280 if not given."""
-    annealing: Share | None = None
+    annealing: Probability | None = None
     """By consistency: share of the iterations in which these steps grow; 0.5 if not given."""
     eta: Eta | None = None
     """By consistency: share of the teacher's error that its steps add as variance; 0.75 if not given."""

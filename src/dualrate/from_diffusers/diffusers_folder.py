@@ -190,6 +190,7 @@ GUIDED = (
 )
 USUAL_SIDE = 128  # of latents of a model of texts whose configuration says none
 OWN_CLASSES = "dualrate_num_classes"  # in a network's config.json, where its last label is the null class
+OWN_TOKENS = "dualrate_tokens"  # there, where its prompts have other tokens than as many as its class has
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0, side
     """What a run needs to know of a folder of diffusers.
 
     num_classes: as of `from_diffusers`; None: as the network's config.json says by OWN_CLASSES, if it does
-    tokens, side: as of `ForeignConfig`
+    tokens, side: as of `ForeignConfig`; tokens 0: as the network's config.json says by OWN_TOKENS, if it does
     Raises ValueError for a folder that `from_diffusers` refuses, and one without scheduler.
     """
     folder = read_folder(path)
@@ -288,7 +289,7 @@ def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0, side
         raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
     kind = kind_of(folder.name, folder.config)
     own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
-    config = {name: value for name, value in own.items() if name != OWN_CLASSES}
+    config = {name: value for name, value in own.items() if name not in (OWN_CLASSES, OWN_TOKENS)}
     side = side or (USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0)
     grows = folder.scheduler.get("use_dynamic_shifting")
     tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
@@ -301,7 +302,7 @@ def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0, side
         **labels_of(kind, config, num_classes),
         source=str(path),
         fingerprint=folder.fingerprint,
-        tokens=tokens,
+        tokens=tokens or own.get(OWN_TOKENS, 0),
         side=side,
     )
     return Adopted(network, schedule, folder)
@@ -333,7 +334,7 @@ def from_diffusers(
     negative:    of a model of texts, the prompt that its null class stands for: a text that the pipeline encodes, or
                  what `prompts` takes; None: what the pipeline takes where it is given none. Without a pipeline that
                  has encoders there is no null class then
-    tokens:      of a prompt; 0: as many as its class has
+    tokens:      of a prompt; 0: as many as its folder's config.json says, or its class has
     A network that is passed stays as it is: the denoiser has a copy in evaluation mode, which shares its weights.
     What is done to that network later, but for its weights, such as a move to a device, the copy does not follow.
     `denoiser.process` has its schedule.
@@ -357,7 +358,7 @@ def from_diffusers(
     else:
         folder = read_folder(as_path(source))
         scheduler = folder.scheduler if scheduler is None else scheduler
-        name, config = folder.name, folder.config
+        name, config, tokens = folder.name, folder.config, tokens or folder.config.get(OWN_TOKENS, 0)
         kind_of(name, config)
         with own_defaults():
             net = folder.network()

@@ -46,7 +46,16 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from dualrate.config.ranges import BelowOne, Classes, FirstIterations, Range, Ranged, Share, Steps, TeacherGuidance
+from dualrate.config.ranges import (
+    BelowOne,
+    Classes,
+    FirstIterations,
+    Probability,
+    Range,
+    Ranged,
+    Steps,
+    TeacherGuidance,
+)
 from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, require_gaussian
@@ -229,8 +238,8 @@ class ConsistencyConfig(MethodConfig, Ranged):
     """A single-rate run, released weights, or a folder of diffusers; the data if not given."""
     teacher_steps: tuple[Steps, Steps] = (64, 1280)
     """How many steps the teacher, or the data, would take over all noise levels: at first, and in the end."""
-    annealing: Share = 0.5
-    """Share of the iterations in which their number grows, by equal factors."""
+    annealing: Probability = 0.5
+    """Share of the iterations in which their number grows, by equal factors; 0: it is as in the end."""
     eta: Eta = 0.75
     """Share of the teacher's error that its steps put back as variance (aDDIM); 0: its steps are DDIM's."""
     huber: Huber | None = None

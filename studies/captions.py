@@ -1,0 +1,698 @@
+"""Text to image in miniature: do pictures show the count, the colour and the place that their captions say?
+
+    python -m studies.captions OUT --seconds 1800 --seed 0    all that OUT lacks: data, trainings, rows.jsonl
+    python -m studies.captions OUT page                       the table, in Markdown; OUT/pictures.png, OUT/front.png
+
+A caption names two groups of shapes, "two red circles left of a blue square". A PixArt transformer is trained by a
+plain loop on pictures of 28 x 28 pixels, then saved as a pipeline of diffusers. All that follows is dualrate's own:
+`data encode --prompts`, `retrofit`, `distill`, samplers, caches. Against these stand fewer steps of the same model, and
+a smaller one that trained for as many seconds as model and retrofit.
+
+The text encoder is a table: a word's vector and its position's, orthogonal to all others. The autoencoder is an
+identity. Words of a fifth of the captions are never seen together in training. Pictures are
+judged by a rule (`read`, `judged`), and no network.
+
+One thread in float32: run it alone on its core. A stage that is in OUT is not run again; one that was interrupted
+begins anew, those by dualrate go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.utils import logging
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor, nn
+
+import dualrate as dr
+from dualrate.integrations.caching import FirstBlock, Verified
+from dualrate.report.figures import log_axis, png
+from dualrate.system.device import keep_freed_memory
+from dualrate.system.files import write_whole
+
+Row = dict[str, Any]
+Pixels = NDArray[np.uint8]  # (28, 28, 3)
+
+# Captions and their pictures
+
+SIDE, CELL, SIZE = 28, 7, 5  # of a picture, of a cell that a shape is in, of a shape, in pixels
+BACKGROUND = (246, 243, 236)
+COLOURS = {"red": (222, 66, 60), "green": (52, 152, 92), "blue": (58, 104, 208), "yellow": (240, 186, 40)}
+SHAPES = ("circle", "square", "triangle")
+COUNTS = ("a", "two", "three")
+PLACES = {"left of": (1, 1), "right of": (1, -1), "above": (0, 1), "below": (0, -1)}  # axis, and the first group's sign
+ASPECTS = ("count", "colour", "place", "shape")
+
+
+class Group(NamedTuple):
+    many: int
+    colour: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{COUNTS[self.many - 1]} {self.colour} {self.shape}{'s' * (self.many > 1)}"
+
+
+class Caption(NamedTuple):
+    first: Group
+    place: str
+    second: Group
+
+    def __str__(self) -> str:
+        return f"{self.first} {self.place} {self.second}"
+
+
+@cache
+def captions() -> tuple[list[Caption], list[Caption]]:
+    """All there are, in an order by chance: those of training, and the fifth whose words it never has together."""
+    groups = [Group(*of) for of in product((1, 2, 3), COLOURS, SHAPES)]
+    all_ = [Caption(*of) for of in product(groups, PLACES, groups) if of[0].colour != of[2].colour]
+    order = np.random.default_rng(0).permutation(len(all_))
+    cut = len(all_) // 5
+    return [all_[i] for i in order[cut:]], [all_[i] for i in order[:cut]]
+
+
+@cache
+def covered(shape: str) -> NDArray[np.float64]:
+    """(5, 5) in [0, 1]: of each pixel the share that the shape covers."""
+    fine = 16
+    y, x = np.mgrid[: SIZE * fine, : SIZE * fine] / (SIZE * fine / 2) - 1 + 1 / (SIZE * fine)  # in (-1, 1)
+    inside = {"circle": x**2 + y**2 < 1, "square": np.ones_like(x) > 0, "triangle": 2 * np.abs(x) < y + 1}[shape]
+    return inside.reshape(SIZE, fine, SIZE, fine).mean((1, 3))
+
+
+def drawn(caption: Caption, rng: np.random.Generator) -> Pixels:
+    """A picture of it, of 4 x 4 cells: each group in its half, its shapes in cells of different lines across that."""
+    picture = np.empty((SIDE, SIDE, 3))
+    picture[:] = BACKGROUND
+    axis, sign = PLACES[caption.place]
+    for group, half in ((caption.first, sign), (caption.second, -sign)):
+        across = rng.integers(0, 2, group.many) + (0 if half > 0 else 2)
+        along = rng.permutation(SIDE // CELL)[: group.many]
+        alpha = covered(group.shape)[..., None]
+        for cell in zip(*((across, along) if axis == 0 else (along, across)), strict=True):
+            corner = CELL * np.array(cell) + rng.integers(0, CELL - SIZE, 2)  # so shapes are apart by a pixel at least
+            part = picture[tuple(slice(start, start + SIZE) for start in corner)]
+            part += alpha * (np.array(COLOURS[group.colour]) - part)
+    return picture.round().astype(np.uint8)
+
+
+# The reader of pictures
+
+LEAST = 6  # pixels of a shape; what is smaller is a speck, and no shape
+
+
+class Seen(NamedTuple):
+    """A shape in a picture; centre: (y, x) in pixels."""
+
+    colour: str
+    shape: str
+    centre: tuple[float, float]
+
+
+def read(picture: Pixels) -> list[Seen]:
+    """The shapes: connected pixels that are nearer to a colour than to the background.
+
+    A pixel is of the colour whose direction from the background it has; a mixture of both keeps that. The shape is the
+    one with the nearest share of its box, of what its pixels are covered.
+    """
+    away = picture.astype(float) - BACKGROUND
+    inks = np.array(list(COLOURS.values()), float) - BACKGROUND
+    sizes = np.linalg.norm(inks, axis=1)
+    along = away @ (inks / sizes[:, None]).T
+    nearest, cover = along.argmax(-1), (along / sizes).clip(0, 1)
+    found = []
+    for number, colour in enumerate(COLOURS):
+        labels, _ = ndimage.label((nearest == number) & (cover[..., number] > 0.5))  # pyright: ignore[reportGeneralTypeIssues]
+        for label, box in enumerate(ndimage.find_objects(labels), 1):
+            inside = labels[box] == label
+            if inside.sum() < LEAST:
+                continue
+            filled = inside.mean()
+            shape = min(SHAPES, key=lambda one: abs(filled - _filled(one)))
+            y, x = np.nonzero(labels == label)
+            found.append(Seen(colour, shape, (float(y.mean()), float(x.mean()))))
+    return found
+
+
+@cache
+def _filled(shape: str) -> float:
+    """The share of its box that a whole shape fills, of pixels that are covered by more than half."""
+    inside = covered(shape) > 0.5
+    (box,) = ndimage.find_objects(inside.astype(int))
+    return inside[box].mean()
+
+
+def judged(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
+    """Whether the picture has what the caption says.
+
+    colour: there are shapes of its two colours, and of no other
+    count:  of each of its colours there are as many as it says
+    place:  each of the first colour is beyond each of the second, on the side that it says
+    shape:  there are some of each of its colours, and all are its shapes
+    """
+    axis, sign = PLACES[caption.place]
+    groups = (caption.first, caption.second)
+    by_colour = [[one for one in seen if one.colour == group.colour] for group in groups]
+    there = all(by_colour)
+    first, second = ([sign * one.centre[axis] for one in of] for of in by_colour)
+    return {
+        "count": all(len(of) == group.many for of, group in zip(by_colour, groups, strict=True)),
+        "colour": there and len(seen) == sum(map(len, by_colour)),
+        "place": there and bool(max(first) < min(second)),
+        "shape": there and all(one.shape == g.shape for of, g in zip(by_colour, groups, strict=True) for one in of),
+    }
+
+
+# The pipeline
+
+WORDS = (*COUNTS, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *PLACES)
+TOKENS, WIDTH = 8, 32  # words of a caption, and an end; numbers of each
+SCALE, GAIN = 0.02, 3.0  # of latents within the autoencoder, which squashes large ones; over pixels
+DIFFUSION: Any = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}  # x_hat: patches are large
+
+
+class Words(ModelMixin, ConfigMixin):
+    """The text encoder: captions -> (B, 8, 32), and which tokens there are, (B, 8). "left of" is one word."""
+
+    config_name = "config.json"
+    table: Tensor
+
+    @register_to_config
+    def __init__(self, words: Sequence[str] = WORDS) -> None:
+        super().__init__()
+        square = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("table", torch.linalg.qr(square).Q * math.sqrt(WIDTH / 2))
+
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Raises ValueError for a word that it does not know, and for more words than there are tokens."""
+        known, number = [word.replace(" ", "_") for word in self.config["words"]], []
+        for text in texts:
+            words = text.replace(" of", "_of").split()
+            if strange := [word for word in words if word not in known]:
+                raise ValueError(f"the words are {', '.join(known)}, got {strange[0]!r}")
+            if len(words) >= TOKENS:
+                raise ValueError(f"a caption has at most {TOKENS - 1} words, got {text!r}")
+            number.append([*map(known.index, words), len(known)] + [-1] * (TOKENS - 1 - len(words)))
+        number = torch.tensor(number)
+        there = number >= 0
+        made = self.table[number.clamp(min=0)] + self.table[-TOKENS:]
+        return made * there[..., None], there.float()
+
+
+class CaptionPipeline(DiffusionPipeline):
+    """Called with captions it draws pictures, (B, 3, 28, 28) in [-1, 1]."""
+
+    _optional_components = ["transformer", "vae", "scheduler"]  # noqa: RUF012  # diffusers' name, and a list there
+
+    def __init__(self, transformer: Any, vae: Any, scheduler: Any, text_encoder: Words) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=text_encoder)
+
+    def encode_prompt(self, prompt: list[str], negative_prompt: str = "", **_: Any) -> tuple[Tensor, ...]:
+        """Embeddings and masks of texts, then of the negative one, as pipelines of PixArt return them."""
+        return *self.text_encoder(prompt), *self.text_encoder([negative_prompt] * len(prompt))
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str], steps: int, guidance: float, generator: torch.Generator) -> Tensor:
+        net, scheduler, count = self.transformer, self.scheduler, len(texts)
+        text, mask, empty, none = self.encode_prompt(texts)
+        guided = guidance != 1
+        if guided:
+            text, mask = torch.cat((empty, text)), torch.cat((none, mask))
+        given = {"encoder_hidden_states": text, "encoder_attention_mask": mask, "return_dict": False}
+        scheduler.set_timesteps(steps)
+        z = torch.randn(count, 3, SIDE, SIDE, generator=generator)
+        for t in scheduler.timesteps:
+            x_hat = net(torch.cat((z, z)) if guided else z, timestep=t.expand(len(text)), **given)[0]
+            if guided:
+                without, x_hat = x_hat.chunk(2)
+                x_hat = without + guidance * (x_hat - without)
+            z = scheduler.step(x_hat, t, z, return_dict=False)[0]
+        return self.vae.decode(z / self.vae.config.scaling_factor).sample
+
+
+def identity() -> Any:
+    """An autoencoder whose scaled latents are three times a pixel's distance from the background, to 1e-3."""
+    one: Any = {"in_channels": 3, "out_channels": 3, "latent_channels": 3, "num_encoder_blocks": (0,)}
+    one |= {"num_decoder_blocks": (0,), "encoder_block_out_channels": (3,), "decoder_block_out_channels": (3,)}
+    made, page = AutoencoderTiny(**one, scaling_factor=1 / SCALE), torch.tensor(BACKGROUND) / 255  # in [0, 1]
+    coders: Any = ((made.encoder.layers, 2 * GAIN * SCALE, -page), (made.decoder.layers, 1.0, 0 * page))
+    for layers, factor, shift in coders:
+        convolutions: list[Any] = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        first, last = convolutions
+        for layer in (first, last):
+            nn.init.dirac_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            last.weight *= factor
+            last.bias += shift * factor
+    first: Any = made.decoder.layers[0]
+    with torch.no_grad():  # what follows it keeps what is above 0
+        first.weight /= 2 * GAIN * SCALE
+        first.bias += page
+    return made.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a PixArt transformer; patch: side, in pixels."""
+
+    layers: int
+    heads: int
+    head: int = 32
+    patch: int = CELL
+
+    def network(self) -> Any:
+        """With weights as the paper's training starts from: attention to a text adds nothing, nor does the whole."""
+        inner = self.heads * self.head
+        net: Any = PixArtTransformer2DModel(
+            num_attention_heads=self.heads, attention_head_dim=self.head, num_layers=self.layers, in_channels=3,
+            out_channels=3, cross_attention_dim=inner, caption_channels=WIDTH, sample_size=SIDE, patch_size=self.patch,
+        )  # fmt: skip
+        net.register_to_config(dualrate_tokens=TOKENS)
+        nn.init.normal_(net.adaln_single.linear.weight, std=0.02)
+        for layer in (net.proj_out, *(block.attn2.to_out[0] for block in net.transformer_blocks)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return net
+
+
+def pipeline(net: Any) -> CaptionPipeline:
+    solver = DPMSolverMultistepScheduler(**DIFFUSION, lambda_min_clipped=-5.1)
+    return CaptionPipeline(net, identity(), solver, Words())
+
+
+# Training of the model
+
+BATCH, DROPPED = 32, 0.1
+
+
+def batches(rng: np.random.Generator) -> Iterator[tuple[list[str], Tensor]]:
+    """Captions of training, and pictures of them, (B, 3, 28, 28) in [-1, 1]."""
+    known, _ = captions()
+    while True:
+        texts = [known[i] for i in rng.integers(0, len(known), BATCH)]
+        pictures = np.stack([drawn(text, rng) for text in texts])
+        yield [str(text) for text in texts], torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def train(size: Size, seconds: float, seed: int, rate: float) -> tuple[CaptionPipeline, Row]:
+    """A pipeline with a network that was trained so long, by its x_hat at times by chance.
+
+    min(1 + snr, 5) |x - x_hat|^2        which is |v - v_hat|^2 where there is much noise
+    """
+    torch.manual_seed(seed)
+    rng, pipe = np.random.default_rng(seed), pipeline(size.network())
+    noise: Any = DDPMScheduler(**DIFFUSION)
+    net: Any = pipe.transformer
+    weight = (1 / (1 - noise.alphas_cumprod)).clamp(max=5)[:, None, None, None]
+    optimiser = torch.optim.AdamW(net.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.0)
+    begun, iteration, losses = time.process_time(), 0, []
+    for texts, x in batches(rng):
+        share = (time.process_time() - begun) / seconds
+        if share >= 1:
+            break
+        optimiser.param_groups[0]["lr"] = rate * min(1, (iteration + 1) / 100) * (1 + math.cos(math.pi * share)) / 2
+        texts = ["" if drop else text for text, drop in zip(texts, rng.random(BATCH) < DROPPED, strict=True)]
+        text, mask = pipe.text_encoder(texts)
+        t, eps = torch.randint(0, 1000, (BATCH,)), torch.randn_like(x)
+        x = pipe.vae.encode(x).latents * pipe.vae.config.scaling_factor
+        z = noise.add_noise(x, eps, t)
+        given = {"encoder_hidden_states": text, "encoder_attention_mask": mask, "return_dict": False}
+        loss = (weight[t] * (x - net(z, timestep=t, **given)[0]).square()).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+        iteration += 1
+        if iteration % 200 == 0:
+            print(f"{iteration} iterations, {share * seconds:.0f} s, loss {np.mean(losses[-200:]):.4f}", flush=True)
+    return pipe, {"iterations": iteration, "loss": float(np.mean(losses[-200:]))}
+
+
+# Stages: each leaves a folder in OUT
+
+MODEL, SMALL = Size(layers=6, heads=4), Size(layers=4, heads=2)
+PICTURES, DRAWN, SHOWN = 12_000, 512, 6  # of the data; of a row of the table; kept of each, to be shown
+GUIDANCE, SHARE = 2.0, 0.25
+RATE, SMALL_RATE = 1e-3, 2e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """A study in a folder; seconds: of the model's training, parts of which the others take.
+
+    count: of pictures of the data; drawn: captions of a row; share: of a light call, over the model's
+    """
+
+    out: Path
+    seconds: float = 1800.0
+    seed: int = 0
+    count: int = PICTURES
+    drawn: int = DRAWN
+    model: Size = MODEL
+    small: Size = SMALL
+    share: float = SHARE
+
+    def train(self) -> None:
+        """All networks that are not there yet."""
+        read_by_table()
+        pair, student = self.seconds / 4, self.seconds / 6
+        self.network("model", self.model, self.seconds, RATE)
+        self.data()
+        fit = ("--fit.seed", self.seed, "--fit.sample-every", 10**6, "--fit.precision", "float32", "--device", "cpu")
+        latents, model, to = self.out / "latents", self.out / "model", self.out
+        small = ("--fit.batch-size", BATCH, "--fit.optim.warmup", 50, *fit)
+        pair_of = ("--data.source", latents, "--share", self.share, "--fit.optim.lr", 1e-3)
+        dualrate("retrofit", model, *pair_of, "--fit.max-seconds", pair, *small, "--out", to / "retrofit")
+        few = ("auto", "--teacher", model, "--guidance", GUIDANCE, "--fit.max-seconds", student, *small)
+        few += ("--fit.optim.lr", 3e-4)
+        by_path = ("--method", "consistency", "--source", latents, "--steps", 4)
+        by_path += ("--annealing", 0, "--teacher-steps", 32, 32)  # which grow with iterations, not with seconds
+        dualrate("distill", *few, *by_path, "--out", to / "consistency")
+        dualrate("distill", *few, "--source", latents, "--student", "plain", "--steps", 8, "--out", to / "moments")
+        self.network("small", self.small, self.seconds + pair, SMALL_RATE)
+
+    def network(self, name: str, size: Size, seconds: float, rate: float) -> None:
+        """A pipeline in OUT/NAME, unless it is there."""
+        if (self.out / name / "trained.json").is_file():
+            return
+        pipe, row = train(size, seconds, self.seed, rate)
+        pipe.save_pretrained(self.out / name)
+        write_whole(self.out / name / "trained.json", json.dumps(row | asdict(size) | {"seconds": seconds}))
+
+    def data(self) -> None:
+        """Pictures with captions of training, and their latents and prompts; and the captions to draw."""
+        known, _ = captions()
+        rng, pictures, texts = (
+            np.random.default_rng(self.seed + 1),
+            self.out / "pictures.npz",
+            self.out / "captions.txt",
+        )
+        if not texts.is_file():
+            chosen = [known[i] for i in rng.integers(0, len(known), self.count)]
+            np.savez(pictures, images=np.stack([drawn(caption, rng) for caption in chosen]))
+            write_whole(texts, "\n".join(map(str, chosen)) + "\n")
+        how = ("--prompts", texts, self.out / "model", "--no-mirrored", "--batch-size", 256, "--device", "cpu")
+        dualrate("data", "encode", pictures, self.out / "latents", *how)
+
+    def asked(self) -> list[Caption]:
+        """The captions of a row: half with words that training has together, then as many that it has not."""
+        half = self.drawn // 2
+        return [caption for part in captions() for caption in part[:half]]
+
+    def score(self) -> None:
+        """Appends the rows that OUT/rows.jsonl lacks."""
+        read_by_table()
+        asked, done = self.asked(), {row["way"] for row in rows_of(self.out)}
+        texts = self.out / "asked.txt"
+        write_whole(texts, "\n".join(map(str, asked)) + "\n")
+        for way in WAYS:
+            if str(way) in done:
+                continue
+            pictures, cost = way.by_pipeline(self, texts) if way.cache else way.by_dualrate(self, texts)
+            right = [judged(caption, read(picture)) for caption, picture in zip(asked, pictures, strict=True)]
+            flags = {aspect: "".join(str(int(one[aspect])) for one in right) for aspect in ASPECTS}
+            shown = [*range(SHOWN // 2), *range(len(asked) - SHOWN // 2, len(asked))]
+            (self.out / "shown").mkdir(exist_ok=True)
+            np.save(self.out / "shown" / f"{way.slug}.npy", pictures[shown])
+            with (self.out / "rows.jsonl").open("a") as file:
+                file.write(json.dumps({"way": str(way), **cost, **flags}) + "\n")
+            print(way, {name: round(value, 3) for name, value in cost.items()}, _share(flags), flush=True)
+
+
+def dualrate(*words: object) -> None:
+    """A command, in this process, whose text encoders are the table of words."""
+    from dualrate.cli.main import parsed
+
+    parsed([*map(str, words)]).run()
+
+
+def read_by_table() -> None:
+    """From now on commands read prompts by a pipeline's table: what diffusers loads would want transformers."""
+    from dualrate.from_diffusers import text_folder
+
+    def read_pipeline(folder: Path) -> CaptionPipeline:
+        return CaptionPipeline(None, None, None, Words.from_pretrained(folder / "text_encoder", use_safetensors=True))
+
+    text_folder.read_pipeline = read_pipeline
+
+
+def rows_of(out: Path) -> list[Row]:
+    file = out / "rows.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+# Ways to draw
+
+AT_ONCE = 128  # pictures
+
+
+@dataclass(frozen=True)
+class Way:
+    """network: a folder of OUT; cache: of its own pipeline's loop, "none" for the plain loop; "": dualrate draws."""
+
+    network: str
+    steps: int
+    sampler: str | None = None
+    heavy: int | None = None
+    guidance: float = GUIDANCE
+    cache: str = ""
+    refresh: Any = 1
+
+    def __str__(self) -> str:
+        parts = [self.network, f"{self.steps}/{self.heavy}" if self.heavy else str(self.steps), self.sampler or ""]
+        parts += [] if not self.cache else ["its pipeline" + f", {self.cache} {self.refresh}" * (self.cache != "none")]
+        parts += [f"guidance {self.guidance:g}"] if self.guidance != 1 else []
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def slug(self) -> str:
+        return "".join(c if c.isalnum() else "-" for c in str(self))
+
+    def by_dualrate(self, run: Run, texts: Path) -> tuple[Pixels, Row]:
+        """Pictures (N, 28, 28, 3) of the captions in a file, and what one of them cost."""
+        from dualrate.drawing.drawer import Guidance
+        from dualrate.from_diffusers.retrofitted import prompts_of
+
+        model = dr.load(str(run.out / self.network))
+        model = model.with_given(prompts_of(model.experiment, str(texts), "cpu"))
+        choice = dr.Choice(steps=self.steps, heavy=self.heavy, sampler=self.sampler)
+        drawer = choice.drawer(model, guidance=Guidance(self.guidance), batch_size=AT_ONCE, precision="float32")
+        begun = time.process_time()
+        images = drawer.draw(range(run.drawn)).images
+        seconds, cost = time.process_time() - begun, drawer.cost
+        calls = {"heavy": cost.heavy_calls, "light": cost.light_calls}
+        return images.transpose(0, 2, 3, 1), calls | _price(cost.macs, seconds / run.drawn, self.steps)
+
+    def by_pipeline(self, run: Run, texts: Path) -> tuple[Pixels, Row]:
+        """The same, by the pipeline's own loop, under a cache. Whole and skipped calls are counted as heavy, light."""
+        net = PixArtTransformer2DModel.from_pretrained(run.out / self.network / "transformer", use_safetensors=True)
+        pipe, lines = pipeline(net.eval()), texts.read_text().splitlines()
+        generator, pictures = torch.Generator().manual_seed(run.seed), []
+        method = "fora" if self.cache == "none" else self.cache
+        with dr.accelerate(pipe, method, refresh=self.refresh) as handle:
+            begun = time.process_time()
+            for first in range(0, len(lines), AT_ONCE):
+                pictures.append(pipe(lines[first : first + AT_ONCE], self.steps, self.guidance, generator))
+            seconds = time.process_time() - begun
+            calls = [call for sampling in handle.samplings["transformer"] for call in sampling]
+        branches, samplings = 1 + (self.guidance != 1), len(pictures)
+        counts = {
+            kind: branches * sum(call.did == did for call in calls) / samplings
+            for kind, did in (("heavy", "full"), ("light", "skipped"))
+        }
+        images = ((torch.cat(pictures).clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        macs = sum(call.macs for call in calls) / len(lines)
+        return images, counts | _price(macs, seconds / len(lines), self.steps)
+
+
+def _price(macs: float, seconds: float, steps: int) -> Row:
+    return {"steps": steps, "macs": macs / 1e6, "ms": 1000 * seconds}
+
+
+WAYS = (
+    *(Way("model", steps, "dpm++2m") for steps in (2, 3, 4, 6, 8, 12, 16, 32)),
+    *(Way("model", steps, "dpm++2m", guidance=1.0) for steps in (4, 8, 16)),
+    *(Way("model", steps, "ddim") for steps in (4, 8, 16)),
+    Way("model", 16),
+    *(Way("small", steps, "dpm++2m") for steps in (4, 8, 16, 32)),
+    *(Way("small", steps, "dpm++2m", guidance=1.0) for steps in (8, 16)),
+    *(Way("retrofit", steps, heavy=heavy) for steps, heavy in ((8, 4), (16, 4), (16, 8), (32, 8))),
+    Way("consistency", 4, guidance=1.0),
+    Way("moments", 8, guidance=1.0),
+    Way("model", 16, cache="none"),
+    *(Way("model", 16, cache="fora", refresh=every) for every in (2, 3)),
+    *(Way("model", 16, cache="taylor", refresh=every) for every in (2, 3, 4)),
+    Way("model", 16, cache="fora", refresh=FirstBlock(0.2)),
+    Way("model", 16, cache="taylor", refresh=Verified(0.2, "forecast of first")),
+)
+
+# Pages
+
+
+def _right(row: Row, aspects: Sequence[str] = ASPECTS[:3], part: slice = slice(None)) -> NDArray[np.bool_]:
+    """(N,): of each caption, whether all these aspects are right."""
+    return np.all([[flag == "1" for flag in row[one][part]] for one in aspects], axis=0)
+
+
+def _share(row: Row, aspects: Sequence[str] = ASPECTS[:3], part: slice = slice(None)) -> tuple[float, float, float]:
+    """Of captions of which all these aspects are right; with Wilson's interval of 95%."""
+    right = _right(row, aspects, part)
+    return wilson(int(right.sum()), len(right))
+
+
+def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float, float]:
+    """The share, and its interval (Wilson 1927): the p with |share - p| = z sqrt(p (1 - p) / n)."""
+    share = right / count
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return share, middle - half, middle + half
+
+
+HEADER = (
+    "way", "steps", "calls", "million multiply-adds", "ms", "all three right", "of new words", *ASPECTS,
+    "over the best baseline as cheap", "as fast",
+)  # fmt: skip
+
+
+def against(row: Row, rows: Sequence[Row], cost: str) -> str:
+    """How many more captions, in %, have all three right than by the best baseline that costs no more; +- 95%.
+
+    Baselines are the model and the smaller one, in as few steps as it takes. The same captions make it a paired mean.
+    """
+    baselines = [one for one in rows if one["way"].split(",")[0] in ("model", "small") and "pipeline" not in one["way"]]
+    as_cheap = [one for one in baselines if one[cost] <= 1.01 * row[cost] and one is not row]
+    if row in baselines or not as_cheap:
+        return ""
+    best = max(as_cheap, key=lambda one: _right(one).sum())
+    more = 100.0 * (_right(row).astype(float) - _right(best))
+    return f"{more.mean():+.1f} +- {1.96 * more.std(ddof=1) / math.sqrt(len(more)):.1f}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """In Markdown, the cheapest way first. calls: whole and light ones, or skipped ones, of a picture."""
+
+    def told(share: tuple[float, float, float]) -> str:
+        return f"{100 * share[0]:.1f} [{100 * share[1]:.1f}, {100 * share[2]:.1f}]"
+
+    lines = [f"| {' | '.join(HEADER)} |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
+    for row in sorted(rows, key=lambda row: row["macs"]):
+        calls = f"{row['heavy']:g}" + f" + {row['light']:g}" * (row["light"] > 0)
+        half = slice(len(row["count"]) // 2, None)
+        cells = [row["way"], row["steps"], calls, f"{row['macs']:.1f}", f"{row['ms']:.2f}", told(_share(row))]
+        cells += [told(_share(row, part=half)), *(f"{100 * _share(row, [one])[0]:.1f}" for one in ASPECTS)]
+        cells += [against(row, rows, cost) for cost in ("macs", "ms")]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def page(out: Path) -> None:
+    """Prints the table, and draws two figures."""
+    rows = rows_of(out)
+    print(table(rows))
+    write_whole(out / "front.png", png(front(rows)))
+    write_whole(out / "pictures.png", png(gallery(out, rows)))
+
+
+KINDS = {"model": "C0", "small": "C7", "retrofit": "C3", "consistency": "C2", "moments": "C4", "its pipeline": "C1"}
+
+
+def front(rows: Sequence[Row]) -> Figure:
+    """The share of captions of which all three are right, against multiply-adds."""
+    made = Figure((6.4, 4), layout="constrained")
+    axes = made.subplots()
+    for kind, colour in KINDS.items():
+        of = [row for row in rows if kind == ("its pipeline" if "pipeline" in row["way"] else row["way"].split(",")[0])]
+        if not of:
+            continue
+        shares = np.array([_share(row) for row in of]).T * 100
+        axes.errorbar(
+            [row["macs"] for row in of], shares[0], [shares[0] - shares[1], shares[2] - shares[0]], color=colour,
+            linestyle="", marker="o", markersize=4, linewidth=1, label=kind,
+        )  # fmt: skip
+    log_axis(axes, "x")
+    axes.set(xlabel="million multiply-adds a picture", ylabel="captions with all three right, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return made
+
+
+def gallery(out: Path, rows: Sequence[Row]) -> Figure:
+    """A line a caption, a column a way; a frame is green where count, colour and place are right."""
+    total = len(rows[0]["count"])
+    chosen = [*range(SHOWN // 2), *range(total - SHOWN // 2, total)]
+    texts = (out / "asked.txt").read_text().splitlines()
+    kept = [way for way in SHOWN_WAYS if (out / "shown" / f"{way.slug}.npy").is_file()]
+    by_way = {row["way"]: row for row in rows}
+    made = Figure((1.15 * len(kept) + 1.9, 1.15 * SHOWN + 0.6), layout="constrained", facecolor="white")
+    grid = made.subplots(SHOWN, len(kept), squeeze=False)
+    for column, way in enumerate(kept):
+        pictures, row = np.load(out / "shown" / f"{way.slug}.npy"), by_way[str(way)]
+        for line, place in enumerate(chosen):
+            axes = grid[line, column]
+            axes.imshow(pictures[line], interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            right = all(row[aspect][place] == "1" for aspect in ASPECTS[:3])
+            for spine in axes.spines.values():
+                spine.set(color="#3a9d5d" if right else "#d04a44", linewidth=2)
+            if column == 0:
+                axes.set_ylabel(textwrap.fill(texts[place], 16), rotation=0, ha="right", va="center", fontsize=8)
+            if line == 0:
+                axes.set_title(textwrap.fill(str(way).replace(f", guidance {GUIDANCE:g}", ""), 16), fontsize=8)
+    return made
+
+
+SHOWN_WAYS = (
+    Way("model", 32, "dpm++2m"), Way("model", 8, "dpm++2m"), Way("model", 4, "dpm++2m"), Way("retrofit", 16, heavy=4),
+    Way("model", 16, cache="taylor", refresh=3), Way("moments", 8, guidance=1.0), Way("consistency", 4, guidance=1.0),
+    Way("small", 16, "dpm++2m"),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("verb", nargs="?", choices=("run", "page"), default="run")
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.verb == "page":
+        page(options.out)
+        return
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    run = Run(options.out, options.seconds, options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    run.train()
+    run.score()
+
+
+if __name__ == "__main__":
+    from studies import captions as own  # under its name, by which diffusers finds its classes again
+
+    own.main()
