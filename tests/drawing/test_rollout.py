@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from runs.made import saved_random
 from torch import Tensor
@@ -32,6 +33,7 @@ from dualrate.methods.rolling import RollingConfig, roll
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.blocks import add_shared
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.report import field_pictures
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.training.config import FitConfig
@@ -447,7 +449,8 @@ def test_a_model_of_images_is_no_forecast(tmp_path):
         held_out_starts(one, 2)
 
 
-def test_pictures_show_the_first_start(model, tmp_path):
+def test_pictures_show_the_first_start(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(field_pictures, "Figure", Figure)  # laid out, as in use (tests/conftest.py)
     written(model, tmp_path / "out", 6, pictures=True)
     with Image.open(tmp_path / "out" / "forecast.webp") as moving, Image.open(tmp_path / "out" / "forecast.png") as one:
         assert (moving.n_frames, moving.info["loop"]) == (6, 0)

@@ -175,6 +175,8 @@ def _moving_maps(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
 
 
 def _picture(figure: Figure) -> Image.Image:
+    """The next picture is laid out as this one."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
+    figure.set_layout_engine("none")
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
