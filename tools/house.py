@@ -56,13 +56,24 @@ def imports(source: str, module: str, known: Iterable[str]) -> set[str]:
             found.update(
                 f"{base}.{alias.name}" if _known(f"{base}.{alias.name}", known) else base for alias in node.names
             )
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and _last(node.func) in ("import_module", "__import__"):
             found.update(_named(node, package))
-        elif isinstance(node, ast.Attribute):
-            parts = ast.unparse(node).split(".")
-            if parts[0] == PACKAGE and (inner := _inner(parts, known)):
+        elif isinstance(node, ast.Attribute) and _first(node) == PACKAGE:
+            if inner := _inner(ast.unparse(node).split("."), known):
                 found.add(inner)
     return {_known(name, known) or name for name in found}
+
+
+def _last(name: ast.expr) -> str | None:
+    """c of a.b.c."""
+    return name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else None
+
+
+def _first(name: ast.expr) -> str | None:
+    """a of a.b.c."""
+    while isinstance(name, ast.Attribute):
+        name = name.value
+    return name.id if isinstance(name, ast.Name) else None
 
 
 def _known(name: str, known: set[str]) -> str | None:
