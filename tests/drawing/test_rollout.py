@@ -298,7 +298,7 @@ def test_a_folder_says_what_it_holds_and_takes_nothing_else(model, tmp_path):
         (lambda: written(model, out, 5, seed=1), "seed"),
         (lambda: written(model, out, 5, starts=Starts(held_out_starts(model, 5, 3).past + 1, "mine.npy")), "mine.npy"),
     ):
-        with pytest.raises(ValueError, match=rf"holds another forecast.*{what}.*choose another --out"):
+        with pytest.raises(ValueError, match=rf"holds other forecasts.*{what}.*choose another --out"):
             other()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
