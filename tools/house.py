@@ -59,8 +59,7 @@ def imports(source: str, module: str, known: Iterable[str]) -> set[str]:
         elif isinstance(node, ast.Call) and _last(node.func) in ("import_module", "__import__"):
             found.update(_named(node, package))
         elif isinstance(node, ast.Attribute) and _first(node) == PACKAGE:
-            if inner := _inner(ast.unparse(node).split("."), known):
-                found.add(inner)
+            found.update(_inner(ast.unparse(node).split("."), known))
     return {_known(name, known) or name for name in found}
 
 
@@ -91,12 +90,10 @@ def _named(call: ast.Call, package: list[str]) -> list[str]:
     return [".".join([*package[: len(package) - level + 1], name]) if level else name]
 
 
-def _inner(parts: list[str], known: set[str]) -> str | None:
-    """The module that an attribute of the package lies in: the longest beginning that is one."""
-    for end in range(len(parts), 1, -1):
-        if name := _known(".".join(parts[:end]), known):
-            return name
-    return None
+def _inner(parts: list[str], known: set[str]) -> list[str]:
+    """The module that an attribute of the package lies in: the longest beginning that is one; or none."""
+    found = (_known(".".join(parts[:end]), known) for end in range(len(parts), 1, -1))
+    return [name for name in found if name][:1]
 
 
 def lines(paths: Iterable[Path]) -> int:

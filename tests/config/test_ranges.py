@@ -204,6 +204,7 @@ def examples() -> Iterator[Any]:
         RetrofitCommand(imagenet.heavy()),
         AdaptCommand(imagenet.heavy()),
         cli_train.Run(),
+        cli_train.OfExperiment(imagenet.heavy()),
         cli_distill.Student(imagenet.distilled()),
     )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))

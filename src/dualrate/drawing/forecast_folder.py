@@ -41,15 +41,7 @@ from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
-from dualrate.system.files import (
-    append_record,
-    naming,
-    read_records,
-    sync,
-    whole,
-    write_whole,
-    written_aside,
-)
+from dualrate.system.files import append_record, naming, read_records, sync, whole, write_whole, written_aside
 from dualrate.system.progress import ImageProgress, run_lock
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
