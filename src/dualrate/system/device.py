@@ -339,7 +339,7 @@ def _processor() -> str:
 
 @cache
 def _commit() -> str:
-    """Of the code that runs: short hash, "-dirty" with uncommitted changes; empty outside a checkout of this package."""
+    """Short hash of the code that runs, "-dirty" with uncommitted changes; empty outside a checkout of this package."""
     git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
     try:
         git(["git", "ls-files", "--error-unmatch", Path(__file__).name])
