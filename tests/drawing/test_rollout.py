@@ -1,6 +1,7 @@
 """Roll-outs: a heavy call shared by members once, closed forms after many windows, and the same bits after a kill."""
 
 import gc
+import itertools
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -234,9 +235,10 @@ def written(model: Model, out: Path, frames: int = 6, **more):
     return write_forecast(drawer, more.pop("starts", held_out_starts(model, frames, 3)), frames, out, **more)
 
 
-@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
-@pytest.mark.parametrize("often", [0.0, 1000.0])
-@pytest.mark.parametrize("pieces", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("pieces", "often", "error"),
+    [(0, 0.0, Killed), *itertools.product((2, 4), (0.0, 1000.0), (Killed, KeyboardInterrupt))],
+)
 def test_a_forecast_goes_on_with_the_bits_of_an_uninterrupted_one(model, tmp_path, monkeypatch, pieces, often, error):
     monkeypatch.setattr(forecast_folder, "SAVED_EVERY", often)
     straight = written(model, tmp_path / "straight")
