@@ -153,6 +153,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.forecast_folder.Written",
     "dualrate.drawing.samples.Pictures",
     "dualrate.drawing.samples.Pieces",
+    "dualrate.drawing.samples.Drawn",
     "dualrate.drawing.samples.Record",
     "dualrate.drawing.samples.Written",
     "dualrate.runs.store.StoredModel",
