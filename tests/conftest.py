@@ -7,20 +7,26 @@ import functools
 import gc
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # OpenMP reads it when torch is loaded, which is later
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from hypothesis import settings
-from tyro import _docstrings
+from tyro import _docstrings, _resolver, _unsafe_cache
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("repeatable")
 
-# tyro reads a class of options anew at every command line, which takes longer than the rest of it
+# tyro reads a class of options anew at every command line, which takes longer than the rest of it; where it sees pytest
+# it makes a tenth of what it has kept once more, to compare
 if hasattr(_docstrings, "_ClassTokenization"):
     _docstrings._ClassTokenization.make = staticmethod(functools.cache(_docstrings._ClassTokenization.make))
+if hasattr(_resolver, "_get_type_hints_backported_syntax"):
+    _resolver._get_type_hints_backported_syntax = functools.cache(_resolver._get_type_hints_backported_syntax)
+_unsafe_cache.sys = SimpleNamespace(modules={})
 
 # a job that a script started in the background ignores Ctrl-C, and so would every process that the tests start
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,9 +37,12 @@ gc.disable()  # until all is collected: visiting what is imported again and agai
 
 
 def pytest_collection_finish():
-    """The objects of what was imported and collected stay: the garbage collector need not visit them."""
+    """The objects of what was imported and collected stay: the garbage collector need not visit them. Others, as those
+    of libraries that tests load, it visits less often: that takes a twentieth of the time of the tests.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(2000, 20, 50)
     gc.enable()
 
 
@@ -45,17 +54,46 @@ def unsynced():
         yield
 
 
+def once(call, *, seconds, device) -> float:
+    """In place of `cost.seconds_per_call`, which makes several calls."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def remembering(count):
+    """In place of `cost.call_cost`: a denoiser that is printed alike costs as much."""
+    known = {}
+
+    def call_cost(denoiser, *of, **how):
+        key = f"{denoiser} {of} {how}"
+        if " at 0x" in key or key not in known:
+            known[key] = count(denoiser, *of, **how)
+        return known[key]
+
+    return call_cost
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_samples():
-    """Trainings draw a small grid of samples, in few steps, and calls are timed briefly: most tests look at others."""
+    """Most tests look at others: trainings draw a small grid of samples, in few steps; a call is timed and counted
+    once, and an image timed once; figures are not laid out (tests/report looks at them).
+    """
+    from matplotlib.figure import Figure
+
+    from dualrate.compare import comparison
     from dualrate.drawing import measure
+    from dualrate.experiment import experiment
+    from dualrate.report import field_pictures, figures
     from dualrate.runs import train
 
-    timed = measure.seconds_per_call
+    timed = comparison.seconds_per_image
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            measure, "seconds_per_call", lambda call, *, seconds, device: timed(call, seconds=0, device=device)
-        )
+        patch.setattr(measure, "seconds_per_call", once)
+        patch.setattr(experiment, "call_cost", remembering(experiment.call_cost))
+        patch.setattr(comparison, "seconds_per_image", lambda drawer, size, repeats: timed(drawer, size, 1))
+        for module in (figures, field_pictures):
+            patch.setattr(module, "Figure", lambda *of, layout, **how: Figure(*of, **how))
         patch.setattr(train, "SHOWN", 4)
         patch.setattr(train, "SHOWN_STEPS", 4)
         yield

@@ -28,7 +28,8 @@ def names_used(tree: ast.AST) -> set[str]:
     for name, value in _assigned(nodes):
         if full := full_name(value, bound):
             bound[name] = full
-    return found | {full for node in nodes if (full := full_name(node, bound))}
+    names = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
+    return found | {full for node in nodes if isinstance(node, names) and (full := full_name(node, bound))}
 
 
 def full_name(node: ast.AST, bound: dict[str, str]) -> str | None:

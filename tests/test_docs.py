@@ -28,9 +28,7 @@ from dualrate.metrics import evaluate
 from dualrate.metrics.features import Architecture, train_feature_net
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, forecast, imagenet
-from dualrate.runs import train
 from dualrate.runs.store import write_experiment
-from dualrate.sampling.cost import seconds_per_call
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -171,11 +169,7 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "resampled_distances", lambda *of, resamples, **how: few_replicates(*of, **how))
     monkeypatch.setattr(comparing, "BATCH", 2)
     monkeypatch.setattr(comparing, "SHOWN", 2)
-    monkeypatch.setattr(comparing, "CALLING", 0.001)
-    monkeypatch.setattr(measure, "seconds_per_call", lambda call, **how: seconds_per_call(call, seconds=0))
     monkeypatch.setattr("dualrate.serving.app.serve", lambda offer, host, port, note: None)  # it would not return
-    monkeypatch.setattr(train, "SHOWN", 4)
-    monkeypatch.setattr(train, "SHOWN_STEPS", 4)
     alone, pair = OneNetwork(heavy), TwoNetworks(heavy, light)
     single = {"heavy-annealed": alone, "medium-45": alone, "light": OneNetwork(light)}
     released = single | {"dual-45": pair}

@@ -74,7 +74,6 @@ def beside(place, monkeypatch) -> Path:
     monkeypatch.chdir(place)
     monkeypatch.setenv("DUALRATE_CACHE", str(place / "cache"))
     monkeypatch.setattr(comparison, "BATCH", 2)
-    monkeypatch.setattr(comparison, "CALLING", 0.001)
     return place
 
 

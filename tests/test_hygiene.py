@@ -81,7 +81,7 @@ def _false(value: ast.expr) -> bool:
 
 
 def _unsafe_call(node: ast.Call) -> Iterator[str]:
-    called = ast.unparse(node.func).split(".")[-1]
+    called = getattr(node.func, "attr", getattr(node.func, "id", ""))
     words = {keyword.arg: keyword.value for keyword in node.keywords}
     if len(node.args) > {"load": 2, "read_array": 1}.get(called, 99):  # numpy's next argument is allow_pickle
         yield ast.unparse(node)

@@ -56,13 +56,23 @@ def imports(source: str, module: str, known: Iterable[str]) -> set[str]:
             found.update(
                 f"{base}.{alias.name}" if _known(f"{base}.{alias.name}", known) else base for alias in node.names
             )
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and _last(node.func) in ("import_module", "__import__"):
             found.update(_named(node, package))
-        elif isinstance(node, ast.Attribute):
-            parts = ast.unparse(node).split(".")
-            if parts[0] == PACKAGE and (inner := _inner(parts, known)):
-                found.add(inner)
+        elif isinstance(node, ast.Attribute) and _first(node) == PACKAGE:
+            found.update(_inner(ast.unparse(node).split("."), known))
     return {_known(name, known) or name for name in found}
+
+
+def _last(name: ast.expr) -> str | None:
+    """c of a.b.c."""
+    return name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else None
+
+
+def _first(name: ast.expr) -> str | None:
+    """a of a.b.c."""
+    while isinstance(name, ast.Attribute):
+        name = name.value
+    return name.id if isinstance(name, ast.Name) else None
 
 
 def _known(name: str, known: set[str]) -> str | None:
@@ -80,12 +90,10 @@ def _named(call: ast.Call, package: list[str]) -> list[str]:
     return [".".join([*package[: len(package) - level + 1], name]) if level else name]
 
 
-def _inner(parts: list[str], known: set[str]) -> str | None:
-    """The module that an attribute of the package lies in: the longest beginning that is one."""
-    for end in range(len(parts), 1, -1):
-        if name := _known(".".join(parts[:end]), known):
-            return name
-    return None
+def _inner(parts: list[str], known: set[str]) -> list[str]:
+    """The module that an attribute of the package lies in: the longest beginning that is one; or none."""
+    found = (_known(".".join(parts[:end]), known) for end in range(len(parts), 1, -1))
+    return [name for name in found if name][:1]
 
 
 def lines(paths: Iterable[Path]) -> int:

@@ -107,7 +107,6 @@ def test_texts_are_compared(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path))
     monkeypatch.setattr(language_model, "HIDDEN", 16)
     monkeypatch.setattr(comparing, "BATCH", 2)
-    monkeypatch.setattr(comparing, "CALLING", 0.001)
     entries, page = (f"{root / 'run'}:2", f"{root / 'dual'}:2/1"), tmp_path / "report.html"
     compare = ("compare", *entries, "--screen", 192, "--count", 200, "--out", page, "--device", "cpu")
     assert call(monkeypatch, *compare) == 0, capsys.readouterr().err

@@ -44,7 +44,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(demo, "TRAINED_HERE", "4/2")
     monkeypatch.setattr(comparison, "compare", partial(comparison.compare, features=tmp_path / "net"))
     monkeypatch.setattr(comparison, "BATCH", 2)
-    monkeypatch.setattr(comparison, "CALLING", 0.001)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -89,7 +89,6 @@ def here(prepared, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(candidates, "LADDER", (3, 5))
     monkeypatch.setattr(candidates, "DUAL_PLANS", ((4, 2), (6, 2)))
-    monkeypatch.setattr(comparison, "CALLING", 0.001)
     monkeypatch.setattr(comparison, "BATCH", 2)
     monkeypatch.setattr(comparison, "SHOWN", 2)
     monkeypatch.setattr(comparison, "environment", lambda device: {"processor": "one", "commit": "1234567"})

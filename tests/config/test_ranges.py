@@ -153,6 +153,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.forecast_folder.Written",
     "dualrate.drawing.samples.Pictures",
     "dualrate.drawing.samples.Pieces",
+    "dualrate.drawing.samples.Drawn",
     "dualrate.drawing.samples.Record",
     "dualrate.drawing.samples.Written",
     "dualrate.runs.store.StoredModel",
@@ -204,6 +205,7 @@ def examples() -> Iterator[Any]:
         RetrofitCommand(imagenet.heavy()),
         AdaptCommand(imagenet.heavy()),
         cli_train.Run(),
+        cli_train.OfExperiment(imagenet.heavy()),
         cli_distill.Student(imagenet.distilled()),
     )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))

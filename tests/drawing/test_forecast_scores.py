@@ -141,8 +141,8 @@ def test_starts_without_truth_have_no_scores(autoregression):
         forecast_scores(model, unknown, drawn)
 
 
-def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path):
-    """Of starts whose truth is not known, members beside the training data."""
+def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, monkeypatch):
+    """Of starts whose truth is not known, members beside the training data: its figures are as those before."""
     model, _, _ = autoregression
     drawer = Choice(steps=2).drawer(model, members=2)
     held = held_out_starts(model, 2, 2)
@@ -151,5 +151,6 @@ def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path):
         scored = forecast_scores(model, known, done.x) if known.truth else None
         page = forecast_page(forecast_of(model), done, scored, judged(model, known, done.x))
         assert page.count("<svg") == svgs
+        monkeypatch.setattr("dualrate.drawing.forecast_page.svg", lambda figure: "<svg></svg>")
         words = ("Scores by lead time", "Ranks of the truth") if known.truth else ("The truth is not known",)
         assert all(one in page for one in (*words, "the training data&#39;s", "Variable u0"))

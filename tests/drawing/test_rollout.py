@@ -1,6 +1,7 @@
 """Roll-outs: a heavy call shared by members once, closed forms after many windows, and the same bits after a kill."""
 
 import gc
+import itertools
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from runs.made import saved_random
 from torch import Tensor
@@ -32,6 +34,7 @@ from dualrate.methods.rolling import RollingConfig, roll
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.blocks import add_shared
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.report import field_pictures
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.training.config import FitConfig
@@ -232,9 +235,10 @@ def written(model: Model, out: Path, frames: int = 6, **more):
     return write_forecast(drawer, more.pop("starts", held_out_starts(model, frames, 3)), frames, out, **more)
 
 
-@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
-@pytest.mark.parametrize("often", [0.0, 1000.0])
-@pytest.mark.parametrize("pieces", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("pieces", "often", "error"),
+    [(0, 0.0, Killed), *itertools.product((2, 4), (0.0, 1000.0), (Killed, KeyboardInterrupt))],
+)
 def test_a_forecast_goes_on_with_the_bits_of_an_uninterrupted_one(model, tmp_path, monkeypatch, pieces, often, error):
     monkeypatch.setattr(forecast_folder, "SAVED_EVERY", often)
     straight = written(model, tmp_path / "straight")
@@ -296,7 +300,7 @@ def test_a_folder_says_what_it_holds_and_takes_nothing_else(model, tmp_path):
         (lambda: written(model, out, 5, seed=1), "seed"),
         (lambda: written(model, out, 5, starts=Starts(held_out_starts(model, 5, 3).past + 1, "mine.npy")), "mine.npy"),
     ):
-        with pytest.raises(ValueError, match=rf"holds another forecast.*{what}.*choose another --out"):
+        with pytest.raises(ValueError, match=rf"holds other forecasts.*{what}.*choose another --out"):
             other()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
@@ -447,7 +451,8 @@ def test_a_model_of_images_is_no_forecast(tmp_path):
         held_out_starts(one, 2)
 
 
-def test_pictures_show_the_first_start(model, tmp_path):
+def test_pictures_show_the_first_start(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(field_pictures, "Figure", Figure)  # laid out, as in use (tests/conftest.py)
     written(model, tmp_path / "out", 6, pictures=True)
     with Image.open(tmp_path / "out" / "forecast.webp") as moving, Image.open(tmp_path / "out" / "forecast.png") as one:
         assert (moving.n_frames, moving.info["loop"]) == (6, 0)

@@ -27,7 +27,6 @@ from dualrate.runs.store import load
 from dualrate.sampling import grids
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.catalogue import SAMPLERS, make_step, sampler_named, taking
-from dualrate.sampling.cost import seconds_per_call
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.grids import GRIDS, grid_times
@@ -69,14 +68,6 @@ def small(heavy) -> Model:
     experiment = replace(heavy.experiment, networks=OneNetwork(net))
     networks, denoiser = experiment.build()
     return replace(heavy, experiment=experiment, networks=networks, denoiser=denoiser)
-
-
-@pytest.fixture
-def brief(monkeypatch) -> None:
-    """`cost` times a few calls instead of a second of each."""
-    monkeypatch.setattr(
-        "dualrate.drawing.measure.seconds_per_call", lambda call, **_: seconds_per_call(call, seconds=0)
-    )
 
 
 def test_every_name_makes_its_step():
@@ -308,7 +299,7 @@ def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual
         check_reuse(dual.denoiser, step, plan)
 
 
-def test_the_command_line_knows_the_names(brief, monkeypatch, capsys):
+def test_the_command_line_knows_the_names(monkeypatch, capsys):
     from dualrate.cli.main import main
 
     arguments = [
@@ -336,7 +327,7 @@ def test_a_comparison_takes_them_with_a_plan(name, heavy):
     assert candidate.plan.num_steps == 8
 
 
-def test_the_command_line_takes_eta_and_a_list_of_times(brief, monkeypatch, capsys):
+def test_the_command_line_takes_eta_and_a_list_of_times(monkeypatch, capsys):
     from dualrate.cli.main import main
 
     def calls(*options):

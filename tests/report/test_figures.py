@@ -9,13 +9,21 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 from PIL import Image
 
+from dualrate.report import figures
 from dualrate.report.figures import INK, PALETTE, loss_figure, mark, pareto_figure, png, ranks_figure, svg
 from report.made import DUAL, HEAVY, LIGHT, row
 
 ROWS = [HEAVY, row("heavy", steps=32, heavy=32, macs=5_340_000_000, seconds=0.08, value=11.8), LIGHT, DUAL]
 MORE = row(steps=64, heavy=16, macs=4_200_000_000, seconds=0.03, value=9.7)
+
+
+@pytest.fixture(autouse=True)
+def laid_out(monkeypatch):
+    """As in use (tests/conftest.py)."""
+    monkeypatch.setattr(figures, "Figure", Figure)
 
 
 def families(figure) -> dict[str, ErrorbarContainer]:

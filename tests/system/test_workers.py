@@ -1,8 +1,10 @@
 """Worker processes: what one process computes, whatever dies, and nobody is left behind."""
 
+import multiprocessing
 import os
 import signal
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -13,19 +15,16 @@ from trouble import is_alive
 
 from dualrate.system.workers import Workers, in_turn, mapper, number_of_workers
 
+GET_CONTEXT = multiprocessing.get_context
 BLOCKS = [range(i, i + 3) for i in range(0, 15, 3)]
 
 
 @pytest.fixture(scope="module")
 def two():
-    with Workers(2) as workers:
+    """Forks of a server, which start sooner than what is spawned."""
+    with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
+        patch.setattr("multiprocessing.get_context", lambda how: context)
         yield workers
-
-
-@pytest.fixture
-def forking(monkeypatch):
-    """Workers that are forks of a server, which start sooner than what is spawned."""
-    monkeypatch.setattr("multiprocessing.get_context", lambda how: context)
 
 
 def convolved(net: nn.Module, block: range) -> tuple[torch.Tensor, int, int]:
@@ -56,10 +55,15 @@ def test_a_gpu_that_was_chosen_by_its_number_is_not_taken_for_another():
         assert mapper(count, torch.device(device))
 
 
-def test_workers_compute_what_one_process_does_each_on_one_thread(two):
+@pytest.mark.parametrize("spawned", [True, False])
+def test_workers_compute_what_one_process_does_each_on_one_thread(two, spawned, monkeypatch):
+    if spawned:
+        monkeypatch.setattr("multiprocessing.get_context", GET_CONTEXT)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5)).eval()
     job = partial(convolved, net)
-    expected, found = dict(in_turn(job, BLOCKS)), dict(two(job, BLOCKS))
+    expected = dict(in_turn(job, BLOCKS))
+    with Workers(1) if spawned else nullcontext(two) as workers:
+        found = dict(workers(job, BLOCKS))
     assert list(found) == BLOCKS
     assert all(torch.equal(found[block][0], expected[block][0]) for block in BLOCKS)
     assert {threads for _, threads, _ in found.values()} == {1}
@@ -74,12 +78,12 @@ def test_an_error_of_the_job_is_raised_here(two):
     assert "in refused" in str(caught.value.__cause__)
 
 
-def test_a_worker_that_dies_ends_the_work_with_an_error(two, forking):
+def test_a_worker_that_dies_ends_the_work_with_an_error(two):
     with pytest.raises(ChildProcessError, match=r"a worker died.* use fewer \(--workers\)"):
         list(two(dies, BLOCKS))
 
 
-def test_an_interruption_leaves_no_process(two, forking):
+def test_an_interruption_leaves_no_process(two):
     found = two(slow, BLOCKS)
     _, one = next(found)
     processes = set(two._pool._processes)

@@ -183,7 +183,7 @@ def moved(found: Path, expected: Path) -> float:
 
 def agreement(job: Job, precision: str) -> Iterator[tuple[str, str, Callable[[], float]]]:
     """Kind and name of each comparison, and what makes its difference."""
-    few, device = slice(None, None, 7 if job.smoke else 1), job.device
+    few, device = slice(None, None, 15 if job.smoke else 1), job.device
 
     def beside(make: Callable[..., list[Tensor]], *of: str) -> Callable[[], float]:
         return lambda: difference(make(*of, device, precision), make(*of, CPU, "float32"))

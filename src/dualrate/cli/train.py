@@ -15,14 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, data_progress, report_end, reporter
-from dualrate.cli.recipe import (
-    HELP,
-    Device,
-    checked,
-    override,
-    recipe_named,
-    with_own_options,
-)
+from dualrate.cli.recipe import HELP, Device, checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.images import check_outside
 from dualrate.data.latent_set import ENCODING
@@ -118,35 +111,29 @@ class Run(Ranged):
 
 
 @dataclass(frozen=True)
-class Train(Run):
-    """Train a recipe. The same command resumes."""
+class OfExperiment(Run):
+    """What a recipe made, with the options that follow its name."""
 
     experiment: Annotated[Experiment, arg(name="")]
+
+    def run(self) -> None:
+        self.train(self.experiment)
+
+
+@dataclass(frozen=True)
+class Train(OfExperiment):
+    """Train a recipe. The same command resumes."""
+
     by: Annotated[Literal["denoising", "consistency"], arg(name="method")] = "denoising"
     """denoising: the loss of the recipe. consistency: training from data for few steps of DDIM (--method.steps)."""
 
-    def run(self) -> None:
-        self.train(self.experiment)
 
-
-@dataclass(frozen=True)
-class Retrofit(Run):
+class Retrofit(OfExperiment):
     """Make a model of diffusers dual-rate by training a light network beside it. The same command resumes."""
 
-    experiment: Annotated[Experiment, arg(name="")]
 
-    def run(self) -> None:
-        self.train(self.experiment)
-
-
-@dataclass(frozen=True)
-class Adapt(Run):
+class Adapt(OfExperiment):
     """Give a run few steps: a grid of times, and low-rank adapters by phase. The same command resumes."""
-
-    experiment: Annotated[Experiment, arg(name="")]
-
-    def run(self) -> None:
-        self.train(self.experiment)
 
 
 @dataclass(frozen=True)

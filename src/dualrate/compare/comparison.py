@@ -30,21 +30,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from dualrate.compare.candidates import (
-    Candidate,
-    RunRequest,
-    baselines_of,
-    candidates_of,
-    check_comparable,
-)
+from dualrate.compare.candidates import Candidate, RunRequest, baselines_of, candidates_of, check_comparable
 from dualrate.compare.page import compare_page
-from dualrate.compare.results import (
-    ComparisonResults,
-    MeasuredCandidate,
-    as_json,
-    keep_row,
-    read_row,
-)
+from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, keep_row, read_row
 from dualrate.config.ranges import Images, Members, Minutes, Precision, Ranged, WorkerCount, as_path
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.measure import (
@@ -130,16 +118,9 @@ def compare(
     Raises ValueError for bad requests, runs that do not compare, and an `out` that is no .html file; OSError where
     another process compares into the same directory.
     """
-    out, device = as_path(out), torch.device(device)
-    if out.suffix != ".html":
-        raise ValueError(f"--out is an .html file, beside which .json is written, got {out}")
-    end = time.monotonic() + 60 * effort.minutes
-    parsed = [RunRequest.parse(text) for text in requests]
+    end, device = time.monotonic() + 60 * effort.minutes, torch.device(device)
     features_named(features)  # a bad name is refused before the models are loaded
-    models = {
-        run: replace(load(run, device=device, note=progress.note), compiled=compiled, graphs=graphs)
-        for run in dict.fromkeys(request.run for request in parsed)
-    }
+    out, parsed, models = loaded(requests, out, device=device, compiled=compiled, graphs=graphs, progress=progress)
     if baselines:
         parsed += baselines_of(parsed, models, progress=progress)
     check_comparable(parsed, models, mixed=mixed)
@@ -179,6 +160,19 @@ def compare(
         results = replace(results, finished=finished).with_savings()
         write(results)
         return results
+
+
+def loaded(
+    requests: Sequence[str], out: str | Path, *, device: torch.device, compiled: bool, graphs: bool, progress: Reporter
+) -> tuple[Path, list[RunRequest], dict[Path, Model]]:
+    """The page's path, what is asked for, and its models by directory. Raises ValueError for bad requests and paths."""
+    out = as_path(out)
+    if out.suffix != ".html":
+        raise ValueError(f"--out is an .html file, beside which .json is written, got {out}")
+    parsed = [RunRequest.parse(text) for text in requests]
+    runs = dict.fromkeys(request.run for request in parsed)
+    models = {run: load(run, device=device, note=progress.note) for run in runs}
+    return out, parsed, {run: replace(model, compiled=compiled, graphs=graphs) for run, model in models.items()}
 
 
 def _share(workers: WorkerCount, device: torch.device) -> float:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from dualrate.compare.candidates import Candidate, RunRequest, candidates_of
-from dualrate.compare.comparison import useful_first
-from dualrate.config.ranges import Members, Minutes, Precision, as_path
+from dualrate.compare.comparison import loaded, useful_first
+from dualrate.config.ranges import Members, Minutes, Precision
 from dualrate.data.forecast import Forecast
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.forecast_scores import Scored, window_scores
@@ -22,7 +22,7 @@ from dualrate.metrics.distances import LEVEL
 from dualrate.report.figures import Panel, curves_figure, svg
 from dualrate.report.html import page
 from dualrate.report.table import EACH, Table, compute_unit, significant
-from dualrate.runs.store import load, read_experiment
+from dualrate.runs.store import read_experiment
 from dualrate.system.device import environment
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Reporter
@@ -72,14 +72,8 @@ def compare_forecasts(
 
     Raises ValueError for runs of other data, pasts or lead times than the first.
     """
-    out = as_path(out)
-    if out.suffix != ".html":
-        raise ValueError(f"--out is an .html file, beside which .json is written, got {out}")
-    parsed, end = [RunRequest.parse(text) for text in requests], time.monotonic() + 60 * minutes
-    models = {
-        run: replace(load(run, device=device, note=progress.note), compiled=compiled, graphs=graphs)
-        for run in dict.fromkeys(one.run for one in parsed)
-    }
+    end = time.monotonic() + 60 * minutes
+    out, parsed, models = loaded(requests, out, device=device, compiled=compiled, graphs=graphs, progress=progress)
     _check(list(models.values()))
     candidates = candidates_of(parsed, models)
     drawers = {

@@ -81,6 +81,7 @@ NoiseLevel = Annotated[float, Range(0, math.inf)]
 GuidanceWeight = Annotated[float, Range(-100, 100)]
 TeacherGuidance = Annotated[float, Range(0, 100, above=True)]
 LossWeight = Annotated[float, Range(0, 1000)]
+Positive = Annotated[float, Range(0, 1e30, above=True)]
 Factor = Annotated[float, Range(0, 1000, above=True)]
 Minutes = Annotated[float, Range(0, 1_000_000, above=True)]
 

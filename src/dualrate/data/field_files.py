@@ -34,15 +34,7 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.decode import Options, image_of
 from dualrate.data.images import to_float
 from dualrate.data.simulations import SIMULATIONS
-from dualrate.data.source import (
-    DataProgress,
-    hidden,
-    images_below,
-    named,
-    read_arrays,
-    reading,
-    split_named,
-)
+from dualrate.data.source import DataProgress, hidden, images_below, named, read_arrays, reading, split_named
 from dualrate.system.files import check_regular, naming, whole
 
 FRAMES = "frames:"  # begins a source that is a folder of folders of pictures

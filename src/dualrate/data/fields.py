@@ -35,15 +35,7 @@ from dualrate.data.field_files import (
 )
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.simulations import SIMULATIONS
-from dualrate.data.source import (
-    DataProgress,
-    Split,
-    printable,
-    resolved,
-    silent,
-    split_named,
-    test_split,
-)
+from dualrate.data.source import DataProgress, Split, printable, resolved, silent, split_named, test_split
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.system.files import whole

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.config.ranges import Range, Ranged
+from dualrate.config.ranges import Positive, Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Conditioned, Make
 from dualrate.data.fields import Fields, Statistics
@@ -30,7 +30,6 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 
 Frames = Annotated[int, Range(1, 256)]
-Positive = Annotated[float, Range(0, 1e30, above=True)]
 LOOKED_AT = 1000  # windows, for the scale of differences
 SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
 

@@ -20,18 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualrate.data.source import (
-    HELD_OUT,
-    Listed,
-    Raw,
-    Source,
-    Split,
-    hidden,
-    printable,
-    reading,
-    skipped,
-    split_named,
-)
+from dualrate.data.source import HELD_OUT, Listed, Raw, Source, Split, hidden, printable, reading, skipped, split_named
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.config.ranges import Range, Ranged
+from dualrate.config.ranges import Positive, Range, Ranged
 from dualrate.data.source import DataProgress, silent
 from dualrate.diffusion.random import Draws
 
@@ -33,7 +33,6 @@ SIMULATING = "simulating"  # the message of progress
 
 Duration = Annotated[float, Range(0, 1_000_000, above=True)]
 Points = Annotated[int, Range(8, 4096)]
-Positive = Annotated[float, Range(0, 1_000_000, above=True)]
 Friction = Annotated[float, Range(0, 1_000_000)]
 
 

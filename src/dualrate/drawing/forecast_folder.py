@@ -13,9 +13,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from dualrate.config.ranges import as_path
 from dualrate.config.serial import to_plain
 from dualrate.data.fields import Coordinate, check_writable, write_fields, write_netcdf
 from dualrate.diffusion.rolling import Rolling
-from dualrate.drawing.drawer import Drawer, Guidance, spread
+from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
     Frame,
     Piece,
@@ -38,20 +37,11 @@ from dualrate.drawing.forecast import (
     lead_unit,
     roll_out,
 )
-from dualrate.drawing.samples import Identity, as_before, drawn_by, joined_calls, record_in, refuse_others
-from dualrate.metrics.store import Origin
+from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress, record_in
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
-from dualrate.system.files import (
-    append_record,
-    naming,
-    read_records,
-    sync,
-    whole,
-    write_whole,
-    written_aside,
-)
+from dualrate.system.files import append_record, naming, read_records, sync, whole, write_whole, written_aside
 from dualrate.system.progress import ImageProgress, run_lock
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
@@ -86,31 +76,18 @@ def _cost(drawer: Drawer) -> dict[str, float]:
     return {"frames": 1, "first_window": round(first), "later_window": later}
 
 
-@dataclass(frozen=True)
-class Record:
-    """forecast.json.
+@dataclass(frozen=True, kw_only=True)
+class Record(Drawn):
+    """forecast.json. Start i has the seed first_seed + i.
 
-    model, path, iteration: where the weights are from; their hash is in `origin`
-    sampler, step, plan:    the update rule in words, with all its settings, and its times and heavy calls
-    first_seed:             start i has the seed first_seed + i
-    source, digest:         where the starts are from, in words; sha256 of them
-    known:                  frames of truth.npy
-    lead_times, unit:       of each frame after its start
-    cost:                   multiply-adds of a member: of the first window, where members share a heavy call; of a later
-    calls:                  what drew it: commands, batch sizes, devices, versions; no two differ in dates alone
+    source, digest:   where the starts are from, in words; sha256 of them
+    known:            frames of truth.npy
+    lead_times, unit: of each frame after its start
+    cost:             multiply-adds of a member: of the first window, where members share a heavy call; of a later one
     """
 
-    model: str
-    path: str
-    iteration: int
-    sampler: str
-    step: dict
-    plan: dict
-    guidance: Guidance
-    origin: Origin
-    first_seed: int
+    content = "forecasts"
     starts: int
-    members: int
     frames: int
     source: str
     digest: str
@@ -118,8 +95,6 @@ class Record:
     variables: tuple[str, ...]
     lead_times: tuple[float, ...]
     unit: str
-    cost: dict
-    calls: tuple[dict, ...] = ()
 
     @staticmethod
     def of(drawer: Drawer, starts: Starts, frames: int, seed: int, command: str) -> Record:
@@ -128,7 +103,6 @@ class Record:
             **drawn_by(drawer, command),
             first_seed=seed,
             starts=len(starts),
-            members=drawer.members,
             frames=frames,
             source=starts.source,
             digest=starts.digest,
@@ -139,21 +113,9 @@ class Record:
             cost=_cost(drawer),
         )
 
-    def joined(self, earlier: Record | None, directory: Path) -> Record:
-        """With the calls of an earlier record of the same forecast. Raises ValueError for one of another."""
-        if earlier is None:
-            return self
-        refuse_others(earlier._identity(), self._identity(), f"{directory} holds another forecast, they differ in")
-        return replace(self, calls=joined_calls(earlier.calls, self.calls))
-
-    def _identity(self) -> Identity:
-        """What is equal in all frames of a folder: the value, and how an error shows it."""
-        found = {one.name: getattr(self.origin, one.name) for one in fields(Origin)}
-        found |= {"seed": self.first_seed, "members": self.members, "frames": self.frames, "starts": self.digest}
-        weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
-        words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
-        words |= {"starts": f"{self.source}, {self.digest[:12]}"}
-        return {name: (value, words.get(name, value)) for name, value in found.items()}
+    def identity(self) -> dict[str, tuple[Any, Any]]:
+        starts = self.digest, f"{self.source}, {self.digest[:12]}"
+        return super().identity() | {"frames": (self.frames, self.frames), "starts": starts}
 
 
 def read_record(directory: Path) -> Record | None:
@@ -227,21 +189,9 @@ class Store:
             append_record(self.journal, self.pending)
         self.pending, self.saved = None, time.monotonic()
 
-    @contextmanager
-    def naming_progress(self) -> Iterator[None]:
-        """Says in an interruption, and in an error of a file, how far it came; an interruption notes all there is."""
-
-        def so_far() -> str:
-            frames = self.shape[0] * self.shape[1] * self.shape[2]
-            return f"{self.done.sum():,} of {frames:,} frames are in {self.path.parent}"
-
-        try:
-            yield
-        except KeyboardInterrupt:
-            self.save()
-            raise KeyboardInterrupt(f"interrupted: {so_far()}; the same command goes on") from None
-        except OSError as error:
-            raise OSError(f"{error}. {so_far()}; once that is mended, the same command goes on") from error
+    def __str__(self) -> str:
+        """How far it came."""
+        return f"{self.done.sum():,} of {self.done.size * self.shape[2]:,} frames are in {self.path.parent}"
 
 
 @dataclass(frozen=True)
@@ -304,10 +254,14 @@ def write_forecast(
         report, there = progress or (lambda done, total: None), int(store.done.sum())
         report(there, store.done.size * frames)
         begun = time.perf_counter()
-        with store.naming_progress():
-            for piece in roll_out(drawer, starts.past, frames, seed=seed, earlier=store.earlier):
-                store.write(piece)
-                report(int(store.done.sum()), store.done.size * frames)
+        with naming_progress(store):
+            try:
+                for piece in roll_out(drawer, starts.past, frames, seed=seed, earlier=store.earlier):
+                    store.write(piece)
+                    report(int(store.done.sum()), store.done.size * frames)
+            except KeyboardInterrupt:
+                store.save()
+                raise
             seconds = time.perf_counter() - begun
             if other is not None and not other.exists():
                 if format == "netcdf":

@@ -49,7 +49,7 @@ from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, Samples
 from dualrate.drawing.likelihood import Estimate
 from dualrate.drawing.measure import Measurement, image_batches
-from dualrate.drawing.samples import NPZ, Files, Pictures
+from dualrate.drawing.samples import NPZ, Files, Pictures, naming_progress
 from dualrate.experiment.experiment import Model
 from dualrate.methods.unified_latents import bound, end
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
@@ -176,7 +176,7 @@ def decode_latents(
         write_whole(out / RECORD, json.dumps(record, indent=1) + "\n")
         names = [re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.")[:60] or "image" for name in latents.names]
         files = Files([out / f"{i:06}-{name}.png" for i, name in enumerate(names)], range(count), Pictures(shape))
-        with files.naming_progress():
+        with naming_progress(files):
             drawn, seconds = files.fill(draw, batch_size, progress)
             if npz:
                 write_npz(out / NPZ, files.read(), (count, *shape), None)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -42,7 +42,6 @@ from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import ImageProgress, run_lock
 from dualrate.system.workers import Mapper, in_turn
 
-Identity = Mapping[str, tuple[Any, Any]]  # what is equal in all of a folder: the value, and how an error shows it
 Kept = TypeVar("Kept")  # a record
 Ending = Literal[".png", ".txt"]
 GRID_PNG, NPZ = "grid.png", "images.npz"
@@ -145,34 +144,36 @@ class Files:
         """(C, H, W) each, one at a time."""
         return map(self.kind.read, self.paths)
 
-    @contextmanager
-    def naming_progress(self) -> Iterator[None]:
-        """Says in an interruption, and in an error of a file, how far it came."""
-
-        def so_far() -> str:
-            return f"{self.there.sum()} of {len(self.seeds)} {self.noun}s are in {self.paths[0].parent}"
-
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted: {so_far()}; the same command goes on") from None
-        except OSError as error:
-            raise OSError(f"{error}. {so_far()}; once that is mended, the same command goes on") from error
+    def __str__(self) -> str:
+        """How far it came."""
+        return f"{self.there.sum()} of {len(self.seeds)} {self.noun}s are in {self.paths[0].parent}"
 
 
-@dataclass(frozen=True)
-class Record:
-    """sample.json.
+@contextmanager
+def naming_progress(of: object) -> Iterator[None]:
+    """Says in an interruption, and in an error of a file, how far it came, as `of` is then printed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: {of}; the same command goes on") from None
+    except OSError as error:
+        raise OSError(f"{error}. {of}; once that is mended, the same command goes on") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What the record of a folder says, whatever was drawn into it.
 
     model, path, iteration: where the weights are from; their hash is in `origin`
     sampler, step, plan:    the update rule in words, with all its settings, and its times and heavy calls
-    first_seed, images:     image i has the seed first_seed + i; the most images that were asked for so far
-    origin:                 all that decides an image of a seed
-    cost:                   of one image
-    ending:                 of the images' files: .txt of pieces of text
-    members:                images of each seed
-    calls:                  what drew the images: commands, batch sizes, devices, versions; no two differ in dates alone
+    origin:                 all that decides what is drawn with a seed
+    first_seed:             of what is drawn first; the next has the seed after it
+    members:                samples of each seed
+    calls:                  what drew it: commands, batch sizes, devices, versions; no two differ in dates alone
     """
+
+    content: ClassVar[str]
+    """What the folder holds, in an error."""
 
     model: str
     path: str
@@ -181,13 +182,54 @@ class Record:
     step: dict
     plan: dict
     guidance: Guidance
-    first_seed: int
-    images: int
     origin: Origin
+    first_seed: int
     cost: dict
-    ending: Ending = ".png"
-    calls: tuple[dict, ...] = ()
     members: int = 1
+    calls: tuple[dict, ...] = ()
+
+    def joined(self, earlier: Self | None, directory: Path) -> Self:
+        """With what an earlier record of the same content says besides.
+
+        Raises ValueError that names what differs, if the earlier one is of something else.
+        """
+        if earlier is None:
+            return self
+        here, differing = self.identity(), []
+        for name, (value, words) in earlier.identity().items():
+            other, now = here[name]
+            if value != other:
+                differing.append(f"{name} ({value}; now {other})" if words == now else f"{name} ({words}; now {now})")
+        if differing:
+            raise ValueError(
+                f"{directory} holds other {self.content}, they differ in {', '.join(differing)}: choose another --out"
+            )
+        known = [call | {"date": None} for call in earlier.calls]
+        return replace(
+            self, calls=(*earlier.calls, *(call for call in self.calls if call | {"date": None} not in known))
+        )
+
+    def identity(self) -> dict[str, tuple[Any, Any]]:
+        """What is equal in all of a folder: the value, and how an error shows it."""
+        found = {one.name: getattr(self.origin, one.name) for one in fields(Origin)}
+        found |= {"first seed": self.first_seed, "members": self.members}
+        weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
+        words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
+        return {name: (value, words.get(name, value)) for name, value in found.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Drawn):
+    """sample.json.
+
+    images: the most that were asked for so far
+    cost:   of one image
+    ending: of the images' files: .txt of pieces of text
+    """
+
+    content = "samples"
+    images: int
+    ending: Ending = ".png"
 
     @staticmethod
     def of(drawer: Drawer, seeds: range, kind: Pictures | Pieces, command: str) -> Record:
@@ -198,7 +240,6 @@ class Record:
             images=len(seeds),
             cost={name: getattr(cost, name) for name in ("heavy_calls", "light_calls", "macs", "flops")},
             ending=kind.ending,
-            members=drawer.members,
         )
 
     def file_names(self, seed: int) -> list[str]:
@@ -209,40 +250,8 @@ class Record:
         return [f"{name}{member}{self.ending}" for member in members]
 
     def joined(self, earlier: Record | None, directory: Path) -> Record:
-        """This record with what an earlier one of the same images says besides.
-
-        Raises ValueError that names what differs, if the earlier one is of images of another kind.
-        """
-        if earlier is None:
-            return self
-        refuse_others(earlier._identity(), self._identity(), f"{directory} holds other samples, they differ in")
-        calls = joined_calls(earlier.calls, self.calls)
-        return replace(self, images=max(self.images, earlier.images), calls=calls)
-
-    def _identity(self) -> Identity:
-        """What is equal in images of one kind: the value, and how an error shows it."""
-        found = {one.name: getattr(self.origin, one.name) for one in fields(Origin)}
-        found |= {"first seed": self.first_seed, "members": self.members}
-        weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
-        words = {"weights": weights, "experiment": self.origin.experiment[:12], "sampler": self.sampler}
-        return {name: (value, words.get(name, value)) for name, value in found.items()}
-
-
-def refuse_others(earlier: Identity, here: Identity, but: str) -> None:
-    """Raises ValueError, which begins with `but`, where what a folder holds differs from what is asked for."""
-    differing = []
-    for name, (value, words) in earlier.items():
-        other, now = here[name]
-        if value != other:
-            differing.append(f"{name} ({value}; now {other})" if words == now else f"{name} ({words}; now {now})")
-    if differing:
-        raise ValueError(f"{but} {', '.join(differing)}: choose another --out")
-
-
-def joined_calls(earlier: tuple[dict, ...], now: tuple[dict, ...]) -> tuple[dict, ...]:
-    """What drew the content of a folder; no two differ in dates alone."""
-    known = [call | {"date": None} for call in earlier]
-    return (*earlier, *(call for call in now if call | {"date": None} not in known))
+        made = super().joined(earlier, directory)
+        return made if earlier is None else replace(made, images=max(self.images, earlier.images))
 
 
 def grids_below(folder: Path) -> frozenset[Path]:
@@ -263,6 +272,7 @@ def drawn_by(drawer: Drawer, command: str) -> dict[str, Any]:
         "plan": json.loads(drawer.plan.to_json()),
         "guidance": drawer.guidance,
         "origin": drawer.origin(PIXELS),
+        "members": drawer.members,
         "calls": ({"command": command, "batch_size": drawer.batch_size, **device},),
     }
 
@@ -382,7 +392,7 @@ def write_samples(
             images, columns = strips(drawer, seeds, np.stack([kind.read(path) for path in files.paths[: kind.shown]]))
             kind.show(images, out, columns)
 
-        with files.naming_progress():
+        with naming_progress(files):
             if files.there[: kind.shown].all():
                 show()
             report = progress or (lambda done, total: None)

@@ -32,14 +32,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.from_diffusers.diffusers_folder import Adopted, adopted
-from dualrate.from_diffusers.retrofitted import (
-    COLOURS,
-    OwnBlocks,
-    Retrofitted,
-    condition_of_folder,
-    shorter,
-    taps_of,
-)
+from dualrate.from_diffusers.retrofitted import COLOURS, OwnBlocks, Retrofitted, condition_of_folder, shorter, taps_of
 from dualrate.from_diffusers.text_folder import TextFolder
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler

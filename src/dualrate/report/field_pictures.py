@@ -167,14 +167,17 @@ def _moving_maps(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
         axes.set(xticks=[], yticks=[], facecolor=UNKNOWN)
         axes.set_title(name, fontsize=11)
     figure.colorbar(images[0], ax=list(grid), label=shown.variable, shrink=0.8, pad=0.01)
+    title = figure.suptitle("", fontsize=11)
     for i in some:
         for image, field in zip(images, fields.values(), strict=True):
             image.set_data(field[i])
-        figure.suptitle(f"{shown.lead}: {shown.times[i]:.4g}", fontsize=11)
+        title.set_text(f"{shown.lead}: {shown.times[i]:.4g}")
         yield _picture(figure)
 
 
 def _picture(figure: Figure) -> Image.Image:
+    """The next picture is laid out as this one."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
+    figure.set_layout_engine("none")
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -180,10 +180,14 @@ def priced(
     with torch.no_grad():
         cond = read(denoiser, given)
     reading = price(lambda: read(denoiser, given)) if cond.features else 0
-    heavy = price(lambda: denoiser.encode(z, t, cond))
-    with torch.no_grad():
+    context = Context()
+
+    def encode() -> Context:
+        nonlocal context
         context = denoiser.encode(z, t, cond)
-    kept = context.aged()
+        return context
+
+    heavy, kept = price(encode), context.aged()
     light = price(lambda: denoiser.denoise(z, t, kept, cond))
     can = abilities(denoiser)
     partial = price(lambda: denoiser.renew(z, t, kept, cond)) if Refresh.PARTIAL in can.between else 0

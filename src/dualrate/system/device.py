@@ -337,8 +337,9 @@ def _processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
+@cache
 def _commit() -> str:
-    """Short hash, "-dirty" with uncommitted changes; empty outside a checkout of this package."""
+    """Short hash of the code that runs, "-dirty" with uncommitted changes; empty outside a checkout of this package."""
     git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
     try:
         git(["git", "ls-files", "--error-unmatch", Path(__file__).name])

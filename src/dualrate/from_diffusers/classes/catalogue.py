@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dualrate.from_diffusers.classes import dit, flux, pixart, qwen_image, sana, sd3, unet, unet_text
-from dualrate.from_diffusers.classes.kind import Config, Kind
+from dualrate.from_diffusers.classes import flux, pixart, qwen_image, sana, sd3, unet_text
+from dualrate.from_diffusers.classes.kind import Config, Kind, Rows, by_label, down_and_up, without_skips
 
 KINDS: dict[str, Kind] = {
-    "DiTTransformer2DModel": dit.KIND,
-    "UNet2DModel": unet.KIND,
+    "DiTTransformer2DModel": Kind(  # of classes (Peebles and Xie 2022)
+        by_label, lambda config: config.get("num_embeds_ada_norm", 1000), null=True, rows=Rows()
+    ),
+    "UNet2DModel": Kind(  # of pixels or latents, with classes or without (Ho et al. 2020, LDM)
+        by_label,
+        lambda config: config.get("num_class_embeds") or 0,
+        known={"time_embedding_type": ("positional",), "class_embed_type": (None,)},
+        blocks=down_and_up,
+        tapped=without_skips,
+    ),
     "UNet2DConditionModel": unet_text.KIND,
     "SD3Transformer2DModel": sd3.KIND,
     "PixArtTransformer2DModel": pixart.KIND,
