@@ -1,7 +1,8 @@
 """Prompts of images: their captions, and what the text encoders of a model make of these, packed beside latents.
 
     FOLDER/prompts/            a packed folder (cache.py), rows N x 1 x 1 x D float16, in the latents' order
-    FOLDER/prompts/captions    the captions in their own order, a JSON string a line
+    FOLDER/prompts/captions    the captions in their own order, a JSON string a line; where in it a prompt's is, in
+                               bytes, stands in the place of a label
     FOLDER/prompts/empty.npy   (1, 1, D) float32: the prompt that stands for none
 
 Captions are lines of a text file, rows of a .csv or .parquet file, or a text file beside each image, of its name. Rows
@@ -262,7 +263,7 @@ def encode_prompts(
         if unfinished:
             captions.write(place / CAPTIONS)
             raws: dict[Split, tuple[str, Raw]] = {
-                split: (f"{folder.name}/{split}", Raw(_Lines(place / CAPTIONS, found), len(found), None, ()))
+                split: (f"{folder.name}/{split}", Raw(_Lines(place / CAPTIONS, found), len(found), found, ()))
                 for split, found in captions.places.items()
             }
             row = {"shape": [1, 1, encoder.size], "dtype": "float16", "each": 1}
@@ -300,6 +301,27 @@ def _encode_shard(folder: Path, encoder: TextEncoder, device: str, batch_size: i
 # Reading
 
 
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Captions by their places in a file, read when they are asked for."""
+
+    file: Path
+    places: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> str:
+        """Raises Damaged for a file that is not what was written."""
+        with self.file.open("rb") as opened:
+            opened.seek(int(self.places[index]))
+            line = opened.readline()
+        try:
+            return str(json.loads(line))
+        except ValueError as error:
+            raise Damaged(f"{self.file} is not what was written ({error}): encode the captions again") from error
+
+
 class PromptSet(TrainingSet):
     """Prompts of one split, in the order of the latents beside them. encoder: its fingerprint; size: D"""
 
@@ -333,6 +355,12 @@ class PromptSet(TrainingSet):
     @staticmethod
     def floats(rows: Tensor, draws: Draws) -> Tensor:
         return rows.float()
+
+    @property
+    def texts(self) -> Texts | None:
+        """The captions; None of prompts that were encoded before their places were kept."""
+        places = self.packed.labels
+        return None if places is None else Texts(self.folder / CAPTIONS, places)
 
     def empty(self) -> Tensor:
         """(1, 1, 1, D): the prompt that stands for none. Raises Damaged where the file is not what was written."""
