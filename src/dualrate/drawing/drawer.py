@@ -172,7 +172,7 @@ class Drawer(Ranged):
         return [seed % classes if one is None else one for seed in seeds] if classes else None
 
     def strata(self, seeds: Sequence[int]) -> Tensor | None:
-        """`labels` for a score's interval, (N,) int64; None where a class has one image, or all have one class, or none.
+        """`labels` for a score's interval, (N,) int64; None where a class has one image, or there are no two classes.
 
         One image does not tell its class's spread; the interval then counts the choice of classes as chance, and is
         wider.
