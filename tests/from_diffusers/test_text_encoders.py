@@ -124,7 +124,10 @@ def test_prompts_are_what_the_pipelines_own_encoders_make(root, tmp_path, monkey
         prompts = read_prompts(tmp_path / "latents", split)
         rows = prompts.rows(np.arange(len(prompts)), Draws(0, torch.arange(len(prompts))), Augment())
         with torch.no_grad():
-            expected = [layout.packed(PIPELINES[name][-1](pipe, text)[0]) for text in map(prompts.texts.__getitem__, range(len(prompts)))]
+            expected = [
+                layout.packed(PIPELINES[name][-1](pipe, text)[0])
+                for text in map(prompts.texts.__getitem__, range(len(prompts)))
+            ]
         torch.testing.assert_close(rows.float(), torch.cat(expected).half().float(), rtol=2e-3, atol=2e-3)
     with torch.no_grad():
         negative = layout.packed(PIPELINES[name][-1](pipe, "a")[1])

@@ -22,11 +22,12 @@ from torch import Tensor
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Prompts
-from dualrate.from_diffusers.diffusers_folder import COMPONENTS, INDEX, ForeignConfig
+from dualrate.from_diffusers.diffusers_folder import COMPONENTS, INDEX, NETWORK, ForeignConfig
 from dualrate.from_diffusers.pipelines import encoded, negative_prompt
 from dualrate.system.files import check_files, read_bytes, read_json, write_whole
 
 PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin
+VAE_LAYOUT = f"vae/{NETWORK}"
 UNUSED = (*COMPONENTS, "vae", "safety_checker", "feature_extractor", "image_encoder")  # parts that texts do not need
 
 
@@ -65,6 +66,9 @@ def copy_encoders(folder: Path, target: Path) -> None:
     """All that `read_pipeline` reads of a pipeline's folder, into a new one."""
     target.mkdir()
     shutil.copyfile(folder / INDEX, target / INDEX)
+    if (layout := folder / VAE_LAYOUT).is_file():
+        (target / VAE_LAYOUT).parent.mkdir()
+        shutil.copyfile(layout, target / VAE_LAYOUT)
     for part in folder.iterdir():
         if part.is_dir() and part.name.startswith((*PARTS, "scheduler")):
             shutil.copytree(part, target / part.name)
@@ -73,7 +77,9 @@ def copy_encoders(folder: Path, target: Path) -> None:
 @lru_cache(1)
 def _pipeline(folder: Path, fingerprint: str, side: int, device: str) -> Any:
     pipeline = read_pipeline(folder).to(device)
-    pipeline.default_sample_size = side  # for which it would ask its network
+    pipeline.default_sample_size = side  # for which it would ask its network, and for the other its VAE
+    if (layout := folder / VAE_LAYOUT).is_file() and (blocks := read_json(layout).get("block_out_channels")):
+        pipeline.vae_scale_factor = 2 ** (len(blocks) - 1)
     return pipeline
 
 
