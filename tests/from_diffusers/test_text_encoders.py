@@ -1,8 +1,5 @@
 """`dualrate data encode --prompts` by real classes of transformers: what a pipeline's own `encode_prompt` makes."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -12,12 +9,10 @@ from from_diffusers.models import diffusers, flux, pipeline_class, pixart, rando
 from latents import autoencoders
 from latents.autoencoders import photos
 
-import dualrate as dr
 from dualrate.data.loader import Augment
 from dualrate.data.prompts import read_prompts
 from dualrate.diffusion.random import Draws
 from dualrate.from_diffusers.diffusers_folder import adopted
-from dualrate.from_diffusers.pipelines import negative_prompt
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
