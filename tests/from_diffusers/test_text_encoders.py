@@ -1,5 +1,8 @@
 """`dualrate data encode --prompts` by real classes of transformers: what a pipeline's own `encode_prompt` makes."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,9 @@ from from_diffusers import encoders
 from from_diffusers.models import diffusers, flux, pipeline_class, pixart, randomised, sd3, sdxl, unet_text
 from latents import autoencoders
 from latents.autoencoders import photos
+from safetensors.torch import load_file, save_file
 
+import dualrate as dr
 from dualrate.data.loader import Augment
 from dualrate.data.prompts import read_prompts
 from dualrate.diffusion.random import Draws
@@ -127,3 +132,63 @@ def test_prompts_are_what_the_pipelines_own_encoders_make(root, tmp_path, monkey
     with torch.no_grad():
         negative = layout.packed(PIPELINES[name][-1](pipe, "a")[1])
     torch.testing.assert_close(prompts.empty(), negative)
+
+
+def changed(file, **settings):
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | settings))
+
+
+def with_lora(file):
+    """As a model is saved while a LoRA is loaded."""
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith(("q_proj.weight", "to_q.weight")))
+    weights[name.replace(".weight", ".base_layer.weight")] = weights.pop(name)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda folder: changed(folder / "model_index.json", text_encoder=["mine", "Mine"]), "text_encoder is of mine"),
+        (lambda folder: changed(folder / "model_index.json", _class_name=["own", "Own"]), "its class is in a file"),
+        (lambda folder: changed(folder / "text_encoder/config.json", quantization_config={"bits": 4}), "quantised"),
+        (lambda folder: changed(folder / "unet/config.json", quantization_config={"bits": 4}), "is quantised: take"),
+        (lambda folder: with_lora(folder / "text_encoder/model.safetensors"), r"text_encoder was saved with a LoRA"),
+        (lambda folder: with_lora(folder / "unet/diffusion_pytorch_model.safetensors"), "unet was saved with a LoRA"),
+    ],
+    ids=["own encoder", "own class", "quantised encoder", "quantised network", "LoRA of the encoder", "LoRA"],
+)
+def test_pipelines_that_cannot_be_followed_are_refused_in_a_sentence(root, tmp_path, monkeypatch, capsys, change, why):
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(pipeline(root, "SD")[1], tmp_path / "SD")
+    change(folder)
+    how = ("--prompt", "a red circle", "--steps", "1", "--device", "cpu", "--out", tmp_path / "out")
+    assert call(monkeypatch, "sample", folder, *how) == 2
+    assert why in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_lora_that_is_loaded_into_a_text_encoder_is_a_part_of_it(root):
+    """The texts go through the pipeline as it is."""
+    pipe, _ = pipeline(root, "SD")
+    denoiser = dr.from_diffusers(pipe)
+    before = dr.prompts(denoiser, "a red circle", pipe).given
+    layer = next(part for part in pipe.text_encoder.modules() if hasattr(part, "q_proj"))
+    layer.q_proj = Low(layer.q_proj)
+    with torch.no_grad():
+        expected = pipe.encode_prompt("a red circle", "cpu", 1, False)[0]
+        found = dr.prompts(denoiser, "a red circle", pipe).given
+    torch.testing.assert_close(found.flatten(), expected.flatten())
+    assert not torch.allclose(found, before)
+
+
+class Low(torch.nn.Module):
+    """As a LoRA wraps a layer."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.weight = base, base.weight
+        self.down, self.up = torch.nn.Linear(base.in_features, 1), torch.nn.Linear(1, base.out_features)
+
+    def forward(self, h):
+        return self.base(h) + self.up(self.down(h))

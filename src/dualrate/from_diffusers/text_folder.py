@@ -22,9 +22,18 @@ from torch import Tensor
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Prompts
-from dualrate.from_diffusers.diffusers_folder import COMPONENTS, INDEX, NETWORK, ForeignConfig
+from dualrate.from_diffusers.diffusers_folder import (
+    COMPONENTS,
+    FUSE,
+    INDEX,
+    LORA,
+    NETWORK,
+    ForeignConfig,
+    check_own,
+    check_whole_numbers,
+)
 from dualrate.from_diffusers.pipelines import encoded, negative_prompt
-from dualrate.system.files import check_files, read_bytes, read_json, write_whole
+from dualrate.system.files import check_files, read_bytes, read_header, read_json, write_whole
 
 PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin
 VAE_LAYOUT = f"vae/{NETWORK}"
@@ -49,17 +58,26 @@ def fingerprint_of(folder: Path) -> str:
 
 
 def read_pipeline(folder: Path) -> Any:
-    """The pipeline without its network. Raises ValueError where transformers is missing, or for code of its own."""
+    """The pipeline without its network.
+
+    Raises ValueError where transformers is missing, for code of its own, and for text encoders that are quantised or
+    hold a LoRA.
+    """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from diffusers.utils.import_utils import is_transformers_available
 
     if not is_transformers_available():
         raise ValueError(f"the text encoders of {folder} need transformers: pip install transformers")
-    unused = {part: None for part in read_json(folder / INDEX) if part in UNUSED}
-    pipeline = DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
-    if type(pipeline).__module__.partition(".")[0] != "diffusers":
-        raise ValueError(f"{type(pipeline).__name__} in {folder} is no pipeline of diffusers' own")
-    return pipeline
+    index = read_json(folder / INDEX)
+    check_own(folder, index)
+    for part in (folder / name for name in index if name.startswith(PARTS[0])):
+        check_whole_numbers(part, read_json(part / NETWORK) if (part / NETWORK).is_file() else {})
+        for file in part.glob("*.safetensors"):  # transformers draws at random what it does not find
+            with file.open("rb") as opened:
+                if any(LORA.search(name) for name in read_header(opened)):
+                    raise ValueError(f"{part} was saved with a LoRA beside its weights: {FUSE}")
+    unused = {part: None for part in index if part in UNUSED}
+    return DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
 
 
 def copy_encoders(folder: Path, target: Path) -> None:
