@@ -150,6 +150,7 @@ def with_lora(file):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
+        (lambda folder: (folder / "tokenizer/tokenizer.json").unlink(), "tokenizer has no vocabulary (tokenizer.json"),
         (lambda folder: changed(folder / "model_index.json", text_encoder=["mine", "Mine"]), "text_encoder is of mine"),
         (lambda folder: changed(folder / "model_index.json", _class_name=["own", "Own"]), "its class is in a file"),
         (lambda folder: changed(folder / "text_encoder/config.json", quantization_config={"bits": 4}), "quantised"),
@@ -157,7 +158,15 @@ def with_lora(file):
         (lambda folder: with_lora(folder / "text_encoder/model.safetensors"), r"text_encoder was saved with a LoRA"),
         (lambda folder: with_lora(folder / "unet/diffusion_pytorch_model.safetensors"), "unet was saved with a LoRA"),
     ],
-    ids=["own encoder", "own class", "quantised encoder", "quantised network", "LoRA of the encoder", "LoRA"],
+    ids=[
+        "no vocabulary",
+        "own encoder",
+        "own class",
+        "quantised encoder",
+        "quantised network",
+        "LoRA of the encoder",
+        "LoRA",
+    ],
 )
 def test_pipelines_that_cannot_be_followed_are_refused_in_a_sentence(root, tmp_path, monkeypatch, capsys, change, why):
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))

@@ -1,6 +1,7 @@
 """CLIP score: the closed formula on a CLIPModel of transformers, tiny, with random weights; and what is refused."""
 
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -104,6 +105,8 @@ def test_what_it_cannot_score_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_lacks_a_part_is_refused(folder, tmp_path):
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(ValueError, match=r"holds no whole CLIPModel .* hf download"):
-        load_clip(tmp_path)
+    for name, what in (("tokenizer.json", "no tokenizer.json or vocab.json"), ("model.safetensors", "no file named")):
+        lacking = shutil.copytree(folder, tmp_path / name)
+        (lacking / name).unlink()
+        with pytest.raises(ValueError, match=rf"holds no whole CLIPModel \(.*{what}.*hf download"):
+            load_clip(lacking)

@@ -36,6 +36,7 @@ from dualrate.from_diffusers.pipelines import encoded, negative_prompt
 from dualrate.system.files import check_files, read_bytes, read_header, read_json, write_whole
 
 PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin
+VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 VAE_LAYOUT = f"vae/{NETWORK}"
 UNUSED = (*COMPONENTS, "vae", "safety_checker", "feature_extractor", "image_encoder")  # parts that texts do not need
 
@@ -61,7 +62,7 @@ def read_pipeline(folder: Path) -> Any:
     """The pipeline without its network.
 
     Raises ValueError where transformers is missing, for code of its own, and for text encoders that are quantised or
-    hold a LoRA.
+    hold a LoRA, and tokenizers without a vocabulary.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from diffusers.utils.import_utils import is_transformers_available
@@ -76,6 +77,9 @@ def read_pipeline(folder: Path) -> Any:
             with file.open("rb") as opened:
                 if any(LORA.search(name) for name in read_header(opened)):
                     raise ValueError(f"{part} was saved with a LoRA beside its weights: {FUSE}")
+    for part in (folder / name for name in index if name.startswith(PARTS[1])):
+        if not any((part / name).is_file() for name in VOCABULARY):  # transformers would make do with none
+            raise ValueError(f"{part} has no vocabulary ({', '.join(VOCABULARY)}): fetch the pipeline again")
     unused = {part: None for part in index if part in UNUSED}
     return DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
 

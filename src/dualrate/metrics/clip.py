@@ -33,6 +33,7 @@ from dualrate.system.folders import some_of
 
 METRIC = METRICS["clip"]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the images it was trained on
+VOCABULARY = ("tokenizer.json", "vocab.json")
 AT_A_TIME = 50  # images, and texts
 
 
@@ -82,6 +83,8 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
     with needs(METRIC, "dinov2", "transformers"):
         from transformers import CLIPModel, CLIPTokenizer  # pyright: ignore[reportMissingImports]
     try:
+        if not any((folder / name).is_file() for name in VOCABULARY):  # transformers would make do with none
+            raise OSError(f"no {' or '.join(VOCABULARY)}")
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         net, report = CLIPModel.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
