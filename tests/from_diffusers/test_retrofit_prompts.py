@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -34,6 +35,7 @@ from dualrate.metrics.features import Architecture, Card, FeatureNet, weight_byt
 from dualrate.planning.planner import NO_CONTEXT
 from dualrate.recipes import auto, retrofit
 from dualrate.recipes.students import plain_student
+from dualrate.runs.store import called_by
 from dualrate.system.progress import Silent
 
 COUNT = 20
@@ -306,6 +308,12 @@ def test_a_pipeline_is_compared_with_its_run_by_the_runs_prompts(root, tmp_path,
     assert rows["model"]["value"] == pytest.approx(expected, rel=1e-4)
     assert rows["run"]["sampler"].endswith(", guidance 2")
     assert rows["run"]["value"] != rows["model"]["value"]
+
+
+def test_a_worker_loads_a_model_of_prompts_under_a_denoiser(root):
+    given = Given(embedding("a red circle").reshape(1, 1, 1, -1))
+    model = called_by(dr.load(root / "model").with_given(given), "from_diffusers.texts:as_it_is")
+    assert pickle.loads(pickle.dumps(model)).weights_hash == model.weights_hash
 
 
 def test_steps_that_would_see_no_prompt_are_neither_drawn_nor_planned_nor_trained(root, tmp_path, monkeypatch, capsys):
