@@ -290,6 +290,9 @@ def test_a_run_is_scored_by_images_of_held_out_prompts_or_of_named_ones(root, tm
         seen, words = Words().features(images).double(), Words().texts(prompts * (count // 2)).double()
         cos = (seen * words).sum(1) / (seen.norm(dim=1) * words.norm(dim=1))
         assert found["CLIP score"] == pytest.approx(100 * cos.clamp(min=0).mean().item(), rel=1e-4)
+    alone = ("--prompt", tmp_path / "two.txt", "--features", tmp_path / "clip", "--steps", 2, "--num", 4, "--json")
+    assert call(monkeypatch, "evaluate", root / "model", *alone, *ON_CPU) == 0  # without a run, without images
+    assert 0 <= scores(capsys.readouterr().out)["CLIP score"] <= 100
     assert call(monkeypatch, "evaluate", "--images", root / "images.npz", root / "run", *nets[:2]) == 2
     assert "the texts that they were made of, which are not known here" in " ".join(capsys.readouterr().err.split())
 

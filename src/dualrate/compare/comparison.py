@@ -154,7 +154,6 @@ def compare(
     models = given_alike(models, prompt)
     candidates = candidates_of(parsed, models)
     metrics = evaluators(data, features, device=device, progress=progress)
-    _ = metrics[0].reference or metrics[0].reference_images  # a score that orders is a distance
     check(metrics[:1], effort.screen, details=False)
     check(metrics, effort.count, details=True)
     duals = frozenset(one.network for one in candidates if models[one.run].call_cost.heavy and one.reuses)

@@ -154,7 +154,7 @@ class Drawer(Ranged):
     @property
     def labels_rule(self) -> str:
         """Which classes its images have, and which conditions of the user's own or encoded ones, in words."""
-        own = self.model.given if self.model.experiment.networks.given is not None else None
+        own = self.model.given
         rule = "seed mod classes" if self.label is None else f"class {self.label}"
         rules = [rule] if self.model.num_classes else []
         rules += [f"conditions {own.digest[:12]}"] if isinstance(own, Given) else []

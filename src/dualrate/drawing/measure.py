@@ -116,7 +116,7 @@ def measure(
 ) -> Measurement:
     """Draw one image per seed, once, and have every evaluator score them; the first with details if asked for.
 
-    evaluators: at least one; no two of one metric. The row's score is the first one's
+    evaluators: at least one; no two of one metric. The row's score is the first one's. They are told the prompts
     keep: a directory that holds the features as images are drawn, `shard_size` at a time (a batch, and no fewer than
           SHARD, if not given), and images nowhere: for 50,000 of them or more, or a run that may be killed. The same
           call goes on where it was, one for more seeds draws only those that are new, and seconds per image are those
@@ -127,7 +127,7 @@ def measure(
     Raises what drawing, `Evaluator.score_features` and `FeatureStore` raise, before anything is drawn where that is
     possible.
     """
-    given = drawer.model.given if drawer.model.experiment.networks.given is not None else None
+    given = drawer.model.given
     texts = given.texts_of(seeds) if isinstance(given, Given) else None
     evaluators = tuple(one.of_texts(texts) for one in evaluators)
     check(evaluators, len(seeds), details=details)

@@ -191,7 +191,7 @@ class Evaluator(Generic[Net]):
         """
         count = len(features)
         self.check_count(count)
-        images, stats = self.reference or self.reference_images, self._stats
+        images, stats = self.reference_images if self.reference is None else self.reference, self._stats
         if of is not None:
             assert self.held_out is not None
             images, stats = self.held_out, GaussianStats.of(self._features(self.held_out)[of])
