@@ -255,8 +255,9 @@ class Session:
             model = self.models[one.run]
             members = 1 if model.experiment.networks.given is None else self.members
             guidance = self.guidance if model.guides else UNGUIDED
-            how = {"precision": self.precision, "members": members, "guidance": guidance}
-            self._drawers[one.key] = replace(one.drawer(model), **how)
+            self._drawers[one.key] = replace(
+                one.drawer(model), precision=self.precision, members=members, guidance=guidance
+            )
         return self._drawers[one.key]
 
     def see_real_images(self) -> None:

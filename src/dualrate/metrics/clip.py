@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -184,7 +184,7 @@ class ClipScore(Evaluator[Clip]):
             self._known["floor", count] = fit(self._features(self.held_out)[:count], words).mean().item()
         return self._known["floor", count], count
 
-    def of_texts(self, texts: Sequence[str] | None) -> ClipScore:
+    def of_texts(self, texts: Sequence[str] | None) -> Self:
         """Raises ValueError where there are none."""
         if texts is None:
             raise ValueError(
