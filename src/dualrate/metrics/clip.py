@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.codecs.codec import ON_PIXELS, Codec
+from dualrate.data.prompts import Texts
 from dualrate.metrics.distances import LEVEL, interval_of, resampling_weights
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator, Score
 from dualrate.metrics.pretrained import CONFIG, METRICS, WEIGHTS, PhotoNet, needs, resized
@@ -116,7 +117,7 @@ class ClipScore(Evaluator[Clip]):
     captions:  theirs; texts: of the images that are scored, in their order
     """
 
-    captions: Sequence[str] = ()
+    captions: Sequence[str] | Texts = ()
     texts: Sequence[str] | None = None
 
     def check_count(self, count: int) -> None:
