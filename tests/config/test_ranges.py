@@ -81,6 +81,7 @@ from dualrate.methods.rolling import RollingConfig, RollingDenoising
 from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
+from dualrate.metrics.clip import Clip
 from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
 from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
@@ -277,6 +278,7 @@ def examples() -> Iterator[Any]:
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield LanguageCard("name", "0", Recurrent(3, 8, 8), "0", 16, 2.0, 0, 1)
     yield PhotoNet("inception", nn.Identity(), "name", 8, torch.device("cpu"), 10)
+    yield Clip("clip", nn.Identity(), "name", 8, torch.device("cpu"), 10)
 
 
 def within(value: Any) -> Iterator[Any]:

@@ -1,5 +1,8 @@
 """A model of texts: encoded, retrofitted, and drawn from by texts, guided; and what is refused."""
 
+import hashlib
+import json
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -14,16 +17,25 @@ from latents import autoencoders
 from latents.autoencoders import photos
 
 import dualrate as dr
+from dualrate.compare import comparison
+from dualrate.data.conditions import Given
 from dualrate.data.latent_set import read_latents
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.prompts import read_prompts
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
-from dualrate.drawing.drawer import measured_on, real_batches
+from dualrate.drawing import measure
+from dualrate.drawing.drawer import Guidance, measured_on, real_batches
+from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.experiment import Start
+from dualrate.methods.times import TimeSampler
+from dualrate.metrics.distances import GaussianStats, frechet_distance
+from dualrate.metrics.features import Architecture, Card, FeatureNet, weight_bytes
+from dualrate.planning.planner import NO_CONTEXT
 from dualrate.recipes import auto, retrofit
 from dualrate.recipes.students import plain_student
+from dualrate.runs.store import called_by
 from dualrate.system.progress import Silent
 
 COUNT = 20
@@ -221,3 +233,105 @@ def test_a_student_of_other_texts_is_refused(root, tmp_path, monkeypatch, capsys
     words = ("auto", "--teacher", other, "--student-from", root / "run", "--steps", 4, "--heavy", 2, *ON_CPU)
     assert call(monkeypatch, "distill", *words, "--out", tmp_path / "student") == 2
     assert "by other text encoders" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def judge(tmp_path) -> FeatureNet:
+    """A feature net with random weights, in tmp_path/judge."""
+    arch = Architecture(3, 16, 2, features=4)
+    module = arch.build()
+    for parameter in module.parameters():
+        parameter.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    identity = hashlib.sha256(weight_bytes(module)).hexdigest()
+    net = FeatureNet(Card("noise", identity, arch, "", None, 0, 1), module.eval().requires_grad_(False))
+    net.save(tmp_path / "judge")
+    return net
+
+
+class Words:
+    """Of images and texts, in the place of CLIP: means of parts of an image, and a text's length."""
+
+    identity, metric, dim, usual_count = "words", "CLIP score", 3, 2
+
+    def features(self, images):
+        return torch.as_tensor(np.asarray(images)).float().mean((2, 3)) - 127
+
+    def texts(self, texts):
+        return torch.tensor([[len(text), -1.0, 2.0] for text in texts])
+
+
+def scores(captured: str) -> dict[str, float]:
+    found = json.loads(captured.splitlines()[-1])
+    return {one["metric"]: one["value"] for one in (found["score"], *found["beside"])}
+
+
+def test_a_run_is_scored_by_images_of_held_out_prompts_or_of_named_ones(root, tmp_path, monkeypatch, capsys, judge):
+    """The Frechet distance is from the training images themselves, the CLIP score is of the images' own prompts."""
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    monkeypatch.setattr(measure, "load_clip", lambda folder, device: Words())
+    run, count, split = dr.load(root / "run"), 10, "test"
+    real = judge.features(run.experiment.data.images("train").images[:])
+    held_out = read_prompts(root / "latents", split).texts
+    (tmp_path / "two.txt").write_text("a blue square\na red circle\n")
+    for prompts, how in (
+        ([held_out[i] for i in range(len(held_out))], ()),
+        (["a blue square", "a red circle"], ("--prompt", tmp_path / "two.txt")),
+    ):
+        nets = ("--features", f"{tmp_path / 'judge'},{tmp_path / 'clip'}", "--json", *ON_CPU)
+        plan = ("--steps", 4, "--heavy", 2, "--guidance", 2, "--num", count, "--batch-size", count)
+        assert call(monkeypatch, "evaluate", root / "run", *plan, *nets, *how) == 0
+        found = scores(capsys.readouterr().out)
+        given = Given(torch.stack([embedding(text).reshape(1, 1, -1) for text in prompts]))
+        own = run.with_given(given if how else Given(given.y.half()))
+        images = dr.Choice(steps=4, heavy=2).drawer(own, guidance=Guidance(2.0)).draw(range(count)).images
+        expected = frechet_distance(GaussianStats.of(judge.features(images)), GaussianStats.of(real))
+        assert found["FD-noise"] == pytest.approx(expected, rel=1e-4)
+        seen, words = Words().features(images).double(), Words().texts(prompts * (count // 2)).double()
+        cos = (seen * words).sum(1) / (seen.norm(dim=1) * words.norm(dim=1))
+        assert found["CLIP score"] == pytest.approx(100 * cos.clamp(min=0).mean().item(), rel=1e-4)
+    alone = ("--prompt", tmp_path / "two.txt", "--features", tmp_path / "clip", "--steps", 2, "--num", 4, "--json")
+    assert call(monkeypatch, "evaluate", root / "model", *alone, *ON_CPU) == 0  # without a run, without images
+    assert 0 <= scores(capsys.readouterr().out)["CLIP score"] <= 100
+    assert call(monkeypatch, "evaluate", "--images", root / "images.npz", root / "run", *nets[:2]) == 2
+    assert "the texts that they were made of, which are not known here" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_pipeline_is_compared_with_its_run_by_the_runs_prompts(root, tmp_path, monkeypatch, judge):
+    monkeypatch.setattr(comparison, "SHOWN", 2)
+    monkeypatch.setattr(comparison, "seconds_per_image", lambda *_: 1.0)
+    words = ("compare", f"{root / 'run'}:4/2", f"{root / 'model'}:4", "--count", 10, "--screen", 10, *ON_CPU)
+    how = ("--features", tmp_path / "judge", "--guidance", 2, "--out", tmp_path / "page.html")
+    assert call(monkeypatch, *words, *how, "--mixed") == 0
+    rows = {row["network"]: row for row in json.loads((tmp_path / "page.json").read_text())["front"]}
+    model = dr.load(root / "model").with_given(dr.load(root / "run").given)
+    images = dr.Choice(steps=4).drawer(model, guidance=Guidance(2.0)).draw(range(10)).images
+    real = judge.features(dr.load(root / "run").experiment.data.images("train").images[:])
+    expected = frechet_distance(GaussianStats.of(judge.features(images)), GaussianStats.of(real))
+    assert rows["model"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert rows["run"]["sampler"].endswith(", guidance 2")
+    assert rows["run"]["value"] != rows["model"]["value"]
+
+
+def test_a_worker_loads_a_model_of_prompts_under_a_denoiser(root):
+    given = Given(embedding("a red circle").reshape(1, 1, 1, -1))
+    model = called_by(dr.load(root / "model").with_given(given), "from_diffusers.texts:as_it_is")
+    assert pickle.loads(pickle.dumps(model)).weights_hash == model.weights_hash
+
+
+def test_steps_that_would_see_no_prompt_are_neither_drawn_nor_planned_nor_trained(root, tmp_path, monkeypatch, capsys):
+    run = dr.load(root / "run")
+    late = dr.StepPlan.late(dr.StepPlan.uniform(4).t, 2, 1)
+    (tmp_path / "late.json").write_text(late.to_json())
+    for how in (("--plan", tmp_path / "late.json"), ("--steps", 4, "--heavy", 0)):
+        assert call(monkeypatch, "sample", root / "run", *how, *ON_CPU, "--out", tmp_path / "out") == 2
+        assert "sees its condition by heavy calls alone" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ValueError, match=r"1 of the plan's 4 steps have no context: begin with a heavy call"):
+        dr.Choice(plan=late).drawer(run)
+    assert not dr.Choice(steps=4, heavy=2).drawer(run).plan.num_alone
+    errors = measured_errors(run, grid=8, images=2, progress=Silent()).errors
+    assert np.isinf(errors[:, NO_CONTEXT]).all()
+    assert np.isfinite(errors.diagonal()).all()
+    method = replace(run.experiment.method, times=TimeSampler(dropout=0.2))
+    with pytest.raises(ValueError, match=r"set times.dropout to 0"):
+        replace(run.experiment, method=method)

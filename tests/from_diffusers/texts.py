@@ -49,6 +49,11 @@ def encoders(patch: pytest.MonkeyPatch) -> list[Encoders]:
     return read
 
 
+def as_it_is(denoiser, process):
+    """A way to call networks, by its name."""
+    return denoiser
+
+
 def text_pipeline(folder: Path, images) -> Path:
     """A pipeline of a text U-Net on latents of 4 x 8 x 8, with a VAE and files of a text encoder."""
     net, parts = randomised(unet_text()), {"vae": ["diffusers", "AutoencoderKL"]}

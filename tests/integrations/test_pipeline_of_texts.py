@@ -49,7 +49,7 @@ def expected(root):  # noqa: F811
 
 def test_it_draws_the_runs_images_of_a_text(root, pipe, tmp_path):  # noqa: F811
     parts = {part.name for part in (tmp_path / "pipe" / "texts").iterdir()}
-    assert parts == {"model_index.json", "scheduler", "text_encoder", "tokenizer"}
+    assert parts == {"model_index.json", "scheduler", "text_encoder", "tokenizer", "vae"}
     images = pipe("a red circle", generator=torch.Generator().manual_seed(3), output_type="np").images
     np.testing.assert_allclose(images, expected(root), atol=1 / 255)
 

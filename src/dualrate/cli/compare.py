@@ -9,8 +9,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import command_line, reporter, working
-from dualrate.cli.recipe import Compile, Device, Graphs, Workers
-from dualrate.config.ranges import Images, Members, Minutes, Precision, Ranged
+from dualrate.cli.recipe import Compile, Device, Graphs, Prompt, Workers
+from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, Ranged
 from dualrate.system.device import pick_device
 
 REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
@@ -41,6 +41,9 @@ class Compare(Ranged):
     baselines: bool = False
     """Also evaluate training-free baselines (DeepCache, FORA, TaylorSeer, ToCa, DuCa) on the most expensive single
     network, and lighter ones that are named for its first steps (RUN+LIGHT)."""
+    prompt: Prompt = None
+    guidance: GuidanceWeight = 1.0
+    """Classifier-free guidance weight of all models that have something to guide against; students have their own."""
     members: Members = 1
     """Samples of each condition, of conditional models. They share a heavy call, and are scored together."""
     mixed: bool = False
@@ -63,7 +66,7 @@ class Compare(Ranged):
         device, progress = pick_device(self.device), reporter()
         how = working(device, progress, compiled=self.compile, graphs=self.graphs)
         if are_forecasts(self.requests):
-            if given := [name for name in ("features", "baselines", "mixed") if getattr(self, name)]:
+            if given := [name for name in ("features", "baselines", "mixed", "prompt") if getattr(self, name)]:
                 raise ValueError(
                     f"forecasts of fields have other scores: drop {', '.join(f'--{one}' for one in given)}"
                 )
@@ -88,6 +91,8 @@ class Compare(Ranged):
             features=self.features,
             mixed=self.mixed,
             baselines=self.baselines,
+            prompt=self.prompt,
+            guidance=self.guidance,
             members=self.members,
             device=device,
             workers=self.workers,

@@ -14,6 +14,7 @@ import torch
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.experiment import COMPILED, Model
+from dualrate.from_diffusers.retrofitted import prompts_of
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
 from dualrate.system.progress import PlainReporter, Reporter
@@ -30,14 +31,19 @@ def reporter() -> Reporter:
     return PlainReporter(seconds=10)
 
 
-def loaded(run: Path, device: str | None, *, compiled: bool = False, graphs: bool = False) -> tuple[Model, Reporter]:
+def loaded(
+    run: Path, device: str | None, *, prompt: str | None = None, compiled: bool = False, graphs: bool = False
+) -> tuple[Model, Reporter]:
     """The model of a run, or of released weights, on a device; and the reporter of what follows.
 
+    prompt:   that it makes images of, as of `prompts_of`, of a model of texts
     compiled: its networks are compiled at their first calls, where there is a compiler
     graphs:   their calls are recorded, where there is a GPU
     """
     where, progress = pick_device(device), reporter()
     model = load(run, device=where, note=progress.note)
+    if prompt is not None:
+        model = model.with_given(prompts_of(model.experiment, prompt, where))
     return replace(model, **working(where, progress, compiled=compiled, graphs=graphs)), progress
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import command_line, loaded, print_report, reporter
-from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Workers
+from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Prompt, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.data.forecast import Forecast
@@ -40,13 +40,14 @@ class Evaluate(Ranged):
     images: str | None = None
     """A folder, archive or .npz file of images to score, instead of drawing any."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
+    prompt: Prompt = None
     num: Images | None = None
     """Number of images; if not given 5000, with --bound 500 test images, of a forecast 50 starts."""
     seed: Seed = 0
     """Seed of the first image; image i has seed + i."""
     features: str | None = None
     """Feature networks, separated by commas: inception (FID), dinov2, efficientnet, directories, shipped names; the
-    data set's own if not given, which is trained on first use."""
+    data set's own if not given, which is trained on first use. The directory of a CLIPModel: the CLIP score."""
     reference: Path | None = None
     """A .npz of statistics (mu, sigma) to score against, instead of the training images. With --images and no RUN
     also a folder, archive or .npz of real images."""
@@ -82,7 +83,7 @@ class Evaluate(Ranged):
         from dualrate.system.workers import mapper
 
         features_named(self.features)  # refused before the model is loaded
-        model, progress = loaded(run, self.device, compiled=self.compile, graphs=self.graphs)
+        model, progress = loaded(run, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs)
         drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size)
         seeds, show = range(self.seed, self.seed + (self.num or SCORED)), image_progress(progress)
         if model.experiment.codec.alphabet:

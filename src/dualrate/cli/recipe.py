@@ -35,6 +35,13 @@ Workers = Annotated[
 ]
 Compile = Annotated[bool, arg(help="Compile the networks: minutes the first time, faster at small batches.")]
 Graphs = Annotated[bool, arg(help="Record the networks' calls as CUDA graphs, for small batches on a GPU.")]
+Prompt = Annotated[
+    str | None,
+    arg(
+        help="Of a model of texts: a text, a file of them, a line each, or a folder of data encode --prompts; held-out "
+        "prompts of its training data if not given."
+    ),
+]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 PRIMITIVES = ConstructorRegistry()
 ALL = "--help-all"

@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, loaded, print_report
-from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
+from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Prompt, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Classes, Images, Precision, Ranged, Seed
 from dualrate.system.progress import image_progress
@@ -33,9 +33,7 @@ class Sample(Ranged):
     given: Path | None = None
     """A picture, or a folder of them, to make images of: small ones, grey ones, or with transparent holes, as the run
     was trained; those of held-out images if not given."""
-    prompt: str | None = None
-    """Of a model of texts: a text, a file of them, a line each, or a folder of data encode --prompts; held-out prompts
-    of its training data if not given."""
+    prompt: Prompt = None
     label: Classes | str | None = None
     """One class for all images, by number or name; every class in turn if not given."""
     seed: Seed = 0
@@ -56,13 +54,11 @@ class Sample(Ranged):
         from dualrate.drawing.samples import write_samples
         from dualrate.system.workers import mapper
 
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        model, progress = loaded(
+            self.run_dir, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs
+        )
         if self.given is not None:
             model = model.with_given(model.experiment.read_given(self.given))
-        if self.prompt is not None:
-            from dualrate.from_diffusers.retrofitted import prompts_of
-
-            model = model.with_given(prompts_of(model.experiment, self.prompt, model.device))
         num = self.num or (64 if model.conditions is None else len(model.conditions.y))
         drawer = self.sampling.drawer(
             model, progress.note, label=self.label, batch_size=self.batch_size, precision=self.precision
@@ -109,6 +105,7 @@ class Cost(Ranged):
 
     run_dir: RunDir
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
+    prompt: Prompt = None
     batch_size: BatchSize = 1
     """Images per call when latency is measured."""
     compile: Compile = False
@@ -119,7 +116,9 @@ class Cost(Ranged):
     def run(self) -> None:
         from dualrate.drawing.measure import cost_report
 
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        model, progress = loaded(
+            self.run_dir, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs
+        )
         found = cost_report(self.sampling.drawer(model, progress.note, batch_size=self.batch_size))
         if not self.json and not found["macs_heavy_call"]:  # one kind of call: leave out lines of zeros and repetitions
             found = {k: v for k, v in found.items() if not ("_heavy_call" in k or "_alone" in k)}

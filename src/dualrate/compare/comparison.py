@@ -33,8 +33,9 @@ import torch
 from dualrate.compare.candidates import Candidate, RunRequest, baselines_of, candidates_of, check_comparable
 from dualrate.compare.page import compare_page
 from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, keep_row, read_row
-from dualrate.config.ranges import Images, Members, Minutes, Precision, Ranged, WorkerCount, as_path
-from dualrate.drawing.drawer import Drawer
+from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, Ranged, WorkerCount, as_path
+from dualrate.data.conditions import Given
+from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.drawing.measure import (
     OutOfTime,
     call_seconds,
@@ -48,6 +49,7 @@ from dualrate.drawing.measure import (
 )
 from dualrate.drawing.samples import strips
 from dualrate.experiment.experiment import Model
+from dualrate.from_diffusers.retrofitted import prompts_of
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.report.figures import pareto_front
 from dualrate.runs.store import load
@@ -99,6 +101,8 @@ def compare(
     workers: WorkerCount = 1,
     compiled: bool = False,
     graphs: bool = False,
+    prompt: str | None = None,
+    guidance: GuidanceWeight = 1.0,
     members: Members = 1,
     progress: Reporter,
     command: str = "",
@@ -112,6 +116,8 @@ def compare(
     workers:   processes that draw at once; what is timed is timed in this one, alone
     compiled:  the networks, when they are first called
     graphs:    their calls are recorded as CUDA graphs, on a GPU (system/device.py)
+    prompt:    that models of texts make images of, as of `prompts_of`; held-out prompts of the first run if not given
+    guidance:  weight of it, of those that have something to guide against
     members:   samples of each condition, of conditional models; they share a heavy call, and are scored as an ensemble
     mixed:     allow runs that were trained on other data than the first, which all are compared with
     baselines: add every denoiser of the catalogue around the most expensive single network
@@ -126,6 +132,7 @@ def compare(
     check_comparable(parsed, models, mixed=mixed)
     of_models = [model.experiment.data for model in models.values()]
     data = next((one for one in of_models if one.source), of_models[0])  # a folder of diffusers has no source
+    models = given_alike(models, prompt)
     candidates = candidates_of(parsed, models)
     metrics = evaluators(data, features, device=device, progress=progress)
     check(metrics[:1], effort.screen, details=False)
@@ -140,7 +147,14 @@ def compare(
 
     with run_lock(directory, "filled by a comparison"):
         session = Session(
-            models, metrics, directory, progress, precision, share=_share(workers, device), members=members
+            models,
+            metrics,
+            directory,
+            progress,
+            precision,
+            share=_share(workers, device),
+            members=members,
+            guidance=Guidance(guidance),
         )
         with mapper(workers, device) as session.mapper:
             if not all(session.row_file(one, range(effort.count)).exists() for one in candidates):
@@ -175,6 +189,22 @@ def loaded(
     return out, parsed, {run: replace(model, compiled=compiled, graphs=graphs) for run, model in models.items()}
 
 
+def given_alike(models: Mapping[Path, Model], prompt: str | None) -> dict[Path, Model]:
+    """The models, by directory. Those of texts are given one prompt, or file of them; without it a pipeline, which has
+    no prompts of its own, is given those of the first run that has.
+
+    Raises ValueError for a prompt of models of no texts, and as `prompts_of` and `Experiment.given`.
+    """
+    if prompt is not None:
+        first = next(iter(models.values()))
+        given = prompts_of(first.experiment, prompt, first.device)
+        return {run: model.with_given(given) for run, model in models.items()}
+    lacking = {run for run, one in models.items() if one.experiment.networks.given and not one.experiment.data.source}
+    given = next((one.given for run, one in models.items() if lacking and run not in lacking), None)
+    known = given if isinstance(given, Given) else None
+    return {run: model.with_given(known) if run in lacking and known else model for run, model in models.items()}
+
+
 def _share(workers: WorkerCount, device: torch.device) -> float:
     """Of the time that this process alone would take: several have a thread each, or a GPU."""
     count = number_of_workers(workers, device)
@@ -201,6 +231,7 @@ class Session:
     mapper: Mapper = in_turn
     share: float = 1.0
     members: int = 1
+    guidance: Guidance = UNGUIDED
     _drawers: dict[str, Drawer] = field(default_factory=dict)
     _calls: dict[tuple[Path, str | None], CallCost] = field(default_factory=dict)
     environment: dict[str, str] = field(init=False)
@@ -217,13 +248,18 @@ class Session:
         if one.key not in self._drawers:
             model = self.models[one.run]
             members = 1 if model.experiment.networks.given is None else self.members
-            self._drawers[one.key] = replace(one.drawer(model), precision=self.precision, members=members)
+            guidance = self.guidance if model.guides else UNGUIDED
+            self._drawers[one.key] = replace(
+                one.drawer(model), precision=self.precision, members=members, guidance=guidance
+            )
         return self._drawers[one.key]
 
     def see_real_images(self) -> None:
         """Takes the real images' features by every metric, once."""
         for one in self.evaluators:
-            self.progress.note(f"{one.metric}: features of the {len(one.reference_images)} images to compare with")
+            if one.reference is not None:
+                images = len(one.reference_images)
+                self.progress.note(f"{one.metric}: features of the {images} images to compare with")
             one.prepare(self.mapper)
             self.progress.close()  # the next one has its own rate
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from statistics import median_low
 from typing import Annotated, Any, Literal
 
@@ -37,7 +37,7 @@ from dualrate.data.decode import decode
 from dualrate.data.images import ImageSet, Look, look_at, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.pairs import load_partners
-from dualrate.data.prompts import PromptSet, read_prompts
+from dualrate.data.prompts import PromptSet, Texts, read_prompts
 from dualrate.data.source import DataProgress, Split, silent
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -172,7 +172,8 @@ class Prompts(Condition, Ranged):
                 "this model says no prompts to draw images of: dualrate sample takes --prompt TEXT, other commands a "
                 "run that was trained with prompts"
             )
-        return Given(self.partners(source, "test", label=None, on_bad="fail").packed.rows)
+        found = self.partners(source, "test", label=None, on_bad="fail")
+        return Given(found.packed.rows, found.texts)
 
     def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:
         """Each of class 0: its prompt counts."""
@@ -430,15 +431,23 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Conditions of one's own. y: (N, c, h, w) numbers, or rows in files; seed i has number i, round and round"""
+    """Conditions of one's own. y: (N, c, h, w) numbers, or rows in files; seed i has number i, round and round
+
+    texts: (N,) that prompts were made of, where they are known
+    """
 
     y: Tensor | Shards
+    texts: Sequence[str] | Texts | None = None
 
     def __call__(self, seeds: Tensor) -> Tensor:
         """(B, c, h, w), on the device of the seeds, (B,)."""
         return torch.as_tensor(self.y[seeds.cpu().numpy() % len(self.y)]).to(seeds.device).float()
 
-    @property
+    def texts_of(self, seeds: Iterable[int]) -> list[str] | None:
+        """Those of these seeds."""
+        return None if self.texts is None else [self.texts[seed % len(self.y)] for seed in seeds]
+
+    @cached_property
     def digest(self) -> str:
         """sha256 of all of them."""
         content = self.y.detach().cpu().numpy().tobytes() if isinstance(self.y, Tensor) else self.y.sums.encode()

@@ -1,7 +1,8 @@
 """Prompts of images: their captions, and what the text encoders of a model make of these, packed beside latents.
 
     FOLDER/prompts/            a packed folder (cache.py), rows N x 1 x 1 x D float16, in the latents' order
-    FOLDER/prompts/captions    the captions in their own order, a JSON string a line
+    FOLDER/prompts/captions    the captions in their own order, a JSON string a line; where in it a prompt's is, in
+                               bytes, stands in the place of a label
     FOLDER/prompts/empty.npy   (1, 1, D) float32: the prompt that stands for none
 
 Captions are lines of a text file, rows of a .csv or .parquet file, or a text file beside each image, of its name. Rows
@@ -105,42 +106,41 @@ def read_captions(
     if prepared_folder(source):
         raise ValueError(f"{source} was prepared, which keeps no names to find captions by: name its images themselves")
     found: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
-    names = {split: without_ending(names_of(one.read().items)) for split, one in found.items()}
-    everything: list[tuple[str, Split, int]] = [
-        (name, split, i) for split in SPLITS for i, name in enumerate(names[split])
-    ]
-    by_name: dict[str, tuple[Split, int]] = {name: (split, i) for name, split, i in everything}
-    if len(by_name) < len(everything):
+    names, sizes = list[str](), list[int]()  # of all images, split after split
+    for split in SPLITS:
+        own = without_ending(names_of(found[split].read().items))
+        names.extend(own)
+        sizes.append(len(own))
+    by_name = {name: i for i, name in enumerate(names)}
+    if len(by_name) < len(names):
         raise ValueError(
             f"{source} has several images of one name, without its ending: captions cannot tell them apart"
         )
-    in_order: list[tuple[Split, int]] = [
-        (split, i) for _, split, i in sorted(everything, key=lambda one: _order(one[0]))
-    ]
-    rows, sure = _reader(place, list(by_name))
-    places: dict[Split, NDArray[np.int64]] = {split: np.full(len(names[split]), -1, np.int64) for split in SPLITS}
-    digest, start, number, named = hashlib.sha256(), 0, -1, sure
+    rows, named = _reader(place, names)
+    in_order = None if named else np.array(sorted(range(len(names)), key=lambda i: _order(names[i])), np.int64)
+    places = np.full(len(names), -1, np.int64)
+    digest, start, number = hashlib.sha256(), 0, -1
     for number, (name, caption) in enumerate(rows()):
         line, name = _line(caption), without_ending([name])[0]
         named = named or (number == 0 and name in by_name)
-        if named and name in by_name:
-            split, i = by_name[name]
-            places[split][i] = start
-        elif not named and number < len(in_order):
-            split, i = in_order[number]
-            places[split][i] = start
+        i = by_name.get(name) if named else None
+        if in_order is not None and not named and number < len(names):
+            i = int(in_order[number])
+        if i is not None:
+            places[i] = start
         digest.update(line)
         start += len(line)
-    lacking = [name for name, split, i in everything if places[split][i] < 0]
-    count, total = number + 1, len(everything)
+    lacking = [names[i] for i in np.flatnonzero(places < 0)]
+    count, total = number + 1, len(names)
     if lacking or (count > total and not named):
         told = f"none for {len(lacking)} of them ({some_of(lacking)})" if lacking else "which says not whose they are"
         raise ValueError(
             f"{place} has {count} captions for the {total} images of {source}, {told}: give one a line or row, in the "
             f"order of the images, or say whose each is in a column {NAMES[0]}"
         )
-    digest.update(b"".join(places[split].tobytes() for split in SPLITS))
-    return Captions(str(place), rows, places, digest.hexdigest())
+    by_split = dict(zip(SPLITS, np.split(places, np.cumsum(sizes)[:-1]), strict=True))
+    digest.update(places.tobytes())
+    return Captions(str(place), rows, by_split, digest.hexdigest())
 
 
 def _order(name: str) -> tuple[Any, ...]:
@@ -262,7 +262,7 @@ def encode_prompts(
         if unfinished:
             captions.write(place / CAPTIONS)
             raws: dict[Split, tuple[str, Raw]] = {
-                split: (f"{folder.name}/{split}", Raw(_Lines(place / CAPTIONS, found), len(found), None, ()))
+                split: (f"{folder.name}/{split}", Raw(_Lines(place / CAPTIONS, found), len(found), found, ()))
                 for split, found in captions.places.items()
             }
             row = {"shape": [1, 1, encoder.size], "dtype": "float16", "each": 1}
@@ -300,6 +300,27 @@ def _encode_shard(folder: Path, encoder: TextEncoder, device: str, batch_size: i
 # Reading
 
 
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Captions by their places in a file, read when they are asked for."""
+
+    file: Path
+    places: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> str:
+        """Raises Damaged for a file that is not what was written."""
+        with self.file.open("rb") as opened:
+            opened.seek(int(self.places[index]))
+            line = opened.readline()
+        try:
+            return str(json.loads(line))
+        except ValueError as error:
+            raise Damaged(f"{self.file} is not what was written ({error}): encode the captions again") from error
+
+
 class PromptSet(TrainingSet):
     """Prompts of one split, in the order of the latents beside them. encoder: its fingerprint; size: D"""
 
@@ -333,6 +354,12 @@ class PromptSet(TrainingSet):
     @staticmethod
     def floats(rows: Tensor, draws: Draws) -> Tensor:
         return rows.float()
+
+    @property
+    def texts(self) -> Texts | None:
+        """The captions; None of prompts that were encoded before their places were kept."""
+        places = self.packed.labels
+        return None if places is None else Texts(self.folder / CAPTIONS, places)
 
     def empty(self) -> Tensor:
         """(1, 1, 1, D): the prompt that stands for none. Raises Damaged where the file is not what was written."""

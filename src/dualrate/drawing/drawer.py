@@ -105,15 +105,20 @@ class Drawer(Ranged):
         if Refresh.PARTIAL in self.plan.refresh and Refresh.PARTIAL not in abilities(model.denoiser).between:
             raise ValueError(f"{model.name} has no partial steps: use toca or duca, or make these steps keep or full")
         model.serves.check_step(self.step)
-        networks, method = model.experiment.networks, model.experiment.method
-        if self.guidance.weight != 1 and not (model.num_classes and networks.null_class and method.drops_labels):
+        if model.blind_alone and self.plan.num_alone:
+            raise ValueError(
+                f"{model.name} sees its condition by heavy calls alone, and {self.plan.num_alone} of the plan's "
+                f"{self.plan.num_steps} steps have no context: begin with a heavy call (heavy 1 or more, places even, "
+                "no switch_at), or take another plan"
+            )
+        if self.guidance.weight != 1 and not model.guides:
             raise ValueError(
                 f"{model.name} has nothing to guide against: no classes, no null class, or it was trained with every "
                 "label. Drop the guidance weight, or train with --method.label-dropout 0.1"
             )
         if self.label is not None:
             object.__setattr__(self, "label", model.class_number(self.label))
-        if self.members > 1 and networks.given is None:
+        if self.members > 1 and model.experiment.networks.given is None:
             raise ValueError(f"{model.name} is given nothing that members would share: drop them, and draw more seeds")
 
     @property
@@ -148,10 +153,12 @@ class Drawer(Ranged):
 
     @property
     def labels_rule(self) -> str:
-        """Which classes its images have, in words."""
-        if not self.model.num_classes:
-            return "none"
-        return "seed mod classes" if self.label is None else f"class {self.label}"
+        """Which classes its images have, and which conditions of the user's own or encoded ones, in words."""
+        own = self.model.given
+        rule = "seed mod classes" if self.label is None else f"class {self.label}"
+        rules = [rule] if self.model.num_classes else []
+        rules += [f"conditions {own.digest[:12]}"] if isinstance(own, Given) else []
+        return ", ".join(rules) or "none"
 
     @property
     def seeds_at_once(self) -> int:
@@ -165,13 +172,14 @@ class Drawer(Ranged):
         return [seed % classes if one is None else one for seed in seeds] if classes else None
 
     def strata(self, seeds: Sequence[int]) -> Tensor | None:
-        """`labels` for a score's interval, (N,) int64; None where a class has one image, or there are no classes.
+        """`labels` for a score's interval, (N,) int64; None where a class has one image, or there are no two classes.
 
         One image does not tell its class's spread; the interval then counts the choice of classes as chance, and is
         wider.
         """
         labels = self.labels(seeds)
-        return None if labels is None or min(Counter(labels).values()) < 2 else torch.tensor(labels)
+        counts = Counter(labels or ())
+        return None if len(counts) < 2 or min(counts.values()) < 2 else torch.tensor(labels)
 
     @cached_property
     @own_defaults()

@@ -28,8 +28,9 @@ from dualrate import metrics
 from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import Precision, as_path
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import HeldOut
+from dualrate.data.conditions import Given, HeldOut
 from dualrate.data.images import Everything, ImageSet, every_image
+from dualrate.data.prompts import has_prompts, read_prompts
 from dualrate.data.source import printable, resolved
 from dualrate.data.text_pieces import PIECE, is_text
 from dualrate.diffusion.random import Draws
@@ -41,6 +42,7 @@ from dualrate.experiment.experiment import DataConfig, Model
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
 from dualrate.metrics import text as language_models
+from dualrate.metrics.clip import Clip, ClipScore, is_clip, load_clip
 from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.metrics.evaluate import Evaluator, Score, holds_statistics, load_reference
 from dualrate.metrics.features import (
@@ -114,7 +116,7 @@ def measure(
 ) -> Measurement:
     """Draw one image per seed, once, and have every evaluator score them; the first with details if asked for.
 
-    evaluators: at least one; no two of one metric. The row's score is the first one's
+    evaluators: at least one; no two of one metric. The row's score is the first one's. They are told the prompts
     keep: a directory that holds the features as images are drawn, `shard_size` at a time (a batch, and no fewer than
           SHARD, if not given), and images nowhere: for 50,000 of them or more, or a run that may be killed. The same
           call goes on where it was, one for more seeds draws only those that are new, and seconds per image are those
@@ -125,6 +127,9 @@ def measure(
     Raises what drawing, `Evaluator.score_features` and `FeatureStore` raise, before anything is drawn where that is
     possible.
     """
+    given = drawer.model.given
+    texts = given.texts_of(seeds) if isinstance(given, Given) else None
+    evaluators = tuple(one.of_texts(texts) for one in evaluators)
     check(evaluators, len(seeds), details=details)
     cost = drawer.cost  # counted apart from the seconds; refuses what cannot be drawn
     alone = replace(drawer, members=1)  # of each condition member 0: a distance is of independent images
@@ -299,8 +304,9 @@ def evaluators(
 
 
 def features_named(text: str | Path | None) -> tuple[Features, ...]:
-    """The nets that a text names, with commas between: a pretrained net, a directory of a feature net, or a shipped
-    net's name. A directory comes before a shipped net, and may have commas in its own name; None is as in `evaluator`.
+    """The nets that a text names, with commas between: a pretrained net, a directory of a feature net or of a
+    CLIPModel, or a shipped net's name. A directory comes before a shipped net, and may have commas in its own name;
+    None is as in `evaluator`.
 
     Raises ValueError for a name that is empty, or unknown.
     """
@@ -332,9 +338,9 @@ def evaluator(
 ) -> Evaluator[Any]:
     """Training and test images of `data` with a net.
 
-    features:  inception: FID; dinov2: FD-DINOv2; efficientnet: FD-EfficientNet; else a directory of a feature net.
-               None: the one shipped for exactly these training images, else one in the user's cache, trained there on
-               first use (minutes on a CPU)
+    features:  inception: FID; dinov2: FD-DINOv2; efficientnet: FD-EfficientNet; else a directory, of a feature net or
+               of a CLIPModel (CLIP score, clip.py). None: the one shipped for exactly these training images, else one
+               in the user's cache, trained there on first use (minutes on a CPU)
     reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
                since the file does not say which images it is of, and with `features` named `data` need not be here
     device:    of pretrained nets, whose features of these images are kept in the user's cache
@@ -347,6 +353,8 @@ def evaluator(
             raise ValueError(f"{data.source} is a text, scored by a language model of it: drop features and reference")
         return _of_text(data, progress)
     shown = image_progress(progress)
+    if isinstance(features, Path) and is_clip(features):
+        return _of_clip(data, load_clip(features, device), shown)
     splits = _splits(data, progress) if features is None or reference is None else None
     if features is None:
         assert splits is not None
@@ -367,6 +375,13 @@ def evaluator(
     if isinstance(net, FeatureNet):  # a small net: computing features takes less time than reading them
         return Evaluator(net, *splits)
     return Evaluator(net, *splits, keep=cache_dir() / "real-features", progress=shown)
+
+
+def _of_clip(data: DataConfig, net: Clip, shown: ImageProgress) -> ClipScore:
+    """With the captions of the held-out images, where the data are latents with prompts."""
+    captions = read_prompts(data.source, "test").texts if has_prompts(data.source) else None
+    held_out = None if captions is None else data.images("test")
+    return ClipScore(net, None, held_out, cache_dir() / "real-features", shown, captions=captions or ())
 
 
 def _splits(data: DataConfig, progress: Reporter) -> tuple[ImageSet, ImageSet]:
@@ -502,6 +517,7 @@ def score_source(
             data, reference = DataConfig(str(reference)), None
     file = None if reference is None else Path(reference)
     found = evaluators(data or DataConfig(""), features, reference=file, device=device, progress=progress)
+    found = tuple(one.of_texts(None) for one in found)
     real, folder = found[0].reference, resolved(source)
     channels, name = real.shape[0] if isinstance(real, ImageSet) else None, printable(folder.name)
     with TemporaryDirectory() as unpacked:

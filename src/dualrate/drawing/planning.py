@@ -100,7 +100,8 @@ def measured_errors(
 ) -> Errors:
     """Errors of the model on its training data, over a grid of so many steps, and its bend; kept in the user's cache.
 
-    A conditional model's are of held-out images with their conditions.
+    A conditional model's are of held-out images with their conditions. Those without a context are infinite where such
+    a step sees nothing of the condition, so that no plan has one.
     images: spread over the data set; all of them if there are fewer
     spacing: of the grid, as a sampler's (sampling/grids.py)
     mapper: measures batches of ROWS images
@@ -156,6 +157,8 @@ def _means(model: Model, t: tuple[float, ...], bfloat16: bool, images: ByteBatch
         with torch.no_grad():
             cond = read(denoiser, cond)
         means = {"errors": measure_errors(denoiser, model.gaussian, t, batch.x, cond, draws).errors}
+        if model.blind_alone:
+            means["errors"][:, NO_CONTEXT] = np.inf
         if len(t) <= FEWEST:
             return means
         normal = draws.normal("bend", *batch.x.shape[1:]).to(batch.x.dtype)

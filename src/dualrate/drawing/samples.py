@@ -417,7 +417,7 @@ def strips(drawer: Drawer, seeds: range, images: NDArray[np.uint8]) -> tuple[NDA
     """Images and columns of a picture of samples; None: as many columns as rows.
 
     Of a conditional model a row a condition: the condition, where it is a picture, the image that it was made of, and
-    members.
+    members. Where all that would be in a row is one member, as of prompts, there are no such rows.
     images: (N, C, H, W), the first of those seeds, all members of one after the other
     """
     given, shape, members = drawer.model.given, drawer.model.image_shape, drawer.members
@@ -433,4 +433,6 @@ def strips(drawer: Drawer, seeds: range, images: NDArray[np.uint8]) -> tuple[NDA
         columns.append(given.originals(some))
     own = images[: count * members].reshape(count, members, *shape)[:, :COLUMNS]
     columns += [own[:, member] for member in range(own.shape[1])]
+    if len(columns) == 1:
+        return images, None
     return np.stack(columns, 1).reshape(-1, *shape), len(columns)

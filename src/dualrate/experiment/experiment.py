@@ -493,6 +493,17 @@ class Model:
         return self.experiment.serves
 
     @property
+    def guides(self) -> bool:
+        """Whether there is something to guide against: a null class that was trained."""
+        networks, method = self.experiment.networks, self.experiment.method
+        return self.num_classes > 0 and networks.null_class and method.drops_labels
+
+    @property
+    def blind_alone(self) -> bool:
+        """Whether a step without a context sees nothing of the condition. Another run's network sees it all."""
+        return self.experiment.networks.blind_alone and self.called_by is None
+
+    @property
     def device(self) -> torch.device:
         """Where its networks are."""
         return next(self.networks.parameters()).device

@@ -94,6 +94,11 @@ class NetworksConfig(ABC):
         return self.given is None and not self.single_rate
 
     @property
+    def blind_alone(self) -> bool:
+        """Whether a step without a context sees nothing of the condition: then no such step is trained or drawn."""
+        return False
+
+    @property
     def kind(self) -> str:
         """A model of these networks, in words, for errors."""
         return "a single-rate model" if self.single_rate else "a dual-rate model"

@@ -41,6 +41,10 @@ WEIGHTS = "diffusion_pytorch_model"
 VARIANT = re.compile(rf"{WEIGHTS}(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
 PICKLES = (".bin", ".ckpt", ".pt")
 PRECISIONS = {"fp16", "bf16", "fp32"}  # of variants that are read, in float32, where they are the only weights
+READ = (*COMPONENTS, *CODECS, "text_encoder", "tokenizer", "scheduler")  # parts of a pipeline, as their names begin
+KNOWN = ("diffusers", "transformers", None)  # libraries of these
+LORA = re.compile(r"\.base_layer\.|\.lora_[AB]\.")  # in a weight's name
+FUSE = "make it a part of them before (pipe.fuse_lora(), then pipe.unload_lora_weights()), and save again"
 DISTILLED = {"schnell", "turbo", "lcm", "lightning", "sprint", "dmd", "distill", "distilled", "hyper", "tcd"}
 
 
@@ -94,6 +98,8 @@ def read_weights(kind: Any, place: Path) -> nn.Module:
         )
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"{place} holds a {name} that cannot be built as configured: {error}") from error
+    if any(LORA.search(key) for key in info["unexpected_keys"]):
+        raise ValueError(f"{place} was saved with a LoRA beside its weights: {FUSE}")
     if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:
         raise ValueError(f"{place} lacks weights of its {name}, {min(wrong)} the first of {len(wrong)}: fetch it again")
     return cast(nn.Module, net)
@@ -128,6 +134,7 @@ def read_folder(path: Path) -> Folder:
     if not is_diffusers(path):
         raise ValueError(f"{path} is no folder of diffusers: it has neither {INDEX} nor {NETWORK}")
     index = _object(path / INDEX) if (path / INDEX).is_file() else {}
+    check_own(path, index)
     role = next((role for role in COMPONENTS if index.get(role)), None)
     if index and role is None:
         raise ValueError(f"{path} has no {' or '.join(COMPONENTS)}; its {INDEX} lists {', '.join(index)}")
@@ -136,6 +143,7 @@ def read_folder(path: Path) -> Folder:
     config = _object(place / NETWORK)
     beside = next((file for file in (path / "scheduler" / SCHEDULER, path / SCHEDULER) if file.is_file()), None)
     check_name(path, config)
+    check_whole_numbers(place, config)
     codec = next((role for role in CODECS if index.get(role)), None)
     return Folder(
         place,
@@ -145,6 +153,28 @@ def read_folder(path: Path) -> Folder:
         path / codec if codec else None,
         names_of(index.get("id2label")),
     )
+
+
+def check_own(path: Path, index: Mapping[str, Any]) -> None:
+    """Raises ValueError for a pipeline with code of its own, by its model_index.json, in a part that is read."""
+    read = {name: part for name, part in index.items() if name.startswith(READ) and isinstance(part, list)}
+    foreign = [f"its {name} is of {part[0]}" for name, part in read.items() if part and part[0] not in KNOWN]
+    if isinstance(index.get("_class_name"), list):
+        foreign.append("its class is in a file of the folder")
+    if foreign:
+        raise ValueError(
+            f"the pipeline in {path} has code of its own ({foreign[0]}), which may do anything and is never run: pass "
+            "its network and scheduler in Python (dualrate.from_diffusers), or take a pipeline of diffusers' own"
+        )
+
+
+def check_whole_numbers(place: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model in a folder that is quantised."""
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"the model in {place} is quantised: take one in float32, float16 or bfloat16, or load it so "
+            "(torch_dtype=torch.bfloat16, without quantization_config), and save that"
+        )
 
 
 def names_of(labels: object) -> tuple[str, ...]:

@@ -231,6 +231,10 @@ class OfForeign(NetworksConfig):
         return not self.single_rate  # what sees a prompt sees states, too
 
     @property
+    def blind_alone(self) -> bool:
+        return self.given is not None and not self.single_rate  # the taps tell of a prompt, and nothing else does
+
+    @property
     def num_classes(self) -> int:
         return self.foreign.num_classes
 
@@ -374,7 +378,7 @@ def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -
         raise ValueError(f"{named or 'the prompt'} has no text: give one, or a file with one a line")
     encode = encoder_of(experiment).read(device)
     parts = [encode(texts[first : first + AT_A_TIME]) for first in range(0, len(texts), AT_A_TIME)]
-    return Given(torch.cat([part.cpu() for part in parts]))
+    return Given(torch.cat([part.cpu() for part in parts]), texts)
 
 
 def text_folder(path: Path) -> tuple[TextFolder, Path]:

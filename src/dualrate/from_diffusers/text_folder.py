@@ -22,11 +22,22 @@ from torch import Tensor
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Prompts
-from dualrate.from_diffusers.diffusers_folder import COMPONENTS, INDEX, ForeignConfig
+from dualrate.from_diffusers.diffusers_folder import (
+    COMPONENTS,
+    FUSE,
+    INDEX,
+    LORA,
+    NETWORK,
+    ForeignConfig,
+    check_own,
+    check_whole_numbers,
+)
 from dualrate.from_diffusers.pipelines import encoded, negative_prompt
-from dualrate.system.files import check_files, read_bytes, read_json, write_whole
+from dualrate.system.files import check_files, read_bytes, read_header, read_json, write_whole
 
 PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin
+VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+VAE_LAYOUT = f"vae/{NETWORK}"
 UNUSED = (*COMPONENTS, "vae", "safety_checker", "feature_extractor", "image_encoder")  # parts that texts do not need
 
 
@@ -48,23 +59,38 @@ def fingerprint_of(folder: Path) -> str:
 
 
 def read_pipeline(folder: Path) -> Any:
-    """The pipeline without its network. Raises ValueError where transformers is missing, or for code of its own."""
+    """The pipeline without its network.
+
+    Raises ValueError where transformers is missing, for code of its own, and for text encoders that are quantised or
+    hold a LoRA, and tokenizers without a vocabulary.
+    """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from diffusers.utils.import_utils import is_transformers_available
 
     if not is_transformers_available():
         raise ValueError(f"the text encoders of {folder} need transformers: pip install transformers")
-    unused = {part: None for part in read_json(folder / INDEX) if part in UNUSED}
-    pipeline = DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
-    if type(pipeline).__module__.partition(".")[0] != "diffusers":
-        raise ValueError(f"{type(pipeline).__name__} in {folder} is no pipeline of diffusers' own")
-    return pipeline
+    index = read_json(folder / INDEX)
+    check_own(folder, index)
+    for part in (folder / name for name in index if name.startswith(PARTS[0])):
+        check_whole_numbers(part, read_json(part / NETWORK) if (part / NETWORK).is_file() else {})
+        for file in part.glob("*.safetensors"):  # transformers draws at random what it does not find
+            with file.open("rb") as opened:
+                if any(LORA.search(name) for name in read_header(opened)):
+                    raise ValueError(f"{part} was saved with a LoRA beside its weights: {FUSE}")
+    for part in (folder / name for name in index if name.startswith(PARTS[1])):
+        if not any((part / name).is_file() for name in VOCABULARY):  # transformers would make do with none
+            raise ValueError(f"{part} has no vocabulary ({', '.join(VOCABULARY)}): fetch the pipeline again")
+    unused = {part: None for part in index if part in UNUSED}
+    return DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
 
 
 def copy_encoders(folder: Path, target: Path) -> None:
     """All that `read_pipeline` reads of a pipeline's folder, into a new one."""
     target.mkdir()
     shutil.copyfile(folder / INDEX, target / INDEX)
+    if (layout := folder / VAE_LAYOUT).is_file():
+        (target / VAE_LAYOUT).parent.mkdir()
+        shutil.copyfile(layout, target / VAE_LAYOUT)
     for part in folder.iterdir():
         if part.is_dir() and part.name.startswith((*PARTS, "scheduler")):
             shutil.copytree(part, target / part.name)
@@ -73,7 +99,9 @@ def copy_encoders(folder: Path, target: Path) -> None:
 @lru_cache(1)
 def _pipeline(folder: Path, fingerprint: str, side: int, device: str) -> Any:
     pipeline = read_pipeline(folder).to(device)
-    pipeline.default_sample_size = side  # for which it would ask its network
+    pipeline.default_sample_size = side  # for which it would ask its network, and for the other its VAE
+    if (layout := folder / VAE_LAYOUT).is_file() and (blocks := read_json(layout).get("block_out_channels")):
+        pipeline.vae_scale_factor = 2 ** (len(blocks) - 1)
     return pipeline
 
 

@@ -236,6 +236,11 @@ class DenoisingConfig(MethodConfig, Ranged):
         if experiment.networks.given is not None and self.times.ages != experiment.networks.ages:
             rule = "ages: pass BothTimes()" if experiment.networks.ages else "never ages: pass GivenTimes()"
             raise ValueError(f"{self.times} do not fit {experiment.name}, whose context {rule}, or SingleTime() of one")
+        if experiment.networks.blind_alone and self.serves.drops:
+            raise ValueError(
+                f"without a context the light network of {experiment.name} sees nothing of its condition: set "
+                "times.dropout to 0, and leave times.first out"
+            )
         if (self.encoder_from or self.light_from) and not pair:
             raise ValueError(f"{experiment.name} has a single network: drop encoder_from and light_from")
 

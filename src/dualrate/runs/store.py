@@ -224,8 +224,8 @@ class Place:
         for module in self.modules:
             import_module(module)
         loaded = load(self.path, device=self.device, note=lambda text: None)
+        loaded = loaded if self.conditions is None else loaded.with_given(self.conditions)
         found = called_by(loaded, self.denoiser)
-        found = found if self.conditions is None else found.with_given(self.conditions)
         if found.weights_hash != self.weights:
             raise ValueError(
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "

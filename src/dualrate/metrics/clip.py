@@ -1,0 +1,197 @@
+"""CLIP score: how well images fit the texts that they were made of, by a CLIPModel of transformers in a folder.
+
+    score = mean over images of 100 max(cos(image's embedding, text's embedding), 0)
+
+Source: Hessel et al. 2021, arXiv 2104.08718, eq. (1), with w = 100, as most report it, for 2.5. Higher is better.
+Images are resized to the model's side, bicubic with antialiasing and without rounding; texts are cut to its length.
+The folder has config.json, model.safetensors and the tokenizer's files; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualrate.codecs.codec import ON_PIXELS, Codec
+from dualrate.data.prompts import Texts
+from dualrate.metrics.distances import LEVEL, interval_of, resampling_weights
+from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator, Score
+from dualrate.metrics.pretrained import CONFIG, METRICS, WEIGHTS, PhotoNet, needs, resized
+from dualrate.metrics.store import Fingerprint
+from dualrate.system.device import whole_products
+from dualrate.system.files import read_json
+from dualrate.system.folders import some_of
+
+METRIC = METRICS["clip"]
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the images it was trained on
+VOCABULARY = ("tokenizer.json", "vocab.json")
+AT_A_TIME = 50  # images, and texts
+
+
+def is_clip(folder: Path) -> bool:
+    """Whether a folder holds a CLIPModel."""
+    return (folder / CONFIG).is_file() and cast(Any, read_json(folder / CONFIG)).get("model_type") == "clip"
+
+
+class ClipImages(nn.Module):
+    """uint8 (B, C, H, W) -> embeddings (B, D)"""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net, self.side = net, net.config.vision_config.image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = resized(images, self.side) / 255
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        return self.net.visual_projection(self.net.vision_model((x - mean) / std).pooler_output)
+
+
+@dataclass(frozen=True)
+class Clip(PhotoNet):
+    """The image's half as a `FeatureExtractor`, whose features are embeddings, and the text's. folder: it is from"""
+
+    folder: str = ""
+    tokenizer: Any = None
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(N, D) float32 on the CPU."""
+        net, parts = cast(ClipImages, self.module).net, []
+        longest = net.config.text_config.max_position_embeddings
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), whole_products():
+            for start in range(0, len(texts), self.batch_size):
+                part = list(texts[start : start + self.batch_size])
+                words = self.tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+                given = {name: words[name].to(self.device) for name in ("input_ids", "attention_mask")}
+                parts.append(net.text_projection(net.text_model(**given).pooler_output).float().cpu())
+        return torch.cat(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return load_clip, (Path(self.folder), self.device.type)
+
+
+def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
+    """Raises ValueError without transformers, and for a folder that lacks weights or a tokenizer."""
+    with needs(METRIC, "dinov2", "transformers"):
+        from transformers import CLIPModel, CLIPTokenizer  # pyright: ignore[reportMissingImports]
+    try:
+        if not any((folder / name).is_file() for name in VOCABULARY):  # transformers would make do with none
+            raise OSError(f"no {' or '.join(VOCABULARY)}")
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        net, report = CLIPModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds no whole CLIPModel ({(str(error).splitlines() or [''])[0]}): its {CONFIG}, {WEIGHTS} and "
+            "tokenizer are needed (hf download openai/clip-vit-large-patch14 --local-dir FOLDER)"
+        ) from error
+    if absent := sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]})):
+        raise ValueError(f"{folder} lacks {len(absent)} of CLIP's tensors, {some_of(absent)}: fetch it again")
+    with (folder / WEIGHTS).open("rb") as file:
+        identity = f"clip:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+    module = ClipImages(net.requires_grad_(False)).to(device).eval()
+    own = (module, identity, net.config.projection_dim, torch.device(device), AT_A_TIME)
+    return Clip("clip", *own, folder=str(folder), tokenizer=tokenizer)
+
+
+def fit(images: Tensor, texts: Tensor) -> Tensor:
+    """(N,) float64: 100 max(cos, 0) of embeddings, (N, D) both."""
+    return 100 * F.cosine_similarity(images.double(), texts.double()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class ClipScore(Evaluator[Clip]):
+    """Scores images by the texts that they were made of; it compares with no images.
+
+    held_out:  real images with captions, whose own score is the floor
+    captions:  theirs; texts: of the images that are scored, in their order
+    """
+
+    captions: Sequence[str] | Texts = ()
+    texts: Sequence[str] | None = None
+
+    def check_count(self, count: int) -> None:
+        """Raises ValueError for fewer images than an interval needs."""
+        if count < 2:
+            raise ValueError(f"got {count} image: an interval needs 2 at least, draw more")
+
+    def score_features(
+        self,
+        features: Tensor,
+        *,
+        seeds: str,
+        labels: str,
+        resamples: int = 200,
+        strata: Tensor | None = None,
+        details: bool = False,
+        codec: Codec = ON_PIXELS,
+        of: Tensor | None = None,
+        replicates: NDArray[np.float64] | None = None,
+    ) -> Score:
+        """features: (N, D) embeddings of images. Raises ValueError where their texts are not known, and for details."""
+        if details:
+            _ = self.reference_images
+        values = self.each(features)
+        low, high = interval_of(self.replicates(features, strata, resamples) if replicates is None else replicates)
+        floor, floor_count = self.floor(len(features), codec)
+        digest = hashlib.sha256("\n".join(self.texts or ()).encode()).hexdigest()
+        return Score(
+            metric=self.metric,
+            value=values.mean().item(),
+            low=low,
+            high=high,
+            level=LEVEL,
+            floor=floor,
+            floor_count=floor_count,
+            fingerprint=Fingerprint(self.net.identity, f"texts:{digest[:12]}", None, len(features), seeds, labels),
+            better="higher",
+        )
+
+    def replicates(
+        self, features: Tensor, strata: Tensor | None = None, resamples: int = 200, *, of: Tensor | None = None
+    ) -> NDArray[np.float64]:
+        """Means of resampled images, (resamples,)."""
+        values = self.each(features)
+        strata = torch.zeros(len(values), dtype=torch.int64) if strata is None else strata
+        weights = resampling_weights(strata, resamples, RESAMPLING_SEED)
+        return np.array([float(weight @ values) / len(values) for weight in weights])
+
+    def each(self, features: Tensor) -> Tensor:
+        """(N,) float64. Raises ValueError where the images' texts are not known, or are not as many."""
+        texts = self.texts or ()
+        if len(texts) != len(features):
+            raise ValueError(f"{METRIC} is of images and their texts, got {len(features)} and {len(texts)}")
+        if "texts" not in self._known:
+            self._known["texts"] = self.net.texts(texts)
+        return fit(features, self._known["texts"])
+
+    def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
+        """The score of the first `count` held-out images with their captions; (NaN, 0) without any."""
+        if self.held_out is None or not len(self.captions):
+            return math.nan, 0
+        count = min(count, len(self.held_out))
+        if ("floor", count) not in self._known:
+            words = self.net.texts([self.captions[i] for i in range(count)])
+            self._known["floor", count] = fit(self._features(self.held_out)[:count], words).mean().item()
+        return self._known["floor", count], count
+
+    def of_texts(self, texts: Sequence[str] | None) -> Self:
+        """Raises ValueError where there are none."""
+        if texts is None:
+            raise ValueError(
+                f"{METRIC} is of images and the texts that they were made of, which are not known here: name a model "
+                "of texts by its run or its pipeline, encode captions again where that was long ago, or drop CLIP"
+            )
+        if (known := tuple(texts)) not in self._known:  # those of a comparison have the same
+            self._known[known] = replace(self, texts=known)
+        return self._known[known]
