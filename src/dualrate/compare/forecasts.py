@@ -27,7 +27,7 @@ from dualrate.system.device import environment
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Reporter
 
-SAME = ("past", "frames", "lead", "step", "variables", "statistics")  # else starts or lead times differ
+SAME = ("past", "frames", "lead", "stride", "step", "variables", "statistics")  # else starts or lead times differ
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,23 @@ Patches  of fields above 128 points a side 2 points, above 256 four; fewer where
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.data.fields import find_fields, is_fields, read_fields
 from dualrate.data.forecast import Forecast, Frames
 from dualrate.data.simulations import SIMULATIONS
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Shape
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.experiment import DataConfig, Experiment, MethodConfig
+from dualrate.experiment.network_configs import NetworksConfig, OneConditional, TwoConditional
+from dualrate.methods.crps import OneCallConfig
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.refiner import Refinement
+from dualrate.methods.times import GivenTimes
 from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
@@ -69,6 +73,10 @@ class Forecasting(Ranged):
     """Frames of a sample: a window, of one heavy call. Of rolling, those that become clean one after the other."""
     lead: Annotated[int, Range(1, 100_000)] = 1
     """Time steps of the data from one frame to the next."""
+    window: Literal["channels", "leads", "attention"] = "channels"
+    """How frames of a sample are made. channels: as channels of one image. leads: each by itself, told its lead time;
+    the heavy network's features serve all, and forecast --stride makes some alone. attention: each is told its lead
+    time, and sees the others."""
     difference: bool = False
     """Train on differences from the last frame that is given: for steps in which little changes."""
     every: Annotated[int, Range(1, 256)] = 1
@@ -98,14 +106,18 @@ class Forecasting(Ranged):
             )
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
         frame = next(iter(find_fields(source)[1].splits.values()))[0].shape[1:]
-        shape, tier = task.target((frame[0], frame[1], frame[2])), TIERS[self.size]
-        heavy = network(shape, tier, periodic=self.periodic or source in SIMULATIONS)
+        each, tier, apart = (frame[0], frame[1], frame[2]), TIERS[self.size], self.window != "channels"
+        shape = task.target(each)
+        heavy = network(each if apart else shape, tier, periodic=self.periodic or source in SIMULATIONS)
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
         fields = read_fields(source, "train")
         task = task.of(fields)
         networks, method = made(task, shape, heavy, self.rate, self.trained_by)
-        parts = (name_of(source)[:40], "forecast", self.size, self.rate, self.trained_by)
-        name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5])
+        if apart:
+            networks, method = told_leads(networks, method, self.frames, attention=self.window == "attention")
+        parts = [name_of(source)[:40], "forecast", self.size, self.rate]
+        parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
+        name = "-".join(parts)
         progress = progress or PlainReporter()
         count, given = len(fields.trajectories), task.shape(shape)
         progress.note(
@@ -118,8 +130,28 @@ class Forecasting(Ranged):
                 "all of the field is given: if it obeys a law without chance, it has one future, and a regression does"
             )
         of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
-        process = of_frames.get(self.trained_by, GaussianProcess(Cosine()))
+        usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())
+        process = of_frames.get(self.trained_by, usual)
         return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
+
+
+def told_leads(
+    networks: NetworksConfig, method: MethodConfig, frames: int, *, attention: bool
+) -> tuple[NetworksConfig, MethodConfig]:
+    """The same, of which each frame is made by itself; about as many light calls of a window in training as before.
+
+    Raises ValueError for networks and methods that know whole windows alone.
+    """
+    if not isinstance(networks, (OneConditional, TwoConditional)) or not isinstance(
+        method, (DenoisingConfig, OneCallConfig)
+    ):
+        raise ValueError(
+            "frames are made each by themselves (--window leads or attention) by --rate dual, single, medium or light, "
+            "--trained-by diffusion, crps, energy or regression: take these, or --window channels"
+        )
+    if isinstance(method, DenoisingConfig) and isinstance(method.times, GivenTimes):
+        method = replace(method, times=GivenTimes(max(1, method.times.draws // frames)))
+    return replace(networks, leads=tuple(range(1, frames + 1)), attention=attention), method
 
 
 def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:
