@@ -32,9 +32,8 @@ import dualrate as dr
 from dualrate.data.conditions import HeldOut
 from dualrate.data.fields import write_fields
 from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulation
-from dualrate.diffusion.rolling import Rolling
 from dualrate.drawing.drawer import spread
-from dualrate.drawing.forecast import forecast_of, held_out_starts, roll_out
+from dualrate.drawing.forecast import costs, forecast_of, held_out_starts, roll_out
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.metrics.forecasts import persistence
@@ -137,7 +136,7 @@ def scored(model: dr.Model, system: System, steps: int | None) -> Row:
 
 def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
     """A frame's cost, a mean over a roll-out, and the fair CRPS of each start and lead, as in `scored`."""
-    members, process, std = system.roll_members, model.process, torch.tensor(forecast_of(model).statistics.std)
+    members, std = system.roll_members, torch.tensor(forecast_of(model).statistics.std)
     starts = held_out_starts(model, system.ahead, system.roll_starts)
     drawer = dr.Choice(steps=steps).drawer(model, batch_size=256, members=members, precision="float32")
     begun = time.process_time()
@@ -150,10 +149,12 @@ def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
     truth = np.stack([starts.truth(i) for i in range(len(starts))])
     x, truth = (torch.tensor(part).double() / std[:, None, None] for part in (x, truth))
     last = persistence(torch.tensor(starts.past), system.ahead).double() / std[:, None, None]
-    first = process.frames - 1 if isinstance(process, Rolling) else 0  # frames' worth of steps, of its start
+    cost = costs(replace(drawer, members=1))
     return {
         "steps": steps,
-        "macs": replace(drawer, members=1).expected_cost.macs / 1e6 * (system.ahead + first) / system.ahead,
+        "macs": (cost["first_window"] + (system.ahead / cost["frames"] - 1) * cost["later_window"])
+        / 1e6
+        / system.ahead,
         "ms": 1000 * seconds,
         "persistence": (last[:, 0] - truth).abs().mean((0, 2, 3, 4)).tolist(),
         **by_lead(x, truth),

@@ -16,24 +16,34 @@ from torch import Tensor
 
 from dualrate.data.fields import read_fields
 from dualrate.data.forecast import Forecast
-from dualrate.denoisers.denoiser import Denoiser, given_of
+from dualrate.denoisers.denoiser import Denoiser, Metered, given_of
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.rolling import Rolling
-from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.drawing import forecast as module
 from dualrate.drawing import forecast_folder
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.forecast import Starts, held_out_starts, lead_times, read_starts, roll_out, with_stride
+from dualrate.drawing.forecast import (
+    Starts,
+    costs,
+    held_out_starts,
+    lead_times,
+    read_starts,
+    roll_out,
+    window_cost,
+    with_stride,
+)
 from dualrate.drawing.forecast_folder import Store, write_forecast
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
-from dualrate.experiment.network_configs import OneNetwork, TwoConditional
+from dualrate.experiment.network_configs import OneNetwork, ThreeConditional, TwoConditional
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.rolling import RollingConfig, roll
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.blocks import add_shared
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
+from dualrate.runs.train import save_samples
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.training.config import FitConfig
 
@@ -477,6 +487,38 @@ def test_rolling_diffusion_makes_a_frame_at_a_time_and_goes_on(source, tmp_path)
         "first_window": round(calls.heavy / 3 + 3 * 4 * calls.light),
         "later_window": round(calls.heavy + 4 * calls.light),
     }
+    assert window_cost(drawer) == record.cost["first_window"] + 2 * record.cost["later_window"]
+
+
+def test_windows_of_both_rates_cost_what_their_calls_do_and_are_drawn_by_rolls(source, tmp_path):
+    plain = experiment_of(source, Forecast(frames=3))
+    net = plain.networks.light
+    three = ThreeConditional(net, replace(net, head=True), net, plain.networks.given_shape)
+    rolling = {"process": Rolling(frames=3), "method": RollingConfig(GivenTimes()), "networks": three}
+    model = load(saved_random(replace(plain, **rolling), tmp_path / "rolling"))
+    metered = Metered(model.denoiser)
+    starts, drawer = held_out_starts(model, 2, 2), drawer_of(replace(model, denoiser=metered), steps=4)
+    calls = model.call_cost
+    assert calls.own
+    assert min(calls.read, calls.heavy, calls.light) > 0
+
+    def spent() -> float:
+        return sum(getattr(calls, kind) * getattr(metered.meter, kind) for kind in ("read", "heavy", "light"))
+
+    rolled(drawer, starts.past, 1)
+    first = spent()
+    metered.meter.__init__()
+    rolled(drawer, starts.past, 2)
+    found, members = costs(drawer), 2 * 3
+    assert found["first_window"] == pytest.approx(first / members)
+    assert found["later_window"] == pytest.approx((spent() - first) / members)
+    with pytest.raises(ValueError, match=r"draws a window by 1 in 4 steps: roll it out, dualrate forecast RUN"):
+        list(drawer_of(model, steps=4).states([0]))
+    save_samples(model, tmp_path / "grid.png")  # by a heavy call in each roll
+    plan = model.process.served(StepPlan.uniform(10, 1))
+    clocks = model.process.clock(torch.tensor(plan.t, dtype=torch.float64))
+    heavy = [clock for clock, refresh in zip(clocks.tolist(), plan.refresh, strict=False) if refresh is Refresh.FULL]
+    assert heavy == [3, 2, 1, 0, -1]
 
 
 def by_lead(source: Path, path: Path, frames: int = 5, **task) -> Model:

@@ -178,9 +178,7 @@ def test_attention_among_frames_is_that_of_each_place_by_hand() -> None:
             for head in range(2):
                 at = slice(4 * head, 4 * head + 4)
                 q, k, v = (part[:, at] for part in block.qkv(own).chunk(3, -1))
-                q, k = (
-                    F.layer_norm(part, (4,)) * scale for part, scale in ((q, block.scale_q), (k, block.scale_k))
-                )
+                q, k = (F.layer_norm(part, (4,)) * scale for part, scale in ((q, block.scale_q), (k, block.scale_k)))
                 mixed.append(torch.softmax(q @ k.T / 2, -1) @ v)
             torch.testing.assert_close(found[3 * sample : 3 * sample + 3, place], block.out(torch.cat(mixed, -1)))
 

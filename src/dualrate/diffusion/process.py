@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
@@ -73,6 +74,10 @@ class Process(ABC):
     def ends(self, s: Tensor) -> bool:
         """Whether a step to these times returns x_hat in place of a draw."""
         return False
+
+    def served(self, plan: StepPlan) -> StepPlan:
+        """A plan with its heavy calls at the times at which contexts that age are trained: as it is, unless overridden."""
+        return plan
 
     @abstractmethod
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:

@@ -294,6 +294,27 @@ class Piece:
     x: Frame
 
 
+def costs(drawer: Drawer) -> dict[str, float]:
+    """frames: that come at once; first_window, later_window: multiply-adds of a member for them.
+
+    A roll makes one frame by one heavy call, whatever the plan's. Before the first one of them a window goes through as
+    many whole clocks as it has frames, of which each has a heavy call where contexts age.
+    """
+    frames, model = forecast_of(drawer.model).frames, drawer.model
+    if not isinstance(model.process, Rolling):
+        later = replace(drawer, members=1).cost.macs
+        return {"frames": frames, "first_window": drawer.cost.macs, "later_window": later}
+    calls, steps = model.call_cost, drawer.plan.num_steps
+    first = calls.shared(drawer.members).of(frames * steps, frames if model.reuses_context else 1)
+    return {"frames": 1, "first_window": round(first), "later_window": round(calls.of(steps, 1))}
+
+
+def window_cost(drawer: Drawer) -> float:
+    """Multiply-adds of a member's first window: of one that rolls, of as many frames."""
+    found = costs(drawer)
+    return found["first_window"] + (forecast_of(drawer.model).frames / found["frames"] - 1) * found["later_window"]
+
+
 Earlier = Callable[[range, range], Frame]  # starts, members -> their frames that are there, (n, m, f, C, H, W)
 
 

@@ -57,7 +57,9 @@ def require_no_decoder(experiment: Experiment, method: str) -> None:
     if experiment.condition.codec.fingerprint:
         raise ValueError(f"{experiment.name} is a decoder, which {method} does not train: take denoising")
     if isinstance(experiment.process, Rolling):
-        raise ValueError(f"{experiment.name} rolls windows, which {method} does not train: take a forecast by diffusion")
+        raise ValueError(
+            f"{experiment.name} rolls windows, which {method} does not train: take a forecast by diffusion"
+        )
 
 
 def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:

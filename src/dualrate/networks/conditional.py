@@ -140,9 +140,7 @@ def of_frames(config: BodyConfig, leads: Sequence[int] = (), *, attention: bool 
 class ConditionalUViT(nn.Module):
     """forward: (z_t, log_snr, y, label) -> v. given: (C, h, w) of y; leads, attention: of `ByLead`."""
 
-    def __init__(
-        self, config: BodyConfig, given: Shape, leads: Sequence[int] = (), *, attention: bool = False
-    ) -> None:
+    def __init__(self, config: BodyConfig, given: Shape, leads: Sequence[int] = (), *, attention: bool = False) -> None:
         super().__init__()
         self.config = config
         self.net: Any = of_frames(config, leads, attention=attention)
