@@ -535,7 +535,9 @@ def test_any_lead_is_made_alone_as_among_all_of_one_heavy_call(source, tmp_path)
     model = by_lead(source, tmp_path / "run", noise=0.1)
     some, starts = with_stride(model, 2), held_out_starts(model, 5, 3)
     counting = [Counting(one.denoiser) for one in (model, some)]
-    whole, fewer = (drawer_of(replace(one, denoiser=counted), 4, 12) for one, counted in zip((model, some), counting))
+    whole, fewer = (
+        drawer_of(replace(one, denoiser=counted), 4, 12) for one, counted in zip((model, some), counting, strict=True)
+    )
     found = rolled(fewer, starts.past, 2)
     np.testing.assert_allclose(found, rolled(whole, starts.past, 5)[:, :, 1::2], rtol=1e-5)
     assert [one.heavy for one in counting] == [[3], [3]]  # of three starts, four members of each
@@ -552,12 +554,12 @@ def test_any_lead_is_made_alone_as_among_all_of_one_heavy_call(source, tmp_path)
 
 
 def test_what_makes_no_lead_alone_says_so(source, model, tmp_path):
-    with pytest.raises(ValueError, match="makes the 2 frame.* of a window together, or no 2 of them: drop --stride"):
+    with pytest.raises(ValueError, match=r"makes the 2 frame.* of a window together, or no 2 of them: drop --stride"):
         with_stride(model, 2)
     some = with_stride(by_lead(source, tmp_path / "run", past=2), 2)
     past = held_out_starts(some, 1, 1).past
     assert rolled(drawer_of(some), past, 2).shape[2] == 2
-    with pytest.raises(ValueError, match="frames 2 apart, from which it cannot go on: ask for 2 frame"):
+    with pytest.raises(ValueError, match=r"frames 2 apart, from which it cannot go on: ask for 2 frame"):
         rolled(drawer_of(some), past, 3)
     with pytest.raises(ValueError, match="or no 6 of them"):
         with_stride(by_lead(source, tmp_path / "other"), 6)

@@ -1,5 +1,6 @@
 """Students of conditional models: the heavy network once a condition, the light loop in one step or two."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,14 @@ from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneConditional, ThreeConditional, TwoConditional
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.times import BothTimes, GivenTimes
+from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.networks.uvit import Level, UViTConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("conv", 8, 1)), embedding=16)
 GIVEN = (1, 4, 4)
 RUNS = {
     "dual": (TwoConditional(NET, NET, GIVEN), GivenTimes()),
-    "single": (OneConditional(NET, GIVEN), dr.SingleTime()),
+    "single": (OneConditional(NET, GIVEN), SingleTime()),
     "both": (ThreeConditional(NET, NET, NET, GIVEN), BothTimes()),
 }
 QUICK = (
@@ -57,19 +58,11 @@ def test_a_student_of_a_condition_reads_it_once_for_all_samples(
     assert changed == set(student.networks)
     metered = Metered(student.denoiser)
     plan = student.serves.default_plan()
-    drawer = Drawer(dr.Model(**{**vars_of(student), "denoiser": metered}), sampler(student.process), plan, members=5)
+    drawer = Drawer(replace(student, denoiser=metered), sampler(student.process), plan, members=5)
     assert torch.cat(list(drawer.states([0, 1, 2]))).shape == (15, 1, 8, 8)
     heavy = 3 if teacher == "dual" else 0
     assert (metered.meter.heavy, metered.meter.light) == (heavy, 15 * steps)
     assert drawer.cost.macs == student.call_cost.heavy // 5 + steps * student.call_cost.light
-
-
-def vars_of(model: dr.Model) -> dict:
-    return {
-        name: value
-        for name, value in vars(model).items()
-        if name in ("name", "experiment", "networks", "iteration", "weights_hash", "path")
-    }
 
 
 def test_what_has_no_student_of_a_condition_is_refused(root, tmp_path):

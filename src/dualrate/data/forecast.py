@@ -4,9 +4,9 @@
     x = the frames after, normalised                                                  what it makes, of each frame
         or (frame - last frame of the past) / scale                                   with `difference`
 
-Frames are `lead` time steps of the data apart, those that are made `lead stride`. A field of one dimension has one row. A fully observed system that obeys
-a law without chance has one future, and needs no diffusion: several futures fit what is observed in part, or with
-noise.
+Frames are `lead` time steps of the data apart, those that are made `lead stride`. A field of one dimension has one
+row. A fully observed system that obeys a law without chance has one future, and needs no diffusion: several futures fit
+what is observed in part, or with noise.
 """
 
 from __future__ import annotations

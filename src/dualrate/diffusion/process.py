@@ -76,7 +76,7 @@ class Process(ABC):
         return False
 
     def served(self, plan: StepPlan) -> StepPlan:
-        """A plan with its heavy calls at the times at which contexts that age are trained: as it is, unless overridden."""
+        """A plan with its heavy calls where contexts that age are trained: as it is, unless overridden."""
         return plan
 
     @abstractmethod

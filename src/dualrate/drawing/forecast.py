@@ -343,8 +343,8 @@ def checked(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int) -> T
     if forecast.stride > 1 and forecast.past > 1 and frames > forecast.frames:
         raise ValueError(
             f"{drawer.model.name} starts from {forecast.past} frames, {forecast.lead} time step(s) apart, and makes "
-            f"frames {forecast.ahead} apart, from which it cannot go on: ask for {forecast.frames} frame(s) at most, or "
-            "drop --stride"
+            f"frames {forecast.ahead} apart, from which it cannot go on: ask for {forecast.frames} frame(s) at most, "
+            "or drop --stride"
         )
     return past
 
