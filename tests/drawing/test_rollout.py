@@ -509,7 +509,7 @@ def test_windows_of_both_rates_cost_what_their_calls_do_and_are_drawn_by_rolls(s
     first = spent()
     metered.meter.__init__()
     rolled(drawer, starts.past, 2)
-    found, members = costs(drawer), 2 * 3
+    found, members = costs(drawer_of(model, steps=4)), 2 * 3
     assert found["first_window"] == pytest.approx(first / members)
     assert found["later_window"] == pytest.approx((spent() - first) / members)
     with pytest.raises(ValueError, match=r"draws a window by 1 in 4 steps: roll it out, dualrate forecast RUN"):

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Factor, Probability, Range, Ranged, Share, Steps, TeacherGuidance
-from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, require_gaussian, squared_error
@@ -249,8 +249,8 @@ class EMDistillationConfig(MethodConfig, Ranged):
         require_no_decoder(experiment, "EM distillation")
         if experiment.networks.given is not None and not experiment.condition.labelled:
             raise ValueError(
-                f"{experiment.name} is a conditional model, which EM distillation does not train: take --method moments "
-                "or consistency"
+                f"{experiment.name} is a conditional model, which EM distillation does not train: take --method "
+                "moments or consistency"
             )
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:

@@ -108,8 +108,8 @@ def _refuse_two(source: Experiment, teacher: str) -> None:
     """Raises ValueError for a dual-rate student of a conditional model."""
     if is_conditional(source):
         raise ValueError(
-            f"{teacher} is a conditional model, whose student has its networks, called as they are: drop --student dual "
-            "and --heavy"
+            f"{teacher} is a conditional model, whose student has its networks, called as they are: drop --student "
+            "dual and --heavy"
         )
 
 
