@@ -10,6 +10,8 @@ standard deviation. Three frames are made at once, a third, two thirds and a who
 With --system kolmogorov a plane flow on 32 x 32 points, by networks of patches of 2 x 2 points, and roll-outs too: of
 a past that is observed in full, with noise, frame by frame and by Rolling Diffusion.
 
+With --system moving-fashion-mnist two garments bounce in a frame, of which one is given: where they go is chance.
+
 One thread in float32: run it alone on its core.
 """
 
@@ -31,7 +33,8 @@ from numpy.typing import NDArray
 import dualrate as dr
 from dualrate.data.conditions import HeldOut
 from dualrate.data.fields import write_fields
-from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulation
+from dualrate.data.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
+from dualrate.data.simulations import System as Simulated
 from dualrate.drawing.drawer import spread
 from dualrate.drawing.forecast import costs, forecast_of, held_out_starts, roll_out
 from dualrate.experiment.experiment import DataConfig
@@ -59,7 +62,7 @@ class System:
     patch: of the networks
     """
 
-    simulation: Simulation
+    simulation: Simulated
     trajectories: int
     frames: int
     models: tuple[tuple[Rate, TrainedBy | OfFrames], ...]
@@ -95,6 +98,14 @@ SYSTEMS = {
         Forecasting(frames=FRAMES, lead=2, every=4, noise=0.1, periodic=True), 128, 16, (2, 4, 8),
         "forecasts-kolmogorov", batch_size=16, patch=2, rolled=(("diffusion", 1, (2, 4, 8)), ("rolling", 4, (1, 2, 4))),
         roll_out=Forecasting(lead=2, noise=0.1, periodic=True, rate="single"),
+    ),
+    "moving-fashion-mnist": System(
+        SIMULATIONS["moving-fashion-mnist"][0], 2000, 20,
+        (
+            ("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("single", "crps"),
+            ("light", "diffusion"), ("light", "crps"),
+        ),
+        Forecasting(frames=FRAMES, lead=2), 128, 16, (2, 4, 8), "forecasts-garments", batch_size=16, patch=2,
     ),
 }  # fmt: skip
 

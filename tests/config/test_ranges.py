@@ -54,7 +54,7 @@ from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.data.conditions import Inpainting, Pairs, Prompts, SuperResolution
 from dualrate.data.forecast import Forecast
-from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulation
+from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, MovingGarments, Simulation, System
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
@@ -208,7 +208,7 @@ def examples() -> Iterator[Any]:
     )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
-    yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov())
+    yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov(), MovingGarments())
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
@@ -335,7 +335,7 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod, NetworkCard, PlanStates, WeightedDenoising, Simulation}
+    abstract = {StudentMethod, NetworkCard, PlanStates, WeightedDenoising, Simulation, System}
     assert ranged - abstract == set(EXAMPLES)
 
 

@@ -60,8 +60,8 @@ class Student(Ranged):
     shift: LogSNR = 0.0
     """Shift of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
     student: Literal["dual", "plain"] | None = None
-    """Two networks at two rates (dual), or the teacher's own (plain); if not given dual by moments, plain otherwise and of
-    a condition."""
+    """Two networks at two rates (dual), or the teacher's own (plain); if not given dual by moments, plain otherwise or
+    of a condition."""
     heavy: Steps | None = None
     """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
     rollout: Literal["full", "segment", "data"] | None = None

@@ -2,7 +2,7 @@
 
 Sources, of which the large ones are read where they lie, frame by frame:
 
-    kuramoto-sivashinsky, kolmogorov   made on the spot and kept in the cache (simulations.py)
+    kuramoto-sivashinsky, kolmogorov, moving-fashion-mnist   made on the spot and kept in the cache (simulations.py)
     FILE.npz     `fields` (S, T, C, H, W) or (S, T, C, X), and maybe `variables` (C) and `step`
     FILE.npy     the same array alone, memory-mapped
     FILE.h5      {train,valid,test}/pde_{nt}-{nx} (S, T, X) or (S, T, C, X) and dt, as of PDEArena; or t0_fields/NAME

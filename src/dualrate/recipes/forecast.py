@@ -84,7 +84,7 @@ class Forecasting(Ranged):
     noise: Annotated[float, Range(0, 100)] = 0.0
     """Standard deviation of noise on what is observed, in standard deviations of the field."""
     periodic: bool = False
-    """Whether opposite edges of the field meet. Simulated systems are periodic."""
+    """Whether opposite edges of the field meet. Those of the equations that are simulated do."""
     size: Size = "tiny"
     """Of the networks. tiny: minutes of a laptop. small: an hour of a CPU core. base: for a GPU."""
     rate: Rate = "dual"
@@ -101,14 +101,14 @@ class Forecasting(Ranged):
         source = self.data.source
         if not is_fields(source):
             raise ValueError(
-                f"{source or 'no source'} holds no fields: give --data.source kuramoto-sivashinsky, kolmogorov, or a "
-                "file of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
+                f"{source or 'no source'} holds no fields: give --data.source {', '.join(SIMULATIONS)}, or a file "
+                "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
             )
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
         frame = next(iter(find_fields(source)[1].splits.values()))[0].shape[1:]
         each, tier, apart = (frame[0], frame[1], frame[2]), TIERS[self.size], self.window != "channels"
         shape = task.target(each)
-        heavy = network(each if apart else shape, tier, periodic=self.periodic or source in SIMULATIONS)
+        heavy = network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
         fields = read_fields(source, "train")
         task = task.of(fields)
@@ -133,6 +133,10 @@ class Forecasting(Ranged):
         usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())
         process = of_frames.get(self.trained_by, usual)
         return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
+
+
+def _periodic(source: str) -> bool:
+    return source in SIMULATIONS and SIMULATIONS[source][0].periodic
 
 
 def told_leads(
