@@ -60,6 +60,7 @@ from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.convention import Discrete, Flow
 from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
@@ -267,6 +268,7 @@ def examples() -> Iterator[Any]:
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())
+    yield SharedNoise(Cosine())
     for kind in (ConditionalDenoising, ResidualDenoising, Refining):
         yield kind(networks, denoiser, of, Sigmoid(), GivenTimes())
     yield OneCall(networks, denoiser, of, 2, "crps")
