@@ -274,8 +274,8 @@ class ConsistencyConfig(MethodConfig, Ranged):
             own = None if experiment.networks.single_rate else 1
             if (self.heavy, self.light_from) != (own, None):
                 what = "one network, called at every step" if own is None else "a heavy network, called once"
-                given = "drop heavy" if own is None else "make heavy 1"
-                raise ValueError(f"{experiment.name} has {what}: {given}, and drop light_from")
+                given = "drop heavy and" if own is None else "make heavy 1, drop"
+                raise ValueError(f"{experiment.name} has {what}: {given} light_from")
         elif experiment.networks.roles != ("encoder", "light") or not 0 < (self.heavy or 0) < self.steps:
             raise ValueError(
                 f"consistency trains one network, or an encoder and a light network with 1 to {self.steps - 1} heavy "
