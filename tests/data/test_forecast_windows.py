@@ -206,9 +206,11 @@ def test_a_recipe_of_frames_that_are_told_their_lead(source: Path, window: str, 
     assert found.process == (SharedNoise(Cosine(), 3) if window == "leads" else plain)
     assert not isinstance(found.method, DenoisingConfig) or found.method.times.draws == 1
     assert from_plain(dr.Experiment, to_plain(found)) == found
-    for other in ({"rate": "both"}, {"trained_by": "rolling"}, {"trained_by": "residual"}):
+    for other in ({"rate": "both"}, {"trained_by": "residual"}):
         with pytest.raises(ValueError, match=r"--window leads or attention.* by --rate dual, single"):
             made(source, frames=3, window=window, **other)
+    with pytest.raises(ValueError, match=f"rolling makes the frames of a window together: drop --window {window}"):
+        made(source, frames=3, window=window, trained_by="rolling")
 
 
 def test_held_out_starts_are_those_of_the_test_split(source: Path) -> None:

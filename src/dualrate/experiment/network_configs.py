@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -83,6 +83,24 @@ class NetworksConfig(ABC):
     def noise(self) -> int:
         """Planes of noise that it reads beside a state."""
         return max((config.noise for config in self._tokens.values()), default=0)
+
+    @property
+    def calls(self) -> int | None:
+        """Heavy calls of a sample where contexts never age: 1; None of one network, which runs at every step."""
+        return None if self.single_rate else 1
+
+    def by_lead(self, leads: Sequence[int], *, attention: bool) -> NetworksConfig:
+        """Networks of frames, that are each made by themselves and told their lead, of those of a frame.
+
+        Raises ValueError for networks that know whole windows alone.
+        """
+        how: Any = {"leads": tuple(leads), "attention": attention}
+        if not how.keys() <= {item.name for item in fields(self)}:  # pyright: ignore[reportArgumentType]
+            raise ValueError(
+                f"{type(self).__name__} make whole windows: frames are made by themselves (--window leads or "
+                "attention) by --rate dual, single, medium or light, --trained-by diffusion, crps, energy or regression"
+            )
+        return replace(self, **how)  # pyright: ignore[reportArgumentType]
 
     @property
     def single_rate(self) -> bool:

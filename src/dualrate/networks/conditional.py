@@ -117,12 +117,10 @@ class ByLead(nn.Module):
         self.net: Any = config.network()
         self.lead = NoiseEmbedding(config.embedding)
         self.register_buffer("leads", torch.tensor(leads, dtype=torch.float32), persistent=False)
-        if attention and not hasattr(self.net, "middle"):
-            raise ValueError(f"frames see each other in the middle of a U-ViT, got {type(config).__name__}: take that")
         if attention:
             width = config.widths[-1]
             head = math.gcd(64, width)
-            self.net.middle.blocks.append(FrameAttention(len(leads), width, config.embedding, head))
+            config.coarsest(self.net).append(FrameAttention(len(leads), width, config.embedding, head))
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         count = len(self.leads)

@@ -10,7 +10,7 @@ Patches  of fields above 128 points a side 2 points, above 256 four; fewer where
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dualrate.config.ranges import Range, Ranged
@@ -21,12 +21,8 @@ from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Shape
-from dualrate.experiment.experiment import DataConfig, Experiment, MethodConfig
-from dualrate.experiment.network_configs import NetworksConfig, OneConditional, TwoConditional
-from dualrate.methods.crps import OneCallConfig
-from dualrate.methods.denoising import DenoisingConfig
+from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.methods.refiner import Refinement
-from dualrate.methods.times import GivenTimes
 from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
@@ -98,7 +94,9 @@ class Forecasting(Ranged):
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
-        source = self.data.source
+        source, apart = self.data.source, self.window != "channels"
+        if apart and self.trained_by in ("rolling", "refiner"):
+            raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
         if not is_fields(source):
             raise ValueError(
                 f"{source or 'no source'} holds no fields: give --data.source {', '.join(SIMULATIONS)}, or a file "
@@ -106,15 +104,15 @@ class Forecasting(Ranged):
             )
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
         frame = next(iter(find_fields(source)[1].splits.values()))[0].shape[1:]
-        each, tier, apart = (frame[0], frame[1], frame[2]), TIERS[self.size], self.window != "channels"
+        each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
         shape = task.target(each)
         heavy = network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
         fields = read_fields(source, "train")
         task = task.of(fields)
-        networks, method = made(task, shape, heavy, self.rate, self.trained_by)
+        networks, method = made(task, shape, heavy, self.rate, self.trained_by, self.frames if apart else 1)
         if apart:
-            networks, method = told_leads(networks, method, self.frames, attention=self.window == "attention")
+            networks = networks.by_lead(range(1, self.frames + 1), attention=self.window == "attention")
         parts = [name_of(source)[:40], "forecast", self.size, self.rate]
         parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
         name = "-".join(parts)
@@ -137,25 +135,6 @@ class Forecasting(Ranged):
 
 def _periodic(source: str) -> bool:
     return source in SIMULATIONS and SIMULATIONS[source][0].periodic
-
-
-def told_leads(
-    networks: NetworksConfig, method: MethodConfig, frames: int, *, attention: bool
-) -> tuple[NetworksConfig, MethodConfig]:
-    """The same, of which each frame is made by itself; about as many light calls of a window in training as before.
-
-    Raises ValueError for networks and methods that know whole windows alone.
-    """
-    if not isinstance(networks, (OneConditional, TwoConditional)) or not isinstance(
-        method, (DenoisingConfig, OneCallConfig)
-    ):
-        raise ValueError(
-            "frames are made each by themselves (--window leads or attention) by --rate dual, single, medium or light, "
-            "--trained-by diffusion, crps, energy or regression: take these, or --window channels"
-        )
-    if isinstance(method, DenoisingConfig) and isinstance(method.times, GivenTimes):
-        method = replace(method, times=GivenTimes(max(1, method.times.draws // frames)))
-    return replace(networks, leads=tuple(range(1, frames + 1)), attention=attention), method
 
 
 def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:

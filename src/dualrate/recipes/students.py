@@ -68,7 +68,7 @@ def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: flo
     """
     source = read_experiment(teacher)
     networks = teachers_network(source, teacher).with_noise(recipe.noise)
-    plans = AtLeast(steps, None if networks.single_rate else 1)
+    plans = AtLeast(steps, networks.calls)
     method = MomentMatchingConfig(teacher, plans, weighting=source.method.weighting, **options)
     return _student(recipe, source, f"plain-{steps}", networks, method, shift)
 
@@ -139,11 +139,9 @@ def consistency_student(
     """
     source, ending = read_experiment(teacher), f"consistency-{steps}"
     networks = teachers_network(source, teacher).with_noise(recipe.noise)
-    if heavy is None and not networks.single_rate:
-        options["heavy"] = 1  # of the condition
-    elif heavy is not None:
+    options["heavy"] = networks.calls if heavy is None else heavy
+    if heavy is not None:
         _refuse_two(source, teacher)
-        options["heavy"] = heavy
         networks, source = _dual(recipe, source, networks, teacher, options.get("student_from"))
         ending = f"{ending}-{heavy}"
     return _student(recipe, source, ending, networks, ConsistencyConfig(steps, teacher, **options), shift)
@@ -174,7 +172,7 @@ def by_consistency(experiment: Experiment) -> Experiment:
 
     Its rate is a student's, annealed: at a constant 7e-4 a model of one step came to nothing (dev/LOG.md).
     """
-    method = ConsistencyConfig(heavy=None if experiment.networks.single_rate else 2 if experiment.networks.ages else 1)
+    method = ConsistencyConfig(heavy=2 if experiment.networks.ages else experiment.networks.calls)
     fit = replace(experiment.fit, optim=DISTILLING.optim)
     return replace(experiment, name=f"{experiment.name}-consistency", method=method, fit=fit)
 
