@@ -10,6 +10,8 @@ standard deviation. Three frames are made at once, a third, two thirds and a who
 With --system kolmogorov a plane flow on 32 x 32 points, by networks of patches of 2 x 2 points, and roll-outs too: of
 a past that is observed in full, with noise, frame by frame and by Rolling Diffusion.
 
+With --system kuramoto-sivashinsky-leads the first system's frames are made each by itself, told its lead time.
+
 With --system moving-fashion-mnist two garments bounce in a frame, of which one is given: where they go is chance.
 
 One thread in float32: run it alone on its core.
@@ -108,6 +110,12 @@ SYSTEMS = {
         Forecasting(frames=FRAMES, lead=2), 128, 16, (2, 4, 8), "forecasts-garments", batch_size=16, patch=2,
     ),
 }  # fmt: skip
+SYSTEMS["kuramoto-sivashinsky-leads"] = replace(
+    SYSTEMS["kuramoto-sivashinsky"],
+    models=(("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("light", "diffusion")),
+    windows=replace(SYSTEMS["kuramoto-sivashinsky"].windows, window="leads"),
+    page="forecasts-leads",
+)
 
 
 def experiment(

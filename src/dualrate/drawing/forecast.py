@@ -35,6 +35,7 @@ from dualrate.data.fields import Fields, find_fields, read_fields
 from dualrate.data.forecast import Forecast
 from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Shape
@@ -83,11 +84,12 @@ def with_stride(model: Model, stride: int) -> Model:
         )
     scale = np.array(forecast.scale).reshape(forecast.frames, -1)[stride - 1 :: stride].flatten().tolist()
     fewer: Any = {"frames": len(leads)}
+    process = replace(model.process, **fewer) if isinstance(model.process, SharedNoise) else model.process
     experiment = replace(
         experiment,
         networks=replace(networks, leads=leads),
         condition=replace(forecast, stride=stride, scale=tuple(scale), **fewer),
-        process=replace(model.process, **fewer),
+        process=process,
     )
     built, denoiser = experiment.build()
     built.load_state_dict(model.networks.state_dict())
