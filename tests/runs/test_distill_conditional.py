@@ -72,7 +72,7 @@ def test_what_has_no_student_of_a_condition_is_refused(root, tmp_path):
         )
 
     for teacher, words, message in (
-        ("both", (), "both is a dual-rate model; a teacher is a single-rate one"),
+        ("both", (), "both has both rates: .* Name a run of --rate dual, single"),
         ("dual", ("--student", "dual"), "whose student has its networks, called as they are: drop --student dual"),
         ("dual", ("--method", "consistency", "--heavy", "2"), "called as they are: drop --student dual and --heavy"),
         ("dual", ("--version", "instant"), "has a teacher of one network, .* two: drop --version"),

@@ -76,12 +76,15 @@ def with_stride(model: Model, stride: int) -> Model:
     networks: Any = experiment.networks
     if stride == 1:
         return model
-    leads: tuple[int, ...] = getattr(networks, "leads", ())[stride - 1 :: stride]
+    leads: tuple[int, ...] = getattr(networks, "leads", ())
     if not leads or networks.attention:
         raise ValueError(
-            f"{model.name} makes the {forecast.frames} frame(s) of a window together, or no {stride} of them: drop "
-            "--stride, or train with --window leads, whose frames are made each by themselves"
+            f"{model.name} makes the {forecast.frames} frame(s) of a window together: drop --stride, or train with "
+            "--window leads, whose frames are made each by themselves"
         )
+    if stride > len(leads):
+        raise ValueError(f"{model.name} makes {len(leads)} frames, got a stride of {stride}: give 1 to {len(leads)}")
+    leads = leads[stride - 1 :: stride]
     scale = np.array(forecast.scale).reshape(forecast.frames, -1)[stride - 1 :: stride].flatten().tolist()
     fewer: Any = {"frames": len(leads)}
     process = replace(model.process, **fewer) if isinstance(model.process, SharedNoise) else model.process

@@ -70,6 +70,11 @@ def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
     networks = experiment.networks
     if experiment.condition.codec.fingerprint:
         raise ValueError(f"{name} is a decoder, which has no students: name a model of images, latents or fields")
+    if networks.ages and networks.given is not None and not experiment.condition.labelled:
+        raise ValueError(
+            f"{name} has both rates: its context ages beside the condition, and no method distils that. Name a run of "
+            "--rate dual, single, medium or light"
+        )
     if networks.ages:
         raise ValueError(
             f"{name} is {networks.kind}; a teacher is a single-rate one. Of a dual-rate model name the run that its "
