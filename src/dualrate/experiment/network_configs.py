@@ -97,8 +97,9 @@ class NetworksConfig(ABC):
         how: Any = {"leads": tuple(leads), "attention": attention}
         if not how.keys() <= {item.name for item in fields(self)}:  # pyright: ignore[reportArgumentType]
             raise ValueError(
-                f"these networks ({type(self).__name__}) make whole windows: frames are made by themselves (--window leads "
-                "or attention) by --rate dual, single, medium or light, --trained-by diffusion, crps, energy or regression"
+                f"these networks ({type(self).__name__}) make whole windows: frames are made by themselves (--window "
+                "leads or attention) by --rate dual, single, medium or light, --trained-by diffusion, crps, energy or "
+                "regression"
             )
         return replace(self, **how)  # pyright: ignore[reportArgumentType]
 
