@@ -81,4 +81,4 @@ def test_what_has_no_student_of_a_condition_is_refused(root, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             made(teacher, *words)
-    assert made("single", "--version", "instant").method.version == "instant"
+    assert "instant" in str(made("single", "--version", "instant").method)

@@ -38,7 +38,7 @@ class ScoredPlan:
     one: Candidate
     drawer: Drawer
     scored: Scored
-    macs: float
+    macs: int
     seconds: float
 
     @property

@@ -142,7 +142,7 @@ def _numbered(channels: int) -> tuple[str, ...]:
 def simulated(name: str, progress: DataProgress) -> Found:
     """Made with seed 0, or read from the cache."""
     system, trajectories, frames = SIMULATIONS[name]
-    made_as = json.dumps([1, name, asdict(system), trajectories, frames])
+    made_as = json.dumps([1, name, asdict(system), trajectories, frames])  # pyright: ignore[reportArgumentType]
     file = cache_dir() / FIELDS / f"{name}-{hashlib.sha256(made_as.encode()).hexdigest()[:16]}.npy"
     if not file.is_file():
         array = system.simulate(trajectories, frames, 0, progress)

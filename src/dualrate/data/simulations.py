@@ -69,7 +69,7 @@ class System(Ranged, ABC):
     every: time from frame to frame; periodic: whether opposite edges meet
     """
 
-    every: Any  # a number. Any: so that a field may stand for it
+    every: Any  # a number. Any: a property serves as well
     variables: ClassVar[tuple[str, ...]]
     lyapunov_time: ClassVar[float]
     periodic: ClassVar[bool]
@@ -333,7 +333,6 @@ class MovingGarments(System):
     shrink: Literal[1, 2, 4] = 2
     speed: Positive = 2.0
 
-    every: ClassVar[float] = 1.0
     variables: ClassVar[tuple[str, ...]] = ("grey",)
     lyapunov_time: ClassVar[float] = math.inf
     periodic: ClassVar[bool] = False
@@ -342,6 +341,11 @@ class MovingGarments(System):
         super().__post_init__()
         if self.room < 1:
             raise ValueError(f"garments of {28 // self.shrink} pixels do not move in {self.side}: give a larger side")
+
+    @property
+    def every(self) -> float:
+        """A frame."""
+        return 1.0
 
     @property
     def room(self) -> int:

@@ -314,10 +314,11 @@ def costs(drawer: Drawer) -> dict[str, float]:
     return {"frames": 1, "first_window": round(first), "later_window": round(calls.of(steps, 1))}
 
 
-def window_cost(drawer: Drawer) -> float:
+def window_cost(drawer: Drawer) -> int:
     """Multiply-adds of a member's first window: of one that rolls, of as many frames."""
     found = costs(drawer)
-    return found["first_window"] + (forecast_of(drawer.model).frames / found["frames"] - 1) * found["later_window"]
+    later = forecast_of(drawer.model).frames / found["frames"] - 1
+    return round(found["first_window"] + later * found["later_window"])
 
 
 Earlier = Callable[[range, range], Frame]  # starts, members -> their frames that are there, (n, m, f, C, H, W)
