@@ -10,6 +10,10 @@ standard deviation. Three frames are made at once, a third, two thirds and a who
 With --system kolmogorov a plane flow on 32 x 32 points, by networks of patches of 2 x 2 points, and roll-outs too: of
 a past that is observed in full, with noise, frame by frame and by Rolling Diffusion.
 
+With --system kuramoto-sivashinsky-leads the first system's frames are made each by itself, told its lead time.
+
+With --system moving-fashion-mnist two garments bounce in a frame, of which one is given: where they go is chance.
+
 One thread in float32: run it alone on its core.
 """
 
@@ -31,10 +35,10 @@ from numpy.typing import NDArray
 import dualrate as dr
 from dualrate.data.conditions import HeldOut
 from dualrate.data.fields import write_fields
-from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulation
-from dualrate.diffusion.rolling import Rolling
+from dualrate.data.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
+from dualrate.data.simulations import System as Simulated
 from dualrate.drawing.drawer import spread
-from dualrate.drawing.forecast import forecast_of, held_out_starts, roll_out
+from dualrate.drawing.forecast import costs, forecast_of, held_out_starts, roll_out
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.metrics.forecasts import persistence
@@ -60,7 +64,7 @@ class System:
     patch: of the networks
     """
 
-    simulation: Simulation
+    simulation: Simulated
     trajectories: int
     frames: int
     models: tuple[tuple[Rate, TrainedBy | OfFrames], ...]
@@ -97,7 +101,21 @@ SYSTEMS = {
         "forecasts-kolmogorov", batch_size=16, patch=2, rolled=(("diffusion", 1, (2, 4, 8)), ("rolling", 4, (1, 2, 4))),
         roll_out=Forecasting(lead=2, noise=0.1, periodic=True, rate="single"),
     ),
+    "moving-fashion-mnist": System(
+        SIMULATIONS["moving-fashion-mnist"][0], 2000, 20,
+        (
+            ("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("single", "crps"),
+            ("light", "diffusion"), ("light", "crps"),
+        ),
+        Forecasting(frames=FRAMES, lead=2), 128, 16, (2, 4, 8), "forecasts-garments", batch_size=16, patch=2,
+    ),
 }  # fmt: skip
+SYSTEMS["kuramoto-sivashinsky-leads"] = replace(
+    SYSTEMS["kuramoto-sivashinsky"],
+    models=(("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("light", "diffusion")),
+    windows=replace(SYSTEMS["kuramoto-sivashinsky"].windows, window="leads"),
+    page="forecasts-leads",
+)
 
 
 def experiment(
@@ -137,7 +155,7 @@ def scored(model: dr.Model, system: System, steps: int | None) -> Row:
 
 def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
     """A frame's cost, a mean over a roll-out, and the fair CRPS of each start and lead, as in `scored`."""
-    members, process, std = system.roll_members, model.process, torch.tensor(forecast_of(model).statistics.std)
+    members, std = system.roll_members, torch.tensor(forecast_of(model).statistics.std)
     starts = held_out_starts(model, system.ahead, system.roll_starts)
     drawer = dr.Choice(steps=steps).drawer(model, batch_size=256, members=members, precision="float32")
     begun = time.process_time()
@@ -150,10 +168,12 @@ def rolled_out(model: dr.Model, system: System, steps: int) -> Row:
     truth = np.stack([starts.truth(i) for i in range(len(starts))])
     x, truth = (torch.tensor(part).double() / std[:, None, None] for part in (x, truth))
     last = persistence(torch.tensor(starts.past), system.ahead).double() / std[:, None, None]
-    first = process.frames - 1 if isinstance(process, Rolling) else 0  # frames' worth of steps, of its start
+    cost = costs(replace(drawer, members=1))
     return {
         "steps": steps,
-        "macs": replace(drawer, members=1).expected_cost.macs / 1e6 * (system.ahead + first) / system.ahead,
+        "macs": (cost["first_window"] + (system.ahead / cost["frames"] - 1) * cost["later_window"])
+        / 1e6
+        / system.ahead,
         "ms": 1000 * seconds,
         "persistence": (last[:, 0] - truth).abs().mean((0, 2, 3, 4)).tolist(),
         **by_lead(x, truth),

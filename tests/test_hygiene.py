@@ -45,7 +45,7 @@ BRANCHES = {
     "drawing/likelihood.py": 1,
     "contrib/early_exit.py": 1,
     "contrib/speculative.py": 1,
-    "recipes/students.py": 3,
+    "recipes/students.py": 2,
 }
 
 # Roots of one machine's folders, not preceded by what would make them part of a relative path or an address

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli.command import call
-from drawing.test_rollout import CHANNELS, WIDTH, experiment_of
+from drawing.test_rollout import CHANNELS, WIDTH, by_lead, experiment_of
 from runs.made import ONE, saved_random
 
 from dualrate.data.forecast import Forecast
@@ -69,6 +69,24 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
         capsys_text()
         assert call(monkeypatch, "forecast", *command) == 2
         assert words in capsys_text().err
+
+
+def test_some_lead_times_alone(run, tmp_path, monkeypatch, capsys):
+    without_page(monkeypatch)
+    by_lead(tmp_path / "fields.npz", tmp_path / "leads", 4)
+    told = []
+    for stride, frames in ((1, 4), (2, 2), (4, 1)):
+        words = ("--steps", 2, "--members", 2, "--precision", "float32", "--stride", stride, "--frames", frames)
+        out = tmp_path / f"out{stride}"
+        assert call(monkeypatch, "forecast", tmp_path / "leads", "--out", out, *words, "--starts", 2, "--json") == 0
+        told.append(json.loads(capsys.readouterr().out) | {"x": np.load(out / "forecast.npy")})
+    assert {one["last_lead_time"] for one in told} == {4.0}
+    for one, stride in zip(told, (1, 2, 4), strict=True):
+        np.testing.assert_allclose(one["x"], told[0]["x"][:, :, stride - 1 :: stride], rtol=1e-5, atol=1e-5)
+    windows = [one["macs_per_frame_at_first"] * one["frames"] for one in told]
+    assert windows[0] > windows[1] > windows[2]
+    assert call(monkeypatch, "forecast", run, "--out", tmp_path / "none", "--stride", 2) == 2
+    assert "train with --window leads" in capsys.readouterr().err
 
 
 def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys):

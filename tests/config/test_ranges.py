@@ -54,12 +54,13 @@ from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.data.conditions import Inpainting, Pairs, Prompts, SuperResolution
 from dualrate.data.forecast import Forecast
-from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, Simulation
+from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, MovingGarments, Simulation, System
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.convention import Discrete, Flow
 from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
@@ -211,7 +212,7 @@ def examples() -> Iterator[Any]:
     )
     yield from (Prepare(source="photos", out=run, size=64), Encode(source="photos", out=run, codec=run), Verify(run))
     yield from (EncodeImages(images="photos", run_dir=run), CheckCodec(folder=run, source="photos"))
-    yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov())
+    yield from (Simulate(system="kolmogorov", out=run), KuramotoSivashinsky(), Kolmogorov(), MovingGarments())
     yield from (_Images(), _ToFolder(source="photos", out=run))
     yield from (Decode(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
@@ -270,6 +271,7 @@ def examples() -> Iterator[Any]:
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())
+    yield SharedNoise(Cosine())
     for kind in (ConditionalDenoising, ResidualDenoising, Refining):
         yield kind(networks, denoiser, of, Sigmoid(), GivenTimes())
     yield OneCall(networks, denoiser, of, 2, "crps")
@@ -339,7 +341,7 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod, NetworkCard, PlanStates, WeightedDenoising, Simulation}
+    abstract = {StudentMethod, NetworkCard, PlanStates, WeightedDenoising, Simulation, System}
     assert ranged - abstract == set(EXAMPLES)
 
 

@@ -113,6 +113,12 @@ for name, networks, method in (
 ):
     fit, given = FitConfig(9, batch_size=8), SuperResolution(2)
     CASES[name] = dr.Experiment(name.replace(", ", "-").replace(" ", "-"), networks, method, fit, condition=given)
+for name, method in (
+    ("moment matching", replace(MATCHING, teacher="given", plans=AtLeast(4, heavy=1))),
+    ("consistency", replace(TAUGHT, teacher="given", heavy=1)),
+):
+    given = replace(CASES["conditional, dual"], name=f"{name.split()[0]}-of-a-condition", method=method)
+    CASES[f"{name}, of a condition"] = given
 CASES["rolling"] = dr.Experiment(
     "rolling",
     TwoConditional(replace(PAIR.encoder, image_channels=2), replace(PAIR.light, image_channels=2), (2, 8, 8)),
@@ -158,6 +164,7 @@ RUNS = {
     "light": dr.Experiment("light", dr.OneNetwork(LIGHT), dr.DenoisingConfig(), FitConfig(1)),
     "two": dr.Experiment("two", TWO, dr.DenoisingConfig(dr.TimeSampler()), FitConfig(1)),
     "tokens": CASES["tokens"],
+    "given": CASES["conditional, dual"],
     "deep": dr.Experiment("deep", dr.OneNetwork(DEEP), dr.DenoisingConfig(), FitConfig(1)),
 }
 every_case = pytest.mark.parametrize("experiment", CASES.values(), ids=CASES)

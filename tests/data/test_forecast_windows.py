@@ -15,8 +15,12 @@ from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.fields import Fields, Statistics, survey
 from dualrate.data.forecast import Forecast, Windows
 from dualrate.data.loader import Augment, Batches
+from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.rolling import Rolling
+from dualrate.diffusion.schedule import Cosine
+from dualrate.experiment.network_configs import OneConditional, TwoConditional
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.rolling import RollingConfig
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.recipes.forecast import TIERS, Forecasting, network
@@ -68,6 +72,13 @@ def test_a_window_holds_the_frames_that_it_says() -> None:
     past, made = (rows(fields, forecast, 0, 3, past=past)[..., 0, 0] for past in (True, False))
     assert past.tolist() == [[0, 0, 2, -2], [202, -202, 204, -204]]
     assert made.tolist() == [[4, -4, 6, -6, 8, -8], [206, -206, 208, -208, 210, -210]]
+
+
+def test_frames_that_are_made_may_be_further_apart_than_those_given() -> None:
+    fields, plain = counted(12), Forecast(2, 2, 2, stride=2)
+    forecast = replace(plain, statistics=known((0.0, 0.0), (1.0, 1.0)), scale=(1.0,) * 4)
+    past, made = (rows(fields, forecast, 0, past=past)[0, ::2, 0, 0].tolist() for past in (True, False))
+    assert (forecast.span, past, made) == (11, [0, 2], [6, 10])
 
 
 @pytest.mark.parametrize("difference", [False, True])
@@ -182,6 +193,24 @@ def test_a_recipe_of_windows_that_roll(source: Path, rate: str) -> None:
     assert from_plain(dr.Experiment, to_plain(found)) == found
     with pytest.raises(ValueError, match="drop --difference"):
         made(source, frames=3, trained_by="rolling", difference=True)
+
+
+@pytest.mark.parametrize("window", ["leads", "attention"])
+@pytest.mark.parametrize("how", [{}, {"rate": "light"}, {"trained_by": "crps"}])
+def test_a_recipe_of_frames_that_are_told_their_lead(source: Path, window: str, how: dict[str, str]) -> None:
+    found = made(source, past=2, frames=3, window=window, **how)
+    assert isinstance(found.networks, (OneConditional, TwoConditional))
+    assert (found.networks.leads, found.networks.attention) == ((1, 2, 3), window == "attention")
+    assert found.shape == (3 * CHANNELS, 1, WIDTH)
+    plain = GaussianProcess(Cosine())
+    assert found.process == (SharedNoise(Cosine(), 3) if window == "leads" else plain)
+    assert not isinstance(found.method, DenoisingConfig) or found.method.times.draws == 1
+    assert from_plain(dr.Experiment, to_plain(found)) == found
+    for other in ({"rate": "both"}, {"trained_by": "residual"}):
+        with pytest.raises(ValueError, match=r"--window leads or attention.* by --rate dual, single"):
+            made(source, frames=3, window=window, **other)
+    with pytest.raises(ValueError, match=f"rolling makes the frames of a window together: drop --window {window}"):
+        made(source, frames=3, window=window, trained_by="rolling")
 
 
 def test_held_out_starts_are_those_of_the_test_split(source: Path) -> None:

@@ -18,17 +18,27 @@ from torch import Tensor
 
 from dualrate.data.fields import read_fields
 from dualrate.data.forecast import Forecast
-from dualrate.denoisers.denoiser import Denoiser, given_of
+from dualrate.denoisers.denoiser import Denoiser, Metered, given_of
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.rolling import Rolling
-from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.drawing import forecast as module
 from dualrate.drawing import forecast_folder
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.forecast import Starts, held_out_starts, read_starts, roll_out
+from dualrate.drawing.forecast import (
+    Starts,
+    costs,
+    held_out_starts,
+    lead_times,
+    read_starts,
+    roll_out,
+    window_cost,
+    with_stride,
+)
 from dualrate.drawing.forecast_folder import Store, write_forecast
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
-from dualrate.experiment.network_configs import OneNetwork, TwoConditional
+from dualrate.experiment.network_configs import OneNetwork, ThreeConditional, TwoConditional
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.rolling import RollingConfig, roll
 from dualrate.methods.times import GivenTimes
@@ -36,6 +46,7 @@ from dualrate.networks.blocks import add_shared
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report import field_pictures
 from dualrate.runs.store import load
+from dualrate.runs.train import save_samples
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.training.config import FitConfig
 
@@ -481,3 +492,79 @@ def test_rolling_diffusion_makes_a_frame_at_a_time_and_goes_on(source, tmp_path)
         "first_window": round(calls.heavy / 3 + 3 * 4 * calls.light),
         "later_window": round(calls.heavy + 4 * calls.light),
     }
+    assert window_cost(drawer) == record.cost["first_window"] + 2 * record.cost["later_window"]
+
+
+def test_windows_of_both_rates_cost_what_their_calls_do_and_are_drawn_by_rolls(source, tmp_path):
+    plain = experiment_of(source, Forecast(frames=3))
+    net = plain.networks.light
+    three = ThreeConditional(net, replace(net, head=True), net, plain.networks.given_shape)
+    rolling = {"process": Rolling(frames=3), "method": RollingConfig(GivenTimes()), "networks": three}
+    model = load(saved_random(replace(plain, **rolling), tmp_path / "rolling"))
+    metered = Metered(model.denoiser)
+    starts, drawer = held_out_starts(model, 2, 2), drawer_of(replace(model, denoiser=metered), steps=4)
+    calls = model.call_cost
+    assert calls.own
+    assert min(calls.read, calls.heavy, calls.light) > 0
+
+    def spent() -> float:
+        return sum(getattr(calls, kind) * getattr(metered.meter, kind) for kind in ("read", "heavy", "light"))
+
+    rolled(drawer, starts.past, 1)
+    first = spent()
+    metered.meter.__init__()
+    rolled(drawer, starts.past, 2)
+    found, members = costs(drawer_of(model, steps=4)), 2 * 3
+    assert found["first_window"] == pytest.approx(first / members)
+    assert found["later_window"] == pytest.approx((spent() - first) / members)
+    with pytest.raises(ValueError, match=r"draws a window by 1 in 4 steps: roll it out, dualrate forecast RUN"):
+        list(drawer_of(model, steps=4).states([0]))
+    save_samples(model, tmp_path / "grid.png")  # by a heavy call in each roll
+    plan = model.process.served(StepPlan.uniform(10, 1))
+    clocks = model.process.clock(torch.tensor(plan.t, dtype=torch.float64))
+    heavy = [clock for clock, refresh in zip(clocks.tolist(), plan.refresh, strict=False) if refresh is Refresh.FULL]
+    assert heavy == [3, 2, 1, 0, -1]
+
+
+def by_lead(source: Path, path: Path, frames: int = 5, **task) -> Model:
+    """Each frame by itself."""
+    plain = experiment_of(source, Forecast(frames=1, **task))
+    made = replace(plain.condition, frames=frames, scale=tuple(float(k + 1) for k in range(frames * CHANNELS)))
+    networks = replace(plain.networks, leads=tuple(range(1, frames + 1)))
+    process = SharedNoise(plain.process.schedule, frames)
+    return load(saved_random(replace(plain, networks=networks, condition=made, process=process), path))
+
+
+def test_any_lead_is_made_alone_as_among_all_of_one_heavy_call(source, tmp_path):
+    """Every second of five: frames 2 and 4, then of a second window those after frame 4."""
+    model = by_lead(source, tmp_path / "run", noise=0.1)
+    some, starts = with_stride(model, 2), held_out_starts(model, 5, 3)
+    counting = [Counting(one.denoiser) for one in (model, some)]
+    whole, fewer = (
+        drawer_of(replace(one, denoiser=counted), 4, 12) for one, counted in zip((model, some), counting, strict=True)
+    )
+    found = rolled(fewer, starts.past, 2)
+    np.testing.assert_allclose(found, rolled(whole, starts.past, 5)[:, :, 1::2], rtol=1e-5)
+    assert [one.heavy for one in counting] == [[3], [3]]  # of three starts, four members of each
+    rolled(fewer, starts.past, 4)
+    assert counting[1].heavy == [3, 3, 12]
+    assert lead_times(some.experiment.condition, 4) == (2.0, 4.0, 6.0, 8.0)
+    costs = [one.call_cost for one in (model, some)]
+    assert costs[0].heavy == costs[1].heavy
+    assert costs[1].light == pytest.approx(0.4 * costs[0].light, rel=0.02)
+    truth = held_out_starts(some, 2, 1)
+    assert np.array_equal(truth.truth(0), held_out_starts(model, 4, 1).truth(0)[1::2])
+    record = [written(one, tmp_path / str(i), 2, starts=starts).record for i, one in enumerate((model, some))]
+    assert record[0].origin.experiment != record[1].origin.experiment
+
+
+def test_what_makes_no_lead_alone_says_so(source, model, tmp_path):
+    with pytest.raises(ValueError, match=r"makes the 2 frame.* of a window together: drop --stride"):
+        with_stride(model, 2)
+    some = with_stride(by_lead(source, tmp_path / "run", past=2), 2)
+    past = held_out_starts(some, 1, 1).past
+    assert rolled(drawer_of(some), past, 2).shape[2] == 2
+    with pytest.raises(ValueError, match=r"frames 2 apart, from which it cannot go on: ask for 2 frame"):
+        rolled(drawer_of(some), past, 3)
+    with pytest.raises(ValueError, match="makes 5 frames, got a stride of 6: give 1 to 5"):
+        with_stride(by_lead(source, tmp_path / "other"), 6)

@@ -220,7 +220,7 @@ def test_consistency_that_does_not_go_together_is_refused(networks, change, mess
         (
             OneConditional(replace(NET, num_classes=0), (4, 2, 2)),
             {},
-            "is a conditional model, which EM distillation does not train",
+            "is a decoder, which EM distillation does not train",
         ),
         (ONE, {"times": (0.9, 0.1)}, "the least and the largest t"),
         (ONE, {"times": (0.1, 1.5)}, "times is 2 values"),
@@ -235,12 +235,12 @@ def test_em_distillation_that_does_not_go_together_is_refused(networks, change, 
 
 def test_moment_matching_trains_no_decoder_and_none_teaches():
     decoder = OneConditional(replace(NET, num_classes=0), (4, 2, 2))
-    with pytest.raises(ValueError, match="is a conditional model, which moment matching does not train"):
+    with pytest.raises(ValueError, match="is a decoder, which moment matching does not train"):
         student(decoder, PLAIN)
     given = Latent(CodecFolder("first", "f" * 64))
     experiment = dr.Experiment("one", decoder, dr.DenoisingConfig(), FIT, condition=given)
     of_decoder = replace(teacher(), experiment=experiment)
-    with pytest.raises(ValueError, match="one is a conditional model, and a student draws from noise alone"):
+    with pytest.raises(ValueError, match="one is a decoder, which has no students: name a model of images"):
         check_teacher(student(ONE, PLAIN), of_decoder, "one", 1)
 
 
@@ -277,5 +277,5 @@ def test_exits_beside_a_network_whose_null_class_is_untrained_stay_without(dropo
 
 def test_consistency_trains_no_decoder():
     decoder = OneConditional(replace(NET, num_classes=0), (4, 2, 2))
-    with pytest.raises(ValueError, match="is a conditional model, which consistency does not train"):
+    with pytest.raises(ValueError, match="is a decoder, which consistency does not train"):
         student(decoder, ConsistencyConfig(4))

@@ -10,6 +10,7 @@ import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Latent
+from dualrate.data.forecast import Forecast
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
 from dualrate.experiment.upgrade import RETIRED, upgraded
@@ -88,3 +89,14 @@ def test_the_identity_of_a_decoder_is_that_of_today() -> None:
     before = {name: value for name, value in today.items() if name != "condition"}
     before["method"] = today["method"] | {"latents": "f" * 64}
     assert upgraded(before) == today
+
+
+@pytest.mark.parametrize("networks", [OneConditional(NET, (1, 8, 8)), TwoConditional(NET, NET, (1, 8, 8))])
+def test_a_forecast_of_before_lead_times_is_resumed(networks: OneConditional | TwoConditional) -> None:
+    """Its identity is as that of a window of channels today."""
+    method = dr.DenoisingConfig(GivenTimes(), label_dropout=0.0)
+    run = dr.Experiment("run", networks, method, dr.FitConfig(9), condition=Forecast())
+    today = json.loads(json.dumps(run.identity))
+    before = json.loads(json.dumps(run.identity))
+    del before["networks"]["leads"], before["networks"]["attention"], before["condition"]["stride"]
+    assert upgraded(before) == upgraded(today) == today

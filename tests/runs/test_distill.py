@@ -224,7 +224,8 @@ def test_an_encoder_may_start_from_another_run_than_the_teacher(root):
 
 def test_a_teacher_held_in_bfloat16_says_the_same(root):
     teacher, process = load(root / "teacher"), GaussianProcess(Cosine())
-    wide, narrow = (frozen_teacher(OneNetwork(NET), process, teacher, bfloat16=held).eval() for held in (False, True))
+    taught = (frozen_teacher(OneNetwork(NET), process, teacher, bfloat16=held)[0] for held in (False, True))
+    wide, narrow = (networks["model"].eval() for networks in taught)
     z, log_snr, label = torch.randn(5, 1, 8, 8), torch.linspace(-5, 5, 5), torch.arange(5) % 4
     with torch.no_grad():
         said = narrow(z, log_snr, label)

@@ -306,10 +306,13 @@ class CheckCodec(_Images):
 
 @dataclass(frozen=True, kw_only=True)
 class Simulate(Ranged):
-    """Make trajectories of a chaotic system, into a file that train reads as --data.source."""
+    """Make trajectories of a system, into a file that train reads as --data.source."""
 
-    system: Annotated[Positional[Literal["kuramoto-sivashinsky", "kolmogorov"]], arg(metavar="NAME")]
-    """Kuramoto-Sivashinsky: 1-D, 64 points. Kolmogorov: vorticity of a plane flow, 64 x 64 points."""
+    system: Annotated[
+        Positional[Literal["kuramoto-sivashinsky", "kolmogorov", "moving-fashion-mnist"]], arg(metavar="NAME")
+    ]
+    """Kuramoto-Sivashinsky: 1-D, 64 points. Kolmogorov: vorticity of a plane flow, 64 x 64 points.
+    moving-fashion-mnist: two garments that bounce in 32 x 32 pixels."""
     out: Path
     """A new file: .npz, or .nc with the extra forecast."""
     trajectories: Images = 100

@@ -33,6 +33,7 @@ from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, students, token_models
 from dualrate.recipes.students import StudentRecipe
+from dualrate.runs.store import read_experiment
 
 RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
@@ -60,7 +61,8 @@ class Student(Ranged):
     shift: LogSNR = 0.0
     """Shift of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
     student: Literal["dual", "plain"] | None = None
-    """Two networks at two rates (dual), or one of the teacher's shape; dual by moments, else plain, if not given."""
+    """Two networks at two rates (dual), or the teacher's own (plain); if not given dual by moments, plain otherwise or
+    of a condition."""
     heavy: Steps | None = None
     """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
     rollout: Literal["full", "segment", "data"] | None = None
@@ -131,7 +133,7 @@ class Distill(Student, Run):
     """Distil a teacher into a student of few steps. The same command resumes."""
 
     teacher: Path
-    """A single-rate run, released weights, or a folder of diffusers."""
+    """A single-rate run, one of a condition, released weights, or a folder of diffusers."""
 
     def run(self) -> None:
         self.train(self.of(self.teacher))
@@ -139,7 +141,8 @@ class Distill(Student, Run):
 
 def by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
     steps, started = steps or 8, given.get("student_from") is not None
-    heavy, plain = given.pop("heavy", None), given.pop("student", "dual") == "plain"
+    usual = "plain" if students.is_conditional(read_experiment(teacher)) else "dual"
+    heavy, plain = given.pop("heavy", None), given.pop("student", usual) == "plain"
     calls = heavy or (steps + 1) // 2
     given = {
         "pretraining": 0 if plain or started or calls == steps else students.PRETRAINING,

@@ -13,7 +13,7 @@ from tyro.conf import arg
 from dualrate.cli.console import command_line, loaded, print_report
 from dualrate.cli.recipe import AsJson, Compile, Device, Graphs, RunDir
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.config.ranges import BatchSize, Precision, Range, Ranged
+from dualrate.config.ranges import BatchSize, Lead, Precision, Range, Ranged
 from dualrate.system.files import write_whole
 from dualrate.system.progress import image_progress
 
@@ -39,6 +39,8 @@ class Forecast(Ranged):
     beside, if not given."""
     frames: Annotated[int, Range(1, 2**28)] = 100
     """T, frames to forecast."""
+    stride: Lead = 1
+    """Make every so many-th frame of the run's alone: of a run with --window leads. --frames counts those."""
     starts: Annotated[int, Range(1, 2**20)] | None = None
     """N, starts in held-out data; if not given 50, or as many as it has."""
     seed: Start = 0
@@ -57,7 +59,7 @@ class Forecast(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.forecast import forecast_of, held_out_starts, read_starts
+        from dualrate.drawing.forecast import forecast_of, held_out_starts, read_starts, with_stride
         from dualrate.drawing.forecast_folder import PAGE, SCORES, write_forecast
         from dualrate.drawing.forecast_page import forecast_page
         from dualrate.drawing.forecast_scores import forecast_scores, judged
@@ -65,6 +67,7 @@ class Forecast(Ranged):
         if self.start_file is not None and self.starts is not None:
             raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        model = with_stride(model, self.stride)
         if self.start_file is not None:
             starts = read_starts(self.start_file, model, progress.note)
         else:

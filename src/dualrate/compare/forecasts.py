@@ -16,6 +16,7 @@ from dualrate.compare.comparison import loaded, useful_first
 from dualrate.config.ranges import Members, Minutes, Precision
 from dualrate.data.forecast import Forecast
 from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.forecast import window_cost
 from dualrate.drawing.forecast_scores import Scored, window_scores
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.distances import LEVEL
@@ -27,16 +28,17 @@ from dualrate.system.device import environment
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Reporter
 
-SAME = ("past", "frames", "lead", "step", "variables", "statistics")  # else starts or lead times differ
+SAME = ("past", "frames", "lead", "stride", "step", "variables", "statistics")  # else starts or lead times differ
 
 
 @dataclass(frozen=True)
 class ScoredPlan:
-    """A candidate's window. seconds: of a member, with its scores"""
+    """A candidate's window. macs, seconds: of a member, the latter with its scores"""
 
     one: Candidate
     drawer: Drawer
     scored: Scored
+    macs: int
     seconds: float
 
     @property
@@ -79,14 +81,15 @@ def compare_forecasts(
     drawers = {
         one.key: replace(one.drawer(models[one.run]), members=members, precision=precision) for one in candidates
     }
-    macs, found = {key: drawer.expected_cost.macs for key, drawer in drawers.items()}, []
+    macs, found = {key: window_cost(drawer) for key, drawer in drawers.items()}, []
     for one in useful_first(candidates, macs):
         if found and time.monotonic() > end:
             break
         begun, drawer = time.monotonic(), drawers[one.key]
         scored = window_scores(drawer)
         starts = scored.by_name["forecast"].starts
-        found.append(ScoredPlan(one, drawer, scored, (time.monotonic() - begun) / (starts * members)))
+        seconds = (time.monotonic() - begun) / (starts * members)
+        found.append(ScoredPlan(one, drawer, scored, macs[one.key], seconds))
         progress.note(f"{len(found)}/{len(candidates)} {one.key}: CRPS {found[-1].crps[0]:.4f}")
     missing = len(candidates) - len(found)
     unfinished = [f"{missing} of {len(candidates)} plans were not scored in time: give more --minutes."] * bool(missing)
@@ -108,9 +111,9 @@ def _check(models: Sequence[Model]) -> None:
 
 
 def _table(found: Sequence[ScoredPlan]) -> Table:
-    prefix, unit = compute_unit([2 * each.drawer.expected_cost.macs for each in found])
+    prefix, unit = compute_unit([2 * each.macs for each in found])
     lines = []
-    for each in sorted(found, key=lambda each: each.drawer.expected_cost.macs):
+    for each in sorted(found, key=lambda each: each.macs):
         own, plan = each.scored.by_name["forecast"], each.one.plan
         value, low, high = each.crps
         lines.append(
@@ -120,7 +123,7 @@ def _table(found: Sequence[ScoredPlan]) -> Table:
                 str(plan.num_steps),
                 EACH if plan.num_heavy == plan.num_steps else str(plan.num_heavy),
                 f"{value:.4f}" + ("" if np.isnan(low) else f" [{low:.4f}, {high:.4f}]"),
-                significant(2 * each.drawer.expected_cost.macs / unit),
+                significant(2 * each.macs / unit),
                 f"{own.crps.value[0]:.3f} to {own.crps.value[-1]:.3f}",
                 f"{own.rmse.value.mean():.3f}",
                 EACH if own.members < 2 else f"{own.spread_skill.value.mean():.2f}",
@@ -152,7 +155,7 @@ def _plain(each: ScoredPlan) -> dict[str, object]:
         "members": drawer.members,
         "num_steps": plan.num_steps,
         "num_heavy": plan.num_heavy,
-        "macs": drawer.expected_cost.macs,
+        "macs": each.macs,
         "seconds": each.seconds,
         "crps": value,
         "crps_low": None if np.isnan(low) else low,

@@ -66,6 +66,7 @@ Precision = Literal["auto", "float32", "bfloat16"]  # of matrix products; auto: 
 Seed = Annotated[int, Range(0, 2**62)]
 Classes = Annotated[int, Range(0, 100_000)]
 Side = Annotated[int, Range(1, 4096)]
+Lead = Annotated[int, Range(1, 256)]
 Channels = Annotated[int, Range(1, 16_384)]
 SharedBlocks = Annotated[int, Range(1, 1000)]
 OuterLevels = Annotated[int, Range(0, 1000)]

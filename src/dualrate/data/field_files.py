@@ -2,7 +2,7 @@
 
 Sources, of which the large ones are read where they lie, frame by frame:
 
-    kuramoto-sivashinsky, kolmogorov   made on the spot and kept in the cache (simulations.py)
+    kuramoto-sivashinsky, kolmogorov, moving-fashion-mnist   made on the spot and kept in the cache (simulations.py)
     FILE.npz     `fields` (S, T, C, H, W) or (S, T, C, X), and maybe `variables` (C) and `step`
     FILE.npy     the same array alone, memory-mapped
     FILE.h5      {train,valid,test}/pde_{nt}-{nx} (S, T, X) or (S, T, C, X) and dt, as of PDEArena; or t0_fields/NAME
@@ -134,7 +134,7 @@ def _numbered(channels: int) -> tuple[str, ...]:
 def simulated(name: str, progress: DataProgress) -> Found:
     """Made with seed 0, or read from the cache."""
     system, trajectories, frames = SIMULATIONS[name]
-    made_as = json.dumps([1, name, asdict(system), trajectories, frames])
+    made_as = json.dumps([1, name, asdict(system), trajectories, frames])  # pyright: ignore[reportArgumentType]
     file = cache_dir() / FIELDS / f"{name}-{hashlib.sha256(made_as.encode()).hexdigest()[:16]}.npy"
     if not file.is_file():
         array = system.simulate(trajectories, frames, 0, progress)

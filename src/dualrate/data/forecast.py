@@ -4,9 +4,9 @@
     x = the frames after, normalised                                                  what it makes, of each frame
         or (frame - last frame of the past) / scale                                   with `difference`
 
-Frames are `lead` time steps of the data apart. A field of one dimension has one row. A fully observed system that obeys
-a law without chance has one future, and needs no diffusion: several futures fit what is observed in part, or with
-noise.
+Frames are `lead` time steps of the data apart, those that are made `lead stride`. A field of one dimension has one
+row. A fully observed system that obeys a law without chance has one future, and needs no diffusion: several futures fit
+what is observed in part, or with noise.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Forecast(Condition, Ranged):
     """Time from one time step of the data to the next, where the data says it."""
     fingerprint: str = ""
     """sha256 of the training fields; empty: unknown."""
+    stride: Frames = 1
+    """Frames, `lead` apart, from one that is made to the next."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -91,7 +93,17 @@ class Forecast(Condition, Ranged):
     @property
     def span(self) -> int:
         """Time steps of the data that a window of past and sample is long."""
-        return (self.past + self.frames - 1) * self.lead + 1
+        return self.known + self.frames * self.ahead
+
+    @property
+    def known(self) -> int:
+        """Time steps of the data that the past is long."""
+        return (self.past - 1) * self.lead + 1
+
+    @property
+    def ahead(self) -> int:
+        """Time steps of the data from one frame that is made to the next, and from the past to the first."""
+        return self.lead * self.stride
 
     def target(self, image: Shape) -> Shape:
         channels, height, width = image
@@ -181,8 +193,10 @@ class Windows(TrainingSet):
         return self._latest(tuple(index.tolist()))
 
     def _read(self, index: tuple[int, ...]) -> Tensor:
-        lead, span = self.forecast.lead, self.forecast.span
-        found = [self.fields.frames(int(i), int(first), span)[::lead] for i, first in self.starts[list(index)]]
+        forecast = self.forecast
+        made = range(forecast.known - 1 + forecast.ahead, forecast.span, forecast.ahead)
+        steps = [*range(0, forecast.known, forecast.lead), *made]
+        found = [self.fields.frames(int(i), int(first), forecast.span)[steps] for i, first in self.starts[list(index)]]
         return self.forecast.statistics.normalised(torch.from_numpy(np.stack(found)))
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:

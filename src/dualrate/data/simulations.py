@@ -1,12 +1,15 @@
-"""Chaotic fields made on the spot: Kuramoto-Sivashinsky (1-D) and Kolmogorov flow (2-D), both periodic.
+"""Fields made on the spot: Kuramoto-Sivashinsky (1-D), Kolmogorov flow (2-D), and garments that bounce in a frame.
 
-Both are u_t = L u + N(u) with a linear part L that is diagonal over Fourier modes. ETDRK4 integrates them (Cox and
-Matthews, J. Comput. Phys. 176, 2002), with the contour integrals of Kassam and Trefethen, "Fourth-order time-stepping
-for stiff PDEs", SIAM J. Sci. Comput. 26, 2005. Products are free of aliases by the 2/3 rule: modes of n / 3
-and more are zero. All is in float64; frames are float32.
+The first two are chaotic and periodic, u_t = L u + N(u) with a linear part L that is diagonal over Fourier modes.
+ETDRK4 integrates them (Cox and Matthews, J. Comput. Phys. 176, 2002), with the contour integrals of Kassam and
+Trefethen, "Fourth-order time-stepping for stiff PDEs", SIAM J. Sci. Comput. 26, 2005. Products are free of aliases by
+the 2/3 rule: modes of n / 3 and more are zero. All is in float64; frames are float32.
 
 A trajectory is a function of (seed, its number): the same bits however many are made, on one machine and version of
 torch. Elsewhere rounding differs, which chaos makes another trajectory of the same law after some Lyapunov times.
+
+Garments move as the digits of Srivastava, Mansimov and Salakhutdinov (arXiv 1502.04681): straight on, and back from
+the edges. Of one frame they have several futures, as it does not tell where they go.
 """
 
 from __future__ import annotations
@@ -16,14 +19,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.config.ranges import Positive, Range, Ranged
+from dualrate.config.ranges import Positive, Range, Ranged, Side
+from dualrate.data.images import load_images
 from dualrate.data.source import DataProgress, silent
 from dualrate.diffusion.random import Draws
 
@@ -58,8 +62,32 @@ def etdrk4(linear: Tensor, nonlinear: Callable[[Tensor], Tensor], dt: float) -> 
     return step
 
 
+class System(Ranged, ABC):
+    """What makes trajectories of one channel. A subclass is a frozen dataclass.
+
+    every: time from frame to frame; periodic: whether opposite edges meet
+    """
+
+    every: Any  # a number. Any: a property serves as well
+    variables: ClassVar[tuple[str, ...]]
+    lyapunov_time: ClassVar[float]
+    periodic: ClassVar[bool]
+
+    @abstractmethod
+    def simulate(
+        self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
+    ) -> NDArray[np.float32]:
+        """(S, T, 1, H, W). progress: of frames. Raises ValueError for numbers below 1."""
+
+
+def _empty(trajectories: int, frames: int, grid: tuple[int, int]) -> NDArray[np.float32]:
+    if trajectories < 1 or frames < 1:
+        raise ValueError(f"{trajectories} trajectories of {frames} frames; expected at least one of each")
+    return np.empty((trajectories, frames, 1, *grid), np.float32)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Simulation(Ranged, ABC):
+class Simulation(System):
     """A periodic system of one channel on a grid of H x W points; its state is u: (B, 1, H, W) float64.
 
     every:   time from frame to frame
@@ -71,8 +99,7 @@ class Simulation(Ranged, ABC):
     burn_in: Duration
     dt: Duration
 
-    variables: ClassVar[tuple[str, ...]]
-    lyapunov_time: ClassVar[float]
+    periodic: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -128,13 +155,8 @@ class Simulation(Ranged, ABC):
     def simulate(
         self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
     ) -> NDArray[np.float32]:
-        """(S, T, 1, H, W): frames on the attractor. progress: of frames
-
-        Raises ValueError for numbers below 1, FloatingPointError for a solution that left the finite numbers.
-        """
-        if trajectories < 1 or frames < 1:
-            raise ValueError(f"{trajectories} trajectories of {frames} frames; expected at least one of each")
-        made = np.empty((trajectories, frames, 1, *self.grid), np.float32)
+        """As of `System`, on the attractor. Raises FloatingPointError too, for what left the finite numbers."""
+        made = _empty(trajectories, frames, self.grid)
         for first in range(0, trajectories, AT_A_TIME):
             here = made[first : first + AT_A_TIME]
             u = self.advance(self.start(Draws(seed, torch.arange(first, first + AT_A_TIME))), self.burn_in)
@@ -298,7 +320,68 @@ def measured_lyapunov_time(system: Simulation, trajectories: int = 16, times: in
     return system.every / torch.stack(logs[forget:]).mean().item()
 
 
-SIMULATIONS: dict[str, tuple[Simulation, int, int]] = {  # name -> system, trajectories and frames of `read_fields`
+@dataclass(frozen=True, kw_only=True)
+class MovingGarments(System):
+    """Garments of Fashion-MNIST that bounce in a frame of side x side pixels, from 0 to 1; the brighter one in front.
+
+    garments: in a frame; shrink: how many times smaller than 28 pixels they are; speed: of each, in pixels a frame
+    """
+
+    side: Side = 32
+    garments: Annotated[int, Range(1, 16)] = 2
+    shrink: Literal[1, 2, 4] = 2
+    speed: Positive = 2.0
+
+    variables: ClassVar[tuple[str, ...]] = ("grey",)
+    lyapunov_time: ClassVar[float] = math.inf
+    periodic: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.room < 1:
+            raise ValueError(f"garments of {28 // self.shrink} pixels do not move in {self.side}: give a larger side")
+
+    @property
+    def every(self) -> float:
+        """A frame."""
+        return 1.0
+
+    @property
+    def room(self) -> int:
+        """Pixels that the upper left corner of a garment moves in, on each axis."""
+        return self.side - 28 // self.shrink
+
+    def paths(self, draws: Draws, frames: int) -> Tensor:
+        """(B, garments, T, 2) float64: the upper left corners (y, x), 0 to `room`; at its ends a velocity turns."""
+        start = draws.uniform("place", self.garments, 2) * self.room
+        angle = draws.uniform("direction", self.garments) * (2 * math.pi)
+        velocity = self.speed * torch.stack((angle.sin(), angle.cos()), -1)
+        free = start[:, :, None] + velocity[:, :, None] * torch.arange(frames, dtype=torch.float64)[:, None]
+        return self.room - (free % (2 * self.room) - self.room).abs()
+
+    def simulate(
+        self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
+    ) -> NDArray[np.float32]:
+        """As of `System`. Raises what fetching Fashion-MNIST raises."""
+        made, draws = _empty(trajectories, frames, (self.side, self.side)), Draws(seed, torch.arange(trajectories))
+        made[:] = 0
+        images = load_images("fashion-mnist", split="train", progress=progress).images
+        chosen = (draws.uniform("garment", self.garments) * len(images)).long().numpy()
+        corners = self.paths(draws, frames).round().long().numpy()
+        size = 28 // self.shrink
+        for s in range(trajectories):
+            whole = images[chosen[s]].astype(np.float32)[:, 0] / 255
+            small = whole.reshape(-1, size, self.shrink, size, self.shrink).mean((2, 4))
+            for garment, path in zip(small, corners[s], strict=True):
+                for frame, (y, x) in zip(made[s, :, 0], path, strict=True):
+                    place = frame[y : y + size, x : x + size]
+                    np.maximum(place, garment, out=place)
+            progress((s + 1) * frames, trajectories * frames, SIMULATING)
+        return made
+
+
+SIMULATIONS: dict[str, tuple[System, int, int]] = {  # name -> system, trajectories and frames of `read_fields`
     "kuramoto-sivashinsky": (KuramotoSivashinsky(), 500, 100),
     "kolmogorov": (Kolmogorov(), 60, 100),
+    "moving-fashion-mnist": (MovingGarments(), 2000, 20),
 }

@@ -22,11 +22,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
+from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
@@ -72,6 +74,10 @@ class Process(ABC):
     def ends(self, s: Tensor) -> bool:
         """Whether a step to these times returns x_hat in place of a draw."""
         return False
+
+    def served(self, plan: StepPlan) -> StepPlan:
+        """A plan with its heavy calls where contexts that age are trained: as it is, unless overridden."""
+        return plan
 
     @abstractmethod
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
@@ -231,6 +237,23 @@ class NoisyEnd(GaussianProcess):
 
     def ends(self, s: Tensor) -> bool:
         return False
+
+
+@dataclass(frozen=True)
+class SharedNoise(GaussianProcess, Ranged):
+    """One whose states are frames, stacked in channels, with one noise for all: each has the law of a frame alone.
+
+    A sampler is a function of noise and condition. So frames of one noise change from one to the next as little as what
+    is known of them does (arXiv 2410.05431).
+    """
+
+    frames: Annotated[int, Range(1, 256)] = 1
+    """Of a state."""
+
+    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
+        """(S, B, F C, H, W) standard normal numbers, F times the same."""
+        channels, *space = shape
+        return draws.normals(streams, channels // self.frames, *space).repeat(1, 1, self.frames, 1, 1)
 
 
 def require_gaussian(process: Process, name: str) -> GaussianProcess:

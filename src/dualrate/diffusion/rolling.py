@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Weighting, x_loss_weight
 from dualrate.diffusion.process import Gaussian, Process, squared_error
 from dualrate.diffusion.random import Draws
@@ -67,6 +68,11 @@ class Rolling(Process, Ranged):
     def frame_times(self, t: Tensor) -> Tensor:
         """(..., F): u_k."""
         return _times(self.clock(t), self.frames)
+
+    def served(self, plan: StepPlan) -> StepPlan:
+        """A heavy call at the first step from each whole clock, or below it."""
+        rolls = torch.ceil(self.clock(torch.tensor(plan.t[:-1], dtype=torch.float64))).tolist()
+        return StepPlan.at(plan.t, [i for i, roll in enumerate(rolls) if i == 0 or roll < rolls[i - 1]])
 
     @once
     def log_snr(self, t: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from dualrate.denoisers.denoiser import Denoiser, abilities
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Refresh
+from dualrate.diffusion.values import Refresh, Reuse
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16
@@ -236,8 +236,15 @@ class Drawer(Ranged):
     ) -> Iterator[Tensor]:
         """Where the trajectories of these seeds end, as `sample` yields it, which takes and raises the rest.
 
-        Latents, where the model is of latents.
+        Latents, where the model is of latents. Raises ValueError for windows that roll, drawn by a plan whose contexts
+        serve several rolls.
         """
+        own = self.model.process.served(self.plan)
+        if self.model.denoiser.reuse is Reuse.MARKOV and own != self.plan:
+            raise ValueError(
+                f"{self.model.name} learned contexts that serve one roll of its window each, and this plan draws a "
+                f"window by {self.plan.num_heavy} in {self.plan.num_steps} steps: roll it out, dualrate forecast RUN"
+            )
         return sample_batches(
             self.denoiser,
             self.step,

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from dualrate.data.fields import Fields, find_fields, read_fields
 from dualrate.data.forecast import Forecast
 from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Shape
@@ -64,6 +65,39 @@ def frame_shape(model: Model) -> Shape:
     """(C, H, W) of a frame."""
     channels, height, width = model.shape
     return channels // forecast_of(model).frames, height, width
+
+
+def with_stride(model: Model, stride: int) -> Model:
+    """The same model, of whose windows every `stride`-th frame alone is made: the others cost nothing.
+
+    Raises ValueError for a model whose frames are not made each by themselves, and where none would be left.
+    """
+    forecast, experiment = forecast_of(model), model.experiment
+    networks: Any = experiment.networks
+    if stride == 1:
+        return model
+    leads: tuple[int, ...] = getattr(networks, "leads", ())
+    if not leads or networks.attention:
+        raise ValueError(
+            f"{model.name} makes the {forecast.frames} frame(s) of a window together: drop --stride, or train with "
+            "--window leads, whose frames are made each by themselves"
+        )
+    if stride > len(leads):
+        raise ValueError(f"{model.name} makes {len(leads)} frames, got a stride of {stride}: give 1 to {len(leads)}")
+    leads = leads[stride - 1 :: stride]
+    scale = np.array(forecast.scale).reshape(forecast.frames, -1)[stride - 1 :: stride].flatten().tolist()
+    fewer: Any = {"frames": len(leads)}
+    process = replace(model.process, **fewer) if isinstance(model.process, SharedNoise) else model.process
+    experiment = replace(
+        experiment,
+        networks=replace(networks, leads=leads),
+        condition=replace(forecast, stride=stride, scale=tuple(scale), **fewer),
+        process=process,
+    )
+    built, denoiser = experiment.build()
+    built.load_state_dict(model.networks.state_dict())
+    built.to(model.device).eval().requires_grad_(False)
+    return replace(model, experiment=experiment, networks=built, denoiser=denoiser)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +136,15 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     """
     forecast, training = forecast_of(model), training_fields(model)
     data = read_fields(model.experiment.data.source, "test", forecast.statistics)
-    longest = (max(one.shape[0] for one in data.trajectories) - 1) // forecast.lead + 1
-    known = min(frames, longest - forecast.past)
+    longest = max(one.shape[0] for one in data.trajectories)
+    known = min(frames, (longest - forecast.known) // forecast.ahead)
     if known < 1:
         raise ValueError(
-            f"{data.name} has at most {longest} frame(s) in a row, {forecast.lead} time step(s) apart, and a forecast "
-            f"starts from {forecast.past}: give starts of your own, --from FILE"
+            f"{data.name} has at most {longest} time step(s) in a row, and a forecast starts from {forecast.past} "
+            f"frame(s), {forecast.lead} apart, and makes one {forecast.ahead} later: give starts of your own, --from "
+            "FILE"
         )
-    span = (forecast.past + known - 1) * forecast.lead + 1
+    past, span = forecast.known, forecast.known + known * forecast.ahead
     windows = data.windows(span)
     if count is not None and count > len(windows):
         raise ValueError(
@@ -117,12 +152,11 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
             "fewer frames"
         )
     chosen = windows[spread(min(len(windows), STARTS if count is None else count), len(windows))]
-    past = (forecast.past - 1) * forecast.lead + 1
     start = [data.frames(int(i), int(first), past)[:: forecast.lead] for i, first in chosen]
 
     def truth(number: int) -> Frame:
         i, first = map(int, chosen[number])
-        return data.frames(i, first + past - 1, span - past + 1)[forecast.lead :: forecast.lead]
+        return data.frames(i, first + past - 1, span - past + 1)[forecast.ahead :: forecast.ahead]
 
     block = -(-len(chosen) // len({int(i) for i, _ in chosen}))
     return Starts(
@@ -155,7 +189,7 @@ def training_fields(model: Model) -> Fields:
 def lead_times(forecast: Forecast, frames: int) -> tuple[float, ...]:
     """Of each frame after its start: in the time of the data, or in its time steps where it does not say that."""
     step = 1.0 if forecast.step is None else forecast.step
-    return tuple(float(forecast.lead * step * (k + 1)) for k in range(frames))
+    return tuple(float(forecast.ahead * step * (k + 1)) for k in range(frames))
 
 
 def lead_unit(forecast: Forecast) -> str:
@@ -174,7 +208,7 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     not finite; OSError for a file that cannot be read.
     """
     forecast, frame = forecast_of(model), frame_shape(model)
-    needed = (forecast.past - 1) * forecast.lead + 1
+    needed = forecast.known
     if path.suffix in (".npy", ".npz"):
         array, names = _array(path)
         found = _as_starts(path, array, model, needed)
@@ -265,6 +299,28 @@ class Piece:
     x: Frame
 
 
+def costs(drawer: Drawer) -> dict[str, float]:
+    """frames: that come at once; first_window, later_window: multiply-adds of a member for them.
+
+    A roll makes one frame by one heavy call, whatever the plan's. Before the first one of them a window goes through as
+    many whole clocks as it has frames, of which each has a heavy call where contexts age.
+    """
+    frames, model = forecast_of(drawer.model).frames, drawer.model
+    if not isinstance(model.process, Rolling):
+        later = replace(drawer, members=1).cost.macs
+        return {"frames": frames, "first_window": drawer.cost.macs, "later_window": later}
+    calls, steps = model.call_cost, drawer.plan.num_steps
+    first = calls.shared(drawer.members).of(frames * steps, frames if model.reuses_context else 1)
+    return {"frames": 1, "first_window": round(first), "later_window": round(calls.of(steps, 1))}
+
+
+def window_cost(drawer: Drawer) -> int:
+    """Multiply-adds of a member's first window: of one that rolls, of as many frames."""
+    found = costs(drawer)
+    later = forecast_of(drawer.model).frames / found["frames"] - 1
+    return round(found["first_window"] + later * found["later_window"])
+
+
 Earlier = Callable[[range, range], Frame]  # starts, members -> their frames that are there, (n, m, f, C, H, W)
 
 
@@ -289,6 +345,12 @@ def checked(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int) -> T
         raise ValueError(
             f"a forecast has at most {WINDOW:,} starts, seed included, and 1 to {forecast.frames * WINDOW:,} frames; "
             f"got {len(past)} starts from seed {seed} on, of {frames} frames"
+        )
+    if forecast.stride > 1 and forecast.past > 1 and frames > forecast.frames:
+        raise ValueError(
+            f"{drawer.model.name} starts from {forecast.past} frames, {forecast.lead} time step(s) apart, and makes "
+            f"frames {forecast.ahead} apart, from which it cannot go on: ask for {forecast.frames} frame(s) at most, "
+            "or drop --stride"
         )
     return past
 

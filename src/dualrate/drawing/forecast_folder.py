@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,13 @@ import numpy as np
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import to_plain
 from dualrate.data.fields import Coordinate, check_writable, write_fields, write_netcdf
-from dualrate.diffusion.rolling import Rolling
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
     Frame,
     Piece,
     Starts,
     checked,
+    costs,
     forecast_of,
     frame_shape,
     have_names,
@@ -66,16 +66,6 @@ SAVED_EVERY = 5.0  # seconds of work that a kill may lose
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
 
 
-def _cost(drawer: Drawer) -> dict[str, float]:
-    """frames: that come at once; first_window, later_window: multiply-adds of a member for them."""
-    frames, later = forecast_of(drawer.model).frames, replace(drawer, members=1).cost.macs
-    if not isinstance(drawer.model.process, Rolling):
-        return {"frames": frames, "first_window": drawer.cost.macs, "later_window": later}
-    calls = drawer.model.call_cost
-    first = calls.heavy / drawer.members + frames * drawer.plan.num_steps * calls.light
-    return {"frames": 1, "first_window": round(first), "later_window": later}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Record(Drawn):
     """forecast.json. Start i has the seed first_seed + i.
@@ -110,7 +100,7 @@ class Record(Drawn):
             variables=forecast.variables or tuple(map(str, range(channels))),
             lead_times=lead_times(forecast, frames),
             unit=lead_unit(forecast),
-            cost=_cost(drawer),
+            cost=costs(drawer),
         )
 
     def identity(self) -> dict[str, tuple[Any, Any]]:

@@ -218,8 +218,9 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
     except (OSError, ValueError) as error:
         return Judged(f"stability is not judged: {error}")
     forecast, (count, members, frames) = forecast_of(model), x.shape[:3]
-    statistics, looked, lead = forecast.statistics, _training_frames(training, forecast.lead + 1), forecast.lead
-    pairs = statistics.normalised(looked.unflatten(0, (-1, lead + 1))[:, [0, -1]])
+    statistics, ahead = forecast.statistics, forecast.ahead
+    looked = _training_frames(training, ahead + 1)
+    pairs = statistics.normalised(looked.unflatten(0, (-1, ahead + 1))[:, [0, -1]])
     moving, found = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
     size = members * int(np.prod(x.shape[3:]))
     each = max(1, AT_A_TIME // (size * frames))

@@ -55,7 +55,7 @@ class DataConfig(Ranged):
     source: str = "fashion-mnist"
     """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file;
     a text: a .txt file, or python-docs, the language reference that comes with Python; fields over time: a .npz, .npy,
-    .h5, .nc or .zarr file, kuramoto-sivashinsky or kolmogorov. Empty: unknown."""
+    .h5, .nc or .zarr file, kuramoto-sivashinsky, kolmogorov or moving-fashion-mnist. Empty: unknown."""
     size: Side | None = None
     """Side that images are brought to, their own if not given; of a text, characters of a piece, 64 if not given."""
     channels: Literal[1, 3] | None = None

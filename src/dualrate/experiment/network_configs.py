@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Ranged, Side
+from dualrate.config.ranges import Lead, Ranged, Side
 from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRate, DualRateConditional, Plain
 from dualrate.diffusion.categorical import NoisePlanes  # noqa: F401  # a file may name it
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.networks.body import BodyConfig
-from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader
+from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader, of_frames
 from dualrate.networks.dit import DiTConfig  # noqa: F401  # a file may name it
 from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
@@ -60,8 +60,9 @@ class NetworksConfig(ABC):
 
     @property
     def shape(self) -> Shape:
-        """(C, H, W) of an image, or of its latent."""
-        return next(iter(self.configs.values())).shape
+        """(C, H, W) of an image, or of its latent; of frames that are told their `leads`, of all of them."""
+        channels, height, width = next(iter(self.configs.values())).shape
+        return channels * max(1, len(getattr(self, "leads", ()))), height, width
 
     @property
     def num_classes(self) -> int:
@@ -82,6 +83,25 @@ class NetworksConfig(ABC):
     def noise(self) -> int:
         """Planes of noise that it reads beside a state."""
         return max((config.noise for config in self._tokens.values()), default=0)
+
+    @property
+    def calls(self) -> int | None:
+        """Heavy calls of a sample where contexts never age: 1; None of one network, which runs at every step."""
+        return None if self.single_rate else 1
+
+    def by_lead(self, leads: Sequence[int], *, attention: bool) -> NetworksConfig:
+        """Networks of frames, that are each made by themselves and told their lead, of those of a frame.
+
+        Raises ValueError for networks that know whole windows alone.
+        """
+        how: Any = {"leads": tuple(leads), "attention": attention}
+        if not how.keys() <= {item.name for item in fields(self)}:  # pyright: ignore[reportArgumentType]
+            raise ValueError(
+                f"these networks ({type(self).__name__}) make whole windows: frames are made by themselves (--window "
+                "leads or attention) by --rate dual, single, medium or light, --trained-by diffusion, crps, energy or "
+                "regression"
+            )
+        return replace(self, **how)  # pyright: ignore[reportArgumentType]
 
     @property
     def single_rate(self) -> bool:
@@ -258,9 +278,13 @@ class OneConditional(PackageNetworks, Ranged):
     model: BodyConfig
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
+    leads: tuple[Lead, ...] = ()
+    """Of frames that are each made by themselves, told it; none: a sample is one image."""
+    attention: bool = False
+    """Whether such frames see each other."""
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        network = ConditionalUViT(self.model, self.given_shape)
+        network = ConditionalUViT(self.model, self.given_shape, self.leads, attention=self.attention)
         return nn.ModuleDict({"model": network}), Conditional(network, process)
 
 
@@ -272,13 +296,18 @@ class TwoConditional(PackageNetworks, Ranged):
     light: BodyConfig
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
+    leads: tuple[Lead, ...] = ()
+    """As of `OneConditional`: the light network is called for each frame, of the features of one heavy call."""
+    attention: bool = False
+    """Whether such frames see each other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pair(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = ConditionEncoder(self.encoder, self.light, self.given_shape), self.light.network()
+        encoder = ConditionEncoder(self.encoder, self.light, self.given_shape)
+        light = of_frames(self.light, self.leads, attention=self.attention)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateConditional(encoder, light, process)
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:

@@ -116,9 +116,16 @@ class _Distilled(Serves):
 
 @dataclass(frozen=True)
 class AtLeast(_Distilled, Ranged):
-    """A single-rate student trained at any time, on steps of length 1 / `steps` and shorter: it serves all of them."""
+    """A student trained at any time, on steps of length 1 / `steps` and shorter: it serves all of them.
+
+    heavy: 1 where the heavy network sees a condition alone; None: the network runs at every step
+    """
 
     steps: Steps
+    heavy: Steps | None = None
+
+    def default_heavy(self, steps: int) -> int:
+        return steps if self.heavy is None else min(self.heavy, steps)
 
     def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
         """Its own plan, and longer ones."""

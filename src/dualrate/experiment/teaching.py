@@ -8,13 +8,17 @@ are held in it, which halves their memory and changes no number.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec
+from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
+from dualrate.diffusion.rolling import Rolling
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.networks.blocks import cast_layers
@@ -27,7 +31,7 @@ def check_teacher(student: Experiment, teacher: Model, name: str, guidance: floa
     """
     network = teachers_network(teacher.experiment, name)
     check_same_images(student, teacher.experiment, f"{student.name} and its teacher {name}")
-    if student.networks.single_rate and student.networks.with_noise(0) != network:
+    if not student.networks.ages and student.networks.with_noise(0) != network:
         raise ValueError(f"a plain student starts from its teacher, so {student.name} must have the network of {name}")
     if guidance != 1 and not (teacher.num_classes and network.null_class and teacher.experiment.method.drops_labels):
         raise ValueError(f"{name} has no null class that was trained, to be guided against: drop the guidance weight")
@@ -49,19 +53,29 @@ def check_same_images(first: Experiment, second: Experiment, names: str) -> None
 
 
 def require_no_decoder(experiment: Experiment, method: str) -> None:
-    """Raises ValueError for a decoder, which the method of this name does not train. Prompts are as classes to it."""
-    if experiment.networks.given is not None and not experiment.condition.labelled:
-        raise ValueError(f"{experiment.name} is a conditional model, which {method} does not train: take denoising")
+    """Raises ValueError for a decoder and for windows that roll, which the method of this name does not train."""
+    if experiment.condition.codec.fingerprint:
+        raise ValueError(f"{experiment.name} is a decoder, which {method} does not train: take denoising")
+    if isinstance(experiment.process, Rolling):
+        raise ValueError(
+            f"{experiment.name} rolls windows, which {method} does not train: take a forecast by diffusion"
+        )
 
 
 def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
-    """The network of a run that can teach. Raises ValueError for one of several, for a decoder and for a student."""
+    """The networks of a run that can teach: one, or a pair whose heavy network sees a condition alone.
+
+    Raises ValueError for others, for a decoder and for a student.
+    """
     networks = experiment.networks
-    if networks.given is not None and not experiment.condition.labelled:
+    if experiment.condition.codec.fingerprint:
+        raise ValueError(f"{name} is a decoder, which has no students: name a model of images, latents or fields")
+    if networks.ages and networks.given is not None and not experiment.condition.labelled:
         raise ValueError(
-            f"{name} is a conditional model, and a student draws from noise alone: name one without, or one of prompts"
+            f"{name} has both rates: its context ages beside the condition, and no method distils that. Name a run of "
+            "--rate dual, single, medium or light"
         )
-    if not networks.single_rate:
+    if networks.ages:
         raise ValueError(
             f"{name} is {networks.kind}; a teacher is a single-rate one. Of a dual-rate model name the run that its "
             "encoder is from, and start the student from it (--student-from); of a first stage name a base model of "
@@ -77,24 +91,29 @@ def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
     return networks
 
 
-def built(single: NetworksConfig, process: Process, teacher: Model) -> nn.Module:
-    """A network of this kind with the weights of a single-rate model."""
-    network = single.build(process)[0]["model"]
-    network.load_state_dict(teacher.networks["model"].state_dict())
-    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+def built(config: NetworksConfig, process: Process, teacher: Model) -> tuple[nn.ModuleDict, Denoiser]:
+    """Networks of this kind with a teacher's weights, and their denoiser."""
+    networks, denoiser = config.build(process)
+    networks.load_state_dict(teacher.networks.state_dict())
+    return networks.to(memory_format=torch.channels_last), denoiser  # pyright: ignore[reportCallIssue]
 
 
-def frozen_teacher(single: NetworksConfig, process: Process, teacher: Model, *, bfloat16: bool) -> nn.Module:
-    """A single-rate model's network without gradients, on its device.
+def frozen_teacher(
+    config: NetworksConfig, process: Process, teacher: Model, *, bfloat16: bool
+) -> tuple[nn.ModuleDict, Denoiser]:
+    """A teacher's networks without gradients, on its device, and their denoiser.
 
     bfloat16: under autocast, with the weights of its matrix products, the head's excepted, in that where they may be
     """
-    network = built(single, process, teacher).requires_grad_(False).to(teacher.device)
+    networks, denoiser = built(config, process, teacher)
+    networks.requires_grad_(False).to(teacher.device)
     if not bfloat16:
-        return network
-    for layer in cast_layers(network) if single.bfloat16_weights else ():
+        return networks, denoiser
+    for layer in cast_layers(networks) if config.bfloat16_weights else ():
         layer.to(torch.bfloat16)
-    return InBfloat16(network)
+    wrapped = {role: InBfloat16(network) for role, network in networks.items()}
+    calling = deepcopy(denoiser, {id(networks[role]): network for role, network in wrapped.items()})
+    return nn.ModuleDict(wrapped), calling
 
 
 class InBfloat16(nn.Module):
@@ -104,9 +123,9 @@ class InBfloat16(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, z: Tensor, log_snr: Tensor, *condition: Tensor | None) -> Tensor:
-        with torch.autocast(z.device.type, torch.bfloat16):
-            return self.network(z, log_snr, *condition)
+    def forward(self, first: Tensor, *others: Any) -> Any:
+        with torch.autocast(first.device.type, torch.bfloat16):
+            return self.network(first, *others)
 
 
 def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[str, Model]) -> dict[str, str]:

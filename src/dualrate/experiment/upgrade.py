@@ -25,6 +25,12 @@ RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now a
     "TwoDecoders": {"context": {"type": "ContextConfig"}},
     "EarlyExitConfig": {"reference": "data"},
 }
+BY_LEAD = {"leads": [], "attention": False}
+ADDED: dict[str, dict[str, Any]] = {  # class -> field -> what always applied before there was one
+    "OneConditional": BY_LEAD,
+    "TwoConditional": BY_LEAD,
+    "Forecast": {"stride": 1},
+}
 RENAMED = {"OneDecoder": "OneConditional", "TwoDecoders": "TwoConditional"}  # their latent_shape is given_shape
 CONTRIB = dict.fromkeys(("EarlyExitConfig", "EarlyExitNetwork"), "dualrate.contrib.early_exit")  # class -> its module
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"
@@ -60,4 +66,4 @@ def _current(plain: Any) -> Any:
     if kind in RENAMED:
         held = {"given_shape" if name == "latent_shape" else name: value for name, value in held.items()}
         held["type"] = RENAMED[kind]
-    return held
+    return held | {name: value for name, value in ADDED.get(str(held.get("type")), {}).items() if name not in held}

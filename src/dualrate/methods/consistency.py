@@ -32,6 +32,8 @@ heavy call there would say, on the states of the student's own path of DDIM:
 
 Of the encoder L_kept trains the projections alone, not the U-ViT, which is f's.
 
+A student of a condition, whose heavy network sees that alone, needs no L_kept: its context is right at every time.
+
 Ours: the norm is of the error of v, per dimension, where the paper has SNR + 1 before one of the error of x; f(z_s, s)
 is without dropout, as a sampler has it; as at sampling, a step that ends in x has no variance to put back.
 """
@@ -56,7 +58,7 @@ from dualrate.config.ranges import (
     Steps,
     TeacherGuidance,
 )
-from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
@@ -249,7 +251,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
     dropout: BelowOne | None = None
     """Of the student in training, not in sampling; as its network says if not given."""
     heavy: Steps | None = None
-    """Heavy calls of a dual-rate student, fewer than its steps."""
+    """Heavy calls of a dual-rate student, fewer than its steps; 1 where the heavy network sees a condition alone."""
     student_from: str | None = None
     """A run of the same networks that it starts from. If not given: one network from the teacher, if there is one; of
     two the encoder from the teacher, and the light one, if given, from `light_from`. Random weights otherwise."""
@@ -261,8 +263,8 @@ class ConsistencyConfig(MethodConfig, Ranged):
         return Segments(self.steps, self.heavy)
 
     def adapted(self, denoiser: Any) -> Denoiser:
-        """A dual-rate student reuses contexts along its own path of DDIM."""
-        return denoiser if self.heavy is None else replace(denoiser, reuse=Reuse.OWN)
+        """A dual-rate student reuses contexts along its own path of DDIM; those of a condition alone never age."""
+        return denoiser if self.heavy is None or denoiser.reuse is Reuse.FREE else replace(denoiser, reuse=Reuse.OWN)
 
     @property
     def drops_labels(self) -> bool:
@@ -277,9 +279,12 @@ class ConsistencyConfig(MethodConfig, Ranged):
                 f"a teacher makes the student's steps or more, no fewer in the end than at first; got {got}"
             )
         require_no_decoder(experiment, "consistency")
-        if experiment.networks.single_rate:
-            if self.heavy is not None or self.light_from is not None:
-                raise ValueError(f"{experiment.name} has one network, called at every step: drop heavy and light_from")
+        if not experiment.networks.ages:
+            own = None if experiment.networks.single_rate else 1
+            if (self.heavy, self.light_from) != (own, None):
+                what = "one network, called at every step" if own is None else "a heavy network, called once"
+                given = "drop heavy and" if own is None else "make heavy 1, drop"
+                raise ValueError(f"{experiment.name} has {what}: {given} light_from")
         elif experiment.networks.roles != ("encoder", "light") or not 0 < (self.heavy or 0) < self.steps:
             raise ValueError(
                 f"consistency trains one network, or an encoder and a light network with 1 to {self.steps - 1} heavy "
@@ -293,10 +298,12 @@ class ConsistencyConfig(MethodConfig, Ranged):
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
         teacher, taught, weights, identity = None, None, {}, {}
+        ages = experiment.networks.ages
         if self.teacher is not None:
             teacher, process = start.load(self.teacher), experiment.process
             single = check_teacher(experiment, teacher, self.teacher, self.guidance)
-            taught = Plain(frozen_teacher(single, process, teacher, bfloat16=start.bfloat16).eval(), process)
+            frozen_networks, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
+            frozen_networks.eval()
             weights["teacher"], identity["teacher"] = str(teacher), f"weights {teacher.weights_hash[:12]}"
         if start.fresh:
             weights |= self._fill(experiment, networks, teacher, start)
@@ -318,8 +325,8 @@ class ConsistencyConfig(MethodConfig, Ranged):
             null=experiment.num_classes,
             eta=self.eta,
             huber=self.huber,
-            heavy=self.heavy,
-            backbone=None if self.heavy is None else experiment.networks.backbone(networks, "encoder"),
+            heavy=self.heavy if ages else None,
+            backbone=experiment.networks.backbone(networks, "encoder") if ages else None,
         )
         return Prepared(method, weights, identity, WATCH)
 
@@ -327,13 +334,13 @@ class ConsistencyConfig(MethodConfig, Ranged):
         self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model | None, start: Start
     ) -> dict[str, str]:
         """Put the weights in that training begins with; says which. Raises ValueError for those of other networks."""
-        single = experiment.networks.single_rate
-        source = start.load(self.student_from) if self.student_from is not None else teacher if single else None
+        alike = not experiment.networks.ages
+        source = start.load(self.student_from) if self.student_from is not None else teacher if alike else None
         if source is not None:
             problem = f"{self.student_from or self.teacher}: its network is not that of {experiment.name}"
             fill(networks, source.networks.state_dict(), problem)
             return {"student": str(source)}
         light = None if self.light_from is None else start.load(self.light_from)
-        sources = {} if single else {"encoder": teacher, "light": light}
+        sources = {} if alike else {"encoder": teacher, "light": light}
         given = {role: model for role, model in sources.items() if model is not None}
         return start_from(experiment.networks, networks, given)

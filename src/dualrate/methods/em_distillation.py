@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Factor, Probability, Range, Ranged, Share, Steps, TeacherGuidance
-from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, require_gaussian, squared_error
@@ -247,6 +247,11 @@ class EMDistillationConfig(MethodConfig, Ranged):
             reason = "one step is one heavy call, so a light network would never run"
             raise ValueError(f"{experiment.name} is dual-rate: {reason}. Take a single network, or moment matching")
         require_no_decoder(experiment, "EM distillation")
+        if experiment.networks.given is not None and not experiment.condition.labelled:
+            raise ValueError(
+                f"{experiment.name} is a conditional model, which EM distillation does not train: take --method "
+                "moments or consistency"
+            )
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         teacher = start.load(self.teacher)
@@ -256,15 +261,16 @@ class EMDistillationConfig(MethodConfig, Ranged):
         if start.fresh:
             problem = f"{self.teacher}: its network is not that of {experiment.name}"
             fill(networks, teacher.networks.state_dict(), problem)
-        taught: Denoiser = Plain(frozen_teacher(single, process, teacher, bfloat16=start.bfloat16).eval(), process)
+        frozen_networks, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
+        frozen_networks.eval()
         if self.guidance != 1:
             taught = Guided(taught, process, self.guidance, teacher.num_classes)
-        auxiliary = built(dropping, process, teacher)
+        copy, auxiliary = built(dropping, process, teacher)
         method = EMDistillation(
             networks=networks,
             student=student,
-            auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}),
-            auxiliary=Plain(auxiliary, process),
+            auxiliaries=nn.ModuleDict({"auxiliary": copy["model"]}),
+            auxiliary=auxiliary,
             teacher=taught,
             process=process,
             weighting=self.weighting,

@@ -402,13 +402,13 @@ class MomentMatchingConfig(MethodConfig, Ranged):
 
     def check(self, experiment: Experiment) -> None:
         require_no_decoder(experiment, "moment matching")
-        fit, one_plan = experiment.fit, isinstance(self.plans, OnePlan)
+        fit, one_plan, ages = experiment.fit, isinstance(self.plans, OnePlan), experiment.networks.ages
         of_two = {"plans": one_plan, "rollout": self.rollout != "data", "pairs": self.pairs > 1}
         of_two |= {name: getattr(self, name) for name in ("pretraining", "student_from", "encoder_from", "light_from")}
-        if not experiment.networks.single_rate and (self.rollout == "data" or not one_plan):
+        if ages and (self.rollout == "data" or not one_plan):
             got = f"{self.plans} and rollout {self.rollout}"
             raise ValueError(f"a dual-rate student serves one plan and learns from its own steps, got {got}")
-        if experiment.networks.single_rate and (wrong := [name for name, given in of_two.items() if given]):
+        if not ages and (wrong := [name for name, given in of_two.items() if given]):
             what = "a plain student serves all steps, starts from its teacher and learns from noised data"
             raise ValueError(f"{what}: drop {', '.join(wrong)}")
         if fit.iterations is not None and self.pretraining >= fit.iterations:
@@ -421,6 +421,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         if self.version == "alternating":
             return
         require_gaussian(experiment.process, experiment.name)
+        if not ages and not experiment.networks.single_rate:
+            raise ValueError(f"the instant version has a teacher of one network, {experiment.name} two: drop --version")
         if self.guidance != 1:
             raise ValueError("the instant version needs a teacher without guidance: take the alternating one")
         rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
@@ -446,9 +448,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         single = check_teacher(experiment, teacher, self.teacher, self.guidance).with_dropout(self.dropout)
         process, instant = experiment.process, self.version == "instant"
         networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
-        network = frozen_teacher(single, process, teacher, bfloat16=bfloat16 and not instant)
-        network.train(not instant and self.guidance == 1 and not experiment.fit.compile)  # then it shares masks
-        taught: Denoiser = Plain(network, process)
+        frozen_networks, taught = frozen_teacher(single, process, teacher, bfloat16=bfloat16 and not instant)
+        frozen_networks.train(not instant and self.guidance == 1 and not experiment.fit.compile)  # then it shares masks
         if self.guidance != 1:
             taught = Guided(taught, process, self.guidance, teacher.num_classes)
         if self._sharpened:
@@ -470,10 +471,10 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             "backbone": experiment.networks.backbone(networks, "encoder") if self.pretraining else None,
         }
         if not instant:
-            auxiliary = built(single, process, teacher)
-            auxiliaries = nn.ModuleDict({"auxiliary": auxiliary})
-            return MomentMatching(auxiliaries=auxiliaries, auxiliary=Plain(auxiliary, process), **roles)
-        if any(isinstance(part, nn.GroupNorm) for part in network.modules()):
+            copy, auxiliary = built(single, process, teacher)
+            auxiliaries = nn.ModuleDict({"auxiliary": copy["model"] if single.single_rate else copy})
+            return MomentMatching(auxiliaries=auxiliaries, auxiliary=auxiliary, **roles)
+        if any(isinstance(part, nn.GroupNorm) for part in frozen_networks.modules()):
             lack = f"forward derivatives, which torch lacks for the group norms of {self.teacher}"
             raise ValueError(f"the instant version needs {lack}: pass --version alternating")
         return InstantMomentMatching(**roles)
@@ -487,9 +488,10 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             source = start.load(self.student_from)
             fill(networks, source.networks.state_dict(), f"{self.student_from}: its networks are not the student's")
             return {"student": str(source)}
-        if experiment.networks.single_rate:
-            weights = experiment.networks.starting("model", teacher.networks["model"].state_dict())
-            fill(networks["model"], weights, f"{self.teacher}: its networks are not the student's")
+        if not experiment.networks.ages:
+            for role, network in networks.items():
+                weights = experiment.networks.starting(role, teacher.networks[role].state_dict())
+                fill(network, weights, f"{self.teacher}: its networks are not the student's")
             return {}
         sources = {"encoder": teacher if self.encoder_from is None else start.load(self.encoder_from)}
         if self.light_from is not None:

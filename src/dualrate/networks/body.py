@@ -71,3 +71,10 @@ class BodyConfig(Ranged, ABC):
     @abstractmethod
     def network(self) -> nn.Module:
         """With random weights (module docstring)."""
+
+    def coarsest(self, network: nn.Module) -> nn.ModuleList:
+        """The blocks of its last level, (h, emb) -> h each, to which others may be added.
+
+        Raises ValueError for a network that runs no such list.
+        """
+        raise ValueError(f"frames see each other in the middle of a U-ViT, got {type(self).__name__}: take that")

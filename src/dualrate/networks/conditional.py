@@ -18,17 +18,30 @@ time. `maps` give the light network y itself.
 M samples of one condition: y has B rows and z_t B M, row r of the samples belongs to condition r // M, and whatever was
 computed of y alone is added to all M without a copy (`blocks.add_shared`).
 
+Frames that are each made by themselves (`ByLead`), of leads k = k_1 ... k_F after the condition:
+
+    v^k = U-ViT(z_t^k, log_snr_t, k; features)          of the embedding noise(log_snr_t) + lead(k)
+
+So one heavy call serves all members and all lead times, and any of them can be made without the others. One noise for
+all frames of a member makes them change together (`SharedNoise`), as in continuous ensemble forecasting (Andrae,
+Landelius, Oskarsson, Lindsten 2024, arXiv 2410.05431), whose network sees the condition at every step. With `attention`
+the frames of a window are tokens along time: at each place of the last level, those of all frames attend to each other.
+
 A diffusion decoder p(x | z_0) is the case where y is a latent (Unified Latents, arXiv 2602.17270). How z_0 enters the
 paper's decoder is not known: this is ours.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
+from dualrate.networks.blocks import NoiseEmbedding, TransformerBlock
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dual import check_pair, projections
 
@@ -72,13 +85,63 @@ class ConditionMaps(nn.Module):
         return tuple(to_level(given) for to_level in self.maps)
 
 
-class ConditionalUViT(nn.Module):
-    """forward: (z_t, log_snr, y, label) -> v. given: (C, h, w) of y."""
+class FrameAttention(TransformerBlock):
+    """A block whose tokens attend to those of the other frames at the same place; rows are F frames of a sample each.
 
-    def __init__(self, config: BodyConfig, given: Shape) -> None:
+    Its positions are those of the embedding: without leads in it, frames may change places.
+    """
+
+    def __init__(self, frames: int, channels: int, embedding: int, head_dim: int) -> None:
+        super().__init__(channels, embedding, head_dim, 0.0)
+        self.frames = frames
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        """tokens: (B F, n, C)"""
+        places = tokens.shape[1]
+        along = tokens.unflatten(0, (-1, self.frames)).transpose(1, 2).flatten(0, 1)
+        return super().attention(along).unflatten(0, (-1, places)).transpose(1, 2).flatten(0, 1)
+
+
+class ByLead(nn.Module):
+    """A network called for each frame of a sample by itself, which is told its lead.
+
+    forward: (z_t (B, F C, H, W), log_snr (B,), label, added) -> v, as z_t. `added` is of a sample, or of several.
+
+    config: of a frame; leads: F of them, in frames of the training; attention: whether frames see each other
+    """
+
+    leads: Tensor
+
+    def __init__(self, config: BodyConfig, leads: Sequence[int], *, attention: bool) -> None:
+        super().__init__()
+        self.net: Any = config.network()
+        self.lead = NoiseEmbedding(config.embedding)
+        self.register_buffer("leads", torch.tensor(leads, dtype=torch.float32), persistent=False)
+        if attention:
+            width = config.widths[-1]
+            head = math.gcd(64, width)
+            config.coarsest(self.net).append(FrameAttention(len(leads), width, config.embedding, head))
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
+        count = len(self.leads)
+        frames = z.unflatten(1, (count, -1)).flatten(0, 1)
+        emb = self.net.embedding(log_snr, label).repeat_interleave(count, 0) + self.lead(self.leads).repeat(len(z), 1)
+        v = self.net.called(frames, log_snr.repeat_interleave(count), emb, added)
+        return v.unflatten(0, (-1, count)).flatten(1, 2)
+
+
+def of_frames(config: BodyConfig, leads: Sequence[int] = (), *, attention: bool = False) -> nn.Module:
+    """A network of whole samples; with leads, of their frames."""
+    return ByLead(config, leads, attention=attention) if leads else config.network()
+
+
+class ConditionalUViT(nn.Module):
+    """forward: (z_t, log_snr, y, label) -> v. given: (C, h, w) of y; leads, attention: of `ByLead`."""
+
+    def __init__(self, config: BodyConfig, given: Shape, leads: Sequence[int] = (), *, attention: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.net: Any = config.network()
+        self.net: Any = of_frames(config, leads, attention=attention)
         self.latent = ConditionMaps(given, config)
 
     def forward(self, z_t: Tensor, log_snr: Tensor, given: Tensor, label: Tensor | None) -> Tensor:

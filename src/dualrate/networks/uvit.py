@@ -122,6 +122,10 @@ class UViTConfig(BodyConfig):
     def network(self) -> UViT:
         return UViT(self)
 
+    def coarsest(self, network: nn.Module) -> nn.ModuleList:
+        assert isinstance(network, UViT)
+        return network.middle.blocks
+
     def lighter(self) -> UViTConfig:
         """Half of its transformers' channels and of its middle's blocks, three quarters of its convolutions' channels.
 

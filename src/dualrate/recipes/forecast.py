@@ -17,7 +17,7 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.data.fields import find_fields, is_fields, read_fields
 from dualrate.data.forecast import Forecast, Frames
 from dualrate.data.simulations import SIMULATIONS
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Shape
@@ -69,6 +69,10 @@ class Forecasting(Ranged):
     """Frames of a sample: a window, of one heavy call. Of rolling, those that become clean one after the other."""
     lead: Annotated[int, Range(1, 100_000)] = 1
     """Time steps of the data from one frame to the next."""
+    window: Literal["channels", "leads", "attention"] = "channels"
+    """How frames of a sample are made. channels: as channels of one image. leads: each by itself, told its lead time;
+    the heavy network's features serve all, and forecast --stride makes some alone. attention: each is told its lead
+    time, and sees the others."""
     difference: bool = False
     """Train on differences from the last frame that is given: for steps in which little changes."""
     every: Annotated[int, Range(1, 256)] = 1
@@ -76,7 +80,7 @@ class Forecasting(Ranged):
     noise: Annotated[float, Range(0, 100)] = 0.0
     """Standard deviation of noise on what is observed, in standard deviations of the field."""
     periodic: bool = False
-    """Whether opposite edges of the field meet. Simulated systems are periodic."""
+    """Whether opposite edges of the field meet. Those of the equations that are simulated do."""
     size: Size = "tiny"
     """Of the networks. tiny: minutes of a laptop. small: an hour of a CPU core. base: for a GPU."""
     rate: Rate = "dual"
@@ -90,22 +94,28 @@ class Forecasting(Ranged):
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
-        source = self.data.source
+        source, apart = self.data.source, self.window != "channels"
+        if apart and self.trained_by in ("rolling", "refiner"):
+            raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
         if not is_fields(source):
             raise ValueError(
-                f"{source or 'no source'} holds no fields: give --data.source kuramoto-sivashinsky, kolmogorov, or a "
-                "file of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
+                f"{source or 'no source'} holds no fields: give --data.source {', '.join(SIMULATIONS)}, or a file "
+                "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
             )
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
         frame = next(iter(find_fields(source)[1].splits.values()))[0].shape[1:]
-        shape, tier = task.target((frame[0], frame[1], frame[2])), TIERS[self.size]
-        heavy = network(shape, tier, periodic=self.periodic or source in SIMULATIONS)
+        each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
+        shape = task.target(each)
+        heavy = network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
         fields = read_fields(source, "train")
         task = task.of(fields)
-        networks, method = made(task, shape, heavy, self.rate, self.trained_by)
-        parts = (name_of(source)[:40], "forecast", self.size, self.rate, self.trained_by)
-        name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5])
+        networks, method = made(task, shape, heavy, self.rate, self.trained_by, self.frames if apart else 1)
+        if apart:
+            networks = networks.by_lead(range(1, self.frames + 1), attention=self.window == "attention")
+        parts = [name_of(source)[:40], "forecast", self.size, self.rate]
+        parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
+        name = "-".join(parts)
         progress = progress or PlainReporter()
         count, given = len(fields.trajectories), task.shape(shape)
         progress.note(
@@ -118,8 +128,13 @@ class Forecasting(Ranged):
                 "all of the field is given: if it obeys a law without chance, it has one future, and a regression does"
             )
         of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
-        process = of_frames.get(self.trained_by, GaussianProcess(Cosine()))
+        usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())
+        process = of_frames.get(self.trained_by, usual)
         return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
+
+
+def _periodic(source: str) -> bool:
+    return source in SIMULATIONS and SIMULATIONS[source][0].periodic
 
 
 def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:

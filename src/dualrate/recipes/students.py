@@ -61,14 +61,15 @@ class StudentRecipe(Ranged):
 
 
 def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: float = 0.0, **options: Any) -> Experiment:
-    """A student of the teacher's shape for `steps` steps and more.
+    """A student of the teacher's networks for `steps` steps and more.
 
     shift:   of its log-SNR against the teacher's
     options: fields of `MomentMatchingConfig`
     """
     source = read_experiment(teacher)
     networks = teachers_network(source, teacher).with_noise(recipe.noise)
-    method = MomentMatchingConfig(teacher, AtLeast(steps), weighting=source.method.weighting, **options)
+    plans = AtLeast(steps, networks.calls)
+    method = MomentMatchingConfig(teacher, plans, weighting=source.method.weighting, **options)
     return _student(recipe, source, f"plain-{steps}", networks, method, shift)
 
 
@@ -85,6 +86,7 @@ def dual_student(
     """
     source, begun = read_experiment(teacher), options.get("encoder_from")
     encoder = teachers_network(source, teacher)
+    _refuse_two(source, teacher)
     if begun is not None:
         found = read_experiment(begun)
         encoder = found.networks
@@ -95,6 +97,20 @@ def dual_student(
     own = {"rollout": "full", **options}
     method = MomentMatchingConfig(teacher, OnePlan(steps, heavy), weighting=source.method.weighting, **own)
     return _student(recipe, source, f"dual-{steps}-{heavy}", networks, method, shift)
+
+
+def is_conditional(experiment: Experiment) -> bool:
+    """Whether it makes samples of a condition, prompts apart: then a student has its networks."""
+    return experiment.networks.given is not None and not experiment.condition.labelled
+
+
+def _refuse_two(source: Experiment, teacher: str) -> None:
+    """Raises ValueError for a dual-rate student of a conditional model."""
+    if is_conditional(source):
+        raise ValueError(
+            f"{teacher} is a conditional model, whose student has its networks, called as they are: drop --student "
+            "dual and --heavy"
+        )
 
 
 def _dual(
@@ -123,10 +139,12 @@ def consistency_student(
     """
     source, ending = read_experiment(teacher), f"consistency-{steps}"
     networks = teachers_network(source, teacher).with_noise(recipe.noise)
+    options["heavy"] = networks.calls if heavy is None else heavy
     if heavy is not None:
+        _refuse_two(source, teacher)
         networks, source = _dual(recipe, source, networks, teacher, options.get("student_from"))
         ending = f"{ending}-{heavy}"
-    return _student(recipe, source, ending, networks, ConsistencyConfig(steps, teacher, heavy=heavy, **options), shift)
+    return _student(recipe, source, ending, networks, ConsistencyConfig(steps, teacher, **options), shift)
 
 
 def em_student(
@@ -154,7 +172,7 @@ def by_consistency(experiment: Experiment) -> Experiment:
 
     Its rate is a student's, annealed: at a constant 7e-4 a model of one step came to nothing (dev/LOG.md).
     """
-    method = ConsistencyConfig(heavy=None if experiment.networks.single_rate else 2)
+    method = ConsistencyConfig(heavy=2 if experiment.networks.ages else experiment.networks.calls)
     fit = replace(experiment.fit, optim=DISTILLING.optim)
     return replace(experiment, name=f"{experiment.name}-consistency", method=method, fit=fit)
 

@@ -29,6 +29,7 @@ Rate = Literal["dual", "both", "single", "medium", "light"]
 TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy", "regression"]
 OfFrames = Literal["rolling", "refiner"]
 SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
+DRAWS = 4  # light calls of a sample in training, for each heavy one
 OF_A_TASK = ("both", *SHARES)  # rates that models of noise alone do not have
 
 
@@ -49,36 +50,36 @@ def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
 
 
 def made(
-    task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
+    task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames, parts: int = 1
 ) -> tuple[NetworksConfig, MethodConfig]:
-    """Networks for samples of a condition, and how they train. image: (C, H, W).
+    """Networks for samples of a condition, and how they train. image: (C, H, W); parts: light calls of one.
 
     Raises ValueError for images that the condition cannot be made of, and for a method that is one of two networks.
     """
-    return MADE[rate](task.shape(image), heavy, rate, trained_by)
+    return MADE[rate](task.shape(image), heavy, rate, trained_by, max(1, DRAWS // parts))
 
 
 def of_two_rates(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames, draws: int
 ) -> tuple[NetworksConfig, MethodConfig]:
     light = smaller(heavy, "light")
     if trained_by in ("residual", "corrdiff"):
         return ResidualNetworks(heavy, light, given, features=trained_by == "residual"), ResidualConfig()
-    return TwoConditional(heavy, light, given), _method(trained_by, GivenTimes(draws=4))
+    return TwoConditional(heavy, light, given), _method(trained_by, GivenTimes(draws=draws))
 
 
 def of_both_rates(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames, draws: int
 ) -> tuple[NetworksConfig, MethodConfig]:
     if trained_by not in ("diffusion", "rolling"):
         raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
     medium, light = smaller(heavy, "medium"), smaller(heavy, "light")
-    times = BothTimes() if trained_by == "diffusion" else GivenTimes(draws=4)
+    times = BothTimes() if trained_by == "diffusion" else GivenTimes(draws=draws)
     return ThreeConditional(heavy, medium, light, given), _method(trained_by, times)
 
 
 def of_one_rate(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames
+    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames, draws: int
 ) -> tuple[NetworksConfig, MethodConfig]:
     if trained_by in ("residual", "corrdiff"):
         raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")

@@ -303,7 +303,14 @@ def save_samples(model: Model, file: Path) -> None:
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     step = make_step(model.serves.sampler or ANCESTRAL, model.process)
     drawn = sample_batches(
-        model.denoiser, step, plan, model.shape, seeds, labels, device=model.device, given=model.given
+        model.denoiser,
+        step,
+        model.process.served(plan),
+        model.shape,
+        seeds,
+        labels,
+        device=model.device,
+        given=model.given,
     )
     draws = Draws(0, torch.tensor(seeds, device=model.device))
     pictures = to_uint8(experiment.condition.shown(decoded(model.codec, torch.cat(list(drawn)), draws))).cpu().numpy()
