@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualrate.networks import scan
-from dualrate.networks.scan import CHUNK, _recurrence, backend_for, selective_scan
+from dualrate.networks.scan import CHUNK, OPERATIONS, backend_for, selective_scan
 from dualrate.sampling.cost import macs_of
 
 ROWS, CHANNELS, STATES, LENGTH = 2, 6, 4, 2 * CHUNK + 5
@@ -135,7 +135,9 @@ def test_a_derivative_is_carried_forward() -> None:
 def test_the_operation_is_right_for_compilers_and_without_a_device() -> None:
     A, B = -numbers(3, 1, 1, 2).exp(), numbers(5, 3, 2, 1, 1)
     dt, x = numbers(5, 2, 1, 2).exp(), numbers(5, 2, 1, 2)
-    torch.library.opcheck(_recurrence, [part.requires_grad_() for part in (A, dt, x, B, numbers(5, 3, 2, 1, 1))])
+    torch.library.opcheck(
+        OPERATIONS.recurrence.default, [part.requires_grad_() for part in (A, dt, x, B, numbers(5, 3, 2, 1, 1))]
+    )
 
 
 def test_multiply_adds_are_those_of_the_recurrence_and_of_the_matrix_form(monkeypatch: pytest.MonkeyPatch) -> None:

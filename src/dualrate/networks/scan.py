@@ -118,7 +118,7 @@ def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """As one operation. Arguments: of `loop`."""
-    return _recurrence(*_by_token(u, dt, A, B, C))[0].flatten(2).movedim(0, -1)
+    return OPERATIONS.recurrence(*_by_token(u, dt, A, B, C))[0].flatten(2).movedim(0, -1)
 
 
 def _by_token(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -129,11 +129,6 @@ def _by_token(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[T
     return A.t().contiguous().unflatten(1, (groups, -1))[:, None], dt, x, B, C
 
 
-@torch.library.custom_op(
-    "dualrate::recurrence",
-    mutates_args=(),
-    schema="(Tensor A, Tensor dt, Tensor x, Tensor B, Tensor C) -> (Tensor, Tensor)",
-)
 def _recurrence(A: Tensor, dt: Tensor, x: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """y, (L, B, G, P), and the states in front of every chunk, (chunks, N, B, G, P). Arguments: of `_by_token`."""
     h, y, fronts = torch.zeros_like(A * dt[0]), torch.empty_like(dt), []
@@ -147,12 +142,6 @@ def _recurrence(A: Tensor, dt: Tensor, x: Tensor, B: Tensor, C: Tensor) -> tuple
     return y, torch.stack(fronts)
 
 
-@torch.library.custom_op(
-    "dualrate::recurrence_backward",
-    mutates_args=(),
-    schema="(Tensor y, Tensor fronts, Tensor A, Tensor dt, Tensor x, Tensor B, Tensor C) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
 def _recurrence_backward(
     y: Tensor, fronts: Tensor, A: Tensor, dt: Tensor, x: Tensor, B: Tensor, C: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -182,17 +171,8 @@ def _saved(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) 
 
 def _gradients(ctx: Any, y: Tensor, _: Tensor) -> tuple[Tensor, ...]:
     fronts, A, *others = ctx.saved_tensors
-    of_A, *of_others = _recurrence_backward(y.contiguous(), fronts, A, *others)
+    of_A, *of_others = OPERATIONS.recurrence_backward(y.contiguous(), fronts, A, *others)
     return of_A.sum_to_size(A.shape), *of_others
-
-
-_recurrence.register_autograd(_gradients, setup_context=_saved)
-_recurrence.register_fake(
-    lambda A, dt, x, B, C: (torch.empty_like(dt), dt.new_empty(-(-len(dt) // CHUNK), len(A), *dt.shape[1:]))
-)
-_recurrence_backward.register_fake(
-    lambda y, fronts, A, *others: (torch.empty_like(fronts[0]), *(torch.empty_like(part) for part in others))
-)
 
 
 def matrix(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -213,7 +193,7 @@ def mixing(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 def by_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """By mamba_ssm's. Arguments: of `loop`."""
-    call = _run_kernel if torch.is_grad_enabled() else _counted_kernel
+    call = _run_kernel if torch.is_grad_enabled() else OPERATIONS.scan  # an operation, so that it can be counted
     return call(u, dt, A.contiguous(), B.contiguous(), C.contiguous())
 
 
@@ -221,15 +201,6 @@ def _run_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tenso
     found = kernel()
     assert found is not None
     return found(u, dt, A, B, C)
-
-
-_counted_kernel = torch.library.custom_op(  # without gradients it is an operation, whose multiply-adds can be counted
-    "dualrate::scan",
-    _run_kernel,
-    mutates_args=(),
-    schema="(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C) -> Tensor",
-)
-_counted_kernel.register_fake(lambda u, *others: torch.empty_like(u))
 
 
 @cache
@@ -248,9 +219,30 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] 
     "matrix": matrix,
     "mamba_ssm": by_kernel,
 }
-FORMULAS: dict[
-    Any, Callable[..., int]
-] = {  # FLOPs of the operations of a scan, as torch's own count (sampling/cost.py)
-    torch.ops.dualrate.recurrence: lambda A, dt, *_, **more: 4 * len(A) * dt.numel(),
-    torch.ops.dualrate.scan: lambda u, dt, A, *_, **more: 4 * A.shape[1] * u.numel(),
+LIBRARY, OPERATIONS = torch.library.Library("dualrate", "FRAGMENT"), torch.ops.dualrate
+DEFINED: dict[
+    str, tuple[Callable[..., Any], Callable[..., Any]]
+] = {  # what it does, and what it returns but for numbers
+    "recurrence(Tensor A, Tensor dt, Tensor x, Tensor B, Tensor C) -> (Tensor, Tensor)": (
+        _recurrence,
+        lambda A, dt, *_: (torch.empty_like(dt), dt.new_empty(-(-len(dt) // CHUNK), len(A), *dt.shape[1:])),
+    ),
+    "recurrence_backward(Tensor y, Tensor fronts, Tensor A, Tensor dt, Tensor x, Tensor B, Tensor C) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)": (
+        _recurrence_backward,
+        lambda y, fronts, A, *others: (torch.empty_like(fronts[0]), *(torch.empty_like(part) for part in others)),
+    ),
+    "scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C) -> Tensor": (
+        _run_kernel,
+        lambda u, *_: torch.empty_like(u),
+    ),
+}
+for schema, (called, shaped) in DEFINED.items():
+    name = LIBRARY.define(schema)
+    LIBRARY.impl(name, called, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dualrate::{name}", shaped, lib=LIBRARY)
+torch.library.register_autograd("dualrate::recurrence", _gradients, setup_context=_saved, lib=LIBRARY)
+FORMULAS: dict[Any, Callable[..., int]] = {  # FLOPs, as torch counts those of its own operations (sampling/cost.py)
+    OPERATIONS.recurrence: lambda A, dt, *_, **more: 4 * len(A) * dt.numel(),
+    OPERATIONS.scan: lambda u, dt, A, *_, **more: 4 * A.shape[1] * u.numel(),
 }
