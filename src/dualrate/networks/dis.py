@@ -262,7 +262,8 @@ class DiS(Flat):
         return torch.cat((self.label_emb["embedding_table"](class_of(label, log_snr, self.num_classes)), time), dim=1)
 
     def condition(self, emb: Tensor) -> Tensor:
-        return emb.unflatten(1, (self.config.extras, -1)).sum(1)
+        first, *second = emb.chunk(self.config.extras, dim=1)
+        return first + second[0] if second else first
 
     def tokens(self, patches: Tensor, emb: Tensor) -> Tensor:
         extras = emb.unflatten(1, (self.config.extras, -1)).to(patches.dtype)

@@ -66,7 +66,7 @@ def selective_scan(
     """
     chosen = backend_for(u.device, per_head=A.ndim == 1) if backend == "auto" else backend
     _check(u, delta, A, B, C, chosen)
-    if chosen == "chunked" and carries_derivative((u, delta, A, B, C)):
+    if chosen == "chunked" and not torch.compiler.is_compiling() and carries_derivative((u, delta, A, B, C)):
         chosen = "loop"
     wide, size = torch.promote_types(u.dtype, torch.float32), u.shape[1] // len(A)
     with no_autocast(u):
