@@ -49,7 +49,7 @@ NETWORKS = {
     "one": dr.OneNetwork(NET),
     "two": dr.TwoNetworks(NET, NET),
     "dit": dr.TwoNetworks(replace(DIT, head=False), DIT),
-    "dis": dr.TwoNetworks(DIS, replace(DIS, decay="head")),
+    "dis": dr.TwoNetworks(replace(DIS, head=False), replace(DIS, decay="head")),
 }
 
 
