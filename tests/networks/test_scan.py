@@ -138,10 +138,9 @@ def test_a_derivative_is_carried_forward() -> None:
 def test_the_operation_is_right_for_compilers_and_without_a_device() -> None:
     A, B = -numbers(3, 1, 1, 2).exp(), numbers(5, 3, 2, 1, 1)
     dt, x = numbers(5, 2, 1, 2).exp(), numbers(5, 2, 1, 2)
+    given = [part.requires_grad_() for part in (A, dt, x, B, numbers(5, 3, 2, 1, 1))]
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        OPERATIONS.recurrence.default, [part.requires_grad_() for part in (A, dt, x, B, numbers(5, 3, 2, 1, 1))]
-    )
+    torch.library.opcheck(OPERATIONS.recurrence.default, given, test_utils=quick)
 
 
 def test_multiply_adds_are_those_of_the_recurrence_and_of_the_matrix_form(monkeypatch: pytest.MonkeyPatch) -> None:
