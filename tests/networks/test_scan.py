@@ -1,6 +1,7 @@
 """Selective scans: their backends agree; time-invariant ones are convolutions; nothing overflows; their cost."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def inputs(decays: int, groups: int, length: int = LENGTH) -> list[Tensor]:
+def inputs(decays: int, groups: int, length: int = LENGTH) -> list[Any]:
     """decays: channels of a decay, or heads; of heads A is (H,)."""
     A = -numbers(decays, STATES).exp() if decays == CHANNELS else -numbers(decays).exp()
     of_state = (ROWS, groups, STATES, length) if groups > 1 else (ROWS, STATES, length)
@@ -46,7 +47,7 @@ def test_backends_agree_forward_and_backward(decays: int, groups: int, others: l
     given = [part.requires_grad_() for part in inputs(decays, groups)]
     weight = numbers(ROWS, CHANNELS, LENGTH)
 
-    def both(backend: str) -> tuple[Tensor, ...]:
+    def both(backend: Any) -> tuple[Tensor, ...]:
         y = selective_scan(*given, delta_softplus=True, backend=backend)
         return y, *torch.autograd.grad((y * weight).sum(), given)
 
@@ -69,7 +70,7 @@ def test_the_recurrence_is_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("backend", ["loop", "chunked"])
-def test_a_time_invariant_scan_is_a_convolution_a_filter_and_a_linear_system(backend: str) -> None:
+def test_a_time_invariant_scan_is_a_convolution_a_filter_and_a_linear_system(backend: Any) -> None:
     """Kernel C exp(k dt A) dt B; scipy's lfilter state by state, and dlsim of all states."""
     u, A = numbers(1, 1, LENGTH), -numbers(1, STATES).exp()
     dt, b, c = 0.3, numbers(STATES), numbers(STATES)
@@ -85,12 +86,12 @@ def test_a_time_invariant_scan_is_a_convolution_a_filter_and_a_linear_system(bac
     torch.testing.assert_close(found, torch.as_tensor(filtered), rtol=1e-12, atol=1e-12)
     of_next = torch.diag(torch.tensor(a, dtype=torch.float64))  # y_l = C (a h + dt B u_l): the system of h_l = x_(l+1)
     system = (of_next.numpy(), (dt * b[:, None]).numpy(), (c @ of_next)[None].numpy(), [[float(dt * (c @ b))]], 1)
-    _, y, _ = dlsim(system, u[0, 0].numpy())
+    y = dlsim(system, u[0, 0].numpy())[1]
     torch.testing.assert_close(found, torch.as_tensor(y[:, 0]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("backend", "heads"), [("loop", 0), ("chunked", 0), ("matrix", 3)])
-def test_nothing_overflows_where_decays_add_up_to_far_more_than_88(backend: str, heads: int) -> None:
+def test_nothing_overflows_where_decays_add_up_to_far_more_than_88(backend: Any, heads: int) -> None:
     """dt |A| L = 64,000 in float32: each state forgets at once, so y is that of its own token."""
     length, decays = 64, heads or CHANNELS
     u, B, C = (torch.randn(ROWS, of, length) for of in (CHANNELS, STATES, STATES))
@@ -138,7 +139,7 @@ def test_a_derivative_is_carried_forward() -> None:
 def test_the_operation_is_right_for_compilers_and_without_a_device() -> None:
     A, B = -numbers(3, 1, 1, 2).exp(), numbers(5, 3, 2, 1, 1)
     dt, x = numbers(5, 2, 1, 2).exp(), numbers(5, 2, 1, 2)
-    given = [part.requires_grad_() for part in (A, dt, x, B, numbers(5, 3, 2, 1, 1))]
+    given = tuple(part.requires_grad_() for part in (A, dt, x, B, numbers(5, 3, 2, 1, 1)))
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(OPERATIONS.recurrence.default, given, test_utils=quick)
 
