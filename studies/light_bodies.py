@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 from unittest.mock import patch
 
 import numpy as np
@@ -34,6 +34,7 @@ import dualrate as dr
 from benchmarks import peers
 from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import a_call_each
+from dualrate.data.images import to_float
 from dualrate.networks.blocks import attend
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dis import DiSBlock
@@ -222,21 +223,19 @@ def nearest(sized: Iterable[BodyConfig], budget: int) -> BodyConfig:
 
 
 def quality(arguments: Sequence[str]) -> None:
-    """Trains every body for equal CPU seconds, one row a body, rate and seed, and scores 1,000 images at 16 calls
-    by two EfficientNets, as benchmarks/peers.py does. OUT has a folder for each set; rows that are there are kept."""
+    """Trains every body for equal CPU seconds, one row a body and seed, after a search of its learning rate, and scores
+    1,000 images at 16 calls by two EfficientNets: all as benchmarks/peers.py does. OUT has a folder for each set; rows
+    that are there are kept."""
     options = command(quality.__doc__)
     options.add_argument("out", type=Path)
     options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
     options.add_argument("--side", type=int, default=16, help="that these are brought to")
     options.add_argument("--seconds", type=float, default=360, help="CPU seconds of a training")
-    options.add_argument("--rates", type=float, nargs="+", default=[7e-4, 2e-3], help="peak learning rates")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options.add_argument("--batch", type=int, default=64)
     options.add_argument("--only", nargs="+", help="bodies; all if not given")
     options.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
     options.add_argument("--reference", type=int, default=10_000, help="test images that they are compared with")
     found = options.parse_args(arguments)
-    on_one_thread()
     sets = {"fashion-mnist": dr.DataConfig()}
     if found.natural:
         sets[f"natural-{found.side}"] = dr.DataConfig(found.natural, found.side, 3)
@@ -245,28 +244,36 @@ def quality(arguments: Sequence[str]) -> None:
 
 
 def of_set(options: argparse.Namespace, out: Path, data: dr.DataConfig) -> None:
+    """Every row of a set that is not there yet."""
     out.mkdir(parents=True, exist_ok=True)
     bodies, judge = rivals(data), None
-    fit = replace(fashion_mnist.FIT, batch_size=options.batch)
-    for seed, rate, name in itertools.product(options.seeds, options.rates, options.only or bodies):
-        config = bodies[name]
-        row: dict[str, Any] = {"name": f"{name}, {rate:g}", "seconds": options.seconds, "seed": seed}
-        row |= {"images": options.images}
-        if peers.kept(out, row):
+    train, test = (data.images(split) for split in ("train", "test"))
+    assert train.labels is not None
+    assert test.labels is not None
+    pixels = np.asarray(train.images)
+    held = to_float(test.images[: peers.HELD]), torch.from_numpy(test.labels[: peers.HELD])
+    for seed, name in itertools.product(options.seeds, options.only or bodies):
+        of_name: peers.Row = {"name": name, "seconds": options.seconds}
+        of_row = of_name | {"seed": seed, "images": options.images}
+        if peers.kept(out, of_row):
             continue
         if judge is None:
-            real = np.asarray(data.images("train").images[: options.images])
-            with patch.object(dr, "load_images", lambda _, split: data.images(split)):
-                judge = peers.Judge(out, options.reference, real)
-        optim = replace(fit.optim, lr=rate)
-        made = dr.Experiment("body", dr.OneNetwork(config), dr.DenoisingConfig(), replace(fit, optim=optim), data)
-        none = np.zeros((0, *config.shape), np.uint8), np.zeros(0, np.int64)
-        run = peers.Run(
-            *none, out / f"{name}-{rate:g}-{seed}".replace(" ", "-").replace(",", ""), options.seconds, seed
-        )
-        with patch.dict(peers.RECIPES, {"body": ("", lambda made=made: made)}):
-            measured = peers.measured(peers.Contender(peers.ours, {"recipe": "body"}, ()), run, options.images, judge)
-        peers.add(out, {"lines": 0, **row, "what": "row", "floor": judge.floor, **measured})
+            with patch.object(dr, "load_images", lambda *_, **__: test):
+                judge = peers.Judge(out, options.reference, pixels[: options.images])
+        change = partial(with_body, config=bodies[name], data=data)
+        contender = peers.Contender(peers.ours, {"recipe": "fashion-mnist-light", "change": change}, ())
+        run = peers.Run(pixels, train.labels, options.seconds, seed)
+        of_search = of_name | {"what": "search"}
+        if not (searched := peers.kept(out, of_search)):
+            searched = of_search | peers.search(contender, run, held)
+            peers.add(out, searched)
+        run = replace(run, **searched["found"])
+        row = {"lines": 0, **searched, **of_row, "what": "row", "floor": judge.floor}
+        peers.add(out, row | peers.measured(contender, run, options.images, judge))
+
+
+def with_body(made: dr.Experiment, config: BodyConfig, data: dr.DataConfig) -> dr.Experiment:
+    return replace(made, networks=dr.OneNetwork(config), data=data)
 
 
 def main() -> None:
