@@ -185,7 +185,7 @@ def cores(batch: int, channels: int, length: int, states: int = 16) -> dict[str,
 
 def blocks(batch: int, channels: int, length: int) -> dict[str, Callable[[], torch.Tensor]]:
     h, emb = torch.randn(batch, length, channels).requires_grad_(), torch.randn(batch, channels)
-    config = dr.DiSConfig(8, 1, channels, 1, head_dim=32)
+    config = dr.DiSConfig(8, 1, channels, 1)
     made = {
         "DiS block": DiSBlock(config, skip=False),
         "DiS block, a decay per head": DiSBlock(replace(config, decay="head"), skip=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +189,7 @@ def test_a_decay_per_head_is_two_scans_of_the_whole_sequence() -> None:
     from dualrate.networks.dis import HeadMixer
     from dualrate.networks.scan import selective_scan
 
-    mixer = randomised(HeadMixer(HEADS)).double()
+    mixer: Any = randomised(HeadMixer(HEADS)).double()
     h = torch.randn(2, 11, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     x, z = mixer.in_proj(h).mT.chunk(2, 1)
     u = F.silu(mixer.conv1d(x))
@@ -287,15 +288,20 @@ def test_a_derivative_is_carried_through_a_network() -> None:
     torch.testing.assert_close(found, slope, rtol=1e-6, atol=1e-6)
 
 
+def parsed(*words: str) -> Any:
+    command: Any = parse_train(list(words))
+    return command.experiment
+
+
 def test_recipes_of_flat_networks_are_options_of_the_command() -> None:
     words = ["fashion-mnist-flat", "--body", "dis", "--rate", "dual", "--networks.light.blocks", "1"]
-    networks = parse_train(words).experiment.networks
+    networks: Any = parsed(*words).networks
     assert isinstance(networks, dr.TwoNetworks)
     assert networks.encoder == dr.DiSConfig(28, 1, 112, 5, 10, patch=4, head_dim=32)
     assert (networks.light.widths, networks.light) == ((56,), replace(networks.encoder.lighter(), blocks=1))
-    whole = parse_train(["imagenet256-latents-flat", "--body", "dis", "--size", "L/4"]).experiment
+    whole = parsed("imagenet256-latents-flat", "--body", "dis", "--size", "L/4")
     assert whole.networks == dr.OneNetwork(replace(dis("L/4"), convention="sit", learned_sigma=False))
-    assert isinstance(parse_train(["imagenet256-latents-flat"]).experiment.networks.model, dr.DiTConfig)
+    assert isinstance(parsed("imagenet256-latents-flat").networks.model, dr.DiTConfig)
 
 
 def test_a_pair_is_trained_sampled_counted_cached_and_released_by_the_commands(tmp_path, monkeypatch, capsys) -> None:
