@@ -307,7 +307,16 @@ def test_recipes_of_flat_networks_are_options_of_the_command() -> None:
 def test_a_pair_is_trained_sampled_counted_cached_and_released_by_the_commands(tmp_path, monkeypatch, capsys) -> None:
     images = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(16) % 10)
-    small = ["--networks.encoder.channels", 16, "--networks.light.channels", 8, "--networks.light.head-dim", 16]
+    small = [
+        "--networks.encoder.channels",
+        16,
+        "--networks.encoder.blocks",
+        1,
+        "--networks.light.channels",
+        8,
+        "--networks.light.head-dim",
+        16,
+    ]
     small += ["--networks.light.decay", "head", "--fit.iterations", 2, "--fit.batch-size", 4]
     data = ["--data.source", tmp_path / "images.npz"]
     run, out = tmp_path / "run", tmp_path / "released"
