@@ -296,7 +296,6 @@ def parsed(*words: str) -> Any:
 def test_recipes_of_flat_networks_are_options_of_the_command() -> None:
     words = ["fashion-mnist-flat", "--body", "dis", "--rate", "dual", "--networks.light.blocks", "1"]
     networks: Any = parsed(*words).networks
-    assert isinstance(networks, dr.TwoNetworks)
     assert networks.encoder == dr.DiSConfig(28, 1, 112, 5, 10, patch=4, head_dim=32)
     assert (networks.light.widths, networks.light) == ((56,), replace(networks.encoder.lighter(), blocks=1))
     whole = parsed("imagenet256-latents-flat", "--body", "dis", "--size", "L/4")
