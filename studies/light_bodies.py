@@ -1,6 +1,10 @@
-"""Seconds of one call of light networks of several kinds beside their multiply-adds, against one heavy call.
+"""Seconds of one call of light networks of several kinds beside their multiply-adds, against one heavy call; of scans
+beside attention; and what U-ViT, DiT and DiS of equal multiply-adds learn in equal CPU seconds.
 
     python studies/light_bodies.py [--compile] [--device cuda]
+    python studies/light_bodies.py scans                      milliseconds, a table in Markdown
+    python studies/light_bodies.py quality OUT --natural DIR  trainings; run again, it goes on with the next row
+    python -m benchmarks.peers page OUT/fashion-mnist         their table
 
 All make about the multiply-adds of today's light network. `today` is that network; of the others the finest level has
 no blocks, and the next has a few, wide ones. Encoder and light network are a pair; each round calls all of them, so a
@@ -12,17 +16,30 @@ ratio is of one run. For a plan of 64 steps with 8 heavy calls, H and h a heavy 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Literal, get_args
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from common import command, on_one_thread
 
 import dualrate as dr
+from benchmarks import peers
 from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import a_call_each
+from dualrate.data.images import to_float
+from dualrate.networks.blocks import attend
+from dualrate.networks.body import BodyConfig
+from dualrate.networks.dis import DiSBlock
+from dualrate.networks.dit import DiTBlock
+from dualrate.networks.scan import selective_scan
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
 from dualrate.sampling.cost import CallCost, call_cost, macs_of
@@ -46,7 +63,7 @@ def model(encoder: UViTConfig, light: UViTConfig, device: torch.device) -> dr.Mo
     return dr.Model("pair", made, networks.eval().requires_grad_(False).to(device), denoiser, 0, "")
 
 
-def macs(network: UViTConfig) -> int:
+def macs(network: BodyConfig) -> int:
     net = network.network()
     return macs_of(lambda: net(torch.zeros(1, *network.shape), torch.zeros(1), None))
 
@@ -116,7 +133,154 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+# Scans
+
+
+def scans(arguments: Sequence[str]) -> None:
+    """CPU milliseconds of a forward pass and of one with its backward pass: scans and attention of as many channels,
+    then blocks of half as many, whose scans have them. Medians of interleaved rounds.
+    """
+    options = command(scans.__doc__)
+    options.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 1024])
+    options.add_argument("--channels", type=int, default=192, help="a multiple of 64")
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--seconds", type=float, default=5, help="at least, for each length")
+    found = options.parse_args(arguments)
+    print("| tokens | what | forward, ms | training, ms |\n| ---: | --- | ---: | ---: |")
+    for length in found.lengths:
+        calls = cores(found.batch, found.channels, length) | blocks(found.batch, found.channels // 2, length)
+        both = {(name, trained): partial(called, call, trained) for name, call in calls.items() for trained in (0, 1)}
+        rounds = interleaved(both, torch.device("cpu"), seconds=found.seconds)
+        for name in calls:
+            forward, training = (
+                1e3 * Spread.of([one.cpu for one in rounds[name, trained]]).median for trained in (0, 1)
+            )
+            print(f"| {length} | {name} | {forward:.1f} | {training:.1f} |", flush=True)
+
+
+def called(call: Callable[[], torch.Tensor], trained: int) -> None:
+    with torch.set_grad_enabled(bool(trained)):
+        y = call()
+    if trained:
+        y.sum().backward()
+
+
+def cores(batch: int, channels: int, length: int, states: int = 16) -> dict[str, Callable[[], torch.Tensor]]:
+    heads = channels // 64
+
+    def given(*shape: int) -> torch.Tensor:
+        return torch.randn(shape).requires_grad_()
+
+    B, C, u = given(batch, states, length), given(batch, states, length), given(batch, channels, length)
+    delta, per_head = given(batch, channels, length), given(batch, heads, length)
+    A, of_heads = -torch.rand(channels, states), -torch.rand(heads)
+    q, k, v = (given(batch, heads, length, 64) for _ in range(3))
+    by_channel = {
+        f"scan, {backend}": partial(selective_scan, u, delta, A, B, C, delta_softplus=True, backend=backend)
+        for backend in ("loop", "chunked")
+    }
+    matrix = partial(selective_scan, u, per_head, of_heads, B, C, delta_softplus=True, backend="matrix")
+    return {**by_channel, "scan, matrix": matrix, "attention": partial(attend, q, k, v)}
+
+
+def blocks(batch: int, channels: int, length: int) -> dict[str, Callable[[], torch.Tensor]]:
+    h, emb = torch.randn(batch, length, channels).requires_grad_(), torch.randn(batch, channels)
+    config = dr.DiSConfig(8, 1, channels, 1)
+    made = {
+        "DiS block": DiSBlock(config, skip=False),
+        "DiS block, a decay per head": DiSBlock(replace(config, decay="head"), skip=False),
+        "DiT block": DiTBlock(dr.DiTConfig(8, 1, channels, 1, head_dim=32)),
+    }
+    return {name: partial(block, h, emb) for name, block in made.items()}
+
+
+# Quality
+
+
+def rivals(data: dr.DataConfig) -> dict[str, BodyConfig]:
+    """Single networks of about the multiply-adds of the U-ViT, of 10 classes."""
+    uvit, side, patch = fashion_mnist.LIGHT, 28, 4
+    if data.size is not None:
+        side, patch = data.size, 2
+        levels = Level("conv", 48, 1), Level("transformer", 96, 2)
+        uvit = UViTConfig(side, 3, levels, 10, embedding=128, head_dim=32)
+    budget, channels = macs(uvit), uvit.image_channels
+    dit = (
+        dr.DiTConfig(side, channels, width, count, 10, patch, head_dim=32)
+        for width, count in itertools.product((64, 96, 128), range(3, 9))
+    )
+    dis = [dr.DiSConfig(side, channels, width, 5, 10, patch, head_dim=32) for width in range(64, 176, 16)]
+    return {
+        "U-ViT": uvit,
+        "DiT": nearest(dit, budget),
+        "DiS": nearest(dis, budget),
+        "DiS, a decay per head": nearest((replace(one, decay="head") for one in dis), budget),
+    }
+
+
+def nearest(sized: Iterable[BodyConfig], budget: int) -> BodyConfig:
+    return min(sized, key=lambda config: abs(macs(config) - budget))
+
+
+def quality(arguments: Sequence[str]) -> None:
+    """Trains every body for equal CPU seconds, one row a body and seed, after a search of its learning rate, and scores
+    1,000 images at 16 calls by two EfficientNets: all as benchmarks/peers.py does. OUT has a folder for each set; rows
+    that are there are kept."""
+    options = command(quality.__doc__)
+    options.add_argument("out", type=Path)
+    options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
+    options.add_argument("--side", type=int, default=16, help="that these are brought to")
+    options.add_argument("--seconds", type=float, default=360, help="CPU seconds of a training")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options.add_argument("--only", nargs="+", help="bodies; all if not given")
+    options.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
+    options.add_argument("--reference", type=int, default=10_000, help="test images that they are compared with")
+    found = options.parse_args(arguments)
+    sets = {"fashion-mnist": dr.DataConfig()}
+    if found.natural:
+        sets[f"natural-{found.side}"] = dr.DataConfig(found.natural, found.side, 3)
+    for name, data in sets.items():
+        of_set(found, found.out / name, data)
+
+
+def of_set(options: argparse.Namespace, out: Path, data: dr.DataConfig) -> None:
+    """Every row of a set that is not there yet."""
+    out.mkdir(parents=True, exist_ok=True)
+    bodies, judge = rivals(data), None
+    train, test = (data.images(split) for split in ("train", "test"))
+    assert train.labels is not None
+    assert test.labels is not None
+    pixels = np.asarray(train.images)
+    held = to_float(test.images[: peers.HELD]), torch.from_numpy(test.labels[: peers.HELD])
+    for seed, name in itertools.product(options.seeds, options.only or bodies):
+        of_name: peers.Row = {"name": name, "seconds": options.seconds}
+        of_row = of_name | {"seed": seed, "images": options.images}
+        if peers.kept(out, of_row):
+            continue
+        if judge is None:
+            with patch.object(dr, "load_images", lambda *_, **__: test):
+                judge = peers.Judge(out, options.reference, pixels[: options.images])
+        change = partial(with_body, config=bodies[name], data=data)
+        contender = peers.Contender(peers.ours, {"recipe": "fashion-mnist-light", "change": change}, ())
+        run = peers.Run(pixels, train.labels, options.seconds, seed)
+        of_search = of_name | {"what": "search"}
+        if not (searched := peers.kept(out, of_search)):
+            searched = of_search | peers.search(contender, run, held)
+            peers.add(out, searched)
+        run = replace(run, **searched["found"])
+        row = {"lines": 0, **searched, **of_row, "what": "row", "floor": judge.floor}
+        peers.add(out, row | peers.measured(contender, run, options.images, judge))
+
+
+def with_body(made: dr.Experiment, config: BodyConfig, data: dr.DataConfig) -> dr.Experiment:
+    return replace(made, networks=dr.OneNetwork(config), data=data)
+
+
 def main() -> None:
+    if sys.argv[1:2] in (["scans"], ["quality"]):
+        on_one_thread()
+        {"scans": scans, "quality": quality}[sys.argv[1]](sys.argv[2:])
+        return
     options = parser().parse_args()
     on_one_thread()
     for size in options.sizes:

@@ -18,6 +18,8 @@ from dualrate.from_diffusers.pipelines import prompts
 from dualrate.integrations.accelerate import accelerate
 from dualrate.methods.denoising import DenoisingConfig, DualRateLoss
 from dualrate.methods.times import TimeSampler
+from dualrate.networks.dis import DiSConfig
+from dualrate.networks.dit import DiTConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.release import export
@@ -41,6 +43,8 @@ __all__ = [
     "DataConfig",
     "Denoiser",
     "DenoisingConfig",
+    "DiSConfig",
+    "DiTConfig",
     "Drawer",
     "DualRateLoss",
     "Experiment",

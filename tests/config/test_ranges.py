@@ -86,6 +86,7 @@ from dualrate.metrics.clip import Clip
 from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
 from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
+from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.recipes import imagenet
@@ -229,7 +230,8 @@ def examples() -> Iterator[Any]:
     bands = Bands((1, 4, 4))
     yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
     yield UViTCut(UViT(config), 1, 1)
-    yield DiTConfig(8, 1, 16, 2, head_dim=8)
+    yield from (DiTConfig(8, 1, 16, 2, head_dim=8), DiSConfig(8, 1, 16, 3))
+    yield DiTConfig(8, 1, 16, 2, head_dim=8).network().cut(0)
     exits = EarlyExit(ExitUViT(config), of)
     yield from (EarlyExitConfig(), exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid()))
     yield TokenCache(UViT(config).token_cut(scores=False), of, 0.1)

@@ -15,6 +15,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks import blocks
 from dualrate.networks.blocks import ConvBlock, doubled, layer_norm, no_autocast
+from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig
 
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
@@ -43,10 +44,12 @@ class Watched(TorchFunctionMode):
 
 
 DIT = DiTConfig(16, 1, channels=16, blocks=3, num_classes=3, head_dim=8)
+DIS = DiSConfig(16, 1, channels=16, blocks=3, num_classes=3, head_dim=8)
 NETWORKS = {
     "one": dr.OneNetwork(NET),
     "two": dr.TwoNetworks(NET, NET),
     "dit": dr.TwoNetworks(replace(DIT, head=False), DIT),
+    "dis": dr.TwoNetworks(replace(DIS, head=False), replace(DIS, decay="head")),
 }
 
 

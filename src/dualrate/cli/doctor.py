@@ -21,6 +21,7 @@ import torch
 import dualrate
 from dualrate.cli.recipe import AsJson, Device
 from dualrate.data.cache import cache_dir
+from dualrate.networks.scan import backend_for
 from dualrate.system.device import pays, pick_device
 from dualrate.system.files import write_whole
 from dualrate.system.progress import run_lock
@@ -94,7 +95,8 @@ def check_device(device: torch.device) -> Iterator[Finding]:
         about = f"{device}: {threads} thread(s), {processors} processor(s), load {os.getloadavg()[0]:.1f}"
         few = f"DUALRATE_THREADS={processors} before the command"
         yield ok(about) if threads <= processors else warning(about, few)
-    yield ok(f"{device}: --fit.precision auto is {'bfloat16' if pays(device) else 'float32'}")
+    precision = "bfloat16" if pays(device) else "float32"
+    yield ok(f"{device}: --fit.precision auto is {precision}; state spaces (DiS) are scanned by {backend_for(device)}")
 
 
 GIB = 2**30

@@ -20,7 +20,8 @@ from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader, of_frames
-from dualrate.networks.dit import DiTConfig  # noqa: F401  # a file may name it
+from dualrate.networks.dis import DiSConfig  # noqa: F401  # a file may name it
+from dualrate.networks.dit import DiTConfig  # noqa: F401
 from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 

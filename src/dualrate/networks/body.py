@@ -1,5 +1,5 @@
 """`BodyConfig`: what a network of images says of itself. Single-rate models, encoders and light networks are made of
-any (`uvit.UViTConfig`, `dit.DiTConfig`).
+any (`uvit.UViTConfig`, `dit.DiTConfig`, `dis.DiSConfig`).
 
 Such a network has levels, each a map (B, C_i, H_i, W_i); a flat one has one. Its module has
 

@@ -22,6 +22,7 @@ decoder of DDT (arXiv 2504.05741) has a scale and a shift of each token instead,
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -30,12 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Side
+from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, Side
 from dualrate.diffusion.convention import REPA, SIT, Convention, Discrete
 from dualrate.diffusion.schedule import Betas
 from dualrate.diffusion.values import Shape
-from dualrate.networks.blocks import Block, LinearInFloat32, add_shared, attend, modulated, zero_init
+from dualrate.networks.blocks import Block, LinearInFloat32, add_shared, attend, layer_norm, modulated, zero_init
 from dualrate.networks.body import BodyConfig
+from dualrate.networks.uvit import require_shape
 
 CONVENTIONS: dict[str, Convention] = {"dit": Discrete(Betas()), "sit": SIT, "repa": REPA}
 FREQUENCIES, EPS = 128, 1e-6
@@ -152,32 +154,155 @@ class DiTBlock(Block):
         return h + gate_2[:, None] * self.mlp["fc2"](self.dropout(u))
 
 
-class DiT(nn.Module):
-    """forward: (z, log_snr, label) -> v. Its methods are those of `body`."""
+class Flat(nn.Module, ABC):
+    """A network of one level: patches, a row of blocks on tokens, a head. forward: (z, log_snr, label) -> v. Its
+    methods are those of `body`; a subclass has `embedding`, `tokens`, `through`, and these parts.
+    """
+
+    config: Any
+    convention: Convention
+    final_layer: nn.ModuleDict | None
+    null = True
+
+    @abstractmethod
+    def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        """(B, E)."""
+
+    @abstractmethod
+    def tokens(self, patches: Tensor, emb: Tensor) -> Tensor:
+        """The input of the blocks, (B, k + n, C): n patches, (B, n, C), behind k tokens of the embedding."""
+
+    @abstractmethod
+    def through(self, h: Tensor, emb: Tensor) -> Tensor:
+        """What the blocks make of it, (B, k + n, C)."""
+
+    @property
+    @abstractmethod
+    def patches(self) -> nn.Module:
+        """(B, C, H, W) -> (B, channels, h, w)."""
+
+    def condition(self, emb: Tensor) -> Tensor:
+        """(B, C): what modulates the head."""
+        return emb
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
+        """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32."""
+        return self.called(z, log_snr, self.embedding(log_snr, label), added)
+
+    def called(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
+        return self.v(z, log_snr, emb, self.through(self.start(z, log_snr, emb, added), emb))
+
+    def features(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        emb = self.embedding(log_snr, label)
+        h = self.through(self.start(z, log_snr, emb, added), emb)
+        v = None if self.final_layer is None else self.v(z, log_snr, emb, h)
+        sides = self.config.sides(0)
+        return (h[:, -math.prod(sides) :].transpose(1, 2).unflatten(2, sides),), v
+
+    def start(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
+        """The input of the blocks. added: see `body`."""
+        h = self.patches(self.convention.state(z, log_snr))
+        return self.tokens((add_shared(h, added[0]) if added else h).flatten(2).transpose(1, 2), emb)
+
+    def v(self, z: Tensor, log_snr: Tensor, emb: Tensor, h: Tensor) -> Tensor:
+        """Of what the blocks made, in float32 whatever they ran in."""
+        name = type(self).__name__
+        if self.final_layer is None:
+            raise ValueError(f"this {name} was built without a head ({name}Config.head): it has features, but no v")
+        linear, patch, sides = self.final_layer["linear"], self.config.patch, self.config.sides(0)
+        h = h[:, -math.prod(sides) :].to(next(linear.parameters()).dtype)
+        if "adaLN_modulation" in self.final_layer:
+            shift, scale = self.final_layer["adaLN_modulation"](self.condition(emb)).chunk(2, dim=-1)
+            output = linear(modulated(h, (1 + scale, shift), EPS))
+        else:
+            output = linear(layer_norm(h, eps=EPS))
+        output = output.view(len(z), *sides, patch, patch, output.shape[-1] // patch**2)
+        output = output.permute(0, 5, 1, 3, 2, 4)[:, : z.shape[1]].reshape(z.shape)
+        return self.convention.v(z, output, log_snr)
+
+    def cut(self, outer: int) -> FlatCut:
+        """This network, its blocks apart. Raises ValueError for another level than 0, and without a head."""
+        return FlatCut(self, outer)
+
+
+@dataclass(frozen=True)
+class FlatCut(Ranged):
+    """A network in two: what its blocks add to their input, (B, k + n, C), and the rest, as `UViTCut`."""
+
+    network: Any
+    outer: OuterLevels = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self.network).__name__
+        if self.outer:
+            raise ValueError(f"{name} has one level, all inside (outer 0), got outer {self.outer}")
+        if self.network.final_layer is None:
+            raise ValueError(f"this {name} was built without a head, so it cannot denoise: cut one that predicts v")
+
+    def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the blocks add, and v, as the network's. Arguments: the network's."""
+        net, emb = self.network, self.network.embedding(log_snr, label)
+        start = net.start(z, log_snr, emb)
+        h = net.through(start, emb)
+        return h - start, net.v(z, log_snr, emb, h)
+
+    def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
+        """v without the blocks, given what they add. Raises ValueError where that has another shape."""
+        emb = self.network.embedding(log_snr, label)
+        start = self.network.start(z, log_snr, emb)
+        require_shape(added, start)
+        return self.network.v(z, log_snr, emb, start + added)
+
+
+def head(config: Any, *, modulated: bool = True) -> nn.ModuleDict | None:
+    """A flat network's last layers: its output is 0 at first. modulated: by the embedding"""
+    if not config.head:
+        return None
+    width, sizes = config.channels, config.patch**2 * config.image_channels * (2 if config.learned_sigma else 1)
+    parts: dict[str, nn.Module] = {"linear": zero_init(LinearInFloat32(width, sizes))}
+    if modulated:
+        parts["adaLN_modulation"] = nn.Sequential(nn.SiLU(), zero_init(nn.Linear(width, 2 * width)))
+    return nn.ModuleDict(parts)
+
+
+def waves(time: Tensor, frequency: Tensor) -> Tensor:
+    """[cos(k w), sin(k w)], (B, 2 F). time: (B,), frequency: (F,)."""
+    angle = time[:, None] * frequency
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+def frequencies(count: int) -> Tensor:
+    """w_i = 10000^(-i / count)."""
+    return torch.exp(-math.log(1e4) * torch.arange(count) / count)
+
+
+def class_of(label: Tensor | None, log_snr: Tensor, num_classes: int) -> Tensor:
+    """(B,): the labels; without any, the null class of every row."""
+    return torch.full(log_snr.shape, num_classes, device=log_snr.device) if label is None else label
+
+
+class DiT(Flat):
+    """A diffusion transformer."""
 
     frequency: Tensor
     pos_embed: Tensor
-    null = True
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config, self.num_classes = config, config.num_classes
         self.convention = CONVENTIONS[config.convention]
-        width, patch, side = config.channels, config.patch, config.image_size // config.patch
-        self.side = side
-        frequency = torch.exp(-math.log(1e4) * torch.arange(FREQUENCIES) / FREQUENCIES)
-        self.register_buffer("frequency", frequency, persistent=False)
+        width, patch = config.channels, config.patch
+        self.register_buffer("frequency", frequencies(FREQUENCIES), persistent=False)
         mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         table = {"embedding_table": nn.Embedding(config.num_classes + 1, width)} if config.num_classes else {}
         self.t_embedder, self.y_embedder = nn.ModuleDict({"mlp": mlp}), nn.ModuleDict(table)
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(config.image_channels, width, patch, stride=patch)})
-        self.register_buffer("pos_embed", positions(width, side)[None])
+        self.register_buffer("pos_embed", positions(width, config.image_size // patch)[None])
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.blocks))
-        self.final_layer = None
-        if config.head:
-            out = LinearInFloat32(width, patch**2 * config.image_channels * (2 if config.learned_sigma else 1))
-            modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-            self.final_layer = nn.ModuleDict({"linear": out, "adaLN_modulation": modulation})
+        self.final_layer = head(config)
         self.apply(_initialised)
         for layer in (mlp[0], mlp[2], *table.values()):
             nn.init.normal_(next(layer.parameters()), std=0.02)
@@ -186,50 +311,24 @@ class DiT(nn.Module):
                 assert isinstance(part, nn.Linear)
                 zero_init(part)
 
-    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
-        """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32."""
-        return self.called(z, log_snr, self.embedding(log_snr, label), added)
+    @property
+    def patches(self) -> nn.Module:
+        return self.x_embedder["proj"]
 
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
         """c: (B, channels)."""
-        angle = self.convention.time(log_snr)[:, None] * self.frequency
-        emb = self.t_embedder["mlp"](torch.cat((angle.cos(), angle.sin()), dim=-1))
+        emb = self.t_embedder["mlp"](waves(self.convention.time(log_snr), self.frequency))
         if not self.num_classes:
             return emb
-        if label is None:
-            label = torch.full(log_snr.shape, self.num_classes, device=log_snr.device)
-        return emb + self.y_embedder["embedding_table"](label)
+        return emb + self.y_embedder["embedding_table"](class_of(label, log_snr, self.num_classes))
 
-    def called(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
-        return self.v(z, log_snr, emb, self.trunk(z, log_snr, emb, added))
+    def tokens(self, patches: Tensor, emb: Tensor) -> Tensor:
+        return patches + self.pos_embed.to(patches.dtype)
 
-    def features(
-        self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        emb = self.embedding(log_snr, label)
-        h = self.trunk(z, log_snr, emb, added)
-        v = None if self.final_layer is None else self.v(z, log_snr, emb, h)
-        return (h.transpose(1, 2).unflatten(2, (self.side, self.side)),), v
-
-    def trunk(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
-        """The last activation, (B, n, C)."""
-        h = self.x_embedder["proj"](self.convention.state(z, log_snr))
-        h = (add_shared(h, added[0]) if added else h).flatten(2).transpose(1, 2)
-        h = h + self.pos_embed.to(h.dtype)
+    def through(self, h: Tensor, emb: Tensor) -> Tensor:
         for block in self.blocks:
             h = block(h, emb)
         return h
-
-    def v(self, z: Tensor, log_snr: Tensor, emb: Tensor, h: Tensor) -> Tensor:
-        """Of the last activation, in float32 whatever the trunk ran in."""
-        if self.final_layer is None:
-            raise ValueError("this DiT was built without a head (DiTConfig.head): it has features, but no v")
-        linear, patch = self.final_layer["linear"], self.config.patch
-        shift, scale = self.final_layer["adaLN_modulation"](emb).chunk(2, dim=-1)
-        output = linear(modulated(h.to(next(linear.parameters()).dtype), (1 + scale, shift), EPS))
-        output = output.view(len(z), self.side, self.side, patch, patch, output.shape[-1] // patch**2)
-        output = output.permute(0, 5, 1, 3, 2, 4)[:, : z.shape[1]].reshape(z.shape)
-        return self.convention.v(z, output, log_snr)
 
 
 def _initialised(part: Any) -> None:

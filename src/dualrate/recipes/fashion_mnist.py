@@ -8,14 +8,18 @@ mirrored or shifted shoes are no longer Fashion-MNIST.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from dualrate.experiment.experiment import Experiment
+from dualrate.config.ranges import Ranged
+from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
+from dualrate.networks.body import BodyConfig
+from dualrate.networks.dis import DiSConfig
+from dualrate.networks.dit import DiTConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.system.progress import PlainReporter
@@ -99,6 +103,34 @@ def dual(name: Pair = "dual-45") -> Experiment:
     return Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=times), annealed(name))
 
 
+Flat = Literal["dit", "dis"]
+FLAT: dict[Flat, BodyConfig] = {  # of about light's multiply-adds
+    "dit": DiTConfig(28, 1, 96, 5, 10, patch=4, head_dim=32),  # 30 million
+    "dis": DiSConfig(28, 1, 112, 5, 10, patch=4, head_dim=32),  # 31 million
+}
+
+
+@dataclass(frozen=True)
+class FlatRecipe(Ranged):
+    """A DiT or a DiS. Options that are not listed here come after that: give --body with --help to see all of them."""
+
+    body: Flat = "dit"
+    """dit: attention. dis: state spaces, several times slower on a CPU."""
+    rate: Literal["single", "dual"] = "single"
+    """single: one network at every step. dual: that now and then, and one of half its width and depth at every step."""
+
+    def __call__(self) -> Experiment:
+        return flat(f"fashion-mnist-{self.body}", FLAT[self.body], self.rate, FIT, DataConfig())
+
+
+def flat(name: str, network: BodyConfig, rate: str, fit: FitConfig, data: DataConfig) -> Experiment:
+    """One network, or at the rate "dual" a lighter one of its kind beside it."""
+    if rate == "single":
+        return Experiment(name, OneNetwork(network), DenoisingConfig(), fit, data)
+    method = DenoisingConfig(TimeSampler(heavy=(4, 32)))
+    return Experiment(f"{name}-dual", TwoNetworks(network, network.lighter()), method, fit, data)
+
+
 def small(seconds: float = 120) -> Experiment:
     """A dual-rate model for a first look: its samples are clothes after 20 seconds of one CPU core, better after 120.
 
@@ -126,4 +158,5 @@ RECIPES = {
     "fashion-mnist-small": ("two small networks, for a first look: two minutes", first_look),
     **{f"fashion-mnist-{name}": (f"one network: {name}", partial(single, name)) for name in NETWORKS},
     **{f"fashion-mnist-{name}": (f"two networks: {' and '.join(PAIRS[name])}", partial(dual, name)) for name in PAIRS},
+    "fashion-mnist-flat": ("a DiT or a DiS, at one rate or two", FlatRecipe()),
 }

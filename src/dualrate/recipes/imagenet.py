@@ -15,6 +15,10 @@ the batch of one of its successors on SiD2; half of the iterations are the auxil
 loss has the paper's c = 1e-4, of the norm of an image's error. By EM (arXiv 2405.16852) there are L = 16 Langevin
 steps; their sizes are remembered of the paper, not seen (docs/results/paper.md).
 
+DiT and DiS have their papers' sizes, on latents of 32 x 32 x 4 that `data encode` made by the VAE of Stable Diffusion.
+Batch and learning rate are the papers' (256 and 1e-4; DiS, by its code, 128 and 1e-4 annealed to 1e-6); noise, loss
+and what the networks predict are this package's.
+
 Latents are those of Unified Latents (arXiv 2602.17270). The paper has, at 512 pixels: latents of 32 x 32 x 32 at
 log-SNR 5; an encoder of levels [128, 256, 512, 512] on patches of 2, two blocks in each and three in the last; a prior
 of 8 transformer blocks of 1024; a decoder of convolution levels [128, 256, 512] and 8 transformer blocks of 1024; a
@@ -45,9 +49,12 @@ from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
+from dualrate.networks.dis import dis
+from dualrate.networks.dit import dit
 from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import students
+from dualrate.recipes.fashion_mnist import flat
 from dualrate.recipes.fashion_mnist_latents import decoding
 from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig, OptimConfig
@@ -204,6 +211,30 @@ class DecoderRecipe(Ranged):
         return Experiment(name, networks, method, STAGE, PICTURES, IMAGE_PROCESS, condition=given)
 
 
+@dataclass(frozen=True)
+class FlatRecipe(Ranged):
+    """A DiT or a DiS of a published size, on latents. Options that are not listed here come after that: give --size
+    with --help to see all of them."""
+
+    body: Literal["dit", "dis"] = "dit"
+    """dit: attention. dis: state spaces."""
+    size: str = "B/2"
+    """As in the paper: of DiT S, B, L or XL and patches of 2, 4 or 8; of DiS S, B, M, L or H and patches of 2 or 4."""
+    rate: Literal["single", "dual"] = "single"
+    """single: one network at every step. dual: that now and then, and one of half its width and depth at every step."""
+
+    def __call__(self) -> Experiment:
+        """Raises ValueError for an unknown size."""
+        name = f"imagenet256-{self.body}-{self.size.replace('/', '-')}"
+        network = replace({"dit": dit, "dis": dis}[self.body](self.size), convention="sit", learned_sigma=False)
+        optim, batch = OptimConfig(lr=1e-4, betas=(0.9, 0.999)), 256
+        if self.body == "dis":
+            optim, batch = replace(optim, decay="cosine"), 128
+        fit = replace(FIT, iterations=400_000, batch_size=batch, micro_batch=None, optim=optim, ema_halflife=1_800_000)
+        fit = replace(fit, compile=self.body == "dit")  # torch 2.13 cannot compile the blocks of a DiS
+        return flat(name, network, self.rate, fit, DataConfig(augment=Augment(flip=True)))
+
+
 KINDS = {
     "heavy": ("the heavy network alone", heavy),
     "light": ("the light network alone", light),
@@ -218,6 +249,7 @@ RECIPES = {
     **ON_PIXELS,
     "imagenet512-latents-first": ("Unified Latents: encoder, prior and decoder", first),
     "imagenet512-latents-base": ("one network on the latents", base),
+    "imagenet256-latents-flat": ("a DiT or a DiS of a published size, at one rate or two", FlatRecipe()),
     "imagenet-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
 }
 STAGES = {"imagenet512-latents": ("first stage and base model, one after the other", both)}

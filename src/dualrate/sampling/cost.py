@@ -1,8 +1,8 @@
 """What sampling costs: multiply-adds, by torch's formulas, of a heavy call, a light call, and an image under a plan.
 
 1 multiply-add = 1 MAC = 2 FLOPs. Counted are matrix products and convolutions (torch.utils.flop_counter), which is what
-papers count; norms, activations and the sampler's own arithmetic are not. Projections of a context are part of the
-heavy call that computes them.
+papers count, and the recurrences of scans; norms, activations and the sampler's own arithmetic are not. Projections of
+a context are part of the heavy call that computes them.
 
     image = branches x (H x heavy / M + N x light) + decode,   branches = 2 under guidance, M members share a heavy call
     image = branches x (read / M + H x heavy + N x light) + decode,   where they share a reading of it instead
@@ -31,15 +31,20 @@ from dualrate.denoisers.denoiser import Denoiser, Metered, abilities, read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, Shape
+from dualrate.networks import scan
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
 
 # fused attention by the shapes of queries, keys and values; torch counts that of GPUs alone
-FORMULAS: dict[Any, Any] = flop_registry | {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **more: sdpa_flop_count(
-        q.shape, k.shape, v.shape
-    )
-}
+FORMULAS: dict[Any, Any] = (
+    flop_registry
+    | scan.FORMULAS
+    | {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **more: sdpa_flop_count(
+            q.shape, k.shape, v.shape
+        )
+    }
+)
 
 
 @dataclass(frozen=True)
