@@ -149,12 +149,11 @@ def scans(arguments: Sequence[str]) -> None:
     print("| tokens | what | forward, ms | training, ms |\n| ---: | --- | ---: | ---: |")
     for length in found.lengths:
         calls = cores(found.batch, found.channels, length) | blocks(found.batch, found.channels // 2, length)
-        both = {(name, trained): partial(called, call, trained) for name, call in calls.items() for trained in (0, 1)}
+        both = {f"{name} {i}": partial(called, call, i) for name, call in calls.items() for i in (0, 1)}
         rounds = interleaved(both, torch.device("cpu"), seconds=found.seconds)
         for name in calls:
-            forward, training = (
-                1e3 * Spread.of([one.cpu for one in rounds[name, trained]]).median for trained in (0, 1)
-            )
+            each = ([one.cpu for one in rounds[f"{name} {i}"]] for i in (0, 1))
+            forward, training = (1e3 * Spread.of(seconds).median for seconds in each)
             print(f"| {length} | {name} | {forward:.1f} | {training:.1f} |", flush=True)
 
 
@@ -197,7 +196,7 @@ def blocks(batch: int, channels: int, length: int) -> dict[str, Callable[[], tor
 # Quality
 
 
-def rivals(data: dr.DataConfig) -> dict[str, BodyConfig]:
+def bodies_of(data: dr.DataConfig) -> dict[str, BodyConfig]:
     """Single networks of about the multiply-adds of the U-ViT, of 10 classes."""
     uvit, side, patch = fashion_mnist.LIGHT, 28, 4
     if data.size is not None:
@@ -246,7 +245,7 @@ def quality(arguments: Sequence[str]) -> None:
 def of_set(options: argparse.Namespace, out: Path, data: dr.DataConfig) -> None:
     """Every row of a set that is not there yet."""
     out.mkdir(parents=True, exist_ok=True)
-    bodies, judge = rivals(data), None
+    bodies, judge = bodies_of(data), None
     train, test = (data.images(split) for split in ("train", "test"))
     assert train.labels is not None
     assert test.labels is not None
@@ -264,7 +263,8 @@ def of_set(options: argparse.Namespace, out: Path, data: dr.DataConfig) -> None:
         contender = peers.Contender(peers.ours, {"recipe": "fashion-mnist-light", "change": change}, ())
         run = peers.Run(pixels, train.labels, options.seconds, seed)
         of_search = of_name | {"what": "search"}
-        if not (searched := peers.kept(out, of_search)):
+        searched: peers.Row = peers.kept(out, of_search)
+        if not searched:
             searched = of_search | peers.search(contender, run, held)
             peers.add(out, searched)
         run = replace(run, **searched["found"])

@@ -249,7 +249,7 @@ class Record(Drawn):
         members = [f"-{member:0{digits}d}" for member in range(self.members)] if self.members > 1 else [""]
         return [f"{name}{member}{self.ending}" for member in members]
 
-    def joined(self, earlier: Self | None, directory: Path) -> Self:
+    def joined(self, earlier: Self | None, directory: Path) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         made = super().joined(earlier, directory)
         return made if earlier is None else replace(made, images=max(self.images, earlier.images))
 

@@ -131,7 +131,7 @@ def dis(name: str, image_size: int = 32, image_channels: int = 4, num_classes: i
     return DiSConfig(image_size, image_channels, channels, blocks, num_classes, int(patch), **published)
 
 
-class RMSNorm(InFloat32, nn.RMSNorm):
+class RMSNorm(InFloat32, nn.RMSNorm):  # pyright: ignore[reportIncompatibleMethodOverride]
     """In the precision of its weights, also under autocast."""
 
 
