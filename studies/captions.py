@@ -452,13 +452,17 @@ def dualrate(*words: object) -> None:
 
 
 def read_by_table() -> None:
-    """From now on commands read prompts by a pipeline's table: what diffusers loads would want transformers."""
-    from dualrate.from_diffusers import text_folder
+    """From now on commands read prompts by a pipeline's table: what diffusers loads would want transformers.
+
+    They refuse pipelines with code of their own; this module's is known.
+    """
+    from dualrate.from_diffusers import diffusers_folder, text_folder
 
     def read_pipeline(folder: Path) -> CaptionPipeline:
         return CaptionPipeline(None, None, None, Words.from_pretrained(folder / "text_encoder", use_safetensors=True))
 
     text_folder.read_pipeline = read_pipeline
+    diffusers_folder.KNOWN = (*diffusers_folder.KNOWN, Words.__module__.split(".")[-1])
 
 
 def rows_of(out: Path) -> list[Row]:

@@ -174,9 +174,9 @@ def test_lines_of_a_script_are_those_with_code() -> None:
     assert len(peers.code_lines(two_lines)) == 2
 
 
-def test_a_peer_trains_until_its_cpu_seconds_are_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peer_trains_until_its_cpu_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "time", SimpleNamespace(process_time=itertools.count().__next__))
-    run = peers.Run(np.zeros((5, 1, 28, 28), np.uint8), np.arange(5), tmp_path, seconds=3)
+    run = peers.Run(np.zeros((5, 1, 28, 28), np.uint8), np.arange(5), seconds=3)
     assert [(x.shape, x.mean().item()) for x, _ in run.batches(4)] == [((4, 1, 28, 28), -1)] * 3
     assert (run.seen, run.spent) == (12, 3)
 
