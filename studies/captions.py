@@ -3,10 +3,10 @@
     python -m studies.captions OUT --seconds 1800 --seed 0    all that OUT lacks: data, trainings, rows.jsonl
     python -m studies.captions OUT page                       the table, in Markdown; OUT/pictures.png, OUT/front.png
 
-A caption names two groups of shapes, "two red circles left of a blue square". A PixArt transformer is trained by a
-plain loop on pictures of 28 x 28 pixels, then saved as a pipeline of diffusers. All that follows is dualrate's own:
-`data encode --prompts`, `retrofit`, `distill`, samplers, caches. Against these stand fewer steps of the same model, and
-a smaller one that trained for as many seconds as model and retrofit.
+A caption names shapes beside a grey square in the middle, "two red circles left of a square". A PixArt transformer is
+trained by a plain loop on pictures of 28 x 28 pixels, then saved as a pipeline of diffusers. All that follows is
+dualrate's own: `data encode --prompts`, `retrofit`, `distill`, samplers, caches. Against these stand fewer steps of the
+same model, and a smaller one that trained for as many seconds as model and retrofit.
 
 The text encoder is a table: a word's vector and its position's, orthogonal to all others. The autoencoder is an
 identity. Words of a fifth of the captions are never seen together in training. Pictures are
@@ -58,36 +58,29 @@ Pixels = NDArray[np.uint8]  # (28, 28, 3)
 
 SIDE, CELL, SIZE = 28, 7, 5  # of a picture, of a cell that a shape is in, of a shape, in pixels
 BACKGROUND = (246, 243, 236)
+GREY, MIDDLE = (96, 98, 104), slice(9, 19)  # the square, and where it is
 COLOURS = {"red": (222, 66, 60), "green": (52, 152, 92), "blue": (58, 104, 208), "yellow": (240, 186, 40)}
 SHAPES = ("circle", "square", "triangle")
 COUNTS = ("a", "two", "three")
-PLACES = {"left of": (1, 1), "right of": (1, -1), "above": (0, 1), "below": (0, -1)}  # axis, and the first group's sign
+PLACES = {"left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below": (0, 1)}  # axis and side
 ASPECTS = ("count", "colour", "place", "shape")
 
 
-class Group(NamedTuple):
+class Caption(NamedTuple):
     many: int
     colour: str
     shape: str
-
-    def __str__(self) -> str:
-        return f"{COUNTS[self.many - 1]} {self.colour} {self.shape}{'s' * (self.many > 1)}"
-
-
-class Caption(NamedTuple):
-    first: Group
     place: str
-    second: Group
 
     def __str__(self) -> str:
-        return f"{self.first} {self.place} {self.second}"
+        shapes = f"{self.shape}{'s' * (self.many > 1)}"
+        return f"{COUNTS[self.many - 1]} {self.colour} {shapes} {self.place} a square"
 
 
 @cache
 def captions() -> tuple[list[Caption], list[Caption]]:
     """All there are, in an order by chance: those of training, and the fifth whose words it never has together."""
-    groups = [Group(*of) for of in product((1, 2, 3), COLOURS, SHAPES)]
-    all_ = [Caption(*of) for of in product(groups, PLACES, groups) if of[0].colour != of[2].colour]
+    all_ = [Caption(*of) for of in product((1, 2, 3), COLOURS, SHAPES, PLACES)]
     order = np.random.default_rng(0).permutation(len(all_))
     cut = len(all_) // 5
     return [all_[i] for i in order[cut:]], [all_[i] for i in order[:cut]]
@@ -103,18 +96,17 @@ def covered(shape: str) -> NDArray[np.float64]:
 
 
 def drawn(caption: Caption, rng: np.random.Generator) -> Pixels:
-    """A picture of it, of 4 x 4 cells: each group in its half, its shapes in cells of different lines across that."""
+    """A picture of it: the square in the middle, the shapes in cells of the outer line of four on their side."""
     picture = np.empty((SIDE, SIDE, 3))
     picture[:] = BACKGROUND
-    axis, sign = PLACES[caption.place]
-    for group, half in ((caption.first, sign), (caption.second, -sign)):
-        across = rng.integers(0, 2, group.many) + (0 if half > 0 else 2)
-        along = rng.permutation(SIDE // CELL)[: group.many]
-        alpha = covered(group.shape)[..., None]
-        for cell in zip(*((across, along) if axis == 0 else (along, across)), strict=True):
-            corner = CELL * np.array(cell) + rng.integers(0, CELL - SIZE, 2)  # so shapes are apart by a pixel at least
-            part = picture[tuple(slice(start, start + SIZE) for start in corner)]
-            part += alpha * (np.array(COLOURS[group.colour]) - part)
+    picture[MIDDLE, MIDDLE] = GREY
+    axis, side = PLACES[caption.place]
+    alpha = covered(caption.shape)[..., None]
+    for along in rng.permutation(SIDE // CELL)[: caption.many]:
+        cell = np.array((0 if side < 0 else SIDE // CELL - 1, along))
+        corner = CELL * (cell if axis == 0 else cell[::-1]) + rng.integers(0, CELL - SIZE, 2)  # a pixel apart at least
+        part = picture[tuple(slice(start, start + SIZE) for start in corner)]
+        part += alpha * (np.array(COLOURS[caption.colour]) - part)
     return picture.round().astype(np.uint8)
 
 
@@ -132,13 +124,13 @@ class Seen(NamedTuple):
 
 
 def read(picture: Pixels) -> list[Seen]:
-    """The shapes: connected pixels that are nearer to a colour than to the background.
+    """The shapes but the grey: connected pixels that are nearer to a colour than to the background.
 
     A pixel is of the colour whose direction from the background it has; a mixture of both keeps that. The shape is the
     one with the nearest share of its box, of what its pixels are covered.
     """
     away = picture.astype(float) - BACKGROUND
-    inks = np.array(list(COLOURS.values()), float) - BACKGROUND
+    inks = np.array([*COLOURS.values(), GREY], float) - BACKGROUND
     sizes = np.linalg.norm(inks, axis=1)
     along = away @ (inks / sizes[:, None]).T
     nearest, cover = along.argmax(-1), (along / sizes).clip(0, 1)
@@ -167,21 +159,19 @@ def _filled(shape: str) -> float:
 def judged(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
     """Whether the picture has what the caption says.
 
-    colour: there are shapes of its two colours, and of no other
-    count:  of each of its colours there are as many as it says
-    place:  each of the first colour is beyond each of the second, on the side that it says
-    shape:  there are some of each of its colours, and all are its shapes
+    colour: there are shapes of its colour, and of no other
+    count:  of its colour there are as many as it says
+    place:  each of its colour is beyond the middle, on the side that it says
+    shape:  there are some of its colour, and all are its shapes
     """
-    axis, sign = PLACES[caption.place]
-    groups = (caption.first, caption.second)
-    by_colour = [[one for one in seen if one.colour == group.colour] for group in groups]
-    there = all(by_colour)
-    first, second = ([sign * one.centre[axis] for one in of] for of in by_colour)
+    axis, side = PLACES[caption.place]
+    own = [one for one in seen if one.colour == caption.colour]
+    edge = MIDDLE.start if side < 0 else MIDDLE.stop - 1
     return {
-        "count": all(len(of) == group.many for of, group in zip(by_colour, groups, strict=True)),
-        "colour": there and len(seen) == sum(map(len, by_colour)),
-        "place": there and bool(max(first) < min(second)),
-        "shape": there and all(one.shape == g.shape for of, g in zip(by_colour, groups, strict=True) for one in of),
+        "count": len(own) == caption.many,
+        "colour": bool(own) and len(seen) == len(own),
+        "place": bool(own) and all(side * (one.centre[axis] - edge) > 0 for one in own),
+        "shape": bool(own) and all(one.shape == caption.shape for one in own),
     }
 
 
@@ -422,7 +412,7 @@ class Run:
     def asked(self) -> list[Caption]:
         """The captions of a row: half with words that training has together, then as many that it has not."""
         half = self.drawn // 2
-        return [caption for part in captions() for caption in part[:half]]
+        return [part[i % len(part)] for part in captions() for i in range(half)]
 
     def score(self) -> None:
         """Appends the rows that OUT/rows.jsonl lacks."""

@@ -23,8 +23,8 @@ def right(caption, picture) -> list[str]:
 def test_captions_of_training_and_the_others_are_different_and_all_that_there_are():
     known, unseen = captions()
     both = {*map(str, known), *map(str, unseen)}
-    assert len(both) == len(known) + len(unseen) == 3 * 4 * 3 * 3 * 3 * 3 * 4
-    assert "two red circles left of a blue square" in both
+    assert len(both) == len(known) + len(unseen) == 3 * 4 * 3 * 4
+    assert "two red circles left of a square" in both
 
 
 def test_a_true_picture_is_right_in_all_it_says():
@@ -40,31 +40,24 @@ def test_a_wrong_picture_is_told_by_what_is_wrong():
         return list(PLACES)[list(PLACES).index(place) ^ 1]
 
     for caption in SOME:
-        first, place, second = caption
-        third = next(colour for colour in COLOURS if colour not in (first.colour, second.colour))
         wrong = {
-            "count": caption._replace(second=second._replace(many=other(second.many, [1, 2, 3]))),
-            "colour": caption._replace(first=first._replace(colour=third)),
-            "place": caption._replace(place=opposite(place)),
-            "shape": caption._replace(first=first._replace(shape=other(first.shape, SHAPES))),
+            "count": caption._replace(many=other(caption.many, [1, 2, 3])),
+            "colour": caption._replace(colour=other(caption.colour, list(COLOURS))),
+            "place": caption._replace(place=opposite(caption.place)),
+            "shape": caption._replace(shape=other(caption.shape, SHAPES)),
         }
         for aspect, shown in wrong.items():
             found = right(caption, drawn(shown, RNG))
             assert aspect not in found, (caption, shown)
             if aspect != "colour":  # without a colour nothing is in its place, nor counted
                 assert found == [one for one in ASPECTS if one != aspect], (caption, shown)
-        swapped = caption._replace(
-            first=second._replace(colour=first.colour), second=first._replace(colour=second.colour)
-        )
-        assert (right(caption, drawn(swapped, RNG)) == list(ASPECTS)) == (first[::2] == second[::2])
 
 
 def test_a_blank_picture_and_an_extra_shape_are_wrong():
     caption = SOME[0]
     picture = drawn(caption, RNG)
     assert right(caption, np.full_like(picture, 244)) == []
-    third = next(colour for colour in COLOURS if colour not in (caption.first.colour, caption.second.colour))
-    picture[:4, :4] = COLOURS[third]
+    picture[12:16, 12:16] = COLOURS[next(colour for colour in COLOURS if colour != caption.colour)]
     assert "colour" not in right(caption, picture)
 
 
@@ -76,8 +69,8 @@ def test_latents_are_distances_from_the_background_and_come_back():
 
 
 def test_words_of_one_place_are_apart_and_unknown_ones_are_refused():
-    text, mask = module.Words()(["two red circles left of a blue square", ""])
-    assert mask.tolist() == [[1.0] * 8, [1.0] + [0.0] * 7]
+    text, mask = module.Words()(["two red circles left of a square", ""])
+    assert mask.tolist() == [[1.0] * 7 + [0.0], [1.0] + [0.0] * 7]
     table = module.Words().table
     torch.testing.assert_close(table @ table.T, torch.eye(32) * 16)
     assert torch.equal(text[0, 0], table[module.WORDS.index("two")] + table[-8])
