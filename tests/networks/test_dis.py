@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
-from networks.test_dit import randomised
+from networks.test_dit import check_pair, randomised
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
@@ -24,7 +24,6 @@ from dualrate.diffusion.schedule import Betas, Cosine
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.networks.dis import DiS, DiSConfig, dis
 from dualrate.networks.dit import DiT, DiTConfig
-from dualrate.networks.dual import disconnect
 from dualrate.sampling.cost import macs_of
 
 NET = DiSConfig(8, 4, channels=16, blocks=5, num_classes=5, head_dim=8, states=3, learned_sigma=True)
@@ -241,19 +240,7 @@ PAIRS = {
 @pytest.mark.parametrize("networks", PAIRS.values(), ids=PAIRS)
 def test_either_network_of_a_pair_may_be_a_dis(networks: dr.TwoNetworks) -> None:
     assert from_plain(NetworksConfig, to_plain(networks)) == networks
-    built, denoiser = networks.build(PROCESS)
-    randomised(built).double()
-    t, cond = torch.tensor(0.4).double(), dr.Cond(LABEL)
-    with torch.no_grad():
-        context = denoiser.encode(Z, torch.tensor(0.7).double(), cond)
-        found = denoiser.denoise(Z, t, context.aged(), cond)
-        (feature,) = context.features
-        other = denoiser.denoise(Z, t, replace(context.aged(), features=(2 * feature,)), cond)
-        assert not torch.isclose(found, other).all((1, 2, 3)).any()
-        absent = denoiser.denoise(Z, t, dr.Context(), cond)
-        disconnect(built["encoder"], built["light"])
-        context = denoiser.encode(Z, torch.tensor(0.7).double(), cond)
-        torch.testing.assert_close(denoiser.denoise(Z, t, context.aged(), cond), absent)
+    check_pair(networks)
 
 
 def test_a_light_network_is_laid_out_beside_one() -> None:

@@ -28,17 +28,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Side
-from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import Block, InFloat32, LinearInFloat32, no_autocast
-from dualrate.networks.body import BodyConfig
-from dualrate.networks.dit import CONVENTIONS, PATCHES, Flat, class_of, frequencies, head, waves
+from dualrate.networks.dit import CONVENTIONS, PATCHES, Flat, FlatConfig, class_of, frequencies, head, published, waves
 from dualrate.networks.scan import mixing, selective_scan
 
 EXPAND, WIDTH, AROUND = 2, 4, 7  # inner channels over outer; tokens of a convolution, before and around
@@ -47,7 +45,7 @@ SIZES = {"S": (25, 368), "B": (25, 768), "M": (49, 768), "L": (49, 1024), "H": (
 
 
 @dataclass(frozen=True)
-class DiSConfig(BodyConfig):
+class DiSConfig(FlatConfig):
     """A state space network."""
 
     image_size: Side
@@ -79,23 +77,10 @@ class DiSConfig(BodyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_size % self.patch:
-            raise ValueError(f"images of side {self.image_size} do not divide into patches of {self.patch}")
         if self.channels % 2 or not self.blocks % 2:
             raise ValueError(f"channels are even and blocks odd, got {self.channels} channels and {self.blocks} blocks")
         if self.decay == "head" and EXPAND * self.channels % self.head_dim:
             raise ValueError(f"{EXPAND * self.channels} inner channels do not divide into heads of {self.head_dim}")
-
-    @property
-    def shape(self) -> Shape:
-        return self.image_channels, self.image_size, self.image_size
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.channels,)
-
-    def sides(self, level: int) -> tuple[int, int]:
-        return self.image_size // self.patch, self.image_size // self.patch
 
     @property
     def extras(self) -> int:
@@ -105,9 +90,6 @@ class DiSConfig(BodyConfig):
     @property
     def embedding(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.extras * self.channels
-
-    def with_dropout(self, dropout: float) -> DiSConfig:
-        return replace(self, dropout=dropout)
 
     def lighter(self) -> DiSConfig:
         """Half of its channels, in whole heads, and nearly of its blocks."""
@@ -122,13 +104,9 @@ class DiSConfig(BodyConfig):
 
 def dis(name: str, image_size: int = 32, image_channels: int = 4, num_classes: int = 1000) -> DiSConfig:
     """A published size, such as "H/2": S, B, M, L or H, and patches of 2 or 4. Raises ValueError for another."""
-    size, _, patch = name.partition("/")
-    if size not in SIZES or patch not in map(str, PATCHES[:2]):
-        known = f"{', '.join(SIZES)}, and patches of {', '.join(map(str, PATCHES[:2]))}"
-        raise ValueError(f"DiS has the sizes {known}, got {name!r}: write H/2, or give a DiSConfig its own channels")
-    blocks, channels = SIZES[size]
-    published = {"convention": "dit", "learned_sigma": True, "dropout": 0.1}
-    return DiSConfig(image_size, image_channels, channels, blocks, num_classes, int(patch), **published)
+    (blocks, channels), patch = published("DiS", SIZES, PATCHES[:2], name)
+    options: Any = {"convention": "dit", "learned_sigma": True, "dropout": 0.1}
+    return DiSConfig(image_size, image_channels, channels, blocks, num_classes, patch, **options)
 
 
 class RMSNorm(InFloat32, nn.RMSNorm):  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -23,9 +23,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,52 @@ SIZES = {"S": (12, 384, 64), "B": (12, 768, 64), "L": (24, 1024, 64), "XL": (28,
 PATCHES = (2, 4, 8)
 
 
+class FlatConfig(BodyConfig):
+    """A network whose tokens are squares of the image, `patch` pixels a side, on one level. A subclass is a frozen
+    dataclass with these fields.
+    """
+
+    image_size: int
+    channels: int
+    dropout: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.patch:
+            raise ValueError(f"images of side {self.image_size} do not divide into patches of {self.patch}")
+
+    @property
+    def shape(self) -> Shape:
+        return self.image_channels, self.image_size, self.image_size
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.channels,)
+
+    def sides(self, level: int) -> tuple[int, int]:
+        return self.image_size // self.patch, self.image_size // self.patch
+
+    def with_dropout(self, dropout: float) -> Self:
+        return replace(self, dropout=dropout)  # pyright: ignore[reportArgumentType]
+
+
+Sizes = TypeVar("Sizes", bound=tuple[int, ...])
+
+
+def published(kind: str, sizes: Mapping[str, Sizes], patches: Sequence[int], name: str) -> tuple[Sizes, int]:
+    """The size and the patch of a name such as "XL/2". Raises ValueError for another than these."""
+    size, _, patch = name.partition("/")
+    if size not in sizes or patch not in map(str, patches):
+        known = f"{', '.join(sizes)}, and patches of {', '.join(map(str, patches))}"
+        example = f"{list(sizes)[-1]}/2"
+        raise ValueError(
+            f"{kind} has the sizes {known}, got {name!r}: write {example}, or give a {kind}Config its own channels"
+        )
+    return sizes[size], int(patch)
+
+
 @dataclass(frozen=True)
-class DiTConfig(BodyConfig):
+class DiTConfig(FlatConfig):
     """A diffusion transformer."""
 
     image_size: Side
@@ -75,28 +119,12 @@ class DiTConfig(BodyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_size % self.patch:
-            raise ValueError(f"images of side {self.image_size} do not divide into patches of {self.patch}")
         if self.channels % 4 or self.channels % self.head_dim:
             raise ValueError(f"channels are a multiple of 4 and of head_dim {self.head_dim}, got {self.channels}")
 
     @property
-    def shape(self) -> Shape:
-        return self.image_channels, self.image_size, self.image_size
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.channels,)
-
-    def sides(self, level: int) -> tuple[int, int]:
-        return self.image_size // self.patch, self.image_size // self.patch
-
-    @property
     def embedding(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.channels
-
-    def with_dropout(self, dropout: float) -> DiTConfig:
-        return replace(self, dropout=dropout)
 
     def lighter(self) -> DiTConfig:
         """Half of its heads, but one at least, and of its blocks."""
@@ -115,18 +143,14 @@ def dit(
     convention: Literal["dit", "sit", "repa"] = "sit",
 ) -> DiTConfig:
     """A published size, such as "XL/2": S, B, L or XL, and patches of 2, 4 or 8. Raises ValueError for another."""
-    size, _, patch = name.partition("/")
-    if size not in SIZES or patch not in map(str, PATCHES):
-        known = f"{', '.join(SIZES)}, and patches of {', '.join(map(str, PATCHES))}"
-        raise ValueError(f"DiT has the sizes {known}, got {name!r}: write XL/2, or give a DiTConfig its own channels")
-    blocks, channels, head_dim = SIZES[size]
+    (blocks, channels, head_dim), patch = published("DiT", SIZES, PATCHES, name)
     return DiTConfig(
         image_size,
         image_channels,
         channels,
         blocks,
         num_classes,
-        int(patch),
+        patch,
         head_dim,
         convention=convention,
         learned_sigma=True,
