@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from hypothesis import settings
-from tyro import _docstrings, _resolver, _unsafe_cache
+from tyro import _docstrings, _parsers, _resolver, _unsafe_cache
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("repeatable")
@@ -27,6 +27,24 @@ if hasattr(_docstrings, "_ClassTokenization"):
 if hasattr(_resolver, "_get_type_hints_backported_syntax"):
     _resolver._get_type_hints_backported_syntax = functools.cache(_resolver._get_type_hints_backported_syntax)
 _unsafe_cache.sys = SimpleNamespace(modules={})
+
+
+def read_once(read):
+    """In place of tyro's reader of options: those of a command that begins with equal values are read once."""
+    known = {}
+
+    def options_of(kind, **how):
+        if how["parent_classes"]:  # a part of a command
+            return read(kind, **how)
+        key = kind, how["default_instance"], repr(how["default_instance"])  # 1 is not 1.0
+        if key not in known:
+            known[key] = read(kind, **how)
+        return known[key]
+
+    return staticmethod(options_of)
+
+
+_parsers.ParserSpecification.from_callable_or_type = read_once(_parsers.ParserSpecification.from_callable_or_type)
 
 # a job that a script started in the background ignores Ctrl-C, and so would every process that the tests start
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -94,6 +112,6 @@ def few_samples():
         patch.setattr(comparison, "seconds_per_image", lambda drawer, size, repeats: timed(drawer, size, 1))
         for module in (figures, field_pictures):
             patch.setattr(module, "Figure", lambda *of, layout, **how: Figure(*of, **how))
-        patch.setattr(train, "SHOWN", 4)
-        patch.setattr(train, "SHOWN_STEPS", 4)
+        patch.setattr(train, "SHOWN", 2)
+        patch.setattr(train, "SHOWN_STEPS", 2)
         yield

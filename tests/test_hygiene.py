@@ -57,9 +57,14 @@ PARTS_OF_ONE = re.compile(rf"/(?:{FOLDERS})\b"), re.compile(r":\\+(?:Users|home|
 IF_DUAL_RATE = re.compile(r"^(?:is_)?dual$|dual_rate|single_rate|^is_(?:student|teacher)$")
 
 
-def unsafe(source: str) -> list[str]:
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """Of all files; gone after these tests, for millions of nodes are a burden to what collects garbage."""
+    return {name: ast.parse(path.read_text()) for name, path in (FILES | BESIDE).items()}
+
+
+def unsafe(tree: ast.Module) -> list[str]:
     """What in this source can run code from data."""
-    tree = ast.parse(source)
     found = [
         name
         for name in sorted(names_used(tree))
@@ -101,13 +106,13 @@ def method_words(text: str, methods: Iterable[str] = ()) -> set[str]:
     return {word for word in METHOD_WORDS if {word, f"{word}s"} & words} | named
 
 
-def kinds(files: Mapping[str, str]) -> dict[str, str]:
+def kinds(files: Mapping[str, ast.Module]) -> dict[str, str]:
     """Class names and the rooms that have them; a protocol is no kind of anything, nor is what is not public."""
     found = {}
-    for name, source in files.items():
+    for name, tree in files.items():
         if name.split("/")[0] not in KINDS_OF:
             continue
-        for node in ast.parse(source).body:
+        for node in tree.body:
             if isinstance(node, ast.ClassDef) and "Protocol" not in {ast.unparse(base) for base in node.bases}:
                 found[node.name] = name.split("/")[0]
     return found
@@ -119,13 +124,11 @@ ASKING = (
 )
 
 
-def branches(source: str, classes: Iterable[str]) -> list[str]:
+def branches(tree: ast.Module, classes: Iterable[str]) -> list[str]:
     """Where this source asks of what kind a thing is, or whether it is dual-rate. An assertion is no branch."""
-    tree, classes = ast.parse(source), set(classes)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assert):
-            node.test = ast.Constant(value=True)
-    nodes = list(ast.walk(tree))
+    classes, nodes = set(classes), list(ast.walk(tree))
+    asserted = {id(part) for node in nodes if isinstance(node, ast.Assert) for part in ast.walk(node.test)}
+    nodes = [node for node in nodes if id(node) not in asserted]
     aliases = {
         alias.asname: alias.name
         for node in nodes
@@ -233,8 +236,8 @@ PINNED = {
 }
 
 
-def test_nothing_runs_code_from_data() -> None:
-    found = {name: unsafe(path.read_text()) for name, path in (FILES | BESIDE).items()}
+def test_nothing_runs_code_from_data(trees: dict[str, ast.Module]) -> None:
+    found = {name: unsafe(tree) for name, tree in trees.items()}
     assert {name: lines for name, lines in found.items() if lines} == PINNED
 
 
@@ -244,20 +247,20 @@ def test_the_trainer_names_no_method() -> None:
     assert not {name: found for name in trainer if (found := method_words(name + FILES[name].read_text(), METHODS))}
 
 
-def test_no_branch_on_the_kind_of_model() -> None:
+def test_no_branch_on_the_kind_of_model(trees: dict[str, ast.Module]) -> None:
     """Beyond the room that a kind is of, and experiment and methods, which make all of it."""
-    found, all_kinds = {}, kinds({name: path.read_text() for name, path in FILES.items()})
-    for name, path in FILES.items():
+    found, all_kinds = {}, kinds({name: trees[name] for name in FILES})
+    for name in FILES:
         own = name.split("/")[0]
         others = {kind for kind, room in all_kinds.items() if room != own}
-        here = [] if own in ("experiment", "methods") else branches(path.read_text(), others)
+        here = [] if own in ("experiment", "methods") else branches(trees[name], others)
         if len(here) != BRANCHES.get(name, 0):
             found[name] = here
     assert not found, json.dumps(found, indent=1)
 
 
-def test_modules_say_what_they_are() -> None:
-    assert not [name for name, path in FILES.items() if not ast.get_docstring(ast.parse(path.read_text()))]
+def test_modules_say_what_they_are(trees: dict[str, ast.Module]) -> None:
+    assert not [name for name in FILES if not ast.get_docstring(trees[name])]
 
 
 def test_no_paths_of_one_machine() -> None:
@@ -292,7 +295,7 @@ def test_no_paths_of_one_machine() -> None:
     ],
 )  # fmt: skip
 def test_unsafe_code_is_found(bad: str) -> None:
-    assert unsafe(bad)
+    assert unsafe(ast.parse(bad))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +311,7 @@ def test_unsafe_code_is_found(bad: str) -> None:
     ],
 )  # fmt: skip
 def test_safe_code_is_not_flagged(good: str) -> None:
-    assert not unsafe(good)
+    assert not unsafe(ast.parse(good))
 
 
 def test_method_words_are_found_in_names_and_prose() -> None:
@@ -354,7 +357,7 @@ def test_local_paths_are_found_in_binary_files_and_links(tmp_path: Path) -> None
     ],
 )  # fmt: skip
 def test_branches_on_the_kind_are_found(bad: str) -> None:
-    assert branches(bad, {"One", "Two"})
+    assert branches(ast.parse(bad), {"One", "Two"})
 
 
 @pytest.mark.parametrize(
@@ -365,9 +368,9 @@ def test_branches_on_the_kind_are_found(bad: str) -> None:
     ],
 )  # fmt: skip
 def test_other_code_is_no_branch_on_the_kind(good: str) -> None:
-    assert not branches(good, {"One", "Two"})
+    assert not branches(ast.parse(good), {"One", "Two"})
 
 
 def test_kinds_are_the_classes_of_their_rooms() -> None:
     files = {"networks/a.py": "class One: ...\nclass Seen(Protocol): ...", "data/b.py": "class Other: ..."}
-    assert kinds(files) == {"One": "networks"}
+    assert kinds({name: ast.parse(source) for name, source in files.items()}) == {"One": "networks"}

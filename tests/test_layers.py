@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -88,14 +88,20 @@ def rank(module: str) -> int:
 
 
 @cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+@cache
 def imports_of(module: str) -> set[str]:
-    return imports(MODULES[module].read_text(), module, MODULES)
+    return imports(tree_of(module), module, MODULES)
 
 
-@pytest.fixture(scope="module")
-def trees() -> dict[str, ast.Module]:
+@pytest.fixture(scope="module", autouse=True)
+def trees() -> Iterator[dict[str, ast.Module]]:
     """Of all modules; gone after these tests, for millions of nodes are a burden to what collects garbage."""
-    return {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+    yield {module: tree_of(module) for module in MODULES}
+    tree_of.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -39,15 +39,17 @@ def room(module: str) -> str:
     return rest[0] if rest[1:] or rest[0].startswith("__") else "(root)"
 
 
-def imports(source: str, module: str, known: Iterable[str]) -> set[str]:
+def imports(source: str | ast.Module, module: str, known: Iterable[str]) -> set[str]:
     """Full names of the modules that `module` imports anywhere in its code, as far as they can be read off.
+
+    source: its text, or the tree of it.
 
     Of what is among the known modules it is the module itself: `__init__` for a package, and not a name in it. Also
     seen are importlib's `import_module` and `__import__` of a constant name, and modules reached as attributes.
     """
     known, found = set(known), set()
     package = module.split(".")[:-1]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -33,7 +33,6 @@ def root(tmp_path_factory):
     dual = dr.DenoisingConfig(dr.TimeSampler())
     write_experiment(root / "pair", dr.Experiment("pair", dr.TwoNetworks(NET, NET), dual, FIT, data))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dualrate.runs.train.SHOWN", 4)
         for phases in (0, 1, 2):
             assert adapt(patch, root, root / str(phases), "--phases", phases) == 0
     return root

@@ -18,7 +18,6 @@ def test_a_folder_of_diffusers_is_adapted(tmp_path: Path, monkeypatch: pytest.Mo
     diffusers.DDPMScheduler().save_pretrained(tmp_path / "theirs")
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(8) % 5)
-    monkeypatch.setattr("dualrate.runs.train.SHOWN", 2)
     words = ("--images", tmp_path / "images.npz", "--rank", 2, "--fit.iterations", 2, "--out", tmp_path / "run")
     assert call(monkeypatch, "adapt", tmp_path / "theirs", *words) == 0
     theirs = load(tmp_path / "run").networks["model"].net.net

@@ -86,8 +86,6 @@ def tiny_recipe(patch: pytest.MonkeyPatch) -> None:
     """The recipe at sizes of the models here, with `FIT`."""
     for name, value in {"BLOCKS": 1, "HEAD": 8, "NARROWEST": 1, "FIT": FIT}.items():
         patch.setattr(retrofit, name, value)
-    patch.setattr(train, "SHOWN", 2)
-    patch.setattr(train, "SHOWN_STEPS", 4)
 
 
 @pytest.fixture(autouse=True)

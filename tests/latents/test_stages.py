@@ -37,8 +37,6 @@ def stages(tmp_path: Path, monkeypatch) -> Stages:
     base = Experiment("base", dr.OneNetwork(LATENT), dr.DenoisingConfig(), first.fit, process=first.process)
     made = Stages("tiny", first, base)
     monkeypatch.setitem(cli_train.STAGES, "tiny", lambda: made)
-    monkeypatch.setattr(runs_train, "SHOWN", 2)
-    monkeypatch.setattr(runs_train, "SHOWN_STEPS", 2)
     return made
 
 
