@@ -54,7 +54,6 @@ from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.methods.denoising import Denoising
 from dualrate.networks.dual import LightUViT
 from dualrate.recipes import retrofit
-from dualrate.runs import train
 from dualrate.sampling.cost import macs_of
 from dualrate.system.progress import Silent
 from dualrate.training.config import FitConfig, OptimConfig

@@ -21,7 +21,7 @@ BLOCKS = [range(i, i + 3) for i in range(0, 15, 3)]
 
 @pytest.fixture(scope="module")
 def two():
-    """Forks of a server, which start sooner than what is spawned."""
+    """Forks, which start sooner than what is spawned."""
     with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
         patch.setattr("multiprocessing.get_context", lambda how: context)
         yield workers

@@ -8,6 +8,7 @@ y ~ N(0, I) and x = m + K y + N(0, S), so x | y ~ N(m + K y, S) and, with mu = m
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -75,10 +76,12 @@ def randomised(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
+@cache
 def dual() -> DualRateConditional:
     return DualRateConditional(randomised(ConditionEncoder(NET, LIGHT, GIVEN)), randomised(UViT(LIGHT)), PROCESS)
 
 
+@cache
 def both() -> BothRates:
     reader, encoder = (
         randomised(ConditionReader(NET, HEADLESS, LIGHT, GIVEN)),
@@ -87,6 +90,7 @@ def both() -> BothRates:
     return BothRates(encoder, randomised(LightUViT(LIGHT)), PROCESS, reader=reader)
 
 
+@cache
 def single() -> Conditional:
     return Conditional(randomised(ConditionalUViT(NET, GIVEN)), PROCESS)
 

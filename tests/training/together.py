@@ -1,7 +1,4 @@
-"""Processes that train together, for test_together.py. They fork from the server of faults.py, which imported torch.
-
-The methods' contracts are imported where they are trained: processes that train the toy start without them.
-"""
+"""Processes that train together, for test_together.py: forks, as those of faults.py."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from contracts.test_method_contracts import CASES, images, method_of, prepared
 
 from dualrate.diffusion.values import Batch
 from dualrate.methods import moment_matching
@@ -36,15 +34,11 @@ class Images:
         self.batch_size, self.rows, self.dtype = batch_size, rows, dtype
 
     def batch(self, iteration: int) -> Batch:
-        from contracts.test_method_contracts import images
-
         return images(self.batch_size, iteration * self.batch_size, self.dtype)[self.rows]
 
 
 def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: int, micro_batch: int | None) -> None:
     """A case of the methods' contracts, in double precision; every iteration is logged."""
-    from contracts.test_method_contracts import CASES, method_of
-
     config = FitConfig(
         iterations,
         batch_size=batch_size,
@@ -66,8 +60,6 @@ class InBfloat16:
     run: Path
 
     def method(self) -> Method:
-        from contracts.test_method_contracts import CASES, prepared
-
         return prepared(CASES["denoising, from runs"], fresh=True).method
 
     def __call__(self, world: World) -> None:
