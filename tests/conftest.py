@@ -95,21 +95,28 @@ def remembering(count):
 @pytest.fixture(scope="session", autouse=True)
 def few_samples():
     """Most tests look at others: trainings draw a small grid of samples, in few steps; a call is timed and counted
-    once, and an image timed once; figures are not laid out (tests/report looks at them).
+    once, and an image timed once; an interval is of few resamples; figures are not laid out (tests/report looks at
+    them).
     """
     from matplotlib.figure import Figure
 
     from dualrate.compare import comparison
     from dualrate.drawing import measure
     from dualrate.experiment import experiment
+    from dualrate.metrics import evaluate
     from dualrate.report import field_pictures, figures
     from dualrate.runs import train
 
-    timed = comparison.seconds_per_image
+    timed, resampled = comparison.seconds_per_image, evaluate.resampled_distances
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "seconds_per_call", once)
         patch.setattr(experiment, "call_cost", remembering(experiment.call_cost))
         patch.setattr(comparison, "seconds_per_image", lambda drawer, size, repeats: timed(drawer, size, 1))
+        patch.setattr(
+            evaluate,
+            "resampled_distances",
+            lambda *of, resamples, **how: resampled(*of, resamples=min(resamples, 50), **how),
+        )
         for module in (figures, field_pictures):
             patch.setattr(module, "Figure", lambda *of, layout, **how: Figure(*of, **how))
         patch.setattr(train, "SHOWN", 2)

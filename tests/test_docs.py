@@ -23,8 +23,6 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
-from dualrate.metrics import distances as bootstrap
-from dualrate.metrics import evaluate
 from dualrate.metrics.features import Architecture, train_feature_net
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, forecast, imagenet
@@ -165,8 +163,6 @@ def small_networks(place, monkeypatch) -> None:
         monkeypatch.setattr(calibration, name, least)
     net = partial(train_feature_net, kind=lambda *of: Architecture(*of, features=4), epochs=1)
     monkeypatch.setattr(measure, "train_feature_net", net)
-    few_replicates = partial(bootstrap.resampled_distances, resamples=20)
-    monkeypatch.setattr(evaluate, "resampled_distances", lambda *of, resamples, **how: few_replicates(*of, **how))
     monkeypatch.setattr(comparing, "BATCH", 2)
     monkeypatch.setattr(comparing, "SHOWN", 2)
     monkeypatch.setattr("dualrate.serving.app.serve", lambda offer, host, port, note: None)  # it would not return

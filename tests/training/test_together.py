@@ -25,7 +25,7 @@ CASES: Cases = {  # batch size, micro-batch: shares of unequal size, with unequa
 # of four, every one has a row of every micro-batch
 FOUR: Cases = {"denoising": (6, None), **CASES, "denoising, dual": (9, 5)}
 STUDENTS: Cases = {"moment matching, full": (6, 4), "instant, dual": (10, 5), "em": (6, 4)}
-STRAIGHT = 7  # more than the warm-up of 5; a fault of either kind shows in the iteration that follows it
+STRAIGHT = 6  # more than the warm-up of 5; a fault of either kind shows in the iteration that follows it
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def losses(run: Path) -> list[dict[str, float]]:
 def trained(folder: Path, cases: Cases, *more: Work) -> dict[str, Path]:
     """Runs of one process, of two, and of one and two in turn: one, two, one. more: what else the two do."""
     one, two, in_turn = (folder / name for name in ("one", "two", "in turn"))
-    TrainAll(in_turn, 3, cases)(World())
+    TrainAll(in_turn, 2, cases)(World())
     TrainAll(one, STRAIGHT, cases)(World())
-    works = InTurn((TrainAll(in_turn, 5, cases), TrainAll(two, STRAIGHT, cases), *more))
+    works = InTurn((TrainAll(in_turn, 4, cases), TrainAll(two, STRAIGHT, cases), *more))
     assert together.ended(together.start(works)) == [0, 0]
     TrainAll(in_turn, STRAIGHT, cases)(World())
     return {run.name: run for run in (one, two, in_turn)}
