@@ -70,7 +70,7 @@ def root(tmp_path_factory) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), dtype=np.uint8)
     np.savez(root / "images.npz", images=images, labels=np.arange(32) % 4)
     data = DataConfig(str(root / "images.npz"))
-    fit = replace(FIT, optim=OptimConfig(lr=1e-2, warmup=0))
+    fit = replace(FIT, iterations=3, sample_every=100, optim=OptimConfig(lr=1e-2, warmup=0))
     train(Experiment("teacher", OneNetwork(NET), DenoisingConfig(), fit, data), root / "teacher", progress=Recorder())
     other = Experiment("other", OneNetwork(NET), DenoisingConfig(), replace(fit, seed=1), data)
     train(other, root / "other", progress=Recorder())
@@ -93,6 +93,11 @@ def consistency(root: Path, **options) -> Experiment:
 
 def em(root: Path, **options) -> Experiment:
     return em_student(RECIPE, str(root / "teacher"), **options)
+
+
+def brief(student: Experiment) -> Experiment:
+    """One iteration: where it matters that there is a run."""
+    return replace(student, fit=replace(FIT, iterations=1, sample_every=100))
 
 
 def taught_by(student: Experiment, teacher: Path) -> Experiment:
@@ -175,9 +180,9 @@ def test_a_student_is_an_ordinary_model_without_its_teacher(root, straight, tmp_
         (root / "away").rename(root / "teacher")
 
 
-def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, tmp_path):
-    train(dual(root, pretraining=2), tmp_path / "run", progress=Recorder())
-    saved = checkpoint.recover(tmp_path / "run" / "checkpoints", print)
+def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, straight):
+    _, run = straight("full")
+    saved = checkpoint.recover(run / "checkpoints", print)
     assert saved is not None
     assert {name.partition(".")[0] for name in saved.tensors["model"]} == {"encoder", "light"}
     assert {name.partition(".")[0] for name in saved.tensors["auxiliaries"]} == {"auxiliary"}
@@ -187,7 +192,8 @@ def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, tmp_path):
 
 
 def test_pretraining_leaves_the_encoder_what_the_teacher_is(root, tmp_path):
-    student = dual(root, pretraining=7)  # the last of the 8 updates is the auxiliary's
+    student = dual(root, pretraining=3)
+    student = replace(student, fit=replace(FIT, iterations=4, sample_every=100))  # the last update is the auxiliary's
     train(student, tmp_path / "run", progress=Recorder())
     teacher = load(root / "teacher").networks["model"].state_dict()
     after = load(tmp_path / "run").networks
@@ -266,7 +272,7 @@ def test_dropout_is_in_student_and_auxiliary_and_masks_are_shared_with_the_teach
 
 def test_a_changed_teacher_is_refused(root, tmp_path):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
-    student = taught_by(plain(root), tmp_path / "teacher")
+    student = brief(taught_by(plain(root), tmp_path / "teacher"))
     train(student, tmp_path / "run", progress=Recorder())
     shutil.rmtree(tmp_path / "teacher")
     shutil.copytree(root / "other", tmp_path / "teacher")
@@ -314,13 +320,13 @@ def test_what_does_not_go_together_is_refused(root, change, message):
 
 def test_what_cannot_be_distilled_here_is_refused(root, tmp_path):
     student = tmp_path / "student"
-    train(plain(root), student, progress=Recorder())
+    train(brief(plain(root)), student, progress=Recorder())
     with pytest.raises(ValueError, match="is a student itself"):
         train(taught_by(plain(root), student), tmp_path / "a", progress=Recorder())
     with pytest.raises(ValueError, match="holds a run trained by DenoisingConfig, not by MomentMatchingConfig"):
         train(plain(root), root / "other", progress=Recorder())
     with pytest.raises(ValueError, match=r"method\.plans\.steps: 4 -> 5"):
-        train(plain(root, steps=5), student, progress=Recorder())
+        train(brief(plain(root, steps=5)), student, progress=Recorder())
     wrong = replace(plain(root), networks=OneNetwork(LIGHT))
     with pytest.raises(ValueError, match="must have the network of"):
         train(wrong, tmp_path / "b", progress=Recorder())
@@ -331,7 +337,7 @@ def test_what_cannot_be_distilled_here_is_refused(root, tmp_path):
 
 def test_a_run_is_not_continued_by_another_method(root, tmp_path):
     """Whichever of the two was first, and however alike the rest of the experiments is."""
-    student = plain(root)
+    student = brief(plain(root))
     trained = replace(student, method=DenoisingConfig())
     train(trained, tmp_path / "run", progress=Recorder())
     before = (tmp_path / "run" / "experiment.json").read_text()
