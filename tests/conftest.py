@@ -6,6 +6,7 @@ Threads that wait awake for one another can take most of the processor time wher
 import functools
 import gc
 import os
+import shutil
 import signal
 import time
 from types import SimpleNamespace
@@ -70,6 +71,19 @@ def unsynced():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def tmp_path_factory(tmp_path_factory, request):
+    """Folders of a file of tests go with it, unless one failed: the system has not written them to the disk yet, where
+    it takes a hundred times as long to remove them.
+    """
+    base, failed = tmp_path_factory.getbasetemp(), request.session.testsfailed
+    before = set(base.iterdir())
+    yield tmp_path_factory
+    if request.session.testsfailed == failed:
+        for folder in set(base.iterdir()) - before:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def once(call, *, seconds, device) -> float:

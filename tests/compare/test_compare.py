@@ -64,7 +64,7 @@ class Notes:
     def close(self): ...
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     """A directory with runs `heavy` and `dual` of random weights, their images, and feature nets `net` and `mixer`."""
     made = tmp_path_factory.mktemp("prepared")
