@@ -110,12 +110,12 @@ def remembering(count):
 def few_samples():
     """Most tests look at others: trainings draw a small grid of samples, in few steps; a call is timed and counted
     once, and an image timed once; an interval is of few resamples; figures are not laid out (tests/report looks at
-    them).
+    them), nor drawn in a page (one page of each kind is looked at with them).
     """
     from matplotlib.figure import Figure
 
-    from dualrate.compare import comparison
-    from dualrate.drawing import measure
+    from dualrate.compare import comparison, forecasts, page
+    from dualrate.drawing import forecast_page, measure
     from dualrate.experiment import experiment
     from dualrate.metrics import evaluate
     from dualrate.report import field_pictures, figures
@@ -133,6 +133,8 @@ def few_samples():
         )
         for module in (figures, field_pictures):
             patch.setattr(module, "Figure", lambda *of, layout, **how: Figure(*of, **how))
+        for module in (figures, page, forecasts, forecast_page):
+            patch.setattr(module, "svg", lambda figure: "<svg></svg>")
         patch.setattr(train, "SHOWN", 2)
         patch.setattr(train, "SHOWN_STEPS", 2)
         yield

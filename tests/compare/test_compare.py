@@ -18,7 +18,7 @@ from trouble import forked
 
 import dualrate as dr
 from dualrate.cli.main import main
-from dualrate.compare import candidates, comparison, page
+from dualrate.compare import candidates, comparison
 from dualrate.compare.candidates import (
     Candidate,
     RunRequest,
@@ -35,10 +35,10 @@ from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.metrics import evaluate
 from dualrate.metrics.features import Architecture, FeatureNet, Mixed
 from dualrate.metrics.store import FeatureStore
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.report.figures import svg
 from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.grids import grid_times
@@ -83,7 +83,7 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(prepared, tmp_path, monkeypatch) -> Path:
-    """The working directory, a copy of `prepared`: little is timed and resampled, and no page is made (see `pages`)."""
+    """The working directory, a copy of `prepared`: little is timed, and no page is made (see `pages`)."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
@@ -93,9 +93,6 @@ def here(prepared, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(comparison, "SHOWN", 2)
     monkeypatch.setattr(comparison, "environment", lambda device: {"processor": "one", "commit": "1234567"})
     monkeypatch.setattr(comparison, "compare_page", lambda results: "no page")
-    resampled = evaluate.resampled_distances
-    few = {"resamples": 40}
-    monkeypatch.setattr(evaluate, "resampled_distances", lambda *of, **how: resampled(*of, **how | few))
     return tmp_path
 
 
@@ -103,7 +100,6 @@ def here(prepared, tmp_path, monkeypatch) -> Path:
 def pages(here, monkeypatch) -> None:
     """Pages are made, without their figures."""
     monkeypatch.setattr(comparison, "compare_page", compare_page)
-    monkeypatch.setattr(page, "svg", lambda figure: "<svg></svg>")
 
 
 @pytest.fixture
@@ -118,13 +114,14 @@ def run(here: Path, *entries: str, effort: Effort = EFFORT, **options):
     return compare(entries, here / "report.html", effort, features=here / "net", progress=Notes(), **options)
 
 
-def test_usual_plans_on_one_page(here, monkeypatch):
-    monkeypatch.setattr(comparison, "compare_page", compare_page)
+def test_usual_plans_on_one_page(here, pages, monkeypatch):
+    monkeypatch.setattr("dualrate.compare.page.svg", svg)
     findings = run(here, "one network=heavy", "dual")
     assert {one.row.network for one in findings.screened} == {"one network", "dual"}
     assert {one.row.sampler for one in findings.screened} == {"SDE-DPM-Solver++ 2M, gamma 0.1"}
     assert not findings.unfinished
     page = (here / "report.html").read_text()
+    assert page.count("<path") > 9
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "best dual-rate plan" in page
     made = json.loads((here / "report.json").read_text())

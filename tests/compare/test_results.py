@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from report.made import row
 
-from dualrate.compare import page
 from dualrate.compare.candidates import Candidate
 from dualrate.compare.comparison import promising
 from dualrate.compare.page import compare_page, front_table, headline, reusing_plans
@@ -100,8 +99,7 @@ def test_the_headline_says_what_is_saved(cost, score, said):
     assert headline(findings([], BASELINES)).startswith("The best is single ancestral 4: FD-squares 2.00")
 
 
-def test_further_metrics_are_columns(monkeypatch):
-    monkeypatch.setattr(page, "svg", lambda figure: "<svg></svg>")
+def test_further_metrics_are_columns():
     dual = finished("dual", 1, 4.0, other=5.0)
     results = findings([dual], [finished("single", cost, 8 / cost, heavy=4, other=8 / cost) for cost in (1, 4)])
     header = front_table(results.finished).header
@@ -112,8 +110,7 @@ def test_further_metrics_are_columns(monkeypatch):
     assert "FD-other" in compare_page(results)
 
 
-def test_a_page_of_several_samples_a_condition_has_their_ranks_and_says_what_a_row_shows(monkeypatch):
-    monkeypatch.setattr(page, "svg", lambda figure: "<svg></svg>")
+def test_a_page_of_several_samples_a_condition_has_their_ranks_and_says_what_a_row_shows():
     scores = EnsembleScores(2, 8, 0.1, 0.2, 20, 18, (0.01, 0.02, 0.1, 0.1), 0.9, (0.5, 0.2, 0.3))
     one = finished("dual", 1, 4.0)
     several = replace(one, row=replace(one.row, ensemble=scores), columns=2)
@@ -131,8 +128,7 @@ def test_a_curve_is_of_plans_of_one_rate():
     assert curve(16, 0) not in (curve(16, 1), curve(32, 2), curve(16, 16))
 
 
-def test_what_is_unfinished_is_said_first(monkeypatch):
-    monkeypatch.setattr(page, "svg", lambda figure: "<svg></svg>")
+def test_what_is_unfinished_is_said_first():
     shown = compare_page(findings([finished("dual", 1, 4.0)], BASELINES, "3 of 9 were not measured."))
     assert "So far: The best dual-rate" in shown
     assert "3 of 9 were not measured. The same command continues." in shown

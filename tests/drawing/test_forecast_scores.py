@@ -14,6 +14,7 @@ from dualrate.drawing.forecast import Starts, forecast_of, held_out_starts
 from dualrate.drawing.forecast_folder import write_forecast
 from dualrate.drawing.forecast_page import forecast_page
 from dualrate.drawing.forecast_scores import forecast_scores, judged
+from dualrate.report.figures import svg
 from dualrate.runs.store import load
 
 MEMBERS, FRAMES, RHO = 24, 4, 0.8
@@ -146,6 +147,7 @@ def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, mo
     model, _, _ = autoregression
     drawer = Choice(steps=2).drawer(model, members=2)
     held = held_out_starts(model, 2, 2)
+    monkeypatch.setattr("dualrate.drawing.forecast_page.svg", svg)
     for known, svgs in ((held, 5), (Starts(held.past, "mine.npy"), 3)):
         done = write_forecast(drawer, known, 2, tmp_path / f"{svgs}")
         scored = forecast_scores(model, known, done.x) if known.truth else None
