@@ -121,7 +121,8 @@ class Draws:
     def uniforms(self, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, *shape): `uniform` of several streams at once."""
         count = math.prod(shape)
-        words = [torch.as_tensor(word) for word in self._words(streams, -(-count // 4))]
+        made = self._words(streams, -(-count // 4))
+        words = [torch.from_numpy(word) if isinstance(word, np.ndarray) else word for word in made]
         words = torch.stack(words, dim=-1).flatten(2)[..., :count]
         return ((words.double() + 0.5) / 2**32).view(len(streams), -1, *shape)
 
