@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import pytest
 import torch
@@ -67,14 +68,17 @@ def randomised(net: nn.Module) -> nn.Module:
     return net.double().eval()
 
 
+@cache
 def plain() -> Plain:
     return Plain(randomised(UViT(NET)), PROCESS)
 
 
+@cache
 def dual() -> DualRate:
     return DualRate(randomised(ContextEncoder(NET, NET)), randomised(LightUViT(NET)), PROCESS)
 
 
+@cache
 def early_exit() -> EarlyExit:
     """At a threshold by which some rows leave at each block, and some at none."""
     deeper = replace(NET, levels=(*NET.levels[:-1], replace(NET.levels[-1], blocks=3)))
@@ -90,14 +94,17 @@ def oracle() -> OracleDenoiser:
     return OracleDenoiser(GaussianMixture.isotropic(torch.randn(3, 64).double(), 0.3), PROCESS)
 
 
+@cache
 def decoder() -> Conditional:
     return Conditional(randomised(ConditionalUViT(NET, LATENT)), PROCESS)
 
 
+@cache
 def dual_decoder() -> DualRateConditional:
     return DualRateConditional(randomised(ConditionEncoder(NET, NET, LATENT)), randomised(UViT(NET)), PROCESS)
 
 
+@cache
 def both_rates() -> BothRates:
     reader, encoder = randomised(ConditionReader(NET, NET, NET, LATENT)), randomised(ContextEncoder(NET, NET))
     return BothRates(encoder, randomised(LightUViT(NET)), PROCESS, reader=reader)
