@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ class Draws:
         count = math.prod(shape)
         words = self._words(streams, -(-count // 4))
         uniform = torch.empty(2, *words[0].shape, 2, dtype=torch.float32, device=self.row.device)
-        filled = uniform.numpy() if isinstance(words[0], np.ndarray) else uniform
+        filled: Any = uniform.numpy() if isinstance(words[0], np.ndarray) else uniform
         for i, word in enumerate(words):  # 24 bits of each: words 0 and 2 give radii, 1 and 3 angles
             word >>= 8
             filled[i % 2, ..., i // 2] = word
