@@ -41,7 +41,7 @@ def root(tmp_path_factory):
 
 def test_a_text_is_drawn_on_the_terminal_and_into_a_file(root, tmp_path, monkeypatch, capsys):
     shown = (root / "run" / "samples" / "0000002.txt").read_text("utf-8")
-    assert len(shown.split(BETWEEN)) == 4  # few_samples of conftest.py
+    assert len(shown.split(BETWEEN)) == 2  # few_samples of conftest.py
     sample = ("sample", root / "run", "--out", tmp_path / "made", "--num", 3, "--steps", 4, "--device", "cpu")
     assert call(monkeypatch, *sample) == 0
     written = (tmp_path / "made" / "samples.txt").read_text("utf-8")
