@@ -139,7 +139,13 @@ SYSTEMS = {
 }  # fmt: skip
 SYSTEMS["kuramoto-sivashinsky-leads"] = replace(
     SYSTEMS["kuramoto-sivashinsky"],
-    models=(("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("light", "diffusion")),
+    models=(
+        ("dual", "diffusion"),
+        ("dual", "crps"),
+        ("single", "diffusion"),
+        ("single", "crps"),
+        ("light", "diffusion"),
+    ),
     students=(),
     windows=replace(SYSTEMS["kuramoto-sivashinsky"].windows, window="leads"),
     page="forecasts-leads",
@@ -314,8 +320,9 @@ def page(system: System, out: Path) -> None:
     at_once = [row for row in rows if "persistence" not in row]
     scores = resampled(at_once)
     write_whole(RESULTS / f"{system.page}.png", png(figure(at_once, scores)))
+    rivals = sorted({trained_by for rate, trained_by, _ in scores if rate != "dual"})
     for rate, trained_by, steps in scores:
-        for against in ("crps", "diffusion") if rate == "dual" else ():
+        for against in rivals if rate == "dual" else ():
             found = [ratios(at_once, scores, rate, trained_by, steps, against, count) for count in SHARED]
             costs = ", ".join(f"{one:.3g} [{low:.3g}, {high:.3g}]" for one, low, high in found)
             print(f"{word(trained_by)}, {steps} steps: at its score a network by {word(against)} costs {costs} times")

@@ -41,7 +41,7 @@ def test_a_system_is_trained_scored_and_shown(
         students=(("moments", 2), ("consistency", 1)),
     )  # fmt: skip
     place = f"{system.page} scores"
-    for name, value in {"RESULTS": tmp_path, "PAGE": tmp_path / "page.md", "RESAMPLES": 10}.items():
+    for name, value in {"RESULTS": tmp_path, "PAGE": tmp_path / "page.md", "RESAMPLES": 100}.items():
         monkeypatch.setattr(forecasts, name, value)
     forecasts.PAGE.write_text(f"<!-- {place} -->\n<!-- end of {place} -->\n")
     forecasts.simulate(system, tmp_path)
