@@ -234,7 +234,6 @@ def simulate(system: System, out: Path) -> None:
 
 
 def train(system: System, out: Path, seconds: float, seeds: Sequence[int]) -> None:
-    torch.set_num_threads(1)
     windows = [replace(system.windows, rate=rate, trained_by=trained_by) for rate, trained_by in system.models]
     rolled = {replace(system.roll_out, trained_by=by, frames=frames): steps for by, frames, steps in system.rolled}
     for seed in seeds:
@@ -418,6 +417,7 @@ def main() -> None:
     if options.verb == "simulate":
         simulate(system, options.out)
     elif options.verb == "train":
+        torch.set_num_threads(1)
         train(system, options.out, options.seconds, options.seeds)
     else:
         page(system, options.out)
