@@ -25,8 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
-from unittest.mock import patch
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -52,6 +51,7 @@ from dualrate.sampling.cost import CallCost, call_cost, macs_of
 from dualrate.system.device import compile_calls, pays
 from tools.gpu.cifar10 import Images, image_errors
 
+Body = TypeVar("Body", bound=BodyConfig)
 Kind = Literal["conv", "DiCo", "ConvNeXt", "transformer", "DiS", "DiS, a decay per head"]
 KINDS: dict[Kind, int] = {name: 1 if name == "conv" else 2 for name in get_args(Kind)}  # and blocks of the middle
 STEPS, HEAVY = 64, 8
@@ -132,6 +132,7 @@ OTHERS: dict[str, Callable[[int, int], Block]] = {
     "DiS": partial(ScanBlock, decay="channel"),
     "DiS, a decay per head": partial(ScanBlock, decay="head"),
 }
+POSITIONS = {kind: "transformer" if "DiS" in kind else "conv" for kind in OTHERS}  # as such a level has them, or not
 
 
 @dataclass(frozen=True)
@@ -162,21 +163,19 @@ def macs(network: BodyConfig) -> int:
 
 
 def candidates(
-    today: UViTConfig, kinds: Sequence[Kind], counts: Sequence[int] = ()
+    today: UViTConfig, kinds: Sequence[Kind] = tuple(KINDS), counts: Sequence[int] = ()
 ) -> Iterator[tuple[str, UViTConfig]]:
-    """Light networks of kinds of blocks and counts of them (by default of KINDS), as wide as today's multiply-adds."""
+    """Light networks of kinds of blocks, and counts of them if not those of KINDS, of nearly today's multiply-adds."""
     yield "today", today
     budget, finest = macs(today), Level("conv", FINEST * today.image_channels, 0)
-    for kind, blocks in ((kind, count) for kind in kinds for count in counts or (KINDS[kind],)):
-        made, level = UViTConfig, kind
-        if kind in OTHERS:
-            made, level = partial(Other, kind=kind), "transformer" if "DiS" in kind else "conv"
-        same = {item.name: getattr(today, item.name) for item in fields(today)}
-        sized = (
-            made(**same | {"levels": (finest, Level(level, width, blocks)), "head_dim": 32})
-            for width in range(64, 385, 32)
-        )
-        yield f"{kind} x {blocks}", nearest(sized, budget)
+    same: Any = {item.name: getattr(today, item.name) for item in fields(today)} | {"head_dim": 32}
+    for kind in kinds:
+        made = partial(Other, kind=kind) if kind in OTHERS else UViTConfig
+        level: Any = POSITIONS.get(kind, kind)
+        for blocks in counts or (KINDS[kind],):
+            widths = range(64, 385, 32 if level == "transformer" else 16)
+            sized = (made(**same | {"levels": (finest, Level(level, width, blocks))}) for width in widths)
+            yield f"{kind} x {blocks}", nearest(sized, budget)
 
 
 def table(
@@ -185,6 +184,7 @@ def table(
     batch: int,
     device: torch.device,
     seconds: float,
+    *,
     compiled: bool,
 ) -> Iterator[peers.Row]:
     """A row for each candidate. Times are of the process on a CPU, of the clock elsewhere."""
@@ -324,7 +324,7 @@ def bodies_of(data: dr.DataConfig) -> dict[str, BodyConfig]:
     }
 
 
-def nearest(sized: Iterable[BodyConfig], budget: int) -> BodyConfig:
+def nearest(sized: Iterable[Body], budget: int) -> Body:
     return min(sized, key=lambda config: abs(macs(config) - budget))
 
 
@@ -379,9 +379,7 @@ def of_set(
         of_row = of_name | {"seed": seed, "images": options.images}
         if peers.kept(out, of_row):
             continue
-        if judge is None:
-            with patch.object(dr, "load_images", lambda *_, **__: test):
-                judge = peers.Judge(out, options.reference, pixels[: options.images])
+        judge = judge or peers.Judge(out, options.reference, pixels[: options.images], test.images)
         contender = peers.Contender(peers.ours, {"recipe": "fashion-mnist-light", "change": changes[name]}, ())
         run = peers.Run(pixels, train.labels, options.seconds, seed)
         of_search = of_name | {"what": "search"}
@@ -406,10 +404,8 @@ def with_body(made: dr.Experiment, config: BodyConfig, data: dr.DataConfig) -> d
 
 
 def lights(arguments: Sequence[str]) -> None:
-    """Milliseconds of light networks, then a training of each for equal CPU seconds beside one frozen encoder, a released
-    network of Fashion-MNIST, as `dualrate retrofit` trains; scored as in `quality`. Run again, it goes on with the next
-    row.
-    """
+    """Milliseconds of light networks; then a training of each for equal CPU seconds beside one frozen encoder, a
+    released network of Fashion-MNIST, scored as in `quality`. Rows that are there are kept."""
     options = trained_options(lights.__doc__, seconds=240)
     options.add_argument("--encoder", default=str(ROOT / "weights" / "fashion-mnist-heavy-annealed"))
     options.add_argument("--rates", type=float, nargs="+", default=peers.RATES[1:], help="that are searched")
@@ -419,12 +415,12 @@ def lights(arguments: Sequence[str]) -> None:
     assert isinstance(networks, dr.OneNetwork)
     encoder = networks.model
     assert isinstance(encoder, UViTConfig)
-    made = dict(candidates(fashion_mnist.LIGHT, list(KINDS)))
+    made = dict(candidates(fashion_mnist.LIGHT))
     found.out.mkdir(parents=True, exist_ok=True)
     for compiled, batch in itertools.product((False, True), (1, 8, 64)):
         of_times = {"what": "times", "batch": batch, "compiled": compiled}
         if not peers.kept(found.out, of_times):
-            for row in list(table(made, encoder, batch, torch.device("cpu"), found.timed, compiled)):
+            for row in list(table(made, encoder, batch, torch.device("cpu"), found.timed, compiled=compiled)):
                 peers.add(found.out, of_times | row)
     changes = {name: partial(beside, run=found.encoder, encoder=encoder, light=light) for name, light in made.items()}
     of_set(found, found.out, dr.DataConfig(), changes, found.rates)
@@ -494,7 +490,9 @@ def main() -> None:
         encoder, today = PAIRS[size]
         found = dict(candidates(today, options.kinds, options.blocks))
         for batch in options.batches:
-            for row in table(found, encoder, batch, torch.device(options.device), options.seconds, options.compile):
+            for row in table(
+                found, encoder, batch, torch.device(options.device), options.seconds, compiled=options.compile
+            ):
                 print(json.dumps({"size": size, **row}), flush=True)
 
 
