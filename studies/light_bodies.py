@@ -21,9 +21,10 @@ import argparse
 import itertools
 import json
 import sys
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -39,6 +40,7 @@ from benchmarks import peers
 from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import a_call_each
 from dualrate.data.images import to_float
+from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.blocks import Block, FiLM, attend, modulated, zero_init
 from dualrate.networks.body import BodyConfig
@@ -157,6 +159,7 @@ def model(encoder: UViTConfig, light: UViTConfig, device: torch.device) -> dr.Mo
     return dr.Model("pair", made, networks.eval().requires_grad_(False).to(device), denoiser, 0, "")
 
 
+@cache
 def macs(network: BodyConfig) -> int:
     net = network.network()
     return macs_of(lambda: net(torch.zeros(1, *network.shape), torch.zeros(1), None))
@@ -174,8 +177,9 @@ def candidates(
         level: Any = POSITIONS.get(kind, kind)
         for blocks in counts or (KINDS[kind],):
             widths = range(64, 385, 32 if level == "transformer" else 16)
-            sized = (made(**same | {"levels": (finest, Level(level, width, blocks))}) for width in widths)
-            yield f"{kind} x {blocks}", nearest(sized, budget)
+            sized = [made(**same | {"levels": (finest, Level(level, width, blocks))}) for width in widths]
+            first = bisect(sized, budget, 1, len(sized) - 1, key=macs)
+            yield f"{kind} x {blocks}", nearest(sized[first - 1 : first + 1], budget)
 
 
 def table(
@@ -444,26 +448,29 @@ def errors_of(out: Path, row: peers.Row) -> Path:
 
 
 def page(out: Path) -> str:
-    """Tables of `lights`: scores; errors of x_hat beside those of `today`, with intervals of 95% over images; times."""
+    """Three tables of `lights`: scores; errors of x_hat over those of the first light network, means over seeds, with
+    intervals of 95% over images, and the loss that they are at uniform times; milliseconds and efficiency.
+    """
     rows = [json.loads(line) for line in (out / peers.ROWS).read_text().splitlines()]
-    seeds = [row for row in rows if row["what"] == "row"]
-    names = list(dict.fromkeys(row["name"] for row in seeds))
-    found = {
-        name: np.mean([np.load(errors_of(out, row)) for row in seeds if row["name"] == name], axis=0) for name in names
-    }
-    chosen = np.random.default_rng(0).integers(HELD, size=(1000, HELD))
-    first = found[names[0]]
-    lines = [["log-SNR", f"{names[0]}, error", *names[1:]]]
-    for k, log_snr in enumerate(Cosine().log_snr((torch.arange(TIMES) + 0.5) / TIMES)):
-        line = [f"{log_snr:.1f}", f"{first[k].mean():.4f}"]
-        for name in names[1:]:
-            drawn = found[name][k][chosen].mean(1) / first[k][chosen].mean(1)
+    seeds, timed = ([row for row in rows if row["what"] == what] for what in ("row", "times"))
+    t = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
+    weight = x_loss_weight(Sigmoid(), Cosine(), t) / TIMES
+    found: dict[str, NDArray[np.float64]] = {}  # (times, then the loss; images)
+    for name in dict.fromkeys(row["name"] for row in seeds):
+        mean = np.mean([np.load(errors_of(out, row)) for row in seeds if row["name"] == name], axis=0)
+        found[name] = np.vstack((mean, weight.numpy() @ mean))
+    (name, first), *others = found.items()
+    chosen = np.random.default_rng(0).integers(first.shape[1], size=(1000, first.shape[1]))
+    scales = [*(f"{value:.1f}" for value in Cosine().log_snr(t).tolist()), "loss"]
+    lines = [["log-SNR", f"{name}, itself", *(other for other, _ in others)]]
+    for k, scale in enumerate(scales):
+        lines.append([scale, f"{first[k].mean():.4f}"])
+        for _, values in others:
+            drawn = values[k][chosen].mean(1) / first[k][chosen].mean(1)
             low, high = np.quantile(drawn, (0.025, 0.975))
-            line.append(f"{found[name][k].mean() / first[k].mean():.3f} [{low:.3f}, {high:.3f}]")
-        lines.append(line)
-    timed = [row for row in rows if row["what"] == "times"]
-    kinds = list(dict.fromkeys((row["compiled"], row["batch"]) for row in timed))
-    times = [["light", "width", "MMACs", *(f"{'compiled' if c else 'eager'}, {b}" for c, b in kinds)]]
+            lines[-1].append(f"{values[k].mean() / first[k].mean():.3f} [{low:.3f}, {high:.3f}]")
+    ways = dict.fromkeys((row["compiled"], row["batch"]) for row in timed)
+    times = [["light", "width", "MMACs", *(f"{'compiled' if way else 'eager'}, {batch}" for way, batch in ways)]]
     for name in dict.fromkeys(row["light"] for row in timed):
         own = [row for row in timed if row["light"] == name]
         cells = [f"{row['milliseconds']:.2f}, {row['efficiency']}" for row in own]
