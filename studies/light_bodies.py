@@ -39,7 +39,7 @@ import dualrate as dr
 from benchmarks import peers
 from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import a_call_each
-from dualrate.data.images import to_float
+from dualrate.data.images import to_float, to_uint8
 from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.blocks import Block, FiLM, attend, modulated, zero_init
@@ -62,7 +62,7 @@ PAIRS = {
     "32x32x3": (small := auto.network(auto.TIERS["small"], 32, 3, 0), small.lighter()),
 }
 FINEST = 16  # channels of the finest level, for each image channel
-HELD, TIMES = 512, 12  # images and times of errors of x_hat
+TIMES = 12  # of errors of x_hat
 
 
 class DiCoBlock(Block):
@@ -375,9 +375,8 @@ def of_set(
     train, test = (data.images(split) for split in ("train", "test"))
     assert train.labels is not None
     assert test.labels is not None
-    pixels, labels = np.asarray(train.images), torch.from_numpy(test.labels[:HELD])
-    held = Images(torch.from_numpy(np.asarray(test.images[:HELD])), labels)
-    of_rate = to_float(test.images[: peers.HELD]), labels[: peers.HELD]
+    pixels = np.asarray(train.images)
+    held = to_float(test.images[: peers.HELD]), torch.from_numpy(test.labels[: peers.HELD])
     for seed, name in itertools.product(options.seeds, options.only or changes):
         of_name: peers.Row = {"name": name, "seconds": options.seconds}
         of_row = of_name | {"seed": seed, "images": options.images}
@@ -389,14 +388,14 @@ def of_set(
         of_search = of_name | {"what": "search"}
         searched: peers.Row = peers.kept(out, of_search)
         if not searched:
-            searched = of_search | peers.search(contender, run, of_rate, rates)
+            searched = of_search | peers.search(contender, run, held, rates)
             peers.add(out, searched)
         run = replace(run, **searched["found"])
         trained = contender.on(run)
         row = {"lines": 0, **searched, **of_row, "what": "row", "floor": judge.floor}
         row |= peers.measured(trained, run, options.images, judge)
         assert trained.model is not None
-        np.save(errors_of(out, row), errors(trained.model, held))
+        np.save(errors_of(out, row), errors(trained.model, *held))
         peers.add(out, row)
 
 
@@ -412,7 +411,7 @@ def lights(arguments: Sequence[str]) -> None:
     released network of Fashion-MNIST, scored as in `quality`. Rows that are there are kept."""
     options = trained_options(lights.__doc__, seconds=240)
     options.add_argument("--encoder", default=str(ROOT / "weights" / "fashion-mnist-heavy-annealed"))
-    options.add_argument("--rates", type=float, nargs="+", default=peers.RATES[1:], help="that are searched")
+    options.add_argument("--rates", type=float, nargs="+", default=peers.RATES[2:], help="that are searched")
     options.add_argument("--timed", type=float, default=10, help="seconds of each size of batch, at least")
     found = options.parse_args(arguments)
     networks = dr.load(found.encoder).experiment.networks
@@ -435,10 +434,11 @@ def beside(made: dr.Experiment, run: str, encoder: UViTConfig, light: UViTConfig
     return replace(made, networks=dr.TwoNetworks(encoder, light), method=method)
 
 
-def errors(model: dr.Model, held: Images) -> NDArray[np.float32]:
+def errors(model: dr.Model, x: Tensor, labels: Tensor) -> NDArray[np.float32]:
     """(times, images): squared errors of x_hat, of contexts that are as old as they are on average."""
     age = peers.AGE if model.experiment.networks.ages else 0.0
-    found = image_errors(model.denoiser, model.experiment.gaussian, held, age=age, bins=TIMES)
+    images = Images(to_uint8(x), labels)
+    found = image_errors(model.denoiser, model.experiment.gaussian, images, age=age, bins=TIMES)
     return torch.stack([one for _, one in found]).numpy()
 
 
