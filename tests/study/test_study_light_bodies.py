@@ -8,6 +8,7 @@ import torch
 
 import dualrate as dr
 from benchmarks import peers
+from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.uvit import Level, UViTConfig
 
 TODAY = UViTConfig(8, 1, (Level("conv", 48, 1), Level("transformer", 96, 2)), 3, embedding=32, head_dim=32)
@@ -19,7 +20,7 @@ def test_light_networks_of_all_kinds_cost_as_much_as_today_s_and_fit_its_encoder
     z, log_snr, label = torch.randn(2, 1, 8, 8), torch.zeros(2), torch.tensor([0, 3])
     for name, light in found.items():
         assert module.macs(light) / module.macs(TODAY) == pytest.approx(1, abs=0.2), name
-        networks, _ = dr.TwoNetworks(TODAY, light).build(dr.GaussianProcess())
+        networks, _ = dr.TwoNetworks(TODAY, light).build(dr.GaussianProcess(Cosine()))
         features, _ = networks["encoder"](z, log_snr, label)
         networks["light"](z, log_snr, label, features, log_snr).sum().backward()
         assert next(networks["light"].net.head.parameters()).grad is not None, name
