@@ -407,7 +407,7 @@ def with_body(made: dr.Experiment, config: BodyConfig, data: dr.DataConfig) -> d
 
 
 def lights(arguments: Sequence[str]) -> None:
-    """Milliseconds of light networks; then a training of each for equal CPU seconds beside one frozen encoder, a
+    """Milliseconds of light networks, and a training of each for equal CPU seconds beside one frozen encoder, a
     released network of Fashion-MNIST, scored as in `quality`. Rows that are there are kept."""
     options = trained_options(lights.__doc__, seconds=240)
     options.add_argument("--encoder", default=str(ROOT / "weights" / "fashion-mnist-heavy-annealed"))
@@ -420,13 +420,19 @@ def lights(arguments: Sequence[str]) -> None:
     assert isinstance(encoder, UViTConfig)
     made = dict(candidates(fashion_mnist.LIGHT))
     found.out.mkdir(parents=True, exist_ok=True)
-    for compiled, batch in itertools.product((False, True), (1, 8, 64)):
-        of_times = {"what": "times", "batch": batch, "compiled": compiled}
-        if not peers.kept(found.out, of_times):
-            for row in list(table(made, encoder, batch, torch.device("cpu"), found.timed, compiled=compiled)):
-                peers.add(found.out, of_times | row)
+    times(found.out, made, encoder, found.timed, compiled=False)
     changes = {name: partial(beside, run=found.encoder, encoder=encoder, light=light) for name, light in made.items()}
     of_set(found, found.out, dr.DataConfig(), changes, found.rates)
+    times(found.out, made, encoder, found.timed, compiled=True)  # minutes of compilation
+
+
+def times(out: Path, made: Mapping[str, UViTConfig], encoder: UViTConfig, seconds: float, *, compiled: bool) -> None:
+    """Rows of milliseconds that are not there yet."""
+    for batch in (1, 8, 64):
+        of_times = {"what": "times", "batch": batch, "compiled": compiled}
+        if not peers.kept(out, of_times):
+            for row in list(table(made, encoder, batch, torch.device("cpu"), seconds, compiled=compiled)):
+                peers.add(out, of_times | row)
 
 
 def beside(made: dr.Experiment, run: str, encoder: UViTConfig, light: UViTConfig) -> dr.Experiment:
@@ -470,12 +476,12 @@ def page(out: Path) -> str:
             low, high = np.quantile(drawn, (0.025, 0.975))
             lines[-1].append(f"{values[k].mean() / first[k].mean():.3f} [{low:.3f}, {high:.3f}]")
     ways = dict.fromkeys((row["compiled"], row["batch"]) for row in timed)
-    times = [["light", "width", "MMACs", *(f"{'compiled' if way else 'eager'}, {batch}" for way, batch in ways)]]
+    speeds = [["light", "width", "MMACs", *(f"{'compiled' if way else 'eager'}, {batch}" for way, batch in ways)]]
     for name in dict.fromkeys(row["light"] for row in timed):
         own = [row for row in timed if row["light"] == name]
         cells = [f"{row['milliseconds']:.2f}, {row['efficiency']}" for row in own]
-        times.append([name, str(own[0]["width"]), f"{own[0]['million multiply-adds']:.1f}", *cells])
-    return "\n\n".join((peers.page(out), markdown(lines), markdown(times)))
+        speeds.append([name, str(own[0]["width"]), f"{own[0]['million multiply-adds']:.1f}", *cells])
+    return "\n\n".join((peers.page(out), markdown(lines), markdown(speeds)))
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
