@@ -343,17 +343,17 @@ def nets() -> list[pretrained.PhotoNet]:
 
 
 class Judge:
-    """Scores images by each network against `count` test images, whose features are kept in OUT.
+    """Scores images by each network against the first `count` of `test`, whose features are kept in OUT.
 
-    floor: the distances of as many real training images
+    floor: the distances of real training images
     """
 
-    def __init__(self, out: Path, count: int, real: Pixels) -> None:
+    def __init__(self, out: Path, count: int, real: Pixels, test: Any) -> None:
         self.nets, file = nets(), out / f"reference-{count}.npz"
         if not file.exists():
-            test = np.asarray(dr.load_images("fashion-mnist", split="test").images[:count])
-            stats = [GaussianStats.of(net.features(test)) for net in self.nets]
-            np.savez(file, *(part for one in stats for part in (one.mean, one.cov, len(test))))
+            first = np.asarray(test[:count])
+            stats = [GaussianStats.of(net.features(first)) for net in self.nets]
+            np.savez(file, *(part for one in stats for part in (one.mean, one.cov, len(first))))
         with np.load(file) as kept:
             parts = [kept[name] for name in kept.files]
         means, covs, counts = (parts[i::3] for i in range(3))
@@ -443,7 +443,7 @@ def train_and_score(options: argparse.Namespace) -> None:
         if problem := imports(contender.needs):
             print(f"{name} is left out: {problem}", file=sys.stderr)
             continue
-        judge = judge or Judge(out, options.reference, pixels[: options.images])
+        judge = judge or Judge(out, options.reference, pixels[: options.images], test.images)
         run = Run(pixels, train.labels, options.seconds, seed)
         searched: Row = {}
         if contender.like != "":

@@ -24,7 +24,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -256,9 +255,7 @@ def of_set(options: argparse.Namespace, out: Path, data: dr.DataConfig) -> None:
         of_row = of_name | {"seed": seed, "images": options.images}
         if peers.kept(out, of_row):
             continue
-        if judge is None:
-            with patch.object(dr, "load_images", lambda *_, **__: test):
-                judge = peers.Judge(out, options.reference, pixels[: options.images])
+        judge = judge or peers.Judge(out, options.reference, pixels[: options.images], test.images)
         change = partial(with_body, config=bodies[name], data=data)
         contender = peers.Contender(peers.ours, {"recipe": "fashion-mnist-light", "change": change}, ())
         run = peers.Run(pixels, train.labels, options.seconds, seed)
