@@ -54,7 +54,7 @@ def scored(model: dr.Model, steps: int | None, judge: Judge) -> Row:
     """What a plan's samples cost, of one and of 16 members, and their scores, of each condition."""
     held, members = model.given, SHARED[-1]
     assert isinstance(held, HeldOut)
-    choice, ms, images = dr.Choice(steps=steps), {}, np.empty(0)
+    choice, ms, images = dr.Choice(steps=steps), {}, np.empty(0, np.uint8)
     drawers = {count: choice.drawer(model, batch_size=256, members=count, precision="float32") for count in SHARED}
     for count, drawer in drawers.items():
         begun = time.process_time()
