@@ -319,6 +319,21 @@ def test_texts_are_encoded_by_the_pipeline_in_the_words_of_its_class(monkeypatch
         monkeypatch.undo()
 
 
+def test_text_encoders_may_be_offloaded_and_may_not_lack_their_weights(drawn):
+    denoiser, cond, _ = drawn
+    made, encoder = texts(denoiser.network.net), torch.nn.Linear(1, 1, device="meta")
+
+    def encode(**_):
+        embedded, pooled = made.values()
+        return embedded, embedded, pooled, pooled
+
+    pipe = SimpleNamespace(components={"text_encoder_2": encoder, "tokenizer": object()}, encode_prompt=encode)
+    with pytest.raises(ValueError, match=r"the text_encoder_2 of this .* without numbers .* load the pipeline"):
+        dr.prompts(denoiser, "a red circle", pipe)
+    encoder._hf_hook = object()  # as accelerate leaves them, and fills them in for each call
+    torch.testing.assert_close(dr.prompts(denoiser, ["a", "b", "c"], pipe).given, cond.given)
+
+
 def test_a_lora_that_is_loaded_is_a_part_of_the_network():
     pipe, net = pipeline(MODELS["SD3"])
     before = ours(pipe, net, 1.0)

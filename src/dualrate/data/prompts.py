@@ -69,7 +69,7 @@ class TextEncoder(Protocol):
 
 
 class Encoded:
-    """Prompts of texts as one array that is only read: (N, 1, 1, D), encoded when they are asked for, indexed by numbers.
+    """Prompts of texts as one array that is only read: (N, 1, 1, D), indexed by numbers, encoded when asked for.
 
     A prompt is the same whichever are asked for with it: texts are encoded AT_A_TIME, in their order. The latest
     AT_A_TIME x HELD are held, in float32.
@@ -235,7 +235,7 @@ def _table(file: Path) -> io.TextIOWrapper:
 def _of_csv(file: Path, named: str, texts: str) -> Pairs:
     with reading(file, "CSV in UTF-8"), _table(file) as opened:
         for row in csv.DictReader(opened):
-            yield row[named] if named else "", row[texts] or ""
+            yield (row[named] or "") if named else "", row[texts] or ""
 
 
 def _of_lines(file: Path) -> Pairs:
