@@ -378,11 +378,15 @@ def test_text_encoders_may_be_offloaded_and_may_not_lack_their_weights(drawn):
         embedded, pooled = made.values()
         return embedded, embedded, pooled, pooled
 
-    pipe = SimpleNamespace(components={"text_encoder_2": encoder, "tokenizer": object()}, encode_prompt=encode)
+    parts = {"text_encoder_2": encoder, "tokenizer": object()}
+    pipe = SimpleNamespace(components=parts, encode_prompt=encode, _execution_device=torch.device("cpu"))
     with pytest.raises(ValueError, match=r"the text_encoder_2 of this .* without numbers .* load the pipeline"):
         dr.prompts(denoiser, "a red circle", pipe)
     encoder._hf_hook = object()  # as accelerate leaves them, and fills them in for each call
     torch.testing.assert_close(dr.prompts(denoiser, ["a", "b", "c"], pipe).given, cond.given)
+    pipe._execution_device = torch.device("meta")  # as of a pipeline of which this part alone is offloaded
+    with pytest.raises(ValueError, match="offload all of it and not a part"):
+        dr.prompts(denoiser, ["a", "b", "c"], pipe)
 
 
 def test_a_lora_that_is_loaded_is_a_part_of_the_network():

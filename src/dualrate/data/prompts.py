@@ -195,7 +195,7 @@ def _reader(place: str | Path, names: list[str]) -> tuple[Callable[[], Pairs], b
     if path.is_dir():
         return partial(_beside, path, names), True
     if path.suffix == ".csv":
-        with _table(path) as opened:
+        with reading(path, "CSV in UTF-8"), _table(path) as opened:
             header = csv.DictReader(opened).fieldnames or []
         named, texts = _columns(header, path, column)
         return partial(_of_csv, path, named, texts), bool(named)

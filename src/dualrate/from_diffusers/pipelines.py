@@ -73,14 +73,18 @@ def has_encoders(pipeline: Any) -> bool:
 
 
 def check_encoders(pipeline: Any) -> None:
-    """Raises ValueError for text encoders without weights. Those that are offloaded get them when they are called."""
+    """Raises ValueError for text encoders without weights. In a pipeline that is offloaded they get them when called."""
     for name, part in pipeline.components.items():
-        if name.startswith("text_encoder") and isinstance(part, nn.Module):
+        if (
+            name.startswith("text_encoder")
+            and isinstance(part, nn.Module)
+            and any(w.is_meta for w in part.parameters())
+        ):
             hooked = any("_hf_hook" in vars(one) for one in part.modules())
-            if not hooked and any(weight.is_meta for weight in part.parameters()):
+            if not hooked or pipeline._execution_device.type == "meta":
                 raise ValueError(
-                    f"the {name} of this pipeline has weights without numbers (meta): load the pipeline anew, by "
-                    "from_pretrained, or pass what it made of the texts before"
+                    f"the {name} of this pipeline has weights without numbers (meta): load the pipeline anew, or "
+                    "offload all of it and not a part (pipe.enable_sequential_cpu_offload())"
                 )
 
 

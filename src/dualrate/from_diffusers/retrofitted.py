@@ -373,7 +373,12 @@ def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -
     """
     if os.path.isdir(named) and isinstance(experiment.condition, Prompts):
         return experiment.condition.held_out(named)
-    is_file = os.path.isfile(named) or (named.endswith(".txt") and " " not in named)
+    is_file = os.path.isfile(named)
+    if is_file != named.endswith(".txt") and (is_file or " " not in named):
+        what = "is no .txt file" if is_file else "is not there"
+        raise ValueError(
+            f"{named} {what}: a prompt is a text, a .txt file with one a line, or a folder of encoded ones"
+        )
     texts = read_text(Path(named)).splitlines() if is_file else [named]
     if not any(texts):
         raise ValueError(f"{named or 'the prompt'} has no text: give one, or a file with one a line")
