@@ -167,6 +167,7 @@ def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, 
     refused("no text: give one", "")
     refused("nowhere.txt", "nowhere.txt")
     refused("mute has no prompts", root / "mute")
+    refused("images.npz is no .txt file: a prompt is a text", root / "images.npz")
     (model / "tokenizer" / "more").write_text("x")
     try:
         refused("are others (sha256")
@@ -270,12 +271,23 @@ def test_a_model_of_texts_is_distilled_with_its_prompts(root, tmp_path, monkeypa
     assert sample(monkeypatch, out, tmp_path / "images", "--prompt", "a red circle") == (2 if "--heavy" in own else 0)
 
 
-def test_a_student_of_other_texts_is_refused(root, tmp_path, monkeypatch, capsys):
+def test_a_student_of_other_texts_or_latents_is_refused(root, tmp_path, monkeypatch, capsys):
     other = shutil.copytree(root / "model", tmp_path / "other")
     (other / "tokenizer" / "config.json").write_text("{ }")
     words = ("auto", "--teacher", other, "--student-from", root / "run", "--steps", 4, "--heavy", 2, *ON_CPU)
     assert call(monkeypatch, "distill", *words, "--out", tmp_path / "student") == 2
     assert "by other text encoders" in " ".join(capsys.readouterr().err.split())
+    codec = ("--codec", tmp_path / "vae", "--no-mirrored", *ON_CPU)
+    autoencoders.autoencoder("kl").save_pretrained(tmp_path / "vae")
+    assert call(monkeypatch, "data", "encode", root / "images.npz", tmp_path / "latents", *codec) == 0
+    for source, why in (
+        (tmp_path / "latents", "by different codecs: take latents by one (dualrate data encode"),
+        (root / "images.npz", "encode the images by that (dualrate data encode)"),
+    ):
+        words = ("auto", "--teacher", root / "model", "--source", source, "--student", "plain", "--steps", 4, *ON_CPU)
+        capsys.readouterr()
+        assert call(monkeypatch, "distill", *words, "--out", tmp_path / "student") == 2
+        assert why in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture

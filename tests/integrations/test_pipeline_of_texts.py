@@ -86,6 +86,9 @@ def test_calls_without_texts_or_with_changed_encoders_are_refused(pipe, tmp_path
         pipe()
     with pytest.raises(ValueError, match="draws images of 16 x 16, got 64 x None: drop height and width"):
         pipe("a", height=64)
+    for wrong in ({"prompt": 3}, {"prompt": ["a", "b"], "negative_prompt": ["c", "d"]}):
+        with pytest.raises(ValueError, match="negative_prompt is one text for all images, got"):
+            pipe(**wrong)
     with pytest.raises(ValueError, match="prompt 2, latents 3"):
         pipe(["a", "b"], latents=torch.zeros(3, 4, 8, 8))
     (tmp_path / "pipe" / "texts" / "tokenizer" / "config.json").write_text("{ }")

@@ -73,13 +73,10 @@ def has_encoders(pipeline: Any) -> bool:
 
 
 def check_encoders(pipeline: Any) -> None:
-    """Raises ValueError for text encoders without weights. In a pipeline that is offloaded they get them when called."""
+    """Raises ValueError for text encoders without weights. In a pipeline that is offloaded a call brings them."""
     for name, part in pipeline.components.items():
-        if (
-            name.startswith("text_encoder")
-            and isinstance(part, nn.Module)
-            and any(w.is_meta for w in part.parameters())
-        ):
+        of_texts = name.startswith("text_encoder") and isinstance(part, nn.Module)
+        if of_texts and any(weight.is_meta for weight in part.parameters()):
             hooked = any("_hf_hook" in vars(one) for one in part.modules())
             if not hooked or pipeline._execution_device.type == "meta":
                 raise ValueError(

@@ -477,8 +477,13 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             prompt, class_labels = class_labels if prompt is None else prompt, None  # pyright: ignore[reportAssignmentType]
             if prompt is None:
                 raise ValueError(f"{model.name} makes images of texts: pass prompt")
+            prompts: Any = [prompt] if isinstance(prompt, str) else prompt
+            if not isinstance(prompts, list | tuple) or {*map(type, (*prompts, negative_prompt or ""))} - {str}:
+                raise ValueError(
+                    "prompt is a text or a list of texts, negative_prompt is one text for all images, got "
+                    f"{prompt!r} and {negative_prompt!r}"
+                )
             if num_images_per_prompt != 1:
-                prompts = [prompt] if isinstance(prompt, str) else prompt
                 prompt = [one for one in prompts for _ in range(num_images_per_prompt)]
         own = model.image_shape[1:]
         if (height or own[0], width or own[1]) != own:
