@@ -117,12 +117,9 @@ def test_what_cannot_be_encoded_is_refused_with_the_way_out(root, tmp_path, monk
     (root / "latin.csv").write_bytes("file_name,caption\np00.png,caf\u00e9\n".encode("latin-1"))
     refused("latin.csv cannot be read as CSV in UTF-8", "latin.csv")
     pq.write_table(pa.table({"caption": [[text] for text in TEXTS]}), root / "lists.parquet")
-    refused(
-        "holds no texts, one string a row; it has the columns caption: name another, lists.parquet#", "lists.parquet"
-    )
-    (root / "short.csv").write_text(
-        "caption,file_name\n" + "\n".join(f"{i},p{i:02}.png" for i in range(11)) + "\nalone"
-    )
+    refused("one string a row; it has the columns caption: name another, lists.parquet#COLUMN", "lists.parquet")
+    rows = [f"{i},p{i:02}.png" for i in range(COUNT - 1)]
+    (root / "short.csv").write_text("\n".join(["caption,file_name", *rows, "alone"]))
     refused("none for 1 of them (p11)", "short.csv")
     refused("name the codec by --codec FOLDER, or with --prompts", "lines.txt", "photos", "--codec", root / "model/vae")
     refused("drop --on-bad", "lines.txt", "photos", "--on-bad", "skip")

@@ -95,8 +95,8 @@ class DataConfig(Ranged):
         if not self.source:
             raise ValueError(
                 "this model does not say which images it was trained on: score it beside a run of theirs (dualrate "
-                "compare RUN MODEL --mixed), against statistics (evaluate --features inception --reference FILE), or images "
-                "of texts by the texts (evaluate --prompt FILE --features CLIP)"
+                "compare RUN MODEL --mixed), against statistics (evaluate --features inception --reference FILE), or "
+                "images of texts by the texts (evaluate --prompt FILE --features CLIP)"
             )
         if is_encoded(self.source):
             return encoded_images(self.source, split, progress)
