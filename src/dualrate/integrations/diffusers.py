@@ -478,7 +478,10 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             if prompt is None:
                 raise ValueError(f"{model.name} makes images of texts: pass prompt")
             prompts: Any = [prompt] if isinstance(prompt, str) else prompt
-            if not isinstance(prompts, list | tuple) or {*map(type, (*prompts, negative_prompt or ""))} - {str}:
+            if not (
+                isinstance(prompts, list | tuple)
+                and all(isinstance(one, str) for one in (*prompts, negative_prompt or ""))
+            ):
                 raise ValueError(
                     "prompt is a text or a list of texts, negative_prompt is one text for all images, got "
                     f"{prompt!r} and {negative_prompt!r}"
