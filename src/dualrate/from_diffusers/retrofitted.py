@@ -368,8 +368,8 @@ def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -
     """The prompts that a user names for a model of texts: a text, a file of them, a line each, or a folder of prompts
     that were encoded before, whose held-out ones are taken. Texts are encoded as they are drawn.
 
-    Raises ValueError for a model that is given none, a file that is no .txt file, is not there or is empty, and what `Prompts.partners` and `TextFolder.of`
-    refuse; OSError for a file that cannot be read.
+    Raises ValueError for a model that is given none, a file that is no .txt file, is not there or is empty, and what
+    `Prompts.partners` and `TextFolder.of` refuse; OSError for a file that cannot be read.
     """
     if os.path.isdir(named) and isinstance(experiment.condition, Prompts):
         return experiment.condition.held_out(named)
