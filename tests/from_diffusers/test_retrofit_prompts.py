@@ -277,9 +277,10 @@ def test_a_student_of_other_texts_or_latents_is_refused(root, tmp_path, monkeypa
     words = ("auto", "--teacher", other, "--student-from", root / "run", "--steps", 4, "--heavy", 2, *ON_CPU)
     assert call(monkeypatch, "distill", *words, "--out", tmp_path / "student") == 2
     assert "by other text encoders" in " ".join(capsys.readouterr().err.split())
-    codec = ("--codec", tmp_path / "vae", "--no-mirrored", *ON_CPU)
-    autoencoders.autoencoder("kl").save_pretrained(tmp_path / "vae")
-    assert call(monkeypatch, "data", "encode", root / "images.npz", tmp_path / "latents", *codec) == 0
+    same = shutil.copytree(root / "model", tmp_path / "same")
+    autoencoders.autoencoder("kl").save_pretrained(same / "vae")
+    how = ("--prompts", root / "captions.txt", same, "--no-mirrored", *ON_CPU)
+    assert call(monkeypatch, "data", "encode", root / "images.npz", tmp_path / "latents", *how) == 0
     for source, why in (
         (tmp_path / "latents", "by different codecs: take latents by one (dualrate data encode"),
         (root / "images.npz", "encode the images by that (dualrate data encode)"),
