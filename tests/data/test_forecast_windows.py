@@ -183,6 +183,14 @@ def test_a_recipe_keeps_the_statistics_in_the_run(source: Path) -> None:
     assert from_plain(dr.Experiment, to_plain(found)) == found
 
 
+@pytest.mark.parametrize(("how", "said"), [({}, True), ({"every": 4}, False), ({"noise": 0.1}, False)])
+def test_of_a_field_that_is_observed_in_full_a_recipe_says_that_it_has_one_future(
+    source: Path, how: dict[str, float], said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _ = Forecasting(dr.DataConfig(str(source)), **how)()  # pyright: ignore[reportArgumentType]
+    assert ("it has one future, and a regression does" in capsys.readouterr().err) is said
+
+
 @pytest.mark.parametrize("rate", ["dual", "single"])
 def test_a_recipe_of_windows_that_roll(source: Path, rate: str) -> None:
     found = made(source, past=2, frames=3, trained_by="rolling", rate=rate)

@@ -401,7 +401,7 @@ def test_names_of_a_file_are_taken_by_a_model_that_knows_none(model, tmp_path):
 
 
 def test_what_is_not_there_is_named(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone of pictures"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone: name one of a folder"):
         read_starts(Path(f"frames:{tmp_path / 'gone'}"), model)
     for name in ("gone.npy", "gone.nc"):
         with pytest.raises(FileNotFoundError, match=rf"there (is no file|are no fields) .*{name}"):

@@ -1,6 +1,7 @@
-"""The modules of studies/ by their names."""
+"""The modules of studies/ by their names, and benchmarks."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "studies"))
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path += [str(ROOT / "studies"), str(ROOT)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,6 @@ class Batches:
         return Batch(x, label, sample, here=here, given=given)
 
 
-@torch.no_grad()
 def validation(
     denoiser: dr.Denoiser,
     process: dr.GaussianProcess,
@@ -143,7 +142,27 @@ def validation(
     age: of the context, in time, on the forward path of the images
     Returns for each time its log-SNR, the mean squared error of a pixel, and the training loss that it stands for.
     """
-    found, device = [], held_out.labels.device
+    found = []
+    for now, errors in image_errors(denoiser, process, held_out, labelled, age, bins, batch):
+        at, error = torch.tensor(now, dtype=torch.float64), float(errors.mean())
+        weight = float(x_loss_weight(weighting, process.schedule, at))
+        log_snr = float(process.schedule.log_snr(at))
+        found.append({"log_snr": round(log_snr, 3), "error": error, "loss": weight * error})
+    return found
+
+
+@torch.no_grad()
+def image_errors(
+    denoiser: dr.Denoiser,
+    process: dr.GaussianProcess,
+    held_out: Images,
+    labelled: bool = True,
+    age: float = 0.0,
+    bins: int = 12,
+    batch: int = 512,
+) -> Iterator[tuple[float, Tensor]]:
+    """Each time of a validation, and the mean squared error of each image's pixels, (N,)."""
+    device = held_out.labels.device
     bfloat16 = pays(device)
     for k in range(bins):
         now = (k + 0.5) / bins
@@ -159,11 +178,7 @@ def validation(
                 context = denoiser.encode(z_tau, tau, cond)
                 x_hat = denoiser.denoise(z, t, context.aged() if age else context, cond)
             errors.append((x_hat.float() - x).square().flatten(1).mean(1))
-        at, error = torch.tensor(now, dtype=torch.float64), float(torch.cat(errors).mean())
-        weight = float(x_loss_weight(weighting, process.schedule, at))
-        log_snr = float(process.schedule.log_snr(at))
-        found.append({"log_snr": round(log_snr, 3), "error": error, "loss": weight * error})
-    return found
+        yield now, torch.cat(errors)
 
 
 def mean_loss(found: Sequence[Row]) -> float:

@@ -47,7 +47,8 @@ class Forecast(Ranged):
     """Seed of the first start; start i has seed + i, whatever the batch size."""
     batch_size: Annotated[BatchSize, arg(help="Members per batch, of all starts; fewer need less memory.")] = 125
     precision: Precision = "auto"
-    """auto: bfloat16 where it is faster. In float32 a frame does not depend on the batch size."""
+    """auto: bfloat16 where it is faster. In float32 the batch size acts on rounding alone, which a
+    chaotic roll-out amplifies."""
     format: Literal["npz", "netcdf"] | None = None
     """Also write all of it, with names of variables: forecast.npz, a trajectory a member, those of a start one after
     the other; forecast.nc, over (start, member, time, space), with lead times and the truth."""

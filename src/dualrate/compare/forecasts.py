@@ -132,12 +132,12 @@ def _table(found: Sequence[ScoredPlan]) -> Table:
         )
     scored = found[0].scored
     own, others = scored.by_name["forecast"], {name: scored.by_name[name].crps for name in scored.by_name}
-    leads = f"{own.leads[0]:g} to {own.leads[-1]:g}"
+    leads = " to ".join(f"{lead:g}" for lead in sorted({own.leads[0], own.leads[-1]}))
     notes = (
         f"N: steps. H: heavy calls; {EACH}: the whole model runs at every step. {prefix}FLOPs: twice the multiply-adds "
         f"of a member's window, of {own.members} members a start",
-        f"CRPS: fair, lower is better, in standard deviations of the data, mean over lead times {leads} "
-        f"{scored.unit} of {own.starts} held-out starts; brackets: 95% intervals over starts",
+        f"CRPS: fair, lower is better, in standard deviations of the data, mean over lead times of "
+        f"{leads} ({scored.unit}) and {own.starts} held-out starts; brackets: 95% intervals over starts",
         f"without a model: CRPS {others['persistence'].value.mean():.4f} of the last frame again, "
         f"{others['climatology'].value.mean():.4f} of random frames",
         *([scored.notice] if scored.left_out else []),

@@ -148,7 +148,7 @@ def simulated(name: str, progress: DataProgress) -> Found:
 def pictures(path: Path) -> Found:
     """A trajectory a folder, or the pictures of one folder; all of the channels of the first."""
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path} of pictures")
+        raise FileNotFoundError(f"there is no folder {path}: name one of a folder of pictures for each trajectory")
     folders = sorted(one for one in path.iterdir() if one.is_dir() and not hidden(one.name))
     listed = [images_below(folder) for folder in folders] if folders else [images_below(path)]
     if empty := [folder.name for folder, files in zip(folders, listed, strict=bool(folders)) if not files]:

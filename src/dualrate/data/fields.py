@@ -169,9 +169,9 @@ def survey(
                 frame, channel, *_ = wrong[0].tolist()
                 raise ValueError(
                     f"{name}: trajectory {i}, frame {first + frame}, channel {channel} ({variables[channel]}) holds "
-                    f"{part[tuple(wrong[0])]}, and so do {len(wrong) - 1} more numbers of these {len(part)} frames; "
-                    "expected finite numbers of float32: fill what is missing, say by 0 beside a channel that says "
-                    "where it was, or leave these trajectories out"
+                    f"{part[tuple(wrong[0])]}, and {len(wrong)} number(s) of these {len(part)} frames are not finite "
+                    "in float32: fill what is missing, say by 0 beside a channel that says where it was, or leave "
+                    "these trajectories out"
                 )
             digest.update(part.astype("<f4", copy=False).tobytes())
             states.add(part.astype(np.float64))

@@ -13,8 +13,9 @@ A model of Rolling Diffusion (methods/rolling.py) makes a frame at a time, by ro
 batch that was killed is drawn again from its start, and what is not there is written.
 
 Start i has the key i + seed; noise of window w of member m has key + 2^20 w + 2^40 m, that of what is observed too. So
-the first window is what `Drawer` draws, and neither batches nor the number of members decide a frame. What goes on from
-a window are its frames: a roll-out that was interrupted goes on with the same bits. forecast_folder.py keeps them.
+the first window is what `Drawer` draws, and the number of members decides no frame. Batches act on rounding alone,
+which a chaotic roll-out amplifies. What goes on from a window are its frames: a roll-out that was interrupted goes on
+with the same bits. forecast_folder.py keeps them.
 """
 
 from __future__ import annotations

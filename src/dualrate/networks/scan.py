@@ -122,9 +122,12 @@ def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def _by_token(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """A as (N, 1, G, P); by token dt and x = dt u, (L, B, G, P), B and C, (L, N, B, G, 1). Channels are innermost."""
+    """A as (N, 1, G, P); by token dt and x = dt u, (L, B, G, P), B and C, (L, N, B, G, 1). Channels are innermost.
+
+    Each is made contiguous last: training keeps them, and torch 2.13 compiles no kept view that has any number of rows.
+    """
     groups = B.shape[1]
-    dt, x = (part.movedim(-1, 0).contiguous().unflatten(2, (groups, -1)) for part in (dt, dt * u))
+    dt, x = (part.movedim(-1, 0).unflatten(2, (groups, -1)).contiguous() for part in (dt, dt * u))
     B, C = (part.permute(3, 2, 0, 1)[..., None].contiguous() for part in (B, C))
     return A.t().contiguous().unflatten(1, (groups, -1))[:, None], dt, x, B, C
 

@@ -231,7 +231,7 @@ class FlatRecipe(Ranged):
         if self.body == "dis":
             optim, batch = replace(optim, decay="cosine"), 128
         fit = replace(FIT, iterations=400_000, batch_size=batch, micro_batch=None, optim=optim, ema_halflife=1_800_000)
-        fit = replace(fit, compile=self.body == "dit")  # torch 2.13 cannot compile the blocks of a DiS
+        fit = replace(fit, compile=self.body == "dit")  # a DiS with mamba_ssm's kernel was not tried
         return flat(name, network, self.rate, fit, DataConfig(augment=Augment(flip=True)))
 
 

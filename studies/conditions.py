@@ -1,0 +1,187 @@
+"""Samples of a condition of natural images: two rates beside all else that could be trained, for equal CPU seconds.
+
+    python -m studies.conditions OUT --images CIFAR10 --seconds 600 --seeds 0 1    trains and scores what OUT lacks
+    python -m studies.conditions OUT page                                          the tables, in Markdown
+
+CIFAR10 is a source with a test split, such as a folder of two parquet files. Tasks: 8 x 8 pixels to 32 x 32, and a hole
+of 16 x 16. Networks are those of `dualrate train auto --size tiny --task TASK --rate RATE --trained-by BY`. A row of
+OUT/rows.jsonl is a plan of one training: scores of 16 members of each of 256 held-out conditions, and Frechet distances
+of four of them to the test images, by the two EfficientNets of benchmarks/peers.py.
+
+One thread in float32. A training that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import dualrate as dr
+from benchmarks.peers import NETS, Judge
+from dualrate.data.conditions import HeldOut
+from dualrate.metrics.ensembles import energy_score, fair_crps, psnr
+from dualrate.recipes.auto import Auto
+from dualrate.recipes.tasks import Rate, TrainedBy
+from dualrate.system.progress import Silent
+from studies.common import in_cpu_seconds
+from studies.forecasts import Row, Scores, read, resampled
+
+TASKS = ("super-resolution:4", "inpainting:16")
+MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
+    ("dual", "crps"), ("dual", "diffusion"), ("light", "crps"), ("light", "diffusion"), ("single", "crps"),
+    ("single", "diffusion"), ("medium", "diffusion"), ("medium", "crps"), ("dual", "corrdiff"), ("dual", "residual"),
+)  # fmt: skip
+STEPS, SHARED, CONDITIONS, SHOWN, REFERENCE = (2, 4, 8), (1, 16), 256, 4, 10_000
+
+
+def experiment(source: str, task: str, rate: Rate, trained_by: TrainedBy, seconds: float, seed: int) -> dr.Experiment:
+    made = Auto(dr.DataConfig(source), "tiny", rate, task, trained_by)(Silent())
+    fit = replace(made.fit, iterations=None, max_seconds=seconds, seed=seed, sample_every=10**9, precision="float32")
+    return replace(made, fit=fit)
+
+
+def scored(model: dr.Model, steps: int | None, judge: Judge) -> Row:
+    """What a plan's samples cost, of one and of 16 members, and their scores, of each condition."""
+    held, members = model.given, SHARED[-1]
+    assert isinstance(held, HeldOut)
+    choice, ms, images = dr.Choice(steps=steps), {}, np.empty(0, np.uint8)
+    drawers = {count: choice.drawer(model, batch_size=256, members=count, precision="float32") for count in SHARED}
+    for count, drawer in drawers.items():
+        begun = time.process_time()
+        images = drawer.draw(range(CONDITIONS)).images
+        ms[count] = 1000 * (time.process_time() - begun) / len(images)
+    images = images.reshape(CONDITIONS, members, *model.image_shape)
+    x, truth = (torch.from_numpy(part).double() / 255 for part in (images, held.originals(torch.arange(CONDITIONS))))
+    error = (x.mean(1) - truth).square().mean()
+    each = {"crps": fair_crps(x, truth), "energy": energy_score(x, truth), "psnr": psnr(x.mean(1), truth)}
+    return {
+        "steps": drawers[members].plan.num_steps,
+        "macs": {count: drawer.expected_cost.macs / 1e6 for count, drawer in drawers.items()},
+        "ms": ms,
+        **{name: [[round(value, 5)] for value in values.tolist()] for name, values in each.items()},
+        "spread_skill": float((x.var(1).mean() * (members + 1) / members / error).sqrt()),
+        "distances": judge.scores(images[:, :SHOWN].reshape(-1, *model.image_shape), None),
+    }
+
+
+def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: Sequence[str]) -> None:
+    """Every training that has no row yet."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    done, judge = {(row["task"], row["rate"], row["trained_by"], row["seed"]) for row in read(out)}, None
+    for seed, task, (rate, trained_by) in product(seeds, tasks, MODELS):
+        if (task, rate, trained_by, seed) in done:
+            continue
+        if judge is None:
+            real, test = (np.asarray(dr.DataConfig(source).images(split).images) for split in ("train", "test"))
+            judge = Judge(out, REFERENCE, real[: SHOWN * CONDITIONS], test)
+        folder = out / f"{task.partition(':')[0]}-{rate}-{trained_by}-{seed}"
+        with in_cpu_seconds():
+            result = dr.train(experiment(source, task, rate, trained_by, seconds, seed), folder, progress=Silent())
+        if result.stopped == "signal":
+            raise SystemExit("interrupted: run it again, and it goes on")
+        model = dr.load(str(folder))
+        plans = STEPS if model.serves.any_plan else (None,)
+        known = {"task": task, "rate": rate, "trained_by": trained_by, "seed": seed}
+        known |= {"seconds": result.seconds, "seen": result.iteration * model.experiment.fit.batch_size}
+        rows = [known | scored(model, steps, judge) | {"floor": judge.floor} for steps in plans]
+        with (out / "rows.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        print(*(f"{folder.name}, {row['steps']} steps: CRPS {np.mean(row['crps']):.5f}" for row in rows), sep="\n")
+
+
+def ratio(scores: Scores, cost: dict[tuple[str, str, int], float], pair: tuple[str, str, int], of: str, by: str) -> str:
+    """How many times the cheapest plan of a network costs that scores as well as the pair's, and its interval."""
+    plans = [key for key in scores if key[:2] == (of, by)]
+    found = np.stack([np.where(scores[key] <= scores[pair], cost[key] / cost[pair], np.inf) for key in plans]).min(0)
+    shown = (found[0], *np.quantile(found[1:], (0.025, 0.975), method="inverted_cdf"))
+    middle, low, high = ("never" if np.isinf(value) else f"{value:.2f}" for value in shown)
+    return f"{middle} [{low}, {high}]"
+
+
+def named(rate: str, trained_by: str) -> str:
+    kinds = {"crps": "CRPS, one call", "corrdiff": "CorrDiff", "residual": "CorrDiff with features"}
+    return f"{ {'dual': 'two rates', 'single': 'large'}.get(rate, rate) } | {kinds.get(trained_by, trained_by)}"
+
+
+def tables(rows: Sequence[Row]) -> Iterator[str]:
+    """Of one task: scores of each plan, means over trainings; then costs at equal CRPS against the pairs."""
+    own = {
+        key: [row for row in rows if (row["rate"], row["trained_by"], row["steps"]) == key] for key in resampled(rows)
+    }
+    by = {name: resampled([row | {"crps": row[name]} for row in rows]) for name in ("crps", "energy", "psnr")}
+
+    def mean(key: tuple[str, str, int], of: str, count: int) -> float:
+        return float(np.mean([row[of][str(count)] for row in own[key]]))
+
+    def shown(values: NDArray[np.float64], digits: int) -> str:
+        low, high = np.quantile(values[1:], (0.025, 0.975))
+        return f"{values[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    head = ["network", "trained by", "steps", "million MACs a sample, of 1", "of 16", "ms, of 1", "of 16", "CRPS"]
+    head += ["energy score", "PSNR of mean, dB", "spread / skill", *(f"FD-{net}" for net in NETS), "images seen"]
+    yield from (f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}")
+    for key, crps in sorted(by["crps"].items(), key=lambda one: one[1][0]):
+        cells = [named(*key[:2]), key[2], *(f"{mean(key, 'macs', count):.1f}" for count in SHARED)]
+        cells += [*(f"{mean(key, 'ms', count):.2f}" for count in SHARED), shown(crps, 4), shown(by["energy"][key], 4)]
+        cells += [shown(by["psnr"][key], 2), f"{np.mean([row['spread_skill'] for row in own[key]]):.2f}"]
+        distances = np.array([row["distances"] for row in own[key]])  # (seeds, networks, 3)
+        ends = zip(distances[..., 0].mean(0), distances[..., 1].min(0), distances[..., 2].max(0), strict=True)
+        cells += [f"{middle:.0f} [{low:.0f}, {high:.0f}]" for middle, low, high in ends]
+        yield f"| {' | '.join(map(str, [*cells, round(np.mean([row['seen'] for row in own[key]]))]))} |"
+    floor = ", ".join(f"{value:.0f}" for value in rows[0]["floor"])
+    seeds = {row["seed"] for row in rows}
+    yield f"\nDistances of {SHOWN * CONDITIONS} training images: {floor}. Trainings of each: {len(seeds)}."
+    pairs = [key for key in own if key[0] == "dual" and key[1] in ("crps", "diffusion") and key[2] in (1, STEPS[-1])]
+    yield (
+        "\n| against | "
+        + " | ".join(
+            f"two rates in {key[2]}: {of}, of {count}" for key, of, count in product(pairs, ("MACs", "seconds"), SHARED)
+        )
+        + " |"
+    )
+    yield "|" + " --- |" * (1 + 4 * len(pairs))
+    for rate, trained_by in MODELS:
+        if (rate, trained_by) in {key[:2] for key in pairs} or not any(key[:2] == (rate, trained_by) for key in own):
+            continue
+        cells = [
+            ratio(by["crps"], {one: mean(one, of, count) for one in own}, pair, rate, trained_by)
+            for pair, of, count in product(pairs, ("macs", "ms"), SHARED)
+        ]
+        yield f"| {named(rate, trained_by).replace(' | ', ', ')} | {' | '.join(cells)} |"
+
+
+def page(out: Path) -> None:
+    rows = read(out)
+    for task in dict.fromkeys(row["task"] for row in rows):
+        print(f"\n## {task}\n", *tables([row for row in rows if row["task"] == task]), sep="\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("verb", nargs="?", choices=("train", "page"), default="train")
+    parser.add_argument("--images", help="of natural things, with a test split")
+    parser.add_argument("--seconds", type=float, default=600, help="CPU seconds of a training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    options = parser.parse_args()
+    if options.verb == "page":
+        page(options.out)
+    elif not options.images:
+        parser.error("networks train on images of yours: give --images SOURCE")
+    else:
+        train(options.out, options.images, options.seconds, options.seeds, options.tasks)
+
+
+if __name__ == "__main__":
+    main()

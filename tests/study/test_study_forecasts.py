@@ -1,0 +1,62 @@
+"""Forecasts at two rates: their tables stand on the page as the kept rows give them, and every system runs."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from dualrate.data.simulations import KuramotoSivashinsky
+from dualrate.recipes import forecast
+from studies import forecasts
+from studies.forecasts import RESULTS, SYSTEMS
+
+KEPT = [name for name, system in SYSTEMS.items() if (RESULTS / f"{system.page}.json").exists()]
+
+
+def on_page(name: str) -> str:
+    """The table at the place of this name."""
+    return forecasts.PAGE.read_text().partition(f"<!-- {name} -->\n")[2].partition(f"<!-- end of {name} -->")[0]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_page_s_tables_are_those_of_the_kept_rows(name: str) -> None:
+    system = SYSTEMS[name]
+    for place, table in forecasts.tables(system, json.loads((RESULTS / f"{system.page}.json").read_text())).items():
+        assert on_page(place) == table, f"python -m studies.forecasts page OUT --system {name}"
+
+
+def test_a_system_is_trained_scored_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frames that are each made by themselves, and a student."""
+    tiny = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=8)
+    monkeypatch.setitem(forecast.TIERS, "tiny", tiny)
+    system = replace(
+        SYSTEMS["kuramoto-sivashinsky-leads"], simulation=KuramotoSivashinsky(points=16, burn_in=1.0), trajectories=10,
+        frames=16, models=(("dual", "diffusion"), ("single", "diffusion")), starts=3, members=2, steps=(2,),
+        students=(("consistency", 1),),
+    )  # fmt: skip
+    place = f"{system.page} scores"
+    for name, value in {"RESULTS": tmp_path, "PAGE": tmp_path / "page.md", "RESAMPLES": 100}.items():
+        monkeypatch.setattr(forecasts, name, value)
+    forecasts.PAGE.write_text(f"<!-- {place} -->\n<!-- end of {place} -->\n")
+    forecasts.simulate(system, tmp_path)
+    forecasts.train(system, tmp_path, 0.01, [0])
+    kept = (tmp_path / "rows.jsonl").read_text()
+    forecasts.train(system, tmp_path, 0.01, [0])
+    assert (tmp_path / "rows.jsonl").read_text() == kept
+    forecasts.page(system, tmp_path)
+    table = on_page(place)
+    assert table in capsys.readouterr().out
+    networks = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in table.splitlines()[2:]]
+    assert sorted(networks) == [
+        ("large", "diffusion", "2"), ("two rates", "diffusion", "2"), ("two rates", "diffusion, then consistency", "1"),
+    ]  # fmt: skip
+    two, one, student = (row["macs"] for row in forecasts.read(tmp_path))
+    heavy = (two["1"] - two["16"]) / (1 - 1 / 16)
+    assert one["1"] == one["16"] == pytest.approx(2 * 3 * heavy, rel=0.1)  # steps, frames
+    assert two["1"] - student["1"] == pytest.approx((two["1"] - heavy) / 2)  # its light calls halve
