@@ -50,6 +50,7 @@ from dualrate.integrations.caching import FirstBlock, Verified
 from dualrate.report.figures import log_axis, png
 from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
+from studies.common import in_cpu_seconds
 
 Row = dict[str, Any]
 Pixels = NDArray[np.uint8]  # (28, 28, 3)
@@ -438,7 +439,8 @@ def dualrate(*words: object) -> None:
     """A command, in this process, whose text encoders are the table of words."""
     from dualrate.cli.main import parsed
 
-    parsed([*map(str, words)]).run()
+    with in_cpu_seconds():
+        parsed([*map(str, words)]).run()
 
 
 def read_by_table() -> None:

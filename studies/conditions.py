@@ -20,8 +20,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -34,6 +32,7 @@ from dualrate.metrics.ensembles import energy_score, fair_crps, psnr
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import Rate, TrainedBy
 from dualrate.system.progress import Silent
+from studies.common import in_cpu_seconds
 from studies.forecasts import Row, Scores, read, resampled
 
 TASKS = ("super-resolution:4", "inpainting:16")
@@ -86,8 +85,7 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
             real, test = (np.asarray(dr.DataConfig(source).images(split).images) for split in ("train", "test"))
             judge = Judge(out, REFERENCE, real[: SHOWN * CONDITIONS], test)
         folder = out / f"{task.partition(':')[0]}-{rate}-{trained_by}-{seed}"
-        cpu = SimpleNamespace(perf_counter=time.process_time)
-        with patch("dualrate.training.loop.time", cpu):
+        with in_cpu_seconds():
             result = dr.train(experiment(source, task, rate, trained_by, seconds, seed), folder, progress=Silent())
         if result.stopped == "signal":
             raise SystemExit("interrupted: run it again, and it goes on")

@@ -17,7 +17,7 @@ With --system kuramoto-sivashinsky-leads the first system's frames are made each
 
 With --system moving-fashion-mnist two garments bounce in a frame, of which one is given: where they go is chance.
 
-One thread in float32: run it alone on its core.
+One thread in float32. Seconds of training are of its CPU time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy
 from dualrate.report.figures import log_axis, png
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, place
+from studies.common import RESULTS, in_cpu_seconds, place
 
 PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES, RESAMPLES = (1, 16, 64), 3, 2000
@@ -273,7 +273,8 @@ def trained(
     if any(known.items() <= ({"frames": FRAMES} | row).items() for row in read(out)):
         return
     made = make()
-    result = dr.train(made, out / made.name)
+    with in_cpu_seconds():
+        result = dr.train(made, out / made.name)
     model = dr.load(str(out / made.name))
     rows = [known | {"iterations": result.iteration} | score(model, system, steps) for steps in plans]
     with (out / "rows.jsonl").open("a") as file:

@@ -29,6 +29,7 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
+from dualrate.compare.candidates import RunRequest, baselines_of
 from dualrate.data.conditions import Given
 from dualrate.data.latent_set import encode
 from dualrate.data.loader import Batches
@@ -178,6 +179,12 @@ def retrofitted(root, name) -> Model:
     return Model("pair", experiment, networks.eval().requires_grad_(False), method.denoiser(), 0, "0")
 
 
+def baselines(folder) -> set[str | None]:
+    """The caches that `dualrate compare FOLDER --baselines` tries."""
+    requests = [RunRequest.parse(str(folder))]
+    return {one.denoiser for one in baselines_of(requests, {folder: dr.load(folder)}, progress=Silent())}
+
+
 def exported(model, folder) -> None:
     """It draws what the run draws. That the folder does is seen elsewhere, for it takes a second."""
     pipe = DualRatePipeline.of(model, dr.Choice(steps=2, heavy=1))
@@ -226,6 +233,7 @@ def test_a_row_says_what_the_class_does(root, tmp_path, monkeypatch, name):
         assert not taken(lambda: retrofit.Retrofit(dr.DataConfig(str(root / "small.npz")))(tmp_path / "any"))
         return
     model = retrofitted(root, name)
+    assert baselines(root / name) == caches
     size = model.experiment.networks.given
     monkeypatch.setattr(TextFolder, "read", lambda self, device: lambda texts: torch.ones(len(texts), *(size or (1,))))
     exported(model, tmp_path / "pipeline")

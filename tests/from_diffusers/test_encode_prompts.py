@@ -1,6 +1,7 @@
 """`dualrate data encode --prompts`: captions of each kind, resumed, verified; and what is refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,9 +14,11 @@ from from_diffusers.texts import TOKENS, WIDTH, embedding, encoders, text_pipeli
 from latents.autoencoders import photos
 from PIL import Image
 
+from dualrate.data.cache import cache_dir
+from dualrate.data.images import find_source
 from dualrate.data.loader import Augment
 from dualrate.data.prompts import Captions, read_captions, read_prompts
-from dualrate.data.source import SPLITS
+from dualrate.data.source import SPLITS, names_of, silent
 from dualrate.diffusion.random import Draws
 
 COUNT = 12
@@ -60,9 +63,9 @@ def test_each_image_has_its_own_caption_wherever_that_is(root, tmp_path, place, 
         return
     made = of_images(read_captions(root / place, root / source), tmp_path)
     assert [len(made[split]) for split in SPLITS] == [11, 1]
-    assert sorted(made["train"] + made["test"]) == sorted(TEXTS)
-    places = [TEXTS.index(text) for text in made["train"]]
-    assert places == sorted(places)  # as the images are
+    for split in SPLITS:
+        names = names_of(find_source(root / source, split, cache_dir(), silent).read().items)
+        assert made[split] == [TEXTS[int(re.findall(r"\d+", name)[-1])] for name in names]
 
 
 def encode(patch, root, out, captions="named.csv", source="photos", *more):
@@ -114,6 +117,13 @@ def test_what_cannot_be_encoded_is_refused_with_the_way_out(root, tmp_path, monk
     (root / "many.txt").write_text("\n".join([*TEXTS, "more"]))
     refused("has 13 captions for the 12 images", "many.txt")
     refused("no captions at", "nowhere.csv")
+    (root / "latin.csv").write_bytes("file_name,caption\np00.png,caf\u00e9\n".encode("latin-1"))
+    refused("latin.csv cannot be read as CSV in UTF-8", "latin.csv")
+    pq.write_table(pa.table({"caption": [[text] for text in TEXTS]}), root / "lists.parquet")
+    refused("one string a row; it has the columns caption: name another, lists.parquet#COLUMN", "lists.parquet")
+    rows = [f"{i},p{i:02}.png" for i in range(COUNT - 1)]
+    (root / "short.csv").write_text("\n".join(["caption,file_name", *rows, "alone"]))
+    refused("none for 1 of them (p11)", "short.csv")
     refused("name the codec by --codec FOLDER, or with --prompts", "lines.txt", "photos", "--codec", root / "model/vae")
     refused("drop --on-bad", "lines.txt", "photos", "--on-bad", "skip")
     mute = shutil.copytree(root / "model", root / "mute")

@@ -99,6 +99,14 @@ MODELS = {
         {},
     ),
     "PixArt": (pixart, ("pixart_alpha.pipeline_pixart_alpha", "PixArtAlphaPipeline"), ddim, MASKED, {}, UNBINNED),
+    "PixArt of 1024": (
+        partial(pixart, sample_size=128),  # which is told the sides
+        ("pixart_alpha.pipeline_pixart_alpha", "PixArtAlphaPipeline"),
+        ddim,
+        MASKED,
+        {},
+        UNBINNED,
+    ),
     "Sana": (partial(sana, timestep_scale=0.5), ("sana.pipeline_sana", "SanaPipeline"), flow, MASKED, {}, UNBINNED),
     "Flux": (flux, ("flux.pipeline_flux", "FluxPipeline"), grown, POOLED, {}, SIZED),
     "Flux, distilled": (
@@ -315,8 +323,70 @@ def test_texts_are_encoded_by_the_pipeline_in_the_words_of_its_class(monkeypatch
             if not part.stays:
                 torch.testing.assert_close(parts[part.name], made[part.name].float(), msg=f"{name} {part.name}")
                 torch.testing.assert_close(empty[part.name], negative[part.name].float())
+            elif part.name == "time_ids":
+                sizes = pipe._get_add_time_ids((64, 64), (0, 0), (64, 64), torch.float32, 10)
+                torch.testing.assert_close(parts[part.name], sizes.expand(2, -1))
         assert any(call["prompt"] == ["a red circle", "a blue square"] for call in asked)
+        dr.from_diffusers(pipe, tokens=TOKENS, shape=(4, 8, 8))
+        if name.startswith(("Flux", "Qwen")):  # whose pipelines encode one text at a time
+            assert asked[-1]["prompt"] == [" " if name == "Qwen-Image" else ""]
         monkeypatch.undo()
+
+
+class Asked(Exception):
+    """Of an `encode_prompt`, whose arguments it has."""
+
+
+CALLED = {name: MODELS[name] for name in ("SD3", "PixArt", "Sana", "Flux", "Qwen-Image")}
+CALLED["PixArt Sigma"] = (pixart, ("pixart_alpha.pipeline_pixart_sigma", "PixArtSigmaPipeline"))
+
+
+@pytest.mark.parametrize("model", CALLED.values(), ids=CALLED)
+def test_texts_are_encoded_as_a_call_of_the_pipeline_encodes_them(model):
+    made, name = model[:2]
+    of, net = pipeline_class(*name), type(made()).__name__
+
+    def encode(pipe, *given, **named):
+        raise Asked(inspect.signature(of.encode_prompt).bind(pipe, *given, **named).arguments)
+
+    pipe = object.__new__(type(of.__name__, (of,), {"encode_prompt": encode}))
+    with pytest.raises(Asked) as asked:
+        KINDS[net].encode(pipe, ["a red circle"], None, KINDS[net].tokens)
+    usual = {name: one.default for name, one in inspect.signature(of.__call__).parameters.items()}
+    for setting in {"max_sequence_length", "complex_human_instruction"} & usual.keys():
+        assert asked.value.args[0][setting] == usual[setting]
+
+
+def test_pixart_is_told_height_and_width_in_pixels_and_their_ratio():
+    told = {}
+
+    def net(state, *, added_cond_kwargs, **_):
+        told.update(added_cond_kwargs)
+        return (state,)
+
+    net.use_additional_conditions = True
+    KINDS["PixArtTransformer2DModel"].call(net, torch.zeros(2, 4, 6, 8), torch.zeros(2), None, {})
+    assert told["resolution"].tolist() == [[48, 64]] * 2
+    assert told["aspect_ratio"].tolist() == [[0.75]] * 2
+
+
+def test_text_encoders_may_be_offloaded_and_may_not_lack_their_weights(drawn):
+    denoiser, cond, _ = drawn
+    made, encoder = texts(denoiser.network.net), torch.nn.Linear(1, 1, device="meta")
+
+    def encode(**_):
+        embedded, pooled = made.values()
+        return embedded, embedded, pooled, pooled
+
+    parts = {"text_encoder_2": encoder, "tokenizer": object()}
+    pipe = SimpleNamespace(components=parts, encode_prompt=encode, _execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"the text_encoder_2 of this .* without numbers .* load the pipeline"):
+        dr.prompts(denoiser, "a red circle", pipe)
+    encoder._hf_hook = object()  # as accelerate leaves them, and fills them in for each call
+    torch.testing.assert_close(dr.prompts(denoiser, ["a", "b", "c"], pipe).given, cond.given)
+    pipe._execution_device = torch.device("meta")  # as of a pipeline of which this part alone is offloaded
+    with pytest.raises(ValueError, match="offload all of it and not a part"):
+        dr.prompts(denoiser, ["a", "b", "c"], pipe)
 
 
 def test_a_lora_that_is_loaded_is_a_part_of_the_network():

@@ -18,6 +18,7 @@ from latents.autoencoders import photos
 
 import dualrate as dr
 from dualrate.compare import comparison
+from dualrate.data import prompts
 from dualrate.data.conditions import Given
 from dualrate.data.latent_set import read_latents
 from dualrate.data.loader import Augment, Batches
@@ -29,6 +30,7 @@ from dualrate.drawing import measure
 from dualrate.drawing.drawer import Guidance, measured_on, real_batches
 from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.experiment import Start
+from dualrate.from_diffusers.retrofitted import encoder_of, prompts_of
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import Architecture, Card, FeatureNet, weight_bytes
@@ -53,8 +55,8 @@ def root(tmp_path_factory):
         tiny_recipe(patch)
         encoders(patch)
         how = ("--no-mirrored", *ON_CPU)
-        prompts = ("--prompts", root / "captions.txt", root / "model")
-        assert call(patch, "data", "encode", root / "images.npz", root / "latents", *prompts, *how) == 0
+        texts = ("--prompts", root / "captions.txt", root / "model")
+        assert call(patch, "data", "encode", root / "images.npz", root / "latents", *texts, *how) == 0
         codec = ("--codec", root / "model" / "vae")
         assert call(patch, "data", "encode", root / "images.npz", root / "mute", *codec, *how) == 0
         options = ("--data.source", root / "latents", "--share", "1", *ON_CPU, "--out", root / "run")
@@ -135,6 +137,33 @@ def test_texts_files_and_encoded_prompts_are_drawn_with_members(root, tmp_path, 
     assert sample(monkeypatch, root / "model", tmp_path / "whole", "--prompt", "a red circle", "--guidance", "3") == 0
 
 
+def test_texts_of_a_file_are_encoded_as_they_are_drawn(root, tmp_path, monkeypatch, read):
+    monkeypatch.setattr(prompts, "HELD", 2)
+    texts = [f"picture {i}" for i in range(5 * prompts.AT_A_TIME + 3)]
+    (tmp_path / "many.txt").write_text("\n".join(texts))
+    run = dr.load(root / "run")
+    given = prompts_of(run.experiment, str(tmp_path / "many.txt"), "cpu")
+    model = run.with_given(given)
+    assert read[-1].texts == prompts.AT_A_TIME  # so that what refuses does so at once
+    for seeds in ([0, 1], [82, 3, 0, 82], [len(texts) + 40]):
+        expected = torch.stack([embedding(texts[seed % len(texts)]).reshape(1, 1, -1) for seed in seeds])
+        torch.testing.assert_close(given(torch.tensor(seeds)), expected, rtol=0, atol=0)
+    assert read[-1].texts == 2 * prompts.AT_A_TIME + 3
+    for seed in range(len(texts)):
+        given(torch.tensor([seed]))
+    assert given.y._held.cache_info().currsize == 2
+    assert torch.equal(pickle.loads(pickle.dumps(given))(torch.tensor([82])), given(torch.tensor([82])))
+    other = Given(prompts.Encoded([*texts[:-1], "else"], encoder_of(run.experiment), "cpu"))
+    assert model.weights_hash not in (run.weights_hash, run.with_given(other).weights_hash)
+
+
+def test_the_empty_prompt_is_kept_by_what_it_depends_on(root):
+    of = encoder_of(dr.load(root / "run").experiment)
+    others = (replace(of, fingerprint="other"), replace(of, network=replace(of.network, tokens=5)))
+    assert len({one.kept for one in (of, *others)}) == 3
+    assert replace(of, folder="elsewhere").kept == of.kept
+
+
 def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, monkeypatch, capsys):
     run, model = root / "run", root / "model"
 
@@ -145,6 +174,7 @@ def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, 
     refused("no text: give one", "")
     refused("nowhere.txt", "nowhere.txt")
     refused("mute has no prompts", root / "mute")
+    refused("images.npz is no .txt file: a prompt is a text", root / "images.npz")
     (model / "tokenizer" / "more").write_text("x")
     try:
         refused("are others (sha256")
@@ -187,6 +217,27 @@ def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch)
         plain_student(auto.distilled(), str(distilled), 4)
 
 
+def test_a_pipeline_that_trains_on_drops_prompts_as_labels_are_dropped(root):
+    """The rows that are dropped are those of `with_null`, and their loss is that of the empty prompt."""
+    model = dr.load(root / "model")
+    experiment = replace(model.experiment, data=dr.DataConfig(str(root / "latents")))
+    batch = Batches(experiment.seen(experiment.data.load("train")), 16, 0).batch(0)
+
+    def loss(share, given=batch.given):
+        method = replace(experiment, method=dr.DenoisingConfig(label_dropout=share)).method.build(experiment)
+        method.networks.load_state_dict(model.networks.state_dict())
+        with torch.no_grad():
+            return method.phases(0)[0].loss(replace(batch, given=given), 0, batch.draws(0)).total
+
+    empty = model.networks["model"].empty
+    dropped = batch.draws(0).host.uniform("label dropout") < 0.3
+    assert 0 < dropped.sum() < 16
+    mixed = torch.where(dropped[:, None, None, None], empty, batch.given)
+    torch.testing.assert_close(loss(0.3), loss(0.0, mixed))
+    torch.testing.assert_close(loss(1.0), loss(0.0, empty.expand_as(batch.given)))
+    assert loss(0.0) != loss(1.0)
+
+
 def test_plans_are_searched_on_held_out_latents_with_their_prompts(root):
     run = dr.load(root / "run")
     held = measured_on(run)
@@ -227,12 +278,24 @@ def test_a_model_of_texts_is_distilled_with_its_prompts(root, tmp_path, monkeypa
     assert sample(monkeypatch, out, tmp_path / "images", "--prompt", "a red circle") == (2 if "--heavy" in own else 0)
 
 
-def test_a_student_of_other_texts_is_refused(root, tmp_path, monkeypatch, capsys):
+def test_a_student_of_other_texts_or_latents_is_refused(root, tmp_path, monkeypatch, capsys):
     other = shutil.copytree(root / "model", tmp_path / "other")
     (other / "tokenizer" / "config.json").write_text("{ }")
     words = ("auto", "--teacher", other, "--student-from", root / "run", "--steps", 4, "--heavy", 2, *ON_CPU)
     assert call(monkeypatch, "distill", *words, "--out", tmp_path / "student") == 2
     assert "by other text encoders" in " ".join(capsys.readouterr().err.split())
+    same = shutil.copytree(root / "model", tmp_path / "same")
+    autoencoders.autoencoder("kl").save_pretrained(same / "vae")
+    how = ("--prompts", root / "captions.txt", same, "--no-mirrored", *ON_CPU)
+    assert call(monkeypatch, "data", "encode", root / "images.npz", tmp_path / "latents", *how) == 0
+    for source, why in (
+        (tmp_path / "latents", "by different codecs: take latents by one (dualrate data encode"),
+        (root / "images.npz", "encode the images by that (dualrate data encode)"),
+    ):
+        words = ("auto", "--teacher", root / "model", "--source", source, "--student", "plain", "--steps", 4, *ON_CPU)
+        capsys.readouterr()
+        assert call(monkeypatch, "distill", *words, "--out", tmp_path / "student") == 2
+        assert why in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture
@@ -274,7 +337,7 @@ def test_a_run_is_scored_by_images_of_held_out_prompts_or_of_named_ones(root, tm
     real = judge.features(run.experiment.data.images("train").images[:])
     held_out = read_prompts(root / "latents", split).texts
     (tmp_path / "two.txt").write_text("a blue square\na red circle\n")
-    for prompts, how in (
+    for texts, how in (
         ([held_out[i] for i in range(len(held_out))], ()),
         (["a blue square", "a red circle"], ("--prompt", tmp_path / "two.txt")),
     ):
@@ -282,12 +345,12 @@ def test_a_run_is_scored_by_images_of_held_out_prompts_or_of_named_ones(root, tm
         plan = ("--steps", 4, "--heavy", 2, "--guidance", 2, "--num", count, "--batch-size", count)
         assert call(monkeypatch, "evaluate", root / "run", *plan, *nets, *how) == 0
         found = scores(capsys.readouterr().out)
-        given = Given(torch.stack([embedding(text).reshape(1, 1, -1) for text in prompts]))
+        given = Given(torch.stack([embedding(text).reshape(1, 1, -1) for text in texts]))
         own = run.with_given(given if how else Given(given.y.half()))
         images = dr.Choice(steps=4, heavy=2).drawer(own, guidance=Guidance(2.0)).draw(range(count)).images
         expected = frechet_distance(GaussianStats.of(judge.features(images)), GaussianStats.of(real))
         assert found["FD-noise"] == pytest.approx(expected, rel=1e-4)
-        seen, words = Words().features(images).double(), Words().texts(prompts * (count // 2)).double()
+        seen, words = Words().features(images).double(), Words().texts(texts * (count // 2)).double()
         cos = (seen * words).sum(1) / (seen.norm(dim=1) * words.norm(dim=1))
         assert found["CLIP score"] == pytest.approx(100 * cos.clamp(min=0).mean().item(), rel=1e-4)
     alone = ("--prompt", tmp_path / "two.txt", "--features", tmp_path / "clip", "--steps", 2, "--num", 4, "--json")

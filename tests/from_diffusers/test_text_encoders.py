@@ -177,6 +177,21 @@ def test_pipelines_that_cannot_be_followed_are_refused_in_a_sentence(root, tmp_p
     assert why in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("name", ["SD", "SD3", "FLUX"])
+@pytest.mark.parametrize("how", ["cpu_offload_with_hook", "cpu_offload"])
+def test_a_pipeline_that_is_offloaded_encodes_texts_and_its_network_is_refused(root, name, how):
+    accelerate = pytest.importorskip("accelerate")
+    pipe, _ = pipeline(root, name)
+    denoiser = dr.from_diffusers(pipe, shape=(4, 8, 8))
+    before = dr.prompts(denoiser, ["a red circle", ""], pipe).given
+    for part in pipe.components.values():  # as pipe.enable_model_cpu_offload() and enable_sequential_cpu_offload()
+        if isinstance(part, torch.nn.Module):
+            getattr(accelerate, how)(part, "cpu")
+    torch.testing.assert_close(dr.prompts(denoiser, ["a red circle", ""], pipe).given, before)
+    with pytest.raises(ValueError, match=r"is offloaded, .*remove_all_hooks.* pipe.to\(device\)"):
+        dr.from_diffusers(pipe, shape=(4, 8, 8))
+
+
 def test_a_lora_that_is_loaded_into_a_text_encoder_is_a_part_of_it(root):
     """The texts go through the pipeline as it is."""
     pipe, _ = pipeline(root, "SD")

@@ -88,7 +88,7 @@ def of_pixart():
 def of_sana():
     kind = pipeline_class("sana.pipeline_sana", "SanaPipeline")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return _masked(kind(None, None, None, randomised(sana()).eval(), scheduler), 256)
+    return _masked(kind(None, None, None, randomised(sana(timestep_scale=0.5)).eval(), scheduler), 256)
 
 
 def of_sd3():

@@ -221,6 +221,28 @@ def log_snr_of(pipe, time):
     return schedule.log_snr((time.double() + 1) / schedule.steps)
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_forecasts_know_how_noisy_each_step_of_the_scheduler_is(name, monkeypatch):
+    pipe, draw = ROWS[name]()
+    seen, call = [], Features.call
+
+    def noted(method, run, cache, schedule, t):
+        seen.append(schedule.log_snr(t))
+        return call(method, run, cache, schedule, t)
+
+    monkeypatch.setattr(Features, "call", noted)
+    with dr.accelerate(pipe, "taylor", refresh=2):
+        draw()
+    if "Flow" in type(pipe.scheduler).__name__:
+        noise = pipe.scheduler.sigmas[1:-1].double()  # the first is noise alone
+        expected = 2 * torch.log((1 - noise) / noise)
+    else:
+        signal = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps[1:]].double()
+        expected = torch.log(signal / (1 - signal))
+    found = torch.stack(seen)[:: len(seen) // STEPS]
+    torch.testing.assert_close(found[1:].double(), expected, rtol=1e-4, atol=1e-4)
+
+
 class Polynomial(nn.Module):
     """A block that adds a polynomial of the log-SNR."""
 
@@ -431,6 +453,20 @@ def test_offloaded_networks_keep_their_hooks():
         assert counting.count == 2 * STEPS
         hooks.remove_hook_from_module(net)
         same(draw(), own)
+
+
+@pytest.mark.parametrize("method", ["fora", "taylor"])
+def test_a_network_that_is_offloaded_layer_by_layer_draws_what_it_drew(method):
+    accelerate = pytest.importorskip("accelerate")
+    pipe, draw = of_sd3()
+    with dr.accelerate(pipe, method, refresh=2) as handle:
+        own = draw()
+    kept = steps(handle, "skipped")
+    accelerate.cpu_offload(pipe.transformer, "cpu")
+    assert all(weight.is_meta for weight in pipe.transformer.parameters())
+    with dr.accelerate(pipe, method, refresh=2) as handle:
+        same(draw(), own)
+    assert steps(handle, "skipped") == kept == [1, 3]
 
 
 NOTHING = SimpleNamespace(components={"text_encoder": nn.Linear(1, 1)}, scheduler=None)

@@ -219,11 +219,12 @@ def baselines_of(
     The ways are the denoisers of the catalogue that fit it, and each cheaper single network for its first steps.
     Raises ValueError where no single network stands among the requests without a plan.
     """
-    single = {}  # one whole network runs at every step, under any plan, and of nothing given
+    single = {}  # one whole network runs at every step, under any plan, and of nothing given but a prompt
     for request in requests:
-        model = models[request.run]
-        alone = model.denoiser.reuse is Reuse.FREE and model.experiment.networks.given is None
-        if alone and model.serves.any_plan and not request.named and request.denoiser is None:
+        model, experiment = models[request.run], models[request.run].experiment
+        of_noise = experiment.networks.given is None or experiment.condition.labelled
+        alone = of_noise and model.denoiser.reuse is Reuse.FREE and model.serves.any_plan
+        if alone and not request.named and request.denoiser is None:
             single[request] = model
     if not single:
         raise ValueError("--baselines call a single network in other ways: name its run without a plan")

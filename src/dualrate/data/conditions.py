@@ -37,7 +37,7 @@ from dualrate.data.decode import decode
 from dualrate.data.images import ImageSet, Look, look_at, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.pairs import load_partners
-from dualrate.data.prompts import PromptSet, Texts, read_prompts
+from dualrate.data.prompts import Encoded, PromptSet, Texts, read_prompts
 from dualrate.data.source import DataProgress, Split, silent
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -431,12 +431,13 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Conditions of one's own. y: (N, c, h, w) numbers, or rows in files; seed i has number i, round and round
+    """Conditions of one's own. y: (N, c, h, w) numbers, rows in files, or made of texts; seed i has number i, round and
+    round
 
     texts: (N,) that prompts were made of, where they are known
     """
 
-    y: Tensor | Shards
+    y: Tensor | Shards | Encoded
     texts: Sequence[str] | Texts | None = None
 
     def __call__(self, seeds: Tensor) -> Tensor:

@@ -263,7 +263,10 @@ def texts_of(files: Sequence[Path], column: str, named: str) -> Iterator[tuple[s
     """
     for file in files:
         if not (there := columns_of(file)).get(column):
-            raise ValueError(f"column {column} of {file} holds no texts; it has the columns {', '.join(there)}")
+            raise ValueError(
+                f"column {column} of {file} holds no texts, one string a row; it has the columns {', '.join(there)}: "
+                f"name another, {file.name}#COLUMN"
+            )
         with _opened(file) as parquet:
             row = 0
             for batch in parquet.iter_batches(batch_size=256, columns=[column, *([named] if named else [])]):

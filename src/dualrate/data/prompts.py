@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +45,7 @@ COLUMNS = ("caption", "text", "prompt", "captions", "texts", "prompts")  # of ca
 NAMES = ("file_name", "filename", "file", "image", "name", "path")  # of images
 HIGHEST = float(np.finfo(np.float16).max)
 ENCODING = "encoding prompts"  # the message of progress
+AT_A_TIME, HELD = 16, 16  # texts that are encoded together; so many times these are held
 
 
 class TextEncoder(Protocol):
@@ -65,6 +66,39 @@ class TextEncoder(Protocol):
     def empty(self, device: torch.device | str) -> Tensor:
         """(1, 1, 1, D): the prompt that stands for none."""
         ...
+
+
+class Encoded:
+    """Prompts of texts as one array that is only read: (N, 1, 1, D), indexed by numbers, encoded when asked for.
+
+    A prompt is the same whichever are asked for with it: texts are encoded AT_A_TIME, in their order. The latest
+    AT_A_TIME x HELD are held, in float32.
+    """
+
+    def __init__(self, texts: Sequence[str], encoder: TextEncoder, device: torch.device | str) -> None:
+        self._made_of, self.shape = (texts, encoder, device), (len(texts), 1, 1, encoder.size)
+        self._held = lru_cache(maxsize=HELD)(self._encode)
+
+    def __reduce__(self) -> tuple[type[Encoded], tuple[Any, ...]]:
+        texts, encoder, device = self._made_of
+        return Encoded, (texts, encoder, torch.device(device).type)  # a worker has a GPU of its own
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: NDArray[np.int64]) -> Tensor:
+        """On the CPU. Raises what the encoder's `read` raises."""
+        return torch.stack([self._held(i // AT_A_TIME)[i % AT_A_TIME] for i in index.tolist()])
+
+    @property
+    def sums(self) -> str:
+        """What they are made of, and by."""
+        texts, encoder, _ = self._made_of
+        return json.dumps([encoder.fingerprint, encoder.size, list(texts)])
+
+    def _encode(self, number: int) -> Tensor:
+        texts, encoder, device = self._made_of
+        return encoder.read(device)(texts[number * AT_A_TIME : (number + 1) * AT_A_TIME]).float().cpu()
 
 
 Pairs = Iterator[tuple[str, str]]  # the image's name, empty where nothing says it, and its caption
@@ -161,7 +195,7 @@ def _reader(place: str | Path, names: list[str]) -> tuple[Callable[[], Pairs], b
     if path.is_dir():
         return partial(_beside, path, names), True
     if path.suffix == ".csv":
-        with _table(path) as opened:
+        with reading(path, "CSV in UTF-8"), _table(path) as opened:
             header = csv.DictReader(opened).fieldnames or []
         named, texts = _columns(header, path, column)
         return partial(_of_csv, path, named, texts), bool(named)
@@ -201,7 +235,7 @@ def _table(file: Path) -> io.TextIOWrapper:
 def _of_csv(file: Path, named: str, texts: str) -> Pairs:
     with reading(file, "CSV in UTF-8"), _table(file) as opened:
         for row in csv.DictReader(opened):
-            yield row[named] if named else "", row[texts] or ""
+            yield (row[named] or "") if named else "", row[texts] or ""
 
 
 def _of_lines(file: Path) -> Pairs:

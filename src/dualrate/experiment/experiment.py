@@ -95,7 +95,8 @@ class DataConfig(Ranged):
         if not self.source:
             raise ValueError(
                 "this model does not say which images it was trained on: score it beside a run of theirs (dualrate "
-                "compare RUN MODEL --mixed), or against statistics (evaluate --features inception --reference FILE)"
+                "compare RUN MODEL --mixed), against statistics (evaluate --features inception --reference FILE), or "
+                "images of texts by the texts (evaluate --prompt FILE --features CLIP)"
             )
         if is_encoded(self.source):
             return encoded_images(self.source, split, progress)
@@ -259,7 +260,8 @@ class Experiment(Ranged):
         known = 0 if self.condition.labelled else self.num_classes  # else the condition gives the labels
         found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
         if found != expected:
-            raise ValueError(f"{images.name} is {found}, and {self.name} is trained on {expected}: begin a new run")
+            way = "encode the images by that (dualrate data encode)" if own.fingerprint else "begin a new run"
+            raise ValueError(f"{images.name} is {found}, and {self.name} is trained on {expected}: {way}")
         shape = own.data_shape(self.shape)
         if self.condition.target(images.shape) != shape:
             raise ValueError(

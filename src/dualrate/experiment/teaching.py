@@ -46,6 +46,11 @@ def check_same_images(first: Experiment, second: Experiment, names: str) -> None
     found = [(one.shape, one.num_classes, one.codec.fingerprint or one.codec.identity) for one in (first, second)]
     if found[0] != found[1]:
         (shape, classes, _), (other, others, _) = found
+        if (shape, classes) == (other, others) and second.codec.fingerprint:
+            raise ValueError(
+                f"{names} are of latents by different codecs: take latents by one (dualrate data encode IMAGES LATENTS "
+                "--codec FOLDER)"
+            )
         raise ValueError(
             f"{names} make images of {shape} (C, H, W) in {classes} classes and of {other} in {others}: they must be "
             "the same, by the same codec"

@@ -72,6 +72,19 @@ def has_encoders(pipeline: Any) -> bool:
     return any(name.startswith("text_encoder") and part is not None for name, part in pipeline.components.items())
 
 
+def check_encoders(pipeline: Any) -> None:
+    """Raises ValueError for text encoders without weights. In a pipeline that is offloaded a call brings them."""
+    for name, part in pipeline.components.items():
+        of_texts = name.startswith("text_encoder") and isinstance(part, nn.Module)
+        if of_texts and any(weight.is_meta for weight in part.parameters()):
+            hooked = any("_hf_hook" in vars(one) for one in part.modules())
+            if not hooked or pipeline._execution_device.type == "meta":
+                raise ValueError(
+                    f"the {name} of this pipeline has weights without numbers (meta): load the pipeline anew, or "
+                    "offload all of it and not a part (pipe.enable_sequential_cpu_offload())"
+                )
+
+
 @torch.no_grad()
 def encoded(
     kind: Kind, prompt: Layout, texts: str | Sequence[str] | Given | None, pipeline: Any, *, alone: bool = False
@@ -79,7 +92,7 @@ def encoded(
     """What a network takes for texts, by the names of its arguments; embeddings are returned as they are.
 
     alone: of the negative text instead, None: of what the pipeline takes for none
-    Raises ValueError for texts without a pipeline that encodes them.
+    Raises ValueError for texts without a pipeline that encodes them, and for encoders without weights.
     """
     if not isinstance(texts, str | Sequence | None):
         return texts
@@ -88,6 +101,7 @@ def encoded(
             "texts are encoded by the pipeline that the network is from, with its text encoders: pass it, or what they "
             f"made of the texts, {', '.join(part.name for part in prompt.parts)}"
         )
+    check_encoders(pipeline)
     tokens, negative = prompt.parts[0].shape[0], cast("str | None", texts)
     if alone:
         return kind.encode(pipeline, [""], negative, tokens)[1]

@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +35,7 @@ from torch.nn import functional as F
 from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
 from dualrate.data.conditions import Condition, Given, Prompts, Unconditional
+from dualrate.data.prompts import Encoded
 from dualrate.data.source import read_text
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.prediction import x_from_v
@@ -201,7 +203,6 @@ class OwnLight(LightNetwork):
             return self.net(z, log_snr, label)
 
 
-AT_A_TIME = 16  # texts that are encoded together
 COLOURS = (1, 3)  # channels of images
 
 
@@ -365,20 +366,25 @@ def encoder_of(experiment: Experiment) -> TextFolder:
 
 def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -> Given:
     """The prompts that a user names for a model of texts: a text, a file of them, a line each, or a folder of prompts
-    that were encoded before, whose held-out ones are taken.
+    that were encoded before, whose held-out ones are taken. Texts are encoded as they are drawn.
 
-    Raises ValueError for a model that is given none, an empty file, and what `Prompts.partners` and `TextFolder.of`
-    refuse; OSError for a file that cannot be read.
+    Raises ValueError for a model that is given none, a file that is no .txt file, is not there or is empty, and what
+    `Prompts.partners` and `TextFolder.of` refuse; OSError for a file that cannot be read.
     """
     if os.path.isdir(named) and isinstance(experiment.condition, Prompts):
         return experiment.condition.held_out(named)
-    is_file = os.path.isfile(named) or (named.endswith(".txt") and " " not in named)
+    is_file = os.path.isfile(named)
+    if is_file != named.endswith(".txt") and (is_file or " " not in named):
+        what = "is no .txt file" if is_file else "is not there"
+        raise ValueError(
+            f"{named} {what}: a prompt is a text, a .txt file with one a line, or a folder of encoded ones"
+        )
     texts = read_text(Path(named)).splitlines() if is_file else [named]
     if not any(texts):
         raise ValueError(f"{named or 'the prompt'} has no text: give one, or a file with one a line")
-    encode = encoder_of(experiment).read(device)
-    parts = [encode(texts[first : first + AT_A_TIME]) for first in range(0, len(texts), AT_A_TIME)]
-    return Given(torch.cat([part.cpu() for part in parts]), texts)
+    prompts = Encoded(texts, encoder_of(experiment), device)
+    _ = prompts[np.zeros(1, np.int64)]  # refused before anything is drawn
+    return Given(prompts, texts)
 
 
 def text_folder(path: Path) -> tuple[TextFolder, Path]:

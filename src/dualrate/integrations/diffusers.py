@@ -444,6 +444,9 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images, one for each label, generator or row of latents, or `batch_size` of them.
 
@@ -451,6 +454,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
                    of texts it is the prompt, which may come first
         prompt:    of a model of texts, one for each image or for all; negative_prompt: one for all, which guidance
                    goes away from; None: what its pipeline takes for none
+        num_images_per_prompt: of each prompt, one after the other
+        height, width: of the images, which are as large as those of the training
         num_inference_steps, num_heavy, plan: instead of the scheduler's plan
         guidance_scale: weight of classifier-free guidance, 1 is none; None: the scheduler's
         generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
@@ -472,6 +477,22 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             prompt, class_labels = class_labels if prompt is None else prompt, None  # pyright: ignore[reportAssignmentType]
             if prompt is None:
                 raise ValueError(f"{model.name} makes images of texts: pass prompt")
+            prompts: Any = [prompt] if isinstance(prompt, str) else prompt
+            if not (
+                isinstance(prompts, list | tuple)
+                and all(isinstance(one, str) for one in (*prompts, negative_prompt or ""))
+            ):
+                raise ValueError(
+                    "prompt is a text or a list of texts, negative_prompt is one text for all images, got "
+                    f"{prompt!r} and {negative_prompt!r}"
+                )
+            if num_images_per_prompt != 1:
+                prompt = [one for one in prompts for _ in range(num_images_per_prompt)]
+        own = model.image_shape[1:]
+        if (height or own[0], width or own[1]) != own:
+            raise ValueError(
+                f"{model.name} draws images of {own[0]} x {own[1]}, got {height} x {width}: drop height and width"
+            )
         if prompt is not None or negative_prompt is not None:
             encoder = encoder_of(model.experiment)
         if encoder is not None and negative_prompt is not None:

@@ -18,8 +18,9 @@ then denoises by itself at the steps where it is called.
 
 A single-rate model has an empty context and the times `SingleTime`.
 
-A conditional model is trained by methods/conditional.py; one with a context that ages beside the condition
-(`BothRates`) here, with K noise levels for each reading of a condition. A row without context has its features still.
+A conditional model is trained by methods/conditional.py; one of texts, whose prompts are dropped as labels are, and
+one with a context that ages beside the condition (`BothRates`) here, with K noise levels for each reading of a
+condition. A row without context has its features still.
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ class DenoisingConfig(MethodConfig, Ranged):
         if self.freeze_encoder:
             experiment.networks.backbone(networks, "encoder").eval().requires_grad_(False)
         parts = networks, denoiser, experiment.process, self.weighting, self.times
-        if experiment.networks.given is not None and not self.times.ages:
+        if experiment.networks.given is not None and not (self.times.ages or experiment.condition.labelled):
             return ConditionalDenoising(*parts, multiscale=self.multiscale, draws=self.times.draws)
         return Denoising(
             *parts,

@@ -24,10 +24,9 @@ from torch.nn import functional as F
 
 from dualrate.codecs.codec import ON_PIXELS, Codec
 from dualrate.data.prompts import Texts
-from dualrate.metrics.distances import LEVEL, interval_of, resampling_weights
-from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator, Score
+from dualrate.metrics.distances import resampling_weights
+from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.metrics.pretrained import CONFIG, METRICS, WEIGHTS, PhotoNet, needs, resized
-from dualrate.metrics.store import Fingerprint
 from dualrate.system.device import whole_products
 from dualrate.system.files import read_json
 from dualrate.system.folders import some_of
@@ -117,6 +116,7 @@ class ClipScore(Evaluator[Clip]):
     captions:  theirs; texts: of the images that are scored, in their order
     """
 
+    better = "higher"
     captions: Sequence[str] | Texts = ()
     texts: Sequence[str] | None = None
 
@@ -125,37 +125,12 @@ class ClipScore(Evaluator[Clip]):
         if count < 2:
             raise ValueError(f"got {count} image: an interval needs 2 at least, draw more")
 
-    def score_features(
-        self,
-        features: Tensor,
-        *,
-        seeds: str,
-        labels: str,
-        resamples: int = 200,
-        strata: Tensor | None = None,
-        details: bool = False,
-        codec: Codec = ON_PIXELS,
-        of: Tensor | None = None,
-        replicates: NDArray[np.float64] | None = None,
-    ) -> Score:
-        """features: (N, D) embeddings of images. Raises ValueError where their texts are not known, and for details."""
-        if details:
-            _ = self.reference_images
-        values = self.each(features)
-        low, high = interval_of(self.replicates(features, strata, resamples) if replicates is None else replicates)
-        floor, floor_count = self.floor(len(features), codec)
+    def value(self, features: Tensor, of: Tensor | None = None) -> tuple[float, str, int | None]:
         digest = hashlib.sha256("\n".join(self.texts or ()).encode()).hexdigest()
-        return Score(
-            metric=self.metric,
-            value=values.mean().item(),
-            low=low,
-            high=high,
-            level=LEVEL,
-            floor=floor,
-            floor_count=floor_count,
-            fingerprint=Fingerprint(self.net.identity, f"texts:{digest[:12]}", None, len(features), seeds, labels),
-            better="higher",
-        )
+        return self.each(features).mean().item(), f"texts:{digest[:12]}", None
+
+    def _note(self, *_: int, **__: Any) -> str:
+        return ""
 
     def replicates(
         self, features: Tensor, strata: Tensor | None = None, resamples: int = 200, *, of: Tensor | None = None

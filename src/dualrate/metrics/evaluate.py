@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -84,6 +84,9 @@ RESAMPLING_SEED = 0  # of every interval, so that replicates are paired
 RECONSTRUCTED = "rFD: of reconstructions, from the held-out images that they are of"
 
 
+Better = Literal["lower", "higher"]
+
+
 @dataclass(frozen=True)
 class Score:
     """A quality score and all that is needed to read it.
@@ -109,7 +112,7 @@ class Score:
     fingerprint: Fingerprint
     note: str = ""
     details: Details | None = None
-    better: Literal["lower", "higher"] = "lower"
+    better: Better = "lower"
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,10 @@ class Evaluator(Generic[Net]):
     held_out:  real images that nothing was trained on, for the floor. None: no floor
     keep:      a directory for the features of real images, which then are taken once by all calls; None: memory alone
     progress:  of taking these features, where it takes long
+    better:    which values are
     """
 
+    better: ClassVar[Better] = "lower"
     net: Net
     reference: ImageSet | Reference | None
     held_out: ImageSet | None
@@ -191,10 +196,7 @@ class Evaluator(Generic[Net]):
         """
         count = len(features)
         self.check_count(count)
-        images, stats = self.reference_images if self.reference is None else self.reference, self._stats
-        if of is not None:
-            assert self.held_out is not None
-            images, stats = self.held_out, GaussianStats.of(self._features(self.held_out)[of])
+        value, reference, reference_count = self.value(features, of)
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
         low, high = interval_of(replicates)
@@ -204,7 +206,7 @@ class Evaluator(Generic[Net]):
             note = self._note(count, floor_count, stratified=strata is not None, codec=codec)
         return Score(
             metric=self.metric,
-            value=frechet_distance(GaussianStats.of(features), stats),
+            value=value,
             low=low,
             high=high,
             level=LEVEL,
@@ -212,15 +214,25 @@ class Evaluator(Generic[Net]):
             floor_count=floor_count,
             fingerprint=Fingerprint(
                 features=self.net.identity,
-                reference=f"{images.name}:{images.fingerprint[:12]}",
-                reference_count=stats.count,
+                reference=reference,
+                reference_count=reference_count,
                 count=count,
                 seeds=seeds,
                 labels=labels,
             ),
             note=note,
             details=self.details(features) if details else None,
+            better=self.better,
         )
+
+    def value(self, features: Tensor, of: Tensor | None = None) -> tuple[float, str, int | None]:
+        """The value of `score_features`, and its fingerprint's reference and reference_count."""
+        images, stats = self.reference_images if self.reference is None else self.reference, self._stats
+        if of is not None:
+            assert self.held_out is not None
+            images, stats = self.held_out, GaussianStats.of(self._features(self.held_out)[of])
+        distance = frechet_distance(GaussianStats.of(features), stats)
+        return distance, f"{images.name}:{images.fingerprint[:12]}", stats.count
 
     def replicates(
         self, features: Tensor, strata: Tensor | None = None, resamples: int = 200, *, of: Tensor | None = None
