@@ -1,5 +1,7 @@
 """Pictures of captions: their reader tells true ones from wrong ones, and all stages run at tiny size."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -89,8 +91,9 @@ def test_a_way_stands_against_the_best_baseline_that_is_as_cheap():
 
     rows = [row("model, 2", 2, "0110"), row("small, 2", 1, "0100"), row("model, 9", 9, "1111")]
     own = row("retrofit, 2", 2, "1110")
-    assert module.against(own, [*rows, own], "macs") == "+25.0 +- 49.0"  # the differences are 1, 0, 0, 0
-    assert module.against(rows[0], rows, "macs") == module.against(row("few", 0.5, "1111"), rows, "macs") == ""
+    assert module.against(own, [*rows, own], "macs", "model") == "+25.0 +- 49.0"  # the differences are 1, 0, 0, 0
+    assert module.against(rows[0], rows, "macs", "model") == ""
+    assert module.against(row("few", 0.5, "1111"), rows, "macs", "model") == ""
 
 
 WAYS = (
@@ -122,7 +125,14 @@ def test_all_stages_run_and_what_is_there_is_not_made_again(tmp_path, monkeypatc
     assert calls["model, 3, its pipeline, taylor 2, guidance 2"] == (4, 2)
     assert [row["macs"] for row in rows if "pipeline, taylor V" in row["way"]] < [rows[4]["macs"]]
     capsys.readouterr()
+    (tmp_path / "captions.md").write_text("<!-- captions -->\n<!-- end of captions -->\n")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
     module.page(tmp_path)
-    printed = capsys.readouterr().out
-    assert len(printed.splitlines()) == 2 + len(WAYS)
-    assert (tmp_path / "pictures.png").stat().st_size > 1000
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(WAYS)
+    assert len((tmp_path / "captions.md").read_text().splitlines()) == 4 + len(WAYS)
+    assert (tmp_path / "captions-pictures.png").stat().st_size > 1000
+
+
+def test_the_page_s_table_is_that_of_the_kept_rows():
+    rows = json.loads((module.RESULTS / "captions.json").read_text())
+    assert f"<!-- captions -->\n{module.table(rows)}\n<!-- end" in (module.RESULTS / "captions.md").read_text()
