@@ -510,4 +510,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import light_bodies as own  # under its name, by which runs name its networks
+
+    own.main()
