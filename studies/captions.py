@@ -652,15 +652,15 @@ def gallery(out: Path, rows: Sequence[Row]) -> Figure:
     grid = made.subplots(SHOWN, len(kept), squeeze=False)
     for column, way in enumerate(kept):
         pictures, row = np.load(out / "shown" / f"{way.slug}.npy"), by_way[str(way)]
-        for line, place in enumerate(chosen):
+        for line, number in enumerate(chosen):
             axes = grid[line, column]
             axes.imshow(pictures[line], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-            right = all(row[aspect][place] == "1" for aspect in ASPECTS[:3])
+            right = all(row[aspect][number] == "1" for aspect in ASPECTS[:3])
             for spine in axes.spines.values():
                 spine.set(color="#3a9d5d" if right else "#d04a44", linewidth=2)
             if column == 0:
-                axes.set_ylabel(textwrap.fill(texts[place], 16), rotation=0, ha="right", va="center", fontsize=8)
+                axes.set_ylabel(textwrap.fill(texts[number], 16), rotation=0, ha="right", va="center", fontsize=8)
             if line == 0:
                 axes.set_title(textwrap.fill(str(way), 16), fontsize=8)
     return made
