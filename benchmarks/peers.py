@@ -48,7 +48,6 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -58,6 +57,7 @@ from torch import Tensor
 
 import dualrate as dr
 from benchmarks.ablation import ABLATED
+from benchmarks.workloads import in_cpu_seconds
 from dualrate.data.images import to_float, to_uint8
 from dualrate.metrics import pretrained
 from dualrate.metrics.distances import GaussianStats, frechet_distance, interval_of, resampled_distances
@@ -131,8 +131,7 @@ def ours(run: Run, recipe: str, change: Callable[[dr.Experiment], dr.Experiment]
     if run.lr:
         fit = replace(fit, batch_size=BATCH, optim=replace(fit.optim, lr=run.lr))
         fit = replace(fit, precision="bfloat16" if run.bfloat16 else "float32")
-    cpu = SimpleNamespace(perf_counter=time.process_time)  # as for others
-    with patch("dualrate.training.loop.time", cpu), tempfile.TemporaryDirectory() as out:
+    with in_cpu_seconds(), tempfile.TemporaryDirectory() as out:
         result = dr.train(change(replace(made, fit=replace(fit, sample_every=10**9))), out, progress=Silent())
         if result.stopped == "signal":  # a training that ended early is no row
             raise SystemExit("interrupted: run it again, and it goes on")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -17,6 +21,11 @@ from dualrate.system.device import settle_products
 from dualrate.training.loop import compile_blocks
 
 Work = Callable[[], None]
+
+
+def in_cpu_seconds() -> AbstractContextManager[Any]:
+    """Within it, trainings are limited in seconds that this process computes: others on its core take none of them."""
+    return patch("dualrate.training.loop.time", SimpleNamespace(perf_counter=time.process_time))
 
 
 def sampling(model: Model, plan: dr.StepPlan, batch: int, bfloat16: bool) -> Work:

@@ -46,11 +46,12 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 import dualrate as dr
+from benchmarks.workloads import in_cpu_seconds
 from dualrate.integrations.caching import FirstBlock, Verified
 from dualrate.report.figures import log_axis, png
 from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
-from studies.common import RESULTS, in_cpu_seconds, place
+from studies.common import RESULTS, place
 
 Row = dict[str, Any]
 Pixels = NDArray[np.uint8]  # (28, 28, 3)

@@ -6,14 +6,9 @@ import argparse
 import re
 import tarfile
 import textwrap
-import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -40,11 +35,6 @@ def on_one_thread() -> None:
     """As all that is timed here was."""
     keep_freed_memory()
     torch.set_num_threads(1)
-
-
-def in_cpu_seconds() -> AbstractContextManager[Any]:
-    """Within it, trainings are limited in seconds that this process computes: others on its core take none of them."""
-    return patch("dualrate.training.loop.time", SimpleNamespace(perf_counter=time.process_time))
 
 
 @cache

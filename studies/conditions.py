@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 
 import dualrate as dr
 from benchmarks.peers import NETS, Judge
+from benchmarks.workloads import in_cpu_seconds
 from dualrate.data.conditions import HeldOut
 from dualrate.metrics.ensembles import energy_score, fair_crps, psnr
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import Rate, TrainedBy
 from dualrate.system.progress import Silent
-from studies.common import in_cpu_seconds
-from studies.forecasts import Row, Scores, read, resampled
+from studies.forecasts import Plan, Row, Scores, at_equal_score, read, resampled
 
 TASKS = ("super-resolution:4", "inpainting:16")
 MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
@@ -99,12 +99,10 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
         print(*(f"{folder.name}, {row['steps']} steps: CRPS {np.mean(row['crps']):.5f}" for row in rows), sep="\n")
 
 
-def ratio(scores: Scores, cost: dict[tuple[str, str, int], float], pair: tuple[str, str, int], of: str, by: str) -> str:
+def ratio(scores: Scores, cost: Mapping[Plan, float], pair: Plan, of: str, by: str) -> str:
     """How many times the cheapest plan of a network costs that scores as well as the pair's, and its interval."""
-    plans = [key for key in scores if key[:2] == (of, by)]
-    found = np.stack([np.where(scores[key] <= scores[pair], cost[key] / cost[pair], np.inf) for key in plans]).min(0)
-    shown = (found[0], *np.quantile(found[1:], (0.025, 0.975), method="inverted_cdf"))
-    middle, low, high = ("never" if np.isinf(value) else f"{value:.2f}" for value in shown)
+    found = at_equal_score(scores, cost, pair, [key for key in scores if key[:2] == (of, by)])
+    middle, low, high = ("never" if np.isinf(value) else f"{value:.2f}" for value in found)
     return f"{middle} [{low}, {high}]"
 
 
@@ -120,7 +118,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
     }
     by = {name: resampled([row | {"crps": row[name]} for row in rows]) for name in ("crps", "energy", "psnr")}
 
-    def mean(key: tuple[str, str, int], of: str, count: int) -> float:
+    def mean(key: Plan, of: str, count: int) -> float:
         return float(np.mean([row[of][str(count)] for row in own[key]]))
 
     def shown(values: NDArray[np.float64], digits: int) -> str:

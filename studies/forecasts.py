@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import dualrate as dr
+from benchmarks.workloads import in_cpu_seconds
 from dualrate.cli.distill import Student
 from dualrate.data.conditions import HeldOut
 from dualrate.data.fields import write_fields
@@ -54,12 +55,13 @@ from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy
 from dualrate.report.figures import log_axis, png
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, in_cpu_seconds, place
+from studies.common import RESULTS, place
 
 PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES, RESAMPLES = (1, 16, 64), 3, 2000
 Row = dict[str, Any]
-Scores = dict[tuple[str, str, int], NDArray[np.float64]]  # by network, what trained it and steps
+Plan = tuple[str, str, int]  # a network, what trained it, and steps
+Scores = dict[Plan, NDArray[np.float64]]
 StudentsOf = Literal["moments", "consistency"]
 
 WORDS = {  # of the page
@@ -304,9 +306,13 @@ def ratios(
     inf: no plan of theirs does
     """
     cost = {(row["rate"], row["trained_by"], row["steps"]): row["macs"][str(members)] for row in rows}
-    pair = (rate, trained_by, steps)
-    rivals = [key for key in scores if key[0] != "dual" and key[1] == against]
-    enough = np.stack([np.where(scores[key] <= scores[pair], cost[key] / cost[pair], np.inf) for key in rivals]).min(0)
+    singles = [key for key in scores if key[0] != "dual" and key[1] == against]
+    return at_equal_score(scores, cost, (rate, trained_by, steps), singles)
+
+
+def at_equal_score(scores: Scores, cost: Mapping[Plan, float], pair: Plan, others: Sequence[Plan]) -> list[float]:
+    """How many times the cheapest of the others costs that scores as well as a pair's plan; with its interval."""
+    enough = np.stack([np.where(scores[key] <= scores[pair], cost[key] / cost[pair], np.inf) for key in others]).min(0)
     return [enough[0], *np.quantile(enough[1:], (0.025, 0.975), method="inverted_cdf")]
 
 
