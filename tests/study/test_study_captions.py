@@ -8,11 +8,12 @@ import torch
 
 pytest.importorskip("diffusers")
 import captions as module
-from captions import ASPECTS, COLOURS, PLACES, SHAPES, Run, Size, Way, captions, drawn, judged, read, wilson
+from captions import Run, Size, Way, wilson
 from scipy.stats import binomtest
 
 from dualrate.from_diffusers import diffusers_folder, text_folder
 from dualrate.integrations.caching import Verified
+from studies.shapes import ASPECTS, COLOURS, PLACES, SHAPES, captions, drawn, judged, read
 
 RNG = np.random.default_rng(0)
 SOME = [part[i] for part in captions() for i in range(20)]
