@@ -1,16 +1,17 @@
 """Seconds of one call of light networks of several kinds beside their multiply-adds, against one heavy call; of scans
 beside attention; and what U-ViT, DiT and DiS of equal multiply-adds learn in equal CPU seconds.
 
-    python studies/light_bodies.py [--compile] [--device cuda]
-    python studies/light_bodies.py scans                      milliseconds, a table in Markdown
-    python studies/light_bodies.py quality OUT --natural DIR  trainings; run again, it goes on with the next row
+    python -m studies.light_bodies [--compile] [--device cuda]
+    python -m studies.light_bodies scans                      milliseconds, a table in Markdown
+    python -m studies.light_bodies quality OUT --natural DIR  trainings; run again, it goes on with the next row
     python -m benchmarks.peers page OUT/fashion-mnist         their table
-    python studies/light_bodies.py lights OUT                 trainings of light networks under one encoder; likewise
-    python studies/light_bodies.py page OUT                   their tables
+    python -m studies.light_bodies lights OUT                 trainings of light networks under one encoder; likewise
+    python -m studies.light_bodies lights OUT --natural DIR   of whole pairs, of colour images
+    python -m studies.light_bodies page OUT                   their tables
 
-All make about the multiply-adds of today's light network. `today` is that network; of the others the finest level has
-no blocks, and the next has a few, wide ones. Encoder and light network are a pair; each round calls all of them, so a
-ratio is of one run. For a plan of 64 steps with 8 heavy calls, H and h a heavy and a light call,
+All make about the multiply-adds of one light network, whose middle has two transformer blocks. The others have its
+finest level, and one wide block of another kind in the middle. Encoder and light network are a pair; each round calls
+all of them, so a ratio is of one run. For a plan of 64 steps with 8 heavy calls, H and h a heavy and a light call,
 
     promised = 64 H / (8 H + 56 h) in multiply-adds;   efficiency = the same in seconds / promised
 """
@@ -30,7 +31,6 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from common import ROOT, command, on_one_thread
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,17 +51,18 @@ from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
 from dualrate.sampling.cost import CallCost, call_cost, macs_of
 from dualrate.system.device import compile_calls, pays
+from studies.common import ROOT, command, on_one_thread
 from tools.gpu.cifar10 import Images, image_errors
 
 Body = TypeVar("Body", bound=BodyConfig)
 Kind = Literal["conv", "DiCo", "ConvNeXt", "transformer", "DiS", "DiS, a decay per head"]
-KINDS: dict[Kind, int] = {name: 1 if name == "conv" else 2 for name in get_args(Kind)}  # and blocks of the middle
+KINDS: tuple[Kind, ...] = get_args(Kind)  # of the middle's blocks
 STEPS, HEAVY = 64, 8
+SMALL = auto.network(auto.TIERS["small"], 32, 3, 10)
 PAIRS = {
     "28x28x1": (fashion_mnist.HEAVY, fashion_mnist.LIGHT),
-    "32x32x3": (small := auto.network(auto.TIERS["small"], 32, 3, 0), small.lighter()),
+    "32x32x3": (SMALL, replace(SMALL, levels=(Level("conv", 48, 1), Level("transformer", 96, 3)), head_dim=32)),
 }
-FINEST = 16  # channels of the finest level, for each image channel
 TIMES = 12  # of errors of x_hat
 
 
@@ -166,20 +167,20 @@ def macs(network: BodyConfig) -> int:
 
 
 def candidates(
-    today: UViTConfig, kinds: Sequence[Kind] = tuple(KINDS), counts: Sequence[int] = ()
+    first: UViTConfig, kinds: Sequence[Kind] = KINDS, counts: Sequence[int] = (1,)
 ) -> Iterator[tuple[str, UViTConfig]]:
-    """Light networks of kinds of blocks, and counts of them if not those of KINDS, of nearly today's multiply-adds."""
-    yield "today", today
-    budget, finest = macs(today), Level("conv", FINEST * today.image_channels, 0)
-    same: Any = {item.name: getattr(today, item.name) for item in fields(today)} | {"head_dim": 32}
+    """A light network, and others of nearly its multiply-adds whose middle has so many blocks of other kinds."""
+    (*finer, middle), budget = first.levels, macs(first)
+    yield f"{middle.kind} x {middle.blocks}", first
+    same: Any = {item.name: getattr(first, item.name) for item in fields(first)} | {"head_dim": 32}
     for kind in kinds:
         made = partial(Other, kind=kind) if kind in OTHERS else UViTConfig
         level: Any = POSITIONS.get(kind, kind)
-        for blocks in counts or (KINDS[kind],):
+        for blocks in counts:
             widths = range(64, 385, 32 if level == "transformer" else 16)
-            sized = [made(**same | {"levels": (finest, Level(level, width, blocks))}) for width in widths]
-            first = bisect(sized, budget, 1, len(sized) - 1, key=macs)
-            yield f"{kind} x {blocks}", nearest(sized[first - 1 : first + 1], budget)
+            sized = [made(**same | {"levels": (*finer, Level(level, width, blocks))}) for width in widths]
+            at = bisect(sized, budget, 1, len(sized) - 1, key=macs)
+            yield f"{kind} x {blocks}", nearest(sized[at - 1 : at + 1], budget)
 
 
 def table(
@@ -198,16 +199,17 @@ def table(
 
     calls: dict[str, Callable[[], object]] = {}
     costs: dict[str, CallCost] = {}
+    heavy = 0
     for name, light in found.items():
         pair = model(encoder, light, device)
         costs[name] = call_cost(pair.denoiser, pair.shape, 0 if pair.num_classes else None, device)
         both = a_call_each(pair, batch, pays(device))
-        timed = {"light": name, "encoder": "heavy"} if name == "today" else {"light": name}
+        timed = {"light": name} if heavy else {"light": name, "encoder": "heavy"}
+        heavy = costs[name].heavy
         for role in timed if compiled else ():
             compile_calls(pair.ready(bfloat16=pays(device)).networks[role])
         calls |= {called: both["heavy" if role == "encoder" else role] for role, called in timed.items()}
     rounds = interleaved(calls, device, seconds=seconds, least=5)
-    heavy = costs["today"].heavy
     for name, light in found.items():
         counted = costs[name].light
         promised, taken = speed_up(heavy, counted), list(zip(spent("heavy"), spent(name), strict=True))
@@ -237,9 +239,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     options.add_argument("--sizes", nargs="+", default=list(PAIRS), choices=PAIRS)
     options.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    options.add_argument(
-        "--blocks", type=int, nargs="+", default=[], help="counts of them; 1 conv, 2 others by default"
-    )
+    options.add_argument("--blocks", type=int, nargs="+", default=[1], help="counts of them")
     options.add_argument("--seconds", type=float, default=10, help="at least, for each batch and size")
     return options
 
@@ -407,22 +407,28 @@ def with_body(made: dr.Experiment, config: BodyConfig, data: dr.DataConfig) -> d
 
 
 def lights(arguments: Sequence[str]) -> None:
-    """Milliseconds of light networks, and a training of each for equal CPU seconds beside one frozen encoder, a
-    released network of Fashion-MNIST, scored as in `quality`. Rows that are there are kept."""
+    """Milliseconds of light networks, and a training of each for equal CPU seconds, scored as in `quality`: beside one
+    frozen encoder, a released network of Fashion-MNIST; with --natural together with an encoder. Rows that are there
+    are kept."""
     options = trained_options(lights.__doc__, seconds=240)
     options.add_argument("--encoder", default=str(ROOT / "weights" / "fashion-mnist-heavy-annealed"))
+    options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
     options.add_argument("--rates", type=float, nargs="+", default=peers.RATES[2:], help="that are searched")
     options.add_argument("--timed", type=float, default=10, help="seconds of each size of batch, at least")
     found = options.parse_args(arguments)
-    networks = dr.load(found.encoder).experiment.networks
-    assert isinstance(networks, dr.OneNetwork)
-    encoder = networks.model
-    assert isinstance(encoder, UViTConfig)
-    made = dict(candidates(fashion_mnist.LIGHT))
+    if found.natural:
+        (encoder, light), data, run = PAIRS["32x32x3"], dr.DataConfig(found.natural, 32, 3), None
+    else:
+        networks = dr.load(run := found.encoder).experiment.networks
+        assert isinstance(networks, dr.OneNetwork)
+        encoder, light, data = networks.model, fashion_mnist.LIGHT, dr.DataConfig()
+        assert isinstance(encoder, UViTConfig)
+    made = dict(candidates(light))
     found.out.mkdir(parents=True, exist_ok=True)
     times(found.out, made, encoder, found.timed, compiled=False)
-    changes = {name: partial(beside, run=found.encoder, encoder=encoder, light=light) for name, light in made.items()}
-    of_set(found, found.out, dr.DataConfig(), changes, found.rates)
+    pairs = {name: dr.TwoNetworks(encoder, light) for name, light in made.items()}
+    changes = {name: partial(with_pair, run=run, data=data, pair=pair) for name, pair in pairs.items()}
+    of_set(found, found.out, data, changes, found.rates)
     times(found.out, made, encoder, found.timed, compiled=True)  # minutes of compilation
 
 
@@ -435,9 +441,10 @@ def times(out: Path, made: Mapping[str, UViTConfig], encoder: UViTConfig, second
                 peers.add(out, of_times | row)
 
 
-def beside(made: dr.Experiment, run: str, encoder: UViTConfig, light: UViTConfig) -> dr.Experiment:
-    method = dr.DenoisingConfig(dr.TimeSampler(heavy=(4, 32)), encoder_from=run, freeze_encoder=True)
-    return replace(made, networks=dr.TwoNetworks(encoder, light), method=method)
+def with_pair(made: dr.Experiment, run: str | None, data: dr.DataConfig, pair: dr.TwoNetworks) -> dr.Experiment:
+    """run: of the encoder, which is frozen; None: both networks are trained."""
+    method = dr.DenoisingConfig(dr.TimeSampler(heavy=(4, 32)), encoder_from=run, freeze_encoder=run is not None)
+    return replace(made, networks=pair, method=method, data=data)
 
 
 def errors(model: dr.Model, x: Tensor, labels: Tensor) -> NDArray[np.float32]:
@@ -500,8 +507,8 @@ def main() -> None:
         return
     options = parser().parse_args()
     for size in options.sizes:
-        encoder, today = PAIRS[size]
-        found = dict(candidates(today, options.kinds, options.blocks))
+        encoder, light = PAIRS[size]
+        found = dict(candidates(light, options.kinds, options.blocks))
         for batch in options.batches:
             for row in table(
                 found, encoder, batch, torch.device(options.device), options.seconds, compiled=options.compile
@@ -510,6 +517,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import light_bodies as own  # under its name, by which runs name its networks
+    from studies import light_bodies as own  # under its name, by which runs name its networks
 
     own.main()

@@ -1,6 +1,5 @@
 """Light networks under one encoder: candidates of equal cost, their blocks, and the page of made-up rows."""
 
-import light_bodies as module
 import numpy as np
 import pytest
 import torch
@@ -9,17 +8,18 @@ import dualrate as dr
 from benchmarks import peers
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.uvit import Level, UViTConfig
+from studies import light_bodies as module
 
-TODAY = UViTConfig(8, 1, (Level("conv", 48, 1), Level("transformer", 96, 2)), 3, embedding=32, head_dim=32)
+LIGHT = UViTConfig(8, 1, (Level("conv", 48, 1), Level("transformer", 96, 2)), 3, embedding=32, head_dim=32)
 
 
-def test_light_networks_of_all_kinds_cost_as_much_as_today_s_and_fit_its_encoder() -> None:
-    found = dict(module.candidates(TODAY))
-    assert list(found) == ["today", *(f"{kind} x {count}" for kind, count in module.KINDS.items())]
+def test_light_networks_of_all_kinds_cost_as_much_as_the_first_and_fit_its_encoder() -> None:
+    found = dict(module.candidates(LIGHT))
+    assert list(found) == ["transformer x 2", *(f"{kind} x 1" for kind in module.KINDS)]
     z, log_snr, label = torch.randn(2, 1, 8, 8), torch.zeros(2), torch.tensor([0, 3])
     for name, light in found.items():
-        assert module.macs(light) / module.macs(TODAY) == pytest.approx(1, abs=0.2), name
-        networks, _ = dr.TwoNetworks(TODAY, light).build(dr.GaussianProcess(Cosine()))
+        assert module.macs(light) / module.macs(LIGHT) == pytest.approx(1, abs=0.2), name
+        networks, _ = dr.TwoNetworks(LIGHT, light).build(dr.GaussianProcess(Cosine()))
         features, _ = networks["encoder"](z, log_snr, label)
         networks["light"](z, log_snr, label, features, log_snr).sum().backward()
         assert next(networks["light"].net.head.parameters()).grad is not None, name
@@ -40,22 +40,28 @@ def test_a_block_is_the_identity_at_first_and_learns_of_its_embedding(kind: str)
 
 def test_the_page_has_errors_over_those_of_the_first_and_their_loss(tmp_path) -> None:
     rng, times = np.random.default_rng(0), module.TIMES
-    today = rng.uniform(0.1, 0.2, (times, 20))
+    first = rng.uniform(0.1, 0.2, (times, 20))
     row = {"what": "row", "seconds": 6, "images": 20, "floor": [1.0, 2.0], "sampler": "recommended", "ms": 3.0}
     row |= {"seen": 100, "training_seconds": 5.0, "macs": 2e6, "lines": 0, "scores": [[10, 9, 11], [20, 18, 22]]}
-    for name, seed, scale in (("today", 0, 1.0), ("conv x 1", 0, 0.7), ("conv x 1", 1, 0.9)):
-        np.save(module.errors_of(tmp_path, one := row | {"name": name, "seed": seed}), scale * today)
+    for name, seed, scale in (("transformer x 2", 0, 1.0), ("conv x 1", 0, 0.7), ("conv x 1", 1, 0.9)):
+        np.save(module.errors_of(tmp_path, one := row | {"name": name, "seed": seed}), scale * first)
         peers.add(tmp_path, one)
-    timed = {"what": "times", "light": "today", "width": 96, "million multiply-adds": 29.0, "milliseconds": 4.96}
+    timed = {
+        "what": "times",
+        "light": "transformer x 2",
+        "width": 96,
+        "million multiply-adds": 29.0,
+        "milliseconds": 4.96,
+    }
     for compiled in (False, True):
         peers.add(tmp_path, timed | {"batch": 8, "compiled": compiled, "efficiency": f"0.{6 + compiled} [0.6, 0.9]"})
     scores, errors, milliseconds = (part.splitlines() for part in module.page(tmp_path).split("\n\n|"))
     assert len(scores) == 6
-    assert errors[2] == f"| 5.4 | {today[0].mean():.4f} | 0.800 [0.800, 0.800] |"
+    assert errors[2] == f"| 5.4 | {first[0].mean():.4f} | 0.800 [0.800, 0.800] |"
     angle = np.pi * (np.arange(times) + 0.5) / times  # pi t; the cosine schedule that is used ends early
-    loss = (np.pi * np.cos(angle / 2) ** 2 / np.sin(angle) * today.mean(1)).mean()
-    _, scale, of_today, of_other, _ = errors[-1].split("|")
+    loss = (np.pi * np.cos(angle / 2) ** 2 / np.sin(angle) * first.mean(1)).mean()
+    _, scale, of_first, of_other, _ = errors[-1].split("|")
     assert (scale, of_other) == (" loss ", " 0.800 [0.800, 0.800] ")
-    assert float(of_today) == pytest.approx(loss, rel=0.01)
+    assert float(of_first) == pytest.approx(loss, rel=0.01)
     assert len(errors) == 2 + times + 1
-    assert milliseconds[-1] == "| today | 96 | 29.0 | 4.96, 0.6 [0.6, 0.9] | 4.96, 0.7 [0.6, 0.9] |"
+    assert milliseconds[-1] == "| transformer x 2 | 96 | 29.0 | 4.96, 0.6 [0.6, 0.9] | 4.96, 0.7 [0.6, 0.9] |"

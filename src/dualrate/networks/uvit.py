@@ -129,11 +129,17 @@ class UViTConfig(BodyConfig):
     def lighter(self) -> UViTConfig:
         """Half of its transformers' channels and of its middle's blocks, three quarters of its convolutions' channels.
 
-        Its finest level keeps at least one channel for every number of a patch, for all that it sees passes through it.
+        Below other levels, a middle of transformer blocks becomes one convolution block of as many multiply-adds, which
+        takes fewer seconds (docs/results/bodies.md). The finest level keeps at least one channel for every number of a
+        patch, for all that the network sees passes through it.
         """
         finest, *others = self.levels
         lighter = [_lighter(finest, self.patch**2 * self.image_channels), *(_lighter(level) for level in others)]
-        lighter[-1] = replace(lighter[-1], blocks=max(1, self.levels[-1].blocks // 2))
+        middle = lighter[-1] = replace(lighter[-1], blocks=max(1, self.levels[-1].blocks // 2))
+        if others and middle.kind == "transformer":
+            tokens, taps = math.prod(self.sides(len(others))), math.prod(self.along(3))
+            squares = middle.blocks * middle.channels * (12 * middle.channels + 2 * tokens) / (2 * taps)  # of channels
+            lighter[-1] = Level("conv", 8 * max(1, int(math.sqrt(squares) / 8)), 1)
         widths = [level.channels for level in lighter if level.kind == "transformer"]
         return replace(self, levels=tuple(lighter), head_dim=math.gcd(self.head_dim, *widths))
 
