@@ -43,8 +43,8 @@ def test_there_are_networks_for_every_side(size, side):
     for config in (made.networks.encoder, made.networks.light):
         assert 4 <= config.sides(len(config.levels) - 1)[0] <= 8
         assert config.levels[0].channels >= 3 * config.patch**2
-        assert config.levels[-1].kind == "transformer"
         assert len(config.levels) >= 2
+    assert [config.levels[-1].kind for config in (made.networks.encoder, made.networks.light)] == ["transformer", "conv"]
 
 
 @pytest.mark.parametrize("size", TIERS)
@@ -161,6 +161,17 @@ def test_a_light_network_of_any_heavy_one_is_lighter_and_runs(heavy):
     assert macs(light) < macs(heavy)
     assert not any(level.dropout for level in light.levels)
     TwoNetworks(heavy, light).build(Experiment("x", OneNetwork(heavy), DenoisingConfig(), TIERS["tiny"].fit).process)
+
+
+@pytest.mark.parametrize("height", [None, 1])
+def test_the_middle_of_a_light_network_costs_what_half_the_heavy_one_s_transformers_do(height):
+    heavy = UViTConfig(16, 1, (Level("conv", 16, 1), Level("transformer", 384, 4)), head_dim=32, height=height)
+    light = heavy.lighter()
+    halved, wider = (
+        replace(light, levels=(light.levels[0], middle))
+        for middle in (Level("transformer", 192, 2), replace(light.levels[1], channels=light.levels[1].channels + 16))
+    )
+    assert macs(light) < 1.02 * macs(halved) < macs(wider)  # the embedding's share differs
 
 
 def test_a_finest_level_is_never_narrower_than_its_patch():
