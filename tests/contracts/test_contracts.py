@@ -28,8 +28,8 @@ from dualrate.diffusion.categorical import CategoricalProcess, Masked
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
-from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader
-from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader
+from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.catalogue import SAMPLERS, Sampler, make_step
@@ -75,7 +75,7 @@ def plain() -> Plain:
 
 @cache
 def dual() -> DualRate:
-    return DualRate(randomised(ContextEncoder(NET, NET)), randomised(LightUViT(NET)), PROCESS)
+    return DualRate(randomised(ContextEncoder(NET, NET)), randomised(LightBody(NET)), PROCESS)
 
 
 @cache
@@ -96,7 +96,7 @@ def oracle() -> OracleDenoiser:
 
 @cache
 def decoder() -> Conditional:
-    return Conditional(randomised(ConditionalUViT(NET, LATENT)), PROCESS)
+    return Conditional(randomised(ConditionalBody(NET, LATENT)), PROCESS)
 
 
 @cache
@@ -107,7 +107,7 @@ def dual_decoder() -> DualRateConditional:
 @cache
 def both_rates() -> BothRates:
     reader, encoder = randomised(ConditionReader(NET, NET, NET, LATENT)), randomised(ContextEncoder(NET, NET))
-    return BothRates(encoder, randomised(LightUViT(NET)), PROCESS, reader=reader)
+    return BothRates(encoder, randomised(LightBody(NET)), PROCESS, reader=reader)
 
 
 MADE: dict[str, Callable[[], dr.Denoiser]] = {

@@ -14,7 +14,7 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import Conditional, DualRateConditional, Metered
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.values import Cond, Context
-from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionMaps
+from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionMaps
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.cost import macs_of
@@ -40,7 +40,7 @@ def dual() -> DualRateConditional:
 
 
 def single(config: dr.UViTConfig = NET) -> Conditional:
-    return Conditional(randomised(ConditionalUViT(config, LATENT)), PROCESS)
+    return Conditional(randomised(ConditionalBody(config, LATENT)), PROCESS)
 
 
 def cond(rows: int = 2, seed: int = 1) -> Cond:
@@ -111,7 +111,7 @@ def test_a_light_decoder_without_the_heavy_network_is_a_decoder_by_itself():
 
 def test_the_heavy_network_is_the_single_rate_one_where_all_is_noise():
     config = replace(NET, num_classes=0)
-    decoder, z_0 = ConditionalUViT(config, LATENT), normals(0, 1, *LATENT).float()
+    decoder, z_0 = ConditionalBody(config, LATENT), normals(0, 1, *LATENT).float()
     encoder = ConditionEncoder(config, config, LATENT)
     weights = {name: part for name, part in decoder.state_dict().items() if "head." not in name}
     encoder.net.load_state_dict(weights)

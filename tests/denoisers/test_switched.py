@@ -19,7 +19,7 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
-from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.planning.planner import NO_CONTEXT, Errors, Planner, measure_errors
 from dualrate.sampling.cost import call_cost, expected_costs
@@ -97,7 +97,7 @@ def test_calls_and_multiply_adds_are_those_of_the_network_that_makes_them(step, 
 
 
 def test_the_light_network_of_a_dual_rate_model_makes_steps_alone():
-    dual = DualRate(ContextEncoder(CONFIG, SMALL), LightUViT(SMALL), PROCESS)
+    dual = DualRate(ContextEncoder(CONFIG, SMALL), LightBody(SMALL), PROCESS)
     meter = Metered(dual)
     plan = dr.StepPlan.late(STEPS, 4, 2)
     assert torch.equal(images(Switched(meter, HEAVY), plan), images(Switched(Plain(dual.light, PROCESS), HEAVY), plan))
@@ -107,7 +107,7 @@ def test_the_light_network_of_a_dual_rate_model_makes_steps_alone():
 def test_beside_a_dual_rate_model_another_network_makes_the_steps_without_a_context():
     """By hand, ancestral: what a step calls is said by the plan; and each call is paid at its own price."""
     torch.manual_seed(2)
-    dual = DualRate(ContextEncoder(CONFIG, SMALL), LightUViT(SMALL), PROCESS)
+    dual = DualRate(ContextEncoder(CONFIG, SMALL), LightBody(SMALL), PROCESS)
     for parameter in (*dual.encoder.parameters(), *dual.light.parameters()):
         nn.init.normal_(parameter, std=0.2)
     middle = plain(replace(CONFIG, levels=(dr.Level("conv", 8, 1), dr.Level("transformer", 16, 2))), 3)

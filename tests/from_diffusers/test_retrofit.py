@@ -52,7 +52,7 @@ from dualrate.from_diffusers.retrofitted import (
 )
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.methods.denoising import Denoising
-from dualrate.networks.dual import LightUViT
+from dualrate.networks.dual import LightBody
 from dualrate.recipes import retrofit
 from dualrate.sampling.cost import macs_of
 from dualrate.system.progress import Silent
@@ -274,7 +274,7 @@ def test_the_direction_of_a_flow_is_asked_where_a_folder_is_loaded(tmp_path, mon
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_light_call_costs_what_is_said(patch):
     light = dr.UViTConfig(8, 3, (dr.Level("transformer", 16, 2),), 3, patch=patch, embedding=12, head_dim=8)
-    network, label = LightUViT(light, residual=True), torch.tensor([1])
+    network, label = LightBody(light, residual=True), torch.tensor([1])
     z, log_snr, added = torch.randn(1, 3, 8, 8), torch.zeros(1), torch.zeros(1, 16, 8 // patch, 8 // patch)
     assert macs_of(lambda: network(z, log_snr, label, (added, z), log_snr)) == retrofit.macs_of_light(light)
 
@@ -401,7 +401,7 @@ def trained(seed, iterations, rate=1e-2):
     torch.manual_seed(seed)
     light = dr.UViTConfig(SIDE, 1, (dr.Level("conv", 24, 1),), patch=4, embedding=32)
     encoder = TappedEncoder(Exact(), light, ())
-    networks = nn.ModuleDict({"encoder": encoder, "light": LightUViT(light, residual=True)})
+    networks = nn.ModuleDict({"encoder": encoder, "light": LightBody(light, residual=True)})
     denoiser = DualRate(networks["encoder"], networks["light"], PROCESS)
     method = Denoising(networks, denoiser, PROCESS, Sigmoid(), dr.TimeSampler(heavy=(2, 16)))
     stale, reuse = excess(denoiser, "stale")[0], excess(denoiser, "dual")[0]

@@ -16,7 +16,7 @@ from dualrate.denoisers.denoiser import DualRate, Plain, posterior_mean
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.methods.consistency import Consistency, TeacherSteps
-from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.step import move_weights
@@ -41,7 +41,7 @@ def images(rows: int, first: int = 0) -> Batch:
 
 
 def method(steps: int, heavy: int | None, head: bool = True) -> Any:
-    encoder, light = randomised(ContextEncoder(replace(NET, head=head), NET)), randomised(LightUViT(NET))
+    encoder, light = randomised(ContextEncoder(replace(NET, head=head), NET)), randomised(LightBody(NET))
     student = DualRate(encoder, light, PROCESS, Reuse.OWN)
     teacher = Plain(randomised(UViT(NET)), PROCESS)
     networks = nn.ModuleDict({"encoder": encoder, "light": light})

@@ -19,7 +19,7 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, OneTransformer
 from dualrate.methods.denoising import Denoising, DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.training.config import FitConfig
@@ -35,7 +35,7 @@ def batch(rows: int = 8) -> Batch:
 
 def dual(dropout: float = 0.5, head: bool = True, **changes) -> Denoising:
     torch.manual_seed(0)
-    encoder, light = ContextEncoder(replace(NET, head=head), NET), LightUViT(NET)
+    encoder, light = ContextEncoder(replace(NET, head=head), NET), LightBody(NET)
     networks = nn.ModuleDict({"encoder": encoder, "light": light}).double()
     for parameter in networks.parameters():
         nn.init.normal_(parameter, std=0.2)

@@ -19,7 +19,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
 from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
-from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.trajectory import trajectory
 
@@ -43,7 +43,7 @@ def images(rows: int, first: int = 0) -> Batch:
 
 
 def dual(head: bool = True) -> DualRate:
-    encoder, light = ContextEncoder(replace(NET, head=head), NET), LightUViT(NET)
+    encoder, light = ContextEncoder(replace(NET, head=head), NET), LightBody(NET)
     return DualRate(randomised(encoder).double(), randomised(light).double(), PROCESS)
 
 

@@ -8,7 +8,7 @@ import torch
 import dualrate as dr
 from dualrate.diffusion.values import Shape
 from dualrate.networks.conditional import ConditionEncoder, ConditionMaps
-from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.cost import macs_of
 
@@ -67,7 +67,7 @@ def test_multiply_adds_on_a_line(patch: int) -> None:
 
 def test_both_rates_on_a_line() -> None:
     made = config()
-    encoder, light = ContextEncoder(made, made), LightUViT(made)
+    encoder, light = ContextEncoder(made, made), LightBody(made)
     z, log_snr = torch.randn(3, *LINE), torch.zeros(3)
     features, v = encoder(z, log_snr, None)
     assert v is not None

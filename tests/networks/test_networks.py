@@ -11,7 +11,7 @@ from dualrate.networks.blocks import (
     TransformerBlock,
     attend,
 )
-from dualrate.networks.dual import ContextEncoder, LightUViT, disconnect
+from dualrate.networks.dual import ContextEncoder, LightBody, disconnect
 from dualrate.networks.uvit import Blocks, Level, UViT, UViTConfig
 from dualrate.recipes import imagenet
 from dualrate.sampling.cost import _Counter, macs_of
@@ -151,8 +151,8 @@ def test_encoder_and_light_must_see_the_same_images_and_classes(light, differs):
         ContextEncoder(config(), config(**light))
 
 
-def dual(head: bool = True) -> tuple[ContextEncoder, LightUViT]:
-    return randomised(ContextEncoder(config(head=head), LIGHT)), randomised(LightUViT(LIGHT))
+def dual(head: bool = True) -> tuple[ContextEncoder, LightBody]:
+    return randomised(ContextEncoder(config(head=head), LIGHT)), randomised(LightBody(LIGHT))
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -201,7 +201,7 @@ def test_an_encoder_without_head_predicts_nothing():
 
 
 def test_a_correction_of_x_hat_is_for_rows_with_a_context_and_a_trained_light_network_begins_alone():
-    encoder, light = randomised(ContextEncoder(config(), LIGHT)), randomised(LightUViT(LIGHT, residual=True))
+    encoder, light = randomised(ContextEncoder(config(), LIGHT)), randomised(LightBody(LIGHT, residual=True))
     z, log_snr = torch.randn(2, 3, 16, 16), torch.tensor([0.3, -1.0])
     features, v_tau = encoder(z, log_snr - 1, None)
     x_tau = x_from_v(z, v_tau, log_snr - 1)

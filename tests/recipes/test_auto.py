@@ -44,7 +44,10 @@ def test_there_are_networks_for_every_side(size, side):
         assert 4 <= config.sides(len(config.levels) - 1)[0] <= 8
         assert config.levels[0].channels >= 3 * config.patch**2
         assert len(config.levels) >= 2
-    assert [config.levels[-1].kind for config in (made.networks.encoder, made.networks.light)] == ["transformer", "conv"]
+    assert [config.levels[-1].kind for config in (made.networks.encoder, made.networks.light)] == [
+        "transformer",
+        "conv",
+    ]
 
 
 @pytest.mark.parametrize("size", TIERS)

@@ -25,8 +25,8 @@ from dualrate.experiment.network_configs import ThreeConditional
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import BothTimes
 from dualrate.networks.blocks import add_shared
-from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader
-from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader
+from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.catalogue import make_step
 from dualrate.sampling.cost import call_cost, expected_costs, macs_of
@@ -87,12 +87,12 @@ def both() -> BothRates:
         randomised(ConditionReader(NET, HEADLESS, LIGHT, GIVEN)),
         randomised(ContextEncoder(HEADLESS, LIGHT)),
     )
-    return BothRates(encoder, randomised(LightUViT(LIGHT)), PROCESS, reader=reader)
+    return BothRates(encoder, randomised(LightBody(LIGHT)), PROCESS, reader=reader)
 
 
 @cache
 def single() -> Conditional:
-    return Conditional(randomised(ConditionalUViT(NET, GIVEN)), PROCESS)
+    return Conditional(randomised(ConditionalBody(NET, GIVEN)), PROCESS)
 
 
 def drawn(denoiser: Denoiser, seeds: list[int], members: int, batch_size: int, *, heavy: int = 1, **more) -> Tensor:

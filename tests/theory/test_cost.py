@@ -13,7 +13,7 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
-from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.cost import (
     CallCost,
@@ -32,7 +32,7 @@ NET = dr.UViTConfig(
 
 
 def dual(head: bool, net: dr.UViTConfig = NET) -> DualRate:
-    return DualRate(ContextEncoder(replace(net, head=head), net), LightUViT(net), PROCESS)
+    return DualRate(ContextEncoder(replace(net, head=head), net), LightBody(net), PROCESS)
 
 
 @pytest.mark.parametrize(("head", "light_calls"), [(True, 6), (False, 8)])

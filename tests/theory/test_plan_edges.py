@@ -15,7 +15,7 @@ from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import BatchTimes, TimeSampler
-from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.ddim import DDIM
@@ -39,7 +39,7 @@ def loud(module):
     return module.requires_grad_(False)
 
 
-ENCODER, LIGHT = loud(ContextEncoder(NET, NET)), loud(LightUViT(NET))
+ENCODER, LIGHT = loud(ContextEncoder(NET, NET)), loud(LightBody(NET))
 DUAL, HEAVY = DualRate(ENCODER, LIGHT, PROCESS), Plain(ENCODER.net, PROCESS)
 Z = normals(1, 2, 1, 4, 4).float()
 

@@ -19,10 +19,10 @@ from dualrate.diffusion.categorical import NoisePlanes  # noqa: F401  # a file m
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.networks.body import BodyConfig
-from dualrate.networks.conditional import ConditionalUViT, ConditionEncoder, ConditionReader, of_frames
+from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader, of_frames
 from dualrate.networks.dis import DiSConfig  # noqa: F401  # a file may name it
 from dualrate.networks.dit import DiTConfig  # noqa: F401
-from dualrate.networks.dual import ContextEncoder, LightUViT, check_pair, disconnect
+from dualrate.networks.dual import ContextEncoder, LightBody, check_pair, disconnect
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 
 Light = TypeVar("Light")
@@ -219,7 +219,7 @@ class TwoNetworks(PackageNetworks):
         check_pair(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = ContextEncoder(self.encoder, self.light), LightUViT(self.light)
+        encoder, light = ContextEncoder(self.encoder, self.light), LightBody(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
@@ -285,7 +285,7 @@ class OneConditional(PackageNetworks, Ranged):
     """Whether such frames see each other."""
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        network = ConditionalUViT(self.model, self.given_shape, self.leads, attention=self.attention)
+        network = ConditionalBody(self.model, self.given_shape, self.leads, attention=self.attention)
         return nn.ModuleDict({"model": network}), Conditional(network, process)
 
 
@@ -346,7 +346,7 @@ class ThreeConditional(PackageNetworks, Ranged):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         reader = ConditionReader(self.reader, self.encoder, self.light, self.given_shape)
-        encoder, light = ContextEncoder(self.encoder, self.light), LightUViT(self.light)
+        encoder, light = ContextEncoder(self.encoder, self.light), LightBody(self.light)
         networks = nn.ModuleDict({"reader": reader, "encoder": encoder, "light": light})
         return networks, BothRates(encoder, light, process, reader=reader)
 

@@ -49,7 +49,7 @@ from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.from_diffusers.text_folder import TextFolder, fingerprint_of
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.blocks import NoiseEmbedding, layer_norm
-from dualrate.networks.dual import Features, LightNetwork, LightUViT, disconnect
+from dualrate.networks.dual import Features, LightBody, LightNetwork, disconnect
 from dualrate.networks.uvit import UViTConfig
 from dualrate.training.config import FitConfig
 
@@ -119,7 +119,7 @@ class Projection(nn.Module):
 
 
 class TappedEncoder(nn.Module):
-    """forward: (z_tau, log_snr_tau, *condition) -> ((feature, x_hat), v), for a `LightUViT` that corrects x_hat."""
+    """forward: (z_tau, log_snr_tau, *condition) -> ((feature, x_hat), v), for a `LightBody` that corrects x_hat."""
 
     def __init__(self, net: ForeignNetwork, light: UViTConfig, taps: Sequence[Tap]) -> None:
         super().__init__()
@@ -281,7 +281,7 @@ class Retrofitted(OfForeign):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder = TappedEncoder(self.encoder.build(), self.light, self.taps)
-        light = LightUViT(self.light, residual=True)
+        light = LightBody(self.light, residual=True)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     @property

@@ -33,7 +33,7 @@ from dualrate.experiment.plan_support import AnyPlan
 from dualrate.methods.conditional import ConditionalDenoising
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.body import BodyConfig
-from dualrate.networks.conditional import ConditionalUViT, ConditionMaps
+from dualrate.networks.conditional import ConditionalBody, ConditionMaps
 from dualrate.networks.dual import check_pair, projections
 
 
@@ -47,7 +47,7 @@ class Regression(nn.Module):
             raise ValueError(
                 "a regression is an encoder with a head, got one without: leave out --networks.encoder.head"
             )
-        self.net = ConditionalUViT(config, given)
+        self.net = ConditionalBody(config, given)
         self.light, self.mean = ConditionMaps(given, light), ConditionMaps(light.shape, light)
         self.projections = projections(config, light) if features else None
 

@@ -45,7 +45,7 @@ from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.likelihood.bound import divergence
 from dualrate.methods.times import SILVER, moved, stratified_uniform
-from dualrate.networks.conditional import ConditionalUViT
+from dualrate.networks.conditional import ConditionalBody
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.networks.uvit import UViT, UViTConfig
 from dualrate.training.method import Loss, Phase
@@ -152,7 +152,7 @@ class LatentNetworks(NetworksConfig):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, prior = ImageEncoder(self.encoder), UViT(self.prior)
-        decoder = ConditionalUViT(self.decoder, self.encoder.latent_shape)
+        decoder = ConditionalBody(self.decoder, self.encoder.latent_shape)
         return nn.ModuleDict({"encoder": encoder, "prior": prior, "decoder": decoder}), Plain(prior, process)
 
     @property

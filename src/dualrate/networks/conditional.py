@@ -135,7 +135,7 @@ def of_frames(config: BodyConfig, leads: Sequence[int] = (), *, attention: bool 
     return ByLead(config, leads, attention=attention) if leads else config.network()
 
 
-class ConditionalUViT(nn.Module):
+class ConditionalBody(nn.Module):
     """forward: (z_t, log_snr, y, label) -> v. given: (C, h, w) of y; leads, attention: of `ByLead`."""
 
     def __init__(self, config: BodyConfig, given: Shape, leads: Sequence[int] = (), *, attention: bool = False) -> None:
@@ -157,16 +157,16 @@ class ConditionalUViT(nn.Module):
 
 
 class ConditionEncoder(nn.Module):
-    """forward: (log_snr at t = 1, y, label) -> features for a light U-ViT, at its widths.
+    """forward: (log_snr at t = 1, y, label) -> features for a light network, at its widths.
 
-    net:   a `ConditionalUViT`; with a head it has an estimate of x from y alone too (`estimate`)
+    net:   a `ConditionalBody`; with a head it has an estimate of x from y alone too (`estimate`)
     light: what y itself adds at the levels of the light network
     """
 
     def __init__(self, config: BodyConfig, light: BodyConfig, given: Shape) -> None:
         super().__init__()
         check_pair(config, light)
-        self.net, self.light = ConditionalUViT(config.with_head(False), given), ConditionMaps(given, light)
+        self.net, self.light = ConditionalBody(config.with_head(False), given), ConditionMaps(given, light)
         self.projections = projections(config, light)
 
     def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
@@ -180,7 +180,7 @@ class ConditionEncoder(nn.Module):
 
 
 class ConditionReader(ConditionEncoder):
-    """forward: (log_snr at t = 1, y, label) -> features for a light U-ViT, then for the encoder of its context.
+    """forward: (log_snr at t = 1, y, label) -> features for a light network, then for the encoder of its context.
 
     At first the encoder is added what y itself adds (`heavy`) alone.
     """

@@ -115,7 +115,7 @@ class LightNetwork(nn.Module, ABC):
         """With a context. tau: (B, E), 0 in rows without one, as the features are."""
 
 
-class LightUViT(LightNetwork):
+class LightBody(LightNetwork):
     """An ordinary small network, a U-ViT or another, to whose levels features are added.
 
     residual: the last feature is the encoder's own x_hat(tau), which it corrects
@@ -149,11 +149,11 @@ def of_present(part: Tensor, present: Tensor | None) -> Tensor:
 
 
 def disconnect(encoder: nn.Module, light: nn.Module) -> None:
-    """Zero every way from an encoder into a `LightUViT`: at the start of training, that network alone.
+    """Zero every way from an encoder into a `LightBody`: at the start of training, that network alone.
 
     encoder: with projections, and pixels or None, as a `ContextEncoder` has them
     """
-    assert isinstance(light, LightUViT)
+    assert isinstance(light, LightBody)
     assert isinstance(encoder.projections, nn.ModuleList)
     ways = [*encoder.projections.parameters(), *light.tau.mlp[-1].parameters()]
     if isinstance(encoder.pixels, nn.Module):

@@ -165,7 +165,7 @@ def light_of(shape: Shape, num_classes: int, patch: int, heavy: float, share: fl
 
 
 def macs_of_light(light: UViTConfig) -> int:
-    """Multiply-adds of a call with a context, of a flat `LightUViT` without what joins the context."""
+    """Multiply-adds of a call with a context, of a flat `LightBody` without what joins the context."""
     (level,), n, emb = light.levels, math.prod(light.sides(0)), light.embedding
     width, numbers = level.channels, light.image_channels * light.patch**2
     block = 12 * width**2 * n + 2 * width * n**2 + 4 * emb * width
