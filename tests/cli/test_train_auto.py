@@ -70,7 +70,8 @@ def test_a_student_has_a_light_network_in_proportion_and_its_teacher_s_name(here
     options = ["--teacher", teacher, "--pretraining", 1, *QUICK]
     assert call(monkeypatch, "distill", "auto", *options) == 0
     student = json.loads((here / "runs" / "pets-tiny-single-dual-8-4" / "experiment.json").read_text())
-    assert student["networks"]["light"]["levels"][1]["channels"] == 32
+    light = student["networks"]["light"]["levels"][1]
+    assert (light["kind"], light["channels"]) == ("conv", 24)
     assert student["networks"]["encoder"]["levels"][1]["channels"] == 64
 
 
