@@ -58,6 +58,10 @@ def test_what_to_keep_in_mind_is_noted(evaluator):
     alone = score_of(without, REAL, seeds="0-1199", labels="none", resamples=2)
     assert math.isnan(alone.floor)
     assert "no floor" in alone.note
+    one = replace(evaluator.held_out, images=evaluator.held_out.images[:1], labels=evaluator.held_out.labels[:1])
+    assert math.isnan(replace(evaluator, held_out=one).floor(100)[0])
+    with pytest.raises(ValueError, match=r"has one training image: .* --reference"):
+        score_of(replace(evaluator, reference=one), REAL, seeds="0-1199", labels="none", resamples=2)
 
 
 def test_the_fingerprint_tells_count_seeds_net_and_reference_apart(evaluator):

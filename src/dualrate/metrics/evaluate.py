@@ -278,9 +278,9 @@ class Evaluator(Generic[Net]):
 
         Every class has its share of them, as in samples whose labels take turns: a random mix of classes would add to
         the distance, and double it for Fashion-MNIST (docs/results/tried.md). Fewer than `count` if there are no more:
-        such a floor is too high. (NaN, 0) without held-out images.
+        such a floor is too high. (NaN, 0) of fewer than two held-out images.
         """
-        if self.held_out is None:
+        if self.held_out is None or len(self.held_out) < 2:
             return math.nan, 0
         count = min(count, len(self.held_out))
         key = "floor", count, codec.fingerprint
@@ -307,8 +307,14 @@ class Evaluator(Generic[Net]):
 
     @cached_property
     def _stats(self) -> GaussianStats:
-        known = self.reference.stats if isinstance(self.reference, Reference) else None
-        return known or GaussianStats.of(self.reference_features)
+        if isinstance(self.reference, Reference):
+            return self.reference.stats
+        if len(self.reference_images) < 2:
+            raise ValueError(
+                f"{self.metric} needs a covariance, and {self.reference_images.name} has one training image: score "
+                "against others, with --reference FILE.npz, or sample first, then evaluate --images and --reference"
+            )
+        return GaussianStats.of(self.reference_features)
 
     @property
     def reference_features(self) -> Tensor:
@@ -347,7 +353,7 @@ class Evaluator(Generic[Net]):
                 f"count; usual are {self.net.usual_count}"
             )
         if floor_count == 0:
-            notes.append("no held-out images, no floor")
+            notes.append("fewer than two held-out images, no floor")
         elif floor_count < count:
             notes.append(f"only {floor_count} held-out images: their floor is biased upward against {count}")
         if floor_count and codec.fingerprint:
