@@ -8,6 +8,7 @@ beside attention; and what U-ViT, DiT and DiS of equal multiply-adds learn in eq
     python -m studies.light_bodies lights OUT                 trainings of light networks under one encoder; likewise
     python -m studies.light_bodies lights OUT --natural DIR   of whole pairs, of colour images
     python -m studies.light_bodies page OUT                   their tables
+    python -m studies.light_bodies adapters OUT               adapters by phase, and what they are compared with
 
 All make about the multiply-adds of one light network, whose middle has two transformer blocks. The others have its
 finest level, and one wide block of another kind in the middle. Encoder and light network are a pair; each round calls
@@ -32,6 +33,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,6 +51,7 @@ from dualrate.networks.dit import DiTBlock
 from dualrate.networks.scan import selective_scan
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
+from dualrate.recipes.students import Adapt
 from dualrate.sampling.cost import CallCost, call_cost, macs_of
 from dualrate.system.device import compile_calls, pays
 from studies.common import ROOT, command, on_one_thread
@@ -491,13 +494,65 @@ def page(out: Path) -> str:
     return "\n\n".join((peers.page(out), markdown(lines), markdown(speeds)))
 
 
+# Adapters by phase
+
+
+def adapters(arguments: Sequence[str]) -> None:
+    """Adapters by phase on a released network, of 1, 100 and all training images, and its steps without adapters: a
+    table of distances as in `quality`. Rows that are there are kept."""
+    options = command(adapters.__doc__)
+    options.add_argument("out", type=Path)
+    options.add_argument("--network", default=str(ROOT / "weights" / "fashion-mnist-heavy-annealed"))
+    options.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
+    found = options.parse_args(arguments)
+    data, network, out = dr.DataConfig(), found.network, found.out
+    train, test = (data.images(split) for split in ("train", "test"))
+    assert train.labels is not None
+    pixels, labels = np.asarray(train.images), train.labels
+    chosen = {
+        100: [i for label in range(10) for i in np.flatnonzero(labels == label)[:10]],
+        1: [0, 0],
+    }  # of two one is held out
+    folders: dict[str, str | None] = {"all": None} | {str(count): str(out / f"images-{count}") for count in chosen}
+    for count, rows in chosen.items():
+        for i, row in enumerate(rows):
+            (to := out / f"images-{count}" / str(labels[row])).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[row, 0]).save(to / f"{i:03}.png")
+    ways: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "own 10": (network, {"steps": 10}),
+        "even 10": (network, {"steps": 10, "sampler": "ddim"}),
+        "even 50": (network, {"steps": 50, "sampler": "ddim"}),
+    }
+    recipes = {(0, "all"): Adapt(phases=0)}
+    for count, folder in folders.items():
+        recipes |= {(2, count): Adapt(folder), (1, count): Adapt(folder, phases=1)}
+    for (phases, count), recipe in recipes.items():
+        run = out / f"phases-{phases}-{count}"
+        dr.train(recipe(network), run)  # which goes on, or is there
+        ways[f"{phases} phases, {count}"] = (str(run), {})
+    judge = None
+    for name, (run, how) in ways.items():
+        if peers.kept(out, {"way": name}):
+            continue
+        judge = judge or peers.Judge(out, 10_000, pixels[: found.images], test.images)
+        drawer = dr.Choice(**how).drawer(dr.load(run), batch_size=125, precision="float32")
+        images = drawer.draw(range(found.images)).images
+        scores = judge.scores(images, torch.arange(found.images) % 10)
+        peers.add(out, {"way": name, "macs": drawer.cost.macs / 1e6, "scores": scores})
+    lines = [["what", "million multiply-adds an image", *(net.metric for net in peers.nets())]]
+    for row in map(json.loads, (out / peers.ROWS).read_text().splitlines()):
+        distances = ("{:.0f} [{:.0f}, {:.0f}]".format(*score) for score in row["scores"])
+        lines.append([row["way"], f"{row['macs']:,.0f}", *distances])
+    print(markdown(lines))
+
+
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     head, *others = lines
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---:"] * len(head), *others))
 
 
 def main() -> None:
-    verbs = {"scans": scans, "quality": quality, "lights": lights}
+    verbs = {"scans": scans, "quality": quality, "lights": lights, "adapters": adapters}
     if sys.argv[1:2] == ["page"]:
         print(page(Path(sys.argv[2])))
         return
