@@ -168,7 +168,7 @@ def test_a_light_network_of_any_heavy_one_is_lighter_and_runs(heavy):
 
 @pytest.mark.parametrize("height", [None, 1])
 def test_the_middle_of_a_light_network_costs_what_half_the_heavy_one_s_transformers_do(height):
-    heavy = UViTConfig(16, 1, (Level("conv", 16, 1), Level("transformer", 384, 4)), head_dim=32, height=height)
+    heavy = UViTConfig(64, 1, (Level("conv", 16, 1), Level("transformer", 384, 4)), head_dim=32, height=height)
     light = heavy.lighter()
     halved, wider = (
         replace(light, levels=(light.levels[0], middle))
