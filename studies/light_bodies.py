@@ -202,17 +202,17 @@ def table(
 
     calls: dict[str, Callable[[], object]] = {}
     costs: dict[str, CallCost] = {}
-    heavy = 0
+    first = next(iter(found))
     for name, light in found.items():
         pair = model(encoder, light, device)
         costs[name] = call_cost(pair.denoiser, pair.shape, 0 if pair.num_classes else None, device)
         both = a_call_each(pair, batch, pays(device))
-        timed = {"light": name} if heavy else {"light": name, "encoder": "heavy"}
-        heavy = costs[name].heavy
+        timed = {"light": name, "encoder": "heavy"} if name == first else {"light": name}
         for role in timed if compiled else ():
             compile_calls(pair.ready(bfloat16=pays(device)).networks[role])
         calls |= {called: both["heavy" if role == "encoder" else role] for role, called in timed.items()}
     rounds = interleaved(calls, device, seconds=seconds, least=5)
+    heavy = costs[first].heavy
     for name, light in found.items():
         counted = costs[name].light
         promised, taken = speed_up(heavy, counted), list(zip(spent("heavy"), spent(name), strict=True))
@@ -340,7 +340,6 @@ def quality(arguments: Sequence[str]) -> None:
     1,000 images at 16 calls by two EfficientNets: all as benchmarks/peers.py does. OUT has a folder for each set; rows
     that are there are kept."""
     options = trained_options(quality.__doc__, seconds=360)
-    options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
     options.add_argument("--side", type=int, default=16, help="that these are brought to")
     found = options.parse_args(arguments)
     sets = {"fashion-mnist": dr.DataConfig()}
@@ -357,6 +356,7 @@ def trained_options(doc: str | None, seconds: float) -> argparse.ArgumentParser:
     options.add_argument("out", type=Path)
     options.add_argument("--seconds", type=float, default=seconds, help="CPU seconds of a training")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
     options.add_argument("--only", nargs="+", help="names of rows; all if not given")
     options.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
     options.add_argument("--reference", type=int, default=10_000, help="test images that they are compared with")
@@ -415,7 +415,6 @@ def lights(arguments: Sequence[str]) -> None:
     are kept."""
     options = trained_options(lights.__doc__, seconds=240)
     options.add_argument("--encoder", default=str(ROOT / "weights" / "fashion-mnist-heavy-annealed"))
-    options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
     options.add_argument("--rates", type=float, nargs="+", default=peers.RATES[2:], help="that are searched")
     options.add_argument("--timed", type=float, default=10, help="seconds of each size of batch, at least")
     found = options.parse_args(arguments)
@@ -509,10 +508,8 @@ def adapters(arguments: Sequence[str]) -> None:
     train, test = (data.images(split) for split in ("train", "test"))
     assert train.labels is not None
     pixels, labels = np.asarray(train.images), train.labels
-    chosen = {
-        100: [i for label in range(10) for i in np.flatnonzero(labels == label)[:10]],
-        1: [0, 0],
-    }  # of two one is held out
+    ten_of_each = [i for label in range(10) for i in np.flatnonzero(labels == label)[:10]]
+    chosen = {100: ten_of_each, 1: [0, 0]}  # of two one is held out
     folders: dict[str, str | None] = {"all": None} | {str(count): str(out / f"images-{count}") for count in chosen}
     for count, rows in chosen.items():
         for i, row in enumerate(rows):
@@ -539,7 +536,7 @@ def adapters(arguments: Sequence[str]) -> None:
         images = drawer.draw(range(found.images)).images
         scores = judge.scores(images, torch.arange(found.images) % 10)
         peers.add(out, {"way": name, "macs": drawer.cost.macs / 1e6, "scores": scores})
-    lines = [["what", "million multiply-adds an image", *(net.metric for net in peers.nets())]]
+    lines = [["what", "million multiply-adds an image", *(f"FD-{net}" for net in peers.NETS)]]
     for row in map(json.loads, (out / peers.ROWS).read_text().splitlines()):
         distances = ("{:.0f} [{:.0f}, {:.0f}]".format(*score) for score in row["scores"])
         lines.append([row["way"], f"{row['macs']:,.0f}", *distances])

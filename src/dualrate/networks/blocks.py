@@ -162,6 +162,11 @@ def modulated(h: Tensor, film: tuple[Tensor, Tensor], eps: float = 1e-5) -> Tens
     return layer_norm(h, eps=eps) * scale[:, None] + shift[:, None]
 
 
+def transformer_macs(channels: int, tokens: int) -> int:
+    """Multiply-adds of a `TransformerBlock`, but for its embedding: 12 n d^2 + 2 n^2 d."""
+    return 12 * channels**2 * tokens + 2 * channels * tokens**2
+
+
 class TransformerBlock(Block):
     """Self-attention, then an MLP of ratio 4; both behind FiLM norms, queries and keys normalised per head."""
 

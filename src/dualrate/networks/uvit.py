@@ -38,6 +38,7 @@ from dualrate.networks.blocks import (
     attention_weights,
     conv3,
     doubled,
+    transformer_macs,
     unpatchified,
     zero_init,
 )
@@ -138,7 +139,7 @@ class UViTConfig(BodyConfig):
         middle = lighter[-1] = replace(lighter[-1], blocks=max(1, self.levels[-1].blocks // 2))
         if others and middle.kind == "transformer":
             tokens, taps = math.prod(self.sides(len(others))), math.prod(self.along(3))
-            squares = middle.blocks * middle.channels * (12 * middle.channels + 2 * tokens) / (2 * taps)  # of channels
+            squares = middle.blocks * transformer_macs(middle.channels, tokens) / (2 * taps * tokens)  # of channels
             lighter[-1] = Level("conv", 8 * max(1, int(math.sqrt(squares) / 8)), 1)
         widths = [level.channels for level in lighter if level.kind == "transformer"]
         return replace(self, levels=tuple(lighter), head_dim=math.gcd(self.head_dim, *widths))

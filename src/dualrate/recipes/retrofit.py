@@ -36,6 +36,7 @@ from dualrate.from_diffusers.retrofitted import COLOURS, OwnBlocks, Retrofitted,
 from dualrate.from_diffusers.text_folder import TextFolder
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
+from dualrate.networks.blocks import transformer_macs
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import TIERS, name_of
 from dualrate.sampling.cost import macs_of
@@ -168,6 +169,6 @@ def macs_of_light(light: UViTConfig) -> int:
     """Multiply-adds of a call with a context, of a flat `LightBody` without what joins the context."""
     (level,), n, emb = light.levels, math.prod(light.sides(0)), light.embedding
     width, numbers = level.channels, light.image_channels * light.patch**2
-    block = 12 * width**2 * n + 2 * width * n**2 + 4 * emb * width
+    block = transformer_macs(width, n) + 4 * emb * width
     stem = numbers * width * n if light.patch > 1 else 9 * numbers * width * n
     return level.blocks * block + stem + 9 * width * numbers * n + 2 * (64 * emb + emb**2) + emb
