@@ -27,6 +27,7 @@ def test_light_networks_of_all_kinds_cost_as_much_as_the_first_and_fit_its_encod
 
 @pytest.mark.parametrize("kind", module.OTHERS)
 def test_a_block_is_the_identity_at_first_and_learns_of_its_embedding(kind: str) -> None:
+    torch.manual_seed(0)
     block = module.OTHERS[kind](32, 8)
     h, emb = torch.randn(2, 32, 4, 4), torch.randn(2, 8)
     torch.testing.assert_close(block(h, emb), h)
