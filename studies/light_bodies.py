@@ -3,12 +3,19 @@ beside attention; and what U-ViT, DiT and DiS of equal multiply-adds learn in eq
 
     python -m studies.light_bodies [--compile] [--device cuda]
     python -m studies.light_bodies scans                      milliseconds, a table in Markdown
-    python -m studies.light_bodies quality OUT --natural DIR  trainings; run again, it goes on with the next row
-    python -m benchmarks.peers page OUT/fashion-mnist         their table
+    python -m studies.light_bodies quality OUT                trainings; run again, it goes on with the next row
+    python -m benchmarks.peers page OUT                       their table
     python -m studies.light_bodies lights OUT                 trainings of light networks under one encoder; likewise
-    python -m studies.light_bodies lights OUT --natural DIR   of whole pairs, of colour images
     python -m studies.light_bodies page OUT                   their tables
     python -m studies.light_bodies adapters OUT               adapters by phase, and what they are compared with
+
+These are of Fashion-MNIST. `quality OUT --natural DIR` is of colour images; so are `lights` and `adapters` of a network
+that was trained on some:
+
+    dualrate train auto --data.source DIR --data.size 16 --rate single --fit.batch-size 32 --fit.optim.lr 1e-3 \
+        --fit.max-seconds 1800 --out RUN
+    python -m studies.light_bodies lights OUT --encoder RUN
+    python -m studies.light_bodies adapters OUT --network RUN
 
 All make about the multiply-adds of one light network, whose middle has two transformer blocks. The others have its
 finest level, and one wide block of another kind in the middle. Encoder and light network are a pair; each round calls
@@ -61,11 +68,16 @@ Body = TypeVar("Body", bound=BodyConfig)
 Kind = Literal["conv", "DiCo", "ConvNeXt", "transformer", "DiS", "DiS, a decay per head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # of the middle's blocks
 STEPS, HEAVY = 64, 8
-SMALL = auto.network(auto.TIERS["small"], 32, 3, 10)
-PAIRS = {
-    "28x28x1": (fashion_mnist.HEAVY, fashion_mnist.LIGHT),
-    "32x32x3": (SMALL, replace(SMALL, levels=(Level("conv", 48, 1), Level("transformer", 96, 3)), head_dim=32)),
-}
+
+
+def small(side: int, blocks: int) -> tuple[UViTConfig, UViTConfig]:
+    """The heavy network of `train auto` for ten classes, and a light one with so many transformer blocks."""
+    heavy = auto.network(auto.TIERS["small"], side, 3, 10)
+    return heavy, replace(heavy, levels=(Level("conv", 48, 1), Level("transformer", 96, blocks)), head_dim=32)
+
+
+PAIRS = {"28x28x1": (fashion_mnist.HEAVY, fashion_mnist.LIGHT), "16x16x3": small(16, 2), "32x32x3": small(32, 3)}
+NETWORK = str(ROOT / "weights" / "fashion-mnist-heavy-annealed")  # of Fashion-MNIST, where no other is named
 TIMES = 12  # of errors of x_hat
 
 
@@ -315,8 +327,7 @@ def bodies_of(data: dr.DataConfig) -> dict[str, BodyConfig]:
     uvit, side, patch = fashion_mnist.LIGHT, 28, 4
     if data.size is not None:
         side, patch = data.size, 2
-        levels = Level("conv", 48, 1), Level("transformer", 96, 2)
-        uvit = UViTConfig(side, 3, levels, 10, embedding=128, head_dim=32)
+        _, uvit = small(side, 2)
     budget, channels = macs(uvit), uvit.image_channels
     dit = (
         dr.DiTConfig(side, channels, width, count, 10, patch, head_dim=32)
@@ -337,17 +348,14 @@ def nearest(sized: Iterable[Body], budget: int) -> Body:
 
 def quality(arguments: Sequence[str]) -> None:
     """Trains every body for equal CPU seconds, one row a body and seed, after a search of its learning rate, and scores
-    1,000 images at 16 calls by two EfficientNets: all as benchmarks/peers.py does. OUT has a folder for each set; rows
-    that are there are kept."""
+    1,000 images at 16 calls by two EfficientNets: all as benchmarks/peers.py does. Rows that are there are kept."""
     options = trained_options(quality.__doc__, seconds=360)
+    options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
     options.add_argument("--side", type=int, default=16, help="that these are brought to")
     found = options.parse_args(arguments)
-    sets = {"fashion-mnist": dr.DataConfig()}
-    if found.natural:
-        sets[f"natural-{found.side}"] = dr.DataConfig(found.natural, found.side, 3)
-    for name, data in sets.items():
-        changes = {body: partial(with_body, config=config, data=data) for body, config in bodies_of(data).items()}
-        of_set(found, found.out / name, data, changes)
+    data = dr.DataConfig(found.natural, found.side, 3) if found.natural else dr.DataConfig()
+    changes = {body: partial(with_body, config=config, data=data) for body, config in bodies_of(data).items()}
+    of_set(found, found.out, data, changes)
 
 
 def trained_options(doc: str | None, seconds: float) -> argparse.ArgumentParser:
@@ -356,7 +364,6 @@ def trained_options(doc: str | None, seconds: float) -> argparse.ArgumentParser:
     options.add_argument("out", type=Path)
     options.add_argument("--seconds", type=float, default=seconds, help="CPU seconds of a training")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options.add_argument("--natural", help="colour images of ten classes with a test split, such as CIFAR-10's parquet")
     options.add_argument("--only", nargs="+", help="names of rows; all if not given")
     options.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
     options.add_argument("--reference", type=int, default=10_000, help="test images that they are compared with")
@@ -410,26 +417,20 @@ def with_body(made: dr.Experiment, config: BodyConfig, data: dr.DataConfig) -> d
 
 
 def lights(arguments: Sequence[str]) -> None:
-    """Milliseconds of light networks, and a training of each for equal CPU seconds, scored as in `quality`: beside one
-    frozen encoder, a released network of Fashion-MNIST; with --natural together with an encoder. Rows that are there
-    are kept."""
+    """Milliseconds of light networks, and a training of each for equal CPU seconds beside one frozen encoder, scored as
+    in `quality`. Rows that are there are kept."""
     options = trained_options(lights.__doc__, seconds=240)
-    options.add_argument("--encoder", default=str(ROOT / "weights" / "fashion-mnist-heavy-annealed"))
+    options.add_argument("--encoder", default=NETWORK, help="a run of a heavy network that PAIRS has")
     options.add_argument("--rates", type=float, nargs="+", default=peers.RATES[2:], help="that are searched")
     options.add_argument("--timed", type=float, default=10, help="seconds of each size of batch, at least")
     found = options.parse_args(arguments)
-    if found.natural:
-        (encoder, light), data, run = PAIRS["32x32x3"], dr.DataConfig(found.natural, 32, 3), None
-    else:
-        networks = dr.load(run := found.encoder).experiment.networks
-        assert isinstance(networks, dr.OneNetwork)
-        encoder, light, data = networks.model, fashion_mnist.LIGHT, dr.DataConfig()
-        assert isinstance(encoder, UViTConfig)
+    begun = dr.load(found.encoder).experiment
+    (encoder, light), data = of_run(begun), begun.data
     made = dict(candidates(light))
     found.out.mkdir(parents=True, exist_ok=True)
     times(found.out, made, encoder, found.timed, compiled=False)
     pairs = {name: dr.TwoNetworks(encoder, light) for name, light in made.items()}
-    changes = {name: partial(with_pair, run=run, data=data, pair=pair) for name, pair in pairs.items()}
+    changes = {name: partial(with_pair, run=found.encoder, data=data, pair=pair) for name, pair in pairs.items()}
     of_set(found, found.out, data, changes, found.rates)
     times(found.out, made, encoder, found.timed, compiled=True)  # minutes of compilation
 
@@ -443,9 +444,17 @@ def times(out: Path, made: Mapping[str, UViTConfig], encoder: UViTConfig, second
                 peers.add(out, of_times | row)
 
 
-def with_pair(made: dr.Experiment, run: str | None, data: dr.DataConfig, pair: dr.TwoNetworks) -> dr.Experiment:
-    """run: of the encoder, which is frozen; None: both networks are trained."""
-    method = dr.DenoisingConfig(dr.TimeSampler(heavy=(4, 32)), encoder_from=run, freeze_encoder=run is not None)
+def of_run(begun: dr.Experiment) -> tuple[UViTConfig, UViTConfig]:
+    """Its network, and the light one beside it."""
+    found = [pair for pair in PAIRS.values() if begun.networks == dr.OneNetwork(pair[0])]
+    if not found:
+        raise ValueError(f"--encoder is a run of a network that PAIRS of {__file__} has, with its light one beside it")
+    return found[0]
+
+
+def with_pair(made: dr.Experiment, run: str, data: dr.DataConfig, pair: dr.TwoNetworks) -> dr.Experiment:
+    """run: of the encoder, which is frozen."""
+    method = dr.DenoisingConfig(dr.TimeSampler(heavy=(4, 32)), encoder_from=run, freeze_encoder=True)
     return replace(made, networks=pair, method=method, data=data)
 
 
@@ -497,14 +506,15 @@ def page(out: Path) -> str:
 
 
 def adapters(arguments: Sequence[str]) -> None:
-    """Adapters by phase on a released network, of 1, 100 and all training images, and its steps without adapters: a
-    table of distances as in `quality`. Rows that are there are kept."""
+    """Adapters by phase on a network, of 1, 100 and all training images, and its steps without adapters: a table of
+    distances as in `quality`. Rows that are there are kept."""
     options = command(adapters.__doc__)
     options.add_argument("out", type=Path)
-    options.add_argument("--network", default=str(ROOT / "weights" / "fashion-mnist-heavy-annealed"))
+    options.add_argument("--network", default=NETWORK, help="a run of a single network, of ten classes")
     options.add_argument("--images", type=int, default=1000, help="that are drawn and scored")
     found = options.parse_args(arguments)
-    data, network, out = dr.DataConfig(), found.network, found.out
+    network, out = found.network, found.out
+    data = dr.load(network).experiment.data
     train, test = (data.images(split) for split in ("train", "test"))
     assert train.labels is not None
     pixels, labels = np.asarray(train.images), train.labels
@@ -514,7 +524,7 @@ def adapters(arguments: Sequence[str]) -> None:
     for count, rows in chosen.items():
         for i, row in enumerate(rows):
             (to := out / f"images-{count}" / str(labels[row])).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[row, 0]).save(to / f"{i:03}.png")
+            Image.fromarray(pixels[row].transpose(1, 2, 0).squeeze()).save(to / f"{i:03}.png")
     ways: dict[str, tuple[str, Mapping[str, Any]]] = {
         "own 10": (network, {"steps": 10}),
         "even 10": (network, {"steps": 10, "sampler": "ddim"}),
