@@ -151,7 +151,8 @@ def test_labels_and_seeds_are_taken_from_whatever_holds_them(root, models):
 def test_a_label_that_the_networks_do_not_know_is_refused(models, label, weight):
     """2 is the null class. Under a guided denoiser too, whose networks are within another."""
     model, plan = models["two"], dr.StepPlan.uniform(2, 1)
-    denoiser = dr.Drawer(model, dr.Ancestral(model.process), plan, dr.Guidance(weight)).denoiser
+    drawer = dr.Drawer(model, dr.Ancestral(model.process), plan, dr.Guidance(weight), precision="float32")
+    denoiser = drawer.denoiser
     args = (denoiser, dr.Ancestral(model.process), plan, model.shape, [0, 1])
     with pytest.raises(ValueError, match=f"labels that these networks know are 0 to 2, got {label!r}"):
         next(dr.sample_batches(*args, label=[0, label]))

@@ -58,7 +58,8 @@ def test_a_student_of_a_condition_reads_it_once_for_all_samples(
     assert changed == set(student.networks)
     metered = Metered(student.denoiser)
     plan = student.serves.default_plan()
-    drawer = Drawer(replace(student, denoiser=metered), sampler(student.process), plan, members=5)
+    metered_student = replace(student, denoiser=metered)
+    drawer = Drawer(metered_student, sampler(student.process), plan, members=5, precision="float32")
     assert torch.cat(list(drawer.states([0, 1, 2]))).shape == (15, 1, 8, 8)
     heavy = 3 if teacher == "dual" else 0
     assert (metered.meter.heavy, metered.meter.light) == (heavy, 15 * steps)
