@@ -131,7 +131,7 @@ class Unconditional(Condition):
 
 @dataclass(frozen=True)
 class Prompts(Condition, Ranged):
-    """What the encoders of a model of texts made of a text, in a row of numbers (`from_diffusers.classes.kind`).
+    """What the encoders of a text-to-image model made of a text, in a row of numbers (`from_diffusers.classes.kind`).
 
     In training they lie beside the latents (prompts.py).
     """

@@ -412,7 +412,7 @@ def read_prompts(source: str | Path, split: Split) -> PromptSet:
     """Raises ValueError for latents without prompts, and as `read_latents`."""
     if not has_prompts(source):
         raise ValueError(
-            f"{source} has no prompts, which a model of texts is trained on: dualrate data encode IMAGES LATENTS "
+            f"{source} has no prompts, which a text-to-image model is trained on: dualrate data encode IMAGES LATENTS "
             "--prompts CAPTIONS PIPELINE"
         )
     folder = resolved(source) / PROMPTS
