@@ -276,7 +276,7 @@ def check_decoder_sampler(name: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckCodec(_Images):
-    """Check a codec: the root mean square of its latents, about 1, and the PSNR of images after encoding and decoding."""
+    """Check a codec: the root mean square of latents, about 1, and the PSNR of images after encoding and decoding."""
 
     folder: Annotated[Positional[Path], arg(metavar="CODEC")]
     """Folder of the codec, as save_pretrained of diffusers writes it, such as the vae of a pipeline."""
