@@ -133,7 +133,7 @@ class Encode(_ToFolder):
             from dualrate.from_diffusers.retrofitted import text_folder
 
             if self.on_bad != "fail":
-                raise ValueError("an image that is left out has a caption that is not: drop --on-bad, mend the images")
+                raise ValueError("an image cannot be left out without its caption: drop --on-bad, repair the images")
             texts, folder = text_folder(self.prompts[1])
             captions = read_captions(self.prompts[0], self.source, self.label, progress)
         assert folder is not None

@@ -67,7 +67,7 @@ class Export(Ranged):
         tables = [place for place in (self.run_dir, out) if (place / COVARIANCE).exists()]
         export(self.run_dir, out, note)
         if tables:
-            note(f"{tables[0] / COVARIANCE} was of other weights: measure it anew by dualrate plan calibrate {out}")
+            note(f"{tables[0] / COVARIANCE} belongs to other weights: measure it by dualrate plan calibrate {out}")
 
     def _pipeline(self, folder: Path) -> None:
         try:

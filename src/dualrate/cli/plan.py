@@ -82,7 +82,7 @@ class Plan(Ranged):
         model = called_by(model, self.denoiser)
         require_plannable(model)
         if self.members > 1 and model.experiment.networks.given is None:
-            raise ValueError(f"{model.name} is given nothing that members would share: drop --members")
+            raise ValueError(f"{model.name} has no condition that members would share: drop --members")
         process = model.gaussian  # refused before anything is measured
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")

@@ -119,7 +119,7 @@ class Auto:
 
     def __post_init__(self) -> None:
         if self.task is None and (self.rate in OF_A_TASK or self.trained_by != "diffusion"):
-            raise ValueError(f"--rate {self.rate} and --trained-by {self.trained_by} are of a task: give a --task")
+            raise ValueError(f"--rate {self.rate} and --trained-by {self.trained_by} need a condition: give a --task")
         if self.task is not None:
             task_named(self.task)
 
@@ -135,7 +135,7 @@ class Auto:
             latents = read_latents(self.data.source, "train")
             progress.note(f"{latents.name}: {len(latents)} images as latents of {latents.shape} (C, H, W)")
             if self.task is not None:
-                raise ValueError(f"tasks are of images, and {self.data.source} holds latents: name the images")
+                raise ValueError(f"a --task needs images, and {self.data.source} holds latents: name the images")
             return replace(
                 _made(latents.shape, latents.num_classes, self.data, self.size, self.rate), codec=latents.codec
             )

@@ -126,7 +126,7 @@ class Forecasting(Ranged):
         )
         if task.every == 1 and not task.noise:
             progress.note(
-                "all of the field is given: if it obeys a law without chance, it has one future, and a regression does"
+                "the whole field is observed: if its law is deterministic, it has one future: a regression is enough"
             )
         of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
         usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())

@@ -127,7 +127,7 @@ class Retrofit(Ranged):
                         "--data.channels"
                     )
                 if found.network.prompt.parts:
-                    raise ValueError(f"{folder} makes pixels of texts: a retrofit is known for latents of texts alone")
+                    raise ValueError(f"{folder} is a text-to-image model of pixels; a retrofit needs one of latents")
                 return replace(self.data, size=side, channels=channels), NoCodec()
             how = f"--prompts CAPTIONS {folder}" if found.network.prompt.parts else f"--codec {own or 'VAE'}"
             raise ValueError(

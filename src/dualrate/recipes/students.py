@@ -226,7 +226,7 @@ class Adapt(Ranged):
         """The experiment. Raises ValueError for a model that cannot be adapted, and one of unknown images."""
         source = read_experiment(base)
         if not source.serves.any_plan:
-            raise ValueError(f"{base} is a student, of steps of its own: name its teacher")
+            raise ValueError(f"{base} is a student, which works only in its own steps: name its teacher")
         data = source.data if self.images is None else replace(source.data, source=self.images)
         if not data.source:
             raise ValueError(f"{base} does not say which images it was trained on: name some, --images FOLDER")
