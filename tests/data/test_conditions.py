@@ -325,7 +325,7 @@ def test_a_drawer_draws_members_of_conditions_of_one_s_own() -> None:
     plain = dr.Model("plain", experiment, *experiment.build(), 0, "hash")
     one = dr.Drawer(plain, dr.DDIM(experiment.gaussian), dr.StepPlan.uniform(2))
     assert np.array_equal(one.draw(torch.tensor([3, 1])).images, one.draw([3, 1]).images)  # seeds, in a tensor
-    with pytest.raises(ValueError, match="nothing that members would share"):
+    with pytest.raises(ValueError, match="no condition that members would share"):
         one.draw([3, 1], members=2)
 
 

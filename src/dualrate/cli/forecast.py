@@ -22,13 +22,14 @@ Start = Annotated[int, Range(0, 2**20)]
 
 @dataclass(frozen=True)
 class Forecast(Ranged):
-    """Roll out a forecast: members from each start, to an array on disk. The same command continues after a
-    kill.
+    """Roll out a forecast: members from each start, to an array on disk. The same command continues after a kill.
 
     Where the truth is known, the forecast is scored by lead time, beside two baselines: the last known frame, and
     random frames of the data. A page, index.html, shows the scores, pictures, and whether members go on looking like
-    the training data. In the first window the heavy network runs once per start, for all members. After that it runs
-    once per member and window.
+    the training data.
+
+    In the first window the heavy network runs once per start, for all members. After that it runs once per member and
+    window.
     """
 
     run_dir: RunDir

@@ -23,12 +23,13 @@ TIMED = 64  # images per call when calls are timed
 
 @dataclass(frozen=True)
 class Plan(Ranged):
-    """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go. A heavy
-    network that sees only a condition is called once.
+    """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go.
 
-    For a single network, --denoiser names the cache or network that makes the steps between its calls. `dualrate
-    compare RUN:16/4 RUN:16/2` measures plans by drawing images. `dualrate plan calibrate RUN` measures the table of the
-    covariance-aware samplers.
+    A heavy network that sees only a condition is called once. For a single network, --denoiser names the cache or
+    network that makes the steps between its calls.
+
+    `dualrate compare RUN:16/4 RUN:16/2` measures plans by drawing images. `dualrate plan calibrate RUN` measures the
+    table of the covariance-aware samplers.
     """
 
     run_dir: RunDir
