@@ -336,7 +336,11 @@ def shape_of(value: object) -> object:
     ("line", "code", "says"),
     [
         ("nope", 2, "there is no command 'nope'"),
-        ("sample x --out y --numb 3", 2, "there is no option --numb; perhaps you meant:\n  --num INT  Number of images in OUT, "),
+        (
+            "sample x --out y --numb 3",
+            2,
+            "there is no option --numb; perhaps you meant:\n  --num INT  Number of images",
+        ),
         ("sample --num=3 x", 2, "dualrate sample: missing:\n  --out PATH  Directory for the images"),
         ("sample --num 3 --npz --out y", 2, "dualrate sample: missing:\n  RUN  Directory of a run"),
         ("train", 2, "  auto  "),
