@@ -122,7 +122,7 @@ def test_a_consistency_model_serves_its_own_steps_of_ddim():
         dual.check(StepPlan.uniform(4))
     serves.check_step(DDIM(process))
     for step in (Ancestral(process), Heun(process), AdjustedDDIM(process)):
-        with pytest.raises(ValueError, match="was trained for steps of DDIM"):
+        with pytest.raises(ValueError, match="has learned to make steps of DDIM"):
             serves.check_step(step)
 
 

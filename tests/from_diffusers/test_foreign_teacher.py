@@ -104,7 +104,7 @@ def test_the_teacher_says_what_it_says_alone_in_bfloat16_too(root: Path) -> None
 
 def test_what_cannot_be_distilled_is_refused_with_the_reason(root: Path, monkeypatch, capsys) -> None:
     with pytest.raises(
-        ValueError, match=r"is a dual-rate model; .* name the run that its encoder is from, .*--student"
+        ValueError, match=r"is a dual-rate model; .* name the run that its encoder came from, .*--student"
     ):
         plain_student(RECIPE, str(root / "retrofit"), 4)
     with pytest.raises(ValueError, match=r"first \(dualrate retrofit .*dit --out RUN\), then add --student-from RUN"):

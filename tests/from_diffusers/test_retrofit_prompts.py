@@ -190,7 +190,7 @@ def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, 
     finally:
         (root / "away").rename(model)
     assert sample(monkeypatch, model, tmp_path / "out") == 2
-    assert "takes --prompt TEXT" in capsys.readouterr().err
+    assert "pass --prompt TEXT" in capsys.readouterr().err
 
 
 def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch):

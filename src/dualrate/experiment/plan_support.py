@@ -233,7 +233,7 @@ class Segments(_Single, Ranged):
     def check_step(self, step: Step) -> None:
         if not isinstance(step, DDIM):
             raise ValueError(
-                f"this consistency model was trained for steps of DDIM: drop the sampler ({step}) and its settings"
+                f"this consistency model has learned to make steps of DDIM: drop the sampler ({step}) and its settings"
             )
 
 
