@@ -174,7 +174,7 @@ def test_the_help_of_a_command_needs_nothing_loaded():
         code, text = answer([*name.split(), "--help"])
         assert code == 0
         assert text.startswith(f"usage: dualrate {name} ")
-    assert "\n  --num INT\n      Images in all, " in answer(["sample", "--help"])[1]
+    assert "\n  --num INT\n      Number of images in OUT, " in answer(["sample", "--help"])[1]
     assert "\n  [RUN]\n      Directory of a run" in answer(["evaluate", "--help"])[1]
     assert "\n  [NAME=]RUN[+DENOISER]" in answer(["compare", "--help"])[1]
 
@@ -336,7 +336,11 @@ def shape_of(value: object) -> object:
     ("line", "code", "says"),
     [
         ("nope", 2, "there is no command 'nope'"),
-        ("sample x --out y --numb 3", 2, "there is no option --numb; perhaps you meant:\n  --num INT  Images in all, "),
+        (
+            "sample x --out y --numb 3",
+            2,
+            "there is no option --numb; perhaps you meant:\n  --num INT  Number of images",
+        ),
         ("sample --num=3 x", 2, "dualrate sample: missing:\n  --out PATH  Directory for the images"),
         ("sample --num 3 --npz --out y", 2, "dualrate sample: missing:\n  RUN  Directory of a run"),
         ("train", 2, "  auto  "),
@@ -348,7 +352,7 @@ def shape_of(value: object) -> object:
             2,
             "train cifar10-dual: there is no option --lr; perhaps you meant:\n  --fit.optim.lr",
         ),
-        ("train auto --data.sources x", 2, "--data.source STR  fashion-mnist, a folder"),
+        ("train auto --data.sources x", 2, "--data.source STR  Images: fashion-mnist, a folder"),
         ("distill cifar10", 2, "dualrate distill cifar10: missing:\n  --teacher PATH"),
         ("distill nope", 2, "there is no recipe 'nope': `dualrate distill` lists them"),
         ("cost weights/x --jason", 2, "--json"),

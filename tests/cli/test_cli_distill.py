@@ -93,7 +93,7 @@ def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
         (["sample", "dual", "--out", "x", "--steps", "8"], "for 4 steps equal in t with 2 heavy calls"),
         (["cost", "dual", "--heavy", "4"], "serves no other plan"),
         (["evaluate", "dual", "--bound", "--steps", "8", "--heavy", "2"], "serves no other plan"),
-        (["evaluate", "plain", "--steps", "1"], "distilled to 2 steps and serves as many or more"),
+        (["evaluate", "plain", "--steps", "1"], "distilled to 2 steps and takes as many or more"),
         (["sample", "plain", "--out", "x", "--steps", "4", "--grid", "karras"], "longer than 1/2"),
         (["plan", "dual", "--budget", "0.25x"], "whose plan was set before"),
     ],

@@ -52,7 +52,7 @@ def test_a_text_is_drawn_on_the_terminal_and_into_a_file(root, tmp_path, monkeyp
     files = sorted((tmp_path / "made").glob("0*.txt"))
     assert [file.read_bytes().decode() for file in files] == pieces
     assert call(monkeypatch, *sample, "--npz") == 2
-    assert "this is a model of texts: drop --npz" in capsys.readouterr().err
+    assert "this is a text model: drop --npz" in capsys.readouterr().err
 
 
 def test_drawing_goes_on_after_a_kill(root, tmp_path, monkeypatch, capsys):
@@ -196,5 +196,5 @@ def test_what_texts_cannot_have_is_refused(root, tmp_path, monkeypatch, capsys):
     ):
         assert call(monkeypatch, *command, "--device", "cpu") == 2, command
         assert message in capsys.readouterr().err
-    with pytest.raises(ValueError, match="model of texts"):
+    with pytest.raises(ValueError, match="text model"):
         Offer(load(root / "run"))

@@ -213,8 +213,8 @@ def test_tasks_by_name() -> None:
 @pytest.mark.parametrize(
     ("condition", "image", "words"),
     [
-        (SuperResolution(5), (3, 24, 24), "have no 5th part"),
-        (Inpainting(24), (3, 24, 24), "a hole of side 24 leaves nothing"),
+        (SuperResolution(5), (3, 24, 24), "are not divisible by 5"),
+        (Inpainting(24), (3, 24, 24), "a hole of side 24 covers"),
         (Colour(), (1, 24, 24), "grey images have no colours"),
         (Unconditional(), (3, 24, 24), "nothing but noise"),
     ],
@@ -277,11 +277,11 @@ def test_every_task_has_networks_for_every_method(task: str, trained_by) -> None
 
 
 def test_auto_refuses_what_is_of_a_task_without_one() -> None:
-    with pytest.raises(ValueError, match="are of a task: give a --task"):
+    with pytest.raises(ValueError, match="need a condition: give a --task"):
         Auto(trained_by="crps")
-    with pytest.raises(ValueError, match="are of a task: give a --task"):
+    with pytest.raises(ValueError, match="need a condition: give a --task"):
         Auto(rate="medium")
-    with pytest.raises(ValueError, match="are of a task: give a --task"):
+    with pytest.raises(ValueError, match="need a condition: give a --task"):
         Auto(rate="both")
     with pytest.raises(ValueError, match="a task is super-resolution:4, inpainting:16, colour or pairs:SOURCE"):
         Auto(task="sharpening")
@@ -325,7 +325,7 @@ def test_a_drawer_draws_members_of_conditions_of_one_s_own() -> None:
     plain = dr.Model("plain", experiment, *experiment.build(), 0, "hash")
     one = dr.Drawer(plain, dr.DDIM(experiment.gaussian), dr.StepPlan.uniform(2))
     assert np.array_equal(one.draw(torch.tensor([3, 1])).images, one.draw([3, 1]).images)  # seeds, in a tensor
-    with pytest.raises(ValueError, match="nothing that members would share"):
+    with pytest.raises(ValueError, match="no condition that members would share"):
         one.draw([3, 1], members=2)
 
 

@@ -175,7 +175,7 @@ def test_a_model_of_no_directory_or_of_other_weights_is_refused(drawer, two, tmp
     with pytest.raises(ValueError, match="was not loaded from a directory"):
         write_samples(replace(drawer, model=replace(drawer.model, path=None)), SEEDS, tmp_path / "a", mapper=two)
     other = replace(drawer, model=replace(drawer.model, weights_hash="f" * 64))
-    with pytest.raises(ValueError, match="has other weights by now, of iteration 1: where it is being trained"):
+    with pytest.raises(ValueError, match="has other weights by now, of iteration 1: if it is being trained"):
         write_samples(other, SEEDS, tmp_path / "b", mapper=two)
 
 

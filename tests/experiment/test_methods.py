@@ -101,7 +101,7 @@ def test_a_teacher_of_other_images_is_refused(change, message):
 
 def test_a_teacher_without_classes_guides_nothing():
     none = replace(NET, num_classes=0)
-    with pytest.raises(ValueError, match="to be guided against"):
+    with pytest.raises(ValueError, match="so it cannot be guided"):
         check_teacher(student(dr.OneNetwork(none), PLAIN), teacher(num_classes=0), "one", 2)
 
 

@@ -34,7 +34,7 @@ def test_a_plain_student_serves_its_steps_and_more(own, asked):
     if asked >= own:
         AtLeast(own).check(plan)
     else:
-        with pytest.raises(ValueError, match=f"distilled to {own} steps and serves as many or more"):
+        with pytest.raises(ValueError, match=f"distilled to {own} steps and takes as many or more"):
             AtLeast(own).check(plan)
 
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z
 
 N, ROWS = 6, 3
 LABEL = torch.tensor([2, 0, 1])
-# each: the network, what it takes for labels in its own loop; models of texts are compared with their pipelines
+# each: the network, what it takes for labels in its own loop; text-to-image models are compared with their pipelines
 NETWORKS = {
     "DiT": lambda: (dit(), {"class_labels": LABEL}),
     "UNet2D": lambda: (unet(), {}),

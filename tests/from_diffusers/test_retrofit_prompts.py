@@ -1,4 +1,4 @@
-"""A model of texts: encoded, retrofitted, and drawn from by texts, guided; and what is refused."""
+"""A text-to-image model: encoded, retrofitted, and drawn from by texts, guided; and what is refused."""
 
 import hashlib
 import json
@@ -190,7 +190,7 @@ def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, 
     finally:
         (root / "away").rename(model)
     assert sample(monkeypatch, model, tmp_path / "out") == 2
-    assert "takes --prompt TEXT" in capsys.readouterr().err
+    assert "pass --prompt TEXT" in capsys.readouterr().err
 
 
 def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch):
@@ -199,7 +199,7 @@ def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch)
             retrofit.Retrofit(dr.DataConfig(str(data)), share=1.0)(model, Silent())
 
     refused(r"are images: encode them first .*--prompts CAPTIONS .*model\)", root / "images.npz")
-    refused(r"has no prompts, which a model of texts is trained on: dualrate data encode", root / "mute")
+    refused(r"has no prompts, which a text-to-image model is trained on: dualrate data encode", root / "mute")
     other = shutil.copytree(root / "model", tmp_path / "other")
     (other / "tokenizer" / "config.json").write_text("{ }")
     refused(r"by other text encoders .*: encode the captions by .*other, into another folder", root / "latents", other)

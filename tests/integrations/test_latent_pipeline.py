@@ -119,5 +119,5 @@ def test_a_decoder_has_no_pipeline(tmp_path: Path) -> None:
     given = Latent(NoisyFolder("a folder", "f" * 64))
     one = replace(made.ONE, networks=networks, method=dr.DenoisingConfig(), condition=given)
     decoder = dr.load(made.saved(one, tmp_path), note=lambda text: None)
-    with pytest.raises(ValueError, match="makes samples of a condition, and a pipeline draws of noise alone"):
+    with pytest.raises(ValueError, match="is a conditional model, and a pipeline draws from noise alone"):
         DualRatePipeline.of(decoder)

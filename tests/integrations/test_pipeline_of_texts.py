@@ -1,4 +1,4 @@
-"""A run of a model of texts as a pipeline of diffusers: prompts, negative prompts, and a fresh process."""
+"""A run of a text-to-image model as a pipeline of diffusers: prompts, negative prompts, and a fresh process."""
 
 import subprocess
 import sys

@@ -138,7 +138,7 @@ def test_the_images_that_latents_were_made_of_are_found_and_held_to(source: Path
     assert isinstance(data.images("test"), ImageSet)
     assert isinstance(data.load("test"), LatentSet)
     assert np.array_equal(encoded_images(tmp_path / "out", "train").images, load_images(own, split="train").images)
-    with pytest.raises(ValueError, match="holds latents; here"):
+    with pytest.raises(ValueError, match="holds latents: name the images"):
         load_images(tmp_path / "out", split="train")
     with pytest.raises(ValueError, match=r"drop --data.size"):
         replace(data, size=8).load("train")

@@ -20,32 +20,33 @@ REQUEST = "[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 class Compare(Ranged):
     """Compare models, samplers and plans: quality against FLOPs and time, on one page. Continues if run again.
 
-    Forecasts of fields are compared by the fair CRPS of one window from 50 held-out starts, anew if run again.
+    Forecasts of fields are compared by the fair CRPS of one window from 50 held-out starts. A second run measures them
+    anew.
     """
 
     requests: Annotated[Positional[tuple[str, ...]], arg(metavar=REQUEST)]
     """RUN alone: its usual plans. RUN:32/8: 32 steps, 8 heavy calls, as `dualrate sample RUN --steps 32 --heavy 8`
-    draws. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16; RUN+LIGHT:32/20, the first 12 of 32
-    steps by the network of another run."""
+    draws. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16; RUN+LIGHT:32/20, where another run's
+    network makes the first 12 of 32 steps."""
     minutes: Minutes = 60
     """Minutes of measuring. Run the same command again to do the rest."""
     out: Path = Path("report.html")
-    """The page; .json and what is needed to go on are beside it."""
+    """The page. Beside it are a .json file and the state that the same command needs to continue."""
     screen: Images = 1000
-    """Images per plan at first, where the plans are the usual ones."""
+    """Images per plan in the first round, which compares the usual plans."""
     count: Images = 5000
     """Images per plan, for the best plans (Pareto front)."""
     features: str | None = None
-    """Metrics, with commas between: names of shipped feature nets, inception, dinov2, efficientnet, or directories. The
-    first one screens and orders. The data set's own if not given."""
+    """Metrics, separated by commas: names of shipped feature networks, inception, dinov2, efficientnet, or directories.
+    The first one screens and orders. Default: the data set's own."""
     baselines: bool = False
-    """Also evaluate training-free baselines (DeepCache, FORA, TaylorSeer, ToCa, DuCa) on the most expensive single
-    network, and lighter ones that are named for its first steps (RUN+LIGHT)."""
+    """Also evaluate training-free baselines of the most expensive single network: caches (DeepCache, FORA, TaylorSeer,
+    ToCa, DuCa), and each lighter network of this command for its first steps (RUN+LIGHT)."""
     prompt: Prompt = None
     guidance: GuidanceWeight = 1.0
-    """Classifier-free guidance weight of all models that have something to guide against; students have their own."""
+    """Classifier-free guidance weight of all models that can be guided; students have their own."""
     members: Members = 1
-    """Samples of each condition, of conditional models. They share a heavy call, and are scored together."""
+    """For conditional models: samples of each condition. They share a heavy call, and are scored together."""
     mixed: bool = False
     """Allow runs trained on other data than the first. All are then scored against the first run's images."""
     precision: Precision = "auto"

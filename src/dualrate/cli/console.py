@@ -36,7 +36,7 @@ def loaded(
 ) -> tuple[Model, Reporter]:
     """The model of a run, or of released weights, on a device; and the reporter of what follows.
 
-    prompt:   that it makes images of, as of `prompts_of`, of a model of texts
+    prompt:   that it makes images of, as of `prompts_of`, of a text-to-image model
     compiled: its networks are compiled at their first calls, where there is a compiler
     graphs:   their calls are recorded, where there is a GPU
     """

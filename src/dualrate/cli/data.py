@@ -43,7 +43,7 @@ class _Images(Ranged):
     size: Side | None = None
     """Side in pixels that images are resized to; their own if not given."""
     channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for colours; as the images have if not given."""
+    """1 for grey, 3 for colour. Default: as the images are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,14 @@ class _ToFolder(_Images):
     """Images made into a folder that train reads."""
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
-    """Images, as --data.source takes them: a folder, tar archives, Parquet files, .npz; or a folder of data prepare."""
+    """Images, as --data.source takes them: a folder, tar archives, Parquet files, .npz, or a folder that data prepare
+    wrote."""
     out: Annotated[Positional[Path], arg(metavar="DST")]
     """A new folder."""
     on_bad: Literal["fail", "skip"] = "fail"
-    """For an image that cannot be read: fail ends the program, skip leaves it out and lists it in dataset.json."""
+    """An image that cannot be read ends the program (fail), or is left out and listed in dataset.json (skip)."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
-    """Column of the labels in Parquet files; found by the usual names if not given."""
+    """Column of the labels in Parquet files. Default: the first of the usual names."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB."""
     workers: Processes = 1
@@ -106,15 +107,16 @@ class Prepare(_ToFolder):
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(_ToFolder):
-    """Encode images once, into moments of their latents that train reads as --data.source; captions, too."""
+    """Encode images, and captions by --prompts, once: train reads the moments of their latents as --data.source."""
 
     codec: Path | None = None
-    """Folder of the codec that save_pretrained of diffusers wrote, such as the vae of a pipeline."""
+    """Folder of the codec, as save_pretrained of diffusers writes it, such as the vae of a pipeline."""
     prompts: Annotated[tuple[str, Path] | None, arg(metavar="CAPTIONS PIPELINE")] = None
-    """Also encode captions, by the text encoders of a pipeline's folder, whose vae is the codec then. Captions: a .txt
-    (a line an image), .csv or .parquet file (FILE#COLUMN), or a folder of text files of the images' names."""
+    """Also encode CAPTIONS by the text encoders in the folder PIPELINE. Its vae is then the codec. CAPTIONS is a .txt
+    file with a line per image, a .csv or .parquet file (FILE#COLUMN), or a folder of text files named like the
+    images."""
     mirrored: bool = True
-    """Also encode mirrored images, for --data.augment.flip; twice the size and time."""
+    """Also encode mirrored images, for --data.augment.flip. This doubles size and time."""
     batch_size: AtATime = 16
     device: Device = None
 
@@ -131,7 +133,7 @@ class Encode(_ToFolder):
             from dualrate.from_diffusers.retrofitted import text_folder
 
             if self.on_bad != "fail":
-                raise ValueError("an image that is left out has a caption that is not: drop --on-bad, mend the images")
+                raise ValueError("an image cannot be left out without its caption: drop --on-bad, repair the images")
             texts, folder = text_folder(self.prompts[1])
             captions = read_captions(self.prompts[0], self.source, self.label, progress)
         assert folder is not None
@@ -228,9 +230,9 @@ class Decode(Ranged):
     out: Path
     """Folder for the images: new, empty, or with some of the same images, to which it adds."""
     sampler: str | None = None
-    """Sampler of a diffusion decoder, NAME or NAME:GAMMA; if not given as in its training, or sde-dpm++2m:0.1."""
+    """Sampler of a diffusion decoder, NAME or NAME:GAMMA. Default: as in its training, else sde-dpm++2m:0.1."""
     steps: Steps | None = None
-    """Steps of a diffusion decoder; if not given as in its training, or 16 for the run of a decoder."""
+    """Steps of a diffusion decoder. Default: as in its training, or 16 for the run of a decoder."""
     seed: Seed = 0
     """Seed of the noise in decoding."""
     npz: bool = False
@@ -274,10 +276,10 @@ def check_decoder_sampler(name: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckCodec(_Images):
-    """Check a codec: the size of its latents, which is about 1, and the PSNR of images that it encoded and decoded."""
+    """Check a codec: the root mean square of latents, about 1, and the PSNR of images after encoding and decoding."""
 
     folder: Annotated[Positional[Path], arg(metavar="CODEC")]
-    """Folder that save_pretrained of diffusers wrote, such as the vae of a pipeline."""
+    """Folder of the codec, as save_pretrained of diffusers writes it, such as the vae of a pipeline."""
     source: Annotated[str, arg(name="data")]
     """Images, as --data.source takes them."""
     num: Images = 256
@@ -316,11 +318,11 @@ class Simulate(Ranged):
     out: Path
     """A new file: .npz, or .nc with the extra forecast."""
     trajectories: Images = 100
-    """How many, from random starts."""
+    """Number of trajectories, each from a random start."""
     frames: Annotated[int, Range(2, 10_000_000)] = 100
-    """Frames of each."""
+    """Frames of each trajectory."""
     seed: Seed = 0
-    """Seed of the starts: another one for another file."""
+    """Seed of the random starts. Give each file another seed."""
     json: AsJson = False
 
     def run(self) -> None:

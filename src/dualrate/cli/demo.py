@@ -27,13 +27,14 @@ class Demo(Ranged):
     """Dual-rate diffusion at work: train a small model for two minutes, then measure it and the released ones."""
 
     out: Path = Path("demo")
-    """Directory for the page, report.html, and the small model's run. A second call continues there."""
+    """Directory for the page, report.html, and the small model's run. The same command continues there."""
     weights: Path = Path("weights")
     """Directory of the released weights; those that are missing are left out."""
     minutes: Minutes = 2
     """Minutes of training."""
     measuring: Minutes = 4
-    """Minutes at most; a slow or busy machine then has fewer plans, of fewer images. Run again, it goes on."""
+    """Minutes of measuring, at most. A slow or busy machine measures fewer plans, with fewer images; the same command
+    continues."""
     count: Images = 1000
     """Images per plan."""
 

@@ -51,60 +51,62 @@ class Student(Ranged):
 
     recipe: Annotated[StudentRecipe, arg(name="")]
     by: Annotated[Literal["moments", "consistency", "em"], arg(name="method")] = "moments"
-    """Moment matching, sampled ancestrally; multistep consistency, sampled by DDIM; EM distillation, of one step."""
+    """moments: moment matching, sampled ancestrally. consistency: multistep consistency, sampled by DDIM. em: EM
+    distillation, one step."""
     steps: Steps | None = None
-    """N, steps of the student; 8 if not given, 1 by em. A plain student by moments also serves more."""
+    """N, steps of the student. Default: 8, with em 1. A plain student by moments also works in more steps."""
     guidance: TeacherGuidance = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
     dropout: BelowOne | None = None
-    """Dropout of student and auxiliary in training; the teacher's if not given."""
+    """Dropout of student and auxiliary in training. Default: the teacher's."""
     shift: LogSNR = 0.0
-    """Shift of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
+    """Shift of the student's log-SNR against the teacher's. Below 0: more of its steps are at high noise."""
     student: Literal["dual", "plain"] | None = None
-    """Two networks at two rates (dual), or the teacher's own (plain); if not given dual by moments, plain otherwise or
-    of a condition."""
+    """dual: two networks at two rates. plain: networks like the teacher's. Default: dual by moments; plain by other
+    methods, and for a conditional teacher."""
     heavy: Steps | None = None
-    """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
+    """H, heavy calls of a dual-rate student. Default: half of the steps, rounded up."""
     rollout: Literal["full", "segment", "data"] | None = None
-    """By moments: training states are drawn by the student from noise (full) or from the last heavy call (segment), or
-    are noised data (data). If not given full for a dual-rate student, data for a plain one."""
+    """By moments: where training states come from. full: the student draws them from noise. segment: it draws them from
+    the last heavy call on. data: noised data. Default: full for a dual-rate student, data for a plain one."""
     version: Literal["alternating", "instant"] | None = None
-    """By moments: with an auxiliary network, or in the teacher's parameter space; alternating if not given."""
+    """By moments. alternating: with an auxiliary network. instant: in the teacher's parameter space. Default:
+    alternating."""
     pretraining: FirstIterations | None = None
-    """By moments: first iterations, which train the light network alone; 1000 if it is new, else 0."""
+    """By moments: number of first iterations that train only the light network. Default: 1000 if it is new, else 0."""
     pairs: Pairs | None = None
-    """By moments: times trained on from one rollout; 1 if not given."""
+    """By moments: number of times t that one rollout trains on. Default: 1."""
     student_rate: Factor | None = None
-    """By moments and em: the student's learning rate over the auxiliary's; the recipe's if not given."""
+    """By moments and em: the student's learning rate, divided by the auxiliary's. Default: the recipe's."""
     temperature: Factor | None = None
-    """By moments: temperature of a teacher of tokens; 1 if not given."""
+    """By moments: temperature of a teacher of tokens. Default: 1."""
     top_p: Share | None = None
-    """By moments: top-p of a teacher of tokens; 1 if not given."""
+    """By moments: top-p of a teacher of tokens. Default: 1."""
     encoder_from: str | None = None
-    """By moments: a single-rate run that the encoder of a dual-rate student starts from; the teacher if not given."""
+    """By moments: a single-rate run that the encoder of a dual-rate student starts from. Default: the teacher."""
     light_from: str | None = None
     """A single-rate run that the light network of a dual-rate student starts from."""
     student_from: str | None = None
-    """A run that all of the student starts from: a dual-rate run, such as a retrofit; for a plain consistency student,
+    """A run from which the whole student starts: a dual-rate run, such as a retrofit; for a plain consistency student,
     a run with the teacher's network."""
     teacher_steps: tuple[Steps, Steps] | None = None
-    """By consistency: steps of the teacher at the beginning and at the end; 64 and 1280 if not given."""
+    """By consistency: steps of the teacher at the beginning and at the end. Default: 64 and 1280."""
     annealing: Probability | None = None
-    """By consistency: share of the iterations in which these steps grow; 0.5 if not given."""
+    """By consistency: share of the iterations in which the number of teacher steps grows. Default: 0.5."""
     eta: Eta | None = None
-    """By consistency: share of the teacher's error that its steps add as variance; 0.75 if not given."""
+    """By consistency: share of the teacher's error that its steps add as variance. Default: 0.75."""
     huber: Huber | None = None
-    """By consistency: c of the pseudo-Huber loss; squares, or the recipe's c, if not given."""
+    """By consistency: c of the pseudo-Huber loss. Default: the recipe's, else the squared error."""
     log_snr: LogSNR | None = None
-    """By em: log-SNR at which the student's network is called; -6 if not given."""
+    """By em: log-SNR at which the student's network is called. Default: -6."""
     langevin_steps: Steps | None = None
-    """By em: L, Langevin steps that correct a sample; 1 if not given, 16 in the ImageNet recipes."""
+    """By em: L, Langevin steps that correct a sample. Default: 1, in the ImageNet recipes 16."""
     noise_step: NoiseStep | None = None
-    """By em: size of the Langevin steps in the noise; 0.16 if not given."""
+    """By em: size of the Langevin steps in the noise. Default: 0.16."""
     latent_step: LatentStep | None = None
-    """By em: size of the Langevin steps in the latent; 0 if not given, 0.01 in the ImageNet recipes."""
+    """By em: size of the Langevin steps in the latent. Default: 0, in the ImageNet recipes 0.01."""
     source: str | None = None
-    """Images, or their latents, if they are not where the teacher's training read them."""
+    """Images, or their latents. Default: where the teacher's training read them."""
 
     def of(self, teacher: Path) -> Experiment:
         """The student's experiment. Raises ValueError for options of another method, and for options that conflict.
@@ -133,7 +135,7 @@ class Distill(Student, Run):
     """Distil a teacher into a student of few steps. The same command resumes."""
 
     teacher: Path
-    """A single-rate run, one of a condition, released weights, or a folder of diffusers."""
+    """A single-rate run, a conditional run, released weights, or a diffusers folder."""
 
     def run(self) -> None:
         self.train(self.of(self.teacher))

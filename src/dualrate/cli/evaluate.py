@@ -30,8 +30,8 @@ class Evaluate(Ranged):
 
     A forecast of fields is scored over one window from held-out starts, by lead time and by variable.
 
-    A model of texts is scored by its bound in bits a character, the entropy of its samples, and a language model that
-    is trained on first use. --bound gives a bound on the likelihood of test images. --images scores existing images.
+    A text model is scored by its bound in bits per character, the entropy of its samples, and a language model that is
+    trained on first use. --bound gives a bound on the likelihood of test images. --images scores existing images.
     """
 
     run_dir: Annotated[
@@ -42,23 +42,24 @@ class Evaluate(Ranged):
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     prompt: Prompt = None
     num: Images | None = None
-    """Number of images; if not given 5000, with --bound 500 test images, of a forecast 50 starts."""
+    """Number of images. Default: 5000; with --bound 500 test images; for a forecast 50 starts."""
     seed: Seed = 0
     """Seed of the first image; image i has seed + i."""
     features: str | None = None
-    """Feature networks, separated by commas: inception (FID), dinov2, efficientnet, directories, shipped names; the
-    data set's own if not given, which is trained on first use. The directory of a CLIPModel: the CLIP score."""
+    """Feature networks, separated by commas: inception (FID), dinov2, efficientnet, the name of a shipped one, its
+    directory, or the directory of a CLIPModel (CLIP score). Default: the data set's own, trained on first use."""
     reference: Path | None = None
-    """A .npz of statistics (mu, sigma) to score against, instead of the training images. With --images and no RUN
-    also a folder, archive or .npz of real images."""
+    """A .npz of statistics (mu, sigma) to score against, instead of the training images. With --images and no RUN it
+    may also be a folder, archive or .npz of real images."""
     keep: Path | None = None
-    """Directory for the features of the images as they are drawn: the same command continues there."""
+    """Directory that keeps the features of the images as they are drawn, so that the same command can continue."""
     details: bool = False
     """Also report kernel distance, precision and recall against the training images."""
     bound: bool = False
-    """Instead bound the negative log-likelihood of test images, in bits per dimension or per token."""
+    """Bound the negative log-likelihood of test images instead, in bits per dimension or per token."""
     variance: Literal["measured", "own"] = "measured"
-    """With --bound: the variance of the steps, as measured on training images or as the sampler has it (--gamma)."""
+    """With --bound: the variance of the steps. measured: as measured on training images. own: the sampler's
+    (--gamma)."""
     batch_size: AtATime = 125
     workers: Workers = 1
     compile: Compile = False
@@ -151,7 +152,7 @@ class Evaluate(Ranged):
         from dualrate.drawing.measure import evaluator
         from dualrate.system.workers import mapper
 
-        self._refuse_features("a model of texts has other metrics")
+        self._refuse_features("a text model has other metrics")
         metric = evaluator(drawer.model.experiment.data, progress=progress)
         with closing(progress), mapper(self.workers, drawer.model.device) as over:
             found = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)

@@ -1,4 +1,4 @@
-"""`dualrate export`: a run's averaged weights for release, or as a pipeline of diffusers."""
+"""`dualrate export`: a run's averaged weights for release, or as a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dualrate.runs.store import COVARIANCE
 OF_A_PIPELINE = (  # options of sampling that it keeps
     "steps", "heavy", "places", "switch_at", "plan", "grid", "times", "sampler", "gamma", "eta", "guidance", "interval",
 )  # fmt: skip
-NO_DIFFUSERS = "a pipeline of diffusers needs diffusers, which is not installed: pip install 'dualrate[diffusers]'"
+NO_DIFFUSERS = "a diffusers pipeline needs diffusers, which is not installed: pip install 'dualrate[diffusers]'"
 
 
 @dataclass(frozen=True)
 class Export(Ranged):
-    """Write a run's averaged weights for release, with a card; or as a pipeline of diffusers."""
+    """Write a run's averaged weights for release, with a card, or a diffusers pipeline."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """Directory of a run; with --to also of released weights."""
@@ -35,7 +35,7 @@ class Export(Ranged):
     score: Path | None = None
     """A file with the output of dualrate evaluate RUN --json, for the pipeline's card."""
     push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME")] = None
-    """Send the pipeline to this repository of the Hub, which is made private if it is new."""
+    """Push the pipeline to this repository of the Hub. A new repository is created as private."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +67,7 @@ class Export(Ranged):
         tables = [place for place in (self.run_dir, out) if (place / COVARIANCE).exists()]
         export(self.run_dir, out, note)
         if tables:
-            note(f"{tables[0] / COVARIANCE} was of other weights: measure it anew by dualrate plan calibrate {out}")
+            note(f"{tables[0] / COVARIANCE} belongs to other weights: measure it by dualrate plan calibrate {out}")
 
     def _pipeline(self, folder: Path) -> None:
         try:

@@ -24,9 +24,12 @@ Start = Annotated[int, Range(0, 2**20)]
 class Forecast(Ranged):
     """Roll out a forecast: members from each start, to an array on disk. The same command continues after a kill.
 
-    Where the truth is known it is scored by lead time, beside the last known frame and random frames of the data. A
-    page, index.html, shows scores, pictures and whether members keep the look of the training data.
-    The heavy network runs once a start in the first window, for all members; then once a member and window.
+    Where the truth is known, the forecast is scored by lead time, beside two baselines: the last known frame, and
+    random frames of the data. A page, index.html, shows the scores, pictures, and whether members go on looking like
+    the training data.
+
+    In the first window the heavy network runs once per start, for all members. After that it runs once per member and
+    window.
     """
 
     run_dir: RunDir
@@ -34,24 +37,25 @@ class Forecast(Ranged):
     """Directory for the forecast: new, empty, or with a part of the same forecast."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     start_file: Annotated[Path | None, arg(name="from")] = None
-    """Time steps to start from, .npy, .npz, .h5, .nc, .zarr or frames:FOLDER: (time, channel, space) or (start, time,
-    channel, space), the latest last, in the units of the training data; starts in held-out data, whose truth is kept
-    beside, if not given."""
+    """Known frames to start from: .npy, .npz, .h5, .nc, .zarr or frames:FOLDER, as (time, channel, space) or (start,
+    time, channel, space), the latest frame last, in the units of the training data. Default: starts in held-out data,
+    whose truth is written too."""
     frames: Annotated[int, Range(1, 2**28)] = 100
     """T, frames to forecast."""
     stride: Lead = 1
-    """Make every so many-th frame of the run's alone: of a run with --window leads. --frames counts those."""
+    """Make only every stride-th frame, for a run trained with --window leads. --frames counts the frames that are
+    made."""
     starts: Annotated[int, Range(1, 2**20)] | None = None
-    """N, starts in held-out data; if not given 50, or as many as it has."""
+    """Number of starts in held-out data. Default: 50, or all of them if there are fewer."""
     seed: Start = 0
     """Seed of the first start; start i has seed + i, whatever the batch size."""
     batch_size: Annotated[BatchSize, arg(help="Members per batch, of all starts; fewer need less memory.")] = 125
     precision: Precision = "auto"
-    """auto: bfloat16 where it is faster. In float32 the batch size acts on rounding alone, which a
-    chaotic roll-out amplifies."""
+    """auto: bfloat16 where it is faster. In float32 the batch size changes only rounding, but a chaotic roll-out
+    amplifies rounding."""
     format: Literal["npz", "netcdf"] | None = None
-    """Also write all of it, with names of variables: forecast.npz, a trajectory a member, those of a start one after
-    the other; forecast.nc, over (start, member, time, space), with lead times and the truth."""
+    """Also write the forecast with the names of its variables. npz: forecast.npz, one trajectory per member, grouped by
+    start. netcdf: forecast.nc over (start, member, time, space), with lead times and the truth."""
     pictures: bool = False
     """Also draw forecast.png and an animation, forecast.webp, of the first start."""
     compile: Compile = False

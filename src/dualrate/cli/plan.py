@@ -24,33 +24,36 @@ TIMED = 64  # images per call when calls are timed
 @dataclass(frozen=True)
 class Plan(Ranged):
     """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go.
-    One that sees a condition alone is made once.
 
-    For a single network, --denoiser names what makes the steps between its calls. `dualrate compare RUN:16/4 RUN:16/2`
-    measures plans by drawing images. `dualrate plan calibrate RUN` measures the table of the covariance-aware samplers.
+    A heavy network that sees only a condition is called once. For a single network, --denoiser names the cache or
+    network that makes the steps between its calls.
+
+    `dualrate compare RUN:16/4 RUN:16/2` measures plans by drawing images. `dualrate plan calibrate RUN` measures the
+    table of the covariance-aware samplers.
     """
 
     run_dir: RunDir
     budget: str
-    """Compute per image. 0.25x: a share of a heavy call at every step of the grid, which no other image shares; 3gmacs:
-    giga multiply-adds; 0.05s: seconds on this machine."""
+    """Compute per image. 0.25x: a share of the cost of a heavy call at every step of the grid, each for one image
+    alone. 3gmacs: giga multiply-adds. 0.05s: seconds on this machine."""
     denoiser: str | None = None
-    """For a single network: shared-encoder, deep-cache or fora; package.module:name; or the directory of a run, whose
-    network makes the steps without a context."""
+    """For a single network: a cache (shared-encoder, deep-cache or fora); package.module:name; or the directory of a
+    run, whose network makes the steps without a context."""
     steps: tuple[Steps, ...] | None = None
-    """Numbers of steps to choose from, divisors of the grid; if not given, the grid, its half, quarter and eighth."""
+    """Numbers of steps to choose from, divisors of --grid. Default: the grid, its half, quarter and eighth."""
     grid: Annotated[int, Range(1, 512)] = 32
     """Steps of the grid on which errors are measured. Half as many take a quarter of the time."""
     spacing: str = "t"
     """Times of the grid, as --grid of sample: t, log-snr, blend:0.5 or karras."""
     images: Images = 128
-    """Training images that errors are measured on; of a conditional model held-out ones, with their conditions."""
+    """Number of training images on which errors are measured; for a conditional model, of held-out images with their
+    conditions."""
     members: Members = 1
-    """Of a conditional model: samples of a condition, which share what is computed of it alone."""
+    """For a conditional model: samples of each condition. They share the heavy call that reads it."""
     ancestral: bool = False
     """Plan for ancestral sampling, instead of solvers of second order."""
     out: Path = Path("plan.json")
-    """The plan, for --plan of sample and evaluate; a picture is written beside it."""
+    """File for the plan, which --plan of sample and evaluate reads. A picture is written beside it."""
     workers: Workers = 1
     device: Device = None
 
@@ -80,7 +83,7 @@ class Plan(Ranged):
         model = called_by(model, self.denoiser)
         require_plannable(model)
         if self.members > 1 and model.experiment.networks.given is None:
-            raise ValueError(f"{model.name} is given nothing that members would share: drop --members")
+            raise ValueError(f"{model.name} has no condition that members would share: drop --members")
         process = model.gaussian  # refused before anything is measured
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} needs a sampler without noise: drop --ancestral")
@@ -113,9 +116,9 @@ class Calibrate(Ranged):
 
     run_dir: RunDir
     images: Annotated[int, Range(2, 10_000_000)] = 128
-    """Number of training images; of a conditional model held-out ones, with their conditions."""
+    """Number of training images; for a conditional model, of held-out images with their conditions."""
     rings: Rings = 12
-    """Frequency bands of a channel."""
+    """Frequency bands per channel."""
     workers: Workers = 1
     device: Device = None
     json: AsJson = False

@@ -33,13 +33,15 @@ Workers = Annotated[
     WorkerCount,
     arg(help="Worker processes, each with a copy of the model; auto: one for each GPU or idle processor."),
 ]
-Compile = Annotated[bool, arg(help="Compile the networks: minutes the first time, faster at small batches.")]
+Compile = Annotated[
+    bool, arg(help="Compile the networks. This takes minutes the first time, and makes small batches faster.")
+]
 Graphs = Annotated[bool, arg(help="Record the networks' calls as CUDA graphs, for small batches on a GPU.")]
 Prompt = Annotated[
     str | None,
     arg(
-        help="Of a model of texts: a text, a file of them, a line each, or a folder of data encode --prompts; held-out "
-        "prompts of its training data if not given."
+        help="For a text-to-image model: a prompt, a file with a prompt per line, or a folder that data encode "
+        "--prompts wrote. Default: held-out prompts of its training data."
     ),
 ]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]

@@ -20,7 +20,7 @@ from dualrate.system.progress import image_progress
 class Sample(Ranged):
     """Draw images from a run: PNG files, a grid, and a report of their cost. The same command continues after a kill.
 
-    A model of texts writes pieces of text: to the terminal, to a file each, and all to OUT/samples.txt.
+    A text model writes pieces of text to the terminal, each piece to a file of its own, and all to OUT/samples.txt.
     """
 
     run_dir: RunDir
@@ -28,11 +28,11 @@ class Sample(Ranged):
     """Directory for the images: new, empty, or with samples of the same model and plan, to which it adds."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images | None = None
-    """Images in all, including those in the directory; if not given 64, or as many as --given or --prompt
-    holds. With --members conditions, each with so many images."""
+    """Number of images in OUT, including those already there. Default: 64, or one for each picture of --given or prompt
+    of --prompt. With --members M it counts conditions, and each condition gets M images."""
     given: Path | None = None
-    """A picture, or a folder of them, to make images of: small ones, grey ones, or with transparent holes, as the run
-    was trained; those of held-out images if not given."""
+    """A picture, or a folder of pictures, to use as conditions: small, grey, or with transparent holes, whichever the
+    run was trained on. Default: conditions from held-out images."""
     prompt: Prompt = None
     label: Classes | str | None = None
     """One class for all images, by number or name; every class in turn if not given."""
@@ -65,7 +65,7 @@ class Sample(Ranged):
         )
         of_text = bool(model.experiment.codec.alphabet)
         if self.npz and of_text:
-            raise ValueError("images.npz is of images, and this is a model of texts: drop --npz")
+            raise ValueError("images.npz is of images, and this is a text model: drop --npz")
         with closing(progress), mapper(self.workers, model.device) as over:
             written = write_samples(
                 drawer,

@@ -27,18 +27,18 @@ def _names(markovian: bool) -> str:
 
 
 SAMPLER = (
-    f"If not given {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}, {SMOOTH} with a --denoiser that caches, or that of a "
-    f"student. For any number of heavy calls: {_names(markovian=True)}; for a heavy call at every step, or one "
-    f"network: {_names(markovian=False)}; or package.module:Class. *: after `dualrate plan calibrate RUN`."
+    f"For any number of heavy calls: {_names(markovian=True)}. For a heavy call at every step, or one network: "
+    f"{_names(markovian=False)}. Or package.module:Class. *: run `dualrate plan calibrate RUN` first. Default: "
+    f"{RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; with a --denoiser that caches, {SMOOTH}; a student's own."
 )
 GAMMA = (
-    f"Noise level of {' and '.join(taking('gamma'))}: 0 posterior variance, 1 transition variance. "
-    f"More noise for larger values; {RECOMMENDED_GAMMA:g} is the default of {RECOMMENDED}."
+    f"Noise that {' and '.join(taking('gamma'))} add: from the posterior variance (0) to the transition variance (1). "
+    f"{RECOMMENDED} has {RECOMMENDED_GAMMA:g} by default."
 )
-ETA = f"Share of the noise of {' and '.join(taking('eta'))} that is fresh; 0 is DDIM."
+ETA = f"Share of fresh noise in {' and '.join(taking('eta'))}. 0 is DDIM."
 DENOISER = (
-    f"How the networks are called. Caches for one network: {', '.join(DENOISERS)}. A run's directory: its network "
-    "makes the steps without a context. Or package.module:name."
+    f"Another way to call the networks. For one network, a cache: {', '.join(DENOISERS)}. Or the directory of a run, "
+    "whose network makes the steps without a context. Or package.module:name."
 )
 
 
@@ -47,39 +47,39 @@ class SamplingOptions(Ranged):
     """How images are drawn. The defaults are those that docs/choosing.md recommends."""
 
     steps: Steps | None = None
-    """N, steps of the sampler; if not given 32, or those of a distilled student."""
+    """N, steps of the sampler. Default: 32, or those of a distilled student."""
     heavy: HeavyCalls | None = None
-    """H, heavy calls per image; if not given a quarter of the steps, one where they see a condition alone, or those of
-    a distilled student."""
+    """H, heavy calls per image. Default: a quarter of the steps; 1 where the heavy network sees only a condition; those
+    of a distilled student."""
     places: Places | None = None
-    """Spread the heavy calls evenly over all steps (even), or over those after the first quarter (late where the model
-    allows it, if not given)."""
+    """Where the heavy calls are: spread evenly over all steps (even), or over the steps after the first quarter (late).
+    Default: late where the model allows it."""
     switch_at: Probability | None = None
-    """Time, 1 for noise and 0 for data, until which a lighter network makes the steps: that of --denoiser RUN, or the
-    light network of a dual-rate model without a context (DuoDiff, T-Stitch)."""
+    """Time (1 is noise, 0 is data) until which a lighter network makes the steps (DuoDiff, T-Stitch): the network of
+    --denoiser RUN, or a dual-rate model's own light network without a context."""
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps, --heavy, --places, --switch-at, --grid and --times."""
     sampler: Annotated[str | None, arg(help=SAMPLER)] = None
     grid: str | None = None
-    """Times of the steps: t (equal in t), log-snr (equal in log-SNR), blend:0.3 (between them) or karras; the usual one
-    of the sampler if not given."""
+    """Times of the steps: t (equal in t), log-snr (equal in log-SNR), blend:0.3 (between them) or karras. Default: the
+    sampler's usual grid."""
     times: tuple[Probability, ...] | None = None
     """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
     gamma: Annotated[Probability | None, arg(help=GAMMA)] = None
     eta: Annotated[Probability | None, arg(help=ETA)] = None
     denoiser: Annotated[str | None, arg(help=DENOISER)] = None
     codec: Path | None = None
-    """Folder of the codec of a model of latents, if it has moved; or the run of a decoder."""
+    """For a model of latents: the folder of its codec, if that has moved, or the run of a decoder."""
     codec_sampler: str | None = None
-    """Sampler of a diffusion decoder, NAME or NAME:GAMMA; as in its training if not given."""
+    """Sampler of a diffusion decoder, NAME or NAME:GAMMA. Default: as in its training."""
     codec_steps: Steps | None = None
-    """Steps of a diffusion decoder; as in its training if not given."""
+    """Steps of a diffusion decoder. Default: as in its training."""
     guidance: GuidanceWeight = 1.0
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
     """Noise levels sigma/alpha, low to high, at which guidance acts; all if not given."""
     members: Members = 1
-    """M, samples of each condition, of a model that is given one; its heavy call is made once for all of them."""
+    """For a conditional model: M, samples of each condition. All M share the heavy call that reads the condition."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

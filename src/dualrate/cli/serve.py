@@ -24,10 +24,10 @@ class Serve(Ranged):
 
     run_dir: RunDir
     beside: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Run whose images are drawn beside, from the same seeds; the same run with a heavy call at every step if not
-    given."""
+    """Run to compare with: its images of the same seeds are shown beside. Default: the same run with a heavy call at
+    every step."""
     host: str = "127.0.0.1"
-    """Address to listen on. Only this machine can open the page; 0.0.0.0 opens it to the network."""
+    """Address to listen on. By default only this machine can open the page; 0.0.0.0 opens it to the network."""
     port: Port = 8000
     """Port to listen on; 0 for any that is free."""
     device: Device = None

@@ -1,4 +1,4 @@
-"""`dualrate train`: a recipe, trained. `dualrate retrofit`: a light network beside a model of diffusers. `dualrate
+"""`dualrate train`: a recipe, trained. `dualrate retrofit`: a light network beside a diffusers model. `dualrate
 adapt`: low-rank adapters by phase.
 """
 
@@ -69,13 +69,13 @@ class Run(Ranged):
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
     nproc: Processes = 1
-    """Processes that train together on this machine, each on a GPU if any."""
+    """Processes that train together on this machine, each on a GPU of its own if there are GPUs."""
     retries: Retries = 0
-    """How often all of them restart from the checkpoint after one failed."""
+    """How often all processes restart from the checkpoint after one of them failed."""
     codec: Path | None = None
     """Folder of the codec of latents, if it has moved since they were encoded."""
     log: Literal["tensorboard", "wandb"] | None = None
-    """Also log losses to it; pip install 'dualrate[tensorboard]'."""
+    """Also log losses to tensorboard or wandb: pip install 'dualrate[tensorboard]' or 'dualrate[wandb]'."""
 
     def train(self, experiment: Experiment) -> FitResult:
         """Train the experiment in `out`, or in runs/ under its name, in `nproc` processes, and say how it ended."""
@@ -125,11 +125,11 @@ class Train(OfExperiment):
     """Train a recipe. The same command resumes."""
 
     by: Annotated[Literal["denoising", "consistency"], arg(name="method")] = "denoising"
-    """denoising: the loss of the recipe. consistency: training from data for few steps of DDIM (--method.steps)."""
+    """denoising: the recipe's own loss. consistency: training from data for few steps of DDIM (--method.steps)."""
 
 
 class Retrofit(OfExperiment):
-    """Make a model of diffusers dual-rate by training a light network beside it. The same command resumes."""
+    """Make a diffusers model dual-rate by training a light network beside it. The same command resumes."""
 
 
 class Adapt(OfExperiment):
@@ -224,10 +224,10 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
 
 
 def parse_retrofit(arguments: list[str]) -> Retrofit:
-    """A folder of diffusers first, then the recipe's options and those of the experiment that it makes."""
+    """A diffusers folder first, then the recipe's options and those of the experiment that it makes."""
     example = (
         "FOLDER --data.source IMAGES",
-        "Make a model of diffusers dual-rate by training a light network beside it.",
+        "Make a diffusers model dual-rate by training a light network beside it.",
         "mymodel --data.source photos --share 0.3 --out runs/pair",
     )
     return _of_model("retrofit", RetrofitRecipe(), Retrofit, arguments, *example)
@@ -236,8 +236,8 @@ def parse_retrofit(arguments: list[str]) -> Retrofit:
 def parse_adapt(arguments: list[str]) -> Adapt:
     """A run first, then the recipe's options and those of the experiment that it makes."""
     example = (
-        "RUN --images FOLDER",
-        "Give a single-rate run, or a model of diffusers, few steps: a grid of times, and low-rank adapters.",
+        "RUN",
+        "Give a single-rate run, or a diffusers model, few steps: a grid of times, and low-rank adapters by phase.",
         "runs/heavy --images photos --phases 2 --out runs/ten",
     )
     return _of_model("adapt", AdaptRecipe(), Adapt, arguments, *example)

@@ -282,9 +282,9 @@ class CodecFolder(CodecConfig, Ranged):
     """A codec that does not train, as it was saved."""
 
     folder: str
-    """Where it is, such as the vae of a diffusers pipeline."""
+    """Folder of the codec, such as the vae of a diffusers pipeline."""
     fingerprint: str
-    """Its sha256; a folder that holds another one is refused, but for a decoder of its latents."""
+    """sha256 of the codec. A folder with another codec is refused, unless that is a decoder of the same latents."""
     sampler: str | None = None
     """Of a diffusion decoder; None: its own, as it was trained, or that of `experiment.as_codec`."""
     steps: Steps | None = None

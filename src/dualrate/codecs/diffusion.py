@@ -41,17 +41,17 @@ class DiffusionDecoding(CodecConfig, Ranged):
     """The codec of a run that trains its encoder and its decoder, called so among its networks."""
 
     channels: Annotated[int, Range(1, 1024)] = field(kw_only=True)
-    """Of the images: 1 grey, 3 colours."""
+    """Channels of the images: 1 for grey, 3 for colour."""
     factor: Annotated[int, Range(1, 4096)] = field(kw_only=True)
-    """Pixels to a position of the latent, along a side."""
+    """Pixels per position of the latent, along a side."""
     log_snr: LogSNR = 5.0
-    """Of the latents that are decoded."""
+    """Log-SNR of the latents that are decoded."""
     process: GaussianProcess = GaussianProcess(Cosine())
-    """Of the images."""
+    """Noise process of the images."""
     sampler: str = "dpm++2m"
-    """Of the decoder; any, or NAME:GAMMA."""
+    """Sampler of the decoder, NAME or NAME:GAMMA."""
     steps: Steps = 16
-    """Of the decoder."""
+    """Steps of the decoder."""
 
     def under(self, sampler: str | None, steps: int | None) -> DiffusionDecoding:
         return replace(self, sampler=sampler or self.sampler, steps=steps or self.steps)

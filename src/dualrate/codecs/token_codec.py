@@ -114,7 +114,7 @@ class GreyLevels(TokenCodec, Ranged):
     """Tokens of grey images."""
 
     levels: Annotated[int, Range(2, 256)] = 8
-    """Of grey."""
+    """Number of grey levels."""
     mask: bool = True
     """Whether one more category stands for noise, as in a masked process."""
 
@@ -129,14 +129,12 @@ MOST = 255  # characters of an alphabet, which a byte tells apart
 
 @dataclass(frozen=True)
 class Characters(TokenCodec):
-    """Tokens of a text. Raises ValueError for an alphabet with a repeat, of fewer than 2 or more than 255 characters.
-
-    alphabet: all characters
-    mask:     whether one more category stands for noise, as in a masked process
-    """
+    """Tokens of a text. Raises ValueError for an alphabet with a repeat, or not of 2 to 255 characters."""
 
     alphabet: str  # pyright: ignore[reportIncompatibleVariableOverride]
+    """All characters of the text."""
     mask: bool = True
+    """Whether one more category stands for noise, as in a masked process."""
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.alphabet) <= MOST or len(set(self.alphabet)) != len(self.alphabet):

@@ -116,7 +116,7 @@ def compare(
     workers:   processes that draw at once; what is timed is timed in this one, alone
     compiled:  the networks, when they are first called
     graphs:    their calls are recorded as CUDA graphs, on a GPU (system/device.py)
-    prompt:    that models of texts make images of, as of `prompts_of`; held-out prompts of the first run if not given
+    prompt:    of text-to-image models, as of `prompts_of`; held-out prompts of the first run if not given
     guidance:  weight of it, of those that have something to guide against
     members:   samples of each condition, of conditional models; they share a heavy call, and are scored as an ensemble
     mixed:     allow runs that were trained on other data than the first, which all are compared with

@@ -123,15 +123,15 @@ class Unconditional(Condition):
         return {}  # as before there were conditions
 
     def shape(self, image: Shape) -> Shape:
-        raise ValueError("this model is given nothing but noise")
+        raise ValueError("this model has no condition, nothing but noise")
 
     def build(self, device: torch.device | str) -> Make:
-        raise ValueError("this model is given nothing but noise")
+        raise ValueError("this model has no condition, nothing but noise")
 
 
 @dataclass(frozen=True)
 class Prompts(Condition, Ranged):
-    """What the encoders of a model of texts made of a text, in a row of numbers (`from_diffusers.classes.kind`).
+    """What the encoders of a text-to-image model made of a text, in a row of numbers (`from_diffusers.classes.kind`).
 
     In training they lie beside the latents (prompts.py).
     """
@@ -169,8 +169,8 @@ class Prompts(Condition, Ranged):
     def held_out(self, source: str) -> Given:
         if not source:
             raise ValueError(
-                "this model says no prompts to draw images of: dualrate sample takes --prompt TEXT, other commands a "
-                "run that was trained with prompts"
+                "this model has no prompts of its own: pass --prompt TEXT to dualrate sample, or name a run that was "
+                "trained with prompts"
             )
         found = self.partners(source, "test", label=None, on_bad="fail")
         return Given(found.packed.rows, found.texts)
@@ -182,7 +182,7 @@ class Prompts(Condition, Ranged):
         return made
 
     def read(self, data: bytes, name: str) -> Tensor:
-        raise ValueError(f"{name}: this model makes images of texts, not of pictures: pass --prompt TEXT")
+        raise ValueError(f"{name}: this model makes images from texts, not from pictures: pass --prompt TEXT")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class SuperResolution(Condition, Ranged):
     def shape(self, image: Shape) -> Shape:
         channels, height, width = image
         if height % self.factor or width % self.factor:
-            raise ValueError(f"images of {height} x {width} have no {self.factor}th part: give a factor that divides")
+            raise ValueError(f"images of {height} x {width} are not divisible by {self.factor}: give another factor")
         return channels, height // self.factor, width // self.factor
 
     def build(self, device: torch.device | str) -> Make:
@@ -211,7 +211,7 @@ class Inpainting(Condition, Ranged):
     def shape(self, image: Shape) -> Shape:
         channels, height, width = image
         if self.hole >= min(height, width):
-            raise ValueError(f"a hole of side {self.hole} leaves nothing of images of {height} x {width}: make it less")
+            raise ValueError(f"a hole of side {self.hole} covers images of {height} x {width}: make it smaller")
         return channels + 1, height, width
 
     def build(self, device: torch.device | str) -> Make:
@@ -288,7 +288,7 @@ class Pairs(Condition, Ranged):
         self, targets: str, split: Split, *, label: str | None, on_bad: str, progress: DataProgress = silent
     ) -> ImageSet:
         if on_bad != "fail":
-            raise ValueError("an image that is left out has a partner that is not: drop --data.on-bad, mend the images")
+            raise ValueError("an image cannot be left out without its partner: drop --data.on-bad, repair the images")
         how = {"size": self.size, "channels": self.channels, "label": label, "progress": progress}
         return load_partners(self.source, targets, split, **how)
 
@@ -315,7 +315,7 @@ class Latent(Condition):
         return torch.no_grad()(lambda x, draws: noisy_latents(codec, x, draws))
 
     def read(self, data: bytes, name: str) -> Tensor:
-        raise ValueError(f"{name}: a decoder is given latents, not pictures: dualrate data decode makes images of them")
+        raise ValueError(f"{name}: a decoder takes latents, not pictures: decode them by dualrate data decode")
 
 
 TASKS: dict[str, Callable[..., Condition]] = {

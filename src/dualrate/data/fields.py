@@ -132,7 +132,7 @@ class Fields(TrainingSet):
         """(B, C, H, W) float32: single frames, numbered through all trajectories."""
         if augment != Augment():
             raise ValueError(
-                f"{self.name} holds fields, whose symmetries nobody stated: drop --data.augment.flip and .translate"
+                f"{self.name} holds fields, whose symmetries are unknown: drop --data.augment.flip and .translate"
             )
         which = np.searchsorted(self._ends, index, side="right")
         first = index - np.concatenate([[0], self._ends])[which]

@@ -39,21 +39,22 @@ class Forecast(Condition, Ranged):
     """The frames of a field that come next, of those before."""
 
     past: Frames = 1
-    """Frames that are given."""
+    """Number of known frames."""
     frames: Frames = 1
-    """Frames of a sample: a window, of one heavy call."""
+    """Frames of a window, which is one sample. One heavy call serves all of them."""
     lead: Annotated[int, Range(1, 100_000)] = 1
     """Time steps of the data from one frame to the next."""
     difference: bool = False
-    """Whether samples are differences from the last frame that is given."""
+    """Whether samples are differences from the last known frame."""
     every: Annotated[int, Range(1, 256)] = 1
-    """Points from one that is observed to the next, on each axis."""
+    """Spacing of the observed points on each axis: 4 observes every fourth."""
     noise: Annotated[float, Range(0, 100)] = 0.0
-    """Standard deviation of noise on what is observed, in standard deviations of the field."""
+    """Standard deviation of the noise on observed values, in standard deviations of the field."""
     statistics: Statistics = Statistics((), (), ())
     """Of the training data; `of` fills this in, and the scale."""
     scale: tuple[Positive, ...] = ()
-    """Of each channel of each frame of a sample, in standard deviations of the field; 1 where nothing changes."""
+    """Standard deviation of each channel of each frame of a sample, in standard deviations of the field; 1 where
+    nothing changes."""
     variables: tuple[str, ...] = ()
     """Names of the channels, in their order."""
     step: Positive | None = None
@@ -61,7 +62,7 @@ class Forecast(Condition, Ranged):
     fingerprint: str = ""
     """sha256 of the training fields; empty: unknown."""
     stride: Frames = 1
-    """Frames, `lead` apart, from one that is made to the next."""
+    """Distance between the frames that are made, in frames that are `lead` apart."""
 
     @property
     def identity(self) -> dict[str, Any]:

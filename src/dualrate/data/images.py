@@ -513,7 +513,7 @@ def find_source(
         if (path / PREPARED).is_file():
             return packed.packed_source(path, split)
         if (path / ENCODED).is_file():
-            raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
+            raise ValueError(f"{path} holds latents: name the images that they were made from")
         tars = tar_files(path)
         return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
     check_regular(path)

@@ -167,10 +167,10 @@ def read_captions(
     lacking = [names[i] for i in np.flatnonzero(places < 0)]
     count, total = number + 1, len(names)
     if lacking or (count > total and not named):
-        told = f"none for {len(lacking)} of them ({some_of(lacking)})" if lacking else "which says not whose they are"
+        told = f"none for {len(lacking)} of them ({some_of(lacking)})" if lacking else "and nothing says whose they are"
         raise ValueError(
-            f"{place} has {count} captions for the {total} images of {source}, {told}: give one a line or row, in the "
-            f"order of the images, or say whose each is in a column {NAMES[0]}"
+            f"{place} has {count} captions for the {total} images of {source}, {told}: give one per line or row, in "
+            f"the order of the images, or name the image of each in a column {NAMES[0]}"
         )
     by_split = dict(zip(SPLITS, np.split(places, np.cumsum(sizes)[:-1]), strict=True))
     digest.update(places.tobytes())
@@ -412,7 +412,7 @@ def read_prompts(source: str | Path, split: Split) -> PromptSet:
     """Raises ValueError for latents without prompts, and as `read_latents`."""
     if not has_prompts(source):
         raise ValueError(
-            f"{source} has no prompts, which a model of texts is trained on: dualrate data encode IMAGES LATENTS "
+            f"{source} has no prompts, which a text-to-image model is trained on: dualrate data encode IMAGES LATENTS "
             "--prompts CAPTIONS PIPELINE"
         )
     folder = resolved(source) / PROMPTS

@@ -53,7 +53,7 @@ class Rolling(Process, Ranged):
 
     schedule: Schedule = Cosine()
     frames: Annotated[int, Range(1, 256)] = 1
-    """Of a window."""
+    """Frames of a window."""
 
     def time(self, clock: float) -> float:
         """t at a clock c, 1 - F to F."""

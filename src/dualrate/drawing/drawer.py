@@ -119,7 +119,7 @@ class Drawer(Ranged):
         if self.label is not None:
             object.__setattr__(self, "label", model.class_number(self.label))
         if self.members > 1 and model.experiment.networks.given is None:
-            raise ValueError(f"{model.name} is given nothing that members would share: drop them, and draw more seeds")
+            raise ValueError(f"{model.name} has no condition that members would share: drop them, and draw more seeds")
 
     @property
     def network(self) -> str:

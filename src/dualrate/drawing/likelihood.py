@@ -210,7 +210,7 @@ class OfPieces:
 
 @dataclass(frozen=True)
 class TextScore:
-    """Of a model of texts.
+    """Of a text model.
 
     bound:           on -log2 p of held-out pieces, in bits a character, under the plan that draws
     drawn, held_out: what was drawn, and as many held-out pieces

@@ -1,7 +1,7 @@
 """Samples in a folder: every image is written as it is drawn, so that the same call goes on after a kill.
 
     OUT/sample.json     what the images are of; images of anything else are never put beside them
-    OUT/<seed>.png      one image, whole or not there; of a model of texts <seed>.txt; of member 3 <seed>-03.png
+    OUT/<seed>.png      one image, whole or not there; of a text model <seed>.txt; of member 3 <seed>-03.png
     OUT/grid.png        the first hundred; of texts samples.txt, with all; of a conditional model a row for each of the
                         first conditions: the condition, the image that it was made of, members
     OUT/images.npz      if asked for: the layout of the reference evaluators

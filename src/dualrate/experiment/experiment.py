@@ -53,17 +53,17 @@ class DataConfig(Ranged):
     """Images, a text, or fields over time."""
 
     source: str = "fashion-mnist"
-    """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file;
-    a text: a .txt file, or python-docs, the language reference that comes with Python; fields over time: a .npz, .npy,
-    .h5, .nc or .zarr file, kuramoto-sivashinsky, kolmogorov or moving-fashion-mnist. Empty: unknown."""
+    """Images: fashion-mnist, a folder (of images, of archives, or written by dualrate data prepare), a .tar, .parquet
+    or .npz file. Text: a .txt file, or python-docs, the language reference that comes with Python. Fields over time: a
+    .npz, .npy, .h5, .nc or .zarr file, kuramoto-sivashinsky, kolmogorov or moving-fashion-mnist. Empty: unknown."""
     size: Side | None = None
-    """Side that images are brought to, their own if not given; of a text, characters of a piece, 64 if not given."""
+    """Side that images are resized to. Default: their own. For text: characters per piece. Default: 64."""
     channels: Literal[1, 3] | None = None
-    """1 grey, 3 colours; the images' own if not given."""
+    """1 for grey, 3 for colour. Default: as the images are."""
     on_bad: Literal["fail", "skip"] = "fail"
-    """What an image that cannot be read does: end the program, or be left out."""
+    """An image that cannot be read ends the program (fail) or is left out (skip)."""
     label: str | None = None
-    """Column of the labels, of Parquet files; label, labels, fine_label, class or target if not given."""
+    """Column of the labels in Parquet files. Default: label, labels, fine_label, class or target."""
     augment: Augment = Augment()
 
     def load(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:

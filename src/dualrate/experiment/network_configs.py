@@ -280,9 +280,9 @@ class OneConditional(PackageNetworks, Ranged):
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
     leads: tuple[Lead, ...] = ()
-    """Of frames that are each made by themselves, told it; none: a sample is one image."""
+    """Lead times of frames that are each made by themselves. Empty: a sample is one image."""
     attention: bool = False
-    """Whether such frames see each other."""
+    """Whether such frames attend to each other."""
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = ConditionalBody(self.model, self.given_shape, self.leads, attention=self.attention)
@@ -298,9 +298,10 @@ class TwoConditional(PackageNetworks, Ranged):
     given_shape: tuple[Side, Side, Side]
     """(C, h, w) of the condition."""
     leads: tuple[Lead, ...] = ()
-    """As of `OneConditional`: the light network is called for each frame, of the features of one heavy call."""
+    """Lead times of frames that are each made by themselves: the light network is called for each, with the features of
+    one heavy call. Empty: a sample is one image."""
     attention: bool = False
-    """Whether such frames see each other."""
+    """Whether such frames attend to each other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -136,7 +136,7 @@ class AtLeast(_Distilled, Ranged):
         longest = max(t - s for t, s in pairwise(plan.t))
         if longest > 1 / self.steps + ROUNDING:
             raise ValueError(
-                f"this student was distilled to {self.steps} steps and serves as many or more, equal in t; the plan of "
+                f"this student was distilled to {self.steps} steps and takes as many or more, equal in t; the plan of "
                 f"{plan.num_steps} has a step of length {longest:.3g}, longer than 1/{self.steps}: "
                 f"ask for {self.steps} steps or more, or distill another"
             )

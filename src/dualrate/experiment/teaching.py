@@ -34,7 +34,7 @@ def check_teacher(student: Experiment, teacher: Model, name: str, guidance: floa
     if not student.networks.ages and student.networks.with_noise(0) != network:
         raise ValueError(f"a plain student starts from its teacher, so {student.name} must have the network of {name}")
     if guidance != 1 and not (teacher.num_classes and network.null_class and teacher.experiment.method.drops_labels):
-        raise ValueError(f"{name} has no null class that was trained, to be guided against: drop the guidance weight")
+        raise ValueError(f"{name} has no trained null class, so it cannot be guided: drop the guidance weight")
     return network
 
 
@@ -82,9 +82,9 @@ def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
         )
     if networks.ages:
         raise ValueError(
-            f"{name} is {networks.kind}; a teacher is a single-rate one. Of a dual-rate model name the run that its "
-            "encoder is from, and start the student from it (--student-from); of a first stage name a base model of "
-            "its latents"
+            f"{name} is {networks.kind}; a teacher is a single-rate one. For a dual-rate model name the run that its "
+            "encoder came from, and start the student from the dual-rate one (--student-from). For a first stage name "
+            "a base model of its latents"
         )
     if networks.guided_already:
         raise ValueError(
@@ -92,7 +92,7 @@ def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
             "distilled from"
         )
     if not experiment.serves.any_plan:
-        raise ValueError(f"{name} is a student itself, of a few steps: name its teacher")
+        raise ValueError(f"{name} is a student itself: name its teacher")
     return networks
 
 

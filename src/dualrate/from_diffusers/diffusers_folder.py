@@ -218,7 +218,7 @@ GUIDED = (
     "guidance was distilled into this {name}, so x_hat is of guided images: draw by DDIM, as its pipeline does; "
     + NO_MEAN
 )
-USUAL_SIDE = 128  # of latents of a model of texts whose configuration says none
+USUAL_SIDE = 128  # of latents of a text-to-image model whose configuration says none
 OWN_CLASSES = "dualrate_num_classes"  # in a network's config.json, where its last label is the null class
 OWN_TOKENS = "dualrate_tokens"  # there, where its prompts have other tokens than as many as its class has
 
@@ -361,8 +361,8 @@ def from_diffusers(
                  the shift, and a network of a class that is not known is called (state, time, label)
     num_classes: where not all labels of the network are classes, such as a UNet2DModel's whose last one is null
     shape:       (C, H, W) of an image, or of latents, where its configuration does not say, or another is drawn
-    negative:    of a model of texts, the prompt that its null class stands for: a text that the pipeline encodes, or
-                 what `prompts` takes; None: what the pipeline takes where it is given none. Without a pipeline that
+    negative:    of a text-to-image model, the prompt that its null class stands for: a text that the pipeline encodes,
+                 or what `prompts` takes; None: what the pipeline takes where it is given none. Without a pipeline that
                  has encoders there is no null class then
     tokens:      of a prompt; 0: as many as its folder's config.json says, or its class has
     A network that is passed stays as it is: the denoiser has a copy in evaluation mode, which shares its weights.

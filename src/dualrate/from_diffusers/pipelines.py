@@ -134,7 +134,7 @@ def negated(denoiser: Denoiser, empty: Tensor) -> Denoiser:
 
 
 def prompts(denoiser: Denoiser, texts: str | Sequence[str] | Given, pipeline: Any = None, **more: Tensor) -> Cond:
-    """The condition of B prompts, for a denoiser of a model of texts: given (B, 1, 1, D), label 0 each.
+    """The condition of B prompts, for a denoiser of a text-to-image model: given (B, 1, 1, D), label 0 each.
 
     denoiser: of `from_diffusers`, or around one
     texts:    which the pipeline encodes; or what its encoders made of them, by the names of the network's arguments,
@@ -146,7 +146,7 @@ def prompts(denoiser: Denoiser, texts: str | Sequence[str] | Given, pipeline: An
     """
     network = next((part for part in modules_of(denoiser) if isinstance(part, ForeignNetwork)), None)
     if network is None or not network.prompt.parts:
-        raise ValueError("this denoiser takes no prompts: make one of a model of texts by dualrate.from_diffusers")
+        raise ValueError("this denoiser takes no prompts: make one of a text-to-image model by dualrate.from_diffusers")
     given = {**encoded(network.kind, network.prompt, texts, pipeline), **more}
     made = network.prompt.packed(given).to(network.empty.device)
     return Cond(torch.zeros(len(made), dtype=torch.int64, device=made.device), made)

@@ -365,8 +365,8 @@ def encoder_of(experiment: Experiment) -> TextFolder:
 
 
 def prompts_of(experiment: Experiment, named: str, device: torch.device | str) -> Given:
-    """The prompts that a user names for a model of texts: a text, a file of them, a line each, or a folder of prompts
-    that were encoded before, whose held-out ones are taken. Texts are encoded as they are drawn.
+    """The prompts that a user names for a text-to-image model: a text, a file with a text per line, or a folder of
+    prompts that were encoded before, whose held-out ones are taken. Texts are encoded as they are drawn.
 
     Raises ValueError for a model that is given none, a file that is no .txt file, is not there or is empty, and what
     `Prompts.partners` and `TextFolder.of` refuse; OSError for a file that cannot be read.
@@ -401,7 +401,7 @@ def text_folder(path: Path) -> tuple[TextFolder, Path]:
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:
-    """Those of the networks of `experiment_of`, in float32; of a model of texts its empty prompt, too.
+    """Those of the networks of `experiment_of`, in float32; of a text-to-image model its empty prompt, too.
 
     Raises what `adopted` raises, and ValueError as `TextFolder.empty`.
     """

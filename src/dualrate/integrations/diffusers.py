@@ -3,7 +3,7 @@
     FOLDER/model_index.json    which class reads which folder below; names of the classes, `id2label`
     FOLDER/encoder, light      a network each (`DualRateNetwork`); of a model of one network, model
     FOLDER/vae                 of a model of latents the autoencoder that decodes them, a class of diffusers
-    FOLDER/texts               of a model of texts the encoders of its pipeline, which the run knows by sha256
+    FOLDER/texts               of a text-to-image model the encoders of its pipeline, which the run knows by sha256
     FOLDER/scheduler           when they run and how a step is made (`DualRateScheduler`), to be swapped like any other
     FOLDER/pipeline.py         for diffusers' own loader
     FOLDER/**/MANIFEST.json    sha256 of all these files; a damaged one is an OSError that names it
@@ -364,7 +364,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     @property
     def texts(self) -> Path:
-        """Where the text encoders of a model of texts are: in its own folder, or in that of the run's pipeline."""
+        """Where the text encoders of a text-to-image model are: in its own folder, or in that of the run's pipeline."""
         return self._texts or Path(str(self.config.get("_name_or_path") or ""), TEXTS)
 
     @property
@@ -452,7 +452,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
         class_labels: one for each image or for all, by number or by name; None: class `seed mod classes`. Of a model
                    of texts it is the prompt, which may come first
-        prompt:    of a model of texts, one for each image or for all; negative_prompt: one for all, which guidance
+        prompt:    of a text-to-image model, one for each image or for all; negative_prompt: one for all, which guidance
                    goes away from; None: what its pipeline takes for none
         num_images_per_prompt: of each prompt, one after the other
         height, width: of the images, which are as large as those of the training

@@ -235,26 +235,28 @@ class ConsistencyConfig(MethodConfig, Ranged):
     """Multistep consistency. The model serves its own number of steps, under DDIM."""
 
     steps: Steps = 4
-    """Of the student, each over its own part of the noise levels; few: 1 to 16."""
+    """Steps of the student, 1 to 16. Each covers its own part of the noise levels."""
     teacher: str | None = None
-    """A single-rate run, released weights, or a folder of diffusers; the data if not given."""
+    """The teacher: a single-rate run, released weights, or a diffusers folder. Default: none, training from data."""
     teacher_steps: tuple[Steps, Steps] = (64, 1280)
     """How many steps the teacher, or the data, would take over all noise levels: at first, and in the end."""
     annealing: Probability = 0.5
-    """Share of the iterations in which their number grows, by equal factors; 0: it is as in the end."""
+    """Share of the iterations in which this number of steps grows, by equal factors. 0: it has its final value
+    throughout."""
     eta: Eta = 0.75
-    """Share of the teacher's error that its steps put back as variance (aDDIM); 0: its steps are DDIM's."""
+    """Share of the teacher's error that its steps put back as variance (aDDIM). 0: DDIM."""
     huber: Huber | None = None
-    """c of the pseudo-Huber loss, in the root mean square of the error of v; squares if not given."""
+    """c of the pseudo-Huber loss, as a root mean square error of v. Default: the squared error."""
     guidance: TeacherGuidance = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
     dropout: BelowOne | None = None
-    """Of the student in training, not in sampling; as its network says if not given."""
+    """Dropout of the student in training. Default: that of its network."""
     heavy: Steps | None = None
-    """Heavy calls of a dual-rate student, fewer than its steps; 1 where the heavy network sees a condition alone."""
+    """Heavy calls of a dual-rate student, fewer than its steps; 1 where the heavy network sees only a condition."""
     student_from: str | None = None
-    """A run of the same networks that it starts from. If not given: one network from the teacher, if there is one; of
-    two the encoder from the teacher, and the light one, if given, from `light_from`. Random weights otherwise."""
+    """A run with the same networks, from which the student starts. Default: one network starts from the teacher, if
+    there is one. Of two networks the encoder starts from the teacher, and the light one from `light_from`, if given.
+    Otherwise weights are random."""
     light_from: str | None = None
     """A single-rate run that the light network of a dual-rate student starts from."""
 

@@ -68,10 +68,10 @@ class OneCallConfig(MethodConfig, Ranged):
     """A sample in one call, trained by the score of a few draws."""
 
     draws: ScoredDraws = 2
-    """Samples of each condition that a score is of."""
+    """Number of samples of each condition in the score."""
     score: ScoreName = "crps"
-    """crps: of each pixel. energy: of the whole image, which sees more than each pixel's own law. regression: the
-    squared error, for a mean and no samples."""
+    """crps: of each pixel. energy: of the whole image, so that it also sees how pixels depend on each other.
+    regression: the squared error, for a mean and no samples."""
 
     @property
     def serves(self) -> OneStep:

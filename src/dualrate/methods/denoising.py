@@ -201,11 +201,12 @@ class DenoisingConfig(MethodConfig, Ranged):
     encoder_from: str | None = None
     """A single-rate run whose averaged weights the encoder starts from."""
     freeze_encoder: bool = False
-    """Leave the encoder's weights as they are: the light network and the projections into it are trained."""
+    """Freeze the encoder: only the light network and the projections into it are trained."""
     light_from: str | None = None
     """A single-rate run whose averaged weights the light network starts from."""
     multiscale: Annotated[int, Range(0, 16)] = 0
-    """Coarser copies of image and x_hat, of half the side, a quarter, ..., whose errors are added to the loss."""
+    """Number of coarser copies of image and x_hat (half the side, a quarter, ...) whose errors are added to the
+    loss."""
 
     @property
     def serves(self) -> AnyPlan:

@@ -86,11 +86,11 @@ class AdaptedNetwork(NetworksConfig, Ranged):
     base: NetworksConfig
     """That network."""
     adapters: Literal[0, 1, 2] = 2
-    """How many, one a phase."""
+    """Number of adapters, one per phase."""
     rank: Annotated[int, Range(1, 4096)] = 16
-    """Of the update of a layer's weight."""
+    """Rank of the update of a layer's weight."""
     scale: Factor = 4.0
-    """Of the update: alpha / rank."""
+    """Scale of the update: alpha / rank."""
     targets: str = TARGETS
     """A regular expression: linear layers and convolutions whose names end in it are adapted."""
 
@@ -164,9 +164,9 @@ class GlanceConfig(MethodConfig, Ranged):
     backbone_from: str
     """The single-rate run, released weights, or folder of diffusers, that is adapted."""
     times: tuple[Probability, ...] = (*SLOW, *FAST)
-    """Of the steps, from 1 down; the last one leads to 0."""
+    """Times of the steps, from 1 down; the last step leads to 0."""
     calls: tuple[Steps, ...] = (len(SLOW), len(FAST))
-    """How many steps each phase makes, in turn; none: there are no adapters."""
+    """Number of steps of each phase, in turn. Empty: there are no adapters."""
     label_dropout: Probability = 0.1
     """Share of the images that train without their label, for classifier-free guidance."""
 

@@ -105,7 +105,7 @@ class ResidualNetworks(PackageNetworks, Ranged):
     features: bool = True
     """Whether the light network gets the regression's features, beside the condition and the mean."""
     scale: Factor = 0.25
-    """Standard deviation of the residual, about."""
+    """Approximate standard deviation of the residual."""
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         assert isinstance(process, GaussianProcess)  # of `ResidualConfig.check`
@@ -136,7 +136,7 @@ class ResidualConfig(MethodConfig, Ranged):
     """A regression once a condition, and diffusion of the residual."""
 
     weighting: Weighting = Sigmoid()
-    """Of the scaled residual."""
+    """Loss weighting of the scaled residual."""
     draws: LightDraws = 4
     """Noise levels for each image and heavy call."""
 

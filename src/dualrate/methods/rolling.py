@@ -92,7 +92,7 @@ class RollingConfig(MethodConfig, Ranged):
     """Of windows: uniform."""
     weighting: Weighting = Sigmoid()
     whole: Probability = WHOLE
-    """Share of windows with times of its start and its end; of the others times between two frames."""
+    """Share of windows that train on all times, from all noise to all data. The others train on the times of a roll."""
 
     @property
     def serves(self) -> AnyPlan:

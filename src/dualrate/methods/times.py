@@ -95,10 +95,10 @@ class TimeSampler(TimeSource, Ranged):
     dropout: Probability = 0.5
     """Share of the images that train without context."""
     phase: Annotated[float, Range(0, 0)] | None = None
-    """0: heavy calls on the fixed grid tau = ceil(t H) / H; at a random place in it if not given."""
+    """0: heavy calls lie on the fixed grid tau = ceil(t H) / H. Default: on that grid, shifted at random."""
     ages = True  # no annotation: no field
     first: tuple[Share, Share] | None = None
-    """Least and largest time of a plan's first heavy call, before which it has no context; 1 if not given."""
+    """Least and largest time of a plan's first heavy call. Steps before it have no context. Default: 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -174,12 +174,12 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
     """The first stage of Unified Latents: encoder, prior and decoder together."""
 
     loss_factor: LossWeight = 1.5
-    """Price of a nat that the decoder lacks, in nats of the latent: with more of it the latent holds more."""
+    """Price of a nat that the decoder lacks, in nats of the latent. The higher it is, the more the latent holds."""
     decoder_weighting: Weighting = Sigmoid()
-    """Of the decoder's loss over noise levels; a higher bias has the latent hold finer detail."""
+    """Weighting of the decoder's loss over noise levels. A higher bias makes the latent hold finer detail."""
     priced_from: FirstIterations = 0
-    """Iteration from which on the encoder is trained by the prior's loss too. Until then nothing limits what latents
-    hold, so that a decoder learns to read them."""
+    """Iteration from which the prior's loss trains the encoder too. Until then nothing limits what latents hold, so
+    that the decoder can learn to read them."""
 
     @property
     def serves(self) -> AnyPlan:

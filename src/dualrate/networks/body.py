@@ -30,7 +30,7 @@ class BodyConfig(Ranged, ABC):
     embedding: int
     """Width of the embedding of noise level and label."""
     head: bool
-    """Whether it predicts v; a context encoder may do without."""
+    """Whether the network has a head that predicts v. A context encoder may do without."""
     periodic = False
     """Whether opposite edges meet."""
 

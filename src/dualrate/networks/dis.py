@@ -57,21 +57,21 @@ class DiSConfig(FlatConfig):
     blocks: Annotated[int, Range(1, 1001)]
     """An odd number: one in the middle, and as many behind it as in front."""
     num_classes: Classes = 0
-    """0 for an unconditional model; the label after the last is the null class."""
+    """Number of classes; 0 for an unconditional model. The label after the last class is the null class."""
     patch: Annotated[int, Range(1, 256)] = 2
     """Side of the square of pixels that becomes one token."""
     decay: Literal["channel", "head"] = "channel"
     """channel: a decay per channel and state, as published. head: one per head, by matrix products: faster."""
     states: Annotated[int, Range(1, 1024)] = 16
-    """Of a channel."""
+    """States per channel."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
-    """Of decays per head, channels of a head, a divisor of twice the channels."""
+    """For a decay per head: channels of a head, a divisor of twice the channels."""
     head: bool = True
-    """Whether it predicts v; a context encoder may do without."""
+    """Whether the network has a head that predicts v. A context encoder may do without."""
     convention: Literal["dit", "sit", "repa"] = "sit"
-    """What the network itself is given and predicts."""
+    """What the network takes as input, and what it predicts."""
     learned_sigma: bool = False
-    """Whether it has outputs of a variance, as published weights do; they are not used."""
+    """Whether the network also outputs a variance, as published weights do. The variance is not used."""
     dropout: BelowOne = 0.0
     """Of whole blocks, in training: 0 of the first, growing evenly to this."""
 

@@ -99,23 +99,23 @@ class DiTConfig(FlatConfig):
     image_channels: Annotated[int, Range(1, 1024)]
     """Of the images, or of latents."""
     channels: Channels
-    """Of the blocks, a multiple of 4."""
+    """Width of the blocks, a multiple of 4."""
     blocks: Annotated[int, Range(0, 1000)]
-    """Self-attention and MLP, each."""
+    """Number of blocks, each of self-attention and an MLP."""
     num_classes: Classes = 0
-    """0 for an unconditional model; the label after the last is the null class."""
+    """Number of classes; 0 for an unconditional model. The label after the last class is the null class."""
     patch: Annotated[int, Range(1, 256)] = 2
     """Side of the square of pixels that becomes one token."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """Width of an attention head, a divisor of the channels."""
     head: bool = True
-    """Whether it predicts v; a context encoder may do without."""
+    """Whether the network has a head that predicts v. A context encoder may do without."""
     convention: Literal["dit", "sit", "repa"] = "sit"
-    """What the network itself is given and predicts."""
+    """What the network takes as input, and what it predicts."""
     learned_sigma: bool = False
-    """Whether it has outputs of a variance, as published weights do; they are not used."""
+    """Whether the network also outputs a variance, as published weights do. The variance is not used."""
     dropout: BelowOne = 0.0
-    """In the MLPs, in training."""
+    """Dropout in the MLPs, in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

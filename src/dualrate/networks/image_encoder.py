@@ -27,19 +27,19 @@ class EncoderConfig(Ranged):
     image_size: Side
     """Side of the images, in pixels."""
     image_channels: Annotated[int, Range(1, 1024)]
-    """Of the images: 1 grey, 3 colours."""
+    """Channels of the images: 1 for grey, 3 for colour."""
     latent_channels: Annotated[int, Range(1, 1024)]
-    """Of the latents."""
+    """Channels of the latents."""
     channels: tuple[Channels, ...]
-    """Of each level, from the finest resolution; each halves the one before."""
+    """Width of each level, from the finest. Each level halves the side of the one before."""
     blocks: Annotated[int, Range(0, 1000)] = 2
-    """Convolution blocks of a level."""
+    """Convolution blocks per level."""
     last_blocks: Annotated[int, Range(0, 1000)] | None = None
-    """Of the last level; as of the others if not given."""
+    """Convolution blocks of the last level. Default: as in the others."""
     patch: Annotated[int, Range(1, 256)] = 2
     """Side of the square of pixels that becomes one position of the first level."""
     dropout: BelowOne = 0.0
-    """In the blocks, in training."""
+    """Dropout in the blocks, in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +59,7 @@ class EncoderConfig(Ranged):
 
     @property
     def factor(self) -> int:
-        """Pixels to a position of the latent, along a side."""
+        """Pixels per position of the latent, along a side."""
         return self.patch * 2 ** (len(self.channels) - 1)
 
     @property

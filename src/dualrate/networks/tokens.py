@@ -37,27 +37,27 @@ class TokensConfig(Ranged):
     vocabulary: Annotated[int, Range(2, 65_536)]
     """Categories of a token, with the mask where there is one."""
     width: Side
-    """Tokens in a row; of a text, all."""
+    """Tokens in a row; for text, all tokens of a piece."""
     height: Side = 1
     """Rows of tokens; 1 for a text."""
     channels: Channels = 256
-    """Of the blocks."""
+    """Width of the blocks."""
     patch: Annotated[int, Range(1, 256)] = 1
     """Side of the square of tokens that becomes one position of the blocks; 1 for a text."""
     blocks: Annotated[int, Range(0, 1000)] = 8
-    """Self-attention and MLP, each."""
+    """Number of blocks, each of self-attention and an MLP."""
     num_classes: Classes = 0
-    """0 for an unconditional model; the label after the last is the null class."""
+    """Number of classes; 0 for an unconditional model. The label after the last class is the null class."""
     embedding: Channels = 256
     """Width of the embedding of noise level and label."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """Width of an attention head, a divisor of the channels."""
     dropout: BelowOne = 0.0
-    """In the blocks, in training."""
+    """Dropout in the blocks, in training."""
     head: bool = True
     """Whether it predicts logits; a context encoder may do without."""
     noise: Annotated[int, Range(0, 1024)] = 0
-    """Planes of noise beside the tokens that it reads, of a student; 0: it reads tokens alone."""
+    """For a student: planes of noise that it reads beside the tokens. 0: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

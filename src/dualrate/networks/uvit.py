@@ -56,9 +56,9 @@ class Level(Ranged):
     channels: Channels
     """Width of the level."""
     blocks: Annotated[int, Range(0, 1000)]
-    """On the way down, and as many again on the way up; of the last level, the middle, once."""
+    """Blocks on the way down, and as many again on the way up. The last level is the middle, which runs once."""
     dropout: BelowOne = 0.0
-    """In the blocks, in training."""
+    """Dropout in the blocks, in training."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class UViTConfig(BodyConfig):
     """A U-ViT."""
 
     image_size: Side
-    """Width of the images, in pixels; their height too, unless that is given."""
+    """Width of the images in pixels, and their height unless that is given."""
     image_channels: Annotated[int, Range(1, 1024)]
-    """Of the images: 1 grey, 3 colours."""
+    """Channels of the images: 1 for grey, 3 for colour."""
     levels: tuple[Level, ...]
     """From the finest resolution to the middle; each halves the one before."""
     num_classes: Classes = 0
-    """0 for an unconditional model; the label after the last is the null class."""
+    """Number of classes; 0 for an unconditional model. The label after the last class is the null class."""
     patch: Annotated[int, Range(1, 256)] = 1
     """Side of the square of pixels that becomes one position of the first level."""
     embedding: Channels = 256
@@ -80,7 +80,7 @@ class UViTConfig(BodyConfig):
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """Width of an attention head, a divisor of the channels of every transformer level."""
     head: bool = True
-    """Whether it predicts v; a context encoder may do without."""
+    """Whether the network has a head that predicts v. A context encoder may do without."""
     height: Side | None = None
     """Height of the images, in pixels. 1: fields of one dimension, on a line."""
     periodic: bool = False

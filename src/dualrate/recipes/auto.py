@@ -98,25 +98,28 @@ TIERS: dict[Size, Tier] = {
 
 @dataclass(frozen=True)
 class Auto:
-    """A model for your own images. It looks at them first; options that are not listed here come after that: give
-    --data.source with --help to see all of them, with what was chosen for these images."""
+    """A model for your own images. The recipe looks at them first. Give --data.source with --help to see the other
+    options, with the values that were chosen for these images."""
 
     data: DataConfig = DataConfig(source="")
     size: Size = "small"
-    """Of the networks. tiny: minutes of a laptop. small: about an hour of a CPU core. base: for a GPU."""
+    """Size of the networks. tiny: minutes on a laptop. small: about an hour of a CPU core. base: for a GPU."""
     rate: Rate = "dual"
-    """dual: a heavy network now and then, of a task once, and a light one at every step. single: the heavy one at every
-    step. Of a task also medium and light: one smaller network; both: a heavy network once, and one now and then."""
+    """dual: a heavy network now and then (with a --task once), and a light one at every step. single: the heavy one at
+    every step. With a --task also medium, light: one smaller network at every step; both: a heavy network once, another
+    now and then, and a light one at every step."""
     task: str | None = None
-    """What images are made of: super-resolution:4, inpainting:16 (the side of the hole), colour, or pairs:SOURCE, the
-    image of the same name in another folder, or in another column (FILE.parquet#COLUMN); noise alone if not given."""
+    """The condition that images are made from: super-resolution:4, inpainting:16 (the side of the hole), colour, or
+    pairs:SOURCE, the image of the same name in another folder, or in another column (FILE.parquet#COLUMN). Default:
+    none."""
     trained_by: TrainedBy = "diffusion"
-    """Of a task. residual: a regression once, and diffusion of what it leaves, with its features; corrdiff: without.
-    crps, energy: a sample in one call, by a score of two draws. regression: the mean, in one call."""
+    """Of a --task. diffusion: the denoising loss. residual: a regression once, then diffusion of its residual by a
+    network that also gets the regression's features. corrdiff: the same without the features. crps, energy: a sample in
+    one call, trained by a score of two draws. regression: the mean, in one call."""
 
     def __post_init__(self) -> None:
         if self.task is None and (self.rate in OF_A_TASK or self.trained_by != "diffusion"):
-            raise ValueError(f"--rate {self.rate} and --trained-by {self.trained_by} are of a task: give a --task")
+            raise ValueError(f"--rate {self.rate} and --trained-by {self.trained_by} need a condition: give a --task")
         if self.task is not None:
             task_named(self.task)
 
@@ -132,7 +135,7 @@ class Auto:
             latents = read_latents(self.data.source, "train")
             progress.note(f"{latents.name}: {len(latents)} images as latents of {latents.shape} (C, H, W)")
             if self.task is not None:
-                raise ValueError(f"tasks are of images, and {self.data.source} holds latents: name the images")
+                raise ValueError(f"a --task needs images, and {self.data.source} holds latents: name the images")
             return replace(
                 _made(latents.shape, latents.num_classes, self.data, self.size, self.rate), codec=latents.codec
             )

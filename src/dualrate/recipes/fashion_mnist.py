@@ -69,8 +69,8 @@ ITERATIONS = {  # of equal processor time: measured by interleaved rounds
     "dual-17": 67_000,
 }
 BETTER_ALONE = (
-    "one network trained for as long gives better small images (FD-EfficientNet-Lite0 544, two networks 839, at 16 "
-    "calls after 360 s of a CPU core on Fashion-MNIST)"
+    "a single network, trained for as long, makes better small images (FD-EfficientNet-Lite0 544, a pair 839, in 16 "
+    "steps after 360 s of a CPU core on Fashion-MNIST)"
 )
 FIT = FitConfig(
     iterations=7000,

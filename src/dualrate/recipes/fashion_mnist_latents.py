@@ -108,13 +108,13 @@ def decoding(
 
 @dataclass(frozen=True)
 class DecoderRecipe(Ranged):
-    """A decoder of latents of Fashion-MNIST. The codec is looked at first; options that are not listed here come after
-    that: give --codec with --help to see all of them."""
+    """A decoder of latents of Fashion-MNIST. The recipe looks at the codec first. Give --codec with --help to see the
+    other options."""
 
     kind: Kind = "dual"
     """heavy, medium or light: one network. dual: a larger one on the latent, once, and the light one at every step."""
     encoder: Size = "heavy"
-    """Of dual, the size that sees the latent."""
+    """For dual: size of the network that sees the latent."""
     codec: Path = Path("runs/fashion-mnist-latents/first")
     """Whose latents it decodes: a run that trained one, or its folder."""
 

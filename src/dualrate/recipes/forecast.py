@@ -59,38 +59,39 @@ TIERS: dict[Size, Tier] = {
 
 @dataclass(frozen=True)
 class Forecasting(Ranged):
-    """A forecast of your own fields, or of a system that is simulated on the spot. It looks at them first; options that
-    are not listed here come after that: give --data.source with --help to see all of them."""
+    """A forecast of your own fields, or of a simulated system. The recipe looks at the data first. Give --data.source
+    with --help to see the other options."""
 
     data: DataConfig = DataConfig(source="kuramoto-sivashinsky")
     past: Frames = 1
-    """Frames that are given."""
+    """Number of known frames."""
     frames: Frames = 1
-    """Frames of a sample: a window, of one heavy call. Of rolling, those that become clean one after the other."""
+    """Frames of a window, which is one sample. One heavy call serves all of them. With --trained-by rolling they become
+    clean one after the other."""
     lead: Annotated[int, Range(1, 100_000)] = 1
     """Time steps of the data from one frame to the next."""
     window: Literal["channels", "leads", "attention"] = "channels"
-    """How frames of a sample are made. channels: as channels of one image. leads: each by itself, told its lead time;
-    the heavy network's features serve all, and forecast --stride makes some alone. attention: each is told its lead
-    time, and sees the others."""
+    """How the frames of a window are made. channels: together, as channels of one image. leads: each by itself, given
+    its lead time; one heavy call serves all, and forecast --stride can leave frames out. attention: together, each
+    given its lead time and attending to the others."""
     difference: bool = False
-    """Train on differences from the last frame that is given: for steps in which little changes."""
+    """Train on differences from the last known frame, for data that change little from frame to frame."""
     every: Annotated[int, Range(1, 256)] = 1
-    """Points from one that is observed to the next, on each axis."""
+    """Spacing of the observed points on each axis: 4 observes every fourth."""
     noise: Annotated[float, Range(0, 100)] = 0.0
-    """Standard deviation of noise on what is observed, in standard deviations of the field."""
+    """Standard deviation of the noise on observed values, in standard deviations of the field."""
     periodic: bool = False
-    """Whether opposite edges of the field meet. Those of the equations that are simulated do."""
+    """Whether opposite edges of the field meet. Those of the simulated equations always do."""
     size: Size = "tiny"
-    """Of the networks. tiny: minutes of a laptop. small: an hour of a CPU core. base: for a GPU."""
+    """Size of the networks. tiny: minutes on a laptop. small: an hour of a CPU core. base: for a GPU."""
     rate: Rate = "dual"
-    """dual: a heavy network once a past, and a light one at every step. both: now and then another heavy network too,
-    which sees the frames that are being made. single, medium, light: one network at every step."""
+    """dual: a heavy network once per past, and a light one at every step. both: also a second heavy network now and
+    then, which sees the frames being made. single, medium, light: one network at every step."""
     trained_by: TrainedBy | OfFrames = "diffusion"
-    """rolling: a window whose frames become clean one after the other, each with a heavy call of its own. refiner:
-    PDE-Refiner, a mean and three calls that refine it. residual: a regression once, and diffusion of what it leaves,
-    with its features; corrdiff: without. crps, energy: a sample in one call, by a score of two draws. regression: the
-    mean, in one call."""
+    """diffusion: the denoising loss. rolling: a window whose frames become clean one after the other, each with a heavy
+    call of its own. refiner: PDE-Refiner, a mean and three calls that refine it. residual: a regression once, then
+    diffusion of its residual by a network that also gets the regression's features. corrdiff: the same without the
+    features. crps, energy: a sample in one call, trained by a score of two draws. regression: the mean, in one call."""
 
     def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
@@ -125,7 +126,7 @@ class Forecasting(Ranged):
         )
         if task.every == 1 and not task.noise:
             progress.note(
-                "all of the field is given: if it obeys a law without chance, it has one future, and a regression does"
+                "the whole field is observed: if its law is deterministic, it has one future: a regression is enough"
             )
         of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
         usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())

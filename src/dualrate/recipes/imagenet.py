@@ -195,8 +195,8 @@ def both() -> Stages:
 
 @dataclass(frozen=True)
 class DecoderRecipe(Ranged):
-    """A decoder of latents of ImageNet, untrained here. The codec is looked at first; options that are not listed here
-    come after that: give --codec with --help to see all of them."""
+    """A decoder of latents of ImageNet, untrained here. The recipe looks at the codec first. Give --codec with --help
+    to see the other options."""
 
     kind: Literal["heavy", "light", "dual"] = "dual"
     """heavy or light: one network. dual: a heavy one on the latent, once, and a light one at every step."""

@@ -1,4 +1,4 @@
-"""A recipe that makes a model of diffusers dual-rate: that model is the encoder, beside a new light network.
+"""A recipe that makes a diffusers model dual-rate: that model is the encoder, beside a new light network.
 
 Light    a flat transformer of `BLOCKS` blocks. Its patches are the model's own, or the smallest that leave at most
          `FINEST` positions a side, larger ones if not even `NARROWEST` heads are as cheap; its width is the largest
@@ -9,8 +9,8 @@ Own      in place of all this, the model's own first and last blocks, which shar
 Noise    the schedule that the model was trained under, so that its own times are asked.
 Labels   dropped in training where the model has a null class.
 Latents  of a model that has a VAE: trained on those that `dualrate data encode` made by it, which is the run's codec.
-Prompts  of a model of texts: those beside the latents, dropped as labels are. The light network knows of a prompt what
-         the taps tell, and whether it was dropped. So it is never trained without a context, and the usual plans
+Prompts  of a text-to-image model: those beside the latents, dropped as labels are. The light network knows of a prompt
+         what the taps tell, and whether it was dropped. So it is never trained without a context, and the usual plans
          begin with one.
 """
 
@@ -50,14 +50,14 @@ FIT = TIERS["small"].fit
 
 @dataclass(frozen=True)
 class Retrofit(Ranged):
-    """A light network beside a model of diffusers. The model is looked at first; options that are not listed here come
-    after that: give --data.source with --help to see all of them, with what was chosen for this model."""
+    """A light network beside a diffusers model, whose folder is read first. Give --data.source with --help to see the
+    other options, with the values that were chosen for this model."""
 
     data: DataConfig = DataConfig(source="")
     share: Annotated[float, Range(0.01, 1)] = 0.2
-    """Cost of a light call over that of a heavy one, at most."""
+    """Largest cost of a light call, as a share of a heavy call's."""
     own_blocks: Annotated[int, Range(2, 10_000)] | None = None
-    """Blocks of a DiT, its first and last, that the light network starts as, in place of a fresh one of --share."""
+    """Start the light network from so many blocks of a DiT, its first and last, instead of a new one of --share."""
     num_classes: Classes | None = None
     """Number of classes, if the model has more labels than classes: a UNet2DModel whose last label is the
     null class."""
@@ -127,7 +127,7 @@ class Retrofit(Ranged):
                         "--data.channels"
                     )
                 if found.network.prompt.parts:
-                    raise ValueError(f"{folder} makes pixels of texts: a retrofit is known for latents of texts alone")
+                    raise ValueError(f"{folder} is a text-to-image model of pixels; a retrofit needs one of latents")
                 return replace(self.data, size=side, channels=channels), NoCodec()
             how = f"--prompts CAPTIONS {folder}" if found.network.prompt.parts else f"--codec {own or 'VAE'}"
             raise ValueError(

@@ -49,11 +49,11 @@ class StudentRecipe(Ranged):
     """
 
     name: str | None
-    """What the student's name begins with."""
+    """Beginning of the student's name."""
     light: UViTConfig | TokensConfig | None
     fit: FitConfig
     noise: Annotated[int, Range(0, 1024)] = 0
-    """By moments: planes of noise that a student of tokens reads; one of masks has nothing else that is random."""
+    """By moments: planes of noise that a student of tokens reads. With masked tokens nothing else is random."""
 
     def defaults(self, by: str) -> dict[str, Any]:
         """Options of `dualrate distill --by BY` as its students have them where the command does not say."""
@@ -211,21 +211,22 @@ CALLS = ((), (len(SLOW) + len(FAST),), (len(SLOW), len(FAST)))  # of each phase,
 
 @dataclass(frozen=True)
 class Adapt(Ranged):
-    """A model of few steps: its grid of times, and adapters by phase. Options that are not listed here come after the
-    model: give it with --help to see all of them."""
+    """A model of few steps: its grid of times, and adapters by phase. Give one of these options with --help to see
+    the others."""
 
     images: str | None = None
-    """Images, if they are not where the model's training read them."""
+    """Training images. Default: where the model's training read them."""
     phases: Literal[0, 1, 2] = 2
-    """Adapters: one for the first, close steps and one for the later, long ones; one for all; none, the grid alone."""
+    """Number of adapters. 2: one for the first, short steps and one for the later, long ones. 1: one for all steps. 0:
+    none, only the grid of times."""
     rank: Annotated[int, Range(1, 4096)] = 16
-    """Of the adapters; their alpha is 4 times as much."""
+    """Rank of the adapters. Their alpha is 4 times the rank."""
 
     def __call__(self, base: str | Path) -> Experiment:
         """The experiment. Raises ValueError for a model that cannot be adapted, and one of unknown images."""
         source = read_experiment(base)
         if not source.serves.any_plan:
-            raise ValueError(f"{base} is a student, of steps of its own: name its teacher")
+            raise ValueError(f"{base} is a student, which works only in its own steps: name its teacher")
         data = source.data if self.images is None else replace(source.data, source=self.images)
         if not data.source:
             raise ValueError(f"{base} does not say which images it was trained on: name some, --images FOLDER")

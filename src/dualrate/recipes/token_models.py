@@ -58,7 +58,7 @@ class Text:
     rate: Rate = "single"
     """dual: a heavy network now and then, a light one at every step. single: the heavy one at every step."""
     noise: Noise = "mask"
-    """What replaces a character: a mask, or any other."""
+    """What noise turns a character into: a mask, or any other character."""
 
     def __call__(self) -> Experiment:
         """Raises what `read_text` raises, and ValueError for a source that is no text."""
@@ -82,7 +82,7 @@ def distilled_images() -> StudentRecipe:
 
 
 def distilled_texts() -> StudentRecipe:
-    """Students of the single models of texts; a light network in proportion to its teacher's."""
+    """Students of the single text models; a light network in proportion to its teacher's."""
     return StudentRecipe(None, None, DISTILLING, noise=4)
 
 

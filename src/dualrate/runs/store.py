@@ -228,8 +228,8 @@ class Place:
         found = called_by(loaded, self.denoiser)
         if found.weights_hash != self.weights:
             raise ValueError(
-                f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
-                "export it first, and use that"
+                f"{self.path} has other weights by now, of iteration {found.iteration}: if it is being trained, "
+                "export it first, and use the export"
             )
         return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=self.experiment)
 
@@ -267,7 +267,7 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         damaged: list[str] = []
         saved = checkpoint.latest(path / "checkpoints", lambda bad, error: damaged.append(str(error)))
         if saved is None:
-            raise ValueError(f"{path} has no checkpoint yet: train it on (dualrate train), then try again")
+            raise ValueError(f"{path} has no checkpoint yet: continue its training (dualrate train), then try again")
         weights, state = dict(saved.weights()), saved.state
         iteration = _iteration(state.get("iteration"), saved.path)
         troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]

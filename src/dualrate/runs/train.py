@@ -106,7 +106,7 @@ def check_names(plain: Any) -> None:
 def check_export(model: Model) -> None:
     """Raises ValueError for a conditional model, which draws nothing of noise alone, unless it is of texts."""
     if model.experiment.networks.given is not None and not model.experiment.condition.labelled:
-        raise ValueError(f"{model.name} makes samples of a condition, and a pipeline draws of noise alone")
+        raise ValueError(f"{model.name} is a conditional model, and a pipeline draws from noise alone")
 
 
 SCORES = "scores.jsonl"

@@ -162,12 +162,12 @@ class Offer:
     """A model, and what a page may ask of it.
 
     baseline: another model, drawn beside it; None: the model itself, with a heavy call at every step
-    Raises ValueError for a baseline of other images or classes, and for a model of texts.
+    Raises ValueError for a baseline of other images or classes, and for a text model.
     """
 
     def __init__(self, model: Model, baseline: Model | None = None, limits: Limits = Limits()) -> None:
         if model.experiment.codec.alphabet:
-            raise ValueError(f"{model.name} is a model of texts, the page shows images: use dualrate sample")
+            raise ValueError(f"{model.name} is a text model, the page shows images: use dualrate sample")
         self.model, self.limits = model, limits
         self.offered = Offered(model, self.limits.steps)
         self.baseline, self.of_baseline = model, self.offered

@@ -32,19 +32,19 @@ class OptimConfig(Ranged):
     lr: Factor = 1e-3
     """Peak learning rate."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
-    """How much of the moving averages of the gradient and of its square an iteration keeps."""
+    """How much of its old value each moving average keeps per iteration: of the gradient, of its square."""
     eps: Annotated[float, Range(1e-16, 1)] = 1e-8
     """Added to the root of the averaged square."""
     weight_decay: LossWeight = 0.0
-    """Times the learning rate: the share of every weight that an iteration takes away."""
+    """Weight decay: an iteration shrinks every weight by this share times the learning rate."""
     warmup: FirstIterations = 500
-    """Iterations of linear warm-up; where the rate falls over seconds, a twentieth of these at most."""
+    """Iterations of linear warm-up. If the rate falls over seconds, warm-up takes at most a twentieth of them."""
     decay: Literal["auto", "none", "cosine", "linear"] = "auto"
-    """none stays at the peak; cosine, half a wave, and linear, a line, fall to 0: over max_seconds where they are
-    given, else from the warm-up to the last iteration. auto: cosine over seconds, none over iterations."""
+    """none: the rate stays at its peak. cosine, linear: it falls to 0 over max_seconds where they are given, else from
+    the end of warm-up to the last iteration. auto: cosine over seconds, none over iterations."""
     decay_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
-    """Seconds of training, summed over resumes, in which the rate falls and which end it, if not max_seconds: where
-    these end a part of a longer training."""
+    """Seconds of training, summed over resumes, over which the rate falls and after which training is finished.
+    Default: max_seconds. Give both where max_seconds ends a part of a longer training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,11 +60,12 @@ class FitConfig(Ranged):
     """How to train."""
 
     iterations: Iterations | None
-    """Updates of the weights in all; after them the run is finished. None: as many as max_seconds allow."""
+    """Updates of the weights in all; then the run is finished. None: as many as max_seconds allow."""
     batch_size: BatchSize = 128
     """Images per iteration."""
     micro_batch: BatchSize | None = None
-    """Images per forward and backward pass of all processes together, for less memory; the whole batch if not given."""
+    """Images per forward and backward pass, over all processes together. Fewer need less memory. Default: the whole
+    batch."""
     recompute_from: Side | None = None
     """Activation checkpointing: blocks on maps of this side or a larger one compute their activations again in the
     backward pass, for less memory and the same numbers. 1: all blocks; none if not given."""
@@ -72,22 +73,23 @@ class FitConfig(Ranged):
     """Seed of the first weights, the order of the images, and all noise."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_halflife: Annotated[int, Range(1, 10**12)] = 50_000
-    """Half-life of the averaged weights, in images; at most a 20th of those seen so far, which suits short runs."""
+    """Half-life of the averaged weights, in images. To suit short runs it is at most a 20th of the images seen so
+    far."""
     precision: Precision = "auto"
-    """Of the networks' matrix products; auto: bfloat16 where it pays, decided once per run."""
+    """Precision of the networks' matrix products. auto: bfloat16 where it is faster, decided once per run."""
     compile: bool = False
-    """Compile the networks' blocks, which takes a while and makes them faster."""
+    """Compile the networks' blocks. This takes a while at the start, and makes them faster."""
     log_every: Iterations = 50
     """Iterations between lines of the log, metrics.jsonl."""
     checkpoint_every: Iterations = 1000
     """Iterations between checkpoints."""
     keep: Annotated[int, Range(1, 1_000_000)] = 2
-    """Number of checkpoints kept, the newest."""
+    """Number of checkpoints to keep, the newest."""
     sample_every: Iterations = 2000
     """Iterations between grids of samples."""
     max_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
-    """Seconds of training, summed over resumes, after which to save and stop; the learning rate falls to 0 over them.
-    Iterations that are not given beside them are as many as there is time for. Two such runs differ."""
+    """Seconds of training, summed over resumes, after which to save and stop. The learning rate falls to 0 over this
+    time. If iterations are not given, there are as many as the time allows, so two such runs differ."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
