@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,18 @@ def test_the_own_sampler_is_of_second_order_and_known_to_the_commands(beside: Pa
     dr.train(experiment, "one")
     arguments = ["--steps", "2", "--sampler", "examples.own_sampler:Midpoint", "--num", "2", "--out", "drawn"]
     assert call(monkeypatch, "sample", "one", *arguments) == 0, capsys.readouterr().err
+
+
+def test_an_own_sampler_is_named_by_its_class_and_settings(beside: Path) -> None:
+    """In tables, without the process, which is the model's."""
+    from examples.own_sampler import Midpoint  # pyright: ignore[reportMissingImports]
+
+    @dataclass(frozen=True)
+    class Shorter(Midpoint):
+        share: float = 0.5
+
+    process = dr.GaussianProcess(Cosine())
+    assert (str(Midpoint(process)), str(Shorter(process, 0.25))) == ("Midpoint", "Shorter, share 0.25")
 
 
 def test_the_own_loop_trains_and_draws(beside: Path, capsys) -> None:

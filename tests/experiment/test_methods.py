@@ -1,6 +1,6 @@
 """What the methods' configurations refuse, and what they make of an experiment."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -183,6 +183,27 @@ def test_a_pair_is_trained_at_times_of_a_pair():
         student(TWO, dr.DenoisingConfig())
     student(TWO, dr.DenoisingConfig(dr.TimeSampler(heavy=(4, 32))))
     student(ONE, dr.DenoisingConfig())
+
+
+def test_every_role_has_a_network():
+    """One without would neither be trained nor stored."""
+
+    @dataclass(frozen=True)
+    class Own(NetworksConfig):
+        names: tuple[str, ...]
+        shape = 1, 8, 8
+        num_classes = 3
+
+        def build(self, process):
+            networks, denoiser = ONE.build(process)
+            return torch.nn.ModuleDict(dict.fromkeys(self.names, networks["model"])), denoiser
+
+    made = student(Own(("model",)), dr.DenoisingConfig(dr.TimeSampler()))
+    with pytest.raises(ValueError, match=r"Own has the roles encoder, light, .* by the names model: .*\('model',\)"):
+        made.build()
+    with pytest.raises(ValueError, match="by the names light: return one for each role"):
+        replace(made, networks=Own(("light",))).build()
+    replace(made, networks=Own(("encoder", "light", "codec"))).build()
 
 
 @pytest.mark.parametrize("part", ["encoder_from", "light_from"])

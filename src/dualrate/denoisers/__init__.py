@@ -1,1 +1,1 @@
-"""Denoisers, what a sampler calls: one network, two at two rates, guided, metered, cached, exact."""
+"""Denoisers, what a sampler calls: one network, two at two rates, guided, metered, cached."""

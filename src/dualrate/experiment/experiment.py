@@ -358,8 +358,17 @@ class Experiment(Ranged):
         return networks.to(memory_format=torch.channels_last), denoiser  # pyright: ignore[reportCallIssue]
 
     def parts(self) -> tuple[nn.ModuleDict, Denoiser]:
-        """Networks with random weights, and the denoiser that its method trains of them."""
+        """Networks with random weights, and the denoiser that its method trains of them.
+
+        Raises ValueError where a role has no network: it would neither be trained nor stored.
+        """
         networks, denoiser = self.networks.build(self.process)
+        if any(role not in networks for role in self.networks.roles):
+            raise ValueError(
+                f"{type(self.networks).__name__} has the roles {', '.join(self.networks.roles)}, and its build returns "
+                f"networks by the names {', '.join(networks)}: return one for each role, or set roles, of one network "
+                "('model',)"
+            )
         return networks, self.method.adapted(denoiser)
 
 

@@ -1,1 +1,1 @@
-"""Models of diffusers as denoisers and as parts of runs."""
+"""Models of diffusers, taken in: as denoisers (`diffusers_folder.py`) and as parts of runs (`retrofitted.py`)."""

@@ -232,8 +232,9 @@ class DenoisingConfig(MethodConfig, Ranged):
             raise ValueError(f"encoder_weight is of an encoder's own loss, and {experiment.name} has none: drop it")
         if pair and self.times.heavy is None and experiment.networks.given is None:
             raise ValueError(
-                f"{experiment.name} has two networks, and {self.times} are times of one. Pass times of a pair, such as "
-                "DenoisingConfig(TimeSampler(heavy=(4, 32)))"
+                f"{experiment.name} has two networks (roles encoder and light), and {self.times} are times of one. "
+                "Pass times of a pair, such as DenoisingConfig(TimeSampler(heavy=(4, 32))); one network has the roles "
+                "('model',)"
             )
         if experiment.networks.given is not None and self.times.ages != experiment.networks.ages:
             rule = "ages: pass BothTimes()" if experiment.networks.ages else "never ages: pass GivenTimes()"

@@ -1,1 +1,1 @@
-"""Quality of generated images: Frechet distance in a data set's own features."""
+"""Quality of what was drawn: distances of images in features, scores of ensembles and forecasts, of texts."""

@@ -1,1 +1,1 @@
-"""Networks: U-ViT, and the pair of a context encoder and a light network."""
+"""Networks: U-ViT, DiT, DiS and transformers of tokens, alone, in pairs, given a condition; adapters of them."""

@@ -173,7 +173,9 @@ class TransformerBlock(Block):
     def __init__(self, channels: int, embedding: int, head_dim: int, dropout: float) -> None:
         super().__init__()
         if channels % head_dim:
-            raise ValueError(f"transformer channels must be a multiple of head_dim {head_dim}, got {channels}")
+            raise ValueError(
+                f"transformer channels must be a multiple of head_dim {head_dim}, got {channels}: change one"
+            )
         self.heads = channels // head_dim
         self.film1, self.film2 = FiLM(embedding, channels), FiLM(embedding, channels)
         self.qkv = nn.Linear(channels, 3 * channels)

@@ -1,1 +1,1 @@
-"""Run directories: stored, trained, measured, shown."""
+"""Run directories: trained, loaded, released."""

@@ -4,7 +4,7 @@
 each resumes by itself:
 
     OUT/first    the run that trains the codec
-    OUT/latents  latents of its images, once it is finished (`data/prepare.py`)
+    OUT/latents  latents of its images, once it is finished (`data/latent_set.py`)
     OUT/base     the run that trains a model of these latents, which is sampled from
 """
 

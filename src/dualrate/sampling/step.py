@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ class Step(ABC):
     single_call_steps: int = 0
     markovian: Any = False
     draws_noise: Any = True
+
+    def __str__(self) -> str:
+        """For a table: the class and its settings, unless it has words of its own."""
+        found = [field.name for field in fields(self) if field.name != "process"] if is_dataclass(self) else []
+        return ", ".join((type(self).__name__, *(f"{name} {getattr(self, name)}" for name in found)))
 
     @classmethod
     def most_steps(cls, calls: int) -> int:

@@ -92,8 +92,9 @@ def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
     if denoiser.reuse is Reuse.MARKOV and not step.markovian:
         raise ValueError(
             f"{type(step).__name__} ({step}) changes the joint law of (z_t, z_tau), which a reused dual-rate context "
-            f"was trained on. Use Ancestral (with eta 1), SDEDPMSolver2M or a covariance step with the Markov kernel; "
-            f"or a heavy call at every step (heavy = {plan.num_steps})"
+            "was trained on. Use Ancestral (with eta 1), SDEDPMSolver2M or a covariance step with the Markov kernel, "
+            "a step of your own that keeps this law (markovian = True), or a heavy call at every step "
+            f"(heavy = {plan.num_steps})"
         )
     if denoiser.reuse is Reuse.SMOOTH and step.draws_noise:
         warnings.warn(
