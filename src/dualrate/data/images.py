@@ -524,6 +524,16 @@ def find_source(
     raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
 
 
+def named_splits(
+    source: str | Path, what: str, label: str | None = None, progress: DataProgress = silent
+) -> dict[Split, Source]:
+    """Both splits of a source whose images have names. what: is found by these. Raises as `find_source`, and ValueError
+    for a prepared source."""
+    if prepared_folder(source):
+        raise ValueError(f"{source} was prepared, which keeps no names to find {what} by: name its images themselves")
+    return {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
+
+
 def prepared_folder(source: str | Path) -> Path | None:
     """The folder that a source is, if `prepare` wrote it, finished or not. Raises ValueError for no path."""
     path = None if source == fashion_mnist.NAME else resolved(source)

@@ -29,11 +29,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data import cache as packed
-from dualrate.data.cache import SHARD_BYTES, Packed, cache_dir, read_packed
-from dualrate.data.images import column_of, find_source, prepared_folder
+from dualrate.data.cache import SHARD_BYTES, Packed, read_packed
+from dualrate.data.images import column_of, named_splits
 from dualrate.data.loader import Augment, TrainingSet
-from dualrate.data.pairs import without_ending
-from dualrate.data.source import SPLITS, DataProgress, Item, Raw, Source, Split, names_of, reading, resolved, silent
+from dualrate.data.source import (
+    SPLITS,
+    DataProgress,
+    Item,
+    Raw,
+    Split,
+    names_of,
+    reading,
+    resolved,
+    silent,
+    without_ending,
+)
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.system.files import check_regular, read_bytes, read_json, whole
@@ -137,9 +147,7 @@ def read_captions(
     Raises ValueError for a file without a column of captions, naming the columns, for images without a caption, and for
     a prepared source, which has no names; OSError for what cannot be read.
     """
-    if prepared_folder(source):
-        raise ValueError(f"{source} was prepared, which keeps no names to find captions by: name its images themselves")
-    found: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
+    found = named_splits(source, "captions", label, progress)
     names, sizes = list[str](), list[int]()  # of all images, split after split
     for split in SPLITS:
         own = without_ending(names_of(found[split].read().items))

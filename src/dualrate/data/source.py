@@ -89,6 +89,11 @@ def names_of(items: list[Item] | Items) -> list[str]:
     return [name for name, _ in items] if names is None else names()
 
 
+def without_ending(names: Sequence[str]) -> list[str]:
+    """Names without the endings of pictures."""
+    return [name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name for name in names]
+
+
 @dataclass(frozen=True, eq=False)
 class Raw:
     """The undecoded images of one split.
