@@ -53,7 +53,6 @@ from dualrate.system.workers import Mapper, in_turn
 PROMPTS, CAPTIONS, EMPTY = "prompts", "captions", "empty.npy"
 COLUMNS = ("caption", "text", "prompt", "captions", "texts", "prompts")  # of captions, the first that there is
 NAMES = ("file_name", "filename", "file", "image", "name", "path")  # of images
-HIGHEST = float(np.finfo(np.float16).max)
 ENCODING = "encoding prompts"  # the message of progress
 AT_A_TIME, HELD = 16, 16  # texts that are encoded together; so many times these are held
 
@@ -321,22 +320,12 @@ def encode_prompts(
 
 
 def _encode_shard(folder: Path, encoder: TextEncoder, device: str, batch_size: int, shard: packed.Shard) -> None:
-    encode, record = encoder.read(device), {"sha256": ""}
+    encode = encoder.read(device)
 
-    def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
-        digest, first, batch = hashlib.sha256(), 0, [json.loads(line) for _, line in shard.items[:batch_size]]  # pyright: ignore[reportArgumentType]
-        while batch:
-            made = encode(batch).float().cpu()
-            if not (made.isfinite().all() and made.abs().max() <= HIGHEST):
-                raise ValueError("the text encoder gives numbers that are not finite, or too large for float16")
-            half = made.half().numpy()
-            digest.update(half.tobytes())
-            yield from enumerate(half, first)
-            first += len(batch)
-            batch = [json.loads(line) for _, line in shard.items[first : first + batch_size]]  # pyright: ignore[reportArgumentType]
-        record["sha256"] = digest.hexdigest()
+    def made(lines: list[bytes]) -> NDArray[np.float16]:
+        return packed.halves(encode([json.loads(line) for line in lines]).float(), "text encoder")
 
-    packed.write_shard(folder, shard, rows(), record)
+    packed.write_encoded(folder, shard, made, batch_size)
 
 
 # Reading
