@@ -41,7 +41,7 @@ from dualrate.config.serial import to_plain
 from dualrate.data.cache import Shards, cache_dir
 from dualrate.data.decode import Options, decode
 from dualrate.data.images import ImageSet, Look, decoded_source, look_at, named_splits, to_bytes, to_float, to_uint8
-from dualrate.data.loader import Augment, TrainingSet
+from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.prompts import Encoded, PromptSet, Texts, read_prompts
 from dualrate.data.source import SPLITS, Item, Raw, Source, Split, names_of, silent, without_ending
 from dualrate.diffusion.random import Draws
@@ -322,7 +322,7 @@ def partner_source(source: str | Path, targets: str | Path, split: Split, label:
 
 
 def _check_paired(
-    names: dict[Split, list[str]], wanted: dict[Split, list[str]], source: str | Path, targets: str | Path
+    names: dict[str, list[str]], wanted: dict[str, list[str]], source: str | Path, targets: str | Path
 ) -> None:
     mine, other = (Counter(name for part in SPLITS for name in some[part]) for some in (names, wanted))
     for lacks, where, has, there in ((other - mine, source, other, targets), (mine - other, targets, mine, source)):
@@ -495,7 +495,7 @@ class Given:
         return hashlib.sha256(repr(tuple(self.y.shape)).encode() + content).hexdigest()
 
 
-class Conditioned(TrainingSet):
+class Conditioned(Derived):
     """Images with the conditions of each, made on the device as images come.
 
     others: of pairs the other images, in the same order. Raises ValueError for another number of them.
@@ -504,25 +504,13 @@ class Conditioned(TrainingSet):
     def __init__(self, images: TrainingSet, condition: Condition, others: TrainingSet | None = None) -> None:
         if others is not None and len(others) != len(images):
             raise ValueError(f"{images.name} has {len(images)} images, {others.name} {len(others)}: expected pairs")
-        self.images, self.others, self._made = images, others, cache(condition.build)
-        self.name, self.labels, self.class_names = images.name, images.labels, images.class_names
-        self.codec, self.alphabet, self.floats = images.codec, images.alphabet, images.floats
-        self.given = self._given
+        super().__init__(images)
+        self.others, self.given, self._made = others, self._given, cache(condition.build)
 
     @property
     def fingerprint(self) -> str:
         both = [one.fingerprint for one in (self.images, self.others) if one is not None]
         return both[0] if len(both) == 1 else hashlib.sha256("".join(both).encode()).hexdigest()
-
-    @property
-    def shape(self) -> Shape:
-        return self.images.shape
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
-        return self.images.rows(index, draws, augment)
 
     def partners(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor | None:
         return None if self.others is None else self.others.rows(index, draws, augment)

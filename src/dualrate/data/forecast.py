@@ -25,7 +25,7 @@ from dualrate.config.ranges import Positive, Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Conditioned, Make
 from dualrate.data.fields import Fields, Statistics
-from dualrate.data.loader import Augment, TrainingSet
+from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 
@@ -159,20 +159,16 @@ class Forecast(Condition, Ranged):
         raise ValueError(f"{name}: a forecast starts from arrays, not pictures: dualrate forecast RUN --from FILE")
 
 
-class Windows(TrainingSet):
+class Windows(Derived):
     """Windows of fields: what a forecast is given of each, or makes of it.
 
     past: which of the two. Raises as `Fields.windows`.
     """
 
     def __init__(self, fields: Fields, forecast: Forecast, *, past: bool = False) -> None:
+        super().__init__(fields)
         self.fields, self.forecast, self.past = fields, forecast, past
         self.starts, self._latest = fields.windows(forecast.span), lru_cache(maxsize=1)(self._read)
-        self.name, self.labels, self.class_names, self.floats = fields.name, None, (), fields.floats
-
-    @property
-    def fingerprint(self) -> str:
-        return self.fields.fingerprint
 
     @property
     def shape(self) -> Shape:
