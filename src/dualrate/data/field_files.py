@@ -41,16 +41,8 @@ FRAMES = "frames:"  # begins a source that is a folder of folders of pictures
 HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".nc", ".zarr", *HDF5)  # and .npz, if it holds `fields`
 FIELDS = "fields"  # the array of a .npz file
-TRAJECTORY = (
-    "trajectory",
-    "start",
-    "sample",
-    "member",
-    "realization",
-    "run",
-    "batch",
-    "simulation",
-)  # names of dimensions
+# names of dimensions
+TRAJECTORY = ("trajectory", "start", "sample", "member", "realization", "run", "batch", "simulation")
 TIME = ("time", "t", "frame", "step", "lead_time")
 CHANNEL = ("channel", "channels", "variable", "field")
 EXTRA = 'pip install "dualrate[forecast]"'
@@ -127,6 +119,12 @@ def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, s
     return Found({"": list(whole)}, names or _numbered(shape[2]), step)
 
 
+def _grid(space: Sequence[int]) -> tuple[int, int]:
+    """(H, W); 1-D fields have one row."""
+    height, width = (1, *space) if len(space) == 1 else space
+    return height, width
+
+
 def _numbered(channels: int) -> tuple[str, ...]:
     return ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels))
 
@@ -167,9 +165,8 @@ def pictures(path: Path) -> Found:
 
         return Lazy((len(files), *first.shape), read)  # pyright: ignore[reportArgumentType]
 
-    return Found(
-        {"": [trajectory(files) for files in listed]}, ("grey",) if len(first) == 1 else ("red", "green", "blue"), None
-    )
+    variables = ("grey",) if len(first) == 1 else ("red", "green", "blue")
+    return Found({"": [trajectory(files) for files in listed]}, variables, None)
 
 
 # HDF5
@@ -231,8 +228,7 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         if data.ndim not in (3, 4, 5) or 0 in data.shape:
             raise ValueError(f"{path}: {split}/{key} is {data.shape}; expected (trajectory, time, x) or {EXPECTED}")
         channels, *space = (1, *data.shape[2:]) if data.ndim == 3 else data.shape[2:]
-        shape = (channels, *([1, *space] if len(space) == 1 else space))
-        variables = _numbered(channels)
+        shape, variables = (channels, *_grid(space)), _numbered(channels)
         times = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
         step = float(times[0]) if len(times) == 1 else None
         splits[split] = [_of_hdf5(data, i, shape) for i in range(len(data))]
@@ -257,13 +253,10 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
                 continue
             parts.append((data, bool(data.attrs.get("sample_varying", True))))
             components = int(np.prod(data.shape[1 + parts[-1][1] + len(axes) :]))
-            ends = (
-                axes
-                if components == len(axes) and group.name.endswith("t1_fields")
-                else [a + b for a in axes for b in axes]
-            )
+            vector = components == len(axes) and group.name.endswith("t1_fields")
+            ends = axes if vector else [a + b for a in axes for b in axes]
             variables += [name] if components == 1 else [f"{name}_{end}" for end in ends[:components]]
-    if not parts or len(axes) > 2:
+    if not parts or len(axes) not in (1, 2):
         raise ValueError(
             f"{path} has {len(parts)} fields that vary in time, over {axes}; expected fields of one or two axes"
         )
@@ -274,7 +267,7 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
             f"{path}: its fields are {spaces} (time, space) of {samples} trajectories; expected the same for all"
         )
     frames, *space = spaces.pop()
-    grid = (1, *space) if len(space) == 1 else tuple(space)
+    grid = _grid(space)
 
     def trajectory(number: int) -> Lazy:
         def read(first: int, last: int) -> NDArray[Any]:
@@ -282,14 +275,11 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
             wide = [one.reshape(last - first, *grid, -1) for one in found]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)
 
-        return Lazy((frames, len(variables), *grid), read)  # pyright: ignore[reportArgumentType]
+        return Lazy((frames, len(variables), *grid), read)
 
     times = file["dimensions"]["time"][()] if "time" in file["dimensions"] else np.zeros(0)
-    return Found(
-        {split: [trajectory(i) for i in range(samples.pop())]},
-        tuple(variables),
-        _even(times.reshape(-1, times.shape[-1])[0]),
-    )
+    step = _even(times.reshape(-1, times.shape[-1])[0])
+    return Found({split: [trajectory(i) for i in range(samples.pop())]}, tuple(variables), step)
 
 
 def _text(name: str | bytes) -> str:
@@ -312,17 +302,20 @@ def _even(times: NDArray[Any]) -> float | None:
 
 
 def _labelled(path: Path) -> Found:
+    how: dict[str, Any]
     with with_extra():
         import xarray
 
         if path.suffix == ".zarr":
             import zarr  # noqa: F401  xarray says of a missing one that it cannot guess the engine
+
+            kind, how = "zarr", {"engine": "zarr", "consolidated": False}  # else it warns of what it did not find
         else:
             import h5netcdf  # noqa: F401
-        engine = "zarr" if path.suffix == ".zarr" else "h5netcdf"
-        with naming(path), reading(path, "zarr" if path.suffix == ".zarr" else "NetCDF"):
-            own = {"consolidated": False} if engine == "zarr" else None  # else it warns of what it did not find
-            data = xarray.open_dataset(path, engine=engine, backend_kwargs=own)
+
+            kind, how = "NetCDF", {"engine": "h5netcdf"}
+        with naming(path), reading(path, kind):
+            data = xarray.open_dataset(path, **how)
     arrays = {str(name): one for name, one in data.data_vars.items() if set(one.dims) & set(TIME)}
     if not arrays:
         raise ValueError(
@@ -331,38 +324,34 @@ def _labelled(path: Path) -> Found:
     if len(kinds := {tuple(one.sizes.items()) for one in arrays.values()}) > 1:
         raise ValueError(f"{path}: its variables have different dimensions, {kinds}; expected the same for all")
     first = next(iter(arrays.values()))
-    called = {kind: next((str(dim) for dim in first.dims if dim in names), None) for kind, names in _DIMENSIONS.items()}
+    trajectory, time, channel = (
+        next((str(dim) for dim in first.dims if dim in names), "") for names in (TRAJECTORY, TIME, CHANNEL)
+    )
     if len(several := [str(dim) for dim in first.dims if dim in TRAJECTORY]) > 1:
         raise ValueError(
             f"{path} has several dimensions of trajectories ({', '.join(several)}), expected one: stack them into one"
         )
-    space = [str(dim) for dim in first.dims if dim not in called.values()]
-    if len(space) not in (1, 2) or 0 in first.shape or (called["channel"] and len(arrays) > 1):
+    space = [str(dim) for dim in first.dims if dim not in (trajectory, time, channel)]
+    if len(space) not in (1, 2) or 0 in first.shape or (channel and len(arrays) > 1):
         raise ValueError(
             f"{path}: its variables {list(arrays)} have the dimensions {dict(first.sizes)}; expected {EXPECTED}, or "
             f"without channel, with one or two of space; trajectories are called {' or '.join(TRAJECTORY)}"
         )
-    sizes, time = dict(first.sizes), str(called["time"])
-    grid = tuple(sizes[dim] for dim in space) if len(space) == 2 else (1, sizes[space[0]])
-    if channel := called["channel"]:
+    sizes, variables = dict(first.sizes), tuple(arrays)
+    if channel:
         names = first[channel].values.tolist() if channel in first.coords else _numbered(sizes[channel])
         variables = tuple(map(str, names))
-    else:
-        variables = tuple(arrays)
-    order = [time, *([channel] if channel else []), *space]
+    order = [dim for dim in (time, channel, *space) if dim]
+    grid = _grid([sizes[dim] for dim in space])
 
-    def trajectory(number: int) -> Lazy:
-        at = {called["trajectory"]: number} if called["trajectory"] else {}
+    def one_of(number: int) -> Lazy:
+        at = {trajectory: number} if trajectory else {}
 
         def read(i: int, j: int) -> NDArray[Any]:
             found = [one.isel({**at, time: slice(i, j)}).transpose(*order).values for one in arrays.values()]
             return (found[0] if channel else np.stack(found, 1)).reshape(j - i, len(variables), *grid)
 
-        return Lazy((sizes[time], len(variables), *grid), read)  # pyright: ignore[reportArgumentType]
+        return Lazy((sizes[time], len(variables), *grid), read)
 
-    count = sizes[called["trajectory"]] if called["trajectory"] else 1
     times = data[time].values if time in data.coords else np.zeros(0)
-    return Found({"": [trajectory(i) for i in range(count)]}, variables, _even(times))
-
-
-_DIMENSIONS = {"trajectory": TRAJECTORY, "time": TIME, "channel": CHANNEL}
+    return Found({"": [one_of(i) for i in range(sizes.get(trajectory, 1))]}, variables, _even(times))

@@ -248,17 +248,18 @@ def read_fields(
     """
     name, found = find_fields(source, progress)
     name, (train, chosen) = f"{name}/{split}", _divided(str(source), found, split)
-    parts = [chosen] if statistics is not None or train is None else [train, chosen]
-    for part in parts:
-        _check(str(source), part, found.variables)
-    if statistics is None and train is None:
+    if statistics is not None:
+        train = chosen
+    elif train is None:
         raise ValueError(
             f"{source} holds no training fields, of which the statistics are: name the folder that holds them beside "
             "these, or give those of a run"
         )
+    for part in (train, chosen):
+        _check(str(source), part, found.variables)
     hashed, own = survey(name, chosen, found.variables, progress)
     if statistics is None:
-        statistics = own if train is chosen or train is None else survey(str(source), train, found.variables)[1]
+        statistics = own if train is chosen else survey(str(source), train, found.variables)[1]
     elif len(statistics.mean) != len(found.variables):
         raise ValueError(
             f"{source} has {len(found.variables)} channels ({', '.join(found.variables)}); the statistics are of "
