@@ -132,8 +132,7 @@ def _label_column(schema: pa.Schema, file: Path, asked: str | None, images: str)
 
 
 def _is_label(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return _is_text(kind) or pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 @contextmanager
@@ -270,11 +269,7 @@ def texts_of(files: Sequence[Path], column: str, named: str) -> Iterator[tuple[s
         with _opened(file) as parquet:
             row = 0
             for batch in parquet.iter_batches(batch_size=256, columns=[column, *([named] if named else [])]):
-                texts = batch.column(column).to_pylist()
-                names = (
-                    batch.column(named).to_pylist()
-                    if named
-                    else [f"{printable(file.name)}[{row + i}]" for i in range(len(texts))]
-                )
-                row += len(texts)
-                yield from ((name or "", text or "") for name, text in zip(names, texts, strict=True))
+                for i, text in enumerate(batch.column(column).to_pylist()):
+                    name = batch.column(named)[i].as_py() if named else f"{printable(file.name)}[{row + i}]"
+                    yield name or "", text or ""
+                row += batch.num_rows

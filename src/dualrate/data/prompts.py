@@ -39,6 +39,7 @@ from dualrate.data.source import (
     Raw,
     Split,
     names_of,
+    read_text,
     reading,
     resolved,
     silent,
@@ -147,11 +148,8 @@ def read_captions(
     a prepared source, which has no names; OSError for what cannot be read.
     """
     found = named_splits(source, "captions", label, progress)
-    names, sizes = list[str](), list[int]()  # of all images, split after split
-    for split in SPLITS:
-        own = without_ending(names_of(found[split].read().items))
-        names.extend(own)
-        sizes.append(len(own))
+    own = [without_ending(names_of(found[split].read().items)) for split in SPLITS]
+    names = [name for some in own for name in some]
     by_name = {name: i for i, name in enumerate(names)}
     if len(by_name) < len(names):
         raise ValueError(
@@ -179,7 +177,7 @@ def read_captions(
             f"{place} has {count} captions for the {total} images of {source}, {told}: give one a line or row, in the "
             f"order of the images, or say whose each is in a column {NAMES[0]}"
         )
-    by_split = dict(zip(SPLITS, np.split(places, np.cumsum(sizes)[:-1]), strict=True))
+    by_split = dict(zip(SPLITS, np.split(places, np.cumsum([*map(len, own)])[:-1]), strict=True))
     digest.update(places.tobytes())
     return Captions(str(place), rows, by_split, digest.hexdigest())
 
@@ -254,10 +252,8 @@ def _of_lines(file: Path) -> Pairs:
 
 def _beside(folder: Path, names: list[str]) -> Pairs:
     for name in names:
-        file = folder / f"{name}.txt"
-        if file.is_file():
-            with reading(file, "text in UTF-8"):
-                yield name, read_bytes(file).decode().strip()
+        if (file := folder / f"{name}.txt").is_file():
+            yield name, read_text(file).strip()
 
 
 # Packing
