@@ -19,7 +19,8 @@ from PIL import Image
 
 from dualrate.cli.data import Simulate
 from dualrate.data import field_files
-from dualrate.data.fields import Fields, Statistics, is_fields, read_fields, survey, write_fields
+from dualrate.data.field_files import is_fields, write_fields
+from dualrate.data.fields import Fields, Statistics, read_fields, survey
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.simulations import KuramotoSivashinsky
 from dualrate.diffusion.random import Draws

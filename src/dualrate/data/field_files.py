@@ -1,4 +1,4 @@
-"""Trajectories of frames (C, H, W) in arrays, simulations and folders of pictures. 1-D fields: H = 1.
+"""Trajectories of frames (C, H, W), found and written: arrays, simulations, folders of pictures. 1-D fields: H = 1.
 
 Sources, of which the large ones are read where they lie, frame by frame:
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,7 +35,18 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.decode import Options, image_of
 from dualrate.data.images import to_float
 from dualrate.data.simulations import SIMULATIONS
-from dualrate.data.source import DataProgress, hidden, images_below, named, read_arrays, reading, split_named
+from dualrate.data.source import (
+    DataProgress,
+    hidden,
+    images_below,
+    named,
+    printable,
+    read_arrays,
+    reading,
+    resolved,
+    silent,
+    split_named,
+)
 from dualrate.system.files import check_regular, naming, whole
 
 FRAMES = "frames:"  # begins a source that is a folder of folders of pictures
@@ -79,9 +91,36 @@ class Found:
     step: float | None
 
 
-def read_file(path: Path) -> Found:
+def is_fields(source: str | Path) -> bool:
+    """Whether a source is one of these: by its name, of .npz also by the names of its arrays."""
+    if str(source) in SIMULATIONS or str(source).startswith(FRAMES):
+        return True
+    path = Path(source)
+    if path.suffix == ".npz" and path.is_file():
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return f"{FIELDS}.npy" in archive.namelist()
+        except (OSError, zipfile.BadZipFile):
+            return False
+    return path.suffix in SUFFIXES or (path.is_dir() and bool(_hdf5_files(path)))
+
+
+def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[str, Found]:
+    """What a source is called, and its trajectories, whose frames are not read yet. Raises as `fields.read_fields`."""
+    text = str(source)
+    if text in SIMULATIONS:
+        return text, _simulated(text, progress)
+    path = resolved(text.removeprefix(FRAMES))
+    if text.startswith(FRAMES):
+        return printable(path.name), _pictures(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
+    return printable(path.stem), _read_file(path)
+
+
+def _read_file(path: Path) -> Found:
     if path.is_dir() and path.suffix != ".zarr":
-        return _hdf5(hdf5_files(path), path)
+        return _hdf5(_hdf5_files(path), path)
     if path.suffix in HDF5:
         return _hdf5([("", path)], path)
     if path.suffix in (".nc", ".zarr"):
@@ -115,8 +154,8 @@ def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, s
         raise ValueError(f"{source} is {array.dtype} {shape}; expected numbers {EXPECTED}")
     if names is not None and len(names) != shape[2]:
         raise ValueError(f"{source} has {len(names)} variables ({', '.join(names)}) and {shape[2]} channels: {shape}")
-    whole = array if len(shape) == 5 else array[:, :, :, None]
-    return Found({"": list(whole)}, names or _numbered(shape[2]), step)
+    array = array if len(shape) == 5 else array[:, :, :, None]
+    return Found({"": list(array)}, names or _numbered(shape[2]), step)
 
 
 def _grid(space: Sequence[int]) -> tuple[int, int]:
@@ -129,7 +168,7 @@ def _numbered(channels: int) -> tuple[str, ...]:
     return ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels))
 
 
-def simulated(name: str, progress: DataProgress) -> Found:
+def _simulated(name: str, progress: DataProgress) -> Found:
     """Made with seed 0, or read from the cache."""
     system, trajectories, frames = SIMULATIONS[name]
     made_as = json.dumps([1, name, asdict(system), trajectories, frames])  # pyright: ignore[reportArgumentType]
@@ -143,7 +182,7 @@ def simulated(name: str, progress: DataProgress) -> Found:
         return _of_array(name, np.load(file, mmap_mode="r", allow_pickle=False), system.variables, system.every)
 
 
-def pictures(path: Path) -> Found:
+def _pictures(path: Path) -> Found:
     """A trajectory a folder, or the pictures of one folder; all of the channels of the first."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: name one of a folder of pictures for each trajectory")
@@ -173,14 +212,14 @@ def pictures(path: Path) -> Found:
 
 
 @contextmanager
-def with_extra() -> Iterator[None]:
+def _with_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"HDF5, NetCDF and zarr want the extra `forecast` ({error}): {EXTRA}") from error
 
 
-def hdf5_files(folder: Path) -> list[tuple[str, Path]]:
+def _hdf5_files(folder: Path) -> list[tuple[str, Path]]:
     """(split or "", file) of the HDF5 files in a folder, or in its folders of splits."""
     found = [(folder, "")] + [
         (one, one.name) for one in sorted(folder.iterdir()) if one.is_dir() and split_named(one.name)
@@ -190,7 +229,7 @@ def hdf5_files(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
-    with with_extra():
+    with _with_extra():
         import h5py
     splits: dict[str, list[Trajectory]] = {}
     known: tuple[tuple[str, ...], float | None] | None = None
@@ -303,7 +342,7 @@ def _even(times: NDArray[Any]) -> float | None:
 
 def _labelled(path: Path) -> Found:
     how: dict[str, Any]
-    with with_extra():
+    with _with_extra():
         import xarray
 
         if path.suffix == ".zarr":
@@ -355,3 +394,75 @@ def _labelled(path: Path) -> Found:
 
     times = data[time].values if time in data.coords else np.zeros(0)
     return Found({"": [one_of(i) for i in range(sizes.get(trajectory, 1))]}, variables, _even(times))
+
+
+# Writing
+
+
+def check_writable(path: Path) -> None:
+    """Raises ValueError for a file that is there or has another ending than .npz and .nc, ModuleNotFoundError for
+    .nc without the extra."""
+    if path.suffix not in (".npz", ".nc"):
+        raise ValueError(f"{path} ends with {path.suffix!r}; expected .npz or .nc")
+    if path.exists():
+        raise ValueError(f"{path} is there already: name a new file, or remove it")
+    if path.suffix == ".nc":
+        with _with_extra():
+            import h5netcdf  # noqa: F401
+
+
+def write_fields(path: Path, array: NDArray[Any], variables: Sequence[str], step: float | None = None) -> None:
+    """Write trajectories (S, T, C, H, W) as they are read here, whole or not at all: .npz or NetCDF (.nc).
+
+    Raises ValueError for another shape, and what `check_writable` raises.
+    """
+    if array.ndim != 5 or array.shape[2] != len(variables):
+        raise ValueError(f"fields are {array.shape} with {len(variables)} variables; expected (S, T, C, H, W)")
+    check_writable(path)
+    if path.suffix == ".npz":
+        with whole(path) as aside, aside.open("wb") as file:
+            np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))
+        return
+    along = "trajectory", "time", "y", "x"
+    sizes: dict[str, int] = dict(zip(along, (*array.shape[:2], *array.shape[3:]), strict=True))
+    times = {} if step is None else {"time": Coordinate("time", np.arange(array.shape[1]) * step)}
+    parts = {name: (tuple(sizes), lambda n, i=i: array[n, :, i]) for i, name in enumerate(variables)}
+    write_netcdf(path, sizes, times, parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinate:
+    """Numbers along a dimension, of NetCDF; says: what they are."""
+
+    dimension: str
+    values: NDArray[Any]
+    says: str = ""
+
+
+Part = Callable[[int], NDArray[Any]]  # number along the first dimension -> what a variable holds there
+
+
+def write_netcdf(
+    path: Path,
+    sizes: Mapping[str, int],
+    coordinates: Mapping[str, Coordinate],
+    variables: Mapping[str, tuple[Sequence[str], Part]],
+) -> None:
+    """Write float32 variables over named dimensions, part by part, whole or not at all.
+
+    sizes: of the dimensions; variables: by name, their dimensions and parts; coordinates: by name
+    """
+    import h5netcdf
+
+    with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
+        file.dimensions = dict(sizes)
+        for name, one in coordinates.items():
+            made = file.create_variable(name, (one.dimension,), data=one.values)
+            if one.says:
+                made.attrs["long_name"] = one.says
+        for name, (dims, part) in variables.items():
+            made = file.create_variable(name, tuple(dims), np.dtype(np.float32))
+            if beside := [other for other, one in coordinates.items() if other not in sizes and one.dimension in dims]:
+                made.attrs["coordinates"] = " ".join(beside)
+            for n in range(sizes[dims[0]]):
+                made[n] = part(n)

@@ -7,8 +7,7 @@ the last tenth of its frames.
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,26 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.field_files import (
-    EXPECTED,
-    FIELDS,
-    FRAMES,
-    SUFFIXES,
-    Found,
-    Lazy,
-    Trajectory,
-    hdf5_files,
-    pictures,
-    read_file,
-    simulated,
-    with_extra,
-)
+from dualrate.data.field_files import EXPECTED, Found, Lazy, Trajectory, find_fields
 from dualrate.data.loader import Augment, TrainingSet
-from dualrate.data.simulations import SIMULATIONS
-from dualrate.data.source import DataProgress, Split, printable, resolved, silent, split_named, test_split
+from dualrate.data.source import DataProgress, Split, silent, split_named, test_split
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.system.files import whole
 
 AT_A_TIME = 2**22  # numbers that are read at once
 
@@ -209,34 +193,6 @@ class _Moments:
 # Reading
 
 
-def is_fields(source: str | Path) -> bool:
-    """Whether a source is one of these: by its name, of .npz also by the names of its arrays."""
-    if str(source) in SIMULATIONS or str(source).startswith(FRAMES):
-        return True
-    path = Path(source)
-    if path.suffix == ".npz" and path.is_file():
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return f"{FIELDS}.npy" in archive.namelist()
-        except (OSError, zipfile.BadZipFile):
-            return False
-    return path.suffix in SUFFIXES or (path.is_dir() and bool(hdf5_files(path)))
-
-
-def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[str, Found]:
-    """What a source is called, and its trajectories, whose frames are not read yet. Raises as `read_fields`."""
-    text = str(source)
-    if text in SIMULATIONS:
-        return text, simulated(text, progress)
-    if text.startswith(FRAMES):
-        path = resolved(text.removeprefix(FRAMES))
-        return printable(path.name), pictures(path)
-    path = resolved(source)
-    if not path.exists():
-        raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
-    return printable(path.stem), read_file(path)
-
-
 def read_fields(
     source: str | Path, split: Split, statistics: Statistics | None = None, progress: DataProgress = silent
 ) -> Fields:
@@ -308,74 +264,3 @@ def _check(source: str, trajectories: Sequence[Trajectory], variables: tuple[str
                 f"{source}: trajectory {i} is (time, channel, y, x) = {one.shape}; expected two frames or more, each "
                 f"{expected}, as its {len(variables)} variables and trajectory 0 say"
             )
-
-
-# Writing
-
-
-def check_writable(path: Path) -> None:
-    """Raises ValueError for a file that is there or has another ending than .npz and .nc; for .nc as `with_extra`."""
-    if path.suffix not in (".npz", ".nc"):
-        raise ValueError(f"{path} ends with {path.suffix!r}; expected .npz or .nc")
-    if path.exists():
-        raise ValueError(f"{path} is there already: name a new file, or remove it")
-    if path.suffix == ".nc":
-        with with_extra():
-            import h5netcdf  # noqa: F401
-
-
-def write_fields(path: Path, array: NDArray[Any], variables: Sequence[str], step: float | None = None) -> None:
-    """Write trajectories (S, T, C, H, W) so that `read_fields` reads them, whole or not at all: .npz or NetCDF (.nc).
-
-    Raises ValueError for another shape, and what `check_writable` raises.
-    """
-    if array.ndim != 5 or array.shape[2] != len(variables):
-        raise ValueError(f"fields are {array.shape} with {len(variables)} variables; expected (S, T, C, H, W)")
-    check_writable(path)
-    if path.suffix == ".npz":
-        with whole(path) as aside, aside.open("wb") as file:
-            np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))
-        return
-    along = "trajectory", "time", "y", "x"
-    sizes: dict[str, int] = dict(zip(along, (*array.shape[:2], *array.shape[3:]), strict=True))
-    times = {} if step is None else {"time": Coordinate("time", np.arange(array.shape[1]) * step)}
-    parts = {name: (tuple(sizes), lambda n, i=i: array[n, :, i]) for i, name in enumerate(variables)}
-    write_netcdf(path, sizes, times, parts)
-
-
-@dataclass(frozen=True, eq=False)
-class Coordinate:
-    """Numbers along a dimension, of NetCDF; says: what they are."""
-
-    dimension: str
-    values: NDArray[Any]
-    says: str = ""
-
-
-Part = Callable[[int], NDArray[Any]]  # number along the first dimension -> what a variable holds there
-
-
-def write_netcdf(
-    path: Path,
-    sizes: Mapping[str, int],
-    coordinates: Mapping[str, Coordinate],
-    variables: Mapping[str, tuple[Sequence[str], Part]],
-) -> None:
-    """Write float32 variables over named dimensions, part by part, whole or not at all.
-
-    sizes: of the dimensions; variables: by name, their dimensions and parts; coordinates: by name
-    """
-    import h5netcdf
-
-    with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
-        file.dimensions = dict(sizes)
-        for name, one in coordinates.items():
-            made = file.create_variable(name, (one.dimension,), data=one.values)
-            if one.says:
-                made.attrs["long_name"] = one.says
-        for name, (dims, part) in variables.items():
-            made = file.create_variable(name, tuple(dims), np.dtype(np.float32))
-            if beside := [other for other, one in coordinates.items() if other not in sizes and one.dimension in dims]:
-                made.attrs["coordinates"] = " ".join(beside)
-            for n in range(sizes[dims[0]]):
-                made[n] = part(n)
