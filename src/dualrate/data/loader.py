@@ -130,9 +130,8 @@ class ByteBatch:
 
     def pinned(self) -> ByteBatch:
         """In memory that a GPU copies from by itself."""
-        x, label = self.x.pin_memory(), None if self.label is None else self.label.pin_memory()
-        partners = None if self.partners is None else self.partners.pin_memory()
-        return replace(self, x=x, label=label, sample=self.sample.pin_memory(), partners=partners)
+        parts = {name: getattr(self, name) for name in ("x", "label", "sample", "partners")}
+        return replace(self, **{name: part.pin_memory() for name, part in parts.items() if part is not None})
 
     def to(self, device: torch.device | str) -> Batch:
         """As floats on a device. From pinned memory nothing waits for the copy."""
