@@ -40,7 +40,7 @@ import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds
 from dualrate.cli.distill import Student
 from dualrate.data.conditions import HeldOut
-from dualrate.data.field_files import write_fields
+from dualrate.data.fields import write_fields
 from dualrate.data.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
 from dualrate.data.simulations import System as Simulated
 from dualrate.drawing.drawer import spread

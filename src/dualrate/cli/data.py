@@ -324,7 +324,7 @@ class Simulate(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.data.field_files import check_writable, write_fields
+        from dualrate.data.fields import check_writable, write_fields
         from dualrate.data.simulations import SIMULATING, SIMULATIONS
 
         check_writable(self.out)

@@ -22,7 +22,7 @@ import numpy as np
 
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import to_plain
-from dualrate.data.field_files import Coordinate, check_writable, write_fields, write_netcdf
+from dualrate.data.fields import Coordinate, check_writable, write_fields, write_netcdf
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
     Frame,
