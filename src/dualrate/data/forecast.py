@@ -241,16 +241,9 @@ class Forecast(Condition, Ranged):
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
-        known, channels = fields.statistics, fields.shape[0]
-        names = tuple(fields.variables)
-        whole = replace(
-            self,
-            statistics=known,
-            scale=(1.0,) * (channels * self.frames),
-            variables=names,
-            step=fields.step,
-            fingerprint=fields.fingerprint,
-        )
+        about = {"statistics": fields.statistics, "variables": tuple(fields.variables), "step": fields.step}
+        scale = (1.0,) * (fields.shape[0] * self.frames)
+        whole = replace(self, **about, scale=scale, fingerprint=fields.fingerprint)
         targets = Windows(fields, whole)  # refuses fields that are too short
         if not self.difference:
             return whole
@@ -307,15 +300,12 @@ class Forecast(Condition, Ranged):
         """x (B, frames C, H, W), of normalised frames: the last given (B, C, H, W) and those after (B, frames, ...)."""
         if self.difference:
             following = following - last[:, None]
-        return following.flatten(1, 2) / self._scale(following)
+        return following.flatten(1, 2) / _column(self.scale, following)
 
     def frames_of(self, x: Tensor, last: Tensor) -> Tensor:
         """The inverse of `sample_of`: (B, frames, C, H, W), normalised."""
-        following = (x * self._scale(x)).unflatten(1, (self.frames, -1))
+        following = (x * _column(self.scale, x)).unflatten(1, (self.frames, -1))
         return following + last[:, None] if self.difference else following
-
-    def _scale(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.scale, device=like.device)[:, None, None]
 
     def check_pictured(self) -> None:
         raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN")

@@ -150,12 +150,7 @@ class Batches:
     """
 
     def __init__(
-        self,
-        images: TrainingSet,
-        batch_size: int,
-        seed: int,
-        augment: Augment = Augment(),
-        rows: Tensor | None = None,
+        self, images: TrainingSet, batch_size: int, seed: int, augment: Augment = Augment(), rows: Tensor | None = None
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}; expected at least 1")

@@ -215,12 +215,7 @@ def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np
 
 
 def class_numbers(
-    labels: np.ndarray,
-    name: str,
-    count: int,
-    *,
-    reference: np.ndarray | None = None,
-    class_names: tuple[str, ...] = (),
+    labels: np.ndarray, name: str, count: int, *, reference: np.ndarray | None = None, class_names: tuple[str, ...] = ()
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """(count,) int64 labels and the class names of labels that are integers.
 
