@@ -137,9 +137,9 @@ def _read_file(path: Path) -> Found:
             return [name for name in (FIELDS, "variables", "step") if name in there]
 
         arrays = read_arrays(path, wanted)
-        step = float(arrays["step"]) if "step" in arrays else None
+        step = float(arrays.get("step", np.nan))
         names = tuple(map(str, arrays["variables"].tolist())) if "variables" in arrays else None
-        return _of_array(str(path), arrays[FIELDS], names, None if step is None or np.isnan(step) else step)
+        return _of_array(str(path), arrays[FIELDS], names, None if np.isnan(step) else step)
     if path.suffix == ".npy":
         with reading(path, ".npy"):
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -235,7 +235,7 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
     with _with_extra():
         import h5py
     splits: dict[str, list[Trajectory]] = {}
-    known: tuple[tuple[str, ...], float | None] | None = None
+    founds: list[Found] = []
     for name, path in files:
         check_regular(path)
         with naming(path), reading(path, "HDF5"):
@@ -246,17 +246,18 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
                 f"{path} holds {', '.join(file) or 'nothing'}; expected the groups train, valid or test with pde_*, or "
                 "t0_fields, t1_fields"
             )
-        if known is not None and known[0] != own.variables:
-            raise ValueError(f"{path} has the variables {own.variables}, another file of {source} has {known[0]}")
-        known = (own.variables, own.step if known is None or known[1] == own.step else None)
+        founds.append(own)
+        if own.variables != (known := founds[0].variables):
+            raise ValueError(f"{path} has the variables {own.variables}, another file of {source} has {known}")
         for split, part in own.splits.items():
             splits.setdefault(split, []).extend(part)
-    if known is None or (len(splits) > 1 and "" in splits):
+    if not founds or (len(splits) > 1 and "" in splits):
         names = ", ".join(file.name for _, file in files)
         raise ValueError(
             f"{source}: some of its HDF5 files name a split and others do not, or there are none ({names})"
         )
-    return Found(splits, *known)
+    steps = {own.step for own in founds}
+    return Found(splits, founds[0].variables, steps.pop() if len(steps) == 1 else None)
 
 
 def _pdearena(file: Any, path: Path) -> Found | None:

@@ -402,10 +402,10 @@ def _divided(source: str, found: Found, split: Split) -> tuple[Sequence[Trajecto
     splits = {split_named(name): part for name, part in found.splits.items()}
     test = test_split(splits)
     if test:
-        train = splits.get("train")
-        if split == "train" and train is None:
+        chosen = splits.get("train" if split == "train" else test)
+        if chosen is None:
             raise ValueError(f"{source} holds only the split {test}: name a source that has training fields")
-        return train, train if split == "train" and train is not None else splits[test]
+        return splits.get("train"), chosen
     every = splits["train"] if "train" in splits else next(iter(splits.values()))
     if len(every) > 1:
         held = max(1, len(every) // 10)
