@@ -13,7 +13,6 @@ from PIL import Image
 
 from dualrate.data.conditions import HeldOut, Pairs
 from dualrate.data.images import load_images, to_float
-from dualrate.data.pairs import load_partners
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.drawing.choice import Choice
@@ -60,7 +59,7 @@ def test_a_run_of_pairs_trains_resumes_and_is_drawn_from(here, monkeypatch, caps
     model = load(here / "whole")
     assert (model.experiment.name, model.experiment.condition) == ("sharp-pairs-small-tiny-dual", Pairs("small", 8, 1))
     assert isinstance(model.given, HeldOut)
-    partners = load_partners("small", "sharp", "test", size=8, channels=1)
+    partners = Pairs("small", 8, 1).partners("sharp", "test", label=None, on_bad="fail")
     assert torch.equal(model.given(torch.tensor([0, 2, 4])), to_float(partners.images[np.array([0, 2, 1])]))
     originals = load_images("sharp", split="test").images[:]
     assert (model.given.originals(torch.arange(3)) == originals).all()

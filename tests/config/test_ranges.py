@@ -101,10 +101,10 @@ BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
 
 MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
-    "dualrate.data.field_files.Found",
-    "dualrate.data.field_files.Lazy",
-    "dualrate.data.fields.Fields",
-    "dualrate.data.fields.Statistics",
+    "dualrate.data.fields.Found",
+    "dualrate.data.fields.Lazy",
+    "dualrate.data.forecast.Fields",
+    "dualrate.data.forecast.Statistics",
     "dualrate.likelihood.bound.Bound",
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dualrate.cli.data import Simulate
-from dualrate.data import field_files
-from dualrate.data.fields import Fields, Statistics, is_fields, read_fields, survey, write_fields
+from dualrate.data.fields import SIMULATIONS, is_fields, write_fields
+from dualrate.data.forecast import Fields, Statistics, read_fields, survey
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.simulations import KuramotoSivashinsky
 from dualrate.diffusion.random import Draws
@@ -100,7 +100,7 @@ def test_statistics_are_those_of_numpy_in_float64(
 ) -> None:
     array = (np.random.default_rng(seed).normal(size=(count, frames, channels, 2, 3)) + mean).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dualrate.data.fields.AT_A_TIME", 3 * array[0, 0].size)  # in parts of three frames
+        patch.setattr("dualrate.data.forecast.AT_A_TIME", 3 * array[0, 0].size)  # in parts of three frames
         _, found = survey("", list(array), tuple("abc"[:channels]))
     wide, axes = array.astype(np.float64), (0, 1, 3, 4)
     np.testing.assert_allclose(found.mean, wide.mean(axes), rtol=1e-12, atol=1e-12)
@@ -296,7 +296,7 @@ def test_a_missing_package_is_an_error_that_names_the_extra(
 def test_a_simulation_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path))
     small = KuramotoSivashinsky(burn_in=1.0)
-    monkeypatch.setitem(field_files.SIMULATIONS, "kuramoto-sivashinsky", (small, 10, 3))
+    monkeypatch.setitem(SIMULATIONS, "kuramoto-sivashinsky", (small, 10, 3))
     seen: list[str] = []
     train = read_fields("kuramoto-sivashinsky", "train", progress=lambda done, total, what: seen.append(what))
     assert "simulating" in seen
@@ -323,4 +323,4 @@ def test_the_command_makes_a_file_of_fields(
 
 
 def test_the_command_makes_every_simulation() -> None:
-    assert set(get_args(get_type_hints(Simulate)["system"])) == field_files.SIMULATIONS.keys()
+    assert set(get_args(get_type_hints(Simulate)["system"])) == SIMULATIONS.keys()

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.data.fields import Fields, Statistics, survey
-from dualrate.data.forecast import Forecast, Windows
+from dualrate.data.forecast import Fields, Forecast, Statistics, Windows, survey
 from dualrate.data.loader import Augment, Batches
 from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.random import Draws

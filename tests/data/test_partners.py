@@ -15,7 +15,6 @@ from PIL import Image
 from dualrate.data.conditions import Conditioned, Pairs, task_named
 from dualrate.data.images import ImageSet, load_images, look_at
 from dualrate.data.loader import Augment, Batches
-from dualrate.data.pairs import load_partners
 from dualrate.data.source import SPLITS, Split
 
 COUNT = 30
@@ -50,6 +49,10 @@ def columns(file: Path) -> str:
     return str(file)
 
 
+def partners(source: str | Path, targets: str | Path, split: Split, size: int) -> ImageSet:
+    return Pairs(str(source), size, 1).partners(str(targets), split, label=None, on_bad="fail")
+
+
 def values(images: ImageSet) -> list[int]:
     return images.images[:][:, 0, 0, 0].tolist()
 
@@ -60,7 +63,7 @@ def test_partners_have_the_names_and_the_split_of_the_targets(tmp_path: Path, ki
     split: dict[Split, list[int]] = {}
     for part in SPLITS:
         split[part] = values(load_images(targets, split=part))
-        found = load_partners(source, targets, part, size=4, channels=1)
+        found = partners(source, targets, part, 4)
         assert (values(found), found.shape) == (split[part], (1, 4, 4))
     assert (len(split["train"]), len(split["test"])) == (27, 3)
 
@@ -69,16 +72,16 @@ def test_partners_of_folders_of_splits_follow_them(tmp_path: Path) -> None:
     targets = folder(tmp_path / "sharp", 8, names=["train/0", "train/1", "test/0"])
     source = folder(tmp_path / "small", 4, names=["train/0", "train/1", "test/0"])
     for part, expected in zip(SPLITS, ([0, 8], [16]), strict=True):
-        assert values(load_partners(source, targets, part, size=4, channels=1)) == expected
+        assert values(partners(source, targets, part, 4)) == expected
 
 
 def test_columns_of_the_same_file_make_pairs(tmp_path: Path) -> None:
     file = columns(tmp_path / "photos.parquet")
     for part in SPLITS:
         images = load_images(f"{file}#sharp", split=part)
-        partners = load_partners(f"{file}#small", f"{file}#sharp", part, size=4, channels=1)
-        assert values(partners) == values(images)
-        assert (images.shape, partners.shape) == ((1, 8, 8), (1, 4, 4))
+        found = partners(f"{file}#small", f"{file}#sharp", part, 4)
+        assert values(found) == values(images)
+        assert (images.shape, found.shape) == ((1, 8, 8), (1, 4, 4))
     with pytest.raises(
         ValueError, match=r"columns sharp, small; expected image or img; name another one .*FILE#COLUMN"
     ):
@@ -107,7 +110,7 @@ def test_a_missing_partner_is_refused_by_name(tmp_path: Path, theirs, ours, mess
     if "deep/x" in ours:  # images beside folders are no set
         source = folder(tmp_path / "other" / "small", 4, names=["0", "1", "x"])
     with pytest.raises(ValueError, match=message):
-        load_partners(source, targets, "train", size=4, channels=1)
+        partners(source, targets, "train", 4)
 
 
 def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -115,15 +118,14 @@ def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
         for kind in ("png", "bmp"):
             folder(tmp_path / place, side, kind, ["0", "1"])
     with pytest.raises(ValueError, match="several images of one name, without its ending: "):
-        load_partners(tmp_path / "small", tmp_path / "sharp", "train", size=4, channels=1)
+        partners(tmp_path / "small", tmp_path / "sharp", "train", 4)
 
 
 def test_both_are_mirrored_and_shifted_alike(tmp_path: Path) -> None:
     targets = folder(tmp_path / "sharp", 8)
     images = load_images(targets, split="train", size=8)
     same, small = (
-        Conditioned(images, Pairs(targets, size, 1), load_partners(targets, targets, "train", size=size, channels=1))
-        for size in (8, 4)
+        Conditioned(images, Pairs(targets, size, 1), partners(targets, targets, "train", size)) for size in (8, 4)
     )
     batch = Batches(same, 16, 0, Augment(flip=True, translate=2)).batch(0)
     assert batch.given is not None

@@ -16,8 +16,7 @@ from PIL import Image
 from runs.made import saved_random
 from torch import Tensor
 
-from dualrate.data.fields import read_fields
-from dualrate.data.forecast import Forecast
+from dualrate.data.forecast import Forecast, read_fields
 from dualrate.denoisers.denoiser import Denoiser, Metered, given_of
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import SharedNoise

@@ -14,6 +14,7 @@ images themselves, so no pixel is read for it at a start.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -24,12 +25,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from dualrate.data.source import SPLITS, DataProgress, Item, Items, Raw, Source, Split
 from dualrate.system.files import naming, read_json, whole, write_whole, written_aside
@@ -257,6 +260,35 @@ def write_shard(
     labels = None if shard.labels is None else shard.labels[kept].tolist()
     content = {"images": len(kept), "labels": labels, **record, "blocks": block_sums(path)}
     write_whole(path.with_suffix(".json"), json.dumps(content))
+
+
+def write_encoded(
+    folder: Path, shard: Shard, encode: Callable[[list[Any]], NDArray[np.float16]], batch_size: int
+) -> None:
+    """Write a shard of what `encode` makes of its items, `batch_size` at a time: of each a row. Raises what it raises.
+
+    The record has the sha256 of all rows.
+    """
+    record = {"sha256": ""}
+
+    def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
+        digest, items, first = hashlib.sha256(), iter(shard.items), 0
+        while batch := [content for _, content in islice(items, batch_size)]:
+            made = encode(batch)
+            digest.update(made.tobytes())
+            yield from enumerate(made, first)
+            first += len(batch)
+        record["sha256"] = digest.hexdigest()
+
+    write_shard(folder, shard, rows(), record)
+
+
+def halves(x: Tensor, what: str) -> NDArray[np.float16]:
+    """x in float16, on the CPU. Raises ValueError for numbers that float16 has not. what: made them"""
+    x = x.cpu()
+    if not (x.isfinite().all() and x.abs().max() <= torch.finfo(torch.float16).max):
+        raise ValueError(f"the {what} gives numbers that are not finite, or too large for float16")
+    return x.half().numpy()
 
 
 def _is_done(shard: Path, row: int) -> bool:

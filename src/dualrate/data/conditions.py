@@ -3,12 +3,16 @@
     super-resolution:4   x at a quarter of its side, by antialiased bicubic interpolation, in 8 bits
     inpainting:16        x without a square hole of 16 x 16 at a random place, and a plane that is 1 where x is known
     colour               x in grey (ITU-R 601 luma), in 8 bits
-    pairs:SOURCE         the image of the same name in another source, of a size of its own (pairs.py)
+    pairs:SOURCE         the image of the same name in another source, of a size of its own
     a codec's latents    z_0 of x, with its noise (`Latent`): the model is a decoder
     prompts              of the captions of x, encoded beforehand (prompts.py)
 
 What is random is drawn by keys, so a resumed run sees the same conditions, and so does every model that is measured:
 held-out image i has the condition of seed i. A seed counts round the images.
+
+The name by which pairs are found is the path in the source without the picture's ending; of Parquet files it is the
+file and the row. So two folders make pairs, and so do two columns of the same files. The targets' split holds for both:
+the partner of a held-out image is held out, whatever its own ending would say.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from pathlib import Path
 from statistics import median_low
 from typing import Annotated, Any, Literal
 
@@ -32,15 +38,15 @@ from torch.nn import functional as F
 from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
 from dualrate.config.ranges import Range, Ranged, Side
 from dualrate.config.serial import to_plain
-from dualrate.data.cache import Shards
-from dualrate.data.decode import decode
-from dualrate.data.images import ImageSet, Look, look_at, to_bytes, to_float, to_uint8
-from dualrate.data.loader import Augment, TrainingSet
-from dualrate.data.pairs import load_partners
+from dualrate.data.cache import Shards, cache_dir
+from dualrate.data.decode import Options, decode
+from dualrate.data.images import ImageSet, Look, decoded_source, look_at, named_splits, to_bytes, to_float, to_uint8
+from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.prompts import Encoded, PromptSet, Texts, read_prompts
-from dualrate.data.source import DataProgress, Split, silent
+from dualrate.data.source import SPLITS, Item, Raw, Source, Split, names_of, silent, without_ending
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
+from dualrate.system.folders import some_of
 
 MOST_SIDE = 256  # of the other images of pairs, unless the images themselves are larger
 Make = Callable[[Tensor, Draws], Tensor]  # x (B, C, H, W) in [-1, 1], draws of its rows -> y (B, c, h, w)
@@ -76,9 +82,7 @@ class Condition(ABC):
     def check(self, image: Shape, augment: Augment) -> None:  # noqa: B027  # most follow every change
         """Raises ValueError for changes of images (C, H, W) that the condition cannot follow."""
 
-    def partners(
-        self, targets: str, split: Split, *, label: str | None, on_bad: str, progress: DataProgress = silent
-    ) -> TrainingSet | None:
+    def partners(self, targets: str, split: Split, *, label: str | None, on_bad: str) -> TrainingSet | None:
         """The other images of pairs, in the order of the targets; None: y is made of the images themselves.
 
         targets, label, on_bad: as in `load_images`. Raises what loading them raises.
@@ -153,9 +157,7 @@ class Prompts(Condition, Ranged):
     def build(self, device: torch.device | str) -> Make:
         return lambda prompts, draws: prompts.float()
 
-    def partners(
-        self, targets: str, split: Split, *, label: str | None, on_bad: str, progress: DataProgress = silent
-    ) -> PromptSet:
+    def partners(self, targets: str, split: Split, *, label: str | None, on_bad: str) -> PromptSet:
         """Raises ValueError for latents without prompts, and with those of other encoders."""
         found = read_prompts(targets, split)
         if (found.encoder, found.size) != (self.encoder, self.size):
@@ -284,16 +286,54 @@ class Pairs(Condition, Ranged):
                 "by the same pixels: drop --data.augment.translate"
             )
 
-    def partners(
-        self, targets: str, split: Split, *, label: str | None, on_bad: str, progress: DataProgress = silent
-    ) -> ImageSet:
+    def partners(self, targets: str, split: Split, *, label: str | None, on_bad: str) -> ImageSet:
+        """Raises ValueError for names that one source lacks, or has twice, and what `load_images` raises."""
         if on_bad != "fail":
             raise ValueError("an image cannot be left out without its partner: drop --data.on-bad, repair the images")
-        how = {"size": self.size, "channels": self.channels, "label": label, "progress": progress}
-        return load_partners(self.source, targets, split, **how)
+        found = partner_source(self.source, targets, split, label)
+        return decoded_source(found, split, Options(self.size, self.channels, on_bad), cache_dir(), silent)
 
     def read(self, data: bytes, name: str) -> Tensor:
         return to_float(decode(data, name, channels=self.channels))
+
+
+def partner_source(source: str | Path, targets: str | Path, split: Split, label: str | None) -> Source:
+    """The partners of the targets of a split, in their order. label: the column of labels of the targets
+
+    Raises ValueError for a prepared source, and when read for names that one source lacks, or has twice.
+    """
+    own, theirs = named_splits(source, "pairs"), named_splits(targets, "pairs", label)
+
+    def read() -> Raw:
+        items = {part: one.read().items for part, one in own.items()}
+        names = {part: without_ending(names_of(some)) for part, some in items.items()}
+        wanted = {part: without_ending(names_of(one.read().items)) for part, one in theirs.items()}
+        _check_paired(names, wanted, source, targets)
+        partners = items[split]
+        if names[split] != wanted[split]:
+            found: dict[str, Item] = {}
+            for part in sorted(SPLITS, key=lambda part: part == split):  # a name of both splits is of this one
+                found |= zip(names[part], items[part], strict=True)
+            partners = [found[name] for name in wanted[split]]
+        return Raw(partners, len(wanted[split]), None, ())  # pyright: ignore[reportArgumentType]  # a list is sliced, too
+
+    files = dict.fromkeys(file for one in (*own.values(), *theirs.values()) for file in one.files)
+    return Source(f"{own[split].name} beside {theirs[split].name}", tuple(files), read)
+
+
+def _check_paired(
+    names: dict[str, list[str]], wanted: dict[str, list[str]], source: str | Path, targets: str | Path
+) -> None:
+    mine, other = (Counter(name for part in SPLITS for name in some[part]) for some in (names, wanted))
+    for lacks, where, has, there in ((other - mine, source, other, targets), (mine - other, targets, mine, source)):
+        if lacks:
+            raise ValueError(
+                f"{where} lacks {lacks.total()} of the {has.total()} images of {there}: {some_of(sorted(lacks))}. Give "
+                "the two of a pair the same name, whatever their endings"
+            )
+    for some, where in ((names, source), (wanted, targets)):
+        if twice := [name for part in SPLITS for name, count in Counter(some[part]).items() if count > 1]:
+            raise ValueError(f"{where} has several images of one name, without its ending: {some_of(sorted(twice))}")
 
 
 @dataclass(frozen=True)
@@ -455,7 +495,7 @@ class Given:
         return hashlib.sha256(repr(tuple(self.y.shape)).encode() + content).hexdigest()
 
 
-class Conditioned(TrainingSet):
+class Conditioned(Derived):
     """Images with the conditions of each, made on the device as images come.
 
     others: of pairs the other images, in the same order. Raises ValueError for another number of them.
@@ -464,25 +504,13 @@ class Conditioned(TrainingSet):
     def __init__(self, images: TrainingSet, condition: Condition, others: TrainingSet | None = None) -> None:
         if others is not None and len(others) != len(images):
             raise ValueError(f"{images.name} has {len(images)} images, {others.name} {len(others)}: expected pairs")
-        self.images, self.others, self._made = images, others, cache(condition.build)
-        self.name, self.labels, self.class_names = images.name, images.labels, images.class_names
-        self.codec, self.alphabet, self.floats = images.codec, images.alphabet, images.floats
-        self.given = self._given
+        super().__init__(images)
+        self.others, self.given, self._made = others, self._given, cache(condition.build)
 
     @property
     def fingerprint(self) -> str:
         both = [one.fingerprint for one in (self.images, self.others) if one is not None]
         return both[0] if len(both) == 1 else hashlib.sha256("".join(both).encode()).hexdigest()
-
-    @property
-    def shape(self) -> Shape:
-        return self.images.shape
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
-        return self.images.rows(index, draws, augment)
 
     def partners(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor | None:
         return None if self.others is None else self.others.rows(index, draws, augment)

@@ -80,15 +80,10 @@ def verified(file: Path) -> bytes:
     return data
 
 
-def found_at(cache: Path) -> Path | None:
-    """Where all four files are on this machine, in the cache or in Debian's package; None if they are to be fetched."""
-    places = (cache, INSTALLED)
-    return next((folder for folder in places if all((folder / name).is_file() for name in CONTENT)), None)
-
-
 def _located(cache: Path, progress: DataProgress) -> Path:
-    if (folder := found_at(cache)) is not None:
-        return folder
+    for folder in (cache, INSTALLED):
+        if all((folder / name).is_file() for name in CONTENT):
+            return folder
     tried: list[str] = []
     cache.mkdir(parents=True, exist_ok=True)
     for route, fetch in (("apt-get download", _from_debian), ("HTTPS", _from_mirror)):

@@ -7,13 +7,19 @@
 Frames are `lead` time steps of the data apart, those that are made `lead stride`. A field of one dimension has one
 row. A fully observed system that obeys a law without chance has one future, and needs no diffusion: several futures fit
 what is observed in part, or with noise.
+
+Where a source names splits (fields.py), they are those; else the last tenth of its trajectories is the test split, of a
+single one the last tenth of its frames.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,14 +30,179 @@ from torch import Tensor
 from dualrate.config.ranges import Positive, Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Conditioned, Make
-from dualrate.data.fields import Fields, Statistics
-from dualrate.data.loader import Augment, TrainingSet
+from dualrate.data.fields import EXPECTED, Found, Lazy, Trajectory, find_fields
+from dualrate.data.loader import Augment, Derived, TrainingSet
+from dualrate.data.source import DataProgress, Split, silent, split_named, test_split
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 
 Frames = Annotated[int, Range(1, 256)]
 LOOKED_AT = 1000  # windows, for the scale of differences
 SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
+AT_A_TIME = 2**22  # numbers that are read at once
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the training split, one number a channel: mean and standard deviation of states, and the standard deviation of
+    differences from frame to frame. A deviation is 1 where nothing changes.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    difference: tuple[float, ...]
+
+    def normalised(self, frames: Tensor) -> Tensor:
+        """(..., C, H, W) of mean 0 and deviation 1."""
+        return (frames - _column(self.mean, frames)) / _column(self.std, frames)
+
+    def restored(self, frames: Tensor) -> Tensor:
+        """The inverse."""
+        return frames * _column(self.std, frames) + _column(self.mean, frames)
+
+
+def _column(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Fields(TrainingSet):
+    """One split of trajectories. As a training set its rows are single frames, normalised.
+
+    trajectories: each (T, C, H, W), two frames at least
+    variables:    names of the channels
+    step:         time between frames, if it is known
+    statistics:   by which rows are normalised
+    hashed:       sha256 (hex) of variables and frames in float32, wherever they lie
+    """
+
+    name: str
+    trajectories: Sequence[Trajectory]
+    variables: tuple[str, ...]
+    step: float | None
+    statistics: Statistics
+    hashed: str
+    labels: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.hashed
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W)"""
+        _, channels, height, width = self.trajectories[0].shape
+        return channels, height, width
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum([one.shape[0] for one in self.trajectories])
+
+    def __len__(self) -> int:
+        """Frames of all trajectories."""
+        return int(self._ends[-1])
+
+    def frames(self, trajectory: int, first: int, count: int) -> NDArray[np.float32]:
+        """(count, C, H, W), not normalised. Raises IndexError for frames that there are not."""
+        if not 0 <= first <= first + count <= self.trajectories[trajectory].shape[0]:
+            there = self.trajectories[trajectory].shape[0]
+            raise IndexError(
+                f"{self.name}: frames {first} to {first + count - 1} of {there} in trajectory {trajectory}"
+            )
+        return _float32(self.trajectories[trajectory][first : first + count])
+
+    def windows(self, count: int) -> NDArray[np.int64]:
+        """(K, 2): trajectory and first frame of every window of `count` frames that follow one another.
+
+        Raises ValueError if there is none.
+        """
+        starts = [range(one.shape[0] - count + 1) for one in self.trajectories]
+        found = [(i, first) for i, here in enumerate(starts) for first in here]
+        if count < 1 or not found:
+            longest = max(one.shape[0] for one in self.trajectories)
+            raise ValueError(
+                f"{self.name}: windows of {count} frames, expected 1 to {longest}, the frames of the longest of "
+                f"{len(self.trajectories)} trajectories: ask for fewer past or future frames, or give longer ones"
+            )
+        return np.array(found, np.int64)
+
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
+        """(B, C, H, W) float32: single frames, numbered through all trajectories."""
+        if augment != Augment():
+            raise ValueError(
+                f"{self.name} holds fields, whose symmetries are unknown: drop --data.augment.flip and .translate"
+            )
+        which = np.searchsorted(self._ends, index, side="right")
+        first = index - np.concatenate([[0], self._ends])[which]
+        frames = [self.frames(int(i), int(j), 1) for i, j in zip(which, first, strict=True)]
+        return self.statistics.normalised(torch.from_numpy(np.concatenate(frames)))
+
+    @staticmethod
+    def floats(rows: Tensor, draws: Draws) -> Tensor:
+        return rows
+
+
+def _float32(frames: NDArray[Any]) -> NDArray[np.float32]:
+    return np.array(frames, np.float32, order="C")  # a copy: memory maps are only read
+
+
+def survey(
+    name: str, trajectories: Sequence[Trajectory], variables: tuple[str, ...], progress: DataProgress = silent
+) -> tuple[str, Statistics]:
+    """The fingerprint and the statistics of trajectories, of which each frame is read once.
+
+    Moments are in float64, of parts, joined as by Chan, Golub and LeVeque (COMPSTAT 1982).
+    Raises ValueError for a number that is not finite, and says where it is.
+    """
+    digest = hashlib.sha256(repr((variables, [one.shape for one in trajectories])).encode())
+    channels, total = len(variables), sum(one.shape[0] for one in trajectories)
+    states, differences, done = _Moments(channels), _Moments(channels), 0
+    for i, trajectory in enumerate(trajectories):
+        last: NDArray[np.float32] | None = None
+        each = max(1, AT_A_TIME // int(np.prod(trajectory.shape[1:])))
+        for first in range(0, trajectory.shape[0], each):
+            with np.errstate(over="ignore"):
+                part = _float32(trajectory[first : first + each])
+            if len(wrong := np.argwhere(~np.isfinite(part))):
+                frame, channel, *_ = wrong[0].tolist()
+                raise ValueError(
+                    f"{name}: trajectory {i}, frame {first + frame}, channel {channel} ({variables[channel]}) holds "
+                    f"{part[tuple(wrong[0])]}, and {len(wrong)} number(s) of these {len(part)} frames are not finite "
+                    "in float32: fill what is missing, say by 0 beside a channel that says where it was, or leave "
+                    "these trajectories out"
+                )
+            digest.update(part.astype("<f4", copy=False).tobytes())
+            states.add(part.astype(np.float64))
+            joined = part if last is None else np.concatenate([last, part])
+            if len(joined) > 1:
+                differences.add(np.diff(joined.astype(np.float64), axis=0))
+            last, done = part[-1:], done + len(part)
+            progress(done, total, "reading fields")
+    return digest.hexdigest(), Statistics(tuple(states.mean.tolist()), states.std, differences.std)
+
+
+class _Moments:
+    """Count, mean and sum of squared deviations a channel."""
+
+    def __init__(self, channels: int) -> None:
+        self.count, self.mean, self.squares = 0, np.zeros(channels), np.zeros(channels)
+
+    def add(self, part: NDArray[np.float64]) -> None:
+        """part: (N, C, H, W)"""
+        origin = part[:1, :, :1, :1]  # a constant has deviations of exactly 0
+        mean = (part - origin).mean((0, 2, 3)) + origin[0, :, 0, 0]
+        squares = np.square(part - mean[:, None, None]).sum((0, 2, 3))
+        count = part.size // len(mean)
+        both, apart = self.count + count, mean - self.mean
+        self.squares += squares + apart**2 * (self.count * count / both)
+        self.mean += apart * (count / both)
+        self.count = both
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        found = np.sqrt(self.squares / max(1, self.count))
+        return tuple(np.where(found > 0, found, 1.0).tolist())
 
 
 @dataclass(frozen=True)
@@ -71,16 +242,9 @@ class Forecast(Condition, Ranged):
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
-        known, channels = fields.statistics, fields.shape[0]
-        names = tuple(fields.variables)
-        whole = replace(
-            self,
-            statistics=known,
-            scale=(1.0,) * (channels * self.frames),
-            variables=names,
-            step=fields.step,
-            fingerprint=fields.fingerprint,
-        )
+        about = {"statistics": fields.statistics, "variables": tuple(fields.variables), "step": fields.step}
+        scale = (1.0,) * (fields.shape[0] * self.frames)
+        whole = replace(self, **about, scale=scale, fingerprint=fields.fingerprint)
         targets = Windows(fields, whole)  # refuses fields that are too short
         if not self.difference:
             return whole
@@ -137,15 +301,12 @@ class Forecast(Condition, Ranged):
         """x (B, frames C, H, W), of normalised frames: the last given (B, C, H, W) and those after (B, frames, ...)."""
         if self.difference:
             following = following - last[:, None]
-        return following.flatten(1, 2) / self._scale(following)
+        return following.flatten(1, 2) / _column(self.scale, following)
 
     def frames_of(self, x: Tensor, last: Tensor) -> Tensor:
         """The inverse of `sample_of`: (B, frames, C, H, W), normalised."""
-        following = (x * self._scale(x)).unflatten(1, (self.frames, -1))
+        following = (x * _column(self.scale, x)).unflatten(1, (self.frames, -1))
         return following + last[:, None] if self.difference else following
-
-    def _scale(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.scale, device=like.device)[:, None, None]
 
     def check_pictured(self) -> None:
         raise ValueError("a forecast makes fields, not pictures: draw it by dualrate forecast RUN")
@@ -160,20 +321,16 @@ class Forecast(Condition, Ranged):
         raise ValueError(f"{name}: a forecast starts from arrays, not pictures: dualrate forecast RUN --from FILE")
 
 
-class Windows(TrainingSet):
+class Windows(Derived):
     """Windows of fields: what a forecast is given of each, or makes of it.
 
     past: which of the two. Raises as `Fields.windows`.
     """
 
     def __init__(self, fields: Fields, forecast: Forecast, *, past: bool = False) -> None:
+        super().__init__(fields)
         self.fields, self.forecast, self.past = fields, forecast, past
         self.starts, self._latest = fields.windows(forecast.span), lru_cache(maxsize=1)(self._read)
-        self.name, self.labels, self.class_names, self.floats = fields.name, None, (), fields.floats
-
-    @property
-    def fingerprint(self) -> str:
-        return self.fields.fingerprint
 
     @property
     def shape(self) -> Shape:
@@ -205,3 +362,79 @@ class Windows(TrainingSet):
         if self.past:
             return frames[:, :past].flatten(1, 2)
         return self.forecast.sample_of(frames[:, past - 1], frames[:, past:])
+
+
+# Fields of a source
+
+
+def read_fields(
+    source: str | Path, split: Split, statistics: Statistics | None = None, progress: DataProgress = silent
+) -> Fields:
+    """One split of a source; every frame is read once for its fingerprint, the training frames for statistics too.
+
+    statistics: those of a run, where the training frames need not be there
+    Raises ValueError for a source, a shape or numbers that cannot be used, FileNotFoundError where there is none,
+    ModuleNotFoundError that names the extra, OSError for what cannot be read.
+    """
+    name, found = find_fields(source, progress)
+    name, (train, chosen) = f"{name}/{split}", _divided(str(source), found, split)
+    if statistics is not None:
+        train = chosen
+    elif train is None:
+        raise ValueError(
+            f"{source} holds no training fields, of which the statistics are: name the folder that holds them beside "
+            "these, or give those of a run"
+        )
+    for part in (train, chosen):
+        _check(str(source), part, found.variables)
+    hashed, own = survey(name, chosen, found.variables, progress)
+    if statistics is None:
+        statistics = own if train is chosen else survey(str(source), train, found.variables)[1]
+    elif len(statistics.mean) != len(found.variables):
+        raise ValueError(
+            f"{source} has {len(found.variables)} channels ({', '.join(found.variables)}); the statistics are of "
+            f"{len(statistics.mean)}: give fields with the channels that the run was trained on"
+        )
+    return Fields(name, chosen, found.variables, found.step, statistics, hashed)
+
+
+def _divided(source: str, found: Found, split: Split) -> tuple[Sequence[Trajectory] | None, Sequence[Trajectory]]:
+    """The training trajectories, if there are any, and those of the split."""
+    splits = {split_named(name): part for name, part in found.splits.items()}
+    test = test_split(splits)
+    if test:
+        chosen = splits.get("train" if split == "train" else test)
+        if chosen is None:
+            raise ValueError(f"{source} holds only the split {test}: name a source that has training fields")
+        return splits.get("train"), chosen
+    every = splits["train"] if "train" in splits else next(iter(splits.values()))
+    if len(every) > 1:
+        held = max(1, len(every) // 10)
+        train, rest = every[:-held], every[-held:]
+    else:
+        frames = every[0].shape[0]
+        held = max(2, frames // 10)
+        if frames < held + 2:
+            raise ValueError(
+                f"{source} holds one trajectory of {frames} frames; expected 4 or more, of which the last tenth is "
+                "held out"
+            )
+        train, rest = [_part(every[0], 0, frames - held)], [_part(every[0], frames - held, frames)]
+    return train, train if split == "train" else rest
+
+
+def _part(whole: Trajectory, first: int, last: int) -> Trajectory:
+    return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j])  # pyright: ignore[reportArgumentType]
+
+
+def _check(source: str, trajectories: Sequence[Trajectory], variables: tuple[str, ...]) -> None:
+    """Raises ValueError unless there are trajectories of frames of one shape."""
+    if not trajectories:
+        raise ValueError(f"{source} holds no trajectories; expected {EXPECTED}")
+    expected = (len(variables), *trajectories[0].shape[2:])
+    for i, one in enumerate(trajectories):
+        if one.shape[0] < 2 or one.shape[1:] != expected or 0 in expected:
+            raise ValueError(
+                f"{source}: trajectory {i} is (time, channel, y, x) = {one.shape}; expected two frames or more, each "
+                f"{expected}, as its {len(variables)} variables and trajectory 0 say"
+            )

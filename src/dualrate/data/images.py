@@ -196,7 +196,15 @@ def load_images(
 
 def decoded_source(source: Source, split: Split, options: Options, cache: Path, report: DataProgress) -> ImageSet:
     """The images of a source, from the cache or decoded now. Raises as `load_images`."""
-    return _image_set(_decoded(source, split, options, cache, report), report)
+    folder = cache / "images" / _identity(source, options, changes=True)
+    if not packed.is_finished(folder, [split]):
+        try:
+            with new_folder(folder, replace=True) as aside:
+                _pack({split: source}, aside, options, report, f"decoding {source.name}", _SHARD_BYTES, in_turn)
+        except OSError:
+            if not packed.is_finished(folder, [split]):  # else another process has just published the same entry
+                raise
+    return _image_set(packed.read_packed(folder, split), report)
 
 
 def _image_set(found: packed.Packed, report: DataProgress) -> ImageSet:
@@ -250,23 +258,6 @@ PREPARING = "preparing"  # the message of progress
 _VERSION = 3  # of the decoding rules: part of every key
 _SHARD_BYTES = 2**24  # of the cache: few, so that progress is seen
 _PROBED = 100  # images looked at for one that can be read, before it is given up
-
-
-def _decoded(source: Source, split: Split, options: Options, cache: Path, progress: DataProgress) -> packed.Packed:
-    """The decoded images of a source, from the cache or decoded now.
-
-    Raises ValueError for bad images (unless they are skipped) and images of several shapes; OSError for files that
-    cannot be read or written.
-    """
-    folder = cache / "images" / _identity(source, options, changes=True)
-    if not packed.is_finished(folder, [split]):
-        try:
-            with new_folder(folder, replace=True) as aside:
-                _pack({split: source}, aside, options, progress, f"decoding {source.name}", _SHARD_BYTES, in_turn)
-        except OSError:
-            if not packed.is_finished(folder, [split]):  # else another process has just published the same entry
-                raise
-    return packed.read_packed(folder, split)
 
 
 def _identity(source: Source, options: Options, *, changes: bool = False) -> str:
@@ -522,6 +513,16 @@ def find_source(
     if path.suffix == ".tar":
         return tar_source([path], path, split, progress)
     raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
+
+
+def named_splits(
+    source: str | Path, what: str, label: str | None = None, progress: DataProgress = silent
+) -> dict[Split, Source]:
+    """Both splits of a source whose images have names. what: is found by these. Raises as `find_source`, and ValueError
+    for a prepared source."""
+    if prepared_folder(source):
+        raise ValueError(f"{source} was prepared, which keeps no names to find {what} by: name its images themselves")
+    return {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
 
 
 def prepared_folder(source: str | Path) -> Path | None:

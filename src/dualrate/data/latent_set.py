@@ -10,9 +10,7 @@ no latent of the mirrored image, hence the views.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,7 +106,6 @@ def encoded_images(source: str | Path, split: Split, progress: DataProgress | No
 
 
 ENCODING = "encoding"  # the message of progress
-HIGHEST = float(np.finfo(np.float16).max)
 
 
 def encode(
@@ -173,32 +170,19 @@ def encode(
     return read_json(folder / packed.DATASET)
 
 
-def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mirrored: bool) -> Tensor:
-    """(B, V, M, C, H, W) float16. images: (B, C, H, W) uint8. Raises ValueError for numbers that float16 has not."""
+def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mirrored: bool) -> NDArray[np.float16]:
+    """(B, V, M, C, H, W). images: (B, C, H, W) uint8. Raises ValueError for numbers that float16 has not."""
     x = to_float(torch.tensor(images).to(device))
     with whole_products():
         views = [codec.encode(view).stacked() for view in ((x, x.flip(-1)) if mirrored else (x,))]
-    stacked = torch.stack(views, 1).cpu()
-    if not (stacked.isfinite().all() and stacked.abs().max() <= HIGHEST):
-        raise ValueError(
-            "the codec gives latents that are not finite, or too large for float16: see `dualrate codec check`"
-        )
-    return stacked.half()
+    return packed.halves(torch.stack(views, 1), "codec (see `dualrate data codec`)")
 
 
 def encode_shard(
     folder: Path, by: CodecFolder, device: str, mirrored: bool, batch_size: int, shard: packed.Shard
 ) -> None:
     """Raises what `moments_of` raises, and ValueError where the codec is not what it was."""
-    codec, record = by.read(device), {"sha256": ""}
-
-    def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
-        digest, items, first = hashlib.sha256(), iter(shard.items), 0
-        while batch := [np.asarray(image) for _, image in islice(items, batch_size)]:
-            moments = moments_of(codec, np.stack(batch), device, mirrored).numpy()
-            digest.update(moments.tobytes())
-            yield from enumerate(moments, first)
-            first += len(batch)
-        record["sha256"] = digest.hexdigest()
-
-    packed.write_shard(folder, shard, rows(), record)
+    codec = by.read(device)
+    packed.write_encoded(
+        folder, shard, lambda images: moments_of(codec, np.stack(images), device, mirrored), batch_size
+    )

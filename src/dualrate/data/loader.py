@@ -130,9 +130,8 @@ class ByteBatch:
 
     def pinned(self) -> ByteBatch:
         """In memory that a GPU copies from by itself."""
-        x, label = self.x.pin_memory(), None if self.label is None else self.label.pin_memory()
-        partners = None if self.partners is None else self.partners.pin_memory()
-        return replace(self, x=x, label=label, sample=self.sample.pin_memory(), partners=partners)
+        parts = {name: getattr(self, name) for name in ("x", "label", "sample", "partners")}
+        return replace(self, **{name: part.pin_memory() for name, part in parts.items() if part is not None})
 
     def to(self, device: torch.device | str) -> Batch:
         """As floats on a device. From pinned memory nothing waits for the copy."""
@@ -151,12 +150,7 @@ class Batches:
     """
 
     def __init__(
-        self,
-        images: TrainingSet,
-        batch_size: int,
-        seed: int,
-        augment: Augment = Augment(),
-        rows: Tensor | None = None,
+        self, images: TrainingSet, batch_size: int, seed: int, augment: Augment = Augment(), rows: Tensor | None = None
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}; expected at least 1")
@@ -249,16 +243,13 @@ class Prefetched:
         return made.pinned() if self.device.type == "cuda" else made
 
 
-class Encoded(TrainingSet):
-    """The latents of another training set. An instant codec makes them on the device, batch by batch.
+class Derived(TrainingSet):
+    """Made of another training set: what a subclass does not override is as of that."""
 
-    codec: its configuration, where it is part of a run
-    """
-
-    def __init__(self, images: TrainingSet, codec: CodecConfig, made: Codec) -> None:
-        self.images, self.codec, self.made = images, codec, made
+    def __init__(self, images: TrainingSet) -> None:
+        self.images, self.floats = images, images.floats
         self.name, self.labels, self.class_names = images.name, images.labels, images.class_names
-        self.alphabet, self.floats = images.alphabet, partial(_encoded, made, images.floats)
+        self.codec, self.alphabet = images.codec, images.alphabet
 
     @property
     def fingerprint(self) -> str:
@@ -266,13 +257,28 @@ class Encoded(TrainingSet):
 
     @property
     def shape(self) -> Shape:
-        return self.made.latent_shape(self.images.shape)
+        return self.images.shape
 
     def __len__(self) -> int:
         return len(self.images)
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         return self.images.rows(index, draws, augment)
+
+
+class Encoded(Derived):
+    """The latents of another training set. An instant codec makes them on the device, batch by batch.
+
+    codec: its configuration, where it is part of a run
+    """
+
+    def __init__(self, images: TrainingSet, codec: CodecConfig, made: Codec) -> None:
+        super().__init__(images)
+        self.codec, self.made, self.floats = codec, made, partial(_encoded, made, images.floats)
+
+    @property
+    def shape(self) -> Shape:
+        return self.made.latent_shape(self.images.shape)
 
 
 def _encoded(codec: Codec, floats: Callable[[Tensor, Draws], Tensor], rows: Tensor, draws: Draws) -> Tensor:

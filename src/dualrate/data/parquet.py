@@ -132,8 +132,7 @@ def _label_column(schema: pa.Schema, file: Path, asked: str | None, images: str)
 
 
 def _is_label(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return _is_text(kind) or pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 @contextmanager
@@ -159,31 +158,33 @@ class _Rows:
     def __getitem__(self, rows: np.ndarray | slice, /) -> _Rows:
         return _Rows(self.files, self.rows[rows], self.images)
 
+    def _of(self, first: int, count: int) -> list[int]:
+        """Which of the `count` rows from `first` on these are, numbered from there."""
+        return (self.rows[slice(*np.searchsorted(self.rows, (first, first + count)))] - first).tolist()
+
     def names(self) -> list[str]:
         found, row = [], 0
         for file in self.files:
             with _opened(file) as parquet:
-                end = row + parquet.metadata.num_rows
-            here = self.rows[np.searchsorted(self.rows, row) : np.searchsorted(self.rows, end)] - row
-            found += [f"{printable(file.name)}[{i}]" for i in here.tolist()]
-            row = end
+                count = parquet.metadata.num_rows
+            found += [f"{printable(file.name)}[{i}]" for i in self._of(row, count)]
+            row += count
         return found
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
-        wanted, row = set(self.rows.tolist()), 0
+        row = 0
         for file in self.files:
             start = row
             with _opened(file) as parquet:
                 column = _image_column(parquet.schema_arrow, file, self.images)
                 for group in range(parquet.num_row_groups):
                     end = row + parquet.metadata.row_group(group).num_rows
-                    if np.searchsorted(self.rows, row) < np.searchsorted(self.rows, end):
+                    if self._of(row, end - row):
                         for batch in parquet.iter_batches(batch_size=256, row_groups=[group], columns=[column]):
-                            for i, value in enumerate(batch.column(0), row):
-                                if i in wanted:
-                                    image = value.as_py()  # None: an empty file, which `decode` refuses
-                                    image = image.get("bytes") if isinstance(image, dict) else image
-                                    yield f"{printable(file.name)}[{i - start}]", image or b""
+                            for i in self._of(row, batch.num_rows):
+                                image = batch.column(0)[i].as_py()  # None: an empty file, which `decode` refuses
+                                image = image.get("bytes") if isinstance(image, dict) else image
+                                yield f"{printable(file.name)}[{row - start + i}]", image or b""
                             row += batch.num_rows
                     row = end
 
@@ -270,11 +271,7 @@ def texts_of(files: Sequence[Path], column: str, named: str) -> Iterator[tuple[s
         with _opened(file) as parquet:
             row = 0
             for batch in parquet.iter_batches(batch_size=256, columns=[column, *([named] if named else [])]):
-                texts = batch.column(column).to_pylist()
-                names = (
-                    batch.column(named).to_pylist()
-                    if named
-                    else [f"{printable(file.name)}[{row + i}]" for i in range(len(texts))]
-                )
-                row += len(texts)
-                yield from ((name or "", text or "") for name, text in zip(names, texts, strict=True))
+                for i, text in enumerate(batch.column(column).to_pylist()):
+                    name = batch.column(named)[i].as_py() if named else f"{printable(file.name)}[{row + i}]"
+                    yield name or "", text or ""
+                row += batch.num_rows

@@ -29,11 +29,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data import cache as packed
-from dualrate.data.cache import SHARD_BYTES, Packed, cache_dir, read_packed
-from dualrate.data.images import column_of, find_source, prepared_folder
+from dualrate.data.cache import SHARD_BYTES, Packed, read_packed
+from dualrate.data.images import column_of, named_splits
 from dualrate.data.loader import Augment, TrainingSet
-from dualrate.data.pairs import without_ending
-from dualrate.data.source import SPLITS, DataProgress, Item, Raw, Source, Split, names_of, reading, resolved, silent
+from dualrate.data.source import (
+    SPLITS,
+    DataProgress,
+    Item,
+    Raw,
+    Split,
+    names_of,
+    read_text,
+    reading,
+    resolved,
+    silent,
+    without_ending,
+)
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.system.files import check_regular, read_bytes, read_json, whole
@@ -43,7 +54,6 @@ from dualrate.system.workers import Mapper, in_turn
 PROMPTS, CAPTIONS, EMPTY = "prompts", "captions", "empty.npy"
 COLUMNS = ("caption", "text", "prompt", "captions", "texts", "prompts")  # of captions, the first that there is
 NAMES = ("file_name", "filename", "file", "image", "name", "path")  # of images
-HIGHEST = float(np.finfo(np.float16).max)
 ENCODING = "encoding prompts"  # the message of progress
 AT_A_TIME, HELD = 16, 16  # texts that are encoded together; so many times these are held
 
@@ -137,14 +147,9 @@ def read_captions(
     Raises ValueError for a file without a column of captions, naming the columns, for images without a caption, and for
     a prepared source, which has no names; OSError for what cannot be read.
     """
-    if prepared_folder(source):
-        raise ValueError(f"{source} was prepared, which keeps no names to find captions by: name its images themselves")
-    found: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
-    names, sizes = list[str](), list[int]()  # of all images, split after split
-    for split in SPLITS:
-        own = without_ending(names_of(found[split].read().items))
-        names.extend(own)
-        sizes.append(len(own))
+    found = named_splits(source, "captions", label, progress)
+    own = [without_ending(names_of(found[split].read().items)) for split in SPLITS]
+    names = [name for some in own for name in some]
     by_name = {name: i for i, name in enumerate(names)}
     if len(by_name) < len(names):
         raise ValueError(
@@ -172,7 +177,7 @@ def read_captions(
             f"{place} has {count} captions for the {total} images of {source}, {told}: give one per line or row, in "
             f"the order of the images, or name the image of each in a column {NAMES[0]}"
         )
-    by_split = dict(zip(SPLITS, np.split(places, np.cumsum(sizes)[:-1]), strict=True))
+    by_split = dict(zip(SPLITS, np.split(places, np.cumsum([*map(len, own)])[:-1]), strict=True))
     digest.update(places.tobytes())
     return Captions(str(place), rows, by_split, digest.hexdigest())
 
@@ -247,10 +252,8 @@ def _of_lines(file: Path) -> Pairs:
 
 def _beside(folder: Path, names: list[str]) -> Pairs:
     for name in names:
-        file = folder / f"{name}.txt"
-        if file.is_file():
-            with reading(file, "text in UTF-8"):
-                yield name, read_bytes(file).decode().strip()
+        if (file := folder / f"{name}.txt").is_file():
+            yield name, read_text(file).strip()
 
 
 # Packing
@@ -313,22 +316,12 @@ def encode_prompts(
 
 
 def _encode_shard(folder: Path, encoder: TextEncoder, device: str, batch_size: int, shard: packed.Shard) -> None:
-    encode, record = encoder.read(device), {"sha256": ""}
+    encode = encoder.read(device)
 
-    def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
-        digest, first, batch = hashlib.sha256(), 0, [json.loads(line) for _, line in shard.items[:batch_size]]  # pyright: ignore[reportArgumentType]
-        while batch:
-            made = encode(batch).float().cpu()
-            if not (made.isfinite().all() and made.abs().max() <= HIGHEST):
-                raise ValueError("the text encoder gives numbers that are not finite, or too large for float16")
-            half = made.half().numpy()
-            digest.update(half.tobytes())
-            yield from enumerate(half, first)
-            first += len(batch)
-            batch = [json.loads(line) for _, line in shard.items[first : first + batch_size]]  # pyright: ignore[reportArgumentType]
-        record["sha256"] = digest.hexdigest()
+    def made(lines: list[bytes]) -> NDArray[np.float16]:
+        return packed.halves(encode([json.loads(line) for line in lines]).float(), "text encoder")
 
-    packed.write_shard(folder, shard, rows(), record)
+    packed.write_encoded(folder, shard, made, batch_size)
 
 
 # Reading

@@ -68,7 +68,7 @@ class System(Ranged, ABC):
     every: time from frame to frame; periodic: whether opposite edges meet
     """
 
-    every: Any  # a number. Any: a property serves as well
+    every: Any  # a number, of a field or of the class
     variables: ClassVar[tuple[str, ...]]
     lyapunov_time: ClassVar[float]
     periodic: ClassVar[bool]
@@ -118,11 +118,6 @@ class Simulation(System):
     @abstractmethod
     def start(self, draws: Draws) -> Tensor:
         """Random smooth states, one a row."""
-
-    @property
-    @abstractmethod
-    def wavenumbers(self) -> tuple[Tensor, Tensor]:
-        """Of rows (H, 1) and of columns (W / 2 + 1,), in radians a length."""
 
     @cached_property
     def kept(self) -> Tensor:
@@ -175,8 +170,8 @@ class KuramotoSivashinsky(Simulation):
     """u_t = -u u_x - u_xx - u_xxxx on a circle of this length: H = 1, W points.
 
     At lengths of 22 and 36 all of 16 trajectories stay chaotic. At 32 (and 28) they end in a wave that travels and
-    does not change: half of them within 100 time units, all within 400. `lyapunov_time` is that of the defaults, by
-    `measured_lyapunov_time`.
+    does not change: half of them within 100 time units, all within 400. `lyapunov_time` is that of the defaults, as
+    tests/data/test_simulations.py measures it.
     """
 
     length: Positive = 36.0
@@ -193,17 +188,13 @@ class KuramotoSivashinsky(Simulation):
         return 1, self.points
 
     @property
-    def wavenumbers(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros(1, 1, dtype=torch.float64), _frequencies(self.points, self.length)
-
-    @property
     def linear(self) -> Tensor:
-        k = self.wavenumbers[1]
+        k = _frequencies(self.points, self.length)
         return (k**2 - k**4)[None]
 
     @cached_property
     def _minus_half_ik(self) -> Tensor:
-        return -0.5j * self.wavenumbers[1] * self.kept
+        return -0.5j * _frequencies(self.points, self.length) * self.kept
 
     def nonlinear(self, modes: Tensor) -> Tensor:
         return self._minus_half_ik * torch.fft.rfft(torch.fft.irfft(modes, self.points).square())
@@ -228,7 +219,7 @@ class Kolmogorov(Simulation):
 
         w_t + u . grad w = nu lap w - mu w - n cos(n y),   u = (psi_y, -psi_x),   -lap psi = w
 
-    `lyapunov_time` is that of the defaults, by `measured_lyapunov_time`.
+    `lyapunov_time` is that of the defaults.
 
     viscosity: nu; drag: mu; waves: n
     """
@@ -250,6 +241,7 @@ class Kolmogorov(Simulation):
 
     @property
     def wavenumbers(self) -> tuple[Tensor, Tensor]:
+        """Of rows (H, 1) and of columns (W / 2 + 1,), in radians a length."""
         rows = torch.fft.fftfreq(self.points, 1 / self.points, dtype=torch.float64)
         return rows[:, None], _frequencies(self.points, 2 * math.pi)
 
@@ -300,26 +292,6 @@ def _frequencies(points: int, length: float) -> Tensor:
     return torch.arange(points // 2 + 1, dtype=torch.float64) * (2 * math.pi / length)
 
 
-def measured_lyapunov_time(system: Simulation, trajectories: int = 16, times: int = 200, seed: int = 0) -> float:
-    """1 / the largest Lyapunov exponent: of pairs of trajectories, 1e-6 of their size apart, that grow apart.
-
-    The difference is scaled back after each `every` (Benettin and others, Meccanica 15, 1980); the exponent is the mean
-    logarithm of its growth over `times` of them, after as many again for the difference to find its direction / 4.
-    """
-    draws = Draws(seed, torch.arange(trajectories))
-    u = system.advance(system.start(draws), system.burn_in)
-    size = 1e-6 * u.square().mean((1, 2, 3), keepdim=True).sqrt()
-    apart = draws.normal("apart", *u.shape[1:]).double()
-    logs, forget = [], times // 4
-    for _ in range(forget + times):
-        apart = apart * size / apart.square().mean((1, 2, 3), keepdim=True).sqrt()
-        both = system.advance(torch.cat([u, u + apart]), system.every)
-        u, other = both.chunk(2)
-        apart = other - u
-        logs.append((apart.square().mean((1, 2, 3)).sqrt() / size.flatten()).log().mean())
-    return system.every / torch.stack(logs[forget:]).mean().item()
-
-
 @dataclass(frozen=True, kw_only=True)
 class MovingGarments(System):
     """Garments of Fashion-MNIST that bounce in a frame of side x side pixels, from 0 to 1; the brighter one in front.
@@ -332,6 +304,7 @@ class MovingGarments(System):
     shrink: Literal[1, 2, 4] = 2
     speed: Positive = 2.0
 
+    every = 1.0
     variables: ClassVar[tuple[str, ...]] = ("grey",)
     lyapunov_time: ClassVar[float] = math.inf
     periodic: ClassVar[bool] = False
@@ -340,11 +313,6 @@ class MovingGarments(System):
         super().__post_init__()
         if self.room < 1:
             raise ValueError(f"garments of {28 // self.shrink} pixels do not move in {self.side}: give a larger side")
-
-    @property
-    def every(self) -> float:
-        """A frame."""
-        return 1.0
 
     @property
     def room(self) -> int:

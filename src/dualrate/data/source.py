@@ -89,6 +89,11 @@ def names_of(items: list[Item] | Items) -> list[str]:
     return [name for name, _ in items] if names is None else names()
 
 
+def without_ending(names: Sequence[str]) -> list[str]:
+    """Names without the endings of pictures."""
+    return [name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name for name in names]
+
+
 @dataclass(frozen=True, eq=False)
 class Raw:
     """The undecoded images of one split.
@@ -210,12 +215,7 @@ def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np
 
 
 def class_numbers(
-    labels: np.ndarray,
-    name: str,
-    count: int,
-    *,
-    reference: np.ndarray | None = None,
-    class_names: tuple[str, ...] = (),
+    labels: np.ndarray, name: str, count: int, *, reference: np.ndarray | None = None, class_names: tuple[str, ...] = ()
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """(count,) int64 labels and the class names of labels that are integers.
 

@@ -32,8 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.fields import Fields, find_fields, read_fields
-from dualrate.data.forecast import Forecast
+from dualrate.data.fields import find_fields
+from dualrate.data.forecast import Fields, Forecast, read_fields
 from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import SharedNoise

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.fields import Fields
-from dualrate.data.forecast import Forecast
+from dualrate.data.forecast import Fields, Forecast
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
     Frame,

@@ -24,7 +24,8 @@ from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Condition, Given, HeldOut, Latent, Unconditional, read_conditions
-from dualrate.data.fields import Fields, is_fields, read_fields
+from dualrate.data.fields import is_fields
+from dualrate.data.forecast import Fields, read_fields
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.latent_set import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet

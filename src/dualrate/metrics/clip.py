@@ -26,10 +26,9 @@ from dualrate.codecs.codec import ON_PIXELS, Codec
 from dualrate.data.prompts import Texts
 from dualrate.metrics.distances import resampling_weights
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
-from dualrate.metrics.pretrained import CONFIG, METRICS, WEIGHTS, PhotoNet, needs, resized
+from dualrate.metrics.pretrained import CONFIG, METRICS, WEIGHTS, PhotoNet, check_all_there, needs, normalised
 from dualrate.system.device import whole_products
 from dualrate.system.files import read_json
-from dualrate.system.folders import some_of
 
 METRIC = METRICS["clip"]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the images it was trained on
@@ -50,9 +49,8 @@ class ClipImages(nn.Module):
         self.net, self.side = net, net.config.vision_config.image_size
 
     def forward(self, images: Tensor) -> Tensor:
-        x = resized(images, self.side) / 255
-        mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-        return self.net.visual_projection(self.net.vision_model((x - mean) / std).pooler_output)
+        x = normalised(images, self.side, MEAN, STD)
+        return self.net.visual_projection(self.net.vision_model(x).pooler_output)
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,7 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
             f"{folder} holds no whole CLIPModel ({(str(error).splitlines() or [''])[0]}): its {CONFIG}, {WEIGHTS} and "
             "tokenizer are needed (hf download openai/clip-vit-large-patch14 --local-dir FOLDER)"
         ) from error
-    if absent := sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]})):
-        raise ValueError(f"{folder} lacks {len(absent)} of CLIP's tensors, {some_of(absent)}: fetch it again")
+    check_all_there(report, "CLIP", folder)
     with (folder / WEIGHTS).open("rb") as file:
         identity = f"clip:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
     module = ClipImages(net.requires_grad_(False)).to(device).eval()

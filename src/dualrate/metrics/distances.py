@@ -286,7 +286,7 @@ class Manifold:
 
     points:        (M, D) float64, less their centre (D,): distances stay the same, and lose fewer digits
     squared_radii: (M,)
-    block:         rows and columns of the matrices of distances: 512 lie in a core's cache, 2048 take twice as long
+    block:         rows of a matrix of distances, which has at most M columns
     """
 
     points: Tensor
@@ -296,7 +296,7 @@ class Manifold:
     block: int
 
     @staticmethod
-    def of(reference: Tensor, *, k: int = 3, block: int = 512) -> Manifold:
+    def of(reference: Tensor, *, k: int = 3, block: int = 256) -> Manifold:
         """That of a reference (M, D), on the CPU in float64.
 
         Raises ValueError for k < 1, no more than k vectors, other shapes, and what is not finite; so does what follows.
@@ -337,16 +337,8 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _squared_radii(points: Tensor, k: int, block: int) -> Tensor:
     """(N,) squared distance of every vector to its k-th nearest neighbour among the others."""
-    radii, parts = [], points.split(block)
-    for i, own in enumerate(parts):
-        nearest = []
-        for j, others in enumerate(parts):
-            distances = _squared_distances(own, others)
-            if i == j:
-                distances.fill_diagonal_(torch.inf)  # itself
-            nearest.append(distances.topk(min(k, distances.shape[1]), largest=False).values)
-        radii.append(torch.cat(nearest, dim=1).topk(k, largest=False).values.amax(1))
-    return torch.cat(radii)
+    nearest = [_squared_distances(own, points).topk(k + 1, largest=False).values for own in points.split(block)]
+    return torch.cat(nearest).amax(1)  # of k + 1 with itself
 
 
 def _share_inside(points: Tensor, centres: Tensor, squared_radii: Tensor, block: int) -> float:

@@ -43,6 +43,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from dualrate.diffusion.random import Draws
 from dualrate.metrics.distances import LEVEL, resampling_weights
@@ -117,8 +118,7 @@ def spectrum_distance(power: Tensor, truth: Tensor, side: int) -> Tensor:
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
     """(...) cosine of the anomalies x and y, (..., C, H, W) both; 0 where one is zero or not finite."""
-    product, squares = (x * y).flatten(-3).sum(-1), [one.square().flatten(-3).sum(-1) for one in (x, y)]
-    return torch.nan_to_num(product / (squares[0] * squares[1]).sqrt(), nan=0, posinf=0, neginf=0)
+    return F.cosine_similarity(x.flatten(-3), y.flatten(-3), dim=-1, eps=0).nan_to_num(nan=0, posinf=0, neginf=0)
 
 
 def time_until(correlations: Tensor, leads: Tensor, threshold: float) -> Tensor:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -46,6 +46,7 @@ from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.metrics.features import Pixels
 from dualrate.system.device import whole_products
 from dualrate.system.files import read_bytes, tensors_of
+from dualrate.system.folders import some_of
 
 Pretrained = Literal["inception", "dinov2", "efficientnet"]
 PRETRAINED: tuple[Pretrained, ...] = get_args(Pretrained)
@@ -114,6 +115,18 @@ def load(
 def resized(images: Tensor, size: int) -> Tensor:
     """(N, 3, size, size) float32 of images (N, C, H, W) uint8, C = 1 or 3: bicubic, antialiased, unrounded."""
     return F.interpolate(images.float().expand(-1, 3, -1, -1), size=(size, size), mode="bicubic", antialias=True)
+
+
+def normalised(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`resized`, in [0, 1], less the mean of each channel, by its deviation."""
+    x = resized(images, size) / 255
+    return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+
+
+def check_all_there(report: Mapping[str, Iterable[object]], name: str, place: Path) -> None:
+    """Raises ValueError for tensors that transformers did not find: it draws them at random. report: of loading"""
+    if absent := sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]})):
+        raise ValueError(f"{place} lacks {len(absent)} of {name}'s tensors, {some_of(absent)}: fetch it again")
 
 
 def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> bytes:
@@ -209,9 +222,7 @@ class DinoV2Features(_Wrapped):
 
 def prepared(images: Tensor) -> Tensor:
     """What DINOv2 takes, (N, 3, 224, 224) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
-    x = resized(images, DINOV2_SIZE) / 255
-    mean, std = (x.new_tensor(values)[:, None, None] for values in (DINOV2_MEAN, DINOV2_STD))
-    return (x - mean) / std
+    return normalised(images, DINOV2_SIZE, DINOV2_MEAN, DINOV2_STD)
 
 
 def load_dinov2(device: torch.device | str = "cpu") -> PhotoNet:
@@ -239,9 +250,7 @@ def build(transformers: Any, config: Path, weights: Path) -> tuple[Any, str]:
         dtype=torch.float32,
         output_loading_info=True,
     )
-    absent = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
-    if absent:  # transformers would have drawn them at random
-        raise ValueError(f"{weights} lacks {len(absent)} of DINOv2's tensors, the first is {absent[0]}: fetch it again")
+    check_all_there(report, "DINOv2", weights)
     positions = net.embeddings.position_embeddings.detach()
     net.embeddings.position_embeddings = nn.Parameter(shrunk(positions, DINOV2_SIZE // net.config.patch_size))
     return net.eval().requires_grad_(False), hashlib.sha256(content).hexdigest()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.data.fields import find_fields, is_fields, read_fields
-from dualrate.data.forecast import Forecast, Frames
+from dualrate.data.fields import find_fields, is_fields
+from dualrate.data.forecast import Forecast, Frames, read_fields
 from dualrate.data.simulations import SIMULATIONS
 from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.rolling import Rolling
