@@ -198,6 +198,11 @@ def lead_unit(forecast: Forecast) -> str:
     return "time steps" if forecast.step is None else "time"
 
 
+def variables_of(forecast: Forecast, channels: int) -> tuple[str, ...]:
+    """Names of the channels, or their numbers."""
+    return forecast.variables or tuple(map(str, range(channels)))
+
+
 def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda text: None) -> Starts:
     """Starts from a file: (time, C, space) of one, (start, time, C, space) of several; the latest time steps are taken.
 

@@ -34,6 +34,7 @@ from dualrate.drawing.forecast import (
     lead_times,
     lead_unit,
     roll_out,
+    variables_of,
 )
 from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
@@ -47,17 +48,7 @@ PICTURE, ANIMATION, PAGE = "forecast.png", "forecast.webp", "index.html"
 Format = Literal["npz", "netcdf"]
 ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc"}
 SCORES = "scores.json"
-OURS = (
-    FORECAST,
-    ARRAY,
-    JOURNAL,
-    TRUTH,
-    SCORES,
-    PICTURE,
-    ANIMATION,
-    PAGE,
-    *(f"forecast{ending}" for ending in ENDINGS.values()),
-)
+OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, PAGE, "forecast.npz", "forecast.nc")
 RESERVED = ("start", "member", "time", "channel", "y", "x")  # names of axes in forecast.nc
 PLACES = ("start_trajectory", "start_time_step")  # further coordinates of a start there
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
@@ -95,7 +86,7 @@ class Record(Drawn):
             source=starts.source,
             digest=starts.digest,
             known=starts.known,
-            variables=forecast.variables or tuple(map(str, range(channels))),
+            variables=variables_of(forecast, channels),
             lead_times=lead_times(forecast, frames),
             unit=lead_unit(forecast),
             cost=costs(drawer),

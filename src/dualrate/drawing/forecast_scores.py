@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.fields import Fields
-from dualrate.data.forecast import Forecast
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
     Frame,
@@ -26,6 +25,7 @@ from dualrate.drawing.forecast import (
     lead_unit,
     roll_out,
     training_fields,
+    variables_of,
 )
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.forecasts import (
@@ -154,21 +154,16 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
         part = range(first, min(first + each, count))
         truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
         past, drawn = (torch.tensor(one[part.start : part.stop]) for one in (starts.past, x[:, :, : starts.known]))
-        found = {
-            "forecast": drawn,
-            "persistence": persistence(past, starts.known),
-            "climatology": climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first),
-        }
-
-        def add(scorer: ForecastScorer, members: Tensor, channels: list[int]) -> None:
-            own = members[:, :, :, channels].unbind(2)
-            there = truth[:, :, channels].unbind(1)  # noqa: B023  # called at once
-            scorer.add(zip(own, there, strict=True), start=past[:, -1, channels])  # noqa: B023
-
-        for name, members_of in found.items():
-            add(scorers[name], members_of, moving)
-        for c, scorer in single.items():
-            add(scorer, drawn, [c])
+        random = climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first)
+        scored = [
+            (scorers["forecast"], drawn, moving),
+            (scorers["persistence"], persistence(past, starts.known), moving),
+            (scorers["climatology"], random, moving),
+            *((scorer, drawn, [c]) for c, scorer in single.items()),
+        ]
+        for scorer, of, channels in scored:
+            frame_by_frame = zip(of[:, :, :, channels].unbind(2), truth[:, :, channels].unbind(1), strict=True)
+            scorer.add(frame_by_frame, start=past[:, -1, channels])
     own = {names[c]: scorer.scores(block=starts.block) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return Scored(
@@ -195,11 +190,6 @@ def window_scores(
         x[tuple(at)] = piece.x
         progress(done := done + piece.x[..., 0, 0, 0].size, x[..., 0, 0, 0].size)
     return forecast_scores(drawer.model, starts, x)
-
-
-def variables_of(forecast: Forecast, channels: int) -> tuple[str, ...]:
-    """Names of the channels, or their numbers."""
-    return forecast.variables or tuple(map(str, range(channels)))
 
 
 @dataclass(frozen=True)

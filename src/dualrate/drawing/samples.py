@@ -260,7 +260,7 @@ class Drawn(FolderRecord):
     members: int = 1
     calls: tuple[dict, ...] = ()
 
-    def joined(self, earlier: Self | None, directory: Path) -> Self:
+    def joined(self, earlier: Self | None, directory: Path) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         made = super().joined(earlier, directory)
         if earlier is None:
             return made
@@ -308,7 +308,7 @@ class Record(Drawn):
         members = [f"-{member:0{digits}d}" for member in range(self.members)] if self.members > 1 else [""]
         return [f"{name}{member}{self.ending}" for member in members]
 
-    def joined(self, earlier: Self | None, directory: Path) -> Self:
+    def joined(self, earlier: Self | None, directory: Path) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         made = super().joined(earlier, directory)
         return made if earlier is None else replace(made, images=max(self.images, earlier.images))
 

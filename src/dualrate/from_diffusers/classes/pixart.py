@@ -11,15 +11,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.classes.kind import MASK, TEXT, Config, Given, Kind, Part, Rows, in_pairs
+from dualrate.from_diffusers.classes.kind import MASK, TEXT, Config, Given, Kind, Part, Rows
 
 MOST = {"PixArtAlphaPipeline": 120}  # tokens; of others as many as there may be
 
 
 def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
-    return Part(TEXT, (tokens, config.get("caption_channels") or config["cross_attention_dim"])), Part(
-        MASK, (tokens,), mask=True
-    )
+    width = config.get("caption_channels") or config["cross_attention_dim"]
+    return Part(TEXT, (tokens, width)), Part(MASK, (tokens,), mask=True)
 
 
 def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
@@ -32,13 +31,12 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, give
 
 
 def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
-    made = pipeline.encode_prompt(
+    text, mask, of_negative, negative_mask = pipeline.encode_prompt(
         list(texts),
         negative_prompt=negative or "",
         max_sequence_length=min(tokens, MOST.get(type(pipeline).__name__, tokens)),
     )
-    (texts_, negative_), (masks, negative_masks) = in_pairs((made[0], made[2]), (TEXT,)), in_pairs(made[1::2], (MASK,))
-    return {**texts_, **masks}, {**negative_, **negative_masks}
+    return {TEXT: text, MASK: mask}, {TEXT: of_negative, MASK: negative_mask}
 
 
 KIND = Kind(call, prompt=prompt, tokens=300, encode=encode, rows=Rows(embedded="timestep"))
