@@ -118,14 +118,14 @@ class Rows:
 
     def blocks(self, net: Any) -> list[nn.Module]:
         """All of them, in the order in which they run."""
-        return [block for name in self.names for block in getattr(net, name)]
+        return [block for name in self.names for block in getattr(net, name, ())]
 
 
 @dataclass(frozen=True)
 class Kind:
     """A class of networks.
 
-    call:     one forward pass
+    call:     one forward pass, at a time in the network's own units
     classes:  how many labels a configuration has, without a null class
     null:     whether the label after the last is a null class
     channels: of a state
@@ -135,11 +135,9 @@ class Kind:
     encode:   texts, and the negative one (None: what the pipeline takes for none), by a pipeline's own encoders
     even:     whether its pipeline passes 1, 1 - 1/N, ..., 1/N on to a flow's scheduler, which shifts these
     known:    settings that another process, or another input, would have otherwise, and the values that are known
-    blocks:   the parts that run one after another
-    tapped:   of what such a part returns, the image's share: a map (B, C, h, w), or tokens (B, n, C)
     rows:     of its blocks; None: there are none, as in a U-Net
     between:  arguments that enter between its blocks
-    units:    a step of its scheduler, over the time that it is given
+    units:    steps of its scheduler in one of these
     """
 
     call: Call
@@ -152,8 +150,6 @@ class Kind:
     encode: Encode = no_texts
     even: bool = False
     known: Mapping[str, tuple[object, ...]] | None = None
-    blocks: Callable[[Any], list[nn.Module]] = lambda net: list(getattr(net, BLOCKS, ()))
-    tapped: Callable[[Any], Tensor] = lambda output: output
     rows: Rows | None = None
     between: tuple[str, ...] = ()
     units: Callable[[Any], float] = lambda net: 1.0
@@ -162,6 +158,17 @@ class Kind:
     def row(self) -> str:
         """The attribute that lists its blocks, where each takes tokens (B, n, C) and returns no more; "": none."""
         return self.rows.names[0] if self.rows and self.rows.streams == (HIDDEN,) else ""
+
+    def blocks(self, net: Any) -> list[nn.Module]:
+        """The parts of the network that run one after another: the blocks of its rows, or a U-Net's levels."""
+        if self.rows is None and (down := getattr(net, "down_blocks", None)) is not None:
+            return [*down, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
+        return (self.rows or Rows()).blocks(net)
+
+    def tapped(self, output: Any) -> Tensor:
+        """Of what such a part returns, the image's share: a map (B, C, h, w), before skips, or tokens (B, n, C)."""
+        place = self.rows.streams.index(HIDDEN) if self.rows else 0
+        return output if isinstance(output, Tensor) else output[place]
 
 
 MASK, POOLED = "encoder_attention_mask", "pooled_projections"
@@ -180,14 +187,6 @@ def by_text(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, g
 def by_place(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
     """As SiT and those that descend from it are called."""
     output = net(state, time, label)
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def down_and_up(net: Any) -> list[nn.Module]:
-    return [*net.down_blocks, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
-
-
-def without_skips(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 

@@ -29,7 +29,7 @@ def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
 
 def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
     sizes = [[(1, state.shape[2] // 2, state.shape[3] // 2)]] * len(state)
-    tokens = net(in_patches(state), timestep=time / 1000, img_shapes=sizes, return_dict=False, **given)[0]
+    tokens = net(in_patches(state), timestep=time, img_shapes=sizes, return_dict=False, **given)[0]
     return of_patches(tokens, state)
 
 
@@ -55,7 +55,6 @@ KIND = Kind(
         "use_additional_t_cond": (None, False),
         "use_layer3d_rope": (None, False),
     },
-    tapped=lambda output: output[1],
     rows=PAIRED,
     between=(CONTROL,),
     units=lambda net: 1000.0,

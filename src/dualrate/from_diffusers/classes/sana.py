@@ -1,15 +1,13 @@
 """Sana: linear attention among the image's tokens, and attention to a text.
 
-The network has the scale of its time in its configuration, and leaves it to whoever calls it.
+The network has the unit of its time in its configuration, and leaves it to whoever calls it.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
-
-from torch import Tensor, nn
+from typing import Any
 
 from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.classes.kind import CONTROL, MASK, TEXT, Config, Given, Kind, Part, Rows, by_text
@@ -19,10 +17,6 @@ INSTRUCTION = "complex_human_instruction"  # that the pipeline puts before a tex
 
 def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
     return Part(TEXT, (tokens, config.get("caption_channels", 2304))), Part(MASK, (tokens,), mask=True)
-
-
-def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
-    return by_text(net, state, time * cast(Any, net).config["timestep_scale"], label, given)
 
 
 def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
@@ -37,7 +31,7 @@ def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: in
 
 
 KIND = Kind(
-    call,
+    by_text,
     prompt=prompt,
     tokens=300,
     encode=encode,

@@ -32,7 +32,6 @@ KIND = Kind(
     prompt=prompt,
     tokens=OF_CLIP + 256,
     encode=encode,
-    tapped=lambda output: output[1],
     rows=PAIRED,
     between=("block_controlnet_hidden_states", "skip_layers"),
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.classes.kind import TEXT, Config, Given, Kind, Part, down_and_up, in_pairs, without_skips
+from dualrate.from_diffusers.classes.kind import TEXT, Config, Given, Kind, Part, in_pairs
 
 ADDED = ("text_embeds", "time_ids")
 HOLE = ("mask", "masked_image_latents")
@@ -80,11 +80,9 @@ KIND = Kind(
         "encoder_hid_dim_type": (None,),
         "time_cond_proj_dim": (None,),
     },
-    blocks=down_and_up,
     between=(
         "down_block_additional_residuals",
         "mid_block_additional_residual",
         "down_intrablock_additional_residuals",
     ),
-    tapped=without_skips,
 )
