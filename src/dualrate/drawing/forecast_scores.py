@@ -39,7 +39,7 @@ from dualrate.metrics.forecasts import (
     power_spectrum,
     steady_numbers,
 )
-from dualrate.report.table import Table, as_text
+from dualrate.report.table import Table, as_text, with_interval
 from dualrate.system.progress import ImageProgress
 
 AT_A_TIME = 2**24  # numbers that are scored together
@@ -97,7 +97,8 @@ class Scored:
         lines = []
         for i in shown_leads(len(own.leads)):
             shown = *(self.by_name[name].crps for name in others), own.rmse, own.spread_skill, own.correlation
-            lines.append((f"{own.leads[i]:g}", _with_interval(own, i), *(_number(one, i) for one in shown)))
+            crps = (float(part[i]) for part in (own.crps.value, own.crps.low, own.crps.high))
+            lines.append((f"{own.leads[i]:g}", with_interval(*crps, places=3), *(_number(one, i) for one in shown)))
         notes = (
             "CRPS, RMSE: lower is better, in standard deviations of the data; brackets: 95% intervals over starts",
             "spread / skill: 1 for a calibrated ensemble; below, too sure",
@@ -121,11 +122,6 @@ class Scored:
 def shown_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
     """Numbers of at most `count` evenly spread ones of `total` lead times."""
     return np.unique(spread(min(count, total), total))
-
-
-def _with_interval(scores: ForecastScores, i: int) -> str:
-    low, high = scores.crps.low[i], scores.crps.high[i]
-    return f"{scores.crps.value[i]:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
 
 
 def _number(score: Score, i: int, digits: int = 0) -> str:

@@ -165,6 +165,10 @@ def _places(value: float) -> int:
 
 
 def scored(score: Score) -> str:
-    """Value and interval, [low, high], with as many decimals as the value."""
-    places = _places(score.value)
-    return f"{score.value:.{places}f} [{score.low:.{places}f}, {score.high:.{places}f}]"
+    """Value and interval, with as many decimals as the value."""
+    return with_interval(score.value, score.low, score.high, _places(score.value))
+
+
+def with_interval(value: float, low: float, high: float, places: int) -> str:
+    """Value [low, high]; of no interval (NaN) the value alone."""
+    return f"{value:.{places}f}" + ("" if math.isnan(low) else f" [{low:.{places}f}, {high:.{places}f}]")
