@@ -31,10 +31,7 @@ from dualrate.drawing.forecast import (
     forecast_of,
     frame_shape,
     have_names,
-    lead_times,
-    lead_unit,
     roll_out,
-    variables_of,
 )
 from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
@@ -77,7 +74,7 @@ class Record(Drawn):
 
     @staticmethod
     def of(drawer: Drawer, starts: Starts, frames: int, seed: int, command: str) -> Record:
-        forecast, channels = forecast_of(drawer.model), frame_shape(drawer.model)[0]
+        forecast = forecast_of(drawer.model)
         return Record(
             **drawn_by(drawer, command),
             first_seed=seed,
@@ -86,9 +83,9 @@ class Record(Drawn):
             source=starts.source,
             digest=starts.digest,
             known=starts.known,
-            variables=variables_of(forecast, channels),
-            lead_times=lead_times(forecast, frames),
-            unit=lead_unit(forecast),
+            variables=forecast.names,
+            lead_times=forecast.lead_times(frames),
+            unit=forecast.lead_unit,
             cost=costs(drawer),
         )
 

@@ -16,17 +16,7 @@ from torch import Tensor
 
 from dualrate.data.fields import Fields
 from dualrate.drawing.drawer import Drawer, spread
-from dualrate.drawing.forecast import (
-    Frame,
-    Starts,
-    forecast_of,
-    held_out_starts,
-    lead_times,
-    lead_unit,
-    roll_out,
-    training_fields,
-    variables_of,
-)
+from dualrate.drawing.forecast import Frame, Starts, forecast_of, held_out_starts, roll_out, training_fields
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.forecasts import (
     STEADY,
@@ -138,7 +128,7 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
         raise ValueError("the truth of these starts is not known: forecast held-out data, without --from, to score")
     forecast, (count, members) = forecast_of(model), x.shape[:2]
     std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
-    leads, names = lead_times(forecast, starts.known), variables_of(forecast, x.shape[3])
+    leads, names = forecast.lead_times(starts.known), forecast.names
     frames, each = _training_frames(starts.training), max(1, AT_A_TIME // x[0].size)
     moving = _moving(frames)
     scorers = {
@@ -163,7 +153,7 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
     own = {names[c]: scorer.scores(block=starts.block) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return Scored(
-        {name: scorer.scores(block=starts.block) for name, scorer in scorers.items()}, own, still, lead_unit(forecast)
+        {name: scorer.scores(block=starts.block) for name, scorer in scorers.items()}, own, still, forecast.lead_unit
     )
 
 
@@ -219,10 +209,10 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
             numbers = steady_numbers(joined[:, :, 1:], joined[:, :, :-1]).sum((0, 1))
             found[first : first + len(numbers)] += numbers / (count * members)
             before = now[:, :, -1:]
-    names, known = variables_of(forecast, x.shape[3]), steady_numbers(pairs[:, 1], pairs[:, 0])
+    names, known = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
     independent = -(-count // starts.block)
     made = Stability.of(
-        lead_times(forecast, frames), [names[c] for c in moving], found[:, moving], known[:, moving], independent
+        forecast.lead_times(frames), [names[c] for c in moving], found[:, moving], known[:, moving], independent
     )
     return Judged(str(made), made, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
 
