@@ -102,10 +102,10 @@ def encoded(
             f"made of the texts, {', '.join(part.name for part in prompt.parts)}"
         )
     check_encoders(pipeline)
-    tokens, negative = prompt.parts[0].shape[0], cast("str | None", texts)
-    if alone:
-        return kind.encode(pipeline, [""], negative, tokens)[1]
-    return kind.encode(pipeline, [texts] if isinstance(texts, str) else list(texts or ()), None, tokens)[0]
+    tokens = prompt.parts[0].shape[0]
+    if alone and kind.negative is not None:
+        return kind.negative(pipeline, cast("str | None", texts), tokens)
+    return kind.encode(pipeline, [texts or ""] if isinstance(texts, str | None) else list(texts), tokens)
 
 
 def negative_prompt(kind: Kind, prompt: Layout, negative: str | Given | None, pipeline: Any) -> Tensor | None:

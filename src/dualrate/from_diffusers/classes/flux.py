@@ -53,12 +53,9 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, give
     return of_patches(tokens, state)
 
 
-def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
-    def one(of: Sequence[str]) -> Given:
-        made = pipeline.encode_prompt(prompt=list(of), prompt_2=None, max_sequence_length=tokens)
-        return {TEXT: made[0], POOLED: made[1]}
-
-    return one(texts), one([negative or ""])
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
+    made = pipeline.encode_prompt(prompt=list(texts), prompt_2=None, max_sequence_length=tokens)
+    return {TEXT: made[0], POOLED: made[1]}
 
 
 KIND = Kind(

@@ -21,7 +21,7 @@ BLOCKS, HIDDEN, TEXT = "transformer_blocks", "hidden_states", "encoder_hidden_st
 Config = Mapping[str, Any]
 Given = Mapping[str, Tensor]  # what a network takes for a text, by the names of its arguments, a row of each per text
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None, Given], Tensor]  # net, state, time, label, given
-Encode = Callable[[Any, Sequence[str], str | None, int], tuple[Given, Given]]
+Encode = Callable[[Any, Sequence[str], int], Given]  # pipeline, texts, tokens
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Layout:
         return {part.name: value.reshape(len(value), *part.shape).to(dtype) for part, value in pairs}
 
 
-def no_texts(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
+def no_texts(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
     """As `Kind.encode`, of a class that takes none."""
     raise ValueError(f"{type(pipeline).__name__} makes images of classes, not of texts: pass labels")
 
@@ -132,7 +132,8 @@ class Kind:
     patch:    side of an image's token, which counts where a schedule's shift grows with the image; 0: none does
     prompt:   what it takes for a text of so many tokens, beside a state (C, H, W); nothing: it takes none
     tokens:   of a text, unless another number is chosen; as many as its pipeline has
-    encode:   texts, and the negative one (None: what the pipeline takes for none), by a pipeline's own encoders
+    encode:   texts, by a pipeline's own encoders
+    negative: the negative text (None: what the pipeline takes for none), where it is not as `encode` of it, or of ""
     even:     whether its pipeline passes 1, 1 - 1/N, ..., 1/N on to a flow's scheduler, which shifts these
     known:    settings that another process, or another input, would have otherwise, and the values that are known
     rows:     of its blocks; None: there are none, as in a U-Net
@@ -148,6 +149,7 @@ class Kind:
     prompt: Callable[[Config, int, Shape], tuple[Part, ...]] = lambda config, tokens, shape: ()
     tokens: int = 0
     encode: Encode = no_texts
+    negative: Callable[[Any, str | None, int], Given] | None = None
     even: bool = False
     known: Mapping[str, tuple[object, ...]] | None = None
     rows: Rows | None = None
@@ -199,8 +201,3 @@ def of_patches(tokens: Tensor, state: Tensor) -> Tensor:
     """The inverse, of a state's height and width."""
     height, width = state.shape[2:]
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
-
-
-def in_pairs(made: Sequence[Tensor], names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Of what a pipeline returned, the texts' and the negative ones' in turn, both by name."""
-    return dict(zip(names, made[::2], strict=True)), dict(zip(names, made[1::2], strict=True))

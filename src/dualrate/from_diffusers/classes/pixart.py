@@ -30,13 +30,10 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, give
     return net(state, timestep=time, added_cond_kwargs=added, return_dict=False, **given)[0]
 
 
-def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
-    text, mask, of_negative, negative_mask = pipeline.encode_prompt(
-        list(texts),
-        negative_prompt=negative or "",
-        max_sequence_length=min(tokens, MOST.get(type(pipeline).__name__, tokens)),
-    )
-    return {TEXT: text, MASK: mask}, {TEXT: of_negative, MASK: negative_mask}
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
+    most = min(tokens, MOST.get(type(pipeline).__name__, tokens))
+    made = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, max_sequence_length=most)
+    return {TEXT: made[0], MASK: made[1]}
 
 
 KIND = Kind(call, prompt=prompt, tokens=300, encode=encode, rows=Rows(embedded="timestep"))

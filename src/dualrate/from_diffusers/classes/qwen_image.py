@@ -33,12 +33,13 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, give
     return of_patches(tokens, state)
 
 
-def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
-    def one(of: Sequence[str]) -> Given:
-        text, mask = pipeline.encode_prompt(prompt=list(of), max_sequence_length=tokens)
-        return {TEXT: text} if mask is None else {TEXT: text, MASK: mask}
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
+    text, mask = pipeline.encode_prompt(prompt=list(texts), max_sequence_length=tokens)
+    return {TEXT: text} if mask is None else {TEXT: text, MASK: mask}
 
-    return one(texts), one([" " if negative is None else negative])  # its makers' own choice
+
+def negative(pipeline: Any, text: str | None, tokens: int) -> Given:
+    return encode(pipeline, [" " if text is None else text], tokens)  # its makers' own choice
 
 
 KIND = Kind(
@@ -48,6 +49,7 @@ KIND = Kind(
     prompt=prompt,
     tokens=512,
     encode=encode,
+    negative=negative,
     even=True,
     known={
         "guidance_embeds": (None, False),
