@@ -38,8 +38,15 @@ from verdicts import headline_table, pooled_results, savings_table, scores_table
 from dualrate.cli.console import reporter, working
 from dualrate.compare.candidates import RunRequest, candidates_of
 from dualrate.compare.comparison import Effort, Session, compare
-from dualrate.compare.page import compare_page, front_table, reusing_plans
-from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, read_row
+from dualrate.compare.results import (
+    ComparisonResults,
+    MeasuredCandidate,
+    as_json,
+    compare_page,
+    front_table,
+    read_row,
+    reusing_plans,
+)
 from dualrate.config.ranges import Precision
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.image_grid import save_grid

@@ -119,7 +119,7 @@ def few_samples():
     """
     from matplotlib.figure import Figure
 
-    from dualrate.compare import comparison, forecasts, page
+    from dualrate.compare import comparison, forecasts, results
     from dualrate.drawing import forecast_page, measure
     from dualrate.experiment import experiment
     from dualrate.metrics import evaluate
@@ -138,7 +138,7 @@ def few_samples():
         )
         for module in (figures, field_pictures):
             patch.setattr(module, "Figure", lambda *of, layout, **how: Figure(*of, **how))
-        for module in (figures, page, forecasts, forecast_page):
+        for module in (figures, results, forecasts, forecast_page):
             patch.setattr(module, "svg", lambda figure: "<svg></svg>")
         patch.setattr(train, "SHOWN", 2)
         patch.setattr(train, "SHOWN_STEPS", 2)

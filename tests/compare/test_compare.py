@@ -26,7 +26,7 @@ from dualrate.compare.candidates import (
     candidates_of,
 )
 from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.page import compare_page
+from dualrate.compare.results import compare_page
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.choice import Choice
@@ -115,7 +115,7 @@ def run(here: Path, *entries: str, effort: Effort = EFFORT, **options):
 
 
 def test_usual_plans_on_one_page(here, pages, monkeypatch):
-    monkeypatch.setattr("dualrate.compare.page.svg", svg)
+    monkeypatch.setattr("dualrate.compare.results.svg", svg)
     findings = run(here, "one network=heavy", "dual")
     assert {one.row.network for one in findings.screened} == {"one network", "dual"}
     assert {one.row.sampler for one in findings.screened} == {"SDE-DPM-Solver++ 2M, gamma 0.1"}

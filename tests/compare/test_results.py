@@ -11,12 +11,15 @@ from report.made import row
 
 from dualrate.compare.candidates import Candidate
 from dualrate.compare.comparison import promising
-from dualrate.compare.page import compare_page, front_table, headline, reusing_plans
 from dualrate.compare.results import (
     ComparisonResults,
     MeasuredCandidate,
     as_json,
+    compare_page,
     cost_at,
+    front_table,
+    headline,
+    reusing_plans,
     saving,
 )
 from dualrate.diffusion.plan import StepPlan

@@ -157,6 +157,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.samples.Pictures",
     "dualrate.drawing.samples.Pieces",
     "dualrate.drawing.samples.Drawn",
+    "dualrate.drawing.samples.FolderRecord",
+    "dualrate.drawing.latents.Record",
     "dualrate.drawing.samples.Record",
     "dualrate.drawing.samples.Written",
     "dualrate.runs.store.StoredModel",

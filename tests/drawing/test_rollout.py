@@ -29,7 +29,6 @@ from dualrate.drawing.forecast import (
     Starts,
     costs,
     held_out_starts,
-    lead_times,
     read_starts,
     roll_out,
     window_cost,
@@ -547,7 +546,7 @@ def test_any_lead_is_made_alone_as_among_all_of_one_heavy_call(source, tmp_path)
     assert [one.heavy for one in counting] == [[3], [3]]  # of three starts, four members of each
     rolled(fewer, starts.past, 4)
     assert counting[1].heavy == [3, 3, 12]
-    assert lead_times(some.experiment.condition, 4) == (2.0, 4.0, 6.0, 8.0)
+    assert some.experiment.condition.lead_times(4) == (2.0, 4.0, 6.0, 8.0)
     costs = [one.call_cost for one in (model, some)]
     assert costs[0].heavy == costs[1].heavy
     assert costs[1].light == pytest.approx(0.4 * costs[0].light, rel=0.02)

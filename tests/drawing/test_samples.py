@@ -505,14 +505,12 @@ def test_two_processes_cannot_fill_one_folder(model, artist, tmp_path):
 def test_a_process_that_came_between_is_noticed_once_the_lock_is_held(model, artist, tmp_path, monkeypatch):
     looked = []
 
-    def look(directory, read=module.read_record):
+    def look(directory, read=module.Record.read):
         looked.append(directory)
-        if len(looked) == 1:
-            return None
-        return read(directory)
+        return None if len(looked) <= 2 else read(directory)
 
     written(model, tmp_path, range(5, 9))
-    monkeypatch.setattr(module, "read_record", look)
+    monkeypatch.setattr(module.Record, "read", staticmethod(look))
     with pytest.raises(ValueError, match="differ in plan"):
         written(model, tmp_path, plan=StepPlan.uniform(3, 1))
 

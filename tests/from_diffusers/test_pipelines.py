@@ -305,11 +305,11 @@ def test_texts_are_encoded_by_the_pipeline_in_the_words_of_its_class(monkeypatch
             asked.append(signature.bind(*given, **named).arguments)
             own = [part for part in ("encoder_hidden_states", "text_embeds", "pooled_projections") if part in made]
             masks = [part for part in made if part.endswith("_mask")]
-            if len(own + masks) > 1 and masks and "encoder_hidden_states_mask" not in made:
-                return made[own[0]], made[masks[0]], negative[own[0]], negative[masks[0]]
-            if "do_classifier_free_guidance" in signature.parameters:
-                return tuple(one[part] for part in own for one in (made, negative))
             one = negative if len(asked[-1]["prompt"]) == 1 else made
+            if len(own + masks) > 1 and masks and "encoder_hidden_states_mask" not in made:
+                return one[own[0]], one[masks[0]], None, None
+            if "do_classifier_free_guidance" in signature.parameters:
+                return tuple(embedded for part in own for embedded in (one[part], None))
             return tuple(one[part] for part in own + masks) + (None,) * (not masks)
 
         monkeypatch.setattr(type(pipe), "encode_prompt", encode)
@@ -327,9 +327,13 @@ def test_texts_are_encoded_by_the_pipeline_in_the_words_of_its_class(monkeypatch
                 sizes = pipe._get_add_time_ids((64, 64), (0, 0), (64, 64), torch.float32, 10)
                 torch.testing.assert_close(parts[part.name], sizes.expand(2, -1))
         assert any(call["prompt"] == ["a red circle", "a blue square"] for call in asked)
-        dr.from_diffusers(pipe, tokens=TOKENS, shape=(4, 8, 8))
-        if name.startswith(("Flux", "Qwen")):  # whose pipelines encode one text at a time
-            assert asked[-1]["prompt"] == [" " if name == "Qwen-Image" else ""]
+        empty = dr.from_diffusers(pipe, tokens=TOKENS, shape=(4, 8, 8)).network.empty
+        assert asked[-1]["prompt"] == [" " if name == "Qwen-Image" else ""]
+        assert not any(call.get("do_classifier_free_guidance") for call in asked)  # no text is encoded in vain
+        assert ("complex_human_instruction" in asked[-1]) == (name == "Sana")
+        assert asked[-1].get("complex_human_instruction") is None
+        if name == "SDXL":  # it takes zeros for no text
+            assert not empty.flatten()[: TOKENS * net.config.cross_attention_dim].any()
         monkeypatch.undo()
 
 
@@ -351,7 +355,7 @@ def test_texts_are_encoded_as_a_call_of_the_pipeline_encodes_them(model):
 
     pipe = object.__new__(type(of.__name__, (of,), {"encode_prompt": encode}))
     with pytest.raises(Asked) as asked:
-        KINDS[net].encode(pipe, ["a red circle"], None, KINDS[net].tokens)
+        KINDS[net].encode(pipe, ["a red circle"], KINDS[net].tokens)
     usual = {name: one.default for name, one in inspect.signature(of.__call__).parameters.items()}
     for setting in {"max_sequence_length", "complex_human_instruction"} & usual.keys():
         assert asked.value.args[0][setting] == usual[setting]

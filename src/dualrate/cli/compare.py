@@ -59,7 +59,7 @@ class Compare(Ranged):
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare
         from dualrate.compare.forecasts import are_forecasts, compare_forecasts
-        from dualrate.compare.page import front_table
+        from dualrate.compare.results import front_table
         from dualrate.report.table import as_text
 
         if not self.requests:

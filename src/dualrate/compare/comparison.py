@@ -31,8 +31,7 @@ from typing import Any, TypeVar
 import torch
 
 from dualrate.compare.candidates import Candidate, RunRequest, baselines_of, candidates_of, check_comparable
-from dualrate.compare.page import compare_page
-from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, keep_row, read_row
+from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, compare_page, keep_row, read_row
 from dualrate.config.ranges import GuidanceWeight, Images, Members, Minutes, Precision, Ranged, WorkerCount, as_path
 from dualrate.data.conditions import Given
 from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance

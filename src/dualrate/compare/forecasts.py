@@ -19,10 +19,10 @@ from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.forecast import window_cost
 from dualrate.drawing.forecast_scores import Scored, window_scores
 from dualrate.experiment.experiment import Model
-from dualrate.metrics.distances import LEVEL
+from dualrate.metrics.forecasts import Score
 from dualrate.report.figures import Panel, curves_figure, svg
 from dualrate.report.html import page
-from dualrate.report.table import EACH, Table, compute_unit, significant
+from dualrate.report.table import EACH, Table, compute_unit, significant, with_interval
 from dualrate.runs.store import read_experiment
 from dualrate.system.device import environment
 from dualrate.system.files import write_whole
@@ -45,10 +45,8 @@ class ScoredPlan:
     def crps(self) -> tuple[float, float, float]:
         """Mean over lead times; with its interval over starts, NaN where there is none."""
         found = self.scored.by_name["forecast"].crps
-        low, high = np.nan, np.nan
-        if len(found.replicates):
-            low, high = np.quantile(found.replicates.mean(1), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        return float(found.value.mean()), float(low), float(high)
+        mean = Score(np.array(found.value.mean()), found.replicates.mean(1))
+        return float(mean.value), float(mean.low), float(mean.high)
 
 
 def are_forecasts(requests: Sequence[str]) -> bool:
@@ -115,14 +113,13 @@ def _table(found: Sequence[ScoredPlan]) -> Table:
     lines = []
     for each in sorted(found, key=lambda each: each.macs):
         own, plan = each.scored.by_name["forecast"], each.one.plan
-        value, low, high = each.crps
         lines.append(
             (
                 each.one.network,
                 each.drawer.sampler,
                 str(plan.num_steps),
                 EACH if plan.num_heavy == plan.num_steps else str(plan.num_heavy),
-                f"{value:.4f}" + ("" if np.isnan(low) else f" [{low:.4f}, {high:.4f}]"),
+                with_interval(*each.crps, 4),
                 significant(2 * each.macs / unit),
                 f"{own.crps.value[0]:.3f} to {own.crps.value[-1]:.3f}",
                 f"{own.rmse.value.mean():.3f}",
@@ -170,12 +167,9 @@ def _page(found: Sequence[ScoredPlan], made: Table, unfinished: Sequence[str], c
     lines = {}
     for each in found:
         plan = each.one.plan
-        crps = each.scored.by_name["forecast"].crps
-        name = f"{each.one.network} {plan.num_steps}/{plan.num_heavy}"
-        lines[name] = (crps.value.tolist(), crps.low.tolist(), crps.high.tolist())
+        lines[f"{each.one.network} {plan.num_steps}/{plan.num_heavy}"] = each.scored.by_name["forecast"].crps
     for name in ("persistence", "climatology"):
-        value = best.scored.by_name[name].crps.value
-        lines[name] = (value.tolist(), [np.nan] * len(value), [np.nan] * len(value))
+        lines[name] = Score(best.scored.by_name[name].crps.value)
     model = best.drawer.model
     return page(
         "compare.html",

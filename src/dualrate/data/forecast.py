@@ -270,6 +270,21 @@ class Forecast(Condition, Ranged):
         """Time steps of the data from one frame that is made to the next, and from the past to the first."""
         return self.lead * self.stride
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the channels; their numbers, where the run knows no names."""
+        return self.variables or tuple(map(str, range(len(self.statistics.mean))))
+
+    def lead_times(self, frames: int) -> tuple[float, ...]:
+        """Of each frame after its start: in the time of the data, or in its time steps where it does not say that."""
+        step = 1.0 if self.step is None else self.step
+        return tuple(float(self.ahead * step * (k + 1)) for k in range(frames))
+
+    @property
+    def lead_unit(self) -> str:
+        """In what `lead_times` are."""
+        return "time steps" if self.step is None else "time"
+
     def target(self, image: Shape) -> Shape:
         channels, height, width = image
         return self.frames * channels, height, width

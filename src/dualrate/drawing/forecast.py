@@ -187,17 +187,6 @@ def training_fields(model: Model) -> Fields:
     return found
 
 
-def lead_times(forecast: Forecast, frames: int) -> tuple[float, ...]:
-    """Of each frame after its start: in the time of the data, or in its time steps where it does not say that."""
-    step = 1.0 if forecast.step is None else forecast.step
-    return tuple(float(forecast.ahead * step * (k + 1)) for k in range(frames))
-
-
-def lead_unit(forecast: Forecast) -> str:
-    """In what `lead_times` are."""
-    return "time steps" if forecast.step is None else "time"
-
-
 def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda text: None) -> Starts:
     """Starts from a file: (time, C, space) of one, (start, time, C, space) of several; the latest time steps are taken.
 

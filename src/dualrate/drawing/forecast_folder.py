@@ -10,7 +10,6 @@ OUT/index.html         scores and pictures (forecast_page.py)
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 
 from dualrate.config.ranges import as_path
-from dualrate.config.serial import to_plain
 from dualrate.data.fields import Coordinate, check_writable, write_fields, write_netcdf
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
@@ -33,33 +31,21 @@ from dualrate.drawing.forecast import (
     forecast_of,
     frame_shape,
     have_names,
-    lead_times,
-    lead_unit,
     roll_out,
 )
-from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress, record_in
+from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
-from dualrate.system.files import append_record, naming, read_records, sync, whole, write_whole, written_aside
-from dualrate.system.progress import ImageProgress, run_lock
+from dualrate.system.files import append_record, naming, read_records, sync, whole, write_whole
+from dualrate.system.progress import ImageProgress
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
 PICTURE, ANIMATION, PAGE = "forecast.png", "forecast.webp", "index.html"
 Format = Literal["npz", "netcdf"]
 ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc"}
 SCORES = "scores.json"
-OURS = (
-    FORECAST,
-    ARRAY,
-    JOURNAL,
-    TRUTH,
-    SCORES,
-    PICTURE,
-    ANIMATION,
-    PAGE,
-    *(f"forecast{ending}" for ending in ENDINGS.values()),
-)
+OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, PAGE, "forecast.npz", "forecast.nc")
 RESERVED = ("start", "member", "time", "channel", "y", "x")  # names of axes in forecast.nc
 PLACES = ("start_trajectory", "start_time_step")  # further coordinates of a start there
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
@@ -76,7 +62,7 @@ class Record(Drawn):
     cost:             multiply-adds of a member: of the first window, where members share a heavy call; of a later one
     """
 
-    content = "forecasts"
+    file, content, whole = FORECAST, "forecasts", OURS
     starts: int
     frames: int
     source: str
@@ -88,7 +74,7 @@ class Record(Drawn):
 
     @staticmethod
     def of(drawer: Drawer, starts: Starts, frames: int, seed: int, command: str) -> Record:
-        forecast, channels = forecast_of(drawer.model), frame_shape(drawer.model)[0]
+        forecast = forecast_of(drawer.model)
         return Record(
             **drawn_by(drawer, command),
             first_seed=seed,
@@ -97,28 +83,15 @@ class Record(Drawn):
             source=starts.source,
             digest=starts.digest,
             known=starts.known,
-            variables=forecast.variables or tuple(map(str, range(channels))),
-            lead_times=lead_times(forecast, frames),
-            unit=lead_unit(forecast),
+            variables=forecast.names,
+            lead_times=forecast.lead_times(frames),
+            unit=forecast.lead_unit,
             cost=costs(drawer),
         )
 
     def identity(self) -> dict[str, tuple[Any, Any]]:
         starts = self.digest, f"{self.source}, {self.digest[:12]}"
         return super().identity() | {"frames": (self.frames, self.frames), "starts": starts}
-
-
-def read_record(directory: Path) -> Record | None:
-    """What the forecast in a directory is of; None for a directory that is new, or empty but for logs.
-
-    Raises ValueError for a directory that holds anything else.
-    """
-    return record_in(directory, FORECAST, Record, "a forecast is", _left)
-
-
-def _left(name: str) -> bool:
-    """Whether a process that was killed left this file beside a forecast."""
-    return written_aside(name) in OURS
 
 
 class Store:
@@ -225,20 +198,14 @@ def write_forecast(
     another process is filling. That error and a KeyboardInterrupt say how many frames are there.
     """
     out = as_path(out)
-    found = read_record(out)
-    drawer = as_before(drawer, None if found is None else found.origin)
+    drawer = as_before(drawer, Record.read(out))
     _ = checked(drawer, starts.past, frames, seed)
     record = Record.of(drawer, starts, frames, seed, command)
-    _ = record.joined(found, out)
     other = None if format is None else out / f"forecast{ENDINGS[format]}"
     if other is not None and not other.exists():
         check_writable(other)
-    out.mkdir(parents=True, exist_ok=True)
-    with run_lock(out, "filled with a forecast"):
-        record = record.joined(read_record(out), out)  # again: before the lock was held, another process may have come
-        for name in filter(_left, os.listdir(out)):
-            (out / name).unlink()
-        write_whole(out / FORECAST, json.dumps(to_plain(record), indent=1) + "\n")
+    with record.filling(out) as record:
+        record.write(out)
         truth = None if starts.truth is None else _truth(out / TRUTH, starts, frame_shape(drawer.model))
         store = Store(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
         report, there = progress or (lambda done, total: None), int(store.done.sum())

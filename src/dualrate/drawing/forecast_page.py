@@ -73,19 +73,13 @@ def _headline(written: Written, own: ForecastScores | None) -> str:
 def _panels(scored: Scored) -> list[Panel]:
     own = scored.by_name["forecast"]
     several = own.members > 1
-    crps = {name: _line(one.crps) for name, one in scored.by_name.items()}
-    errors = {"RMSE of mean": _line(own.rmse)} | ({"spread": _line(own.spread)} if several else {})
-    correlation = Panel(
-        "correlation of mean", {"forecast": _line(own.correlation)}, {one: f"{one}" for one in THRESHOLDS}
-    )
+    crps = {name: one.crps for name, one in scored.by_name.items()}
+    errors = {"RMSE of mean": own.rmse} | ({"spread": own.spread} if several else {})
+    correlation = Panel("correlation of mean", {"forecast": own.correlation}, {one: f"{one}" for one in THRESHOLDS})
     panels = [Panel("fair CRPS", crps, bottom=0), Panel("RMSE, spread", errors, bottom=0), correlation]
     if several:
-        panels.append(Panel("spread / skill", {"forecast": _line(own.spread_skill)}, {1.0: "calibrated"}))
+        panels.append(Panel("spread / skill", {"forecast": own.spread_skill}, {1.0: "calibrated"}))
     return panels
-
-
-def _line(score: Score) -> tuple[list[float], list[float], list[float]]:
-    return score.value.tolist(), score.low.tolist(), score.high.tolist()
 
 
 def _spectra(
@@ -115,6 +109,5 @@ def _steady_panel(found: Stability) -> Panel:
     for number, name in enumerate(STEADY):
         values = found.ratios[:, :, number]
         if not np.isnan(found.bounds[0, :, number]).all():
-            nothing = np.full(len(values), np.nan)
-            lines[name] = (values.mean(1).tolist(), nothing.tolist(), nothing.tolist())
+            lines[name] = Score(values.mean(1))
     return Panel("members / training data", lines, {one: f"{one}" for one in WITHIN}, log=True)

@@ -14,18 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.forecast import Fields, Forecast
+from dualrate.data.forecast import Fields
 from dualrate.drawing.drawer import Drawer, spread
-from dualrate.drawing.forecast import (
-    Frame,
-    Starts,
-    forecast_of,
-    held_out_starts,
-    lead_times,
-    lead_unit,
-    roll_out,
-    training_fields,
-)
+from dualrate.drawing.forecast import Frame, Starts, forecast_of, held_out_starts, roll_out, training_fields
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.forecasts import (
     STEADY,
@@ -38,7 +29,7 @@ from dualrate.metrics.forecasts import (
     power_spectrum,
     steady_numbers,
 )
-from dualrate.report.table import Table, as_text
+from dualrate.report.table import Table, as_text, with_interval
 from dualrate.system.progress import ImageProgress
 
 AT_A_TIME = 2**24  # numbers that are scored together
@@ -96,7 +87,8 @@ class Scored:
         lines = []
         for i in shown_leads(len(own.leads)):
             shown = *(self.by_name[name].crps for name in others), own.rmse, own.spread_skill, own.correlation
-            lines.append((f"{own.leads[i]:g}", _with_interval(own, i), *(_number(one, i) for one in shown)))
+            crps = (float(part[i]) for part in (own.crps.value, own.crps.low, own.crps.high))
+            lines.append((f"{own.leads[i]:g}", with_interval(*crps, places=3), *(_number(one, i) for one in shown)))
         notes = (
             "CRPS, RMSE: lower is better, in standard deviations of the data; brackets: 95% intervals over starts",
             "spread / skill: 1 for a calibrated ensemble; below, too sure",
@@ -122,11 +114,6 @@ def shown_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
     return np.unique(spread(min(count, total), total))
 
 
-def _with_interval(scores: ForecastScores, i: int) -> str:
-    low, high = scores.crps.low[i], scores.crps.high[i]
-    return f"{scores.crps.value[i]:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
-
-
 def _number(score: Score, i: int, digits: int = 0) -> str:
     value = score.value[i]
     return "-" if np.isnan(value) else f"{value:#.{digits}g}" if digits else f"{value:.3f}"
@@ -141,7 +128,7 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
         raise ValueError("the truth of these starts is not known: forecast held-out data, without --from, to score")
     forecast, (count, members) = forecast_of(model), x.shape[:2]
     std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
-    leads, names = lead_times(forecast, starts.known), variables_of(forecast, x.shape[3])
+    leads, names = forecast.lead_times(starts.known), forecast.names
     frames, each = _training_frames(starts.training), max(1, AT_A_TIME // x[0].size)
     moving = _moving(frames)
     scorers = {
@@ -153,25 +140,20 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
         part = range(first, min(first + each, count))
         truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
         past, drawn = (torch.tensor(one[part.start : part.stop]) for one in (starts.past, x[:, :, : starts.known]))
-        found = {
-            "forecast": drawn,
-            "persistence": persistence(past, starts.known),
-            "climatology": climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first),
-        }
-
-        def add(scorer: ForecastScorer, members: Tensor, channels: list[int]) -> None:
-            own = members[:, :, :, channels].unbind(2)
-            there = truth[:, :, channels].unbind(1)  # noqa: B023  # called at once
-            scorer.add(zip(own, there, strict=True), start=past[:, -1, channels])  # noqa: B023
-
-        for name, members_of in found.items():
-            add(scorers[name], members_of, moving)
-        for c, scorer in single.items():
-            add(scorer, drawn, [c])
+        random = climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first)
+        scored = [
+            (scorers["forecast"], drawn, moving),
+            (scorers["persistence"], persistence(past, starts.known), moving),
+            (scorers["climatology"], random, moving),
+            *((scorer, drawn, [c]) for c, scorer in single.items()),
+        ]
+        for scorer, of, channels in scored:
+            frame_by_frame = zip(of[:, :, :, channels].unbind(2), truth[:, :, channels].unbind(1), strict=True)
+            scorer.add(frame_by_frame, start=past[:, -1, channels])
     own = {names[c]: scorer.scores(block=starts.block) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return Scored(
-        {name: scorer.scores(block=starts.block) for name, scorer in scorers.items()}, own, still, lead_unit(forecast)
+        {name: scorer.scores(block=starts.block) for name, scorer in scorers.items()}, own, still, forecast.lead_unit
     )
 
 
@@ -194,11 +176,6 @@ def window_scores(
         x[tuple(at)] = piece.x
         progress(done := done + piece.x[..., 0, 0, 0].size, x[..., 0, 0, 0].size)
     return forecast_scores(drawer.model, starts, x)
-
-
-def variables_of(forecast: Forecast, channels: int) -> tuple[str, ...]:
-    """Names of the channels, or their numbers."""
-    return forecast.variables or tuple(map(str, range(channels)))
 
 
 @dataclass(frozen=True)
@@ -232,10 +209,10 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
             numbers = steady_numbers(joined[:, :, 1:], joined[:, :, :-1]).sum((0, 1))
             found[first : first + len(numbers)] += numbers / (count * members)
             before = now[:, :, -1:]
-    names, known = variables_of(forecast, x.shape[3]), steady_numbers(pairs[:, 1], pairs[:, 0])
+    names, known = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
     independent = -(-count // starts.block)
     made = Stability.of(
-        lead_times(forecast, frames), [names[c] for c in moving], found[:, moving], known[:, moving], independent
+        forecast.lead_times(frames), [names[c] for c in moving], found[:, moving], known[:, moving], independent
     )
     return Judged(str(made), made, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
 

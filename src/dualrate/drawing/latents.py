@@ -22,13 +22,11 @@ Reconstructions are drawn: z_0 has its noise, a diffusion decoder its own. Both 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +47,14 @@ from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import Drawer, Samples
 from dualrate.drawing.likelihood import Estimate
 from dualrate.drawing.measure import Measurement, image_batches
-from dualrate.drawing.samples import NPZ, Files, Pictures, naming_progress
+from dualrate.drawing.samples import NPZ, Files, FolderRecord, Pictures, naming_progress
 from dualrate.experiment.experiment import Model
 from dualrate.methods.unified_latents import bound, end
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
 from dualrate.report.image_grid import write_npz
 from dualrate.runs.store import load
-from dualrate.system.files import read_json, whole, write_whole, written_aside
-from dualrate.system.progress import ImageProgress, run_lock
+from dualrate.system.files import whole
+from dualrate.system.progress import ImageProgress
 
 ARRAYS = ("latents", "names", "codec")
 RECORD = "decoded.json"
@@ -130,6 +128,22 @@ def encode_images(
     return latents
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record(FolderRecord):
+    """decoded.json. latents, codec: sha256 of them; sampler, steps: of a decoder that draws"""
+
+    file, content, whole = RECORD, "decoded images", (RECORD, NPZ, ".png")
+    latents: str
+    codec: str
+    seed: int
+    images: int
+    sampler: str | None = None
+    steps: int | None = None
+
+    def identity(self) -> dict[str, tuple[Any, Any]]:
+        return {name: (value, str(value)[:12]) for name, value in asdict(self).items()}
+
+
 @dataclass(frozen=True)
 class Decoded:
     """What a call of `decode_latents` did. drawn: images, in so many seconds of the codec"""
@@ -158,10 +172,9 @@ def decode_latents(
         raise ValueError(f"got latents of the codec {latents.codec[:12]} (sha256), this one's are {codec.latents[:12]}")
     count, channels, height, width = latents.x.shape
     shape = codec.image_shape((channels, height, width))
-    record = {"latents": latents.digest, "codec": codec.fingerprint, "seed": seed, "images": count}
+    record = Record(latents=latents.digest, codec=codec.fingerprint, seed=seed, images=count)
     if (decoding := decoding_of(codec)) is not None:
-        record |= {"sampler": decoding.sampler, "steps": decoding.plan.num_steps}
-    _check_folder(out, record)
+        record = replace(record, sampler=decoding.sampler, steps=decoding.plan.num_steps)
 
     def draw(rows: Sequence[int]) -> Samples:
         start, row = time.perf_counter(), torch.tensor(rows, device=codec.device)
@@ -170,10 +183,8 @@ def decode_latents(
             images = to_uint8(decoded(codec, with_noise(codec, x, draws), draws)).cpu().numpy()
         return Samples(images, time.perf_counter() - start)
 
-    out.mkdir(parents=True, exist_ok=True)
-    with run_lock(out, "filled with decoded images"):
-        _check_folder(out, record)
-        write_whole(out / RECORD, json.dumps(record, indent=1) + "\n")
+    with record.filling(out) as record:
+        record.write(out)
         names = [re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.")[:60] or "image" for name in latents.names]
         files = Files([out / f"{i:06}-{name}.png" for i, name in enumerate(names)], range(count), Pictures(shape))
         with naming_progress(files):
@@ -181,19 +192,6 @@ def decode_latents(
             if npz:
                 write_npz(out / NPZ, files.read(), (count, *shape), None)
     return Decoded(count, drawn, seconds)
-
-
-def _check_folder(out: Path, record: dict[str, Any]) -> None:
-    """Raises ValueError, naming what differs, for a folder of anything else than images of this record."""
-    if (out / RECORD).is_file():
-        content = read_json(out / RECORD)
-        found = content if isinstance(content, dict) else {}
-        if differing := [name for name in record if found.get(name) != record[name]]:
-            pairs = [f"{name} ({str(found.get(name))[:12]}; now {str(record[name])[:12]})" for name in differing]
-            raise ValueError(f"{out} holds other images, they differ in {', '.join(pairs)}: name another --out")
-        return
-    if out.exists() and any(name != ".lock" and written_aside(name) != RECORD for name in os.listdir(out)):
-        raise ValueError(f"{out} holds other files than images that `dualrate data decode` wrote: name another --out")
 
 
 # What a codec keeps

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -42,7 +42,6 @@ from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import ImageProgress, run_lock
 from dualrate.system.workers import Mapper, in_turn
 
-Kept = TypeVar("Kept")  # a record
 Ending = Literal[".png", ".txt"]
 GRID_PNG, NPZ = "grid.png", "images.npz"
 OVERVIEW: dict[Ending, str] = {".png": GRID_PNG, ".txt": "samples.txt"}  # the file that shows them together
@@ -161,8 +160,84 @@ def naming_progress(of: object) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """What the record of a folder says, whatever was drawn into it.
+class FolderRecord:
+    """A file that says what else is in its folder: the same call goes on, and nothing else is put beside."""
+
+    file: ClassVar[str]
+    content: ClassVar[str]
+    """What the folder holds, in an error."""
+    whole: ClassVar[tuple[str, ...]]
+    """Files that are written whole, so that a process that was killed may have left a part of one; or, of many such
+    files, how their names end."""
+
+    def identity(self) -> dict[str, tuple[Any, Any]]:
+        """What is equal in all of a folder: the value, and how an error shows it."""
+        raise NotImplementedError
+
+    @classmethod
+    def read(cls, directory: Path) -> Self | None:
+        """The record in a directory; None for a directory that is new, or empty but for logs.
+
+        Raises ValueError for a directory that holds anything else.
+        """
+        check_link(directory)
+        if not directory.exists():
+            return None
+        if not directory.is_dir():
+            raise ValueError(f"{directory} is a file; {cls.content} are kept in a directory: choose another --out")
+        if (file := directory / cls.file).exists():
+            try:
+                return from_json(cls, read_bytes(file), str(file))
+            except ValueError as error:
+                raise ValueError(f"{error}; choose another --out") from error
+        there = sorted(os.listdir(directory))
+        if foreign := [name for name in there if not (name[0] == "." or name.endswith(LOGS) or cls._left(name))]:
+            raise ValueError(f"{directory} holds {some_of(foreign)} but no {cls.file}: choose a new directory as --out")
+        return None
+
+    def joined(self, earlier: Self | None, directory: Path) -> Self:
+        """With what an earlier record of the same content says besides.
+
+        Raises ValueError that names what differs, if the earlier one is of something else.
+        """
+        here, differing = self.identity(), []
+        for name, (value, words) in ({} if earlier is None else earlier.identity()).items():
+            other, now = here[name]
+            if value != other:
+                differing.append(f"{name} ({value}; now {other})" if words == now else f"{name} ({words}; now {now})")
+        if differing:
+            raise ValueError(
+                f"{directory} holds other {self.content}, they differ in {', '.join(differing)}: choose another --out"
+            )
+        return self
+
+    @contextmanager
+    def filling(self, directory: Path) -> Iterator[Self]:
+        """Alone in the directory, without what a killed process left there: the record, joined with what is there.
+
+        Raises as `joined` before anything is written, and OSError where another process is filling it.
+        """
+        _ = self.joined(self.read(directory), directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with run_lock(directory, f"filled with {self.content}"):
+            record = self.joined(self.read(directory), directory)  # another process may have come before the lock
+            for name in filter(self._left, os.listdir(directory)):
+                (directory / name).unlink()
+            yield record
+
+    def write(self, directory: Path) -> None:
+        write_whole(directory / self.file, json.dumps(to_plain(self), indent=1) + "\n")
+
+    @classmethod
+    def _left(cls, name: str) -> bool:
+        """Whether a process that was killed left this file."""
+        target = written_aside(name) or ""
+        return target.endswith(cls.whole) and target[0] != "."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(FolderRecord):
+    """What the record of a folder says of what was drawn into it, whatever that is.
 
     model, path, iteration: where the weights are from; their hash is in `origin`
     sampler, step, plan:    the update rule in words, with all its settings, and its times and heavy calls
@@ -171,9 +246,6 @@ class Drawn:
     members:                samples of each seed
     calls:                  what drew it: commands, batch sizes, devices, versions; no two differ in dates alone
     """
-
-    content: ClassVar[str]
-    """What the folder holds, in an error."""
 
     model: str
     path: str
@@ -188,29 +260,16 @@ class Drawn:
     members: int = 1
     calls: tuple[dict, ...] = ()
 
-    def joined(self, earlier: Self | None, directory: Path) -> Self:
-        """With what an earlier record of the same content says besides.
-
-        Raises ValueError that names what differs, if the earlier one is of something else.
-        """
+    def joined(self, earlier: Self | None, directory: Path) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        made = super().joined(earlier, directory)
         if earlier is None:
-            return self
-        here, differing = self.identity(), []
-        for name, (value, words) in earlier.identity().items():
-            other, now = here[name]
-            if value != other:
-                differing.append(f"{name} ({value}; now {other})" if words == now else f"{name} ({words}; now {now})")
-        if differing:
-            raise ValueError(
-                f"{directory} holds other {self.content}, they differ in {', '.join(differing)}: choose another --out"
-            )
+            return made
         known = [call | {"date": None} for call in earlier.calls]
         return replace(
-            self, calls=(*earlier.calls, *(call for call in self.calls if call | {"date": None} not in known))
+            made, calls=(*earlier.calls, *(call for call in self.calls if call | {"date": None} not in known))
         )
 
     def identity(self) -> dict[str, tuple[Any, Any]]:
-        """What is equal in all of a folder: the value, and how an error shows it."""
         found = {one.name: getattr(self.origin, one.name) for one in fields(Origin)}
         found |= {"first seed": self.first_seed, "members": self.members}
         weights = f"{self.model} at iteration {self.iteration}, {self.origin.weights[:12]}"
@@ -227,7 +286,7 @@ class Record(Drawn):
     ending: of the images' files: .txt of pieces of text
     """
 
-    content = "samples"
+    file, content, whole = SAMPLES, "samples", (SAMPLES, NPZ, ".png", ".txt")
     images: int
     ending: Ending = ".png"
 
@@ -253,6 +312,21 @@ class Record(Drawn):
         made = super().joined(earlier, directory)
         return made if earlier is None else replace(made, images=max(self.images, earlier.images))
 
+    @classmethod
+    def read(cls, directory: Path) -> Self | None:
+        """As of any record. Raises ValueError for other images beside the samples, too."""
+        record = super().read(directory)
+        if record is None:
+            return None
+        own = {name for i in range(record.images) for name in record.file_names(record.first_seed + i)}
+        own.add(OVERVIEW[record.ending])
+        names = (name for name in sorted(os.listdir(directory)) if name.endswith(record.ending) and name[0] != ".")
+        if foreign := [name for name in names if name not in own]:
+            raise ValueError(
+                f"{directory} holds {some_of(foreign)} beside its samples: take that away, or change --out"
+            )
+        return record
+
 
 def grids_below(folder: Path) -> frozenset[Path]:
     """The pictures below a folder that stand beside samples and show some of them."""
@@ -277,57 +351,11 @@ def drawn_by(drawer: Drawer, command: str) -> dict[str, Any]:
     }
 
 
-def as_before(drawer: Drawer, origin: Origin | None) -> Drawer:
+def as_before(drawer: Drawer, found: Drawn | None) -> Drawer:
     """Of precision "auto": with that of what is there already, if anything is."""
-    if drawer.precision != "auto" or origin is None:
+    if drawer.precision != "auto" or found is None:
         return drawer
-    return replace(drawer, precision="bfloat16" if origin.precision.startswith("bfloat16") else "float32")
-
-
-def record_in(directory: Path, name: str, kind: type[Kept], what: str, left: Callable[[str], bool]) -> Kept | None:
-    """The record of this name in a directory; None for a directory that is new, or empty but for logs.
-
-    what: begins a sentence, "samples are"; left: whether a process that was killed left a file beside them
-    Raises ValueError for a directory that holds anything else.
-    """
-    check_link(directory)
-    if not directory.exists():
-        return None
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is a file; {what} kept in a directory: choose another --out")
-    file = directory / name
-    if file.exists():
-        try:
-            return from_json(kind, read_bytes(file), str(file))
-        except ValueError as error:
-            raise ValueError(f"{error}; choose another --out") from error
-    there = sorted(os.listdir(directory))
-    foreign = [one for one in there if not (one.startswith(".") or one.endswith(LOGS) or left(one))]
-    if foreign:
-        raise ValueError(f"{directory} holds {some_of(foreign)} but no {name}: choose a new directory as --out")
-    return None
-
-
-def read_record(directory: Path) -> Record | None:
-    """What the samples in a directory are of; None for a directory that is new, or empty but for logs.
-
-    Raises ValueError for a directory that holds anything else, or other images beside the samples.
-    """
-    record = record_in(directory, SAMPLES, Record, "samples are", _left)
-    if record is None:
-        return None
-    names = sorted(os.listdir(directory))
-    own = {name for i in range(record.images) for name in record.file_names(record.first_seed + i)}
-    own.add(OVERVIEW[record.ending])
-    if foreign := [name for name in names if name.endswith(record.ending) and name not in own and name[0] != "."]:
-        raise ValueError(f"{directory} holds {some_of(foreign)} beside its samples: take that away, or change --out")
-    return record
-
-
-def _left(name: str) -> bool:
-    """Whether a process that was killed left this file beside the samples."""
-    target = written_aside(name) or ""
-    return target in (SAMPLES, NPZ) or (target.endswith((".png", ".txt")) and not target.startswith("."))
+    return replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
 
 
 @dataclass(frozen=True)
@@ -370,23 +398,17 @@ def write_samples(
     if not seeds or seeds.step != 1:
         raise ValueError(f"expected seeds one after the other, got {seeds}")
     drawer.model.experiment.condition.check_pictured()
-    out, model, found = as_path(out), drawer.model, read_record(as_path(out))
-    drawer = as_before(drawer, None if found is None else found.origin)
+    out, model = as_path(out), drawer.model
+    drawer = as_before(drawer, Record.read(out))
     alphabet = model.experiment.codec.alphabet
     kind = Pieces(alphabet, model.image_shape[2]) if alphabet else Pictures(model.image_shape)
     record = Record.of(drawer, seeds, kind, command)
-    _ = record.joined(found, out)
-    out.mkdir(parents=True, exist_ok=True)
-    with run_lock(out, "filled with samples"):
-        record = record.joined(read_record(out), out)  # again: before the lock was held, another process may have come
-        for name in os.listdir(out):
-            if _left(name):
-                (out / name).unlink()
+    with record.filling(out) as record:
         members, paths = drawer.members, [out / name for seed in seeds for name in record.file_names(seed)]
         rows = range(seeds.start * members, seeds.stop * members)
         files = Files(paths, rows, kind, model.experiment.noun)
         if not files.there.all():
-            write_whole(out / SAMPLES, json.dumps(to_plain(record), indent=1) + "\n")
+            record.write(out)
 
         def show() -> None:
             images, columns = strips(drawer, seeds, np.stack([kind.read(path) for path in files.paths[: kind.shown]]))

@@ -28,7 +28,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.classes.catalogue import KINDS, kind_of
 from dualrate.from_diffusers.classes.kind import Given, Kind, Layout, by_place
 from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of, shape_of
-from dualrate.from_diffusers.pipelines import check_whole, is_pipeline, negative_prompt, parts_of
+from dualrate.from_diffusers.pipelines import COMPONENTS, check_whole, is_pipeline, negative_prompt, parts_of
 from dualrate.from_diffusers.schedulers import NO_MEAN, own_times, read_scheduler
 from dualrate.networks.blocks import copied
 from dualrate.system.device import own_defaults
@@ -36,7 +36,7 @@ from dualrate.system.files import check_files, read_json
 from dualrate.system.folders import some_of
 
 INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-COMPONENTS, CODECS = ("transformer", "unet"), ("vae", "vqvae")
+CODECS = ("vae", "vqvae")
 WEIGHTS = "diffusion_pytorch_model"
 VARIANT = re.compile(rf"{WEIGHTS}(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
 PICKLES = (".bin", ".ckpt", ".pt")
@@ -307,11 +307,11 @@ class Adopted:
         return net
 
 
-def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0, side: int = 0) -> Adopted:
+def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0) -> Adopted:
     """What a run needs to know of a folder of diffusers.
 
     num_classes: as of `from_diffusers`; None: as the network's config.json says by OWN_CLASSES, if it does
-    tokens, side: as of `ForeignConfig`; tokens 0: as the network's config.json says by OWN_TOKENS, if it does
+    tokens: as of `ForeignConfig`; 0: as the network's config.json says by OWN_TOKENS, if it does
     Raises ValueError for a folder that `from_diffusers` refuses, and one without scheduler.
     """
     folder = read_folder(path)
@@ -320,7 +320,7 @@ def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0, side
     kind = kind_of(folder.name, folder.config)
     own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
     config = {name: value for name, value in own.items() if name not in (OWN_CLASSES, OWN_TOKENS)}
-    side = side or (USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0)
+    side = USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0
     grows = folder.scheduler.get("use_dynamic_shifting")
     tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
     schedule, convention = read_scheduler(folder.scheduler, tokens_of_image)

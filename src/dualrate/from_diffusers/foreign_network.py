@@ -105,7 +105,8 @@ class ForeignNetwork(nn.Module):
                 "images by the VAE of its pipeline"
             )
         state = self.convention.state(z, log_snr).to(dtype)
-        output = self.kind.call(self.net, state, self.convention.time(log_snr), label, given).to(z.dtype)
+        time = self.convention.time(log_snr) / self.kind.units(self.net)
+        output = self.kind.call(self.net, state, time, label, given).to(z.dtype)
         if output.shape[1] == 2 * z.shape[1]:
             output = output[:, : z.shape[1]]
         if output.shape[1:] != z.shape[1:]:

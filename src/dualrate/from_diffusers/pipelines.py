@@ -18,7 +18,7 @@ from dualrate.from_diffusers.classes.kind import Given, Kind, Layout
 from dualrate.from_diffusers.foreign_network import ForeignNetwork
 from dualrate.networks.blocks import copied
 
-NETWORKS = ("transformer", "unet")
+COMPONENTS = ("transformer", "unet")  # that denoise
 BESIDE = ("vae", "vqvae", "text_encoder", "safety_checker", "image_encoder")  # as their names begin
 BY_PARTS = "pass its network and scheduler, dualrate.from_diffusers(pipe.{role}, pipe.scheduler)"
 
@@ -33,9 +33,9 @@ def parts_of(pipeline: Any, scheduler: Any = None) -> tuple[nn.Module, Any]:
     Raises ValueError for a pipeline with code of its own, and one of several networks.
     """
     name, parts = type(pipeline).__name__, pipeline.components
-    role = next((role for role in NETWORKS if isinstance(parts.get(role), nn.Module)), None)
+    role = next((role for role in COMPONENTS if isinstance(parts.get(role), nn.Module)), None)
     if role is None:
-        raise ValueError(f"this {name} has no {' or '.join(NETWORKS)}, it has {', '.join(parts)}")
+        raise ValueError(f"this {name} has no {' or '.join(COMPONENTS)}, it has {', '.join(parts)}")
     way = BY_PARTS.format(role=role)
     if type(pipeline).__module__.partition(".")[0] != "diffusers":
         raise ValueError(f"{name} is no pipeline of diffusers' own, so its code may do anything: {way}")
@@ -102,10 +102,10 @@ def encoded(
             f"made of the texts, {', '.join(part.name for part in prompt.parts)}"
         )
     check_encoders(pipeline)
-    tokens, negative = prompt.parts[0].shape[0], cast("str | None", texts)
-    if alone:
-        return kind.encode(pipeline, [""], negative, tokens)[1]
-    return kind.encode(pipeline, [texts] if isinstance(texts, str) else list(texts or ()), None, tokens)[0]
+    tokens = prompt.parts[0].shape[0]
+    if alone and kind.negative is not None:
+        return kind.negative(pipeline, cast("str | None", texts), tokens)
+    return kind.encode(pipeline, [texts or ""] if isinstance(texts, str | None) else list(texts), tokens)
 
 
 def negative_prompt(kind: Kind, prompt: Layout, negative: str | Given | None, pipeline: Any) -> Tensor | None:

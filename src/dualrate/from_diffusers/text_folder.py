@@ -23,7 +23,6 @@ from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Prompts
 from dualrate.from_diffusers.diffusers_folder import (
-    COMPONENTS,
     FUSE,
     INDEX,
     LORA,
@@ -32,7 +31,7 @@ from dualrate.from_diffusers.diffusers_folder import (
     check_own,
     check_whole_numbers,
 )
-from dualrate.from_diffusers.pipelines import encoded, negative_prompt
+from dualrate.from_diffusers.pipelines import COMPONENTS, encoded, negative_prompt
 from dualrate.system.files import check_files, read_bytes, read_header, read_json, write_whole
 
 PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin

@@ -139,7 +139,7 @@ def _quality(scored: Mapping[str, Any]) -> tuple[EvalResult, list[str]]:
     return result, rows(measured)
 
 
-def push(folder: str | Path, repository: str, *, license: str, api: HfApi | None = None) -> str:
+def push(folder: str | Path, repository: str, *, license: str) -> str:
     """Send a folder that `export_pipeline` wrote to the Hub; the address of the commit.
 
     repository: OWNER/NAME, made private if there is none: who owns it opens it there
@@ -147,7 +147,7 @@ def push(folder: str | Path, repository: str, *, license: str, api: HfApi | None
     """
     if license == UNKNOWN:
         raise ValueError("what others shall use has a licence: say which, such as --license apache-2.0")
-    api = HfApi() if api is None else api
+    api = HfApi()
     api.create_repo(repository, private=True, exist_ok=True)
     message = f"{as_path(folder).name}, by dualrate export"
     return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))

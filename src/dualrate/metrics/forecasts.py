@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -216,7 +216,7 @@ class Score:
     """
 
     value: NDArray[np.float64]
-    replicates: NDArray[np.float64]
+    replicates: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @property
     def low(self) -> NDArray[np.float64]:

@@ -44,7 +44,7 @@ class Shown:
 
     @property
     def fields(self) -> dict[str, Array]:
-        """Those that share a scale, by their names."""
+        """Those that share a scale, by their names, in the order in which they are shown."""
         truth = {} if self.truth is None else {"truth": self.truth}
         mean = {"mean": self.mean} if len(self.members) > 1 else {}
         return truth | mean | {f"member {i}": member for i, member in enumerate(self.members)}
@@ -57,18 +57,19 @@ class Shown:
         most = max(-low, high)
         return Normalize(-most, most) if low < 0 < high else Normalize(low, high)
 
+    def some(self, most: int) -> NDArray[np.int_]:
+        """Numbers of at most so many evenly spread ones of the times."""
+        return np.unique(np.linspace(0, len(self.times) - 1, min(most, len(self.times))).round().astype(int))
+
 
 def forecast_figure(shown: Shown) -> Figure:
     """Truth if it is known, mean, spread and members, over space and lead times."""
-    scale, spread = (
-        shown.scale,
-        Normalize(0, float(np.nanmax(shown.spread, initial=1e-12, where=shown.spread < np.inf))),
-    )
-    panels = {name: (field, COLOURS, scale) for name, field in shown.fields.items()}
-    if "mean" in panels:
-        order = [name for name in ("truth", "mean") if name in panels]
-        rest = {name: panel for name, panel in panels.items() if name not in order}
-        panels = {name: panels[name] for name in order} | {"spread": (shown.spread, SPREAD_COLOURS, spread)} | rest
+    most = float(np.nanmax(shown.spread, initial=1e-12, where=shown.spread < np.inf))
+    panels: Panels = {}
+    for name, field in shown.fields.items():
+        panels[name] = field, COLOURS, shown.scale
+        if name == "mean":
+            panels["spread"] = shown.spread, SPREAD_COLOURS, Normalize(0, most)
     maps = shown.mean.shape[1] > 1
     return _maps(shown, panels) if maps else _space_and_time(shown, panels)
 
@@ -99,7 +100,7 @@ def _space_and_time(shown: Shown, panels: Panels) -> Figure:
 
 
 def _maps(shown: Shown, panels: Panels) -> Figure:
-    some = np.unique(np.linspace(0, len(shown.times) - 1, min(MAPS, len(shown.times))).round().astype(int))
+    some = shown.some(MAPS)
     height, width = shown.mean.shape[1:]
     tall = 1.6 * min(2.0, max(0.5, height / width))
     figure = Figure(figsize=(1.6 * len(some) + 1.8, tall * len(panels) + 0.6), layout="constrained")
@@ -125,7 +126,7 @@ def _bars(figure: Figure, images: dict, axes: list[Axes], shown: Shown) -> None:
 
 def write_animation(shown: Shown, path: Path) -> None:
     """Truth, mean and members over lead times as an animated WebP, written whole or not at all."""
-    some = np.unique(np.linspace(0, len(shown.times) - 1, min(MOVING, len(shown.times))).round().astype(int))
+    some = shown.some(MOVING)
     drawn = _moving_maps(shown, some) if shown.mean.shape[1] > 1 else _moving_lines(shown, some)
     first, *others = drawn
     with whole(path) as aside:

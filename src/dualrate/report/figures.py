@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMetho
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
+from dualrate.metrics.forecasts import Score
 from dualrate.metrics.store import require_same
 from dualrate.report.table import Row, compute_unit, significant
 
@@ -132,15 +133,12 @@ def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
     return figure
 
 
-Line = tuple[Sequence[float], Sequence[float], Sequence[float]]  # values, and ends of their intervals or NaN
-
-
 @dataclass(frozen=True)
 class Panel:
-    """Curves over one axis. levels: where a line across it stands, and what it says"""
+    """Curves over one axis, with their intervals. levels: where a line across it stands, and what it says"""
 
     ylabel: str
-    lines: Mapping[str, Line]
+    lines: Mapping[str, Score]
     levels: Mapping[float, str] = field(default_factory=dict)
     bottom: float | None = None
     log: bool = False
@@ -152,11 +150,11 @@ def curves_figure(x: Sequence[float], panels: Sequence[Panel], xlabel: str) -> F
     figure, grid = _panels(rows, min(2, len(panels)), 3.4 * rows)
     colors = {name: i for i, name in enumerate(dict.fromkeys(name for panel in panels for name in panel.lines))}
     for axes, panel in zip(grid, panels, strict=False):
-        for name, (values, low, high) in panel.lines.items():
+        for name, score in panel.lines.items():
             color, marker = mark(colors[name])
             points = {"marker": marker, "markersize": 5} if len(x) <= 20 else {}
-            axes.plot(x, values, color=color, linewidth=1.8, label=name, **points)
-            axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(x, score.value, color=color, linewidth=1.8, label=name, **points)
+            axes.fill_between(x, score.low, score.high, color=color, alpha=0.18, linewidth=0)
         for level, says in panel.levels.items():
             axes.axhline(level, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
             axes.annotate(

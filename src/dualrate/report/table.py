@@ -53,16 +53,12 @@ class Row:
 
     @property
     def plan(self) -> str:
-        return plan_name(self.num_steps, self.num_heavy)
+        """N/H, or N alone where all of the model runs at every step."""
+        return str(self.num_steps) if self.num_heavy == self.num_steps else f"{self.num_steps}/{self.num_heavy}"
 
     def __str__(self) -> str:
         """E.g. "dual-rate ancestral 32/8" for N = 32 and H = 8; "heavy DDIM 16" for a network called at every step."""
         return f"{self.network} {self.sampler} {self.plan}"
-
-
-def plan_name(steps: int, heavy: int) -> str:
-    """N/H, or N alone where all of the model runs at every step."""
-    return str(steps) if heavy == steps else f"{steps}/{heavy}"
 
 
 @dataclass(frozen=True)
@@ -165,6 +161,10 @@ def _places(value: float) -> int:
 
 
 def scored(score: Score) -> str:
-    """Value and interval, [low, high], with as many decimals as the value."""
-    places = _places(score.value)
-    return f"{score.value:.{places}f} [{score.low:.{places}f}, {score.high:.{places}f}]"
+    """Value and interval, with as many decimals as the value."""
+    return with_interval(score.value, score.low, score.high, _places(score.value))
+
+
+def with_interval(value: float, low: float, high: float, places: int) -> str:
+    """Value [low, high]; of no interval (NaN) the value alone."""
+    return f"{value:.{places}f}" + ("" if math.isnan(low) else f" [{low:.{places}f}, {high:.{places}f}]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dualrate.from_diffusers.classes import flux, pixart, qwen_image, sana, sd3, unet_text
-from dualrate.from_diffusers.classes.kind import Config, Kind, Rows, by_label, down_and_up, without_skips
+from dualrate.from_diffusers.classes.kind import Config, Kind, Rows, by_label
 
 KINDS: dict[str, Kind] = {
     "DiTTransformer2DModel": Kind(  # of classes (Peebles and Xie 2022)
@@ -13,8 +13,6 @@ KINDS: dict[str, Kind] = {
         by_label,
         lambda config: config.get("num_class_embeds") or 0,
         known={"time_embedding_type": ("positional",), "class_embed_type": (None,)},
-        blocks=down_and_up,
-        tapped=without_skips,
     ),
     "UNet2DConditionModel": unet_text.KIND,
     "SD3Transformer2DModel": sd3.KIND,

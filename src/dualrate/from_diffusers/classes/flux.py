@@ -44,7 +44,7 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, give
     down, across = (axis.flatten() for axis in torch.meshgrid(rows, columns, indexing="ij"))
     tokens = net(
         hidden_states=in_patches(state),
-        timestep=time / 1000,
+        timestep=time,
         img_ids=torch.stack((torch.zeros_like(down), down, across), 1),
         txt_ids=state.new_zeros(given[TEXT].shape[1], 3),
         return_dict=False,
@@ -53,12 +53,9 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, give
     return of_patches(tokens, state)
 
 
-def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
-    def one(of: Sequence[str]) -> Given:
-        made = pipeline.encode_prompt(prompt=list(of), prompt_2=None, max_sequence_length=tokens)
-        return {TEXT: made[0], POOLED: made[1]}
-
-    return one(texts), one([negative or ""])
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
+    made = pipeline.encode_prompt(prompt=list(texts), prompt_2=None, max_sequence_length=tokens)
+    return {TEXT: made[0], POOLED: made[1]}
 
 
 KIND = Kind(
@@ -69,8 +66,6 @@ KIND = Kind(
     tokens=512,
     encode=encode,
     even=True,
-    blocks=ROWS.blocks,
-    tapped=lambda output: output[1],
     rows=ROWS,
     between=(CONTROL, "controlnet_single_block_samples"),
     units=lambda net: 1000.0,

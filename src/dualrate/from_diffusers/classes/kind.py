@@ -21,7 +21,7 @@ BLOCKS, HIDDEN, TEXT = "transformer_blocks", "hidden_states", "encoder_hidden_st
 Config = Mapping[str, Any]
 Given = Mapping[str, Tensor]  # what a network takes for a text, by the names of its arguments, a row of each per text
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None, Given], Tensor]  # net, state, time, label, given
-Encode = Callable[[Any, Sequence[str], str | None, int], tuple[Given, Given]]
+Encode = Callable[[Any, Sequence[str], int], Given]  # pipeline, texts, tokens
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Layout:
         return {part.name: value.reshape(len(value), *part.shape).to(dtype) for part, value in pairs}
 
 
-def no_texts(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
+def no_texts(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
     """As `Kind.encode`, of a class that takes none."""
     raise ValueError(f"{type(pipeline).__name__} makes images of classes, not of texts: pass labels")
 
@@ -118,28 +118,27 @@ class Rows:
 
     def blocks(self, net: Any) -> list[nn.Module]:
         """All of them, in the order in which they run."""
-        return [block for name in self.names for block in getattr(net, name)]
+        return [block for name in self.names for block in getattr(net, name, ())]
 
 
 @dataclass(frozen=True)
 class Kind:
     """A class of networks.
 
-    call:     one forward pass
+    call:     one forward pass, at a time in the network's own units
     classes:  how many labels a configuration has, without a null class
     null:     whether the label after the last is a null class
     channels: of a state
     patch:    side of an image's token, which counts where a schedule's shift grows with the image; 0: none does
     prompt:   what it takes for a text of so many tokens, beside a state (C, H, W); nothing: it takes none
     tokens:   of a text, unless another number is chosen; as many as its pipeline has
-    encode:   texts, and the negative one (None: what the pipeline takes for none), by a pipeline's own encoders
+    encode:   texts, by a pipeline's own encoders
+    negative: the negative text (None: what the pipeline takes for none), where it is not as `encode` of it, or of ""
     even:     whether its pipeline passes 1, 1 - 1/N, ..., 1/N on to a flow's scheduler, which shifts these
     known:    settings that another process, or another input, would have otherwise, and the values that are known
-    blocks:   the parts that run one after another
-    tapped:   of what such a part returns, the image's share: a map (B, C, h, w), or tokens (B, n, C)
     rows:     of its blocks; None: there are none, as in a U-Net
     between:  arguments that enter between its blocks
-    units:    a step of its scheduler, over the time that it is given
+    units:    steps of its scheduler in one of these
     """
 
     call: Call
@@ -150,10 +149,9 @@ class Kind:
     prompt: Callable[[Config, int, Shape], tuple[Part, ...]] = lambda config, tokens, shape: ()
     tokens: int = 0
     encode: Encode = no_texts
+    negative: Callable[[Any, str | None, int], Given] | None = None
     even: bool = False
     known: Mapping[str, tuple[object, ...]] | None = None
-    blocks: Callable[[Any], list[nn.Module]] = lambda net: list(getattr(net, BLOCKS, ()))
-    tapped: Callable[[Any], Tensor] = lambda output: output
     rows: Rows | None = None
     between: tuple[str, ...] = ()
     units: Callable[[Any], float] = lambda net: 1.0
@@ -162,6 +160,17 @@ class Kind:
     def row(self) -> str:
         """The attribute that lists its blocks, where each takes tokens (B, n, C) and returns no more; "": none."""
         return self.rows.names[0] if self.rows and self.rows.streams == (HIDDEN,) else ""
+
+    def blocks(self, net: Any) -> list[nn.Module]:
+        """The parts of the network that run one after another: the blocks of its rows, or a U-Net's levels."""
+        if self.rows is None and (down := getattr(net, "down_blocks", None)) is not None:
+            return [*down, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
+        return (self.rows or Rows()).blocks(net)
+
+    def tapped(self, output: Any) -> Tensor:
+        """Of what such a part returns, the image's share: a map (B, C, h, w), before skips, or tokens (B, n, C)."""
+        place = self.rows.streams.index(HIDDEN) if self.rows else 0
+        return output if isinstance(output, Tensor) else output[place]
 
 
 MASK, POOLED = "encoder_attention_mask", "pooled_projections"
@@ -183,14 +192,6 @@ def by_place(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, 
     return output if isinstance(output, Tensor) else output[0]
 
 
-def down_and_up(net: Any) -> list[nn.Module]:
-    return [*net.down_blocks, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
-
-
-def without_skips(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
-
-
 def in_patches(state: Tensor) -> Tensor:
     """(B, C, H, W) as tokens of 2 x 2 positions, (B, H W / 4, 4 C)."""
     return F.pixel_unshuffle(state, 2).flatten(2).transpose(1, 2)
@@ -200,8 +201,3 @@ def of_patches(tokens: Tensor, state: Tensor) -> Tensor:
     """The inverse, of a state's height and width."""
     height, width = state.shape[2:]
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
-
-
-def in_pairs(made: Sequence[Tensor], names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Of what a pipeline returned, the texts' and the negative ones' in turn, both by name."""
-    return dict(zip(names, made[::2], strict=True)), dict(zip(names, made[1::2], strict=True))

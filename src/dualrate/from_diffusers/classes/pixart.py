@@ -11,15 +11,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.classes.kind import MASK, TEXT, Config, Given, Kind, Part, Rows, in_pairs
+from dualrate.from_diffusers.classes.kind import MASK, TEXT, Config, Given, Kind, Part, Rows
 
 MOST = {"PixArtAlphaPipeline": 120}  # tokens; of others as many as there may be
 
 
 def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
-    return Part(TEXT, (tokens, config.get("caption_channels") or config["cross_attention_dim"])), Part(
-        MASK, (tokens,), mask=True
-    )
+    width = config.get("caption_channels") or config["cross_attention_dim"]
+    return Part(TEXT, (tokens, width)), Part(MASK, (tokens,), mask=True)
 
 
 def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
@@ -31,14 +30,10 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, give
     return net(state, timestep=time, added_cond_kwargs=added, return_dict=False, **given)[0]
 
 
-def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
-    made = pipeline.encode_prompt(
-        list(texts),
-        negative_prompt=negative or "",
-        max_sequence_length=min(tokens, MOST.get(type(pipeline).__name__, tokens)),
-    )
-    (texts_, negative_), (masks, negative_masks) = in_pairs((made[0], made[2]), (TEXT,)), in_pairs(made[1::2], (MASK,))
-    return {**texts_, **masks}, {**negative_, **negative_masks}
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
+    most = min(tokens, MOST.get(type(pipeline).__name__, tokens))
+    made = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, max_sequence_length=most)
+    return {TEXT: made[0], MASK: made[1]}
 
 
 KIND = Kind(call, prompt=prompt, tokens=300, encode=encode, rows=Rows(embedded="timestep"))

@@ -29,16 +29,17 @@ def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
 
 def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
     sizes = [[(1, state.shape[2] // 2, state.shape[3] // 2)]] * len(state)
-    tokens = net(in_patches(state), timestep=time / 1000, img_shapes=sizes, return_dict=False, **given)[0]
+    tokens = net(in_patches(state), timestep=time, img_shapes=sizes, return_dict=False, **given)[0]
     return of_patches(tokens, state)
 
 
-def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
-    def one(of: Sequence[str]) -> Given:
-        text, mask = pipeline.encode_prompt(prompt=list(of), max_sequence_length=tokens)
-        return {TEXT: text} if mask is None else {TEXT: text, MASK: mask}
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
+    text, mask = pipeline.encode_prompt(prompt=list(texts), max_sequence_length=tokens)
+    return {TEXT: text} if mask is None else {TEXT: text, MASK: mask}
 
-    return one(texts), one([" " if negative is None else negative])  # its makers' own choice
+
+def negative(pipeline: Any, text: str | None, tokens: int) -> Given:
+    return encode(pipeline, [" " if text is None else text], tokens)  # its makers' own choice
 
 
 KIND = Kind(
@@ -48,6 +49,7 @@ KIND = Kind(
     prompt=prompt,
     tokens=512,
     encode=encode,
+    negative=negative,
     even=True,
     known={
         "guidance_embeds": (None, False),
@@ -55,7 +57,6 @@ KIND = Kind(
         "use_additional_t_cond": (None, False),
         "use_layer3d_rope": (None, False),
     },
-    tapped=lambda output: output[1],
     rows=PAIRED,
     between=(CONTROL,),
     units=lambda net: 1000.0,

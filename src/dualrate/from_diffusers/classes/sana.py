@@ -1,15 +1,13 @@
 """Sana: linear attention among the image's tokens, and attention to a text.
 
-The network has the scale of its time in its configuration, and leaves it to whoever calls it.
+The network has the unit of its time in its configuration, and leaves it to whoever calls it.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
-
-from torch import Tensor, nn
+from typing import Any
 
 from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.classes.kind import CONTROL, MASK, TEXT, Config, Given, Kind, Part, Rows, by_text
@@ -21,26 +19,27 @@ def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
     return Part(TEXT, (tokens, config.get("caption_channels", 2304))), Part(MASK, (tokens,), mask=True)
 
 
-def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
-    return by_text(net, state, time * cast(Any, net).config["timestep_scale"], label, given)
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
+    own = inspect.signature(type(pipeline).__call__).parameters[INSTRUCTION].default
+    return _encoded(pipeline, texts, tokens, own)
 
 
-def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
-    instruction = inspect.signature(type(pipeline).__call__).parameters[INSTRUCTION].default
-    text, mask, of_negative, negative_mask = pipeline.encode_prompt(
-        list(texts),
-        negative_prompt=negative or "",
-        max_sequence_length=tokens,
-        complex_human_instruction=instruction,
-    )
-    return {TEXT: text, MASK: mask}, {TEXT: of_negative, MASK: negative_mask}
+def negative(pipeline: Any, text: str | None, tokens: int) -> Given:
+    return _encoded(pipeline, [text or ""], tokens, None)
+
+
+def _encoded(pipeline: Any, texts: Sequence[str], tokens: int, instruction: Sequence[str] | None) -> Given:
+    how: dict[str, Any] = {"max_sequence_length": tokens, INSTRUCTION: instruction}
+    made = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, **how)
+    return {TEXT: made[0], MASK: made[1]}
 
 
 KIND = Kind(
-    call,
+    by_text,
     prompt=prompt,
     tokens=300,
     encode=encode,
+    negative=negative,
     known={"guidance_embeds": (None, False)},
     rows=Rows(embedded="timestep"),
     between=(CONTROL,),

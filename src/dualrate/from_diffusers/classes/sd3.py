@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.classes.kind import PAIRED, POOLED, TEXT, Config, Given, Kind, Part, by_text, in_pairs
+from dualrate.from_diffusers.classes.kind import PAIRED, POOLED, TEXT, Config, Given, Kind, Part, by_text
 
 OF_CLIP = 77  # of the tokens
 
@@ -16,15 +16,15 @@ def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
     return Part(TEXT, (tokens, width)), Part(POOLED, (pooled,))
 
 
-def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
     made = pipeline.encode_prompt(
         prompt=list(texts),
         prompt_2=None,
         prompt_3=None,
-        negative_prompt=None if negative is None else [negative] * len(texts),
+        do_classifier_free_guidance=False,
         max_sequence_length=tokens - OF_CLIP,
     )
-    return in_pairs(made, (TEXT, POOLED))
+    return {TEXT: made[0], POOLED: made[2]}
 
 
 KIND = Kind(
@@ -32,7 +32,6 @@ KIND = Kind(
     prompt=prompt,
     tokens=OF_CLIP + 256,
     encode=encode,
-    tapped=lambda output: output[1],
     rows=PAIRED,
     between=("block_controlnet_hidden_states", "skip_layers"),
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.from_diffusers.classes.kind import TEXT, Config, Given, Kind, Part, down_and_up, in_pairs, without_skips
+from dualrate.from_diffusers.classes.kind import TEXT, Config, Given, Kind, Part
 
 ADDED = ("text_embeds", "time_ids")
 HOLE = ("mask", "masked_image_latents")
@@ -50,20 +50,25 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, give
     return net(seen, time, encoder_hidden_states=given[TEXT], added_cond_kwargs=added, return_dict=False)[0]
 
 
-def encode(pipeline: Any, texts: Sequence[str], negative: str | None, tokens: int) -> tuple[Given, Given]:
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
     made = pipeline.encode_prompt(
         prompt=list(texts),
         device=pipeline._execution_device,
         num_images_per_prompt=1,
-        do_classifier_free_guidance=True,
-        negative_prompt=None if negative is None else [negative] * len(texts),
+        do_classifier_free_guidance=False,
     )
     if len(made) == 2:
-        return in_pairs(made, (TEXT,))
+        return {TEXT: made[0]}
     side = pipeline.default_sample_size * pipeline.vae_scale_factor
     sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=made[0].device)
-    of_texts, of_negative = in_pairs(made, (TEXT, ADDED[0]))
-    return {**of_texts, ADDED[1]: sizes}, {**of_negative, ADDED[1]: sizes}
+    return {TEXT: made[0], ADDED[0]: made[2], ADDED[1]: sizes}
+
+
+def negative(pipeline: Any, text: str | None, tokens: int) -> Given:
+    found = encode(pipeline, [text or ""], tokens)
+    if text is None and ADDED[0] in found and pipeline.config.force_zeros_for_empty_prompt:  # SDXL
+        return {**found, **{name: torch.zeros_like(found[name]) for name in (TEXT, ADDED[0])}}
+    return found
 
 
 KIND = Kind(
@@ -72,6 +77,7 @@ KIND = Kind(
     prompt=prompt,
     tokens=77,
     encode=encode,
+    negative=negative,
     known={
         "time_embedding_type": ("positional",),
         "class_embed_type": (None,),
@@ -80,11 +86,9 @@ KIND = Kind(
         "encoder_hid_dim_type": (None,),
         "time_cond_proj_dim": (None,),
     },
-    blocks=down_and_up,
     between=(
         "down_block_additional_residuals",
         "mid_block_additional_residual",
         "down_intrablock_additional_residuals",
     ),
-    tapped=without_skips,
 )
