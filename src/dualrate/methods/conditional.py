@@ -8,47 +8,37 @@ A single network has an empty context. `WeightedDenoising` is what this loss and
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from dualrate.config.ranges import LightDraws, Range, Ranged
+from dualrate.config.ranges import LightDraws, Range
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.prediction import Weighting, x_loss_weight
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context
 from dualrate.methods.times import TimeSource, moved
-from dualrate.training.method import Loss, Phase, quarters
+from dualrate.training.method import Loss, OnePhase, quarters
 
 
 @dataclass(frozen=True)
-class WeightedDenoising(Ranged, ABC):
-    """One phase, "model", that trains every network by the weighted error of x_hat.
+class WeightedDenoising(OnePhase):
+    """Trains every network by the weighted error of x_hat.
 
     multiscale: copies of half the side, a quarter, ... whose errors are added
     """
 
-    networks: nn.ModuleDict
     model: Denoiser
     process: Process
     weighting: Weighting
     times: TimeSource
     multiscale: Annotated[int, Range(0, 16)] = 0
-    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-
-    def phases(self, iteration: int) -> tuple[Phase, ...]:
-        return (Phase("model", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
 
     def denoiser(self) -> Denoiser:
         return self.model
-
-    @abstractmethod
-    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """The mean over the batch's rows. Every random number is a function of a row's sample number."""
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """(B,): the weighted error of each row, a mean over what it holds."""

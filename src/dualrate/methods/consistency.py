@@ -40,7 +40,7 @@ is without dropout, as a sampler has it; as at sampling, a step that ends in x h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any
@@ -72,7 +72,7 @@ from dualrate.networks.blocks import at_rest, frozen
 from dualrate.sampling.ddim import DDIM, adjusted
 from dualrate.sampling.step import move
 from dualrate.sampling.trajectory import reuses, trajectory
-from dualrate.training.method import Loss, Phase, quarters
+from dualrate.training.method import Loss, OnePhase, quarters
 
 Eta = Annotated[float, Range(0, 1000)]
 Huber = Annotated[float, Range(0, 1000, above=True)]
@@ -96,8 +96,8 @@ class TeacherSteps(Ranged):
 
 
 @dataclass(frozen=True)
-class Consistency(Ranged):
-    """One phase, "student", that trains every network.
+class Consistency(OnePhase):
+    """The loss of the module.
 
     steps:    S, of the student
     teacher:  never changed; it sees z_t under `process`. None: the data are
@@ -108,7 +108,6 @@ class Consistency(Ranged):
     backbone: the U-ViT of its encoder, which L_kept does not train; None: L_kept trains all of it
     """
 
-    networks: nn.ModuleDict
     student: Denoiser
     process: GaussianProcess
     steps: Steps
@@ -120,15 +119,13 @@ class Consistency(Ranged):
     huber: Huber | None = None
     heavy: Steps | None = None
     backbone: nn.Module | None = None
-    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+
+    phase = "student"
 
     @property
     def plan(self) -> StepPlan:
         """That the student is sampled under."""
         return StepPlan.uniform(self.steps, self.heavy)
-
-    def phases(self, iteration: int) -> tuple[Phase, ...]:
-        return (Phase("student", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
 
     def denoiser(self) -> Denoiser:
         return self.student
@@ -265,10 +262,6 @@ class ConsistencyConfig(MethodConfig, Ranged):
     def adapted(self, denoiser: Any) -> Denoiser:
         """A dual-rate student reuses contexts along its own path of DDIM; those of a condition alone never age."""
         return denoiser if self.heavy is None or denoiser.reuse is Reuse.FREE else replace(denoiser, reuse=Reuse.OWN)
-
-    @property
-    def drops_labels(self) -> bool:
-        return False
 
     def check(self, experiment: Experiment) -> None:
         require_gaussian(experiment.process, experiment.name)

@@ -213,10 +213,6 @@ class DenoisingConfig(MethodConfig, Ranged):
         encoder = (0.0, 1.0) if first is None or self.freeze_encoder else (first[0] / heavy[1], first[1])
         return AnyPlan(heavy, drops=self.times.dropout > 0 or first is not None, times=encoder)
 
-    @property
-    def drops_labels(self) -> bool:
-        return self.label_dropout > 0
-
     def check(self, experiment: Experiment) -> None:
         if self.multiscale:
             require_gaussian(experiment.process, experiment.name)

@@ -233,11 +233,6 @@ class EMDistillationConfig(MethodConfig, Ranged):
             raise ValueError(f"times are the least and the largest t of the chain's noise levels, got {self.times}")
 
     @property
-    def drops_labels(self) -> bool:
-        """A student has its labels always: it is guided by its teacher, which it learns."""
-        return False
-
-    @property
     def serves(self) -> OneStep:
         return OneStep()
 

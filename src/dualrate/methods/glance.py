@@ -184,10 +184,6 @@ class GlanceConfig(MethodConfig, Ranged):
         return OwnGrid(self.times)
 
     @property
-    def drops_labels(self) -> bool:
-        return self.label_dropout > 0
-
-    @property
     def of_phases(self) -> Iterator[tuple[float, ...]]:
         """The times of each phase."""
         for count, end in zip(self.calls, accumulate(self.calls), strict=True):

@@ -383,11 +383,6 @@ class MomentMatchingConfig(MethodConfig, Ranged):
     weighting: Weighting = Sigmoid()
 
     @property
-    def drops_labels(self) -> bool:
-        """A student has its labels always: it is guided by its teacher, which it learns."""
-        return False
-
-    @property
     def serves(self) -> AtLeast | OnePlan:
         return self.plans
 

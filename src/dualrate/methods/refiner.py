@@ -141,10 +141,6 @@ class RefinerConfig(MethodConfig, Ranged):
     def serves(self) -> OwnSteps:
         return OwnSteps(self.refinements + 1, None if self.times.heavy is None else self.times.heavy[0])
 
-    @property
-    def drops_labels(self) -> bool:
-        return False
-
     def check(self, experiment: Experiment) -> None:
         process = experiment.process
         if not isinstance(process, Refinement) or process.schedule.refinements != self.refinements:

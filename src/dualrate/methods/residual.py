@@ -144,10 +144,6 @@ class ResidualConfig(MethodConfig, Ranged):
     def serves(self) -> AnyPlan:
         return AnyPlan((1, 1))
 
-    @property
-    def drops_labels(self) -> bool:
-        return False
-
     def check(self, experiment: Experiment) -> None:
         _ = experiment.gaussian
         if not isinstance(experiment.networks, ResidualNetworks):

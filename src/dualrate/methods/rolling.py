@@ -98,10 +98,6 @@ class RollingConfig(MethodConfig, Ranged):
     def serves(self) -> AnyPlan:
         return AnyPlan(self.times.heavy)
 
-    @property
-    def drops_labels(self) -> bool:
-        return False
-
     def check(self, experiment: Experiment) -> None:
         process, forecast = experiment.process, experiment.condition
         if not isinstance(process, Rolling):
