@@ -87,7 +87,7 @@ from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, St
 from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.dis import DiSConfig
-from dualrate.networks.dit import DiTConfig
+from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
@@ -95,7 +95,7 @@ from dualrate.recipes.students import Adapt
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
 from dualrate.serving.offer import Request
-from dualrate.training.method import Loss, Phase
+from dualrate.training.method import Loss, OnePhase, Phase
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
@@ -343,7 +343,7 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod, NetworkCard, PlanStates, WeightedDenoising, Simulation, System}
+    abstract = {StudentMethod, NetworkCard, PlanStates, OnePhase, WeightedDenoising, FlatConfig, Simulation, System}
     assert ranged - abstract == set(EXAMPLES)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.prediction import Elbo
-from dualrate.diffusion.process import Gaussian, Process, squared_error
+from dualrate.diffusion.process import Gaussian, NormalNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import expand
@@ -62,7 +62,7 @@ class Levels(Schedule, Ranged):
 
 
 @dataclass(frozen=True)
-class Refinement(Process):
+class Refinement(NormalNoise):
     """See the module. Its networks predict x at t = 1, and noise at the other levels."""
 
     schedule: Levels = Levels()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -70,10 +70,6 @@ class Refinement(Process):
     def ends(self, s: Tensor) -> bool:
         """At t = 0, where x_hat is x."""
         return bool((s == 0).all())
-
-    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
-        """(S, B, *shape) standard normal numbers."""
-        return draws.normals(streams, *shape)
 
     def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
         """0: nothing is known of x."""
@@ -91,14 +87,6 @@ class Refinement(Process):
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
         sigma = torch.where(log_snr > 0, torch.exp(-log_snr / 2), -1)  # at t = 1 z is 0
         return z - expand(sigma, z) * output
-
-    def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """The mean squared error."""
-        return squared_error(x, x_hat)
-
-    def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-        """On a straight line."""
-        return x_hat + expand(weight, x_hat) * (other - x_hat)
 
     def _sigma(self, t: Tensor) -> Tensor:
         """Of the noise in z_t: 0 at t = 1."""

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Side
+from dualrate.config.ranges import Range
 from dualrate.networks.blocks import Block, InFloat32, LinearInFloat32, no_autocast
 from dualrate.networks.dit import CONVENTIONS, PATCHES, Flat, FlatConfig, class_of, frequencies, head, published, waves
 from dualrate.networks.scan import mixing, selective_scan
@@ -46,34 +46,16 @@ SIZES = {"S": (25, 368), "B": (25, 768), "M": (49, 768), "L": (49, 1024), "H": (
 
 @dataclass(frozen=True)
 class DiSConfig(FlatConfig):
-    """A state space network."""
+    """A state space network: an odd number of blocks, one in the middle and as many behind it as in front, of an even
+    number of channels. Whole blocks are dropped: 0 of the first, growing evenly to `dropout`.
+    """
 
-    image_size: Side
-    """Side of the images or latents."""
-    image_channels: Annotated[int, Range(1, 1024)]
-    """Of the images, or of latents."""
-    channels: Channels
-    """Of the blocks, an even number."""
-    blocks: Annotated[int, Range(1, 1001)]
-    """An odd number: one in the middle, and as many behind it as in front."""
-    num_classes: Classes = 0
-    """0 for an unconditional model; the label after the last is the null class."""
-    patch: Annotated[int, Range(1, 256)] = 2
-    """Side of the square of pixels that becomes one token."""
     decay: Literal["channel", "head"] = "channel"
     """channel: a decay per channel and state, as published. head: one per head, by matrix products: faster."""
     states: Annotated[int, Range(1, 1024)] = 16
     """Of a channel."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """Of decays per head, channels of a head, a divisor of twice the channels."""
-    head: bool = True
-    """Whether it predicts v; a context encoder may do without."""
-    convention: Literal["dit", "sit", "repa"] = "sit"
-    """What the network itself is given and predicts."""
-    learned_sigma: bool = False
-    """Whether it has outputs of a variance, as published weights do; they are not used."""
-    dropout: BelowOne = 0.0
-    """Of whole blocks, in training: 0 of the first, growing evenly to this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

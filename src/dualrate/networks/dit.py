@@ -46,14 +46,30 @@ SIZES = {"S": (12, 384, 64), "B": (12, 768, 64), "L": (24, 1024, 64), "XL": (28,
 PATCHES = (2, 4, 8)
 
 
+@dataclass(frozen=True)
 class FlatConfig(BodyConfig):
-    """A network whose tokens are squares of the image, `patch` pixels a side, on one level. A subclass is a frozen
-    dataclass with these fields.
-    """
+    """A network whose tokens are squares of the image, `patch` pixels a side, on one level."""
 
-    image_size: int
-    channels: int
-    dropout: float
+    image_size: Side
+    """Side of the images or latents."""
+    image_channels: Annotated[int, Range(1, 1024)]
+    """Of the images, or of latents."""
+    channels: Channels
+    """Of the blocks, an even number."""
+    blocks: Annotated[int, Range(0, 1001)]
+    """How many; of a DiS an odd number, one in the middle."""
+    num_classes: Classes = 0
+    """0 for an unconditional model; the label after the last is the null class."""
+    patch: Annotated[int, Range(1, 256)] = 2
+    """Side of the square of pixels that becomes one token."""
+    head: bool = True
+    """Whether it predicts v; a context encoder may do without."""
+    convention: Literal["dit", "sit", "repa"] = "sit"
+    """What the network itself is given and predicts."""
+    learned_sigma: bool = False
+    """Whether it has outputs of a variance, as published weights do; they are not used."""
+    dropout: BelowOne = 0.0
+    """In training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,30 +108,10 @@ def published(kind: str, sizes: Mapping[str, Sizes], patches: Sequence[int], nam
 
 @dataclass(frozen=True)
 class DiTConfig(FlatConfig):
-    """A diffusion transformer."""
+    """A diffusion transformer: a block is self-attention and an MLP, and drops in the MLP."""
 
-    image_size: Side
-    """Side of the images or latents."""
-    image_channels: Annotated[int, Range(1, 1024)]
-    """Of the images, or of latents."""
-    channels: Channels
-    """Of the blocks, a multiple of 4."""
-    blocks: Annotated[int, Range(0, 1000)]
-    """Self-attention and MLP, each."""
-    num_classes: Classes = 0
-    """0 for an unconditional model; the label after the last is the null class."""
-    patch: Annotated[int, Range(1, 256)] = 2
-    """Side of the square of pixels that becomes one token."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
-    """Width of an attention head, a divisor of the channels."""
-    head: bool = True
-    """Whether it predicts v; a context encoder may do without."""
-    convention: Literal["dit", "sit", "repa"] = "sit"
-    """What the network itself is given and predicts."""
-    learned_sigma: bool = False
-    """Whether it has outputs of a variance, as published weights do; they are not used."""
-    dropout: BelowOne = 0.0
-    """In the MLPs, in training."""
+    """Width of an attention head, a divisor of the channels, which are a multiple of 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +147,7 @@ def dit(
         blocks,
         num_classes,
         patch,
-        head_dim,
+        head_dim=head_dim,
         convention=convention,
         learned_sigma=True,
     )
