@@ -58,8 +58,7 @@ from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, MovingGar
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
-from dualrate.diffusion.convention import Discrete, Flow
-from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated

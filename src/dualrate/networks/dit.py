@@ -9,7 +9,7 @@ with adaLN-Zero. Its parts have the names of the published weights, which `load_
 
 MACs per image, n tokens of d channels: n (12 d^2 + 2 n d) + 6 d^2 a block.
 
-A convention says what state and time it is given, and what its output is (`diffusion/convention.py`):
+A convention says what state and time it is given, and what its output is (`diffusion/prediction.py`):
 
     dit     z, the step k of 1000 linear betas; eps
     sit     (1 - r) x + r eps, its time 1 - r; x - eps, the velocity towards the data
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, Side
-from dualrate.diffusion.convention import REPA, SIT, Convention, Discrete
+from dualrate.diffusion.prediction import REPA, SIT, Convention, Discrete
 from dualrate.diffusion.schedule import Betas
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import Block, LinearInFloat32, add_shared, attend, layer_norm, modulated, zero_init
