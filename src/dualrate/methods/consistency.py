@@ -63,9 +63,9 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
-from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import Segments
-from dualrate.experiment.teaching import check_teacher, fill, frozen_teacher, require_no_decoder, start_from
+from dualrate.experiment.teaching import begin, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest, frozen
@@ -295,11 +295,11 @@ class ConsistencyConfig(MethodConfig, Ranged):
         if self.teacher is not None:
             teacher, process = start.load(self.teacher), experiment.process
             single = check_teacher(experiment, teacher, self.teacher, self.guidance)
-            frozen_networks, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
-            frozen_networks.eval()
+            _, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
             weights["teacher"], identity["teacher"] = str(teacher), f"weights {teacher.weights_hash[:12]}"
         if start.fresh:
-            weights |= self._fill(experiment, networks, teacher, start)
+            runs = {"student": self.student_from, "light": self.light_from}
+            weights |= begin(experiment, networks, teacher, start, runs)
         first, last = self.teacher_steps
         if self.annealing and experiment.fit.iterations is None:
             grow = "the teacher's steps grow in a share of the iterations"
@@ -322,18 +322,3 @@ class ConsistencyConfig(MethodConfig, Ranged):
             backbone=experiment.networks.backbone(networks, "encoder") if ages else None,
         )
         return Prepared(method, weights, identity, WATCH)
-
-    def _fill(
-        self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model | None, start: Start
-    ) -> dict[str, str]:
-        """Put the weights in that training begins with; says which. Raises ValueError for those of other networks."""
-        alike = not experiment.networks.ages
-        source = start.load(self.student_from) if self.student_from is not None else teacher if alike else None
-        if source is not None:
-            problem = f"{self.student_from or self.teacher}: its network is not that of {experiment.name}"
-            fill(networks, source.networks.state_dict(), problem)
-            return {"student": str(source)}
-        light = None if self.light_from is None else start.load(self.light_from)
-        sources = {} if alike else {"encoder": teacher, "light": light}
-        given = {role: model for role, model in sources.items() if model is not None}
-        return start_from(experiment.networks, networks, given)

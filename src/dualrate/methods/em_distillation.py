@@ -50,7 +50,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OneStep
-from dualrate.experiment.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder
+from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth, lag
 from dualrate.networks.blocks import at_rest
@@ -254,10 +254,8 @@ class EMDistillationConfig(MethodConfig, Ranged):
         dropping, process = single.with_dropout(self.dropout), experiment.gaussian
         networks, student = replace(experiment, networks=dropping).build()
         if start.fresh:
-            problem = f"{self.teacher}: its network is not that of {experiment.name}"
-            fill(networks, teacher.networks.state_dict(), problem)
-        frozen_networks, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
-        frozen_networks.eval()
+            begin(experiment, networks, teacher, start, {})
+        _, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
         if self.guidance != 1:
             taught = Guided(taught, process, self.guidance, teacher.num_classes)
         copy, auxiliary = built(dropping, process, teacher)

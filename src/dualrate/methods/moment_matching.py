@@ -68,7 +68,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiment.plan_support import AtLeast, OnePlan
-from dualrate.experiment.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder, start_from
+from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.student_states import (
     ForwardPairs,
     FromData,
@@ -433,13 +433,14 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             method = method.preconditioned(start.batch(i)[:ROWS] for i in range(PRECONDITIONING))
         weights = {"teacher": str(teacher)}
         if start.fresh:
-            weights |= self.fill(experiment, method.networks, teacher, start)
+            runs = {"student": self.student_from, "encoder": self.encoder_from, "light": self.light_from}
+            weights |= begin(experiment, method.networks, teacher, start, runs)
         return Prepared(method, weights, {"teacher": f"weights {teacher.weights_hash[:12]}"}, WATCH)
 
     def build(
         self, experiment: Experiment, teacher: Model, *, bfloat16: bool
     ) -> MomentMatching | InstantMomentMatching:
-        """Student and auxiliary as new, before `fill`. Raises ValueError if the teacher cannot teach this student."""
+        """Student and auxiliary as new, before `begin`. Raises ValueError if the teacher cannot teach this student."""
         single = check_teacher(experiment, teacher, self.teacher, self.guidance).with_dropout(self.dropout)
         process, instant = experiment.process, self.version == "instant"
         networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
@@ -473,22 +474,3 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             lack = f"forward derivatives, which torch lacks for the group norms of {self.teacher}"
             raise ValueError(f"the instant version needs {lack}: pass --version alternating")
         return InstantMomentMatching(**roles)
-
-    def fill(self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model, start: Start) -> dict[str, str]:
-        """Put the weights in that training begins with; says which those were.
-
-        Raises ValueError for weights of other networks.
-        """
-        if self.student_from is not None:
-            source = start.load(self.student_from)
-            fill(networks, source.networks.state_dict(), f"{self.student_from}: its networks are not the student's")
-            return {"student": str(source)}
-        if not experiment.networks.ages:
-            for role, network in networks.items():
-                weights = experiment.networks.starting(role, teacher.networks[role].state_dict())
-                fill(network, weights, f"{self.teacher}: its networks are not the student's")
-            return {}
-        sources = {"encoder": teacher if self.encoder_from is None else start.load(self.encoder_from)}
-        if self.light_from is not None:
-            sources["light"] = start.load(self.light_from)
-        return start_from(experiment.networks, networks, sources)

@@ -112,10 +112,6 @@ class ResidualNetworks(PackageNetworks, Ranged):
         encoder, light = Regression(self.encoder, self.light, self.given_shape, self.features), self.light.network()
         return nn.ModuleDict({"encoder": encoder, "light": light}), Residual(encoder, light, process, self.scale)
 
-    @property
-    def given(self) -> Shape:
-        return self.given_shape
-
 
 @dataclass(frozen=True)
 class ResidualDenoising(ConditionalDenoising):
