@@ -36,8 +36,9 @@ from torch.nn import functional as F
 
 from dualrate.config.ranges import Range
 from dualrate.networks.blocks import Block, InFloat32, LinearInFloat32, no_autocast
-from dualrate.networks.dit import CONVENTIONS, PATCHES, Flat, FlatConfig, class_of, frequencies, head, published, waves
+from dualrate.networks.dit import PATCHES, Flat, FlatConfig, head, published
 from dualrate.networks.scan import mixing, selective_scan
+from dualrate.networks.uvit import class_of
 
 EXPAND, WIDTH, AROUND = 2, 4, 7  # inner channels over outer; tokens of a convolution, before and around
 STEPS = 1e-3, 0.1  # of dt at first, spread evenly in its logarithm
@@ -186,14 +187,9 @@ class DiSBlock(Block):
 class DiS(Flat):
     """A state space network."""
 
-    frequency: Tensor
-
     def __init__(self, config: DiSConfig) -> None:
-        super().__init__()
-        self.config, self.num_classes = config, config.num_classes
-        self.convention = CONVENTIONS[config.convention]
+        super().__init__(config, config.channels // 2)
         width, half, patch = config.channels, config.blocks // 2, config.patch
-        self.register_buffer("frequency", frequencies(width // 2), persistent=False)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(config.image_channels, width, patch, stride=patch)})
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         table = {"embedding_table": nn.Embedding(config.num_classes + 1, width)} if config.num_classes else {}
@@ -216,7 +212,7 @@ class DiS(Flat):
 
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
         """[class, time], (B, 2 channels); the time alone without classes."""
-        time = self.time_embed(waves(self.convention.time(log_snr), self.frequency))
+        time = self.time_embed(self.waves(log_snr))
         if not self.num_classes:
             return time
         return torch.cat((self.label_emb["embedding_table"](class_of(label, log_snr, self.num_classes)), time), dim=1)

@@ -37,7 +37,7 @@ from dualrate.diffusion.schedule import Betas
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import Block, LinearInFloat32, add_shared, attend, layer_norm, modulated, zero_init
 from dualrate.networks.body import BodyConfig
-from dualrate.networks.uvit import require_shape
+from dualrate.networks.uvit import class_of, require_shape
 
 CONVENTIONS: dict[str, Convention] = {"dit": Discrete(Betas()), "sit": SIT, "repa": REPA}
 FREQUENCIES, EPS = 128, 1e-6
@@ -179,10 +179,21 @@ class Flat(nn.Module, ABC):
     methods are those of `body`; a subclass has `embedding`, `tokens`, `through`, and these parts.
     """
 
-    config: Any
-    convention: Convention
     final_layer: nn.ModuleDict | None
+    frequency: Tensor
     null = True
+
+    def __init__(self, config: Any, frequencies: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, config.num_classes
+        self.convention = CONVENTIONS[config.convention]
+        w = torch.exp(-math.log(1e4) * torch.arange(frequencies) / frequencies)
+        self.register_buffer("frequency", w, persistent=False)
+
+    def waves(self, log_snr: Tensor) -> Tensor:
+        """[cos(k w), sin(k w)], (B, 2 F), of the network's own time k and w_i = 10000^(-i / F)."""
+        angle = self.convention.time(log_snr)[:, None] * self.frequency
+        return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
     @abstractmethod
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
@@ -288,34 +299,14 @@ def head(config: Any, *, modulated: bool = True) -> nn.ModuleDict | None:
     return nn.ModuleDict(parts)
 
 
-def waves(time: Tensor, frequency: Tensor) -> Tensor:
-    """[cos(k w), sin(k w)], (B, 2 F). time: (B,), frequency: (F,)."""
-    angle = time[:, None] * frequency
-    return torch.cat((angle.cos(), angle.sin()), dim=-1)
-
-
-def frequencies(count: int) -> Tensor:
-    """w_i = 10000^(-i / count)."""
-    return torch.exp(-math.log(1e4) * torch.arange(count) / count)
-
-
-def class_of(label: Tensor | None, log_snr: Tensor, num_classes: int) -> Tensor:
-    """(B,): the labels; without any, the null class of every row."""
-    return torch.full(log_snr.shape, num_classes, device=log_snr.device) if label is None else label
-
-
 class DiT(Flat):
     """A diffusion transformer."""
 
-    frequency: Tensor
     pos_embed: Tensor
 
     def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.config, self.num_classes = config, config.num_classes
-        self.convention = CONVENTIONS[config.convention]
+        super().__init__(config, FREQUENCIES)
         width, patch = config.channels, config.patch
-        self.register_buffer("frequency", frequencies(FREQUENCIES), persistent=False)
         mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         table = {"embedding_table": nn.Embedding(config.num_classes + 1, width)} if config.num_classes else {}
         self.t_embedder, self.y_embedder = nn.ModuleDict({"mlp": mlp}), nn.ModuleDict(table)
@@ -337,7 +328,7 @@ class DiT(Flat):
 
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
         """c: (B, channels)."""
-        emb = self.t_embedder["mlp"](waves(self.convention.time(log_snr), self.frequency))
+        emb = self.t_embedder["mlp"](self.waves(log_snr))
         if not self.num_classes:
             return emb
         return emb + self.y_embedder["embedding_table"](class_of(label, log_snr, self.num_classes))
