@@ -137,7 +137,7 @@ class Consistency(OnePhase):
         f, small for a student that collapses to grey; `teacher_steps`, T.
         """
         t, s, border = moved(batch.x.device, *self.times(iteration, draws.host))
-        cond = Cond(batch.label, batch.given)
+        cond = batch.cond
         z_t = self.process.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).to(batch.x.dtype))
         with torch.no_grad(), at_rest(self.networks):
             target = self.target(batch.x, z_t, t, s, border, cond)
@@ -180,12 +180,12 @@ class Consistency(OnePhase):
         some, times = batch[rows], torch.tensor(plan.t, dtype=torch.float64)
         z = Draws(draws.seed, draws.row[rows]).normal("rollout start", *batch.x.shape[1:]).to(batch.x.dtype)
         z = self.process.prior(z, batch.x.shape[1:])
-        path = trajectory(self.student, DDIM(self.process), plan, z, Cond(some.label, some.given), lambda step, draw: z)
+        path = trajectory(self.student, DDIM(self.process), plan, z, some.cond, lambda step, draw: z)
         states = [state.z for state in islice(path, kept[-1] + 1)]
         z_t, z_tau = (torch.cat([states[i] for i in steps]) for steps in (kept, heavy))
         t, tau = moved(batch.x.device, *(times[steps].repeat_interleave(len(rows)) for steps in (kept, heavy)))
         rows = torch.arange(len(some), device=z_t.device).repeat(len(kept))
-        return z_t, t, z_tau, tau, Cond(some.label, some.given)[rows]
+        return z_t, t, z_tau, tau, some.cond[rows]
 
     def times(self, iteration: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """t, s and the border b, each (B,) float64; at the end of a segment s is b, to the bit."""

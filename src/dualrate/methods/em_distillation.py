@@ -124,7 +124,7 @@ class EMDistillation(Ranged):
 
     def auxiliary_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """L(phi) of the module docstring: the denoising loss on the student's images. Logs: its quarters of t."""
-        t, cond = self.drawn_times(batch, draws), Cond(batch.label, batch.given)
+        t, cond = self.drawn_times(batch, draws), batch.cond
         z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
         with torch.no_grad(), at_rest(self.networks):
             x = self.generated(z, cond)
@@ -139,7 +139,7 @@ class EMDistillation(Ranged):
         student, below it where the student has turned back; `power`, |x|^2 / d, small for a student that collapses to
         grey. Of its end: `latent_power` and `noise_power`, the mean squares of z^L and eps^L, 1 where nothing is left.
         """
-        t, cond = self.drawn_times(batch, draws), Cond(batch.label, batch.given)
+        t, cond = self.drawn_times(batch, draws), batch.cond
         z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
         with at_rest(self.networks), at_rest(self.auxiliaries):
             state, first = self.chain(State(z, eps, torch.zeros_like(z)), t, cond, draws)
