@@ -68,10 +68,9 @@ from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
 from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
 from dualrate.integrations.caching import Accumulated, FirstBlock, Fixed, Verified
-from dualrate.methods.conditional import ConditionalDenoising, WeightedDenoising
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
-from dualrate.methods.denoising import Denoising, DualRateLoss
+from dualrate.methods.denoising import Denoising, DualRateLoss, WeightedDenoising
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.glance import AdaptedNetwork, ByPhase, Glance, GlanceConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
@@ -273,7 +272,7 @@ def examples() -> Iterator[Any]:
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())
     yield SharedNoise(Cosine())
-    for kind in (ConditionalDenoising, ResidualDenoising, Refining):
+    for kind in (ResidualDenoising, Refining):
         yield kind(networks, denoiser, of, Sigmoid(), GivenTimes())
     yield OneCall(networks, denoiser, of, 2, "crps")
     yield OwnBlocks(ForeignConfig("DiTTransformer2DModel", '{"num_layers": 3}', Discrete(Betas())), 2)

@@ -34,7 +34,7 @@ from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OwnSteps
-from dualrate.methods.conditional import ConditionalDenoising
+from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import BatchTimes, SingleTime, TimeSource
 
 
@@ -100,6 +100,8 @@ class AtLevels(TimeSource):
     times: TimeSource
     levels: Levels
 
+    ages = False
+
     def __call__(self, draws: Draws) -> BatchTimes:
         found, count = self.times(draws), self.levels.refinements + 1
         t = (torch.floor(count * found.t) + 1).clamp(max=count) / count
@@ -107,7 +109,7 @@ class AtLevels(TimeSource):
 
 
 @dataclass(frozen=True)
-class Refining(ConditionalDenoising):
+class Refining(Denoising):
     """The loss of the module: of x_hat, as if of what the network predicts."""
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
