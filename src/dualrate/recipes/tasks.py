@@ -30,6 +30,7 @@ TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy", "regr
 OfFrames = Literal["rolling", "refiner"]
 SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
 DRAWS = 4  # light calls of a sample in training, for each heavy one
+ALONE = ("single", *SHARES)  # rates of one network
 OF_A_TASK = ("both", *SHARES)  # rates that models of noise alone do not have
 
 
@@ -63,13 +64,14 @@ def made(
         networks = ThreeConditional(heavy, smaller(heavy, "medium"), smaller(heavy, "light"), given)
         return networks, _method(trained_by, BothTimes() if trained_by == "diffusion" else times)
     if trained_by in ("residual", "corrdiff"):
-        if rate != "dual":
+        if rate in ALONE:
             raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
         networks = ResidualNetworks(heavy, smaller(heavy, "light"), given, features=trained_by == "residual")
         return networks, ResidualConfig()
-    if rate == "dual":
-        return TwoConditional(heavy, smaller(heavy, "light"), given), _method(trained_by, times)
-    return OneConditional(smaller(heavy, rate) if rate in SHARES else heavy, given), _method(trained_by, SingleTime())
+    if rate in ALONE:
+        model = smaller(heavy, rate) if rate in SHARES else heavy
+        return OneConditional(model, given), _method(trained_by, SingleTime())
+    return TwoConditional(heavy, smaller(heavy, "light"), given), _method(trained_by, times)
 
 
 def _method(trained_by: ScoreName | Literal["diffusion"] | OfFrames, times: TimeSource) -> MethodConfig:
