@@ -72,7 +72,7 @@ MAY_FIND = {"dualrate.config.imports"}  # steps, denoisers and recipes of other 
 # What methods share, and all of them that the trainer knows
 SHARED = {
     "dualrate.training.method",
-    "dualrate.methods.conditional",
+    "dualrate.methods.denoising",  # its loss, which others extend
     "dualrate.methods.student_states",
     "dualrate.methods.times",
     "dualrate.methods.watch",

@@ -58,8 +58,7 @@ from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, MovingGar
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
-from dualrate.diffusion.convention import Discrete, Flow
-from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
@@ -69,10 +68,9 @@ from dualrate.from_diffusers.cut import CutNetwork
 from dualrate.from_diffusers.diffusers_folder import ForeignConfig
 from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
 from dualrate.integrations.caching import Accumulated, FirstBlock, Fixed, Verified
-from dualrate.methods.conditional import ConditionalDenoising, WeightedDenoising
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
-from dualrate.methods.denoising import Denoising, DualRateLoss
+from dualrate.methods.denoising import Denoising, DualRateLoss, WeightedDenoising
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.glance import AdaptedNetwork, ByPhase, Glance, GlanceConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
@@ -87,7 +85,7 @@ from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, St
 from dualrate.metrics.pretrained import PhotoNet
 from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.dis import DiSConfig
-from dualrate.networks.dit import DiTConfig
+from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
@@ -95,7 +93,7 @@ from dualrate.recipes.students import Adapt
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
 from dualrate.serving.offer import Request
-from dualrate.training.method import Loss, Phase
+from dualrate.training.method import Loss, OnePhase, Phase
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
@@ -276,7 +274,7 @@ def examples() -> Iterator[Any]:
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))
     yield RollingDenoising(nn.ModuleDict(), denoiser, Rolling(), Sigmoid(), SingleTime())
     yield SharedNoise(Cosine())
-    for kind in (ConditionalDenoising, ResidualDenoising, Refining):
+    for kind in (ResidualDenoising, Refining):
         yield kind(networks, denoiser, of, Sigmoid(), GivenTimes())
     yield OneCall(networks, denoiser, of, 2, "crps")
     yield OwnBlocks(ForeignConfig("DiTTransformer2DModel", '{"num_layers": 3}', Discrete(Betas())), 2)
@@ -345,7 +343,7 @@ def test_every_number_that_a_user_sets_has_a_range(package):
 
 def test_every_class_with_ranges_is_walked(package):
     ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
-    abstract = {StudentMethod, NetworkCard, PlanStates, WeightedDenoising, Simulation, System}
+    abstract = {StudentMethod, NetworkCard, PlanStates, OnePhase, WeightedDenoising, FlatConfig, Simulation, System}
     assert ranged - abstract == set(EXAMPLES)
 
 

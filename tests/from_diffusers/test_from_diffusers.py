@@ -14,7 +14,7 @@ from theory.exact import GaussianMixture, OracleDenoiser
 from torch import nn
 
 import dualrate as dr
-from dualrate.diffusion.convention import SIT, Discrete, Flow
+from dualrate.diffusion.prediction import SIT, Discrete, Flow
 from dualrate.diffusion.schedule import Betas
 from dualrate.from_diffusers.classes.catalogue import kind_of
 from dualrate.from_diffusers.classes.kind import Kind, by_place

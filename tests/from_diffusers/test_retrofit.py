@@ -31,8 +31,7 @@ from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, condition_of, posterior_mean
-from dualrate.diffusion.convention import REPA
-from dualrate.diffusion.prediction import Sigmoid, v_from_x
+from dualrate.diffusion.prediction import REPA, Sigmoid, v_from_x
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch

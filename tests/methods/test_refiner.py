@@ -82,7 +82,7 @@ def test_the_loss_is_the_paper_s() -> None:
     draws = batch.draws(0)
     found = method.loss(batch, 0, draws).total
     k = torch.round((1 - times(draws).t) * (K + 1))
-    k, eps = k[:, None, None, None].float(), draws.normals(["z_t"], *SHAPE)[0]
+    k, eps = k[:, None, None, None].float(), draws.normals(["z_tau"], *SHAPE)[0]
     noised = torch.where(k > 0, x + SIGMA_MIN ** (k / K) * eps, 0)
     plain = (f.of(noised, k, y) - torch.where(k > 0, eps, x)).square().mean()
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=0)

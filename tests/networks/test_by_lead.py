@@ -20,8 +20,8 @@ from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
-from dualrate.methods.conditional import ConditionalDenoising
 from dualrate.methods.crps import OneCall
+from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.conditional import ByLead, FrameAttention
 from dualrate.networks.dit import DiTConfig
@@ -109,15 +109,15 @@ def random(networks: OneConditional | TwoConditional) -> dr.Denoiser:
     return model
 
 
-@pytest.mark.parametrize("kind", [ConditionalDenoising, OneCall])
+@pytest.mark.parametrize("kind", [Denoising, OneCall])
 def test_one_heavy_call_a_window_trains_all_draws_of_all_leads(kind: Any) -> None:
     pair = random(TwoConditional(NET, replace(NET, levels=NET.levels), GIVEN, leads=LEADS))
     metered, rows = Metered(pair), 3
     torch.manual_seed(1)
     batch = Batch(torch.randn(rows, 6, 1, 8), None, torch.arange(rows), given=torch.randn(rows, *GIVEN))
     process = dr.GaussianProcess(Cosine())
-    parts: Any = (Sigmoid(), GivenTimes()) if kind is ConditionalDenoising else (2, "crps")
-    more: Any = {"draws": 2} if kind is ConditionalDenoising else {}
+    parts: Any = (Sigmoid(), GivenTimes()) if kind is Denoising else (2, "crps")
+    more: Any = {"draws": 2} if kind is Denoising else {}
     loss = kind(nn.ModuleDict(), metered, process, *parts, **more).loss(batch, 0, batch.draws(0))
     assert (metered.meter.heavy, metered.meter.light) == (rows, 2 * rows)
     assert isinstance(pair, DualRateConditional)

@@ -21,7 +21,7 @@ from dualrate.diffusion.values import Cond, Context
 from dualrate.drawing.choice import Choice
 from dualrate.experiment.experiment import DataConfig, Experiment, Start
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
-from dualrate.experiment.teaching import frozen_teacher
+from dualrate.experiment.teaching import begin, frozen_teacher
 from dualrate.methods import moment_matching
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.denoising import DenoisingConfig
@@ -209,7 +209,8 @@ def filled(root: Path, heavy: int, **begins: str):
     student = dual_student(RECIPE, teacher, 4, heavy, **begins)
     networks = student.build()[0]
     start = Start(True, torch.device("cpu"), False, load, lambda iteration: pytest.fail("no data"), print)
-    return networks, student.method.fill(student, networks, load(teacher), start)
+    runs = {name.removesuffix("_from"): run for name, run in begins.items()}
+    return networks, begin(student, networks, load(teacher), start, runs)
 
 
 def test_a_student_may_start_from_a_dual_rate_run(root):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -65,23 +65,15 @@ class Compare(Ranged):
         if not self.requests:
             raise ValueError("nothing to compare: name runs, e.g. dualrate compare weights/fashion-mnist-*")
         device, progress = pick_device(self.device), reporter()
-        how = working(device, progress, compiled=self.compile, graphs=self.graphs)
+        how: dict[str, Any] = {**working(device, progress, compiled=self.compile, graphs=self.graphs)}
+        how |= {"members": self.members, "precision": self.precision, "device": device, "progress": progress}
+        how |= {"command": command_line()}
         if are_forecasts(self.requests):
             if given := [name for name in ("features", "baselines", "mixed", "prompt") if getattr(self, name)]:
                 raise ValueError(
                     f"forecasts of fields have other scores: drop {', '.join(f'--{one}' for one in given)}"
                 )
-            lines, unfinished = compare_forecasts(
-                self.requests,
-                self.out,
-                minutes=self.minutes,
-                members=self.members,
-                device=device,
-                precision=self.precision,
-                **how,
-                progress=progress,
-                command=command_line(),
-            )
+            lines, unfinished = compare_forecasts(self.requests, self.out, minutes=self.minutes, **how)
             print(as_text(lines), "\n", *unfinished)
             print(self.out)
             return
@@ -94,13 +86,8 @@ class Compare(Ranged):
             baselines=self.baselines,
             prompt=self.prompt,
             guidance=self.guidance,
-            members=self.members,
-            device=device,
             workers=self.workers,
-            precision=self.precision,
             **how,
-            progress=progress,
-            command=command_line(),
         )
         if findings.finished:
             print(as_text(front_table(findings.finished)), "\n")

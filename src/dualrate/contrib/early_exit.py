@@ -30,7 +30,7 @@ line:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -52,7 +52,7 @@ from dualrate.networks.blocks import FiLM, layer_norm, zero_init
 from dualrate.networks.uvit import Skips, UViT, UViTConfig
 from dualrate.recipes.fashion_mnist import FIT, HEAVY
 from dualrate.training.config import OptimConfig
-from dualrate.training.method import Loss, Phase
+from dualrate.training.method import Loss, OnePhase
 
 
 class Reading(nn.Module):
@@ -184,23 +184,18 @@ whole, at_1_percent, at_2_percent, at_4_percent = (partial(at, threshold) for th
 
 
 @dataclass(frozen=True)
-class EarlyExitTraining(Ranged):
-    """One phase, "model", that trains heads and probes.
+class EarlyExitTraining(OnePhase):
+    """Trains heads and probes.
 
     model:     of the network "exits"
     null:      the null class, for classifier-free guidance; label_dropout: probability of training a row with it
     """
 
-    networks: nn.ModuleDict
     model: EarlyExit
     process: GaussianProcess
     weighting: Weighting
     null: Classes = 0
     label_dropout: Probability = 0.1
-    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-
-    def phases(self, iteration: int) -> tuple[Phase, ...]:
-        return (Phase("model", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
 
     def denoiser(self) -> EarlyExit:
         return self.model
@@ -261,10 +256,6 @@ class EarlyExitConfig(MethodConfig, Ranged):
     @property
     def serves(self) -> AnyPlan:
         return AnyPlan()
-
-    @property
-    def drops_labels(self) -> bool:
-        return self.label_dropout > 0
 
     def adapted(self, denoiser: Any) -> Denoiser:
         return replace(denoiser, threshold=self.threshold)

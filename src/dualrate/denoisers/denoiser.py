@@ -194,7 +194,7 @@ class Conditional(Plain):
 
 
 @dataclass(frozen=True)
-class DualRateConditional(Denoiser):
+class DualRateConditional(DualRate):
     """A heavy network on y, whatever z and t are when it is called, and a light one on z_t.
 
     encoder: (log_snr at t = 1, y, label) -> features, already at the light network's widths
@@ -202,22 +202,17 @@ class DualRateConditional(Denoiser):
     Of M samples a condition, `cond.given` has a row each condition and z one each sample; so has the context.
     """
 
-    encoder: nn.Module
-    light: nn.Module
-    process: Process
     reuse: Reuse = Reuse.FREE
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Raises ValueError where `cond` has no y."""
         return Context(features_of(self.encoder, self.process, cond))
 
-    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+    def called(self, z: Tensor, log_snr: Tensor, cond: Cond, context: Context, tau: Tensor | None) -> Tensor:
         """Raises ValueError without a context: then nothing is known of y."""
         if not context.features:
             raise ValueError("the light network sees the condition through the heavy call: begin the plan with one")
-        log_snr = self.process.log_snr(t).to(z.dtype)
-        v = self.light(z, per_row(log_snr, z), cond.label, context.features)
-        return self.process.x_hat(z, v.to(z.dtype), log_snr)
+        return self.light(z, log_snr, cond.label, context.features)
 
 
 @dataclass(frozen=True)
@@ -280,19 +275,25 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Metered(Denoiser):
+class Wrapper(Denoiser):
+    """A denoiser that calls another one, and has its contexts."""
+
+    inner: Denoiser
+
+    @property
+    def reuse(self) -> Reuse:
+        return self.inner.reuse
+
+
+@dataclass(frozen=True)
+class Metered(Wrapper):
     """Counts the rows of every network call. Sits innermost, so that guidance branches are counted.
 
     A partial refresh is a light call too. A denoise call that returns an output computed before runs no network and
     is not counted; one that carries a forward-mode derivative along counts twice.
     """
 
-    inner: Denoiser
     meter: Meter = field(default_factory=Meter)
-
-    @property
-    def reuse(self) -> Reuse:
-        return self.inner.reuse
 
     def read(self, cond: Cond) -> Cond:
         found = read(self.inner, cond)

@@ -26,15 +26,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualrate.config.ranges import Classes, Factor, GuidanceWeight, NoiseLevel, Range, Ranged, Share
-from dualrate.denoisers.denoiser import Denoiser, read
+from dualrate.denoisers.denoiser import Wrapper, read
 from dualrate.diffusion.categorical import AXIS, CategoricalProcess
 from dualrate.diffusion.prediction import flow_scale
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.values import Cond, Context, Reuse, expand
+from dualrate.diffusion.values import Cond, Context, expand
 
 
 @dataclass(frozen=True)
-class Guided(Ranged, Denoiser):
+class Guided(Ranged, Wrapper):
     """Classifier-free guidance (Ho and Salimans 2022): x_hat = x_null + weight (x_label - x_null);
     of a categorical process the same of log-probabilities (`Process.extrapolate`).
 
@@ -47,7 +47,6 @@ class Guided(Ranged, Denoiser):
     always does, and so do the features of a condition. These have 2B / M rows where M samples share a condition.
     """
 
-    inner: Denoiser
     process: Process
     weight: GuidanceWeight
     null: Classes
@@ -58,10 +57,6 @@ class Guided(Ranged, Denoiser):
         super().__post_init__()
         if self.interval is not None and self.interval[0] >= self.interval[1]:
             raise ValueError(f"the guidance interval is 0 <= low < high in sigma/alpha, got {self.interval}")
-
-    @property
-    def reuse(self) -> Reuse:
-        return self.inner.reuse
 
     def read(self, cond: Cond) -> Cond:
         return replace(cond, features=read(self.inner, self._both(cond)).features)
@@ -111,13 +106,12 @@ MARGIN = 5.0  # of log-probability: a token outside becomes 150 times less likel
 
 
 @dataclass(frozen=True)
-class Sharpened(Ranged, Denoiser):
+class Sharpened(Ranged, Wrapper):
     """See the module. temperature 1 and top_p 1 change nothing.
 
     Raises ValueError for a process that is not of tokens.
     """
 
-    inner: Denoiser
     process: Process
     temperature: Factor = 1.0
     top_p: Share = 1.0
@@ -127,10 +121,6 @@ class Sharpened(Ranged, Denoiser):
         super().__post_init__()
         if not isinstance(self.process, CategoricalProcess):
             raise ValueError(f"temperature and top-p are of tokens, got {self.process}: drop them")
-
-    @property
-    def reuse(self) -> Reuse:
-        return self.inner.reuse
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         return self.inner.encode(z, t, cond)

@@ -150,26 +150,57 @@ def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
     return (x - x_hat).square().flatten(1).mean(1)
 
 
+class NormalNoise(Process):
+    """States are x and standard normal noise, in whatever proportions."""
+
+    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
+        """(S, B, *shape) standard normal numbers."""
+        return draws.normals(streams, *shape)
+
+    def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
+        """N(0, I)."""
+        return noise
+
+    def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """The mean squared error."""
+        return squared_error(x, x_hat)
+
+    def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+        """On a straight line."""
+        return x_hat + expand(weight, x_hat) * (other - x_hat)
+
+
+def transition_of(log_snr_s: Tensor, log_snr_t: Tensor) -> tuple[Tensor, Tensor]:
+    """a, c sigma_t^2: of z_s in the mean of q(z_t | z_s), and its variance."""
+    scale = alpha(log_snr_t) / alpha(log_snr_s)
+    return scale, -torch.expm1(_gap(log_snr_t, log_snr_s)) * torch.sigmoid(-log_snr_t)
+
+
+def posterior_of(log_snr_t: Tensor, log_snr_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """r / a, c alpha_s, c sigma_s^2: of z_t and x in the mean of q(z_s | z_t, x), and its variance."""
+    gap = _gap(log_snr_t, log_snr_s)
+    from_z = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
+    return from_z, -torch.expm1(gap) * alpha(log_snr_s), -torch.expm1(gap) * torch.sigmoid(-log_snr_s)
+
+
+def _gap(log_snr_t: Tensor, log_snr_s: Tensor) -> Tensor:
+    """log r; 0 of equal ones, which may be infinite: where z is x."""
+    return torch.where(log_snr_s == log_snr_t, 0, log_snr_t - log_snr_s)
+
+
 @once
 def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """a, c sigma_t^2."""
-    log_snr_s, log_snr_t = schedule.log_snr(s), schedule.log_snr(t)
-    scale = alpha(log_snr_t) / alpha(log_snr_s)
-    return scale, -torch.expm1(log_snr_t - log_snr_s) * torch.sigmoid(-log_snr_t)
+    return transition_of(schedule.log_snr(s), schedule.log_snr(t))
 
 
 @once
 def posterior_weights(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """r / a, c alpha_s, c sigma_s^2: of z_t and x in the mean of q(z_s | z_t, x), and its variance."""
-    log_snr_s, log_snr_t = schedule.log_snr(s), schedule.log_snr(t)
-    gap = log_snr_t - log_snr_s
-    from_z = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
-    from_x = -torch.expm1(gap) * alpha(log_snr_s)
-    return from_z, from_x, -torch.expm1(gap) * torch.sigmoid(-log_snr_s)
+    """`posterior_of` two times."""
+    return posterior_of(schedule.log_snr(t), schedule.log_snr(s))
 
 
 @dataclass(frozen=True)
-class GaussianProcess(Process):
+class GaussianProcess(NormalNoise):
     """z_t = alpha_t x + sigma_t eps under a schedule. Its networks predict v."""
 
     schedule: Schedule
@@ -190,14 +221,6 @@ class GaussianProcess(Process):
         log_snr = self.schedule.log_snr(t)
         return alpha(log_snr), sigma(log_snr)
 
-    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
-        """(S, B, *shape) standard normal numbers."""
-        return draws.normals(streams, *shape)
-
-    def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
-        """N(0, I)."""
-        return noise
-
     def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """z_t = alpha_t x + sigma_t eps; `noise` is eps."""
         alpha_t, sigma_t = self.scales(t)
@@ -214,14 +237,6 @@ class GaussianProcess(Process):
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
         """Of v."""
         return x_from_v(z, output, log_snr)
-
-    def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """The mean squared error."""
-        return squared_error(x, x_hat)
-
-    def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-        """On a straight line."""
-        return x_hat + expand(weight, x_hat) * (other - x_hat)
 
 
 @dataclass(frozen=True)

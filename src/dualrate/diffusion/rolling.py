@@ -29,7 +29,6 @@ given: these are no part of a window here (`Cond.given`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -39,8 +38,7 @@ from torch import Tensor
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Weighting, x_loss_weight
-from dualrate.diffusion.process import Gaussian, Process, squared_error
-from dualrate.diffusion.random import Draws
+from dualrate.diffusion.process import Gaussian, NormalNoise, posterior_of, transition_of
 from dualrate.diffusion.schedule import Cosine, Schedule, alpha, sigma
 from dualrate.diffusion.values import once
 
@@ -48,7 +46,7 @@ ROUNDING = 1e-12  # of a clock
 
 
 @dataclass(frozen=True)
-class Rolling(Process, Ranged):
+class Rolling(NormalNoise, Ranged):
     """See the module. A window's channels are a multiple of its frames, F. Its networks predict v of every frame."""
 
     schedule: Schedule = Cosine()
@@ -80,14 +78,6 @@ class Rolling(Process, Ranged):
         whole = torch.floor(clock).clamp(max=self.frames - 1)
         return self.schedule.log_snr(clock - whole) - whole * _range(self.schedule)[1]
 
-    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
-        """(S, B, *shape) standard normal numbers."""
-        return draws.normals(streams, *shape)
-
-    def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
-        """N(0, I)."""
-        return noise
-
     def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         log_snr = _of_frames(self, t)
         return self._frames(alpha(log_snr), x) * x + self._frames(sigma(log_snr), x) * noise
@@ -108,10 +98,6 @@ class Rolling(Process, Ranged):
         frames = _infinite_at_0(self.schedule, _times(clock, self.frames))
         return self._frames(alpha(frames), z) * z - self._frames(sigma(frames), z) * output
 
-    def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """The mean squared error."""
-        return squared_error(x, x_hat)
-
     def frame_errors(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """(B, F): the mean squared error of every frame."""
         return (x - x_hat).square().unflatten(1, (self.frames, -1)).flatten(2).mean(2)
@@ -120,10 +106,6 @@ class Rolling(Process, Ranged):
         """(..., F): `x_loss_weight` at the time of each frame, 0 where that is 0 or 1."""
         times = self.frame_times(t)
         return torch.where((times > 0) & (times < 1), x_loss_weight(weighting, self.schedule, times), 0)
-
-    def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-        """On a straight line."""
-        return x_hat + weight[..., None, None, None].to(x_hat) * (other - x_hat)
 
     def _frames(self, value: Tensor, like: Tensor) -> Tensor:
         """(..., F) -> (..., F C, 1, 1): a number for every frame, to multiply windows by."""
@@ -160,20 +142,11 @@ def _of_frames(process: Rolling, t: Tensor) -> Tensor:
 
 @once
 def _transition(process: Rolling, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """As of a Gaussian process, of every frame."""
-    log_snr_s, log_snr_t = _of_frames(process, s), _of_frames(process, t)
-    return alpha(log_snr_t) / alpha(log_snr_s), -torch.expm1(_gap(log_snr_s, log_snr_t)) * torch.sigmoid(-log_snr_t)
+    """Of every frame."""
+    return transition_of(_of_frames(process, s), _of_frames(process, t))
 
 
 @once
 def _posterior(process: Rolling, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `posterior_weights`, of every frame."""
-    log_snr_s, log_snr_t = _of_frames(process, s), _of_frames(process, t)
-    gap = _gap(log_snr_s, log_snr_t)
-    from_z = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
-    return from_z, -torch.expm1(gap) * alpha(log_snr_s), -torch.expm1(gap) * torch.sigmoid(-log_snr_s)
-
-
-def _gap(log_snr_s: Tensor, log_snr_t: Tensor) -> Tensor:
-    """log_snr_t - log_snr_s, 0 where both are infinite."""
-    return torch.where(log_snr_s == log_snr_t, 0, log_snr_t - log_snr_s)
+    """Of every frame."""
+    return posterior_of(_of_frames(process, t), _of_frames(process, s))

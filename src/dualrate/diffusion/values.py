@@ -78,6 +78,11 @@ class Batch:
     here: Tensor | None = field(default=None, repr=False)
     given: Tensor | None = None
 
+    @property
+    def cond(self) -> Cond:
+        """What its rows are conditioned on."""
+        return Cond(self.label, self.given)
+
     def __len__(self) -> int:
         return self.x.shape[0]
 

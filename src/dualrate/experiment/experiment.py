@@ -170,8 +170,8 @@ class MethodConfig(ABC):
 
     @property
     def drops_labels(self) -> bool:
-        """Whether the null class, which guidance goes away from, is trained."""
-        return True
+        """Whether the null class, which guidance goes away from, is trained: so says a field `label_dropout`."""
+        return getattr(self, "label_dropout", 0) > 0
 
     def adapted(self, denoiser: Denoiser) -> Denoiser:
         """The networks' denoiser as this method trains it. It may change which samplers may reuse a context."""

@@ -29,18 +29,20 @@ class Serves(ABC):
 
     steps:    of a sampler, where none are asked for
     sampler:  the one that the model was made for, by its name in `sampling/catalogue.py`; None: any
+    heavy:    heavy calls of a sample; None: the network runs at every step
     drops:    whether the model was trained on steps without a context too
     any_plan: whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried
     """
 
     steps: int
+    heavy: Any = None  # a whole number; Any: so that a field may stand for it
     sampler: str | None = ANCESTRAL
     drops = False
     any_plan = False
 
     def default_heavy(self, steps: int) -> int:
-        """Heavy calls for so many steps, where none are asked for; here the network runs at every step."""
-        return steps
+        """Heavy calls for so many steps, where none are asked for. `check` refuses a plan that is not served."""
+        return steps if self.heavy is None else min(self.heavy, steps)
 
     def own_times(self, steps: int) -> tuple[float, ...]:
         """The N + 1 times of so many steps, where there are no plans to choose from: equal steps in t."""
@@ -124,9 +126,6 @@ class AtLeast(_Distilled, Ranged):
     steps: Steps
     heavy: Steps | None = None
 
-    def default_heavy(self, steps: int) -> int:
-        return steps if self.heavy is None else min(self.heavy, steps)
-
     def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
         """Its own plan, and longer ones."""
         return super().ladder({self.steps, *(count for count in calls if count > self.steps)})
@@ -145,15 +144,10 @@ class AtLeast(_Distilled, Ranged):
 class _Single(Serves):
     """Of a model that learned the steps of one plan: it serves that one.
 
-    heavy: its calls; None: one at every step; learned: what it serves, as an error says it after 'this'
+    learned: what it serves, as an error says it after 'this'
     """
 
-    heavy: Any  # a whole number or None
     learned: Any
-
-    def default_heavy(self, steps: int) -> int:
-        """Its own, however many steps are asked for; `check` refuses a plan that is not served."""
-        return steps if self.heavy is None else min(self.heavy, steps)
 
     def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
         """Its own plan."""
@@ -195,7 +189,7 @@ class OnePlan(_Single, _Distilled, Ranged):
 class OneStep(_Single, _Distilled):
     """A model that goes from noise to its x_hat at once."""
 
-    steps, heavy = 1, None
+    steps = 1
     learned = "model has learned one step, and makes no more"
 
 
@@ -243,7 +237,7 @@ class OwnGrid(_Single, Ranged):
 
     grid: tuple[Probability, ...]
 
-    heavy, sampler = None, "ddim"
+    sampler = "ddim"
 
     @property
     def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

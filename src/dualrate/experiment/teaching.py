@@ -19,7 +19,7 @@ from dualrate.codecs.codec import Codec
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.rolling import Rolling
-from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.experiment import Experiment, Model, Start
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.networks.blocks import cast_layers
 
@@ -106,12 +106,12 @@ def built(config: NetworksConfig, process: Process, teacher: Model) -> tuple[nn.
 def frozen_teacher(
     config: NetworksConfig, process: Process, teacher: Model, *, bfloat16: bool
 ) -> tuple[nn.ModuleDict, Denoiser]:
-    """A teacher's networks without gradients, on its device, and their denoiser.
+    """A teacher's networks without gradients, in evaluation mode, on its device, and their denoiser.
 
     bfloat16: under autocast, with the weights of its matrix products, the head's excepted, in that where they may be
     """
     networks, denoiser = built(config, process, teacher)
-    networks.requires_grad_(False).to(teacher.device)
+    networks.requires_grad_(False).eval().to(teacher.device)
     if not bfloat16:
         return networks, denoiser
     for layer in cast_layers(networks) if config.bfloat16_weights else ():
@@ -151,6 +151,29 @@ def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[st
     if "light" in sources:
         config.disconnect(networks)
     return {role: str(source) for role, source in sources.items()}
+
+
+def begin(
+    experiment: Experiment, networks: nn.ModuleDict, teacher: Model | None, start: Start, runs: Mapping[str, str | None]
+) -> dict[str, str]:
+    """Put the weights in that a student's training begins with; says which those were, but for the teacher's own.
+
+    runs: to begin from: "student", of all its networks, or "encoder" and "light", of one each. Where none is given
+          networks like the teacher's have its weights, so has the encoder; the light network has random ones
+    Raises ValueError for weights of other networks.
+    """
+    config, loaded = experiment.networks, {role: start.load(run) for role, run in runs.items() if run is not None}
+    problem = f"its networks are not those of {experiment.name}"
+    if source := loaded.get("student"):
+        fill(networks, source.networks.state_dict(), f"{source.path}: {problem}")
+        return {"student": str(source)}
+    if config.ages:
+        return start_from(config, networks, loaded if teacher is None else {"encoder": teacher, **loaded})
+    if teacher is not None:
+        for role, network in networks.items():
+            weights = config.starting(role, teacher.networks[role].state_dict())
+            fill(network, weights, f"{teacher.path}: {problem}")
+    return {}
 
 
 def check_drops_labels(experiment: Experiment, source: Model) -> None:

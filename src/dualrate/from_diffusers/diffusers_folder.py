@@ -20,8 +20,8 @@ from torch import nn
 
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.denoisers.denoiser import Plain
-from dualrate.diffusion.convention import REPA, SIT, Convention
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import REPA, SIT, Convention
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.diffusion.values import Shape

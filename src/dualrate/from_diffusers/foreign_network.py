@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualrate.diffusion.convention import Convention, Flow
-from dualrate.diffusion.prediction import x_from_v
+from dualrate.diffusion.prediction import Convention, Flow, x_from_v
 from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.classes.kind import Config, Given, Kind, Layout, by_place
 from dualrate.from_diffusers.cut import CutNetwork, CutTokens

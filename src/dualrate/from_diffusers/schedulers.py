@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import torch
 
-from dualrate.diffusion.convention import TO_V, Convention, Discrete, Flow
+from dualrate.diffusion.prediction import TO_V, Convention, Discrete, Flow
 from dualrate.diffusion.schedule import Betas, Kind, RectifiedFlow, Schedule
 
 DISCRETE = {

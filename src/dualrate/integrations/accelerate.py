@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.denoisers.feature_cache import ORDER
-from dualrate.diffusion.convention import Convention, Flow
+from dualrate.diffusion.prediction import Convention, Flow
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.from_diffusers.classes.catalogue import KINDS
 from dualrate.from_diffusers.schedulers import read_scheduler

@@ -40,7 +40,7 @@ is without dropout, as a sampler has it; as at sampling, a step that ends in x h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any
@@ -63,16 +63,16 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
-from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import Segments
-from dualrate.experiment.teaching import check_teacher, fill, frozen_teacher, require_no_decoder, start_from
+from dualrate.experiment.teaching import begin, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest, frozen
 from dualrate.sampling.ddim import DDIM, adjusted
 from dualrate.sampling.step import move
 from dualrate.sampling.trajectory import reuses, trajectory
-from dualrate.training.method import Loss, Phase, quarters
+from dualrate.training.method import Loss, OnePhase, quarters
 
 Eta = Annotated[float, Range(0, 1000)]
 Huber = Annotated[float, Range(0, 1000, above=True)]
@@ -96,8 +96,8 @@ class TeacherSteps(Ranged):
 
 
 @dataclass(frozen=True)
-class Consistency(Ranged):
-    """One phase, "student", that trains every network.
+class Consistency(OnePhase):
+    """The loss of the module.
 
     steps:    S, of the student
     teacher:  never changed; it sees z_t under `process`. None: the data are
@@ -108,7 +108,6 @@ class Consistency(Ranged):
     backbone: the U-ViT of its encoder, which L_kept does not train; None: L_kept trains all of it
     """
 
-    networks: nn.ModuleDict
     student: Denoiser
     process: GaussianProcess
     steps: Steps
@@ -120,15 +119,13 @@ class Consistency(Ranged):
     huber: Huber | None = None
     heavy: Steps | None = None
     backbone: nn.Module | None = None
-    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+
+    phase = "student"
 
     @property
     def plan(self) -> StepPlan:
         """That the student is sampled under."""
         return StepPlan.uniform(self.steps, self.heavy)
-
-    def phases(self, iteration: int) -> tuple[Phase, ...]:
-        return (Phase("student", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
 
     def denoiser(self) -> Denoiser:
         return self.student
@@ -140,7 +137,7 @@ class Consistency(Ranged):
         f, small for a student that collapses to grey; `teacher_steps`, T.
         """
         t, s, border = moved(batch.x.device, *self.times(iteration, draws.host))
-        cond = Cond(batch.label, batch.given)
+        cond = batch.cond
         z_t = self.process.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).to(batch.x.dtype))
         with torch.no_grad(), at_rest(self.networks):
             target = self.target(batch.x, z_t, t, s, border, cond)
@@ -183,12 +180,12 @@ class Consistency(Ranged):
         some, times = batch[rows], torch.tensor(plan.t, dtype=torch.float64)
         z = Draws(draws.seed, draws.row[rows]).normal("rollout start", *batch.x.shape[1:]).to(batch.x.dtype)
         z = self.process.prior(z, batch.x.shape[1:])
-        path = trajectory(self.student, DDIM(self.process), plan, z, Cond(some.label, some.given), lambda step, draw: z)
+        path = trajectory(self.student, DDIM(self.process), plan, z, some.cond, lambda step, draw: z)
         states = [state.z for state in islice(path, kept[-1] + 1)]
         z_t, z_tau = (torch.cat([states[i] for i in steps]) for steps in (kept, heavy))
         t, tau = moved(batch.x.device, *(times[steps].repeat_interleave(len(rows)) for steps in (kept, heavy)))
         rows = torch.arange(len(some), device=z_t.device).repeat(len(kept))
-        return z_t, t, z_tau, tau, Cond(some.label, some.given)[rows]
+        return z_t, t, z_tau, tau, some.cond[rows]
 
     def times(self, iteration: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """t, s and the border b, each (B,) float64; at the end of a segment s is b, to the bit."""
@@ -268,10 +265,6 @@ class ConsistencyConfig(MethodConfig, Ranged):
         """A dual-rate student reuses contexts along its own path of DDIM; those of a condition alone never age."""
         return denoiser if self.heavy is None or denoiser.reuse is Reuse.FREE else replace(denoiser, reuse=Reuse.OWN)
 
-    @property
-    def drops_labels(self) -> bool:
-        return False
-
     def check(self, experiment: Experiment) -> None:
         require_gaussian(experiment.process, experiment.name)
         first, last = self.teacher_steps
@@ -304,11 +297,11 @@ class ConsistencyConfig(MethodConfig, Ranged):
         if self.teacher is not None:
             teacher, process = start.load(self.teacher), experiment.process
             single = check_teacher(experiment, teacher, self.teacher, self.guidance)
-            frozen_networks, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
-            frozen_networks.eval()
+            _, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
             weights["teacher"], identity["teacher"] = str(teacher), f"weights {teacher.weights_hash[:12]}"
         if start.fresh:
-            weights |= self._fill(experiment, networks, teacher, start)
+            runs = {"student": self.student_from, "light": self.light_from}
+            weights |= begin(experiment, networks, teacher, start, runs)
         first, last = self.teacher_steps
         if self.annealing and experiment.fit.iterations is None:
             grow = "the teacher's steps grow in a share of the iterations"
@@ -331,18 +324,3 @@ class ConsistencyConfig(MethodConfig, Ranged):
             backbone=experiment.networks.backbone(networks, "encoder") if ages else None,
         )
         return Prepared(method, weights, identity, WATCH)
-
-    def _fill(
-        self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model | None, start: Start
-    ) -> dict[str, str]:
-        """Put the weights in that training begins with; says which. Raises ValueError for those of other networks."""
-        alike = not experiment.networks.ages
-        source = start.load(self.student_from) if self.student_from is not None else teacher if alike else None
-        if source is not None:
-            problem = f"{self.student_from or self.teacher}: its network is not that of {experiment.name}"
-            fill(networks, source.networks.state_dict(), problem)
-            return {"student": str(source)}
-        light = None if self.light_from is None else start.load(self.light_from)
-        sources = {} if alike else {"encoder": teacher, "light": light}
-        given = {role: model for role, model in sources.items() if model is not None}
-        return start_from(experiment.networks, networks, given)

@@ -11,10 +11,10 @@ Two rates are ours: the heavy network sees y once, and the light one makes all M
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser
@@ -24,7 +24,7 @@ from dualrate.diffusion.values import Batch, Cond, shared_time
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OneStep
 from dualrate.metrics.ensembles import energy_score, fair_crps, squared_error
-from dualrate.training.method import Loss, Phase
+from dualrate.training.method import Loss, OnePhase
 
 SCORES = {"crps": fair_crps, "energy": energy_score, "regression": squared_error}
 ScoreName = Literal["crps", "energy", "regression"]
@@ -32,18 +32,13 @@ ScoredDraws = Annotated[int, Range(2, 64)]
 
 
 @dataclass(frozen=True)
-class OneCall(Ranged):
-    """One phase, "model", that trains every network. draws: M"""
+class OneCall(OnePhase):
+    """The loss of the module. draws: M"""
 
-    networks: nn.ModuleDict
     model: Denoiser
     process: Process
     draws: ScoredDraws
     score: ScoreName
-    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-
-    def phases(self, iteration: int) -> tuple[Phase, ...]:
-        return (Phase("model", tuple(self.networks.parameters()), self.loss),)
 
     def denoiser(self) -> Denoiser:
         return self.model
@@ -76,10 +71,6 @@ class OneCallConfig(MethodConfig, Ranged):
     @property
     def serves(self) -> OneStep:
         return OneStep()
-
-    @property
-    def drops_labels(self) -> bool:
-        return False
 
     def check(self, experiment: Experiment) -> None:
         _ = experiment.gaussian

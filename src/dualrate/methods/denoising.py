@@ -18,9 +18,12 @@ then denoises by itself at the steps where it is called.
 
 A single-rate model has an empty context and the times `SingleTime`.
 
-A conditional model is trained by methods/conditional.py; one of texts, whose prompts are dropped as labels are, and
-one with a context that ages beside the condition (`BothRates`) here, with K noise levels for each reading of a
-condition. A row without context has its features still.
+Of a condition y there are K noise levels for each image, of which one reading of y serves all:
+
+    context = E(y)                                                          once for each image
+    L = mean over K times of weight(t) |x - g(z_t, t, context)|^2
+
+With a context that ages beside the condition (`BothRates`), a row without context has the features of y still.
 """
 
 from __future__ import annotations
@@ -32,23 +35,47 @@ from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from dualrate.config.ranges import Classes, LightDraws, LossWeight, Probability, Range, Ranged
-from dualrate.denoisers.denoiser import DualRate, read
+from dualrate.denoisers.denoiser import Denoiser, DualRate, read
 from dualrate.diffusion.plan import STEPS, StepPlan
-from dualrate.diffusion.prediction import Sigmoid, Weighting
-from dualrate.diffusion.process import GaussianProcess, require_gaussian
+from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
+from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule
-from dualrate.diffusion.values import Batch, Cond, Shape
+from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import check_drops_labels, check_latent_shape, start_from
-from dualrate.methods.conditional import ConditionalDenoising, WeightedDenoising
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
-from dualrate.training.method import Loss, quarters
+from dualrate.training.method import Loss, OnePhase, quarters
+
+
+@dataclass(frozen=True)
+class WeightedDenoising(OnePhase):
+    """Trains every network by the weighted error of x_hat.
+
+    multiscale: copies of half the side, a quarter, ... whose errors are added
+    """
+
+    model: Denoiser
+    process: Process
+    weighting: Weighting
+    times: TimeSource
+    multiscale: Annotated[int, Range(0, 16)] = 0
+
+    def denoiser(self) -> Denoiser:
+        return self.model
+
+    def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
+        """(B,): the weighted error of each row, a mean over what it holds."""
+        error = self.process.deviance(x, x_hat)
+        if self.multiscale:
+            error = error + coarser_errors(x - x_hat, self.multiscale)
+        return x_loss_weight(self.weighting, self.process.schedule, t).to(error.dtype) * error
 
 
 @dataclass(frozen=True)
@@ -68,36 +95,61 @@ class Denoising(WeightedDenoising):
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The mean over rows and draws. Every random number is a function of a row's sample number.
 
-        Logs: `loss_t0` to `loss_t3`; with a context also the loss of the rows that have one and the encoder's own, as
-        sums over their rows divided by all rows.
+        Logs: `loss_t0` to `loss_t3`; with a context that ages also the loss of the rows that have one, and losses of
+        the heavy network alone; as sums over their rows divided by all rows.
         """
         x, cond = batch.x.repeat_interleave(self.draws, 0), read(self.model, self.condition(batch, draws))
         if cond.label is not None:
             cond = replace(cond, label=cond.label.repeat_interleave(self.draws))
         t, tau, kept = moved(x.device, *self.times(draws.host.repeated(self.draws)))
         z_t, z_tau = self.pair(x, t, tau, draws.repeated(self.draws))
-        own_cond = replace(cond[kept // self.draws], label=None if cond.label is None else cond.label[kept])
-        context = self.model.encode(z_tau[kept], tau[kept], own_cond)
-        x_hat = self.model.denoise(z_t, t, context.scattered(kept, len(x)), cond)
-        loss = self.weighted_error(x, x_hat, t)
+        if len(kept) == len(x):  # then the K rows of an image share their reading of the condition
+            context = self.model.encode(z_tau, tau, cond)
+            held = context.aged()
+        else:
+            own_cond = replace(cond[kept // self.draws], label=None if cond.label is None else cond.label[kept])
+            context = self.model.encode(z_tau[kept], tau[kept], own_cond)
+            held = context.scattered(kept, len(x))
+        loss = self.weighted_error(x, self.model.denoise(z_t, t, self.detached(held), cond), t)
         logs, total = quarters("loss_t", loss, t), loss.mean()
         # sums over what is kept are divided by everything, so that micro-batches add up to the batch's mean
-        if context.features:
+        if context.features and self.times.ages:
             logs["context_loss"] = loss[kept].sum().detach() / len(loss)
         if context.x_hat is not None:
             own = self.weighted_error(x[kept], context.x_hat, tau[kept]).sum() / len(loss)
             logs["encoder_loss"] = own.detach()
             total = total + self.encoder_weight * own
+        for name, own in self.own_losses(batch, context).items():
+            logs[name], total = own.detach(), total + own
         return Loss(total, logs)
+
+    def detached(self, context: Context) -> Context:
+        """What the light network is trained with: all of the context, unless overridden."""
+        return context
+
+    def own_losses(self, batch: Batch, context: Context) -> dict[str, Tensor]:
+        """Further losses of the heavy network alone, by name: none, unless overridden."""
+        return {}
 
     def condition(self, batch: Batch, draws: Draws) -> Cond:
         """Labels, each replaced by the null class with probability `label_dropout`, and what is given."""
         return Cond(with_null(batch, draws, self.null, self.label_dropout), batch.given)
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """(z_t, z_tau) on one forward path. t, tau: (B,); x, z_t, z_tau: (B, ...)."""
-        noise_tau, noise_t = self.process.noise(draws, ["z_tau", "z_t"], *x.shape[1:])
-        return self.process.pair(x, t, tau, noise_tau, noise_t)
+        """(z_t, z_tau) on one forward path, one state where no context ages. t, tau: (B,); x, z_t, z_tau: (B, ...)."""
+        if self.times.ages:
+            return self.process.pair(x, t, tau, *self.process.noise(draws, ["z_tau", "z_t"], *x.shape[1:]))
+        z_t = self.process.add_noise(x, t, self.process.noise(draws, ["z_tau"], *x.shape[1:])[0])
+        return z_t, z_t
+
+
+def coarser_errors(difference: Tensor, copies: int) -> Tensor:
+    """(B,): the mean squares of a difference (B, C, H, W) at half its side, a quarter, ..., added up."""
+    total = difference.new_zeros(len(difference))
+    for _ in range(copies):
+        difference = avg_pool2d(difference, 2)
+        total = total + difference.square().flatten(1).mean(1)
+    return total
 
 
 @dataclass(frozen=True)
@@ -214,10 +266,6 @@ class DenoisingConfig(MethodConfig, Ranged):
         encoder = (0.0, 1.0) if first is None or self.freeze_encoder else (first[0] / heavy[1], first[1])
         return AnyPlan(heavy, drops=self.times.dropout > 0 or first is not None, times=encoder)
 
-    @property
-    def drops_labels(self) -> bool:
-        return self.label_dropout > 0
-
     def check(self, experiment: Experiment) -> None:
         if self.multiscale:
             require_gaussian(experiment.process, experiment.name)
@@ -264,16 +312,17 @@ class DenoisingConfig(MethodConfig, Ranged):
             check_latent_shape(experiment, codec.build(method.networks, start.device))
         return Prepared(method, weights)
 
-    def build(self, experiment: Experiment) -> Denoising | ConditionalDenoising:
+    def build(self, experiment: Experiment) -> Denoising:
         """With weights drawn from the run's seed."""
         networks, denoiser = experiment.build()
         if self.freeze_encoder:
             experiment.networks.backbone(networks, "encoder").eval().requires_grad_(False)
-        parts = networks, denoiser, experiment.process, self.weighting, self.times
-        if experiment.networks.given is not None and not (self.times.ages or experiment.condition.labelled):
-            return ConditionalDenoising(*parts, multiscale=self.multiscale, draws=self.times.draws)
         return Denoising(
-            *parts,
+            networks,
+            denoiser,
+            experiment.process,
+            self.weighting,
+            self.times,
             null=experiment.num_classes,
             label_dropout=self.label_dropout,
             encoder_weight=self.encoder_weight,

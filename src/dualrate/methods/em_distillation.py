@@ -50,7 +50,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OneStep
-from dualrate.experiment.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder
+from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth, lag
 from dualrate.networks.blocks import at_rest
@@ -124,7 +124,7 @@ class EMDistillation(Ranged):
 
     def auxiliary_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """L(phi) of the module docstring: the denoising loss on the student's images. Logs: its quarters of t."""
-        t, cond = self.drawn_times(batch, draws), Cond(batch.label, batch.given)
+        t, cond = self.drawn_times(batch, draws), batch.cond
         z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
         with torch.no_grad(), at_rest(self.networks):
             x = self.generated(z, cond)
@@ -139,7 +139,7 @@ class EMDistillation(Ranged):
         student, below it where the student has turned back; `power`, |x|^2 / d, small for a student that collapses to
         grey. Of its end: `latent_power` and `noise_power`, the mean squares of z^L and eps^L, 1 where nothing is left.
         """
-        t, cond = self.drawn_times(batch, draws), Cond(batch.label, batch.given)
+        t, cond = self.drawn_times(batch, draws), batch.cond
         z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
         with at_rest(self.networks), at_rest(self.auxiliaries):
             state, first = self.chain(State(z, eps, torch.zeros_like(z)), t, cond, draws)
@@ -233,11 +233,6 @@ class EMDistillationConfig(MethodConfig, Ranged):
             raise ValueError(f"times are the least and the largest t of the chain's noise levels, got {self.times}")
 
     @property
-    def drops_labels(self) -> bool:
-        """A student has its labels always: it is guided by its teacher, which it learns."""
-        return False
-
-    @property
     def serves(self) -> OneStep:
         return OneStep()
 
@@ -259,10 +254,8 @@ class EMDistillationConfig(MethodConfig, Ranged):
         dropping, process = single.with_dropout(self.dropout), experiment.gaussian
         networks, student = replace(experiment, networks=dropping).build()
         if start.fresh:
-            problem = f"{self.teacher}: its network is not that of {experiment.name}"
-            fill(networks, teacher.networks.state_dict(), problem)
-        frozen_networks, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
-        frozen_networks.eval()
+            begin(experiment, networks, teacher, start, {})
+        _, taught = frozen_teacher(single, process, teacher, bfloat16=start.bfloat16)
         if self.guidance != 1:
             taught = Guided(taught, process, self.guidance, teacher.num_classes)
         copy, auxiliary = built(dropping, process, teacher)

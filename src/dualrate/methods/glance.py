@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Classes, Factor, Probability, Range, Ranged, Steps
-from dualrate.denoisers.denoiser import Denoiser, condition_of
+from dualrate.denoisers.denoiser import Denoiser, Plain, condition_of
 from dualrate.diffusion.process import GaussianProcess, Process, per_row
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse, Shape
+from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import OwnGrid
@@ -44,18 +44,13 @@ def names(phases: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ByPhase(Ranged, Denoiser):
+class ByPhase(Ranged, Plain):
     """One network, called with the adapter of its time. starts: where each phase begins, from 1 down; a phase lasts
     until the next begins.
     """
 
     network: Adapted
-    process: Process
     starts: tuple[Probability, ...] = ()
-    reuse: Reuse = Reuse.FREE
-
-    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        return Context()
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         phase = self.phase(t)
@@ -182,10 +177,6 @@ class GlanceConfig(MethodConfig, Ranged):
     @property
     def serves(self) -> OwnGrid:
         return OwnGrid(self.times)
-
-    @property
-    def drops_labels(self) -> bool:
-        return self.label_dropout > 0
 
     @property
     def of_phases(self) -> Iterator[tuple[float, ...]]:

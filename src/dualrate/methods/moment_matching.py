@@ -68,7 +68,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiment.plan_support import AtLeast, OnePlan
-from dualrate.experiment.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder, start_from
+from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.student_states import (
     ForwardPairs,
     FromData,
@@ -134,19 +134,17 @@ class StudentMethod(Ranged):
         """The denoising loss of the student at `pretraining_states`."""
         assert self.pretraining_states is not None
         assert self.backbone is not None
-        cond = Cond(batch.label, batch.given)
-        states = self.pretraining_states(self.student, batch, cond, draws)
+        states = self.pretraining_states(self.student, batch, batch.cond, draws)
         with at_rest(self.backbone):
-            x_hat = states.x_hat(self.student, cond)
+            x_hat = states.x_hat(self.student, batch.cond)
         error = self.process.deviance(batch.x[states.row], x_hat)
         return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())
 
     def sampled(self, batch: Batch, draws: Draws) -> tuple[StudentStates, Tensor, Tensor, Tensor]:
         """States, x~ there (with gradient, if the caller has it on), x drawn of it, and z_s ~ q(z_s | z_t, sg x)."""
-        cond = Cond(batch.label, batch.given)
         with frozen(self.networks):
-            states = self.states(self.student, batch, cond, draws)
-        x = states.x_hat(self.student, cond)
+            states = self.states(self.student, batch, batch.cond, draws)
+        x = states.x_hat(self.student, batch.cond)
         of_states = draws.repeated(len(states.row) // len(batch))
         drawn = self.process.drawn(x.detach(), of_states, "x")
         (noise,) = self.process.noise(of_states, ["z_s"], *x.shape[1:])
@@ -225,7 +223,7 @@ class MomentMatching(StudentMethod):
         with torch.no_grad():
             states, x_hat, _, z_s = self.sampled(batch, draws)
             x = self.process.given(x_hat, states.z_t, z_s, states.t, states.s)
-            g_theta, cond = self.taught(z_s, states, batch), Cond(batch.label, batch.given)[states.row]
+            g_theta, cond = self.taught(z_s, states, batch), batch.cond[states.row]
         g_phi = posterior_mean(self.auxiliary, z_s, states.s, cond)
         loss = auxiliary_loss(self.process.deviance, x, g_phi, g_theta)
         gap = g_phi.detach() - g_theta
@@ -237,7 +235,7 @@ class MomentMatching(StudentMethod):
         states, x, drawn, z_s = self.sampled(batch, draws)
         with torch.no_grad():
             g_theta = self.taught(z_s, states, batch)
-            g_phi = posterior_mean(self.auxiliary, z_s, states.s, Cond(batch.label, batch.given)[states.row])
+            g_phi = posterior_mean(self.auxiliary, z_s, states.s, batch.cond[states.row])
         loss = student_loss(self.process.deviance, x, g_phi, g_theta)
         return self.descent(loss, drawn, g_phi - g_theta, states)
 
@@ -248,7 +246,7 @@ class MomentMatching(StudentMethod):
         doubles its rows.
         """
         with replayed(z_s.device):
-            return posterior_mean(self.teacher, z_s, states.s, Cond(batch.label, batch.given)[states.row])
+            return posterior_mean(self.teacher, z_s, states.s, batch.cond[states.row])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,9 +277,7 @@ class InstantMomentMatching(StudentMethod):
             (s,) = moved(batch.x.device, stratified_uniform(draws.host))
             normal = draws.normal("preconditioner", *batch.x.shape[1:]).to(batch.x.dtype)
             z_s = self.process.add_noise(batch.x, s, normal)
-            for name, part in self.teacher_gradient(
-                batch.x, z_s, s, Cond(batch.label, batch.given), len(batch)
-            ).items():
+            for name, part in self.teacher_gradient(batch.x, z_s, s, batch.cond, len(batch)).items():
                 square[name] += part.square()
         root = {name: part.sqrt() for name, part in square.items()}
         mean = torch.cat([part.flatten() for part in root.values()]).mean()
@@ -295,7 +291,7 @@ class InstantMomentMatching(StudentMethod):
         if rows < 2:
             raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")
         states, x, drawn, z_s = self.sampled(batch, draws)
-        s, cond, gap = states.s, Cond(batch.label, batch.given)[states.row], torch.empty_like(z_s)
+        s, cond, gap = states.s, batch.cond[states.row], torch.empty_like(z_s)
         pairs, half = len(states.row) // len(batch), rows // 2
         border = pairs * min(max(half - before, 0), len(batch))  # of the states that are here, between the halves
         first, second = slice(border), slice(border, None)
@@ -383,11 +379,6 @@ class MomentMatchingConfig(MethodConfig, Ranged):
     weighting: Weighting = Sigmoid()
 
     @property
-    def drops_labels(self) -> bool:
-        """A student has its labels always: it is guided by its teacher, which it learns."""
-        return False
-
-    @property
     def serves(self) -> AtLeast | OnePlan:
         return self.plans
 
@@ -438,13 +429,14 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             method = method.preconditioned(start.batch(i)[:ROWS] for i in range(PRECONDITIONING))
         weights = {"teacher": str(teacher)}
         if start.fresh:
-            weights |= self.fill(experiment, method.networks, teacher, start)
+            runs = {"student": self.student_from, "encoder": self.encoder_from, "light": self.light_from}
+            weights |= begin(experiment, method.networks, teacher, start, runs)
         return Prepared(method, weights, {"teacher": f"weights {teacher.weights_hash[:12]}"}, WATCH)
 
     def build(
         self, experiment: Experiment, teacher: Model, *, bfloat16: bool
     ) -> MomentMatching | InstantMomentMatching:
-        """Student and auxiliary as new, before `fill`. Raises ValueError if the teacher cannot teach this student."""
+        """Student and auxiliary as new, before `begin`. Raises ValueError if the teacher cannot teach this student."""
         single = check_teacher(experiment, teacher, self.teacher, self.guidance).with_dropout(self.dropout)
         process, instant = experiment.process, self.version == "instant"
         networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
@@ -478,22 +470,3 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             lack = f"forward derivatives, which torch lacks for the group norms of {self.teacher}"
             raise ValueError(f"the instant version needs {lack}: pass --version alternating")
         return InstantMomentMatching(**roles)
-
-    def fill(self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model, start: Start) -> dict[str, str]:
-        """Put the weights in that training begins with; says which those were.
-
-        Raises ValueError for weights of other networks.
-        """
-        if self.student_from is not None:
-            source = start.load(self.student_from)
-            fill(networks, source.networks.state_dict(), f"{self.student_from}: its networks are not the student's")
-            return {"student": str(source)}
-        if not experiment.networks.ages:
-            for role, network in networks.items():
-                weights = experiment.networks.starting(role, teacher.networks[role].state_dict())
-                fill(network, weights, f"{self.teacher}: its networks are not the student's")
-            return {}
-        sources = {"encoder": teacher if self.encoder_from is None else start.load(self.encoder_from)}
-        if self.light_from is not None:
-            sources["light"] = start.load(self.light_from)
-        return start_from(experiment.networks, networks, sources)

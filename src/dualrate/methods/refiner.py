@@ -28,13 +28,13 @@ from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.prediction import Elbo
-from dualrate.diffusion.process import Gaussian, Process, squared_error
+from dualrate.diffusion.process import Gaussian, NormalNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OwnSteps
-from dualrate.methods.conditional import ConditionalDenoising
+from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import BatchTimes, SingleTime, TimeSource
 
 
@@ -62,7 +62,7 @@ class Levels(Schedule, Ranged):
 
 
 @dataclass(frozen=True)
-class Refinement(Process):
+class Refinement(NormalNoise):
     """See the module. Its networks predict x at t = 1, and noise at the other levels."""
 
     schedule: Levels = Levels()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -70,10 +70,6 @@ class Refinement(Process):
     def ends(self, s: Tensor) -> bool:
         """At t = 0, where x_hat is x."""
         return bool((s == 0).all())
-
-    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
-        """(S, B, *shape) standard normal numbers."""
-        return draws.normals(streams, *shape)
 
     def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
         """0: nothing is known of x."""
@@ -92,14 +88,6 @@ class Refinement(Process):
         sigma = torch.where(log_snr > 0, torch.exp(-log_snr / 2), -1)  # at t = 1 z is 0
         return z - expand(sigma, z) * output
 
-    def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """The mean squared error."""
-        return squared_error(x, x_hat)
-
-    def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-        """On a straight line."""
-        return x_hat + expand(weight, x_hat) * (other - x_hat)
-
     def _sigma(self, t: Tensor) -> Tensor:
         """Of the noise in z_t: 0 at t = 1."""
         return torch.where(t < 1, torch.exp(-self.schedule.log_snr(t) / 2), 0)
@@ -112,6 +100,8 @@ class AtLevels(TimeSource):
     times: TimeSource
     levels: Levels
 
+    ages = False
+
     def __call__(self, draws: Draws) -> BatchTimes:
         found, count = self.times(draws), self.levels.refinements + 1
         t = (torch.floor(count * found.t) + 1).clamp(max=count) / count
@@ -119,7 +109,7 @@ class AtLevels(TimeSource):
 
 
 @dataclass(frozen=True)
-class Refining(ConditionalDenoising):
+class Refining(Denoising):
     """The loss of the module: of x_hat, as if of what the network predicts."""
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
@@ -140,10 +130,6 @@ class RefinerConfig(MethodConfig, Ranged):
     @property
     def serves(self) -> OwnSteps:
         return OwnSteps(self.refinements + 1, None if self.times.heavy is None else self.times.heavy[0])
-
-    @property
-    def drops_labels(self) -> bool:
-        return False
 
     def check(self, experiment: Experiment) -> None:
         process = experiment.process

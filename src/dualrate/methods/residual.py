@@ -30,7 +30,7 @@ from dualrate.diffusion.values import Batch, Cond, Context, Reuse, Shape, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import PackageNetworks
 from dualrate.experiment.plan_support import AnyPlan
-from dualrate.methods.conditional import ConditionalDenoising
+from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalBody, ConditionMaps
@@ -112,13 +112,9 @@ class ResidualNetworks(PackageNetworks, Ranged):
         encoder, light = Regression(self.encoder, self.light, self.given_shape, self.features), self.light.network()
         return nn.ModuleDict({"encoder": encoder, "light": light}), Residual(encoder, light, process, self.scale)
 
-    @property
-    def given(self) -> Shape:
-        return self.given_shape
-
 
 @dataclass(frozen=True)
-class ResidualDenoising(ConditionalDenoising):
+class ResidualDenoising(Denoising):
     """With the regression's own loss, |x - m|^2 / s^2, whose gradient m gets alone. mean_weight: 1 / s^2"""
 
     mean_weight: Annotated[float, Range(0, math.inf)] = 1.0
@@ -127,7 +123,7 @@ class ResidualDenoising(ConditionalDenoising):
         *features, mean = context.features
         return Context((*features, mean.detach()))
 
-    def own_loss(self, batch: Batch, context: Context) -> dict[str, Tensor]:
+    def own_losses(self, batch: Batch, context: Context) -> dict[str, Tensor]:
         return {"mean_loss": self.mean_weight * (batch.x - context.features[-1]).square().mean()}
 
 
@@ -143,10 +139,6 @@ class ResidualConfig(MethodConfig, Ranged):
     @property
     def serves(self) -> AnyPlan:
         return AnyPlan((1, 1))
-
-    @property
-    def drops_labels(self) -> bool:
-        return False
 
     def check(self, experiment: Experiment) -> None:
         _ = experiment.gaussian

@@ -40,7 +40,7 @@ from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Batch, Cond, Reuse
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
-from dualrate.methods.conditional import WeightedDenoising
+from dualrate.methods.denoising import WeightedDenoising
 from dualrate.methods.times import SingleTime, TimeSource, moved
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import MEMBER, StepNoise, first_state, rollout
@@ -97,10 +97,6 @@ class RollingConfig(MethodConfig, Ranged):
     @property
     def serves(self) -> AnyPlan:
         return AnyPlan(self.times.heavy)
-
-    @property
-    def drops_labels(self) -> bool:
-        return False
 
     def check(self, experiment: Experiment) -> None:
         process, forecast = experiment.process, experiment.condition

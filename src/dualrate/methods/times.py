@@ -80,7 +80,7 @@ class TimeSource(ABC):
     draws: Any = 1
     dropout: Any = 0.0
     first: Any = None
-    ages = False
+    ages = True
 
     @abstractmethod
     def __call__(self, draws: Draws) -> BatchTimes: ...
@@ -96,7 +96,6 @@ class TimeSampler(TimeSource, Ranged):
     """Share of the images that train without context."""
     phase: Annotated[float, Range(0, 0)] | None = None
     """0: heavy calls lie on the fixed grid tau = ceil(t H) / H. Default: on that grid, shifted at random."""
-    ages = True  # no annotation: no field
     first: tuple[Share, Share] | None = None
     """Least and largest time of a plan's first heavy call. Steps before it have no context. Default: 1."""
 
@@ -137,6 +136,8 @@ class BothTimes(TimeSampler):
 class SingleTime(TimeSource):
     """Times of a single-rate model: t alone; no row has a context of another time."""
 
+    ages = False  # no annotation: no field
+
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)
         return BatchTimes(t, t, torch.arange(len(t), device=t.device))
@@ -149,7 +150,7 @@ class GivenTimes(TimeSource, Ranged):
     draws: LightDraws = 1
     """Noise levels of the light network for each image and heavy call."""
 
-    heavy = (1, 1)  # no annotation: no field
+    heavy, ages = (1, 1), False  # no annotation: no field
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,12 @@ from dualrate.methods.times import SILVER, moved, stratified_uniform
 from dualrate.networks.conditional import ConditionalBody
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.networks.uvit import UViT, UViTConfig
-from dualrate.training.method import Loss, Phase
+from dualrate.training.method import Loss, OnePhase
 
 
 @dataclass(frozen=True)
-class UnifiedLatents(Ranged):
-    """One phase, "model", that trains every network.
+class UnifiedLatents(OnePhase):
+    """The loss of the module.
 
     encoder:        images -> latents
     prior:          of latents, under `process`, whose log_snr(0) is that of z_0
@@ -63,7 +63,6 @@ class UnifiedLatents(Ranged):
     priced_from:    iteration from which on the encoder is trained by L_z too; until then nothing limits what z_0 holds
     """
 
-    networks: nn.ModuleDict
     encoder: nn.Module
     prior: Denoiser
     decoder: Denoiser
@@ -72,10 +71,6 @@ class UnifiedLatents(Ranged):
     weighting: Weighting
     loss_factor: LossWeight
     priced_from: FirstIterations = 0
-    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-
-    def phases(self, iteration: int) -> tuple[Phase, ...]:
-        return (Phase("model", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
 
     def denoiser(self) -> Denoiser:
         """The prior."""

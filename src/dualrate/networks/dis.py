@@ -34,10 +34,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Side
+from dualrate.config.ranges import Range
 from dualrate.networks.blocks import Block, InFloat32, LinearInFloat32, no_autocast
-from dualrate.networks.dit import CONVENTIONS, PATCHES, Flat, FlatConfig, class_of, frequencies, head, published, waves
+from dualrate.networks.dit import PATCHES, Flat, FlatConfig, head, published
 from dualrate.networks.scan import mixing, selective_scan
+from dualrate.networks.uvit import class_of
 
 EXPAND, WIDTH, AROUND = 2, 4, 7  # inner channels over outer; tokens of a convolution, before and around
 STEPS = 1e-3, 0.1  # of dt at first, spread evenly in its logarithm
@@ -46,34 +47,16 @@ SIZES = {"S": (25, 368), "B": (25, 768), "M": (49, 768), "L": (49, 1024), "H": (
 
 @dataclass(frozen=True)
 class DiSConfig(FlatConfig):
-    """A state space network."""
+    """A state space network: an odd number of blocks, one in the middle and as many behind it as in front, of an even
+    number of channels. Whole blocks are dropped: 0 of the first, growing evenly to `dropout`.
+    """
 
-    image_size: Side
-    """Side of the images or latents."""
-    image_channels: Annotated[int, Range(1, 1024)]
-    """Of the images, or of latents."""
-    channels: Channels
-    """Of the blocks, an even number."""
-    blocks: Annotated[int, Range(1, 1001)]
-    """An odd number: one in the middle, and as many behind it as in front."""
-    num_classes: Classes = 0
-    """Number of classes; 0 for an unconditional model. The label after the last class is the null class."""
-    patch: Annotated[int, Range(1, 256)] = 2
-    """Side of the square of pixels that becomes one token."""
     decay: Literal["channel", "head"] = "channel"
     """channel: a decay per channel and state, as published. head: one per head, by matrix products: faster."""
     states: Annotated[int, Range(1, 1024)] = 16
     """States per channel."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """For a decay per head: channels of a head, a divisor of twice the channels."""
-    head: bool = True
-    """Whether the network has a head that predicts v. A context encoder may do without."""
-    convention: Literal["dit", "sit", "repa"] = "sit"
-    """What the network takes as input, and what it predicts."""
-    learned_sigma: bool = False
-    """Whether the network also outputs a variance, as published weights do. The variance is not used."""
-    dropout: BelowOne = 0.0
-    """Of whole blocks, in training: 0 of the first, growing evenly to this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,14 +187,9 @@ class DiSBlock(Block):
 class DiS(Flat):
     """A state space network."""
 
-    frequency: Tensor
-
     def __init__(self, config: DiSConfig) -> None:
-        super().__init__()
-        self.config, self.num_classes = config, config.num_classes
-        self.convention = CONVENTIONS[config.convention]
+        super().__init__(config, config.channels // 2)
         width, half, patch = config.channels, config.blocks // 2, config.patch
-        self.register_buffer("frequency", frequencies(width // 2), persistent=False)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(config.image_channels, width, patch, stride=patch)})
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         table = {"embedding_table": nn.Embedding(config.num_classes + 1, width)} if config.num_classes else {}
@@ -234,7 +212,7 @@ class DiS(Flat):
 
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
         """[class, time], (B, 2 channels); the time alone without classes."""
-        time = self.time_embed(waves(self.convention.time(log_snr), self.frequency))
+        time = self.time_embed(self.waves(log_snr))
         if not self.num_classes:
             return time
         return torch.cat((self.label_emb["embedding_table"](class_of(label, log_snr, self.num_classes)), time), dim=1)

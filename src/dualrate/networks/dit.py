@@ -9,7 +9,7 @@ with adaLN-Zero. Its parts have the names of the published weights, which `load_
 
 MACs per image, n tokens of d channels: n (12 d^2 + 2 n d) + 6 d^2 a block.
 
-A convention says what state and time it is given, and what its output is (`diffusion/convention.py`):
+A convention says what state and time it is given, and what its output is (`diffusion/prediction.py`):
 
     dit     z, the step k of 1000 linear betas; eps
     sit     (1 - r) x + r eps, its time 1 - r; x - eps, the velocity towards the data
@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, Side
-from dualrate.diffusion.convention import REPA, SIT, Convention, Discrete
+from dualrate.diffusion.prediction import REPA, SIT, Convention, Discrete
 from dualrate.diffusion.schedule import Betas
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import Block, LinearInFloat32, add_shared, attend, layer_norm, modulated, zero_init
 from dualrate.networks.body import BodyConfig
-from dualrate.networks.uvit import require_shape
+from dualrate.networks.uvit import class_of, require_shape
 
 CONVENTIONS: dict[str, Convention] = {"dit": Discrete(Betas()), "sit": SIT, "repa": REPA}
 FREQUENCIES, EPS = 128, 1e-6
@@ -46,14 +46,30 @@ SIZES = {"S": (12, 384, 64), "B": (12, 768, 64), "L": (24, 1024, 64), "XL": (28,
 PATCHES = (2, 4, 8)
 
 
+@dataclass(frozen=True)
 class FlatConfig(BodyConfig):
-    """A network whose tokens are squares of the image, `patch` pixels a side, on one level. A subclass is a frozen
-    dataclass with these fields.
-    """
+    """A network whose tokens are squares of the image, `patch` pixels a side, on one level."""
 
-    image_size: int
-    channels: int
-    dropout: float
+    image_size: Side
+    """Side of the images or latents."""
+    image_channels: Annotated[int, Range(1, 1024)]
+    """Channels of the images or latents."""
+    channels: Channels
+    """Width of the blocks: a multiple of 4 in a DiT, even in a DiS."""
+    blocks: Annotated[int, Range(0, 1001)]
+    """Number of blocks; odd in a DiS, which has one in the middle."""
+    num_classes: Classes = 0
+    """Number of classes; 0 for an unconditional model. The label after the last class is the null class."""
+    patch: Annotated[int, Range(1, 256)] = 2
+    """Side of the square of pixels that becomes one token."""
+    head: bool = True
+    """Whether the network has a head that predicts v. A context encoder may do without."""
+    convention: Literal["dit", "sit", "repa"] = "sit"
+    """What the network takes as input, and what it predicts."""
+    learned_sigma: bool = False
+    """Whether the network also outputs a variance, as published weights do. The variance is not used."""
+    dropout: BelowOne = 0.0
+    """Dropout in training: in the MLPs of a DiT, of whole blocks of a DiS."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,30 +108,10 @@ def published(kind: str, sizes: Mapping[str, Sizes], patches: Sequence[int], nam
 
 @dataclass(frozen=True)
 class DiTConfig(FlatConfig):
-    """A diffusion transformer."""
+    """A diffusion transformer: a block is self-attention and an MLP, and drops in the MLP."""
 
-    image_size: Side
-    """Side of the images or latents."""
-    image_channels: Annotated[int, Range(1, 1024)]
-    """Of the images, or of latents."""
-    channels: Channels
-    """Width of the blocks, a multiple of 4."""
-    blocks: Annotated[int, Range(0, 1000)]
-    """Number of blocks, each of self-attention and an MLP."""
-    num_classes: Classes = 0
-    """Number of classes; 0 for an unconditional model. The label after the last class is the null class."""
-    patch: Annotated[int, Range(1, 256)] = 2
-    """Side of the square of pixels that becomes one token."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """Width of an attention head, a divisor of the channels."""
-    head: bool = True
-    """Whether the network has a head that predicts v. A context encoder may do without."""
-    convention: Literal["dit", "sit", "repa"] = "sit"
-    """What the network takes as input, and what it predicts."""
-    learned_sigma: bool = False
-    """Whether the network also outputs a variance, as published weights do. The variance is not used."""
-    dropout: BelowOne = 0.0
-    """Dropout in the MLPs, in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +147,7 @@ def dit(
         blocks,
         num_classes,
         patch,
-        head_dim,
+        head_dim=head_dim,
         convention=convention,
         learned_sigma=True,
     )
@@ -183,10 +179,21 @@ class Flat(nn.Module, ABC):
     methods are those of `body`; a subclass has `embedding`, `tokens`, `through`, and these parts.
     """
 
-    config: Any
-    convention: Convention
     final_layer: nn.ModuleDict | None
+    frequency: Tensor
     null = True
+
+    def __init__(self, config: Any, frequencies: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, config.num_classes
+        self.convention = CONVENTIONS[config.convention]
+        w = torch.exp(-math.log(1e4) * torch.arange(frequencies) / frequencies)
+        self.register_buffer("frequency", w, persistent=False)
+
+    def waves(self, log_snr: Tensor) -> Tensor:
+        """[cos(k w), sin(k w)], (B, 2 F), of the network's own time k and w_i = 10000^(-i / F)."""
+        angle = self.convention.time(log_snr)[:, None] * self.frequency
+        return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
     @abstractmethod
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
@@ -292,34 +299,14 @@ def head(config: Any, *, modulated: bool = True) -> nn.ModuleDict | None:
     return nn.ModuleDict(parts)
 
 
-def waves(time: Tensor, frequency: Tensor) -> Tensor:
-    """[cos(k w), sin(k w)], (B, 2 F). time: (B,), frequency: (F,)."""
-    angle = time[:, None] * frequency
-    return torch.cat((angle.cos(), angle.sin()), dim=-1)
-
-
-def frequencies(count: int) -> Tensor:
-    """w_i = 10000^(-i / count)."""
-    return torch.exp(-math.log(1e4) * torch.arange(count) / count)
-
-
-def class_of(label: Tensor | None, log_snr: Tensor, num_classes: int) -> Tensor:
-    """(B,): the labels; without any, the null class of every row."""
-    return torch.full(log_snr.shape, num_classes, device=log_snr.device) if label is None else label
-
-
 class DiT(Flat):
     """A diffusion transformer."""
 
-    frequency: Tensor
     pos_embed: Tensor
 
     def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.config, self.num_classes = config, config.num_classes
-        self.convention = CONVENTIONS[config.convention]
+        super().__init__(config, FREQUENCIES)
         width, patch = config.channels, config.patch
-        self.register_buffer("frequency", frequencies(FREQUENCIES), persistent=False)
         mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         table = {"embedding_table": nn.Embedding(config.num_classes + 1, width)} if config.num_classes else {}
         self.t_embedder, self.y_embedder = nn.ModuleDict({"mlp": mlp}), nn.ModuleDict(table)
@@ -341,7 +328,7 @@ class DiT(Flat):
 
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
         """c: (B, channels)."""
-        emb = self.t_embedder["mlp"](waves(self.convention.time(log_snr), self.frequency))
+        emb = self.t_embedder["mlp"](self.waves(log_snr))
         if not self.num_classes:
             return emb
         return emb + self.y_embedder["embedding_table"](class_of(label, log_snr, self.num_classes))

@@ -185,6 +185,11 @@ class Blocks(nn.Module):
         return h
 
 
+def class_of(label: Tensor | None, log_snr: Tensor, num_classes: int) -> Tensor:
+    """(B,): the labels; without any, the null class of every row."""
+    return torch.full(log_snr.shape, num_classes, device=log_snr.device) if label is None else label
+
+
 class Embedding(nn.Module):
     """(log_snr, label) -> (B, E). The label after the last is the null class."""
 
@@ -200,9 +205,7 @@ class Embedding(nn.Module):
         emb = self.noise(log_snr)
         if self.label is None:
             return emb
-        if label is None:  # every row unconditional: the null class
-            label = torch.full(log_snr.shape, self.num_classes, device=log_snr.device)
-        return emb + self.label(label)
+        return emb + self.label(class_of(label, log_snr, self.num_classes))
 
 
 class Head(InFloat32, nn.Sequential):

@@ -17,7 +17,7 @@ from dualrate.data.conditions import Condition
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, ThreeConditional, TwoConditional
-from dualrate.methods.crps import OneCallConfig
+from dualrate.methods.crps import OneCallConfig, ScoreName
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.refiner import RefinerConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
@@ -30,6 +30,7 @@ TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy", "regr
 OfFrames = Literal["rolling", "refiner"]
 SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
 DRAWS = 4  # light calls of a sample in training, for each heavy one
+ALONE = ("single", *SHARES)  # rates of one network
 OF_A_TASK = ("both", *SHARES)  # rates that models of noise alone do not have
 
 
@@ -56,46 +57,30 @@ def made(
 
     Raises ValueError for images that the condition cannot be made of, and for a method that is one of two networks.
     """
-    return MADE[rate](task.shape(image), heavy, rate, trained_by, max(1, DRAWS // parts))
-
-
-def of_two_rates(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames, draws: int
-) -> tuple[NetworksConfig, MethodConfig]:
-    light = smaller(heavy, "light")
+    given, times = task.shape(image), GivenTimes(draws=max(1, DRAWS // parts))
+    if rate == "both":
+        if trained_by not in ("diffusion", "rolling"):
+            raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
+        networks = ThreeConditional(heavy, smaller(heavy, "medium"), smaller(heavy, "light"), given)
+        return networks, _method(trained_by, BothTimes() if trained_by == "diffusion" else times)
     if trained_by in ("residual", "corrdiff"):
-        return ResidualNetworks(heavy, light, given, features=trained_by == "residual"), ResidualConfig()
-    return TwoConditional(heavy, light, given), _method(trained_by, GivenTimes(draws=draws))
+        if rate in ALONE:
+            raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
+        networks = ResidualNetworks(heavy, smaller(heavy, "light"), given, features=trained_by == "residual")
+        return networks, ResidualConfig()
+    if rate in ALONE:
+        model = smaller(heavy, rate) if rate in SHARES else heavy
+        return OneConditional(model, given), _method(trained_by, SingleTime())
+    return TwoConditional(heavy, smaller(heavy, "light"), given), _method(trained_by, times)
 
 
-def of_both_rates(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames, draws: int
-) -> tuple[NetworksConfig, MethodConfig]:
-    if trained_by not in ("diffusion", "rolling"):
-        raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
-    medium, light = smaller(heavy, "medium"), smaller(heavy, "light")
-    times = BothTimes() if trained_by == "diffusion" else GivenTimes(draws=draws)
-    return ThreeConditional(heavy, medium, light, given), _method(trained_by, times)
-
-
-def of_one_rate(
-    given: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames, draws: int
-) -> tuple[NetworksConfig, MethodConfig]:
-    if trained_by in ("residual", "corrdiff"):
-        raise ValueError(f"{trained_by} is a regression once and a light network at every step: drop --rate {rate}")
-    return OneConditional(smaller(heavy, rate) if rate in SHARES else heavy, given), _method(trained_by, SingleTime())
-
-
-MADE = {"dual": of_two_rates, "both": of_both_rates, "single": of_one_rate, "medium": of_one_rate, "light": of_one_rate}
-
-
-def _method(
-    trained_by: Literal["diffusion", "crps", "energy", "regression", "rolling", "refiner"], times: TimeSource
-) -> MethodConfig:
-    if trained_by == "diffusion":
-        return DenoisingConfig(times, label_dropout=0.0)
-    if trained_by == "rolling":
-        return RollingConfig(times)
-    if trained_by == "refiner":
-        return RefinerConfig(times)
-    return OneCallConfig(score=trained_by)
+def _method(trained_by: ScoreName | Literal["diffusion"] | OfFrames, times: TimeSource) -> MethodConfig:
+    match trained_by:
+        case "diffusion":
+            return DenoisingConfig(times, label_dropout=0.0)
+        case "rolling":
+            return RollingConfig(times)
+        case "refiner":
+            return RefinerConfig(times)
+        case score:
+            return OneCallConfig(score=score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -68,6 +69,27 @@ class Method(Protocol):
     def denoiser(self) -> Denoiser:
         """What evaluation samples from; it reads the networks' current weights."""
         ...
+
+
+@dataclass(frozen=True)
+class OnePhase(Ranged, ABC):
+    """A method of one phase, which trains what is not frozen of its networks. A subclass adds `loss` and `denoiser`."""
+
+    networks: nn.ModuleDict
+
+    phase = "model"  # its name. No annotation: no field
+
+    @property
+    def auxiliaries(self) -> nn.ModuleDict:
+        """None."""
+        return nn.ModuleDict()
+
+    def phases(self, iteration: int) -> tuple[Phase, ...]:
+        return (Phase(self.phase, tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
+
+    @abstractmethod
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """The mean over the batch's rows. Every random number is a function of a row's sample number."""
 
 
 def quarters(name: str, value: Tensor, t: Tensor) -> dict[str, Tensor]:
