@@ -10,9 +10,10 @@ from typing import Annotated
 
 from dualrate.cli.console import loaded
 from dualrate.cli.recipe import AsJson, Device, RunDir, Workers
+from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Members, Range, Ranged, Rings, Steps
 from dualrate.diffusion.values import Reuse
-from dualrate.runs.store import called_by, check_denoiser
+from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.grids import check_grid
 from dualrate.system.files import write_whole
 
@@ -71,6 +72,8 @@ class Plan(Ranged):
             steps = tuple(self.grid // part for part in (8, 4, 2, 1) if self.grid % part == 0)
         elif any(self.grid % count for count in steps):
             raise ValueError(f"--steps are divisors of --grid {self.grid}, got {steps}")
+        if not is_run(self.denoiser):
+            import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
         check_grid(self.spacing)
         if self.out.suffix != ".json":

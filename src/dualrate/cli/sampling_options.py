@@ -85,6 +85,8 @@ class SamplingOptions(Ranged):
         super().__post_init__()
         import_named("sampler", self.sampler)
         self.choice()  # refuses before any work
+        if not is_run(self.denoiser):
+            import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
         if is_run(self.denoiser) and (self.plan, self.switch_at, self.heavy) == (None, None, None):
             raise ValueError(

@@ -124,6 +124,8 @@ class RunRequest(Ranged):
             )
         sampler, gamma = at_gamma(sampler)
         import_named("sampler", sampler)
+        if not is_run(denoiser):
+            import_named("denoiser", denoiser)
         check_denoiser(denoiser)
         path = Path(run)
         choice = replace(_planned(plan), sampler=sampler or None, gamma=gamma)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from dualrate.codecs import token_codec  # noqa: F401  # files name them
 from dualrate.codecs.codec import Codec
-from dualrate.config.imports import import_module, import_named, modules_of
+from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.conditions import Given
@@ -170,12 +170,9 @@ def codec_of(
 
 
 def check_denoiser(name: str | None) -> None:
-    """Imports one of another package. Raises ValueError for what is neither a run's directory nor a denoiser's name."""
-    if name is None or is_run(name):
-        return
-    import_named("denoiser", name)
+    """Raises ValueError for what is neither the directory of a run nor a denoiser's name."""
     try:
-        denoiser_named(name)
+        _ = name is None or is_run(name) or denoiser_named(name)
     except ValueError as error:
         raise ValueError(f"{error}; nor is it the directory of a run") from error
 
