@@ -64,10 +64,14 @@ def pytest_collection_finish():
     """The objects of what was imported and collected stay: the garbage collector need not visit them. Others, as those
     of libraries that tests load, it visits less often: that takes a twentieth of the time of the tests.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(2000, 20, 50)
     gc.enable()
+
+
+def pytest_sessionfinish():
+    """The process ends: pytest's own five collections then find nothing to visit."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -115,7 +119,8 @@ def remembering(count):
 def few_samples():
     """Most tests look at others: trainings draw a small grid of samples, in few steps; a call is timed and counted
     once, and an image timed once; an interval is of few resamples; figures are not laid out (tests/report looks at
-    them), nor drawn in a page (one page of each kind is looked at with them).
+    them), nor drawn in a page (one page of each kind is looked at with them). Bfloat16 pays nowhere: where it is
+    measured a test would draw other bits on another processor.
     """
     from matplotlib.figure import Figure
 
@@ -123,12 +128,14 @@ def few_samples():
     from dualrate.drawing import forecast_page, measure
     from dualrate.experiment import experiment
     from dualrate.metrics import evaluate
+    from dualrate.networks import blocks
     from dualrate.report import field_pictures, figures
     from dualrate.runs import train
 
     timed, resampled = comparison.seconds_per_image, evaluate.resampled_distances
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "seconds_per_call", once)
+        patch.setattr(blocks, "pays", lambda device: False)
         patch.setattr(experiment, "call_cost", remembering(experiment.call_cost))
         patch.setattr(comparison, "seconds_per_image", lambda drawer, size, repeats: timed(drawer, size, 1))
         patch.setattr(

@@ -18,11 +18,11 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "sample": {"--num": 2},
     "sample --given": {},
     "forecast": {"--frames": 2},
-    "evaluate": {"--num": 24},
+    "evaluate": {"--num": 12},
     "evaluate --bound": {"--num": 2},
-    "plan": {"--grid": 16, "--images": 2},
+    "plan": {"--grid": 8, "--images": 2},
     "plan calibrate": {"--images": 2, "--rings": 3},
-    "compare": {"--minutes": 2, "--screen": 24, "--count": 24},
+    "compare": {"--minutes": 2, "--screen": 12, "--count": 12},
     "demo": {"--minutes": 0.01, "--count": 192},
     "cost": {},
     "export": {},
@@ -35,7 +35,8 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "data": {},
     "--help": {},
 }
-FEWER = {"--steps": "4", "--heavy": "2", "--codec-steps": "2", "--members": "2"}  # in place of those on the page
+# in place of those on the page
+FEWER = {"--steps": "4", "--heavy": "2", "--codec-steps": "2", "--members": "2", "--starts": "2"}
 BUDGETS = {"0.25x": "0.5x"}  # which pays for the steps of a grid that is smaller
 TWO_STAGES = (["train", "fashion-mnist-latents"],)
 
@@ -74,7 +75,7 @@ def tiny(words: list[str]) -> list[str]:
             at = words.index(option)
             words = words[:at] + words[at + 2 :]
         words = [*words, option, str(value)]
-    if words[0] in ("sample", "evaluate", "cost", "compare", "forecast"):
+    if words[0] in ("sample", "evaluate", "cost", "compare", "forecast", "plan"):
         words = [words[0], *(FEWER.get(option, word) for option, word in pairwise(words))]
     return [BUDGETS.get(word, word) for word in words]
 

@@ -1,12 +1,32 @@
-"""Names in source text by where they are from, for the checks of what it may not contain."""
+"""Source text as trees, each parsed and walked once, and names in it by where they are from."""
 
 from __future__ import annotations
 
 import ast
 import builtins
 from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def nodes_of(tree: ast.AST) -> list[ast.AST]:
+    """As `ast.walk` finds them."""
+    return list(ast.walk(tree))
+
+
+def forget() -> None:
+    """Millions of nodes are a burden to what collects garbage."""
+    for known in (tree_of, nodes_of, names_used):
+        known.cache_clear()
+
+
+@cache
 def names_used(tree: ast.AST) -> set[str]:
     """Full names of whatever a source imports or uses, whatever it calls them.
 
@@ -16,7 +36,7 @@ def names_used(tree: ast.AST) -> set[str]:
     """
     bound: dict[str, str] = {}
     found: set[str] = set()
-    nodes = list(ast.walk(tree))
+    nodes = nodes_of(tree)
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}

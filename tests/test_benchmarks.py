@@ -88,12 +88,16 @@ def test_training_iterations_change_the_networks() -> None:
     assert ratios.training(model(HEAVY).experiment, small, CPU, False, seconds=0)["cpu"].median > 0
 
 
-def test_a_child_process_tells_its_memory_and_time() -> None:
-    found = child.run(
-        str(ROOT / "weights/fashion-mnist-light"), "sample", "--steps", "2", "--batch", "2", "--repeats", "1"
-    )
-    assert 0 < found["start"] < found["peak"] < 2**34
-    assert found["user"] > 0
+def test_a_process_tells_its_memory_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = str(ROOT / "weights/fashion-mnist-light"), "sample", "--steps", "2", "--batch", "2", "--repeats", "2"
+    found = child.measure(child.parser().parse_args(words))
+    assert 0 < found["start"] <= found["peak"] < 2**34  # this process has been larger
+    assert found["user"] + found["system"] > 0
+    python = tmp_path / "python"  # one that says what it was told and what it found, at once
+    python.write_text(f"#!/bin/sh\necho $@\necho '{json.dumps(found)}'\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert child.run(*words) == found
 
 
 def test_a_failed_child_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,15 +87,11 @@ def test_every_command_knows_it(commands, beside, monkeypatch, capsys):
 
 
 def test_its_run_is_continued_by_its_method_alone_and_read_where_that_is_imported(beside, monkeypatch, capsys):
-    """The reader is a process that knows nothing of it: files name no code to run."""
+    """Where it is not, files name no code to run: config/test_serial.py."""
     assert call(monkeypatch, "train", "mydiffusion.methods:small", *FEW["train"], "--out", "runs/other") == 0
     assert call(monkeypatch, "train", "fashion-mnist-light", *SMALL, "--out", "runs/other") == 2
     assert "holds a run trained by mydiffusion.methods:HuberConfig" in capsys.readouterr().err
     assert load("runs/other").experiment.method.delta == 0.1  # pyright: ignore[reportAttributeAccessIssue]
-    sample = [sys.executable, "-m", "dualrate_command", "sample", "runs/other", "--out", "out/refused"]
-    refused = subprocess.run(sample, cwd=beside, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "dualrate --import mydiffusion.methods COMMAND" in refused.stderr
 
 
 def test_the_sampler_converges(beside):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from reading import names_used
+from reading import names_used, nodes_of, tree_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "dualrate"
@@ -59,8 +59,8 @@ IF_DUAL_RATE = re.compile(r"^(?:is_)?dual$|dual_rate|single_rate|^is_(?:student|
 
 @pytest.fixture(scope="module")
 def trees() -> dict[str, ast.Module]:
-    """Of all files; gone after these tests, for millions of nodes are a burden to what collects garbage."""
-    return {name: ast.parse(path.read_text()) for name, path in (FILES | BESIDE).items()}
+    """Of all files; test_layers.py, which comes next, looks at them too."""
+    return {name: tree_of(path) for name, path in (FILES | BESIDE).items()}
 
 
 def unsafe(tree: ast.Module) -> list[str]:
@@ -70,7 +70,7 @@ def unsafe(tree: ast.Module) -> list[str]:
         for name in sorted(names_used(tree))
         if name.split(".")[0] in UNSAFE_MODULES or any(f"{name}.".startswith(f"{bad}.") for bad in UNSAFE)
     ]
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.keyword) and node.arg in UNSAFE_KEYWORDS and not _false(node.value):
             found.append(f"{node.arg}={ast.unparse(node.value)}")
         elif isinstance(node, ast.Dict):
@@ -126,7 +126,7 @@ ASKING = (
 
 def branches(tree: ast.Module, classes: Iterable[str]) -> list[str]:
     """Where this source asks of what kind a thing is, or whether it is dual-rate. An assertion is no branch."""
-    classes, nodes = set(classes), list(ast.walk(tree))
+    classes, nodes = set(classes), nodes_of(tree)
     asserted = {id(part) for node in nodes if isinstance(node, ast.Assert) for part in ast.walk(node.test)}
     nodes = [node for node in nodes if id(node) not in asserted]
     aliases = {

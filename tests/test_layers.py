@@ -12,7 +12,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from reading import names_used
+from reading import forget, names_used, nodes_of, tree_of
 
 from tools.house import imports, modules, room
 
@@ -88,20 +88,15 @@ def rank(module: str) -> int:
 
 
 @cache
-def tree_of(module: str) -> ast.Module:
-    return ast.parse(MODULES[module].read_text())
-
-
-@cache
 def imports_of(module: str) -> set[str]:
-    return imports(tree_of(module), module, MODULES)
+    return imports(tree_of(MODULES[module]), module, MODULES)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def trees() -> Iterator[dict[str, ast.Module]]:
-    """Of all modules; gone after these tests, for millions of nodes are a burden to what collects garbage."""
-    yield {module: tree_of(module) for module in MODULES}
-    tree_of.cache_clear()
+    """Of all modules; gone after these tests."""
+    yield {module: tree_of(path) for module, path in MODULES.items()}
+    forget()
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +149,7 @@ def hidden(tree: ast.AST) -> list[str]:
 def bound_by_import(tree: ast.Module) -> dict[str, str]:
     """The names that a module has from others, and whose they are."""
     found: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             origin = getattr(node, "module", None)
             found |= {alias.asname or alias.name.split(".")[0]: origin or alias.name for alias in node.names}
@@ -167,7 +162,7 @@ def borrowed(tree: ast.AST, bound: Mapping[str, Mapping[str, str]]) -> list[str]
     bound: `bound_by_import` of every module
     """
     found = []
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if not isinstance(node, ast.ImportFrom) or not own({node.module or ""}):
             continue
         there = bound.get(node.module or "", {})

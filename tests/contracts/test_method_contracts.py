@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -168,6 +169,7 @@ RUNS = {
     "deep": dr.Experiment("deep", dr.OneNetwork(DEEP), dr.DenoisingConfig(), FitConfig(1)),
 }
 every_case = pytest.mark.parametrize("experiment", CASES.values(), ids=CASES)
+every_name = pytest.mark.parametrize("name", CASES)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -253,6 +255,12 @@ def method_of(experiment: dr.Experiment) -> Method:
     return method
 
 
+@cache
+def shared_method_of(name: str) -> Method:
+    """Of a case, for tests that leave a method as they found it: making one takes longer than its losses."""
+    return method_of(CASES[name])
+
+
 def phases_of(method: Method) -> dict[str, tuple[int, Phase]]:
     """The phases of the first iterations by name, each with the first of its iterations."""
     found: dict[str, tuple[int, Phase]] = {}
@@ -286,17 +294,17 @@ def parameters_within(part: object, seen: set[int] | None = None) -> Iterator[nn
 
 def test_every_method_and_every_configuration_is_tested_here():
     found = {kind for kind in in_room("methods") if hasattr(kind, "phases")} - {Method, StudentMethod}
-    cases = [experiment for experiment in CASES.values() if not isinstance(experiment.method, EarlyExitConfig)]
-    assert found == {type(method_of(experiment)) for experiment in cases}
-    assert in_room("methods", MethodConfig) == {type(experiment.method) for experiment in cases}
+    cases = [name for name, one in CASES.items() if not isinstance(one.method, EarlyExitConfig)]
+    assert found == {type(shared_method_of(name)) for name in cases}
+    assert in_room("methods", MethodConfig) == {type(CASES[name].method) for name in cases}
 
 
 # A method
 
 
-@every_case
-def test_phases_train_parameters_of_the_networks_or_the_auxiliaries(experiment):
-    method = method_of(experiment)
+@every_name
+def test_phases_train_parameters_of_the_networks_or_the_auxiliaries(name):
+    method = shared_method_of(name)
     assert isinstance(method.networks, nn.ModuleDict)
     assert not set(method.networks) & set(method.auxiliaries)
     owned = {id(p) for part in (method.networks, method.auxiliaries) for p in part.parameters() if p.requires_grad}
@@ -305,20 +313,20 @@ def test_phases_train_parameters_of_the_networks_or_the_auxiliaries(experiment):
     assert set().union(*trained) == owned  # nothing else, and nothing is left as it was
 
 
-@every_case
-def test_a_loss_is_a_mean_over_rows(experiment):
+@every_name
+def test_a_loss_is_a_mean_over_rows(name):
     """Parts of a batch, weighted by their rows, average to the whole, logs too: micro-batches change nothing.
 
     The instant version's loss is over pairs of rows, one from each half: there every half is halved again.
     """
-    method, batch = method_of(experiment), batch_of(experiment, 5)
+    method, batch = shared_method_of(name), batch_of(CASES[name], 5)
     whole, two, six = (losses(method, batch[rows]) for rows in (slice(0, 8), slice(0, 2), slice(2, 8)))
-    for name, value in whole.items():
-        mean = (2 * two[name] + 6 * six[name]) / len(batch)
-        if isinstance(method, InstantMomentMatching) and name in ("student", *halved(whole)):
-            assert not torch.isclose(mean, value, rtol=1e-3, atol=0), name
+    for log, value in whole.items():
+        mean = (2 * two[log] + 6 * six[log]) / len(batch)
+        if isinstance(method, InstantMomentMatching) and log in ("student", *halved(whole)):
+            assert not torch.isclose(mean, value, rtol=1e-3, atol=0), log
         else:
-            torch.testing.assert_close(mean, value, msg=lambda told, name=name: f"{name}: {told}")
+            torch.testing.assert_close(mean, value, msg=lambda told, log=log: f"{log}: {told}")
 
 
 def halved(logs) -> list[str]:
@@ -326,34 +334,34 @@ def halved(logs) -> list[str]:
     return [name for name, value in logs.items() if "gap" in name and value]
 
 
-@every_case
-def test_every_number_drawn_is_one_of_a_sample(experiment):
+@every_name
+def test_every_number_drawn_is_one_of_a_sample(name):
     """The same batch gives the same bits whatever was drawn before, another the same mean in another order."""
-    method, batch = method_of(experiment), batch_of(experiment, 5)
+    method, batch = shared_method_of(name), batch_of(CASES[name], 5)
     first = losses(method, batch)
     torch.manual_seed(123)
     assert losses(method, batch) == first
     # within the halves, which the instant version makes
-    for name, value in losses(method, batch[torch.tensor([2, 0, 3, 1, 7, 4, 6, 5])]).items():
-        torch.testing.assert_close(value, first[name], msg=lambda told, name=name: f"{name}: {told}")
+    for log, value in losses(method, batch[torch.tensor([2, 0, 3, 1, 7, 4, 6, 5])]).items():
+        torch.testing.assert_close(value, first[log], msg=lambda told, log=log: f"{log}: {told}")
     others = losses(method, replace(batch, sample=batch.sample + 8))
-    assert all(others[name] != first[name] for name in phases_of(method))
+    assert all(others[phase] != first[phase] for phase in phases_of(method))
 
 
-@every_case
-def test_a_phase_s_gradient_reaches_its_parameters_alone(experiment):
+@every_name
+def test_a_phase_s_gradient_reaches_its_parameters_alone(name):
     """Also where the caller has not frozen the others; and every flag is afterwards as it was before."""
-    method = method_of(experiment)
+    method = shared_method_of(name)
     everything = list({id(p): p for p in parameters_within(method)}.values())
     flags = [p.requires_grad for p in everything]
-    for name, (iteration, phase) in phases_of(method).items():
+    for phase_name, (iteration, phase) in phases_of(method).items():
         own = {id(p) for p in phase.parameters}
-        loss = phase.loss(batch_of(experiment), iteration, Draws(0, torch.arange(8)))
+        loss = phase.loss(batch_of(CASES[name]), iteration, Draws(0, torch.arange(8)))
         assert loss.total.shape == ()
         assert all(value.shape == () and not value.requires_grad for value in loss.logs.values())
         loss.total.backward()
-        assert {id(p) for p in everything if p.grad is not None} <= own, name
-        assert sum(p.grad is not None and bool(p.grad.any()) for p in phase.parameters) > 0.9 * len(own), name
+        assert {id(p) for p in everything if p.grad is not None} <= own, phase_name
+        assert sum(p.grad is not None and bool(p.grad.any()) for p in phase.parameters) > 0.9 * len(own), phase_name
         assert [p.requires_grad for p in everything] == flags
         for parameter in everything:
             parameter.grad = None

@@ -43,10 +43,14 @@ def autoregression(tmp_path_factory):
     return model, starts, drawn
 
 
-def test_scores_are_those_of_the_process(autoregression):
+@pytest.fixture(scope="module")
+def found(autoregression):
+    return forecast_scores(*autoregression)
+
+
+def test_scores_are_those_of_the_process(autoregression, found):
     """CRPS s / sqrt(pi) of a law with deviation s; of the last frame mean |x_0 - x_t|, and correlation rho^t."""
-    model, starts, drawn = autoregression
-    found = forecast_scores(model, starts, drawn)
+    starts = autoregression[1]
     left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS])
     apart = np.array([math.sqrt(2 - 2 * RHO**t) for t in LEADS])
     np.testing.assert_allclose(found.by_name["forecast"].crps.value, left / math.sqrt(math.pi), rtol=0.03)
@@ -72,10 +76,8 @@ def test_chunks_of_starts_change_nothing(autoregression, monkeypatch):
     np.testing.assert_allclose(judged(model, starts, drawn).stability.ratios, at_once)
 
 
-def test_tables_and_plain_values(autoregression):
+def test_tables_and_plain_values(found):
     """By variable in its own units: the second is three times the first."""
-    model, starts, drawn = autoregression
-    found = forecast_scores(model, starts, drawn)
     lines = str(found).splitlines()
     assert lines[0].split()[:3] == ["lead", "time", "steps"]
     assert [line.split()[0] for line in lines[1 : FRAMES + 1]] == ["1", "2", "3", "4"]
@@ -86,9 +88,10 @@ def test_tables_and_plain_values(autoregression):
     np.testing.assert_allclose(found.by_variable["u1"].crps.value, 3 * left, rtol=0.04)
 
 
-def test_a_constant_channel_counts_in_no_score(autoregression, tmp_path):
+def test_a_constant_channel_counts_in_no_score(autoregression, found, tmp_path):
     """Its deviation of 0 is replaced by 1, so its errors would be in units of their own."""
-    model, starts, drawn = autoregression
+    model, _, drawn = autoregression
+    alone = found.by_variable["u0"].crps.value / model.experiment.condition.statistics.std[0]
     fields = np.load(model.experiment.data.source)["fields"]
     fields[:, :, 1] = 7
     np.savez(tmp_path / "fields.npz", fields=fields)
@@ -97,10 +100,6 @@ def test_a_constant_channel_counts_in_no_score(autoregression, tmp_path):
     wrong = drawn.copy()
     wrong[:, :, :, 1] = 1e3
     found = forecast_scores(other, held, wrong)
-    alone = (
-        forecast_scores(model, starts, drawn).by_variable["u0"].crps.value
-        / model.experiment.condition.statistics.std[0]
-    )
     np.testing.assert_allclose(found.by_name["forecast"].crps.value, alone, rtol=1e-5)
     assert (found.left_out, list(found.by_variable)) == (("u1",), ["u0"])
     assert "constant in the training data, so in no score: u1" in str(found)

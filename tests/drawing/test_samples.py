@@ -207,12 +207,12 @@ def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
 
 
 def test_killed_at_every_write_the_same_call_ends_with_the_same_bits(model, tmp_path):
-    """Real processes, really killed, right before and right after each file appears."""
+    """Real processes, really killed, right before each file appears, and right after the last."""
     assert forked(partial(dying.write, model.path, tmp_path / "whole", 4)) == 0
     whole = content(tmp_path / "whole")
     assert len(whole) == 6
     writes = len(whole) + 1
-    for moment in range(1, 2 * writes + 1):
+    for moment in (*range(1, 2 * writes, 2), 2 * writes):
         out = tmp_path / f"{moment}"
         assert forked(partial(dying.write, model.path, out, 4, kill_at=moment)) == -signal.SIGKILL
         assert {name for name in whole if (out / name).exists() and (out / name).read_bytes() != whole[name]} == set()

@@ -1,5 +1,6 @@
 """A run of a text-to-image model as a pipeline of diffusers: prompts, negative prompts, and a fresh process."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,11 +31,19 @@ np.save(sys.argv[2], images)
 """
 
 
+@pytest.fixture(scope="module")
+def exported(root):  # noqa: F811
+    with pytest.MonkeyPatch.context() as patch:
+        encoders(patch)
+        assert call(patch, "export", root / "run", "--to", "diffusers", root / "pipe", *PLAN) == 0
+    return root / "pipe"
+
+
 @pytest.fixture
-def pipe(root, tmp_path, monkeypatch):  # noqa: F811
+def pipe(exported, tmp_path, monkeypatch):
+    """Of a folder that may be changed."""
     encoders(monkeypatch)
-    assert call(monkeypatch, "export", root / "run", "--to", "diffusers", tmp_path / "pipe", *PLAN) == 0
-    return DualRatePipeline.from_pretrained(tmp_path / "pipe")
+    return DualRatePipeline.from_pretrained(shutil.copytree(exported, tmp_path / "pipe"))
 
 
 def run_of(root, *texts):  # noqa: F811

@@ -121,8 +121,8 @@ class Ending(Recorder):
 KINDS = {
     "plain": lambda root: plain(root, dropout=0.2),
     "plain, instant": lambda root: plain(root, version="instant"),
-    "segment": lambda root: dual(root, rollout="segment", pretraining=4, dropout=0.2),
-    "full": lambda root: dual(root, pretraining=2, pairs=2, guidance=1.5),
+    "segment": lambda root: dual(root, rollout="segment", pretraining=2, dropout=0.2),
+    "full": lambda root: dual(root, pretraining=1, pairs=2, guidance=1.5),
     "consistency": lambda root: consistency(root, dropout=0.2, guidance=1.5),
     "em": lambda root: em(root, dropout=0.2, langevin=Langevin(2, latent_step=0.01)),
     "consistency, dual": lambda root: consistency(root, heavy=2, student_from=str(root / "two")),
@@ -139,7 +139,7 @@ def straight(root, tmp_path_factory) -> Callable[[str], tuple[Experiment, Path]]
     @cache
     def trained(kind: str) -> tuple[Experiment, Path]:
         student, run = KINDS[kind](root), tmp_path_factory.mktemp("straight") / "run"
-        student = replace(student, fit=replace(student.fit, iterations=6, sample_every=100))
+        student = replace(student, fit=replace(student.fit, iterations=4, checkpoint_every=2, sample_every=100))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(moment_matching, "PRECONDITIONING", 4)  # batches
             train(student, run, progress=Recorder())
@@ -153,9 +153,9 @@ def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(straight, tm
     student, run = straight(kind)
     monkeypatch.setattr(moment_matching, "PRECONDITIONING", 4)
     with pytest.raises(InterruptedError):
-        train(student, tmp_path / "resumed", progress=Ending(4, politely=False))
-    stopped = train(student, tmp_path / "resumed", progress=Ending(5, politely=True))
-    assert (stopped.iteration, stopped.stopped) == (5, "signal")
+        train(student, tmp_path / "resumed", progress=Ending(2, politely=False))
+    stopped = train(student, tmp_path / "resumed", progress=Ending(3, politely=True))
+    assert (stopped.iteration, stopped.stopped) == (3, "signal")
     assert train(student, tmp_path / "resumed", progress=Recorder()).stopped == "done"
     files = final(run)
     assert same_bits(files, final(tmp_path / "resumed"))

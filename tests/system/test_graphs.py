@@ -87,7 +87,7 @@ def recorded_cases() -> list:
 def test_images_are_those_of_calls_that_are_not_recorded(name, networks, bfloat16, played):
     """Also of a last batch that is smaller, and with the heavy calls of several segments."""
     reuses = networks is DUAL and SAMPLERS[name].markovian
-    plan = late(6) if reuses else StepPlan.uniform(6)
+    plan = late(6) if reuses else StepPlan.uniform(3)
     table = CovarianceTable.of_white_noise(Bands((1, 8, 8), rings=4))
     step, seeds = make_step(name, PROCESS, plan=plan, table=table), range(5)
 

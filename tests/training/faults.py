@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
+import torch._dynamo  # an optimiser loads it, which took each child most of a second
 
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
@@ -117,7 +119,7 @@ class Watched(Toy):
 
 
 def train(run_dir: Path, *plans: Plan, iterations: int = CONFIG.iterations) -> None:
-    """Train the toy with faults; the process exits with 3 if a signal stopped it cleanly."""
+    """Train the toy with faults; the process exits with 3 if a signal stopped it cleanly. Without: in this process."""
     torch.set_num_threads(1)
     method = Watched(("a", "b", "a"))
     method.plans = plans
@@ -126,9 +128,9 @@ def train(run_dir: Path, *plans: Plan, iterations: int = CONFIG.iterations) -> N
         for plan in plans:
             plan.reached(point)
 
-    folders.fault_point = reached
-    config = replace(CONFIG, iterations=iterations)
-    result = fit(method, Points(), config, run_dir, identity={}, progress=File(run_dir.with_suffix(".notes")))
+    config, notes = replace(CONFIG, iterations=iterations), File(run_dir.with_suffix(".notes"))
+    with mock.patch.object(folders, "fault_point", reached):
+        result = fit(method, Points(), config, run_dir, identity={}, progress=notes)
     if result.stopped == "signal":
         os._exit(3)
 

@@ -22,6 +22,7 @@ from dualrate.training.method import Method
 from training.faults import File, Plan, Watched, context
 from training.toy import CONFIG, Points
 
+WARMUP = 3
 LOST = 76  # exit code of a process that lost the others
 
 Work = Callable[[World], int | None]
@@ -44,7 +45,7 @@ def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: i
         batch_size=batch_size,
         micro_batch=micro_batch,
         precision="float32",  # no autocast
-        optim=OptimConfig(warmup=5),
+        optim=OptimConfig(warmup=WARMUP),
         log_every=1,
     )
     batches = Images(batch_size, Share(batch_size, micro_batch, world).rows)
@@ -64,13 +65,13 @@ class InBfloat16:
 
     def __call__(self, world: World) -> None:
         config = FitConfig(
-            6,
+            4,
             batch_size=7,
             micro_batch=5,
             precision="bfloat16",
-            optim=OptimConfig(warmup=5),
+            optim=OptimConfig(warmup=WARMUP),
             log_every=1,
-            checkpoint_every=3,
+            checkpoint_every=2,
         )
         batches = Images(7, Share(7, 5, world).rows, torch.float32)
         fit(self.method(), batches, config, self.run, identity={}, world=world)
