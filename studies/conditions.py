@@ -1,7 +1,7 @@
 """Samples of a condition of natural images: two rates beside all else that could be trained, for equal CPU seconds.
 
     python -m studies.conditions OUT --images CIFAR10 --seconds 600 --seeds 0 1    trains and scores what OUT lacks
-    python -m studies.conditions OUT page                                          the tables, in Markdown
+    python -m studies.conditions OUT page    tables and pictures of docs/results/conditions.md; without OUT of kept rows
 
 CIFAR10 is a source with a test split, such as a folder of two parquet files. Tasks: 8 x 8 pixels to 32 x 32, and a hole
 of 16 x 16. Networks are those of `dualrate train auto --size tiny --task TASK --rate RATE --trained-by BY`. A row of
@@ -29,10 +29,13 @@ import dualrate as dr
 from benchmarks.peers import NETS, Judge
 from benchmarks.workloads import in_cpu_seconds
 from dualrate.data.conditions import HeldOut
+from dualrate.drawing.samples import strips
 from dualrate.metrics.ensembles import energy_score, fair_crps, psnr
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import Rate, TrainedBy
+from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
+from studies.common import RESULTS, place
 from studies.forecasts import Plan, Row, Scores, at_equal_score, read, resampled
 
 TASKS = ("super-resolution:4", "inpainting:16")
@@ -41,12 +44,17 @@ MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
     ("single", "diffusion"), ("medium", "diffusion"), ("medium", "crps"), ("dual", "corrdiff"), ("dual", "residual"),
 )  # fmt: skip
 STEPS, SHARED, CONDITIONS, SHOWN, REFERENCE = (2, 4, 8), (1, 16), 256, 4, 10_000
+DRAWN = 4  # conditions of a picture
 
 
 def experiment(source: str, task: str, rate: Rate, trained_by: TrainedBy, seconds: float, seed: int) -> dr.Experiment:
     made = Auto(dr.DataConfig(source), "tiny", rate, task, trained_by)(Silent())
     fit = replace(made.fit, iterations=None, max_seconds=seconds, seed=seed, sample_every=10**9, precision="float32")
     return replace(made, fit=fit)
+
+
+def folder_of(out: Path, task: str, rate: str, trained_by: str, seed: int) -> Path:
+    return out / f"{task.partition(':')[0]}-{rate}-{trained_by}-{seed}"
 
 
 def scored(model: dr.Model, steps: int | None, judge: Judge) -> Row:
@@ -84,7 +92,7 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
         if judge is None:
             real, test = (np.asarray(dr.DataConfig(source).images(split).images) for split in ("train", "test"))
             judge = Judge(out, REFERENCE, real[: SHOWN * CONDITIONS], test)
-        folder = out / f"{task.partition(':')[0]}-{rate}-{trained_by}-{seed}"
+        folder = folder_of(out, task, rate, trained_by, seed)
         with in_cpu_seconds():
             result = dr.train(experiment(source, task, rate, trained_by, seconds, seed), folder, progress=Silent())
         if result.stopped == "signal":
@@ -99,11 +107,12 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
         print(*(f"{folder.name}, {row['steps']} steps: CRPS {np.mean(row['crps']):.5f}" for row in rows), sep="\n")
 
 
-def ratio(scores: Scores, cost: Mapping[Plan, float], pair: Plan, of: str, by: str) -> str:
-    """How many times the cheapest plan of a network costs that scores as well as the pair's, and its interval."""
-    found = at_equal_score(scores, cost, pair, [key for key in scores if key[:2] == (of, by)])
-    middle, low, high = ("never" if np.isinf(value) else f"{value:.2f}" for value in found)
-    return f"{middle} [{low}, {high}]"
+def ratio(scores: Scores, cost: Mapping[Plan, float], pair: Plan, others: Sequence[Plan]) -> str:
+    """How many times the cheapest of the others costs that scores as well as the pair's plan, and its interval."""
+    middle, low, high = (
+        "never" if np.isinf(value) else f"{value:.2f}" for value in at_equal_score(scores, cost, pair, others)
+    )
+    return middle if middle == low == high else f"{middle} [{low}, {high}]"
 
 
 def named(rate: str, trained_by: str) -> str:
@@ -111,57 +120,90 @@ def named(rate: str, trained_by: str) -> str:
     return f"{ {'dual': 'two rates', 'single': 'large'}.get(rate, rate) } | {kinds.get(trained_by, trained_by)}"
 
 
-def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Of one task: scores of each plan, means over trainings; then costs at equal CRPS against the pairs."""
-    own = {
-        key: [row for row in rows if (row["rate"], row["trained_by"], row["steps"]) == key] for key in resampled(rows)
-    }
+def scored_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Of one task: scores of each plan, the best first, means over trainings; intervals are over conditions."""
+    own = by_plan(rows)
     by = {name: resampled([row | {"crps": row[name]} for row in rows]) for name in ("crps", "energy", "psnr")}
-
-    def mean(key: Plan, of: str, count: int) -> float:
-        return float(np.mean([row[of][str(count)] for row in own[key]]))
 
     def shown(values: NDArray[np.float64], digits: int) -> str:
         low, high = np.quantile(values[1:], (0.025, 0.975))
         return f"{values[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
-    head = ["network", "trained by", "steps", "million MACs a sample, of 1", "of 16", "ms, of 1", "of 16", "CRPS"]
-    head += ["energy score", "PSNR of mean, dB", "spread / skill", *(f"FD-{net}" for net in NETS), "images seen"]
-    yield from (f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}")
+    head = ["network", "trained by", "steps", "million multiply-adds a sample, of 1", "of 16", "ms, of 1", "of 16"]
+    head += ["CRPS", "energy score", "PSNR of mean, dB", "spread / skill"]
+    head += [*(f"FD-EfficientNet-{net}" for net in NETS), "images trained on"]
+    yield from (f"| {' | '.join(head)} |", f"|{' --- |' * 2}{' ---: |' * (len(head) - 2)}")
     for key, crps in sorted(by["crps"].items(), key=lambda one: one[1][0]):
-        cells = [named(*key[:2]), key[2], *(f"{mean(key, 'macs', count):.1f}" for count in SHARED)]
-        cells += [*(f"{mean(key, 'ms', count):.2f}" for count in SHARED), shown(crps, 4), shown(by["energy"][key], 4)]
-        cells += [shown(by["psnr"][key], 2), f"{np.mean([row['spread_skill'] for row in own[key]]):.2f}"]
+        cells = [named(*key[:2]), key[2], *(f"{mean(own[key], 'macs', count):.1f}" for count in SHARED)]
+        cells += [*(f"{mean(own[key], 'ms', count):.2f}" for count in SHARED), shown(crps, 4)]
+        cells += [shown(by["energy"][key], 4), shown(by["psnr"][key], 2)]
+        cells += [f"{np.mean([row['spread_skill'] for row in own[key]]):.2f}"]
         distances = np.array([row["distances"] for row in own[key]])  # (seeds, networks, 3)
         ends = zip(distances[..., 0].mean(0), distances[..., 1].min(0), distances[..., 2].max(0), strict=True)
         cells += [f"{middle:.0f} [{low:.0f}, {high:.0f}]" for middle, low, high in ends]
         yield f"| {' | '.join(map(str, [*cells, round(np.mean([row['seen'] for row in own[key]]))]))} |"
     floor = ", ".join(f"{value:.0f}" for value in rows[0]["floor"])
     seeds = {row["seed"] for row in rows}
-    yield f"\nDistances of {SHOWN * CONDITIONS} training images: {floor}. Trainings of each: {len(seeds)}."
+    yield f"\nDistances of {SHOWN * CONDITIONS} training images: {floor}. Trainings of each network: {len(seeds)}."
+
+
+def ratio_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Of one task: what others cost that score as well as the pair, over what it costs."""
+    own, scores = by_plan(rows), resampled(rows)
     pairs = [key for key in own if key[0] == "dual" and key[1] in ("crps", "diffusion") and key[2] in (1, STEPS[-1])]
-    yield (
-        "\n| against | "
-        + " | ".join(
-            f"two rates in {key[2]}: {of}, of {count}" for key, of, count in product(pairs, ("MACs", "seconds"), SHARED)
-        )
-        + " |"
-    )
-    yield "|" + " --- |" * (1 + 4 * len(pairs))
+    ways = list(product(pairs, (("macs", "multiply-adds"), ("ms", "seconds")), SHARED))
+    heads = [f"two rates in {key[2]}: {of}, of {count}" for key, (_, of), count in ways]
+    yield from (f"| against | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(ways)}")
+    others = {"the best single network": [key for key in own if key[0] != "dual"]}
     for rate, trained_by in MODELS:
-        if (rate, trained_by) in {key[:2] for key in pairs} or not any(key[:2] == (rate, trained_by) for key in own):
-            continue
-        cells = [
-            ratio(by["crps"], {one: mean(one, of, count) for one in own}, pair, rate, trained_by)
-            for pair, of, count in product(pairs, ("macs", "ms"), SHARED)
-        ]
-        yield f"| {named(rate, trained_by).replace(' | ', ', ')} | {' | '.join(cells)} |"
+        keys = [key for key in own if key[:2] == (rate, trained_by)]
+        if keys and keys[0] not in pairs and not (rate == "dual" and trained_by in ("crps", "diffusion")):
+            others[named(rate, trained_by).replace(" | ", ", ")] = keys
+    costs = {(of, count): {key: mean(own[key], of, count) for key in own} for of in ("macs", "ms") for count in SHARED}
+    for name, keys in others.items():
+        cells = [ratio(scores, costs[of, count], pair, keys) for pair, (of, _), count in ways]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
+    found: dict[Plan, list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["rate"], row["trained_by"], row["steps"]), []).append(row)
+    return found
+
+
+def mean(rows: Sequence[Row], of: str, count: int) -> float:
+    return float(np.mean([row[of][str(count)] for row in rows]))
+
+
+def picture(out: Path, task: str) -> None:
+    """A row a held-out condition: the condition, two samples of each of three networks, the truth."""
+    columns: list[NDArray[np.uint8]] = []
+    for rate, trained_by in (("dual", "crps"), ("light", "crps"), ("single", "diffusion")):
+        model = dr.load(folder_of(out, task, rate, trained_by, 0))
+        drawer = dr.Choice(steps=STEPS[-1] if model.serves.any_plan else None).drawer(model, members=2)
+        seeds = range(DRAWN)
+        images, count = strips(drawer, seeds, drawer.draw(seeds).images)
+        assert count is not None
+        made = images.reshape(DRAWN, count, *model.image_shape)
+        columns = columns or [made[:, :1], made[:, 1:2]]
+        columns.insert(-1, made[:, 2:])
+    grid = np.concatenate(columns, 1)
+    dr.save_grid(
+        grid.reshape(-1, *grid.shape[2:]), RESULTS / f"conditions-{task.partition(':')[0]}.png", grid.shape[1], 2
+    )
 
 
 def page(out: Path) -> None:
-    rows = read(out)
+    kept, wanted = RESULTS / "conditions.json", RESULTS / "conditions.md"
+    rows = read(out) or json.loads(kept.read_text())
+    write_whole(kept, json.dumps(rows, separators=(",", ":")) + "\n")
     for task in dict.fromkeys(row["task"] for row in rows):
-        print(f"\n## {task}\n", *tables([row for row in rows if row["task"] == task]), sep="\n")
+        own, name = [row for row in rows if row["task"] == task], task.partition(":")[0]
+        for table, what in ((scored_table, "scores"), (ratio_table, "ratios")):
+            place(f"{name} {what}", "\n".join(table(own)) + "\n", wanted)
+        if folder_of(out, task, "single", "diffusion", 0).is_dir():
+            picture(out, task)
 
 
 def main() -> None:

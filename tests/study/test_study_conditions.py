@@ -1,6 +1,6 @@
 """What samples of a condition cost at equal CRPS, from rows whose answer is known."""
 
-from studies.conditions import tables
+from studies.conditions import ratio_table, scored_table
 
 HARD = [0.1, 0.3] * 8  # of conditions
 
@@ -16,9 +16,10 @@ def test_a_network_that_needs_more_steps_costs_their_ratio() -> None:
     rows = [row("dual", 8, 0.05, {"1": 20.0, "16": 10.0}), row("light", 8, 0.08, {"1": 8.0, "16": 8.0})]
     rows += [row("single", steps, 0.1 / steps, {"1": 10.0 * steps, "16": 10.0 * steps}) for steps in (2, 4, 8)]
 
-    lines = list(tables(rows))
+    scores, ratios = list(scored_table(rows)), list(ratio_table(rows))
 
-    assert [line.split(" | ")[0] for line in lines[2:7]] == ["| large", "| large", "| two rates", "| large", "| light"]
-    assert "| 20.0 | 10.0 | 20.00 | 10.00 | 0.2500 [" in lines[4]
-    assert lines[-2] == "| light, diffusion" + " | never [never, never]" * 4 + " |"
-    assert lines[-1] == "| large, diffusion" + " | 1.00 [1.00, 1.00] | 2.00 [2.00, 2.00]" * 2 + " |"
+    assert [line.split(" | ")[0] for line in scores[2:7]] == ["| large", "| large", "| two rates", "| large", "| light"]
+    assert "| 20.0 | 10.0 | 20.00 | 10.00 | 0.2500 [" in scores[4]
+    assert ratios[2] == "| the best single network" + " | 1.00 | 2.00" * 2 + " |"
+    assert ratios[3] == "| light, diffusion" + " | never" * 4 + " |"
+    assert ratios[4] == "| large, diffusion" + " | 1.00 | 2.00" * 2 + " |"

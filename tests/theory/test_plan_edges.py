@@ -110,6 +110,7 @@ class Ends:
 
     t: float
     tau: float
+    ages = True
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = torch.full((len(draws.row),), self.t, dtype=torch.float64)
