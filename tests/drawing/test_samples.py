@@ -304,7 +304,11 @@ def test_what_a_killed_process_left_is_removed(model, artist, tmp_path):
     written(model, tmp_path / "out")
     for name in ("000006.png", "images.npz", "grid.png", "sample.json"):
         (tmp_path / "out" / f"{name}.0123abcd.partial").write_text("half")
+    another = tmp_path / "out" / "my-sample.json.0123abcd.partial"  # of a writer that may be at work
+    another.write_text("{")
     written(model, tmp_path / "out")
+    assert another.exists()
+    another.unlink()
     assert "000005.png" in content(tmp_path / "out")
 
 

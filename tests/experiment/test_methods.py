@@ -19,7 +19,7 @@ from dualrate.experiment.teaching import check_targets, check_teacher
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.em_distillation import EMDistillationConfig
 from dualrate.methods.moment_matching import WATCH, InstantMomentMatching, MomentMatchingConfig
-from dualrate.methods.times import SingleTime
+from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.training.config import FitConfig
 
 NET = dr.UViTConfig(
@@ -178,9 +178,10 @@ def test_targets_are_of_the_same_estimate(make, message):
 
 
 def test_a_pair_is_trained_at_times_of_a_pair():
-    """Else tau would be t always, and the model would be served at plans that it never learned."""
-    with pytest.raises(ValueError, match=r"SingleTime\(\) are times of one.*DenoisingConfig\(TimeSampler\("):
-        student(TWO, dr.DenoisingConfig())
+    """Else the encoder would see z_t in training and other states in sampling, at plans that it never learned."""
+    for times in (SingleTime(), GivenTimes()):
+        with pytest.raises(ValueError, match=r"Times?\(.*\) are times of one.*DenoisingConfig\(TimeSampler\("):
+            student(TWO, dr.DenoisingConfig(times))
     student(TWO, dr.DenoisingConfig(dr.TimeSampler(heavy=(4, 32))))
     student(ONE, dr.DenoisingConfig())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -331,3 +331,11 @@ def test_a_single_network_is_cached_by_name() -> None:
     with torch.no_grad():
         context = cache.encode(Z, t, dr.Cond(LABEL))
         torch.testing.assert_close(context.x_hat, denoiser.denoise(Z, t, dr.Context(), dr.Cond(LABEL)))
+
+
+def test_fields_keep_their_order() -> None:
+    """Kept samples, scores and errors are found by a digest of an experiment's fields in this order."""
+    first = ["image_size", "image_channels", "channels", "blocks", "num_classes", "patch"]
+    last = ["head", "convention", "learned_sigma", "dropout"]
+    assert [field.name for field in fields(dr.DiTConfig)] == [*first, "head_dim", *last]
+    assert [field.name for field in fields(dr.DiSConfig)] == [*first, "decay", "states", "head_dim", *last]

@@ -232,7 +232,8 @@ class FolderRecord:
     def _left(cls, name: str) -> bool:
         """Whether a process that was killed left this file."""
         target = written_aside(name) or ""
-        return target.endswith(cls.whole) and target[0] != "."
+        endings = tuple(end for end in cls.whole if end.startswith("."))
+        return target in cls.whole or (target.endswith(endings) and target[0] != ".")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -278,11 +278,11 @@ class DenoisingConfig(MethodConfig, Ranged):
             raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
         if self.encoder_weight != 1 and experiment.networks.single_rate:
             raise ValueError(f"encoder_weight is of an encoder's own loss, and {experiment.name} has none: drop it")
-        if pair and self.times.heavy is None and experiment.networks.given is None:
+        if pair and experiment.networks.given is None and (self.times.heavy is None or not self.times.ages):
             raise ValueError(
-                f"{experiment.name} has two networks (roles encoder and light), and {self.times} are times of one. "
-                "Pass times of a pair, such as DenoisingConfig(TimeSampler(heavy=(4, 32))); one network has the roles "
-                "('model',)"
+                f"{experiment.name} has two networks (roles encoder and light) whose context ages, and {self.times} "
+                "are times of one network, or of a context that never ages. Pass times of a pair, such as "
+                "DenoisingConfig(TimeSampler(heavy=(4, 32))); one network has the roles ('model',)"
             )
         if experiment.networks.given is not None and self.times.ages != experiment.networks.ages:
             rule = "ages: pass BothTimes()" if experiment.networks.ages else "never ages: pass GivenTimes()"

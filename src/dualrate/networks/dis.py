@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.config.ranges import Range
+from dualrate.config.ranges import BelowOne, Range
 from dualrate.networks.blocks import Block, InFloat32, LinearInFloat32, no_autocast
 from dualrate.networks.dit import PATCHES, Flat, FlatConfig, head, published
 from dualrate.networks.scan import mixing, selective_scan
@@ -48,7 +48,7 @@ SIZES = {"S": (25, 368), "B": (25, 768), "M": (49, 768), "L": (49, 1024), "H": (
 @dataclass(frozen=True)
 class DiSConfig(FlatConfig):
     """A state space network: an odd number of blocks, one in the middle and as many behind it as in front, of an even
-    number of channels. Whole blocks are dropped: 0 of the first, growing evenly to `dropout`.
+    number of channels.
     """
 
     decay: Literal["channel", "head"] = "channel"
@@ -57,6 +57,14 @@ class DiSConfig(FlatConfig):
     """States per channel."""
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """For a decay per head: channels of a head, a divisor of twice the channels."""
+    head: bool = True
+    """Whether the network has a head that predicts v. A context encoder may do without."""
+    convention: Literal["dit", "sit", "repa"] = "sit"
+    """What the network takes as input, and what it predicts."""
+    learned_sigma: bool = False
+    """Whether the network also outputs a variance, as published weights do. The variance is not used."""
+    dropout: BelowOne = 0.0
+    """Share of whole blocks that are dropped in training: 0 of the first, growing evenly to this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -62,14 +62,6 @@ class FlatConfig(BodyConfig):
     """Number of classes; 0 for an unconditional model. The label after the last class is the null class."""
     patch: Annotated[int, Range(1, 256)] = 2
     """Side of the square of pixels that becomes one token."""
-    head: bool = True
-    """Whether the network has a head that predicts v. A context encoder may do without."""
-    convention: Literal["dit", "sit", "repa"] = "sit"
-    """What the network takes as input, and what it predicts."""
-    learned_sigma: bool = False
-    """Whether the network also outputs a variance, as published weights do. The variance is not used."""
-    dropout: BelowOne = 0.0
-    """Dropout in training: in the MLPs of a DiT, of whole blocks of a DiS."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,10 +100,18 @@ def published(kind: str, sizes: Mapping[str, Sizes], patches: Sequence[int], nam
 
 @dataclass(frozen=True)
 class DiTConfig(FlatConfig):
-    """A diffusion transformer: a block is self-attention and an MLP, and drops in the MLP."""
+    """A diffusion transformer: a block is self-attention and an MLP."""
 
     head_dim: Annotated[int, Range(1, 1024)] = 64
     """Width of an attention head, a divisor of the channels."""
+    head: bool = True
+    """Whether the network has a head that predicts v. A context encoder may do without."""
+    convention: Literal["dit", "sit", "repa"] = "sit"
+    """What the network takes as input, and what it predicts."""
+    learned_sigma: bool = False
+    """Whether the network also outputs a variance, as published weights do. The variance is not used."""
+    dropout: BelowOne = 0.0
+    """Dropout in the MLPs, in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -314,7 +314,7 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
             raise ValueError(
                 f"{path} is no run, it holds {', '.join(within)}: name one, as {path / within[0]}"
             ) from error
-        lack = f"it has no {EXPERIMENT}" if path.exists() else f"there is no such folder in {Path.cwd()}"
+        lack = f"it has no {EXPERIMENT}" if path.exists() else f"there is no {path.absolute()}"
         raise ValueError(f"{path} is no run: {lack}; train one, or use released weights") from error
     return from_json(Experiment, content, str(path / EXPERIMENT), upgraded)
 
