@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -195,9 +196,9 @@ def picture(out: Path, task: str) -> None:
 
 
 def page(out: Path) -> None:
-    kept, wanted = RESULTS / "conditions.json", RESULTS / "conditions.md"
-    rows = read(out) or json.loads(kept.read_text())
-    write_whole(kept, json.dumps(rows, separators=(",", ":")) + "\n")
+    kept, wanted = RESULTS / "conditions.json.xz", RESULTS / "conditions.md"
+    rows = read(out) or json.loads(lzma.decompress(kept.read_bytes()))
+    write_whole(kept, lzma.compress(json.dumps(rows, separators=(",", ":")).encode()))
     for task in dict.fromkeys(row["task"] for row in rows):
         own, name = [row for row in rows if row["task"] == task], task.partition(":")[0]
         for table, what in ((scored_table, "scores"), (ratio_table, "ratios")):
