@@ -1,7 +1,7 @@
 """Samples of a condition of natural images: two rates beside all else that could be trained, for equal CPU seconds.
 
     python -m studies.conditions OUT --images CIFAR10 --seconds 600 --seeds 0 1    trains and scores what OUT lacks
-    python -m studies.conditions OUT page    tables and pictures of docs/results/conditions.md; without OUT of kept rows
+    python -m studies.conditions OUT page    tables and pictures of the page, of kept rows if OUT has none
 
 CIFAR10 is a source with a test split, such as a folder of two parquet files. Tasks: 8 x 8 pixels to 32 x 32, and a hole
 of 16 x 16. Networks are those of `dualrate train auto --size tiny --task TASK --rate RATE --trained-by BY`. A row of
@@ -34,6 +34,7 @@ from dualrate.drawing.samples import strips
 from dualrate.metrics.ensembles import energy_score, fair_crps, psnr
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import Rate, TrainedBy
+from dualrate.report.table import with_interval
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, place
@@ -45,6 +46,7 @@ MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
     ("single", "diffusion"), ("medium", "diffusion"), ("medium", "crps"), ("dual", "corrdiff"), ("dual", "residual"),
 )  # fmt: skip
 STEPS, SHARED, CONDITIONS, SHOWN, REFERENCE = (2, 4, 8), (1, 16), 256, 4, 10_000
+PAIRS = ("dual", "crps"), ("dual", "diffusion")  # what all else is compared with
 DRAWN = 4  # conditions of a picture
 
 
@@ -127,8 +129,7 @@ def scored_table(rows: Sequence[Row]) -> Iterator[str]:
     by = {name: resampled([row | {"crps": row[name]} for row in rows]) for name in ("crps", "energy", "psnr")}
 
     def shown(values: NDArray[np.float64], digits: int) -> str:
-        low, high = np.quantile(values[1:], (0.025, 0.975))
-        return f"{values[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        return with_interval(values[0], *np.quantile(values[1:], (0.025, 0.975)), places=digits)
 
     head = ["network", "trained by", "steps", "million multiply-adds a sample, of 1", "of 16", "ms, of 1", "of 16"]
     head += ["CRPS", "energy score", "PSNR of mean, dB", "spread / skill"]
@@ -141,7 +142,7 @@ def scored_table(rows: Sequence[Row]) -> Iterator[str]:
         cells += [f"{np.mean([row['spread_skill'] for row in own[key]]):.2f}"]
         distances = np.array([row["distances"] for row in own[key]])  # (seeds, networks, 3)
         ends = zip(distances[..., 0].mean(0), distances[..., 1].min(0), distances[..., 2].max(0), strict=True)
-        cells += [f"{middle:.0f} [{low:.0f}, {high:.0f}]" for middle, low, high in ends]
+        cells += [with_interval(*each, places=0) for each in ends]
         yield f"| {' | '.join(map(str, [*cells, round(np.mean([row['seen'] for row in own[key]]))]))} |"
     floor = ", ".join(f"{value:.0f}" for value in rows[0]["floor"])
     seeds = {row["seed"] for row in rows}
@@ -151,14 +152,14 @@ def scored_table(rows: Sequence[Row]) -> Iterator[str]:
 def ratio_table(rows: Sequence[Row]) -> Iterator[str]:
     """Of one task: what others cost that score as well as the pair, over what it costs."""
     own, scores = by_plan(rows), resampled(rows)
-    pairs = [key for key in own if key[0] == "dual" and key[1] in ("crps", "diffusion") and key[2] in (1, STEPS[-1])]
+    pairs = [key for key in own if key[:2] in PAIRS and key[2] in (1, STEPS[-1])]
     ways = list(product(pairs, (("macs", "multiply-adds"), ("ms", "seconds")), SHARED))
     heads = [f"two rates in {key[2]}: {of}, of {count}" for key, (_, of), count in ways]
     yield from (f"| against | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(ways)}")
     others = {"the best single network": [key for key in own if key[0] != "dual"]}
     for rate, trained_by in MODELS:
         keys = [key for key in own if key[:2] == (rate, trained_by)]
-        if keys and keys[0] not in pairs and not (rate == "dual" and trained_by in ("crps", "diffusion")):
+        if keys and (rate, trained_by) not in PAIRS:
             others[named(rate, trained_by).replace(" | ", ", ")] = keys
     costs = {(of, count): {key: mean(own[key], of, count) for key in own} for of in ("macs", "ms") for count in SHARED}
     for name, keys in others.items():
@@ -182,7 +183,9 @@ def picture(out: Path, task: str) -> None:
     columns: list[NDArray[np.uint8]] = []
     for rate, trained_by in (("dual", "crps"), ("light", "crps"), ("single", "diffusion")):
         model = dr.load(folder_of(out, task, rate, trained_by, 0))
-        drawer = dr.Choice(steps=STEPS[-1] if model.serves.any_plan else None).drawer(model, members=2)
+        drawer = dr.Choice(steps=STEPS[-1] if model.serves.any_plan else None).drawer(
+            model, members=2, precision="float32"
+        )
         seeds = range(DRAWN)
         images, count = strips(drawer, seeds, drawer.draw(seeds).images)
         assert count is not None
