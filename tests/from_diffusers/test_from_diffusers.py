@@ -391,6 +391,8 @@ def test_a_folder_says_whose_last_label_is_the_null_class(tmp_path):
     found = adopted(tmp_path)
     assert (found.network.num_classes, found.network.null) == (3, True)
     assert "dualrate" not in found.network.config
+    built = dr.from_diffusers(tmp_path).network
+    assert (built.num_classes, built.null) == (3, True)
     assert found.weights().state_dict().keys() == net.state_dict().keys()
     for wrong in (0, 2, 5):
         with pytest.raises(ValueError, match="4 classes and no null class, or 3 and that as its last label"):

@@ -359,7 +359,8 @@ def from_diffusers(
     convention:  what the network takes for its time and predicts; "diffusers": as its scheduler says; "repa": r in
                  [0, 1] with noise at 1, eps - x; "sit": data at 1, x - eps. With the last two the scheduler only says
                  the shift, and a network of a class that is not known is called (state, time, label)
-    num_classes: where not all labels of the network are classes, such as a UNet2DModel's whose last one is null
+    num_classes: where not all labels of the network are classes, such as a UNet2DModel's whose last one is null; None:
+                 as its folder's config.json says by OWN_CLASSES, if it does
     shape:       (C, H, W) of an image, or of latents, where its configuration does not say, or another is drawn
     negative:    of a text-to-image model, the prompt that its null class stands for: a text that the pipeline encodes,
                  or what `prompts` takes; None: what the pipeline takes where it is given none. Without a pipeline that
@@ -389,6 +390,7 @@ def from_diffusers(
         folder = read_folder(as_path(source))
         scheduler = folder.scheduler if scheduler is None else scheduler
         name, config, tokens = folder.name, folder.config, tokens or folder.config.get(OWN_TOKENS, 0)
+        num_classes = config.get(OWN_CLASSES) if num_classes is None else num_classes
         kind_of(name, config)
         with own_defaults():
             net = folder.network()
