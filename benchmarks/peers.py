@@ -14,8 +14,8 @@ their length is the column `lines`:
                 which reads folders; unconditional, as there. From --peers, a folder that pip filled (PEERS)
 
 Each has its learning rate searched, unless it is taken as it is: of RATES the one with the least loss on held-out
-images after a sixth of the seconds each. All train on batches of 32, in bfloat16 where that is faster. What the search
-took stands in the row.
+images after TRIAL seconds each, whatever the length of the rows that follow. All train on batches of 32, in bfloat16
+where that is faster. What the search took stands in the row.
 
 `equal` rows are networks of about the multiply-adds of fashion-mnist-light. The default DiT (28 layers of 1,152
 channels) would not finish one batch in six minutes of a core, so it has no row. Rows named `one network: ...` are that
@@ -67,7 +67,7 @@ from dualrate.system.files import read_bytes
 from dualrate.system.progress import Silent
 from tools.gpu.cifar10 import Images, mean_loss, validation
 
-CALLS, HEAVY, RATES, WARMUP = 16, 4, (3e-4, 1e-3, 3e-3, 1e-2), 500
+CALLS, HEAVY, RATES, TRIAL, WARMUP = 16, 4, (3e-4, 1e-3, 3e-3, 1e-2), 60.0, 500
 CLASSES, BATCH, DRAWN, HELD = 10, 32, 100, 256  # BATCH: of training; DRAWN: at a time
 AGE = 0.1  # of a context where losses are measured, in time: about the mean under this plan
 ROWS, NETS = "rows.jsonl", ("Lite0", "Lite2")
@@ -376,28 +376,31 @@ class Judge:
 
 
 def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor], rates: Sequence[float] = RATES) -> Row:
-    """The learning rate, the length and the precision that were found, by trials of a sixth of the seconds.
+    """The learning rate, the precision and its images a second that were found, by trials of the run's seconds.
 
     A tenth of these shows how fast it trains in either precision.
     """
-    start, speed, seconds = time.process_time(), {}, run.seconds / 6
+    start, speed = time.process_time(), {}
     for bfloat16 in (False, True, False):  # the first is cold, and counts no more
-        trial = replace(run, seconds=seconds / 10, bfloat16=bfloat16, lr=rates[0])
+        trial = replace(run, seconds=run.seconds / 10, bfloat16=bfloat16, lr=rates[0])
         contender.on(trial)
         speed[bfloat16] = trial.seen / trial.spent
     bfloat16 = speed[True] > speed[False]
     losses: dict[float, float] = {}
     for lr in rates:
-        length = int(speed[bfloat16] * seconds / BATCH) + 1
-        trial = replace(run, seconds=seconds, bfloat16=bfloat16, steps=length, lr=lr)
+        trial = replace(run, lr=lr, bfloat16=bfloat16, steps=updates(speed[bfloat16], run.seconds))
         loss = contender.on(trial).loss
         torch.manual_seed(0)
         with torch.no_grad():
             losses[lr] = loss(*held).item()
-    best = min(rates, key=lambda lr: losses[lr])
-    length = int(speed[bfloat16] * run.seconds / BATCH) + 1
-    found = {"lr": best, "bfloat16": bfloat16, "steps": length}
-    return {"found": found, "losses": losses, "search_seconds": time.process_time() - start}
+    found = {"lr": min(rates, key=lambda lr: losses[lr]), "bfloat16": bfloat16}
+    took = time.process_time() - start
+    return {"found": found, "speed": speed[bfloat16], "losses": losses, "search_seconds": took}
+
+
+def updates(speed: float, seconds: float) -> int:
+    """That there is time for. speed: images a second"""
+    return int(speed * seconds / BATCH) + 1
 
 
 def measured(trained: Trained, run: Run, count: int, judge: Judge) -> Row:
@@ -438,8 +441,8 @@ def train_and_score(options: argparse.Namespace) -> None:
     pixels = np.asarray(train.images)
     held = to_float(test.images[:HELD]), torch.from_numpy(test.labels[:HELD])
     for seed, name in itertools.product(options.seeds, options.only or CONTENDERS):
-        contender, of_name = CONTENDERS[name], {"name": name, "seconds": options.seconds}
-        of_row = of_name | {"seed": seed, "images": options.images}
+        contender = CONTENDERS[name]
+        of_row = {"name": name, "seconds": options.seconds, "seed": seed, "images": options.images}
         if kept(out, of_row):
             continue
         if problem := imports(contender.needs):
@@ -449,14 +452,13 @@ def train_and_score(options: argparse.Namespace) -> None:
         run = Run(pixels, train.labels, options.seconds, seed)
         searched: Row = {}
         if contender.like != "":
-            other = contender.like or name
-            of_search = of_name | {"name": other, "what": "search"}
+            of_search = {"name": contender.like or name, "trial": options.trial, "what": "search"}
             searched = kept(out, of_search)
             if not searched:
-                searched = of_search | search(CONTENDERS[other], run, held)
+                trial = replace(run, seconds=options.trial)
+                searched = of_search | search(CONTENDERS[contender.like or name], trial, held)
                 add(out, searched)
-            found: Row = searched["found"]
-            run = replace(run, **found)
+            run = replace(run, **searched["found"], steps=updates(searched["speed"], run.seconds))
         row = {"lines": contender.lines, **searched, **of_row, "what": "row", "floor": judge.floor}
         add(out, row | measured(contender.on(run), run, options.images, judge))
 
@@ -492,6 +494,7 @@ def main(arguments: list[str]) -> None:
         print(page(parser.parse_args(arguments[1:]).out))
         return
     parser.add_argument("--seconds", type=float, default=360, help="CPU seconds of a training")
+    parser.add_argument("--trial", type=float, default=TRIAL, help="CPU seconds for each learning rate of a search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="contenders; all if not given")
     parser.add_argument("--images", type=int, default=1000, help="that are drawn and scored")

