@@ -1,0 +1,247 @@
+"""Image Sudoku, 4 x 4: whether two rates pay where a sample needs reasoning over its whole condition.
+
+    python -m studies.sudoku OUT --seconds 240 --seeds 0    trains and scores what OUT lacks
+    python -m studies.sudoku OUT page                       the table of the page, of kept rows if OUT has none
+
+A board of digits is an image of 32 x 32 pixels. Its condition is the board with 4 to 8 of its cells left, and a mask of
+these. Of the 288 boards 48 are held out. A sample is right if it keeps the clues and if every row, column and box holds
+each digit once; most conditions have several right answers. A cell of a sample is the digit that it is nearest to.
+
+Networks are DiTs in which a cell is a token. The pair's encoder has the large network's size and sees the condition
+alone, once; its light network has one block. Noise is shifted by -4.2, so that the 64 pixels of a cell do not show it
+at once, and the loss counts states of a log-SNR of -8 as it counts others: with the usual weights, where a board must
+be solved counts for nothing. One thread in float32, equal CPU seconds. A training that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+import dualrate as dr
+from benchmarks.workloads import in_cpu_seconds
+from dualrate.data.conditions import Condition, Given, Make, masked
+from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Batch, Shape
+from dualrate.experiment.experiment import Start
+from dualrate.experiment.network_configs import NetworksConfig, OneConditional, TwoConditional
+from dualrate.methods.crps import OneCallConfig
+from dualrate.methods.times import GivenTimes, SingleTime
+from dualrate.networks.dit import DiTConfig
+from dualrate.report.table import with_interval
+from dualrate.system.files import write_whole
+from dualrate.system.progress import Silent
+from dualrate.training import checkpoint
+from dualrate.training.config import OptimConfig
+from dualrate.training.loop import fit
+from studies.captions import wilson
+from studies.common import RESULTS, command, on_one_thread, place
+from studies.forecasts import Row, read
+
+SIDE, CELL, HELD_OUT, SCORED, MEMBERS = 4, 8, 48, 512, 16
+CLUES, STEPS = (4, 8), (4, 16)
+IMAGE: Shape = (1, SIDE * CELL, SIDE * CELL)
+KEPT, PAGE = RESULTS / "sudoku.json", RESULTS / "sudoku.md"
+
+
+def boards() -> Tensor:
+    """(288, 4, 4) int64: every filled board, in digits 0 to 3, in an order that a fixed seed shuffles."""
+    lines = list(itertools.permutations(range(SIDE)))
+    found = torch.tensor(list(itertools.product(lines, repeat=SIDE)))
+    found = found[is_solved(found)]
+    return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(1))]
+
+
+def is_solved(board: Tensor) -> Tensor:
+    """(N,) bool: whether each row, column and box of boards (N, 4, 4) holds each digit once."""
+    boxes = board.unflatten(2, (2, 2)).unflatten(1, (2, 2)).transpose(2, 3).flatten(3).flatten(1, 2)
+    groups = torch.cat((board, board.transpose(1, 2), boxes), 1)  # (N, 12, 4)
+    return (groups.sort(2).values == torch.arange(SIDE)).flatten(1).all(1)
+
+
+def digits() -> Tensor:
+    """(4, 8, 8) in [-1, 1]: the pictures of 1 to 4."""
+    pictures = []
+    for digit in "1234":
+        picture = Image.new("L", (CELL, CELL))
+        ImageDraw.Draw(picture).text((CELL / 2, CELL / 2), digit, 255, ImageFont.load_default(9), anchor="mm")
+        pictures.append(np.asarray(picture))
+    return torch.from_numpy(np.stack(pictures)) / 127.5 - 1
+
+
+def drawn(board: Tensor) -> Tensor:
+    """Boards (N, 4, 4) as images (N, 1, 32, 32)."""
+    return digits()[board].transpose(2, 3).reshape(-1, *IMAGE)
+
+
+def read_off(x: Tensor) -> Tensor:
+    """(N, 4, 4): the board that images (N, 1, 32, 32) are nearest to."""
+    cells = x.reshape(-1, SIDE, CELL, SIDE, CELL).transpose(2, 3).reshape(-1, CELL**2)
+    return torch.cdist(cells, digits().flatten(1)).argmin(1).view(-1, SIDE, SIDE)
+
+
+@dataclass(frozen=True)
+class Clues(Condition):
+    """Cells of the board, and a mask of them; how many, and which, is uniform."""
+
+    def shape(self, image: Shape) -> Shape:
+        return (2, *image[1:])
+
+    def build(self, device: torch.device | str) -> Make:
+        return clues
+
+
+def clues(x: Tensor, draws: Draws) -> Tensor:
+    """(N, 2, 32, 32) of images (N, 1, 32, 32)."""
+    chance, (least, most) = draws.uniform("clues", 1 + SIDE**2), CLUES
+    count = least + (chance[:, :1] * (most - least + 1)).long()
+    given = chance[:, 1:].argsort(1).argsort(1) < count
+    mask = given.view(-1, 1, SIDE, SIDE).to(x.dtype)
+    return masked(x, mask.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3))
+
+
+@dataclass(frozen=True)
+class Puzzles:
+    """Batches of boards, as a function of the iteration."""
+
+    board: Tensor
+    size: int
+    seed: int
+
+    def batch(self, iteration: int) -> Batch:
+        sample = iteration * self.size + torch.arange(self.size)
+        draws = Draws(self.seed, sample, sample)
+        x = drawn(self.board[draws.integer("board", len(self.board))])
+        return Batch(x, None, sample, here=sample, given=clues(x, draws))
+
+
+SIZES = {"large": (64, 4), "wide": (96, 4), "medium": (64, 2), "light": (64, 1)}  # channels and blocks
+MODELS = (
+    ("two rates", "diffusion"), ("large", "diffusion"), ("wide", "diffusion"), ("light", "diffusion"),
+    ("two rates", "energy"), ("large", "energy"), ("wide", "energy"), ("light", "energy"),
+)  # fmt: skip
+
+
+def experiment(size: str, trained_by: str, seconds: float, seed: int, lr: float) -> dr.Experiment:
+    net = {name: DiTConfig(IMAGE[1], 1, *wide, patch=CELL, head_dim=16) for name, wide in SIZES.items()}
+    pair, given = size == "two rates", Clues().shape(IMAGE)
+    networks: NetworksConfig = OneConditional(net["large" if pair else size], given)
+    if pair:
+        networks = TwoConditional(net["large"], net["light"], given)
+    times = GivenTimes(draws=4) if pair else SingleTime()
+    method = dr.DenoisingConfig(times, Sigmoid(-8), label_dropout=0.0)
+    made = dr.FitConfig(
+        None,
+        batch_size=64,
+        max_seconds=seconds,
+        optim=OptimConfig(lr=lr),
+        ema_halflife=5000,
+        seed=seed,
+        precision="float32",
+        sample_every=10**9,
+    )
+    name = f"sudoku-{size.replace(' ', '-')}-{trained_by}-{lr:g}-{seed}"
+    by = method if trained_by == "diffusion" else OneCallConfig(score="energy")
+    return dr.Experiment(name, networks, by, made, process=GaussianProcess(Cosine(shift=-4.2)), condition=Clues())
+
+
+def trained(made: dr.Experiment, out: Path) -> tuple[dr.Model, float]:
+    """With its averaged weights, and the seconds that it trained for."""
+    batches = Puzzles(boards()[HELD_OUT:], made.fit.batch_size, made.fit.seed)
+    start = Start(True, torch.device("cpu"), False, dr.load, batches.batch, print)
+    method = made.method.prepare(made, start).method
+    with in_cpu_seconds():
+        result = fit(method, batches, made.fit, out / made.name, identity={"name": made.name}, progress=Silent())
+    if result.stopped == "signal":
+        raise SystemExit("interrupted: run it again, and it goes on")
+    networks, denoiser = made.build()
+    networks.load_state_dict(checkpoint.load(checkpoint.saved_paths(out / made.name / "checkpoints")[-1]).weights())
+    networks.eval().requires_grad_(False)
+    return dr.Model(made.name, made, networks, denoiser, result.iteration, ""), result.seconds
+
+
+def scored(model: dr.Model, steps: int | None) -> Row:
+    """Of one sample of each held-out condition: how many are right; what one costs, alone and of 16."""
+    board = boards()[:HELD_OUT][torch.arange(SCORED) % HELD_OUT]
+    y = clues(drawn(board), Draws(1, torch.arange(SCORED)))
+    held = replace(model, conditions=Given(y))
+    ways = {count: dr.Choice(steps=steps).drawer(held, members=count, precision="float32") for count in (1, MEMBERS)}
+    begun = time.process_time()
+    images = ways[1].draw(range(SCORED)).images
+    ms = 1000 * (time.process_time() - begun) / SCORED
+    found, open_cells = read_off(torch.from_numpy(images) / 127.5 - 1), y[:, 1, ::CELL, ::CELL] == 0
+    right = is_solved(found) & ((found == board) | open_cells).flatten(1).all(1)
+    return {
+        "steps": ways[1].plan.num_steps,
+        "macs": {count: drawer.cost.macs / 1e6 for count, drawer in ways.items()},
+        "ms": ms,
+        "right": int(right.sum()),
+        "cells": float((found == board)[open_cells].float().mean()),
+    }
+
+
+def train(out: Path, seconds: float, seeds: Sequence[int], rates: Sequence[float]) -> None:
+    """Every training that has no row yet."""
+    on_one_thread()
+    out.mkdir(parents=True, exist_ok=True)
+    done = {row["name"] for row in read(out)}
+    for seed, lr, (size, trained_by) in itertools.product(seeds, rates, MODELS):
+        made = experiment(size, trained_by, seconds, seed, lr)
+        if made.name in done:
+            continue
+        model, spent = trained(made, out)
+        known = {"name": made.name, "size": size, "trained_by": trained_by, "lr": lr, "seed": seed}
+        known |= {"seconds": spent, "seen": model.iteration * made.fit.batch_size}
+        rows = [known | scored(model, steps) for steps in (STEPS if model.serves.any_plan else (None,))]
+        with (out / "rows.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        print(*rows, sep="\n", flush=True)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Of each network and number of steps the best learning rate, the best row first. Intervals are Wilson's."""
+    best: dict[tuple[str, str, int], Row] = {}
+    for row in sorted(rows, key=lambda row: row["right"]):
+        best[row["size"], row["trained_by"], row["steps"]] = row
+    head = ("network", "trained by", "steps", "boards right", "cells right", "million multiply-adds a sample, of 1")
+    head += ("of 16", "ms, of 1", "puzzles seen", "learning rate")
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * 2}{' ---: |' * (len(head) - 2)}"]
+    for row in sorted(best.values(), key=lambda row: -row["right"]):
+        share = with_interval(*wilson(row["right"], SCORED), places=2)
+        cells = [row["size"], row["trained_by"], row["steps"], share, f"{row['cells']:.2f}"]
+        cells += [f"{row['macs'][str(count)]:.1f}" for count in (1, MEMBERS)]
+        cells += [f"{row['ms']:.1f}", row["seen"], f"{row['lr']:g}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = command(__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("verb", nargs="?", choices=("train", "page"), default="train")
+    parser.add_argument("--seconds", type=float, default=240, help="CPU seconds of a training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="learning rates")
+    options = parser.parse_args()
+    if options.verb == "train":
+        train(options.out, options.seconds, options.seeds, options.rates)
+        return
+    rows = read(options.out) or json.loads(KEPT.read_text())
+    write_whole(KEPT, json.dumps(rows, indent=0) + "\n")
+    place("scores", table(rows), PAGE)
+
+
+if __name__ == "__main__":
+    main()
