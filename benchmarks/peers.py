@@ -3,6 +3,8 @@
     python -m benchmarks.peers OUT --seconds 360 --seeds 0 1 2 [--only NAME ...]    one thread; run again, it goes on
     python -m benchmarks.peers page OUT                                             the table, as Markdown
 
+docs/results/peers has kept rows: `page` reads them there, and a copy of the folder is an OUT that goes on.
+
 A row is one training of one contender: OUT/rows.jsonl gets it when it is scored. Contenders are functions of this file,
 their length is the column `lines`:
 
