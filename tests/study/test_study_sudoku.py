@@ -63,3 +63,7 @@ def test_what_has_a_row_is_not_trained_again(tmp_path, monkeypatch) -> None:
     one, four, sixteen = rows
     assert sixteen["macs"]["1"] == 4 * four["macs"]["1"] == sixteen["macs"]["16"]
     assert one["macs"]["1"] > one["macs"]["16"] > one["macs"]["1"] / 16
+
+
+def test_the_page_has_the_table_of_the_kept_rows() -> None:
+    assert table(json.loads(sudoku.KEPT.read_text())) in sudoku.PAGE.read_text()
