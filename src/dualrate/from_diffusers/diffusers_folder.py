@@ -360,7 +360,7 @@ def from_diffusers(
                  [0, 1] with noise at 1, eps - x; "sit": data at 1, x - eps. With the last two the scheduler only says
                  the shift, and a network of a class that is not known is called (state, time, label)
     num_classes: where not all labels of the network are classes, such as a UNet2DModel's whose last one is null; None:
-                 as its folder's config.json says by OWN_CLASSES, if it does
+                 as dualrate_num_classes in its folder's config.json says, if it is there
     shape:       (C, H, W) of an image, or of latents, where its configuration does not say, or another is drawn
     negative:    of a text-to-image model, the prompt that its null class stands for: a text that the pipeline encodes,
                  or what `prompts` takes; None: what the pipeline takes where it is given none. Without a pipeline that
