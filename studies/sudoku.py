@@ -51,7 +51,7 @@ from studies.common import RESULTS, command, on_one_thread, place
 from studies.forecasts import Row, read
 
 SIDE, CELL, HELD_OUT, SCORED, MEMBERS = 4, 8, 48, 512, 16
-CLUES, STEPS = (4, 8), (4, 16)
+CLUES, STEPS = (4, 8), (1, 2, 4, 8, 16)
 IMAGE: Shape = (1, SIDE * CELL, SIDE * CELL)
 KEPT, PAGE = RESULTS / "sudoku.json", RESULTS / "sudoku.md"
 
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("verb", nargs="?", choices=("train", "page"), default="train")
     parser.add_argument("--seconds", type=float, default=240, help="CPU seconds of a training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="learning rates")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3], help="learning rates")
     options = parser.parse_args()
     if options.verb == "train":
         train(options.out, options.seconds, options.seeds, options.rates)
