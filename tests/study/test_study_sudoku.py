@@ -59,7 +59,10 @@ def test_what_has_a_row_is_not_trained_again(tmp_path, monkeypatch) -> None:
     for _ in range(2):
         sudoku.train(tmp_path, 0.1, [0], [1e-3])
         rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-        assert [(row["size"], row["steps"]) for row in rows] == [("two rates", 1), *(("light", steps) for steps in (1, 2, 4, 8, 16))]
+        assert [(row["size"], row["steps"]) for row in rows] == [
+            ("two rates", 1),
+            *(("light", steps) for steps in (1, 2, 4, 8, 16)),
+        ]
     one, four, sixteen = rows[0], rows[3], rows[5]
     assert sixteen["macs"]["1"] == 4 * four["macs"]["1"] == sixteen["macs"]["16"]
     assert one["macs"]["1"] > one["macs"]["16"] > one["macs"]["1"] / 16
