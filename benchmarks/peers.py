@@ -454,11 +454,12 @@ def train_and_score(options: argparse.Namespace) -> None:
         run = Run(pixels, train.labels, options.seconds, seed)
         searched: Row = {}
         if contender.like != "":
-            of_search = {"name": contender.like or name, "trial": options.trial, "what": "search"}
+            like = contender.like or name
+            of_search = {"name": like, "trial": options.trial, "what": "search"}
             searched = kept(out, of_search)
             if not searched:
                 trial = replace(run, seconds=options.trial)
-                searched = of_search | search(CONTENDERS[contender.like or name], trial, held)
+                searched = of_search | search(CONTENDERS[like], trial, held)
                 add(out, searched)
             run = replace(run, **searched["found"], steps=updates(searched["speed"], run.seconds))
         row = {"lines": contender.lines, **searched, **of_row, "what": "row", "floor": judge.floor}

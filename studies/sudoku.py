@@ -20,6 +20,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ IMAGE: Shape = (1, SIDE * CELL, SIDE * CELL)
 KEPT, PAGE = RESULTS / "sudoku.json", RESULTS / "sudoku.md"
 
 
+@cache
 def boards() -> Tensor:
     """(288, 4, 4) int64: every filled board, in digits 0 to 3, in an order that a fixed seed shuffles."""
     lines = list(itertools.permutations(range(SIDE)))
@@ -71,6 +73,7 @@ def is_solved(board: Tensor) -> Tensor:
     return (groups.sort(2).values == torch.arange(SIDE)).flatten(1).all(1)
 
 
+@cache
 def digits() -> Tensor:
     """(4, 8, 8) in [-1, 1]: the pictures of 1 to 4."""
     pictures = []
