@@ -186,24 +186,28 @@ def test_a_pair_is_trained_at_times_of_a_pair():
     student(ONE, dr.DenoisingConfig())
 
 
-def test_every_role_has_a_network():
+def test_every_role_has_a_network_and_the_denoiser_calls_no_other():
     """One without would neither be trained nor stored."""
 
     @dataclass(frozen=True)
     class Own(NetworksConfig):
         names: tuple[str, ...]
+        apart: bool = False
         shape = 1, 8, 8
         num_classes = 3
 
         def build(self, process):
             networks, denoiser = ONE.build(process)
-            return torch.nn.ModuleDict(dict.fromkeys(self.names, networks["model"])), denoiser
+            named = ONE.build(process)[0] if self.apart else networks
+            return torch.nn.ModuleDict(dict.fromkeys(self.names, named["model"])), denoiser
 
     made = student(Own(("model",)), dr.DenoisingConfig(dr.TimeSampler()))
     with pytest.raises(ValueError, match=r"Own has the roles encoder, light, .* by the names model: .*\('model',\)"):
         made.build()
     with pytest.raises(ValueError, match="by the names light: return one for each role"):
         replace(made, networks=Own(("light",))).build()
+    with pytest.raises(ValueError, match="denoiser of Own calls a .* in none of the networks encoder, light"):
+        replace(made, networks=Own(("encoder", "light"), apart=True)).build()
     replace(made, networks=Own(("encoder", "light", "codec"))).build()
 
 

@@ -32,7 +32,7 @@ from dualrate.data.loader import Augment, Encoded, TrainingSet
 from dualrate.data.source import DataProgress, Split, images_below, resolved, silent
 from dualrate.data.text_pieces import PIECE, is_text, read_text
 from dualrate.denoisers.catalogue import denoiser_named
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, modules_of
 from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.schedule import Cosine
@@ -361,7 +361,8 @@ class Experiment(Ranged):
     def parts(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with random weights, and the denoiser that its method trains of them.
 
-        Raises ValueError where a role has no network: it would neither be trained nor stored.
+        Raises ValueError where a role has no network, or the denoiser one of its own: it would neither be trained nor
+        stored.
         """
         networks, denoiser = self.networks.build(self.process)
         if any(role not in networks for role in self.networks.roles):
@@ -370,6 +371,13 @@ class Experiment(Ranged):
                 f"networks by the names {', '.join(networks)}: return one for each role, or set roles, of one network "
                 "('model',)"
             )
+        trained = set(networks.parameters())
+        for part in modules_of(denoiser):
+            if any(each.requires_grad and each not in trained for each in part.parameters(recurse=False)):
+                raise ValueError(
+                    f"the denoiser of {type(self.networks).__name__} calls a {type(part).__name__} that is in none of the "
+                    f"networks {', '.join(networks)}, so it would neither be trained nor stored: make it a part of one"
+                )
         return networks, self.method.adapted(denoiser)
 
 
