@@ -156,7 +156,7 @@ def denoising_loss(model: dr.Model, x: Tensor, labels: Tensor) -> Tensor:
     return torch.tensor(mean_loss(found))
 
 
-def unet(run: Run, width: int, layers: int) -> Trained:
+def unet(run: Run, widths: tuple[int, ...], layers: int) -> Trained:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     model = UNet2DModel(
@@ -164,8 +164,8 @@ def unet(run: Run, width: int, layers: int) -> Trained:
         in_channels=1,
         out_channels=1,
         layers_per_block=layers,
-        block_out_channels=(width, 2 * width, 2 * width),
-        norm_num_groups=min(32, width),
+        block_out_channels=widths,
+        norm_num_groups=min(32, *widths),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         num_class_embeds=CLASSES,
@@ -295,8 +295,12 @@ CONTENDERS = {
     TWO: Contender(ours, {"recipe": "fashion-mnist-dual-17"}, (ours,)),
     f"{ONE}, as it is": Contender(ours, {"recipe": "fashion-mnist-light"}, (ours,), like=""),
     f"{TWO}, first look": Contender(ours, {"recipe": "fashion-mnist-small"}, (ours,), like=""),
-    "diffusers UNet2DModel, equal": Contender(unet, {"width": 12, "layers": 1}, (unet, diffusers_loop), "diffusers"),
-    "diffusers UNet2DModel": Contender(unet, {"width": 32, "layers": 2}, (unet, diffusers_loop), "diffusers"),
+    "diffusers UNet2DModel, equal": Contender(
+        unet, {"widths": (16, 16, 32), "layers": 1}, (unet, diffusers_loop), "diffusers"
+    ),
+    "diffusers UNet2DModel": Contender(
+        unet, {"widths": (32, 64, 64), "layers": 2}, (unet, diffusers_loop), "diffusers"
+    ),
     "diffusers DiT, equal": Contender(dit, {"heads": 3, "layers": 5}, (dit, diffusers_loop), "diffusers"),
     "lucidrains, equal": Contender(lucidrains, {"width": 8, "heads": 2}, (lucidrains,), "denoising_diffusion_pytorch"),
     "lucidrains": Contender(lucidrains, {"width": 64, "heads": 4}, (lucidrains,), "denoising_diffusion_pytorch"),
