@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Plain
-from dualrate.diffusion.prediction import Weighting, v_from_eps
+from dualrate.diffusion.prediction import Weighting, v_from_eps, v_from_x, x_from_v
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.schedule import Betas
 
@@ -29,14 +29,15 @@ class EpsLoss(Weighting):
 
 
 class Eps(torch.nn.Module):
-    """A network that predicts eps, as one that predicts v."""
+    """A network that predicts eps, as one that predicts v. When it draws x_hat is clipped, as in diffusers' DDPM."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, z: Tensor, log_snr: Tensor, *more: Any, **by_name: Any) -> Tensor:
-        return v_from_eps(z, self.network(z, log_snr, *more, **by_name), log_snr)
+        v = v_from_eps(z, self.network(z, log_snr, *more, **by_name), log_snr)
+        return v if self.training else v_from_x(z, x_from_v(z, v, log_snr).clamp(-1, 1), log_snr)
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,37 @@ their length is the column `lines`:
     dualrate    recipes with max_seconds, in batches of 32; and as they are, which suits hours better than minutes. The
                 two-rate ones make 4 heavy calls
     diffusers   UNet2DModel at the widths of its course for 28 x 28 images, DiTTransformer2DModel; the loop of its
-                tutorial (DDPM, AdamW, warm-up and cosine, clipping) with the averaged weights of train_unconditional
+                tutorial (DDPM, AdamW, warm-up and cosine, clipping) with the averaged weights of train_unconditional;
+                four samplers, those of second order with x_hat clipped
     lucidrains  denoising-diffusion-pytorch: Unet of its readme with three of the four levels, the loop of its Trainer,
-                which reads folders; unconditional, as there. From --peers, a folder that pip filled (PEERS)
+                which reads folders; unconditional, as there; two samplers. From --peers, a folder that pip filled
+                (PEERS)
 
 Each has its learning rate searched, unless it is taken as it is: of RATES the one with the least loss on held-out
 images after TRIAL seconds each, whatever the length of the rows that follow. All train on batches of 32, in bfloat16
 where that is faster. What the search took stands in the row.
 
 `equal` rows are networks of about the multiply-adds of fashion-mnist-light. Their UNet2DModel has the best of nine
-shapes, after a minute each. The default DiT (28 layers of 1,152 channels) would not finish one batch in six minutes of
-a core, so it has no row. Rows named `one network: ...` are that recipe with one part taken from the others
-(ablation.py): what explains the difference.
+shapes, after a minute each. At their own sizes others see too few images in minutes of a core: 5,000 in six by the
+UNet2DModel of the course, 2,000 by the Unet of lucidrains' readme, none by diffusers' DiT. Rows named `one network:
+...` are that recipe with one part taken from the others (ablation.py), `v of a cosine` is diffusers' loop with parts of
+ours: what explains the difference.
 
 Scores are Frechet distances to the 10,000 test images in features of networks that their authors trained on ImageNet
-(EfficientNet-Lite0 and -Lite2, of one family), with intervals by resampling. `sampler` is the best of a contender's
-by the first network: of three for diffusers, whose distances are a little lower by that choice.
+(EfficientNet-Lite0 and -Lite2, of one family), with intervals by resampling. Others are drawn with averaged weights and
+without, by every sampler, CHOICE images each. `sampler` is the best of these by the first network.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import inspect
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -70,8 +75,8 @@ from dualrate.system.files import read_bytes
 from dualrate.system.progress import Silent
 from tools.gpu.cifar10 import Images, mean_loss, validation
 
-CALLS, HEAVY, RATES, TRIAL, WARMUP = 16, 4, (3e-4, 1e-3, 3e-3, 1e-2), 60.0, 500
-CLASSES, BATCH, DRAWN, HELD = 10, 32, 100, 256  # BATCH: of training; DRAWN: at a time
+CALLS, HEAVY, RATES, TRIAL = 16, 4, (3e-4, 1e-3, 3e-3, 1e-2), 60.0
+CLASSES, BATCH, DRAWN, HELD, CHOICE = 10, 32, 100, 256, 200  # BATCH: of training; DRAWN: at a time
 AGE = 0.1  # of a context where losses are measured, in time: about the mean under this plan
 ROWS, NETS = "rows.jsonl", ("Lite0", "Lite2")
 PEERS = "pip install --no-deps --target DIR denoising-diffusion-pytorch ema-pytorch einops accelerate psutil"
@@ -86,7 +91,6 @@ class Run:
     """A training: what it may take, and what it took.
 
     images, labels: (N, 1, 28, 28) uint8, (N,) int64
-    steps:   updates that there is time for, estimated: a schedule's length
     seconds: of CPU time of this process
     """
 
@@ -95,7 +99,6 @@ class Run:
     seconds: float
     seed: int = 0
     lr: float = 0.0
-    steps: int = 1000
     bfloat16: bool = False
     seen: int = field(default=0, init=False)
     spent: float = field(default=0.0, init=False)
@@ -109,6 +112,12 @@ class Run:
             self.seen += size
             self.spent = time.process_time() - start
 
+    @property
+    def warmed_up_and_annealed(self) -> float:
+        """Factor of the learning rate: up in a tenth of the seconds, down by a cosine in all."""
+        part = self.spent / self.seconds
+        return min(1.0, 10 * part) * (1 + math.cos(math.pi * part)) / 2
+
     def cast(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16)
 
@@ -117,8 +126,9 @@ class Run:
 class Trained:
     """What a contender leaves.
 
-    draw:  by sampler, images (N, 1, 28, 28) uint8 of these labels (N,) and a seed
-    macs:  of a call for one image, the mean of heavy and light ones; loss: of images and labels, to search by
+    draw:  by sampler and weights, images (N, 1, 28, 28) uint8 of these labels (N,) and a seed
+    macs:  of a call for one image, the mean of heavy and light ones
+    loss:  of images and labels, to search by; of others with the weights as they are, not averaged
     model: of this package
     """
 
@@ -156,7 +166,7 @@ def denoising_loss(model: dr.Model, x: Tensor, labels: Tensor) -> Tensor:
     return torch.tensor(mean_loss(found))
 
 
-def unet(run: Run, widths: tuple[int, ...], layers: int) -> Trained:
+def unet(run: Run, widths: tuple[int, ...], layers: int, **noise: str) -> Trained:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     model = UNet2DModel(
@@ -170,7 +180,7 @@ def unet(run: Run, widths: tuple[int, ...], layers: int) -> Trained:
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         num_class_embeds=CLASSES,
     )
-    return diffusers_loop(run, model)
+    return diffusers_loop(run, model, noise)
 
 
 def dit(run: Run, heads: int, layers: int) -> Trained:
@@ -185,28 +195,29 @@ def dit(run: Run, heads: int, layers: int) -> Trained:
         sample_size=28,
         patch_size=4,
     )
-    return diffusers_loop(run, model)
+    return diffusers_loop(run, model, {})
 
 
-def diffusers_loop(run: Run, model: Any) -> Trained:
-    from diffusers.optimization import get_cosine_schedule_with_warmup
+def diffusers_loop(run: Run, model: Any, more: dict[str, str]) -> Trained:
+    """more: of the noise scheduler."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
     from diffusers.training_utils import EMAModel
 
-    noise: Any = DDPMScheduler(num_train_timesteps=1000)
+    noise: Any = DDPMScheduler(num_train_timesteps=1000, **more)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr)
-    rate = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, run.steps // 10), run.steps)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: run.warmed_up_and_annealed)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
 
-    def predicted(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def predicted(network: Any, z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         with run.cast():
-            return model(z, t.expand(len(z)), class_labels=labels).sample.float()
+            return network(z, t.expand(len(z)), class_labels=labels).sample.float()
 
     def loss(x: Tensor, labels: Tensor) -> Tensor:
         t, eps = torch.randint(0, 1000, (len(x),)), torch.randn_like(x)
-        return F.mse_loss(predicted(noise.add_noise(x, eps, t), t, labels), eps)
+        target = noise.get_velocity(x, eps, t) if noise.config.prediction_type == "v_prediction" else eps
+        return F.mse_loss(predicted(model, noise.add_noise(x, eps, t), t, labels), target)
 
     for x, labels in run.batches(BATCH):
         loss(x, labels).backward()
@@ -215,24 +226,32 @@ def diffusers_loop(run: Run, model: Any) -> Trained:
         rate.step()
         optimizer.zero_grad()
         ema.step(model.parameters())
-    ema.copy_to(model.parameters())
-    model.eval()
+    averaged = copy.deepcopy(model.eval())
+    ema.copy_to(averaged.parameters())
 
-    def drawing(kind: Any) -> Callable[[Tensor, int], Pixels]:
+    def drawing(network: Any, kind: Any, **options: Any) -> Callable[[Tensor, int], Pixels]:
         def draw(labels: Tensor, seed: int) -> Pixels:
-            scheduler, chance = kind.from_config(noise.config), torch.Generator().manual_seed(seed)
+            scheduler, chance = kind.from_config(noise.config, **options), torch.Generator().manual_seed(seed)
             scheduler.set_timesteps(CALLS)
             z = torch.randn(len(labels), 1, 28, 28, generator=chance)
-            more = {} if kind is DPMSolverMultistepScheduler else {"generator": chance}
             for t in scheduler.timesteps:
-                z = scheduler.step(predicted(z, t, labels), t, z, **more).prev_sample
+                z = scheduler.step(predicted(network, z, t, labels), t, z, generator=chance).prev_sample
             return to_uint8(z).numpy()
 
         return torch.no_grad()(draw)
 
-    kinds = {"its own (DDPM)": DDPMScheduler, "DDIM": DDIMScheduler, "DPM-Solver++ 2M": DPMSolverMultistepScheduler}
+    draw = {}
+    for network, weights in ((model, ""), (averaged, ", averaged weights")):
+        draw |= {
+            f"DDPM{weights}": drawing(network, DDPMScheduler),
+            f"DDIM{weights}": drawing(network, DDIMScheduler),
+            f"DPM-Solver++ 2M{weights}": drawing(network, DPMSolverMultistepScheduler, thresholding=True),
+            f"SDE-DPM-Solver++ 2M{weights}": drawing(
+                network, DPMSolverMultistepScheduler, thresholding=True, algorithm_type="sde-dpmsolver++"
+            ),
+        }
     one, zero = torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)
-    return Trained({name: drawing(kind) for name, kind in kinds.items()}, macs_of(lambda: model(one, zero, zero)), loss)
+    return Trained(draw, macs_of(lambda: model(one, zero, zero)), loss)
 
 
 def lucidrains(run: Run, width: int, heads: int) -> Trained:
@@ -252,17 +271,22 @@ def lucidrains(run: Run, width: int, heads: int) -> Trained:
         optimizer.step()
         optimizer.zero_grad()
         ema.update()
-    diffusion.load_state_dict(ema.ema_model.state_dict())
     diffusion.eval()
 
     @torch.no_grad()
-    def draw(labels: Tensor, seed: int) -> Pixels:
+    def draw(network: Any, eta: float, labels: Tensor, seed: int) -> Pixels:
         torch.manual_seed(seed)
+        network.ddim_sampling_eta = eta
         with run.cast():
-            return to_uint8(2 * diffusion.sample(batch_size=len(labels)).float() - 1).numpy()
+            return to_uint8(2 * network.sample(batch_size=len(labels)).float() - 1).numpy()
 
+    draws = {
+        f"DDIM, eta {eta}{weights}": partial(draw, network, eta)
+        for network, weights in ((diffusion, ""), (ema.ema_model.eval(), ", averaged weights"))
+        for eta in (0, 1)
+    }
     one, zero = torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)
-    return Trained({"its own (DDIM)": draw}, macs_of(lambda: model(one, zero)), loss)
+    return Trained(draws, macs_of(lambda: model(one, zero)), loss)
 
 
 @dataclass(frozen=True)
@@ -284,6 +308,11 @@ class Contender:
         return self.train(run, **self.options)
 
     @property
+    def named(self) -> str:
+        """Its options, by which its rows are known."""
+        return ", ".join(f"{name} {value}" for name, value in self.options.items() if not callable(value))
+
+    @property
     def lines(self) -> int:
         """Lines of code of the user's script, as this file formats them."""
         return sum(len(code_lines(part)) for part in self.script)
@@ -301,9 +330,14 @@ CONTENDERS = {
     "diffusers UNet2DModel": Contender(
         unet, {"widths": (32, 64, 64), "layers": 2}, (unet, diffusers_loop), "diffusers"
     ),
+    "diffusers UNet2DModel, equal, v of a cosine": Contender(
+        unet,
+        {"widths": (16, 16, 32), "layers": 1, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+        (unet, diffusers_loop),
+        "diffusers",
+    ),
     "diffusers DiT, equal": Contender(dit, {"heads": 3, "layers": 5}, (dit, diffusers_loop), "diffusers"),
     "lucidrains, equal": Contender(lucidrains, {"width": 8, "heads": 2}, (lucidrains,), "denoising_diffusion_pytorch"),
-    "lucidrains": Contender(lucidrains, {"width": 64, "heads": 4}, (lucidrains,), "denoising_diffusion_pytorch"),
     **{
         f"{ONE}: {name}": Contender(ours, {"recipe": "fashion-mnist-light", "change": change}, (ours,), like=ONE)
         for name, change in ABLATED.items()
@@ -372,6 +406,10 @@ class Judge:
         each = zip(self.nets, self.reference, strict=True)
         self.floor = [frechet_distance(GaussianStats.of(net.features(real)), stats) for net, stats in each]
 
+    def distance(self, images: Pixels) -> float:
+        """By the first network."""
+        return frechet_distance(GaussianStats.of(self.nets[0].features(images)), self.reference[0])
+
     def scores(self, images: Pixels, strata: Tensor | None) -> list[list[float]]:
         """For each network the distance and its interval."""
         found = []
@@ -395,7 +433,7 @@ def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor], rates: S
     bfloat16 = speed[True] > speed[False]
     losses: dict[float, float] = {}
     for lr in rates:
-        trial = replace(run, lr=lr, bfloat16=bfloat16, steps=updates(speed[bfloat16], run.seconds))
+        trial = replace(run, lr=lr, bfloat16=bfloat16)
         loss = contender.on(trial).loss
         torch.manual_seed(0)
         with torch.no_grad():
@@ -405,23 +443,23 @@ def search(contender: Contender, run: Run, held: tuple[Tensor, Tensor], rates: S
     return {"found": found, "speed": speed[bfloat16], "losses": losses, "search_seconds": took}
 
 
-def updates(speed: float, seconds: float) -> int:
-    """That there is time for. speed: images a second"""
-    return int(speed * seconds / BATCH) + 1
-
-
 def measured(trained: Trained, run: Run, count: int, judge: Judge) -> Row:
-    """What a training took, and its best sampler's scores."""
-    row: Row = {"training_seconds": run.spent, "seen": run.seen, "macs": trained.macs}
-    labels, found = torch.arange(count) % CLASSES, {}
-    strata = labels if count >= 2 * CLASSES else None
-    for name, draw in trained.draw.items():
-        start = time.process_time()
-        parts = [draw(part, 10**6 * (run.seed + 1) + i * DRAWN) for i, part in enumerate(labels.split(DRAWN))]
-        seconds = time.process_time() - start
-        found[name] = {"ms": 1000 * seconds / count, "scores": judge.scores(np.concatenate(parts), strata)}
-    best = min(found, key=lambda name: found[name]["scores"][0][0])
-    return row | {"sampler": best, **found[best], "samplers": found}
+    """What a training took, and the scores of `count` images by the sampler and weights that are best of CHOICE."""
+    labels = torch.arange(count) % CLASSES
+
+    def drawn(name: str, labels: Tensor, seed: int) -> Pixels:
+        parts = labels.split(DRAWN)
+        return np.concatenate([trained.draw[name](part, seed + i * DRAWN) for i, part in enumerate(parts)])
+
+    seed = 10**6 * (run.seed + 1)
+    chosen = {name: judge.distance(drawn(name, labels[:CHOICE], 2 * seed)) for name in trained.draw}
+    best = min(chosen, key=lambda name: chosen[name])
+    start = time.process_time()
+    images = drawn(best, labels, seed)
+    ms = 1000 * (time.process_time() - start) / count
+    scores = judge.scores(images, labels if count >= 2 * CLASSES else None)
+    took = {"training_seconds": run.spent, "seen": run.seen, "macs": trained.macs}
+    return took | {"sampler": best, "ms": ms, "scores": scores, "samplers": chosen}
 
 
 def kept(out: Path, of: Row) -> Row:
@@ -449,7 +487,8 @@ def train_and_score(options: argparse.Namespace) -> None:
     held = to_float(test.images[:HELD]), torch.from_numpy(test.labels[:HELD])
     for seed, name in itertools.product(options.seeds, options.only or CONTENDERS):
         contender = CONTENDERS[name]
-        of_row = {"name": name, "seconds": options.seconds, "seed": seed, "images": options.images}
+        of_row = {"name": name, "options": contender.named, "seconds": options.seconds}
+        of_row |= {"seed": seed, "images": options.images}
         if kept(out, of_row):
             continue
         if problem := imports(contender.needs):
@@ -460,13 +499,13 @@ def train_and_score(options: argparse.Namespace) -> None:
         searched: Row = {}
         if contender.like != "":
             like = contender.like or name
-            of_search = {"name": like, "trial": options.trial, "what": "search"}
+            of_search = {"name": like, "options": CONTENDERS[like].named, "trial": options.trial, "what": "search"}
             searched = kept(out, of_search)
             if not searched:
                 trial = replace(run, seconds=options.trial)
                 searched = of_search | search(CONTENDERS[like], trial, held)
                 add(out, searched)
-            run = replace(run, **searched["found"], steps=updates(searched["speed"], run.seconds))
+            run = replace(run, **searched["found"])
         row = {"lines": contender.lines, **searched, **of_row, "what": "row", "floor": judge.floor}
         add(out, row | measured(contender.on(run), run, options.images, judge))
 
