@@ -206,7 +206,7 @@ def test_every_role_has_a_network_and_the_denoiser_calls_no_other():
         made.build()
     with pytest.raises(ValueError, match="by the names light: return one for each role"):
         replace(made, networks=Own(("light",))).build()
-    with pytest.raises(ValueError, match="denoiser of Own calls a .* in none of the networks encoder, light"):
+    with pytest.raises(ValueError, match=r"denoiser of Own calls a .* in none of the networks encoder, light"):
         replace(made, networks=Own(("encoder", "light"), apart=True)).build()
     replace(made, networks=Own(("encoder", "light", "codec"))).build()
 

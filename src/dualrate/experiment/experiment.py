@@ -375,8 +375,8 @@ class Experiment(Ranged):
         for part in modules_of(denoiser):
             if any(each.requires_grad and each not in trained for each in part.parameters(recurse=False)):
                 raise ValueError(
-                    f"the denoiser of {type(self.networks).__name__} calls a {type(part).__name__} that is in none of the "
-                    f"networks {', '.join(networks)}, so it would neither be trained nor stored: make it a part of one"
+                    f"the denoiser of {type(self.networks).__name__} calls a {type(part).__name__} that is in none of "
+                    f"the networks {', '.join(networks)}, and would neither be trained nor stored: make it part of one"
                 )
         return networks, self.method.adapted(denoiser)
 
