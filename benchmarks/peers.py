@@ -53,6 +53,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -517,9 +518,10 @@ def page(out: Path) -> str:
     head = ("contender", "seconds", "seeds", *(f"FD-{net}" for net in NETS), "sampler", "ms an image")
     head += ("images a CPU second", "million MACs a call", "lines", "learning rate", "CPU seconds of search")
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
-    same = {(row["name"], row["seconds"], row["images"]) for row in rows}
-    groups = [[row for row in rows if (row["name"], row["seconds"], row["images"]) == key] for key in same]
-    for group in sorted(groups, key=lambda group: np.mean([row["scores"][0][0] for row in group])):
+    of = itemgetter("name", "options", "seconds", "images")
+    groups = [[row for row in rows if of(row) == key] for key in {of(row) for row in rows}]
+    groups.sort(key=lambda group: (group[0]["seconds"], np.mean([row["scores"][0][0] for row in group])))
+    for group in groups:
         first, scores = group[0], np.array([row["scores"] for row in group])  # (seeds, networks, 3)
         middle, low, high = scores[..., 0].mean(0), scores[..., 1].min(0), scores[..., 2].max(0)
         speed = np.mean([row["seen"] / row["training_seconds"] for row in group])
