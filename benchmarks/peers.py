@@ -11,8 +11,8 @@ their length is the column `lines`:
     dualrate    recipes with max_seconds, in batches of 32; and as they are, which suits hours better than minutes. The
                 two-rate ones make 4 heavy calls
     diffusers   UNet2DModel at the widths of its course for 28 x 28 images, DiTTransformer2DModel; the loop of its
-                tutorial (DDPM, AdamW, warm-up and cosine, clipping) with the averaged weights of train_unconditional;
-                four samplers, those of second order with x_hat clipped
+                tutorial (DDPM, AdamW, warm-up and cosine, here by the clock, clipping) with the averaged weights of
+                train_unconditional; four samplers, those of second order with x_hat clipped
     lucidrains  denoising-diffusion-pytorch: Unet of its readme with three of the four levels, the loop of its Trainer,
                 which reads folders; unconditional, as there; two samplers. From --peers, a folder that pip filled
                 (PEERS)
@@ -77,7 +77,7 @@ from dualrate.system.progress import Silent
 from tools.gpu.cifar10 import Images, mean_loss, validation
 
 CALLS, HEAVY, RATES, TRIAL = 16, 4, (3e-4, 1e-3, 3e-3, 1e-2), 60.0
-CLASSES, BATCH, DRAWN, HELD, CHOICE = 10, 32, 100, 256, 200  # BATCH: of training; DRAWN: at a time
+CLASSES, BATCH, DRAWN, HELD, CHOICE = 10, 32, 100, 256, 200  # BATCH: of training; DRAWN: at once
 AGE = 0.1  # of a context where losses are measured, in time: about the mean under this plan
 ROWS, NETS = "rows.jsonl", ("Lite0", "Lite2")
 PEERS = "pip install --no-deps --target DIR denoising-diffusion-pytorch ema-pytorch einops accelerate psutil"
@@ -230,7 +230,7 @@ def diffusers_loop(run: Run, model: Any, more: dict[str, str]) -> Trained:
     averaged = copy.deepcopy(model.eval())
     ema.copy_to(averaged.parameters())
 
-    def drawing(network: Any, kind: Any, **options: Any) -> Callable[[Tensor, int], Pixels]:
+    def drawing(network: Any, kind: Any, options: dict[str, Any]) -> Callable[[Tensor, int], Pixels]:
         def draw(labels: Tensor, seed: int) -> Pixels:
             scheduler, chance = kind.from_config(noise.config, **options), torch.Generator().manual_seed(seed)
             scheduler.set_timesteps(CALLS)
@@ -241,18 +241,20 @@ def diffusers_loop(run: Run, model: Any, more: dict[str, str]) -> Trained:
 
         return torch.no_grad()(draw)
 
-    draw = {}
-    for network, weights in ((model, ""), (averaged, ", averaged weights")):
-        draw |= {
-            f"DDPM{weights}": drawing(network, DDPMScheduler),
-            f"DDIM{weights}": drawing(network, DDIMScheduler),
-            f"DPM-Solver++ 2M{weights}": drawing(network, DPMSolverMultistepScheduler, thresholding=True),
-            f"SDE-DPM-Solver++ 2M{weights}": drawing(
-                network, DPMSolverMultistepScheduler, thresholding=True, algorithm_type="sde-dpmsolver++"
-            ),
-        }
+    clipped = {"thresholding": True}
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "DDPM": (DDPMScheduler, {}),
+        "DDIM": (DDIMScheduler, {}),
+        "DPM-Solver++ 2M": (DPMSolverMultistepScheduler, clipped),
+        "SDE-DPM-Solver++ 2M": (DPMSolverMultistepScheduler, clipped | {"algorithm_type": "sde-dpmsolver++"}),
+    }
+    draws = {
+        f"{name}{weights}": drawing(network, kind, options)
+        for network, weights in ((model, ""), (averaged, ", averaged weights"))
+        for name, (kind, options) in kinds.items()
+    }
     one, zero = torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)
-    return Trained(draw, macs_of(lambda: model(one, zero, zero)), loss)
+    return Trained(draws, macs_of(lambda: model(one, zero, zero)), loss)
 
 
 def lucidrains(run: Run, width: int, heads: int) -> Trained:
@@ -404,12 +406,10 @@ class Judge:
         means, covs, counts = (parts[i::3] for i in range(3))
         each = zip(map(torch.from_numpy, means), map(torch.from_numpy, covs), map(int, counts), strict=True)
         self.reference = [GaussianStats(*one) for one in each]
-        each = zip(self.nets, self.reference, strict=True)
-        self.floor = [frechet_distance(GaussianStats.of(net.features(real)), stats) for net, stats in each]
+        self.floor = [self.distance(real, i) for i in range(len(self.nets))]
 
-    def distance(self, images: Pixels) -> float:
-        """By the first network."""
-        return frechet_distance(GaussianStats.of(self.nets[0].features(images)), self.reference[0])
+    def distance(self, images: Pixels, network: int = 0) -> float:
+        return frechet_distance(GaussianStats.of(self.nets[network].features(images)), self.reference[network])
 
     def scores(self, images: Pixels, strata: Tensor | None) -> list[list[float]]:
         """For each network the distance and its interval."""

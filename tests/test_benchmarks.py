@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +155,16 @@ def test_the_ablated_loss_is_that_of_eps_at_uniform_times() -> None:
     torch.testing.assert_close(-grad, loss.snr_weight(low.detach()), rtol=1e-9, atol=0)
 
 
+def test_ablated_eps_is_clipped_to_images_when_it_draws_and_not_in_training() -> None:
+    log_snr, eps, bounds = torch.tensor([-8.0, 3.0], dtype=torch.float64), 0.4, torch.tensor([1.0, 0.5])
+    alpha, sigma = torch.sigmoid(log_snr).sqrt()[:, None], torch.sigmoid(-log_snr).sqrt()[:, None]
+    x = torch.tensor([[5.0], [0.5]], dtype=torch.float64)  # the first is no image
+    z, network = alpha * x + sigma * eps, ablation.Eps(torch.nn.Identity())
+    network.network.forward = lambda z, log_snr: torch.full_like(z, eps)  # type: ignore[method-assign]
+    torch.testing.assert_close((alpha * z - sigma * network(z, log_snr))[:, 0], x[:, 0])
+    torch.testing.assert_close((alpha * z - sigma * network.eval()(z, log_snr))[:, 0], bounds.double())
+
+
 def test_a_table_of_peers_has_a_line_for_each_with_means_over_seeds_and_the_widest_interval(tmp_path: Path) -> None:
     row = {"what": "row", "name": "a", "options": "width 8", "seconds": 6, "images": 20, "floor": [1.0, 2.0]}
     row |= {"sampler": "DDIM", "ms": 3.0, "seen": 100, "training_seconds": 5.0, "macs": 2e6, "lines": 7}
@@ -190,6 +202,45 @@ def test_a_peer_trains_until_its_cpu_seconds_are_over(monkeypatch: pytest.Monkey
     run = peers.Run(np.zeros((5, 1, 28, 28), np.uint8), np.arange(5), seconds=3)
     assert [(x.shape, x.mean().item()) for x, _ in run.batches(4)] == [((4, 1, 28, 28), -1)] * 3
     assert (run.seen, run.spent) == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("part", "factor"), [(0, 0), (0.05, (1 + math.cos(math.pi / 20)) / 4), (0.5, 0.5), (2 / 3, 0.25), (1, 0)]
+)
+def test_the_rate_of_a_peer_rises_in_a_tenth_of_the_seconds_and_falls_by_a_cosine_in_all(
+    part: float, factor: float
+) -> None:
+    run = peers.Run(np.zeros((5, 1, 28, 28), np.uint8), np.arange(5), seconds=8)
+    run.spent = 8 * part
+    assert run.warmed_up_and_annealed == pytest.approx(factor, abs=1e-12)
+
+
+def test_a_peer_is_scored_by_its_best_sampler_on_other_images_than_chose_it() -> None:
+    run = peers.Run(np.zeros((5, 1, 28, 28), np.uint8), np.arange(5), seconds=8, seed=1)
+    chose: list[int] = []
+    judged: list[Any] = []
+
+    def drawing(value: int) -> Any:
+        return lambda labels, seed: np.full((len(labels), 2), (value, seed))
+
+    def distance(images: Any) -> float:
+        chose.extend(images[:, 1])
+        return images[:, 0].mean()
+
+    def scores(images: Any, strata: Any) -> list[Any]:
+        judged.append((images, strata))
+        return []
+
+    judge: Any = SimpleNamespace(distance=distance, scores=scores)
+    trained = peers.Trained({"bad": drawing(3), "good": drawing(2)}, 7.0, lambda x, labels: x)
+    row = peers.measured(trained, run, 250, judge)
+    assert (row["sampler"], row["samplers"], row["macs"]) == ("good", {"bad": 3, "good": 2}, 7)
+    [(images, strata)] = judged
+    np.testing.assert_array_equal(images[:, 0], 2)
+    np.testing.assert_array_equal(images[:, 1], np.repeat(2 * 10**6 + np.array([0, 100, 200]), [100, 100, 50]))
+    np.testing.assert_array_equal(strata, np.arange(250) % 10)
+    assert len(chose) == 2 * peers.CHOICE
+    assert not {*chose} & {*images[:, 1]}
 
 
 def test_a_search_finds_the_rate_of_least_loss(monkeypatch: pytest.MonkeyPatch) -> None:
