@@ -53,7 +53,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
-from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -518,8 +517,8 @@ def page(out: Path) -> str:
     head = ("contender", "seconds", "seeds", *(f"FD-{net}" for net in NETS), "sampler", "ms an image")
     head += ("images a CPU second", "million MACs a call", "lines", "learning rate", "CPU seconds of search")
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
-    of = itemgetter("name", "options", "seconds", "images")
-    groups = [[row for row in rows if of(row) == key] for key in {of(row) for row in rows}]
+    keys = [tuple(row.get(part) for part in ("name", "options", "seconds", "images")) for row in rows]
+    groups = [[row for row, other in zip(rows, keys, strict=True) if other == key] for key in set(keys)]
     groups.sort(key=lambda group: (group[0]["seconds"], np.mean([row["scores"][0][0] for row in group])))
     for group in groups:
         first, scores = group[0], np.array([row["scores"] for row in group])  # (seeds, networks, 3)
