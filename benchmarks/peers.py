@@ -166,7 +166,7 @@ def denoising_loss(model: dr.Model, x: Tensor, labels: Tensor) -> Tensor:
     return torch.tensor(mean_loss(found))
 
 
-def unet(run: Run, widths: tuple[int, ...], layers: int, **noise: str) -> Trained:
+def unet(run: Run, widths: tuple[int, ...], layers: int, **noise: Any) -> Trained:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     model = UNet2DModel(
@@ -198,7 +198,7 @@ def dit(run: Run, heads: int, layers: int) -> Trained:
     return diffusers_loop(run, model, {})
 
 
-def diffusers_loop(run: Run, model: Any, more: dict[str, str]) -> Trained:
+def diffusers_loop(run: Run, model: Any, more: dict[str, Any]) -> Trained:
     """more: of the noise scheduler."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
