@@ -1,7 +1,9 @@
 """`dualrate forecast` goes on where it was, says what it did, and refuses in one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,7 +11,11 @@ from cli.command import call
 from drawing.test_rollout import CHANNELS, WIDTH, by_lead, experiment_of
 from runs.made import ONE, saved_random
 
+from dualrate.compare import forecasts
 from dualrate.data.forecast import Forecast
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.forecast_scores import Scored, window_scores
+from dualrate.metrics.forecasts import Score
 from dualrate.runs.train import FORECAST, check_out
 
 OPTIONS = ("--steps", 2, "--members", 2, "--frames", 3, "--precision", "float32")
@@ -71,6 +77,13 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
         assert words in capsys_text().err
 
 
+def test_scores_are_written_before_stability_is_judged(run, tmp_path, monkeypatch):
+    without_page(monkeypatch)
+    monkeypatch.setattr("dualrate.drawing.forecast_scores.judged", Mock(side_effect=MemoryError))
+    assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS) != 0
+    assert (tmp_path / "out" / "scores.json").is_file()
+
+
 def test_some_lead_times_alone(run, tmp_path, monkeypatch, capsys):
     without_page(monkeypatch)
     by_lead(tmp_path / "fields.npz", tmp_path / "leads", 4)
@@ -89,6 +102,19 @@ def test_some_lead_times_alone(run, tmp_path, monkeypatch, capsys):
     assert "train with --window leads" in capsys.readouterr().err
 
 
+def best_of(plans: list[dict]) -> dict:
+    return min(plans, key=lambda one: one["crps"])
+
+
+def burst(drawer: Drawer, num_steps: int) -> Scored:
+    """Scores of a window, not finite for plans of so many steps."""
+    found = window_scores(drawer)
+    own = found.by_name["forecast"]
+    if drawer.plan.num_steps == num_steps:
+        own = replace(own, crps=Score(np.nan * own.crps.value, own.crps.replicates))
+    return replace(found, by_name={**found.by_name, "forecast": own})
+
+
 def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "evaluate", run, "--steps", 2, "--members", 3, "--num", 6) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -102,6 +128,13 @@ def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys)
     plans = json.loads(page.with_suffix(".json").read_text())["plans"]
     assert plans[0]["crps"] == pytest.approx(plans[0]["scores"]["forecast"]["leads"][0]["crps"])
     assert "<svg" in page.read_text()
+    assert f"The best is {best_of(plans)['network']}," in page.read_text()
+    with monkeypatch.context() as patch:  # the better one bursts
+        patch.setattr(forecasts, "window_scores", lambda drawer: burst(drawer, best_of(plans)["num_steps"]))
+        assert call(monkeypatch, "compare", *requests, "--members", 2, "--out", page) == 0
+    capsys.readouterr()
+    (left,) = [one for one in plans if one is not best_of(plans)]
+    assert f"The best is {left['network']}," in page.read_text()
     other = saved_random(experiment_of(tmp_path / "fields.npz", Forecast(lead=2)), tmp_path / "other")
     assert call(monkeypatch, "compare", run, other, "--out", page) == 2
     assert "they differ in lead" in capsys.readouterr().err

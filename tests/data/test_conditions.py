@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import dualrate as dr
+from dualrate.data import conditions as module
 from dualrate.data.conditions import (
     Colour,
     Condition,
@@ -23,6 +24,7 @@ from dualrate.data.conditions import (
     Given,
     HeldOut,
     Inpainting,
+    Pairs,
     SuperResolution,
     Unconditional,
     grey,
@@ -140,6 +142,23 @@ def test_a_held_out_image_has_the_condition_of_its_number(condition: Condition) 
         assert not torch.equal(y[6, 3], y[1, 3])  # another hole of the same image
 
 
+def test_kept_conditions_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 3 * 1000 + 999)
+    codec, made = SuperResolution(2).codec.build(torch.nn.ModuleDict(), "cpu"), []
+
+    def make(x: torch.Tensor, draws: Draws) -> torch.Tensor:
+        made.append(len(x))
+        return torch.zeros(len(x), 250)
+
+    held = HeldOut(images(), images(), make, "cpu", codec)
+    for number in (0, 1, 2, 2, 1, 0, 3, 3, 0):  # of 1000 bytes each, and three of them fit
+        held(torch.tensor([number]))
+    assert len(made) == 5
+    held(torch.arange(5))  # more than all that may be kept
+    held(torch.arange(5))
+    assert len(made) == 6
+
+
 def test_conditions_of_one_s_own_come_by_number_round_and_round() -> None:
     y = torch.arange(3.0)[:, None, None, None]
     assert Given(y)(torch.tensor([4, 0, 2])).flatten().tolist() == [1, 0, 2]
@@ -161,14 +180,26 @@ def test_what_is_known_is_put_back_into_a_sample() -> None:
 def test_the_transparent_part_of_a_picture_is_its_hole() -> None:
     alpha = np.full((1, 24, 24), 255, np.uint8)
     alpha[0, 2:9, 5:12] = 0
-    found = Inpainting(7).read(png(np.concatenate((PIXELS[0], alpha))), "a.png")
+    found = Inpainting(7).read(png(np.concatenate((PIXELS[0], alpha))), "a.png", 4)
     mask = torch.from_numpy(alpha > 0)
     assert torch.equal(found, torch.cat((to_float(PIXELS[:1])[0] * mask, mask.float())))
-    turned = Inpainting(7).read(png(np.concatenate((PIXELS[0], alpha)), orientation=3), "a.png")
+    turned = Inpainting(7).read(png(np.concatenate((PIXELS[0], alpha)), orientation=3), "a.png", 4)
     assert torch.equal(turned, found.flip(1, 2))  # by half a turn, as other pictures are
     grey_one = Image.fromarray(np.concatenate((PIXELS[0, :1], alpha)).transpose(1, 2, 0), "LA")
     grey_one.save(file := io.BytesIO(), "PNG")
-    assert Inpainting(7).read(file.getvalue(), "grey.png").shape == (2, 24, 24)
+    of_grey = Inpainting(7).read(file.getvalue(), "grey.png", 2)
+    assert torch.equal(of_grey, found[[0, 3]])
+    assert torch.equal(Inpainting(7).read(file.getvalue(), "grey.png", 4), of_grey[[0, 0, 0, 1]])
+    of_colours = Inpainting(7).read(png(np.concatenate((PIXELS[0], alpha))), "a.png", 2)
+    assert torch.equal(of_colours, torch.cat((grey(to_float(PIXELS[:1]))[0] * mask, mask.float())))
+
+
+def test_pictures_become_grey_or_coloured_as_the_model_s_images_are() -> None:
+    colours, one = png(PIXELS[0]), png(PIXELS[0, :1])
+    for condition in (SuperResolution(4), Pairs("folder"), Colour()):
+        assert torch.equal(read_conditions([("a.png", colours)], condition, (1, 24, 24)), grey(to_float(PIXELS[:1])))
+    found = read_conditions([("a.png", one)], SuperResolution(4), (3, 24, 24))
+    assert torch.equal(found, to_float(PIXELS[:1, [0, 0, 0]]))
 
 
 def test_pictures_that_are_no_condition_of_the_model_are_refused() -> None:
@@ -176,21 +207,18 @@ def test_pictures_that_are_no_condition_of_the_model_are_refused() -> None:
     opaque = png(np.concatenate((PIXELS[0], np.full((1, 24, 24), 255, np.uint8))))
     for without in (whole, opaque):
         with pytest.raises(ValueError, match=r"a.png has no mask: make the pixels of the hole transparent"):
-            Inpainting(7).read(without, "a.png")
+            Inpainting(7).read(without, "a.png", 4)
     header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + whole[24:29]
     huge = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
     for broken in (b"", b"no picture", whole[:900], huge):
         for condition in TASKS:
             with pytest.raises(ValueError, match=r"b.png"):
-                condition.read(broken, "b.png")
+                condition.read(broken, "b.png", 3)
     task, expected = SuperResolution(4), (3, 6, 6)
     y = read_conditions([("a.png", small), ("b.png", small)], task, expected)
     assert torch.equal(y, to_float(PIXELS[:1, :, :6, :6]).repeat(2, 1, 1, 1))
     with pytest.raises(ValueError, match=r"a.png makes a condition of \(3, 24, 24\).*takes \(3, 6, 6\)"):
         read_conditions([("a.png", whole)], task, expected)
-    with pytest.raises(ValueError, match=r"g.png makes a condition of \(1, 6, 6\).*takes \(3, 6, 6\)"):
-        read_conditions([("g.png", png(PIXELS[0, :1, :6, :6]))], task, expected)
-    assert torch.equal(Colour().read(whole, "a.png"), grey(to_float(PIXELS[:1]))[0])
 
 
 @pytest.mark.parametrize("text", ["", "sharpening", "super-resolution:x", "colour:3", "inpainting:-1"])

@@ -208,6 +208,84 @@ def test_pictures_in_folders_are_trajectories(tmp_path: Path, mode: str) -> None
         read_fields(source, "train")
 
 
+def test_pictures_come_in_the_order_of_the_numbers_in_their_names(tmp_path: Path) -> None:
+    for clip in range(11):
+        (tmp_path / f"clip{clip}").mkdir()
+        for j in range(12):
+            Image.new("L", (2, 2), 20 * clip + j).save(tmp_path / f"clip{clip}" / f"frame_{j}.png")
+    train, test = (read_fields(f"frames:{tmp_path}", split) for split in ("train", "test"))
+    expected = 20 * np.arange(11)[:, None] + np.arange(12)
+    found = np.concatenate([all_of(train), all_of(test)])[..., 0, 0, 0]
+    np.testing.assert_allclose(found, expected / 127.5 - 1, rtol=0, atol=1e-6)
+
+
+def test_a_dimension_that_nobody_knows_is_no_space(tmp_path: Path) -> None:
+    def saved(name: str, *dims: str) -> Path:
+        made = xarray.Dataset({"u": (dims, ARRAY[:, :, 0, 0] if len(dims) == 3 else ARRAY[:, :, 0])})
+        made.to_netcdf(tmp_path / name, engine="h5netcdf")
+        return tmp_path / name
+
+    np.testing.assert_array_equal(
+        all_of(read_fields(saved("a.nc", "ensemble", "time", "x"), "train"))[:, :, 0, 0], ARRAY[:18, :, 0, 0]
+    )
+    for dims in (("ic", "time", "x"), ("x", "y", "time"), ("ic", "time", "y", "x")):
+        with pytest.raises(ValueError, match=r"with one or two of space, after time; trajectories are called"):
+            read_fields(saved(f"{''.join(dims)}.nc", *dims), "train")
+    with pytest.raises(ValueError, match=r"several dimensions of time \(time, step\), expected one"):
+        read_fields(saved("b.nc", "time", "step", "x"), "train")
+
+
+@pytest.mark.parametrize(
+    ("times", "step"),
+    [(np.arange(6.0), 1.0), (np.zeros(6), None), (np.array(3.0), None), (None, None), (-np.arange(6.0), "do not rise")],
+)
+def test_time_axes_of_the_well(tmp_path: Path, times: np.ndarray | None, step: float | str | None) -> None:
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file.create_group("dimensions").attrs["spatial_dims"] = ["x", "y"]
+        if times is not None:
+            file["dimensions"]["time"] = times
+        file["t0_fields/u"] = ARRAY[:, :, 0]
+    if isinstance(step, str):
+        with pytest.raises(ValueError, match=step):
+            read_fields(tmp_path / "data.h5", "train")
+    else:
+        assert read_fields(tmp_path / "data.h5", "train").step == step
+
+
+def test_a_file_without_the_dimensions_of_the_well(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["t0_fields/u"] = ARRAY[:, :, 0]
+    with pytest.raises(ValueError, match="no `dimensions` with `spatial_dims`"):
+        read_fields(tmp_path / "data.h5", "train")
+
+
+def test_the_step_of_an_archive_is_one_number(tmp_path: Path) -> None:
+    for step in (0.5, [0.5]):
+        np.savez(tmp_path / "a.npz", fields=ARRAY, step=step)
+        assert read_fields(tmp_path / "a.npz", "train").step == 0.5
+    for bad in ([1.0, 2.0], -1.0, "day"):
+        np.savez(tmp_path / "a.npz", fields=ARRAY, step=bad)
+        with pytest.raises(ValueError, match="expected a number above 0, the time between frames"):
+            read_fields(tmp_path / "a.npz", "train")
+
+
+def test_what_float32_would_round_away_is_refused(tmp_path: Path) -> None:
+    wave = 0.3 * np.sin(np.arange(20 * 6 * 16.0)).reshape(20, 6, 1, 16)
+    for name, array, refused in (
+        ("large", 1e7 + wave, True),
+        ("near", 1e4 + wave, False),  # rounded by 0.0003, of a deviation of 0.2
+        ("single", (1e7 + wave).astype(np.float32), False),  # nothing is lost by reading it
+        ("constant", np.full_like(wave, 0.1) + 1e-17 * wave, False),
+        ("noise", 0.1 + np.spacing(0.1) * np.round(3 * wave), False),  # constant but for rounding
+    ):
+        np.save(tmp_path / f"{name}.npy", array)
+        if refused:
+            with pytest.raises(ValueError, match=r"u has the mean 1e\+07 and the standard deviation 0\.21.* 1 apart"):
+                read_fields(tmp_path / f"{name}.npy", "train")
+        else:
+            read_fields(tmp_path / f"{name}.npy", "train")
+
+
 def test_dates_are_in_hours_and_three_dimensions_are_refused(tmp_path: Path) -> None:
     times = np.datetime64("2020-01-01", "ns") + np.arange(6) * np.timedelta64(12, "h")
     data = xarray.Dataset({"t2m": (("time", "lat", "lon"), ARRAY[0, :, 0])}, coords={"time": times})

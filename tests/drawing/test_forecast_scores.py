@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from drawing.test_rollout import CHANNELS, WIDTH, experiment_of
 from runs.made import saved_random
 
-from dualrate.data.forecast import Forecast
+from dualrate.data.forecast import Fields, Forecast
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.forecast import Starts, forecast_of, held_out_starts
 from dualrate.drawing.forecast_folder import write_forecast
@@ -123,6 +124,17 @@ def test_members_of_the_law_are_stable_and_others_fail_where_they_leave_it(autor
     burst = drawn.copy()
     burst[0, 0, 3] = np.nan
     assert judged(model, starts, burst).stability.first == 3
+
+
+def test_of_a_long_lead_only_the_frames_that_are_compared_are_read(autoregression, tmp_path, monkeypatch):
+    model, starts, _ = autoregression
+    far = load(saved_random(experiment_of(Path(model.experiment.data.source), Forecast(lead=30)), tmp_path / "run"))
+    read, whole = [], Fields.frames
+    monkeypatch.setattr(Fields, "frames", lambda *of: read.append(of[1:]) or whole(*of))
+    x = np.repeat(starts.past[:, None], 2, 1)
+    judged(far, starts, x)
+    assert {count for _, _, count in read} == {1}
+    assert all(later == (i, first + 30, 1) for (i, first, _), later in zip(read[::2], read[1::2], strict=True))
 
 
 def test_more_members_than_training_frames(autoregression, monkeypatch):

@@ -483,6 +483,9 @@ def test_rolling_diffusion_makes_a_frame_at_a_time_and_goes_on(source, tmp_path)
     later = list(roll_out(drawer, held.past, 5, seed=7, earlier=lambda starts, members: whole[:, :, :3]))
     assert [piece.frames for piece in later] == [range(3, 4), range(4, 5)]
     assert all(np.array_equal(piece.x[:, :, 0], whole[:, :, piece.frames.start]) for piece in later)
+    uneven = replace(drawer, plan=StepPlan.at((1, 0.6, 0.3, 0), [0]))
+    with pytest.raises(ValueError, match="rolls its windows in even steps: drop times, grid"):
+        rolled(uneven, held.past, 2)
     calls = model.call_cost
     record = write_forecast(drawer, held, 2, tmp_path / "out").record
     assert record.cost == {

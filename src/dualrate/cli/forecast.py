@@ -108,7 +108,7 @@ class Forecast(Ranged):
             "members_not_finite": written.burst,
             "precision": record.origin.precision,
         }
-        found, stable = None, judged(model, starts, written.x)
+        found = None
         if written.truth is not None:
             found = forecast_scores(model, starts, written.x)
             write_whole(self.out / SCORES, json.dumps(found.plain(), indent=1) + "\n")
@@ -116,6 +116,7 @@ class Forecast(Ranged):
                 report["scores"] = found.plain()
             else:
                 print(f"{found}\n")
+        stable = judged(model, starts, written.x)
         report |= {"stability": stable.says, "page": str(self.out / PAGE)}
         write_whole(self.out / PAGE, forecast_page(forecast_of(model), written, found, stable))
         print_report(self.json, report)

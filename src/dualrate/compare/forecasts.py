@@ -162,7 +162,7 @@ def _plain(each: ScoredPlan) -> dict[str, object]:
 
 
 def _page(found: Sequence[ScoredPlan], made: Table, unfinished: Sequence[str], command: str) -> str:
-    best = min(found, key=lambda each: each.crps[0])
+    best = min(found, key=lambda each: (np.isnan(each.crps[0]), each.crps[0]))
     own = best.scored.by_name["forecast"]
     lines = {}
     for each in found:

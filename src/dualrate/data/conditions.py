@@ -113,9 +113,9 @@ class Condition(ABC):
         """Samples (B, C, H, W) as pictures, in [-1, 1]: as they are, unless overridden."""
         return x
 
-    def read(self, data: bytes, name: str) -> Tensor:
-        """y of a picture's file, (c, h, w) in [-1, 1]. Raises ValueError, for what is no such picture."""
-        return to_float(decode(data, name))
+    def read(self, data: bytes, name: str, channels: int) -> Tensor:
+        """y of a picture's file, (c, h, w) in [-1, 1], c = channels. Raises ValueError, for what is no such picture."""
+        return to_float(decode(data, name, channels=channels))
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Prompts(Condition, Ranged):
         made.labels, made.class_names = np.zeros(len(made), np.int64), ("prompt",)
         return made
 
-    def read(self, data: bytes, name: str) -> Tensor:
+    def read(self, data: bytes, name: str, channels: int) -> Tensor:
         raise ValueError(f"{name}: this model makes images from texts, not from pictures: pass --prompt TEXT")
 
 
@@ -223,16 +223,17 @@ class Inpainting(Condition, Ranged):
         image, mask = given[:, :-1], given[:, -1:]
         return image * mask + x * (1 - mask)
 
-    def read(self, data: bytes, name: str) -> Tensor:
+    def read(self, data: bytes, name: str, channels: int) -> Tensor:
         """The hole is where the picture is transparent."""
         decode(data, name)  # refuses what is no picture, or too large
         with Image.open(io.BytesIO(data)) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            grey, pixels = picture.mode in ("L", "LA", "1"), np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
-        if (pixels[3] >= 128).all():
+            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+        alpha = torch.tensor(np.asarray(picture.getchannel("A")))
+        if (alpha >= 128).all():
             raise ValueError(f"{name} has no mask: make the pixels of the hole transparent, and save it as PNG")
-        image, alpha = torch.tensor(pixels[:1] if grey else pixels[:3]), torch.tensor(pixels[3:])
-        return masked(to_float(image)[None], (alpha >= 128).float()[None])[0]
+        image = np.asarray(picture.convert("RGB" if channels == 4 else "L"))
+        image = image.reshape(*alpha.shape, -1).transpose(2, 0, 1)
+        return masked(to_float(image)[None], (alpha >= 128).float()[None, None])[0]
 
 
 @dataclass(frozen=True)
@@ -246,9 +247,6 @@ class Colour(Condition):
 
     def build(self, device: torch.device | str) -> Make:
         return lambda x, draws: grey(x)
-
-    def read(self, data: bytes, name: str) -> Tensor:
-        return to_float(decode(data, name, channels=1))
 
 
 @dataclass(frozen=True)
@@ -292,9 +290,6 @@ class Pairs(Condition, Ranged):
             raise ValueError("an image cannot be left out without its partner: drop --data.on-bad, repair the images")
         found = partner_source(self.source, targets, split, label)
         return decoded_source(found, split, Options(self.size, self.channels, on_bad), cache_dir(), silent)
-
-    def read(self, data: bytes, name: str) -> Tensor:
-        return to_float(decode(data, name, channels=self.channels))
 
 
 def partner_source(source: str | Path, targets: str | Path, split: Split, label: str | None) -> Source:
@@ -354,7 +349,7 @@ class Latent(Condition):
         codec = self.codec.build(nn.ModuleDict(), device)
         return torch.no_grad()(lambda x, draws: noisy_latents(codec, x, draws))
 
-    def read(self, data: bytes, name: str) -> Tensor:
+    def read(self, data: bytes, name: str, channels: int) -> Tensor:
         raise ValueError(f"{name}: a decoder takes latents, not pictures: decode them by dualrate data decode")
 
 
@@ -422,14 +417,14 @@ def read_conditions(files: Iterable[tuple[str, bytes]], condition: Condition, ex
     """(N, c, h, w) of pictures. Raises ValueError, with both shapes, for one of another shape than the model takes."""
     found = []
     for name, data in files:
-        given = condition.read(data, name)
+        given = condition.read(data, name, expected[0])
         if tuple(given.shape) != expected:
             raise ValueError(f"{name} makes a condition of {tuple(given.shape)} (C, H, W), this model takes {expected}")
         found.append(given)
     return torch.stack(found)
 
 
-KEPT = 64  # batches of conditions, so that a drawing of them is timed without what makes them
+KEPT = 2**28  # bytes of conditions, so that a drawing of them is timed without what makes them
 
 
 @dataclass(frozen=True, eq=False)
@@ -460,8 +455,9 @@ class HeldOut:
         key = tuple(seeds.tolist())
         if key not in self._kept:
             draws = Draws(0, seeds.to(self.device))
-            self._kept[key] = self.make(self.of.floats(self._of(self.of, seeds).to(self.device), draws), draws)
-            for oldest in list(self._kept)[:-KEPT]:
+            made = self.make(self.of.floats(self._of(self.of, seeds).to(self.device), draws), draws)
+            self._kept[key] = made
+            for oldest in list(self._kept)[: -max(1, KEPT // made.nbytes)]:
                 del self._kept[oldest]
         return self._kept[key]
 

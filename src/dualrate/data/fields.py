@@ -9,9 +9,10 @@ Sources, of which the large ones are read where they lie, frame by frame:
                  (S, T, *space), t1_fields and t2_fields with their components last, as of The Well: fields of one or
                  two dimensions that vary in time are read
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
-    FILE.nc, FILE.zarr   through xarray: dimensions trajectory (or sample, ...), time, maybe channel, and space; without
-                 channel each variable is one
-    frames:FOLDER    a folder of pictures a trajectory, in the order of their names; as floats in [-1, 1]
+    FILE.nc, FILE.zarr   through xarray: dimensions trajectory (or sample, ...), time, maybe channel, and space after
+                 them; without channel each variable is one
+    frames:FOLDER    a folder of pictures a trajectory, in the order of their names, frame 2 before frame 10; as floats
+                 in [-1, 1]
 
 The extra `forecast` reads HDF5, NetCDF and zarr.
 """
@@ -54,7 +55,8 @@ HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".nc", ".zarr", *HDF5)  # and .npz, if it holds `fields`
 FIELDS = "fields"  # the array of a .npz file
 # names of dimensions
-TRAJECTORY = ("trajectory", "start", "sample", "member", "realization", "run", "batch", "simulation")
+TRAJECTORY = ("trajectory", "start", "sample", "member", "ensemble", "number", "realization", "realisation", "run")
+TRAJECTORY += ("batch", "simulation")
 TIME = ("time", "t", "frame", "step", "lead_time")
 CHANNEL = ("channel", "channels", "variable", "field")
 EXTRA = 'pip install "dualrate[forecast]"'
@@ -137,7 +139,7 @@ def _read_file(path: Path) -> Found:
             return [name for name in (FIELDS, "variables", "step") if name in there]
 
         arrays = read_arrays(path, wanted)
-        step = float(arrays.get("step", np.nan))
+        step = _number_of(path, arrays.get("step", np.array(np.nan)))
         names = tuple(map(str, arrays["variables"].tolist())) if "variables" in arrays else None
         return _of_array(str(path), arrays[FIELDS], names, None if np.isnan(step) else step)
     if path.suffix == ".npy":
@@ -149,6 +151,12 @@ def _read_file(path: Path) -> Found:
         f"{path} is no source of fields; expected a file that ends with {endings}, a folder of HDF5 files, "
         f"{FRAMES}FOLDER of pictures, or {' or '.join(SIMULATIONS)}"
     )
+
+
+def _number_of(path: Path, step: NDArray[Any]) -> float:
+    if step.size != 1 or step.dtype.kind not in "fiu" or step.item() <= 0:
+        raise ValueError(f"{path}: `step` is {step}; expected a number above 0, the time between frames, or NaN")
+    return float(step.item())
 
 
 def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, step: float | None) -> Found:
@@ -189,8 +197,8 @@ def _pictures(path: Path) -> Found:
     """A trajectory a folder, or the pictures of one folder; all of the channels of the first."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: name one of a folder of pictures for each trajectory")
-    folders = sorted(one for one in path.iterdir() if one.is_dir() and not hidden(one.name))
-    listed = [images_below(folder) for folder in folders] if folders else [images_below(path)]
+    folders = sorted((one for one in path.iterdir() if one.is_dir() and not hidden(one.name)), key=_counted)
+    listed = [sorted(images_below(folder), key=_counted) for folder in folders or [path]]
     if empty := [folder.name for folder, files in zip(folders, listed, strict=bool(folders)) if not files]:
         raise ValueError(f"{path} has folders without pictures ({', '.join(empty[:5])}): remove or fill them")
     if not listed[0]:
@@ -209,6 +217,11 @@ def _pictures(path: Path) -> Found:
 
     variables = ("grey",) if len(first) == 1 else ("red", "green", "blue")
     return Found({"": [trajectory(files) for files in listed]}, variables, None)
+
+
+def _counted(path: Path) -> list[str | int]:
+    """A key that sorts paths by the values of the numbers in them."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
 
 
 # HDF5
@@ -273,7 +286,7 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         channels, *space = (1, *data.shape[2:]) if data.ndim == 3 else data.shape[2:]
         shape, variables = (channels, *_grid(space)), _numbered(channels)
         times = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
-        step = float(times[0]) if len(times) == 1 else None
+        step = float(times[0]) if len(times) == 1 and times[0] > 0 else None
         splits[split] = [_of_hdf5(data, i, shape) for i in range(len(data))]
     return Found(splits, variables, step) if splits else None
 
@@ -286,6 +299,8 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
     groups = [file[name] for name in ("t0_fields", "t1_fields", "t2_fields") if name in file]
     if not groups:
         return None
+    if "dimensions" not in file or "spatial_dims" not in file["dimensions"].attrs:
+        raise ValueError(f"{path} has fields and no `dimensions` with `spatial_dims`, as files of The Well have")
     axes = [_text(name) for name in file["dimensions"].attrs["spatial_dims"]]
     parts: list[tuple[Any, bool]] = []  # dataset, and whether it differs from trajectory to trajectory
     variables: list[str] = []
@@ -320,8 +335,8 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
 
         return Lazy((frames, len(variables), *grid), read)
 
-    times = file["dimensions"]["time"][()] if "time" in file["dimensions"] else np.zeros(0)
-    step = _even(times.reshape(-1, times.shape[-1])[0])
+    times = np.atleast_1d(file["dimensions"]["time"][()]) if "time" in file["dimensions"] else np.zeros(0)
+    step = _even(path, times.reshape(-1, times.shape[-1])[0] if times.size else times)
     return Found({split: [trajectory(i) for i in range(samples.pop())]}, tuple(variables), step)
 
 
@@ -329,8 +344,8 @@ def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _even(times: NDArray[Any]) -> float | None:
-    """The step between times, of dates in hours; None if it is not one."""
+def _even(path: Path, times: NDArray[Any]) -> float | None:
+    """The step between times, of dates in hours; None if it is not one. Raises ValueError if they fall."""
     if times.dtype.kind == "M":
         times = (times - times[:1]) / np.timedelta64(1, "h")
     elif times.dtype.kind == "m":
@@ -338,7 +353,9 @@ def _even(times: NDArray[Any]) -> float | None:
     if len(times) < 2 or times.dtype.kind not in "fiu":
         return None
     steps = np.diff(times.astype(np.float64))
-    return float(steps.mean()) if np.allclose(steps, steps[0], rtol=1e-3) else None
+    if (steps < 0).any():
+        raise ValueError(f"{path}: its times do not rise, from {times[0]:g} to {times[-1]:g}: bring them into order")
+    return float(steps.mean()) if steps[0] and np.allclose(steps, steps[0], rtol=1e-3) else None
 
 
 # NetCDF and zarr
@@ -370,15 +387,19 @@ def _labelled(path: Path) -> Found:
     trajectory, time, channel = (
         next((str(dim) for dim in first.dims if dim in names), "") for names in (TRAJECTORY, TIME, CHANNEL)
     )
-    if len(several := [str(dim) for dim in first.dims if dim in TRAJECTORY]) > 1:
-        raise ValueError(
-            f"{path} has several dimensions of trajectories ({', '.join(several)}), expected one: stack them into one"
-        )
+    for names, of in ((TRAJECTORY, "trajectories"), (TIME, "time")):
+        if len(several := [str(dim) for dim in first.dims if dim in names]) > 1:
+            raise ValueError(
+                f"{path} has several dimensions of {of} ({', '.join(several)}), expected one: stack them into one, or "
+                "take one number of the others"
+            )
     space = [str(dim) for dim in first.dims if dim not in (trajectory, time, channel)]
-    if len(space) not in (1, 2) or 0 in first.shape or (channel and len(arrays) > 1):
+    before = [dim for dim in space if first.dims.index(dim) < first.dims.index(time)]
+    unknown = before and (before != space or not trajectory)  # perhaps another name of trajectories
+    if len(space) not in (1, 2) or unknown or 0 in first.shape or (channel and len(arrays) > 1):
         raise ValueError(
             f"{path}: its variables {list(arrays)} have the dimensions {dict(first.sizes)}; expected {EXPECTED}, or "
-            f"without channel, with one or two of space; trajectories are called {' or '.join(TRAJECTORY)}"
+            f"without channel, with one or two of space, after time; trajectories are called {' or '.join(TRAJECTORY)}"
         )
     sizes, variables = dict(first.sizes), tuple(arrays)
     if channel:
@@ -397,7 +418,7 @@ def _labelled(path: Path) -> Found:
         return Lazy((sizes[time], len(variables), *grid), read)
 
     times = data[time].values if time in data.coords else np.zeros(0)
-    return Found({"": [one_of(i) for i in range(sizes.get(trajectory, 1))]}, variables, _even(times))
+    return Found({"": [one_of(i) for i in range(sizes.get(trajectory, 1))]}, variables, _even(path, times))
 
 
 # Writing

@@ -40,6 +40,8 @@ Frames = Annotated[int, Range(1, 256)]
 LOOKED_AT = 1000  # windows, for the scale of differences
 SHOWN_ROWS, SHOWN_RANGE = 8, 3.0  # of a frame of one dimension in a picture; standard deviations from black to white
 AT_A_TIME = 2**22  # numbers that are read at once
+LOST = 0.01  # of the deviation of a channel: the most that float32 may round away
+CONSTANT = 1e-12  # a smaller deviation, as a share of the mean, is float64's own rounding
 
 
 @dataclass(frozen=True)
@@ -153,17 +155,20 @@ def survey(
     """The fingerprint and the statistics of trajectories, of which each frame is read once.
 
     Moments are in float64, of parts, joined as by Chan, Golub and LeVeque (COMPSTAT 1982).
-    Raises ValueError for a number that is not finite, and says where it is.
+    Raises ValueError for a number that is not finite, and says where it is, and for a channel whose changes float32
+    rounds away.
     """
     digest = hashlib.sha256(repr((variables, [one.shape for one in trajectories])).encode())
     channels, total = len(variables), sum(one.shape[0] for one in trajectories)
     states, differences, done = _Moments(channels), _Moments(channels), 0
+    exact, rounding = _Moments(channels), _Moments(channels)  # before float32, and what that changes
     for i, trajectory in enumerate(trajectories):
         last: NDArray[np.float32] | None = None
         each = max(1, AT_A_TIME // int(np.prod(trajectory.shape[1:])))
         for first in range(0, trajectory.shape[0], each):
             with np.errstate(over="ignore"):
-                part = _float32(trajectory[first : first + each])
+                raw = trajectory[first : first + each]
+                part = _float32(raw)
             if len(wrong := np.argwhere(~np.isfinite(part))):
                 frame, channel, *_ = wrong[0].tolist()
                 raise ValueError(
@@ -174,12 +179,27 @@ def survey(
                 )
             digest.update(part.astype("<f4", copy=False).tobytes())
             states.add(part.astype(np.float64))
+            if raw.dtype.itemsize > 2 and raw.dtype != np.float32:
+                exact.add(raw.astype(np.float64))
+                rounding.add(np.square(raw - part.astype(np.float64)))
             joined = part if last is None else np.concatenate([last, part])
             if len(joined) > 1:
                 differences.add(np.diff(joined.astype(np.float64), axis=0))
             last, done = part[-1:], done + len(part)
             progress(done, total, "reading fields")
+    _check_rounding(name, variables, exact, rounding)
     return digest.hexdigest(), Statistics(tuple(states.mean.tolist()), states.std, differences.std)
+
+
+def _check_rounding(name: str, variables: tuple[str, ...], exact: _Moments, rounding: _Moments) -> None:
+    """rounding: of squares"""
+    for variable, mean, std, lost in zip(variables, exact.mean, exact.std, np.sqrt(rounding.mean), strict=True):
+        if CONSTANT * abs(mean) < std and lost > LOST * std:
+            raise ValueError(
+                f"{name}: {variable} has the mean {mean:g} and the standard deviation {std:g}, and fields are computed "
+                f"in float32, whose numbers are {np.spacing(np.float32(abs(mean))):g} apart there: subtract the mean "
+                "from it first"
+            )
 
 
 class _Moments:
@@ -332,7 +352,7 @@ class Forecast(Condition, Ranged):
         rows = SHOWN_ROWS if first.shape[2] == 1 else 1
         return first.repeat_interleave(rows, 2).flatten(1, 2)[:, None]
 
-    def read(self, data: bytes, name: str) -> Tensor:
+    def read(self, data: bytes, name: str, channels: int) -> Tensor:
         raise ValueError(f"{name}: a forecast starts from arrays, not pictures: dualrate forecast RUN --from FILE")
 
 

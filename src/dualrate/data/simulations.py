@@ -235,6 +235,14 @@ class Kolmogorov(Simulation):
     variables: ClassVar[tuple[str, ...]] = ("vorticity",)
     lyapunov_time: ClassVar[float] = 2.4
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 3 * self.waves >= self.points:
+            raise ValueError(
+                f"a force of {self.waves} waves is above the third of {self.points} points that is computed: give more "
+                "points, or fewer waves"
+            )
+
     @property
     def grid(self) -> tuple[int, int]:
         return self.points, self.points

@@ -36,6 +36,7 @@ from dualrate.data.fields import find_fields
 from dualrate.data.forecast import Fields, Forecast, read_fields
 from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.rolling import Rolling
@@ -336,6 +337,8 @@ def checked(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int) -> T
             f"a forecast has at most {WINDOW:,} starts, seed included, and 1 to {forecast.frames * WINDOW:,} frames; "
             f"got {len(past)} starts from seed {seed} on, of {frames} frames"
         )
+    if isinstance(drawer.model.process, Rolling) and drawer.plan.t != StepPlan.uniform(drawer.plan.num_steps, 1).t:
+        raise ValueError(f"{drawer.model.name} rolls its windows in even steps: drop times, grid or the plan of them")
     if forecast.stride > 1 and forecast.past > 1 and frames > forecast.frames:
         raise ValueError(
             f"{drawer.model.name} starts from {forecast.past} frames, {forecast.lead} time step(s) apart, and makes "

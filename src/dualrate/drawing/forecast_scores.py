@@ -129,7 +129,7 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
     forecast, (count, members) = forecast_of(model), x.shape[:2]
     std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
     leads, names = forecast.lead_times(starts.known), forecast.names
-    frames, each = _training_frames(starts.training), max(1, AT_A_TIME // x[0].size)
+    frames, each = _training_frames(starts.training, 0), max(1, AT_A_TIME // x[0].size)
     moving = _moving(frames)
     scorers = {
         name: ForecastScorer(leads, scale=std[moving], climatology=mean[moving])
@@ -195,8 +195,8 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
         return Judged(f"stability is not judged: {error}")
     forecast, (count, members, frames) = forecast_of(model), x.shape[:3]
     statistics, ahead = forecast.statistics, forecast.ahead
-    looked = _training_frames(training, ahead + 1)
-    pairs = statistics.normalised(looked.unflatten(0, (-1, ahead + 1))[:, [0, -1]])
+    looked = _training_frames(training, 0, ahead)
+    pairs = statistics.normalised(looked.unflatten(0, (-1, 2)))
     moving, found = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
     size = members * int(np.prod(x.shape[3:]))
     each = max(1, AT_A_TIME // (size * frames))
@@ -217,11 +217,14 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
     return Judged(str(made), made, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
 
 
-def _training_frames(data: Fields, count: int = 1) -> Tensor:
-    """(K count, C, H, W) float32: pieces of so many frames, evenly spread over the training data."""
-    windows = data.windows(count)
-    some = windows[spread(min(len(windows), LOOKED_AT), len(windows))]
-    return torch.from_numpy(np.concatenate([data.frames(int(i), int(first), count) for i, first in some]))
+def _training_frames(data: Fields, *steps: int) -> Tensor:
+    """(K len(steps), C, H, W) float32: from places evenly spread over the training data, frames so many steps later.
+
+    The last step is the largest.
+    """
+    windows = data.windows(steps[-1] + 1)
+    some = windows[spread(min(len(windows), LOOKED_AT), len(windows))].tolist()
+    return torch.from_numpy(np.concatenate([data.frames(i, first + step, 1) for i, first in some for step in steps]))
 
 
 def _moving(frames: Tensor) -> list[int]:
