@@ -31,6 +31,8 @@ def test_they_are_those_of_scoringrules() -> None:
     members, truth = normals(6, 7, 5), normals(6, 5)
     theirs = scoringrules.crps_ensemble(truth.numpy(), members.numpy(), m_axis=1, estimator="fair").mean(1)
     np.testing.assert_allclose(fair_crps(members, truth).numpy(), theirs, rtol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):  # of a loss in training
+        np.testing.assert_allclose(fair_crps(members.float(), truth.float()).numpy(), theirs, rtol=1e-5)
     theirs = scoringrules.es_ensemble(truth.numpy(), members.numpy(), m_axis=1, v_axis=2, estimator="fair")
     np.testing.assert_allclose(energy_score(members, truth).numpy() * math.sqrt(5), theirs, rtol=1e-12)
 

@@ -272,7 +272,7 @@ class Experiment(Ranged):
         if known and images.labels is None:
             raise ValueError(
                 f"{images.name} has no labels, but {networks} are conditioned on {known} classes: set num_classes of "
-                "every network to 0, as --networks.model.num-classes 0"
+                "every network to 0 (of dualrate train: --networks.model.num-classes 0)"
             )
         if images.num_classes > known > 0:
             raise ValueError(f"{images.name} has {images.num_classes} classes, {networks} know only {known}")

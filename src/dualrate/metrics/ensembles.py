@@ -27,7 +27,8 @@ def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
     count = members.shape[1]
     error = (members - truth[:, None]).abs().mean(1)
     weight = 2 * torch.arange(1, count + 1, device=members.device, dtype=members.dtype) - count - 1
-    apart = torch.einsum("nm...,m->n...", members.sort(1).values, weight)  # the sum over pairs, of sorted members
+    ordered = members.sort(1).values.movedim(1, -1)
+    apart = (ordered * weight).sum(-1)  # the sum over pairs; a matrix product would be in bfloat16 under autocast
     return (error - apart / (count * max(1, count - 1))).flatten(1).mean(1)
 
 
