@@ -8,10 +8,10 @@ Without OUT/rows.jsonl a page is of the rows that were kept.
 
 The Kuramoto-Sivashinsky equation: a past of one frame is observed at 16 of 64 points, with noise of a tenth of a
 standard deviation. Three frames are made at once, a third, two thirds and a whole Lyapunov time ahead. Students of one
-and two steps train for as long again as the teacher, two rates by diffusion, did.
+and two steps train for as long again as the teacher, two rates by diffusion, did. Roll-outs are of a past that is
+observed in full, with noise: frame after frame, window after window, and by Rolling Diffusion.
 
-With --system kolmogorov a plane flow on 32 x 32 points, by networks of patches of 2 x 2 points, and roll-outs too: of
-a past that is observed in full, with noise, frame by frame and by Rolling Diffusion.
+With --system kolmogorov a plane flow on 32 x 32 points, by networks of patches of 2 x 2 points.
 
 With --system kuramoto-sivashinsky-leads the first system's frames are made each by itself, told its lead time.
 
@@ -63,9 +63,12 @@ Row = dict[str, Any]
 Plan = tuple[str, str, int]  # a network, what trained it, and steps
 Scores = dict[Plan, NDArray[np.float64]]
 StudentsOf = Literal["moments", "consistency"]
+Method = TrainedBy | OfFrames
+BY_STEPS = "diffusion", "corrdiff"  # methods of a loop of steps, scored at several numbers of them
 
 WORDS = {  # of the page
-    "dual": "two rates", "single": "large", "crps": "CRPS, one call", "refiner": "PDE-Refiner",
+    "dual": "two rates", "both": "both rates", "single": "large", "crps": "CRPS, one call", "refiner": "PDE-Refiner",
+    "regression": "regression, one call", "corrdiff": "CorrDiff",
     "moments": "diffusion, then moments", "consistency": "diffusion, then consistency", "rolling": "Rolling Diffusion",
 }  # fmt: skip
 DRAWN = {"diffusion": ("o", "-", "diffusion"), "crps": ("*", "", "one call"), "moments": ("s", ":", "moments")}
@@ -76,8 +79,8 @@ SCORED = """\
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |
 """
 ROLLED = """\
-| method | steps | million multiply-adds a frame | ms a frame | CRPS | frame 1 | frame {} |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| network | method | steps | million multiply-adds a frame | ms a frame | CRPS | frame 1 | frame {} |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 
 
@@ -87,14 +90,14 @@ class System:
 
     models, windows: what is made at once; starts, members, steps: of its scores
     students: of two rates by diffusion, what trains them and their steps
-    rolled, roll_out: frame after frame: what trains, the frames of a window, steps; ahead: frames of a roll-out
+    rolled, roll_out: roll-outs: networks, what trains them, the frames of a window, steps; ahead: frames of a roll-out
     patch: of the networks
     """
 
     simulation: Simulated
     trajectories: int
     frames: int
-    models: tuple[tuple[Rate, TrainedBy | OfFrames], ...]
+    models: tuple[tuple[Rate, Method], ...]
     windows: Forecasting
     starts: int
     members: int
@@ -103,7 +106,7 @@ class System:
     batch_size: int = 64
     patch: int = 1
     students: tuple[tuple[StudentsOf, int], ...] = ()
-    rolled: tuple[tuple[TrainedBy | OfFrames, int, tuple[int, ...]], ...] = ()
+    rolled: tuple[tuple[Rate, Method, int, tuple[int, ...]], ...] = ()
     roll_out: Forecasting = Forecasting()
     roll_starts: int = 50
     roll_members: int = 8
@@ -115,10 +118,16 @@ SYSTEMS = {
         KuramotoSivashinsky(), 1100, 60,
         (
             ("dual", "crps"), ("light", "crps"), ("single", "crps"), ("dual", "diffusion"), ("light", "diffusion"),
-            ("single", "diffusion"), ("medium", "crps"), ("medium", "diffusion"),
+            ("single", "diffusion"), ("medium", "crps"), ("medium", "diffusion"), ("dual", "corrdiff"),
+            ("single", "refiner"), ("single", "regression"),
         ),
         Forecasting(frames=FRAMES, lead=4, every=4, noise=0.1, periodic=True), 256, 16, (2, 4, 8, 16), "forecasts",
         students=(("moments", 2), ("consistency", 2), ("consistency", 1)),
+        rolled=(
+            ("single", "diffusion", 1, (2, 4, 8)), ("dual", "diffusion", 1, (2, 4, 8)),
+            ("dual", "diffusion", 4, (2, 4, 8)), ("single", "rolling", 4, (1, 2, 4)), ("both", "rolling", 4, (1, 2, 4)),
+        ),
+        roll_out=Forecasting(lead=4, noise=0.1, periodic=True),
     ),
     "kolmogorov": System(
         Kolmogorov(points=32, viscosity=0.01, waves=2, dt=0.05), 1000, 40,
@@ -127,8 +136,9 @@ SYSTEMS = {
             ("light", "diffusion"), ("single", "refiner"),
         ),
         Forecasting(frames=FRAMES, lead=2, every=4, noise=0.1, periodic=True), 128, 16, (2, 4, 8),
-        "forecasts-kolmogorov", batch_size=16, patch=2, rolled=(("diffusion", 1, (2, 4, 8)), ("rolling", 4, (1, 2, 4))),
-        roll_out=Forecasting(lead=2, noise=0.1, periodic=True, rate="single"),
+        "forecasts-kolmogorov", batch_size=16, patch=2,
+        rolled=(("single", "diffusion", 1, (2, 4, 8)), ("single", "rolling", 4, (1, 2, 4))),
+        roll_out=Forecasting(lead=2, noise=0.1, periodic=True),
     ),
     "moving-fashion-mnist": System(
         SIMULATIONS["moving-fashion-mnist"][0], 2000, 20,
@@ -149,6 +159,7 @@ SYSTEMS["kuramoto-sivashinsky-leads"] = replace(
         ("light", "diffusion"),
     ),
     students=(),
+    rolled=(),
     windows=replace(SYSTEMS["kuramoto-sivashinsky"].windows, window="leads"),
     page="forecasts-leads",
 )
@@ -237,7 +248,10 @@ def simulate(system: System, out: Path) -> None:
 
 def train(system: System, out: Path, seconds: float, seeds: Sequence[int]) -> None:
     windows = [replace(system.windows, rate=rate, trained_by=trained_by) for rate, trained_by in system.models]
-    rolled = {replace(system.roll_out, trained_by=by, frames=frames): steps for by, frames, steps in system.rolled}
+    rolled = {
+        replace(system.roll_out, rate=rate, trained_by=by, frames=frames): steps
+        for rate, by, frames, steps in system.rolled
+    }
     for seed in seeds:
         for recipe in (*windows, *rolled):
             known = {"rate": recipe.rate, "trained_by": recipe.trained_by, "frames": recipe.frames, "seed": seed}
@@ -246,7 +260,7 @@ def train(system: System, out: Path, seconds: float, seeds: Sequence[int]) -> No
             if recipe in rolled:
                 trained(system, out, known, make, rolled_out, rolled[recipe])
             else:
-                trained(system, out, known, make, scored, system.steps if recipe.trained_by == "diffusion" else [None])
+                trained(system, out, known, make, scored, system.steps if recipe.trained_by in BY_STEPS else [None])
         for by, steps in system.students:
             known = {"rate": "dual", "trained_by": by, "frames": FRAMES, "seed": seed, "steps": steps}
             make = partial(student, by, steps, system, out, seconds, seed)
@@ -288,13 +302,22 @@ def read(out: Path) -> list[Row]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def resampled(rows: Sequence[Row]) -> Scores:
+def plan_of(row: Row) -> Plan:
+    return row["rate"], row["trained_by"], row["steps"]
+
+
+def rolled_plan(row: Row) -> tuple[str, str, int, int]:
+    """The same, and the frames of its windows."""
+    return row["rate"], row["trained_by"], row["frames"], row["steps"]
+
+
+def resampled(rows: Sequence[Row], key: Callable[[Row], Any] = plan_of) -> dict[Any, NDArray[np.float64]]:
     """(1 + R,) mean CRPS of each model and plan, over seeds, frames and starts; then of starts drawn anew, in pairs."""
     rng, found = np.random.default_rng(0), {}
     starts = len(rows[0]["crps"])
     picked = np.concatenate([np.arange(starts)[None], rng.integers(0, starts, (RESAMPLES, starts))])
     for row in rows:
-        found.setdefault((row["rate"], row["trained_by"], row["steps"]), []).append(np.mean(row["crps"], 1))
+        found.setdefault(key(row), []).append(np.mean(row["crps"], 1))
     return {key: np.mean(each, 0)[picked].mean(1) for key, each in found.items()}
 
 
@@ -305,7 +328,7 @@ def ratios(
 
     inf: no plan of theirs does
     """
-    cost = {(row["rate"], row["trained_by"], row["steps"]): row["macs"][str(members)] for row in rows}
+    cost = {plan_of(row): row["macs"][str(members)] for row in rows}
     singles = [key for key in scores if key[0] != "dual" and key[1] == against]
     return at_equal_score(scores, cost, (rate, trained_by, steps), singles)
 
@@ -350,7 +373,7 @@ def scored_table(rows: Sequence[Row]) -> str:
     scores, table = resampled(rows), SCORED
     for key in sorted(scores, key=lambda key: scores[key][0]):
         rate, trained_by, steps = key
-        own = [row for row in rows if (row["rate"], row["trained_by"], row["steps"]) == key]
+        own = [row for row in rows if plan_of(row) == key]
         cells = [word(rate), word(trained_by), steps, *(f"{own[0]['macs'][str(count)]:.2f}" for count in SHARED)]
         cells += [f"{np.mean([row['ms'] for row in own]):.2f}", interval(scores[key], 4)]
         leads = np.mean([np.mean(row["crps"], 0) for row in own], 0), np.mean([row["spread_skill"] for row in own], 0)
@@ -360,14 +383,15 @@ def scored_table(rows: Sequence[Row]) -> str:
 
 
 def rolled_table(rows: Sequence[Row]) -> str:
-    """The same of roll-outs by the large network, by method and steps."""
-    scores, table = resampled(rows), ROLLED.format(len(rows[0]["spread_skill"]))
-    for key in sorted(scores, key=lambda key: key[1:]):
-        _, trained_by, steps = key
-        own = [row for row in rows if (row["rate"], row["trained_by"], row["steps"]) == key]
+    """The same of roll-outs, by method, network and steps."""
+    scores, table = resampled(rows, rolled_plan), ROLLED.format(len(rows[0]["spread_skill"]))
+    for key in sorted(scores, key=lambda key: (key[1], key[2], key[0], key[3])):
+        rate, trained_by, frames, steps = key
+        own = [row for row in rows if rolled_plan(row) == key]
         first, *_, last = np.mean([np.mean(row["crps"], 0) for row in own], 0)
-        method = "frame after frame" if trained_by == "diffusion" else word(trained_by)
-        cells = [method, steps, f"{own[0]['macs']:.1f}", f"{np.mean([row['ms'] for row in own]):.1f}"]
+        alone = "frame after frame" if frames == 1 else f"windows of {frames}, one after the other"
+        method = alone if trained_by == "diffusion" else word(trained_by)
+        cells = [word(rate), method, steps, f"{own[0]['macs']:.1f}", f"{np.mean([row['ms'] for row in own]):.1f}"]
         cells += [interval(scores[key], 3), f"{first:.3f}", f"{last:.3f}"]
         table += f"| {' | '.join(map(str, cells))} |\n"
     return table
