@@ -197,8 +197,8 @@ def _pictures(path: Path) -> Found:
     """A trajectory a folder, or the pictures of one folder; all of the channels of the first."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: name one of a folder of pictures for each trajectory")
-    folders = sorted((one for one in path.iterdir() if one.is_dir() and not hidden(one.name)), key=_counted)
-    listed = [sorted(images_below(folder), key=_counted) for folder in folders or [path]]
+    folders = sorted((one for one in path.iterdir() if one.is_dir() and not hidden(one.name)), key=_natural_order)
+    listed = [sorted(images_below(folder), key=_natural_order) for folder in folders or [path]]
     if empty := [folder.name for folder, files in zip(folders, listed, strict=bool(folders)) if not files]:
         raise ValueError(f"{path} has folders without pictures ({', '.join(empty[:5])}): remove or fill them")
     if not listed[0]:
@@ -219,7 +219,7 @@ def _pictures(path: Path) -> Found:
     return Found({"": [trajectory(files) for files in listed]}, variables, None)
 
 
-def _counted(path: Path) -> list[str | int]:
+def _natural_order(path: Path) -> list[str | int]:
     """A key that sorts paths by the values of the numbers in them."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
 
