@@ -288,6 +288,47 @@ def test_a_frozen_encoder_whose_null_class_is_untrained_stays_without(dropout, f
         config.prepare(student(TWO, config), asked)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        dr.DenoisingConfig(dr.TimeSampler(), encoder_from="other", freeze_encoder=True),
+        dr.DenoisingConfig(dr.TimeSampler(), light_from="other"),
+        replace(DUAL, encoder_from="other"),
+        replace(DUAL, light_from="other"),
+        replace(DUAL, student_from="other"),
+        ConsistencyConfig(4, "one", heavy=2, student_from="other"),
+    ],
+)
+def test_parts_of_a_model_of_other_latents_are_refused(method):
+    def of(codec: str, networks: NetworksConfig = ONE) -> dr.Model:
+        plain = student(networks, dr.DenoisingConfig(dr.TimeSampler() if networks == TWO else SingleTime()))
+        parts, denoiser = networks.build(plain.process)
+        latents = replace(plain, codec=CodecFolder(codec, codec * 16))
+        return replace(teacher(), experiment=latents, networks=parts, denoiser=denoiser)
+
+    whole = getattr(method, "student_from", None) is not None
+    made = replace(student(TWO, method), codec=CodecFolder("mine", "mine" * 16))
+    for codec, refused in (("mine", False), ("else", True)):
+        other = of(codec, TWO if whole else ONE)
+        asked = replace(start([]), load=lambda run, other=other: other if run == "other" else of("mine"))
+        if not refused:
+            assert method.prepare(made, asked).weights
+            continue
+        with pytest.raises(ValueError, match="are of latents by different codecs"):
+            method.prepare(made, asked)
+
+
+def test_labels_are_dropped_only_where_a_null_class_is_trained():
+    @dataclass(frozen=True)
+    class WithoutNull(dr.OneNetwork):
+        null_class = False
+
+    with pytest.raises(ValueError, match=r"has no null class, which 10% of the images would train: set label_dropout"):
+        student(WithoutNull(NET), dr.DenoisingConfig())
+    student(WithoutNull(NET), dr.DenoisingConfig(label_dropout=0.0))
+    student(WithoutNull(replace(NET, num_classes=0)), dr.DenoisingConfig())
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_exits_beside_a_network_whose_null_class_is_untrained_stay_without(dropout):
     deep = replace(NET, levels=(NET.levels[0], dr.Level("transformer", 16, 2)))

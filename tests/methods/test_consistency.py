@@ -16,7 +16,7 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import Plain, posterior_mean
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import v_from_x
-from dualrate.diffusion.process import GaussianProcess, NoisyEnd
+from dualrate.diffusion.process import GaussianProcess, NoisyEnd, SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse
@@ -92,6 +92,28 @@ def test_the_target_is_the_inverse_of_two_steps(steps, total, eta):
     ours, theirs = ((one.double() - found).abs().max().item() for one in (single, inverse))
     assert ours < 2e-6
     assert theirs > 10 * ours or total < 1280
+
+
+def test_frames_that_share_their_noise_share_it_in_training() -> None:
+    """As in sampling: z_t of frames that are equal is equal too, in the loss and on the student's own path."""
+    seen: list[Tensor] = []
+
+    def noted(z: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        seen.append(z)
+        return 0.5 * z
+
+    process = SharedNoise(Cosine(), 3)
+    x = normals(1, 64, 2, 1, 4).repeat(1, 3, 1, 1)
+    batch = Batch(x, None, torch.arange(64))
+    method = consistency(noted, 4, 8, process)
+    method.loss(batch, 0, Draws(0, batch.sample))
+    dual = replace(method, heavy=2)
+    dual.pairs(batch, Draws(0, batch.sample))
+    assert len(seen) > 2
+    for z in seen:
+        frames = z.unflatten(1, (3, -1))
+        assert torch.equal(frames, frames[:, :1].expand_as(frames))
+        assert z[:, 0].std() > 0.1
 
 
 def test_no_step_is_the_identity_so_at_a_border_the_student_is_not_in_the_target():

@@ -1,5 +1,6 @@
 """The denoising method: kept rows, micro-batches, and what its optimum is."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Context
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, OneTransformer
-from dualrate.methods.denoising import Denoising, DenoisingConfig
+from dualrate.methods.denoising import Denoising, DenoisingConfig, DualRateLoss
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.tokens import TokensConfig
@@ -215,3 +216,53 @@ def test_expected_gradient_is_zero_at_the_optimum():
     assert slope.mean().abs() < 3.5 * standard_error
     slope_away = (per_row(0.3) - per_row(0.2)) / 0.1
     assert slope_away.mean() > 10 * standard_error
+
+
+class Counting(nn.Module):
+    """An encoder that counts, by label, the rows that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.ones(())), torch.zeros(3, dtype=torch.int64)
+
+    def forward(self, z, log_snr, label):
+        self.seen += torch.bincount(label, minlength=3)
+        return (self.weight * z,), None
+
+
+class Dropping(nn.Module):
+    """A light network with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.dropout = nn.Parameter(torch.ones(())), nn.Dropout(0.5)
+
+    def forward(self, z, log_snr, label, features, log_snr_tau, present):
+        return self.weight * self.dropout(z) + features[0]
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 0, 1]])
+def test_in_a_loop_of_one_s_own_every_place_of_a_batch_keeps_its_context_as_often(labels) -> None:
+    """Half of 400 batches, within five standard deviations."""
+    torch.manual_seed(0)
+    encoder = Counting()
+    loss = DualRateLoss(encoder, Dropping(), num_classes=2, label_dropout=0.0)
+    for _ in range(400):
+        loss(torch.zeros(len(labels), 1, 2, 2), torch.tensor(labels))
+    for label in set(labels):
+        rows = 400 * labels.count(label)
+        assert abs(encoder.seen[label].item() - rows / 2) < 5 * math.sqrt(rows) / 2
+
+
+def test_samples_in_a_loop_of_one_s_own_are_without_dropout_and_training_goes_on() -> None:
+    loss = DualRateLoss(Counting(), Dropping(), num_classes=2)
+    loss.encoder.eval()
+    once, again = (loss.sample(4, (1, 2, 2), steps=4, label=[0, 1, 0, 1]) for _ in range(2))
+    assert torch.equal(once, again)
+    assert (loss.encoder.training, loss.light.training) == (False, True)
+    assert loss.light.weight.requires_grad
+
+
+def test_images_of_8_bits_are_refused_in_a_loop_of_one_s_own() -> None:
+    with pytest.raises(ValueError, match=r"images are torch.uint8; expected floats in \[-1, 1\]"):
+        DualRateLoss(Counting(), Dropping())(torch.zeros(2, 1, 2, 2, dtype=torch.uint8))

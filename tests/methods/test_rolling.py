@@ -26,7 +26,7 @@ from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse, shared_time
 from dualrate.experiment.network_configs import TwoConditional
 from dualrate.methods.rolling import RollingConfig, RollingDenoising, Window, roll
-from dualrate.methods.times import SingleTime
+from dualrate.methods.times import BothTimes, SingleTime, TimeSampler
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import MEMBER, sample_batches
 
@@ -363,6 +363,9 @@ def test_what_cannot_roll_is_refused() -> None:
         experiment(Forecast(1, 2), Rolling(frames=1))
     with pytest.raises(ValueError, match="drop --difference"):
         experiment(Forecast(1, 2, difference=True), process)
+    for times in (BothTimes((8, 32)), BothTimes((1, 1), 0.5), TimeSampler((1, 1), 0.0, first=(0.5, 0.9))):
+        with pytest.raises(ValueError, match=r"pass SingleTime\(\) or GivenTimes\(\) as times"):
+            RollingConfig(times).check(experiment(Forecast(1, 2), process))
     with pytest.raises(ValueError, match="windows of 2 frames roll, the forecast has 3"):
         next(roll(Exact(process), process, Forecast(1, 3), first(1), torch.arange(1), 2))
 

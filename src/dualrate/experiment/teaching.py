@@ -160,9 +160,11 @@ def begin(
 
     runs: to begin from: "student", of all its networks, or "encoder" and "light", of one each. Where none is given
           networks like the teacher's have its weights, so has the encoder; the light network has random ones
-    Raises ValueError for weights of other networks.
+    Raises ValueError for weights of other networks, and of models of other images.
     """
     config, loaded = experiment.networks, {role: start.load(run) for role, run in runs.items() if run is not None}
+    for role, source in loaded.items():
+        check_same_images(experiment, source.experiment, f"{experiment.name} and its {role}_from, {source.path},")
     problem = f"its networks are not those of {experiment.name}"
     if source := loaded.get("student"):
         fill(networks, source.networks.state_dict(), f"{source.path}: {problem}")
@@ -182,6 +184,15 @@ def check_drops_labels(experiment: Experiment, source: Model) -> None:
         raise ValueError(
             f"{source.path} was trained without dropping labels, and its network is frozen, so its null class would "
             "never be trained: set label_dropout to 0, and leave guidance"
+        )
+
+
+def check_null_class(experiment: Experiment, label_dropout: float) -> None:
+    """Raises ValueError for a share of images without their label, where no label stands for no class."""
+    if label_dropout and experiment.num_classes and not experiment.networks.null_class:
+        raise ValueError(
+            f"{experiment.name} has no null class, which {label_dropout:.0%} of the images would train: set "
+            "label_dropout to 0 (--method.label-dropout 0)"
         )
 
 

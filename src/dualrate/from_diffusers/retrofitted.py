@@ -347,7 +347,7 @@ def experiment_of(path: Path) -> Experiment:
     return Experiment(
         path.resolve().name,
         OneForeign(found.network),
-        DenoisingConfig(),
+        DenoisingConfig(label_dropout=0.0 if found.network.num_classes and not found.network.null else 0.1),
         FitConfig(iterations=1),
         DataConfig("", size=side, channels=channels if channels in COLOURS else None),
         GaussianProcess(found.schedule),

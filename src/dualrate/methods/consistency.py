@@ -138,7 +138,8 @@ class Consistency(OnePhase):
         """
         t, s, border = moved(batch.x.device, *self.times(iteration, draws.host))
         cond = batch.cond
-        z_t = self.process.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).to(batch.x.dtype))
+        (noise,) = self.process.noise(draws, ["z_t"], *batch.x.shape[1:])
+        z_t = self.process.add_noise(batch.x, t, noise.to(batch.x.dtype))
         with torch.no_grad(), at_rest(self.networks):
             target = self.target(batch.x, z_t, t, s, border, cond)
         x_hat = posterior_mean(self.student, z_t, t, cond)
@@ -178,8 +179,8 @@ class Consistency(OnePhase):
         heavy = [max(j for j in range(i) if plan.refresh[j] is Refresh.FULL) for i in kept]
         (rows,) = moved(batch.x.device, torch.nonzero(draws.host.row % len(kept) == 0).flatten())
         some, times = batch[rows], torch.tensor(plan.t, dtype=torch.float64)
-        z = Draws(draws.seed, draws.row[rows]).normal("rollout start", *batch.x.shape[1:]).to(batch.x.dtype)
-        z = self.process.prior(z, batch.x.shape[1:])
+        (z,) = self.process.noise(Draws(draws.seed, draws.row[rows]), ["rollout start"], *batch.x.shape[1:])
+        z = self.process.prior(z.to(batch.x.dtype), batch.x.shape[1:])
         path = trajectory(self.student, DDIM(self.process), plan, z, some.cond, lambda step, draw: z)
         states = [state.z for state in islice(path, kept[-1] + 1)]
         z_t, z_tau = (torch.cat([states[i] for i in steps]) for steps in (kept, heavy))

@@ -47,8 +47,15 @@ from dualrate.diffusion.schedule import Cosine, Schedule
 from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
-from dualrate.experiment.teaching import check_drops_labels, check_latent_shape, start_from
+from dualrate.experiment.teaching import (
+    check_drops_labels,
+    check_latent_shape,
+    check_null_class,
+    check_same_images,
+    start_from,
+)
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
+from dualrate.networks.blocks import at_rest
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.training.method import Loss, OnePhase, quarters
@@ -205,13 +212,20 @@ class DualRateLoss(Ranged):
     def __call__(self, x: Tensor, label: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """The mean over a batch, with gradient (module docstring). x: (B, C, H, W) in [-1, 1]; label: (B,) int64.
 
-        rows: (B,) int64 sample numbers, which decide every random number. None: torch's generator decides.
-        Raises ValueError for labels without classes, or classes without labels.
+        rows: (B,) int64 sample numbers, which decide every random number, and which rows keep their context. None:
+        torch's generator decides.
+        Raises ValueError for images that are no floats, labels without classes, or classes without labels.
         """
+        if not x.is_floating_point():
+            raise ValueError(f"images are {x.dtype}; expected floats in [-1, 1]: x / 127.5 - 1 of 8-bit ones")
         if (label is None) != (self.num_classes == 0):
             labels = "missing" if label is None else "given"
             raise ValueError(f"num_classes is {self.num_classes} and labels are {labels}: pass both, or neither")
-        seed, host = (int(torch.randint(2**62, ())), torch.arange(len(x))) if rows is None else (0, rows.cpu())
+        seed, host = 0, rows
+        if host is None:
+            seed, first = torch.randint(2**31, (2,)).tolist()
+            host = torch.arange(first, first + len(x))  # no place of a batch keeps its context in every call
+        host = host.cpu()
         batch = Batch(x, label, host.to(x.device), here=host)
         return self._method.loss(batch, 0, Draws(seed, batch.sample, host)).total
 
@@ -235,8 +249,9 @@ class DualRateLoss(Ranged):
         seeds = range(seeds) if isinstance(seeds, int) else seeds
         device = next(self.light.parameters()).device
         step = Ancestral(self.process)
-        batches = sample_batches(self.denoiser, step, plan, shape, seeds, label, batch_size=batch_size, device=device)
-        return torch.cat(list(batches))
+        with at_rest(nn.ModuleList([self.encoder, self.light])):
+            found = sample_batches(self.denoiser, step, plan, shape, seeds, label, batch_size=batch_size, device=device)
+            return torch.cat(list(found))
 
 
 @dataclass(frozen=True)
@@ -267,6 +282,7 @@ class DenoisingConfig(MethodConfig, Ranged):
         return AnyPlan(heavy, drops=self.times.dropout > 0 or first is not None, times=encoder)
 
     def check(self, experiment: Experiment) -> None:
+        check_null_class(experiment, self.label_dropout)
         if self.multiscale:
             require_gaussian(experiment.process, experiment.name)
             sides, factor = experiment.shape[1:], 2**self.multiscale
@@ -300,11 +316,7 @@ class DenoisingConfig(MethodConfig, Ranged):
         parts = {"encoder": self.encoder_from, "light": self.light_from} if start.fresh else {}
         sources = {role: start.load(run) for role, run in parts.items() if run is not None}
         for role, source in sources.items():
-            own, its = (one.condition.identity for one in (experiment, source.experiment))
-            if own != its:
-                raise ValueError(
-                    f"{source.path} is given {its or 'nothing'}, not {own or 'nothing'}: name a like model"
-                )
+            check_same_images(experiment, source.experiment, f"{experiment.name} and its {role}_from, {source.path},")
             if role == "encoder" and self.freeze_encoder and self.label_dropout:
                 check_drops_labels(experiment, source)
         weights = start_from(experiment.networks, method.networks, sources)

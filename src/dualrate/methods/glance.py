@@ -30,7 +30,7 @@ from dualrate.diffusion.values import Batch, Cond, Context, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import OwnGrid
-from dualrate.experiment.teaching import check_drops_labels, check_targets, fill
+from dualrate.experiment.teaching import check_drops_labels, check_null_class, check_targets, fill
 from dualrate.methods.times import moved, with_null
 from dualrate.networks.adapters import TARGETS, Adapted, merged
 from dualrate.training.method import Loss, Phase
@@ -189,6 +189,7 @@ class GlanceConfig(MethodConfig, Ranged):
 
     def check(self, experiment: Experiment) -> None:
         _ = experiment.gaussian
+        check_null_class(experiment, self.label_dropout)
         networks = experiment.networks
         if not isinstance(networks, AdaptedNetwork) or not networks.base.single_rate or networks.given is not None:
             raise ValueError(

@@ -275,8 +275,8 @@ class InstantMomentMatching(StudentMethod):
         for batch in batches:
             draws = batch.draws(0)
             (s,) = moved(batch.x.device, stratified_uniform(draws.host))
-            normal = draws.normal("preconditioner", *batch.x.shape[1:]).to(batch.x.dtype)
-            z_s = self.process.add_noise(batch.x, s, normal)
+            (noise,) = self.process.noise(draws, ["preconditioner"], *batch.x.shape[1:])
+            z_s = self.process.add_noise(batch.x, s, noise.to(batch.x.dtype))
             for name, part in self.teacher_gradient(batch.x, z_s, s, batch.cond, len(batch)).items():
                 square[name] += part.square()
         root = {name: part.sqrt() for name, part in square.items()}

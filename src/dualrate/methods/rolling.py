@@ -89,7 +89,7 @@ class RollingConfig(MethodConfig, Ranged):
     """Frames that become clean one after the other, in a window that moves on."""
 
     times: TimeSource = SingleTime()
-    """Of windows: uniform."""
+    """Of windows: uniform. GivenTimes() of two networks."""
     weighting: Weighting = Sigmoid()
     whole: Probability = WHOLE
     """Share of windows that train on all times, from all noise to all data. The others train on the times of a roll."""
@@ -106,6 +106,11 @@ class RollingConfig(MethodConfig, Ranged):
             raise ValueError(
                 f"{experiment.name} rolls windows of {process.frames} frames: its condition is a Forecast with as "
                 f"many, got {forecast}"
+            )
+        if self.times.dropout or self.times.first is not None or self.times.heavy not in (None, (1, 1)):
+            raise ValueError(
+                f"{experiment.name} rolls windows, of which each roll has one heavy call: pass SingleTime() or "
+                f"GivenTimes() as times, got {self.times}"
             )
         if forecast.difference:
             raise ValueError(

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 import torch
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.data.latent_set import is_encoded
 from dualrate.diffusion.categorical import CategoricalProcess, NoisePlanes
 from dualrate.diffusion.schedule import Cosine, Interpolated, Truncated
-from dualrate.experiment.experiment import Experiment, MethodConfig
+from dualrate.experiment.experiment import DataConfig, Experiment, MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import check_same_images, teachers_network
@@ -125,6 +126,7 @@ def _dual(
     started = read_experiment(student_from)
     if started.networks.single_rate:
         raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
+    check_same_images(started, source, f"student_from {student_from} and the teacher {name}")
     return started.networks, replace(source, data=started.data)
 
 
@@ -227,7 +229,10 @@ class Adapt(Ranged):
         source = read_experiment(base)
         if not source.serves.any_plan:
             raise ValueError(f"{base} is a student, which works only in its own steps: name its teacher")
-        data = source.data if self.images is None else replace(source.data, source=self.images)
+        data = source.data
+        if self.images is not None:
+            alone = DataConfig(augment=data.augment)  # latents have a size of their own
+            data = replace(alone if is_encoded(self.images) else data, source=self.images)
         if not data.source:
             raise ValueError(f"{base} does not say which images it was trained on: name some, --images FOLDER")
         method = GlanceConfig(
