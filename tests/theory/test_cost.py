@@ -1,6 +1,6 @@
 """Costs: counted on the networks' own device, and by the calls that a plan really makes."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
+from dualrate.experiment.network_configs import ThreeConditional, TwoConditional
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.cost import (
@@ -23,6 +24,7 @@ from dualrate.sampling.cost import (
     seconds_per_call,
 )
 from dualrate.sampling.solvers import Heun
+from dualrate.sampling.trajectory import sample_batches
 from theory.common import plan_cost
 
 PROCESS = dr.GaussianProcess(Cosine())
@@ -84,6 +86,37 @@ def test_expected_costs_of_what_reads_noise_beside_its_states():
     step = dr.Ancestral(NoisePlanes(Masked(), 2))
     of = (CallCost(100, 10, own=True), Reuse.MARKOV, step, dr.StepPlan.uniform(4, 2), (3, 1, 4))
     assert [one.macs for one in expected_costs(*of)] == [100, 110, 210, 220]
+
+
+@dataclass
+class OfStates(dr.Denoiser):
+    """A pair whose heavy network sees states, and nothing of a condition."""
+
+    inner: DualRate
+    reuse = Reuse.MARKOV
+
+    def encode(self, z, t, cond):
+        return self.inner.encode(z, t, dr.Cond())
+
+    def denoise(self, z, t, context, cond):
+        return self.inner.denoise(z, t, context, dr.Cond())
+
+
+@pytest.mark.parametrize("kind", ["the condition alone", "states", "both"])
+def test_members_share_what_is_computed_of_the_condition_alone(kind):
+    """A plan of three members costs what its calls do, counted as they are made."""
+    plain = replace(SMALL, num_classes=0)
+    configs = {
+        "the condition alone": TwoConditional(plain, plain, (1, 4, 4)),
+        "both": ThreeConditional(plain, plain, plain, (1, 4, 4)),
+    }
+    model = OfStates(dual(False, plain)) if kind == "states" else configs[kind].build(PROCESS)[1]
+    plan, step = dr.StepPlan.uniform(6, 1 if model.reuse is Reuse.FREE else 2), dr.Ancestral(PROCESS)
+    calls = call_cost(model, (1, 8, 8), None, given=(1, 4, 4))
+    said = replace(expected_costs(calls, model.reuse, step, plan, (1, 8, 8))[-1], members=3)
+    how = {"given": lambda seeds: torch.zeros(len(seeds), 1, 4, 4), "members": 3, "batch_size": 6}
+    counted = macs_of(lambda: list(sample_batches(model, step, plan, (1, 8, 8), [0, 1], **how)))
+    assert said.macs == pytest.approx(counted / 6, rel=1e-6)
 
 
 def test_guidance_doubles_the_calls_and_its_interval_spares_light_ones():

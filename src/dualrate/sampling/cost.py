@@ -52,6 +52,7 @@ class CallCost:
     """What one row of a heavy (encode) and of a light (denoise with its context) call costs: MACs, or any one unit.
 
     own:     whether a heavy call has denoised already, so that its step makes no light one
+    of_condition: whether a heavy call sees the condition alone, so that the members of one share it
     decode:  what an image costs besides, once: the decoding of its latent
     partial: a call that renews a part of the context, where the denoiser makes such
     alone:   a denoise call without a context, where that is no light one (`alone_differs`)
@@ -65,6 +66,7 @@ class CallCost:
     partial: float = 0
     alone: float | None = None
     read: float = 0
+    of_condition: bool = False
 
     @property
     def without(self) -> float:
@@ -73,7 +75,7 @@ class CallCost:
 
     def shared(self, members: int) -> CallCost:
         """Of one of so many samples that share what is computed of their condition alone."""
-        return replace(self, read=self.read / members) if self.read else replace(self, heavy=self.heavy / members)
+        return replace(self, read=self.read / members, heavy=self.heavy / (members if self.of_condition else 1))
 
     def of(self, steps: int, heavy: int, alone: int = 0) -> float:
         """Of an image with N steps, H of them with a heavy call and so many without a context."""
@@ -197,7 +199,8 @@ def priced(
     can = abilities(denoiser)
     partial = price(lambda: denoiser.renew(z, t, kept, cond)) if Refresh.PARTIAL in can.between else 0
     alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if can.alone_differs else None
-    return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone, read=reading)
+    free, own = denoiser.reuse is Reuse.FREE, context.x_hat is not None
+    return CallCost(heavy, light, own, partial=partial, alone=alone, read=reading, of_condition=free)
 
 
 def mean_macs(
