@@ -205,6 +205,7 @@ def test_a_table_is_kept_beside_its_weights(tmp_path):
     with pytest.raises(ValueError, match=rf"has no {COVARIANCE}: measure it with `dualrate plan calibrate"):
         read_table(model)
     write_table(made(), tmp_path / COVARIANCE, model.weights_hash, 7)
+    read_table(replace(model, weights_hash=f"{model.weights_hash} of 1234"))  # that is given conditions
     again = read_table(model)
     for name in ("log_snr", "variance", "ratio"):
         assert torch.equal(getattr(again, name), getattr(made(), name))

@@ -149,7 +149,7 @@ def test_images_of_anybody_are_scored_as_samples_are(data, tmp_path, monkeypatch
     if kind == "npz":
         np.savez(source, arr_0=images.transpose(0, 2, 3, 1))
     elif kind == "zip":
-        shutil.make_archive(str(folder), "zip", folder)
+        source = Path(shutil.make_archive(str(folder), "zip", folder)).rename(tmp_path / "theirs.ZIP")
     untrained(Architecture(1, 12, 2, features=4)).save(tmp_path / "net")
     (score,) = score_source(source, data, features=tmp_path / "net", progress=Notes())
     own = evaluator(data, features=tmp_path / "net", progress=Notes())
@@ -165,10 +165,11 @@ def test_images_of_anybody_are_scored_as_samples_are(data, tmp_path, monkeypatch
         (of_statistics,) = score_source(source, **how)
         assert np.isnan(of_statistics.floor)
         assert of_statistics.value == pytest.approx(score.value)
-    if kind != "folder":
-        return
+        options = ("--reference", tmp_path / "stats.npz", *options[2:])
     assert call(monkeypatch, "evaluate", "--images", source, *options) == 0
-    assert json.loads(capsys.readouterr().out)["scores"][0]["metric"] == score.metric
+    told = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert told["scores"][0]["metric"] == score.metric
+    assert (told["scores"][0]["floor"] is None) == (kind == "npz")
 
 
 def test_images_need_real_ones_of_their_shape_to_be_compared_with(data, tmp_path, monkeypatch, capsys):
@@ -182,6 +183,18 @@ def test_images_need_real_ones_of_their_shape_to_be_compared_with(data, tmp_path
     untrained(Architecture(1, 12, 2, features=1)).save(tmp_path / "net")
     with pytest.raises(ValueError, match=r"16\.png is \(1, 16, 16\) \(C, H, W\), 12\.png is \(1, 12, 12\)"):
         score_source(tmp_path / "theirs", data, features=tmp_path / "net", progress=Notes())
+    np.savez(tmp_path / "large.npz", arr_0=two_classes(24, size=16).images.transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match=r"the images of large\.npz are 16 x 16 pixels, those of .* 12 x 12"):
+        score_source(tmp_path / "large.npz", data, features=tmp_path / "net", progress=Notes())
+    (tmp_path / "broken.zip").write_bytes(b"PK no archive")
+    with pytest.raises(ValueError, match=r"broken\.zip cannot be read as a \.zip"):
+        score_source(tmp_path / "broken.zip", data, features=tmp_path / "net", progress=Notes())
+
+
+@pytest.mark.parametrize("option", ["--num 200", "--seed 1", "--keep kept", "--bound", "--steps 4", "--guidance 3"])
+def test_images_that_exist_are_not_drawn(tmp_path, monkeypatch, capsys, option):
+    assert call(monkeypatch, "evaluate", "--images", tmp_path, *option.split()) == 2
+    assert "--images scores images that exist, and" in capsys.readouterr().err
 
 
 def test_messages_are_told_once():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,8 @@ def test_a_model_of_latents_has_the_scores_of_its_codec_and_a_decoder_those_of_w
     assert not decoder.generated
     assert decoder.rfd == {"FD-noise": frechet_distance(*stats)}
     assert measured.row.score.value == decoder.rfd["FD-noise"]
+    members = replace(drawer, members=2)
+    assert latent_scores(members, seeds, measured, [judge]).nearness == decoder.nearness
     others = Evaluator(judge.net, judge.reference, pictures(12))
     with pytest.raises(ValueError, match="decoder reconstructs images/test, and FD-noise has the held-out images of"):
         measure(drawer, seeds, others)

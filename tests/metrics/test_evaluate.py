@@ -112,6 +112,18 @@ def test_reconstructions_are_scored_from_the_held_out_images_that_they_are_of(ev
     assert evaluator.score_features(same, seeds="0-499", labels="none", resamples=2).value > 0.001
 
 
+def test_reconstructions_of_the_same_images_are_counted_together(evaluator):
+    """Their details are those of each once, and the interval is over the images that they are of."""
+    rows = torch.arange(250)
+    one = evaluator.net.features(evaluator.held_out.images[:250] // 2)
+    how = {"seeds": "", "labels": "none"}
+    once = evaluator.score_features(one, **how, of=rows, details=True)
+    thrice = evaluator.score_features(one.repeat(3, 1), **how, of=rows.repeat(3), details=True)
+    assert thrice.details == once.details
+    assert (thrice.floor_count, thrice.fingerprint.count) == (250, 750)
+    assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.15)
+
+
 def test_kept_real_images_are_seen_in_parts_by_other_processes(evaluator, tmp_path, monkeypatch):
     """In whatever order these are done, by processes that get what can be pickled."""
     alone = score_of(evaluator, REAL, seeds="0-1199", labels="none", resamples=2)

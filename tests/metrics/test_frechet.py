@@ -169,6 +169,16 @@ def test_one_stratum_is_none():
     assert torch.equal(plain, one)
 
 
+def test_vectors_of_one_group_are_no_independent_ones():
+    """Four times the same have the spread of each once; taken as independent, half of it."""
+    features, reference = random_features(60, 5, 1), GaussianStats.of(random_features(80, 5, 2))
+    once = resampled_distances(features, reference, seed=3)
+    again, groups = features.repeat_interleave(4, 0), torch.arange(60).repeat_interleave(4)
+    together = resampled_distances(again, reference, seed=3, groups=groups)
+    assert (together.std() / once.std()).item() == pytest.approx(1, abs=0.05)
+    assert resampled_distances(again, reference, seed=3).std() < 0.6 * once.std()
+
+
 def test_replicates_are_those_of_the_resampled_sets_about_the_value():
     features, reference = random_features(60, 5, 1), GaussianStats.of(random_features(80, 5, 2))
     strata = torch.arange(60) % 7

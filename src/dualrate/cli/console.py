@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -94,10 +95,23 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter)
         raise SystemExit(75)
 
 
+def print_json(values: object) -> None:
+    """With null in place of numbers that are not finite, which JSON has not."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, Mapping):
+            return {name: plain(one) for name, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(plain(values), allow_nan=False))
+
+
 def print_report(as_json: bool, values: Mapping[str, object]) -> None:
     """Values as one JSON object, or one `name  value` line each."""
     if as_json:
-        print(json.dumps(values))
+        print_json(values)
         return
     width = max(map(len, values))
     for name, value in values.items():

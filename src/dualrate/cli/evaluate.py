@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import command_line, loaded, print_report, reporter
+from dualrate.cli.console import command_line, loaded, print_json, print_report, reporter
 from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Prompt, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
@@ -38,7 +37,7 @@ class Evaluate(Ranged):
         Positional[Path | None], arg(metavar="[RUN]", help="Directory of a run, or of released weights.")
     ] = None
     images: str | None = None
-    """A folder, archive or .npz file of images to score, instead of drawing any."""
+    """A folder, .zip, .tar or .npz file of images to score, instead of drawing any."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     prompt: Prompt = None
     num: Images | None = None
@@ -50,7 +49,7 @@ class Evaluate(Ranged):
     directory, or the directory of a CLIPModel (CLIP score). Default: the data set's own, trained on first use."""
     reference: Path | None = None
     """A .npz of statistics (mu, sigma) to score against, instead of the training images. With --images and no RUN it
-    may also be a folder, archive or .npz of real images."""
+    may also be a folder, .tar or .npz of real images."""
     keep: Path | None = None
     """Directory that keeps the features of the images as they are drawn, so that the same command can continue."""
     details: bool = False
@@ -112,7 +111,7 @@ class Evaluate(Ranged):
         if self.json:
             about = {"latents": kept and asdict(kept), "weights": model.weights_hash, "command": command_line()}
             about |= {"flops": row.flops, "environment": environment(model.device)}
-            print(json.dumps(asdict(row) | about))
+            print_json(asdict(row) | about)
             return
         print(as_text(table([row])))
         for more in (kept, row.ensemble):
@@ -122,6 +121,12 @@ class Evaluate(Ranged):
             print(f"\n{row.score.details.text()}")
 
     def _score_images(self, source: str) -> None:
+        drawing = ("sampling", "prompt", "num", "seed", "keep", "bound")
+        if given := [name for name in drawing if getattr(self, name) != getattr(Evaluate, name)]:
+            raise ValueError(
+                f"--images scores images that exist, and {', '.join(given)} say how to draw some, or what else to "
+                "measure: drop them, or drop --images"
+            )
         from dualrate.drawing.measure import score_source
         from dualrate.runs.store import read_experiment
 
@@ -137,7 +142,7 @@ class Evaluate(Ranged):
                 progress=progress,
             )
         if self.json:
-            print(json.dumps({"images": source, "scores": [asdict(score) for score in scores]}))
+            print_json({"images": source, "scores": [asdict(score) for score in scores]})
             return
         for score in scores:
             print(
@@ -158,7 +163,7 @@ class Evaluate(Ranged):
             found = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
         if self.json:
             about = {"weights": drawer.model.weights_hash, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}
-            print(json.dumps(asdict(found) | about | {"environment": environment(drawer.model.device)}))
+            print_json(asdict(found) | about | {"environment": environment(drawer.model.device)})
             return
         rows = {
             "samples": f"{len(seeds)} of {drawer.network} in {drawer.plan.num_steps} steps",
@@ -180,7 +185,7 @@ class Evaluate(Ranged):
             found = window_scores(drawer, self.num, seed=self.seed, progress=image_progress(progress, "frames"))
         if self.json:
             about = {"weights": drawer.model.weights_hash, "environment": environment(drawer.model.device)}
-            print(json.dumps(found.plain() | about | {"macs": drawer.cost.macs, "members": drawer.members}))
+            print_json(found.plain() | about | {"macs": drawer.cost.macs, "members": drawer.members})
             return
         print(found)
 
@@ -218,7 +223,7 @@ class Evaluate(Ranged):
         report = {"run": str(run), "num_steps": drawer.plan.num_steps, "num_heavy": drawer.plan.num_heavy}
         report |= {"sampler": drawer.sampler}
         if self.json:
-            print(json.dumps(report | asdict(found)))
+            print_json(report | asdict(found))
             return
         terms = {"last step": found.each_step[-1], "bound": found.total}
         if not of_tokens:

@@ -442,6 +442,11 @@ class HeldOut:
     codec: Codec
     _kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def digest(self) -> str:
+        """sha256 of what they are made of."""
+        return self.of.fingerprint
+
     def rows(self, seeds: Tensor) -> Tensor:
         """(B,) int64: the numbers of the images of these seeds, (B,)."""
         return seeds.cpu() % len(self.images)

@@ -153,11 +153,11 @@ class Drawer(Ranged):
 
     @property
     def labels_rule(self) -> str:
-        """Which classes its images have, and which conditions of the user's own or encoded ones, in words."""
+        """Which classes its images have, and which conditions, in words."""
         own = self.model.given
         rule = "seed mod classes" if self.label is None else f"class {self.label}"
         rules = [rule] if self.model.num_classes else []
-        rules += [f"conditions {own.digest[:12]}"] if isinstance(own, Given) else []
+        rules += [] if own is None else [f"conditions {own.digest[:12]}"]
         return ", ".join(rules) or "none"
 
     @property

@@ -264,7 +264,7 @@ def latent_scores(
         rfd, count = {metric: score.value for metric, score in measured.row.scores.items()}, len(seeds)
         first = seeds[:LOOKED_AT]
         originals = map(given.originals, torch.tensor(first).split(drawer.batch_size))
-        near = nearness(originals, drawer.batches(first))
+        near = nearness(originals, replace(drawer, members=1).batches(first))
     else:
         count = min(len(seeds), len(images))
         rfd = {one.metric: one.reconstruction(count, codec) for one in evaluators if one.reference is not None}

@@ -31,7 +31,7 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Given, HeldOut
 from dualrate.data.images import Everything, ImageSet, every_image
 from dualrate.data.prompts import has_prompts, read_prompts
-from dualrate.data.source import printable, resolved
+from dualrate.data.source import printable, reading, resolved
 from dualrate.data.text_pieces import PIECE, is_text
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
@@ -521,13 +521,20 @@ def score_source(
     real, folder = found[0].reference, resolved(source)
     channels, name = real.shape[0] if isinstance(real, ImageSet) else None, printable(folder.name)
     with TemporaryDirectory() as unpacked:
-        if folder.suffix == ".zip":
-            ZipFile(folder).extractall(unpacked)
+        if folder.suffix.lower() == ".zip":
+            with reading(folder, "a .zip"):
+                ZipFile(folder).extractall(unpacked)
             folder = Path(unpacked)
         images = every_image(folder, channels=channels, without=grids_below(folder))
         check(found, len(images), details=details)
         parts, done, shown = [], 0, image_progress(progress)
         for _, batch in image_batches(images, SHARD):
+            if isinstance(real, ImageSet) and batch.shape[2:] != real.shape[1:]:
+                sizes = [" x ".join(map(str, side)) for side in (batch.shape[2:], real.shape[1:])]
+                raise ValueError(
+                    f"the images of {name} are {sizes[0]} pixels, those of {real.name} {sizes[1]}: bring them to one "
+                    "size, which a network that resizes them would hide"
+                )
             parts.append([one.net.features(batch) for one in found])
             shown(done := done + len(batch), len(images))
     return tuple(

@@ -423,7 +423,7 @@ def write_samples(
             drawn, seconds = files.fill(partial(_draw, drawer.resolved), size, report, mapper, show)
             if npz:
                 labels = drawer.labels(seeds)
-                classes = None if labels is None else np.asarray(labels)
+                classes = None if labels is None else np.repeat(labels, members)
                 write_npz(out / NPZ, files.read(), (len(rows), *model.image_shape), classes)
     return Written(drawn, seconds, drawer.cost, record.origin.precision, files.paths)
 

@@ -135,6 +135,7 @@ def resampled_distances(
     resamples: int = 200,
     seed: int,
     strata: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Bias-centred bootstrap replicates of the distance, value + FD* - mean(FD*), (resamples,) float64.
 
@@ -143,6 +144,8 @@ def resampled_distances(
               pairs are then resampled, and what chance does to both cancels as it does in the distance.
     strata:   (N,) int64, the class of each vector, for samples whose number of each class is fixed, not drawn by
               chance; it stays fixed in every resample. None: one stratum.
+    groups:   (N,) int64, in place of strata: vectors of one group, as samples of one condition, are not independent,
+              and are counted together
     seed:     the same one counts the same rows alike for any features, so replicates of two models that drew row i
               from the same noise are paired, and those of their difference are the differences.
     Raises ValueError for fewer than 2 resamples, strata of another shape or type or of a single vector, partners of
@@ -165,6 +168,10 @@ def resampled_distances(
     if strata.shape != (len(features),) or strata.dtype != torch.int64:
         raise ValueError(f"got strata {tuple(strata.shape)} {strata.dtype}; expected ({len(features)},) int64")
     weights = resampling_weights(strata, resamples, seed)
+    if groups is not None:
+        whole, of_row = groups.unique(return_inverse=True)
+        of_groups = resampling_weights(torch.zeros(len(whole), dtype=torch.int64), resamples, seed)
+        weights = (weight[of_row] * (len(groups) / weight[of_row].sum()) for weight in of_groups)
     if isinstance(reference, GaussianStats):
         value, rooted = frechet_distance(GaussianStats.of(features), reference), root(reference.cov)
         each = [_distance(_weighted(features, weight), reference, rooted) for weight in weights]

@@ -190,7 +190,8 @@ class Evaluator(Generic[Net]):
         details:       whether the score has `details`
         codec:         that decoded the images, for the floor
         of:            (N,) int64, rows of the held-out images that these reconstruct: the distance is then from those
-                       (rFD), and 0 its floor
+                       (rFD), and 0 its floor. Rows that come again are no independent images: the interval is over
+                       rows, and the details are of the first image of each
         replicates:    those of the score, where they are known, in place of `resamples` new ones
         ValueError for fewer images than twice the features, and for what `resampled_distances` refuses.
         """
@@ -200,8 +201,11 @@ class Evaluator(Generic[Net]):
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
         low, high = interval_of(replicates)
-        floor, floor_count, note = 0.0, count, RECONSTRUCTED
-        if of is None:
+        first, note = slice(None), RECONSTRUCTED
+        if of is not None:
+            first = np.unique(of.numpy(), return_index=True)[1]
+            floor, floor_count = 0.0, len(first)
+        else:
             floor, floor_count = self.floor(count, codec)
             note = self._note(count, floor_count, stratified=strata is not None, codec=codec)
         return Score(
@@ -221,7 +225,7 @@ class Evaluator(Generic[Net]):
                 labels=labels,
             ),
             note=note,
-            details=self.details(features) if details else None,
+            details=self.details(features[first]) if details else None,
             better=self.better,
         )
 
@@ -243,7 +247,9 @@ class Evaluator(Generic[Net]):
         """
         self.check_count(len(features))
         source = self._stats if of is None or self.held_out is None else self._features(self.held_out)[of]
-        return resampled_distances(features, source, resamples=resamples, seed=RESAMPLING_SEED, strata=strata).numpy()
+        again = of is not None and len(of.unique()) < len(of)
+        how = {"groups": of} if again else {"strata": strata}
+        return resampled_distances(features, source, resamples=resamples, seed=RESAMPLING_SEED, **how).numpy()
 
     def details(self, features: Tensor) -> Details:
         """Kernel distance, precision and recall of features (N, D) that `net` gave.
@@ -269,7 +275,7 @@ class Evaluator(Generic[Net]):
         """
         minimum = PER_FEATURE * self.net.dim
         if count < minimum:
-            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: draw so many (--num)")
+            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: draw more")
 
     def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
         """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.
