@@ -123,8 +123,10 @@ def sample(patch, root, out, *options):
 
 def test_texts_files_and_encoded_prompts_are_drawn_with_members(root, tmp_path, monkeypatch, read):
     guided = ("--guidance", "3", "--members", "2")
-    assert sample(monkeypatch, root / "run", tmp_path / "one", "--prompt", "a red circle", *guided) == 0
+    assert sample(monkeypatch, root / "run", tmp_path / "one", "--prompt", "a red circle", *guided, "--npz") == 0
     assert len(list((tmp_path / "one").glob("000*.png"))) == 2
+    with np.load(tmp_path / "one" / "images.npz") as archive:
+        assert len(archive["arr_0"]) == len(archive["arr_1"])
     (tmp_path / "two.txt").write_text("a blue square\na red circle\n")
     assert sample(monkeypatch, root / "run", tmp_path / "two", "--prompt", tmp_path / "two.txt", *guided) == 0
     assert len(list((tmp_path / "two").glob("000*.png"))) == 4

@@ -81,6 +81,7 @@ Net = TypeVar("Net", bound=FeatureExtractor)
 ROUND_TRIP = 16  # images that a codec encodes at a time
 ASYMMETRY = 1e-6  # of sigma's largest entry, at least; published ones were summed in another order
 RESAMPLING_SEED = 0  # of every interval, so that replicates are paired
+DETAILED = 10  # images that precision and recall are of, at least
 RECONSTRUCTED = "rFD: of reconstructions, from the held-out images that they are of"
 
 
@@ -191,7 +192,7 @@ class Evaluator(Generic[Net]):
         codec:         that decoded the images, for the floor
         of:            (N,) int64, rows of the held-out images that these reconstruct: the distance is then from those
                        (rFD), and 0 its floor. Rows that come again are no independent images: the interval is over
-                       rows, and the details are of the first image of each
+                       rows, and the details, if there are DETAILED rows, are of the first image of each
         replicates:    those of the score, where they are known, in place of `resamples` new ones
         ValueError for fewer images than twice the features, and for what `resampled_distances` refuses.
         """
@@ -201,10 +202,10 @@ class Evaluator(Generic[Net]):
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
         low, high = interval_of(replicates)
-        first, note = slice(None), RECONSTRUCTED
+        once, note = features, RECONSTRUCTED
         if of is not None:
-            first = np.unique(of.numpy(), return_index=True)[1]
-            floor, floor_count = 0.0, len(first)
+            once = features[np.unique(of.numpy(), return_index=True)[1]]
+            floor, floor_count = 0.0, len(once)
         else:
             floor, floor_count = self.floor(count, codec)
             note = self._note(count, floor_count, stratified=strata is not None, codec=codec)
@@ -225,7 +226,7 @@ class Evaluator(Generic[Net]):
                 labels=labels,
             ),
             note=note,
-            details=self.details(features[first]) if details else None,
+            details=self.details(once) if details and len(once) >= DETAILED else None,
             better=self.better,
         )
 

@@ -69,7 +69,7 @@ ITERATIONS = {  # of equal processor time: measured by interleaved rounds
     "dual-17": 67_000,
 }
 BETTER_ALONE = (
-    "a single network, trained for as long, makes better small images (FD-EfficientNet-Lite0 599, a pair 874, in 16 "
+    "a single network, trained for as long, makes better small images (FD-EfficientNet-Lite0 573, a pair 837, in 16 "
     "steps after 360 s of a CPU core on Fashion-MNIST)"
 )
 FIT = FitConfig(
