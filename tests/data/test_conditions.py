@@ -38,6 +38,7 @@ from dualrate.data.loader import Augment, Batches
 from dualrate.denoisers.denoiser import Metered
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
+from dualrate.drawing.likelihood import check_bounded
 from dualrate.drawing.measure import ensemble_scores, measure
 from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import (
@@ -355,6 +356,11 @@ def test_a_drawer_draws_members_of_conditions_of_one_s_own() -> None:
     assert np.array_equal(one.draw(torch.tensor([3, 1])).images, one.draw([3, 1]).images)  # seeds, in a tensor
     with pytest.raises(ValueError, match="no condition that members would share"):
         one.draw([3, 1], members=2)
+
+
+def test_a_model_of_conditions_has_no_bound() -> None:
+    with pytest.raises(ValueError, match="of which no bound is known here"):
+        check_bounded(drawer().model)
 
 
 class Means:

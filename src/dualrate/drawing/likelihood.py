@@ -156,7 +156,12 @@ def fit_variance(
 
 
 def check_bounded(model: Model) -> None:
-    """Raises ValueError for a model that makes other steps than ancestral ones alone."""
+    """Raises ValueError for a model of conditions, and for one that makes other steps than ancestral ones alone."""
+    if model.experiment.networks.given is not None:
+        raise ValueError(
+            f"{model.name} makes samples of conditions, of which no bound is known here: drop --bound, and its samples "
+            "are scored"
+        )
     if model.serves.sampler not in (None, ANCESTRAL):
         raise ValueError(
             f"{model.name} was made for {model.serves.sampler} alone, which has no likelihood: bound its teacher"
