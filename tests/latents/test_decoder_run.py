@@ -205,7 +205,7 @@ def test_a_retrofit_begins_as_the_light_decoder_and_with_the_heavy_one(runs: dic
     found = load(root / "retrofit").networks["encoder"].net.state_dict()
     assert all(torch.equal(part, found[name]) for name, part in its.items())  # frozen
     other = replace(one, condition=Latent(NoisyFolder("another", "e" * 64)))
-    with pytest.raises(ValueError, match=r"heavy is given .*fff'.*, not .*eee'.*: name a like model"):
+    with pytest.raises(ValueError, match=r"encoder_from, .*heavy, are given .*eee'.* and .*fff'.*: they must be given"):
         other.method.prepare(other, start)
 
 
