@@ -26,8 +26,7 @@ from dualrate.config.ranges import (
     Steps,
     TeacherGuidance,
 )
-from dualrate.data.latent_set import is_encoded
-from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.experiment import Experiment
 from dualrate.from_diffusers.diffusers_folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
@@ -124,10 +123,7 @@ class Student(Ranged):
         given = self.recipe.defaults(self.by) | given
         given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
         made = make(self.recipe, str(teacher), self.steps, given)
-        if self.source is None:
-            return made
-        alone = DataConfig(augment=made.data.augment)  # latents have a size of their own
-        return replace(made, data=replace(alone if is_encoded(self.source) else made.data, source=self.source))
+        return made if self.source is None else replace(made, data=made.data.at(self.source))
 
 
 @dataclass(frozen=True, kw_only=True)

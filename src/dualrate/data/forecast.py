@@ -178,10 +178,10 @@ def survey(
                     "these trajectories out"
                 )
             digest.update(part.astype("<f4", copy=False).tobytes())
-            states.add(part.astype(np.float64))
+            states.add(read := part.astype(np.float64))
             if raw.dtype.itemsize > 2 and raw.dtype != np.float32:
                 exact.add(raw.astype(np.float64))
-                rounding.add(np.square(raw - part.astype(np.float64)))
+                rounding.add(np.square(raw - read))
             joined = part if last is None else np.concatenate([last, part])
             if len(joined) > 1:
                 differences.add(np.diff(joined.astype(np.float64), axis=0))

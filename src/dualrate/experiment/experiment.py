@@ -67,6 +67,10 @@ class DataConfig(Ranged):
     """Column of the labels in Parquet files. Default: label, labels, fine_label, class or target."""
     augment: Augment = Augment()
 
+    def at(self, source: str) -> DataConfig:
+        """The same of another source; of latents, which have a size and labels of their own, only how they change."""
+        return replace(DataConfig(augment=self.augment) if is_encoded(source) else self, source=source)
+
     def load(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
         """What networks are trained on: one split of the images, or of their cached latents.
 

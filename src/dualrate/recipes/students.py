@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 import torch
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.data.latent_set import is_encoded
 from dualrate.diffusion.categorical import CategoricalProcess, NoisePlanes
 from dualrate.diffusion.schedule import Cosine, Interpolated, Truncated
-from dualrate.experiment.experiment import DataConfig, Experiment, MethodConfig
+from dualrate.experiment.experiment import Experiment, MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AtLeast, OnePlan
 from dualrate.experiment.teaching import check_same_images, teachers_network
@@ -229,10 +228,7 @@ class Adapt(Ranged):
         source = read_experiment(base)
         if not source.serves.any_plan:
             raise ValueError(f"{base} is a student, which works only in its own steps: name its teacher")
-        data = source.data
-        if self.images is not None:
-            alone = DataConfig(augment=data.augment)  # latents have a size of their own
-            data = replace(alone if is_encoded(self.images) else data, source=self.images)
+        data = source.data if self.images is None else source.data.at(self.images)
         if not data.source:
             raise ValueError(f"{base} does not say which images it was trained on: name some, --images FOLDER")
         method = GlanceConfig(
