@@ -70,6 +70,14 @@ def test_an_encoder_starts_from_a_single_rate_run(tmp_path):
         started(other.build()[0], encoder=run)
 
 
+def test_a_start_whose_network_has_other_edges_is_refused_though_its_weights_fit(tmp_path):
+    run = saved(replace(ONE, networks=OneNetwork(replace(NET, periodic=True))), tmp_path / "run")
+    networks, _ = TWO.build()
+    networks["encoder"].get_submodule("net").load_state_dict(load(run).networks["model"].state_dict())  # they do
+    with pytest.raises(ValueError, match="periodic is True, not False"):
+        started(networks, encoder=run)
+
+
 def test_a_light_network_starts_from_a_single_rate_run_with_the_context_of_no_effect(tmp_path):
     run = saved(ONE, tmp_path / "run")
     networks, model = TWO.build()

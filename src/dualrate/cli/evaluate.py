@@ -109,7 +109,7 @@ class Evaluate(Ranged):
         row, kept = measured.row, latent_scores(drawer, seeds, measured, metrics)
         progress.close()
         if self.json:
-            about = {"latents": kept and asdict(kept), "weights": model.weights_hash, "command": command_line()}
+            about = {"latents": kept and asdict(kept), "weights": model.identity, "command": command_line()}
             about |= {"flops": row.flops, "environment": environment(model.device)}
             print_json(asdict(row) | about)
             return
@@ -162,7 +162,7 @@ class Evaluate(Ranged):
         with closing(progress), mapper(self.workers, drawer.model.device) as over:
             found = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
         if self.json:
-            about = {"weights": drawer.model.weights_hash, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}
+            about = {"weights": drawer.model.identity, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}
             print_json(asdict(found) | about | {"environment": environment(drawer.model.device)})
             return
         rows = {
@@ -184,7 +184,7 @@ class Evaluate(Ranged):
         with closing(progress):
             found = window_scores(drawer, self.num, seed=self.seed, progress=image_progress(progress, "frames"))
         if self.json:
-            about = {"weights": drawer.model.weights_hash, "environment": environment(drawer.model.device)}
+            about = {"weights": drawer.model.identity, "environment": environment(drawer.model.device)}
             print_json(found.plain() | about | {"macs": drawer.cost.macs, "members": drawer.members})
             return
         print(found)

@@ -147,6 +147,6 @@ def read_table(model: Model) -> CovarianceTable:
         bands = Bands((channels, height, width), int(noted["rings"]))
     except (KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged: {error}; {again}") from error
-    if noted.get("weights") != model.weights_hash.partition(" of ")[0]:  # whatever it is given
+    if noted.get("weights") != model.weights_hash:
         raise ValueError(f"{file} was measured for other weights: {again}")
     return CovarianceTable(bands, **tensors)

@@ -283,7 +283,7 @@ class Drawer(Ranged):
         codec, identity = self.model.codec, self.model.experiment.drawing
         own = codec.latents == codec.fingerprint  # else another decoder of its latents
         return Origin(
-            weights=self.model.weights_hash,
+            weights=self.model.identity,
             experiment=_digest(identity if own else [identity, codec.fingerprint]),
             sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
             plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {self.plan.digest}",

@@ -111,7 +111,7 @@ def measured_errors(
     held, t = model.given, grid_times(spacing, model.process.schedule, grid)
     source = measured_on(model)
     images, data = min(images, len(source)), source.fingerprint
-    of = [model.weights_hash, model.experiment.drawing, data, grid, images, spacing, pays(model.device)]
+    of = [model.identity, model.experiment.drawing, data, grid, images, spacing, pays(model.device)]
     of += [held.of.fingerprint] if isinstance(held, HeldOut) else []
     file = cache_dir() / "plans" / f"{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}.json"
     if file.exists():

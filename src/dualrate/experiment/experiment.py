@@ -389,7 +389,7 @@ class Experiment(Ranged):
 class Model:
     """A trained model, ready to sample: networks, the denoiser that calls them, and the experiment that they are from.
 
-    iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
+    iteration: of the checkpoint; weights_hash: sha256 of all weights, and what else calls them
     compiled, graphs: whether sampling compiles its networks, and records CUDA graphs, at their first calls
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own
@@ -418,6 +418,11 @@ class Model:
     @property
     def process(self) -> Process:
         return self.experiment.process
+
+    @property
+    def identity(self) -> str:
+        """Its weights and the conditions that it is given, for fingerprints."""
+        return self.weights_hash if self.conditions is None else f"{self.weights_hash} of {self.conditions.digest}"
 
     @property
     def gaussian(self) -> GaussianProcess:
@@ -510,7 +515,7 @@ class Model:
         if tuple(given.y.shape[1:]) != tuple(expected):
             takes = f"(N, {', '.join(map(str, expected))})"
             raise ValueError(f"{self.name} takes conditions of shape {takes}, got {tuple(given.y.shape)}")
-        return replace(self, conditions=given, weights_hash=f"{self.weights_hash} of {given.digest}")
+        return replace(self, conditions=given)
 
     @property
     def serves(self) -> Serves:

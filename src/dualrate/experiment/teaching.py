@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec
+from dualrate.config.serial import to_plain
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.rolling import Rolling
@@ -143,11 +144,13 @@ def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[st
     for role, source in sources.items():
         if source.experiment.networks.roles != ("model",):
             raise ValueError(f"{source.path} is {source.experiment.networks.kind}; {role}_from takes a single-rate one")
+        problem = f"{source.path}: its network is not this experiment's {role}"
+        check_same_network(config.configs.get(role), source.experiment.networks.configs.get("model"), problem)
         backbone = config.backbone(networks, role)
         weights = config.starting(role, source.networks["model"].state_dict())
         if not any("head" in name.split(".") for name in backbone.state_dict()):
             weights = {name: tensor for name, tensor in weights.items() if "head" not in name.split(".")}
-        fill(backbone, weights, f"{source.path}: its network is not this experiment's {role}")
+        fill(backbone, weights, problem)
     if "light" in sources:
         config.disconnect(networks)
     return {role: str(source) for role, source in sources.items()}
@@ -167,6 +170,9 @@ def begin(
         check_same_images(experiment, source.experiment, f"{experiment.name} and its {role}_from, {source.path},")
     problem = f"its networks are not those of {experiment.name}"
     if source := loaded.get("student"):
+        its = source.experiment.networks.configs
+        for role, own in config.configs.items():
+            check_same_network(own, its.get(role), f"{source.path}: its {role} is not that of {experiment.name}")
         fill(networks, source.networks.state_dict(), f"{source.path}: {problem}")
         return {"student": str(source)}
     if config.ages:
@@ -221,6 +227,21 @@ def check_targets(experiment: Experiment, teacher: Model, name: str) -> None:
     check_same_images(experiment, teacher.experiment, f"{experiment.name} and its {name}, {teacher.path},")
     if experiment.process != teacher.process:
         raise ValueError(f"{name} is a run with the process of {experiment.name}; {teacher.path} has {teacher.process}")
+
+
+def check_same_network(own: Any, its: Any, problem: str) -> None:
+    """Raises ValueError, which begins with `problem`, if two networks compute other functions of the same weights.
+
+    Shapes of weights do not tell, for one, whether edges meet. Heads, dropout and planes of noise may differ. None: a
+    network without a configuration, of which nothing is known here.
+    """
+    if own is None or its is None:
+        return
+    first, second = (to_plain(config.with_dropout(0)) | {"head": True, "noise": 0} for config in (own, its))
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    if names:
+        found = ", ".join(f"{name} is {second.get(name)}, not {first.get(name)}" for name in names)
+        raise ValueError(f"{problem}: {found[:300]}")
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], problem: str) -> None:

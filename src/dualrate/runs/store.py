@@ -202,21 +202,21 @@ def _beside(path: Path, device: str) -> Model:
 class Place:
     """Where another process loads a model from, on its own device of the same kind.
 
-    weights:    the hash that they then have; denoiser: what calls them, if not their own
+    identity:   that it then has; denoiser: what calls its networks, if not their own
     modules:    of names in use that the other process imports first, as they are imported here
     experiment: of the model here, whose codecs may have been moved, and decode otherwise than those in the file
     conditions, compiled, graphs: see `Model`
     """
 
     path: Path
-    weights: str
+    identity: str
     denoiser: str | None
     compiled: bool
     graphs: bool
     device: str
     modules: tuple[str, ...]
     experiment: Experiment
-    conditions: Given | None = field(compare=False)  # which `weights` tell
+    conditions: Given | None = field(compare=False)  # which `identity` tells
 
     @cache  # noqa: B019  # kept as long as a worker lives
     def model(self) -> Model:
@@ -226,7 +226,7 @@ class Place:
         loaded = load(self.path, device=self.device, note=lambda text: None)
         loaded = loaded if self.conditions is None else loaded.with_given(self.conditions)
         found = called_by(loaded, self.denoiser)
-        if found.weights_hash != self.weights:
+        if found.identity != self.identity:
             raise ValueError(
                 f"{self.path} has other weights by now, of iteration {found.iteration}: if it is being trained, "
                 "export it first, and use the export"
@@ -237,7 +237,7 @@ class Place:
 def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
-    where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled, model.graphs)
+    where = (model.path.resolve(), model.identity, model.called_by, model.compiled, model.graphs)
     codecs = (model.experiment.codec, model.experiment.condition.codec)
     modules = modules_of(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
     return Place.model, (Place(*where, model.device.type, modules, model.experiment, model.conditions),)
