@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from dualrate.system.device import environment, pick_device
 from dualrate.system.progress import Reporter, image_progress
 
 SCORED, BOUNDED = 5000, 500  # images
+FEATURES = ("features", "reference", "keep", "details")  # options of what compares features
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,8 @@ class Evaluate(Ranged):
             print(f"\n{row.score.details.text()}")
 
     def _score_images(self, source: str) -> None:
-        drawing = ("sampling", "prompt", "num", "seed", "keep", "bound")
-        if given := [name for name in drawing if getattr(self, name) != getattr(Evaluate, name)]:
-            raise ValueError(
-                f"--images scores images that exist, and {', '.join(given)} say how to draw some, or what else to "
-                "measure: drop them, or drop --images"
-            )
+        drawing = ("prompt", "num", "seed", "keep", "bound", *vars(self.sampling))
+        self._refuse(drawing, "--images scores images that exist, and draws and bounds none")
         from dualrate.drawing.measure import score_source
         from dualrate.runs.store import read_experiment
 
@@ -157,7 +155,7 @@ class Evaluate(Ranged):
         from dualrate.drawing.measure import evaluator
         from dualrate.system.workers import mapper
 
-        self._refuse_features("a text model has other metrics")
+        self._refuse(FEATURES, "a text model has other metrics")
         metric = evaluator(drawer.model.experiment.data, progress=progress)
         with closing(progress), mapper(self.workers, drawer.model.device) as over:
             found = score_texts(drawer, seeds, metric, progress=image_progress(progress), mapper=over)
@@ -180,7 +178,7 @@ class Evaluate(Ranged):
     def _score_forecast(self, drawer: Drawer, progress: Reporter) -> None:
         from dualrate.drawing.forecast_scores import window_scores
 
-        self._refuse_features("a forecast of fields has other scores")
+        self._refuse(FEATURES, "a forecast of fields has other scores")
         with closing(progress):
             found = window_scores(drawer, self.num, seed=self.seed, progress=image_progress(progress, "frames"))
         if self.json:
@@ -189,9 +187,10 @@ class Evaluate(Ranged):
             return
         print(found)
 
-    def _refuse_features(self, why: str) -> None:
-        if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:
-            raise ValueError(f"{why}: drop {', '.join(f'--{name}' for name in given)}")
+    def _refuse(self, options: Iterable[str], why: str) -> None:
+        mine, defaults = vars(self) | vars(self.sampling), vars(Evaluate()) | vars(SamplingOptions())
+        if given := [f"--{name.replace('_', '-')}" for name in options if mine[name] != defaults[name]]:
+            raise ValueError(f"{why}: drop {', '.join(given)}")
 
     def _bound(self, run: Path) -> None:
         from dualrate.drawing.likelihood import bits_per_dimension, bits_per_token, check_bounded, fit_variance
@@ -199,7 +198,7 @@ class Evaluate(Ranged):
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
-        self._refuse_features("--bound compares no features")
+        self._refuse(FEATURES, "--bound compares no features")
         model, progress = loaded(run, self.device, compiled=self.compile, graphs=self.graphs)
         check_bounded(model)
         sampling = replace(self.sampling, sampler=self.sampling.sampler or ANCESTRAL)

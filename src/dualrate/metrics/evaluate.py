@@ -276,7 +276,8 @@ class Evaluator(Generic[Net]):
         """
         minimum = PER_FEATURE * self.net.dim
         if count < minimum:
-            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: draw more")
+            more = "draw (--num) or give (--images) more"
+            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: {more}")
 
     def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
         """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.
