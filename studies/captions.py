@@ -48,7 +48,7 @@ from dualrate.integrations.caching import FirstBlock, Verified
 from dualrate.report.figures import log_axis, png
 from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
-from studies.common import RESULTS, place
+from studies.common import RESULTS, markdown, place
 from studies.shapes import (
     ASPECTS,
     BACKGROUND,
@@ -487,15 +487,15 @@ def table(rows: Sequence[Row]) -> str:
     def told(share: tuple[float, float, float]) -> str:
         return f"{100 * share[0]:.1f} [{100 * share[1]:.1f}, {100 * share[2]:.1f}]"
 
-    lines = [f"| {' | '.join(HEADER)} |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
+    lines = []
     for row in sorted(rows, key=lambda row: row["macs"]):
         calls = " + ".join(f"{row[kind]:g}" for kind in ("heavy", "light") if row[kind])
         half = slice(len(row["count"]) // 2, None)
         cells = [row["way"], row["steps"], calls, f"{row['macs']:.1f}", f"{row['ms']:.2f}", told(_share(row))]
         cells += [told(_share(row, part=half)), *(f"{100 * _share(row, [one])[0]:.1f}" for one in ASPECTS)]
         cells += [against(row, rows, cost, "model") for cost in ("macs", "ms")] + [against(row, rows, "macs", "small")]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(HEADER, lines, texts=1)
 
 
 def page(out: Path) -> None:
@@ -503,8 +503,8 @@ def page(out: Path) -> None:
     kept = RESULTS / "captions.json"
     rows = rows_of(out) or json.loads(kept.read_text())
     write_whole(kept, json.dumps(rows, separators=(",", ":")) + "\n")
-    place("captions", table(rows) + "\n", RESULTS / "captions.md")
-    print(table(rows))
+    place("captions", table(rows), RESULTS / "captions.md")
+    print(table(rows), end="")
     write_whole(RESULTS / "captions.png", png(front(rows)))
     if (out / "shown").is_dir():
         write_whole(RESULTS / "captions-pictures.png", png(gallery(out, rows)))

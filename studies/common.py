@@ -6,7 +6,7 @@ import argparse
 import re
 import tarfile
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -76,13 +76,17 @@ def place(name: str, table: str, page: Path) -> None:
     save(page, between.sub(lambda _: table, page.read_text()))
 
 
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]], texts: int = TEXT_COLUMNS) -> str:
+    """A Markdown table, whose first columns, so many, are texts, and the others numbers."""
+    rule = ["---" if i < texts else "---:" for i in range(len(header))]
+    lines = [[str(cell).replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
+
+
 def as_markdown(made: Table) -> str:
     """A Markdown table, the notes as a list below, no line of it longer than `LINE`."""
-    rule = ["---" if i < TEXT_COLUMNS else "---:" for i in range(len(made.header))]
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (made.header, *made.cells)]
-    lines.insert(1, rule)
     notes = [
         textwrap.fill(note, LINE, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
         for note in made.notes
     ]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *notes])
+    return "\n".join([markdown(made.header, made.cells), *notes])

@@ -17,7 +17,7 @@ import argparse
 import json
 import lzma
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -37,7 +37,7 @@ from dualrate.recipes.tasks import Rate, TrainedBy
 from dualrate.report.table import with_interval
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, place
+from studies.common import RESULTS, markdown, place
 from studies.forecasts import Plan, Row, Scores, at_equal_score, read, resampled
 
 TASKS = ("super-resolution:4", "inpainting:16")
@@ -118,12 +118,12 @@ def ratio(scores: Scores, cost: Mapping[Plan, float], pair: Plan, others: Sequen
     return middle if middle == low == high else f"{middle} [{low}, {high}]"
 
 
-def named(rate: str, trained_by: str) -> str:
+def named(rate: str, trained_by: str) -> tuple[str, str]:
     kinds = {"crps": "CRPS, one call", "corrdiff": "CorrDiff", "residual": "CorrDiff with features"}
-    return f"{ {'dual': 'two rates', 'single': 'large'}.get(rate, rate) } | {kinds.get(trained_by, trained_by)}"
+    return {"dual": "two rates", "single": "large"}.get(rate, rate), kinds.get(trained_by, trained_by)
 
 
-def scored_table(rows: Sequence[Row]) -> Iterator[str]:
+def scored_table(rows: Sequence[Row]) -> str:
     """Of one task: scores of each plan, the best first, means over trainings; intervals are over conditions."""
     own = by_plan(rows)
     by = {name: resampled([row | {"crps": row[name]} for row in rows]) for name in ("crps", "energy", "psnr")}
@@ -134,37 +134,39 @@ def scored_table(rows: Sequence[Row]) -> Iterator[str]:
     head = ["network", "trained by", "steps", "million multiply-adds a sample, of 1", "of 16", "ms, of 1", "of 16"]
     head += ["CRPS", "energy score", "PSNR of mean, dB", "spread / skill"]
     head += [*(f"FD-EfficientNet-{net}" for net in NETS), "images trained on"]
-    yield from (f"| {' | '.join(head)} |", f"|{' --- |' * 2}{' ---: |' * (len(head) - 2)}")
+    lines: list[list[object]] = []
     for key, crps in sorted(by["crps"].items(), key=lambda one: one[1][0]):
-        cells = [named(*key[:2]), key[2], *(f"{mean(own[key], 'macs', count):.1f}" for count in SHARED)]
+        cells = [*named(*key[:2]), key[2], *(f"{mean(own[key], 'macs', count):.1f}" for count in SHARED)]
         cells += [*(f"{mean(own[key], 'ms', count):.2f}" for count in SHARED), shown(crps, 4)]
         cells += [shown(by["energy"][key], 4), shown(by["psnr"][key], 2)]
         cells += [f"{np.mean([row['spread_skill'] for row in own[key]]):.2f}"]
         distances = np.array([row["distances"] for row in own[key]])  # (seeds, networks, 3)
         ends = zip(distances[..., 0].mean(0), distances[..., 1].min(0), distances[..., 2].max(0), strict=True)
         cells += [with_interval(*each, places=0) for each in ends]
-        yield f"| {' | '.join(map(str, [*cells, round(np.mean([row['seen'] for row in own[key]]))]))} |"
+        lines.append([*cells, round(np.mean([row["seen"] for row in own[key]]))])
     floor = ", ".join(f"{value:.0f}" for value in rows[0]["floor"])
     seeds = {row["seed"] for row in rows}
-    yield f"\nDistances of {SHOWN * CONDITIONS} training images: {floor}. Trainings of each network: {len(seeds)}."
+    below = f"Distances of {SHOWN * CONDITIONS} training images: {floor}. Trainings of each network: {len(seeds)}."
+    return f"{markdown(head, lines)}\n{below}\n"
 
 
-def ratio_table(rows: Sequence[Row]) -> Iterator[str]:
+def ratio_table(rows: Sequence[Row]) -> str:
     """Of one task: what others cost that score as well as the pair, over what it costs."""
     own, scores = by_plan(rows), resampled(rows)
     pairs = [key for key in own if key[:2] in PAIRS and key[2] in (1, STEPS[-1])]
     ways = list(product(pairs, (("macs", "multiply-adds"), ("ms", "seconds")), SHARED))
     heads = [f"two rates in {key[2]}: {of}, of {count}" for key, (_, of), count in ways]
-    yield from (f"| against | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(ways)}")
     others = {"the best single network": [key for key in own if key[0] != "dual"]}
     for rate, trained_by in MODELS:
         keys = [key for key in own if key[:2] == (rate, trained_by)]
         if keys and (rate, trained_by) not in PAIRS:
-            others[named(rate, trained_by).replace(" | ", ", ")] = keys
+            others[", ".join(named(rate, trained_by))] = keys
     costs = {(of, count): {key: mean(own[key], of, count) for key in own} for of in ("macs", "ms") for count in SHARED}
-    for name, keys in others.items():
-        cells = [ratio(scores, costs[of, count], pair, keys) for pair, (of, _), count in ways]
-        yield f"| {name} | {' | '.join(cells)} |"
+    lines = [
+        [name, *(ratio(scores, costs[of, count], pair, keys) for pair, (of, _), count in ways)]
+        for name, keys in others.items()
+    ]
+    return markdown(["against", *heads], lines, texts=1)
 
 
 def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
@@ -205,7 +207,7 @@ def page(out: Path) -> None:
     for task in dict.fromkeys(row["task"] for row in rows):
         own, name = [row for row in rows if row["task"] == task], task.partition(":")[0]
         for table, what in ((scored_table, "scores"), (ratio_table, "ratios")):
-            place(f"{name} {what}", "\n".join(table(own)) + "\n", wanted)
+            place(f"{name} {what}", table(own), wanted)
         if folder_of(out, task, "single", "diffusion", 0).is_dir():
             picture(out, task)
 

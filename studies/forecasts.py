@@ -53,9 +53,10 @@ from dualrate.recipes.auto import distilled
 from dualrate.recipes.forecast import Forecasting
 from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy
 from dualrate.report.figures import log_axis, png
+from dualrate.report.table import with_interval
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, place
+from studies.common import RESULTS, markdown, place
 
 PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES, RESAMPLES = (1, 16, 64), 3, 2000
@@ -73,15 +74,9 @@ WORDS = {  # of the page
 }  # fmt: skip
 DRAWN = {"diffusion": ("o", "-", "diffusion"), "crps": ("*", "", "one call"), "moments": ("s", ":", "moments")}
 DRAWN["consistency"] = "D", ":", "consistency"  # marker, line and legend
-SCORED = """\
-| network | trained by | steps | million multiply-adds a member, of 1 | of 16 | of 64 | ms | CRPS | CRPS by lead time \
-| spread / skill |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |
-"""
-ROLLED = """\
-| network | method | steps | million multiply-adds a frame | ms a frame | CRPS | frame 1 | frame {} |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
-"""
+SCORED = ("network", "trained by", "steps", "million multiply-adds a member, of 1", "of 16", "of 64", "ms", "CRPS")
+SCORED += "CRPS by lead time", "spread / skill"
+ROLLED = "network", "method", "steps", "million multiply-adds a frame", "ms a frame", "CRPS", "frame 1"
 
 
 @dataclass(frozen=True)
@@ -370,21 +365,20 @@ def tables(system: System, rows: Sequence[Row]) -> dict[str, str]:
 
 def scored_table(rows: Sequence[Row]) -> str:
     """A line for each network and plan, the best first: means over seeds, and the interval over starts."""
-    scores, table = resampled(rows), SCORED
+    scores, lines = resampled(rows), []
     for key in sorted(scores, key=lambda key: scores[key][0]):
         rate, trained_by, steps = key
         own = [row for row in rows if plan_of(row) == key]
         cells = [word(rate), word(trained_by), steps, *(f"{own[0]['macs'][str(count)]:.2f}" for count in SHARED)]
         cells += [f"{np.mean([row['ms'] for row in own]):.2f}", interval(scores[key], 4)]
         leads = np.mean([np.mean(row["crps"], 0) for row in own], 0), np.mean([row["spread_skill"] for row in own], 0)
-        cells += [", ".join(f"{value:.3g}" for value in values) for values in leads]
-        table += f"| {' | '.join(map(str, cells))} |\n"
-    return table
+        lines.append([*cells, *(", ".join(f"{value:.3g}" for value in values) for values in leads)])
+    return markdown(SCORED, lines)
 
 
 def rolled_table(rows: Sequence[Row]) -> str:
     """The same of roll-outs, by method, network and steps."""
-    scores, table = resampled(rows, rolled_plan), ROLLED.format(len(rows[0]["spread_skill"]))
+    scores, lines = resampled(rows, rolled_plan), []
     for key in sorted(scores, key=lambda key: (key[1], key[2], key[0], key[3])):
         rate, trained_by, frames, steps = key
         own = [row for row in rows if rolled_plan(row) == key]
@@ -392,15 +386,13 @@ def rolled_table(rows: Sequence[Row]) -> str:
         alone = "frame after frame" if frames == 1 else f"windows of {frames}, one after the other"
         method = alone if trained_by == "diffusion" else word(trained_by)
         cells = [word(rate), method, steps, f"{own[0]['macs']:.1f}", f"{np.mean([row['ms'] for row in own]):.1f}"]
-        cells += [interval(scores[key], 3), f"{first:.3f}", f"{last:.3f}"]
-        table += f"| {' | '.join(map(str, cells))} |\n"
-    return table
+        lines.append([*cells, interval(scores[key], 3), f"{first:.3f}", f"{last:.3f}"])
+    return markdown((*ROLLED, f"frame {len(rows[0]['spread_skill'])}"), lines)
 
 
 def interval(score: NDArray[np.float64], digits: int) -> str:
     """A score, and where 95% of those of other starts lie."""
-    low, high = np.quantile(score[1:], (0.025, 0.975))
-    return f"{score[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return with_interval(score[0], *np.quantile(score[1:], (0.025, 0.975)), places=digits)
 
 
 def word(name: str) -> str:

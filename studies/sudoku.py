@@ -48,7 +48,7 @@ from dualrate.training import checkpoint
 from dualrate.training.config import OptimConfig
 from dualrate.training.loop import fit
 from studies.captions import wilson
-from studies.common import RESULTS, command, on_one_thread, place
+from studies.common import RESULTS, command, markdown, on_one_thread, place
 from studies.forecasts import Row, read
 
 SIDE, CELL, HELD_OUT, SCORED, MEMBERS = 4, 8, 48, 512, 16
@@ -220,14 +220,14 @@ def table(rows: Sequence[Row]) -> str:
         best[row["size"], row["trained_by"], row["steps"]] = row
     head = ("network", "trained by", "steps", "boards right", "cells right", "million multiply-adds a sample, of 1")
     head += ("of 16", "ms, of 1", "puzzles seen", "learning rate")
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * 2}{' ---: |' * (len(head) - 2)}"]
+    lines = []
     for row in sorted(best.values(), key=lambda row: -row["right"]):
         share = with_interval(*wilson(row["right"], SCORED), places=2)
         cells = [row["size"], row["trained_by"], row["steps"], share, f"{row['cells']:.2f}"]
         cells += [f"{row['macs'][str(count)]:.1f}" for count in (1, MEMBERS)]
         cells += [f"{row['ms']:.1f}", row["seen"], f"{row['lr']:g}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def main() -> None:

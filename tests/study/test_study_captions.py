@@ -136,4 +136,4 @@ def test_all_stages_run_and_what_is_there_is_not_made_again(tmp_path, monkeypatc
 
 def test_the_page_s_table_is_that_of_the_kept_rows():
     rows = json.loads((module.RESULTS / "captions.json").read_text())
-    assert f"<!-- captions -->\n{module.table(rows)}\n<!-- end" in (module.RESULTS / "captions.md").read_text()
+    assert f"<!-- captions -->\n{module.table(rows)}<!-- end" in (module.RESULTS / "captions.md").read_text()

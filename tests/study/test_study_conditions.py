@@ -16,7 +16,7 @@ def test_a_network_that_needs_more_steps_costs_their_ratio() -> None:
     rows = [row("dual", 8, 0.05, {"1": 20.0, "16": 10.0}), row("light", 8, 0.08, {"1": 8.0, "16": 8.0})]
     rows += [row("single", steps, 0.1 / steps, {"1": 10.0 * steps, "16": 10.0 * steps}) for steps in (2, 4, 8)]
 
-    scores, ratios = list(scored_table(rows)), list(ratio_table(rows))
+    scores, ratios = scored_table(rows).splitlines(), ratio_table(rows).splitlines()
 
     assert [line.split(" | ")[0] for line in scores[2:7]] == ["| large", "| large", "| two rates", "| large", "| light"]
     assert "| 20.0 | 10.0 | 20.00 | 10.00 | 0.2500 [" in scores[4]
