@@ -323,7 +323,11 @@ def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
     with pytest.warns(UserWarning, match="draws 4 channels: latents, it seems, which nothing decodes"):
         dr.load(latents)
     weights = latents / "transformer" / "diffusion_pytorch_model.safetensors"
-    safetensors.torch.save_file(dict(list(safetensors.torch.load_file(weights).items())[1:]), weights)
+    kept = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file({**kept, "extra.weight": torch.ones(1)}, weights)
+    with pytest.warns(UserWarning, match=r"does not have, extra.weight the first of 1: they are left out"):
+        adopted(latents).weights()
+    safetensors.torch.save_file(dict(list(kept.items())[1:]), weights)
     with pytest.raises(ValueError, match=r"lacks weights of its DiTTransformer2DModel, .* the first of 1"):
         adopted(latents).weights()
     weights = shutil.copytree(place / "dit", tmp_path / "none") / "transformer" / weights.name

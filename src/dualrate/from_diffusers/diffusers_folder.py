@@ -82,7 +82,7 @@ def read_weights(kind: Any, place: Path) -> nn.Module:
     """A model of a class of diffusers, with the weights of its folder.
 
     Raises OSError where there are none in safetensors, as `_variant`; ValueError where some lack, and for a
-    configuration that the class does not take.
+    configuration that the class does not take. Warns of weights that the class does not have.
     """
     from diffusers.utils.import_utils import is_accelerate_available
 
@@ -102,6 +102,12 @@ def read_weights(kind: Any, place: Path) -> nn.Module:
         raise ValueError(f"{place} was saved with a LoRA beside its weights: {FUSE}")
     if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:
         raise ValueError(f"{place} lacks weights of its {name}, {min(wrong)} the first of {len(wrong)}: fetch it again")
+    if more := info["unexpected_keys"]:
+        warnings.warn(
+            f"{place} has weights that a {name} of its {NETWORK} does not have, {min(more)} the first of {len(more)}: "
+            "they are left out. If they belong to it, its configuration is another's",
+            stacklevel=2,
+        )
     return cast(nn.Module, net)
 
 
