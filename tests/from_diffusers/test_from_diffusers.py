@@ -21,7 +21,7 @@ from dualrate.from_diffusers.classes.kind import Kind, by_place
 from dualrate.from_diffusers.diffusers_folder import adopted, check_name, class_named, read_folder
 from dualrate.from_diffusers.foreign_network import ForeignNetwork, check_direction, labels_of
 from dualrate.from_diffusers.retrofitted import experiment_of
-from dualrate.from_diffusers.schedulers import DISCRETE, FLOW, read_scheduler
+from dualrate.from_diffusers.schedulers import DISCRETE, FLOW, own_times, read_scheduler
 from dualrate.sampling.trajectory import trajectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
@@ -120,6 +120,16 @@ def test_ddim_is_their_euler_on_the_flow(made):
     r = scheduler.sigmas[1:-1].double()
     times = [1.0, *denoiser.process.schedule.time(2 * torch.log((1 - r) / r)).tolist(), 0.0]
     assert_same(ours(denoiser, dr.DDIM(denoiser.process), times, shape), theirs)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_a_scheduler_that_starts_without_signal_starts_at_its_own_last_time(name):
+    """Its sigmas are finite there all the same."""
+    how = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler = getattr(diffusers, name)(**how)
+    times = own_times(scheduler, read_scheduler({**scheduler.config, "_class_name": name})[0], N)
+    scheduler.set_timesteps(N)
+    assert times[:-1] == pytest.approx([(float(k) + 1) / 1000 for k in scheduler.timesteps], abs=2e-4)
 
 
 class Line(nn.Module):

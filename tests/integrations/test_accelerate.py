@@ -515,16 +515,36 @@ def test_settings_that_do_not_fit_and_other_caches_are_refused():
             net.disable_cache()
         else:
             del net.forward
-    with pytest.raises(ValueError, match="order is 0 or more, got -1"):
-        dr.accelerate(pipe, order=-1)
+    for order in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"order is a whole number, 0 or more, got {order}"):
+            dr.accelerate(pipe, order=order)
     pipe.scheduler = diffusers.LCMScheduler()
     with pytest.raises(ValueError, match="LCMScheduler samples a distilled model"):
         dr.accelerate(pipe)
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     same(draw(), own)
     other, _ = of_unet()
-    with pytest.raises(ValueError, match="outer: 1 to 2 of the last layers run at every step, got 3"):
-        dr.accelerate(other, "deep-cache", outer=3)
+    for outer in (3, 0, 1.5):
+        with pytest.raises(ValueError, match=f"outer: 1 to 2 of the last layers run at every step, got {outer}"):
+            dr.accelerate(other, "deep-cache", outer=outer)
+
+
+@pytest.mark.parametrize("method", ["fora", "taylor", "toca", "duca"])
+def test_a_sampling_spends_what_its_calls_say(method):
+    pipe, draw = of_dit()
+    with dr.accelerate(pipe, method, refresh=2) as handle:
+        draw()  # whose costs are counted by calls of their own
+        _, spent = counted(draw)
+    assert sum(call.macs for call in calls(handle)) == spent
+
+
+def test_a_time_that_a_scheduler_repeats_is_a_step_of_the_same_cache():
+    pipe, draw = of_dit(steps=6)
+    pipe.scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)
+    with dr.accelerate(pipe, "fora", refresh=3) as handle:
+        draw()
+    assert [(call.branch, call.step) for call in calls(handle)] == [(0, step) for step in range(7)]
+    assert steps(handle) == [0, 3, 6]
 
 
 def test_a_handle_tells_what_was_spent():

@@ -174,6 +174,7 @@ def test_outputs_agree(pipe):
         ({"class_labels": {"square"}}, "or its name, got {'square'}"),
         ({"class_labels": [0], "batch_size": 2}, "must agree: got batch_size 2, class_labels 1"),
         ({"generator": []}, "1 or more"),
+        ({"num_images_per_prompt": 4}, "makes images of no prompts: say how many by batch_size"),
         ({"output_type": "jpeg"}, "output_type is one of pil, np, pt, latent"),
         ({"callback_on_step_end_tensor_inputs": ["eps"]}, "a callback can have latents"),
     ],
@@ -222,6 +223,11 @@ def test_changed_latents_are_taken_over_with_a_context_of_their_own(model, pipe,
     expected = rollout(drawer.denoiser, drawer.step, drawer.plan, other, cond, draw, start=1)
     found = drawn(pipe, plan=plan if model.reuses_context else drawer.plan, callback_on_step_end=callback)
     assert torch.equal(found, expected)
+
+
+def test_latents_of_another_shape_are_refused_where_a_callback_gives_them(pipe):
+    with pytest.raises(ValueError, match=r"a callback is given latents of .*, and returned"):
+        drawn(pipe, callback_on_step_end=lambda pipeline, step, t, given: {"latents": given["latents"][:1]})
 
 
 def test_the_last_latents_may_be_replaced(pipe):
@@ -289,6 +295,11 @@ def test_a_flipped_bit_in_any_file_is_an_error_that_names_the_folder(folder, tmp
         with pytest.raises(OSError, match=rf"{file.parent} is damaged \("):
             DualRatePipeline.from_pretrained(place)
     DualRatePipeline.from_pretrained(place)
+
+
+def test_an_exported_pipeline_is_no_model_and_says_what_reads_it(folder):
+    with pytest.raises(ValueError, match=r"is a pipeline that dualrate exported: DualRatePipeline\.from_pretrained"):
+        dr.load(folder)
 
 
 def test_a_network_alone_is_checked_too(folder, tmp_path):

@@ -263,9 +263,16 @@ def test_a_data_set_of_one_s_own_trains_a_run_of_bytes_as_of_floats(tmp_path):
         (lambda i: pixels(i).int(), r"torch.int32 \(1, 8, 8\)"),
         (lambda i: pixels(i)[:, : 8 - i], r"item 1 of dataset is torch.uint8 \(1, 7, 8\); expected \(1, 8, 8\)"),
         (lambda i: pixels(i).float() / 255, r"no value below 0, as images in .*give 2 \* x - 1"),
+        (lambda i: (pixels(i), 0.7), r"item 0 of dataset has the label 0.7; expected a whole number"),
+        (lambda i: (pixels(i), 1, 2), r"item 0 of dataset is tuple; expected"),
         (lambda i: (pixels(i), 1 if i else None), r"19 of the 20 images of dataset have labels"),
     ],
 )
 def test_what_is_no_image_in_a_data_set_of_one_s_own_is_refused_with_its_shape_and_type(make, said):
     with pytest.raises(ValueError, match=said):
         from_dataset(Own(make))
+
+
+def test_a_data_set_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="dataset is empty"):
+        from_dataset(Own(pixels, 0))

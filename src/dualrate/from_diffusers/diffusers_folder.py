@@ -43,6 +43,7 @@ PICKLES = (".bin", ".ckpt", ".pt")
 PRECISIONS = {"fp16", "bf16", "fp32"}  # of variants that are read, in float32, where they are the only weights
 READ = (*COMPONENTS, *CODECS, "text_encoder", "tokenizer", "scheduler")  # parts of a pipeline, as their names begin
 KNOWN = ("diffusers", "transformers", None)  # libraries of these
+EXPORT = "dualrate.integrations.diffusers"  # of those that dualrate exported
 LORA = re.compile(r"\.base_layer\.|\.lora_[AB]\.")  # in a weight's name
 FUSE = "make it a part of them before (pipe.fuse_lora(), then pipe.unload_lora_weights()), and save again"
 DISTILLED = {"schnell", "turbo", "lcm", "lightning", "sprint", "dmd", "distill", "distilled", "hyper", "tcd"}
@@ -164,6 +165,11 @@ def read_folder(path: Path) -> Folder:
 def check_own(path: Path, index: Mapping[str, Any]) -> None:
     """Raises ValueError for a pipeline with code of its own, by its model_index.json, in a part that is read."""
     read = {name: part for name, part in index.items() if name.startswith(READ) and isinstance(part, list)}
+    if any(part[:1] == [EXPORT] for part in read.values()):
+        raise ValueError(
+            f"{path} is a pipeline that dualrate exported: DualRatePipeline.from_pretrained({str(path)!r}) of {EXPORT} "
+            "reads it, or name the run that it was made of"
+        )
     foreign = [f"its {name} is of {part[0]}" for name, part in read.items() if part and part[0] not in KNOWN]
     if isinstance(index.get("_class_name"), list):
         foreign.append("its class is in a file of the folder")

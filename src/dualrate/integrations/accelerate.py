@@ -108,8 +108,8 @@ def accelerate(
         refresh = Fixed(refresh)
     if not isinstance(refresh, Policy):
         raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}")
-    if order < 0:
-        raise ValueError(f"order is 0 or more, got {order}")
+    if not isinstance(order, int) or order < 0:
+        raise ValueError(f"order is a whole number, 0 or more, got {order!r}")
     parts = {name: part for name, part in getattr(pipe, "components", {}).items() if isinstance(part, nn.Module)}
     known = {name: net for name, net in parts.items() if type(getattr(net, "_orig_mod", net)).__name__ in KINDS}
     if not known:
@@ -193,7 +193,9 @@ class _Network:
 
     def cache(self, time: float, shapes: tuple[Any, ...]) -> Cache:
         """Of a call at a step of the scheduler."""
-        times, step = (getattr(self.pipe.scheduler, name, None) for name in ("timesteps", "step_index"))
+        scheduler = self.pipe.scheduler
+        times, step = getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None)
+        step = getattr(scheduler, "counter", None) if step is None else step  # of PNDM, which repeats a time
         if self.now is None or time > self.now[0] or times is not self.times:
             self.forget()
             self.times, self.convention = times, convention(self.pipe.scheduler, self.method)

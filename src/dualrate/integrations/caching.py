@@ -341,7 +341,8 @@ class Tokens(Method):
         of_call = (None, None, None)
         every = cast(Fixed, cache.policy).every
         if not cache.held or cache.policy.refresh(cache.step, 0.0):
-            self.counted(cache, "plain", lambda: run(self.net) if cut.scores and not cache.step else None)
+            if cut.scores and (cache.shapes, "plain") not in self.costs:  # a call more, once
+                self.counted(cache, "plain", lambda: run(self.net))
             *kept, out = self.counted(cache, "full", lambda: cut.whole(*of_call))
             cache.held.appendleft(Context((*kept, torch.zeros_like(kept[-1]))))
             return out, "full"
@@ -355,7 +356,8 @@ class Tokens(Method):
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
         """A refresh of toca computes attention a second time, for its scores."""
-        return self.costs[cache.shapes, did], self.costs[cache.shapes, "plain"] or self.costs[cache.shapes, "full"]
+        full = self.costs[cache.shapes, "full"]
+        return self.costs[cache.shapes, did], self.costs.get((cache.shapes, "plain"), full)
 
 
 class _OneCall(NamedTuple):
@@ -388,8 +390,9 @@ class Levels(Method):
             raise ValueError(f"{name} has no row of blocks to see a change in: take refresh=N, got {policy}")
         if strange := {type(block).__name__ for block in (net.down_blocks[0], net.up_blocks[-1])} - LEVELS:
             raise ValueError(f"outer levels of a UNet are {', '.join(sorted(LEVELS))}, got {', '.join(strange)}")
-        if not 1 <= outer <= (layers := len(net.up_blocks[-1].resnets)):
-            raise ValueError(f"outer: 1 to {layers} of the last layers run at every step, got {outer}")
+        layers = len(net.up_blocks[-1].resnets)
+        if not (isinstance(outer, int) and 1 <= outer <= layers):
+            raise ValueError(f"outer: 1 to {layers} of the last layers run at every step, got {outer!r}")
 
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
         net, (*others, last) = self.net, self.net.up_blocks

@@ -486,8 +486,12 @@ class DualRatePipeline(Checked, DiffusionPipeline):
                     "prompt is a text or a list of texts, negative_prompt is one text for all images, got "
                     f"{prompt!r} and {negative_prompt!r}"
                 )
-            if num_images_per_prompt != 1:
+            if num_images_per_prompt < 1:
+                raise ValueError(f"num_images_per_prompt is 1 or more, got {num_images_per_prompt}")
+            if num_images_per_prompt > 1:
                 prompt = [one for one in prompts for _ in range(num_images_per_prompt)]
+        elif num_images_per_prompt != 1:
+            raise ValueError(f"{model.name} makes images of no prompts: say how many by batch_size or class_labels")
         own = model.image_shape[1:]
         if (height or own[0], width or own[1]) != own:
             raise ValueError(
@@ -573,7 +577,7 @@ def sampled(
     tick:    called after every step
     changed: (step, its time t, z after it) -> z to go on with. Where that is another one, what was computed of the old
              one is dropped: the next step makes a heavy call instead of a reuse, a multistep solver starts anew
-    Raises ValueError for a start of another shape, and what `trajectory` raises.
+    Raises ValueError for a start or a change of another shape, and what `trajectory` raises.
     """
     shape, plan = drawer.model.shape, drawer.plan
     if start is not None and start.shape[1:] != shape:
@@ -589,6 +593,9 @@ def sampled(
             continue
         before = z.clone()  # a callback may write into what it is given
         z = changed(i - 1, plan.t[i - 1], z)
+        if z.shape != before.shape:
+            raise ValueError(f"a callback is given latents of {tuple(before.shape)}, and returned {tuple(z.shape)}")
+        z = z.to(before)
         if i < plan.num_steps and not torch.equal(z, before):
             refresh = [Refresh.FULL if k == i and now.reuses else now for k, now in enumerate(plan.refresh)]
             plan = dataclasses.replace(plan, refresh=tuple(refresh))

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,7 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
     lowest = 0.0
     for i in range(len(dataset)):  # pyright: ignore[reportArgumentType]  # torch leaves out __len__
         item = dataset[i]
-        image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
+        image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) and len(item) < 3 else (item, None)
         x = torch.as_tensor(image) if isinstance(image, (Tensor, np.ndarray)) else None
         shaped = x is not None and (x.shape == pixels[0].shape if pixels else x.ndim == 3 and x.shape[0] in (1, 3))
         if x is None or not shaped or not (x.dtype == torch.uint8 or (x.is_floating_point() and (x.abs() <= 1).all())):
@@ -274,7 +275,12 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
         lowest = min(lowest, -1.0 if x.dtype == torch.uint8 else float(x.min()))
         pixels.append(x if x.dtype == torch.uint8 else to_uint8(x))
         if label is not None:
-            labels.append(int(label))
+            try:
+                labels.append(index(label))
+            except TypeError as error:
+                raise ValueError(f"item {i} of {name} has the label {label!r}; expected a whole number") from error
+    if not pixels:
+        raise ValueError(f"{name} is empty")
     if labels and len(labels) < len(pixels):
         raise ValueError(f"{len(labels)} of the {len(pixels)} images of {name} have labels; expected all or none")
     if lowest == 0:

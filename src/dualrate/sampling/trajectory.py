@@ -93,8 +93,7 @@ def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
         raise ValueError(
             f"{type(step).__name__} ({step}) changes the joint law of (z_t, z_tau), which a reused dual-rate context "
             "was trained on. Use Ancestral (with eta 1), SDEDPMSolver2M or a covariance step with the Markov kernel, "
-            "a step of your own that keeps this law (markovian = True), or a heavy call at every step "
-            f"(heavy = {plan.num_steps})"
+            "a step of your own that keeps this law (markovian = True), or a heavy call at every step from the first"
         )
     if denoiser.reuse is Reuse.SMOOTH and step.draws_noise:
         warnings.warn(
