@@ -72,6 +72,15 @@ def test_a_student_of_tokens_is_a_model_like_others(root, tmp_path, monkeypatch,
     assert set(np.unique(drawer.draw(range(4)).images)) <= levels
 
 
+def test_a_student_that_starts_from_two_networks_reads_the_noise_that_is_asked_for(root, tmp_path, monkeypatch, capsys):
+    two, data = OneTransformer(NET).beside(None, "masked"), dr.DataConfig(str(root / "images.npz"))
+    pair = dr.Experiment("two", two, dr.DenoisingConfig(dr.TimeSampler()), FIT, data, Masked(), GreyLevels(4))
+    train(pair, tmp_path / "two", progress=Recorder())
+    options = ("--steps", 4, "--heavy", 2, "--student-from", tmp_path / "two", "--noise", 2)
+    assert distil(monkeypatch, root, tmp_path / "student", "masked", *options) == 0, capsys.readouterr().err
+    assert load(tmp_path / "student").experiment.networks.noise == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

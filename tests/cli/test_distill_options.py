@@ -37,7 +37,7 @@ def net(conv: int, transformer: int, classes: int) -> UViTConfig:
     return UViTConfig(8, 1, levels, num_classes=classes, patch=2, embedding=16, head_dim=16)
 
 
-FIT = FitConfig(iterations=1, batch_size=8, precision="float32", log_every=1, checkpoint_every=1)
+FIT = FitConfig(iterations=1, batch_size=16, precision="float32", log_every=1, checkpoint_every=1)
 RECIPE = StudentRecipe("tiny", net(4, 16, classes=7), replace(FIT, iterations=2000))  # more than pre-training has
 PLAIN, INSTANT = ("--student", "plain"), ("--version", "instant")
 
@@ -315,7 +315,7 @@ def test_a_student_by_em_begins_at_its_own_noise_level_and_makes_one_step(studen
         ((*BY, "--pairs", 1, "--version", "instant"), "--method consistency does not take --pairs, --version"),
         (("--eta", 0.5), "--method moments does not take --eta"),
         ((*BY, "--heavy", 2, "--student", "plain"), "drop --heavy and --light-from, or pass --student dual"),
-        ((*BY, "--steps", 1, "--student", "dual"), r"1 to 0 heavy calls \(heavy\)"),
+        ((*BY, "--steps", 1, "--student", "dual"), "a student of one step has no use"),
         ((*BY, "--heavy", 2, "--student-from", "teacher"), "teacher is a single-rate model; student_from takes a dual"),
         ((*BY, "--steps", 128), "64 and 1280 for a student of 128"),
     ],

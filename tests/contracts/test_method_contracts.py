@@ -86,7 +86,7 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "glance": (AdaptedNetwork(ONE), GlanceConfig("one")),
     "early exit": (EXITS, EarlyExitConfig("deep")),
     "instant": (ONE, replace(MATCHING, version="instant")),
-    "instant, dual": (TWO, replace(DUAL, version="instant", pretraining=2)),
+    "instant, dual": (TWO, replace(DUAL, plans=OnePlan(4, 2), version="instant", pretraining=2)),
 }  # fmt: skip
 CASES = {
     name: dr.Experiment(name.replace(", ", "-").replace(" ", "-"), networks, method, FitConfig(9, batch_size=8))

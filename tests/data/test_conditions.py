@@ -209,6 +209,10 @@ def test_pictures_that_are_no_condition_of_the_model_are_refused() -> None:
     for without in (whole, opaque):
         with pytest.raises(ValueError, match=r"a.png has no mask: make the pixels of the hole transparent"):
             Inpainting(7).read(without, "a.png", 4)
+    deep = io.BytesIO()
+    Image.new("I;16", (24, 24), 9).save(deep, "PNG", transparency=9)
+    with pytest.raises(ValueError, match=r"a\.png has grey values of 16 bits: save it with 8"):
+        Inpainting(7).read(deep.getvalue(), "a.png", 2)
     header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + whole[24:29]
     huge = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
     for broken in (b"", b"no picture", whole[:900], huge):

@@ -36,14 +36,25 @@ def two_frames() -> bytes:
     return encoded(plain("RGB", (0, 0, 255)), "GIF", save_all=True, append_images=[plain("RGB", (255, 0, 0))])
 
 
-def deep_grey_with_alpha(value: int, alpha: int) -> bytes:
-    """A PNG of 1 x 1 pixel of 16-bit grey with alpha, which Pillow does not write."""
+def png(depth: int, colours: int, row: bytes, key: bytes = b"", width: int = 1) -> bytes:
+    """A PNG of one row, of a kind that Pillow does not write. key: the chunk tRNS"""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header, row = struct.pack(">IIBBBBB", 1, 1, 16, 4, 0, 0, 0), b"\0" + struct.pack(">HH", value, alpha)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, 1, depth, colours, 0, 0, 0)
+    parts = [
+        (b"IHDR", header),
+        *([(b"tRNS", key)] if key else []),
+        (b"IDAT", zlib.compress(b"\0" + row)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def deep_grey_with_alpha(value: int, alpha: int) -> bytes:
+    """1 x 1 pixel of 16 bits."""
+    return png(16, 4, struct.pack(">HH", value, alpha))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +89,15 @@ def test_modes(data: bytes, first_pixel: list[int]) -> None:
     assert array.dtype == np.uint8
     assert array.shape[0] == len(first_pixel)
     assert np.abs(array[:, 0, 0].astype(int) - first_pixel).max() <= (1 if data[:2] == b"\xff\xd8" else 0)
+
+
+def test_a_colour_key_is_as_wide_as_the_pixels() -> None:
+    four, two = png(4, 0, b"\x05\x5f", b"\0\x05", width=4), png(2, 0, b"\x1b", b"\0\x01", width=4)
+    assert decode(four, "x").tolist() == [[[0, 255, 255, 255]]]
+    assert decode(two, "x").tolist() == [[[0, 255, 170, 255]]]
+    assert decode(png(4, 0, b"\x05\x5f", width=4), "x").tolist() == [[[0, 85, 85, 255]]]
+    with pytest.raises(ValueError, match="a transparent colour of 16 bits"):
+        decode(png(16, 2, b"\1\7\2\7\3\7", b"\1\7\2\7\3\7"), "x")
 
 
 def test_opaque_palette_entry_keeps_its_colour() -> None:

@@ -349,6 +349,9 @@ def test_what_is_no_source_of_fields(tmp_path: Path) -> None:
         read_fields(tmp_path / "broken.h5", "train")
     with pytest.raises(ValueError, match=r"expected \.npz or \.nc"):
         write_fields(tmp_path / "made.txt", ARRAY, ("a", "b"))
+    for names in (("a", "time"), ("a", "b/s")):
+        with pytest.raises(ValueError, match=f"no variable of NetCDF can be called {names[1]}"):
+            write_fields(tmp_path / "made.nc", ARRAY, names)
     with pytest.raises(ValueError, match="with 3 variables"):
         write_fields(tmp_path / "made.npz", ARRAY, ("a", "b", "c"))
     with pytest.raises(ValueError, match="is there already: name a new file"):

@@ -18,7 +18,8 @@ from PIL import Image
 
 from dualrate.data import cache as cache_module
 from dualrate.data import decode as decode_module
-from dualrate.data.images import ImageSet, load_images
+from dualrate.data.images import ImageSet, every_image, load_images
+from dualrate.data.loader import Augment
 from dualrate.data.source import NOTED, hold_out
 from dualrate.experiment.experiment import DataConfig
 
@@ -395,8 +396,9 @@ def test_a_column_of_labels_is_of_parquet_files(tmp_path: Path, load: Load) -> N
     with pytest.raises(ValueError, match=r"--data\.label kind names a column of Parquet files.* none in .*data:"):
         load(tmp_path / "data", label="kind")
     (tmp_path / "x.txt").write_text("a text")
-    with pytest.raises(ValueError, match=r"a text, which has no labels: drop --data\.label kind"):
-        DataConfig(str(tmp_path / "x.txt"), label="kind").load("train")
+    for given in ({"label": "kind"}, {"channels": 3}, {"augment": Augment(flip=True)}):
+        with pytest.raises(ValueError, match=rf"a text, to which --data\.{next(iter(given))} means nothing"):
+            DataConfig(str(tmp_path / "x.txt"), **given).load("train")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -411,6 +413,13 @@ def test_missing_shards_are_refused_by_name(first: int, tmp_path: Path, load: Lo
     ):
         load(tmp_path)
     assert len(load(tmp_path / "data" / f"train-{first:05}-of-00004.parquet")) == 1  # one that is named, alone
+
+
+def test_of_several_splits_the_training_rows_come_first_and_others_are_told(tmp_path: Path, load: Load) -> None:
+    for name, colours in (("validation", [7]), ("extra", [8]), ("train", [3, 1, 2]), ("test", [5, 4])):
+        write(tmp_path / f"{name}-0.parquet", table(colours, None))
+    assert [int(image[0, 0, 0]) for _, image in every_image(tmp_path)] == [3, 1, 2, 5, 4]
+    assert notes(load, tmp_path) == ["skipped 2 file(s) of other splits (extra-0.parquet, validation-0.parquet)"]
 
 
 @pytest.mark.parametrize("none", [[-1, -1], [None, None], None])

@@ -238,6 +238,19 @@ def test_splits_are_those_of_names(how: str, tmp_path: Path) -> None:
         assert [raw.class_names[i] for i in raw.labels] == [name[:3] for name, _ in files]
 
 
+def test_tars_of_classes_and_splits_are_both(tmp_path: Path) -> None:
+    for split, chosen in (("train", PETS[:18]), ("test", PETS[18:])):
+        for kind in ("cat", "dog", "eel"):
+            files = [(f"{name[4:]}", data) for name, data in chosen if name.startswith(kind)]
+            put(tmp_path / f"{kind}s_{split}.tar", files or [("0.png", png(0))])
+    for split in SPLITS:
+        raw = raw_of(tmp_path, split)
+        assert raw.class_names == ("cats", "dogs", "eels")
+        assert raw.labels is not None
+        for (name, _), label in zip(raw.items, raw.labels, strict=True):
+            assert name.startswith(raw.class_names[label])
+
+
 def test_a_class_named_train_is_no_split(tmp_path: Path) -> None:
     files = [(f"{kind}/{i}.png", png(i)) for i in range(3) for kind in ("train", "boat")]
     assert set(classes(put(tmp_path / "cifar.tar", files)).values()) == {"train", "boat"}

@@ -61,12 +61,13 @@ def test_scores_are_those_of_the_process(autoregression, found):
     np.testing.assert_allclose(found.by_name["climatology"].correlation.value, 0, atol=0.03)
     np.testing.assert_allclose(found.by_name["forecast"].spread_skill.value, 1, atol=0.05)
     np.testing.assert_allclose(found.by_name["forecast"].edges.value, 1, atol=0.2)
-    assert starts.block == math.ceil(200 / 12)  # of a trajectory
+    assert np.array_equal(starts.groups, starts.places[:, 0])
+    assert len(starts.groups.unique()) == 12
 
 
 def test_chunks_of_starts_change_nothing(autoregression, monkeypatch):
     model, starts, drawn = autoregression
-    starts, drawn = replace(starts, past=starts.past[:30]), drawn[:30]
+    starts, drawn = replace(starts, past=starts.past[:30], places=starts.places[:30]), drawn[:30]
     whole = forecast_scores(model, starts, drawn).by_name["forecast"]
     monkeypatch.setattr("dualrate.drawing.forecast_scores.AT_A_TIME", 7 * drawn[0].size)
     parts = forecast_scores(model, starts, drawn).by_name["forecast"]

@@ -59,6 +59,8 @@ def start(asked: list[int], *, bfloat16: bool = False) -> Start:
         (TWO, {"pretraining": 9}, {}, "9 of 9 iterations are pre-training"),
         (TWO, {"version": "instant"}, {"micro_batch": 7}, "in micro-batches of 7"),
         (TWO, {"version": "instant"}, {"micro_batch": 1}, "in micro-batches of 1"),
+        (TWO, {"version": "instant"}, {"batch_size": 24}, "make it a multiple of 16 rows, got 24"),
+        (TWO, {"version": "instant"}, {"batch_size": 32, "micro_batch": 8}, "make it a multiple of 16 rows, got 8"),
         (TWO, {"student_from": "x", "light_from": "y"}, {}, "drop encoder_from and light_from, or student_from"),
         (TWO, {"student_from": "x", "encoder_from": "y"}, {}, "drop encoder_from and light_from, or student_from"),
         (ONE, {"encoder_from": "x"}, {}, "a plain student .* starts from its teacher"),
@@ -82,7 +84,8 @@ def test_a_distillation_that_does_not_go_together_is_refused(networks, change, f
 
 def test_what_just_goes_together_is_taken():
     student(TWO, replace(DUAL, pretraining=8))
-    student(TWO, replace(DUAL, version="instant"), micro_batch=6)
+    student(TWO, replace(DUAL, version="instant"), batch_size=48, micro_batch=16)
+    student(ONE, replace(PLAIN, version="instant"), batch_size=18, micro_batch=6)
     student(TWO, DUAL, micro_batch=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,10 @@ def test_every_image_of_a_source_comes_by_its_name(root: Path, tmp_path: Path) -
     assert (name, image.shape) == ("c.png", (1, 8, 8))
     rows = [name for name, _ in every_image(root / "images.npz")]  # a tenth of which training holds out
     assert rows == [f"images.npz[{i}]" for i in range(12)]
+    with tarfile.open(tmp_path / "mixed.tar", "w") as tar:
+        for file in ("b/e", "a", "f g", "b/c"):
+            tar.add(root / f"photos/{file}.png", f"{file[-1]}.png")
+    assert [name[-5:] for name, _ in every_image(tmp_path / "mixed.tar")] == ["e.png", "a.png", "g.png", "c.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no images in .*empty"):
         every_image(tmp_path / "empty")

@@ -190,6 +190,15 @@ def test_the_student_learns_from_an_auxiliary_that_drops_nothing_and_trains_on_a
     assert all(parameter.requires_grad for parameter in after.parameters())
 
 
+def test_the_auxiliary_learns_from_a_student_that_drops_nothing():
+    def loss(training: bool) -> Tensor:
+        student = Dropping(THETA).train(training)
+        method = distillation(Langevin(2), student=student, networks=nn.ModuleDict({"student": student}))
+        return method.auxiliary_loss(batch(64), 0, Draws(0, torch.arange(64))).total
+
+    assert torch.equal(loss(True), loss(False))
+
+
 def test_the_auxiliary_learns_the_student_s_own_denoiser():
     """The gradient of its loss is zero at E[x | x_t] of the student, and at that only."""
     t = T.item()

@@ -18,7 +18,7 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
-from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
+from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource, turns
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.trajectory import trajectory
@@ -173,6 +173,38 @@ def test_rows_cover_the_plan_evenly_and_s_its_intervals(source):
         assert share[-1] < 1
         even = (torch.arange(len(share)) + 0.5) / len(share)
         assert (share - even).abs().max() < 1.95 / len(share) ** 0.5  # Kolmogorov, 1 in 1,000
+
+
+@pytest.mark.parametrize(("count", "rows"), [(8, 4), (8, 12), (2, 1), (6, 9), (4, 2)])
+def test_every_second_batch_meets_every_step_as_often(count, rows):
+    """As student and auxiliary take turns in batches."""
+    taken = torch.zeros(2, count)
+    for iteration in range(2000):
+        draws = Draws(0, torch.arange(rows) + rows * iteration)
+        taken[iteration % 2] += turns(draws, count).bincount(minlength=count)
+    expected = 1000 * rows / count
+    assert (taken - expected).abs().max() < 5 * expected**0.5
+
+
+def test_rows_in_a_row_meet_each_step_once():
+    found = turns(Draws(3, torch.arange(700)), 7).view(100, 7)
+    assert torch.equal(found.sort(1).values, torch.arange(7).expand(100, 7))
+    assert len(found[:, 0].unique()) == 7
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_rollouts_are_a_sampler_s_so_without_dropout(source):
+    """In training mode, too; what the student learns from is with it, and so is all that follows."""
+    method, batch = dual_method(source), images(8, 5)
+    for part in method.networks.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.5
+    draws, seen = Draws(0, batch.sample), []
+    for training in (True, False):
+        method.networks.train(training)
+        seen.append(method.sampled(batch, draws)[0].z_t)
+        assert all(part.training == training for part in method.networks.modules())
+    assert torch.equal(*seen)
 
 
 @pytest.mark.parametrize("source", [SegmentRollout, FullRollout])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scoringrules
 import torch
+from scipy import stats
 from torch import Tensor
 
 from dualrate.metrics.forecasts import (
@@ -18,6 +19,7 @@ from dualrate.metrics.forecasts import (
     power_spectrum,
     spectrum_distance,
     steady_numbers,
+    students_t,
     time_until,
 )
 
@@ -29,14 +31,14 @@ def normals(*shape: int) -> Tensor:
 
 
 def scored(
-    members: Tensor, truth: Tensor, *, leads=None, start=None, block=1, resamples=100, chunk=1000, **how
+    members: Tensor, truth: Tensor, *, leads=None, start=None, groups=None, resamples=100, chunk=1000, **how
 ) -> ForecastScores:
     """Of members (N, M, T, C, H, W) and truth (N, T, C, H, W)."""
     scorer = ForecastScorer(leads or range(1, truth.shape[1] + 1), **how)
     for i in range(0, len(truth), chunk):
         frames = zip(members[i : i + chunk].unbind(2), truth[i : i + chunk].unbind(1), strict=True)
         scorer.add(frames, start=None if start is None else start[i : i + chunk])
-    return scorer.scores(block=block, resamples=resamples)
+    return scorer.scores(groups, resamples=resamples)
 
 
 def wave(k_y: int, k_x: int, height: int, width: int, phase: float = 0.3) -> Tensor:
@@ -196,27 +198,47 @@ def test_equal_numbers_have_ranks_by_chance() -> None:
     assert (found.ranks[0] != found.ranks[1]).any()
 
 
-def test_an_interval_resamples_blocks_of_starts() -> None:
+def test_an_interval_resamples_groups_of_starts() -> None:
     """Starts that come in threes alike: the deviation of the mean is that of a third as many."""
     values = normals(30).abs().repeat_interleave(3)
     truth = values[:, None, None, None, None]
-    alike, apart = (scored(0 * truth[:, None], truth, block=block, resamples=4000).crps for block in (3, 1))
+    threes = torch.randperm(30, generator=GENERATOR).repeat_interleave(3)
+    alike, apart = (scored(0 * truth[:, None], truth, groups=each, resamples=4000).crps for each in (threes, None))
     assert alike.replicates.std() == pytest.approx(values[::3].std().item() / math.sqrt(30), rel=0.05)
     assert apart.replicates.std() == pytest.approx(values.std().item() / math.sqrt(90), rel=0.05)
     assert alike.value == pytest.approx(values.mean().item())
-    low, high = np.quantile(alike.replicates, [0.025, 0.975])
+    out = stats.norm.cdf(stats.t.ppf([0.025, 0.975], 29))
+    low, high = np.quantile(alike.replicates, out)
     assert (alike.low.item(), alike.high.item()) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_students_t_is_scipys() -> None:
+    for freedom in (4, 5, 10, 100):
+        assert students_t(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=3e-3)
+
+
+@pytest.mark.parametrize(("trajectories", "each"), [(5, 10), (6, 8), (20, 3)])
+def test_intervals_hold_the_truth_as_often_as_they_say_where_starts_of_a_trajectory_are_alike(
+    trajectories: int, each: int
+) -> None:
+    """Absolute errors of normals, one a trajectory: the mean is sqrt(2 / pi)."""
+    groups, held, tries = torch.arange(trajectories).repeat_interleave(each), 0, 300
+    for _ in range(tries):
+        truth = normals(trajectories).repeat_interleave(each)[:, None, None, None, None]
+        found = scored(0 * truth[:, None], truth, groups=groups, resamples=300).crps
+        held += found.low.item() <= math.sqrt(2 / math.pi) <= found.high.item()
+    assert held / tries > 0.89
 
 
 def test_one_member_has_the_scores_that_are_defined() -> None:
     past, truth = normals(5, 2, 1, 1, 8), normals(5, 3, 1, 1, 8)
-    found = scored(persistence(past, 3), truth, block=5)
+    found = scored(persistence(past, 3), truth, groups=torch.zeros(5, dtype=torch.int64))
     np.testing.assert_allclose(found.crps.value, (past[:, -1:] - truth).abs().mean((0, 2, 3, 4)), rtol=1e-12)
     np.testing.assert_array_equal(found.rmse.value, found.rmse_member.value)
     rows = found.table()
     assert [row["lead"] for row in rows] == [1, 2, 3]
     assert rows[0]["spread"] is rows[0]["spread_skill"] is rows[0]["rate"] is None
-    assert rows[0]["crps_low"] is None  # one block tells nothing about others
+    assert rows[0]["crps_low"] is None  # one group tells nothing about others
     json.dumps(rows + found.times(), allow_nan=False)
 
 
@@ -249,7 +271,7 @@ def test_other_shapes_are_refused_with_both() -> None:
     members, truth = torch.zeros(2, 3, 1, 1, 4), torch.zeros(2, 1, 1, 4)
     scorer = ForecastScorer([1, 2])
     with pytest.raises(ValueError, match="one start"):
-        scorer.scores(block=1)
+        scorer.scores()
     with pytest.raises(ValueError, match=r"got members \(2, 3, 1, 1, 4\) and truth \(2, 1, 1, 5\)"):
         scorer.add([(members, torch.zeros(2, 1, 1, 5))] * 2)
     with pytest.raises(ValueError, match="got 1 lead times, expected the 2"):
@@ -269,7 +291,9 @@ def test_other_shapes_are_refused_with_both() -> None:
         ForecastScorer([1, 1])
     with pytest.raises(ValueError, match="one positive number"):
         ForecastScorer([1], scale=torch.zeros(1))
-    assert scorer.scores(block=1).starts == 2
+    with pytest.raises(ValueError, match=r"got groups \(3,\) of 2 starts"):
+        scorer.scores(torch.zeros(3))
+    assert scorer.scores().starts == 2
 
 
 def test_numbers_of_a_stable_ensemble_are_those_of_a_wave():

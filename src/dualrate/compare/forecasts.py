@@ -45,7 +45,7 @@ class ScoredPlan:
     def crps(self) -> tuple[float, float, float]:
         """Mean over lead times; with its interval over starts, NaN where there is none."""
         found = self.scored.by_name["forecast"].crps
-        mean = Score(np.array(found.value.mean()), found.replicates.mean(1))
+        mean = Score(np.array(found.value.mean()), found.replicates.mean(1), found.groups)
         return float(mean.value), float(mean.low), float(mean.high)
 
 

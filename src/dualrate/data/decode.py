@@ -35,6 +35,9 @@ MAX_BYTES = 8 * MAX_PIXELS  # of a file: as many as four channels of 16 bits tak
 _WEBP = {b"VP8X": (24, 24, 0xFFFFFF, 1), b"VP8L": (21, 14, 0x3FFF, 1), b"VP8 ": (26, 16, 0x3FFF, 0)}
 
 
+GREY, RGB = 0, 2  # colour types of PNG
+
+
 OnBad = Literal["fail", "skip"]
 
 
@@ -71,9 +74,11 @@ def decode(data: bytes, name: str, *, size: int | None = None, channels: int | N
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size)
                 image.load()
+                if image.format == "PNG" and "transparency" in image.info:
+                    _scale_key(image, *data[24:26])
                 # by depth and colour type of the first chunk: 16-bit grey with alpha, which Pillow makes RGBA
                 deep = image.format == "PNG" and data[24:26] == b"\x10\x04"
-                grey = deep or _sixteen_bit(image) or image.mode in ("1", "L", "LA")
+                grey = deep or sixteen_bit(image) or image.mode in ("1", "L", "LA")
                 return _pixels(_eight_bit(ImageOps.exif_transpose(image), grey), size, channels)
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a {', '.join(FORMATS)} image") from None
@@ -104,13 +109,22 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return (both & mask) + least, (both >> bits & mask) + least
 
 
-def _sixteen_bit(image: Image.Image) -> bool:
+def sixteen_bit(image: Image.Image) -> bool:
+    """Whether Pillow holds grey values of more than 8 bits."""
     return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _scale_key(image: Image.Image, depth: int, colours: int) -> None:
+    """A colour key as wide as the pixels: Pillow widens pixels of 2 and 4 bits to 8, and narrows colours of 16."""
+    if colours == GREY and depth in (2, 4):
+        image.info["transparency"] *= 255 // (2**depth - 1)
+    if colours == RGB and depth == 16:
+        raise ValueError("a transparent colour of 16 bits: save it with 8 bits, or with an alpha channel")
 
 
 def _eight_bit(image: Image.Image, grey: bool) -> Image.Image:
     """L or RGB."""
-    if _sixteen_bit(image):
+    if sixteen_bit(image):
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError(f"grey values from {wide.min()} to {wide.max()}, expected 0 to 65535")

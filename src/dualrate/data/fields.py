@@ -444,11 +444,13 @@ def write_fields(path: Path, array: NDArray[Any], variables: Sequence[str], step
     if array.ndim != 5 or array.shape[2] != len(variables):
         raise ValueError(f"fields are {array.shape} with {len(variables)} variables; expected (S, T, C, H, W)")
     check_writable(path)
+    along = "trajectory", "time", "y", "x"
+    if path.suffix == ".nc" and (taken := [name for name in variables if name in along or "/" in name]):
+        raise ValueError(f"no variable of NetCDF can be called {', '.join(taken)}: name it otherwise, or write .npz")
     if path.suffix == ".npz":
         with whole(path) as aside, aside.open("wb") as file:
             np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))
         return
-    along = "trajectory", "time", "y", "x"
     sizes: dict[str, int] = dict(zip(along, (*array.shape[:2], *array.shape[3:]), strict=True))
     times = {} if step is None else {"time": Coordinate("time", np.arange(array.shape[1]) * step)}
     parts = {name: (tuple(sizes), lambda n, i=i: array[n, :, i]) for i, name in enumerate(variables)}

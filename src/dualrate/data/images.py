@@ -16,7 +16,6 @@ leaves no half entry. One that is not whole is made again. Who may read it, the 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -441,13 +440,10 @@ def every_image(
     if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):
         return Everything(named(path, files), options)
     raw = [find_source(source, split, cache_dir(), silent).read() for split in SPLITS]
-    items = sorted((item for one in raw for item in one.items), key=_place)
-    return Everything(items, options)
-
-
-def _place(item: Item) -> list[tuple[int, str]]:
-    """Numbers in a name as numbers: row 10 after row 9."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", item[0])]
+    items = [item for one in raw for item in one.items]
+    rows = [one.rows for one in raw if one.rows is not None]
+    order = range(len(items)) if len(rows) < len(raw) else np.concatenate(rows).argsort()
+    return Everything([items[i] for i in order], options)
 
 
 # Finding

@@ -29,9 +29,9 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")  # all but the first in any case
 
 
-def _files(folder: Path) -> tuple[list[Path], list[list[Path]]]:
-    """Training files of a folder, or of its data/ sub-folder, and the groups of files that may be the test split, the
-    first choice first.
+def _files(folder: Path) -> tuple[list[Path], list[list[Path]], list[Path]]:
+    """Training files of a folder, or of its data/ sub-folder; the groups of files that may be the test split, the
+    first choice first; and the files that are left aside.
 
     Files named train* are the training split; test*, val*, dev and eval are groups; others are left aside. If no name
     says what it is, all are training files. Raises ValueError for test files without training files, and for training
@@ -48,7 +48,8 @@ def _files(folder: Path) -> tuple[list[Path], list[list[Path]]]:
     if tests and not train:
         raise ValueError(f"{tests[0][0].parent} has test files ({tests[0][0].name}) but no train*.parquet")
     check_complete(train or files)
-    return train or files, tests
+    used = {*train, *(file for group in tests for file in group)}
+    return train or files, tests, [file for file in files if train and file not in used]
 
 
 def check_complete(files: Sequence[Path]) -> None:
@@ -81,7 +82,7 @@ def parquet_source(path: Path, split: Split, asked: str | None = None, images: s
     Raises ValueError for missing files. Raises, when read, OSError for files that cannot be opened or read; ValueError
     for damaged files, unexpected columns, and labels that `class_numbers` refuses or only the test files have.
     """
-    train, tests = _files(path) if path.is_dir() else ([path], [])
+    train, tests, others = _files(path) if path.is_dir() else ([path], [], [])
 
     def read() -> Raw:
         with _opened(train[0]) as parquet:
@@ -90,12 +91,13 @@ def parquet_source(path: Path, split: Split, asked: str | None = None, images: s
         labelled = [files for files in tests if column is None or not all(_unlabelled(file, column) for file in files)]
         passed = [printable(file.name) for files in tests if files not in labelled for file in files]
         test = labelled[0] if labelled else []
+        unused = [printable(file.name) for file in [*others, *(file for files in labelled[1:] for file in files)]]
         check_complete(test)
         known = _listed(train, column, images)
         chosen = _listed(test, column, images) if test and split == "test" else known
         place = str((test if test and split == "test" else train)[0])
         names = _declared_names(schema, train[0], column)
-        note = note or skipped(passed, "file(s) without labels")
+        note = note or skipped(passed, "file(s) without labels") or skipped(unused, "file(s) of other splits")
         return chosen.raw(known, place, None if test else split, names, note)
 
     files = dict.fromkeys([*train, *(file for test in tests for file in test)])

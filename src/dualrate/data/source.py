@@ -102,6 +102,7 @@ class Raw:
     labels:      (count,) int64 in [0, len(class_names)), or None
     class_names: empty without labels
     note:        the parts of the source that are not used, beginning with one of `NOTED`; empty: all is used
+    rows:        of the source's images, where it has one split, of which a part is held out here; None: it has two
     """
 
     items: Items
@@ -109,6 +110,7 @@ class Raw:
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     note: str = ""
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Listed:
         keys = names_of(self.items) if self.by_name else [str(i) for i in range(self.count)]
         rows = hold_out(keys, hold, place)
         items = [self.items[i] for i in rows] if isinstance(self.items, list) else self.items[rows]
-        return Raw(items, len(rows), None if labels is None else labels[rows], names, note)
+        return Raw(items, len(rows), None if labels is None else labels[rows], names, note, rows)
 
 
 MIXED = (
@@ -262,9 +264,12 @@ def resolved(source: str | Path) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file; raises what `read_bytes` raises, and ValueError for a file that is no text."""
+    """The content of a UTF-8 file, without a byte-order mark, whose lines end with a line feed alone.
+
+    Raises what `read_bytes` raises, and ValueError for a file that is no text.
+    """
     with reading(path, "text in UTF-8"):
-        return read_bytes(path).decode()
+        return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager

@@ -5,7 +5,8 @@ image's ending. Its class is, by what there is
     key.cls or key.json beside key.jpg or key.image.jpg, as in webdataset's shards: a number or a name; in JSON that of
     "label"
     the folder in the archive that it is in
-    the tar that it is in, of a tar of tars (ImageNet's) or of several; unless these are numbered on: a-0.tar, a-1.tar
+    the tar that it is in, of a tar of tars (ImageNet's) or of several; unless these are numbered on: a-0.tar, a-1.tar.
+    Of cats_train.tar, dogs_train.tar, cats_test.tar it is what is left of the name without its split
 What has an image's name and is none (a link, a device, a sparse file), or
 should not have it (the second of a name, one that leads out of the archive), is an image that cannot be used, like one
 that cannot be decoded. Python's tarfile reads the headers; three things that it takes on trust are checked: that it
@@ -119,6 +120,7 @@ def _listing(
         raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
     split = all(one.split for one in good) and any(one.split == "train" for one in good)
     labelled, shards = any(one.label is not None for one in good), _are_shards({one.image.file for one in good})
+    words = {} if shards or not split else _class_words(good)
     for one in found:
         if labelled and one.label is None and not one.image.fault:
             one.image = replace(one.image, fault="it has no label beside it (.cls, or label in .json)")
@@ -126,7 +128,7 @@ def _listing(
             tar = one.image.file.stem
             unnamed = shards or (split and any(map(split_named, _words(tar))))
             folder = "" if split and split_named(one.folder) else one.folder
-            one.label = folder or (None if unnamed else printable(tar))
+            one.label = folder or words.get(tar) or (None if unnamed else printable(tar))
         one.split = one.split if split else ""
     return found
 
@@ -142,6 +144,18 @@ def _are_shards(tars: Iterable[Path]) -> bool:
         there[folder] == 1 or (min(run) >= 0 and max(run) - min(run) + 1 == len(run))
         for (folder, _), run in runs.items()
     )
+
+
+def _class_words(found: Iterable[Found]) -> dict[str, str]:
+    """What is left of the tars' names without their splits, where these are several classes, the same in each split."""
+    words: dict[str, str] = {}
+    splits: dict[str, set[str]] = defaultdict(set)
+    for one in found:
+        tar = one.image.file.stem
+        words[tar] = " ".join(word for word in _words(tar) if not split_named(word))
+        splits[one.split].add(words[tar])
+    apart = len(splits["train"]) > 1 and all(words.values()) and len(words) == sum(map(len, splits.values()))
+    return words if apart and all(own <= splits["train"] for own in splits.values()) else {}
 
 
 def _listed(found: Sequence[Found], root: Path) -> Listed:

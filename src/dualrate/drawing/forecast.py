@@ -107,7 +107,6 @@ class Starts:
     """past: (N, past, C, H, W) float32, in the data's units, the latest last; source: where they are from, in words.
 
     known: frames after each that the data has, of those asked for; truth: start i -> (known, C, H, W)
-    block: starts in a row that are of about one trajectory, so not independent
     places:   (N, 2) of starts from the data, trajectory of the test split and time step of the latest frame in it
     training: the fields that the model was trained on, where they were read
     """
@@ -116,12 +115,16 @@ class Starts:
     source: str
     known: int = 0
     truth: Callable[[int], Frame] | None = None
-    block: int = 1
     places: NDArray[np.int64] | None = None
     training: Fields | None = None
 
     def __len__(self) -> int:
         return len(self.past)
+
+    @property
+    def groups(self) -> Tensor:
+        """(N,) int64: the trajectory of each, whose starts are not independent."""
+        return torch.arange(len(self)) if self.places is None else torch.from_numpy(self.places[:, 0])
 
     @property
     def digest(self) -> str:
@@ -160,13 +163,11 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         i, first = map(int, chosen[number])
         return data.frames(i, first + past - 1, span - past + 1)[forecast.ahead :: forecast.ahead]
 
-    block = -(-len(chosen) // len({int(i) for i, _ in chosen}))
     return Starts(
         np.stack(start).astype(np.float32),
         f"{len(chosen)} of {data.name}",
         known,
         truth,
-        block,
         chosen + np.array([0, past - 1]),
         training,
     )

@@ -19,12 +19,14 @@ from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import Frame, Starts, forecast_of, held_out_starts, roll_out, training_fields
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.forecasts import (
+    GROUPS,
     STEADY,
     ForecastScorer,
     ForecastScores,
     Score,
     Stability,
     climatology,
+    count_of,
     persistence,
     power_spectrum,
     steady_numbers,
@@ -90,7 +92,9 @@ class Scored:
             crps = (float(part[i]) for part in (own.crps.value, own.crps.low, own.crps.high))
             lines.append((f"{own.leads[i]:g}", with_interval(*crps, places=3), *(_number(one, i) for one in shown)))
         notes = (
-            "CRPS, RMSE: lower is better, in standard deviations of the data; brackets: 95% intervals over starts",
+            "CRPS, RMSE: lower is better, in standard deviations of the data",
+            f"brackets: 95% intervals over starts, those of a trajectory together; none of fewer than {GROUPS} "
+            "trajectories",
             "spread / skill: 1 for a calibrated ensemble; below, too sure",
             *([self.notice] if self.left_out else []),
         )
@@ -150,10 +154,10 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
         for scorer, of, channels in scored:
             frame_by_frame = zip(of[:, :, :, channels].unbind(2), truth[:, :, channels].unbind(1), strict=True)
             scorer.add(frame_by_frame, start=past[:, -1, channels])
-    own = {names[c]: scorer.scores(block=starts.block) for c, scorer in single.items()}
+    own = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return Scored(
-        {name: scorer.scores(block=starts.block) for name, scorer in scorers.items()}, own, still, forecast.lead_unit
+        {name: scorer.scores(starts.groups) for name, scorer in scorers.items()}, own, still, forecast.lead_unit
     )
 
 
@@ -210,9 +214,12 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
             found[first : first + len(numbers)] += numbers / (count * members)
             before = now[:, :, -1:]
     names, known = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
-    independent = -(-count // starts.block)
     made = Stability.of(
-        forecast.lead_times(frames), [names[c] for c in moving], found[:, moving], known[:, moving], independent
+        forecast.lead_times(frames),
+        [names[c] for c in moving],
+        found[:, moving],
+        known[:, moving],
+        count_of(starts.groups),
     )
     return Judged(str(made), made, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
 

@@ -105,9 +105,10 @@ class DataConfig(Ranged):
             )
         if is_encoded(self.source):
             return encoded_images(self.source, split, progress)
-        if is_text(self.source) and self.label is not None:
-            raise ValueError(f"{self.source} is a text, which has no labels: drop --data.label {self.label}")
         if is_text(self.source):
+            given = {"label": self.label, "channels": self.channels, "augment": self.augment != Augment() or None}
+            if wrong := [f"--data.{name}" for name, value in given.items() if value is not None]:
+                raise ValueError(f"{self.source} is a text, to which {', '.join(wrong)} means nothing: drop it")
             return read_text(self.source, split, self.size or PIECE)
         return load_images(self.source, split=split, progress=progress, **self.preparation)
 

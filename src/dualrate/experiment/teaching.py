@@ -24,6 +24,8 @@ from dualrate.experiment.experiment import Experiment, Model, Start
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.networks.blocks import cast_layers
 
+NOISE = "noise.weight"  # of tokens, by which noise enters: where it is new, it begins at 0
+
 
 def check_teacher(student: Experiment, teacher: Model, name: str, guidance: float) -> NetworksConfig:
     """The teacher's network. Raises ValueError if it cannot teach the student, with this weight of guidance.
@@ -173,7 +175,8 @@ def begin(
         its = source.experiment.networks.configs
         for role, own in config.configs.items():
             check_same_network(own, its.get(role), f"{source.path}: its {role} is not that of {experiment.name}")
-        fill(networks, source.networks.state_dict(), f"{source.path}: {problem}")
+        unread = {name: torch.zeros_like(own) for name, own in networks.state_dict().items() if name.endswith(NOISE)}
+        fill(networks, unread | source.networks.state_dict(), f"{source.path}: {problem}")
         return {"student": str(source)}
     if config.ages:
         return start_from(config, networks, loaded if teacher is None else {"encoder": teacher, **loaded})

@@ -233,7 +233,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
     """Multistep consistency. The model serves its own number of steps, under DDIM."""
 
     steps: Steps = 4
-    """Steps of the student, 1 to 16. Each covers its own part of the noise levels."""
+    """Steps of the student. Each covers its own part of the noise levels."""
     teacher: str | None = None
     """The teacher: a single-rate run, released weights, or a diffusers folder. Default: none, training from data."""
     teacher_steps: tuple[Steps, Steps] = (64, 1280)
@@ -281,6 +281,10 @@ class ConsistencyConfig(MethodConfig, Ranged):
                 what = "one network, called at every step" if own is None else "a heavy network, called once"
                 given = "drop heavy and" if own is None else "make heavy 1, drop"
                 raise ValueError(f"{experiment.name} has {what}: {given} light_from")
+        elif self.steps < 2:
+            raise ValueError(
+                f"{experiment.name} has two rates, of which a student of one step has no use: take 2 steps or more"
+            )
         elif experiment.networks.roles != ("encoder", "light") or not 0 < (self.heavy or 0) < self.steps:
             raise ValueError(
                 f"consistency trains one network, or an encoder and a light network with 1 to {self.steps - 1} heavy "

@@ -79,7 +79,7 @@ from dualrate.methods.student_states import (
 )
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth, lag
-from dualrate.networks.blocks import at_rest, frozen
+from dualrate.networks.blocks import at_rest
 from dualrate.system.device import whole_products
 from dualrate.training.method import Loss, Phase, quarters
 
@@ -141,8 +141,11 @@ class StudentMethod(Ranged):
         return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())
 
     def sampled(self, batch: Batch, draws: Draws) -> tuple[StudentStates, Tensor, Tensor, Tensor]:
-        """States, x~ there (with gradient, if the caller has it on), x drawn of it, and z_s ~ q(z_s | z_t, sg x)."""
-        with frozen(self.networks):
+        """States, x~ there (with gradient, if the caller has it on), x drawn of it, and z_s ~ q(z_s | z_t, sg x).
+
+        The states are a sampler's, so without dropout; x~ is with it.
+        """
+        with at_rest(self.networks):
             states = self.states(self.student, batch, batch.cond, draws)
         x = states.x_hat(self.student, batch.cond)
         of_states = draws.repeated(len(states.row) // len(batch))
@@ -253,8 +256,8 @@ class MomentMatching(StudentMethod):
 class InstantMomentMatching(StudentMethod):
     """The parameter-space version: one phase, "student", no auxiliary. A batch needs two rows or more.
 
-    The halves of a batch are samples A for each other, so every row trains the student. They should see the same steps
-    of a plan: make a batch (or micro-batch) a multiple of 2 N rows.
+    The halves of a batch are samples A for each other, so every row trains the student. They see the same steps of a
+    plan of N where a batch (or micro-batch) is a multiple of 2 N rows.
 
     teacher:        runs in float32, which TF32 is not, as nu is a small difference
     preconditioner: the diagonal of Lambda by parameter name, as `preconditioned` finds it. None: the identity
@@ -420,6 +423,11 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         if 1 in (rows, fit.batch_size % rows):
             got = f"batches of {fit.batch_size} in micro-batches of {rows}"
             raise ValueError(f"the instant version halves every micro-batch, so none may have one row: got {got}")
+        if self.rollout != "data" and rows % (2 * self.plan.num_steps):
+            raise ValueError(
+                f"the instant version compares the halves of every micro-batch at all {self.plan.num_steps} steps: "
+                f"make it a multiple of {2 * self.plan.num_steps} rows, got {rows}"
+            )
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         teacher = start.load(self.teacher)

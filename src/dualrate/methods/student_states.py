@@ -11,7 +11,7 @@ the student's own output, about which any two denoisers agree, and the last step
 
 Sources: Moment Matching Distillation (Salimans et al. 2024, arXiv 2406.04103) for `FromData`, Dual-Rate Diffusion
 (arXiv 2605.18190) for A and B; what the latter leaves open (which step of a segment, several pairs from one path) is
-ours. Steps are taken in turn by sample number, so that any run of rows covers the plan evenly, however it is split.
+ours. Steps are taken in turn by sample number, so that rows cover the plan evenly, however they are split (`turns`).
 """
 
 from __future__ import annotations
@@ -71,6 +71,16 @@ class StudentStates:
         return own[self.call].index_copy(0, light, x_hat)
 
 
+def turns(draws: Draws, count: int) -> Tensor:
+    """(B,) numbers below `count`: rows k count, ..., (k + 1) count - 1 have each once, in turn, from a random one on.
+
+    If all began at 0, batches of half as many rows would meet the same ones in every second iteration.
+    """
+    row = draws.host.row
+    first = Draws(draws.seed, row // count).uniform("first of a turn")
+    return (row + (first * count).long()) % count
+
+
 StateSource = Callable[[Denoiser, Batch, Cond, Draws], StudentStates]
 """Draws states for a batch, of (student, batch, cond, draws); a row's depend on nothing but its sample number."""
 
@@ -115,7 +125,7 @@ class SegmentRollout(PlanStates):
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
         grid = _PlanSteps(self.plan, self.process, draws)
-        step, start = draws.host.row[:, None] % self.plan.num_steps, grid.heavy_step
+        step, start = turns(draws, self.plan.num_steps)[:, None], grid.heavy_step
         length = grid.segment_end[step] - start[step]
         turn = torch.arange(self.pairs) * length // self.pairs
         step = start[step] + (step - start[step] + turn) % length
@@ -139,11 +149,11 @@ class FullRollout(PlanStates):
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
-        row, turn = draws.host.row, torch.arange(self.pairs) * self.plan.num_steps // self.pairs
-        step = (row[:, None] + turn) % self.plan.num_steps
+        first, turn = turns(draws, self.plan.num_steps), torch.arange(self.pairs) * self.plan.num_steps // self.pairs
+        step = (first[:, None] + turn) % self.plan.num_steps
         shape = batch.x.shape[1:]
         noise = self.process.prior(self.process.noise(draws, ["rollout start"], *shape)[0], shape).to(batch.x.dtype)
-        return _PlanSteps(self.plan, self.process, draws).follow(student, noise, torch.zeros_like(row), step, cond)
+        return _PlanSteps(self.plan, self.process, draws).follow(student, noise, torch.zeros_like(first), step, cond)
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ class ForwardPairs(PlanStates):
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
         grid, rows = _PlanSteps(self.plan, self.process, draws), torch.arange(len(batch), device=batch.x.device)
         keeps = torch.nonzero(grid.heavy_step != torch.arange(len(grid.heavy_step))).flatten()
-        step = keeps[draws.host.row % len(keeps)]
+        step = keeps[turns(draws, len(keeps))]
         times = grid.times[step], grid.times[grid.heavy_step[step]], grid.inside(step[:, None]).squeeze(1)
         t, tau, s = moved(rows.device, *times)
         noise_tau, noise_t = self.process.noise(draws, ["z_tau", "z_t"], *batch.x.shape[1:])

@@ -26,10 +26,10 @@ ensemble within
 c is what chance moves the mean of n independent frames by. Members of a start are counted as one: they are that near
 at first.
 
-Every score is a function of means over starts. An interval takes those means of resampled blocks of consecutive starts:
-starts within one correlation time tell the same twice (Kuensch, "The jackknife and the bootstrap for general stationary
-observations", Ann. Stat. 17, 1989). Blocks do not overlap: so n of them can be drawn as `distances` draws vectors,
-without the (n - 1) / n by which few would make the spread too small.
+Every score is a function of means over starts. An interval resamples groups of starts, such as those of a trajectory,
+which tell the same twice. The n groups are drawn as `distances` draws vectors, without the (n - 1) / n by which few
+would make the spread too small. Its ends lie as many standard deviations out as those of Student's t with n - 1 degrees
+of freedom. Fewer than `GROUPS` give no interval.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ THRESHOLDS = (0.9, 0.8)  # of `until`
 WITHIN = (0.8, 1.25)  # of the training data, a stable ensemble
 DEVIATIONS = 3.0  # of chance, c
 BANDS = ("low", "middle", "high")
+GROUPS = 5  # of starts: the least and the greatest of 4 values hold the mean in seven of eight cases
 POWER_FLOOR = 1e-8  # of the truth's strongest wavenumber: weaker ones, a ten-thousandth in amplitude, count as equal
 
 
@@ -211,27 +213,44 @@ class Score:
     """A score, and what it would have been from other starts.
 
     value:      (T,), or (T, 3) by band, or by threshold
-    replicates: (R, ...) of the bootstrap. Those of two forecasts from the same starts, with the same block and seed,
-                are paired: the quantiles of their difference are the interval of the difference. R = 0: one block.
+    replicates: (R, ...) of the bootstrap. Those of two forecasts from the same starts, with the same seed, are paired:
+                the quantiles of their difference are the interval of the difference. R = 0: too few groups of starts
+    groups:     of starts that were resampled
     """
 
     value: NDArray[np.float64]
     replicates: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    groups: int = 0
 
     @property
     def low(self) -> NDArray[np.float64]:
         """The lower end of the interval; NaN where there are no replicates."""
-        return self._quantile((1 - LEVEL) / 2)
+        return self._quantile(-1)
 
     @property
     def high(self) -> NDArray[np.float64]:
         """The upper end."""
-        return self._quantile((1 + LEVEL) / 2)
+        return self._quantile(1)
 
-    def _quantile(self, share: float) -> NDArray[np.float64]:
+    def _quantile(self, side: int) -> NDArray[np.float64]:
         if not len(self.replicates):
             return np.full_like(self.value, np.nan)
+        share = NormalDist().cdf(side * students_t((1 + LEVEL) / 2, self.groups - 1))
         return np.quantile(self.replicates, share, axis=0, method="inverted_cdf")  # one of them: some are infinite
+
+
+def students_t(share: float, freedom: int) -> float:
+    """The quantile of Student's t, by its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5): within 0.3% from 4.
+
+    share: below it. freedom: degrees of it, at least 1
+    """
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 @dataclass(frozen=True)
@@ -283,7 +302,7 @@ _BY_LEAD = (
 
 
 def _column(score: Score, index: int) -> Score:
-    return Score(score.value[:, index], score.replicates[:, :, index])
+    return Score(score.value[:, index], score.replicates[:, :, index], score.groups)
 
 
 def _rows(key: str, values: Sequence[float], columns: dict[str, Score]) -> list[dict[str, float | None]]:
@@ -352,21 +371,20 @@ class ForecastScorer:
         self._ranks = self._ranks + torch.stack(counts)
         self._starts += len(found[0]["crps"])
 
-    def scores(self, *, block: int, resamples: int = 1000, seed: int = 0) -> ForecastScores:
+    def scores(self, groups: Tensor | None = None, *, resamples: int = 1000, seed: int = 0) -> ForecastScores:
         """Of all starts so far, in the order in which they came.
 
-        block: consecutive starts that are resampled together: as many as lie within a few correlation times, or all of
-               a trajectory. Fewer than 10 blocks make intervals too narrow.
-        Raises ValueError before the first start, and for a block below 1.
+        groups: (N,) int64, one number for all starts that are not independent, such as those of a trajectory; None:
+                all are
+        Raises ValueError before the first start, and for groups of another number of starts.
         """
-        if self._shape is None or not self._starts or block < 1:
-            raise ValueError(
-                f"got {self._starts} starts and blocks of {block}; a score needs one start, and blocks of 1"
-            )
+        if self._shape is None or not self._starts:
+            raise ValueError("no forecasts were added: a score needs one start")
+        groups = torch.arange(self._starts) if groups is None else groups
+        if groups.shape != (self._starts,):
+            raise ValueError(f"got groups {tuple(groups.shape)} of {self._starts} starts; expected a number for each")
         rows = {name: torch.cat([chunk[name] for chunk in self._rows]) for name in self._rows[0]}
-        weights = torch.cat(
-            [torch.ones(1, self._starts).double(), _block_weights(self._starts, block, resamples, seed)]
-        )
+        weights = torch.cat([torch.ones(1, self._starts).double(), _group_weights(groups, resamples, seed)])
         weights = weights / weights.sum(1, keepdim=True)
         count, *_, height, width = self._shape
         leads = []
@@ -382,7 +400,7 @@ class ForecastScorer:
             self._starts,
             count,
             self._leads.numpy(),
-            **{name: Score(part[0].numpy(), part[1:].numpy()) for name, part in found.items()},
+            **{name: Score(part[0].numpy(), part[1:].numpy(), count_of(groups)) for name, part in found.items()},
             ranks=(self._ranks / self._ranks.sum(1, keepdim=True)).numpy(),
             power=rows["power"].mean(0).numpy(),
             power_truth=rows["power_truth"].mean(0).numpy(),
@@ -449,13 +467,17 @@ def _norm(fields: Tensor, batch: int) -> Tensor:
     return fields.square().flatten(batch).mean(-1).sqrt()
 
 
-def _block_weights(starts: int, block: int, resamples: int, seed: int) -> Tensor:
-    """(R, N) float64: how often each start counts; R = 0 where there are fewer than two blocks."""
-    blocks = starts // block  # the rest makes some of them longer by a start
-    if blocks < 2:
-        return torch.zeros(0, starts, dtype=torch.float64)
-    of_start = torch.arange(starts) * blocks // starts
-    drawn = resampling_weights(torch.zeros(blocks, dtype=torch.int64), resamples, seed)
+def count_of(groups: Tensor) -> int:
+    """How many there are."""
+    return len(groups.unique())
+
+
+def _group_weights(groups: Tensor, resamples: int, seed: int) -> Tensor:
+    """(R, N) float64: how often each start counts; R = 0 where there are fewer than `GROUPS` groups."""
+    whole, of_start = groups.unique(return_inverse=True)
+    if len(whole) < GROUPS:
+        return torch.zeros(0, len(groups), dtype=torch.float64)
+    drawn = resampling_weights(torch.zeros(len(whole), dtype=torch.int64), resamples, seed)
     return torch.stack([weight[of_start] for weight in drawn])
 
 

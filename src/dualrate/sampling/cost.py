@@ -7,9 +7,10 @@ a context are part of the heavy call that computes them.
     image = branches x (H x heavy / M + N x light) + decode,   branches = 2 under guidance, M members share a heavy call
     image = branches x (read / M + H x heavy + N x light) + decode,   where they share a reading of it instead
 
-where a step that uses the encoder's own output makes no light call, calls that renew a part of a context and those
-without one are light ones at their own costs, and outside a guidance interval a light call runs one branch;
-calls that make a context always run both. Where the cost of a call depends on its rows (`Denoiser.varies`), an image
+where a step that uses the encoder's own output makes no light call, and calls that renew a part of a context are light
+ones at their own cost. So are those without a context where that is another network; else they are priced as light
+calls, of which they lack at most the embedding of tau. Outside a guidance interval a light call runs one branch; calls
+that make a context always run both. Where the cost of a call depends on its rows (`Denoiser.varies`), an image
 costs what `mean_macs` counts while images are drawn; a call, that of a row of zeros.
 """
 
