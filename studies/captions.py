@@ -48,7 +48,7 @@ from dualrate.integrations.caching import FirstBlock, Verified
 from dualrate.report.figures import log_axis, png
 from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
-from studies.common import RESULTS, markdown, place
+from studies.common import RESULTS, Row, add_rows, kept, markdown, place, rows_of
 from studies.shapes import (
     ASPECTS,
     BACKGROUND,
@@ -65,8 +65,6 @@ from studies.shapes import (
     judged,
     read,
 )
-
-Row = dict[str, Any]
 
 # The pipeline
 
@@ -322,8 +320,7 @@ class Run:
             shown = [*range(SHOWN // 2), *range(len(asked) - SHOWN // 2, len(asked))]
             (self.out / "shown").mkdir(exist_ok=True)
             np.save(self.out / "shown" / f"{way.slug}.npy", pictures[shown])
-            with (self.out / "rows.jsonl").open("a") as file:
-                file.write(json.dumps({"way": str(way), **cost, **flags}) + "\n")
+            add_rows(self.out, [{"way": str(way), **cost, **flags}])
             print(way, {name: round(value, 3) for name, value in cost.items()}, _share(flags), flush=True)
 
 
@@ -347,11 +344,6 @@ def read_by_table() -> None:
 
     text_folder.read_pipeline = read_pipeline
     diffusers_folder.KNOWN = (*diffusers_folder.KNOWN, Words.__module__)
-
-
-def rows_of(out: Path) -> list[Row]:
-    file = out / "rows.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 # Ways to draw
@@ -500,9 +492,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def page(out: Path) -> None:
     """Table and figures of docs/results/captions.md, of OUT or of the kept rows."""
-    kept = RESULTS / "captions.json"
-    rows = rows_of(out) or json.loads(kept.read_text())
-    write_whole(kept, json.dumps(rows, separators=(",", ":")) + "\n")
+    rows = kept(RESULTS / "captions.json.xz", out)
     place("captions", table(rows), RESULTS / "captions.md")
     print(table(rows), end="")
     write_whole(RESULTS / "captions.png", png(front(rows)))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import lzma
 import re
 import tarfile
 import textwrap
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +60,28 @@ def kept_rows(name: str) -> Path:
                 if content := archive.extractfile(member):
                     (made / Path(member.name).name).write_bytes(content.read())
     return folder
+
+
+Row = dict[str, Any]  # a measurement
+
+
+def rows_of(out: Path) -> list[Row]:
+    """Those in OUT/rows.jsonl; none where it is not there."""
+    file = out / "rows.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def add_rows(out: Path, rows: Iterable[Row]) -> None:
+    """Appends to OUT/rows.jsonl."""
+    with (out / "rows.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def kept(file: Path, out: Path) -> list[Row]:
+    """The rows of OUT, which the file (.json.xz) keeps from now on; where OUT has none, those that it keeps."""
+    if rows := rows_of(out):
+        write_whole(file, lzma.compress(json.dumps(rows, separators=(",", ":")).encode()))
+    return rows or json.loads(lzma.decompress(file.read_bytes()))
 
 
 # Tables

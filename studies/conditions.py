@@ -14,8 +14,6 @@ One thread in float32. A training that was interrupted goes on.
 from __future__ import annotations
 
 import argparse
-import json
-import lzma
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,10 +33,9 @@ from dualrate.metrics.ensembles import energy_score, fair_crps, psnr
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import Rate, TrainedBy
 from dualrate.report.table import with_interval
-from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, markdown, place
-from studies.forecasts import Plan, Row, Scores, at_equal_score, read, resampled
+from studies.common import RESULTS, Row, add_rows, kept, markdown, place, rows_of
+from studies.forecasts import Plan, Scores, at_equal_score, resampled
 
 TASKS = ("super-resolution:4", "inpainting:16")
 MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
@@ -88,7 +85,7 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
     """Every training that has no row yet."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    done, judge = {(row["task"], row["rate"], row["trained_by"], row["seed"]) for row in read(out)}, None
+    done, judge = {(row["task"], row["rate"], row["trained_by"], row["seed"]) for row in rows_of(out)}, None
     for seed, task, (rate, trained_by) in product(seeds, tasks, MODELS):
         if (task, rate, trained_by, seed) in done:
             continue
@@ -105,8 +102,7 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
         known = {"task": task, "rate": rate, "trained_by": trained_by, "seed": seed}
         known |= {"seconds": result.seconds, "seen": result.iteration * model.experiment.fit.batch_size}
         rows = [known | scored(model, steps, judge) | {"floor": judge.floor} for steps in plans]
-        with (out / "rows.jsonl").open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        add_rows(out, rows)
         print(*(f"{folder.name}, {row['steps']} steps: CRPS {np.mean(row['crps']):.5f}" for row in rows), sep="\n")
 
 
@@ -201,9 +197,7 @@ def picture(out: Path, task: str) -> None:
 
 
 def page(out: Path) -> None:
-    kept, wanted = RESULTS / "conditions.json.xz", RESULTS / "conditions.md"
-    rows = read(out) or json.loads(lzma.decompress(kept.read_bytes()))
-    write_whole(kept, lzma.compress(json.dumps(rows, separators=(",", ":")).encode()))
+    rows, wanted = kept(RESULTS / "conditions.json.xz", out), RESULTS / "conditions.md"
     for task in dict.fromkeys(row["task"] for row in rows):
         own, name = [row for row in rows if row["task"] == task], task.partition(":")[0]
         for table, what in ((scored_table, "scores"), (ratio_table, "ratios")):

@@ -2,7 +2,7 @@
 
     python -m studies.forecasts simulate OUT    trajectories, OUT/fields.npz
     python -m studies.forecasts train OUT --seconds 400 --seeds 0 1    trains and scores what OUT/rows.jsonl lacks
-    python -m studies.forecasts page OUT        docs/results/forecasts.json, .png and the tables of forecasts.md
+    python -m studies.forecasts page OUT        docs/results/forecasts.json.xz, .png and the tables of forecasts.md
 
 Without OUT/rows.jsonl a page is of the rows that were kept.
 
@@ -23,7 +23,6 @@ One thread in float32. Seconds of training are of its CPU time.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -56,11 +55,10 @@ from dualrate.report.figures import log_axis, png
 from dualrate.report.table import with_interval
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, markdown, place
+from studies.common import RESULTS, Row, add_rows, kept, markdown, place, rows_of
 
 PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES, RESAMPLES = (1, 16, 64), 3, 2000
-Row = dict[str, Any]
 Plan = tuple[str, str, int]  # a network, what trained it, and steps
 Scores = dict[Plan, NDArray[np.float64]]
 StudentsOf = Literal["moments", "consistency"]
@@ -281,20 +279,14 @@ def trained(
 
     known: what tells the rows from those of other trainings
     """
-    if any(known.items() <= ({"frames": FRAMES} | row).items() for row in read(out)):
+    if any(known.items() <= ({"frames": FRAMES} | row).items() for row in rows_of(out)):
         return
     made = make()
     with in_cpu_seconds():
         result = dr.train(made, out / made.name)
     model = dr.load(str(out / made.name))
     rows = [known | {"iterations": result.iteration} | score(model, system, steps) for steps in plans]
-    with (out / "rows.jsonl").open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def read(out: Path) -> list[Row]:
-    file = out / "rows.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    add_rows(out, rows)
 
 
 def plan_of(row: Row) -> Plan:
@@ -335,9 +327,7 @@ def at_equal_score(scores: Scores, cost: Mapping[Plan, float], pair: Plan, other
 
 
 def page(system: System, out: Path) -> None:
-    kept = RESULTS / f"{system.page}.json"
-    rows = read(out) or json.loads(kept.read_text())
-    write_whole(kept, json.dumps(rows, separators=(",", ":")) + "\n")
+    rows = kept(RESULTS / f"{system.page}.json.xz", out)
     for name, table in tables(system, rows).items():
         place(name, table, PAGE)  # where the page has a place for it
         print(f"<!-- {name} -->\n{table}<!-- end of {name} -->\n")

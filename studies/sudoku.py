@@ -16,7 +16,6 @@ be solved counts for nothing. One thread in float32, equal CPU seconds. A traini
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,19 +41,17 @@ from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.networks.dit import DiTConfig
 from dualrate.report.table import with_interval
-from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import OptimConfig
 from dualrate.training.loop import fit
 from studies.captions import wilson
-from studies.common import RESULTS, command, markdown, on_one_thread, place
-from studies.forecasts import Row, read
+from studies.common import RESULTS, Row, add_rows, command, kept, markdown, on_one_thread, place, rows_of
 
 SIDE, CELL, HELD_OUT, SCORED, MEMBERS = 4, 8, 48, 512, 16
 CLUES, STEPS = (4, 8), (1, 2, 4, 8, 16)
 IMAGE: Shape = (1, SIDE * CELL, SIDE * CELL)
-KEPT, PAGE = RESULTS / "sudoku.json", RESULTS / "sudoku.md"
+KEPT, PAGE = RESULTS / "sudoku.json.xz", RESULTS / "sudoku.md"
 
 
 @cache
@@ -199,7 +196,7 @@ def train(out: Path, seconds: float, seeds: Sequence[int], rates: Sequence[float
     """Every training that has no row yet."""
     on_one_thread()
     out.mkdir(parents=True, exist_ok=True)
-    done = {row["name"] for row in read(out)}
+    done = {row["name"] for row in rows_of(out)}
     for seed, lr, (size, trained_by) in itertools.product(seeds, rates, MODELS):
         made = experiment(size, trained_by, seconds, seed, lr)
         if made.name in done:
@@ -208,8 +205,7 @@ def train(out: Path, seconds: float, seeds: Sequence[int], rates: Sequence[float
         known = {"name": made.name, "size": size, "trained_by": trained_by, "lr": lr, "seed": seed}
         known |= {"seconds": spent, "seen": model.iteration * made.fit.batch_size}
         rows = [known | scored(model, steps) for steps in (STEPS if model.serves.any_plan else (None,))]
-        with (out / "rows.jsonl").open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        add_rows(out, rows)
         print(*rows, sep="\n", flush=True)
 
 
@@ -241,9 +237,7 @@ def main() -> None:
     if options.verb == "train":
         train(options.out, options.seconds, options.seeds, options.rates)
         return
-    rows = read(options.out) or json.loads(KEPT.read_text())
-    write_whole(KEPT, json.dumps(rows, indent=0) + "\n")
-    place("scores", table(rows), PAGE)
+    place("scores", table(kept(KEPT, options.out)), PAGE)
 
 
 if __name__ == "__main__":

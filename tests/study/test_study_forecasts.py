@@ -1,6 +1,5 @@
 """Forecasts at two rates: their tables stand on the page as the kept rows give them, and every system runs."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from dualrate.recipes.forecast import Forecasting
 from studies import forecasts
 from studies.forecasts import RESULTS, SYSTEMS
 
-KEPT = [name for name, system in SYSTEMS.items() if (RESULTS / f"{system.page}.json").exists()]
+KEPT = [name for name, system in SYSTEMS.items() if (RESULTS / f"{system.page}.json.xz").exists()]
 
 
 def on_page(name: str) -> str:
@@ -24,9 +23,9 @@ def on_page(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_the_page_s_tables_are_those_of_the_kept_rows(name: str) -> None:
+def test_the_page_s_tables_are_those_of_the_kept_rows(name: str, tmp_path: Path) -> None:
     system = SYSTEMS[name]
-    for place, table in forecasts.tables(system, json.loads((RESULTS / f"{system.page}.json").read_text())).items():
+    for place, table in forecasts.tables(system, forecasts.kept(RESULTS / f"{system.page}.json.xz", tmp_path)).items():
         assert on_page(place) == table, f"python -m studies.forecasts page OUT --system {name}"
 
 
@@ -66,7 +65,7 @@ def test_a_system_is_trained_scored_and_shown(
     assert sorted(lines(place)) == [
         ("large", "diffusion", "2"), ("two rates", "diffusion", "2"), ("two rates", "diffusion, then consistency", "1"),
     ]  # fmt: skip
-    two, one, student = (row["macs"] for row in forecasts.read(tmp_path) if "persistence" not in row)
+    two, one, student = (row["macs"] for row in forecasts.rows_of(tmp_path) if "persistence" not in row)
     heavy = (two["1"] - two["16"]) / (1 - 1 / 16)
     assert one["1"] == one["16"] == pytest.approx(2 * 3 * heavy, rel=0.1)  # steps, frames
     assert two["1"] - student["1"] == pytest.approx((two["1"] - heavy) / 2)  # its light calls halve

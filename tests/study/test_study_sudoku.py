@@ -1,6 +1,7 @@
 """Boards of Sudoku as images: what is a right sample, and what a condition tells."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,5 +69,5 @@ def test_what_has_a_row_is_not_trained_again(tmp_path, monkeypatch) -> None:
     assert one["macs"]["1"] > one["macs"]["16"] > one["macs"]["1"] / 16
 
 
-def test_the_page_has_the_table_of_the_kept_rows() -> None:
-    assert table(json.loads(sudoku.KEPT.read_text())) in sudoku.PAGE.read_text()
+def test_the_page_has_the_table_of_the_kept_rows(tmp_path: Path) -> None:
+    assert table(sudoku.kept(sudoku.KEPT, tmp_path)) in sudoku.PAGE.read_text()
