@@ -99,6 +99,14 @@ def test_stages_go_on_at_another_place(stages: Stages) -> None:
     assert (model.iteration, model.experiment.codec.folder) == (3, str(Path("there/first").resolve()))
 
 
+def test_a_stage_that_the_clock_ends_is_followed_by_the_next(stages: Stages) -> None:
+    first, base = (
+        replace(one, fit=replace(one.fit, iterations=None, max_seconds=0.01)) for one in (stages.first, stages.base)
+    )
+    cli_train.TrainStages(replace(stages, first=first, base=base), Path("timed"), device="cpu").run()
+    assert load("timed/base", note=str).iteration >= 1
+
+
 def test_stages_that_do_not_fit_are_refused(stages: Stages, monkeypatch, capsys) -> None:
     base = stages.base
     for other, said in (

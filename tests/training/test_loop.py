@@ -187,7 +187,9 @@ def test_the_surrounding_random_state_neither_matters_nor_changes(tmp_path):
 def test_a_finished_run_is_left_as_it_is(tmp_path):
     train(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
-    assert train(tmp_path, on_sample=pytest.fail).stopped == "done"
+    again = []
+    assert train(tmp_path, on_sample=again.append).stopped == "done"
+    assert again == [16]  # a kill may have come before they were drawn
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
     assert len(before) == 2 * 6
 
@@ -269,6 +271,27 @@ def test_samples_are_drawn_with_averages_in_evaluation_mode(tmp_path):
     assert same_bits({"": dict(method.networks.state_dict())}, {"": saved.tensors["model"]})
     assert method.networks["a"][1].training
     assert not method.networks["b"][1].training
+
+
+def test_samples_that_a_kill_prevented_are_drawn_when_the_run_goes_on(tmp_path):
+    config, seen = replace(CONFIG, checkpoint_every=4, sample_every=4), []
+
+    def killed(iteration: int) -> None:
+        if iteration == 8:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path, config=config, on_sample=killed)
+    train(tmp_path, config=config, on_sample=seen.append)
+    assert seen == [8, 12, 16]
+
+
+def test_a_run_that_the_clock_ends_logs_its_last_interval(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    train(tmp_path, config=replace(CONFIG, iterations=None, max_seconds=10.0, log_every=4))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [4, 8, 10]
+    assert lines[-1]["images_per_second"] == CONFIG.batch_size
 
 
 def test_what_is_measured_in_between_does_not_settle_how_iterations_compute(tmp_path, monkeypatch):

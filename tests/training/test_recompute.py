@@ -45,6 +45,17 @@ def passed(net: nn.Module) -> tuple[list[torch.Tensor], int]:
     return [out, after, *(parameter.grad for parameter in net.parameters() if parameter.grad is not None)], sum(kept)
 
 
+def test_tokens_are_as_wide_as_the_square_that_they_fill():
+    """Not as their channels are."""
+    counts = []
+    for side in (None, 4, 5):
+        net = dr.DiTConfig(8, 1, 16, 2, num_classes=3, patch=2, head_dim=16).network().double()
+        if side is not None:
+            recompute([net], side)
+        counts.append(passed(net)[1])
+    assert counts[1] < counts[0] == counts[2]
+
+
 @pytest.fixture
 def plain():
     return passed(network())

@@ -81,12 +81,13 @@ def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
 
 def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter) -> None:
     """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
-    why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
+    timed = "finished" if fit.ends_by_clock else "out of time, saved"
+    why = {"done": "finished", "signal": "interrupted, saved", "seconds": timed}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
     if result.stopped == "seconds" or (result.stopped == "done" and idle):
         option, fixed = "iterations", "iterations" not in fit.free()
         if result.stopped == "seconds":
-            option, fixed = "max-seconds", fit.limit == fit.falling
+            option, fixed = "max-seconds", fit.ends_by_clock
         more = "; its learning rate is 0: name another --out" if fixed else f"; to go on, raise --fit.{option}"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"

@@ -117,7 +117,7 @@ class FlatRecipe(Ranged):
     body: Flat = "dit"
     """dit: attention. dis: state spaces, several times slower on a CPU."""
     rate: Literal["single", "dual"] = "single"
-    """single: one network at every step. dual: that now and then, and one of half its width and depth at every step."""
+    """single: one network at every step. dual: that now and then, and a lighter one of its kind at every step."""
 
     def __call__(self) -> Experiment:
         return flat(f"fashion-mnist-{self.body}", FLAT[self.body], self.rate, FIT, DataConfig())

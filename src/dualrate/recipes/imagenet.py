@@ -221,7 +221,7 @@ class FlatRecipe(Ranged):
     size: str = "B/2"
     """As in the paper: of DiT S, B, L or XL and patches of 2, 4 or 8; of DiS S, B, M, L or H and patches of 2 or 4."""
     rate: Literal["single", "dual"] = "single"
-    """single: one network at every step. dual: that now and then, and one of half its width and depth at every step."""
+    """single: one network at every step. dual: that now and then, and a lighter one of its kind at every step."""
 
     def __call__(self) -> Experiment:
         """Raises ValueError for an unknown size."""

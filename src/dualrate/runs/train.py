@@ -213,10 +213,15 @@ def train(
         note_start(out, command, prepared.weights)
 
     def on_sample(iteration: int) -> None:
-        save_samples(model, out / "samples" / f"{iteration:07d}.png")
-        if score is not None and score_every is not None and iteration % score_every == 0:
+        picture = out / "samples" / f"{iteration:07d}.png"
+        if not picture.exists():
+            save_samples(model, picture)
+        if score is None or score_every is None or iteration % score_every:
+            return
+        scores = out / SCORES
+        if not (scores.exists() and f'{{"iteration": {iteration},' in scores.read_text()):
             metric, value = score(replace(model, iteration=iteration))
-            MetricsFile(out / SCORES, iteration - 1, progress.note).write({"iteration": iteration, metric: value})
+            MetricsFile(scores, iteration - 1, progress.note).write({"iteration": iteration, metric: value})
             progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
     watched = prepared.watch(progress)

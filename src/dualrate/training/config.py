@@ -108,6 +108,11 @@ class FitConfig(Ranged):
             return None
         return self.max_seconds if self.optim.decay_seconds is None else self.optim.decay_seconds
 
+    @property
+    def ends_by_clock(self) -> bool:
+        """Whether the training is over when its seconds are: the learning rate has fallen to 0 then."""
+        return self.limit is not None and self.limit == self.falling
+
     def settled(self) -> FitConfig:
         """With the decay that "auto" stands for."""
         auto = "none" if self.falling is None else "cosine"

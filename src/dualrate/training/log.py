@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +97,16 @@ class Logged:
         self.finish()
 
 
+def _ending(made: Any, way: str) -> Callable[[], None]:
+    """Ends what a cached function has made; nothing, where it was never called."""
+
+    def end() -> None:
+        if made.cache_info().currsize:
+            getattr(made(), way)()
+
+    return end
+
+
 def logged(logger: Logger, shown: Reporter, run: Path, config: Mapping[str, Any], every: int) -> Reporter:
     """`shown`, with values also logged by TensorBoard, in RUN/tensorboard, or Weights & Biases, in project "dualrate".
 
@@ -106,12 +117,15 @@ def logged(logger: Logger, shown: Reporter, run: Path, config: Mapping[str, Any]
         if logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            board = SummaryWriter(run / "tensorboard")
+            board = cache(lambda: SummaryWriter(run / "tensorboard"))  # at the first line: the folder may be in use
         else:
             import wandb  # pyright: ignore[reportMissingImports]
 
-            started = wandb.init(project="dualrate", name=run.name, group=str(run), dir=run, config=dict(config))
-            return Logged(shown, every, lambda values, i: started.log(dict(values), step=i), started.finish)
+            about = {"project": "dualrate", "name": run.name, "group": str(run), "dir": run, "config": dict(config)}
+            started = cache(lambda: wandb.init(**about))
+            return Logged(
+                shown, every, lambda values, i: started().log(dict(values), step=i), _ending(started, "finish")
+            )
     except ImportError as error:
         raise ValueError(
             f"{logger} is not installed ({error}): pip install 'dualrate[{logger}]', or train without --log"
@@ -119,7 +133,7 @@ def logged(logger: Logger, shown: Reporter, run: Path, config: Mapping[str, Any]
 
     def write(values: Mapping[str, float], iteration: int) -> None:
         for name, value in values.items():
-            board.add_scalar(name, value, iteration)
-        board.flush()
+            board().add_scalar(name, value, iteration)
+        board().flush()
 
-    return Logged(shown, every, write, board.close)
+    return Logged(shown, every, write, _ending(board, "close"))

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -103,7 +104,8 @@ def fit(
                may differ where the second does not
     upgrade:   of an identity as earlier versions wrote it
     on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
-    on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
+    on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in
+               place; and at a start where that was due, since a kill may have come before: it may look what is there
     world:     the processes that train together, each in this call; the callbacks are the leader's
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
     the end, another process lost), NonFiniteError.
@@ -135,6 +137,7 @@ class _Trainer:
         self.run_dir, self.share = run_dir, Share(config.batch_size, config.micro_batch, world)
         self.generator = default_generator(device)
         self.compiling = False  # in the first iteration of a start
+        import_module("torch._dynamo")  # by torch.optim when it is first used: seconds that would count as training
         self.unread: list[_Update] = []
         self.unreported: list[dict[str, float]] = []  # logs that were read, an iteration each
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
@@ -195,9 +198,11 @@ class _Trainer:
     ) -> Literal["done", "signal", "seconds"]:
         """Train until finished, interrupted or out of time, then save a checkpoint."""
         config, state = self.config, self.state
-        sampled_at = state.iteration
+        sampled_at, began = state.iteration, state.iteration
         limit = math.inf if config.limit is None else config.limit
         most = math.inf if config.iterations is None else config.iterations
+        if began and (began % config.sample_every == 0 or began >= most or state.seconds >= limit):
+            self.sample(on_sample)  # a kill may have come before it was done
         while state.iteration < most and not any(
             self.world.any(interrupts.received is not None, state.seconds >= limit)
         ):
@@ -216,6 +221,9 @@ class _Trainer:
             if state.iteration % config.sample_every == 0:
                 self.sample(on_sample)
                 sampled_at = state.iteration
+        if state.iteration < most and state.iteration > began and state.seconds >= limit:
+            self.read()
+            self.write_line()
         self.saver.finish()
         if self.world.of_leader(self.saver.saved_at) != state.iteration:
             self.save(last=True)
@@ -326,14 +334,10 @@ class _Trainer:
         unreported, self.unreported = self.unreported, []
         if not self.world.leads:
             return
-        counts = {"images": state.iteration * config.batch_size, "seconds": state.seconds, "skipped": state.skipped}
+        counts = self.counts()
         state.running_means.add({"elapsed": elapsed})
         if self.is_logged():
-            means = state.running_means.means()
-            rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
-            last = {"lr": unreported[-1]["lr"]} if unreported else {}  # a method without phases has none
-            self.metrics.write({"iteration": state.iteration} | counts | rate | means | last)
-            state.running_means.sums.clear()
+            self.write_line({"lr": unreported[-1]["lr"]} if unreported else {})  # a method without phases has none
         ends = [] if config.iterations is None else [config.iterations]
         if config.limit is not None and (state.seconds or not ends):  # an estimate: how many seconds allow
             share = config.limit / state.seconds if state.seconds else 1.0
@@ -342,6 +346,24 @@ class _Trainer:
         for logs in unreported[:-1]:
             self.progress.update(state.iteration - 1, total, counts | finite(logs))
         self.progress.update(state.iteration, total, counts | finite(unreported[-1] if unreported else {}))
+
+    def counts(self) -> dict[str, float]:
+        """What a line of the log begins with."""
+        state = self.state
+        return {
+            "images": state.iteration * self.config.batch_size,
+            "seconds": state.seconds,
+            "skipped": state.skipped,
+        }
+
+    def write_line(self, last: Mapping[str, float] = MappingProxyType({})) -> None:
+        """The leader writes a line of the log: means since the line before. last: values of this iteration"""
+        means = self.state.running_means.means()
+        if not self.world.leads or "elapsed" not in means:
+            return
+        rate = {"images_per_second": self.config.batch_size / means.pop("elapsed")}
+        self.metrics.write({"iteration": self.state.iteration} | self.counts() | rate | means | last)
+        self.state.running_means.sums.clear()
 
     def save(self, *, last: bool) -> None:
         """The leader begins to save a checkpoint; if it is the last one, to the end."""
@@ -382,8 +404,9 @@ def recompute(networks: Iterable[nn.Module], side: int) -> None:
 
 
 def _recomputed(block: Block, forward: Callable[..., Tensor], side: int, h: Tensor, emb: Tensor) -> Tensor:
+    wide = max(h.shape[2:]) if h.ndim == 4 else math.isqrt(h.shape[1])  # (B, C, H, W), or tokens of a square (B, n, C)
     # in evaluation mode a method keeps dropout off for this call only: the backward pass would turn it on
-    if h.shape[-1] < side or not block.training or not torch.is_grad_enabled():
+    if wide < side or not block.training or not torch.is_grad_enabled():
         return forward(h, emb)
     again = recomputed(forward, h, emb, use_reentrant=False)
     assert isinstance(again, Tensor)
