@@ -8,8 +8,7 @@ docs/results/peers has kept rows: `page` reads them there, and a copy of the fol
 A row is one training of one contender: OUT/rows.jsonl gets it when it is scored. Contenders are functions of this file,
 their length is the column `lines`:
 
-    dualrate    recipes with max_seconds, in batches of 32; and as they are, which suits hours better than minutes. The
-                two-rate ones make 4 heavy calls
+    dualrate    recipes with max_seconds, in batches of 32; and as they are. The two-rate ones make 4 heavy calls
     diffusers   UNet2DModel at the widths of its course for 28 x 28 images, DiTTransformer2DModel; the loop of its
                 tutorial (DDPM, AdamW, warm-up and cosine, here by the clock, clipping) with the averaged weights of
                 train_unconditional; four samplers, those of second order with x_hat clipped
