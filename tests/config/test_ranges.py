@@ -136,6 +136,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.metrics.ensembles.EnsembleScores",
     "dualrate.metrics.evaluate.Details",
     "dualrate.metrics.evaluate.Score",
+    "dualrate.metrics.forecasts.Score",
     "dualrate.metrics.store.Fingerprint",
     "dualrate.metrics.text.GradientMoment",
     "dualrate.metrics.distances.GaussianStats",

@@ -82,7 +82,12 @@ class Tier:
 
 TIERS: dict[Size, Tier] = {
     "tiny": Tier(48, (None, 128), (1, 3), _fit(2000, 64, 2e-3, 100, ema_halflife=10_000, sample_every=500)),
-    "small": Tier(64, (None, 192), (1, 6), _fit(4000, 128, 7e-4, 300, ema_halflife=50_000, sample_every=1000)),
+    "small": Tier(
+        64,
+        (None, 192),
+        (1, 6),
+        _fit(16_000, 32, 3e-3, 300, ema_halflife=50_000, checkpoint_every=1000, sample_every=4000),
+    ),
     "base": Tier(
         128,
         (256, 512),

@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -137,7 +136,7 @@ class _Trainer:
         self.run_dir, self.share = run_dir, Share(config.batch_size, config.micro_batch, world)
         self.generator = default_generator(device)
         self.compiling = False  # in the first iteration of a start
-        import_module("torch._dynamo")  # by torch.optim when it is first used: seconds that would count as training
+        from torch import _dynamo  # noqa: F401  # as torch.optim does at first: seconds that would count as training
         self.unread: list[_Update] = []
         self.unreported: list[dict[str, float]] = []  # logs that were read, an iteration each
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
@@ -362,7 +361,7 @@ class _Trainer:
         if not self.world.leads or "elapsed" not in means:
             return
         rate = {"images_per_second": self.config.batch_size / means.pop("elapsed")}
-        self.metrics.write({"iteration": self.state.iteration} | self.counts() | rate | means | last)
+        self.metrics.write({"iteration": self.state.iteration, **self.counts(), **rate, **means, **last})
         self.state.running_means.sums.clear()
 
     def save(self, *, last: bool) -> None:
