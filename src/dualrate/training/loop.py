@@ -137,6 +137,7 @@ class _Trainer:
         self.generator = default_generator(device)
         self.compiling = False  # in the first iteration of a start
         from torch import _dynamo  # noqa: F401  # as torch.optim does at first: seconds that would count as training
+
         self.unread: list[_Update] = []
         self.unreported: list[dict[str, float]] = []  # logs that were read, an iteration each
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
