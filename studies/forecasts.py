@@ -284,6 +284,8 @@ def trained(
     made = make()
     with in_cpu_seconds():
         result = dr.train(made, out / made.name)
+    if result.stopped == "signal":  # a training that ended early is no row
+        raise SystemExit("interrupted: run it again, and it goes on")
     model = dr.load(str(out / made.name))
     rows = [known | {"iterations": result.iteration} | score(model, system, steps) for steps in plans]
     add_rows(out, rows)
