@@ -84,7 +84,7 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter)
     timed = "finished" if fit.ends_by_clock else "out of time, saved"
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": timed}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
-    if result.stopped == "seconds" or (result.stopped == "done" and idle):
+    if idle or (result.stopped == "seconds" and not fit.ends_by_clock):
         option, fixed = "iterations", "iterations" not in fit.free()
         if result.stopped == "seconds":
             option, fixed = "max-seconds", fit.ends_by_clock
