@@ -28,6 +28,9 @@ from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, To
 Light = TypeVar("Light")
 
 
+NOISE = "noise.weight"  # of tokens, by which noise enters: where it is new, it begins at 0
+
+
 class NetworksConfig(ABC):
     """Builds networks and the denoiser that calls them. A subclass is a frozen dataclass.
 
@@ -165,7 +168,7 @@ class NetworksConfig(ABC):
         config = self._tokens.get(role)
         if config is None or not config.noise:
             return weights
-        return {"noise.weight": torch.zeros(config.channels, config.noise, config.patch, config.patch), **weights}
+        return {NOISE: torch.zeros(config.channels, config.noise, config.patch, config.patch), **weights}
 
     def disconnect(self, networks: nn.ModuleDict) -> None:  # noqa: B027  # one network has nothing to take away
         """Set to zero what the encoder contributes to the light network, for a start from trained ones."""

@@ -21,10 +21,8 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.rolling import Rolling
 from dualrate.experiment.experiment import Experiment, Model, Start
-from dualrate.experiment.network_configs import NetworksConfig
+from dualrate.experiment.network_configs import NOISE, NetworksConfig
 from dualrate.networks.blocks import cast_layers
-
-NOISE = "noise.weight"  # of tokens, by which noise enters: where it is new, it begins at 0
 
 
 def check_teacher(student: Experiment, teacher: Model, name: str, guidance: float) -> NetworksConfig:

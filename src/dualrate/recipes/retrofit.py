@@ -39,20 +39,14 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.blocks import transformer_macs
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
+from dualrate.recipes.fashion_mnist import FIT as HOUR
 from dualrate.sampling.cost import macs_of
 from dualrate.system.progress import PlainReporter, Reporter
-from dualrate.training.config import FitConfig, OptimConfig
 
 BLOCKS, HEAD = 4, 32
 NARROWEST, WIDEST = 2, 64  # in heads
 FINEST, COARSEST = 16, 4  # positions a side
-FIT = FitConfig(
-    iterations=4000,
-    batch_size=128,
-    optim=OptimConfig(lr=7e-4, betas=(0.9, 0.99), warmup=300),
-    checkpoint_every=250,
-    sample_every=1000,
-)
+FIT = replace(HOUR, iterations=4000)
 
 
 @dataclass(frozen=True)
