@@ -330,7 +330,9 @@ def test_training_time_is_bounded_over_resumes(tmp_path):
 def test_the_iterations_that_are_told_are_those_that_the_time_allows(tmp_path, iterations):
     progress = Recorder()
     config = replace(CONFIG, iterations=iterations, max_seconds=0.2, checkpoint_every=10**6)
-    done = train(tmp_path, config=config, progress=progress).iteration
+    result = train(tmp_path, config=config, progress=progress)
+    assert result.stopped == ("done" if config.ends_by_clock else "seconds")
+    done = result.iteration
     for iteration, total, logs in progress.updates:
         assert total == max(iteration, math.ceil(iteration * 0.2 / logs["seconds"]))
     assert progress.updates[-1][:2] == (done, done)
@@ -438,7 +440,7 @@ def test_over_max_seconds_a_run_goes_down_one_curve_though_it_is_interrupted(tmp
     config = replace(CONFIG, iterations=None, max_seconds=10.0, log_every=1, optim=replace(CONFIG.optim, warmup=0))
     with pytest.raises(InterruptedError):
         train(tmp_path, batches=failing(6), config=replace(config, checkpoint_every=4))
-    assert train(tmp_path, config=config) == FitResult(10, "seconds", 10.0, begun=4)
+    assert train(tmp_path, config=config) == FitResult(10, "done", 10.0, begun=4)
     rates = [json.loads(line)["lr"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rates == pytest.approx([config.optim.lr * (1 + math.cos(math.pi * i / 10)) / 2 for i in range(10)])
     for other, refused in ((20.0, r"max_seconds: 10\.0 -> 20\.0"), (None, r"optim\.decay: cosine -> none")):

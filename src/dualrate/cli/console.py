@@ -19,7 +19,7 @@ from dualrate.from_diffusers.retrofitted import prompts_of
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
 from dualrate.system.progress import PlainReporter, Reporter
-from dualrate.training.config import FitConfig, FitResult
+from dualrate.training.config import FitConfig, FitResult, lr_at
 
 
 def command_line() -> str:
@@ -81,14 +81,12 @@ def data_progress(progress: Reporter, work: str | None = None) -> DataProgress:
 
 def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter) -> None:
     """Note how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
-    timed = "finished" if fit.ends_by_clock else "out of time, saved"
-    why = {"done": "finished", "signal": "interrupted, saved", "seconds": timed}[result.stopped]
+    why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     idle, more = result.iteration == result.begun and result.stopped != "signal", ""
-    if idle or (result.stopped == "seconds" and not fit.ends_by_clock):
-        option, fixed = "iterations", "iterations" not in fit.free()
-        if result.stopped == "seconds":
-            option, fixed = "max-seconds", fit.ends_by_clock
-        more = "; its learning rate is 0: name another --out" if fixed else f"; to go on, raise --fit.{option}"
+    if idle or result.stopped == "seconds":
+        option = "max-seconds" if result.stopped == "seconds" else "iterations"
+        over = lr_at(fit, result.iteration, result.seconds) == 0
+        more = "; its learning rate is 0: name another --out" if over else f"; to go on, raise --fit.{option}"
     nothing = "nothing is left to do: " if idle else ""
     spent = f"at iteration {result.iteration} after {result.seconds:.0f} s of training"
     progress.note(f"{nothing}{why} {spent}: {out}{more}")

@@ -154,8 +154,7 @@ class TrainStages:
         out, where, progress = self.out or Path("runs") / self.stages.name, pick_device(self.device), reporter()
         for experiment, folder in in_turn(self.stages, out, device=where, progress=data_progress(progress, ENCODING)):
             progress.close()
-            stopped = Run(out=folder, device=self.device).train(experiment).stopped
-            if not (stopped == "done" or (stopped == "seconds" and experiment.fit.ends_by_clock)):
+            if Run(out=folder, device=self.device).train(experiment).stopped != "done":
                 return
 
 

@@ -145,7 +145,10 @@ def lr_at(fit: FitConfig, iteration: int, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class FitResult:
-    """iteration: iterations done in all; seconds: of training, summed over resumes; begun: iterations done before."""
+    """iteration: iterations done in all; seconds: of training, summed over resumes; begun: iterations done before.
+
+    stopped: "done" if the training is over, "seconds" if its time is and more may be given, "signal" if interrupted
+    """
 
     iteration: int
     stopped: Literal["done", "signal", "seconds"]

@@ -231,7 +231,7 @@ class _Trainer:
             return "signal"
         if sampled_at != state.iteration:
             self.sample(on_sample)
-        return "done" if state.iteration >= most else "seconds"
+        return "done" if state.iteration >= most or config.ends_by_clock else "seconds"
 
     def sample(self, on_sample: Callable[[int], None] | None) -> None:
         """Averaged weights in place. Pictures that cannot be written do not stop training."""
