@@ -8,7 +8,7 @@ these. Of the 288 boards 48 are held out. A sample is right if it keeps the clue
 each digit once; most conditions have several right answers. A cell of a sample is the digit that it is nearest to.
 
 Networks are DiTs in which a cell is a token. The pair's encoder has the large network's size and sees the condition
-alone, once; its light network has one block. Noise is shifted by -4.2, so that the 64 pixels of a cell do not show it
+alone, once; its light network has one block, or two. Noise is shifted by -4.2, so that the 64 pixels of a cell do not show it
 at once, and the loss counts states of a log-SNR of -8 as it counts others: with the usual weights, where a board must
 be solved counts for nothing. One thread in float32, equal CPU seconds. A training that was interrupted goes on.
 """
@@ -128,19 +128,22 @@ class Puzzles:
 
 
 SIZES = {"large": (64, 4), "wide": (96, 4), "medium": (64, 2), "light": (64, 1)}  # channels and blocks
+PAIRS = {"two rates": "light", "two rates, two light blocks": "medium"}  # their light networks
 MODELS = (
     ("two rates", "diffusion"), ("large", "diffusion"), ("wide", "diffusion"), ("light", "diffusion"),
     ("two rates", "energy"), ("large", "energy"), ("wide", "energy"), ("light", "energy"),
+    ("two rates, two light blocks", "diffusion"),
 )  # fmt: skip
 
 
 def experiment(size: str, trained_by: str, seconds: float, seed: int, lr: float) -> dr.Experiment:
     net = {name: DiTConfig(IMAGE[1], 1, *wide, patch=CELL, head_dim=16) for name, wide in SIZES.items()}
-    pair, given = size == "two rates", Clues().shape(IMAGE)
-    networks: NetworksConfig = OneConditional(net["large" if pair else size], given)
-    if pair:
-        networks = TwoConditional(net["large"], net["light"], given)
-    times = GivenTimes(draws=4) if pair else SingleTime()
+    given = Clues().shape(IMAGE)
+    if size in PAIRS:
+        networks: NetworksConfig = TwoConditional(net["large"], net[PAIRS[size]], given)
+    else:
+        networks = OneConditional(net[size], given)
+    times = GivenTimes(draws=4) if size in PAIRS else SingleTime()
     method = dr.DenoisingConfig(times, Sigmoid(-8), label_dropout=0.0)
     made = dr.FitConfig(
         None,
@@ -152,7 +155,7 @@ def experiment(size: str, trained_by: str, seconds: float, seed: int, lr: float)
         precision="float32",
         sample_every=10**9,
     )
-    name = f"sudoku-{size.replace(' ', '-')}-{trained_by}-{lr:g}-{seed}"
+    name = f"sudoku-{size.replace(',', '').replace(' ', '-')}-{trained_by}-{lr:g}-{seed}"
     by = method if trained_by == "diffusion" else OneCallConfig(score="energy")
     return dr.Experiment(name, networks, by, made, process=GaussianProcess(Cosine(shift=-4.2)), condition=Clues())
 
