@@ -8,9 +8,10 @@ these. Of the 288 boards 48 are held out. A sample is right if it keeps the clue
 each digit once; most conditions have several right answers. A cell of a sample is the digit that it is nearest to.
 
 Networks are DiTs in which a cell is a token. The pair's encoder has the large network's size and sees the condition
-alone, once; its light network has one block, or two. Noise is shifted by -4.2, so that the 64 pixels of a cell do not show it
-at once, and the loss counts states of a log-SNR of -8 as it counts others: with the usual weights, where a board must
-be solved counts for nothing. One thread in float32, equal CPU seconds. A training that was interrupted goes on.
+alone, once; its light network has one block, or two. Noise is shifted by -4.2, so that the 64 pixels of a cell do not
+show it at once, and the loss counts states of a log-SNR of -8 as it counts others: with the usual weights, where a
+board must be solved counts for nothing. One thread in float32, equal CPU seconds. A training that was interrupted goes
+on.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dualrate.data.conditions import Inpainting
 from dualrate.data.decode import _webp_size, decode, resize
 
 
@@ -96,6 +97,7 @@ def test_a_colour_key_is_as_wide_as_the_pixels() -> None:
     assert decode(four, "x").tolist() == [[[0, 255, 255, 255]]]
     assert decode(two, "x").tolist() == [[[0, 255, 170, 255]]]
     assert decode(png(4, 0, b"\x05\x5f", width=4), "x").tolist() == [[[0, 85, 85, 255]]]
+    assert Inpainting(1).read(four, "x", 2)[1].tolist() == [[1, 0, 0, 1]]
     with pytest.raises(ValueError, match="a transparent colour of 16 bits"):
         decode(png(16, 2, b"\1\7\2\7\3\7", b"\1\7\2\7\3\7"), "x")
 

@@ -428,7 +428,8 @@ def test_a_test_split_without_labels_is_passed_over(none: list[Any] | None, tmp_
     write(tmp_path / "data" / "train-0.parquet", table(list(range(10)), [0, 1] * 5, names=names))
     unlabelled = table([20, 21], pa.array(none, pa.int64()) if none else None)  # pyright: ignore[reportArgumentType]
     write(tmp_path / "data" / "test-0.parquet", unlabelled)
-    said = "skipped 1 file(s) without labels (test-0.parquet)"
+    write(tmp_path / "data" / "extra-0.parquet", unlabelled)
+    said = "skipped 1 file(s) without labels (test-0.parquet); skipped 1 file(s) of other splits (extra-0.parquet)"
     assert len(load(tmp_path)) == 9  # a tenth is held out
     assert notes(load, tmp_path) == [said]
     write(tmp_path / "data" / "validation-0.parquet", table([30, 31], [1, 0], names=names))

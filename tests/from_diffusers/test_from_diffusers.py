@@ -132,6 +132,12 @@ def test_a_scheduler_that_starts_without_signal_starts_at_its_own_last_time(name
     assert times[:-1] == pytest.approx([(float(k) + 1) / 1000 for k in scheduler.timesteps], abs=2e-4)
 
 
+def test_a_flow_keeps_all_of_its_own_steps_however_far_it_is_shifted():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0)
+    schedule = read_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})[0]
+    assert len(own_times(scheduler, schedule, 1000)) == 1001
+
+
 class Line(nn.Module):
     """The exact u of data N(m, c^2), called as SiT is, in any of the four conventions; variances learned on top."""
 

@@ -297,6 +297,17 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, of):
     assert [line.split(",")[0] for line in lines] == ['{"iteration": 4', '{"iteration": 8']
 
 
+def test_pictures_and_scores_of_a_lost_continuation_are_made_anew(root, tmp_path):
+    trained = Experiment("trained", OneNetwork(NET), DenoisingConfig(), FIT, DataConfig(str(root / "images.npz")))
+    train(replace(trained, fit=replace(FIT, iterations=6)), tmp_path, progress=Recorder())
+    picture, scores = tmp_path / "samples" / "0000008.png", tmp_path / "scores.jsonl"
+    picture.write_bytes(b"lost")
+    scores.write_text('{"iteration": 4, "FD-test": 1.0}\n{"iteration": 8, "FD-test": 2.0}\n')
+    train(trained, tmp_path, score=lambda model: ("FD-test", 3.0), score_every=4, progress=Recorder())
+    assert picture.read_bytes() != b"lost"
+    assert scores.read_text() == '{"iteration": 4, "FD-test": 1.0}\n{"iteration": 8, "FD-test": 3.0}\n'
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -115,6 +115,7 @@ class Shown:
 
 
 def report(reporter) -> None:
+    reporter.begin()
     for i in range(1, 6):
         reporter.update(i, 5, {"model/loss": float(i), "images": 8.0 * i, "seconds": 0.1 * i})
     reporter.note("a note")
@@ -132,6 +133,12 @@ def test_tensorboard_s_event_file_holds_mean_losses_of_an_interval(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("model/loss")] == [(2, 1.5), (4, 3.5), (5, 5.0)]
     assert [event.value for event in events.Scalars("images")] == [16, 32, 40]
     assert (shown.updates, shown.notes, shown.closed) == (5, ["a note"], True)
+
+
+def test_a_logger_is_opened_when_the_run_begins_and_not_where_it_is_refused_before(tmp_path):
+    pytest.importorskip("tensorboard")
+    logged("tensorboard", Shown(), tmp_path, {}, every=2).close()
+    assert not (tmp_path / "tensorboard").exists()
 
 
 def test_wandb_gets_the_experiment_and_the_losses(tmp_path, monkeypatch):

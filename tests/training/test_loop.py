@@ -20,7 +20,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.system.device import compiles
 from dualrate.training import checkpoint, loop
-from dualrate.training.config import FitResult, OptimConfig
+from dualrate.training.config import FitResult, OptimConfig, lr_at
 from dualrate.training.distributed import World
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
 from dualrate.training.method import Loss, Phase
@@ -288,10 +288,12 @@ def test_samples_that_a_kill_prevented_are_drawn_when_the_run_goes_on(tmp_path):
 
 def test_a_run_that_the_clock_ends_logs_its_last_interval(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
-    train(tmp_path, config=replace(CONFIG, iterations=None, max_seconds=10.0, log_every=4))
+    config = replace(CONFIG, iterations=None, max_seconds=10.0, log_every=4)
+    train(tmp_path, config=config)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [4, 8, 10]
     assert lines[-1]["images_per_second"] == CONFIG.batch_size
+    assert lines[-1]["lr"] == lr_at(config.settled(), 9, 9.0)
 
 
 def test_what_is_measured_in_between_does_not_settle_how_iterations_compute(tmp_path, monkeypatch):
@@ -331,7 +333,7 @@ def test_the_iterations_that_are_told_are_those_that_the_time_allows(tmp_path, i
     progress = Recorder()
     config = replace(CONFIG, iterations=iterations, max_seconds=0.2, checkpoint_every=10**6)
     result = train(tmp_path, config=config, progress=progress)
-    assert result.stopped == ("done" if config.ends_by_clock else "seconds")
+    assert result.stopped == "done"
     done = result.iteration
     for iteration, total, logs in progress.updates:
         assert total == max(iteration, math.ceil(iteration * 0.2 / logs["seconds"]))

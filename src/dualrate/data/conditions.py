@@ -39,7 +39,7 @@ from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
 from dualrate.config.ranges import Range, Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import Shards, cache_dir
-from dualrate.data.decode import Options, decode, sixteen_bit
+from dualrate.data.decode import Options, decode, scale_key, sixteen_bit
 from dualrate.data.images import ImageSet, Look, decoded_source, look_at, named_splits, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.prompts import Encoded, PromptSet, Texts, read_prompts
@@ -229,6 +229,7 @@ class Inpainting(Condition, Ranged):
         with Image.open(io.BytesIO(data)) as opened:
             if sixteen_bit(opened):
                 raise ValueError(f"{name} has grey values of 16 bits: save it with 8, and with an alpha channel")
+            scale_key(opened, data)
             picture = ImageOps.exif_transpose(opened).convert("RGBA")
         alpha = torch.tensor(np.asarray(picture.getchannel("A")))
         if (alpha >= 128).all():

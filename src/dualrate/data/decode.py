@@ -74,8 +74,7 @@ def decode(data: bytes, name: str, *, size: int | None = None, channels: int | N
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size)
                 image.load()
-                if image.format == "PNG" and "transparency" in image.info:
-                    _scale_key(image, *data[24:26])
+                scale_key(image, data)
                 # by depth and colour type of the first chunk: 16-bit grey with alpha, which Pillow makes RGBA
                 deep = image.format == "PNG" and data[24:26] == b"\x10\x04"
                 grey = deep or sixteen_bit(image) or image.mode in ("1", "L", "LA")
@@ -114,8 +113,14 @@ def sixteen_bit(image: Image.Image) -> bool:
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
-def _scale_key(image: Image.Image, depth: int, colours: int) -> None:
-    """A colour key as wide as the pixels: Pillow widens pixels of 2 and 4 bits to 8, and narrows colours of 16."""
+def scale_key(image: Image.Image, data: bytes) -> None:
+    """Makes the colour key of a PNG (its bytes) as wide as its pixels: Pillow widens grey of 2 and 4 bits, not the key.
+
+    Raises ValueError for a key in colours of 16 bits, which Pillow narrows.
+    """
+    if image.format != "PNG" or "transparency" not in image.info:
+        return
+    depth, colours = data[24:26]  # of the first chunk
     if colours == GREY and depth in (2, 4):
         image.info["transparency"] *= 255 // (2**depth - 1)
     if colours == RGB and depth == 16:

@@ -97,8 +97,8 @@ def parquet_source(path: Path, split: Split, asked: str | None = None, images: s
         chosen = _listed(test, column, images) if test and split == "test" else known
         place = str((test if test and split == "test" else train)[0])
         names = _declared_names(schema, train[0], column)
-        note = note or skipped(passed, "file(s) without labels") or skipped(unused, "file(s) of other splits")
-        return chosen.raw(known, place, None if test else split, names, note)
+        notes = note, skipped(passed, "file(s) without labels"), skipped(unused, "file(s) of other splits")
+        return chosen.raw(known, place, None if test else split, names, "; ".join(filter(None, notes)))
 
     files = dict.fromkeys([*train, *(file for test in tests for file in test)])
     name = printable(path.stem) + (images and f"#{images}")

@@ -147,7 +147,10 @@ def _are_shards(tars: Iterable[Path]) -> bool:
 
 
 def _class_words(found: Iterable[Found]) -> dict[str, str]:
-    """What is left of the tars' names without their splits, where these are several classes, the same in each split."""
+    """By tar, the words of its name but its split, where they tell several classes, the same in each split; else nothing.
+
+    Numbers are no words: tars that are told apart by numbers have no classes.
+    """
     words: dict[str, str] = {}
     splits: dict[str, set[str]] = defaultdict(set)
     for one in found:
@@ -278,7 +281,7 @@ def _place(path: str, shown: str) -> tuple[str, str]:
 
 
 def _words(name: str) -> list[str]:
-    return re.findall("[a-z]+", name.lower())
+    return re.findall(r"[^\W\d_]+", name)  # of letters
 
 
 class _Headers(io.FileIO):

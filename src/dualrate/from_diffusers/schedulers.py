@@ -40,7 +40,7 @@ OWN: dict[str, Mapping[str, Any]] = {  # what a class takes where its configurat
     **{name: {"clip_sample": True} for name in CLIPPED},
     **{name: {"beta_start": 0.00085, "beta_end": 0.012} for name in STABLE},
 }
-NO_SIGNAL = -16.63  # log-SNR of 2^-24, by which classes with sigmas replace an alpha-bar of 0
+NO_SIGNAL = 4095.0  # of sigmas: a bit below sqrt(2^24 - 1), since classes with sigmas take 2^-24 for an alpha-bar of 0
 NO_MEAN = (
     "its output is no posterior mean, so samplers of many steps, reuse of a context and training by the denoising loss "
     "are wrong for it: take the model that it was distilled from"
@@ -95,8 +95,7 @@ def own_times(scheduler: Any, schedule: Schedule, steps: int, tokens: int = 0, *
     if len(sigmas) > steps:  # of the noise, over that of the data
         noise = sigmas.double()
         flow = isinstance(read_scheduler({**config, "_class_name": type(own).__name__})[1], Flow)
-        log_snr = 2 * torch.log((1 - noise) / noise) if flow else -2 * torch.log(noise)
-        log_snr = log_snr.where(log_snr > NO_SIGNAL, -60.0)
+        log_snr = 2 * torch.log((1 - noise) / noise if flow else 1 / noise.where(noise < NO_SIGNAL, math.inf))
         times = schedule.time(log_snr.clamp(-60, 60)).where(noise > 0, 0.0).clamp(0, 1).tolist()
     else:
         last = float(getattr(own, "final_alpha_cumprod", 1.0)) < 1  # then it ends at the first step of the table

@@ -423,10 +423,11 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         if 1 in (rows, fit.batch_size % rows):
             got = f"batches of {fit.batch_size} in micro-batches of {rows}"
             raise ValueError(f"the instant version halves every micro-batch, so none may have one row: got {got}")
-        if self.rollout != "data" and rows % (2 * self.plan.num_steps):
+        each = 2 * self.plan.num_steps
+        if self.rollout != "data" and (rows % each or fit.batch_size % each):
             raise ValueError(
                 f"the instant version compares the halves of every micro-batch at all {self.plan.num_steps} steps: "
-                f"make it a multiple of {2 * self.plan.num_steps} rows, got {rows}"
+                f"make batches and micro-batches multiples of {each} rows, got {fit.batch_size} and {rows}"
             )
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:

@@ -276,8 +276,7 @@ class Evaluator(Generic[Net]):
         """
         minimum = PER_FEATURE * self.net.dim
         if count < minimum:
-            more = "draw (--num) or give (--images) more"
-            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: {more}")
+            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}: draw or give more")
 
     def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
         """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.

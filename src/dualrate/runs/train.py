@@ -196,7 +196,7 @@ def train(
             "in recipes/fashion_mnist_latents.py, or a GaussianProcess"
         )
 
-    def on_start() -> None:
+    def on_start(begun: int) -> None:
         what = f"iterations of {config.batch_size} {experiment.noun}s"
         if config.iterations is None:
             what = f"as many {what} as {config.limit:g} s of training allow"
@@ -211,6 +211,12 @@ def train(
         if experiment.num_classes:
             write_class_names(out, data.class_names)
         note_start(out, command, prepared.weights)
+        for picture in (out / "samples").glob("*.png"):
+            if picture.stem.isdecimal() and int(picture.stem) > begun:  # of a continuation that was lost
+                picture.unlink(missing_ok=True)
+        MetricsFile(out / SCORES, begun, progress.note)  # which drops such scores
+        if board is not None:
+            board.begin()
 
     def on_sample(iteration: int) -> None:
         picture = out / "samples" / f"{iteration:07d}.png"
@@ -225,8 +231,7 @@ def train(
             progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
     watched = prepared.watch(progress)
-    if log is not None and world.leads:
-        watched = logged(log, watched, out, plain, config.log_every)
+    board = logged(log, watched, out, plain, config.log_every) if log is not None and world.leads else None
     if config.compile:
         keep_compiled(cache_dir() / COMPILED)
     with Prefetched(own, device) as batches, torch.autocast(device.type, enabled=False):  # but for its own
@@ -247,7 +252,7 @@ def train(
                 for place in (f"networks.{role}.source", f"method.{role}_from")
             },
             upgrade=upgraded,
-            progress=watched,
+            progress=board or watched,
             on_start=on_start,
             on_sample=on_sample,
             device=device,

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,24 +68,28 @@ class MetricsFile:
         self._note(f"cannot write {self.path} ({error.strerror}): training goes on without its log")
 
 
+Write = Callable[[Mapping[str, float], int], Any]  # of values by name ("model/loss", "lr"), after so many iterations
+Open = Callable[[], tuple[Write, Callable[[], Any]]]  # opens a logger: what writes to it, and what ends it
+
+
 class Logged:
-    """A `Reporter` that passes everything on to `shown`, and mean values over `every` iterations to `write`.
+    """A `Reporter` that passes everything on to `shown`, and mean values over `every` iterations to a logger."""
 
-    write: called with the values by name ("model/loss", "lr", ...) and the number of iterations done
-    finish: called at the end of the run
-    """
-
-    def __init__(
-        self, shown: Reporter, every: int, write: Callable[[Mapping[str, float], int], Any], finish: Callable[[], None]
-    ) -> None:
-        self.shown, self.every, self.write, self.finish = shown, every, write, finish
+    def __init__(self, shown: Reporter, every: int, open_logger: Open) -> None:
+        self.shown, self.every, self._open = shown, every, open_logger
+        self._write: Write = lambda values, iteration: None
+        self._end: Callable[[], Any] = lambda: None
         self._means = RunningMeans()
+
+    def begin(self) -> None:
+        """Opens the logger, once the run is this process's own. Until then nothing is logged."""
+        self._write, self._end = self._open()
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         self.shown.update(iteration, total, logs)
         self._means.add({name: value for name, value in logs.items() if name not in COUNTS})
         if iteration % self.every == 0 or iteration == total:
-            self.write(self._means.means() | {name: logs[name] for name in COUNTS if name in logs}, iteration)
+            self._write(self._means.means() | {name: logs[name] for name in COUNTS if name in logs}, iteration)
             self._means = RunningMeans()
 
     def note(self, text: str) -> None:
@@ -94,46 +97,45 @@ class Logged:
 
     def close(self) -> None:
         self.shown.close()
-        self.finish()
+        self._end()
 
 
-def _ending(made: Any, way: str) -> Callable[[], None]:
-    """Ends what a cached function has made; nothing, where it was never called."""
+def _tensorboard(run: Path, config: Mapping[str, Any]) -> Open:
+    from torch.utils.tensorboard import SummaryWriter
 
-    def end() -> None:
-        if made.cache_info().currsize:
-            getattr(made(), way)()
+    def opened() -> tuple[Write, Callable[[], Any]]:
+        writer = SummaryWriter(run / "tensorboard")
 
-    return end
+        def write(values: Mapping[str, float], iteration: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, iteration)
+            writer.flush()
+
+        return write, writer.close
+
+    return opened
 
 
-def logged(logger: Logger, shown: Reporter, run: Path, config: Mapping[str, Any], every: int) -> Reporter:
+def _weights_and_biases(run: Path, config: Mapping[str, Any]) -> Open:
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    def opened() -> tuple[Write, Callable[[], Any]]:
+        at = wandb.init(project="dualrate", name=run.name, group=str(run), dir=run, config=dict(config))
+        return lambda values, iteration: at.log(dict(values), step=iteration), at.finish
+
+    return opened
+
+
+def logged(logger: Logger, shown: Reporter, run: Path, config: Mapping[str, Any], every: int) -> Logged:
     """`shown`, with values also logged by TensorBoard, in RUN/tensorboard, or Weights & Biases, in project "dualrate".
 
     config: the experiment, JSON-able; every: iterations between what is logged
     Raises ValueError, naming the extra, if the logger's package is not installed.
     """
     try:
-        if logger == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            board = cache(lambda: SummaryWriter(run / "tensorboard"))  # at the first line: the folder may be in use
-        else:
-            import wandb  # pyright: ignore[reportMissingImports]
-
-            about = {"project": "dualrate", "name": run.name, "group": str(run), "dir": run, "config": dict(config)}
-            started = cache(lambda: wandb.init(**about))
-            return Logged(
-                shown, every, lambda values, i: started().log(dict(values), step=i), _ending(started, "finish")
-            )
+        open_logger = {"tensorboard": _tensorboard, "wandb": _weights_and_biases}[logger](run, config)
     except ImportError as error:
         raise ValueError(
             f"{logger} is not installed ({error}): pip install 'dualrate[{logger}]', or train without --log"
         ) from error
-
-    def write(values: Mapping[str, float], iteration: int) -> None:
-        for name, value in values.items():
-            board().add_scalar(name, value, iteration)
-        board().flush()
-
-    return Logged(shown, every, write, _ending(board, "close"))
+    return Logged(shown, every, open_logger)

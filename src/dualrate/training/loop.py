@@ -91,7 +91,7 @@ def fit(
     places: Mapping[str, str] = MappingProxyType({}),
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda written: written,
     progress: Reporter | None = None,
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
     device: torch.device | str = "cpu",
     world: World = World(),
@@ -102,9 +102,9 @@ def fit(
     places:    of keys of it ("data.source") that say where something is, the key of what it is ("images"): the first
                may differ where the second does not
     upgrade:   of an identity as earlier versions wrote it
-    on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
-    on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in
-               place; and at a start where that was due, since a kill may have come before: it may look what is there
+    on_start:  called once with the number of iterations done, when the run is locked and its configuration accepted
+    on_sample: called with the number of iterations done, averaged weights in place: every `sample_every`, at the end,
+               and once more at a start from such an iteration, whose samples a kill may have prevented
     world:     the processes that train together, each in this call; the callbacks are the leader's
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
     the end, another process lost), NonFiniteError.
@@ -122,7 +122,7 @@ def fit(
         trainer = _Trainer(method, config.settled(), device, progress, run_dir, world)
         begun = trainer.resume(identity, places, upgrade)
         if on_start and world.leads:
-            on_start()
+            on_start(begun)
         with trainer.saver:
             stopped = trainer.run(batches, on_sample, interrupts)
         return FitResult(trainer.state.iteration, stopped, trainer.state.seconds, begun)
@@ -136,8 +136,9 @@ class _Trainer:
         self.run_dir, self.share = run_dir, Share(config.batch_size, config.micro_batch, world)
         self.generator = default_generator(device)
         self.compiling = False  # in the first iteration of a start
-        from torch import _dynamo  # noqa: F401  # as torch.optim does at first: seconds that would count as training
+        from torch import _dynamo  # noqa: F401  # else the first step of torch.optim takes its seconds as training
 
+        self.lr: dict[str, float] = {}  # of the latest update that was read; a method without phases has none
         self.unread: list[_Update] = []
         self.unreported: list[dict[str, float]] = []  # logs that were read, an iteration each
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
@@ -203,9 +204,11 @@ class _Trainer:
         most = math.inf if config.iterations is None else config.iterations
         if began and (began % config.sample_every == 0 or began >= most or state.seconds >= limit):
             self.sample(on_sample)  # a kill may have come before it was done
-        while state.iteration < most and not any(
-            self.world.any(interrupts.received is not None, state.seconds >= limit)
-        ):
+        late = False
+        while state.iteration < most:
+            interrupted, late = self.world.any(interrupts.received is not None, state.seconds >= limit)
+            if interrupted or late:
+                break
             start = time.perf_counter()
             with ended_if_it_hangs(self.world):
                 batch = batches.batch(state.iteration)
@@ -221,7 +224,7 @@ class _Trainer:
             if state.iteration % config.sample_every == 0:
                 self.sample(on_sample)
                 sampled_at = state.iteration
-        if state.iteration < most and state.iteration > began and state.seconds >= limit:
+        if late and state.iteration > began:
             self.read()
             self.write_line()
         self.saver.finish()
@@ -302,7 +305,8 @@ class _Trainer:
                     made.state.skipped_in_a_row = 0
                 else:
                     self.skip(made, values)
-                logs |= {"lr": made.lr} | {f"{made.phase}/{name}": value for name, value in values.items()}
+                self.lr = {"lr": made.lr}
+                logs |= self.lr | {f"{made.phase}/{name}": value for name, value in values.items()}
             self.state.running_means.add(finite(logs))
             self.unreported.append(logs)
 
@@ -337,7 +341,7 @@ class _Trainer:
         counts = self.counts()
         state.running_means.add({"elapsed": elapsed})
         if self.is_logged():
-            self.write_line({"lr": unreported[-1]["lr"]} if unreported else {})  # a method without phases has none
+            self.write_line()
         ends = [] if config.iterations is None else [config.iterations]
         if config.limit is not None and (state.seconds or not ends):  # an estimate: how many seconds allow
             share = config.limit / state.seconds if state.seconds else 1.0
@@ -348,7 +352,7 @@ class _Trainer:
         self.progress.update(state.iteration, total, counts | finite(unreported[-1] if unreported else {}))
 
     def counts(self) -> dict[str, float]:
-        """What a line of the log begins with."""
+        """What lines of the log and of progress have beside losses."""
         state = self.state
         return {
             "images": state.iteration * self.config.batch_size,
@@ -356,13 +360,13 @@ class _Trainer:
             "skipped": state.skipped,
         }
 
-    def write_line(self, last: Mapping[str, float] = MappingProxyType({})) -> None:
-        """The leader writes a line of the log: means since the line before. last: values of this iteration"""
+    def write_line(self) -> None:
+        """The leader writes a line of the log: means since the line before, and the latest learning rate."""
         means = self.state.running_means.means()
         if not self.world.leads or "elapsed" not in means:
             return
         rate = {"images_per_second": self.config.batch_size / means.pop("elapsed")}
-        self.metrics.write({"iteration": self.state.iteration, **self.counts(), **rate, **means, **last})
+        self.metrics.write({"iteration": self.state.iteration, **self.counts(), **rate, **means, **self.lr})
         self.state.running_means.sums.clear()
 
     def save(self, *, last: bool) -> None:
