@@ -18,6 +18,7 @@ from dualrate.diffusion.values import Batch, shared_time
 from dualrate.experiment.experiment import Experiment, Model
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.system.device import settle_products
+from dualrate.training.config import FitResult
 from dualrate.training.loop import compile_blocks
 
 Work = Callable[[], None]
@@ -26,6 +27,13 @@ Work = Callable[[], None]
 def in_cpu_seconds() -> AbstractContextManager[Any]:
     """Within it, trainings are limited in seconds that this process computes: others on its core take none of them."""
     return patch("dualrate.training.loop.time", SimpleNamespace(perf_counter=time.process_time))
+
+
+def whole(result: FitResult) -> FitResult:
+    """The result of a training; raises SystemExit if a signal ended it: what ended early is no measurement."""
+    if result.stopped == "signal":
+        raise SystemExit("interrupted: run it again, and it goes on")
+    return result
 
 
 def sampling(model: Model, plan: dr.StepPlan, batch: int, bfloat16: bool) -> Work:

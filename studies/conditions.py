@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 import dualrate as dr
 from benchmarks.peers import NETS, Judge
-from benchmarks.workloads import in_cpu_seconds
+from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.data.conditions import HeldOut
 from dualrate.drawing.samples import strips
 from dualrate.metrics.ensembles import energy_score, fair_crps, psnr
@@ -94,9 +94,8 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
             judge = Judge(out, REFERENCE, real[: SHOWN * CONDITIONS], test)
         folder = folder_of(out, task, rate, trained_by, seed)
         with in_cpu_seconds():
-            result = dr.train(experiment(source, task, rate, trained_by, seconds, seed), folder, progress=Silent())
-        if result.stopped == "signal":
-            raise SystemExit("interrupted: run it again, and it goes on")
+            made = experiment(source, task, rate, trained_by, seconds, seed)
+            result = whole(dr.train(made, folder, progress=Silent()))
         model = dr.load(str(folder))
         plans = STEPS if model.serves.any_plan else (None,)
         known = {"task": task, "rate": rate, "trained_by": trained_by, "seed": seed}

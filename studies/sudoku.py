@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import dualrate as dr
-from benchmarks.workloads import in_cpu_seconds
+from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.data.conditions import Condition, Given, Make, masked
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
@@ -167,9 +167,7 @@ def trained(made: dr.Experiment, out: Path) -> tuple[dr.Model, float]:
     start = Start(True, torch.device("cpu"), False, dr.load, batches.batch, print)
     method = made.method.prepare(made, start).method
     with in_cpu_seconds():
-        result = fit(method, batches, made.fit, out / made.name, identity={"name": made.name}, progress=Silent())
-    if result.stopped == "signal":
-        raise SystemExit("interrupted: run it again, and it goes on")
+        result = whole(fit(method, batches, made.fit, out / made.name, identity={"name": made.name}, progress=Silent()))
     networks, denoiser = made.build()
     networks.load_state_dict(checkpoint.load(checkpoint.saved_paths(out / made.name / "checkpoints")[-1]).weights())
     networks.eval().requires_grad_(False)

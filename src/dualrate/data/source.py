@@ -102,7 +102,7 @@ class Raw:
     labels:      (count,) int64 in [0, len(class_names)), or None
     class_names: empty without labels
     note:        the parts of the source that are not used, beginning with one of `NOTED`; empty: all is used
-    rows:        of the source's images, where it has one split, of which a part is held out here; None: it has two
+    rows:        where a tenth of one split is held out here, which of its images these are; None: the source has two
     """
 
     items: Items

@@ -147,7 +147,7 @@ def _are_shards(tars: Iterable[Path]) -> bool:
 
 
 def _class_words(found: Iterable[Found]) -> dict[str, str]:
-    """By tar, the words of its name but its split, where they tell several classes, the same in each split; else nothing.
+    """By tar, the words of its name but its split, if these are several classes, the same in each split; or nothing.
 
     Numbers are no words: tars that are told apart by numbers have no classes.
     """

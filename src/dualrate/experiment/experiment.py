@@ -68,7 +68,7 @@ class DataConfig(Ranged):
     augment: Augment = Augment()
 
     def at(self, source: str) -> DataConfig:
-        """The same of another source; of latents, which have a size and labels of their own, only how they change."""
+        """This with another source. Latents have a size and labels of their own: with them only `augment` is kept."""
         return replace(DataConfig(augment=self.augment) if is_encoded(source) else self, source=source)
 
     def load(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
@@ -78,19 +78,14 @@ class DataConfig(Ranged):
         """
         if not is_encoded(self.source):
             return self.items(split, progress)
-        if (self.size, self.channels, self.label) != (None, None, None):
-            raise ValueError(
-                f"{self.source} holds latents, which have their size and labels: drop --data.size, --data.channels "
-                "and --data.label"
-            )
+        self._refuse("holds latents, which have their size and labels", "size", "channels", "label")
         return read_latents(self.source, split)
 
     def items(self, split: Split, progress: DataProgress | None = None) -> ImageSet | Fields:
         """One split of the images, or of the fields. Raises as `images` and `read_fields`."""
         if not is_fields(self.source):
             return self.images(split, progress)
-        if (self.size, self.channels, self.label, self.augment) != (None, None, None, Augment()):
-            raise ValueError(f"{self.source} holds fields, which are taken as they are: give --data.source alone")
+        self._refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")
         return read_fields(self.source, split, progress=progress or silent)
 
     def images(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
@@ -106,11 +101,14 @@ class DataConfig(Ranged):
         if is_encoded(self.source):
             return encoded_images(self.source, split, progress)
         if is_text(self.source):
-            given = {"label": self.label, "channels": self.channels, "augment": self.augment != Augment() or None}
-            if wrong := [f"--data.{name}" for name, value in given.items() if value is not None]:
-                raise ValueError(f"{self.source} is a text, to which {', '.join(wrong)} means nothing: drop it")
+            self._refuse("is a text, which has neither labels nor channels", "label", "channels", "augment")
             return read_text(self.source, split, self.size or PIECE)
         return load_images(self.source, split=split, progress=progress, **self.preparation)
+
+    def _refuse(self, what: str, *names: str) -> None:
+        """Raises ValueError where one of these settings is given."""
+        if given := [f"--data.{name}" for name in names if getattr(self, name) != getattr(DataConfig(), name)]:
+            raise ValueError(f"{self.source} {what}: drop {' and '.join(given).replace('augment', 'augment.*')}")
 
     @property
     def preparation(self) -> dict[str, Any]:
@@ -390,7 +388,7 @@ class Experiment(Ranged):
 class Model:
     """A trained model, ready to sample: networks, the denoiser that calls them, and the experiment that they are from.
 
-    iteration: of the checkpoint; weights_hash: sha256 of all weights, and what else calls them
+    iteration: of the checkpoint; weights_hash: sha256 of all weights; under another denoiser, with its name
     compiled, graphs: whether sampling compiles its networks, and records CUDA graphs, at their first calls
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own

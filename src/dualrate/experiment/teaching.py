@@ -231,7 +231,7 @@ def check_targets(experiment: Experiment, teacher: Model, name: str) -> None:
 
 
 def check_same_network(own: Any, its: Any, problem: str) -> None:
-    """Raises ValueError, which begins with `problem`, if two networks compute other functions of the same weights.
+    """Raises ValueError, which begins with `problem`, if two networks are configured otherwise.
 
     Shapes of weights do not tell, for one, whether edges meet. Heads, dropout and planes of noise may differ. None: a
     network without a configuration, of which nothing is known here.

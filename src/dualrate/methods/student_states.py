@@ -127,8 +127,8 @@ class SegmentRollout(PlanStates):
         grid = _PlanSteps(self.plan, self.process, draws)
         step, start = turns(draws, self.plan.num_steps)[:, None], grid.heavy_step
         length = grid.segment_end[step] - start[step]
-        turn = torch.arange(self.pairs) * length // self.pairs
-        step = start[step] + (step - start[step] + turn) % length
+        apart = torch.arange(self.pairs) * length // self.pairs
+        step = start[step] + (step - start[step] + apart) % length
         (noise,) = self.process.noise(draws, ["z_tau"], *batch.x.shape[1:])
         (tau,) = moved(batch.x.device, grid.times[start[step[:, 0]]])
         z_tau = self.process.add_noise(batch.x, tau, noise)
@@ -149,8 +149,8 @@ class FullRollout(PlanStates):
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
-        first, turn = turns(draws, self.plan.num_steps), torch.arange(self.pairs) * self.plan.num_steps // self.pairs
-        step = (first[:, None] + turn) % self.plan.num_steps
+        first, apart = turns(draws, self.plan.num_steps), torch.arange(self.pairs) * self.plan.num_steps // self.pairs
+        step = (first[:, None] + apart) % self.plan.num_steps
         shape = batch.x.shape[1:]
         noise = self.process.prior(self.process.noise(draws, ["rollout start"], *shape)[0], shape).to(batch.x.dtype)
         return _PlanSteps(self.plan, self.process, draws).follow(student, noise, torch.zeros_like(first), step, cond)

@@ -39,14 +39,14 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.blocks import transformer_macs
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
-from dualrate.recipes.fashion_mnist import FIT as HOUR
+from dualrate.recipes.fashion_mnist import FIT as FASHION_MNIST
 from dualrate.sampling.cost import macs_of
 from dualrate.system.progress import PlainReporter, Reporter
 
 BLOCKS, HEAD = 4, 32
 NARROWEST, WIDEST = 2, 64  # in heads
 FINEST, COARSEST = 16, 4  # positions a side
-FIT = replace(HOUR, iterations=4000)
+FIT = replace(FASHION_MNIST, iterations=4000)
 
 
 @dataclass(frozen=True)
