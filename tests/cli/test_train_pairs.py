@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -69,9 +70,27 @@ def test_a_run_of_pairs_trains_resumes_and_is_drawn_from(here, monkeypatch, caps
     sample = ("sample", "whole", "--given", "given", "--steps", 2)
     assert call(monkeypatch, *sample, "--members", 2, "--out", "own") == 0
     (here / "sharp" / "3.png").rename(here / "given" / "4.png")
+    assert call(monkeypatch, *sample, "--out", "other") == 0  # of 16 x 16, resized as in training
+    pictures = json.loads((here / "other" / "sample.json").read_text())["conditions"]
+    assert [Path(picture).name for picture in pictures] == ["3.bmp", "4.png"]
+
+
+def test_members_are_scored_where_no_features_can_be(here, monkeypatch, capsys):
+    """Of a few images without labels."""
+    assert folders(monkeypatch, 1, "run") == 0
     capsys.readouterr()
-    assert call(monkeypatch, *sample, "--out", "other") == 2
-    assert "4.png makes a condition of (1, 16, 16) (C, H, W), this model takes (1, 8, 8)" in capsys.readouterr().err
+    assert call(monkeypatch, "evaluate", "run", "--members", 2, "--num", 3, "--steps", 2, "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["ensemble"]["conditions"] == 3
+    assert "no Frechet distance: " in said.err
+    assert call(monkeypatch, "evaluate", "run", "--num", 3, "--steps", 2) == 2  # of one member
+
+
+def test_pairs_that_would_show_different_parts_are_refused(here, monkeypatch, capsys):
+    for file in (here / "small").iterdir():
+        Image.open(file).resize((16, 8)).save(file)
+    assert folders(monkeypatch, 1, "run") == 2
+    assert "8 x 16 in small beside 16 x 16 in sharp" in capsys.readouterr().err
 
 
 def test_pairs_that_moved_resume_and_other_partners_do_not(here, monkeypatch, capsys):

@@ -526,7 +526,7 @@ def test_runs_that_do_not_compare(here):
         (["heavy:2", "--out", "report.txt"], ".html"),
         (["heavy:2", "--minutes", "0"], "minutes"),
         (["heavy:2", "--screen", "60", "--count", "50"], "screen"),
-        (["heavy:2", "--screen", "4", "--count", "10"], "--num"),
+        (["heavy:2", "--screen", "4", "--count", "10"], "draw or give more"),
         (["heavy:2", "--features", "nowhere"], "nowhere"),
         (["gone:2"], "there is no run"),
         ([], "nothing to compare"),

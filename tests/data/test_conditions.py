@@ -29,12 +29,14 @@ from dualrate.data.conditions import (
     Unconditional,
     grey,
     known,
+    picture_of,
     read_conditions,
     smaller,
     task_named,
 )
-from dualrate.data.images import ImageSet, to_float, to_uint8
+from dualrate.data.images import ImageSet, Look, to_float, to_uint8
 from dualrate.data.loader import Augment, Batches
+from dualrate.data.source import Raw
 from dualrate.denoisers.denoiser import Metered
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -55,6 +57,7 @@ from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture
 from dualrate.metrics.store import FeatureStore
+from dualrate.recipes import auto
 from dualrate.recipes.auto import Auto
 from dualrate.recipes.tasks import made
 
@@ -197,7 +200,7 @@ def test_the_transparent_part_of_a_picture_is_its_hole() -> None:
 
 def test_pictures_become_grey_or_coloured_as_the_model_s_images_are() -> None:
     colours, one = png(PIXELS[0]), png(PIXELS[0, :1])
-    for condition in (SuperResolution(4), Pairs("folder"), Colour()):
+    for condition in (SuperResolution(4), Pairs("folder", 24), Colour()):
         assert torch.equal(read_conditions([("a.png", colours)], condition, (1, 24, 24)), grey(to_float(PIXELS[:1])))
     found = read_conditions([("a.png", one)], SuperResolution(4), (3, 24, 24))
     assert torch.equal(found, to_float(PIXELS[:1, [0, 0, 0]]))
@@ -248,7 +251,7 @@ def test_tasks_by_name() -> None:
     [
         (SuperResolution(5), (3, 24, 24), "are not divisible by 5"),
         (Inpainting(24), (3, 24, 24), "a hole of side 24 covers"),
-        (Colour(), (1, 24, 24), "grey images have no colours"),
+        (Colour(), (1, 24, 24), "the images are grey and have no colours"),
         (Unconditional(), (3, 24, 24), "nothing but noise"),
     ],
 )
@@ -309,6 +312,16 @@ def test_every_task_has_networks_for_every_method(task: str, trained_by) -> None
             assert networks.features == (trained_by == "residual")
 
 
+def test_a_factor_that_the_networks_do_not_take_is_refused_before_images_are_read(monkeypatch) -> None:
+    look = Look("photos", Raw([], 0, None, ()))
+    look.__dict__["shapes"] = ((3, 48, 48),)
+    monkeypatch.setattr(auto, "look_at", lambda *of: look)
+    monkeypatch.setattr(auto, "account", lambda *of: "")
+    with pytest.raises(ValueError, match=r"48 x 48 do not take super-resolution:3: .* or a factor of 2, 4, 8"):
+        Auto(dr.DataConfig("photos"), "tiny", task="super-resolution:3")()
+    assert Auto(dr.DataConfig("photos"), "tiny", task="super-resolution:8")().networks.given == (3, 6, 6)
+
+
 def test_auto_refuses_what_is_of_a_task_without_one() -> None:
     with pytest.raises(ValueError, match="need a condition: give a --task"):
         Auto(trained_by="crps")
@@ -333,6 +346,28 @@ def test_a_model_refuses_conditions_of_another_shape() -> None:
         dr.Model("plain", plain, *plain.build(), 0, "hash").with_given(Given(y))
 
 
+@pytest.mark.parametrize("wrong", [torch.zeros(1, 3, 6, 6, dtype=torch.uint8), torch.full((1, 3, 6, 6), 200.0)])
+def test_conditions_of_8_bits_are_refused(wrong: Tensor) -> None:
+    for given in (wrong, wrong.numpy()):
+        with pytest.raises(ValueError, match=r"conditions are numbers from -1 to 1.* x / 127\.5 - 1"):
+            drawer().draw(given)
+
+
+def test_a_hole_of_one_s_own_hides_what_is_below_it() -> None:
+    image, mask = torch.rand(2, 3, 24, 24), (torch.rand(2, 1, 24, 24) > 0.5).float()
+    given = Inpainting(7).accepted(torch.cat((image, mask), 1))
+    assert torch.equal(given, torch.cat((image * mask, mask), 1))
+    assert torch.equal(Inpainting(7).unknown(given), mask == 0)
+    with pytest.raises(ValueError, match="the last channel of a condition is its mask"):
+        Inpainting(7).accepted(torch.cat((image, 2 * mask - 1), 1))
+
+
+def test_a_condition_is_shown_in_the_samples_colours() -> None:
+    colours = to_float(PIXELS[:2])
+    assert np.array_equal(picture_of(colours, (1, 24, 24)), to_uint8(grey(colours)).numpy())
+    assert np.array_equal(picture_of(colours, (3, 24, 24)), PIXELS[:2])
+
+
 def drawer(**changes) -> dr.Drawer:
     torch.manual_seed(0)
     experiment = dr.Experiment("run", TwoConditional(NET, NET, GIVEN), METHOD, FIT, condition=SuperResolution(4))
@@ -352,6 +387,7 @@ def test_a_drawer_draws_members_of_conditions_of_one_s_own() -> None:
     assert np.abs(drawer().draw(y.flip(0)).images - drawn[::3]).max() > 1
     of_doubles = drawer().draw(y.double().requires_grad_(), members=3).images
     assert np.array_equal(of_doubles, drawer().draw(y, members=3).images)
+    assert np.array_equal(drawer().draw(y.numpy(), members=3).images, of_doubles)
     with pytest.raises(ValueError, match="members"):
         drawer().draw(y, members=0)
     experiment = dr.Experiment("plain", OneNetwork(NET), METHOD, FIT)
@@ -391,7 +427,7 @@ def test_members_are_scored_against_the_images_of_their_conditions_each_once(tmp
     wanted_first[1] = -1
     torch.testing.assert_close(store.read(range(count)).features, wanted_first, rtol=0, atol=1)
     drawn = own.draw(range(count)).images.reshape(count, 3, *pictures.shape)
-    wanted = EnsembleScores.of([(drawn, pictures.images[:])])
+    wanted = EnsembleScores.of([(drawn, pictures.images[:], None)])
     assert found is not None
     assert (found.conditions, found.members) == (count, 3)
     assert found.crps == pytest.approx(wanted.crps, rel=1e-6)

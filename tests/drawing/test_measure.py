@@ -212,7 +212,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_drawn(drawer, judge
     directory = tmp_path / "blocks" if keep else None
     statistics = Evaluator(judge.net, Reference(GaussianStats.of(torch.randn(9, 4)), "statistics.npz", "0"), None)
     for seeds, one, details, message in (
-        (range(3), judge, False, "--num"),
+        (range(3), judge, False, "draw or give more"),
         (SEEDS, statistics, True, "need single reference images"),
     ):
         with pytest.raises(ValueError, match=message):

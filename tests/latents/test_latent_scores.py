@@ -119,7 +119,9 @@ def test_a_model_of_latents_has_the_scores_of_its_codec_and_a_decoder_those_of_w
     members = replace(drawer, members=2)
     assert latent_scores(members, seeds, measured, [judge]).nearness == decoder.nearness
     others = Evaluator(judge.net, judge.reference, pictures(12))
-    with pytest.raises(ValueError, match="decoder reconstructs images/test, and FD-noise has the held-out images of"):
+    with pytest.raises(
+        ValueError, match="decoder makes images of images/test, and FD-noise has the held-out images of"
+    ):
         measure(drawer, seeds, others)
     lines = str(decoder).splitlines()
     assert lines[0] == "the table's distances are rFD"

@@ -44,17 +44,35 @@ def test_a_calibrated_ensemble_has_spread_as_skill_and_even_ranks() -> None:
         centre + 0.05 * normals(400, 1, 1, 8, 8),
     )
     x, y = ((255 * part).round().clamp(0, 255).byte().numpy() for part in (members.flatten(2, 3), truth.flatten(1, 2)))
-    scores = EnsembleScores.of((x[i : i + 100], y[i : i + 100]) for i in range(0, 400, 100))
+    scores = EnsembleScores.of((x[i : i + 100], y[i : i + 100], None) for i in range(0, 400, 100))
     assert scores.spread_skill == pytest.approx(1, abs=0.03)
     np.testing.assert_allclose(scores.ranks, 1 / 6, atol=0.01)
     sure = centre[:, None] + 0.025 * normals(400, 5, 1, 8, 8)[:, :, None]
     x = (255 * sure.flatten(2, 3)).round().clamp(0, 255).byte().numpy()
-    assert EnsembleScores.of([(x, y)]).spread_skill < 0.65
+    assert EnsembleScores.of([(x, y, None)]).spread_skill < 0.65
 
 
 def test_equal_numbers_have_ranks_by_chance() -> None:
     counts = ranks(torch.zeros(30_000, 2, 1), torch.zeros(30_000, 1), torch.Generator().manual_seed(1))
     np.testing.assert_allclose(counts.numpy() / 30_000, 1 / 3, atol=0.01)
+
+
+def test_pixels_that_the_condition_shows_have_no_rank() -> None:
+    """Members that are far too sure of a quarter of the pixels, and right in the others: half the ranks at each end."""
+    truth = (255 * torch.rand(50, 1, 8, 8)).byte().numpy()
+    unknown = torch.zeros(50, 1, 8, 8, dtype=torch.bool)
+    unknown[..., 4:, 4:] = True
+    members = np.repeat(truth[:, None], 4, 1)
+    members[..., 4:, 4:] = 128
+    found = EnsembleScores.of([(members, truth, unknown)])
+    assert found.ranks[0] + found.ranks[-1] > 0.98
+    assert EnsembleScores.of([(members, truth, None)]).ranks[0] < 0.4
+
+
+def test_of_one_condition_the_error_is_unknown() -> None:
+    found = EnsembleScores.of([(np.zeros((1, 3, 1, 2, 2), np.uint8), np.ones((1, 1, 2, 2), np.uint8), None)])
+    assert all(map(math.isnan, found.errors))
+    assert "fair CRPS 0.0039 (standard error unknown)" in str(found)
 
 
 def test_psnr_is_in_decibels() -> None:
@@ -63,4 +81,4 @@ def test_psnr_is_in_decibels() -> None:
 
 def test_one_member_is_refused() -> None:
     with pytest.raises(ValueError, match="2 members a condition or more, got 1"):
-        EnsembleScores.of([(np.zeros((3, 1, 1, 2, 2), np.uint8), np.zeros((3, 1, 2, 2), np.uint8))])
+        EnsembleScores.of([(np.zeros((3, 1, 1, 2, 2), np.uint8), np.zeros((3, 1, 2, 2), np.uint8), None)])

@@ -121,6 +121,9 @@ def test_reconstructions_of_the_same_images_are_counted_together(evaluator):
     thrice = evaluator.score_features(one.repeat(3, 1), **how, of=rows.repeat(3), details=True)
     assert thrice.details == once.details
     assert (thrice.floor_count, thrice.fingerprint.count) == (250, 750)
+    others = evaluator.score_features(one.repeat(3, 1), **how, of=rows.repeat(3), reconstructs=False)
+    assert (math.isnan(others.floor), others.floor_count, others.value) == (True, 0, thrice.value)
+    assert others.note == "from the held-out images that their conditions are of; 750 images of 250 of them"
     assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.15)
 
 

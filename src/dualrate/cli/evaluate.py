@@ -29,6 +29,8 @@ FEATURES = ("features", "reference", "keep", "details")  # options of what compa
 class Evaluate(Ranged):
     """Score a run: Frechet distance in the features of the data set's network (FD-<net>), FID, FD-DINOv2.
 
+    With --members samples of a condition are scored too: fair CRPS, energy score, PSNR, spread over skill.
+
     A forecast of fields is scored over one window from held-out starts, by lead time and by variable.
 
     A text model is scored by its bound in bits per character, the entropy of its samples, and a language model that is
@@ -80,7 +82,7 @@ class Evaluate(Ranged):
 
     def _score_run(self, run: Path) -> None:
         from dualrate.drawing.latents import latent_scores
-        from dualrate.drawing.measure import evaluators, features_named, measure
+        from dualrate.drawing.measure import check, evaluators, features_named, measure, scored_together
         from dualrate.report.table import as_text, table
         from dualrate.system.workers import mapper
 
@@ -94,9 +96,16 @@ class Evaluate(Ranged):
         if isinstance(model.experiment.condition, Forecast):
             self._score_forecast(drawer, progress)
             return
-        metrics = evaluators(
-            model.experiment.data, self.features, reference=self.reference, device=model.device, progress=progress
-        )
+        try:
+            metrics = evaluators(
+                model.experiment.data, self.features, reference=self.reference, device=model.device, progress=progress
+            )
+            check(metrics, len(seeds), details=self.details)
+        except ValueError as error:
+            if self.features is not None or not scored_together(drawer, seeds):
+                raise
+            self._score_members(drawer, seeds, progress, str(error))
+            return
         with mapper(self.workers, model.device) as over:
             measured = measure(
                 drawer,
@@ -121,6 +130,20 @@ class Evaluate(Ranged):
                 print(f"\n{more}")
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")
+
+    def _score_members(self, drawer: Drawer, seeds: range, progress: Reporter, lacking: str) -> None:
+        """Scores that need no features. lacking: why there are none"""
+        from dualrate.drawing.measure import ensemble_scores
+
+        progress.note(f"no Frechet distance: {lacking}")
+        with closing(progress):
+            found = ensemble_scores(drawer, seeds, progress=image_progress(progress))
+        assert found is not None
+        if self.json:
+            about = {"weights": drawer.model.identity, "command": command_line(), "macs": drawer.cost.macs}
+            print_json({"ensemble": asdict(found)} | about | {"environment": environment(drawer.model.device)})
+            return
+        print(found)
 
     def _score_images(self, source: str) -> None:
         drawing = ("prompt", "num", "seed", "keep", "bound", *vars(self.sampling))

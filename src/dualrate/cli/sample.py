@@ -31,8 +31,8 @@ class Sample(Ranged):
     """Number of images in OUT, including those already there. Default: 64, or one for each picture of --given or prompt
     of --prompt. With --members M it counts conditions, and each condition gets M images."""
     given: Path | None = None
-    """A picture, or a folder of pictures, to use as conditions: small, grey, or with transparent holes, whichever the
-    run was trained on. Default: conditions from held-out images."""
+    """A picture, or a folder of pictures in the order of their paths, to use as conditions: small, grey, with
+    transparent holes, or the other one of a pair, as in training. Default: conditions from held-out images."""
     prompt: Prompt = None
     label: Classes | str | None = None
     """One class for all images, by number or name; every class in turn if not given."""

@@ -106,6 +106,14 @@ class Condition(ABC):
         """A sample (B, C, H, W) with what the condition knows of it put back: nothing, unless overridden."""
         return x
 
+    def unknown(self, given: Tensor) -> Tensor | None:
+        """(B, 1, H, W) bool: the pixels that conditions (B, c, h, w) do not show; None: all."""
+        return None
+
+    def accepted(self, given: Tensor) -> Tensor:
+        """Conditions of one's own, (N, c, h, w), as networks take them. Raises ValueError for what cannot be one."""
+        return given
+
     def check_pictured(self) -> None:  # noqa: B027  # most are of pictures
         """Raises ValueError where samples are no pictures."""
 
@@ -187,8 +195,21 @@ class Prompts(Condition, Ranged):
         raise ValueError(f"{name}: this model makes images from texts, not from pictures: pass --prompt TEXT")
 
 
+class OfPicture(Condition):
+    """Of a picture, in [-1, 1]."""
+
+    def accepted(self, given: Tensor) -> Tensor:
+        low, high = given.aminmax()
+        if not (given.is_floating_point() and low >= -1 and high <= 1):
+            raise ValueError(
+                f"conditions are numbers from -1 to 1, got {given.dtype} from {low:g} to {high:g}: of 8 bits take "
+                "x / 127.5 - 1"
+            )
+        return given
+
+
 @dataclass(frozen=True)
-class SuperResolution(Condition, Ranged):
+class SuperResolution(OfPicture, Ranged):
     """A smaller image, which is made larger."""
 
     factor: Annotated[int, Range(2, 64)] = 4
@@ -204,7 +225,7 @@ class SuperResolution(Condition, Ranged):
 
 
 @dataclass(frozen=True)
-class Inpainting(Condition, Ranged):
+class Inpainting(OfPicture, Ranged):
     """An image with a hole."""
 
     hole: Annotated[int, Range(1, 4096)] = 16
@@ -223,6 +244,16 @@ class Inpainting(Condition, Ranged):
         image, mask = given[:, :-1], given[:, -1:]
         return image * mask + x * (1 - mask)
 
+    def unknown(self, given: Tensor) -> Tensor:
+        return given[:, -1:] == 0
+
+    def accepted(self, given: Tensor) -> Tensor:
+        """What is below the hole is taken away."""
+        image, mask = super().accepted(given)[:, :-1], given[:, -1:]
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ValueError("the last channel of a condition is its mask: 0 in the hole, 1 elsewhere")
+        return masked(image, mask)
+
     def read(self, data: bytes, name: str, channels: int) -> Tensor:
         """The hole is where the picture is transparent."""
         decode(data, name)  # refuses what is no picture, or too large
@@ -240,12 +271,14 @@ class Inpainting(Condition, Ranged):
 
 
 @dataclass(frozen=True)
-class Colour(Condition):
+class Colour(OfPicture):
     """A grey image, which gets its colours."""
 
     def shape(self, image: Shape) -> Shape:
         if image[0] != 3:
-            raise ValueError(f"grey images have no colours to learn, got {image} (C, H, W): drop --data.channels")
+            raise ValueError(
+                "the images are grey and have no colours to learn: name coloured ones, or drop --data.channels 1"
+            )
         return 1, *image[1:]
 
     def build(self, device: torch.device | str) -> Make:
@@ -253,7 +286,7 @@ class Colour(Condition):
 
 
 @dataclass(frozen=True)
-class Pairs(Condition, Ranged):
+class Pairs(OfPicture, Ranged):
     """The other image of a pair."""
 
     source: str
@@ -270,8 +303,12 @@ class Pairs(Condition, Ranged):
         return lambda x, draws: x
 
     def fitted(self, targets: Look, image: Shape) -> Pairs:
-        """As large beside x as they are beside the targets, by a power of 2, which all levels of networks take."""
+        """As large beside x as they are beside the targets, by a power of 2, which all levels of networks take.
+
+        Raises ValueError for pictures of another aspect ratio than the targets: both are cropped to squares.
+        """
         own = look_at(self.source).shapes
+        _check_aspects(own, self.source, targets)
         mine, target = (median_low(min(shape[1:]) for shape in shapes) for shapes in (own, targets.shapes))
         ratio, size = mine / target, image[1]
         while ratio >= 2**0.5 and 2 * size <= max(image[1], MOST_SIDE):
@@ -279,6 +316,10 @@ class Pairs(Condition, Ranged):
         while ratio < 0.5**0.5 and size % 2 == 0:
             ratio, size = ratio * 2, size // 2
         return replace(self, size=size, channels=1 if all(shape[0] == 1 for shape in own) else 3)
+
+    def read(self, data: bytes, name: str, channels: int) -> Tensor:
+        """Cropped and resized as in training."""
+        return to_float(decode(data, name, size=self.size, channels=channels))
 
     def check(self, image: Shape, augment: Augment) -> None:
         if augment.translate and image[1:] != (self.size, self.size):
@@ -293,6 +334,23 @@ class Pairs(Condition, Ranged):
             raise ValueError("an image cannot be left out without its partner: drop --data.on-bad, repair the images")
         found = partner_source(self.source, targets, split, label)
         return decoded_source(found, split, Options(self.size, self.channels, on_bad), cache_dir(), silent)
+
+
+def _check_aspects(own: Sequence[Shape], source: str, targets: Look) -> None:
+    """Up to a pixel of rounding. Of as many pictures on either side, since then they are looked at in pairs."""
+    if len(own) != len(targets.shapes):
+        return
+    both = (sorted(some, key=_aspect) for some in (own, targets.shapes))
+    for (_, height, width), (_, high, wide) in zip(*both, strict=True):
+        if abs(height * wide - width * high) > max(height, width, high, wide):
+            raise ValueError(
+                f"pictures of {height} x {width} in {source} beside {high} x {wide} in {targets.name}: cropped to "
+                "squares they would show different parts. Crop the two of a pair alike"
+            )
+
+
+def _aspect(shape: Shape) -> float:
+    return shape[1] / shape[2]
 
 
 def partner_source(source: str | Path, targets: str | Path, split: Split, label: str | None) -> Source:
@@ -410,10 +468,13 @@ def picture_of(given: Tensor, image: Shape) -> NDArray[np.uint8] | None:
     channels, height, width = image
     fits = height % given.shape[2] == 0 or given.shape[2] % height == 0
     fits = fits and given.shape[2] * width == given.shape[3] * height
-    if given.shape[1] not in (1, channels, channels + 1) or not fits:
+    if given.shape[1] not in (1, 3, channels, channels + 1) or not fits:
         return None
+    given = given.float()
+    if (given.shape[1], channels) == (3, 1):
+        given = grey(given)
     shown = given[:, :channels] if given.shape[1] >= channels else given.expand(-1, channels, -1, -1)
-    return to_uint8(F.interpolate(shown.float(), (height, width))).cpu().numpy()
+    return to_uint8(F.interpolate(shown, (height, width))).cpu().numpy()
 
 
 def read_conditions(files: Iterable[tuple[str, bytes]], condition: Condition, expected: Shape) -> Tensor:
@@ -422,7 +483,10 @@ def read_conditions(files: Iterable[tuple[str, bytes]], condition: Condition, ex
     for name, data in files:
         given = condition.read(data, name, expected[0])
         if tuple(given.shape) != expected:
-            raise ValueError(f"{name} makes a condition of {tuple(given.shape)} (C, H, W), this model takes {expected}")
+            raise ValueError(
+                f"{name} makes a condition of {tuple(given.shape)} (C, H, W), this model takes {expected}: crop and "
+                "resize it to that"
+            )
         found.append(given)
     return torch.stack(found)
 
@@ -478,11 +542,12 @@ class Given:
     """Conditions of one's own. y: (N, c, h, w) numbers, rows in files, or made of texts; seed i has number i, round and
     round
 
-    texts: (N,) that prompts were made of, where they are known
+    texts: (N,) that prompts were made of, where they are known; files: (N,) that pictures were read of, if they were
     """
 
     y: Tensor | Shards | Encoded
     texts: Sequence[str] | Texts | None = None
+    files: tuple[str, ...] = ()
 
     def __call__(self, seeds: Tensor) -> Tensor:
         """(B, c, h, w), on the device of the seeds, (B,)."""

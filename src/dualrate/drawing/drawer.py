@@ -262,17 +262,22 @@ class Drawer(Ranged):
         )
 
     def draw(
-        self, seeds: Sequence[int] | Tensor, progress: ImageProgress | None = None, *, members: int | None = None
+        self,
+        seeds: Sequence[int] | Tensor | NDArray[Any],
+        progress: ImageProgress | None = None,
+        *,
+        members: int | None = None,
     ) -> Samples:
-        """The images of these seeds, all at once; or of conditions of your own, (N, C, h, w) in [-1, 1].
+        """The images of these seeds, all at once; or of conditions of your own, (N, C, h, w) in [-1, 1], also of NumPy.
 
         members: in place of the drawer's
         Raises what `sample_batches` raises, and ValueError for conditions that the model does not take.
         """
         drawer = self if members is None else replace(self, members=members)
-        if isinstance(seeds, Tensor):
+        if isinstance(seeds, (Tensor, np.ndarray)):
+            seeds = torch.as_tensor(seeds)
             if seeds.ndim > 1:
-                drawer = replace(drawer, model=drawer.model.with_given(Given(seeds.float())))
+                drawer = replace(drawer, model=drawer.model.with_given(Given(seeds)))
             seeds = range(len(seeds)) if seeds.ndim > 1 else seeds.tolist()
         start = time.perf_counter()
         images = np.concatenate([*drawer.batches(seeds, progress)])

@@ -28,7 +28,7 @@ from dualrate import metrics
 from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import Precision, as_path
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import Given, HeldOut
+from dualrate.data.conditions import Given, HeldOut, Latent
 from dualrate.data.images import Everything, ImageSet, every_image
 from dualrate.data.prompts import has_prompts, read_prompts
 from dualrate.data.source import printable, reading, resolved
@@ -156,6 +156,7 @@ def measure(
             details=details and not distances,
             codec=drawer.model.codec,
             of=of,
+            reconstructs=isinstance(drawer.model.experiment.condition, Latent),
             replicates=replicates[name],
         )
         distances.append(score)
@@ -190,16 +191,16 @@ def image_batches(images: Everything, size: int) -> Iterator[tuple[list[str], ND
 
 
 def _originals(model: Model, seeds: range, evaluator: Evaluator[Any]) -> Tensor | None:
-    """(N,) rows of the held-out images that a decoder reconstructs; None of another model, or without images.
+    """(N,) rows of the held-out images that samples are made of; None of another model, or without images.
 
-    Raises ValueError for a decoder that is given the latents of other images.
+    Raises ValueError for a model that is given what was made of other images.
     """
     given, held_out = model.given, evaluator.held_out
     if not isinstance(given, HeldOut) or held_out is None:
         return None
     if given.images.fingerprint != held_out.fingerprint:
         raise ValueError(
-            f"{model.name} reconstructs {given.images.name}, and {evaluator.metric} has the held-out images of "
+            f"{model.name} makes images of {given.images.name}, and {evaluator.metric} has the held-out images of "
             f"{held_out.name}: measure it on the data that it was trained with"
         )
     return given.rows(torch.tensor(seeds))
@@ -470,11 +471,12 @@ def ensemble_scores(
     progress: called with (seeds done, all seeds)
     """
     given, members, first = drawer.model.given, drawer.members, scored_together(drawer, seeds)
+    condition = drawer.model.experiment.condition
     if not isinstance(given, HeldOut) or not first:
         return None
     lacking = [(store, net, set(store.missing(first))) for store, net in stores]
 
-    def pairs() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    def scored() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], Tensor | None]]:
         for start in range(0, len(first), drawer.seeds_at_once):
             part = first[start : start + drawer.seeds_at_once]
             drawn = drawer.draw(part)
@@ -485,9 +487,10 @@ def ensemble_scores(
                     store.write([part[row] for row in new], net.features(images[new, 0]), seconds)
             if progress is not None:
                 progress(start + len(part), len(seeds))
-            yield images, given.originals(torch.tensor(part))
+            unknown = condition.unknown(given(torch.tensor(part)))
+            yield images, given.originals(torch.tensor(part)), None if unknown is None else unknown.cpu()
 
-    return EnsembleScores.of(pairs())
+    return EnsembleScores.of(scored())
 
 
 def score_source(

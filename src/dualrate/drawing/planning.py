@@ -87,7 +87,7 @@ def candidates(planner: Planner, costs: CallCost, budget: float, steps: Sequence
 def require_plannable(model: Model) -> None:
     """Raises ValueError for a student and a single network, whose plans have nothing to choose."""
     if not model.serves.any_plan:
-        raise ValueError(f"{model.name} is a distilled student, whose plan was set before it was trained")
+        raise ValueError(f"{model.name} was trained for the steps that it makes, so there is no plan to choose")
     if not (model.reuses_context or model.call_cost.heavy):
         raise ValueError(
             f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.conditions import HeldOut, picture_of
+from dualrate.data.conditions import Given, HeldOut, picture_of
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import Drawer, Guidance, Samples, plain_step
 from dualrate.metrics.store import PIXELS, Origin
@@ -285,11 +285,13 @@ class Record(Drawn):
     images: the most that were asked for so far
     cost:   of one image
     ending: of the images' files: .txt of pieces of text
+    conditions: the pictures that were given, (N,): seed i is a sample of number i mod N
     """
 
     file, content, whole = SAMPLES, "samples", (SAMPLES, NPZ, ".png", ".txt")
     images: int
     ending: Ending = ".png"
+    conditions: tuple[str, ...] = ()
 
     @staticmethod
     def of(drawer: Drawer, seeds: range, kind: Pictures | Pieces, command: str) -> Record:
@@ -300,6 +302,7 @@ class Record(Drawn):
             images=len(seeds),
             cost={name: getattr(cost, name) for name in ("heavy_calls", "light_calls", "macs", "flops")},
             ending=kind.ending,
+            conditions=given.files if isinstance(given := drawer.model.given, Given) else (),
         )
 
     def file_names(self, seed: int) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, CodecConfig, CodecFolder, NoCodec, decode_macs
 from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
@@ -352,7 +352,7 @@ class Experiment(Ranged):
         if not files:
             raise ValueError(f"{path} holds no pictures to make images of")
         pictures = ((str(file), read_bytes(file)) for file in files)
-        return Given(read_conditions(pictures, self.condition, self.networks.given))
+        return Given(read_conditions(pictures, self.condition, self.networks.given), files=tuple(map(str, files)))
 
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with weights drawn from the run's seed, and their denoiser."""
@@ -507,13 +507,15 @@ class Model:
         return replace(self, experiment=self.experiment.with_codec(folder, sampler, steps))
 
     def with_given(self, given: Given) -> Model:
-        """The same model, given these conditions. Raises ValueError for those of another shape, or none to give."""
+        """The same model, given these conditions. Raises ValueError for others than it takes, or none to give."""
         expected = self.experiment.networks.given
         if expected is None:
             raise ValueError(f"{self.name} makes samples of noise alone: drop the conditions")
         if tuple(given.y.shape[1:]) != tuple(expected):
             takes = f"(N, {', '.join(map(str, expected))})"
             raise ValueError(f"{self.name} takes conditions of shape {takes}, got {tuple(given.y.shape)}")
+        if isinstance(given.y, Tensor):
+            given = replace(given, y=self.experiment.condition.accepted(given.y))
         return replace(self, conditions=given)
 
     @property

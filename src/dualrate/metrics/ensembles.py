@@ -60,18 +60,24 @@ def rank(members: Tensor, truth: Tensor, chance: Tensor) -> Tensor:
     return below + (chance * (equal + 1)).long()
 
 
-def ranks(members: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
-    """(M + 1,) int64: of how many numbers so many members lie below the truth; equal ones are ordered by chance."""
+def ranks(members: Tensor, truth: Tensor, generator: torch.Generator, where: Tensor | None = None) -> Tensor:
+    """(M + 1,) int64: of how many numbers so many members lie below the truth; equal ones are ordered by chance.
+
+    where: bool, broadcast to the truth: the numbers that count. None: all
+    """
     ranked = rank(members, truth, torch.rand(truth.shape, generator=generator))
-    return torch.bincount(ranked.flatten(), minlength=members.shape[1] + 1)
+    ranked = ranked.flatten() if where is None else ranked[where.expand_as(ranked)]
+    return torch.bincount(ranked, minlength=members.shape[1] + 1)
 
 
 @dataclass(frozen=True)
 class EnsembleScores:
-    """Means over conditions, with their standard errors in `errors`, in the order of the four.
+    """Means over conditions, with their standard errors in `errors`, in the order of the four; NaN of one condition.
 
-    crps, energy: in units of the range of a pixel, 1; psnr_mean: of the members' mean, psnr: of the members, in dB
-    spread_skill: 1 for a calibrated ensemble; ranks: (M + 1,) shares
+    crps, energy: in units of the range of a pixel, 1; psnr_mean: of the members' mean, psnr: of the members, in dB.
+                  Over all pixels, those that the condition shows too
+    spread_skill: 1 for a calibrated ensemble
+    ranks:        (M + 1,) shares, of the pixels that the condition does not show
     """
 
     members: int
@@ -85,11 +91,14 @@ class EnsembleScores:
     ranks: tuple[float, ...]
 
     @staticmethod
-    def of(batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> EnsembleScores:
-        """Of (members (b, M, C, H, W), truth (b, C, H, W)) by batches. Raises ValueError for fewer than 2 members."""
+    def of(batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8], Tensor | None]]) -> EnsembleScores:
+        """Of (members (b, M, C, H, W), truth (b, C, H, W), which pixels are not shown, (b, 1, H, W) or None: all).
+
+        Raises ValueError for fewer than 2 members.
+        """
         found: list[list[Tensor]] = []
         counts, generator = torch.zeros(()), torch.Generator().manual_seed(0)
-        for drawn, there in batches:
+        for drawn, there, unknown in batches:
             x, y = (torch.from_numpy(part).double() / 255 for part in (drawn, there))
             if (members := x.shape[1]) < 2:
                 raise ValueError(f"scores of an ensemble need 2 members a condition or more, got {members}")
@@ -97,7 +106,7 @@ class EnsembleScores:
             error = (mean - y).square().flatten(1).mean(1)
             single = psnr(x.flatten(0, 1), y.repeat_interleave(members, 0)).unflatten(0, (-1, members)).mean(1)
             found.append([fair_crps(x, y), energy_score(x, y), psnr(mean, y), single, variance, error])
-            counts = counts + ranks(x, y, generator)
+            counts = counts + ranks(x, y, generator, unknown)
         *scores, variance, error = (torch.cat(part) for part in zip(*found, strict=True))
         members = len(counts) - 1
         ratio = (members + 1) / members * float(variance.mean() / error.mean().clamp(min=1e-20))
@@ -105,20 +114,24 @@ class EnsembleScores:
             members,
             len(error),
             *(float(score.mean()) for score in scores),
-            errors=tuple(float(score.std() / math.sqrt(len(score))) if len(score) > 1 else 0.0 for score in scores),
+            errors=tuple(
+                float(score.std() / math.sqrt(len(score))) if len(score) > 1 else math.nan for score in scores
+            ),
             spread_skill=math.sqrt(ratio),
             ranks=tuple((counts / counts.sum()).tolist()),
         )
 
     def __str__(self) -> str:
         """For people, line by line."""
-        crps, energy, of_mean, single = self.errors
+        crps, energy, of_mean, single = (
+            f"standard error {error:.3g}".replace("nan", "unknown") for error in self.errors
+        )
         edges = (self.ranks[0] + self.ranks[-1]) * (self.members + 1) / 2
         return (
-            f"fair CRPS {self.crps:.4f} (standard error {crps:.4f}), energy score {self.energy:.4f} ({energy:.4f}): "
-            f"{self.members} members of each of {self.conditions:,} conditions, pixels from 0 to 1\n"
-            f"PSNR of the members' mean {self.psnr_mean:.2f} dB ({of_mean:.2f}), of a member {self.psnr:.2f} dB "
-            f"({single:.2f})\n"
+            f"fair CRPS {self.crps:.4f} ({crps}), energy score {self.energy:.4f} ({energy}): {self.members} members of "
+            f"each of {self.conditions:,} conditions, pixels from 0 to 1\n"
+            f"PSNR of the members' mean {self.psnr_mean:.2f} dB ({of_mean}), "
+            f"of a member {self.psnr:.2f} dB ({single})\n"
             f"spread over skill {self.spread_skill:.2f} (1: calibrated; below: too sure); the outermost ranks hold "
             f"{edges:.2f} times their share"
         )

@@ -83,6 +83,7 @@ ASYMMETRY = 1e-6  # of sigma's largest entry, at least; published ones were summ
 RESAMPLING_SEED = 0  # of every interval, so that replicates are paired
 DETAILED = 10  # images that precision and recall are of, at least
 RECONSTRUCTED = "rFD: of reconstructions, from the held-out images that they are of"
+CONDITIONAL = "from the held-out images that their conditions are of"
 
 
 Better = Literal["lower", "higher"]
@@ -181,6 +182,7 @@ class Evaluator(Generic[Net]):
         details: bool = False,
         codec: Codec = ON_PIXELS,
         of: Tensor | None = None,
+        reconstructs: bool = True,
         replicates: NDArray[np.float64] | None = None,
     ) -> Score:
         """Score images by their features (N, D), which `net` gave.
@@ -190,9 +192,10 @@ class Evaluator(Generic[Net]):
                        chance would have it: the interval then says what other noise would do, not other classes
         details:       whether the score has `details`
         codec:         that decoded the images, for the floor
-        of:            (N,) int64, rows of the held-out images that these reconstruct: the distance is then from those
-                       (rFD), and 0 its floor. Rows that come again are no independent images: the interval is over
-                       rows, and the details, if there are DETAILED rows, are of the first image of each
+        of:            (N,) int64, rows of the held-out images that these are made of: the distance is then from those.
+                       Rows that come again are no independent images: the interval is over rows, and the details, if
+                       there are DETAILED rows, are of the first image of each
+        reconstructs:  whether those are what should come again (rFD): then 0 is the floor, and else there is none
         replicates:    those of the score, where they are known, in place of `resamples` new ones
         ValueError for fewer images than twice the features, and for what `resampled_distances` refuses.
         """
@@ -202,10 +205,10 @@ class Evaluator(Generic[Net]):
         if replicates is None:
             replicates = self.replicates(features, strata, resamples, of=of)
         low, high = interval_of(replicates)
-        once, note = features, RECONSTRUCTED
+        once = features if of is None else features[np.unique(of.numpy(), return_index=True)[1]]
         if of is not None:
-            once = features[np.unique(of.numpy(), return_index=True)[1]]
-            floor, floor_count = 0.0, len(once)
+            floor, floor_count, note = (0.0, len(once), RECONSTRUCTED) if reconstructs else (math.nan, 0, CONDITIONAL)
+            note += f"; {count:,} images of {len(once):,} of them" if len(once) < count else ""
         else:
             floor, floor_count = self.floor(count, codec)
             note = self._note(count, floor_count, stratified=strata is not None, codec=codec)

@@ -26,11 +26,12 @@ All of it is a function of the data, the size and the rate, so the same command 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any, Literal
 
-from dualrate.data.conditions import Condition, task_named
+from dualrate.data.conditions import Condition, SuperResolution, task_named
 from dualrate.data.images import Look, look_at
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.data.source import resolved
@@ -41,6 +42,7 @@ from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.fashion_mnist import BETTER_ALONE
 from dualrate.recipes.students import DISTILLING, StudentRecipe
@@ -149,19 +151,35 @@ class Auto:
         if self.task is not None:
             found = self._of_task(found, task_named(self.task).fitted(look, found.shape))
         progress.note(account(look, self.data, found))
-        if found.networks.ages:
+        if self.task is None and found.networks.ages:
             progress.note(f"{BETTER_ALONE}: --rate single")
         return found
 
     def _of_task(self, single: Experiment, task: Condition) -> Experiment:
         (model,) = single.networks.configs.values()
         heavy = replace(model, num_classes=0)
+        if isinstance(task, SuperResolution) and task.factor not in (factors := _factors(single.shape, heavy)):
+            _, height, width = single.shape
+            raise ValueError(
+                f"networks of images of {height} x {width} do not take super-resolution:{task.factor}: give another "
+                f"--data.size, or a factor of {', '.join(map(str, factors))}"
+            )
         networks, method = made(task, single.shape, heavy, self.rate, self.trained_by)
         kind, _, of = str(self.task).partition(":")
         what = f"{kind}-{name_of(of)[:20]}" if of else kind
         parts = (name_of(self.data.source)[:30], what, self.size, self.rate, self.trained_by)
         name = "-".join(parts[: 4 if self.trained_by == "diffusion" else 5])
         return replace(single, name=name, networks=networks, method=method, condition=task)
+
+
+def _factors(image: Shape, heavy: UViTConfig) -> list[int]:
+    """By which super-resolution can make images (C, H, W) larger with such networks."""
+    found: list[int] = []
+    for factor in range(2, image[1] + 1):
+        with suppress(ValueError):
+            ratios(SuperResolution(factor).shape(image), heavy)
+            found.append(factor)
+    return found
 
 
 def experiment(look: Look, data: DataConfig, size: Size = "small", rate: Rate = "dual") -> Experiment:
