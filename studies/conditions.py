@@ -172,7 +172,8 @@ def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
 
 
 def mean(rows: Sequence[Row], of: str, count: int) -> float:
-    return float(np.mean([row[of][str(count)] for row in rows]))
+    """Over the rows that have it: those of another machine have no times."""
+    return float(np.mean([row[of][str(count)] for row in rows if of in row]))
 
 
 def picture(out: Path, task: str) -> None:
