@@ -212,16 +212,16 @@ def train(out: Path, seconds: float, seeds: Sequence[int], rates: Sequence[float
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Of each network and number of steps the best learning rate, the best row first. Intervals are Wilson's."""
-    best: dict[tuple[str, str, int], Row] = {}
+    """Of each network, time and number of steps the best learning rate, the best row first. Intervals are Wilson's."""
+    best: dict[tuple[str, str, int, int], Row] = {}
     for row in sorted(rows, key=lambda row: row["right"]):
-        best[row["size"], row["trained_by"], row["steps"]] = row
-    head = ("network", "trained by", "steps", "boards right", "cells right", "million multiply-adds a sample, of 1")
-    head += ("of 16", "ms, of 1", "puzzles seen", "learning rate")
+        best[row["size"], row["trained_by"], int(row["seconds"]), row["steps"]] = row
+    head = ("network", "trained by", "steps", "seconds", "boards right", "cells right")
+    head += ("million multiply-adds a sample, of 1", "of 16", "ms, of 1", "puzzles seen", "learning rate")
     lines = []
     for row in sorted(best.values(), key=lambda row: -row["right"]):
         share = with_interval(*wilson(row["right"], SCORED), places=2)
-        cells = [row["size"], row["trained_by"], row["steps"], share, f"{row['cells']:.2f}"]
+        cells = [row["size"], row["trained_by"], row["steps"], int(row["seconds"]), share, f"{row['cells']:.2f}"]
         cells += [f"{row['macs'][str(count)]:.1f}" for count in (1, MEMBERS)]
         cells += [f"{row['ms']:.1f}", row["seen"], f"{row['lr']:g}"]
         lines.append(cells)
