@@ -95,7 +95,7 @@ def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
         (["evaluate", "dual", "--bound", "--steps", "8", "--heavy", "2"], "serves no other plan"),
         (["evaluate", "plain", "--steps", "1"], "distilled to 2 steps and takes as many or more"),
         (["sample", "plain", "--out", "x", "--steps", "4", "--grid", "karras"], "longer than 1/2"),
-        (["plan", "dual", "--budget", "0.25x"], "whose plan was set before"),
+        (["plan", "dual", "--budget", "0.25x"], "was trained for the steps that it makes"),
     ],
 )
 def test_what_a_student_does_not_serve_is_one_line(root, tmp_path, monkeypatch, capsys, arguments, message):

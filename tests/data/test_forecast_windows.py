@@ -173,7 +173,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_recipe_keeps_the_statistics_in_the_run(source: Path) -> None:
-    found = made(source, past=2, frames=3, every=4, noise=0.1, difference=True)
+    found = made(source, past=2, frames=3, every=4, noise=0.1)
     assert isinstance(found.condition, Forecast)
     assert found.shape == (3 * CHANNELS, 1, WIDTH)
     assert found.networks.given == (2 * CHANNELS, 1, WIDTH // 4)
@@ -198,8 +198,9 @@ def test_a_recipe_of_windows_that_roll(source: Path, rate: str) -> None:
     assert found.method.times == (GivenTimes(4) if rate == "dual" else SingleTime())
     assert found.shape == (3 * CHANNELS, 1, WIDTH)
     assert from_plain(dr.Experiment, to_plain(found)) == found
-    with pytest.raises(ValueError, match="drop --difference"):
-        made(source, frames=3, trained_by="rolling", difference=True)
+    for hidden in ({"trained_by": "rolling"}, {"every": 4}, {"noise": 0.1}):
+        with pytest.raises(ValueError, match="drop --difference"):
+            made(source, frames=3, difference=True, **hidden)
 
 
 @pytest.mark.parametrize("window", ["leads", "attention"])

@@ -28,6 +28,7 @@ from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.forecast import (
     Starts,
     costs,
+    have_names,
     held_out_starts,
     read_starts,
     roll_out,
@@ -569,3 +570,9 @@ def test_what_makes_no_lead_alone_says_so(source, model, tmp_path):
         rolled(drawer_of(some), past, 3)
     with pytest.raises(ValueError, match="makes 5 frames, got a stride of 6: give 1 to 5"):
         with_stride(by_lead(source, tmp_path / "other"), 6)
+
+
+@pytest.mark.parametrize("names", [("500", "850"), ("u10", "u100"), ("t",)])
+def test_levels_are_names_and_numbers_of_channels_are_none(names):
+    assert have_names(names)
+    assert not any(map(have_names, (None, (), ("u",), ("u0", "u1"), ("0", "1"))))

@@ -42,7 +42,7 @@ def test_a_condition_has_four_to_eight_of_the_boards_cells() -> None:
 
 
 def row(size: str, lr: float, right: int) -> dict:
-    cost = {"macs": {"1": 2.0, "16": 1.0}, "ms": 3.0, "cells": 0.5, "seen": 100}
+    cost = {"macs": {"1": 2.0, "16": 1.0}, "ms": 3.0, "cells": 0.5, "seen": 100, "seconds": 240.1}
     return {"size": size, "trained_by": "energy", "lr": lr, "steps": 1, "right": right, **cost}
 
 
@@ -50,8 +50,8 @@ def test_the_table_has_the_best_learning_rate_of_each() -> None:
     half = SCORED // 2
     lines = table([row("large", 0.1, 0), row("light", 0.1, 0), row("large", 0.2, half)]).splitlines()
     assert lines[2:] == [
-        "| large | energy | 1 | 0.50 [0.46, 0.54] | 0.50 | 2.0 | 1.0 | 3.0 | 100 | 0.2 |",
-        "| light | energy | 1 | 0.00 [0.00, 0.01] | 0.50 | 2.0 | 1.0 | 3.0 | 100 | 0.1 |",
+        "| large | energy | 1 | 240 | 0.50 [0.46, 0.54] | 0.50 | 2.0 | 1.0 | 3.0 | 100 | 0.2 |",
+        "| light | energy | 1 | 240 | 0.00 [0.00, 0.01] | 0.50 | 2.0 | 1.0 | 3.0 | 100 | 0.1 |",
     ]
 
 

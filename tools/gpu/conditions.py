@@ -130,7 +130,11 @@ def scores(drawer: Drawer, asked: Asked, sizes: Sizes) -> tuple[Row, NDArray[np.
     alone = timed(drawer, range(sizes.batch), 1)[1]
     drawn, shared = timed(drawer, range(len(asked.y)), sizes.members)
     members = drawn.reshape(len(asked.y), sizes.members, *SHAPE)
-    parts = zip(*(np.array_split(part, max(1, len(part) // 50)) for part in (members, asked.truth)), strict=True)
+    unknown = drawer.model.experiment.condition.unknown(asked.y)
+    parts = (
+        (members[rows], asked.truth[rows], None if unknown is None else unknown[rows].cpu())
+        for rows in np.array_split(np.arange(len(asked.y)), max(1, len(asked.y) // 50))
+    )
     macs = {count: replace(drawer, members=count).cost.macs for count in (1, sizes.members)}
     row = {"steps": drawer.plan.num_steps, "heavy": drawer.plan.num_heavy, "macs": macs}
     return row | {"ms": {1: alone, sizes.members: shared}} | asdict(EnsembleScores.of(parts)), members

@@ -166,7 +166,7 @@ def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, s
     if names is not None and len(names) != shape[2]:
         raise ValueError(f"{source} has {len(names)} variables ({', '.join(names)}) and {shape[2]} channels: {shape}")
     array = array if len(shape) == 5 else array[:, :, :, None]
-    return Found({"": list(array)}, names or _numbered(shape[2]), step)
+    return Found({"": list(array)}, names or numbered(shape[2]), step)
 
 
 def _grid(space: Sequence[int]) -> tuple[int, int]:
@@ -175,7 +175,8 @@ def _grid(space: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _numbered(channels: int) -> tuple[str, ...]:
+def numbered(channels: int) -> tuple[str, ...]:
+    """The names of variables that have none."""
     return ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels))
 
 
@@ -284,7 +285,7 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         if data.ndim not in (3, 4, 5) or 0 in data.shape:
             raise ValueError(f"{path}: {split}/{key} is {data.shape}; expected (trajectory, time, x) or {EXPECTED}")
         channels, *space = (1, *data.shape[2:]) if data.ndim == 3 else data.shape[2:]
-        shape, variables = (channels, *_grid(space)), _numbered(channels)
+        shape, variables = (channels, *_grid(space)), numbered(channels)
         times = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
         step = float(times[0]) if len(times) == 1 and times[0] > 0 else None
         splits[split] = [_of_hdf5(data, i, shape) for i in range(len(data))]
@@ -403,7 +404,7 @@ def _labelled(path: Path) -> Found:
         )
     sizes, variables = dict(first.sizes), tuple(arrays)
     if channel:
-        names = first[channel].values.tolist() if channel in first.coords else _numbered(sizes[channel])
+        names = first[channel].values.tolist() if channel in first.coords else numbered(sizes[channel])
         variables = tuple(map(str, names))
     order = [dim for dim in (time, channel, *space) if dim]
     grid = _grid([sizes[dim] for dim in space])

@@ -21,7 +21,6 @@ with the same bits. forecast_folder.py keeps them.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.fields import find_fields
+from dualrate.data.fields import find_fields, numbered
 from dualrate.data.forecast import Fields, Forecast, read_fields
 from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
@@ -234,8 +233,9 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
 
 
 def have_names(variables: tuple[str, ...] | None) -> bool:
-    """Whether they are names that a source gave, and no numbers of channels."""
-    return bool(variables) and not all(re.fullmatch(r"u?\d*", name) for name in variables)
+    """Whether they are names that a source gave, and no numbers of channels: pressure levels are names."""
+    count = len(variables or ())
+    return bool(variables) and variables not in (numbered(count), tuple(map(str, range(count))))
 
 
 def _array(path: Path) -> tuple[NDArray[Any], tuple[str, ...] | None]:

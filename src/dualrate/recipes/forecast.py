@@ -98,6 +98,10 @@ class Forecasting(Ranged):
         source, apart = self.data.source, self.window != "channels"
         if apart and self.trained_by in ("rolling", "refiner"):
             raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
+        if self.difference and (self.every > 1 or self.noise):
+            raise ValueError(
+                "a difference is from the whole last frame, which --every and --noise hide: drop --difference, or those"
+            )
         if not is_fields(source):
             raise ValueError(
                 f"{source or 'no source'} holds no fields: give --data.source {', '.join(SIMULATIONS)}, or a file "
