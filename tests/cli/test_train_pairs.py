@@ -84,6 +84,8 @@ def test_members_are_scored_where_no_features_can_be(here, monkeypatch, capsys):
     assert json.loads(said.out)["ensemble"]["conditions"] == 3
     assert "no Frechet distance: " in said.err
     assert call(monkeypatch, "evaluate", "run", "--num", 3, "--steps", 2) == 2  # of one member
+    assert call(monkeypatch, "evaluate", "run", "--members", 2, "--num", 3, "--steps", 2, "--details") == 2
+    assert "drop --details" in capsys.readouterr().err
 
 
 def test_pairs_that_would_show_different_parts_are_refused(here, monkeypatch, capsys):

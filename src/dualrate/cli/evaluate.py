@@ -102,7 +102,7 @@ class Evaluate(Ranged):
             )
             check(metrics, len(seeds), details=self.details)
         except ValueError as error:
-            if self.features is not None or not scored_together(drawer, seeds):
+            if not scored_together(drawer, seeds):
                 raise
             self._score_members(drawer, seeds, progress, str(error))
             return
@@ -135,6 +135,7 @@ class Evaluate(Ranged):
         """Scores that need no features. lacking: why there are none"""
         from dualrate.drawing.measure import ensemble_scores
 
+        self._refuse(FEATURES, lacking)
         progress.note(f"no Frechet distance: {lacking}")
         with closing(progress):
             found = ensemble_scores(drawer, seeds, progress=image_progress(progress))
