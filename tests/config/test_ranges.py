@@ -101,6 +101,7 @@ WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json
 MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
     "dualrate.data.fields.Found",
     "dualrate.data.fields.Lazy",
+    "dualrate.data.fields.Timing",
     "dualrate.data.forecast.Fields",
     "dualrate.data.forecast.Statistics",
     "dualrate.likelihood.bound.Bound",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dualrate.cli.data import Simulate
-from dualrate.data.fields import SIMULATIONS, is_fields, write_fields
+from dualrate.data.fields import SIMULATIONS, find_fields, is_fields, write_fields
 from dualrate.data.forecast import Fields, Statistics, read_fields, survey
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.simulations import KuramotoSivashinsky
@@ -252,6 +252,54 @@ def test_time_axes_of_the_well(tmp_path: Path, times: np.ndarray | None, step: f
         assert read_fields(tmp_path / "data.h5", "train").step == step
 
 
+def test_no_window_spans_a_gap_in_time(tmp_path: Path) -> None:
+    """Frames 0 .. 99 that are 6 hours apart, with 4 of them missing before frame 30, and one before frame 94."""
+    hours = 6 * (np.arange(100) + 4 * (np.arange(100) >= 30) + (np.arange(100) >= 94))
+    frames = np.arange(100.0)[:, None] + (np.arange(100) >= 30)[:, None] * 50 + np.zeros(8)
+    data = xarray.Dataset({"u": (("time", "x"), frames)}, coords={"time": np.datetime64("2020-01-01", "ns") + hours})
+    data["time"] = np.datetime64("2020-01-01", "ns") + hours * np.timedelta64(1, "h")
+    data.to_netcdf(tmp_path / "gap.nc", engine="h5netcdf")
+    found = find_fields(tmp_path / "gap.nc")[1]
+    assert "has 2 gap(s)" in found.note
+    assert "6 apart, and frames 29 and 30 are 30" in found.note
+    train, test = (read_fields(tmp_path / "gap.nc", split) for split in ("train", "test"))
+    assert train.step == 6
+    assert train.windows(4)[:, 1].tolist() == [*range(27), *range(30, 87)]
+    assert test.windows(4)[:, 1].tolist() == [0, 4, 5, 6]  # frames 90 to 99
+    assert train.statistics.difference == (1.0,)  # all differ by 1, but for the jump: its deviation is 0, so 1
+    with pytest.raises(ValueError, match=r"windows of 61 frames, expected 1 to 60, the most in a row"):
+        train.windows(61)
+
+
+@pytest.mark.parametrize("steps", [[31, 28, 31, 30, 31, 30, 31, 31, 30], [1] * 9])
+def test_months_are_no_gaps(tmp_path: Path, steps: list[int]) -> None:
+    times = np.concatenate([[0], np.cumsum(steps)])
+    data = xarray.Dataset({"u": (("time", "x"), np.random.default_rng(0).normal(size=(10, 8)))}, {"time": times})
+    data.to_netcdf(tmp_path / "months.nc", engine="h5netcdf")
+    found = find_fields(tmp_path / "months.nc")[1]
+    assert (found.note, found.step) == ("", 1.0 if steps[0] == 1 else None)
+
+
+def test_fields_in_two_dimensions_of_pdearena(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "flow.h5", "w") as file:
+        for split, rows in (("train", ARRAY[:18]), ("valid", ARRAY[18:])):
+            file[f"{split}/vx"], file[f"{split}/u"], file[f"{split}/dt"] = (
+                rows[:, :, 1],
+                rows[:, :, 0],
+                [0.5] * len(rows),
+            )
+            file[f"{split}/x"], file[f"{split}/buo_y"] = np.zeros((len(rows), 5)), np.zeros(len(rows))
+    train, test = (read_fields(tmp_path / "flow.h5", split) for split in ("train", "test"))
+    assert (train.variables, train.step) == (("u", "vx"), 0.5)
+    np.testing.assert_array_equal(all_of(train), ARRAY[:18])
+    np.testing.assert_array_equal(all_of(test), ARRAY[18:])
+    np.testing.assert_array_equal(test.frames(1, 2, 3), ARRAY[19, 2:5])
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["train/flow"], file["notes"] = np.zeros((2, 3)), np.zeros(3)
+    with pytest.raises(ValueError, match=r"holds notes, train \(flow\); expected the groups train"):
+        read_fields(tmp_path / "other.h5", "train")
+
+
 def test_a_file_without_the_dimensions_of_the_well(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file["t0_fields/u"] = ARRAY[:, :, 0]
@@ -310,12 +358,19 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(tmp_path: Path
         ValueError, match=r"trajectory 3, frame 4, channel 1 \(u1\) holds (nan|inf).*fill what is missing"
     ):
         read_fields(tmp_path / "bad.npy", "train")
+    np.save(tmp_path / "held.npy", np.roll(array, -4, 0))
+    with pytest.raises(ValueError, match=r"held/test: trajectory 19, frame 4, channel 1"):
+        read_fields(tmp_path / "held.npy", "test")  # held/train is of the first 18
+    np.save(tmp_path / "one.npy", np.concatenate(np.roll(array, -4, 0))[None])
+    with pytest.raises(ValueError, match=r"one/test: trajectory 0, frame 118, channel 1"):
+        read_fields(tmp_path / "one.npy", "test")
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (ARRAY[0, 0], r"is float32 \(2, 3, 5\); expected numbers \(trajectory, time, channel, space\)"),
+        (ARRAY[0, 0, 0], r"is float32 \(3, 5\); expected numbers \(trajectory, time, channel, space\)"),
+        (ARRAY[0, 0], r"is float32 \(2, 3, 5\).* give array\[None\], without channels array\[None, :, None\]"),
         (ARRAY[:0], r"is float32 \(0, 6, 2, 3, 5\); expected"),
         (ARRAY.astype(np.complex64), r"is complex64 .* expected numbers"),
         (ARRAY[:, :1], r"trajectory 0 is \(time, channel, y, x\) = \(1, 2, 3, 5\); expected two frames or more"),

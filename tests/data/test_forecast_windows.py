@@ -284,3 +284,24 @@ def test_what_a_forecast_cannot_be_of(source: Path, tmp_path: Path) -> None:
         dr.DataConfig(str(source)).images("test")
     with pytest.raises(ValueError, match="holds no fields: give"):
         Forecasting(dr.DataConfig("fashion-mnist"))()
+
+
+def test_what_training_needs_later_is_looked_at_first(tmp_path: Path) -> None:
+    """Training draws samples of the held-out part at its first pictures."""
+    x = np.concatenate([np.asarray(one) for one in noise(2, 50).trajectories])[None, :, :, 0]
+    np.save(tmp_path / "one.npy", x)
+    assert made(tmp_path / "one.npy", frames=3, lead=3).shape == (3 * CHANNELS, 1, WIDTH)
+    with pytest.raises(ValueError, match=r"one/test: windows of 13 frames, expected 1 to 10"):
+        made(tmp_path / "one.npy", frames=3, lead=4)
+    x[0, 95, 1, 3] = np.nan
+    np.save(tmp_path / "one.npy", x)
+    with pytest.raises(ValueError, match=r"one/test: trajectory 0, frame 95, channel 1"):
+        made(tmp_path / "one.npy")
+
+
+def test_a_recipe_says_how_axes_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.stack(noise(20).trajectories)[:, :, :, 0]  # (trajectory, time, 2, x)
+    for array, said in ((x, True), (x[:, :, :, None], False), (x[:, :, :1], False)):
+        np.save(tmp_path / "mine.npy", array)
+        _ = Forecasting(dr.DataConfig(str(tmp_path / "mine.npy")))()
+        assert ("(20, 40, 2, 16) are read as (trajectory, time, channel, x)" in capsys.readouterr().err) is said

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,7 @@ from dualrate.drawing.forecast import (
 )
 from dualrate.drawing.forecast_folder import Store, write_forecast
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
-from dualrate.experiment.network_configs import OneNetwork, ThreeConditional, TwoConditional
+from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.rolling import RollingConfig, roll
 from dualrate.methods.times import GivenTimes
@@ -339,6 +340,21 @@ def test_starts_are_those_whose_truth_is_known_and_no_more_than_there_are(model)
         held_out_starts(model, 4, 5)
 
 
+def test_of_trajectories_of_other_lengths_those_of_half_of_the_frames_are_starts(tmp_path):
+    """Held out: of 12, 5, 4, 8 and 2 frames; a start and a frame need 2."""
+    walk = np.random.default_rng(0).normal(size=(31, CHANNELS, 1, WIDTH))
+    for split, lengths in (("train", [30]), ("test", [12, 5, 4, 8, 2])):
+        (tmp_path / split).mkdir()
+        for i, length in enumerate(lengths):
+            with h5py.File(tmp_path / split / f"{i}.h5", "w") as file:
+                file.create_group("dimensions").attrs["spatial_dims"] = ["y", "x"]
+                file["t0_fields/a"], file["t0_fields/b"] = walk[None, :length, 0], walk[None, :length, 1]
+    starts = held_out_starts(model_of(tmp_path, tmp_path / "run"), 100)
+    assert starts.known == 4  # of 11, 4, 3, 7, 1
+    assert starts.source.endswith("/test, without 2 of its 5 pieces, too short")
+    assert sorted(set(starts.places[:, 0].tolist())) == [0, 1, 3]
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 def test_starts_from_a_file_are_its_latest_time_steps(model, tmp_path, suffix):
     array, path = np.random.default_rng(0).normal(size=(4, 7, CHANNELS, WIDTH)).astype(np.float32), tmp_path / suffix
@@ -423,6 +439,86 @@ def test_fields_that_changed_since_the_training_are_refused(source, tmp_path):
     old = replace(model.experiment.condition, fingerprint="")
     assert old.identity == model.experiment.condition.identity
     assert len(held_out_starts(replace(model, experiment=replace(model.experiment, condition=old)), 2, 3)) == 3
+
+
+def test_a_forecast_from_a_file_needs_no_training_data(source, tmp_path):
+    np.savez(tmp_path / "fields.npz", fields=np.load(source)["fields"])
+    model = model_of(tmp_path / "fields.npz", tmp_path / "run")
+    (tmp_path / "fields.npz").unlink()
+    starts = read_starts(source, model)
+    for drawn in (20 * 3 * 2, 0):
+        assert write_forecast(drawer_of(model), starts, 2, tmp_path / "out").drawn == drawn
+
+
+def test_starts_of_another_step_or_of_other_axes_are_refused(tmp_path):
+    xarray, array = pytest.importorskip("xarray"), np.random.default_rng(0).normal(size=(30, 16, 16))
+
+    def saved(name: str, dims: str = "tyx", step: float = 2.0, falling: bool = True, gap: int = 0) -> Path:
+        axes = {"t": "time", "y": "lat", "x": "lon"}
+        y = np.linspace(80, -80, 16) if falling else np.linspace(-80, 80, 16)
+        coordinates = {"time": step * np.arange(30) + gap * (np.arange(30) > 28), "lat": y, "lon": np.arange(16.0)}
+        xarray.Dataset({"u": ([axes[one] for one in dims], array)}, coordinates).to_netcdf(tmp_path / name)
+        return tmp_path / name
+
+    net = UViTConfig(16, 1, (Level("conv", 8, 1), Level("conv", 8, 1)), embedding=16, height=16)
+    task = Forecast(past=2).of(read_fields(saved("train.nc"), "train"))
+    assert task.axes == ("lat (falling)", "lon")
+    one = OneConditional(net, task.shape((1, 16, 16)))
+    data = DataConfig(str(tmp_path / "train.nc"))
+    made = Experiment("ahead", one, DenoisingConfig(label_dropout=0.0), FitConfig(iterations=1), data, condition=task)
+    model = load(saved_random(made, tmp_path / "run"))
+    np.testing.assert_array_equal(
+        read_starts(tmp_path / "train.nc", model).past[0, :, 0], array[-2:].astype(np.float32)
+    )
+    for other, words in (
+        (saved("step.nc", step=3.0), "has 3 between its time steps, and run was trained on 2"),
+        (
+            saved("swapped.nc", "txy"),
+            r"axes of space lon, lat \(falling\), and run .* lat \(falling\), lon",
+        ),
+        (saved("rising.nc", falling=False), r"axes of space lat, lon, and run"),
+        (saved("gap.nc", gap=9), "has a gap in time before its time step 29 of 30, and run starts from the last 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read_starts(other, model)
+    np.savez(tmp_path / "step.npz", fields=array[None, :, None], step=1.0)
+    with pytest.raises(ValueError, match="has 1 between its time steps"):
+        read_starts(tmp_path / "step.npz", model)
+    np.savez(tmp_path / "step.npz", fields=array[None, :, None], step=np.nan)
+    assert len(read_starts(tmp_path / "step.npz", model)) == 1
+
+
+@pytest.mark.parametrize("rolling", [False, True])
+def test_what_was_observed_gets_no_more_noise(source, tmp_path, rolling):
+    """At all points or at the observed ones alone, it is what the networks are given; held-out starts are not."""
+    task, given = {"past": 2, "frames": 2, "every": 4, "noise": 0.5}, []
+    model = model_of(source, tmp_path / "run", **task)
+    if rolling:
+        experiment = replace(model.experiment, method=RollingConfig(), process=Rolling(frames=2))
+        model = load(saved_random(experiment, tmp_path / "rolling"))
+
+    @dataclass
+    class Noting(Denoiser):
+        reuse: Reuse = Reuse.FREE
+
+        def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+            given.append(given_of(cond))
+            return Context(())
+
+        def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+            return z
+
+    model = replace(model, denoiser=Noting())
+    array = np.load(source)["fields"][:4, -2:]
+    for own, noisy in ((array, False), (array[..., ::4], False), (array, True)):
+        np.save(tmp_path / "mine.npy", own)
+        starts = read_starts(tmp_path / "mine.npy", model)
+        assert starts.observed
+        given.clear()
+        _ = rolled(drawer_of(model, batch_size=12), starts.past, 2, observed=not noisy)
+        expected = model.experiment.condition.statistics.normalised(torch.from_numpy(array[..., ::4])[:, :, :, None])
+        apart = (given[0] - expected.flatten(1, 2)).std().item()
+        assert apart == pytest.approx(0.5 if noisy else 0, abs=0.1 if noisy else 1e-6)
 
 
 @pytest.mark.parametrize("names", [(), ("speed", "depth")])

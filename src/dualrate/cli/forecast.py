@@ -24,7 +24,7 @@ Start = Annotated[int, Range(0, 2**20)]
 class Forecast(Ranged):
     """Roll out a forecast: members from each start, to an array on disk. The same command continues after a kill.
 
-    Where the truth is known, the forecast is scored by lead time, beside two baselines: the last known frame, and
+    Where the truth is known, the forecast is scored by lead time, beside two baselines: the start's last frame, and
     random frames of the data. A page, index.html, shows the scores, pictures, and whether members go on looking like
     the training data.
 
@@ -38,8 +38,8 @@ class Forecast(Ranged):
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     start_file: Annotated[Path | None, arg(name="from")] = None
     """Known frames to start from: .npy, .npz, .h5, .nc, .zarr or frames:FOLDER, as (time, channel, space) or (start,
-    time, channel, space), the latest frame last, in the units of the training data. Default: starts in held-out data,
-    whose truth is written too."""
+    time, channel, space), the latest frame last, in the units of the training data. No noise is added to them. A run
+    with --every also takes the observed points alone. Default: starts in held-out data, whose truth is written too."""
     frames: Annotated[int, Range(1, 2**28)] = 100
     """T, frames to forecast."""
     stride: Lead = 1

@@ -5,14 +5,16 @@ Sources, of which the large ones are read where they lie, frame by frame:
     kuramoto-sivashinsky, kolmogorov, moving-fashion-mnist   made on the spot and kept in the cache (simulations.py)
     FILE.npz     `fields` (S, T, C, H, W) or (S, T, C, X), and maybe `variables` (C) and `step`
     FILE.npy     the same array alone, memory-mapped
-    FILE.h5      {train,valid,test}/pde_{nt}-{nx} (S, T, X) or (S, T, C, X) and dt, as of PDEArena; or t0_fields/NAME
-                 (S, T, *space), t1_fields and t2_fields with their components last, as of The Well: fields of one or
-                 two dimensions that vary in time are read
+    FILE.h5      {train,valid,test}/pde_{nt}-{nx} (S, T, X) or (S, T, C, X) and dt, or {train,valid,test}/NAME
+                 (S, T, Y, X), as of PDEArena; or t0_fields/NAME (S, T, *space), t1_fields and t2_fields with their
+                 components last, as of The Well: fields of one or two dimensions that vary in time are read
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
     FILE.nc, FILE.zarr   through xarray: dimensions trajectory (or sample, ...), time, maybe channel, and space after
                  them; without channel each variable is one
     frames:FOLDER    a folder of pictures a trajectory, in the order of their names, frame 2 before frame 10; as floats
                  in [-1, 1]
+
+Frames on two sides of a gap in time do not follow each other: `breaks` says where the gaps are.
 
 The extra `forecast` reads HDF5, NetCDF and zarr.
 """
@@ -60,6 +62,7 @@ TRAJECTORY += ("batch", "simulation")
 TIME = ("time", "t", "frame", "step", "lead_time")
 CHANNEL = ("channel", "channels", "variable", "field")
 EXTRA = 'pip install "dualrate[forecast]"'
+GAP = 1.5  # times the usual step between frames
 EXPECTED = "(trajectory, time, channel, space) or (trajectory, time, channel, y, x), none of them 0"
 
 
@@ -74,23 +77,35 @@ class Trajectory(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Lazy:
-    """read: (first, last) -> frames (last - first, C, H, W)"""
+    """read: (first, last) -> frames (last - first, C, H, W); breaks: frames that do not follow the one before"""
 
     shape: tuple[int, int, int, int]
     read: Callable[[int, int], NDArray[Any]]
+    breaks: tuple[int, ...] = ()
 
     def __getitem__(self, part: slice, /) -> NDArray[Any]:
         first, last, _ = part.indices(self.shape[0])
         return self.read(first, last)
 
 
+def breaks_of(trajectory: Trajectory) -> tuple[int, ...]:
+    """The frames that do not follow the one before, because of a gap in time."""
+    return trajectory.breaks if isinstance(trajectory, Lazy) else ()
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
-    """splits: by their names; of a source that names none, one without a name."""
+    """splits: by their names; of a source that names none, one without a name.
+
+    axes: of space, their names and whether their coordinates fall, where the source says it
+    note: in words, what a user may not expect of how it was read; empty: nothing
+    """
 
     splits: Mapping[str, Sequence[Trajectory]]
     variables: tuple[str, ...]
     step: float | None
+    axes: tuple[str, ...] = ()
+    note: str = ""
 
 
 def is_fields(source: str | Path) -> bool:
@@ -139,9 +154,8 @@ def _read_file(path: Path) -> Found:
             return [name for name in (FIELDS, "variables", "step") if name in there]
 
         arrays = read_arrays(path, wanted)
-        step = _number_of(path, arrays.get("step", np.array(np.nan)))
         names = tuple(map(str, arrays["variables"].tolist())) if "variables" in arrays else None
-        return _of_array(str(path), arrays[FIELDS], names, None if np.isnan(step) else step)
+        return _of_array(str(path), arrays[FIELDS], names, step_of(path, arrays.get("step")))
     if path.suffix == ".npy":
         with reading(path, ".npy"):
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -153,20 +167,33 @@ def _read_file(path: Path) -> Found:
     )
 
 
-def _number_of(path: Path, step: NDArray[Any]) -> float:
+def step_of(path: Path, step: NDArray[Any] | None) -> float | None:
+    """The time between frames that an archive names `step`; None if it does not say it, or NaN.
+
+    Raises ValueError for what is none.
+    """
+    if step is None:
+        return None
     if step.size != 1 or step.dtype.kind not in "fiu" or step.item() <= 0:
         raise ValueError(f"{path}: `step` is {step}; expected a number above 0, the time between frames, or NaN")
-    return float(step.item())
+    return None if np.isnan(step.item()) else float(step.item())
 
 
 def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, step: float | None) -> Found:
     shape = array.shape
     if len(shape) not in (4, 5) or 0 in shape or array.dtype.kind not in "fiu":
-        raise ValueError(f"{source} is {array.dtype} {shape}; expected numbers {EXPECTED}")
+        single = "; of one trajectory give array[None], without channels array[None, :, None]" * (len(shape) == 3)
+        raise ValueError(f"{source} is {array.dtype} {shape}; expected numbers {EXPECTED}{single}")
     if names is not None and len(names) != shape[2]:
         raise ValueError(f"{source} has {len(names)} variables ({', '.join(names)}) and {shape[2]} channels: {shape}")
-    array = array if len(shape) == 5 else array[:, :, :, None]
-    return Found({"": list(array)}, names or numbered(shape[2]), step)
+    if len(shape) == 5:
+        return Found({"": list(array)}, names or numbered(shape[2]), step)
+    note = (
+        f"its axes {shape} are read as (trajectory, time, channel, x); if they are (trajectory, time, y, x), give "
+        "array[:, :, None]"
+    )
+    note = "" if shape[2] == 1 or names else note
+    return Found({"": list(array[:, :, :, None])}, names or numbered(shape[2]), step, note=note)
 
 
 def _grid(space: Sequence[int]) -> tuple[int, int]:
@@ -256,9 +283,10 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
             file = h5py.File(path, "r")  # stays open: frames are read from it later
         own = _pdearena(file, path) or _well(file, path, name)
         if own is None:
+            inside = [f"{name} ({', '.join(part)})" if hasattr(part, "keys") else name for name, part in file.items()]
             raise ValueError(
-                f"{path} holds {', '.join(file) or 'nothing'}; expected the groups train, valid or test with pde_*, or "
-                "t0_fields, t1_fields"
+                f"{path} holds {', '.join(inside) or 'nothing'}; expected the groups train, valid or test with pde_* "
+                "or fields (trajectory, time, y, x), or t0_fields, t1_fields"
             )
         founds.append(own)
         if own.variables != (known := founds[0].variables):
@@ -270,8 +298,8 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
         raise ValueError(
             f"{source}: some of its HDF5 files name a split and others do not, or there are none ({names})"
         )
-    steps = {own.step for own in founds}
-    return Found(splits, founds[0].variables, steps.pop() if len(steps) == 1 else None)
+    steps, note = {own.step for own in founds}, next((own.note for own in founds if own.note), "")
+    return Found(splits, founds[0].variables, steps.pop() if len(steps) == 1 else None, note=note)
 
 
 def _pdearena(file: Any, path: Path) -> Found | None:
@@ -279,21 +307,30 @@ def _pdearena(file: Any, path: Path) -> Found | None:
     variables, step = ("u",), None
     for split in filter(split_named, file):
         group = file[split]
-        if (key := next((key for key in group if key.startswith("pde_")), None)) is None:
+        names = [key for key in group if key.startswith("pde_")][:1]
+        planes = [key for key in group if getattr(group[key], "ndim", 0) == 4]  # of fields in two dimensions, by name
+        if not (names or planes):
             continue
-        data = group[key]
-        if data.ndim not in (3, 4, 5) or 0 in data.shape:
-            raise ValueError(f"{path}: {split}/{key} is {data.shape}; expected (trajectory, time, x) or {EXPECTED}")
-        channels, *space = (1, *data.shape[2:]) if data.ndim == 3 else data.shape[2:]
-        shape, variables = (channels, *_grid(space)), numbered(channels)
+        parts = [group[key] for key in names or planes]
+        frames, *inner = parts[0].shape[1:] or (0,)
+        if parts[0].ndim not in (3, 4, 5) or 0 in parts[0].shape or len({part.shape for part in parts}) > 1:
+            shapes = ", ".join(f"{split}/{key} {group[key].shape}" for key in names or planes)
+            raise ValueError(f"{path}: {shapes}; expected one shape, (trajectory, time, x) or {EXPECTED}")
+        channels, *space = inner if names and len(inner) > 1 else (len(parts), *inner)
+        shape, variables = (channels, *_grid(space)), numbered(channels) if names else tuple(planes)
         times = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
         step = float(times[0]) if len(times) == 1 and times[0] > 0 else None
-        splits[split] = [_of_hdf5(data, i, shape) for i in range(len(data))]
+        splits[split] = [_of_hdf5(parts, i, (frames, *shape)) for i in range(len(parts[0]))]
     return Found(splits, variables, step) if splits else None
 
 
-def _of_hdf5(data: Any, number: int, shape: tuple[int, ...]) -> Lazy:
-    return Lazy((data.shape[1], *shape), lambda i, j: data[number, i:j].reshape(-1, *shape))  # pyright: ignore[reportArgumentType]
+def _of_hdf5(parts: Sequence[Any], number: int, shape: tuple[int, ...]) -> Lazy:
+    """A trajectory of one array of all channels, or of an array for each."""
+
+    def read(i: int, j: int) -> NDArray[Any]:
+        return np.stack([part[number, i:j] for part in parts], 1).reshape(j - i, *shape[1:])
+
+    return Lazy(shape, read)  # pyright: ignore[reportArgumentType]
 
 
 def _well(file: Any, path: Path, split: str) -> Found | None:
@@ -334,29 +371,55 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
             wide = [one.reshape(last - first, *grid, -1) for one in found]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)
 
-        return Lazy((frames, len(variables), *grid), read)
+        return Lazy((frames, len(variables), *grid), read, timing.breaks)
 
     times = np.atleast_1d(file["dimensions"]["time"][()]) if "time" in file["dimensions"] else np.zeros(0)
-    step = _even(path, times.reshape(-1, times.shape[-1])[0] if times.size else times)
-    return Found({split: [trajectory(i) for i in range(samples.pop())]}, tuple(variables), step)
+    timing = _timing(path, times.reshape(-1, times.shape[-1])[0] if times.size else times)
+    of = [trajectory(i) for i in range(samples.pop())]
+    return Found({split: of}, tuple(variables), timing.step, note=timing.note)
 
 
 def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _even(path: Path, times: NDArray[Any]) -> float | None:
-    """The step between times, of dates in hours; None if it is not one. Raises ValueError if they fall."""
+@dataclass(frozen=True)
+class Timing:
+    """step: between frames, of dates in hours; None if it is not one. breaks: as of `Lazy`; note: as of `Found`"""
+
+    step: float | None = None
+    breaks: tuple[int, ...] = ()
+    note: str = ""
+
+
+def _timing(path: Path, times: NDArray[Any]) -> Timing:
+    """A gap is a step that is not within a factor `GAP` of the usual one, the median: a month is none.
+
+    Raises ValueError for times that fall.
+    """
     if times.dtype.kind == "M":
         times = (times - times[:1]) / np.timedelta64(1, "h")
     elif times.dtype.kind == "m":
         times = times / np.timedelta64(1, "h")
     if len(times) < 2 or times.dtype.kind not in "fiu":
-        return None
+        return Timing()
     steps = np.diff(times.astype(np.float64))
     if (steps < 0).any():
         raise ValueError(f"{path}: its times do not rise, from {times[0]:g} to {times[-1]:g}: bring them into order")
-    return float(steps.mean()) if steps[0] and np.allclose(steps, steps[0], rtol=1e-3) else None
+    usual = float(np.median(steps))
+    gaps = (steps > GAP * usual) | (steps < usual / GAP)
+    even = steps[~gaps]
+    step = float(even.mean()) if usual and np.allclose(even, usual, rtol=1e-3) else None
+    breaks = tuple((np.flatnonzero(gaps) + 1).tolist())
+    if not breaks:
+        return Timing(step)
+    first = breaks[0]
+    return Timing(
+        step,
+        breaks,
+        f"its time has {len(breaks)} gap(s), which no window spans: frames are {usual:g} apart, and frames "
+        f"{first - 1} and {first} are {steps[first - 1]:g}",
+    )
 
 
 # NetCDF and zarr
@@ -416,10 +479,16 @@ def _labelled(path: Path) -> Found:
             found = [one.isel({**at, time: slice(i, j)}).transpose(*order).values for one in arrays.values()]
             return (found[0] if channel else np.stack(found, 1)).reshape(j - i, len(variables), *grid)
 
-        return Lazy((sizes[time], len(variables), *grid), read)
+        return Lazy((sizes[time], len(variables), *grid), read, timing.breaks)
 
-    times = data[time].values if time in data.coords else np.zeros(0)
-    return Found({"": [one_of(i) for i in range(sizes.get(trajectory, 1))]}, variables, _even(path, times))
+    timing = _timing(path, data[time].values if time in data.coords else np.zeros(0))
+    axes = tuple(dim + " (falling)" * (dim in data.coords and _falls(data[dim].values)) for dim in space)
+    of = [one_of(i) for i in range(sizes.get(trajectory, 1))]
+    return Found({"": of}, variables, timing.step, axes, timing.note)
+
+
+def _falls(values: NDArray[Any]) -> bool:
+    return values.dtype.kind in "fiu" and len(values) > 1 and bool(values[0] > values[-1])
 
 
 # Writing

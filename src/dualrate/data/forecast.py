@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from dualrate.config.ranges import Positive, Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Conditioned, Make
-from dualrate.data.fields import EXPECTED, Found, Lazy, Trajectory, find_fields
+from dualrate.data.fields import EXPECTED, Found, Lazy, Trajectory, breaks_of, find_fields
 from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.source import DataProgress, Split, silent, split_named, test_split
 from dualrate.diffusion.random import Draws
@@ -75,6 +76,7 @@ class Fields(TrainingSet):
     variables:    names of the channels
     step:         time between frames, if it is known
     statistics:   by which rows are normalised
+    axes:         names of those of space, as of `Found`
     hashed:       sha256 (hex) of variables and frames in float32, wherever they lie
     """
 
@@ -84,6 +86,7 @@ class Fields(TrainingSet):
     step: float | None
     statistics: Statistics
     hashed: str
+    axes: tuple[str, ...] = ()
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
 
@@ -119,12 +122,14 @@ class Fields(TrainingSet):
 
         Raises ValueError if there is none.
         """
-        starts = [range(one.shape[0] - count + 1) for one in self.trajectories]
-        found = [(i, first) for i, here in enumerate(starts) for first in here]
+        found: list[tuple[int, int]] = []
+        for i, one in enumerate(self.trajectories):
+            for first, stop in pieces_of(one):
+                found += [(i, start) for start in range(first, stop - count + 1)]
         if count < 1 or not found:
-            longest = max(one.shape[0] for one in self.trajectories)
+            longest = max(stop - first for one in self.trajectories for first, stop in pieces_of(one))
             raise ValueError(
-                f"{self.name}: windows of {count} frames, expected 1 to {longest}, the frames of the longest of "
+                f"{self.name}: windows of {count} frames, expected 1 to {longest}, the most in a row in "
                 f"{len(self.trajectories)} trajectories: ask for fewer past or future frames, or give longer ones"
             )
         return np.array(found, np.int64)
@@ -145,15 +150,25 @@ class Fields(TrainingSet):
         return rows
 
 
+def pieces_of(trajectory: Trajectory) -> list[tuple[int, int]]:
+    """First frame and end of each piece between gaps in time."""
+    return list(pairwise((0, *breaks_of(trajectory), trajectory.shape[0])))
+
+
 def _float32(frames: NDArray[Any]) -> NDArray[np.float32]:
     return np.array(frames, np.float32, order="C")  # a copy: memory maps are only read
 
 
 def survey(
-    name: str, trajectories: Sequence[Trajectory], variables: tuple[str, ...], progress: DataProgress = silent
+    name: str,
+    trajectories: Sequence[Trajectory],
+    variables: tuple[str, ...],
+    progress: DataProgress = silent,
+    place: tuple[int, int] = (0, 0),
 ) -> tuple[str, Statistics]:
     """The fingerprint and the statistics of trajectories, of which each frame is read once.
 
+    place: of the first in its source, trajectory and frame, for messages
     Moments are in float64, of parts, joined as by Chan, Golub and LeVeque (COMPSTAT 1982).
     Raises ValueError for a number that is not finite, and says where it is, and for a channel whose changes float32
     rounds away.
@@ -172,7 +187,8 @@ def survey(
             if len(wrong := np.argwhere(~np.isfinite(part))):
                 frame, channel, *_ = wrong[0].tolist()
                 raise ValueError(
-                    f"{name}: trajectory {i}, frame {first + frame}, channel {channel} ({variables[channel]}) holds "
+                    f"{name}: trajectory {place[0] + i}, frame {place[1] + first + frame}, channel {channel} "
+                    f"({variables[channel]}) holds "
                     f"{part[tuple(wrong[0])]}, and {len(wrong)} number(s) of these {len(part)} frames are not finite "
                     "in float32: fill what is missing, say by 0 beside a channel that says where it was, or leave "
                     "these trajectories out"
@@ -183,8 +199,9 @@ def survey(
                 exact.add(raw.astype(np.float64))
                 rounding.add(np.square(raw - read))
             joined = part if last is None else np.concatenate([last, part])
-            if len(joined) > 1:
-                differences.add(np.diff(joined.astype(np.float64), axis=0))
+            follows = ~np.isin(np.arange(first + len(part) - len(joined), first + len(part))[1:], breaks_of(trajectory))
+            if follows.any():
+                differences.add(np.diff(joined.astype(np.float64), axis=0)[follows])
             last, done = part[-1:], done + len(part)
             progress(done, total, "reading fields")
     _check_rounding(name, variables, exact, rounding)
@@ -250,6 +267,8 @@ class Forecast(Condition, Ranged):
     """Names of the channels, in their order."""
     step: Positive | None = None
     """Time from one time step of the data to the next, where the data says it."""
+    axes: tuple[str, ...] = ()
+    """Names of the axes of space, and whether their coordinates fall, where the data says it."""
     fingerprint: str = ""
     """sha256 of the training fields; empty: unknown."""
     stride: Frames = 1
@@ -262,9 +281,15 @@ class Forecast(Condition, Ranged):
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
-        about = {"statistics": fields.statistics, "variables": tuple(fields.variables), "step": fields.step}
-        scale = (1.0,) * (fields.shape[0] * self.frames)
-        whole = replace(self, **about, scale=scale, fingerprint=fields.fingerprint)
+        whole = replace(
+            self,
+            statistics=fields.statistics,
+            variables=tuple(fields.variables),
+            step=fields.step,
+            axes=fields.axes,
+            scale=(1.0,) * (fields.shape[0] * self.frames),
+            fingerprint=fields.fingerprint,
+        )
         targets = Windows(fields, whole)  # refuses fields that are too short
         if not self.difference:
             return whole
@@ -318,10 +343,19 @@ class Forecast(Condition, Ranged):
     def build(self, device: torch.device | str) -> Make:
         return self.observe
 
-    def observe(self, past: Tensor, draws: Draws) -> Tensor:
-        """y (B, c, h, w) of normalised frames (B, past C, H, W). draws: of the noise, for the same rows"""
+    def observe(self, past: Tensor, draws: Draws | None) -> Tensor:
+        """y (B, c, h, w) of normalised frames (B, past C, H, W).
+
+        draws: of the noise, for the same rows; None: the frames are observations already, and get no more noise
+        """
         y = past[..., :: self.every, :: self.every]
-        return y + self.noise * draws.normal("observation", *y.shape[1:]) if self.noise else y
+        return y if draws is None or not self.noise else y + self.noise * draws.normal("observation", *y.shape[1:])
+
+    def spread_out(self, observed: NDArray[np.float32], frame: Shape) -> NDArray[np.float32]:
+        """Whole frames (..., C, H, W) of which the points (..., C, h, w) were observed; those between are 0."""
+        whole = np.zeros((*observed.shape[:-2], *frame[1:]), np.float32)
+        whole[..., :: self.every, :: self.every] = observed
+        return whole
 
     def check(self, image: Shape, augment: Augment) -> None:
         if augment != Augment():
@@ -412,7 +446,7 @@ def read_fields(
     ModuleNotFoundError that names the extra, OSError for what cannot be read.
     """
     name, found = find_fields(source, progress)
-    name, (train, chosen) = f"{name}/{split}", _divided(str(source), found, split)
+    name, (train, chosen, place) = f"{name}/{split}", _divided(str(source), found, split)
     if statistics is not None:
         train = chosen
     elif train is None:
@@ -422,7 +456,7 @@ def read_fields(
         )
     for part in (train, chosen):
         _check(str(source), part, found.variables)
-    hashed, own = survey(name, chosen, found.variables, progress)
+    hashed, own = survey(name, chosen, found.variables, progress, place)
     if statistics is None:
         statistics = own if train is chosen else survey(str(source), train, found.variables)[1]
     elif len(statistics.mean) != len(found.variables):
@@ -430,22 +464,24 @@ def read_fields(
             f"{source} has {len(found.variables)} channels ({', '.join(found.variables)}); the statistics are of "
             f"{len(statistics.mean)}: give fields with the channels that the run was trained on"
         )
-    return Fields(name, chosen, found.variables, found.step, statistics, hashed)
+    return Fields(name, chosen, found.variables, found.step, statistics, hashed, found.axes)
 
 
-def _divided(source: str, found: Found, split: Split) -> tuple[Sequence[Trajectory] | None, Sequence[Trajectory]]:
-    """The training trajectories, if there are any, and those of the split."""
+def _divided(
+    source: str, found: Found, split: Split
+) -> tuple[Sequence[Trajectory] | None, Sequence[Trajectory], tuple[int, int]]:
+    """The training trajectories, if there are any, those of the split, and which trajectory and frame the first is."""
     splits = {split_named(name): part for name, part in found.splits.items()}
     test = test_split(splits)
     if test:
         chosen = splits.get("train" if split == "train" else test)
         if chosen is None:
             raise ValueError(f"{source} holds only the split {test}: name a source that has training fields")
-        return splits.get("train"), chosen
+        return splits.get("train"), chosen, (0, 0)
     every = splits["train"] if "train" in splits else next(iter(splits.values()))
     if len(every) > 1:
         held = max(1, len(every) // 10)
-        train, rest = every[:-held], every[-held:]
+        train, rest, place = every[:-held], every[-held:], (len(every) - held, 0)
     else:
         frames = every[0].shape[0]
         held = max(2, frames // 10)
@@ -455,11 +491,13 @@ def _divided(source: str, found: Found, split: Split) -> tuple[Sequence[Trajecto
                 "held out"
             )
         train, rest = [_part(every[0], 0, frames - held)], [_part(every[0], frames - held, frames)]
-    return train, train if split == "train" else rest
+        place = (0, frames - held)
+    return (train, train, (0, 0)) if split == "train" else (train, rest, place)
 
 
 def _part(whole: Trajectory, first: int, last: int) -> Trajectory:
-    return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j])  # pyright: ignore[reportArgumentType]
+    breaks = tuple(at - first for at in breaks_of(whole) if first < at < last)
+    return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j], breaks)  # pyright: ignore[reportArgumentType]
 
 
 def _check(source: str, trajectories: Sequence[Trajectory], variables: tuple[str, ...]) -> None:

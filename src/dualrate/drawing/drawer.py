@@ -283,8 +283,11 @@ class Drawer(Ranged):
         images = np.concatenate([*drawer.batches(seeds, progress)])
         return Samples(images, time.perf_counter() - start)
 
-    def origin(self, features: str) -> Origin:
-        """What its images are of, for keeping them. features: the extractor's identity, or PIXELS."""
+    def origin(self, features: str, labels: str | None = None) -> Origin:
+        """What its images are of, for keeping them. features: the extractor's identity, or PIXELS.
+
+        labels: which classes and conditions they have, in words; None: `labels_rule`, which reads the conditions
+        """
         codec, identity = self.model.codec, self.model.experiment.drawing
         own = codec.latents == codec.fingerprint  # else another decoder of its latents
         return Origin(
@@ -292,7 +295,7 @@ class Drawer(Ranged):
             experiment=_digest(identity if own else [identity, codec.fingerprint]),
             sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
             plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {self.plan.digest}",
-            labels=self.labels_rule,
+            labels=self.labels_rule if labels is None else labels,
             features=features,
             precision=self.arithmetic,
         )

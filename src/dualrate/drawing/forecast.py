@@ -21,9 +21,11 @@ with the same bits. forecast_folder.py keeps them.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -31,8 +33,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.fields import find_fields, numbered
-from dualrate.data.forecast import Fields, Forecast, read_fields
+from dualrate.data.fields import breaks_of, find_fields, numbered, step_of
+from dualrate.data.forecast import Fields, Forecast, pieces_of, read_fields
 from dualrate.data.source import read_arrays, reading
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
@@ -106,6 +108,7 @@ class Starts:
     """past: (N, past, C, H, W) float32, in the data's units, the latest last; source: where they are from, in words.
 
     known: frames after each that the data has, of those asked for; truth: start i -> (known, C, H, W)
+    observed: whether the past is what was observed: it gets no more noise, and is 0 between the observed points
     places:   (N, 2) of starts from the data, trajectory of the test split and time step of the latest frame in it
     training: the fields that the model was trained on, where they were read
     """
@@ -114,6 +117,7 @@ class Starts:
     source: str
     known: int = 0
     truth: Callable[[int], Frame] | None = None
+    observed: bool = False
     places: NDArray[np.int64] | None = None
     training: Fields | None = None
 
@@ -134,21 +138,24 @@ class Starts:
 def held_out_starts(model: Model, frames: int, count: int | None = None) -> Starts:
     """Starts evenly spread over the test split of a model's data, and the frames that come after them there.
 
-    If trajectories are too short for all these frames, as many as the longest has are known.
+    Where pieces of trajectories without a gap in time are too short for all these frames, as many are known as half of
+    them have, of those that have one; shorter ones are left out.
     count: None: STARTS, or as many as there are. Raises ValueError for more than there are, for data that changed since
     the training, and what reading raises.
     """
     forecast, training = forecast_of(model), training_fields(model)
     data = read_fields(model.experiment.data.source, "test", forecast.statistics)
-    longest = max(one.shape[0] for one in data.trajectories)
-    known = min(frames, (longest - forecast.known) // forecast.ahead)
-    if known < 1:
+    lengths = [stop - first for one in data.trajectories for first, stop in pieces_of(one)]
+    after = [one for length in lengths if (one := (length - forecast.known) // forecast.ahead) > 0]
+    if not after:
         raise ValueError(
-            f"{data.name} has at most {longest} time step(s) in a row, and a forecast starts from {forecast.past} "
+            f"{data.name} has at most {max(lengths)} time step(s) in a row, and a forecast starts from {forecast.past} "
             f"frame(s), {forecast.lead} apart, and makes one {forecast.ahead} later: give starts of your own, --from "
             "FILE"
         )
+    known = min(frames, median_low(after))
     past, span = forecast.known, forecast.known + known * forecast.ahead
+    short = sum(length < span for length in lengths)
     windows = data.windows(span)
     if count is not None and count > len(windows):
         raise ValueError(
@@ -164,11 +171,11 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
 
     return Starts(
         np.stack(start).astype(np.float32),
-        f"{len(chosen)} of {data.name}",
+        f"{len(chosen)} of {data.name}" + f", without {short} of its {len(lengths)} pieces, too short" * bool(short),
         known,
         truth,
-        chosen + np.array([0, past - 1]),
-        training,
+        places=chosen + np.array([0, past - 1]),
+        training=training,
     )
 
 
@@ -191,29 +198,54 @@ def training_fields(model: Model) -> Fields:
 def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda text: None) -> Starts:
     """Starts from a file: (time, C, space) of one, (start, time, C, space) of several; the latest time steps are taken.
 
-    Time steps are those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another
-    kind than .npy and .npz, and of frames:FOLDER, each trajectory is a start. Of four axes, a field of one dimension
-    may also be (time, C, 1, W).
+    They are what was observed, with its own noise: at all points, or at those that the model observes. Time steps are
+    those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another kind than .npy
+    and .npz, and of frames:FOLDER, each trajectory is a start. Of four axes, a field of one dimension may also be
+    (time, C, 1, W).
     note: told where names of variables are taken for those of a model that knows none
-    Raises ValueError for other shapes, too few time steps, other variables or another order of them, and for what is
-    not finite; OSError for a file that cannot be read.
+    Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables or axes or
+    another order of them, and for what is not finite; OSError for a file that cannot be read.
     """
     forecast, frame = forecast_of(model), frame_shape(model)
-    needed = forecast.known
+    needed = forecast.known  # below: a difference is from a whole frame
+    coarse = frame if forecast.difference else (frame[0], *forecast.shape(model.shape)[1:])
+    axes: tuple[str, ...] = ()
     if path.suffix in (".npy", ".npz"):
-        array, names = _array(path)
-        found = _as_starts(path, array, model, needed)
+        array, names, step = _array(path)
+        own = coarse if array.shape[-1:] == coarse[-1:] else frame
+        found = _as_starts(path, array, model, needed, own)
     else:
         _, held = find_fields(path)
         found, names = [one for part in held.splits.values() for one in part], held.variables
-        if odd := [one.shape for one in found if tuple(one.shape[1:]) != frame]:
-            raise ValueError(f"{path} holds (time, C, H, W) = {odd[0]}, and {model.name} starts from (time, *{frame})")
+        step, axes = held.step, held.axes
+        own = coarse if found and tuple(found[0].shape[1:]) == coarse else frame
+        if odd := [one.shape for one in found if tuple(one.shape[1:]) != own]:
+            or_observed = f" or, as observed, (time, *{coarse})" * (coarse != frame)
+            raise ValueError(
+                f"{path} holds (time, C, H, W) = {odd[0]}, and {model.name} starts from (time, *{frame}){or_observed}"
+            )
+    if step is not None and forecast.step is not None and not math.isclose(step, forecast.step, rel_tol=1e-3):
+        raise ValueError(
+            f"{path} has {step:g} between its time steps, and {model.name} was trained on {forecast.step:g}: give time "
+            "steps as far apart"
+        )
+    if _contradict(axes, forecast.axes):
+        raise ValueError(
+            f"{path} has the axes of space {', '.join(axes)}, and {model.name} was trained on "
+            f"{', '.join(forecast.axes)}: bring them to that"
+        )
     shortest = min((one.shape[0] for one in found), default=0)
     if shortest < needed:
         raise ValueError(
             f"{path} holds {len(found)} start(s) of {shortest} time step(s), and {model.name} starts from {needed}: "
             f"{forecast.past} frame(s), {forecast.lead} time step(s) apart. Give a longer piece"
         )
+    for one in found:
+        if gaps := [at for at in breaks_of(one) if at > one.shape[0] - needed]:
+            raise ValueError(
+                f"{path} has a gap in time before its time step {gaps[-1]} of {one.shape[0]}, and {model.name} starts "
+                f"from the last {needed}: fill it"
+            )
     if have_names(names) and not have_names(forecast.variables):
         note(f"{path} names its variables and {model.name} does not: {', '.join(names or ())} are taken in this order")
     elif have_names(names) and names != forecast.variables:
@@ -222,14 +254,23 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
             f"{', '.join(forecast.variables)}, in this order: bring them to it"
         )
     latest = [np.asarray(one[one.shape[0] - needed : one.shape[0]], np.float32)[:: forecast.lead] for one in found]
-    past = np.stack(latest).reshape(len(found), forecast.past, *frame)
+    past = np.stack(latest).reshape(len(found), forecast.past, *own)
     if len(bad := np.argwhere(~np.isfinite(past))):
         start, step, channel = bad[0][:3]
         raise ValueError(
             f"{path} holds {len(bad)} value(s) that are not finite, the first in start {start}, frame {step}, channel "
             f"{channel} of those that a forecast starts from: fill them in first"
         )
-    return Starts(past, str(path))
+    return Starts(past if own == frame else forecast.spread_out(past, frame), str(path), observed=True)
+
+
+def _contradict(axes: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Whether two names of axes are in another order, or a coordinate falls in one alone."""
+    return axes != others and sorted(map(_bare, axes)) == sorted(map(_bare, others))
+
+
+def _bare(axis: str) -> str:
+    return axis.split(" (")[0]
 
 
 def have_names(variables: tuple[str, ...] | None) -> bool:
@@ -238,31 +279,32 @@ def have_names(variables: tuple[str, ...] | None) -> bool:
     return bool(variables) and variables not in (numbered(count), tuple(map(str, range(count))))
 
 
-def _array(path: Path) -> tuple[NDArray[Any], tuple[str, ...] | None]:
-    """The array of a file, and the names of its channels if it says them."""
+def _array(path: Path) -> tuple[NDArray[Any], tuple[str, ...] | None, float | None]:
+    """The array of a file, and the names of its channels and the time between its frames if it says them."""
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path} to start from: name one of arrays over time")
     if path.suffix == ".npy":
         with reading(path, ".npy"):
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
+            return np.load(path, mmap_mode="r", allow_pickle=False), None, None
 
     def wanted(there: list[str]) -> list[str]:
         fields = [name for name in there if name not in ("variables", "step")]
         if "fields" not in there and len(fields) != 1:
             raise ValueError(f"{path} has the arrays {some_of(there)}: name the one to start from `fields`")
-        return ["fields" if "fields" in there else fields[0], *(["variables"] if "variables" in there else [])]
+        chosen = "fields" if "fields" in there else fields[0]
+        return [chosen, *(name for name in ("variables", "step") if name in there)]
 
     arrays = read_arrays(path, wanted)
-    names = arrays.pop("variables", None)
-    return next(iter(arrays.values())), None if names is None else tuple(map(str, names.tolist()))
+    names, step = arrays.pop("variables", None), step_of(path, arrays.pop("step", None))
+    return next(iter(arrays.values())), None if names is None else tuple(map(str, names.tolist())), step
 
 
-def _as_starts(path: Path, array: NDArray[Any], model: Model, needed: int) -> list[NDArray[Any]]:
+def _as_starts(path: Path, array: NDArray[Any], model: Model, needed: int, frame: Shape) -> list[NDArray[Any]]:
     """(time, C, H, W) of each start, or of a field of one dimension (time, C, W). Raises ValueError, for others.
 
-    needed: time steps of a start
+    needed: time steps of a start; frame: (C, H, W) of each
     """
-    frame, shape = frame_shape(model), tuple(array.shape)
+    shape = tuple(array.shape)
     if frame[1] == 1 and len(shape) == 5 and shape[2:] == frame:
         return list(array)
     if frame[1] == 1 and len(shape) == 4 and shape[1:] == frame:
@@ -350,14 +392,21 @@ def checked(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int) -> T
 
 
 def roll_out(
-    drawer: Drawer, starts: Frame | Tensor, frames: int, *, seed: int = 0, earlier: Earlier | None = None
+    drawer: Drawer,
+    starts: Frame | Tensor,
+    frames: int,
+    *,
+    seed: int = 0,
+    earlier: Earlier | None = None,
+    observed: bool = False,
 ) -> Iterator[Piece]:
     """Roll out all members of some starts: a batch of rows to its end, then the next; only the last frames are held.
 
-    drawer:  its members are those of each start, its batch size the rows at a time
-    starts:  (N, past, C, H, W), in the data's units
-    seed:    of the first start
-    earlier: frames of a forecast that was interrupted; what begins after them is all that comes
+    drawer:   its members are those of each start, its batch size the rows at a time
+    starts:   (N, past, C, H, W), in the data's units
+    seed:     of the first start
+    earlier:  frames of a forecast that was interrupted; what begins after them is all that comes
+    observed: as of `Starts`
     Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
     """
     past, denoiser = checked(drawer, starts, frames, seed), drawer.denoiser
@@ -369,9 +418,9 @@ def roll_out(
             continue
         own = past[some.start : some.stop]
         if isinstance(drawer.model.process, Rolling):
-            made = _rolled(drawer, denoiser, own, keys, members, first)
+            made = _rolled(drawer, denoiser, own, keys, members, first, observed)
         else:
-            made = _windows(drawer, denoiser, own, keys, members, there)
+            made = _windows(drawer, denoiser, own, keys, members, there, observed)
         for begun, new in made:
             now = range(begun, min(begun + new.shape[2], frames))
             yield Piece(some, members, now, new[:, :, : len(now)].numpy())
@@ -380,7 +429,13 @@ def roll_out(
 
 
 def _windows(
-    drawer: Drawer, denoiser: Denoiser, start: Tensor, keys: Tensor, members: range, there: Frame | None
+    drawer: Drawer,
+    denoiser: Denoiser,
+    start: Tensor,
+    keys: Tensor,
+    members: range,
+    there: Frame | None,
+    observed: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """The windows that are not there, without end: the number of their first frame, and (n, m, f, C, H, W)."""
     forecast, held = forecast_of(drawer.model), start[:, None].expand(-1, len(members), *[-1] * 4)
@@ -390,13 +445,13 @@ def _windows(
         latest = torch.tensor(np.asarray(there[:, :, max(0, stop - forecast.past) : stop]))
         held = torch.cat((held, latest), 2)[:, :, -forecast.past :]
     while True:
-        new = _window(drawer, denoiser, held, keys, members, window)
+        new = _window(drawer, denoiser, held, keys, members, window, observed=observed and not window)
         yield window * forecast.frames, new
         held, window = torch.cat((held, new), 2)[:, :, -forecast.past :], window + 1
 
 
 def _rolled(
-    drawer: Drawer, denoiser: Denoiser, start: Tensor, keys: Tensor, members: range, first: int
+    drawer: Drawer, denoiser: Denoiser, start: Tensor, keys: Tensor, members: range, first: int, observed: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """By Rolling Diffusion, frame by frame from the first one on, without end: its number, and (n, m, 1, C, H, W).
 
@@ -407,14 +462,16 @@ def _rolled(
     past = forecast.statistics.normalised(start.to(model.device)).flatten(1, 2)
     number = torch.arange(members.start, members.stop, device=model.device)
     rows, steps = (keys[:, None] + MEMBER * number).flatten(), drawer.plan.num_steps
-    for window in roll(denoiser, process, forecast, past, rows, steps, bfloat16=drawer.bfloat16):
+    for window in roll(denoiser, process, forecast, past, rows, steps, observed=observed, bfloat16=drawer.bfloat16):
         if window.rolls >= first:
             frame = forecast.statistics.restored(window.frame)
             yield window.rolls, frame.unflatten(0, (len(keys), len(members)))[:, :, None].cpu()
 
 
 @own_defaults()
-def _window(drawer: Drawer, denoiser: Denoiser, past: Tensor, keys: Tensor, members: range, window: int) -> Tensor:
+def _window(
+    drawer: Drawer, denoiser: Denoiser, past: Tensor, keys: Tensor, members: range, window: int, *, observed: bool
+) -> Tensor:
     """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units; keys: (n,)"""
     model, forecast, count = drawer.model, forecast_of(drawer.model), len(members)
     past = forecast.statistics.normalised(past.to(model.device))
@@ -423,7 +480,7 @@ def _window(drawer: Drawer, denoiser: Denoiser, past: Tensor, keys: Tensor, memb
         seeds, rows, shared = (keys[:, None] + WINDOW * window + MEMBER * number).flatten(), past.flatten(0, 1), 1
     else:
         seeds, rows, shared = keys, past[:, 0], count
-    y = forecast.observe(rows.flatten(1, 2), Draws(0, seeds))
+    y = forecast.observe(rows.flatten(1, 2), None if observed else Draws(0, seeds))
     (x,) = sample_batches(
         denoiser,
         drawer.step,

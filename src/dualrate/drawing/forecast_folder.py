@@ -76,7 +76,7 @@ class Record(Drawn):
     def of(drawer: Drawer, starts: Starts, frames: int, seed: int, command: str) -> Record:
         forecast = forecast_of(drawer.model)
         return Record(
-            **drawn_by(drawer, command),
+            **drawn_by(drawer, command, labels="none"),  # its conditions are the starts, which have a digest here
             first_seed=seed,
             starts=len(starts),
             frames=frames,
@@ -213,7 +213,9 @@ def write_forecast(
         begun = time.perf_counter()
         with naming_progress(store):
             try:
-                for piece in roll_out(drawer, starts.past, frames, seed=seed, earlier=store.earlier):
+                for piece in roll_out(
+                    drawer, starts.past, frames, seed=seed, earlier=store.earlier, observed=starts.observed
+                ):
                     store.write(piece)
                     report(int(store.done.sum()), store.done.size * frames)
             except KeyboardInterrupt:

@@ -1,11 +1,11 @@
-"""Scores of a forecast by lead time, beside two that need no model: the last known frame again, and random frames.
+"""Scores of a forecast by lead time, beside two that need no model: the start's last frame again, and random frames.
 
 Beside them, with or without truth, whether a roll-out keeps the look of the training data (`Stability`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,14 +126,15 @@ def _number(score: Score, i: int, digits: int = 0) -> str:
 def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
     """Of members x (N, M, T, C, H, W) from these starts, over the frames whose truth is known.
 
-    Raises ValueError where no truth is known.
+    A lead time of a batch of starts is held at a time. Raises ValueError where no truth is known.
     """
     if starts.truth is None or starts.training is None or not starts.known:
         raise ValueError("the truth of these starts is not known: forecast held-out data, without --from, to score")
     forecast, (count, members) = forecast_of(model), x.shape[:2]
     std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
     leads, names = forecast.lead_times(starts.known), forecast.names
-    frames, each = _training_frames(starts.training, 0), max(1, AT_A_TIME // x[0].size)
+    frames, size = _training_frames(starts.training, 0), int(np.prod(x.shape[3:]))
+    each = max(1, AT_A_TIME // (size * max(members, starts.known)))  # of all members a lead time is held, not more
     moving = _moving(frames)
     scorers = {
         name: ForecastScorer(leads, scale=std[moving], climatology=mean[moving])
@@ -143,17 +144,24 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
     for first in range(0, count, each):
         part = range(first, min(first + each, count))
         truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
-        past, drawn = (torch.tensor(one[part.start : part.stop]) for one in (starts.past, x[:, :, : starts.known]))
-        random = climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first)
+        past, own = torch.tensor(starts.past[first : part.stop]), x[first : part.stop]
+
+        def drawn(own: Frame = own) -> Iterator[Tensor]:
+            return (torch.tensor(own[:, :, k]) for k in range(starts.known))
+
         scored = [
-            (scorers["forecast"], drawn, moving),
-            (scorers["persistence"], persistence(past, starts.known), moving),
-            (scorers["climatology"], random, moving),
-            *((scorer, drawn, [c]) for c, scorer in single.items()),
+            (scorers["forecast"], drawn(), moving),
+            (scorers["persistence"], persistence(past, starts.known).unbind(2), moving),
+            (
+                scorers["climatology"],
+                climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first),
+                moving,
+            ),
+            *((scorer, drawn(), [c]) for c, scorer in single.items()),
         ]
         for scorer, of, channels in scored:
-            frame_by_frame = zip(of[:, :, :, channels].unbind(2), truth[:, :, channels].unbind(1), strict=True)
-            scorer.add(frame_by_frame, start=past[:, -1, channels])
+            frame_by_frame = zip(of, truth.unbind(1), strict=True)
+            scorer.add(((a[:, :, channels], b[:, channels]) for a, b in frame_by_frame), start=past[:, -1, channels])
     own = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return Scored(
@@ -214,6 +222,8 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
             found[first : first + len(numbers)] += numbers / (count * members)
             before = now[:, :, -1:]
     names, known = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
+    if starts.observed:  # in part, or with noise: the change from what was observed to the first frame tells nothing
+        found[0, :, 0] = known[:, :, 0].mean(0)
     made = Stability.of(
         forecast.lead_times(frames),
         [names[c] for c in moving],

@@ -337,8 +337,8 @@ def grids_below(folder: Path) -> frozenset[Path]:
     return frozenset(file.with_name(GRID_PNG) for file in folder.rglob(SAMPLES) if file.with_name(GRID_PNG).is_file())
 
 
-def drawn_by(drawer: Drawer, command: str) -> dict[str, Any]:
-    """What a record says of a drawer and of the call, whatever is drawn."""
+def drawn_by(drawer: Drawer, command: str, labels: str | None = None) -> dict[str, Any]:
+    """What a record says of a drawer and of the call, whatever is drawn. labels: as of `Drawer.origin`"""
     model = drawer.model
     device = {"device": str(model.device), **environment(model.device)}
     return {
@@ -349,7 +349,7 @@ def drawn_by(drawer: Drawer, command: str) -> dict[str, Any]:
         "step": plain_step(drawer.step),
         "plan": json.loads(drawer.plan.to_json()),
         "guidance": drawer.guidance,
-        "origin": drawer.origin(PIXELS),
+        "origin": drawer.origin(PIXELS, labels),
         "members": drawer.members,
         "calls": ({"command": command, "batch_size": drawer.batch_size, **device},),
     }

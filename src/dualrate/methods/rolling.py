@@ -149,6 +149,7 @@ def roll(
     *,
     start: int | None = None,
     window: Window | None = None,
+    observed: bool = False,
     bfloat16: bool = False,
 ) -> Iterator[Window]:
     """A window for every frame, without end and without gradient. A frame costs `steps` light calls and a heavy one.
@@ -159,6 +160,7 @@ def roll(
             up again. Members have the first y and its heavy call in common; later each has a past of its own
     steps:  T of a roll; start: of the first frame, F T unless given
     window: one that an earlier roll-out of these keys yielded, to go on from; then `past` is not looked at
+    observed: whether the past is what was observed, and gets no more noise
     Raises ValueError for a forecast of other windows than the process's.
     """
     if forecast.frames != process.frames:
@@ -166,7 +168,7 @@ def roll(
             f"windows of {process.frames} frames roll, the forecast has {forecast.frames}: make them alike"
         )
 
-    def reached(z: Tensor, past: Tensor, number: int, clock: int, steps: int, draws: Draws) -> Window:
+    def reached(z: Tensor, past: Tensor, number: int, clock: int, steps: int, draws: Draws | None) -> Window:
         """The window at c = 0, from one at a whole c."""
         times = [process.time(clock * (1 - i / steps)) for i in range(steps + 1)]
         noise = StepNoise(process, Draws(number, key), steps, z.shape[1:])
@@ -181,8 +183,9 @@ def roll(
 
     if window is None:
         shape = past.shape[1] // forecast.past * process.frames, *past.shape[2:]
-        z, seeds = first_state(process, Draws(0, key), shape), Draws(0, key[:: len(key) // len(past)] % MEMBER)
-        window = reached(z, past, 0, process.frames, process.frames * steps if start is None else start, seeds)
+        z = first_state(process, Draws(0, key), shape)
+        draws = None if observed else Draws(0, key[:: len(key) // len(past)] % MEMBER)
+        window = reached(z, past, 0, process.frames, process.frames * steps if start is None else start, draws)
         yield window
     while True:
         number = window.rolls + 1

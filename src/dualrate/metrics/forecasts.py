@@ -36,7 +36,7 @@ distribution and q the 97.5% quantile of Student's t with n - 1 degrees of freed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import NormalDist
@@ -64,8 +64,8 @@ def persistence(past: Tensor, leads: int) -> Tensor:
     return past[:, -1:, None].expand(-1, -1, leads, -1, -1, -1)
 
 
-def climatology(frames: Tensor, starts: int, members: int, leads: int, seed: int) -> Tensor:
-    """(N, M, T, C, H, W): at each lead time other random ones of the training frames (F, C, H, W), none twice in it.
+def climatology(frames: Tensor, starts: int, members: int, leads: int, seed: int) -> Iterator[Tensor]:
+    """(N, M, C, H, W) of each of T = `leads` lead times: random training frames (F, C, H, W), none twice in it.
 
     For N = `starts` starts; take few at a time, each time with another seed.
     Raises ValueError for more members than frames.
@@ -73,9 +73,9 @@ def climatology(frames: Tensor, starts: int, members: int, leads: int, seed: int
     if members > len(frames):
         raise ValueError(f"got {members} members from {len(frames)} frames; a climatology needs as many frames or more")
     generator = torch.Generator().manual_seed(seed)
-    place = (torch.arange(members)[:, None] + members * torch.arange(leads)) % len(frames)
-    orders = (torch.randperm(len(frames), generator=generator) for _ in range(starts))
-    return frames[torch.stack([order[place] for order in orders]).to(frames.device)]
+    orders = torch.stack([torch.randperm(len(frames), generator=generator) for _ in range(starts)]).to(frames.device)
+    places = ((torch.arange(members) + members * lead) % len(frames) for lead in range(leads))
+    return (frames[orders[:, place]] for place in places)
 
 
 def power_spectrum(fields: Tensor) -> Tensor:

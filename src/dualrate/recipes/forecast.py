@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.data.fields import find_fields, is_fields
-from dualrate.data.forecast import Forecast, Frames, read_fields
+from dualrate.data.forecast import Forecast, Frames, Windows, read_fields
 from dualrate.data.simulations import SIMULATIONS
 from dualrate.diffusion.process import GaussianProcess, SharedNoise
 from dualrate.diffusion.rolling import Rolling
@@ -108,13 +108,15 @@ class Forecasting(Ranged):
                 "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
             )
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
-        frame = next(iter(find_fields(source)[1].splits.values()))[0].shape[1:]
+        found = find_fields(source)[1]
+        frame = next(iter(found.splits.values()))[0].shape[1:]
         each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
         shape = task.target(each)
         heavy = network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
         fields = read_fields(source, "train")
         task = task.of(fields)
+        _ = Windows(read_fields(source, "test", fields.statistics), task)  # what training needs later is looked at now
         networks, method = made(task, shape, heavy, self.rate, self.trained_by, self.frames if apart else 1)
         if apart:
             networks = networks.by_lead(range(1, self.frames + 1), attention=self.window == "attention")
@@ -128,6 +130,8 @@ class Forecasting(Ranged):
             f"given: {task.past} frame(s), observed as {given} (C, H, W) with noise of {task.noise:g}\n"
             f"made: {task.frames} frame(s), {task.lead} step(s) apart"
         )
+        if found.note:
+            progress.note(f"{source}: {found.note}")
         if task.every == 1 and not task.noise:
             progress.note(
                 "the whole field is observed: if its law is deterministic, it has one future: a regression is enough"
