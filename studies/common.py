@@ -77,10 +77,15 @@ def add_rows(out: Path, rows: Iterable[Row]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def keep(file: Path, rows: Sequence[Row]) -> None:
+    """Writes the rows that a file (.json.xz) keeps."""
+    write_whole(file, lzma.compress(json.dumps(rows, separators=(",", ":")).encode()))
+
+
 def kept(file: Path, out: Path) -> list[Row]:
     """The rows of OUT, which the file (.json.xz) keeps from now on; where OUT has none, those that it keeps."""
     if rows := rows_of(out):
-        write_whole(file, lzma.compress(json.dumps(rows, separators=(",", ":")).encode()))
+        keep(file, rows)
     return rows or json.loads(lzma.decompress(file.read_bytes()))
 
 

@@ -3,6 +3,7 @@
     python -m studies.forecasts simulate OUT    trajectories, OUT/fields.npz
     python -m studies.forecasts train OUT --seconds 400 --seeds 0 1    trains and scores what OUT/rows.jsonl lacks
     python -m studies.forecasts page OUT        docs/results/forecasts.json.xz, .png and the tables of forecasts.md
+    python -m studies.forecasts times OUT       milliseconds of all plans, into the rows that are kept
 
 Without OUT/rows.jsonl a page is of the rows that were kept.
 
@@ -17,12 +18,14 @@ With --system kuramoto-sivashinsky-leads the first system's frames are made each
 
 With --system moving-fashion-mnist two garments bounce in a frame, of which one is given: where they go is chance.
 
-One thread in float32. Seconds of training are of its CPU time.
+One thread in float32. Seconds of training are of its CPU time. Milliseconds, too: of untrained networks, all plans of a
+system in turn. A student has its teacher's networks, so its milliseconds are the teacher's in as many steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -55,10 +58,11 @@ from dualrate.report.figures import log_axis, png
 from dualrate.report.table import with_interval
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Silent
-from studies.common import RESULTS, Row, add_rows, kept, markdown, place, rows_of
+from studies.common import RESULTS, Row, add_rows, keep, kept, markdown, place, rows_of
 
 PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES, RESAMPLES = (1, 16, 64), 3, 2000
+TIMED, ROUNDS = 128, 3  # members that are drawn together for milliseconds, and how often
 Plan = tuple[str, str, int]  # a network, what trained it, and steps
 Scores = dict[Plan, NDArray[np.float64]]
 StudentsOf = Literal["moments", "consistency"]
@@ -73,7 +77,8 @@ WORDS = {  # of the page
 DRAWN = {"diffusion": ("o", "-", "diffusion"), "crps": ("*", "", "one call"), "moments": ("s", ":", "moments")}
 DRAWN["consistency"] = "D", ":", "consistency"  # marker, line and legend
 SCORED = (
-    "network", "trained by", "steps", "million multiply-adds a member, of 1", "of 16", "of 64", "ms", "CRPS",
+    "network", "trained by", "steps", "million multiply-adds a member, of 1", "of 16", "of 64", "ms, of 1", "of 16",
+    "of 64", "CRPS",
     "CRPS by lead time", "spread / skill",
 )  # fmt: skip
 ROLLED = "network", "method", "steps", "million multiply-adds a frame", "ms a frame", "CRPS", "frame 1"
@@ -188,14 +193,11 @@ def scored(model: dr.Model, system: System, steps: int | None) -> Row:
     truth = torch.from_numpy(held.originals(torch.from_numpy(starts))).double()
     choice = dr.Choice() if steps is None else dr.Choice(steps=steps)
     drawer = choice.drawer(model, batch_size=256, members=members, precision="float32")
-    begun = time.process_time()
     x = torch.cat(list(drawer.states(starts.tolist()))).unflatten(0, (len(starts), members)).double()
-    seconds = (time.process_time() - begun) / (len(starts) * members)
     x, truth = (part.unflatten(-3, (FRAMES, -1)) for part in (x, truth))
     return {
         "steps": drawer.plan.num_steps,
         "macs": {count: replace(drawer, members=count).expected_cost.macs / 1e6 for count in SHARED},
-        "ms": 1000 * seconds,
         **by_lead(x, truth),
     }
 
@@ -291,6 +293,45 @@ def trained(
     add_rows(out, rows)
 
 
+def times(system: System, out: Path) -> None:
+    """The median over rounds, in which all plans take turns, a member of a batch of TIMED: into the rows kept."""
+    file = RESULTS / f"{system.page}.json.xz"
+    whole = kept(file, out)
+    rows = [row for row in whole if "persistence" not in row]
+    plans = {plan_of(row) for row in rows}
+    found: dict[tuple[Plan, int], list[float]] = {}
+    models = {made: _untrained(system, out, *made) for made in {_made_by(plan) for plan in plans}}
+    for _ in range(ROUNDS):
+        for plan in sorted(plans):
+            for count in SHARED:
+                drawer = dr.Choice(steps=plan[2]).drawer(
+                    models[_made_by(plan)], batch_size=TIMED, members=count, precision="float32"
+                )
+                begun = time.process_time()
+                _ = list(drawer.states(list(range(TIMED // count))))
+                found.setdefault((plan, count), []).append(1000 * (time.process_time() - begun) / TIMED)
+    for row in rows:
+        row["ms"] = {str(count): round(float(np.median(found[plan_of(row), count])), 4) for count in SHARED}
+    keep(file, whole)
+    if rows_of(out):
+        write_whole(out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in whole))
+
+
+def _made_by(plan: Plan) -> tuple[Rate, Method]:
+    """Whose networks draw by this plan: a student's are its teacher's."""
+    rate, by, _ = plan
+    found: Any = rate, "diffusion" if by in get_args(StudentsOf) else by
+    return found
+
+
+def _untrained(system: System, out: Path, rate: Rate, by: Method) -> dr.Model:
+    recipe, name = replace(system.windows, rate=rate, trained_by=by), f"untrained-{rate}-{by}"
+    made = experiment(recipe, system, out / "fields.npz", name, 1.0, 0)
+    made = replace(made, fit=replace(made.fit, iterations=1, max_seconds=None))
+    _ = dr.train(made, out / name)
+    return dr.load(str(out / name))
+
+
 def plan_of(row: Row) -> Plan:
     return row["rate"], row["trained_by"], row["steps"]
 
@@ -362,7 +403,8 @@ def scored_table(rows: Sequence[Row]) -> str:
         rate, trained_by, steps = key
         own = [row for row in rows if plan_of(row) == key]
         cells = [word(rate), word(trained_by), steps, *(f"{own[0]['macs'][str(count)]:.2f}" for count in SHARED)]
-        cells += [f"{np.mean([row['ms'] for row in own]):.2f}", interval(scores[key], 4)]
+        cells += [*(f"{own[0]['ms'][str(count)]:.2f}" if "ms" in own[0] else "" for count in SHARED)]
+        cells.append(interval(scores[key], 4))
         leads = np.mean([np.mean(row["crps"], 0) for row in own], 0), np.mean([row["spread_skill"] for row in own], 0)
         lines.append([*cells, *(", ".join(f"{value:.3g}" for value in values) for values in leads)])
     return markdown(SCORED, lines)
@@ -422,7 +464,7 @@ def figure(rows: Sequence[Row], scores: Scores) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("verb", choices=("simulate", "train", "page"))
+    parser.add_argument("verb", choices=("simulate", "train", "times", "page"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
     parser.add_argument("--seconds", type=float, default=400)
@@ -431,9 +473,12 @@ def main() -> None:
     system = SYSTEMS[options.system]
     if options.verb == "simulate":
         simulate(system, options.out)
-    elif options.verb == "train":
+    elif options.verb in ("train", "times"):
         torch.set_num_threads(1)
-        train(system, options.out, options.seconds, options.seeds)
+        if options.verb == "train":
+            train(system, options.out, options.seconds, options.seeds)
+        else:
+            times(system, options.out)
     else:
         page(system, options.out)
 

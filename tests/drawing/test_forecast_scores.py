@@ -121,6 +121,9 @@ def test_members_of_the_law_are_stable_and_others_fail_where_they_leave_it(autor
     assert "of u1 is" in failed.says
     still = np.broadcast_to(starts.past[:, None], (200, 3, FRAMES, *starts.past.shape[2:]))
     assert "not stable: at frame 1 (lead 1) the rate of change of u0 is 0 times" in judged(model, starts, still).says
+    far = replace(starts, past=starts.past + 100)  # no frame before the first
+    assert judged(model, far, drawn).stability.first == 0
+    assert judged(model, replace(far, observed=True), drawn).stability.first is None
     burst = drawn.copy()
     burst[0, 0, 3] = np.nan
     assert judged(model, starts, burst).stability.first == 3

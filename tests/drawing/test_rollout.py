@@ -519,6 +519,9 @@ def test_what_was_observed_gets_no_more_noise(source, tmp_path, rolling):
         expected = model.experiment.condition.statistics.normalised(torch.from_numpy(array[..., ::4])[:, :, :, None])
         apart = (given[0] - expected.flatten(1, 2)).std().item()
         assert apart == pytest.approx(0.5 if noisy else 0, abs=0.1 if noisy else 1e-6)
+    given.clear()
+    _ = write_forecast(drawer_of(model, batch_size=12), starts, 2, tmp_path / "out")
+    torch.testing.assert_close(next(one for one in given if len(one) == 4), expected.flatten(1, 2))
 
 
 @pytest.mark.parametrize("names", [(), ("speed", "depth")])

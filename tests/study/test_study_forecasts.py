@@ -51,6 +51,8 @@ def test_a_system_is_trained_scored_and_shown(
     forecasts.train(system, tmp_path, 0.01, [0])
     assert (tmp_path / "rows.jsonl").read_text() == kept
     forecasts.page(system, tmp_path)
+    forecasts.times(system, tmp_path)
+    forecasts.page(system, tmp_path)
     printed = capsys.readouterr().out
 
     def lines(place: str) -> list[tuple[str, ...]]:
@@ -65,6 +67,8 @@ def test_a_system_is_trained_scored_and_shown(
     assert sorted(lines(place)) == [
         ("large", "diffusion", "2"), ("two rates", "diffusion", "2"), ("two rates", "diffusion, then consistency", "1"),
     ]  # fmt: skip
+    shown = [line.split("|")[7:10] for line in on_page(place).splitlines()[2:]]
+    assert all(float(cell) > 0 for line in shown for cell in line)
     two, one, student = (row["macs"] for row in forecasts.rows_of(tmp_path) if "persistence" not in row)
     heavy = (two["1"] - two["16"]) / (1 - 1 / 16)
     assert one["1"] == one["16"] == pytest.approx(2 * 3 * heavy, rel=0.1)  # steps, frames
