@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dualrate.cli.data import Simulate
+from dualrate.data import fields
 from dualrate.data.fields import SIMULATIONS, find_fields, is_fields, write_fields
 from dualrate.data.forecast import Fields, Statistics, read_fields, survey
 from dualrate.data.loader import Augment, Batches
@@ -294,10 +296,51 @@ def test_fields_in_two_dimensions_of_pdearena(tmp_path: Path) -> None:
     np.testing.assert_array_equal(all_of(train), ARRAY[:18])
     np.testing.assert_array_equal(all_of(test), ARRAY[18:])
     np.testing.assert_array_equal(test.frames(1, 2, 3), ARRAY[19, 2:5])
+    with h5py.File(tmp_path / "mixed.h5", "w") as file:
+        file["train/u"], file["train/v"], file["valid/v"] = ARRAY[:, :, 0], ARRAY[:, :, 1], ARRAY[:, :, 1]
+    with pytest.raises(ValueError, match=r"its splits have the variables \('u', 'v'\) and \('v',\)"):
+        read_fields(tmp_path / "mixed.h5", "train")
+    with h5py.File(tmp_path / "deep.h5", "w") as file:
+        file["train/u"], file["train/v"] = ARRAY[:, :, 0], ARRAY
+    with pytest.raises(ValueError, match=r"train/u \(20, 6, 3, 5\), train/v \(20, 6, 2, 3, 5\); expected one shape"):
+        read_fields(tmp_path / "deep.h5", "train")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["train/flow"], file["notes"] = np.zeros((2, 3)), np.zeros(3)
-    with pytest.raises(ValueError, match=r"holds notes, train \(flow\); expected the groups train"):
+    with pytest.raises(ValueError, match=r"holds notes, train, train/flow; expected the groups train"):
         read_fields(tmp_path / "other.h5", "train")
+
+
+@pytest.mark.parametrize(
+    ("times", "step", "breaks"),
+    [
+        (np.cumsum([0, *[6, 18] * 20]), 6, 20),  # frames at 0 and 6 o'clock
+        (np.cumsum([0, *[6, 18] * 19, 6]), 6, 19),
+        (np.cumsum([0, *[1, 10] * 20]), 1, 20),
+        ([datetime(2001, 1, 1 + day) for day in (0, 1, 2, 6, 7)], 24, 1),
+        ([0, 0, 1, 2], "comes twice", 0),
+        ([0, 1, np.nan, 3], "one is missing", 0),
+        (np.array(["2001-01-01", "NaT", "2001-01-03"], "M8[ns]"), "one is missing", 0),
+    ],
+)
+def test_the_usual_step_and_gaps(times: Any, step: float | str, breaks: int) -> None:
+    if isinstance(step, str):
+        with pytest.raises(ValueError, match=step):
+            fields._timing(Path("made"), np.array(times))
+    else:
+        found = fields._timing(Path("made"), np.array(times))
+        assert (found.step, len(found.breaks)) == (step, breaks)
+
+
+def test_trajectories_of_the_well_have_gaps_of_their_own(tmp_path: Path) -> None:
+    times = np.tile(np.arange(6.0), (20, 1))
+    times[1, 3:] += 10
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file.create_group("dimensions").attrs["spatial_dims"] = ["x", "y"]
+        file["dimensions/time"], file["t0_fields/u"] = times, ARRAY[:, :, 0]
+    train = read_fields(tmp_path / "data.h5", "train")
+    assert train.axes == ("x", "y")
+    windows = train.windows(4)
+    assert [int((windows[:, 0] == i).sum()) for i in range(3)] == [3, 0, 3]
 
 
 def test_a_file_without_the_dimensions_of_the_well(tmp_path: Path) -> None:

@@ -123,7 +123,11 @@ def test_members_of_the_law_are_stable_and_others_fail_where_they_leave_it(autor
     assert "not stable: at frame 1 (lead 1) the rate of change of u0 is 0 times" in judged(model, starts, still).says
     far = replace(starts, past=starts.past + 100)  # no frame before the first
     assert judged(model, far, drawn).stability.first == 0
-    assert judged(model, replace(far, observed=True), drawn).stability.first is None
+    noisy = replace(model.experiment, condition=replace(forecast_of(model), noise=0.1))
+    for other, first in ((model, 0), (replace(model, experiment=noisy), None)):  # observed in full, or with noise
+        found = judged(other, replace(far, observed=True), drawn).stability
+        assert found.first == first
+        assert np.isnan(found.ratios[0, :, 0]).all() == (first is None)
     burst = drawn.copy()
     burst[0, 0, 3] = np.nan
     assert judged(model, starts, burst).stability.first == 3

@@ -350,9 +350,10 @@ def test_of_trajectories_of_other_lengths_those_of_half_of_the_frames_are_starts
                 file.create_group("dimensions").attrs["spatial_dims"] = ["y", "x"]
                 file["t0_fields/a"], file["t0_fields/b"] = walk[None, :length, 0], walk[None, :length, 1]
     starts = held_out_starts(model_of(tmp_path, tmp_path / "run"), 100)
-    assert starts.known == 4  # of 11, 4, 3, 7, 1
-    assert starts.source.endswith("/test, without 2 of its 5 pieces, too short")
-    assert sorted(set(starts.places[:, 0].tolist())) == [0, 1, 3]
+    assert starts.known == 7  # those of 12 and 8 frames hold half of 31
+    assert starts.source.endswith("/test, without 3 of its 5 pieces, too short")
+    assert sorted(set(starts.places[:, 0].tolist())) == [0, 3]
+    assert held_out_starts(model_of(tmp_path, tmp_path / "wide", frames=9), 100).known == 9  # a whole window
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -462,7 +463,8 @@ def test_starts_of_another_step_or_of_other_axes_are_refused(tmp_path):
 
     net = UViTConfig(16, 1, (Level("conv", 8, 1), Level("conv", 8, 1)), embedding=16, height=16)
     task = Forecast(past=2).of(read_fields(saved("train.nc"), "train"))
-    assert task.axes == ("lat (falling)", "lon")
+    assert task.axes == ("lat (falling)", "lon (rising)")
+    assert task.identity == replace(task, axes=()).identity  # runs of before knew no axes
     one = OneConditional(net, task.shape((1, 16, 16)))
     data = DataConfig(str(tmp_path / "train.nc"))
     made = Experiment("ahead", one, DenoisingConfig(label_dropout=0.0), FitConfig(iterations=1), data, condition=task)
@@ -474,13 +476,23 @@ def test_starts_of_another_step_or_of_other_axes_are_refused(tmp_path):
         (saved("step.nc", step=3.0), "has 3 between its time steps, and run was trained on 2"),
         (
             saved("swapped.nc", "txy"),
-            r"axes of space lon, lat \(falling\), and run .* lat \(falling\), lon",
+            r"axes of space lon \(rising\), lat \(falling\), and run .* lat \(falling\), lon \(rising\)",
         ),
-        (saved("rising.nc", falling=False), r"axes of space lat, lon, and run"),
-        (saved("gap.nc", gap=9), "has a gap in time before its time step 29 of 30, and run starts from the last 2"),
+        (saved("rising.nc", falling=False), r"axes of space lat \(rising\), lon \(rising\), and run"),
+        (saved("gap.nc", gap=9), "has 11 between its time steps, and run was trained on 2"),
+        (saved("near.nc", gap=1), "has 3 between its time steps"),  # no gap, and still another step
     ):
         with pytest.raises(ValueError, match=words):
             read_starts(other, model)
+    plain = xarray.open_dataset(tmp_path / "train.nc")
+    plain.drop_vars(["lat", "lon"]).to_netcdf(tmp_path / "plain.nc")
+    assert len(read_starts(tmp_path / "plain.nc", model)) == 1  # says nothing of its coordinates
+    plain.rename(lat="y", lon="x").transpose("time", "x", "y").to_netcdf(tmp_path / "renamed.nc")
+    with pytest.raises(ValueError, match=r"axes of space x \(rising\), y \(falling\)"):
+        read_starts(tmp_path / "renamed.nc", model)
+    untimed = replace(model, experiment=replace(model.experiment, condition=replace(task, step=None)))
+    with pytest.raises(ValueError, match="gap in time before its time step 29 of 30, and run starts from the last 2"):
+        read_starts(tmp_path / "gap.nc", untimed)
     np.savez(tmp_path / "step.npz", fields=array[None, :, None], step=1.0)
     with pytest.raises(ValueError, match="has 1 between its time steps"):
         read_starts(tmp_path / "step.npz", model)
@@ -520,8 +532,39 @@ def test_what_was_observed_gets_no_more_noise(source, tmp_path, rolling):
         apart = (given[0] - expected.flatten(1, 2)).std().item()
         assert apart == pytest.approx(0.5 if noisy else 0, abs=0.1 if noisy else 1e-6)
     given.clear()
-    _ = write_forecast(drawer_of(model, batch_size=12), starts, 2, tmp_path / "out")
+    drawer = drawer_of(model, batch_size=12)
+    assert write_forecast(drawer, starts, 2, tmp_path / "out").drawn == 4 * 3 * 2
+    with pytest.raises(ValueError, match="holds other forecasts"):
+        write_forecast(drawer, replace(starts, observed=False), 2, tmp_path / "out")
     torch.testing.assert_close(next(one for one in given if len(one) == 4), expected.flatten(1, 2))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("rolling", [False, True])
+def test_frames_that_were_observed_get_no_noise_as_long_as_they_are_in_the_past(source, tmp_path, rolling, frames):
+    """Of three past frames two are left after one was made: the first channels of what the second window is given."""
+    model = model_of(source, tmp_path / "run", past=3, frames=frames, noise=0.5)
+    if rolling:
+        experiment = replace(model.experiment, method=RollingConfig(), process=Rolling(frames=frames))
+        model = load(saved_random(experiment, tmp_path / "rolling"))
+    np.save(tmp_path / "mine.npy", np.load(source)["fields"][:4])
+    starts, given = read_starts(tmp_path / "mine.npy", model), []
+    statistics, observe = model.experiment.condition.statistics, Forecast.observe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Forecast, "observe", lambda *of: given.append(y := observe(*of)) or y)
+        _ = rolled(drawer_of(model, members=1, batch_size=4), starts.past, 4, observed=True)
+    own = statistics.normalised(torch.from_numpy(starts.past)).flatten(1, 2)
+    made = 1 if rolling else frames
+    torch.testing.assert_close(given[0], own)
+    left = CHANNELS * (3 - made)
+    torch.testing.assert_close(given[1][:, :left], own[:, CHANNELS * made :])
+    held_out = held_out_starts(model, 1, 4)
+    given.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Forecast, "observe", lambda *of: given.append(y := observe(*of)) or y)
+        _ = rolled(drawer_of(model, members=1, batch_size=4), held_out.past, 1)
+    apart = given[0] - statistics.normalised(torch.from_numpy(held_out.past)).flatten(1, 2)
+    assert apart.std().item() == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("names", [(), ("speed", "depth")])

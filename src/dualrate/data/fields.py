@@ -27,7 +27,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +51,7 @@ from dualrate.data.source import (
     split_named,
 )
 from dualrate.system.files import check_regular, naming, whole
+from dualrate.system.folders import some_of
 
 FRAMES = "frames:"  # begins a source that is a folder of folders of pictures
 HDF5 = (".h5", ".hdf5")
@@ -97,7 +98,8 @@ def breaks_of(trajectory: Trajectory) -> tuple[int, ...]:
 class Found:
     """splits: by their names; of a source that names none, one without a name.
 
-    axes: of space, their names and whether their coordinates fall, where the source says it
+    axes: of space, their names and whether their coordinates rise or fall, where the source says it
+    steps: from each frame to the next, of a source that says it for all trajectories in common
     note: in words, what a user may not expect of how it was read; empty: nothing
     """
 
@@ -106,6 +108,7 @@ class Found:
     step: float | None
     axes: tuple[str, ...] = ()
     note: str = ""
+    steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 def is_fields(source: str | Path) -> bool:
@@ -283,9 +286,10 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
             file = h5py.File(path, "r")  # stays open: frames are read from it later
         own = _pdearena(file, path) or _well(file, path, name)
         if own is None:
-            inside = [f"{name} ({', '.join(part)})" if hasattr(part, "keys") else name for name, part in file.items()]
+            inside: list[str] = []
+            file.visit(inside.append)
             raise ValueError(
-                f"{path} holds {', '.join(inside) or 'nothing'}; expected the groups train, valid or test with pde_* "
+                f"{path} holds {some_of(inside, 12) or 'nothing'}; expected the groups train, valid or test with pde_* "
                 "or fields (trajectory, time, y, x), or t0_fields, t1_fields"
             )
         founds.append(own)
@@ -299,29 +303,35 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
             f"{source}: some of its HDF5 files name a split and others do not, or there are none ({names})"
         )
     steps, note = {own.step for own in founds}, next((own.note for own in founds if own.note), "")
-    return Found(splits, founds[0].variables, steps.pop() if len(steps) == 1 else None, note=note)
+    step, of_one = steps.pop() if len(steps) == 1 else None, founds[0].steps if len(founds) == 1 else np.zeros(0)
+    return Found(splits, founds[0].variables, step, founds[0].axes, note, of_one)
 
 
 def _pdearena(file: Any, path: Path) -> Found | None:
     splits: dict[str, list[Trajectory]] = {}
-    variables, step = ("u",), None
+    kinds: set[tuple[str, ...]] = set()
+    steps: set[float | None] = set()
     for split in filter(split_named, file):
         group = file[split]
         names = [key for key in group if key.startswith("pde_")][:1]
-        planes = [key for key in group if getattr(group[key], "ndim", 0) == 4]  # of fields in two dimensions, by name
+        planes = [key for key in group if getattr(group[key], "ndim", 0) > 3]  # of fields in two dimensions, by name
         if not (names or planes):
             continue
         parts = [group[key] for key in names or planes]
         frames, *inner = parts[0].shape[1:] or (0,)
-        if parts[0].ndim not in (3, 4, 5) or 0 in parts[0].shape or len({part.shape for part in parts}) > 1:
+        allowed = (3, 4, 5) if names else (4,)
+        if parts[0].ndim not in allowed or 0 in parts[0].shape or len({part.shape for part in parts}) > 1:
             shapes = ", ".join(f"{split}/{key} {group[key].shape}" for key in names or planes)
             raise ValueError(f"{path}: {shapes}; expected one shape, (trajectory, time, x) or {EXPECTED}")
         channels, *space = inner if names and len(inner) > 1 else (len(parts), *inner)
-        shape, variables = (channels, *_grid(space)), numbered(channels) if names else tuple(planes)
+        shape = channels, *_grid(space)
+        kinds.add(numbered(channels) if names else tuple(planes))
         times = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
-        step = float(times[0]) if len(times) == 1 and times[0] > 0 else None
+        steps.add(float(times[0]) if len(times) == 1 and times[0] > 0 else None)
         splits[split] = [_of_hdf5(parts, i, (frames, *shape)) for i in range(len(parts[0]))]
-    return Found(splits, variables, step) if splits else None
+    if len(kinds) > 1:
+        raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
+    return Found(splits, kinds.pop(), steps.pop() if len(steps) == 1 else None) if splits else None
 
 
 def _of_hdf5(parts: Sequence[Any], number: int, shape: tuple[int, ...]) -> Lazy:
@@ -371,12 +381,15 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
             wide = [one.reshape(last - first, *grid, -1) for one in found]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)
 
-        return Lazy((frames, len(variables), *grid), read, timing.breaks)
+        return Lazy((frames, len(variables), *grid), read, timings[number % len(timings)].breaks)
 
     times = np.atleast_1d(file["dimensions"]["time"][()]) if "time" in file["dimensions"] else np.zeros(0)
-    timing = _timing(path, times.reshape(-1, times.shape[-1])[0] if times.size else times)
-    of = [trajectory(i) for i in range(samples.pop())]
-    return Found({split: of}, tuple(variables), timing.step, note=timing.note)
+    timings = [_timing(path, row) for row in times.reshape(-1, times.shape[-1])] if times.size else [Timing()]
+    of, first = [trajectory(i) for i in range(samples.pop())], timings[0]
+    step = first.step if len({one.step for one in timings}) == 1 else None
+    note = next((one.note for one in timings if one.note), "")
+    steps = first.steps if len(timings) == 1 else np.zeros(0)
+    return Found({split: of}, tuple(variables), step, tuple(axes), note, steps)
 
 
 def _text(name: str | bytes) -> str:
@@ -385,40 +398,48 @@ def _text(name: str | bytes) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """step: between frames, of dates in hours; None if it is not one. breaks: as of `Lazy`; note: as of `Found`"""
+    """step: between frames, of dates in hours; None if it is not one. breaks: as of `Lazy`; others: as of `Found`"""
 
     step: float | None = None
     breaks: tuple[int, ...] = ()
     note: str = ""
+    steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 def _timing(path: Path, times: NDArray[Any]) -> Timing:
-    """A gap is a step that is not within a factor `GAP` of the usual one, the median: a month is none.
+    """A gap is a step that is not within a factor `GAP` of the usual one, so a month is none.
 
-    Raises ValueError for times that fall.
+    The usual one is the lower quartile, since every second step may be a gap.
+    Raises ValueError for times that fall, come twice or are not finite.
     """
-    if times.dtype.kind == "M":
+    if times.dtype.kind == "O":  # dates of another calendar
+        times = np.array([(one - times[0]).total_seconds() / 3600 for one in times])
+    elif times.dtype.kind == "M":
         times = (times - times[:1]) / np.timedelta64(1, "h")
     elif times.dtype.kind == "m":
         times = times / np.timedelta64(1, "h")
     if len(times) < 2 or times.dtype.kind not in "fiu":
         return Timing()
     steps = np.diff(times.astype(np.float64))
-    if (steps < 0).any():
-        raise ValueError(f"{path}: its times do not rise, from {times[0]:g} to {times[-1]:g}: bring them into order")
-    usual = float(np.median(steps))
+    if not np.isfinite(steps).all() or (steps < 0).any() or (steps.any() and not steps.all()):
+        raise ValueError(
+            f"{path}: its times do not rise, from {times[0]:g} to {times[-1]:g}, or one is missing or comes twice: "
+            "bring them into order"
+        )
+    usual = float(np.quantile(steps, 0.25, method="lower"))
     gaps = (steps > GAP * usual) | (steps < usual / GAP)
     even = steps[~gaps]
     step = float(even.mean()) if usual and np.allclose(even, usual, rtol=1e-3) else None
     breaks = tuple((np.flatnonzero(gaps) + 1).tolist())
     if not breaks:
-        return Timing(step)
+        return Timing(step, steps=steps)
     first = breaks[0]
     return Timing(
         step,
         breaks,
         f"its time has {len(breaks)} gap(s), which no window spans: frames are {usual:g} apart, and frames "
         f"{first - 1} and {first} are {steps[first - 1]:g}",
+        steps,
     )
 
 
@@ -482,13 +503,15 @@ def _labelled(path: Path) -> Found:
         return Lazy((sizes[time], len(variables), *grid), read, timing.breaks)
 
     timing = _timing(path, data[time].values if time in data.coords else np.zeros(0))
-    axes = tuple(dim + " (falling)" * (dim in data.coords and _falls(data[dim].values)) for dim in space)
+    axes = tuple(dim + (_way(data[dim].values) if dim in data.coords else "") for dim in space)
     of = [one_of(i) for i in range(sizes.get(trajectory, 1))]
-    return Found({"": of}, variables, timing.step, axes, timing.note)
+    return Found({"": of}, variables, timing.step, axes, timing.note, timing.steps)
 
 
-def _falls(values: NDArray[Any]) -> bool:
-    return values.dtype.kind in "fiu" and len(values) > 1 and bool(values[0] > values[-1])
+def _way(values: NDArray[Any]) -> str:
+    if values.dtype.kind not in "fiu" or len(values) < 2:
+        return ""
+    return " (falling)" if values[0] > values[-1] else " (rising)"
 
 
 # Writing

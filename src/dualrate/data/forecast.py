@@ -276,8 +276,10 @@ class Forecast(Condition, Ranged):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Without the fingerprint: the identity of a run has that of its data."""
-        return {"condition": {name: value for name, value in to_plain(self).items() if name != "fingerprint"}}
+        """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
+        axes, which changes nothing."""
+        left_out = "fingerprint", "axes"
+        return {"condition": {name: value for name, value in to_plain(self).items() if name not in left_out}}
 
     def of(self, fields: Fields) -> Forecast:
         """The same for fields to train on, with their statistics. Raises ValueError where they are too short."""
@@ -343,13 +345,17 @@ class Forecast(Condition, Ranged):
     def build(self, device: torch.device | str) -> Make:
         return self.observe
 
-    def observe(self, past: Tensor, draws: Draws | None) -> Tensor:
+    def observe(self, past: Tensor, draws: Draws, observed: int = 0) -> Tensor:
         """y (B, c, h, w) of normalised frames (B, past C, H, W).
 
-        draws: of the noise, for the same rows; None: the frames are observations already, and get no more noise
+        draws: of the noise, for the same rows; observed: so many frames, the first, are observations and get no noise
         """
         y = past[..., :: self.every, :: self.every]
-        return y if draws is None or not self.noise else y + self.noise * draws.normal("observation", *y.shape[1:])
+        if not self.noise:
+            return y
+        noise = self.noise * draws.normal("observation", *y.shape[1:])
+        noise[:, : observed * y.shape[1] // self.past] = 0
+        return y + noise
 
     def spread_out(self, observed: NDArray[np.float32], frame: Shape) -> NDArray[np.float32]:
         """Whole frames (..., C, H, W) of which the points (..., C, h, w) were observed; those between are 0."""

@@ -25,7 +25,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,7 @@ from dualrate.system.device import own_defaults
 from dualrate.system.folders import some_of
 
 WINDOW = 1 << 20  # between the keys of two windows of a roll-out; starts and windows are fewer
+SAME_AXIS = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
 STARTS = 50  # if nothing else is asked for
 Frame = NDArray[np.float32]
 
@@ -132,28 +132,31 @@ class Starts:
     @property
     def digest(self) -> str:
         """sha256 of all of them."""
-        return hashlib.sha256(repr(self.past.shape).encode() + self.past.tobytes()).hexdigest()
+        kind = repr((self.past.shape, "observed")) if self.observed else repr(self.past.shape)
+        return hashlib.sha256(kind.encode() + self.past.tobytes()).hexdigest()
 
 
 def held_out_starts(model: Model, frames: int, count: int | None = None) -> Starts:
     """Starts evenly spread over the test split of a model's data, and the frames that come after them there.
 
-    Where pieces of trajectories without a gap in time are too short for all these frames, as many are known as half of
-    them have, of those that have one; shorter ones are left out.
+    Where pieces of trajectories without a gap in time are too short for all these frames, as many are known as those
+    have that hold half of the time steps, and a whole window if any piece has one; shorter pieces are left out.
     count: None: STARTS, or as many as there are. Raises ValueError for more than there are, for data that changed since
     the training, and what reading raises.
     """
     forecast, training = forecast_of(model), training_fields(model)
     data = read_fields(model.experiment.data.source, "test", forecast.statistics)
     lengths = [stop - first for one in data.trajectories for first, stop in pieces_of(one)]
-    after = [one for length in lengths if (one := (length - forecast.known) // forecast.ahead) > 0]
-    if not after:
+    longest = (max(lengths) - forecast.known) // forecast.ahead
+    if longest < 1:
         raise ValueError(
             f"{data.name} has at most {max(lengths)} time step(s) in a row, and a forecast starts from {forecast.past} "
             f"frame(s), {forecast.lead} apart, and makes one {forecast.ahead} later: give starts of your own, --from "
             "FILE"
         )
-    known = min(frames, median_low(after))
+    order = sorted(lengths, reverse=True)
+    half = order[int(np.searchsorted(np.cumsum(order), sum(order) / 2))]
+    known = max(min(frames, (half - forecast.known) // forecast.ahead), min(frames, forecast.frames, longest))
     past, span = forecast.known, forecast.known + known * forecast.ahead
     short = sum(length < span for length in lengths)
     windows = data.windows(span)
@@ -209,7 +212,7 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     forecast, frame = forecast_of(model), frame_shape(model)
     needed = forecast.known  # below: a difference is from a whole frame
     coarse = frame if forecast.difference else (frame[0], *forecast.shape(model.shape)[1:])
-    axes: tuple[str, ...] = ()
+    axes, steps = (), np.zeros(0)
     if path.suffix in (".npy", ".npz"):
         array, names, step = _array(path)
         own = coarse if array.shape[-1:] == coarse[-1:] else frame
@@ -217,17 +220,19 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     else:
         _, held = find_fields(path)
         found, names = [one for part in held.splits.values() for one in part], held.variables
-        step, axes = held.step, held.axes
+        step, axes, steps = held.step, held.axes, held.steps
         own = coarse if found and tuple(found[0].shape[1:]) == coarse else frame
         if odd := [one.shape for one in found if tuple(one.shape[1:]) != own]:
             or_observed = f" or, as observed, (time, *{coarse})" * (coarse != frame)
             raise ValueError(
                 f"{path} holds (time, C, H, W) = {odd[0]}, and {model.name} starts from (time, *{frame}){or_observed}"
             )
-    if step is not None and forecast.step is not None and not math.isclose(step, forecast.step, rel_tol=1e-3):
+    apart = [*steps[max(0, len(steps) - needed + 1) :].tolist(), *([] if step is None else [step])]
+    wrong = [one for one in apart if forecast.step and not math.isclose(one, forecast.step, rel_tol=1e-3)]
+    if wrong:
         raise ValueError(
-            f"{path} has {step:g} between its time steps, and {model.name} was trained on {forecast.step:g}: give time "
-            "steps as far apart"
+            f"{path} has {wrong[0]:g} between its time steps, and {model.name} was trained on {forecast.step:g}: give "
+            "time steps as far apart"
         )
     if _contradict(axes, forecast.axes):
         raise ValueError(
@@ -265,12 +270,18 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
 
 
 def _contradict(axes: tuple[str, ...], others: tuple[str, ...]) -> bool:
-    """Whether two names of axes are in another order, or a coordinate falls in one alone."""
-    return axes != others and sorted(map(_bare, axes)) == sorted(map(_bare, others))
+    """Whether axes of the same names are in another order, or a coordinate falls in one and rises in the other."""
+    (names, ways), (other_names, other_ways) = _named(axes), _named(others)
+    if sorted(names) != sorted(other_names):
+        return False
+    opposite = any(a and b and a != b for a, b in zip(ways, other_ways, strict=True))
+    return names != other_names or opposite
 
 
-def _bare(axis: str) -> str:
-    return axis.split(" (")[0]
+def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """What each axis is called, by one name, and whether it rises or falls; empty where that is not said."""
+    parts = [axis.partition(" (") for axis in axes]
+    return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
 
 
 def have_names(variables: tuple[str, ...] | None) -> bool:
@@ -445,7 +456,8 @@ def _windows(
         latest = torch.tensor(np.asarray(there[:, :, max(0, stop - forecast.past) : stop]))
         held = torch.cat((held, latest), 2)[:, :, -forecast.past :]
     while True:
-        new = _window(drawer, denoiser, held, keys, members, window, observed=observed and not window)
+        still = max(0, forecast.past - window * forecast.frames) if observed else 0
+        new = _window(drawer, denoiser, held, keys, members, window, still)
         yield window * forecast.frames, new
         held, window = torch.cat((held, new), 2)[:, :, -forecast.past :], window + 1
 
@@ -470,9 +482,12 @@ def _rolled(
 
 @own_defaults()
 def _window(
-    drawer: Drawer, denoiser: Denoiser, past: Tensor, keys: Tensor, members: range, window: int, *, observed: bool
+    drawer: Drawer, denoiser: Denoiser, past: Tensor, keys: Tensor, members: range, window: int, observed: int
 ) -> Tensor:
-    """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units; keys: (n,)"""
+    """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units; keys: (n,)
+
+    observed: frames of the past that are observations
+    """
     model, forecast, count = drawer.model, forecast_of(drawer.model), len(members)
     past = forecast.statistics.normalised(past.to(model.device))
     if window:
@@ -480,7 +495,7 @@ def _window(
         seeds, rows, shared = (keys[:, None] + WINDOW * window + MEMBER * number).flatten(), past.flatten(0, 1), 1
     else:
         seeds, rows, shared = keys, past[:, 0], count
-    y = forecast.observe(rows.flatten(1, 2), None if observed else Draws(0, seeds))
+    y = forecast.observe(rows.flatten(1, 2), Draws(0, seeds), observed)
     (x,) = sample_batches(
         denoiser,
         drawer.step,

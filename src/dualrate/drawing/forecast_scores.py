@@ -222,14 +222,13 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
             found[first : first + len(numbers)] += numbers / (count * members)
             before = now[:, :, -1:]
     names, known = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
-    if starts.observed:  # in part, or with noise: the change from what was observed to the first frame tells nothing
-        found[0, :, 0] = known[:, :, 0].mean(0)
     made = Stability.of(
         forecast.lead_times(frames),
         [names[c] for c in moving],
         found[:, moving],
         known[:, moving],
         count_of(starts.groups),
+        from_start=not starts.observed or (forecast.every == 1 and not forecast.noise),
     )
     return Judged(str(made), made, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
 

@@ -160,7 +160,7 @@ def roll(
             up again. Members have the first y and its heavy call in common; later each has a past of its own
     steps:  T of a roll; start: of the first frame, F T unless given
     window: one that an earlier roll-out of these keys yielded, to go on from; then `past` is not looked at
-    observed: whether the past is what was observed, and gets no more noise
+    observed: whether the past is what was observed, whose frames get no more noise
     Raises ValueError for a forecast of other windows than the process's.
     """
     if forecast.frames != process.frames:
@@ -168,14 +168,15 @@ def roll(
             f"windows of {process.frames} frames roll, the forecast has {forecast.frames}: make them alike"
         )
 
-    def reached(z: Tensor, past: Tensor, number: int, clock: int, steps: int, draws: Draws | None) -> Window:
+    def reached(z: Tensor, past: Tensor, number: int, clock: int, steps: int, draws: Draws) -> Window:
         """The window at c = 0, from one at a whole c."""
         times = [process.time(clock * (1 - i / steps)) for i in range(steps + 1)]
         noise = StepNoise(process, Draws(number, key), steps, z.shape[1:])
         calls = 1 if denoiser.reuse is Reuse.FREE else clock  # whole clocks
         plan = StepPlan.at(times, [-(-i * steps // calls) for i in range(calls)])
         with torch.no_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
-            cond = read(denoiser, Cond(given=forecast.observe(past, draws)))
+            still = max(0, forecast.past - number) if observed else 0
+            cond = read(denoiser, Cond(given=forecast.observe(past, draws, still)))
             z = rollout(denoiser, Reverse(process), plan, z, cond, noise)
         frame = z[:, : z.shape[1] // process.frames]
         past = past.repeat_interleave(len(z) // len(past), 0)
@@ -183,9 +184,8 @@ def roll(
 
     if window is None:
         shape = past.shape[1] // forecast.past * process.frames, *past.shape[2:]
-        z = first_state(process, Draws(0, key), shape)
-        draws = None if observed else Draws(0, key[:: len(key) // len(past)] % MEMBER)
-        window = reached(z, past, 0, process.frames, process.frames * steps if start is None else start, draws)
+        z, seeds = first_state(process, Draws(0, key), shape), Draws(0, key[:: len(key) // len(past)] % MEMBER)
+        window = reached(z, past, 0, process.frames, process.frames * steps if start is None else start, seeds)
         yield window
     while True:
         number = window.rolls + 1

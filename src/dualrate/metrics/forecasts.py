@@ -162,16 +162,25 @@ class Stability:
 
     leads:  (T,); channels: names of C; ratios: (T, C, 5) by `STEADY`, of members over training frames
     bounds: (2, C, 5), least and most of a stable ensemble
+    from_start: whether the change from the start to the first frame is judged, which is NaN else: of a start that was
+        observed in part, or with noise, it tells nothing
     """
 
     leads: NDArray[np.float64]
     channels: tuple[str, ...]
     ratios: NDArray[np.float64]
     bounds: NDArray[np.float64]
+    from_start: bool = True
 
     @staticmethod
     def of(
-        leads: Sequence[float], channels: Sequence[str], members: Tensor, training: Tensor, starts: int
+        leads: Sequence[float],
+        channels: Sequence[str],
+        members: Tensor,
+        training: Tensor,
+        starts: int,
+        *,
+        from_start: bool = True,
     ) -> Stability:
         """members: (T, C, 5) means over starts and members; training: (K, C, 5); starts: how many are independent."""
         mean, deviation = training.mean(0), training.std(0, correction=min(1, len(training) - 1))
@@ -180,13 +189,18 @@ class Stability:
         found = torch.cat([members[..., :2], members[..., 2:].clamp(min=faint)], -1)
         chance = 1 + DEVIATIONS * deviation / (known * math.sqrt(starts))
         bounds = torch.stack([WITHIN[0] / chance, WITHIN[1] * chance])
-        return Stability(np.asarray(leads), tuple(channels), (found / known).numpy(), bounds.numpy())
+        ratios = (found / known).numpy()
+        if not from_start:
+            ratios[0, :, 0] = np.nan
+        return Stability(np.asarray(leads), tuple(channels), ratios, bounds.numpy(), from_start)
 
     @property
     def outside(self) -> NDArray[np.bool_]:
         """(T, C, 5): which are not those of a stable ensemble. One that is not finite is not; an empty band is."""
         low, high = self.bounds
-        return ~((self.ratios >= low) & (self.ratios <= high)) & ~np.isnan(self.bounds[0])
+        found = ~((self.ratios >= low) & (self.ratios <= high)) & ~np.isnan(self.bounds[0])
+        found[0, :, 0] &= self.from_start
+        return found
 
     @property
     def first(self) -> int | None:
