@@ -315,6 +315,7 @@ def test_fields_in_two_dimensions_of_pdearena(tmp_path: Path) -> None:
     [
         (np.cumsum([0, *[6, 18] * 20]), 6, 20),  # frames at 0 and 6 o'clock
         (np.cumsum([0, *[6, 18] * 19, 6]), 6, 19),
+        (np.cumsum([0, *[18, 6] * 19, 18]), 6, 20),  # most steps are gaps
         (np.cumsum([0, *[1, 10] * 20]), 1, 20),
         ([datetime(2001, 1, 1 + day) for day in (0, 1, 2, 6, 7)], 24, 1),
         ([0, 0, 1, 2], "comes twice", 0),
