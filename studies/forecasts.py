@@ -473,14 +473,14 @@ def main() -> None:
     system = SYSTEMS[options.system]
     if options.verb == "simulate":
         simulate(system, options.out)
-    elif options.verb in ("train", "times"):
+    elif options.verb == "page":
+        page(system, options.out)
+    else:
         torch.set_num_threads(1)
         if options.verb == "train":
             train(system, options.out, options.seconds, options.seeds)
         else:
             times(system, options.out)
-    else:
-        page(system, options.out)
 
 
 if __name__ == "__main__":

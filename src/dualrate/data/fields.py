@@ -25,7 +25,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -302,9 +302,15 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
         raise ValueError(
             f"{source}: some of its HDF5 files name a split and others do not, or there are none ({names})"
         )
-    steps, note = {own.step for own in founds}, next((own.note for own in founds if own.note), "")
-    step, of_one = steps.pop() if len(steps) == 1 else None, founds[0].steps if len(founds) == 1 else np.zeros(0)
-    return Found(splits, founds[0].variables, step, founds[0].axes, note, of_one)
+    note = next((own.note for own in founds if own.note), "")
+    steps = founds[0].steps if len(founds) == 1 else np.zeros(0)
+    return Found(splits, founds[0].variables, _common(own.step for own in founds), founds[0].axes, note, steps)
+
+
+def _common(steps: Iterable[float | None]) -> float | None:
+    """The step that all have; None if they differ."""
+    found = set(steps)
+    return found.pop() if len(found) == 1 else None
 
 
 def _pdearena(file: Any, path: Path) -> Found | None:
@@ -331,7 +337,7 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         splits[split] = [_of_hdf5(parts, i, (frames, *shape)) for i in range(len(parts[0]))]
     if len(kinds) > 1:
         raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
-    return Found(splits, kinds.pop(), steps.pop() if len(steps) == 1 else None) if splits else None
+    return Found(splits, kinds.pop(), _common(steps)) if splits else None
 
 
 def _of_hdf5(parts: Sequence[Any], number: int, shape: tuple[int, ...]) -> Lazy:
@@ -385,10 +391,9 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
 
     times = np.atleast_1d(file["dimensions"]["time"][()]) if "time" in file["dimensions"] else np.zeros(0)
     timings = [_timing(path, row) for row in times.reshape(-1, times.shape[-1])] if times.size else [Timing()]
-    of, first = [trajectory(i) for i in range(samples.pop())], timings[0]
-    step = first.step if len({one.step for one in timings}) == 1 else None
+    of, step = [trajectory(i) for i in range(samples.pop())], _common(one.step for one in timings)
     note = next((one.note for one in timings if one.note), "")
-    steps = first.steps if len(timings) == 1 else np.zeros(0)
+    steps = timings[0].steps if len(timings) == 1 else np.zeros(0)
     return Found({split: of}, tuple(variables), step, tuple(axes), note, steps)
 
 

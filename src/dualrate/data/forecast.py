@@ -268,7 +268,7 @@ class Forecast(Condition, Ranged):
     step: Positive | None = None
     """Time from one time step of the data to the next, where the data says it."""
     axes: tuple[str, ...] = ()
-    """Names of the axes of space, and whether their coordinates fall, where the data says it."""
+    """Names of the axes of space, and whether their coordinates rise or fall, where the data says it."""
     fingerprint: str = ""
     """sha256 of the training fields; empty: unknown."""
     stride: Frames = 1
