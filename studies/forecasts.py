@@ -46,7 +46,8 @@ from dualrate.data.fields import write_fields
 from dualrate.data.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
 from dualrate.data.simulations import System as Simulated
 from dualrate.drawing.drawer import spread
-from dualrate.drawing.forecast import costs, forecast_of, held_out_starts, roll_out
+from dualrate.drawing.forecast import costs, forecast_of, roll_out
+from dualrate.drawing.starts import held_out_starts
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.ensembles import fair_crps
 from dualrate.metrics.forecasts import persistence

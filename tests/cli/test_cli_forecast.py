@@ -8,7 +8,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from cli.command import call
-from drawing.test_rollout import CHANNELS, WIDTH, by_lead, experiment_of
+from drawing.made_forecasts import CHANNELS, WIDTH, experiment_of
+from drawing.test_rollout import by_lead
 from runs.made import ONE, saved_random
 
 from dualrate.compare import forecasts

@@ -152,7 +152,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.recipes.forecast.Tier",
     "dualrate.metrics.forecasts.ForecastScores",
     "dualrate.drawing.forecast_folder.Record",
-    "dualrate.drawing.forecast.Starts",
+    "dualrate.drawing.starts.Starts",
     "dualrate.drawing.forecast_folder.Written",
     "dualrate.drawing.samples.Pictures",
     "dualrate.drawing.samples.Pieces",

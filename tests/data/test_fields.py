@@ -308,6 +308,25 @@ def test_fields_in_two_dimensions_of_pdearena(tmp_path: Path) -> None:
         file["train/flow"], file["notes"] = np.zeros((2, 3)), np.zeros(3)
     with pytest.raises(ValueError, match=r"holds notes, train, train/flow; expected the groups train"):
         read_fields(tmp_path / "other.h5", "train")
+    with h5py.File(tmp_path / "bare.h5", "w") as file:
+        file["train"], file["valid"] = ARRAY[:18], ARRAY[18:]
+    with pytest.raises(ValueError, match=r"holds train, valid; expected the groups train"):
+        read_fields(tmp_path / "bare.h5", "train")
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_times_of_pdearena(tmp_path: Path, each: bool) -> None:
+    """`t` of a file, or of each of its trajectories: gaps, and the step where `dt` does not say it."""
+    times = np.array([0, 0.5, 1, 4, 4.5, 5])
+    with h5py.File(tmp_path / "flow.h5", "w") as file:
+        for split, rows in (("train", ARRAY[:18]), ("valid", ARRAY[18:])):
+            file[f"{split}/u"], own = rows[:, :, 0], np.tile(times, (len(rows), 1))
+            own[0] = 0.5 * np.arange(6)
+            file[f"{split}/t"] = own if each else times
+    found = find_fields(tmp_path / "flow.h5")[1]
+    assert found.step == 0.5
+    assert "has 1 gap(s), which no window spans: frames are 0.5 apart, and frames 2 and 3 are 3" in found.note
+    assert [fields.breaks_of(one) for one in found.splits["train"][:2]] == [() if each else (3,), (3,)]
 
 
 @pytest.mark.parametrize(

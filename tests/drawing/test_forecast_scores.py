@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing.test_rollout import CHANNELS, WIDTH, experiment_of
+from drawing.made_forecasts import CHANNELS, WIDTH, experiment_of
 from runs.made import saved_random
 
 from dualrate.data.forecast import Fields, Forecast
 from dualrate.drawing.choice import Choice
-from dualrate.drawing.forecast import Starts, forecast_of, held_out_starts
+from dualrate.drawing.forecast import forecast_of
 from dualrate.drawing.forecast_folder import write_forecast
 from dualrate.drawing.forecast_page import forecast_page
 from dualrate.drawing.forecast_scores import forecast_scores, judged
+from dualrate.drawing.starts import Starts, held_out_starts
 from dualrate.report.figures import svg
 from dualrate.runs.store import load
 
@@ -83,7 +84,7 @@ def test_tables_and_plain_values(found):
     assert lines[0].split()[:3] == ["lead", "time", "steps"]
     assert [line.split()[0] for line in lines[1 : FRAMES + 1]] == ["1", "2", "3", "4"]
     assert [line.split()[0] for line in lines[-5:-2]] == ["variable", "u0", "u1"]
-    assert set(found.plain()) == {"forecast", "persistence", "climatology", "variables", "left_out"}
+    assert set(found.plain()) == {"forecast", "persistence", "climatology", "variables", "left_out", "starts"}
     left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS]) / math.sqrt(math.pi)
     np.testing.assert_allclose(found.by_variable["u0"].crps.value, left, rtol=0.04)
     np.testing.assert_allclose(found.by_variable["u1"].crps.value, 3 * left, rtol=0.04)

@@ -5,9 +5,10 @@ Sources, of which the large ones are read where they lie, frame by frame:
     kuramoto-sivashinsky, kolmogorov, moving-fashion-mnist   made on the spot and kept in the cache (simulations.py)
     FILE.npz     `fields` (S, T, C, H, W) or (S, T, C, X), and maybe `variables` (C) and `step`
     FILE.npy     the same array alone, memory-mapped
-    FILE.h5      {train,valid,test}/pde_{nt}-{nx} (S, T, X) or (S, T, C, X) and dt, or {train,valid,test}/NAME
-                 (S, T, Y, X), as of PDEArena; or t0_fields/NAME (S, T, *space), t1_fields and t2_fields with their
-                 components last, as of The Well: fields of one or two dimensions that vary in time are read
+    FILE.h5      {train,valid,test}/pde_{nt}-{nx} (S, T, X) or (S, T, C, X), or {train,valid,test}/NAME (S, T, Y, X),
+                 and maybe dt and t, (T) or (S, T), as of PDEArena; or t0_fields/NAME (S, T, *space), t1_fields and
+                 t2_fields with their components last, as of The Well: fields of one or two dimensions that vary in
+                 time are read
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
     FILE.nc, FILE.zarr   through xarray: dimensions trajectory (or sample, ...), time, maybe channel, and space after
                  them; without channel each variable is one
@@ -109,6 +110,11 @@ class Found:
     axes: tuple[str, ...] = ()
     note: str = ""
     steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """Of all splits."""
+        return [one for part in self.splits.values() for one in part]
 
 
 def is_fields(source: str | Path) -> bool:
@@ -317,8 +323,10 @@ def _pdearena(file: Any, path: Path) -> Found | None:
     splits: dict[str, list[Trajectory]] = {}
     kinds: set[tuple[str, ...]] = set()
     steps: set[float | None] = set()
+    notes: list[str] = []
     for split in filter(split_named, file):
-        group = file[split]
+        if not isinstance(group := file[split], Mapping):
+            continue
         names = [key for key in group if key.startswith("pde_")][:1]
         planes = [key for key in group if getattr(group[key], "ndim", 0) > 3]  # of fields in two dimensions, by name
         if not (names or planes):
@@ -332,21 +340,27 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         channels, *space = inner if names and len(inner) > 1 else (len(parts), *inner)
         shape = channels, *_grid(space)
         kinds.add(numbered(channels) if names else tuple(planes))
-        times = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
-        steps.add(float(times[0]) if len(times) == 1 and times[0] > 0 else None)
-        splits[split] = [_of_hdf5(parts, i, (frames, *shape)) for i in range(len(parts[0]))]
+        times = np.atleast_2d(group["t"][()]) if "t" in group else np.zeros((0, 0))
+        usable = times.shape[1] == frames and len(times) in (1, len(parts[0]))
+        timings = [_timing(path, row) for row in times] if usable else [Timing()]
+        each = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
+        steps.add(float(each[0]) if len(each) == 1 and each[0] > 0 else _common(one.step for one in timings))
+        notes += [one.note for one in timings if one.note]
+        splits[split] = [
+            _of_hdf5(parts, i, (frames, *shape), timings[i % len(timings)].breaks) for i in range(len(parts[0]))
+        ]
     if len(kinds) > 1:
         raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
-    return Found(splits, kinds.pop(), _common(steps)) if splits else None
+    return Found(splits, kinds.pop(), _common(steps), note=next(iter(notes), "")) if splits else None
 
 
-def _of_hdf5(parts: Sequence[Any], number: int, shape: tuple[int, ...]) -> Lazy:
+def _of_hdf5(parts: Sequence[Any], number: int, shape: tuple[int, ...], breaks: tuple[int, ...]) -> Lazy:
     """A trajectory of one array of all channels, or of an array for each."""
 
     def read(i: int, j: int) -> NDArray[Any]:
         return np.stack([part[number, i:j] for part in parts], 1).reshape(j - i, *shape[1:])
 
-    return Lazy(shape, read)  # pyright: ignore[reportArgumentType]
+    return Lazy(shape, read, breaks)  # pyright: ignore[reportArgumentType]
 
 
 def _well(file: Any, path: Path, split: str) -> Found | None:

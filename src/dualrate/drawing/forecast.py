@@ -1,4 +1,4 @@
-"""Forecasts: starts, and roll-outs of members from them.
+"""Forecasts: roll-outs of members from starts (starts.py).
 
     past = start                                         frames of the data, in its units
     for each window:
@@ -20,11 +20,8 @@ with the same bits. forecast_folder.py keeps them.
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,25 +29,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.fields import breaks_of, find_fields, numbered, step_of
-from dualrate.data.forecast import Fields, Forecast, pieces_of, read_fields
-from dualrate.data.source import read_arrays, reading
+from dualrate.data.forecast import Forecast
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import SharedNoise
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Shape
-from dualrate.drawing.drawer import Drawer, spread
+from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Model
 from dualrate.methods.rolling import roll
 from dualrate.sampling.trajectory import MEMBER, sample_batches
 from dualrate.system.device import own_defaults
-from dualrate.system.folders import some_of
 
 WINDOW = 1 << 20  # between the keys of two windows of a roll-out; starts and windows are fewer
-SAME_AXIS = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
-STARTS = 50  # if nothing else is asked for
 Frame = NDArray[np.float32]
 
 
@@ -101,237 +93,6 @@ def with_stride(model: Model, stride: int) -> Model:
     built.load_state_dict(model.networks.state_dict())
     built.to(model.device).eval().requires_grad_(False)
     return replace(model, experiment=experiment, networks=built, denoiser=denoiser)
-
-
-@dataclass(frozen=True, eq=False)
-class Starts:
-    """past: (N, past, C, H, W) float32, in the data's units, the latest last; source: where they are from, in words.
-
-    known: frames after each that the data has, of those asked for; truth: start i -> (known, C, H, W)
-    observed: whether the past is what was observed: it gets no more noise, and is 0 between the observed points
-    places:   (N, 2) of starts from the data, trajectory of the test split and time step of the latest frame in it
-    training: the fields that the model was trained on, where they were read
-    """
-
-    past: Frame
-    source: str
-    known: int = 0
-    truth: Callable[[int], Frame] | None = None
-    observed: bool = False
-    places: NDArray[np.int64] | None = None
-    training: Fields | None = None
-
-    def __len__(self) -> int:
-        return len(self.past)
-
-    @property
-    def groups(self) -> Tensor:
-        """(N,) int64: the trajectory of each, whose starts are not independent."""
-        return torch.arange(len(self)) if self.places is None else torch.from_numpy(self.places[:, 0])
-
-    @property
-    def digest(self) -> str:
-        """sha256 of all of them."""
-        kind = repr((self.past.shape, "observed")) if self.observed else repr(self.past.shape)
-        return hashlib.sha256(kind.encode() + self.past.tobytes()).hexdigest()
-
-
-def held_out_starts(model: Model, frames: int, count: int | None = None) -> Starts:
-    """Starts evenly spread over the test split of a model's data, and the frames that come after them there.
-
-    Where pieces of trajectories without a gap in time are too short for all these frames, as many are known as those
-    have that hold half of the time steps, and a whole window if any piece has one; shorter pieces are left out.
-    count: None: STARTS, or as many as there are. Raises ValueError for more than there are, for data that changed since
-    the training, and what reading raises.
-    """
-    forecast, training = forecast_of(model), training_fields(model)
-    data = read_fields(model.experiment.data.source, "test", forecast.statistics)
-    lengths = [stop - first for one in data.trajectories for first, stop in pieces_of(one)]
-    longest = (max(lengths) - forecast.known) // forecast.ahead
-    if longest < 1:
-        raise ValueError(
-            f"{data.name} has at most {max(lengths)} time step(s) in a row, and a forecast starts from {forecast.past} "
-            f"frame(s), {forecast.lead} apart, and makes one {forecast.ahead} later: give starts of your own, --from "
-            "FILE"
-        )
-    order = sorted(lengths, reverse=True)
-    half = order[int(np.searchsorted(np.cumsum(order), sum(order) / 2))]
-    known = max(min(frames, (half - forecast.known) // forecast.ahead), min(frames, forecast.frames, longest))
-    past, span = forecast.known, forecast.known + known * forecast.ahead
-    short = sum(length < span for length in lengths)
-    windows = data.windows(span)
-    if count is not None and count > len(windows):
-        raise ValueError(
-            f"{data.name} has {len(windows)} starts of which {known} frame(s) are known, got {count}: take fewer, or "
-            "fewer frames"
-        )
-    chosen = windows[spread(min(len(windows), STARTS if count is None else count), len(windows))]
-    start = [data.frames(int(i), int(first), past)[:: forecast.lead] for i, first in chosen]
-
-    def truth(number: int) -> Frame:
-        i, first = map(int, chosen[number])
-        return data.frames(i, first + past - 1, span - past + 1)[forecast.ahead :: forecast.ahead]
-
-    return Starts(
-        np.stack(start).astype(np.float32),
-        f"{len(chosen)} of {data.name}" + f", without {short} of its {len(lengths)} pieces, too short" * bool(short),
-        known,
-        truth,
-        places=chosen + np.array([0, past - 1]),
-        training=training,
-    )
-
-
-def training_fields(model: Model) -> Fields:
-    """The fields that a model was trained on, all of them read once.
-
-    Raises ValueError where others lie there by now, and what reading raises.
-    """
-    source, expected = model.experiment.data.source, forecast_of(model).fingerprint
-    found = read_fields(source, "train")
-    if expected and found.fingerprint != expected:
-        raise ValueError(
-            f"{source} has changed since {model.name} was trained: its training fields have the fingerprint "
-            f"{found.fingerprint[:12]}, those of the run {expected[:12]}. Put back what it was trained on, or forecast "
-            f"from the new fields: --from {source}"
-        )
-    return found
-
-
-def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda text: None) -> Starts:
-    """Starts from a file: (time, C, space) of one, (start, time, C, space) of several; the latest time steps are taken.
-
-    They are what was observed, with its own noise: at all points, or at those that the model observes. Time steps are
-    those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another kind than .npy
-    and .npz, and of frames:FOLDER, each trajectory is a start. Of four axes, a field of one dimension may also be
-    (time, C, 1, W).
-    note: told where names of variables are taken for those of a model that knows none
-    Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables or axes or
-    another order of them, and for what is not finite; OSError for a file that cannot be read.
-    """
-    forecast, frame = forecast_of(model), frame_shape(model)
-    needed = forecast.known  # below: a difference is from a whole frame
-    coarse = frame if forecast.difference else (frame[0], *forecast.shape(model.shape)[1:])
-    axes, steps = (), np.zeros(0)
-    if path.suffix in (".npy", ".npz"):
-        array, names, step = _array(path)
-        own = coarse if array.shape[-1:] == coarse[-1:] else frame
-        found = _as_starts(path, array, model, needed, own)
-    else:
-        _, held = find_fields(path)
-        found, names = [one for part in held.splits.values() for one in part], held.variables
-        step, axes, steps = held.step, held.axes, held.steps
-        own = coarse if found and tuple(found[0].shape[1:]) == coarse else frame
-        if odd := [one.shape for one in found if tuple(one.shape[1:]) != own]:
-            or_observed = f" or, as observed, (time, *{coarse})" * (coarse != frame)
-            raise ValueError(
-                f"{path} holds (time, C, H, W) = {odd[0]}, and {model.name} starts from (time, *{frame}){or_observed}"
-            )
-    apart = [*steps[max(0, len(steps) - needed + 1) :].tolist(), *([] if step is None else [step])]
-    wrong = [one for one in apart if forecast.step and not math.isclose(one, forecast.step, rel_tol=1e-3)]
-    if wrong:
-        raise ValueError(
-            f"{path} has {wrong[0]:g} between its time steps, and {model.name} was trained on {forecast.step:g}: give "
-            "time steps as far apart"
-        )
-    if _contradict(axes, forecast.axes):
-        raise ValueError(
-            f"{path} has the axes of space {', '.join(axes)}, and {model.name} was trained on "
-            f"{', '.join(forecast.axes)}: bring them to that"
-        )
-    shortest = min((one.shape[0] for one in found), default=0)
-    if shortest < needed:
-        raise ValueError(
-            f"{path} holds {len(found)} start(s) of {shortest} time step(s), and {model.name} starts from {needed}: "
-            f"{forecast.past} frame(s), {forecast.lead} time step(s) apart. Give a longer piece"
-        )
-    for one in found:
-        if gaps := [at for at in breaks_of(one) if at > one.shape[0] - needed]:
-            raise ValueError(
-                f"{path} has a gap in time before its time step {gaps[-1]} of {one.shape[0]}, and {model.name} starts "
-                f"from the last {needed}: fill it"
-            )
-    if have_names(names) and not have_names(forecast.variables):
-        note(f"{path} names its variables and {model.name} does not: {', '.join(names or ())} are taken in this order")
-    elif have_names(names) and names != forecast.variables:
-        raise ValueError(
-            f"{path} holds the variables {', '.join(names or ())}, and {model.name} was trained on "
-            f"{', '.join(forecast.variables)}, in this order: bring them to it"
-        )
-    latest = [np.asarray(one[one.shape[0] - needed : one.shape[0]], np.float32)[:: forecast.lead] for one in found]
-    past = np.stack(latest).reshape(len(found), forecast.past, *own)
-    if len(bad := np.argwhere(~np.isfinite(past))):
-        start, step, channel = bad[0][:3]
-        raise ValueError(
-            f"{path} holds {len(bad)} value(s) that are not finite, the first in start {start}, frame {step}, channel "
-            f"{channel} of those that a forecast starts from: fill them in first"
-        )
-    return Starts(past if own == frame else forecast.spread_out(past, frame), str(path), observed=True)
-
-
-def _contradict(axes: tuple[str, ...], others: tuple[str, ...]) -> bool:
-    """Whether axes of the same names are in another order, or a coordinate falls in one and rises in the other."""
-    (names, ways), (other_names, other_ways) = _named(axes), _named(others)
-    if sorted(names) != sorted(other_names):
-        return False
-    opposite = any(a and b and a != b for a, b in zip(ways, other_ways, strict=True))
-    return names != other_names or opposite
-
-
-def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """What each axis is called, by one name, and whether it rises or falls; empty where that is not said."""
-    parts = [axis.partition(" (") for axis in axes]
-    return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
-
-
-def have_names(variables: tuple[str, ...] | None) -> bool:
-    """Whether they are names that a source gave, and no numbers of channels: pressure levels are names."""
-    count = len(variables or ())
-    return bool(variables) and variables not in (numbered(count), tuple(map(str, range(count))))
-
-
-def _array(path: Path) -> tuple[NDArray[Any], tuple[str, ...] | None, float | None]:
-    """The array of a file, and the names of its channels and the time between its frames if it says them."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path} to start from: name one of arrays over time")
-    if path.suffix == ".npy":
-        with reading(path, ".npy"):
-            return np.load(path, mmap_mode="r", allow_pickle=False), None, None
-
-    def wanted(there: list[str]) -> list[str]:
-        fields = [name for name in there if name not in ("variables", "step")]
-        if "fields" not in there and len(fields) != 1:
-            raise ValueError(f"{path} has the arrays {some_of(there)}: name the one to start from `fields`")
-        chosen = "fields" if "fields" in there else fields[0]
-        return [chosen, *(name for name in ("variables", "step") if name in there)]
-
-    arrays = read_arrays(path, wanted)
-    names, step = arrays.pop("variables", None), step_of(path, arrays.pop("step", None))
-    return next(iter(arrays.values())), None if names is None else tuple(map(str, names.tolist())), step
-
-
-def _as_starts(path: Path, array: NDArray[Any], model: Model, needed: int, frame: Shape) -> list[NDArray[Any]]:
-    """(time, C, H, W) of each start, or of a field of one dimension (time, C, W). Raises ValueError, for others.
-
-    needed: time steps of a start; frame: (C, H, W) of each
-    """
-    shape = tuple(array.shape)
-    if frame[1] == 1 and len(shape) == 5 and shape[2:] == frame:
-        return list(array)
-    if frame[1] == 1 and len(shape) == 4 and shape[1:] == frame:
-        if frame[0] > 1 or needed > 1:
-            return [array]
-        if shape[0] > 1:
-            raise ValueError(
-                f"{path} holds an array of {shape}: {shape[0]} starts of one time step, or {shape[0]} time steps of "
-                f"one start. Make it (time, channel, space) = ({shape[0]}, 1, {frame[2]}) for one start, or (start, "
-                f"time, channel, y, space) = ({shape[0]}, 1, 1, 1, {frame[2]}) for {shape[0]} of them"
-            )
-    space = (frame[0], frame[2]) if frame[1] == 1 else frame
-    if len(shape) not in (len(space) + 1, len(space) + 2) or shape[-len(space) :] != space:
-        forms = " or ".join(f"({lead}, {', '.join(map(str, space))})" for lead in ("time", "start, time"))
-        raise ValueError(f"{path} holds an array of {shape}, and {model.name} starts from {forms}: bring it to that")
-    return list(array if len(shape) == len(space) + 2 else array[None])
 
 
 @dataclass(frozen=True, eq=False)

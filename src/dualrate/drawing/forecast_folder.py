@@ -25,15 +25,14 @@ from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
     Frame,
     Piece,
-    Starts,
     checked,
     costs,
     forecast_of,
     frame_shape,
-    have_names,
     roll_out,
 )
 from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
+from dualrate.drawing.starts import Starts, have_names
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST

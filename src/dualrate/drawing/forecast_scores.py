@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dualrate.data.forecast import Fields
 from dualrate.drawing.drawer import Drawer, spread
-from dualrate.drawing.forecast import Frame, Starts, forecast_of, held_out_starts, roll_out, training_fields
+from dualrate.drawing.forecast import Frame, forecast_of, roll_out
+from dualrate.drawing.starts import Starts, held_out_starts, training_fields
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.forecasts import (
     GROUPS,
@@ -45,12 +46,14 @@ class Scored:
     by_variable: of the forecast, by the names of its variables, in their own units
     left_out:    variables that are constant in the training data, and count in none
     unit:        of lead times
+    source:      where the starts are from, in words
     """
 
     by_name: dict[str, ForecastScores]
     by_variable: dict[str, ForecastScores]
     left_out: tuple[str, ...]
     unit: str
+    source: str
 
     @property
     def notice(self) -> str:
@@ -68,7 +71,11 @@ class Scored:
                 for name, one in found.items()
             }
 
-        return rows(self.by_name) | {"variables": rows(self.by_variable), "left_out": list(self.left_out)}
+        return rows(self.by_name) | {
+            "variables": rows(self.by_variable),
+            "left_out": list(self.left_out),
+            "starts": self.source,
+        }
 
     def __str__(self) -> str:
         """For people: the tables."""
@@ -92,6 +99,7 @@ class Scored:
             crps = (float(part[i]) for part in (own.crps.value, own.crps.low, own.crps.high))
             lines.append((f"{own.leads[i]:g}", with_interval(*crps, places=3), *(_number(one, i) for one in shown)))
         notes = (
+            f"starts: {self.source}",
             "CRPS, RMSE: lower is better, in standard deviations of the data",
             f"brackets: 95% intervals over starts, those of a trajectory together; none of fewer than {GROUPS} "
             "trajectories",
@@ -165,7 +173,11 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
     own = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
     return Scored(
-        {name: scorer.scores(starts.groups) for name, scorer in scorers.items()}, own, still, forecast.lead_unit
+        {name: scorer.scores(starts.groups) for name, scorer in scorers.items()},
+        own,
+        still,
+        forecast.lead_unit,
+        starts.source,
     )
 
 

@@ -109,7 +109,7 @@ class Forecasting(Ranged):
             )
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
         found = find_fields(source)[1]
-        frame = next(iter(found.splits.values()))[0].shape[1:]
+        frame = found.trajectories[0].shape[1:]
         each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
         shape = task.target(each)
         heavy = network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
