@@ -138,7 +138,10 @@ SYSTEMS = {
         ),
         Forecasting(frames=FRAMES, lead=2, every=4, noise=0.1, periodic=True), 128, 16, (2, 4, 8),
         "forecasts-kolmogorov", batch_size=16, patch=2,
-        rolled=(("single", "diffusion", 1, (2, 4, 8)), ("single", "rolling", 4, (1, 2, 4))),
+        rolled=(
+            *((rate, "diffusion", frames, (2, 4, 8)) for rate in ("dual", "single") for frames in (1, FRAMES)),
+            *((rate, "rolling", 4, (1, 2, 4)) for rate in ("dual", "single")),
+        ),
         roll_out=Forecasting(lead=2, noise=0.1, periodic=True),
     ),
     "moving-fashion-mnist": System(
