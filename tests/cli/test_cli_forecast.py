@@ -136,6 +136,10 @@ def test_evaluate_and_compare_score_a_window(run, tmp_path, monkeypatch, capsys)
     capsys.readouterr()
     (left,) = [one for one in plans if one is not best_of(plans)]
     assert f"The best is {left['network']}," in page.read_text()
+    assert any(one["crps"] is None for one in json.loads(page.with_suffix(".json").read_text())["plans"])
+    twin = saved_random(experiment_of(tmp_path / "fields.npz", Forecast()), tmp_path / "twin" / run.name)
+    assert call(monkeypatch, "compare", f"{run}:2", f"{twin}:2", "--out", page) == 2
+    assert f"two runs are called {run.name!r}: name them" in capsys.readouterr().err
     other = saved_random(experiment_of(tmp_path / "fields.npz", Forecast(lead=2)), tmp_path / "other")
     assert call(monkeypatch, "compare", run, other, "--out", page) == 2
     assert "they differ in lead" in capsys.readouterr().err

@@ -314,6 +314,47 @@ def test_fields_in_two_dimensions_of_pdearena(tmp_path: Path) -> None:
         read_fields(tmp_path / "bare.h5", "train")
 
 
+def test_hdf5_that_could_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
+    def saved(name: str, **arrays: np.ndarray) -> Path:
+        with h5py.File(tmp_path / name, "w") as file:
+            for place, array in arrays.items():
+                file[place.replace("__", "/")] = array
+        return tmp_path / name
+
+    line = LINE[:, :, 0]
+    with pytest.raises(ValueError, match="train holds pde_a, pde_b; expected one of them"):
+        find_fields(saved("two.h5", train__pde_a=line, train__pde_b=line))
+    twice = saved("twice.h5", train__pde_a=line, training__pde_a=line, test__pde_a=line)
+    with pytest.raises(ValueError, match=r"names a split twice \(test, train, training\)"):
+        read_fields(twice, "train")
+    with pytest.raises(ValueError, match=r"complex/train holds complex64; expected real"):
+        read_fields(saved("complex.h5", train__pde_a=line + 1j, test__pde_a=line + 1j), "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no HDF5 files: name .* frames:FOLDER"):
+        find_fields(tmp_path / "empty")
+    for split, axes in (("train", "xy"), ("test", "yx")):
+        (tmp_path / "axes" / split).mkdir(parents=True)
+        with h5py.File(tmp_path / "axes" / split / "a.h5", "w") as file:
+            file.create_group("dimensions").attrs["spatial_dims"] = list(axes)
+            file["t0_fields/u"] = ARRAY[:, :, 0]
+    with pytest.raises(ValueError, match=r"has the axes of space \('x', 'y'\), another file of .* has \('y', 'x'\)"):
+        find_fields(tmp_path / "axes")
+
+
+def test_times_of_the_well_are_those_of_its_frames(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_group("dimensions").attrs["spatial_dims"] = ["y", "x"]
+        file["t0_fields/u"], file["dimensions/time"] = ARRAY[:, :, 0], np.arange(9.0)
+    with pytest.raises(ValueError, match=r"dimensions/time is \(9,\); expected \(6,\) or \(20, 6\)"):
+        find_fields(tmp_path / "a.h5")
+
+
+def test_names_of_variables_differ(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", fields=ARRAY, variables=["a"] * ARRAY.shape[2])
+    with pytest.raises(ValueError, match=r"has the variables a, a and 2 channels: expected a name for each"):
+        find_fields(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("each", [False, True])
 def test_times_of_pdearena(tmp_path: Path, each: bool) -> None:
     """`t` of a file, or of each of its trajectories: gaps, and the step where `dt` does not say it."""
@@ -326,7 +367,7 @@ def test_times_of_pdearena(tmp_path: Path, each: bool) -> None:
     found = find_fields(tmp_path / "flow.h5")[1]
     assert found.step == 0.5
     assert "has 1 gap(s), which no window spans: frames are 0.5 apart, and frames 2 and 3 are 3" in found.note
-    assert [fields.breaks_of(one) for one in found.splits["train"][:2]] == [() if each else (3,), (3,)]
+    assert [fields.timing_of(one).breaks for one in found.splits["train"][:2]] == [() if each else (3,), (3,)]
 
 
 @pytest.mark.parametrize(
@@ -336,6 +377,7 @@ def test_times_of_pdearena(tmp_path: Path, each: bool) -> None:
         (np.cumsum([0, *[6, 18] * 19, 6]), 6, 19),
         (np.cumsum([0, *[18, 6] * 19, 18]), 6, 20),  # most steps are gaps
         (np.cumsum([0, *[1, 10] * 20]), 1, 20),
+        (np.cumsum([0, *[10] * 20, 1, *[10] * 20]), 10, 1),  # a step that is too short
         ([datetime(2001, 1, 1 + day) for day in (0, 1, 2, 6, 7)], 24, 1),
         ([0, 0, 1, 2], "comes twice", 0),
         ([0, 1, np.nan, 3], "one is missing", 0),

@@ -224,6 +224,36 @@ def test_another_batch_size_goes_on_too(model, tmp_path, monkeypatch):
     np.testing.assert_allclose(again.x, straight.x, rtol=3e-6)
 
 
+def test_a_batch_cut_otherwise_leaves_no_mixture_behind_a_kill(model, tmp_path, monkeypatch):
+    """Frames say which drawing they are of. Each member's are of one drawing after another, and never go back."""
+    drawing = [0]
+
+    def marked(drawer, starts, frames, *, earlier, **_):
+        for some, members in module.parts(len(starts), drawer):
+            for first in range(earlier(some, members).shape[2], frames, 2):
+                x = np.full((len(some), len(members), 2, CHANNELS, 1, WIDTH), drawing[0], np.float32)
+                yield module.Piece(some, members, range(first, first + 2), x)
+
+    def stopping(after: int, write: Callable):
+        def write_or_die(store: Store, piece) -> None:
+            if not after - written_pieces[0]:
+                raise Killed
+            written_pieces[0] += 1
+            write(store, piece)
+
+        return write_or_die
+
+    monkeypatch.setattr(forecast_folder, "roll_out", marked)
+    monkeypatch.setattr(forecast_folder, "SAVED_EVERY", 1e9)
+    for number, (size, after) in enumerate(((3, 4), (9, 1), (3, -1)), 1):
+        drawing[0], written_pieces = number, [0]
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(Store, "write", stopping(after, Store.write))
+            found = written(model, tmp_path / "out", batch_size=size)
+    frames = found.x[..., 0, 0, 0]
+    assert (np.diff(frames, axis=2) >= 0).all()
+
+
 def dying(store: Store, save: Callable[[Store], None]) -> None:
     save(store)
     if store.done.max() == 4:

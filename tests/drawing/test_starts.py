@@ -102,6 +102,34 @@ def test_four_axes_of_a_field_of_one_dimension(source, model, tmp_path):
         read_starts(path, one)
 
 
+def test_complex_starts_and_names_of_other_numbers_are_refused(model, tmp_path):
+    good = np.zeros((4, 7, CHANNELS, WIDTH), np.complex64)
+    np.save(tmp_path / "starts.npy", good)
+    with pytest.raises(ValueError, match=r"starts.npy holds complex64; expected real numbers"):
+        read_starts(tmp_path / "starts.npy", model)
+    np.savez(tmp_path / "starts.npz", fields=good.real, variables=["a", "b", "c"])
+    with pytest.raises(ValueError, match="has the variables a, b, c and 2 channels: expected a name for each"):
+        read_starts(tmp_path / "starts.npz", model)
+
+
+def test_only_the_steps_that_a_start_takes_are_checked(model, tmp_path):
+    """Of PDEArena's files each trajectory has its own; a forecast starts from the last three time steps."""
+    task = replace(model.experiment.condition, step=1.0)
+    model = replace(model, experiment=replace(model.experiment, condition=task))
+    even = np.arange(7.0)
+
+    def saved(*times: float) -> Path:
+        with h5py.File(tmp_path / "p.h5", "w") as file:
+            file["test/pde_a"] = np.zeros((3, 7, CHANNELS, WIDTH))
+            file["test/t"] = np.stack([even, np.array(times), even])
+        return tmp_path / "p.h5"
+
+    for old in ((-0.3, 1, 2, 3, 4, 5, 6), (-9, 1, 2, 3, 4, 5, 6)):  # uneven; a gap
+        assert len(read_starts(saved(*old), model)) == 3
+    with pytest.raises(ValueError, match=r"has 1.3 between its time steps, and ahead was trained on 1"):
+        read_starts(saved(0, 1, 2, 3, 4, 5, 6.3), model)
+
+
 def test_names_of_a_file_are_taken_by_a_model_that_knows_none(model, tmp_path):
     told, good = [], np.zeros((4, 7, CHANNELS, WIDTH), np.float32)
     np.savez(tmp_path / "starts.npz", fields=good, variables=["speed", "density"])

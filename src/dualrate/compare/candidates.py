@@ -241,12 +241,18 @@ def baselines_of(
     return found
 
 
-def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model], *, mixed: bool) -> None:
-    """Raises ValueError for two runs of one name, and for models of other images. mixed: allow other training data."""
+def check_names(requests: Sequence[RunRequest]) -> None:
+    """Raises ValueError for two runs of one name."""
     runs: dict[str, Path] = {}
     for request in requests:
         if runs.setdefault(request.network, request.run.resolve()) != request.run.resolve():
             raise ValueError(f"two runs are called {request.network!r}: name them, as in A={request.run} B=...")
+
+
+def check_comparable(requests: Sequence[RunRequest], models: Mapping[Path, Model], *, mixed: bool) -> None:
+    """Raises ValueError for two runs of one name, and for models of other images. mixed: allow other training data."""
+    check_names(requests)
+    for request in requests:
         steps = request.choice.steps
         if is_run(request.denoiser) and steps is not None and request.choice.heavy is None:
             raise ValueError(f"say how many of the {steps} steps are those of {request.network}: {steps}/{steps // 2}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualrate.compare.candidates import Candidate, RunRequest, candidates_of
+from dualrate.compare.candidates import Candidate, RunRequest, candidates_of, check_names
 from dualrate.compare.comparison import loaded, useful_first
 from dualrate.config.ranges import Members, Minutes, Precision
 from dualrate.data.forecast import Forecast
@@ -70,10 +70,11 @@ def compare_forecasts(
 ) -> tuple[Table, list[str]]:
     """Writes the page `out` and .json beside it; returns its table, and what was not measured, a sentence each.
 
-    Raises ValueError for runs of other data, pasts or lead times than the first.
+    Raises ValueError for two runs of one name, and runs of another source, past or lead times than the first.
     """
     end = time.monotonic() + 60 * minutes
     out, parsed, models = loaded(requests, out, device=device, compiled=compiled, graphs=graphs, progress=progress)
+    check_names(parsed)
     _check(list(models.values()))
     candidates = candidates_of(parsed, models)
     drawers = {
@@ -154,7 +155,7 @@ def _plain(each: ScoredPlan) -> dict[str, object]:
         "num_heavy": plan.num_heavy,
         "macs": each.macs,
         "seconds": each.seconds,
-        "crps": value,
+        "crps": None if np.isnan(value) else value,
         "crps_low": None if np.isnan(low) else low,
         "crps_high": None if np.isnan(high) else high,
         "scores": each.scored.plain(),
@@ -164,10 +165,11 @@ def _plain(each: ScoredPlan) -> dict[str, object]:
 def _page(found: Sequence[ScoredPlan], made: Table, unfinished: Sequence[str], command: str) -> str:
     best = min(found, key=lambda each: (np.isnan(each.crps[0]), each.crps[0]))
     own = best.scored.by_name["forecast"]
-    lines = {}
-    for each in found:
-        plan = each.one.plan
-        lines[f"{each.one.network} {plan.num_steps}/{plan.num_heavy}"] = each.scored.by_name["forecast"].crps
+    labels = [f"{each.one.network} {each.one.plan.num_steps}/{each.one.plan.num_heavy}" for each in found]
+    lines = {
+        label if labels.count(label) == 1 else each.one.key: each.scored.by_name["forecast"].crps
+        for label, each in zip(labels, found, strict=True)
+    }
     for name in ("persistence", "climatology"):
         lines[name] = Score(best.scored.by_name[name].crps.value)
     model = best.drawer.model

@@ -15,7 +15,7 @@ Sources, of which the large ones are read where they lie, frame by frame:
     frames:FOLDER    a folder of pictures a trajectory, in the order of their names, frame 2 before frame 10; as floats
                  in [-1, 1]
 
-Frames on two sides of a gap in time do not follow each other: `breaks` says where the gaps are.
+Frames on two sides of a gap in time do not follow each other: `Timing.breaks` says where the gaps are.
 
 The extra `forecast` reads HDF5, NetCDF and zarr.
 """
@@ -77,22 +77,38 @@ class Trajectory(Protocol):
     def __getitem__(self, part: slice, /) -> NDArray[Any]: ...
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Of a trajectory, where its source says it.
+
+    step:   between frames, of dates in hours; None if it is not one
+    breaks: frames that do not follow the one before
+    note:   on them, in words
+    steps:  from each frame to the next
+    """
+
+    step: float | None = None
+    breaks: tuple[int, ...] = ()
+    note: str = ""
+    steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
 @dataclass(frozen=True, eq=False)
 class Lazy:
-    """read: (first, last) -> frames (last - first, C, H, W); breaks: frames that do not follow the one before"""
+    """read: (first, last) -> frames (last - first, C, H, W)"""
 
     shape: tuple[int, int, int, int]
     read: Callable[[int, int], NDArray[Any]]
-    breaks: tuple[int, ...] = ()
+    timing: Timing = Timing()
 
     def __getitem__(self, part: slice, /) -> NDArray[Any]:
         first, last, _ = part.indices(self.shape[0])
         return self.read(first, last)
 
 
-def breaks_of(trajectory: Trajectory) -> tuple[int, ...]:
-    """The frames that do not follow the one before, because of a gap in time."""
-    return trajectory.breaks if isinstance(trajectory, Lazy) else ()
+def timing_of(trajectory: Trajectory) -> Timing:
+    """What is known of its times; `breaks` are where it has gaps."""
+    return trajectory.timing if isinstance(trajectory, Lazy) else Timing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +116,6 @@ class Found:
     """splits: by their names; of a source that names none, one without a name.
 
     axes: of space, their names and whether their coordinates rise or fall, where the source says it
-    steps: from each frame to the next, of a source that says it for all trajectories in common
     note: in words, what a user may not expect of how it was read; empty: nothing
     """
 
@@ -109,7 +124,6 @@ class Found:
     step: float | None
     axes: tuple[str, ...] = ()
     note: str = ""
-    steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -163,7 +177,7 @@ def _read_file(path: Path) -> Found:
             return [name for name in (FIELDS, "variables", "step") if name in there]
 
         arrays = read_arrays(path, wanted)
-        names = tuple(map(str, arrays["variables"].tolist())) if "variables" in arrays else None
+        names = tuple(map(str, np.atleast_1d(arrays["variables"]))) if "variables" in arrays else None
         return _of_array(str(path), arrays[FIELDS], names, step_of(path, arrays.get("step")))
     if path.suffix == ".npy":
         with reading(path, ".npy"):
@@ -193,8 +207,7 @@ def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, s
     if len(shape) not in (4, 5) or 0 in shape or array.dtype.kind not in "fiu":
         single = "; of one trajectory give array[None], without channels array[None, :, None]" * (len(shape) == 3)
         raise ValueError(f"{source} is {array.dtype} {shape}; expected numbers {EXPECTED}{single}")
-    if names is not None and len(names) != shape[2]:
-        raise ValueError(f"{source} has {len(names)} variables ({', '.join(names)}) and {shape[2]} channels: {shape}")
+    check_names(source, names, shape[2])
     if len(shape) == 5:
         return Found({"": list(array)}, names or numbered(shape[2]), step)
     note = (
@@ -203,6 +216,15 @@ def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, s
     )
     note = "" if shape[2] == 1 or names else note
     return Found({"": list(array[:, :, :, None])}, names or numbered(shape[2]), step, note=note)
+
+
+def check_names(source: str, names: tuple[str, ...] | None, channels: int) -> None:
+    """Raises ValueError for names of variables that are not as many as the channels, or not distinct."""
+    if names and len(set(names)) != channels:
+        raise ValueError(
+            f"{source} has the variables {', '.join(names)} and {channels} channels: expected a name for each, all of "
+            "them different"
+        )
 
 
 def _grid(space: Sequence[int]) -> tuple[int, int]:
@@ -299,18 +321,21 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
                 "or fields (trajectory, time, y, x), or t0_fields, t1_fields"
             )
         founds.append(own)
-        if own.variables != (known := founds[0].variables):
-            raise ValueError(f"{path} has the variables {own.variables}, another file of {source} has {known}")
+        for what, mine, known in (
+            ("variables", own.variables, founds[0].variables),
+            ("axes of space", own.axes, founds[0].axes),
+        ):
+            if mine != known:
+                raise ValueError(f"{path} has the {what} {mine}, another file of {source} has {known}")
         for split, part in own.splits.items():
             splits.setdefault(split, []).extend(part)
-    if not founds or (len(splits) > 1 and "" in splits):
+    if not founds:
+        raise ValueError(f"{source} holds no HDF5 files: name a folder of them, or {FRAMES}FOLDER for one of pictures")
+    if len(splits) > 1 and "" in splits:
         names = ", ".join(file.name for _, file in files)
-        raise ValueError(
-            f"{source}: some of its HDF5 files name a split and others do not, or there are none ({names})"
-        )
+        raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
     note = next((own.note for own in founds if own.note), "")
-    steps = founds[0].steps if len(founds) == 1 else np.zeros(0)
-    return Found(splits, founds[0].variables, _common(own.step for own in founds), founds[0].axes, note, steps)
+    return Found(splits, founds[0].variables, _common(own.step for own in founds), founds[0].axes, note)
 
 
 def _common(steps: Iterable[float | None]) -> float | None:
@@ -327,7 +352,9 @@ def _pdearena(file: Any, path: Path) -> Found | None:
     for split in filter(split_named, file):
         if not isinstance(group := file[split], Mapping):
             continue
-        names = [key for key in group if key.startswith("pde_")][:1]
+        names = [key for key in group if key.startswith("pde_")]
+        if len(names) > 1:
+            raise ValueError(f"{path}: {split} holds {', '.join(names)}; expected one of them: write each to its file")
         planes = [key for key in group if getattr(group[key], "ndim", 0) > 3]  # of fields in two dimensions, by name
         if not (names or planes):
             continue
@@ -346,21 +373,19 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         each = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
         steps.add(float(each[0]) if len(each) == 1 and each[0] > 0 else _common(one.step for one in timings))
         notes += [one.note for one in timings if one.note]
-        splits[split] = [
-            _of_hdf5(parts, i, (frames, *shape), timings[i % len(timings)].breaks) for i in range(len(parts[0]))
-        ]
+        splits[split] = [_of_hdf5(parts, i, (frames, *shape), timings[i % len(timings)]) for i in range(len(parts[0]))]
     if len(kinds) > 1:
         raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
     return Found(splits, kinds.pop(), _common(steps), note=next(iter(notes), "")) if splits else None
 
 
-def _of_hdf5(parts: Sequence[Any], number: int, shape: tuple[int, ...], breaks: tuple[int, ...]) -> Lazy:
+def _of_hdf5(parts: Sequence[Any], number: int, shape: tuple[int, ...], timing: Timing) -> Lazy:
     """A trajectory of one array of all channels, or of an array for each."""
 
     def read(i: int, j: int) -> NDArray[Any]:
         return np.stack([part[number, i:j] for part in parts], 1).reshape(j - i, *shape[1:])
 
-    return Lazy(shape, read, breaks)  # pyright: ignore[reportArgumentType]
+    return Lazy(shape, read, timing)  # pyright: ignore[reportArgumentType]
 
 
 def _well(file: Any, path: Path, split: str) -> Found | None:
@@ -401,28 +426,20 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
             wide = [one.reshape(last - first, *grid, -1) for one in found]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)
 
-        return Lazy((frames, len(variables), *grid), read, timings[number % len(timings)].breaks)
+        return Lazy((frames, len(variables), *grid), read, timings[number % len(timings)])
 
-    times = np.atleast_1d(file["dimensions"]["time"][()]) if "time" in file["dimensions"] else np.zeros(0)
-    timings = [_timing(path, row) for row in times.reshape(-1, times.shape[-1])] if times.size else [Timing()]
-    of, step = [trajectory(i) for i in range(samples.pop())], _common(one.step for one in timings)
-    note = next((one.note for one in timings if one.note), "")
-    steps = timings[0].steps if len(timings) == 1 else np.zeros(0)
-    return Found({split: of}, tuple(variables), step, tuple(axes), note, steps)
+    count, timings = samples.pop(), [Timing()]
+    times = np.asarray(file["dimensions"]["time"][()]) if "time" in file["dimensions"] else np.zeros(())
+    if times.ndim:
+        if times.shape not in ((frames,), (1, frames), (count, frames)):
+            raise ValueError(f"{path}: dimensions/time is {times.shape}; expected ({frames},) or ({count}, {frames})")
+        timings = [_timing(path, row) for row in np.atleast_2d(times)]
+    step, note = _common(one.step for one in timings), next((one.note for one in timings if one.note), "")
+    return Found({split: [trajectory(i) for i in range(count)]}, tuple(variables), step, tuple(axes), note)
 
 
 def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """step: between frames, of dates in hours; None if it is not one. breaks: as of `Lazy`; others: as of `Found`"""
-
-    step: float | None = None
-    breaks: tuple[int, ...] = ()
-    note: str = ""
-    steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 def _timing(path: Path, times: NDArray[Any]) -> Timing:
@@ -519,12 +536,12 @@ def _labelled(path: Path) -> Found:
             found = [one.isel({**at, time: slice(i, j)}).transpose(*order).values for one in arrays.values()]
             return (found[0] if channel else np.stack(found, 1)).reshape(j - i, len(variables), *grid)
 
-        return Lazy((sizes[time], len(variables), *grid), read, timing.breaks)
+        return Lazy((sizes[time], len(variables), *grid), read, timing)
 
     timing = _timing(path, data[time].values if time in data.coords else np.zeros(0))
     axes = tuple(dim + (_way(data[dim].values) if dim in data.coords else "") for dim in space)
     of = [one_of(i) for i in range(sizes.get(trajectory, 1))]
-    return Found({"": of}, variables, timing.step, axes, timing.note, timing.steps)
+    return Found({"": of}, variables, timing.step, axes, timing.note)
 
 
 def _way(values: NDArray[Any]) -> str:

@@ -31,7 +31,7 @@ from torch import Tensor
 from dualrate.config.ranges import Positive, Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Conditioned, Make
-from dualrate.data.fields import EXPECTED, Found, Lazy, Trajectory, breaks_of, find_fields
+from dualrate.data.fields import EXPECTED, Found, Lazy, Timing, Trajectory, find_fields, timing_of
 from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.source import DataProgress, Split, silent, split_named, test_split
 from dualrate.diffusion.random import Draws
@@ -115,7 +115,7 @@ class Fields(TrainingSet):
             raise IndexError(
                 f"{self.name}: frames {first} to {first + count - 1} of {there} in trajectory {trajectory}"
             )
-        return _float32(self.trajectories[trajectory][first : first + count])
+        return as_float32(self.name, self.trajectories[trajectory][first : first + count])
 
     def windows(self, count: int) -> NDArray[np.int64]:
         """(K, 2): trajectory and first frame of every window of `count` frames that follow one another.
@@ -152,10 +152,13 @@ class Fields(TrainingSet):
 
 def pieces_of(trajectory: Trajectory) -> list[tuple[int, int]]:
     """First frame and end of each piece between gaps in time."""
-    return list(pairwise((0, *breaks_of(trajectory), trajectory.shape[0])))
+    return list(pairwise((0, *timing_of(trajectory).breaks, trajectory.shape[0])))
 
 
-def _float32(frames: NDArray[Any]) -> NDArray[np.float32]:
+def as_float32(source: str | Path, frames: NDArray[Any]) -> NDArray[np.float32]:
+    """Raises ValueError for what are no real numbers."""
+    if frames.dtype.kind not in "fiub":
+        raise ValueError(f"{source} holds {frames.dtype}; expected real numbers, of complex ones two channels")
     return np.array(frames, np.float32, order="C")  # a copy: memory maps are only read
 
 
@@ -183,7 +186,7 @@ def survey(
         for first in range(0, trajectory.shape[0], each):
             with np.errstate(over="ignore"):
                 raw = trajectory[first : first + each]
-                part = _float32(raw)
+                part = as_float32(name, raw)
             if len(wrong := np.argwhere(~np.isfinite(part))):
                 frame, channel, *_ = wrong[0].tolist()
                 raise ValueError(
@@ -199,7 +202,9 @@ def survey(
                 exact.add(raw.astype(np.float64))
                 rounding.add(np.square(raw - read))
             joined = part if last is None else np.concatenate([last, part])
-            follows = ~np.isin(np.arange(first + len(part) - len(joined), first + len(part))[1:], breaks_of(trajectory))
+            follows = ~np.isin(
+                np.arange(first + len(part) - len(joined), first + len(part))[1:], timing_of(trajectory).breaks
+            )
             if follows.any():
                 differences.add(np.diff(joined.astype(np.float64), axis=0)[follows])
             last, done = part[-1:], done + len(part)
@@ -478,6 +483,8 @@ def _divided(
 ) -> tuple[Sequence[Trajectory] | None, Sequence[Trajectory], tuple[int, int]]:
     """The training trajectories, if there are any, those of the split, and which trajectory and frame the first is."""
     splits = {split_named(name): part for name, part in found.splits.items()}
+    if len(splits) < len(found.splits):
+        raise ValueError(f"{source} names a split twice ({', '.join(found.splits)}): keep one name of each")
     test = test_split(splits)
     if test:
         chosen = splits.get("train" if split == "train" else test)
@@ -502,8 +509,8 @@ def _divided(
 
 
 def _part(whole: Trajectory, first: int, last: int) -> Trajectory:
-    breaks = tuple(at - first for at in breaks_of(whole) if first < at < last)
-    return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j], breaks)  # pyright: ignore[reportArgumentType]
+    breaks = tuple(at - first for at in timing_of(whole).breaks if first < at < last)
+    return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j], Timing(breaks=breaks))  # pyright: ignore[reportArgumentType]
 
 
 def _check(source: str, trajectories: Sequence[Trajectory], variables: tuple[str, ...]) -> None:

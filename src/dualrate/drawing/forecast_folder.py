@@ -131,15 +131,19 @@ class Store:
     def write(self, piece: Piece) -> None:
         """Write frames where they belong; note them, and what came before, every few seconds and at the last frame."""
         members, frames = self.shape[1:3]
-        size = self.x.itemsize * int(np.prod(self.shape[3:]))
-        with naming(self.path), self.path.open("r+b") as file:
-            for start, own in zip(piece.starts, piece.x, strict=True):
-                for member, new in zip(piece.members, own, strict=True):
-                    file.seek(self.x.offset + ((start * members + member) * frames + piece.frames.start) * size)
-                    file.write(new.tobytes())
-        self.done[piece.starts.start : piece.starts.stop, piece.members.start : piece.members.stop] = piece.frames.stop
         first = piece.starts.start * members + piece.members.start
         rows = [first, first + len(piece.starts) * len(piece.members)]
+        own = np.s_[piece.starts.start : piece.starts.stop, piece.members.start : piece.members.stop]
+        if (self.done[own] > piece.frames.start).any():  # of a batch cut otherwise: a kill must not leave a mixture
+            self.save()
+            append_record(self.journal, {"rows": rows, "frames": piece.frames.start})
+        size = self.x.itemsize * int(np.prod(self.shape[3:]))
+        with naming(self.path), self.path.open("r+b") as file:
+            for start, of_start in zip(piece.starts, piece.x, strict=True):
+                for member, new in zip(piece.members, of_start, strict=True):
+                    file.seek(self.x.offset + ((start * members + member) * frames + piece.frames.start) * size)
+                    file.write(new.tobytes())
+        self.done[own] = piece.frames.stop
         self.pending = {"rows": rows, "frames": piece.frames.stop}
         if piece.frames.stop == frames or time.monotonic() - self.saved > SAVED_EVERY:
             self.save()
@@ -226,7 +230,8 @@ def write_forecast(
                     _write_netcdf(other, store.x, truth, starts, record)
                 else:
                     rows = store.x.reshape(-1, *store.x.shape[2:])
-                    write_fields(other, rows, record.variables, record.lead_times[0])
+                    step = None if record.unit == "time steps" else record.lead_times[0]
+                    write_fields(other, rows, record.variables, step)
             if pictures:
                 first = shown(store.x, truth, record)
                 write_whole(out / PICTURE, png(forecast_figure(first)))
@@ -253,7 +258,9 @@ def _write_netcdf(path: Path, x: Frame, truth: Frame | None, starts: Starts, rec
     `NAME_truth` is what came, NaN where that is not known. A field of one dimension is over x alone.
     """
     count, members, frames, channels, height, width = x.shape
-    named = have_names(record.variables) and not any(one in RESERVED or "/" in one for one in record.variables)
+    taken = {*RESERVED, *PLACES, *(f"{one}_truth" for one in record.variables)}
+    fit = all(one and one not in taken and "/" not in one for one in record.variables)
+    named = have_names(record.variables) and fit and len(set(record.variables)) == channels
     space = {"x": width} if height == 1 else {"y": height, "x": width}
     each = space if named else {"channel": channels, **space}
     picked = {name: np.s_[..., i, :, :] for i, name in enumerate(record.variables)} if named else {"forecast": np.s_[:]}

@@ -107,7 +107,7 @@ def _ranks(own: ForecastScores) -> Mapping[str, list[float]]:
 def _steady_panel(found: Stability) -> Panel:
     lines = {}
     for number, name in enumerate(STEADY):
-        values = found.ratios[:, :, number]
-        if not np.isnan(found.bounds[0, :, number]).all():
-            lines[name] = Score(values.mean(1))
+        judged = ~np.isnan(found.bounds[0, :, number])  # the others never change, or have no such band
+        if judged.any():
+            lines[name] = Score(found.ratios[:, judged, number].mean(1))
     return Panel("members / training data", lines, {one: f"{one}" for one in WITHIN}, log=True)

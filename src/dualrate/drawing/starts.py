@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.fields import Found, breaks_of, find_fields, numbered, step_of
-from dualrate.data.forecast import Fields, Forecast, pieces_of, read_fields
+from dualrate.data.fields import Found, check_names, find_fields, numbered, step_of, timing_of
+from dualrate.data.forecast import Fields, Forecast, as_float32, pieces_of, read_fields
 from dualrate.data.source import read_arrays, reading
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import spread
@@ -63,8 +63,9 @@ class Starts:
 def held_out_starts(model: Model, frames: int, count: int | None = None) -> Starts:
     """Starts evenly spread over the test split of a model's data, and the frames that come after them there.
 
-    Where pieces of trajectories without a gap in time are too short for all these frames, as many are known as those
-    have that hold half of the time steps, and a whole window if any piece has one; shorter pieces are left out.
+    Where pieces of trajectories without a gap in time are too short for all these frames, the known frames are as many
+    as fit the longest pieces that together hold half of all time steps, but at least a window where one piece has room
+    for it. Shorter pieces are left out.
     count: None: STARTS, or as many as there are. Raises ValueError for more than there are, for data that changed since
     the training, and what reading raises.
     """
@@ -143,7 +144,7 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     _check_axes(path, model.name, forecast, held.axes)
     _check_names(path, model.name, forecast, held.variables, note)
     latest = [one[one.shape[0] - needed : one.shape[0]][:: forecast.lead] for one in held.trajectories]
-    past = np.stack([np.asarray(one, np.float32) for one in latest])
+    past = np.stack([as_float32(path, one) for one in latest])
     if len(bad := np.argwhere(~np.isfinite(past))):
         start, step, channel = bad[0][:3]
         raise ValueError(
@@ -168,9 +169,10 @@ def _of_fields(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
 def _check_time(path: Path, name: str, forecast: Forecast, held: Found) -> None:
     """Raises ValueError for another step than the model was trained on, for too few time steps, and for a gap."""
     found, needed = held.trajectories, forecast.known
-    apart = [*held.steps[max(0, len(held.steps) - needed + 1) :].tolist(), *([] if held.step is None else [held.step])]
-    wrong = [one for one in apart if forecast.step and not math.isclose(one, forecast.step, rel_tol=1e-3)]
-    if wrong:
+    apart = [] if held.step is None else [held.step]
+    for steps in (timing_of(one).steps for one in found):
+        apart += steps[max(0, len(steps) - needed + 1) :].tolist()
+    if wrong := [one for one in apart if forecast.step and not math.isclose(one, forecast.step, rel_tol=1e-3)]:
         raise ValueError(
             f"{path} has {wrong[0]:g} between its time steps, and {name} was trained on {forecast.step:g}: give time "
             "steps as far apart"
@@ -182,7 +184,7 @@ def _check_time(path: Path, name: str, forecast: Forecast, held: Found) -> None:
             f"{forecast.past} frame(s), {forecast.lead} time step(s) apart. Give a longer piece"
         )
     for one in found:
-        if gaps := [at for at in breaks_of(one) if at > one.shape[0] - needed]:
+        if gaps := [at for at in timing_of(one).breaks if at > one.shape[0] - needed]:
             raise ValueError(
                 f"{path} has a gap in time before its time step {gaps[-1]} of {one.shape[0]}, and {name} starts from "
                 f"the last {needed}: fill it"
@@ -245,8 +247,9 @@ def _of_array(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
 
     arrays = read_arrays(path, wanted)
     names, step = arrays.pop("variables", np.array([])), step_of(path, arrays.pop("step", None))
-    (array,) = arrays.values()
-    return Found({"": _divided(path, array, model, shapes)}, tuple(map(str, names.tolist())), step)
+    (array,), names = arrays.values(), tuple(map(str, np.atleast_1d(names)))
+    check_names(str(path), names, shapes[0][0])
+    return Found({"": _divided(path, array, model, shapes)}, names, step)
 
 
 def _divided(path: Path, array: NDArray[Any], model: Model, shapes: Sequence[Shape]) -> list[NDArray[Any]]:

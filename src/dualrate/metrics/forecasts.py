@@ -21,10 +21,10 @@ A roll-out is stable while members look like the data, where no point can be kno
 frame, the variance about the training mean, and the power of the three bands. A ratio r of means is that of a stable
 ensemble within
 
-    [0.8 / (1 + c), 1.25 (1 + c)],   c = 3 s / (m sqrt(n))      m, s: mean and deviation over training frames; n: starts
+    [0.8 / (1 + c), 1.25 (1 + c)],   c = 3 s / (m sqrt(n))      m, s: mean and deviation over training frames
 
-c is what chance moves the mean of n independent frames by. Members of a start are counted as one: they are that near
-at first.
+c is what chance moves the mean of n independent frames by. n counts starts of a trajectory as one, and so it does
+members of a start: they are that near at first.
 
 Every score is a function of means over starts. An interval resamples groups of starts, such as those of a trajectory,
 which tell the same twice. The n groups are drawn as `distances` draws vectors, without the (n - 1) / n by which few
@@ -392,8 +392,8 @@ class ForecastScorer:
     def scores(self, groups: Tensor | None = None, *, resamples: int = 1000, seed: int = 0) -> ForecastScores:
         """Of all starts so far, in the order in which they came.
 
-        groups: (N,) int64, one number for all starts that are not independent, such as those of a trajectory; None:
-                all are
+        groups: (N,) int64, one number for all starts of a trajectory, which are not independent of each other; None:
+                each start is independent of the others
         Raises ValueError before the first start, and for groups of another number of starts.
         """
         if self._shape is None or not self._starts:
