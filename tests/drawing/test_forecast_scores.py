@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from drawing.made_forecasts import CHANNELS, WIDTH, experiment_of
 from runs.made import saved_random
 
@@ -13,9 +14,10 @@ from dualrate.data.forecast import Fields, Forecast
 from dualrate.drawing.choice import Choice
 from dualrate.drawing.forecast import forecast_of
 from dualrate.drawing.forecast_folder import write_forecast
-from dualrate.drawing.forecast_page import forecast_page
+from dualrate.drawing.forecast_page import _spectra, _steady_panel, forecast_page
 from dualrate.drawing.forecast_scores import forecast_scores, judged
 from dualrate.drawing.starts import Starts, held_out_starts
+from dualrate.metrics.forecasts import Stability
 from dualrate.report.figures import svg
 from dualrate.runs.store import load
 
@@ -159,6 +161,25 @@ def test_starts_without_truth_have_no_scores(autoregression):
     unknown = Starts(starts.past, "mine")
     with pytest.raises(ValueError, match="truth of these starts is not known"):
         forecast_scores(model, unknown, drawn)
+
+
+def test_spectra_are_those_of_their_lead_times(autoregression, tmp_path):
+    model, starts, drawn = autoregression
+    done = write_forecast(Choice(steps=2).drawer(model, members=2), replace(starts, truth=None, known=0), 3, tmp_path)
+    center = np.array(model.experiment.condition.statistics.mean, np.float32)[:, None, None]
+    grown = (drawn[:, :, :3] - center) * np.array([1, 2, 4], np.float32)[:, None, None, None] + center
+    found = _spectra(forecast_of(model), replace(done, x=grown, truth=None), None, None)
+    first, *others = (sum(curves["members"]) for curves in found.values())
+    np.testing.assert_allclose(others, [4 * first, 16 * first], rtol=0.2)
+
+
+def test_a_channel_that_never_changes_leaves_the_others_their_line():
+    """Its change is 0 over 0, which no bound judges."""
+    members, training = torch.ones(3, 2, 5), torch.ones(8, 2, 5)
+    members[:, 1, 0] = training[:, 1, 0] = 0
+    found = Stability.of((1, 2, 3), ("a", "mask"), members, training, 4)
+    assert found.first is None
+    np.testing.assert_allclose(_steady_panel(found).lines["rate of change"].value, 1)
 
 
 def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, monkeypatch):

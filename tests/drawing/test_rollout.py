@@ -272,6 +272,7 @@ def test_a_folder_says_what_it_holds_and_takes_nothing_else(model, tmp_path):
     assert record["origin"]["weights"] == model.weights_hash
     assert record["cost"]["first_window"] < record["cost"]["later_window"]
     np.testing.assert_array_equal(np.load(out / "forecast.npz")["fields"], done.x.reshape(9, 5, CHANNELS, 1, WIDTH))
+    assert np.isnan(np.load(out / "forecast.npz")["step"])  # the time of the data is not known
     for other, what in (
         (lambda: written(model, out, 4), "frames"),
         (lambda: written(model, out, 5, members=2), "members"),
@@ -327,6 +328,17 @@ def test_a_netcdf_file_has_the_axes_start_member_time_and_space(source, tmp_path
             np.testing.assert_array_equal(held[i, k], starts.past[n, -1, :, 0])
     with pytest.raises(ValueError, match=r"several dimensions of trajectories \(start, member\)|different dimensions"):
         read_fields(tmp_path / "out" / "forecast.nc", "train")
+
+
+@pytest.mark.parametrize("names", [("a", "a_truth"), ("start_time_step", "b"), ("", "b"), ("x", "b"), ("a/b", "c")])
+def test_names_that_netcdf_would_confuse_become_channels(source, tmp_path, names):
+    xarray = pytest.importorskip("xarray")
+    np.savez(tmp_path / "fields.npz", fields=np.load(source)["fields"], variables=names)
+    done = written(model_of(tmp_path / "fields.npz", tmp_path / "run"), tmp_path / "out", 2, format="netcdf")
+    with xarray.open_dataset(tmp_path / "out" / "forecast.nc", engine="h5netcdf") as found:
+        assert set(found.data_vars) == {"forecast", "forecast_truth"}
+        np.testing.assert_array_equal(found["forecast"], done.x[:, :, :, :, 0])
+        np.testing.assert_array_equal(found["forecast_truth"], done.truth[:, :, :, 0])
 
 
 def test_a_model_of_images_is_no_forecast(tmp_path):
