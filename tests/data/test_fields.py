@@ -350,9 +350,10 @@ def test_times_of_the_well_are_those_of_its_frames(tmp_path: Path) -> None:
 
 
 def test_names_of_variables_differ(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", fields=ARRAY, variables=["a"] * ARRAY.shape[2])
-    with pytest.raises(ValueError, match=r"has the variables a, a and 2 channels: expected a name for each"):
-        find_fields(tmp_path / "a.npz")
+    for names in (["a", "a"], ["a", "a", "b"], ["a"]):
+        np.savez(tmp_path / "a.npz", fields=ARRAY, variables=names)
+        with pytest.raises(ValueError, match=rf"has the variables {', '.join(names)} and 2 channels: expected a name"):
+            find_fields(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("each", [False, True])

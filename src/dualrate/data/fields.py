@@ -220,7 +220,7 @@ def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, s
 
 def check_names(source: str, names: tuple[str, ...] | None, channels: int) -> None:
     """Raises ValueError for names of variables that are not as many as the channels, or not distinct."""
-    if names and len(set(names)) != channels:
+    if names and not len(names) == len(set(names)) == channels:
         raise ValueError(
             f"{source} has the variables {', '.join(names)} and {channels} channels: expected a name for each, all of "
             "them different"
