@@ -234,21 +234,22 @@ def test_a_batch_cut_otherwise_leaves_no_mixture_behind_a_kill(model, tmp_path, 
                 x = np.full((len(some), len(members), 2, CHANNELS, 1, WIDTH), drawing[0], np.float32)
                 yield module.Piece(some, members, range(first, first + 2), x)
 
-    def stopping(after: int, write: Callable):
+    def dying_after(pieces: int | None, write=Store.write):
+        numbers = itertools.count()
+
         def write_or_die(store: Store, piece) -> None:
-            if not after - written_pieces[0]:
+            if next(numbers) == pieces:
                 raise Killed
-            written_pieces[0] += 1
             write(store, piece)
 
         return write_or_die
 
     monkeypatch.setattr(forecast_folder, "roll_out", marked)
     monkeypatch.setattr(forecast_folder, "SAVED_EVERY", 1e9)
-    for number, (size, after) in enumerate(((3, 4), (9, 1), (3, -1)), 1):
-        drawing[0], written_pieces = number, [0]
+    for number, (size, after) in enumerate(((3, 4), (9, 1), (3, None)), 1):
+        drawing[0] = number
         with monkeypatch.context() as patch, suppress(Killed):
-            patch.setattr(Store, "write", stopping(after, Store.write))
+            patch.setattr(Store, "write", dying_after(after))
             found = written(model, tmp_path / "out", batch_size=size)
     frames = found.x[..., 0, 0, 0]
     assert (np.diff(frames, axis=2) >= 0).all()

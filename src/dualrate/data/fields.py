@@ -77,7 +77,7 @@ class Trajectory(Protocol):
     def __getitem__(self, part: slice, /) -> NDArray[Any]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Timing:
     """Of a trajectory, where its source says it.
 
@@ -368,12 +368,13 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         shape = channels, *_grid(space)
         kinds.add(numbered(channels) if names else tuple(planes))
         times = np.atleast_2d(group["t"][()]) if "t" in group else np.zeros((0, 0))
-        usable = times.shape[1] == frames and len(times) in (1, len(parts[0]))
-        timings = [_timing(path, row) for row in times] if usable else [Timing()]
+        count = len(parts[0])
+        usable = times.shape[1] == frames and len(times) in (1, count)
+        timings = _timings(path, times, count) if usable else [Timing()] * count
         each = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
         steps.add(float(each[0]) if len(each) == 1 and each[0] > 0 else _common(one.step for one in timings))
         notes += [one.note for one in timings if one.note]
-        splits[split] = [_of_hdf5(parts, i, (frames, *shape), timings[i % len(timings)]) for i in range(len(parts[0]))]
+        splits[split] = [_of_hdf5(parts, i, (frames, *shape), timing) for i, timing in enumerate(timings)]
     if len(kinds) > 1:
         raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
     return Found(splits, kinds.pop(), _common(steps), note=next(iter(notes), "")) if splits else None
@@ -420,26 +421,33 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
     frames, *space = spaces.pop()
     grid = _grid(space)
 
-    def trajectory(number: int) -> Lazy:
+    def trajectory(number: int, timing: Timing) -> Lazy:
         def read(first: int, last: int) -> NDArray[Any]:
             found = [data[number, first:last] if varies else data[first:last] for data, varies in parts]
             wide = [one.reshape(last - first, *grid, -1) for one in found]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)
 
-        return Lazy((frames, len(variables), *grid), read, timings[number % len(timings)])
+        return Lazy((frames, len(variables), *grid), read, timing)
 
-    count, timings = samples.pop(), [Timing()]
+    count = samples.pop()
+    timings = [Timing()] * count
     times = np.asarray(file["dimensions"]["time"][()]) if "time" in file["dimensions"] else np.zeros(())
     if times.ndim:
         if times.shape not in ((frames,), (1, frames), (count, frames)):
             raise ValueError(f"{path}: dimensions/time is {times.shape}; expected ({frames},) or ({count}, {frames})")
-        timings = [_timing(path, row) for row in np.atleast_2d(times)]
+        timings = _timings(path, times, count)
     step, note = _common(one.step for one in timings), next((one.note for one in timings if one.note), "")
-    return Found({split: [trajectory(i) for i in range(count)]}, tuple(variables), step, tuple(axes), note)
+    return Found({split: [trajectory(*each) for each in enumerate(timings)]}, tuple(variables), step, tuple(axes), note)
 
 
 def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _timings(path: Path, times: NDArray[Any], count: int) -> list[Timing]:
+    """Of each of `count` trajectories. times: (T), of all of them, or (1 or count, T)."""
+    found = [_timing(path, row) for row in np.atleast_2d(times)]
+    return found * count if len(found) == 1 else found
 
 
 def _timing(path: Path, times: NDArray[Any]) -> Timing:

@@ -202,9 +202,8 @@ def survey(
                 exact.add(raw.astype(np.float64))
                 rounding.add(np.square(raw - read))
             joined = part if last is None else np.concatenate([last, part])
-            follows = ~np.isin(
-                np.arange(first + len(part) - len(joined), first + len(part))[1:], timing_of(trajectory).breaks
-            )
+            numbers = np.arange(first + len(part) - len(joined), first + len(part))
+            follows = ~np.isin(numbers[1:], timing_of(trajectory).breaks)
             if follows.any():
                 differences.add(np.diff(joined.astype(np.float64), axis=0)[follows])
             last, done = part[-1:], done + len(part)

@@ -139,10 +139,10 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     observed = shapes[0][0], *forecast.shape(model.shape)[1:]
     if observed != shapes[0] and not forecast.difference:  # a difference is from a whole frame
         shapes.append(observed)
-    held = _of_array(path, model, shapes) if path.suffix in (".npy", ".npz") else _of_fields(path, model, shapes)
+    held = _from_array(path, model, shapes) if path.suffix in (".npy", ".npz") else _from_fields(path, model, shapes)
     _check_time(path, model.name, forecast, held)
     _check_axes(path, model.name, forecast, held.axes)
-    _check_names(path, model.name, forecast, held.variables, note)
+    _check_variables(path, model.name, forecast, held.variables, note)
     latest = [one[one.shape[0] - needed : one.shape[0]][:: forecast.lead] for one in held.trajectories]
     past = np.stack([as_float32(path, one) for one in latest])
     if len(bad := np.argwhere(~np.isfinite(past))):
@@ -155,7 +155,7 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     return Starts(whole, str(path), observed=True)
 
 
-def _of_fields(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
+def _from_fields(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
     """Each trajectory of a source of fields. Raises ValueError for frames of another shape."""
     _, held = find_fields(path)
     kinds = [one.shape[1:] for one in held.trajectories]
@@ -208,7 +208,7 @@ def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
     return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
 
 
-def _check_names(
+def _check_variables(
     path: Path, name: str, forecast: Forecast, names: tuple[str, ...], note: Callable[[str], None]
 ) -> None:
     """Raises ValueError for other variables, or another order of them."""
@@ -229,7 +229,7 @@ def have_names(variables: tuple[str, ...]) -> bool:
     return bool(variables) and variables not in (numbered(count), tuple(map(str, range(count))))
 
 
-def _of_array(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
+def _from_array(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
     """The starts of an array, with the names of its channels and the time between its frames if the file says them."""
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path} to start from: name one of arrays over time")
