@@ -24,6 +24,7 @@ from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
+from dualrate.networks import blocks
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load
@@ -523,3 +524,23 @@ def test_no_run_is_trained_among_samples(model, artist, tmp_path):
     written(model, tmp_path)
     with pytest.raises(ValueError, match="holds samples"):
         check_out("tiny", tmp_path)
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [(1, "float32"), (3, "float32"), (4, "bfloat16"), (8, "bfloat16")])
+def test_precision_auto_is_what_pays_for_so_many_images(model, tmp_path, monkeypatch, seeds, expected):
+    """Where bfloat16 pays at all: the casts of few small images take longer than it saves."""
+    monkeypatch.setattr(blocks, "pays", lambda device: True)
+    auto = Drawer(model, Ancestral(model.process), PLAN)
+    assert auto.for_seeds(seeds).arithmetic == expected
+    assert written(model, tmp_path, range(seeds), batch_size=125, precision="auto").precision == expected
+    assert np.array_equal(auto.draw(range(seeds)).images, replace(auto, precision=expected).draw(range(seeds)).images)
+
+
+def test_a_large_image_alone_is_in_bfloat16_where_that_pays(monkeypatch):
+    monkeypatch.setattr(blocks, "pays", lambda device: device.type != "meta")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert blocks.in_bfloat16("auto", cpu, (1, 3, 64, 64))
+    assert not blocks.in_bfloat16("auto", cpu, (1, 3, 63, 64))
+    assert blocks.in_bfloat16("auto", gpu, (1, 3, 8, 8))
+    assert blocks.in_bfloat16("bfloat16", cpu, (1, 3, 8, 8))
+    assert not blocks.in_bfloat16("auto", torch.device("meta"), (64, 3, 64, 64))

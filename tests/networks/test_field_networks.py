@@ -7,6 +7,7 @@ import torch
 
 import dualrate as dr
 from dualrate.diffusion.values import Shape
+from dualrate.networks.blocks import conv3, wrapped
 from dualrate.networks.conditional import ConditionEncoder, ConditionMaps
 from dualrate.networks.dual import ContextEncoder, LightBody
 from dualrate.networks.uvit import UViT
@@ -93,3 +94,22 @@ def test_a_condition_whose_sides_do_not_divide_is_refused() -> None:
 def test_heights_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="images of side 9 do not divide"):
         config(height=9)
+
+
+@pytest.mark.parametrize(("line", "shape"), [(False, (2, 3, 5, 6)), (False, (1, 3, 1, 4)), (True, (2, 3, 1, 6))])
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_a_convolution_on_a_torus_is_that_of_torch_in_the_memory_of_its_input(line, shape, form) -> None:
+    """Outputs, gradients, and a derivative carried forward: bit for bit, in float64."""
+    torch.manual_seed(0)
+    periodic = conv3(3, 4, line=line, periodic=True).double()
+    plain = torch.nn.Conv2d(3, 4, periodic.kernel_size, padding=periodic.padding, padding_mode="circular").double()
+    plain.load_state_dict(periodic.state_dict())
+    z, along = (torch.randn(shape, dtype=torch.float64).contiguous(memory_format=form) for _ in range(2))
+    results = []
+    for layer in (periodic, plain):
+        h = z.clone(memory_format=torch.preserve_format).requires_grad_()
+        out, forward = torch.func.jvp(layer, (h,), (along,))
+        results.append([out, forward, *torch.autograd.grad(layer(h).square().sum(), (h, layer.weight, layer.bias))])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+    assert wrapped(z, (1, 1)).is_contiguous(memory_format=form)

@@ -83,7 +83,7 @@ class Drawer(Ranged):
     label:      one class for all images, its number or its name; None: class `seed mod classes` for each
     batch_size: images at a time
     members:    M, images for each seed; of a conditional model M samples of one condition, which share its heavy call
-    precision:  of matrix products; auto: bfloat16 where it pays, as in training
+    precision:  of matrix products; auto: bfloat16 where it pays for batches of this size
     name:       what a table calls it; the model's own name if empty
     Raises ValueError for a plan that the model does not serve, and for guidance or a label without its classes.
     """
@@ -139,7 +139,7 @@ class Drawer(Ranged):
     @property
     def bfloat16(self) -> bool:
         """Whether matrix products are in bfloat16."""
-        return in_bfloat16(self.precision, self.model.device)
+        return in_bfloat16(self.precision, self.model.device, (self.batch_size, *self.model.shape))
 
     @property
     def arithmetic(self) -> str:
@@ -164,6 +164,10 @@ class Drawer(Ranged):
     def seeds_at_once(self) -> int:
         """Seeds of a batch, which holds all members of each: one at least."""
         return max(1, self.batch_size // self.members)
+
+    def for_seeds(self, count: int) -> Drawer:
+        """Itself, with batches no larger than the rows of so many seeds: "auto" then means what pays for these."""
+        return replace(self, batch_size=min(self.batch_size, max(1, count) * self.members))
 
     def labels(self, seeds: Sequence[int]) -> list[int] | None:
         """The classes of the images of these seeds; None for an unconditional model."""
@@ -280,7 +284,7 @@ class Drawer(Ranged):
                 drawer = replace(drawer, model=drawer.model.with_given(Given(seeds)))
             seeds = range(len(seeds)) if seeds.ndim > 1 else seeds.tolist()
         start = time.perf_counter()
-        images = np.concatenate([*drawer.batches(seeds, progress)])
+        images = np.concatenate([*drawer.for_seeds(len(seeds)).batches(seeds, progress)])
         return Samples(images, time.perf_counter() - start)
 
     def origin(self, features: str, labels: str | None = None) -> Origin:

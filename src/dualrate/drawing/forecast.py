@@ -181,7 +181,9 @@ def roll_out(
     observed: as of `Starts`
     Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
     """
-    past, denoiser = checked(drawer, starts, frames, seed), drawer.denoiser
+    past = checked(drawer, starts, frames, seed)
+    drawer = drawer.for_seeds(len(past))
+    denoiser = drawer.denoiser
     for some, members in parts(len(past), drawer):
         keys = torch.tensor(some, dtype=torch.int64, device=drawer.model.device) + seed
         there = None if earlier is None else earlier(some, members)

@@ -201,7 +201,7 @@ def write_forecast(
     another process is filling. That error and a KeyboardInterrupt say how many frames are there.
     """
     out = as_path(out)
-    drawer = as_before(drawer, Record.read(out))
+    drawer = as_before(drawer.for_seeds(len(starts)), Record.read(out))
     _ = checked(drawer, starts.past, frames, seed)
     record = Record.of(drawer, starts, frames, seed, command)
     other = None if format is None else out / f"forecast{ENDINGS[format]}"

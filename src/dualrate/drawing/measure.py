@@ -232,7 +232,7 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, precisi
         torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None,
         None if given is None else torch.zeros(batch_size, *given, device=device),
     )
-    bfloat16 = in_bfloat16(precision, device)
+    bfloat16 = in_bfloat16(precision, device, z.shape)
     denoiser = model.ready(bfloat16=bfloat16).denoiser
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
 

@@ -403,7 +403,7 @@ def write_samples(
         raise ValueError(f"expected seeds one after the other, got {seeds}")
     drawer.model.experiment.condition.check_pictured()
     out, model = as_path(out), drawer.model
-    drawer = as_before(drawer, Record.read(out))
+    drawer = as_before(drawer.for_seeds(len(seeds)), Record.read(out))
     alphabet = model.experiment.codec.alphabet
     kind = Pieces(alphabet, model.image_shape[2]) if alphabet else Pictures(model.image_shape)
     record = Record.of(drawer, seeds, kind, command)

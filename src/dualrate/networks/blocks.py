@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
@@ -33,9 +33,20 @@ from dualrate.system.device import pays
 Value = TypeVar("Value")
 
 
-def in_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether matrix products are in bfloat16 there."""
-    return pays(device) if precision == "auto" else precision == "bfloat16"
+SMALL = 4, 4096  # fewer rows, and fewer positions of all rows: a CPU's casts take longer than bfloat16 saves
+
+
+def in_bfloat16(precision: Precision, device: torch.device, batch: Sequence[int] | None = None) -> bool:
+    """Whether matrix products are in bfloat16 there.
+
+    batch: the shape of what is drawn at a time, (B, C, H, W). Of a small one "auto" is float32 on a CPU: 28 x 28 pixels
+           in bfloat16 take 1.1 times as long one by one, and 0.75 of the time eight at a time
+    """
+    if precision != "auto":
+        return precision == "bfloat16"
+    rows, positions = SMALL
+    small = batch is not None and batch[0] < rows and batch[0] * math.prod(batch[-2:]) < positions
+    return not (small and device.type == "cpu") and pays(device)
 
 
 def no_autocast(h: Tensor) -> AbstractContextManager[object]:
@@ -95,13 +106,43 @@ def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     return layer
 
 
+class PeriodicConv2d(nn.Conv2d):
+    """A convolution on a torus: the same as with padding_mode="circular", whose padding leaves channels-last memory.
+
+    A light network on a torus is 1.1 to 1.5 times as fast with it, its training 1.1 times.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(wrapped(input, self.padding), self.weight, self.bias)  # pyright: ignore[reportArgumentType]
+
+
+def wrapped(h: Tensor, edges: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, H + 2 a, W + 2 b), edges = (a, b): beyond each edge is what lies within the opposite one.
+
+    It is in the memory format of h.
+    """
+    (a, b), (*many, height, width) = edges, h.shape
+    last = h.is_contiguous(memory_format=torch.channels_last)
+    form = torch.channels_last if last else torch.contiguous_format
+    wide = torch.empty((*many, height + 2 * a, width + 2 * b), dtype=h.dtype, device=h.device, memory_format=form)
+    rows = wide[..., a : a + height, :]
+    rows[..., b : b + width] = h
+    if b:
+        rows[..., :b], rows[..., -b:] = h[..., -b:], h[..., :b]
+    if a:
+        wide[..., :a, :], wide[..., -a:, :] = rows[..., -a:, :], rows[..., :a, :]
+    return wide
+
+
 def conv3(channels: int, out: int, *, line: bool = False, periodic: bool = False) -> nn.Conv2d:
     """A convolution over three positions of each axis; on a line of the second axis alone.
 
     periodic: opposite edges meet; else beyond them all is 0
     """
-    kernel, padding = ((1, 3), (0, 1)) if line else (3, 1)
-    return nn.Conv2d(channels, out, kernel, padding=padding, padding_mode="circular" if periodic else "zeros")
+    kernel, padding = ((1, 3), (0, 1)) if line else ((3, 3), (1, 1))
+    if periodic:
+        return PeriodicConv2d(channels, out, kernel, padding=padding, padding_mode="circular")
+    return nn.Conv2d(channels, out, kernel, padding=padding)
 
 
 class FiLM(nn.Module):

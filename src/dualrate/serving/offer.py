@@ -228,7 +228,7 @@ class Offer:
             note=notes.append,
             guidance=Guidance(request.guidance),
             label=request.label,
-            batch_size=self.limits.images,
+            batch_size=self.images(request),
         )
         name, made = model.name, drawer.plan.num_heavy
         if choice.heavy == choice.steps and model.reuses_context:
