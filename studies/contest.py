@@ -1,0 +1,252 @@
+"""The contest of forecasts: every network at its own best batch and rate, for equal time.
+
+    python -m studies.forecasts simulate OUT    trajectories, OUT/fields.npz
+    python -m studies.contest OUT speeds        milliseconds of an update, of every network and batch
+    python -m studies.contest OUT search        batch, then rate, then the average's half-life: 100 seconds each
+    python -m studies.contest OUT train --seconds 400 --seeds 0 1 2
+    python -m studies.contest OUT show          what is known so far
+
+Every verb goes on where it was, and can be limited to some networks (--only dual:crps single:diffusion). Rows are kept
+in docs/results/contest-SYSTEM.json.xz, which serves where OUT has none.
+
+Time is that of a quiet core of the machine that made `speeds`: the least milliseconds of an update in several rounds,
+so that others on the machine take none of it. So many seconds are so many updates, and a training is exact to the bit.
+The search scores starts between those that are scored in the end.
+
+`broad` is a single network of half the multiply-adds of the large one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import dualrate as dr
+from benchmarks.workloads import in_cpu_seconds, whole
+from dualrate.data.conditions import HeldOut
+from dualrate.drawing.drawer import spread
+from dualrate.experiment.experiment import DataConfig
+from dualrate.networks.uvit import UViTConfig
+from dualrate.system.progress import Silent
+from studies.common import RESULTS, Row, add_rows, keep, markdown, on_one_thread, rows_of
+from studies.forecasts import FRAMES, SHARED, SYSTEMS, System, by_lead
+
+BATCHES, RATES, HALFLIVES = (16, 8, 32, 64), (2e-3, 1e-3, 4e-3), (10_000, 2_500, 40_000)
+SEARCHED, STARTS = 100.0, 128  # seconds of a training of the search, and its starts
+STEPS = {"diffusion": (1, 2, 3, 4, 6, 8, 12, 16), "crps": (1,)}  # that are scored in the end
+CHOSEN_BY = {"diffusion": 8, "crps": 1}  # steps that the search scores
+UPDATES, ROUNDS = 5, 8  # of a measurement of speed
+
+Network = Literal["dual", "single", "broad", "medium", "light"]
+Method = Literal["diffusion", "crps"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a network trains. halflife: of the averaged weights, in windows."""
+
+    batch: int = BATCHES[0]
+    rate: float = RATES[0]
+    halflife: int = HALFLIVES[0]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A system, where its trajectories are, and the time of updates that is known."""
+
+    name: str
+    out: Path
+
+    @property
+    def system(self) -> System:
+        return SYSTEMS[self.name]
+
+    @property
+    def rows(self) -> list[Row]:
+        return rows_of(self.out)
+
+    def known(self, **values: Any) -> list[Row]:
+        """The rows that have these values."""
+        return [row for row in self.rows if values.items() <= row.items()]
+
+    def experiment(self, network: Network, method: Method, setting: Setting, updates: int, seed: int) -> dr.Experiment:
+        rate = "single" if network == "broad" else network
+        recipe = replace(self.system.windows, rate=rate, trained_by=method)
+        experiment = replace(recipe, data=DataConfig(str(self.out / "fields.npz")))(Silent())
+        patch: Callable[[UViTConfig], UViTConfig] = lambda config: replace(config, patch=self.system.patch)  # noqa: E731
+        configs = {key: value for key, value in vars(experiment.networks).items() if isinstance(value, UViTConfig)}
+        sized = {key: patch(broad(config) if network == "broad" else config) for key, config in configs.items()}
+        optim = replace(experiment.fit.optim, lr=setting.rate, warmup=min(100, updates // 10), decay="cosine")
+        fit = replace(
+            experiment.fit, iterations=updates, max_seconds=None, batch_size=setting.batch, optim=optim, seed=seed,
+            precision="float32", ema_halflife=setting.halflife, sample_every=10**8, checkpoint_every=2000,
+        )  # fmt: skip
+        networks: Any = replace(experiment.networks, **sized)  # pyright: ignore[reportArgumentType]
+        return replace(experiment, name="contest", networks=networks, fit=fit)
+
+    def speed(self, network: Network, method: Method, batch: int) -> float:
+        """Milliseconds of an update, measured at most once. The least of `ROUNDS`, of UPDATES updates each."""
+        which = {"kind": "speed", "network": network, "method": method, "batch": batch}
+        if rows := self.known(**which):
+            return rows[0]["ms"]
+        experiment = self.experiment(network, method, Setting(batch), UPDATES * (ROUNDS + 1), 0)
+        experiment = replace(experiment, fit=replace(experiment.fit, log_every=UPDATES))
+        folder = self.out / "speeds" / f"{network}-{method}-{batch}"
+        begun = time.process_time()
+        with in_cpu_seconds():
+            whole(dr.train(experiment, folder))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
+        milliseconds = 1000 * batch / max(rates[1:])
+        print(f"{network} by {method}, batches of {batch}: {milliseconds:.1f} ms, {time.process_time() - begun:.0f} s")
+        add_rows(self.out, [which | {"ms": round(milliseconds, 3)}])
+        return milliseconds
+
+    def train(self, kind: str, network: Network, method: Method, setting: Setting, seconds: float, seed: int) -> None:
+        """Trains, scores and adds a row for each plan, unless they are there."""
+        which: Row = {"kind": kind, "network": network, "method": method, **vars(setting)}
+        which |= {"seconds": seconds, "seed": seed}
+        if self.known(**which):
+            return
+        updates = max(1, round(1000 * seconds / self.speed(network, method, setting.batch)))
+        folder = self.out / "-".join(str(value) for value in which.values())
+        begun = time.process_time()
+        whole(dr.train(self.experiment(network, method, setting, updates, seed), folder))
+        taken, model = time.process_time() - begun, dr.load(str(folder))
+        plans = [CHOSEN_BY[method]] if kind == "search" else STEPS[method]
+        rows = [
+            which | {"updates": updates, "cpu_seconds": round(taken, 1)} | self.score(model, kind, steps)
+            for steps in plans
+        ]
+        add_rows(self.out, rows)
+        print(
+            *(f"{network} by {method}, {setting}, seed {seed}, {row['steps']} steps: {mean(row):.4f}" for row in rows),
+            sep="\n",
+        )
+
+    def score(self, model: dr.Model, kind: str, steps: int) -> Row:
+        """Its cost, and the fair CRPS and spread of each start."""
+        held, system = model.given, self.system
+        assert isinstance(held, HeldOut)
+        places = spread(2 * system.starts, len(held.images))
+        starts = (
+            places[1::2][:: max(1, system.starts // STARTS)]
+            if kind == "search"
+            else spread(system.starts, len(held.images))
+        )
+        drawer = dr.Choice(steps=steps).drawer(model, batch_size=256, members=system.members, precision="float32")
+        truth = torch.from_numpy(held.originals(torch.from_numpy(starts))).double()
+        x = torch.cat(list(drawer.states(starts.tolist()))).unflatten(0, (len(starts), system.members)).double()
+        x, truth = (part.unflatten(-3, (FRAMES, -1)) for part in (x, truth))
+        macs = {str(count): replace(drawer, members=count).expected_cost.macs / 1e6 for count in SHARED}
+        return {"steps": steps, "macs": macs, **by_lead(x, truth)}
+
+    def best(self, network: Network, method: Method) -> Setting | None:
+        """The setting that the search prefers, once it is done."""
+        rows = self.known(kind="search", network=network, method=method)
+        if not rows:
+            return None
+        row = min(rows, key=mean)
+        return Setting(row["batch"], row["rate"], row["halflife"])
+
+    def search(self, network: Network, method: Method, seconds: float = SEARCHED) -> None:
+        """One choice after the other: batch, rate, half-life, each at the best of those before."""
+        setting = Setting()
+        for name, values in {"batch": BATCHES, "rate": RATES, "halflife": HALFLIVES}.items():
+            for value in values:
+                self.train("search", network, method, replace(setting, **{name: value}), seconds, 0)
+            setting = self.best(network, method) or setting
+
+    def table(self) -> str:
+        """Every training and plan so far: the mean CRPS, over seeds where there are several."""
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            if row["kind"] != "speed":
+                key = tuple(
+                    row[name] for name in ("kind", "network", "method", "batch", "rate", "halflife", "seconds", "steps")
+                )
+                groups.setdefault(key, []).append(row)
+        lines = [
+            [
+                *key,
+                ", ".join(f"{mean(row):.4f}" for row in rows),
+                f"{rows[0]['macs']['1']:.2f}",
+                f"{rows[0]['macs']['16']:.2f}",
+            ]
+            for key, rows in sorted(
+                groups.items(), key=lambda item: (item[0][0], item[0][6], np.mean([mean(row) for row in item[1]]))
+            )
+        ]
+        header = (
+            "kind",
+            "network",
+            "by",
+            "batch",
+            "rate",
+            "half-life",
+            "seconds",
+            "steps",
+            "CRPS, each seed",
+            "M of 1",
+            "of 16",
+        )
+        return markdown(header, lines, texts=3)
+
+
+def broad(config: UViTConfig) -> UViTConfig:
+    """Half of its multiply-adds: 3/4 of its channels, 3/4 of the blocks of its middle."""
+    *_, last = config.levels
+    levels = [replace(level, channels=round(level.channels * 3 / 32) * 8) for level in config.levels]
+    levels[-1] = replace(levels[-1], blocks=max(1, last.blocks * 3 // 4))
+    return replace(config, levels=tuple(levels))
+
+
+def mean(row: Row) -> float:
+    """CRPS over starts and lead times."""
+    return float(np.mean(row["crps"]))
+
+
+def networks(only: Sequence[str]) -> Iterator[tuple[Network, Method]]:
+    """Those of the contest, the two that decide first."""
+    order: tuple[tuple[Network, Method], ...] = (
+        ("dual", "diffusion"), ("single", "diffusion"), ("dual", "crps"), ("single", "crps"), ("broad", "diffusion"),
+        ("broad", "crps"), ("medium", "diffusion"), ("medium", "crps"), ("light", "diffusion"), ("light", "crps"),
+    )  # fmt: skip
+    return (pair for pair in order if not only or ":".join(pair) in only)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("verb", choices=("speeds", "search", "train", "show"))
+    parser.add_argument("--system", choices=SYSTEMS, default="kuramoto-sivashinsky")
+    parser.add_argument("--seconds", type=float, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="*", default=[], help="network:method")
+    options = parser.parse_args()
+    contest = Contest(options.system, options.out)
+    on_one_thread()
+    for network, method in () if options.verb == "show" else networks(options.only):
+        if options.verb == "speeds":
+            for batch in BATCHES:
+                contest.speed(network, method, batch)
+        elif options.verb == "search":
+            contest.search(network, method)
+        elif setting := contest.best(network, method):
+            for seed in options.seeds:
+                contest.train("final", network, method, setting, options.seconds, seed)
+    if contest.rows:
+        keep(RESULTS / f"contest-{options.system}.json.xz", contest.rows)
+    print(contest.table())
+
+
+if __name__ == "__main__":
+    main()
