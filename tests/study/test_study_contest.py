@@ -1,0 +1,72 @@
+"""The contest of forecasts: a search that goes on where it was, and trainings by its choice, for equal time."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from dualrate.data.simulations import KuramotoSivashinsky
+from dualrate.networks.uvit import UViTConfig
+from dualrate.recipes import forecast
+from dualrate.sampling.cost import macs_of
+from studies import contest, forecasts
+from studies.contest import Contest, Setting
+
+SIMULATION = KuramotoSivashinsky(points=16, burn_in=1.0)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contest:
+    tier = replace(forecast.TIERS["tiny"], channels=(8, 8), blocks=(1, 1), embedding=8)
+    monkeypatch.setitem(forecast.TIERS, "tiny", tier)
+    ks = forecasts.SYSTEMS["kuramoto-sivashinsky"]
+    system = replace(ks, simulation=SIMULATION, trajectories=10, frames=16, starts=4, members=2)
+    monkeypatch.setitem(forecasts.SYSTEMS, "tiny", system)
+    values = {"BATCHES": (4, 2), "RATES": (2e-3, 1e-3), "HALFLIVES": (10_000,), "STARTS": 2, "UPDATES": 1, "ROUNDS": 2}
+    for name, value in values.items():
+        monkeypatch.setattr(contest, name, value)
+    monkeypatch.setitem(contest.STEPS, "diffusion", (1, 2))
+    monkeypatch.setitem(contest.CHOSEN_BY, "diffusion", 2)
+    forecasts.simulate(system, tmp_path)
+    return Contest("tiny", tmp_path)
+
+
+def test_a_search_takes_the_best_of_each_choice_and_goes_on_where_it_was(tiny: Contest) -> None:
+    tiny.search("dual", "diffusion", seconds=0.02)
+    rows = tiny.known(kind="search")
+    best = min((row for row in rows if row["rate"] == 2e-3), key=contest.mean)
+    assert [(row["batch"], row["rate"]) for row in rows] == [(4, 2e-3), (2, 2e-3), (best["batch"], 1e-3)]
+    chosen = min(rows, key=contest.mean)
+    assert tiny.best("dual", "diffusion") == Setting(chosen["batch"], chosen["rate"], 10_000)
+    assert tiny.best("single", "crps") is None
+    before = (tiny.out / "rows.jsonl").read_text()
+    tiny.search("dual", "diffusion", seconds=0.02)
+    assert (tiny.out / "rows.jsonl").read_text() == before
+
+
+def test_equal_time_is_updates_of_the_speed_that_was_measured(tiny: Contest) -> None:
+    for network, ms in {"single": 1.0, "broad": 0.5}.items():
+        contest.add_rows(tiny.out, [{"kind": "speed", "network": network, "method": "diffusion", "batch": 4, "ms": ms}])
+        tiny.train("final", network, "diffusion", Setting(4), 0.003, 0)
+    rows = {network: tiny.known(kind="final", network=network) for network in ("single", "broad")}
+    assert {network: [(row["updates"], row["steps"]) for row in of] for network, of in rows.items()} == {
+        "single": [(3, 1), (3, 2)], "broad": [(6, 1), (6, 2)],
+    }  # fmt: skip
+    assert len(rows["single"][0]["crps"]) == 4  # starts
+    one, two = rows["single"]
+    assert two["macs"]["16"] == pytest.approx(2 * one["macs"]["16"])
+    assert "| final | broad | diffusion | 4 |" in tiny.table()
+
+
+def test_broad_is_about_half_of_the_large_network() -> None:
+    large = forecast.network((3, 1, 64), forecast.TIERS["tiny"], periodic=True)
+
+    def macs(config: UViTConfig) -> int:
+        network = config.network()
+        return macs_of(lambda: network(torch.zeros(1, *config.shape), torch.zeros(1), None))
+
+    assert 0.4 < macs(contest.broad(large)) / macs(large) < 0.6
