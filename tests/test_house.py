@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.house import imports, page, rings, room, survey
+from tools.house import dialect, imports, page, rings, room, survey
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
@@ -50,7 +50,21 @@ def test_lines_files_packages_and_imports_are_counted(root: Path) -> None:
     assert found["one_importer"] == 1  # top/other.py, by top/use.py
     assert found["imports"] == {"(root)": {"top": 1}, "__init__": {"top": 1}, "low": {}, "top": {"low": 2}}
     assert found["rings"] == []
+    assert found["groups"] == {"front": found["code"]}
     assert "  top -> low 2\n" in page(found)
+
+
+def test_words_that_say_nothing_are_counted(root: Path) -> None:
+    source = (
+        '''"""Of a thing."""\nfound = one = 1\n\n\ndef run(own):\n    """What runs."""\n    raise ValueError(own)\n'''
+    )
+    counts = dialect([source, "def run(value):\n    pass\n"])
+    assert counts["vague"] == {"own": 2, "found": 1, "one": 1}
+    assert counts["vague_in_1000"] == pytest.approx(1000 * 4 / 8)  # run, own, ValueError, own; run, value
+    assert counts["evasive_docstrings"] == {"Of": 1, "What": 1}
+    assert counts["defined_twice"] == {"run": 2}
+    assert counts["refusal_lines"] == 1
+    assert "500.0 of 1,000 identifiers are vague: own 2, found 1, one 1" in page(survey(root) | counts)
 
 
 def test_rooms_that_import_one_another_are_a_ring(root: Path) -> None:
@@ -59,6 +73,25 @@ def test_rooms_that_import_one_another_are_a_ring(root: Path) -> None:
     assert found["rings"] == [["(root)", "low", "top"]]
     assert "a ring: (root), low, top" in page(found)
     assert rings({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}) == [["b", "c"]]
+
+
+def test_imports_of_a_wing_are_counted_but_those_of_the_front(root: Path) -> None:
+    for name, text in {
+        "forecasts/rolling": "from dualrate.texts import pieces\nfrom dualrate.forecasts import scores\n",
+        "forecasts/scores": "x = 1\n",
+        "texts/pieces": "import dualrate.low.values\n",
+        "data/images": "from dualrate.forecasts import scores\n",
+        "cli/forecast": "from dualrate.forecasts import scores\n",
+    }.items():
+        (root / f"src/dualrate/{name}.py").parent.mkdir(exist_ok=True)
+        (root / f"src/dualrate/{name}.py").write_text(text)
+    counts = survey(root)
+    assert counts["arrows_into_wings"] == 2  # by another wing, by a carrier
+    assert {name: counts["groups"][name] for name in ("forecasts", "texts", "carriers")} == {
+        "forecasts": 3,
+        "texts": 1,
+        "carriers": 1,
+    }
 
 
 def test_modules_are_in_rooms() -> None:

@@ -1,4 +1,4 @@
-"""The rooms of a checkout: their source lines, their largest files, and what imports what. Nothing of it is imported.
+"""The rooms of a checkout: their lines, their largest files, their names, what imports what. Nothing is imported.
 
     python tools/house.py [--root PATH] [--json]
 
@@ -6,6 +6,9 @@ A room is a package right below src/dualrate; modules that lie there themselves 
 `__main__`, each a room of its own like the modules beside the package. Imports count once for each pair of files,
 wherever in a file they stand. Rooms in a ring import one another, directly or through others: in any order some of
 their imports point up.
+
+Rooms are of four groups: the engine, what carries it, the wings (each a subject whole), and the front. Lines of code
+are those without docstrings, comments and blanks. A vague name is one of VAGUE, which say nothing of what they hold.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import ast
 import io
 import json
+import keyword
 import sys
 import tokenize
 from collections import Counter
@@ -24,6 +28,23 @@ from pathlib import Path
 PACKAGE = "dualrate"
 BESIDE = ("studies", "tools", "benchmarks", "tests")
 LARGEST = 10
+WINGS = ("forecasts", "pipelines", "texts")  # none imports another, and nothing but the front imports them
+ENGINE = (
+    "diffusion",
+    "sampling",
+    "denoisers",
+    "networks",
+    "training",
+    "methods",
+    "experiment",
+    "planning",
+    "likelihood",
+)
+CARRIERS = ("system", "config", "codecs", "data", "metrics", "report", "recipes", "runs", "drawing")
+VAGUE = frozenset(
+    ["found", "made", "own", "one", "given", "kept", "held", "known", "asked", "told", "others", "there", "odd"]
+)
+EVASIVE = ("Of", "Those", "What", "That")  # first words of docstrings that name neither an action nor a value
 
 
 def modules(src: Path) -> dict[str, Path]:
@@ -124,6 +145,66 @@ def code(source: str) -> tuple[int, int]:
     return len(held - skipped), len(imported)
 
 
+def group(room: str) -> str:
+    """The group of a room."""
+    if room in WINGS:
+        return room
+    return "engine" if room in ENGINE else "carriers" if room in CARRIERS else "front"
+
+
+def names(source: str) -> Counter[str]:
+    """How often each identifier stands in it."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return Counter(
+        token.string for token in tokens if token.type == tokenize.NAME and not keyword.iskeyword(token.string)
+    )
+
+
+def definitions(tree: ast.Module) -> set[str]:
+    """The public classes and functions of a module."""
+    parts = (node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)))
+    return {part.name for part in parts if not part.name.startswith("_")}
+
+
+def first_words(tree: ast.Module) -> Counter[str]:
+    """The first words of its docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
+    return Counter(text.split()[0].strip(".,:;") for text in texts if text)
+
+
+def refusals(tree: ast.Module) -> int:
+    """Lines of its `raise` statements."""
+    raised = (node for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    return sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in raised)
+
+
+def dialect(sources: Iterable[str]) -> dict[str, object]:
+    """Counts of words: vague names in 1,000, docstrings by a first word that evades, public names that are defined in
+    several modules, lines of refusals.
+    """
+    identifiers: Counter[str] = Counter()
+    openings: Counter[str] = Counter()
+    places: Counter[str] = Counter()
+    raised = 0
+    for source in sources:
+        tree = ast.parse(source)
+        identifiers += names(source)
+        openings += first_words(tree)
+        places.update(definitions(tree))
+        raised += refusals(tree)
+    vague = {
+        name: identifiers[name] for name in sorted(VAGUE, key=lambda name: -identifiers[name]) if identifiers[name]
+    }
+    return {
+        "vague_in_1000": round(1000 * sum(vague.values()) / max(1, sum(identifiers.values())), 1),
+        "vague": vague,
+        "evasive_docstrings": {word: openings[word] for word in EVASIVE if openings[word]},
+        "defined_twice": {name: count for name, count in sorted(places.items()) if count > 1 and name != "main"},
+        "refusal_lines": raised,
+    }
+
+
 def rings(between: Mapping[str, Iterable[str]]) -> list[list[str]]:
     """Groups of rooms of which each is reached from each."""
 
@@ -157,7 +238,12 @@ def survey(root: Path) -> dict[str, object]:
     between = {name: {to: pairs[name, to] for to in sorted(rooms) if pairs[name, to]} for name in sorted(rooms)}
     sizes = {str(path.relative_to(root)): lines([path]) for path in chain(found.values(), *beside.values())}
     packages = [path for path in found.values() if path.name == "__init__.py"]
-    counts = [code(path.read_text(encoding="utf-8")) for path in found.values()]
+    texts = {name: path.read_text(encoding="utf-8") for name, path in found.items()}
+    counts = [code(text) for text in texts.values()]
+    groups: Counter[str] = Counter()
+    for name, (lines_of_code, _) in zip(texts, counts, strict=True):
+        groups[group(room(name))] += lines_of_code
+    arrows = sum(count for (start, end), count in pairs.items() if end in WINGS and group(start) != "front")
     return {
         "src": lines(found.values()),
         "code": sum(one for one, _ in counts),
@@ -168,6 +254,9 @@ def survey(root: Path) -> dict[str, object]:
         "tests": {path.name: lines(path.rglob("*.py")) for path in sorted((root / "tests").glob("*")) if path.is_dir()},
         "largest": dict(sorted(sizes.items(), key=lambda item: -item[1])[:LARGEST]),
         "packages": len(packages),
+        "groups": dict(groups),
+        "arrows_into_wings": arrows,
+        **dialect(texts.values()),
         "imports": between,
         "rings": rings(between),
     }
@@ -181,12 +270,22 @@ def page(found: dict) -> str:
     text += [f"  {name:<14}{one['lines']:>7} lines{one['files']:>5} files" for name, one in found["rooms"].items()]
     text += [f"{name}: {one['lines']} lines in {one['files']} files" for name, one in found["beside"].items()]
     text += ["largest files:", *(f"  {count:>5} {name}" for name, count in found["largest"].items())]
+    text += ["lines of code by group:", *(f"  {name:<14}{count:>7}" for name, count in found["groups"].items())]
+    text += [f"{found['arrows_into_wings']} imports of a wing by engine, carriers or another wing"]
+    text += [f"{found['refusal_lines']} lines of refusals, {100 * found['refusal_lines'] / max(1, found['code']):.1f}%"]
+    text += [f"{found['vague_in_1000']} of 1,000 identifiers are vague: {_counted(found['vague'])}"]
+    text += [f"docstrings that begin with {_counted(found['evasive_docstrings'])}"]
+    text += [f"{len(found['defined_twice'])} public names in several modules: {_counted(found['defined_twice'])}"]
     pairs = sum(map(len, found["imports"].values()))
     text += [f"{found['packages']} packages; {pairs} pairs of rooms with imports (room -> room, how many):"]
     for name, targets in found["imports"].items():
         text += [f"  {name} -> " + (", ".join(f"{to} {count}" for to, count in targets.items()) or "nothing")]
     text += [f"a ring: {', '.join(ring)}" for ring in found["rings"]] or ["no rings: imports can all point one way"]
     return "\n".join(text)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
 def main() -> None:
