@@ -33,7 +33,7 @@ from common import (
     place,
     save,
 )
-from trainings import kept_file, training
+from trainings import kept_file, plans_of, training
 from verdicts import (
     as_savings,
     headline_table,
@@ -139,12 +139,14 @@ def front(results: ComparisonResults) -> Table:
     """Of pooled scores, without savings, which other tables have by every metric; with what was measured where."""
     made, rows = front_table(pooled_results(results).finished), [one.ran_on for one in results.measured]
     machines = Counter(row.partition(",")[0] for row in rows)
+    trainings = {plan[0].row.network: len(plan) for plan in plans_of(results.measured)}
     days = [day for row in rows for day in re.findall(r"\bdate (\S+)", row)]
     notes = (
         f"ms, ms alone: {', '.join(f'{name} {value}' for name, value in results.environment.items())}",
         f"scores: {', '.join(f'{count} of {len(rows)} rows on {name}' for name, count in sorted(machines.items()))}, "
         f"{min(days)} to {max(days)}",
-        "KD, precision, recall: of the first training alone",
+        f"trainings: {', '.join(f'{count} of {name}' for name, count in trainings.items())}; KD, precision, recall: of "
+        "the first alone",
     )
     return replace(made, notes=(*made.notes, *notes))
 

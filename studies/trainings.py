@@ -186,6 +186,6 @@ def point_of(one: MeasuredCandidate, metric: str, cost: float) -> Point:
 
 def _pooled_score(score: Score, point: Point, trainings: int) -> Score:
     low, high = map(math.exp, interval_of(np.log(point.replicates), score.level))
-    many = "geometric mean over trainings" if trainings > 1 else "one training"
+    many = f"geometric mean of {trainings} trainings" if trainings > 1 else "one training"
     note = f"{many}; interval: images and trainings"
     return replace(score, value=point.score, low=low, high=high, note=f"{score.note}; {note}" if score.note else note)
