@@ -85,7 +85,12 @@ def kept(file: Path, out: Path) -> list[Row]:
     """The rows of OUT, which the file (.json.xz) keeps from now on; where OUT has none, those that it keeps."""
     if rows := rows_of(out):
         keep(file, rows)
-    return rows or json.loads(lzma.decompress(file.read_bytes()))
+    return rows or kept_in(file)
+
+
+def kept_in(file: Path) -> list[Row]:
+    """The rows that a file (.json.xz) keeps."""
+    return json.loads(lzma.decompress(file.read_bytes()))
 
 
 # Tables

@@ -238,7 +238,7 @@ def _power(one: Verdict, of: str) -> str:
 
 
 def as_savings(found: Sequence[Verdict]) -> list[dict[str, object]]:
-    """A flat dict for each plan and metric, unrounded; "never": none reaches the score; None: no baseline is as cheap."""
+    """A flat dict for each plan and metric, unrounded; "never": none reaches the score; None: none is as cheap."""
     lines = []
     for verdict in found:
         row = verdict.finished.row
