@@ -526,7 +526,7 @@ def page(out: Path) -> None:
     rows = kept(RESULTS / "captions.json.xz", out)
     place("captions", table(rows), RESULTS / "captions.md")
     place("captions ratios", ratio_table(rows), RESULTS / "captions.md")
-    print(table(rows), ratio_table(rows), sep="\n", end="")
+    print(table(rows), end="")
     write_whole(RESULTS / "captions.png", png(front(rows)))
     if (out / "shown").is_dir():
         write_whole(RESULTS / "captions-pictures.png", png(gallery(out, rows)))

@@ -162,8 +162,7 @@ TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind be
 
 
 def figure(results: ComparisonResults) -> bytes:
-    rows = [one.row for one in pooled_results(results).finished]
-    return png(pareto_figure(sorted(rows, key=lambda row: row.macs), "flops"))
+    return png(pareto_figure([one.row for one in pooled_results(results).finished], "flops"))
 
 
 def numbers(results: ComparisonResults) -> str:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +218,7 @@ def table(rows: Sequence[Row]) -> str:
     Intervals are Wilson's.
     """
     best: dict[tuple[str, str, int, int], Row] = {}
-    ordered = sorted(rows, key=lambda row: (row["right"], row["cells"], row["name"], row["steps"]))
+    ordered = sorted(rows, key=itemgetter("right", "cells", "size", "trained_by", "lr", "steps"))
     for row in ordered:
         best[row["size"], row["trained_by"], int(row["seconds"]), row["steps"]] = row
     head = ("network", "trained by", "steps", "seconds", "boards right", "cells right")

@@ -73,7 +73,7 @@ class Verdict:
 
 
 def pooled_results(results: ComparisonResults, level: float = LEVEL) -> ComparisonResults:
-    """With scores pooled over trainings, whose intervals are of this level and hold the noise of training.
+    """With scores pooled over trainings, whose intervals are of this level and hold the noise of training; by cost.
 
     Without the saving of the first training, which is another than `verdicts` find.
     """
@@ -83,7 +83,7 @@ def pooled_results(results: ComparisonResults, level: float = LEVEL) -> Comparis
         if one := pooled.get(timed.candidate.key):
             row = replace(one.row, seconds_per_image=timed.row.seconds_per_image, batch_size=timed.row.batch_size)
             finished.append(replace(timed, row=row, replicates=one.replicates, saving=None))
-    return replace(results, finished=finished)
+    return replace(results, finished=sorted(finished, key=lambda one: (one.row.macs, one.candidate.key)))
 
 
 def metrics_of(results: ComparisonResults) -> list[str]:
@@ -102,10 +102,9 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
         for costs in COSTS:
             points = [point_of(one, metric, costs.of(one)) for one in results.dual_rate]
             on_front |= {point.name for point in front(points)}
-    ordered = sorted(results.dual_rate, key=lambda one: one.row.macs)
     return [
         Verdict(one, {metric: savings_of(one, results.baselines, metric) for metric in metrics})
-        for one in ordered
+        for one in results.dual_rate
         if one.candidate.key in on_front
     ]
 
