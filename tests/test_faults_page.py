@@ -149,7 +149,7 @@ HELD_BY = {  # what happens: the tests
     ],
     "`--out` holds samples or a forecast of another model, plan or sampler": [
         "cli/test_cli_forecast.py::test_starts_of_a_file_and_what_is_refused",
-        f"{SAMPLES}::test_a_folder_of_other_samples_is_refused_and_what_differs_is_named"
+        f"{SAMPLES}::test_a_folder_of_other_samples_is_refused_and_what_differs_is_named",
     ],
     "a PNG in the folder is cut off": [f"{SAMPLES}::test_a_png_that_is_not_whole_is_drawn_again"],
     "a reference file of another number of features, with NaN, or a pickle": [
