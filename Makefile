@@ -29,7 +29,7 @@ test-slow: env-dev  ## the long fault and training tests
 reproduce-train: env  ## train a model of docs/results/settled.md, e.g. MODEL=settle-dual-25 (two to three hours of a core; resumes)
 	@$(BIN)/python studies/train.py $(MODEL)
 
-reproduce-report: env-dev  ## dual-rate against single networks, docs/results/settled.md (nine to twenty hours of a core; KEPT=1: from kept rows, minutes)
+reproduce-report: env-dev  ## dual-rate against single networks, docs/results/settled.md (nine to twenty hours of a core; KEPT=1: from kept rows and times, seconds)
 	@$(BIN)/python studies/report.py settled-25 --compile --precision float32 $(if $(KEPT),--kept)
 
 benchmark: env-dev  ## ratios of speed and memory on one thread (five minutes)

@@ -515,7 +515,7 @@ def page(out: Path) -> str:
     head += ("images a CPU second", "million MACs a call", "lines", "learning rate", "CPU seconds of search")
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     keys = [tuple(row.get(part) for part in ("name", "options", "seconds", "images")) for row in rows]
-    groups = [[row for row, other in zip(rows, keys, strict=True) if other == key] for key in set(keys)]
+    groups = [[row for row, other in zip(rows, keys, strict=True) if other == key] for key in dict.fromkeys(keys)]
     groups.sort(key=lambda group: (group[0]["seconds"], np.mean([row["scores"][0][0] for row in group])))
     for group in groups:
         first, scores = group[0], np.array([row["scores"] for row in group])  # (seeds, networks, 3)
@@ -528,7 +528,9 @@ def page(out: Path) -> str:
         cells += [first["found"]["lr"], f"{first['search_seconds']:.0f}"] if "found" in first else ["its own", 0]
         lines.append(" | ".join(map(str, cells)))
     floors = {(row["images"], *row["floor"]) for row in rows}
-    real = [f"{count} training images: {', '.join(f'{value:.1f}' for value in floor)}" for count, *floor in floors]
+    real = [
+        f"{count} training images: {', '.join(f'{value:.1f}' for value in floor)}" for count, *floor in sorted(floors)
+    ]
     return "\n".join([*(f"| {line} |" for line in lines), "", f"Distances of {'; '.join(real)}."])
 
 

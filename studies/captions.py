@@ -25,6 +25,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ from dualrate.report.figures import log_axis, png
 from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
 from studies.common import RESULTS, Row, add_rows, kept, markdown, place, rows_of
+from studies.conditions import ratio
+from studies.forecasts import resampled
 from studies.shapes import (
     ASPECTS,
     BACKGROUND,
@@ -453,6 +456,7 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float, float
     return share, middle - half, middle + half
 
 
+LIGHTER = ("retrofit", "consistency", "moments")  # ways that a table compares at equal captions right
 HEADER = (
     "way", "steps", "calls", "million multiply-adds", "ms", "all three right", "of new words", *ASPECTS,
     "over the model as cheap", "as fast", "over the smaller one as cheap",
@@ -463,12 +467,11 @@ def against(row: Row, rows: Sequence[Row], cost: str, network: str) -> str:
     """How many more captions, in %, have all three right than by a network alone, in as few steps as it takes to cost
     no more; +- 95%. The same captions make it a paired mean. Nothing of the model and the smaller one themselves.
     """
-    alone = [one for one in rows if "pipeline" not in one["way"] and one["way"].split(",")[0] in ("model", "small")]
-    baselines = [one for one in alone if one["way"].split(",")[0] == network]
+    baselines = [one for one in rows if rival_of(one["way"]) == network]
     as_cheap = [one for one in baselines if one[cost] <= 1.01 * row[cost] and one is not row]
-    if row in alone or not as_cheap:
+    if rival_of(row["way"]) or not as_cheap:
         return ""
-    best = max(as_cheap, key=lambda one: _right(one).sum())
+    best = max(as_cheap, key=lambda one: (_right(one).sum(), one["way"]))
     more = 100.0 * (_right(row).astype(float) - _right(best))
     return f"{more.mean():+.1f} +- {1.96 * more.std(ddof=1) / math.sqrt(len(more)):.1f}"
 
@@ -480,7 +483,7 @@ def table(rows: Sequence[Row]) -> str:
         return f"{100 * share[0]:.1f} [{100 * share[1]:.1f}, {100 * share[2]:.1f}]"
 
     lines = []
-    for row in sorted(rows, key=lambda row: row["macs"]):
+    for row in sorted(rows, key=lambda row: (row["macs"], row["way"])):
         calls = " + ".join(f"{row[kind]:g}" for kind in ("heavy", "light") if row[kind])
         half = slice(len(row["count"]) // 2, None)
         cells = [row["way"], row["steps"], calls, f"{row['macs']:.1f}", f"{row['ms']:.2f}", told(_share(row))]
@@ -490,10 +493,39 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(HEADER, lines, texts=1)
 
 
+def ratio_table(rows: Sequence[Row]) -> str:
+    """What the model and the smaller one alone cost that draw as many captions right as a way, over what it costs.
+
+    Intervals are over captions, the same for all.
+    """
+    scores = wrong(rows)
+    costs = {cost: {row["way"]: row[cost] for row in rows} for cost in ("macs", "ms")}
+    rivals = {name: [way for way in scores if rival_of(way) == name] for name in ("model", "small")}
+    lines = [
+        [way, *(ratio(scores, costs[cost], way, rivals[name]) for name in rivals for cost in costs)]
+        for way in sorted(scores, key=lambda way: (costs["macs"][way], way))
+        if way.startswith(LIGHTER)
+    ]
+    kinds = ("the model", "the smaller one")
+    return markdown(["way", *(f"{kind}: {of}" for kind in kinds for of in ("multiply-adds", "ms"))], lines, texts=1)
+
+
+def wrong(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
+    """Of each way the share of captions that are not all right; then of captions drawn anew, in pairs."""
+    return resampled([row | {"crps": 1.0 - _right(row)[:, None]} for row in rows], itemgetter("way"))
+
+
+def rival_of(way: str) -> str:
+    """The network of a way that is the model or the smaller one alone, else ""."""
+    network = way.split(",")[0]
+    return network if network in ("model", "small") and "pipeline" not in way else ""
+
+
 def page(out: Path) -> None:
-    """Table and figures of docs/results/captions.md, of OUT or of the kept rows."""
+    """Tables and figures of docs/results/captions.md, of OUT or of the kept rows."""
     rows = kept(RESULTS / "captions.json.xz", out)
     place("captions", table(rows), RESULTS / "captions.md")
+    place("captions ratios", ratio_table(rows), RESULTS / "captions.md")
     print(table(rows), end="")
     write_whole(RESULTS / "captions.png", png(front(rows)))
     if (out / "shown").is_dir():

@@ -8,9 +8,11 @@ import lzma
 import re
 import tarfile
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,11 +21,9 @@ import dualrate as dr
 from dualrate.report.table import TEXT_COLUMNS, Table
 from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
-from dualrate.system.folders import new_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, RUNS = ROOT / "docs" / "results", ROOT / "runs"
-SHOWN = 20  # images of a row on a grid
 LINE = 119  # characters of a note in Markdown, at most
 METRICS = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"  # feature nets of Fashion-MNIST, those that ship
 PRETRAINED = "efficientnet"  # and one that nobody here trained
@@ -51,15 +51,14 @@ def save(file: Path, text: str) -> None:
     write_whole(file, text)
 
 
-def kept_rows(name: str) -> Path:
-    """The folder of a report's rows, runs/NAME-rows, unpacked from docs/results/rows/NAME.tar.xz the first time."""
-    folder, packed = RUNS / f"{name}-rows", RESULTS / "rows" / f"{name}.tar.xz"
-    if not folder.exists() and packed.exists():
-        with tarfile.open(packed) as archive, new_folder(folder) as made:
-            for member in archive:
-                if content := archive.extractfile(member):
-                    (made / Path(member.name).name).write_bytes(content.read())
-    return folder
+@contextmanager
+def kept_rows(name: str) -> Iterator[Path]:
+    """A folder of a report's rows, those that docs/results/rows/NAME.tar.xz keeps; it is gone afterwards."""
+    with TemporaryDirectory() as folder, tarfile.open(RESULTS / "rows" / f"{name}.tar.xz") as archive:
+        for member in archive:
+            if content := archive.extractfile(member):
+                (Path(folder) / Path(member.name).name).write_bytes(content.read())
+        yield Path(folder)
 
 
 Row = dict[str, Any]  # a measurement
@@ -86,7 +85,12 @@ def kept(file: Path, out: Path) -> list[Row]:
     """The rows of OUT, which the file (.json.xz) keeps from now on; where OUT has none, those that it keeps."""
     if rows := rows_of(out):
         keep(file, rows)
-    return rows or json.loads(lzma.decompress(file.read_bytes()))
+    return rows or kept_in(file)
+
+
+def kept_in(file: Path) -> list[Row]:
+    """The rows that a file (.json.xz) keeps."""
+    return json.loads(lzma.decompress(file.read_bytes()))
 
 
 # Tables

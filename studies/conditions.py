@@ -35,7 +35,7 @@ from dualrate.recipes.tasks import Rate, TrainedBy
 from dualrate.report.table import with_interval
 from dualrate.system.progress import Silent
 from studies.common import RESULTS, Row, add_rows, kept, markdown, place, rows_of
-from studies.forecasts import Plan, Scores, at_equal_score, resampled
+from studies.forecasts import Key, Plan, at_equal_score, plan_of, resampled
 
 TASKS = ("super-resolution:4", "inpainting:16")
 MODELS: tuple[tuple[Rate, TrainedBy], ...] = (
@@ -105,7 +105,9 @@ def train(out: Path, source: str, seconds: float, seeds: Sequence[int], tasks: S
         print(*(f"{folder.name}, {row['steps']} steps: CRPS {np.mean(row['crps']):.5f}" for row in rows), sep="\n")
 
 
-def ratio(scores: Scores, cost: Mapping[Plan, float], pair: Plan, others: Sequence[Plan]) -> str:
+def ratio(
+    scores: Mapping[Key, NDArray[np.float64]], cost: Mapping[Key, float], pair: Key, others: Sequence[Key]
+) -> str:
     """How many times the cheapest of the others costs that scores as well as the pair's plan, and its interval."""
     middle, low, high = (
         "never" if np.isinf(value) else f"{value:.2f}" for value in at_equal_score(scores, cost, pair, others)
@@ -166,8 +168,8 @@ def ratio_table(rows: Sequence[Row]) -> str:
 
 def by_plan(rows: Sequence[Row]) -> dict[Plan, list[Row]]:
     found: dict[Plan, list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["rate"], row["trained_by"], row["steps"]), []).append(row)
+    for row in sorted(rows, key=plan_of):
+        found.setdefault(plan_of(row), []).append(row)
     return found
 
 

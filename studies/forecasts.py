@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ PAGE = RESULTS / "forecasts.md"
 SHARED, FRAMES, RESAMPLES = (1, 16, 64), 3, 2000
 TIMED, ROUNDS = 128, 3  # members that are drawn together for milliseconds, and how often
 Plan = tuple[str, str, int]  # a network, what trained it, and steps
+Key = TypeVar("Key")  # of a plan, such as this
 Scores = dict[Plan, NDArray[np.float64]]
 StudentsOf = Literal["moments", "consistency"]
 Method = TrainedBy | OfFrames
@@ -367,7 +368,9 @@ def ratios(
     return at_equal_score(scores, cost, (rate, trained_by, steps), singles)
 
 
-def at_equal_score(scores: Scores, cost: Mapping[Plan, float], pair: Plan, others: Sequence[Plan]) -> list[float]:
+def at_equal_score(
+    scores: Mapping[Key, NDArray[np.float64]], cost: Mapping[Key, float], pair: Key, others: Sequence[Key]
+) -> list[float]:
     """How many times the cheapest of the others costs that scores as well as a pair's plan; with its interval."""
     enough = np.stack([np.where(scores[key] <= scores[pair], cost[key] / cost[pair], np.inf) for key in others]).min(0)
     return [enough[0], *np.quantile(enough[1:], (0.025, 0.975), method="inverted_cdf")]
@@ -406,8 +409,9 @@ def scored_table(rows: Sequence[Row]) -> str:
     for key in sorted(scores, key=lambda key: scores[key][0]):
         rate, trained_by, steps = key
         own = [row for row in rows if plan_of(row) == key]
+        ms = next((row["ms"] for row in own if "ms" in row), {})
         cells = [word(rate), word(trained_by), steps, *(f"{own[0]['macs'][str(count)]:.2f}" for count in SHARED)]
-        cells += [*(f"{own[0]['ms'][str(count)]:.2f}" if "ms" in own[0] else "" for count in SHARED)]
+        cells += [*(f"{ms[str(count)]:.2f}" if ms else "" for count in SHARED)]
         cells.append(interval(scores[key], 4))
         leads = np.mean([np.mean(row["crps"], 0) for row in own], 0), np.mean([row["spread_skill"] for row in own], 0)
         lines.append([*cells, *(", ".join(f"{value:.3g}" for value in values) for values in leads)])

@@ -1,28 +1,29 @@
-"""The report of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
+"""The report of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and its figure.
 
     make reproduce-report            settled-25: a small pair and single networks trained alike, 50,000 images, float32,
-                                     nine to twenty hours of a core; KEPT=1: of the rows that are kept, minutes
+                                     nine to twenty hours of a core; KEPT=1: of the rows that are kept, seconds
 
-The same call goes on where it was. The page with everything is runs/NAME-report.html. With `--kept` rows are read from
-docs/results/rows/NAME.tar.xz, a file for each training of each candidate, and only times are measured anew.
+The same call goes on where it was. The page of single trainings is runs/NAME-report.html. With `--kept` nothing is
+measured: rows are those of docs/results/rows/NAME.tar.xz, a file for each training of each candidate, and times those
+of docs/results/NAME.json.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
-import numpy as np
 from common import (
     METRICS,
     PRETRAINED,
     RESULTS,
     ROOT,
     RUNS,
-    SHOWN,
     as_markdown,
     command,
     kept_rows,
@@ -32,26 +33,27 @@ from common import (
     place,
     save,
 )
-from trainings import kept_file, training
-from verdicts import headline_table, pooled_results, savings_table, scores_table, trainings_table, verdict_table
+from trainings import kept_file, plans_of, training
+from verdicts import (
+    as_savings,
+    headline_table,
+    pooled_results,
+    savings_table,
+    scores_table,
+    trainings_table,
+    verdict_table,
+    verdicts,
+)
 
 from dualrate.cli.console import reporter, working
 from dualrate.compare.candidates import RunRequest, candidates_of
-from dualrate.compare.comparison import Effort, Session, compare
-from dualrate.compare.results import (
-    ComparisonResults,
-    MeasuredCandidate,
-    as_json,
-    compare_page,
-    front_table,
-    read_row,
-    reusing_plans,
-)
+from dualrate.compare.comparison import Effort, compare
+from dualrate.compare.results import ComparisonResults, MeasuredCandidate, as_json, front_table, read_row
 from dualrate.config.ranges import Precision
-from dualrate.report.figures import pareto_figure, plan_figure, png
-from dualrate.report.image_grid import save_grid
+from dualrate.report.figures import pareto_figure, png
 from dualrate.report.table import Table
 from dualrate.system.device import pick_device
+from dualrate.system.files import write_whole
 
 # Requests of `dualrate compare`
 
@@ -104,16 +106,15 @@ REQUESTS = [
 
 # The report
 
-Writer = Callable[[ComparisonResults, Path], object]
-KINDS = ("savings", "front")  # of tables on a page
-FIRST = (ROOT / "docs/results.md",)  # where the table "headline" stands, too
+KINDS = ("verdicts", "savings", "front", "trainings", "headline", "scores")  # of tables on a page
+FIRST = ROOT / "docs/results.md"  # where the table "headline" stands, too
 
 
 @dataclass(frozen=True)
 class Report:
     """requests: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results
 
-    metrics: feature nets that see the same images; kinds: tables of its page
+    metrics: feature nets that see the same images
     """
 
     requests: Sequence[str]
@@ -121,7 +122,6 @@ class Report:
     command: str
     page: str
     metrics: str
-    kinds: Sequence[str] = KINDS
 
 
 REPORTS = {
@@ -131,59 +131,83 @@ REPORTS = {
         "make reproduce-report",
         "settled.md",
         f"{METRICS},{PRETRAINED}",
-        kinds=("verdicts", *KINDS, "trainings", "headline", "scores"),
     ),
 }
+
+
+def front(results: ComparisonResults) -> Table:
+    """Of pooled scores, without savings, which other tables have by every metric; with what was measured where."""
+    made, rows = front_table(pooled_results(results).finished), [one.ran_on for one in results.measured]
+    machines = Counter(row.partition(",")[0] for row in rows)
+    trainings = {plan[0].row.network: len(plan) for plan in plans_of(results.measured)}
+    days = [day for row in rows for day in re.findall(r"\bdate (\S+)", row)]
+    notes = (
+        f"ms, ms alone: {', '.join(f'{name} {value}' for name, value in results.environment.items())}",
+        f"scores: {', '.join(f'{count} of {len(rows)} rows on {name}' for name, count in sorted(machines.items()))}, "
+        f"{min(days)} to {max(days)}",
+        f"trainings: {', '.join(f'{count} of {name}' for name, count in trainings.items())}; KD, precision, recall: of "
+        "the first alone",
+    )
+    return replace(made, notes=(*made.notes, *notes))
 
 
 TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind between a page's markers
     "verdicts": verdict_table,
     "savings": savings_table,
-    "front": lambda findings: front_table(pooled_results(findings).finished),
+    "front": front,
     "trainings": trainings_table,
     "headline": headline_table,
     "scores": scores_table,
 }
 
 
-def _by_cost(findings: ComparisonResults) -> list[MeasuredCandidate]:
-    return sorted(pooled_results(findings).finished, key=lambda one: one.row.macs)
+def figure(results: ComparisonResults) -> bytes:
+    return png(pareto_figure([one.row for one in pooled_results(results).finished], "flops"))
 
 
-def _figure(cost: Literal["flops", "seconds"]) -> Writer:
-    return lambda findings, file: file.write_bytes(png(pareto_figure([one.row for one in _by_cost(findings)], cost)))
+def numbers(results: ComparisonResults) -> str:
+    """All numbers of the page, as JSON."""
+    pooled = replace(pooled_results(results), screened=())
+    return json.dumps({**json.loads(as_json(pooled)), "savings": as_savings(verdicts(pooled))}, indent=1) + "\n"
 
 
-def _plans(findings: ComparisonResults, file: Path) -> None:
-    file.write_bytes(png(plan_figure(reusing_plans(_by_cost(findings)))))
+def kept_results(name: str) -> ComparisonResults:
+    """Of the rows that are kept: their files have the names of the candidates. Times are those of NAME.json, too.
 
-
-def _samples(findings: ComparisonResults, file: Path) -> None:
-    """A row of images each, in order of cost."""
-    grid = np.concatenate([one.images for one in _by_cost(findings)])
-    save_grid(grid, file, columns=SHOWN, scale=2 if grid.shape[-1] < 30 else 1)
-
-
-FILES: Mapping[str, Writer] = {  # NAME and this, where the report's page or the summary names it
-    "-flops.png": _figure("flops"),
-    "-seconds.png": _figure("seconds"),
-    "-plans.png": _plans,
-    "-samples.png": _samples,
-}
-
-
-def kept_results(name: str, precision: Precision) -> ComparisonResults:
-    """Of the rows that are kept: their files have the names of the candidates. Times are measured now."""
-    report, folder, progress = REPORTS[name], kept_rows(name), reporter()
+    Raises ValueError for a candidate whose times it lacks.
+    """
+    report, known = REPORTS[name], json.loads((RESULTS / f"{name}.json").read_text())
     requests = [RunRequest.parse(text) for text in report.requests]
-    models = {request.run: load(request.run) for request in requests}
-    candidates = candidates_of(requests, models)
-    measured = [read_row(folder / kept_file(one), one) for one in candidates]
-    session = Session(models, (), RUNS / f"{name}-report.cells", progress, precision)
+    candidates = candidates_of(requests, {request.run: load(request.run) for request in requests})
+    with kept_rows(name) as folder:
+        measured = [read_row(folder / kept_file(one), one) for one in candidates]
+    times = {tuple(one[part] for part in PLAN): one for one in known["front"]}
+    first = [one for one in measured if training(one.candidate)[1] == 0]
+    finished = [with_times(one, times.get(tuple(getattr(one.row, part) for part in PLAN))) for one in first]
     duals = frozenset(one.network for one in candidates if one.reuses)
-    timed = session.finish([one for one in measured if training(one.candidate)[1] == 0])
-    results = ComparisonResults([], measured, timed, duals, (), report.command, session.environment)
-    return results.with_savings()
+    return ComparisonResults([], measured, finished, duals, (), report.command, known["environment"])
+
+
+PLAN = ("network", "sampler", "num_steps", "num_heavy")  # what tells rows of one report apart
+
+
+def with_times(one: MeasuredCandidate, known: Mapping[str, Any] | None) -> MeasuredCandidate:
+    """known: its record in NAME.json."""
+    if known is None:
+        raise ValueError(f"{one.row} has a row that is kept and no times: measure it, without --kept")
+    row = replace(one.row, seconds_per_image=known["seconds_per_image"], batch_size=known["batch_size"])
+    return replace(one, row=row, seconds_alone=known["seconds_alone"])
+
+
+def write(name: str, results: ComparisonResults) -> None:
+    """The numbers, the figure, and the tables of the page."""
+    page = RESULTS / REPORTS[name].page
+    save(RESULTS / f"{name}.json", numbers(results))
+    write_whole(RESULTS / f"{name}-flops.png", figure(results))
+    for kind in KINDS:
+        made = as_markdown(TABLES[kind](results)) + "\n"
+        for where in pages_with(f"{name} {kind}", [page, FIRST]):
+            place(f"{name} {kind}", made, where)
 
 
 def main() -> None:
@@ -192,46 +216,35 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw at once")
     parser.add_argument("--compile", action="store_true", help="the networks: a third faster in float32")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto")
-    parser.add_argument("--kept", action="store_true", help="take the rows that are kept")
+    parser.add_argument("--kept", action="store_true", help="take the rows that are kept, and their times")
     options = parser.parse_args()
     name, report, device = options.name, REPORTS[options.name], pick_device(None)
-    page = RESULTS / report.page
-    for kind in report.kinds:  # before the work
-        pages_with(f"{name} {kind}", [page, *FIRST])
+    for kind in KINDS:  # before the work
+        pages_with(f"{name} {kind}", [RESULTS / report.page, FIRST])
     if device.type == "cpu":
         on_one_thread()
     os.chdir(ROOT)  # a row's name has its request's paths, which are below the repository
-    out = RUNS / f"{name}-report.html"
     if options.kept:
-        findings = kept_results(name, options.precision)
-        save(out, compare_page(findings))
-        save(out.with_suffix(".json"), as_json(findings))
-    else:
-        findings = compare(
-            report.requests,
-            out,
-            report.effort,
-            features=report.metrics,
-            device=device,
-            workers=options.workers,
-            compiled=working(device, reporter(), compiled=options.compile, graphs=False)["compiled"],
-            precision=options.precision,
-            progress=reporter(),
-            command=report.command,
-        )
-    if findings.unfinished:
-        print(*findings.unfinished, f"the same command goes on; so far: {out}", sep="\n")
+        write(name, kept_results(name))
+        return
+    out = RUNS / f"{name}-report.html"
+    results = compare(
+        report.requests,
+        out,
+        report.effort,
+        features=report.metrics,
+        device=device,
+        workers=options.workers,
+        compiled=working(device, reporter(), compiled=options.compile, graphs=False)["compiled"],
+        precision=options.precision,
+        progress=reporter(),
+        command=report.command,
+    )
+    if results.unfinished:
+        print(*results.unfinished, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)
-    named = "".join(file.read_text() for file in (page, *FIRST))
-    (RESULTS / f"{name}.json").write_text(out.with_suffix(".json").read_text())
-    for ending, write in FILES.items():
-        if f"{name}{ending}" in named:
-            write(findings, RESULTS / f"{name}{ending}")
-    for kind in report.kinds:
-        made = as_markdown(TABLES[kind](findings)) + "\n"
-        for where in pages_with(f"{name} {kind}", [page, *FIRST]):
-            place(f"{name} {kind}", made, where)
-    print(out, page)
+    write(name, results)
+    print(out)
 
 
 if __name__ == "__main__":

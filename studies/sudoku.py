@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -212,20 +213,29 @@ def train(out: Path, seconds: float, seeds: Sequence[int], rates: Sequence[float
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Of each network, time and number of steps the best learning rate, the best row first. Intervals are Wilson's."""
+    """Of each network, time and number of steps the best learning rate, the best row first: by boards, then by cells.
+
+    Intervals are Wilson's.
+    """
     best: dict[tuple[str, str, int, int], Row] = {}
-    for row in sorted(rows, key=lambda row: row["right"]):
+    ordered = sorted(rows, key=itemgetter("right", "cells", "size", "trained_by", "lr", "steps"))
+    for row in ordered:
         best[row["size"], row["trained_by"], int(row["seconds"]), row["steps"]] = row
     head = ("network", "trained by", "steps", "seconds", "boards right", "cells right")
     head += ("million multiply-adds a sample, of 1", "of 16", "ms, of 1", "puzzles seen", "learning rate")
     lines = []
-    for row in sorted(best.values(), key=lambda row: -row["right"]):
+    for row in sorted(best.values(), key=ordered.index, reverse=True):
         share = with_interval(*wilson(row["right"], SCORED), places=2)
         cells = [row["size"], row["trained_by"], row["steps"], int(row["seconds"]), share, f"{row['cells']:.2f}"]
         cells += [f"{row['macs'][str(count)]:.1f}" for count in (1, MEMBERS)]
         cells += [f"{row['ms']:.1f}", row["seen"], f"{row['lr']:g}"]
         lines.append(cells)
     return markdown(head, lines)
+
+
+def page(out: Path) -> None:
+    """The table of docs/results/sudoku.md, of OUT or of the kept rows."""
+    place("scores", table(kept(KEPT, out)), PAGE)
 
 
 def main() -> None:
@@ -239,7 +249,7 @@ def main() -> None:
     if options.verb == "train":
         train(options.out, options.seconds, options.seeds, options.rates)
         return
-    place("scores", table(kept(KEPT, options.out)), PAGE)
+    page(options.out)
 
 
 if __name__ == "__main__":

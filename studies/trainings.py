@@ -133,14 +133,14 @@ def kept_file(one: Candidate) -> str:
 
 
 def plans_of(measured: Sequence[MeasuredCandidate]) -> list[list[MeasuredCandidate]]:
-    """The trainings of each plan, in the order of seeds, where no training of its network lacks it.
+    """The trainings of each plan, in the order of seeds, where no training of its network lacks it; plans by their key.
 
     None where there are too few to tell the noise of training.
     """
     by_key: dict[str, list[MeasuredCandidate]] = {}
     for one in sorted(measured, key=lambda one: training(one.candidate)[1]):
         by_key.setdefault(_first_key(one.candidate), []).append(one)
-    plans = [by_key[one.candidate.key] for one in measured if training(one.candidate)[1] == 0]
+    plans = [plan for _, plan in sorted(by_key.items()) if training(plan[0].candidate)[1] == 0]
     trainings: dict[Path, int] = {}
     for plan in plans:
         trainings[_network(plan)] = max(trainings.get(_network(plan), 0), training(plan[-1].candidate)[1] + 1)

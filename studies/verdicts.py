@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
 from saving import POWER, Point, Saving, ScoreRatio, front, saving, score_ratio, side
@@ -73,14 +73,17 @@ class Verdict:
 
 
 def pooled_results(results: ComparisonResults, level: float = LEVEL) -> ComparisonResults:
-    """With scores pooled over trainings, whose intervals are of this level and hold the noise of training."""
+    """With scores pooled over trainings, whose intervals are of this level and hold the noise of training; by cost.
+
+    Without the saving of the first training, which is another than `verdicts` find.
+    """
     pooled = {one.candidate.key: one for one in pooled_rows(results.measured, level)}
     finished = []
     for timed in results.finished:
         if one := pooled.get(timed.candidate.key):
             row = replace(one.row, seconds_per_image=timed.row.seconds_per_image, batch_size=timed.row.batch_size)
-            finished.append(replace(timed, row=row, replicates=one.replicates))
-    return replace(results, finished=finished)
+            finished.append(replace(timed, row=row, replicates=one.replicates, saving=None))
+    return replace(results, finished=sorted(finished, key=lambda one: (one.row.macs, one.candidate.key)))
 
 
 def metrics_of(results: ComparisonResults) -> list[str]:
@@ -99,10 +102,9 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
         for costs in COSTS:
             points = [point_of(one, metric, costs.of(one)) for one in results.dual_rate]
             on_front |= {point.name for point in front(points)}
-    ordered = sorted(results.dual_rate, key=lambda one: one.row.macs)
     return [
         Verdict(one, {metric: savings_of(one, results.baselines, metric) for metric in metrics})
-        for one in ordered
+        for one in results.dual_rate
         if one.candidate.key in on_front
     ]
 
@@ -219,6 +221,7 @@ def savings_table(results: ComparisonResults) -> Table:
         "pooled",
         f"{AS_MANY}: as many images, or trainings, would find the ratio in {COSTS[0].name} significant with a "
         f"probability of {100 * POWER:.0f}%",
+        "intervals do not cover timing noise; the front was chosen on the same images",
     )
     metric = metrics_of(results)[0]
     header = ("network", "sampler", "plan", metric, AT_EQUAL_COST, *(costs.name for costs in COSTS), AS_MANY)
@@ -231,6 +234,22 @@ def _power(one: Verdict, of: str) -> str:
     if not math.isfinite(times):
         return "-"
     return f"{times:.1f} times the {of}"
+
+
+def as_savings(found: Sequence[Verdict]) -> list[dict[str, object]]:
+    """A flat dict for each plan and metric, unrounded; "never": none reaches the score; None: none is as cheap."""
+    lines = []
+    for verdict in found:
+        row = verdict.finished.row
+        for metric, one in verdict.by_metric.items():
+            ratios = {costs.name: asdict(ratio) for costs, ratio in zip(COSTS, one.savings, strict=True)}
+            values = {
+                f"{name} {part}": None if math.isnan(value) else "never" if math.isinf(value) else value
+                for name, ratio in (ratios | {AT_EQUAL_COST: asdict(one.score)}).items()
+                for part, value in ratio.items()
+            }
+            lines.append({"network": row.network, "sampler": row.sampler, "plan": row.plan, "metric": metric} | values)
+    return lines
 
 
 def headline_table(results: ComparisonResults) -> Table:

@@ -1,18 +1,23 @@
-"""The figure of docs/results/where.md, of the settings in where.json, and what predicts them.
+"""The table and the figure of docs/results/where.md, of the rows that other pages keep, and what predicts them.
 
-    python -m studies.where                            the figure, and the excess of each setting
+    python -m studies.where                            table, figure, and the settings of where.json
     python -m studies.where RUN... --count 512         losses of x_hat by noise level, as where.json has them
 
-A setting: name; members of a condition; ratio [low, high] of compute at equal quality, high null where no single
-network reaches the pair's score; losses of the light network alone and of a single network of the heavy one's size, on
-the same held-out images with the same noise, means over trainings. Without losses the runs are gone.
+Losses are of the light network alone and of a single network of the heavy one's size, on the same held-out images with
+the same noise, means over trainings. Of settings without losses the runs are gone.
 
     excess = sum of the light network's losses / sum of the large one's - 1
 """
 
 import argparse
 import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -25,11 +30,187 @@ from dualrate.diffusion.values import Cond
 from dualrate.drawing.drawer import measured_on, real_batches
 from dualrate.experiment.experiment import Model
 from dualrate.report.figures import png
+from dualrate.report.table import significant
 from dualrate.system.files import write_whole
+from studies import captions, sudoku
+from studies.common import RESULTS, kept_in, markdown, place, save
+from studies.conditions import by_plan, mean
+from studies.forecasts import Plan, at_equal_score, resampled
 
-RESULTS = Path("docs/results")
 LEVELS = 12  # of noise: the middles of as many parts of [0, 1]
 THIRDS = [slice(first, first + LEVELS // 3) for first in range(0, LEVELS, LEVELS // 3)]
+COSTS = ("macs", "ms")
+Losses = Mapping[str, Sequence[float]]  # of "light" and "large"
+
+
+class Ratio(NamedTuple):
+    """What single networks cost at a pair's score, over what the pair costs. inf: they never reach it.
+
+    low, high: its interval, no wider than the value where none is known
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        value, low, high = ("never" if math.isinf(one) else significant(one) for one in self)
+        return value if low == high else f"{value} [{low}, {high}]"
+
+
+Ratios = Mapping[int, Sequence[Ratio]]  # by the samples of a condition: of multiply-adds and of milliseconds
+
+
+def of_rows(page: str, plan: Plan, task: str = "") -> Ratios:
+    """Against all single networks of a page's rows, of one task where it has several."""
+    rows = [row for row in kept_in(RESULTS / f"{page}.json.xz") if "persistence" not in row]
+    rows = [row for row in rows if row.get("task", "").startswith(task)]
+    own, scores = by_plan(rows), resampled(rows)
+    others = [key for key in own if key[0] != "dual"]
+    costs = {(of, count): {key: mean(own[key], of, count) for key in own} for of in COSTS for count in (1, 16)}
+    return {
+        count: [Ratio(*at_equal_score(scores, costs[of, count], plan, others)) for of in COSTS] for count in (1, 16)
+    }
+
+
+def of_captions(rival: str) -> Ratios:
+    """Of the retrofit at 16/4 against the model or the smaller one."""
+    rows = kept_in(RESULTS / "captions.json.xz")
+    wrong = captions.wrong(rows)
+    others = [way for way in wrong if captions.rival_of(way) == rival]
+    costs = [{row["way"]: row[of] for row in rows} for of in COSTS]
+    return {1: [Ratio(*at_equal_score(wrong, cost, "retrofit, 16/4", others)) for cost in costs]}
+
+
+def of_sudoku() -> Ratios:
+    """Of two rates in one step, after 600 seconds. Milliseconds of 16 samples were not taken."""
+    rows = [row for row in kept_in(sudoku.KEPT) if int(row["seconds"]) == 600]
+    (pair,) = (row for row in rows if (row["size"], row["steps"]) == ("two rates", 1))
+    enough = [row for row in rows if row["size"] not in sudoku.PAIRS and row["right"] >= pair["right"]]
+    found = {count: min(row["macs"][str(count)] for row in enough) / pair["macs"][str(count)] for count in (1, 16)}
+    alone = min(row["ms"] for row in enough) / pair["ms"]
+    return {1: [Ratio(*[found[1]] * 3), Ratio(*[alone] * 3)], 16: [Ratio(*[found[16]] * 3)]}
+
+
+def of_settled() -> Ratios:
+    """Middle and range of all plans and metrics."""
+    savings = json.loads((RESULTS / "settled-25.json").read_text())["savings"]
+    return {1: [over([one[f"{of} ratio"] for one in savings]) for of in ("FLOPs", "time in batches")]}
+
+
+def of_decoder() -> Ratios:
+    """Middle and range of the metrics, in 4 steps."""
+    savings = json.loads((RESULTS / "decoders.json").read_text())["savings"]
+    (four,) = (one["judges"] for one in savings if (one["network"], one["plan"]) == ("dual-medium", "4/1"))
+    return {1: [over([one[of]["ratio"] for one in four.values()]) for of in ("FLOPs", "time in batches")]}
+
+
+def over(values: Sequence[float]) -> Ratio:
+    return Ratio(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """heavy: how often the heavy network runs; evidence: on which page; losses: their name in where.json
+
+    excess: in words, where there are no losses
+    """
+
+    name: str
+    heavy: str
+    ratios: Callable[[], Ratios]
+    evidence: str
+    losses: str = ""
+    excess: str = "not measured"
+
+
+ONCE, START = "once an image", "once a start"
+SHORT = "[three trainings of 400 s, 256 starts](forecasts.md)"
+LEADS = "[three trainings of 400 s, 256 starts](forecasts.md#frames-that-are-each-made-by-themselves)"
+FLOW = "[three trainings of 500 s, 128 starts](forecasts.md#in-two-dimensions)"
+MINUTES = "[two trainings of 300 and 640 s, 256 conditions](conditions.md#{})".format
+SHAPES = "[one training, 512 captions](captions.md)"
+DIFFUSION, CRPS = ("dual", "diffusion", 4), ("dual", "crps", 1)
+SETTINGS = (
+    Setting(
+        "unconditional, Fashion-MNIST (middle and range of 4 plans, 4 metrics)",
+        "2 to 3 times an image; its context ages", of_settled,
+        "[three trainings of two hours, 50,000 images](settled.md)", "unconditional",
+    ),
+    Setting(
+        "decoder, Fashion-MNIST, 4 steps (middle and range of 3 metrics)", ONCE, of_decoder,
+        "[one training, 10,000 images](decoders.md)", "decoder",
+    ),
+    Setting("forecast, diffusion in 4 steps", START, partial(of_rows, "forecasts", DIFFUSION), SHORT, "forecasts"),
+    Setting("forecast, one call by CRPS", START, partial(of_rows, "forecasts", CRPS), SHORT),
+    Setting(
+        "lead times one by one, diffusion in 2 steps", START,
+        partial(of_rows, "forecasts-leads", ("dual", "diffusion", 2)), LEADS,
+    ),
+    Setting(
+        "forecast in 2-D, diffusion in 4 steps", START, partial(of_rows, "forecasts-kolmogorov", DIFFUSION), FLOW,
+        "forecasts-kolmogorov",
+    ),
+    Setting("forecast in 2-D, one call by CRPS", START, partial(of_rows, "forecasts-kolmogorov", CRPS), FLOW),
+    *(
+        setting
+        for task in ("super-resolution", "inpainting")
+        for setting in (
+            Setting(
+                f"{task}, CIFAR-10, diffusion in 8 steps", ONCE,
+                partial(of_rows, "conditions", ("dual", "diffusion", 8), task), MINUTES(task), task,
+            ),
+            Setting(f"{task}, one call by CRPS", ONCE, partial(of_rows, "conditions", CRPS, task), MINUTES(task)),
+        )
+    ),
+    Setting(
+        "image Sudoku, up to 0.41 of boards right", ONCE, of_sudoku, "[one training of 600 s](sudoku.md)",
+        excess="about -3%, of training losses",
+    ),
+    *(
+        Setting(
+            f"captions, a retrofit at 16/4 against {rival}", "4 times an image; its context ages",
+            partial(of_captions, name), SHAPES,
+        )
+        for name, rival in (("small", "a smaller model"), ("model", "the model itself"))
+    ),
+)  # fmt: skip
+
+
+HEADER = (
+    "setting", "how often the heavy network runs", "evidence", "excess: all noise levels; low, middle, high",
+    "ratio of multiply-adds, one sample", "of 16", "ratio of milliseconds, one sample", "of 16",
+)  # fmt: skip
+
+
+def table(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> str:
+    lines = []
+    for one, ratios in found:
+        known = {
+            (of, count): str(ratio) for count, both in ratios.items() for of, ratio in zip(COSTS, both, strict=False)
+        }
+        cells = [known.get((of, count), "") for of in COSTS for count in (1, 16)]
+        lines.append(
+            [one.name, one.heavy, one.evidence, excesses(losses[one.losses]) if one.losses else one.excess, *cells]
+        )
+    return markdown(HEADER, lines, texts=3)
+
+
+def excesses(losses: Losses) -> str:
+    every, *thirds = (f"{100 * excess(losses, part):+.1f}" for part in (slice(None), *THIRDS))
+    return f"{every}%; {', '.join(thirds)}"
+
+
+def as_json(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> str:
+    """null: never."""
+    lines = []
+    for one, ratios in found:
+        for count, (ratio, *_) in ratios.items():
+            values = {name: None if math.isinf(value) else value for name, value in ratio._asdict().items()}
+            lines.append({"name": one.name, "samples": count, **values, "losses": one.losses or None})
+    rows = ",\n".join(f"  {json.dumps(line)}" for line in lines)
+    known = ",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in losses.items())
+    return f'{{\n "settings": [\n{rows}\n ],\n "losses": {{\n{known}\n }}\n}}\n'
 
 
 @torch.no_grad()
@@ -52,30 +233,40 @@ def losses(model: Model, count: int) -> list[float]:
     return (weight * found).tolist()
 
 
-def excess(losses: dict[str, list[float]], levels: slice = slice(None)) -> float:
+def excess(losses: Losses, levels: slice = slice(None)) -> float:
     """Of the light network over the large one, at some of the noise levels."""
     return sum(losses["light"][levels]) / sum(losses["large"][levels]) - 1
 
 
-def figure(settings: list[dict]) -> Figure:
-    made = Figure((9.5, 3.6), layout="constrained")
+def figure(found: Sequence[tuple[Setting, Ratios]], losses: Mapping[str, Losses]) -> Figure:
+    """Where an interval has no end, the point is at its other end."""
+    made = Figure((9.5, 4.4), layout="constrained")
     bars, scatter = made.subplots(1, 2, width_ratios=(3, 2))
-    for i, one in enumerate(reversed(settings)):
-        low, ratio, high = one["low"], one["ratio"], one["high"]
-        colour = "C2" if low > 1 else "C3" if high is not None and high < 1 else "C7"
-        filled = colour if one["members"] > 1 else "white"
-        end = 1.6 * max(ratio, low) if high is None else high
-        bars.plot([low, end], [i, i], color=colour, linewidth=2)
-        bars.plot([ratio], [i], "o", color=colour, markerfacecolor=filled)
-        if high is None:
-            bars.plot([end], [i], ">", color=colour)
-        if one.get("losses"):
-            at = 100 * excess(one["losses"])
-            scatter.plot([at, at], [low, end], color=colour, linewidth=2)
-            scatter.plot([at], [ratio], "o", color=colour, markerfacecolor=filled)
-            if high is None:
-                scatter.plot([at], [end], "^", color=colour)
-    bars.set_yticks(range(len(settings)), [one["name"] for one in reversed(settings)], fontsize=8)
+    lines = [
+        (one, ratios, count, ratios[count][0])
+        for one, ratios in found
+        for count in ratios
+        if math.isfinite(ratios[count][0].low)
+    ]
+    for i, (one, _, count, (ratio, low, high)) in enumerate(reversed(lines)):
+        colour = "C2" if low > 1 else "C3" if high < 1 else "C7"
+        filled = colour if count > 1 else "white"
+        never = math.isinf(high)
+        point, end = (low, 1.6 * low) if never else (ratio, high)
+        places = [(bars, [low, end], [float(i), float(i)], ">")]
+        if one.losses:
+            at = 100 * excess(losses[one.losses])
+            places.append((scatter, [at, at], [low, end], "^"))
+        for axes, x, y, arrow in places:
+            axes.plot(x, y, color=colour, linewidth=2)
+            where = ([point], y[:1]) if axes is bars else (x[:1], [point])
+            axes.plot(*where, "o", color=colour, markerfacecolor=filled)
+            if never:
+                axes.plot(x[1:], y[1:], arrow, color=colour)
+    names = [
+        f"{one.name.partition(' (')[0]}{f', M = {count}' if len(ratios) > 1 else ''}" for one, ratios, count, _ in lines
+    ]
+    bars.set_yticks(range(len(lines)), names[::-1], fontsize=7)
     for axes, at, scale in ((bars, bars.axvline, bars.set_xscale), (scatter, scatter.axhline, scatter.set_yscale)):
         at(1, color="black", linewidth=0.8)
         scale("log")
@@ -89,6 +280,15 @@ def figure(settings: list[dict]) -> Figure:
     return made
 
 
+def page() -> None:
+    """Table, figure and where.json, whose losses stay."""
+    losses = json.loads((RESULTS / "where.json").read_text())["losses"]
+    found = [(one, one.ratios()) for one in SETTINGS]
+    place("where", table(found, losses), RESULTS / "where.md")
+    write_whole(RESULTS / "where.png", png(figure(found, losses)))
+    save(RESULTS / "where.json", as_json(found, losses))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,9 +298,4 @@ if __name__ == "__main__":
     for run in arguments.runs:
         print(json.dumps({"run": Path(run).name, "losses": losses(dr.load(run), arguments.count)}), flush=True)
     if not arguments.runs:
-        settings = json.loads((RESULTS / "where.json").read_text())
-        write_whole(RESULTS / "where.png", png(figure(settings)))
-        for one in settings:
-            if losses_of := one.get("losses"):
-                parts = [f"{100 * excess(losses_of, part):+.1f}" for part in (slice(None), *THIRDS)]
-                print(f"{one['name']}: {parts[0]}%; low, middle, high noise {', '.join(parts[1:])}")
+        page()

@@ -183,11 +183,6 @@ def test_a_table_of_peers_has_a_line_for_each_with_means_over_seeds_and_the_wide
     assert not peers.kept(tmp_path, {"name": "a", "seed": 2})
 
 
-def test_the_page_of_peers_has_the_table_of_the_kept_rows() -> None:
-    results = Path(__file__).parents[1] / "docs" / "results"
-    assert peers.page(results / "peers") in (results / "peers.md").read_text()
-
-
 def test_lines_of_a_script_are_those_with_code() -> None:
     def two_lines() -> int:
         # not this one

@@ -45,14 +45,13 @@ def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
     )
     column = cells_of(header).index("FLOPs")
     verdicts = {tuple(cells[:4]): cells[column] for cells in map(cells_of, judged)}  # network, sampler, plan, metric
-    for page in report.FIRST:
-        head, _, *lines = block(page.read_text(), "settled-25 headline").splitlines()
-        metrics = cells_of(head)[4:]
-        assert len(metrics) == 4
-        assert lines
-        for network, sampler, plan, _, *savings in map(cells_of, lines):
-            for metric, saving in zip(metrics, savings, strict=True):
-                assert verdicts[network, sampler, plan, metric] == saving, page.name
+    head, _, *lines = block(report.FIRST.read_text(), "settled-25 headline").splitlines()
+    metrics = cells_of(head)[4:]
+    assert len(metrics) == 4
+    assert lines
+    for network, sampler, plan, _, *savings in map(cells_of, lines):
+        for metric, saving in zip(metrics, savings, strict=True):
+            assert verdicts[network, sampler, plan, metric] == saving
 
 
 def test_released_weights_stay_below_30_mb() -> None:
@@ -79,9 +78,7 @@ def test_a_single_network_as_a_pair_is_sampled_has_the_pair_s_times(steps: int) 
     assert plan.num_heavy == steps
 
 
-def test_kept_rows_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common, "RUNS", tmp_path)
-    folder = common.kept_rows("settled-25")
-    assert len(list(folder.glob("*.json"))) == 77  # one for each training of each candidate
-    (folder / "new.json").write_text("{}")
-    assert (common.kept_rows("settled-25") / "new.json").exists()
+def test_a_report_s_rows_are_those_of_its_archive() -> None:
+    with common.kept_rows("settled-25") as folder:
+        assert len(list(folder.glob("*.json"))) == 77  # one for each training of each candidate
+    assert not folder.exists()

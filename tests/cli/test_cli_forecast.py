@@ -1,6 +1,10 @@
 """`dualrate forecast` goes on where it was, says what it did, and refuses in one line."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -76,6 +80,23 @@ def test_starts_of_a_file_and_what_is_refused(run, tmp_path, monkeypatch, capsys
         capsys_text()
         assert call(monkeypatch, "forecast", *command) == 2
         assert words in capsys_text().err
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_forecast_that_is_stopped_has_the_exit_code_of_the_page(run, tmp_path, how):
+    words = ["forecast", run, "--out", tmp_path / "out", *OPTIONS, "--frames", 50_000]
+    command = [sys.executable, "-m", "dualrate_command", *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "forecast.npy").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    page = (Path(__file__).parents[2] / "docs" / "faults.md").read_text()
+    (row,) = (line for line in page.splitlines() if "`forecast`" in line and "is stopped" in line)
+    assert row.endswith("| 130 after Ctrl-C, else 128 + signal |")
+    assert process.returncode == (130 if how is signal.SIGINT else -how)  # a shell reports -signal as 128 + signal
+    assert ("the same command goes on" in said.splitlines()[-1]) == (how is signal.SIGINT)
 
 
 def test_scores_are_written_before_stability_is_judged(run, tmp_path, monkeypatch):

@@ -124,14 +124,11 @@ def test_all_stages_run_and_what_is_there_is_not_made_again(tmp_path, monkeypatc
     assert calls["model, 3, its pipeline, taylor 2, guidance 2"] == (4, 2)
     assert [row["macs"] for row in rows if "pipeline, taylor V" in row["way"]] < [rows[4]["macs"]]
     capsys.readouterr()
-    (tmp_path / "captions.md").write_text("<!-- captions -->\n<!-- end of captions -->\n")
+    places = "captions", "captions ratios"
+    (tmp_path / "captions.md").write_text("".join(f"<!-- {one} -->\n<!-- end of {one} -->\n" for one in places))
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     module.page(tmp_path)
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(WAYS)
-    assert len((tmp_path / "captions.md").read_text().splitlines()) == 4 + len(WAYS)
+    lighter = [way for way in map(str, WAYS) if way.startswith(module.LIGHTER)]
+    assert len((tmp_path / "captions.md").read_text().splitlines()) == 4 + len(WAYS) + 4 + len(lighter)
     assert (tmp_path / "captions-pictures.png").stat().st_size > 1000
-
-
-def test_the_page_s_table_is_that_of_the_kept_rows(tmp_path):
-    rows = module.kept(module.RESULTS / "captions.json.xz", tmp_path)
-    assert f"<!-- captions -->\n{module.table(rows)}<!-- end" in (module.RESULTS / "captions.md").read_text()

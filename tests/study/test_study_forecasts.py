@@ -1,4 +1,4 @@
-"""Forecasts at two rates: their tables stand on the page as the kept rows give them, and every system runs."""
+"""Forecasts at two rates: every stage of a system runs."""
 
 import sys
 from dataclasses import replace
@@ -12,21 +12,12 @@ from dualrate.data.simulations import KuramotoSivashinsky
 from dualrate.recipes import forecast
 from dualrate.recipes.forecast import Forecasting
 from studies import forecasts
-from studies.forecasts import RESULTS, SYSTEMS
-
-KEPT = [name for name, system in SYSTEMS.items() if (RESULTS / f"{system.page}.json.xz").exists()]
+from studies.forecasts import SYSTEMS
 
 
 def on_page(name: str) -> str:
     """The table at the place of this name."""
     return forecasts.PAGE.read_text().partition(f"<!-- {name} -->\n")[2].partition(f"<!-- end of {name} -->")[0]
-
-
-@pytest.mark.parametrize("name", KEPT)
-def test_the_page_s_tables_are_those_of_the_kept_rows(name: str, tmp_path: Path) -> None:
-    system = SYSTEMS[name]
-    for place, table in forecasts.tables(system, forecasts.kept(RESULTS / f"{system.page}.json.xz", tmp_path)).items():
-        assert on_page(place) == table, f"python -m studies.forecasts page OUT --system {name}"
 
 
 def test_a_system_is_trained_scored_and_shown(

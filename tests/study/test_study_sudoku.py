@@ -1,7 +1,6 @@
 """Boards of Sudoku as images: what is a right sample, and what a condition tells."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -67,7 +66,3 @@ def test_what_has_a_row_is_not_trained_again(tmp_path, monkeypatch) -> None:
     one, four, sixteen = rows[0], rows[3], rows[5]
     assert sixteen["macs"]["1"] == 4 * four["macs"]["1"] == sixteen["macs"]["16"]
     assert one["macs"]["1"] > one["macs"]["16"] > one["macs"]["1"] / 16
-
-
-def test_the_page_has_the_table_of_the_kept_rows(tmp_path: Path) -> None:
-    assert table(sudoku.kept(sudoku.KEPT, tmp_path)) in sudoku.PAGE.read_text()

@@ -1,0 +1,143 @@
+"""Every table and figure of docs/results that code writes is what it writes now, of the rows that are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("diffusers")  # of captions
+
+import common as common_of_report
+
+from benchmarks import peers
+from studies import captions, common, conditions, decoders, forecasts, on_gpu, report, sudoku, where
+
+DOCS = common.RESULTS.parent
+MODULES = captions, common, common_of_report, conditions, decoders, forecasts, on_gpu, report, sudoku, where
+PLACE = re.compile(r"(<!-- (?!end of )([^\n]+) -->\n).*?(?=<!-- end of \2 -->)", re.DOTALL)
+NONE = Path("no rows of one's own")
+WRITTEN = {  # by code
+    "where.json", "settled-25.json",
+    *(f"{name}.png" for name in ("settled-25-flops", "decoders-flops", "captions", "where", "forecasts")),
+    *(f"forecasts-{name}.png" for name in ("kolmogorov", "leads")),
+}  # fmt: skip
+
+
+def write_settled() -> None:
+    sys.argv = ["report", "settled-25", "--kept"]
+    report.main()
+
+
+def write_forecasts() -> None:
+    for system in forecasts.SYSTEMS.values():
+        if (forecasts.RESULTS / f"{system.page}.json.xz").exists():
+            forecasts.page(system, NONE)
+
+
+def write_peers() -> None:
+    common.place("scores", peers.page(common.RESULTS / "peers") + "\n", common.RESULTS / "peers.md")
+
+
+WRITERS: tuple[Callable[[], None], ...] = (
+    write_settled, write_forecasts, write_peers, decoders.page, on_gpu.page, lambda: conditions.page(NONE),
+    lambda: captions.page(NONE), lambda: sudoku.page(NONE),
+    where.page,  # of what others write
+)  # fmt: skip
+
+
+def measures(*_: object, **__: object) -> None:
+    raise AssertionError("kept rows are taken, and nothing is measured")
+
+
+def moved(module: ModuleType, docs: Path, patch: pytest.MonkeyPatch) -> None:
+    """Every path of docs/ that a module names is then in another folder."""
+    for name, value in vars(module).items():
+        if isinstance(value, Path) and value.is_relative_to(DOCS):
+            patch.setattr(module, name, docs / value.relative_to(DOCS))
+
+
+@pytest.fixture(scope="module")
+def regenerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of docs/ whose places were emptied and whose figures were taken away, after all writers."""
+    docs = tmp_path_factory.mktemp("pages") / "docs"
+    shutil.copytree(DOCS, docs, ignore=shutil.ignore_patterns("*.png"))
+    for page in docs.rglob("*.md"):
+        page.write_text(PLACE.sub(r"\1", page.read_text()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(common.ROOT)
+        patch.setattr(sys, "argv", sys.argv)
+        patch.setattr(report, "compare", measures)
+        for timer in ("compare.comparison.seconds_per_image", "drawing.measure.call_seconds"):
+            patch.setattr(f"dualrate.{timer}", measures)
+        patch.setattr(report, "on_one_thread", lambda: None)  # of the whole process
+        for module in MODULES:
+            moved(module, docs, patch)
+        for write in WRITERS:
+            write()
+    return docs
+
+
+PAGES = [str(page.relative_to(DOCS)) for page in sorted(DOCS.rglob("*.md")) if PLACE.search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_what_code_writes_of_kept_rows(page: str, regenerated: Path) -> None:
+    assert (regenerated / page).read_text() == (DOCS / page).read_text()
+
+
+def test_numbers_and_figures_are_written(regenerated: Path) -> None:
+    results = regenerated / "results"
+    for name in ("settled-25.json", "where.json"):
+        assert (results / name).read_text() == (DOCS / "results" / name).read_text()
+    assert {file.name for file in results.glob("*.png")} | {"settled-25.json", "where.json"} == WRITTEN
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in results.glob("*.png"))
+
+
+def tables_of_studies() -> Iterator[tuple[Callable[[list[common.Row]], object], list[common.Row]]]:
+    """What makes tables, and its kept rows."""
+    for system in forecasts.SYSTEMS.values():
+        if (file := common.RESULTS / f"{system.page}.json.xz").exists():
+            yield partial(forecasts.tables, system), common.kept_in(file)
+    rows = common.kept_in(common.RESULTS / "conditions.json.xz")
+    for task in conditions.TASKS:
+        own = [row for row in rows if row["task"] == task]
+        yield from ((make, own) for make in (conditions.scored_table, conditions.ratio_table))
+    rows = common.kept_in(common.RESULTS / "captions.json.xz")
+    yield from ((make, rows) for make in (captions.table, captions.ratio_table))
+    yield sudoku.table, common.kept_in(sudoku.KEPT)
+
+
+def test_tables_do_not_depend_on_the_order_of_rows() -> None:
+    for make, rows in tables_of_studies():
+        assert make(rows[::-1]) == make(rows), make
+
+
+def test_a_report_does_not_depend_on_the_order_of_rows_and_has_one_saving_of_a_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(common.ROOT)
+    results = report.kept_results("settled-25")
+    other = replace(results, measured=results.measured[::-1], finished=results.finished[::-1])
+    for kind in ("verdicts", "trainings", "front"):
+        assert report.TABLES[kind](other) == report.TABLES[kind](results)
+    assert "saving" not in report.front(results.with_savings()).header
+
+
+def test_a_kept_row_without_times_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(common.RESULTS / "rows", tmp_path / "rows")
+    known = json.loads((common.RESULTS / "settled-25.json").read_text())
+    (tmp_path / "settled-25.json").write_text(json.dumps(known | {"front": known["front"][1:]}))
+    monkeypatch.chdir(common.ROOT)
+    for module in (report, common_of_report):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    with pytest.raises(ValueError, match=r"light-10 DPM-Solver.. 2M 5 has a row that is kept and no times: measure it"):
+        report.kept_results("settled-25")
