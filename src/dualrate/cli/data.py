@@ -58,7 +58,7 @@ class _ToFolder(_Images):
     on_bad: Literal["fail", "skip"] = "fail"
     """An image that cannot be read ends the program (fail), or is left out and listed in dataset.json (skip)."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
-    """Column of the labels in Parquet files. Default: the first of the usual names."""
+    """Column of the labels in Parquet files, or array in .npz. Default: the first of the usual names."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB."""
     workers: Processes = 1
@@ -113,8 +113,8 @@ class Encode(_ToFolder):
     """Folder of the codec, as save_pretrained of diffusers writes it, such as the vae of a pipeline."""
     prompts: Annotated[tuple[str, Path] | None, arg(metavar="CAPTIONS PIPELINE")] = None
     """Also encode CAPTIONS by the text encoders in the folder PIPELINE. Its vae is then the codec. CAPTIONS is a .txt
-    file with a line per image, a .csv or .parquet file (FILE#COLUMN), or a folder of text files named like the
-    images."""
+    file with a line per image, a table (.csv, .tsv, .jsonl, .parquet, or FILE#COLUMN), or a folder of text files named
+    like the images."""
     mirrored: bool = True
     """Also encode mirrored images, for --data.augment.flip. This doubles size and time."""
     batch_size: AtATime = 16

@@ -64,7 +64,8 @@ class DataConfig(Ranged):
     on_bad: Literal["fail", "skip"] = "fail"
     """An image that cannot be read ends the program (fail) or is left out (skip)."""
     label: str | None = None
-    """Column of the labels in Parquet files. Default: label, labels, fine_label, class or target."""
+    """Column of the labels in Parquet files, by default label, labels, fine_label, class or target; or array of the
+    labels in .npz, by default labels or arr_1."""
     augment: Augment = Augment()
 
     def at(self, source: str) -> DataConfig:
