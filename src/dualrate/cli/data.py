@@ -169,7 +169,7 @@ class Encode(_ToFolder):
 
 @dataclass(frozen=True)
 class Verify(Ranged):
-    """Compare every prepared image or latent with its manifest, and name the shards that differ."""
+    """Compare all images, latents, prompts and captions with what was written, and name the files that differ."""
 
     folder: Annotated[Positional[Path], arg(metavar="DST")]
     """Folder that data prepare or data encode wrote."""
@@ -178,7 +178,7 @@ class Verify(Ranged):
 
     def run(self) -> None:
         from dualrate.data.cache import verify
-        from dualrate.data.prompts import PROMPTS, has_prompts
+        from dualrate.data.prompts import PROMPTS, has_prompts, verify_captions
         from dualrate.system.workers import mapper
 
         progress = reporter()
@@ -186,6 +186,7 @@ class Verify(Ranged):
             images = verify(self.folder, over, data_progress(progress))
             if has_prompts(self.folder):
                 verify(self.folder / PROMPTS, over, data_progress(progress))
+                verify_captions(self.folder)
         print_report(self.json, {"images": images, "damaged shards": 0})
 
 

@@ -409,7 +409,11 @@ def _lines(file: Path) -> Iterator[tuple[str, str, str]]:
             line = line.rstrip("\r\n")
             picture = _WITH_NAME.fullmatch(line)
             name, tab, caption = line.partition("\t")
-            yield line, *(picture.groups() if picture else (name, caption) if tab else ("", line))
+            if picture:
+                name, caption = picture[1], picture[2]
+            elif not tab:
+                name, caption = "", line
+            yield line, name, caption
 
 
 def _lines_are_named(file: Path, images: Images) -> bool:
@@ -584,6 +588,20 @@ class PromptSet(TrainingSet):
         if hashlib.sha256(content).hexdigest() != self.packed.dataset["empty"]:
             raise Damaged(f"{self.folder / EMPTY} is not what was written: remove {self.folder}, then {packed.AGAIN}")
         return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))[None]
+
+
+def verify_captions(folder: Path) -> None:
+    """Compare the captions beside latents, and their empty prompt, with what was written. Raises Damaged for others."""
+    splits = [read_prompts(folder, split) for split in SPLITS]
+    splits[0].empty()
+    if any(prompts.texts is None for prompts in splits):
+        return  # encoded before their places were noted, which their sha256 is of, too
+    file = folder / PROMPTS / CAPTIONS
+    digest = hashlib.sha256(read_bytes(file))
+    for prompts in splits:
+        digest.update(np.asarray(prompts.packed.labels, np.int64).tobytes())
+    if digest.hexdigest() != read_json(folder / PROMPTS / packed.PROMPTED)["captions"]:
+        raise Damaged(f"{file} is not what was written: remove {folder / PROMPTS}, then {packed.AGAIN}")
 
 
 def has_prompts(source: str | Path) -> bool:
