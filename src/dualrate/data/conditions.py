@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
-from dualrate.config.ranges import Range, Ranged, Side
+from dualrate.config.ranges import Range, Ranged, Side, is_whole
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import Shards, cache_dir
 from dualrate.data.decode import Options, decode, scale_key, sides_of, sixteen_bit
@@ -426,7 +426,7 @@ def task_named(text: str) -> Condition:
     name, _, number = text.partition(":")
     if name == "pairs" and number:
         return Pairs(number)
-    if name not in TASKS or (number and not number.isdecimal()) or (number and name == "colour"):
+    if name not in TASKS or (number and not is_whole(number)) or (number and name == "colour"):
         raise ValueError(f"a task is super-resolution:4, inpainting:16, colour or pairs:SOURCE, got {text!r}")
     return TASKS[name](*[int(number)] if number else [])
 

@@ -71,7 +71,7 @@ def check_complete(files: Sequence[Path]) -> None:
     """Raises ValueError, which names them, for files that are missing among those named NAME-00000-of-00003.parquet."""
     numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
     for file in files:
-        if parts := re.match(r"(.*)-(\d{1,6})-of-(\d{1,6})\b", file.name):
+        if parts := re.match(r"(.*)-([0-9]{1,6})-of-([0-9]{1,6})\b", file.name):
             numbers[parts[1], parts[3]].add(int(parts[2]))
     missing = [
         f"{name}-{i:0{len(total)}}-of-{total}.parquet"
