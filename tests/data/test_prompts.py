@@ -244,6 +244,10 @@ def test_tables_that_say_less_or_more_than_it_seems_are_refused(photos: Path) ->
         file.write_text(content)
         with pytest.raises(ValueError, match=why):
             read_captions(file, photos)
+    (photos.parent / "lines.txt").write_text("a\n" * COUNT)
+    for place in (photos.parent / "lines.txt", photos):
+        with pytest.raises(ValueError, match=r"#which names a column of a table, and .* has none"):
+            read_captions(f"{place}#which", photos)
     file = lines_of_json(photos.parent / "captions.jsonl", ["name", "caption"], [["0.png", ["red", "green"]]])
     with pytest.raises(ValueError, match=r"column caption of .* holds no texts, one string a row"):
         read_captions(file, photos)

@@ -285,6 +285,8 @@ def _reader(place: str | Path, images: Images) -> tuple[Callable[[], Pairs], boo
     if not path.exists():
         raise FileNotFoundError(f"no captions at {path}: expected {KINDS}, or a folder of these")
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if column and (not files or path.suffix == ".txt"):
+        raise ValueError(f"#{column} names a column of a table, and {path} has none: drop it")
     if not files:
         return _beside(path, images)
     if path.suffix == ".txt":
