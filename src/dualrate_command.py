@@ -55,7 +55,7 @@ def settings(environment: Mapping[str, str], idle: int) -> dict[str, str]:
         return {**waiting, "DUALRATE_THREADS": "auto", "OMP_NUM_THREADS": str(idle)}
     if asked is None:
         return waiting
-    if not asked.isdecimal() or int(asked) < 1:
+    if not (asked.isascii() and asked.isdecimal()) or int(asked) < 1:
         raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, or auto, got {asked!r}")
     return {**waiting, "OMP_NUM_THREADS": asked, "MKL_DYNAMIC": "FALSE"}  # MKL would cut it down to the cores
 
@@ -178,7 +178,8 @@ def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mappi
     given = [argument.partition("=")[:2] for argument in arguments if re.match("--[A-Za-z]", argument)]
     names = [re.sub(r"\.\d+\.", ".N.", name.replace("_", "-")) for name, _ in given]
     if unknown := [i for i, name in enumerate(names) if name not in options]:
-        return [f"there is no option {given[i][0]}{_near(names[i], options)}" for i in unknown]
+        shown = [given[i][0].encode("unicode_escape").decode() for i in unknown]
+        return [f"there is no option {name}{_near(names[i], options)}" for i, name in zip(unknown, shown, strict=True)]
     values = sum(options[name][0] != "0" for name, (_, equals) in zip(names, given, strict=True) if not equals)
     alone = [name for name in required if not name.startswith("--")]
     short = len(arguments) - len(given) - values < len(alone)  # an option may take more words than one

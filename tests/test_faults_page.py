@@ -115,6 +115,10 @@ HELD_BY = {  # what happens: the tests
         "methods/test_watch.py::test_what_goes_wrong_is_told_once_with_the_knob"
     ],
     "not enough memory": ["cli/test_cli.py::test_too_little_memory_is_one_line_with_what_to_lower"],
+    "a number that is the name of another class": [
+        "experiment/test_class_number.py::test_what_is_unclear_or_unknown_is_refused"
+    ],
+    "a name with control characters": ["system/test_terminal.py::test_messages_are_clean"],
     "a device that is not here": [
         "system/test_device.py::test_a_device_that_is_not_here_is_refused_with_those_that_are"
     ],
@@ -135,6 +139,22 @@ HELD_BY = {  # what happens: the tests
         "test_bad_input.py::test_images_without_labels_are_refused_by_networks_with_classes",
     ],
     "hidden files, dead links, unused splits": [f"{LOADING}::test_hidden_folders_are_not_read"],
+    "captions whose columns name no image, images without a caption": [
+        "data/test_prompts.py::test_columns_that_name_no_image_are_refused_by_name",
+        "data/test_prompts.py::test_some_names_are_not_enough",
+    ],
+    "several captions of an image, captions of no image, empty ones": [
+        "data/test_prompts.py::test_of_several_captions_the_first_is_taken_and_the_others_are_counted",
+        "data/test_prompts.py::test_empty_captions_are_counted",
+    ],
+    "columns, arrays and files that are not read": [
+        f"{LOADING}::test_arrays_that_may_be_labels_are_listed_and_one_is_named",
+        f"{LOADING}::test_columns_beside_the_labels_are_named",
+        f"{LOADING}::test_files_of_a_folder_that_are_no_images_are_counted",
+    ],
+    "two pictures of a pair with different aspect ratios": [
+        "data/test_partners.py::test_two_of_another_aspect_ratio_are_refused_whatever_their_endings"
+    ],
     "prepared images or latents are damaged on disk": [
         "data/test_cache.py::test_a_flipped_bit_is_found_before_anything_is_used",
         f"{PREPARE}::test_a_flipped_bit_is_found_and_that_shard_alone_made_again",

@@ -6,8 +6,13 @@ import pytest
 from cli.command import call
 
 from dualrate.cli.distill import parse_distill
-from dualrate.cli.recipe import _outer, checked, recipe_named
+from dualrate.cli.recipe import _outer, checked, parse, recipe_named
+from dualrate.cli.sample import Sample
 from dualrate.cli.train import Retrofit, parse_retrofit, parse_train
+from dualrate.compare.candidates import _planned
+from dualrate.data.conditions import task_named
+from dualrate.sampling.catalogue import at_gamma
+from dualrate.sampling.grids import check_grid
 
 RECIPES = {"one": lambda: 1}
 
@@ -113,3 +118,24 @@ def test_a_wide_terminal_has_the_help_of_a_narrow_one(monkeypatch, capsys):
         shown[columns] = capsys.readouterr().out
     assert all(f"--data.{name}" in shown["200"] for name in ("source", "size", "channels", "on-bad", "label"))
     assert shown["100"] == shown["160"] == shown["200"]
+
+
+@pytest.mark.parametrize("option", ["--steps", "--num", "--guidance", "--seed"])
+def test_numbers_are_written_in_the_digits_0_to_9(option):
+    assert parse(Sample, ["run", "--out", "x", "--num", "12"], "sample").num == 12
+    with pytest.raises(ValueError, match=r"is a (whole )?number .*got '\uff11\uff12'"):
+        parse(Sample, ["run", "--out", "x", option, "\uff11\uff12"], "sample")
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (task_named, "super-resolution:\uff14"),
+        (at_gamma, "ancestral:\uff10.5"),
+        (check_grid, "blend:\uff10.5"),
+        (_planned, "\u0663\u0662/\u0668"),
+    ],
+)
+def test_numbers_within_texts_too(read, text):
+    with pytest.raises(ValueError, match=r"got|no grid|no plan|no noise level"):
+        read(text)

@@ -93,6 +93,7 @@ def test_pairs_that_would_show_different_parts_are_refused(here, monkeypatch, ca
         Image.open(file).resize((16, 8)).save(file)
     assert folders(monkeypatch, 1, "run") == 2
     assert "8 x 16 in small beside 16 x 16 in sharp" in capsys.readouterr().err
+    assert not (here / "run").exists()
 
 
 def test_pairs_that_moved_resume_and_other_partners_do_not(here, monkeypatch, capsys):

@@ -81,8 +81,10 @@ def png(pixels: np.ndarray, orientation: int = 1) -> bytes:
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 8])
 def test_a_smaller_image_is_pil_s(factor: int) -> None:
-    """Where nothing overshoots the range of a pixel: PIL cuts that off between its two passes as well."""
-    for array in 64 + PIXELS[:2].transpose(0, 2, 3, 1) // 2:
+    """Of line art, too, which overshoots the range of a pixel: that is cut off after each of two passes."""
+    squares = np.random.default_rng(0).integers(0, 2, (4, 6, 6, 3), np.uint8) * np.uint8(255)
+    lines = squares.repeat(4, 1).repeat(4, 2)
+    for array in (*PIXELS[:2].transpose(0, 2, 3, 1), *lines):
         expected = np.asarray(Image.fromarray(array).resize((24 // factor,) * 2, Image.Resampling.BICUBIC))
         found = to_uint8(smaller(to_float(array.transpose(2, 0, 1)[None].copy()), factor))[0].permute(1, 2, 0)
         assert np.abs(found.numpy().astype(int) - expected).max() <= 1

@@ -390,6 +390,43 @@ def test_columns_that_may_be_labels_are_listed_and_one_is_named(tmp_path: Path, 
         load(file, label="sort")
 
 
+@pytest.mark.parametrize("name", ["label", "y", "targets", "Klasse"])
+def test_arrays_that_may_be_labels_are_listed_and_one_is_named(name: str, tmp_path: Path, load: Load) -> None:
+    file, images = tmp_path / "x.npz", np.zeros((20, 4, 4), np.uint8) + np.arange(20, dtype=np.uint8)[:, None, None]
+    np.savez(file, images=images, **{name: np.arange(20) % 3})  # pyright: ignore[reportArgumentType]
+    assert load(file).labels is None
+    said = f"without labels: x.npz has the array(s) {name}; --data.label NAME takes one of integers"
+    assert notes(load, file) == [said]
+    train = load(file, label=name)
+    assert train.labels is not None
+    assert train.labels.tolist() == [value % 3 for value in values(train)]
+    assert notes(load, file, label=name) == []
+    with pytest.raises(ValueError, match=rf"arrays images, {name}; --data\.label sort is none of them"):
+        load(file, label="sort")
+    np.savez(tmp_path / "both.npz", images=images, labels=np.arange(20), **{name: np.arange(20)})  # pyright: ignore[reportArgumentType]
+    assert notes(load, tmp_path / "both.npz") == [f"skipped 1 array(s) ({name})"]
+
+
+def test_columns_beside_the_labels_are_named(tmp_path: Path, load: Load) -> None:
+    content = table(list(range(20)), [i % 2 for i in range(20)]).append_column("coarse_label", pa.array([0] * 20))
+    write(tmp_path / "x.parquet", content)
+    assert notes(load, tmp_path / "x.parquet") == ["skipped 1 column(s) of x.parquet (coarse_label (int64))"]
+
+
+def test_files_of_a_folder_that_are_no_images_are_counted(tmp_path: Path, load: Load) -> None:
+    for i in range(4):
+        put(tmp_path / "pets" / "cat" / f"{i}.png", png(i))
+    assert notes(load, tmp_path / "pets") == []
+    for name in ("0.heic", "1.HEIC", "0.txt", ".hidden", "LICENSE"):
+        put(tmp_path / "more" / "cat" / name, b"")
+    put(tmp_path / "more" / "metadata.csv", b"")
+    for i in range(4):
+        put(tmp_path / "more" / "cat" / f"{i}.png", png(i))
+    (said,) = notes(load, tmp_path / "more")
+    assert said.startswith("skipped the files 2 x .heic, ")
+    assert {"1 x .txt", "1 x .csv", "1 x no suffix"} <= set(said.partition(", which")[0].split(", "))
+
+
 def test_a_column_of_labels_is_of_parquet_files(tmp_path: Path, load: Load) -> None:
     for i in range(2):
         put(tmp_path / "data" / f"{i}.png", png(i))
@@ -492,7 +529,7 @@ def test_missing_bytes_are_a_bad_image(tmp_path: Path, load: Load) -> None:
     cells = pa.array([{"bytes": png(i) if i else None, "path": "away.png"} for i in range(3)])
     write(tmp_path / "data" / "train.parquet", pa.table({"image": cells}))
     write(tmp_path / "data" / "test.parquet", pa.table({"image": cells}))
-    with pytest.raises(ValueError, match=r"1 \(train\.parquet\[0\]: the file is empty\) of 3"):
+    with pytest.raises(ValueError, match=r"1 \(train\.parquet\[0\]: it has no bytes, and a path .*\) of 3"):
         load(tmp_path / "data")
     assert values(load(tmp_path / "data", on_bad="skip")) == [1, 2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,57 @@ def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
             folder(tmp_path / place, side, kind, ["0", "1"])
     with pytest.raises(ValueError, match="several images of one name, without its ending: "):
         partners(tmp_path / "small", tmp_path / "sharp", "train", 4)
+
+
+def in_both(source: str, targets: str) -> list[ImageSet]:
+    return [partners(source, targets, split, 8) for split in SPLITS]
+
+
+def shaped(place: Path, kind: str, shapes: list[tuple[int, int]], orientation: int = 1) -> str:
+    exif = Image.Exif()
+    exif[274] = orientation
+    for i, (height, width) in enumerate(shapes):
+        place.mkdir(exist_ok=True)
+        Image.new("L", (width, height), i).save(place / f"{i}.{kind}", exif=exif)
+    return str(place)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("bad", [0, 7, 19])
+def test_two_of_another_aspect_ratio_are_refused_whatever_their_endings(tmp_path: Path, kind: str, bad: int) -> None:
+    wide = [(8, 16) if i in (bad, 10) else (8, 8) for i in range(20)]
+    targets = shaped(tmp_path / "sharp", "png", wide)
+    assert len(partners(shaped(tmp_path / "same", kind, wide), targets, "train", 8)) == 18
+    swapped = [(8, 16) if i in (bad + 1, 10) else (8, 8) for i in range(20)]  # as many of each shape
+    with pytest.raises(
+        ValueError, match=r"\d+\.\w+: the pictures of a pair are 8 x \d+ in .* beside 8 x \d+ in .*sharp"
+    ):
+        in_both(shaped(tmp_path / "swapped", kind, swapped), targets)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_the_aspect_ratio_is_that_of_the_picture_as_it_is_shown(tmp_path: Path, kind: str) -> None:
+    targets = shaped(tmp_path / "sharp", "png", [(8, 16)] * 4)
+    assert len(partners(shaped(tmp_path / "turned", kind, [(16, 8)] * 4, orientation=6), targets, "train", 8)) == 3
+    with pytest.raises(ValueError, match="beside 8 x 16"):
+        partners(shaped(tmp_path / "other", kind, [(8, 16)] * 4, orientation=6), targets, "train", 8)
+
+
+def test_columns_of_another_aspect_ratio_are_refused(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (16, 8)).save(stream, "png")
+    cells = [encoded(8 * i, 8, "png") for i in range(COUNT)]
+    pq.write_table(pa.table({"sharp": cells, "small": [*cells[:-1], stream.getvalue()]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet\[29\]: the pictures of a pair are 8 x 16 "):
+        in_both(f"{tmp_path}/x.parquet#small", f"{tmp_path}/x.parquet#sharp")
+
+
+def test_names_of_pairs_compare_however_their_letters_are_composed(tmp_path: Path) -> None:
+    names = [f"{i} caf\u00e9" for i in range(4)]
+    targets = folder(tmp_path / "sharp", 8, names=[unicodedata.normalize("NFD", name) for name in names])
+    source = folder(tmp_path / "small", 4, names=[unicodedata.normalize("NFC", name) for name in names])
+    for part in SPLITS:
+        assert values(partners(source, targets, part, 4)) == values(load_images(targets, split=part))
 
 
 def test_both_are_mirrored_and_shifted_alike(tmp_path: Path) -> None:

@@ -402,3 +402,17 @@ def test_two_processes_prepare_the_same_and_a_look_reads_few(tmp_path: Path, mon
     monkeypatch.setattr(Member, "read", lambda member: read.append(member) or png(0))
     assert look_at(source).shapes == ((3, 8, 8),) * 2
     assert len(read) == 2
+
+
+def test_what_else_lies_beside_images_is_counted_and_values_that_are_no_labels_are_named(tmp_path: Path) -> None:
+    files: list[tuple[str, Content]] = []
+    for i in range(6):
+        files += [(f"{i}.png", png(i)), (f"{i}.json", b'{"url": "x", "category": 3}'), (f"{i}.txt", b"a caption")]
+    source = put(tmp_path / "x.tar", files)
+    said = "skipped the files 6 x .json without label (category, url), 6 x .txt, which are no images"
+    assert said_of(source) == {said}
+
+
+def test_wide_digits_are_a_name(tmp_path: Path) -> None:
+    files = [file for i in range(4) for file in ((f"{i}.png", png(i)), (f"{i}.cls", "\uff11".encode()))]
+    assert set(classes(put(tmp_path / "x.tar", files)).values()) == {"\uff11"}

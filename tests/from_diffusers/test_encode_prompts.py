@@ -97,9 +97,18 @@ def test_prompts_lie_beside_latents_and_a_killed_call_goes_on(root, tmp_path, mo
     assert sum(one.texts for one in read) - texts == 4  # of the shard alone; the empty prompt is kept
     assert read_prompts(out, "train").fingerprint == before
     assert call(monkeypatch, "data", "verify", out) == 0
-    file = out / "prompts" / "train-00000.bin"
-    file.write_bytes(bytes(file.stat().st_size))
-    assert call(monkeypatch, "data", "verify", out) != 0
+    for name in ("captions", "empty.npy", "train-00000.bin"):
+        file = out / "prompts" / name
+        content = bytearray(before_flip := file.read_bytes())
+        content[-20] ^= 1
+        file.write_bytes(content)
+        capsys.readouterr()
+        assert call(monkeypatch, "data", "verify", out) == 2
+        assert name in capsys.readouterr().err
+        file.write_bytes(before_flip)
+    assert call(monkeypatch, "data", "verify", out) == 0
+    (out / "prompts" / "captions").unlink()
+    assert call(monkeypatch, "data", "verify", out) == 2
 
 
 def test_what_cannot_be_encoded_is_refused_with_the_way_out(root, tmp_path, monkeypatch, capsys):

@@ -58,7 +58,7 @@ class _ToFolder(_Images):
     on_bad: Literal["fail", "skip"] = "fail"
     """An image that cannot be read ends the program (fail), or is left out and listed in dataset.json (skip)."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
-    """Column of the labels in Parquet files. Default: the first of the usual names."""
+    """Column of the labels in Parquet files, or array in .npz. Default: the first of the usual names."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB."""
     workers: Processes = 1
@@ -113,8 +113,8 @@ class Encode(_ToFolder):
     """Folder of the codec, as save_pretrained of diffusers writes it, such as the vae of a pipeline."""
     prompts: Annotated[tuple[str, Path] | None, arg(metavar="CAPTIONS PIPELINE")] = None
     """Also encode CAPTIONS by the text encoders in the folder PIPELINE. Its vae is then the codec. CAPTIONS is a .txt
-    file with a line per image, a .csv or .parquet file (FILE#COLUMN), or a folder of text files named like the
-    images."""
+    file with a line per image, a table (.csv, .tsv, .jsonl, .parquet, or FILE#COLUMN), or a folder of text files named
+    like the images."""
     mirrored: bool = True
     """Also encode mirrored images, for --data.augment.flip. This doubles size and time."""
     batch_size: AtATime = 16
@@ -169,7 +169,7 @@ class Encode(_ToFolder):
 
 @dataclass(frozen=True)
 class Verify(Ranged):
-    """Compare every prepared image or latent with its manifest, and name the shards that differ."""
+    """Compare all images, latents, prompts and captions with what was written, and name the files that differ."""
 
     folder: Annotated[Positional[Path], arg(metavar="DST")]
     """Folder that data prepare or data encode wrote."""
@@ -178,7 +178,7 @@ class Verify(Ranged):
 
     def run(self) -> None:
         from dualrate.data.cache import verify
-        from dualrate.data.prompts import PROMPTS, has_prompts
+        from dualrate.data.prompts import PROMPTS, has_prompts, verify_captions
         from dualrate.system.workers import mapper
 
         progress = reporter()
@@ -186,6 +186,7 @@ class Verify(Ranged):
             images = verify(self.folder, over, data_progress(progress))
             if has_prompts(self.folder):
                 verify(self.folder / PROMPTS, over, data_progress(progress))
+                verify_captions(self.folder)
         print_report(self.json, {"images": images, "damaged shards": 0})
 
 

@@ -31,6 +31,7 @@ from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
 from dualrate.system.files import naming
+from dualrate.system.terminal import clean_streams
 from dualrate.training.distributed import check_alone
 
 COMMANDS: dict[str, type[Any]] = {
@@ -91,6 +92,7 @@ def parsed(arguments: list[str]) -> Any:
 def main() -> None:
     """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
     keep_freed_memory()
+    clean_streams()
     try:
         parsed(sys.argv[1:]).run()
         try:

@@ -17,7 +17,7 @@ from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.grids import check_grid
 from dualrate.system.files import write_whole
 
-BUDGET = re.compile(r"([\d.]+(?:e[+-]?\d+)?)(x|gmacs|s)?")
+BUDGET = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?)(x|gmacs|s)?")
 TIMED = 64  # images per call when calls are timed
 
 

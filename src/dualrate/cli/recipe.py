@@ -59,14 +59,15 @@ class NoPath(Exception):
 
 @PRIMITIVES.primitive_rule
 def number_or_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] | None:
-    """Numbers, and paths as `as_path` reads them. Text that is no number stays text: the field's range refuses it."""
+    """Numbers in the digits 0 to 9, and paths as `as_path` reads them. Other text stays text: the field's range refuses
+    it."""
     kind: Any = info.type
     if kind not in (int, float, Path):
         return None
 
     def read(words: list[str]) -> object:
         try:
-            return as_path(words[0]) if kind is Path else kind(words[0])
+            return as_path(words[0]) if kind is Path else kind(words[0]) if words[0].isascii() else words[0]
         except ValueError as error:
             if kind is Path:
                 raise NoPath(str(error)) from error

@@ -12,7 +12,7 @@ from tyro.conf import arg
 from dualrate.cli.console import command_line, loaded, print_report
 from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Prompt, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.config.ranges import BatchSize, Classes, Images, Precision, Ranged, Seed
+from dualrate.config.ranges import BatchSize, Images, Precision, Ranged, Seed
 from dualrate.system.progress import image_progress
 
 
@@ -34,8 +34,8 @@ class Sample(Ranged):
     """A picture, or a folder of pictures in the order of their paths, to use as conditions: small, grey, with
     transparent holes, or the other one of a pair, as in training. Default: conditions from held-out images."""
     prompt: Prompt = None
-    label: Classes | str | None = None
-    """One class for all images, by number or name; every class in turn if not given."""
+    label: str | None = None
+    """One class for all images, by name, or by number where no name is one; every class in turn if not given."""
     seed: Seed = 0
     """Seed of the first image; image i has seed + i, whatever the batch size."""
     batch_size: AtATime = 125

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dualrate.config.imports import import_named
-from dualrate.config.ranges import Probability, Ranged, Steps, checked
+from dualrate.config.ranges import Probability, Ranged, Steps, checked, is_whole
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
@@ -188,7 +188,7 @@ def _planned(text: str) -> Choice:
     if not text:
         return Choice()
     steps, slash, heavy = text.partition("/")
-    if not (steps.isdecimal() and (heavy.isdecimal() or not slash)):
+    if not (is_whole(steps) and (is_whole(heavy) or not slash)):
         raise ValueError(f"{text!r} is no plan: expected 32 (steps), 32/8 (steps/heavy calls) or a .json file")
     return Choice(checked("the number of steps", int(steps), Steps), int(heavy) if heavy else None)
 

@@ -103,6 +103,11 @@ def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
         raise ValueError(f"{what} {str(path)!r} is no path ({error})") from error
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number from 0 on, in the digits 0 to 9: `int` takes those of every script."""
+    return text.isascii() and text.isdecimal()
+
+
 class Ranged:
     """Base of a frozen dataclass: its numbers lie in the ranges of their annotations, its choices among theirs."""
 

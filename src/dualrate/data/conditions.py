@@ -1,6 +1,6 @@
 """Conditions: what a sample is made of, where it is a tensor y. Each says how y is made of an image x, and read.
 
-    super-resolution:4   x at a quarter of its side, by antialiased bicubic interpolation, in 8 bits
+    super-resolution:4   x at a quarter of its side, by PIL's antialiased bicubic resizing, in 8 bits
     inpainting:16        x without a square hole of 16 x 16 at a random place, and a plane that is 1 where x is known
     colour               x in grey (ITU-R 601 luma), in 8 bits
     pairs:SOURCE         the image of the same name in another source, of a size of its own
@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
-from dualrate.config.ranges import Range, Ranged, Side
+from dualrate.config.ranges import Range, Ranged, Side, is_whole
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import Shards, cache_dir
-from dualrate.data.decode import Options, decode, scale_key, sixteen_bit
+from dualrate.data.decode import Options, decode, scale_key, sides_of, sixteen_bit
 from dualrate.data.images import ImageSet, Look, decoded_source, look_at, named_splits, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.prompts import Encoded, PromptSet, Texts, read_prompts
@@ -303,12 +303,8 @@ class Pairs(OfPicture, Ranged):
         return lambda x, draws: x
 
     def fitted(self, targets: Look, image: Shape) -> Pairs:
-        """As large beside x as they are beside the targets, by a power of 2, which all levels of networks take.
-
-        Raises ValueError for pictures of another aspect ratio than the targets: both are cropped to squares.
-        """
+        """As large beside x as they are beside the targets, by a power of 2, which all levels of networks take."""
         own = look_at(self.source).shapes
-        _check_aspects(own, self.source, targets)
         mine, target = (median_low(min(shape[1:]) for shape in shapes) for shapes in (own, targets.shapes))
         ratio, size = mine / target, image[1]
         while ratio >= 2**0.5 and 2 * size <= max(image[1], MOST_SIDE):
@@ -329,41 +325,27 @@ class Pairs(OfPicture, Ranged):
             )
 
     def partners(self, targets: str, split: Split, *, label: str | None, on_bad: str) -> ImageSet:
-        """Raises ValueError for names that one source lacks, or has twice, and what `load_images` raises."""
+        """Raises ValueError for names that one source lacks, or has twice, for partners of another aspect ratio than
+        their targets, since both are cropped to squares, and what `load_images` raises."""
         if on_bad != "fail":
             raise ValueError("an image cannot be left out without its partner: drop --data.on-bad, repair the images")
         found = partner_source(self.source, targets, split, label)
         return decoded_source(found, split, Options(self.size, self.channels, on_bad), cache_dir(), silent)
 
 
-def _check_aspects(own: Sequence[Shape], source: str, targets: Look) -> None:
-    """Up to a pixel of rounding. Of as many pictures on either side, since then they are looked at in pairs."""
-    if len(own) != len(targets.shapes):
-        return
-    both = (sorted(some, key=_aspect) for some in (own, targets.shapes))
-    for (_, height, width), (_, high, wide) in zip(*both, strict=True):
-        if abs(height * wide - width * high) > max(height, width, high, wide):
-            raise ValueError(
-                f"pictures of {height} x {width} in {source} beside {high} x {wide} in {targets.name}: cropped to "
-                "squares they would show different parts. Crop the two of a pair alike"
-            )
-
-
-def _aspect(shape: Shape) -> float:
-    return shape[1] / shape[2]
-
-
 def partner_source(source: str | Path, targets: str | Path, split: Split, label: str | None) -> Source:
     """The partners of the targets of a split, in their order. label: the column of labels of the targets
 
-    Raises ValueError for a prepared source, and when read for names that one source lacks, or has twice.
+    Raises ValueError for a prepared source, and when read for names that one source lacks, or has twice, and for
+    partners of another aspect ratio than their targets.
     """
     own, theirs = named_splits(source, "pairs"), named_splits(targets, "pairs", label)
 
     def read() -> Raw:
         items = {part: one.read().items for part, one in own.items()}
         names = {part: without_ending(names_of(some)) for part, some in items.items()}
-        wanted = {part: without_ending(names_of(one.read().items)) for part, one in theirs.items()}
+        aims = {part: one.read().items for part, one in theirs.items()}
+        wanted = {part: without_ending(names_of(some)) for part, some in aims.items()}
         _check_paired(names, wanted, source, targets)
         partners = items[split]
         if names[split] != wanted[split]:
@@ -371,10 +353,25 @@ def partner_source(source: str | Path, targets: str | Path, split: Split, label:
             for part in sorted(SPLITS, key=lambda part: part == split):  # a name of both splits is of this one
                 found |= zip(names[part], items[part], strict=True)
             partners = [found[name] for name in wanted[split]]
+        for (name, partner), (_, target) in zip(partners, aims[split], strict=True):
+            _check_aspects(name, (sides_of(partner), source), (sides_of(target), targets))
         return Raw(partners, len(wanted[split]), None, ())  # pyright: ignore[reportArgumentType]  # a list is sliced, too
 
     files = dict.fromkeys(file for one in (*own.values(), *theirs.values()) for file in one.files)
     return Source(f"{own[split].name} beside {theirs[split].name}", tuple(files), read)
+
+
+def _check_aspects(name: str, *pair: tuple[tuple[int, int] | None, str | Path]) -> None:
+    """Up to a pixel of rounding. pair: height and width, and the source"""
+    (mine, source), (target, targets) = pair
+    if mine is None or target is None:  # what is no image is refused where it is decoded
+        return
+    (height, width), (high, wide) = mine, target
+    if abs(height * wide - width * high) > max(height, width, high, wide):
+        raise ValueError(
+            f"{name}: the pictures of a pair are {height} x {width} in {source} beside {high} x {wide} in {targets}: "
+            "cropped to squares they would show different parts. Crop the two of a pair alike"
+        )
 
 
 def _check_paired(
@@ -429,15 +426,16 @@ def task_named(text: str) -> Condition:
     name, _, number = text.partition(":")
     if name == "pairs" and number:
         return Pairs(number)
-    if name not in TASKS or (number and not number.isdecimal()) or (number and name == "colour"):
+    if name not in TASKS or (number and not is_whole(number)) or (number and name == "colour"):
         raise ValueError(f"a task is super-resolution:4, inpainting:16, colour or pairs:SOURCE, got {text!r}")
     return TASKS[name](*[int(number)] if number else [])
 
 
 def smaller(x: Tensor, factor: int) -> Tensor:
-    """(B, C, H, W) at 1 / factor of its sides, as PIL's antialiased bicubic resizing, in 8 bits."""
-    size = (x.shape[2] // factor, x.shape[3] // factor)
-    return to_float(to_bytes(F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)))
+    """(B, C, H, W) at 1 / factor of its sides, as PIL's antialiased bicubic resizing: two passes, each to 8 bits."""
+    for size in ((x.shape[2], x.shape[3] // factor), (x.shape[2] // factor, x.shape[3] // factor)):
+        x = to_float(to_bytes(F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)))
+    return x
 
 
 def grey(x: Tensor) -> Tensor:

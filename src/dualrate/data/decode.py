@@ -173,6 +173,27 @@ def image_of(name: str, item: Content, options: Options) -> np.ndarray:
     return decode(data, name, size=options.size, channels=options.channels)
 
 
+ORIENTATION, TURNED = 0x0112, 5  # the EXIF tag, and from which of its values on sides are exchanged
+
+
+def sides_of(item: Content) -> tuple[int, int] | None:
+    """Height and width of an image as it is shown, by its header; None for what `image_of` refuses."""
+    if isinstance(item, np.ndarray):
+        return item.shape[1], item.shape[2]
+    try:
+        data = (
+            read_bytes(item, MAX_BYTES) if isinstance(item, Path) else item.read() if isinstance(item, Member) else item
+        )
+        _check_size(_webp_size(data[:30]))
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
+            whole = image.format == "PNG" and "exif" not in image.info  # it would be decoded to look for more
+            turned = not whole and image.getexif().get(ORIENTATION, 1) >= TURNED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception:  # decoders raise about ten kinds of exceptions; `image_of` says what is wrong
+        return None
+
+
 def image_or_fault(name: str, item: Content, options: Options) -> np.ndarray | str:
     """`image_of`, or a line that says why the image cannot be used.
 

@@ -169,7 +169,7 @@ def load_images(
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images
     on_bad:   a file that is no image: "fail", or "skip" and report it through `progress`
-    label:    the column of labels, of Parquet files; None: one of the usual names (see `parquet`)
+    label:    the column of labels, of Parquet files, or the array of .npz; None: one of the usual names (see `parquet`)
     cache:    folder of decoded images; None: `cache_dir()`
     progress: called with (done, total, message); also with what is not used of the source (`source.NOTED`)
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source, OSError for what
@@ -473,7 +473,7 @@ def find_source(
 ) -> Source:
     """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it.
 
-    Raises what `load_images` raises, and ValueError for a `label` of a source that is not of Parquet files.
+    Raises what `load_images` raises, and ValueError for a `label` of a source that has neither columns nor arrays.
     """
     place, column = column_of(source)
     path = None if place == fashion_mnist.NAME else existing(place)
@@ -489,10 +489,10 @@ def find_source(
         return parquet_source(path, split, label, column)
     if column:
         raise ValueError(f"#{column} names a column of Parquet files, and there are none in {place}: drop it")
-    if label is not None:
+    if label is not None and (path is None or path.suffix != ".npz"):
         raise ValueError(
-            f"--data.label {label} names a column of Parquet files, and there are none in {source}: drop it; its "
-            "labels are its folders, or stand beside its images (docs/own-images.md)"
+            f"--data.label {label} names a column of Parquet files or an array of .npz, and there are none in "
+            f"{source}: drop it; its labels are its folders, or stand beside its images (docs/own-images.md)"
         )
     if path is None:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
@@ -505,7 +505,7 @@ def find_source(
         return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
     check_regular(path)
     if path.suffix == ".npz":
-        return npz_source(path, split)
+        return npz_source(path, split, label)
     if path.suffix == ".tar":
         return tar_source([path], path, split, progress)
     raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")

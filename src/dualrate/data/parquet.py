@@ -15,18 +15,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualrate.data.source import HELD_OUT, Listed, Raw, Source, Split, hidden, printable, reading, skipped, split_named
+from dualrate.data.source import (
+    HELD_OUT,
+    ROW,
+    Listed,
+    Member,
+    Raw,
+    Source,
+    Split,
+    hidden,
+    printable,
+    reading,
+    skipped,
+    split_named,
+)
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
 PREFIXES = ("train", "test", "val")  # of files' names, in any case
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")  # all but the first in any case
+NO_BYTES = "it has no bytes, and a path is no image: embed the images, or name the folder that they are in"
 
 
 def _files(folder: Path) -> tuple[list[Path], list[list[Path]], list[Path]]:
@@ -56,7 +71,7 @@ def check_complete(files: Sequence[Path]) -> None:
     """Raises ValueError, which names them, for files that are missing among those named NAME-00000-of-00003.parquet."""
     numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
     for file in files:
-        if parts := re.match(r"(.*)-(\d{1,6})-of-(\d{1,6})\b", file.name):
+        if parts := re.match(r"(.*)-([0-9]{1,6})-of-([0-9]{1,6})\b", file.name):
             numbers[parts[1], parts[3]].add(int(parts[2]))
     missing = [
         f"{name}-{i:0{len(total)}}-of-{total}.parquet"
@@ -116,19 +131,18 @@ def _unlabelled(file: Path, column: str) -> bool:
 
 def _label_column(schema: pa.Schema, file: Path, asked: str | None, images: str) -> tuple[str | None, str]:
     """The column of labels, None if there is none; and what is to be said of other columns, as in `Raw`."""
-    if asked is not None:
-        if asked not in schema.names:
-            raise ValueError(f"{file} has the columns {', '.join(schema.names)}; --data.label {asked} is none of them")
-        return asked, ""
+    if asked is not None and asked not in schema.names:
+        raise ValueError(f"{file} has the columns {', '.join(schema.names)}; --data.label {asked} is none of them")
     usable = [column.name for column in schema if _is_label(column.type)]
-    known = [name for wanted in LABEL_COLUMNS for name in usable if name.lower() == wanted]
-    if LABEL_COLUMNS[0] in schema.names or known:
-        return LABEL_COLUMNS[0] if LABEL_COLUMNS[0] in schema.names else known[0], ""
+    usual = [name for wanted in LABEL_COLUMNS for name in usable if name.lower() == wanted]
+    label = asked or (LABEL_COLUMNS[0] if LABEL_COLUMNS[0] in schema.names else next(iter(usual), None))
     columns = [
         f"{column.name} ({column.type})"
         for column in schema
-        if column.name not in (*IMAGE_COLUMNS, images) and not _is_image(column.type)
+        if column.name not in (*IMAGE_COLUMNS, images, label) and not _is_image(column.type)
     ]
+    if label is not None:
+        return label, skipped(columns, f"column(s) of {printable(file.name)}")
     said = f"without labels: {printable(file.name)} has the column(s) {some_of(columns, 10)}; --data.label COLUMN"
     return None, f"{said} takes one of integers or strings for labels" if columns else ""
 
@@ -173,7 +187,7 @@ class _Rows:
             row += count
         return found
 
-    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+    def __iter__(self) -> Iterator[tuple[str, bytes | Member]]:
         row = 0
         for file in self.files:
             start = row
@@ -184,9 +198,10 @@ class _Rows:
                     if self._of(row, end - row):
                         for batch in parquet.iter_batches(batch_size=256, row_groups=[group], columns=[column]):
                             for i in self._of(row, batch.num_rows):
-                                image = batch.column(0)[i].as_py()  # None: an empty file, which `decode` refuses
-                                image = image.get("bytes") if isinstance(image, dict) else image
-                                yield f"{printable(file.name)}[{row - start + i}]", image or b""
+                                image, name = batch.column(0)[i].as_py(), f"{printable(file.name)}[{row - start + i}]"
+                                if isinstance(image, dict):
+                                    image = image["bytes"] or Member(name, file, 0, 0, NO_BYTES)
+                                yield name, image or b""  # of a null: an empty file, which `decode` refuses
                             row += batch.num_rows
                     row = end
 
@@ -205,7 +220,8 @@ def _image_column(schema: pa.Schema, file: Path, asked: str) -> str:
             kind = schema.types[schema.names.index(name)]
             if _is_image(kind):
                 return f"{name}.bytes" if pa.types.is_struct(kind) else name
-            raise ValueError(f"column {name} of {file} is {kind}; expected a struct with bytes, or binary")
+            hint = ": paths are no images, name the folder that they are in" if _is_text(kind) else ""
+            raise ValueError(f"column {name} of {file} is {kind}; expected a struct with bytes, or binary{hint}")
     hint = "" if asked else "; name another one after the file, as FILE#COLUMN"
     raise ValueError(f"{file} has the columns {', '.join(schema.names)}; expected {' or '.join(wanted)}{hint}")
 
@@ -249,9 +265,13 @@ def _declared_names(schema: pa.Schema, file: Path, column: str | None) -> tuple[
 
 
 def columns_of(file: Path) -> dict[str, bool]:
-    """The columns of a file, by name: whether each is of texts. Raises ValueError for no Parquet file."""
+    """The columns of a file, by name: whether each is of texts or whole numbers. Raises ValueError for no Parquet file,
+    and for two columns of one name."""
     with _opened(file) as parquet:
-        return {column.name: _is_text(column.type) for column in parquet.schema_arrow}
+        columns = {column.name: _is_label(column.type) for column in parquet.schema_arrow}
+        if len(columns) < len(parquet.schema_arrow):
+            raise ValueError("it has several columns of one name")
+        return columns
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -259,21 +279,15 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def texts_of(files: Sequence[Path], column: str, named: str) -> Iterator[tuple[str, str]]:
-    """The texts of a column, row by row, each with a name: that of another column, or FILE[row] where it is empty.
-
-    Raises ValueError for a column that a file lacks, or that is of something else.
-    """
+def rows_of(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Some columns, row by row, by their names; under ROW FILE[row]. Raises ValueError for one that a file lacks."""
     for file in files:
-        if not (there := columns_of(file)).get(column):
-            raise ValueError(
-                f"column {column} of {file} holds no texts, one string a row; it has the columns {', '.join(there)}: "
-                f"name another, {file.name}#COLUMN"
-            )
+        there, first = columns_of(file), 0
+        wanted = [name for name in columns if name != ROW]
+        if lacking := [name for name in wanted if name not in there]:
+            raise ValueError(f"{file} lacks the column {lacking[0]}, it has {', '.join(there)}")
         with _opened(file) as parquet:
-            row = 0
-            for batch in parquet.iter_batches(batch_size=256, columns=[column, *([named] if named else [])]):
-                for i, text in enumerate(batch.column(column).to_pylist()):
-                    name = batch.column(named)[i].as_py() if named else f"{printable(file.name)}[{row + i}]"
-                    yield name or "", text or ""
-                row += batch.num_rows
+            for batch in parquet.iter_batches(batch_size=256, columns=wanted):
+                for i, row in enumerate(batch.to_pylist(), first):
+                    yield {**row, ROW: f"{printable(file.name)}[{i}]"}
+                first += batch.num_rows

@@ -7,8 +7,10 @@ tars are named after (`split_named`), if that holds for every image; else a tent
 Folder: class sub-folders, images alone, or train/ and test/ sub-folders of either kind. One rule holds at every depth.
 A link is followed as if its target stood there; one that leads back to a folder above it is refused.
 
-NumPy (.npz): `images` (or `arr_0`), uint8 NHWC, NCHW or NHW, and optional `labels` (or `arr_1`). What a member claims
-is checked before any memory is taken.
+NumPy (.npz): `images` (or `arr_0`), uint8 NHWC, NCHW or NHW, and optional `labels` (or `arr_1`, or the array that is
+asked for). What a member claims is checked before any memory is taken.
+
+Whatever a reader leaves out, it says (`Raw.note`).
 
 Files that users bring: only regular files are opened, no more is read than is expected, errors name the file.
 """
@@ -18,12 +20,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
+import unicodedata
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -37,7 +41,8 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 DataProgress = Callable[[int, int, str], None]  # done, total, message
 MAX_CLASSES = 100_000
-NOTED = ("skipped", "without labels")  # begin a message that says what is not used of a source
+NOTED = ("skipped", "without", "paired")  # begin a message that says what is not used of a source, or how it is read
+ROW = "FILE[ROW]"  # stands for the column of what the rows of a file are called
 HELD_OUT = ("test", "val", "valid", "validation", "dev", "eval")  # the first of them that exists is the test split
 _SPLITS = ("train", *HELD_OUT, "unlabeled", "unlabelled", "unsupervised")
 _SAME = {"training": "train", "testing": "test", "evaluation": "eval"}
@@ -90,8 +95,18 @@ def names_of(items: list[Item] | Items) -> list[str]:
 
 
 def without_ending(names: Sequence[str]) -> list[str]:
-    """Names without the endings of pictures."""
+    """Names without the endings of pictures, as they compare: letters are composed, which macOS takes apart (NFC)."""
+    names = [unicodedata.normalize("NFC", name) for name in names]
     return [name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name for name in names]
+
+
+_NUMBER = re.compile(r"((?:(?<![0-9A-Za-z])-)?[0-9]+(?:\.[0-9]+)?)")
+
+
+def by_numbers(name: str) -> tuple[Any, ...]:
+    """A key that sorts paths by the values of the numbers in them: a-2, a-10; -1.5, 0, 1.5."""
+    parts = (_NUMBER.split(part) for part in name.split("/"))
+    return [[Decimal(text) if i % 2 else text for i, text in enumerate(part)] for part in parts], name
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +135,7 @@ class Source:
     name:  for reports
     files: whose absolute paths, sizes and times of change identify the content
     read:  called only when the decoded images are not in the cache yet
-    label: the column of labels that was asked for, part of what identifies the content
+    label: the column or array of labels that was asked for, part of what identifies the content
     """
 
     name: str
@@ -200,6 +215,16 @@ def hidden(name: str) -> bool:
 def skipped(names: Sequence[str], what: str) -> str:
     """A note on things that are not used; empty without any."""
     return f"skipped {len(names)} {what} ({some_of(names, 5)})" if names else ""
+
+
+def skipped_files(counts: Mapping[str, int]) -> str:
+    """A note on files that are no images by their endings, by ending; empty without any."""
+    return f"skipped the files {counted(counts)}, which are no images" if counts else ""
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """How many there are of each, the most frequent ones."""
+    return ", ".join(f"{count} x {name}" for name, count in Counter(counts).most_common(5))
 
 
 def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np.ndarray:
@@ -327,8 +352,9 @@ def folder_source(path: Path, split: Split) -> Source:
         files = dict.fromkeys((*files, *more))  # the training images say which classes there are
 
     def read() -> Raw:
-        note = skipped(unused, "folder(s) of other splits")
-        return chosen.raw(train, str(root), None if test else split, note=note)
+        strange = [(suffix, count) for suffix, count in _suffixes(path).items() if suffix not in SUFFIXES]
+        notes = skipped(unused, "folder(s) of other splits"), skipped_files(dict(strange))
+        return chosen.raw(train, str(root), None if test else split, note="; ".join(filter(None, notes)))
 
     return Source(f"{printable(path.name)}/{split}", tuple(files), read)
 
@@ -364,9 +390,7 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
     folders, flat = _scan(root)
     by_class = {folder.name: images_below(folder, (root.resolve(),)) for folder in folders}
     if not flat and not any(by_class.values()):
-        inside = islice((name for _, _, names in os.walk(root) for name in names), 10_000)
-        suffixes = Counter(printable(Path(name).suffix.lower()) or "no suffix" for name in inside)
-        there = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5)) or "no files at all"
+        there = counted(_suffixes(root)) or "no files at all"
         raise ValueError(
             f"no images in {root}: looked for {', '.join(SUFFIXES)} directly or in sub-folders, for .tar files "
             f"directly or in train/ and test/, for .parquet files directly or in data/; there are {there}"
@@ -381,6 +405,15 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
     files = flat or [file for inside in by_class.values() for file in inside]
     labels = [printable(name) for name, inside in by_class.items() for _ in inside]
     return files, Listed(named(root, files), len(files), labels or None, by_name=True)
+
+
+def _suffixes(root: Path) -> Counter[str]:
+    """How many files there are of each ending, below a folder; hidden ones are not counted."""
+    counts = Counter[str]()
+    for _, folders, names in os.walk(root):
+        folders[:] = (name for name in folders if not hidden(name))
+        counts.update(Path(name).suffix.lower() for name in names if not hidden(name))
+    return Counter({printable(suffix) or "no suffix": count for suffix, count in counts.items()})
 
 
 def images_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
@@ -418,24 +451,34 @@ def named(root: Path, files: Iterable[Path]) -> list[Item]:
 # NumPy archives
 
 
-_NAMES = (("images", "arr_0"), ("labels", "arr_1"))  # of each, the first that there is
+_IMAGES, _LABELS = ("images", "arr_0"), ("labels", "arr_1")  # the first that there is
 
 
-def npz_source(path: Path, split: Split) -> Source:
-    """The images of a .npz file, a tenth of them held out as the test split (`hold_out`).
+def npz_source(path: Path, split: Split, label: str | None = None) -> Source:
+    """The images of a .npz file, a tenth of them held out as the test split (`hold_out`). label: the array of labels
 
     Classes are named by their numbers. Raises ValueError for other array names, types or shapes, for what
     `read_arrays` refuses, and for labels that `class_numbers` refuses.
     """
+    unused = list[str]()
 
-    def wanted(found: list[str]) -> list[str]:
-        if not set(_NAMES[0]) & set(found):
-            there = ", ".join(found) or "none"
+    def wanted(names: list[str]) -> list[str]:
+        there = ", ".join(names) or "none"
+        if not set(_IMAGES) & set(names):
             raise ValueError(f"{path} has the arrays {there}; expected images (or arr_0) and maybe labels (or arr_1)")
-        return [next(name for name in names if name in found) for names in _NAMES if set(names) & set(found)]
+        if label is not None and label not in names:
+            raise ValueError(f"{path} has the arrays {there}; --data.label {label} is none of them")
+        chosen = [next(name for name in _IMAGES if name in names)]
+        chosen += [name for name in ((label,) if label else _LABELS) if name in names][:1]
+        unused[:] = [name for name in names if name not in chosen]
+        return chosen
 
     def read() -> Raw:
         images, *labels = read_arrays(path, wanted).values()
+        note = skipped(unused, "array(s)")
+        if unused and not labels:
+            there = some_of(unused, 10)
+            note = f"without labels: {path.name} has the array(s) {there}; --data.label NAME takes one of integers"
         if images.dtype != np.uint8:
             raise ValueError(f"images in {path} are {images.dtype}; expected uint8, 0 to 255")
         shape = images.shape
@@ -449,10 +492,10 @@ def npz_source(path: Path, split: Split) -> Source:
         elif shape[3] in (1, 3):
             images = images.transpose(0, 3, 1, 2)
         items: list[Item] = [(f"{printable(path.name)}[{i}]", image) for i, image in enumerate(images)]
-        found = Listed(items, len(images), labels[0] if labels else None)
-        return found.raw(found, str(path), split)
+        listed = Listed(items, len(images), labels[0] if labels else None)
+        return listed.raw(listed, str(path), split, note=note)
 
-    return Source(f"{printable(path.stem)}/{split}", (path,), read)
+    return Source(f"{printable(path.stem)}/{split}", (path,), read, label)
 
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -43,10 +43,12 @@ from dualrate.data.source import (
     printable,
     reading,
     skipped,
+    skipped_files,
     split_named,
     test_split,
 )
 from dualrate.system.files import check_regular
+from dualrate.system.folders import some_of
 
 Label = int | str
 _MAX_HEADER = 2**20  # bytes of an extended header, of a label
@@ -88,7 +90,7 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
 
     def read() -> Raw:
         stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
-        found = _listing(tuple(files), root, stamps, progress)
+        found, note = _listing(tuple(files), root, stamps, progress)
         parts: dict[str, list[Found]] = defaultdict(list)
         for one in found:  # what cannot be used and names no split is among the training images
             parts[one.split or "train"].append(one)
@@ -96,7 +98,8 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
         unused = [one.image.name for kind in parts if kind not in ("train", test) for one in parts[kind]]
         train = _listed(parts["train"], root)
         chosen = _listed(parts[test], root) if test and split == "test" else train
-        return chosen.raw(train, str(root), None if test else split, note=skipped(unused, "image(s) of other splits"))
+        notes = skipped(unused, "image(s) of other splits"), note
+        return chosen.raw(train, str(root), None if test else split, note="; ".join(filter(None, notes)))
 
     return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
 
@@ -104,15 +107,15 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
 @lru_cache(maxsize=1)  # for both splits
 def _listing(
     files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
-) -> list[Found]:
-    """The images of all tars, in order.
+) -> tuple[list[Found], str]:
+    """The images of all tars, in order, and a note on what else there is.
 
     stamps: of the files, since what was listed before may have changed
     """
-    found = []
+    found, strange = [], Counter[str]()
     for i, file in enumerate(files):
         progress(i, len(files), "listing tars")
-        found += _images_of(file, file.name if file == root else file.relative_to(root).as_posix())
+        found += _images_of(file, file.name if file == root else file.relative_to(root).as_posix(), strange)
     progress(len(files), len(files), "listing tars")
     good = [one for one in found if not one.image.fault]
     if not good:
@@ -130,7 +133,7 @@ def _listing(
             folder = "" if split and split_named(one.folder) else one.folder
             one.label = folder or words.get(tar) or (None if unnamed else printable(tar))
         one.split = one.split if split else ""
-    return found
+    return found, skipped_files(strange)
 
 
 def _are_shards(tars: Iterable[Path]) -> bool:
@@ -173,8 +176,9 @@ def _listed(found: Sequence[Found], root: Path) -> Listed:
     return Listed(items, len(found), np.array(labels, np.int64) if kinds == {int} else words, by_name=True)
 
 
-def _images_of(file: Path, shown: str) -> list[Found]:
-    """The images of one tar with their labels. shown: its name in messages.
+def _images_of(file: Path, shown: str, strange: Counter[str]) -> list[Found]:
+    """The images of one tar with their labels. shown: its name in messages; strange: counts what is not used, by ending
+
 
     A label is that of the image of the same name up to the last dot; else, as in webdataset, up to the first one.
     """
@@ -193,13 +197,18 @@ def _images_of(file: Path, shown: str) -> list[Found]:
                 continue
             if kind in (".cls", ".json") and _is_file(entry) and entry.size <= _MAX_HEADER:
                 headers.seek(offset)
-                label = _label(headers.read(entry.size), kind == ".json")
-                if label is not None and (kind == ".cls" or stem not in labels):
+                content = headers.read(entry.size)
+                label = _label(content, kind == ".json")
+                if label is None:
+                    strange[f"{kind} without label" + _keys(content)] += 1
+                elif kind == ".cls" or stem not in labels:
                     labels[stem] = label
             elif kind in (*SUFFIXES, ".tar"):
                 fault = _fault(entry) or ("there is another file of this name before it" if name in names else "")
                 images.append((name, Member(printable(f"{shown}/{name}"), file, offset, entry.size, fault)))
                 names.add(name)
+            else:
+                strange[printable(PurePosixPath(name).suffix.lower()) or "no suffix"] += 1
     found = []
     for name, image in images:
         place, _, base = name.rpartition("/")
@@ -260,10 +269,19 @@ def _label(content: bytes, in_json: bool) -> Label | None:
         return None
     if in_json:
         value = value.get("label") if isinstance(value, dict) else None
-    elif re.fullmatch(r"\d{1,18}", value):
+    elif re.fullmatch(r"[0-9]{1,18}", value):
         return int(value)
     usable = 0 <= value < 10**18 if type(value) is int else isinstance(value, str) and bool(value)
     return value if usable else None
+
+
+def _keys(content: bytes) -> str:
+    """The names of values in JSON, for a note; empty where it is something else."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return ""
+    return f" ({some_of(sorted(value), 10)})" if isinstance(value, dict) else ""
 
 
 @lru_cache(maxsize=10_000)

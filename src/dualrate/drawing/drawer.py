@@ -117,7 +117,7 @@ class Drawer(Ranged):
                 "label. Drop the guidance weight, or train with --method.label-dropout 0.1"
             )
         if self.label is not None:
-            object.__setattr__(self, "label", model.class_number(self.label))
+            model.class_number(self.label)  # refuses
         if self.members > 1 and model.experiment.networks.given is None:
             raise ValueError(f"{model.name} has no condition that members would share: drop them, and draw more seeds")
 
@@ -155,7 +155,7 @@ class Drawer(Ranged):
     def labels_rule(self) -> str:
         """Which classes its images have, and which conditions, in words."""
         own = self.model.given
-        rule = "seed mod classes" if self.label is None else f"class {self.label}"
+        rule = "seed mod classes" if self.label is None else f"class {self.model.class_number(self.label)}"
         rules = [rule] if self.model.num_classes else []
         rules += [] if own is None else [f"conditions {own.digest[:12]}"]
         return ", ".join(rules) or "none"

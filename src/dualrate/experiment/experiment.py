@@ -6,6 +6,7 @@ and says which plans the trained model serves. Two trainings in a row, a codec a
 
 from __future__ import annotations
 
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, CodecConfig, CodecFolder, NoCodec, decode_macs
 from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
-from dualrate.config.ranges import Ranged, Side
+from dualrate.config.ranges import Ranged, Side, is_whole
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Condition, Given, HeldOut, Latent, Unconditional, read_conditions
@@ -64,7 +65,8 @@ class DataConfig(Ranged):
     on_bad: Literal["fail", "skip"] = "fail"
     """An image that cannot be read ends the program (fail) or is left out (skip)."""
     label: str | None = None
-    """Column of the labels in Parquet files. Default: label, labels, fine_label, class or target."""
+    """Column of the labels in Parquet files, by default label, labels, fine_label, class or target; or array of the
+    labels in .npz, by default labels or arr_1."""
     augment: Augment = Augment()
 
     def at(self, source: str) -> DataConfig:
@@ -453,28 +455,37 @@ class Model:
         return self.experiment.num_classes
 
     def class_number(self, label: SupportsIndex | str) -> int:
-        """The number of a class, which is given by that or by its name.
+        """The number of a class: of a text the class of that name, of a number, or its digits, that number itself.
 
-        Raises ValueError for a class that the model does not know.
+        Raises ValueError for a class that the model does not know, and for a number that could as well be meant as a
+        name: its class is called by another one, or another class by it.
         """
         if not self.num_classes:
             raise ValueError(f"{self.name} has no classes: drop the label")
+        names = [unicodedata.normalize("NFC", name) for name in self.class_names]
         if isinstance(label, str):
-            found = [number for number, known in enumerate(self.class_names) if known == label]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                raise ValueError(f"{self.name} has several classes called {label!r}: give a number, {some_of(found)}")
-            known = (
-                get_close_matches(label, self.class_names) or [*self.class_names] or [f"0 to {self.num_classes - 1}"]
-            )
-            raise ValueError(f"{self.name} has no class {label!r}: give {some_of(known, 10)}")
+            label = unicodedata.normalize("NFC", label)
+            same = [number for number, name in enumerate(names) if name == label]
+            if len(same) == 1:
+                return same[0]
+            if same:
+                raise ValueError(f"{self.name} has several classes called {label!r}: give a number, {some_of(same)}")
+            if not is_whole(label.removeprefix("-")):
+                known = get_close_matches(label, names) or names or [f"0 to {self.num_classes - 1}"]
+                raise ValueError(f"{self.name} has no class {label!r}: give {some_of(known, 10)}")
+            label = int(label)
         try:
             number = None if isinstance(label, bool) else index(label)
         except TypeError:
             number = None
         if number is None:
             raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
+        called = {place: int(name) for place, name in enumerate(names) if is_whole(name)}
+        namesakes = [place for place in called if called[place] == number != place]
+        if namesakes or called.get(number, number) != number:
+            places = [place for place in (number, *namesakes) if 0 <= place < len(names)]
+            readings = [f"class number {place} is called {names[place]!r}" for place in places]
+            raise ValueError(f"label {number} is unclear: {', '.join(readings)}; give a name, as a text")
         if not 0 <= number < self.num_classes:
             raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
         return number

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from dualrate.codecs import token_codec  # noqa: F401  # files name them
 from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_module, modules_of
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import as_path, is_whole
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.conditions import Given
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
@@ -340,7 +340,7 @@ def _damaged(path: Path, error: Exception) -> OSError:
 
 def _iteration(value: object, where: Path | str) -> int:
     """Raises ValueError for anything but a number from 0 on."""
-    if not str(value).isdecimal():
+    if not is_whole(str(value)):
         raise ValueError(f"{where} is of iteration {value!r}, expected a number from 0 on")
     return int(str(value))
 

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 
 from dualrate.codecs.codec import CodecFolder, decoded
 from dualrate.codecs.token_codec import BETWEEN, texts
-from dualrate.config.ranges import as_path
+from dualrate.config.ranges import as_path, is_whole
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, to_uint8
@@ -212,7 +212,7 @@ def train(
             write_class_names(out, data.class_names)
         note_start(out, command, prepared.weights)
         for picture in (out / "samples").glob("*.png"):
-            if picture.stem.isdecimal() and int(picture.stem) > begun:  # of a continuation that was lost
+            if is_whole(picture.stem) and int(picture.stem) > begun:  # of a continuation that was lost
                 picture.unlink(missing_ok=True)
         MetricsFile(out / SCORES, begun, progress.note)  # which drops such scores
         if board is not None:

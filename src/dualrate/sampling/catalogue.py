@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, cast
 
 from dualrate.config.imports import known
+from dualrate.config.ranges import is_whole
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
@@ -132,7 +133,7 @@ def at_gamma(text: str) -> tuple[str, float | None]:
     Raises ValueError for a gamma that is none.
     """
     name, _, gamma = text.rpartition(":")
-    if name and gamma.replace(".", "", 1).isdecimal():
+    if name and is_whole(gamma.replace(".", "", 1)):
         return name, float(gamma)
     if name in SAMPLERS:
         raise ValueError(f"there is no noise level {gamma!r}: {name}:0.5 is {name} at gamma 0.5, got {text!r}")

@@ -59,7 +59,7 @@ def grid_times(name: str, schedule: Schedule, steps: int) -> TimeGrid:
 def check_grid(name: str) -> str:
     """The name of a grid. Raises ValueError for one that is none."""
     with suppress(ValueError):
-        if name in GRIDS or (name.startswith(BLEND) and 0 <= float(name.removeprefix(BLEND)) <= 1):
+        if name in GRIDS or (name.isascii() and name.startswith(BLEND) and 0 <= float(name.removeprefix(BLEND)) <= 1):
             return name
     raise ValueError(
         f"there is no grid {name!r}; there are {', '.join(GRIDS)}, and {BLEND}0.3, between t ({BLEND}0) and log-snr "

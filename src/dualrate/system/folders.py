@@ -99,7 +99,7 @@ def check_link(path: Path) -> None:
 
 def some_of(names: Sequence[object], most: int = 3) -> str:
     """The first of some names, for a message."""
-    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+    return ", ".join(str(name).replace("\n", r"\n") for name in names[:most]) + (", ..." if len(names) > most else "")
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from typing import Protocol, TextIO
 
 from filelock import FileLock, Timeout
 
+from dualrate.system.terminal import clean
+
 SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
 
 COUNTED = ("calls", "frames")  # other things than images that a program may report as done
@@ -82,7 +84,7 @@ class PlainReporter:
 
     def note(self, text: str) -> None:
         with suppress(OSError):  # a full disk or a closed pipe behind the stream must not end the training
-            print(text, file=self.stream, flush=True)
+            print(clean(text), file=self.stream, flush=True)
 
     def close(self) -> None:
         self._last, self._losses = None, {}  # whatever is reported next has its own rate

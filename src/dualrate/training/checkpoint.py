@@ -139,7 +139,7 @@ def path_of(directory: Path, iteration: int) -> Path:
 
 def saved_paths(directory: Path) -> list[Path]:
     """The checkpoint directories, oldest first."""
-    found = [entry for entry in _entries(directory) if re.fullmatch(r"step-\d{8,}", entry.name)]
+    found = [entry for entry in _entries(directory) if re.fullmatch(r"step-[0-9]{8,}", entry.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
@@ -173,7 +173,7 @@ def latest(
                 return latest(directory, on_bad, training=training)
             on_bad(path, error)
             causes.append(f" ({error})")
-    if any(re.match(r"step-\d{8,}", entry.name) for entry in _entries(directory)):
+    if any(re.match(r"step-[0-9]{8,}", entry.name) for entry in _entries(directory)):
         cause = "".join(causes[:1])
         raise OSError(f"{directory} holds checkpoints but none is intact; restore one, or remove them{cause}")
     return None

@@ -183,7 +183,7 @@ def joined(device: torch.device) -> Iterator[World]:
 def timeout() -> float:
     """Seconds that an operation on the device waits for the other processes."""
     text = os.environ.get("DUALRATE_TIMEOUT", "600")
-    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text) or not float(text):
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text) or not float(text):
         raise ValueError(f"DUALRATE_TIMEOUT is a number of seconds above 0, got {text!r}")
     return float(text)
 

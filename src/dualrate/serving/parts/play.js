@@ -39,6 +39,10 @@ const times = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const percent = (part, whole) => `${Math.round(100 * part / whole)}%`;
 
 const named = (label) => model.class_names[label] ?? `class ${label}`;
+const meant = (label) => {  // a number may be another class's name: a name of its own is clear
+  const name = model.class_names[label];
+  return model.class_names.filter((one) => one === name).length === 1 ? name : Number(label);
+};
 
 // Controls, as far as the model leaves a choice
 
@@ -112,7 +116,7 @@ function follow() {
 function request() {
   const found = {};
   for (const id of NUMBERS) if (at(id).value.trim() !== "") found[id] = Number(at(id).value);
-  for (const id of CHOICES) if (at(id).value !== "") found[id] = id === "label" ? Number(at(id).value) : at(id).value;
+  for (const id of CHOICES) if (at(id).value !== "") found[id] = id === "label" ? meant(at(id).value) : at(id).value;
   if (!heavyChosen) delete found.heavy;
   return found;
 }

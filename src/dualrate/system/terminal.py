@@ -1,0 +1,34 @@
+"""What is printed, without the characters by which a name would write elsewhere on a terminal than in its line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+
+# all but line feeds, tabs, and a carriage return where a progress bar begins or ends; and what turns the reading order
+CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|(?s:(?<=.)\r(?=.))")
+
+
+def clean(text: str) -> str:
+    r"""A text with its control characters written as \x1b."""
+    return CONTROLS.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
+
+
+def clean_streams() -> None:
+    """Have standard output and error write all texts clean, whoever prints them."""
+    os.environ["PYTHON_COLORS"] = "0"  # of tracebacks, from Python 3.13 on
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream.write, Clean):
+            stream.write = Clean(stream.write)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Clean:
+    """Writes texts clean."""
+
+    def __init__(self, write: Callable[[str], int]) -> None:
+        self.write = write
+
+    def __call__(self, text: str) -> int:
+        return self.write(clean(text))
