@@ -39,16 +39,14 @@ def check_hdf5(path: Path) -> None:
     import h5py
 
     check_regular(path)
+    links: list[tuple[str, Any]] = []
     with h5py.File(path, "r") as file:
-
-        def check(name: str, link: Any) -> None:
-            name = str(name)
+        file.visititems_links(lambda name, link: links.append((str(name), link)))  # follows none that leads elsewhere
+        for name, link in links:
             if isinstance(link, h5py.ExternalLink):
                 raise ValueError(f"{path}: {name} is a link to another file: copy what it leads to")
-            if isinstance(link, h5py.HardLink) and isinstance(data := file.get(name), h5py.Dataset):
+            if isinstance(link, h5py.HardLink) and isinstance(data := file[name], h5py.Dataset):
                 _check_dataset(f"{path}: {name}", data.id)
-
-        file.visititems_links(check)  # goes through no link but the hard ones, which stay in the file
 
 
 def _check_dataset(place: str, dataset: Any) -> None:
