@@ -182,7 +182,7 @@ def test_no_other_part_opens_such_files() -> None:
 @pytest.mark.slow
 def test_old_versions_run_no_code_either(tmp_path: Path) -> None:
     old = tmp_path / "old"
-    wanted = ("zarr==2.18.3", "numcodecs==0.15.1", "xarray==2024.7.0", "asciitree", "fasteners")
+    wanted = ("zarr==2.18.3", "numcodecs==0.15.1", "xarray==2024.7.0", "asciitree", "fasteners", "deprecated", "wrapt")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(old), *wanted]
     if (done := subprocess.run(pip, capture_output=True, text=True, check=False)).returncode:
         pytest.skip(f"the old versions are not to be had: {done.stderr[-200:]}")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dualrate.data.source import reading
 from dualrate.system.files import MEMORY, check_regular, parse_json, read_bytes
 
 MOST = 2**24  # trajectories of a file, and numbers of a coordinate
@@ -166,9 +167,23 @@ def check_zarr(path: Path) -> None:
         if V3 in there and len(there) > 1:
             raise ValueError(f"{folder} has metadata of zarr formats 2 and 3 ({', '.join(there)}): keep one kind")
         for name in there:
-            for place, array in _arrays_of(name, _metadata(folder / name)):
-                check = _check_v3 if name == V3 else _check_v2
-                check(f"{folder / name}{place}", array)
+            with reading(folder / name, "metadata of zarr"):
+                for place, array in _arrays_of(name, _metadata(folder / name)):
+                    check = _check_v3 if name == V3 else _check_v2
+                    check(f"{folder / name}{place}", array)
+
+
+def open_members(path: Path) -> None:
+    """Open the arrays and groups of a zarr store one by one, so that an error names its place.
+
+    xarray opens them at once, and where two fail, asyncio says the second one in a traceback of its own.
+    """
+    import zarr
+
+    for child in sorted(path.iterdir()):
+        if any((child / name).exists() for name in METADATA):
+            with reading(child, "zarr"):
+                zarr.open(str(child), mode="r")
 
 
 def _metadata(file: Path) -> dict[str, Any]:
@@ -257,9 +272,10 @@ def missing_of_zarr(folder: Path) -> tuple[int, int]:
     sharded: Mapping[str, Any] = {}
     if (folder / V3).exists():
         array = _metadata(folder / V3)
-        chunk, encoding = _chunk_of(str(folder), array), array.get("chunk_key_encoding") or {"name": "default"}
-        start = "c" if encoding["name"] == "default" else ""
-        between = (encoding.get("configuration") or {}).get("separator", "/" if start else ".")
+        chunk = _chunk_of(str(folder), array)
+        ((encoding, more),) = _named([array["chunk_key_encoding"]])
+        start = "c" if encoding == "default" else ""
+        between = more.get("separator", "/" if start else ".")
         first, more = _named(array["codecs"])[0]
         sharded = more if first == SHARDED else {}
     else:

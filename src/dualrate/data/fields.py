@@ -45,6 +45,7 @@ from dualrate.data.field_files import (
     check_zarr,
     missing_of_hdf5,
     missing_of_zarr,
+    open_members,
     whole_of,
 )
 from dualrate.data.images import to_float
@@ -152,7 +153,7 @@ def is_fields(source: str | Path) -> bool:
         try:
             with zipfile.ZipFile(path) as archive:
                 return f"{FIELDS}.npy" in archive.namelist()
-        except (OSError, zipfile.BadZipFile):
+        except Exception:  # its reader says what it is
             return False
     return path.suffix in SUFFIXES or (path.is_dir() and bool(_hdf5_files(path)))
 
@@ -533,7 +534,11 @@ def _labelled(path: Path) -> Found:
 
             kind, how = "NetCDF", {"engine": "h5netcdf"}
     with naming(path), reading(path, kind):
-        (check_zarr if kind == "zarr" else check_netcdf)(path)
+        if kind == "zarr":
+            check_zarr(path)
+            open_members(path)
+        else:
+            check_netcdf(path)
         return _of_dataset(xarray.open_dataset(path, **how), path)
 
 

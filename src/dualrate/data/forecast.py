@@ -220,7 +220,7 @@ def survey(
 def _halves(raw: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Two arrays whose sum these numbers are; integers of 64 bits have more digits than float64."""
     if raw.dtype.kind in "iu" and raw.dtype.itemsize == 8:
-        return (raw >> 32) * 2.0**32, (raw & (2**32 - 1)).astype(np.float64)
+        return (raw >> 32).astype(np.float64) * 2.0**32, (raw & (2**32 - 1)).astype(np.float64)
     return raw.astype(np.float64), np.zeros(raw.shape)
 
 
