@@ -281,6 +281,43 @@ def test_hdf5_names_no_other_file(
     assert message in capsys.readouterr().err
 
 
+def test_a_link_that_is_a_path_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other", "w") as file:
+        file["pde_6-8"] = np.ones((4, 6, 8))
+    with fields_file(tmp_path / "a.h5") as file:
+        file["train/pde_6"] = np.ones((4, 6, 8))
+    content = (tmp_path / "a.h5").read_bytes()
+    assert content.count(b"pde_6\0") == 1
+    (tmp_path / "a.h5").write_bytes(content.replace(b"pde_6\0", b"pde/6\0"))
+    with pytest.raises(ValueError, match=r"a\.h5: a member of /train is called 'pde/6'"):
+        find_fields(tmp_path / "a.h5")
+
+
+def test_groups_within_groups_without_end(tmp_path: Path) -> None:
+    with fields_file(tmp_path / "a.h5") as file:
+        inner: Any = file
+        for _ in range(1000):
+            inner = inner.create_group("a")
+        inner["last"] = h5py.ExternalLink("other", "/data")
+    with pytest.raises(ValueError, match="/a/last is a link to another file"):
+        find_fields(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize(
+    "write", [lambda f, n: f.create_group(n), lambda f, n: f.create_dataset(n, data=h5py.Empty("f"))]
+)
+@pytest.mark.parametrize("name", ["train/pde_6-8", "train/t", "train/dt", "t0_fields/u", "dimensions/time"])
+def test_what_is_no_array_is_named(tmp_path: Path, name: str, write: Callable[[h5py.File, str], Any]) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        write(file, name)
+        file.require_group("dimensions").attrs["spatial_dims"] = ["x"]
+        for other in ("train/pde_6-8",) if name.startswith("train") else ("t0_fields/u",):
+            if other not in file:
+                file[other] = np.ones((4, 6, 8))
+    with pytest.raises(ValueError, match=rf"a\.h5: /{name} is no array"):
+        find_fields(tmp_path / "a.h5")
+
+
 def test_hdf5_within_one_file_is_read(tmp_path: Path) -> None:
     with fields_file(tmp_path / "a.h5") as file:
         file["store"] = np.random.default_rng(0).normal(size=(4, 6, 8))

@@ -40,20 +40,28 @@ def check_hdf5(path: Path) -> None:
     import h5py
 
     check_regular(path)
-    links: list[tuple[str, Any]] = []
     with h5py.File(path, "r") as file:
-        file.visititems_links(lambda name, link: links.append((str(name), link)))  # follows none that leads elsewhere
-        for name, link in links:
-            if isinstance(link, h5py.ExternalLink):
-                raise ValueError(f"{path}: {name} is a link to another file: copy what it leads to")
-            if isinstance(link, h5py.HardLink) and isinstance(data := file[name], h5py.Dataset):
-                _check_dataset(f"{path}: {name}", data.id)
+        groups, seen = [file], set[int]()
+        while groups:
+            group = groups.pop()
+            links = {name: group.get(name, getlink=True) for name in group}  # through none of them
+            for name, link in links.items():
+                if isinstance(link, h5py.ExternalLink):
+                    raise ValueError(f"{path}: {group.name}/{name} is a link to another file: copy what it leads to")
+                if "/" in name:
+                    raise ValueError(f"{path}: a member of {group.name} is called {name!r}, which is a path")
+            for data in (group[name] for name, link in links.items() if isinstance(link, h5py.HardLink)):
+                if isinstance(data, h5py.Dataset):
+                    _check_dataset(path, data)
+                elif isinstance(data, h5py.Group) and (place := h5py.h5o.get_info(data.id).addr) not in seen:
+                    seen.add(place)
+                    groups.append(data)
 
 
-def _check_dataset(place: str, dataset: Any) -> None:
+def _check_dataset(path: Path, dataset: Any) -> None:
     import h5py
 
-    made = dataset.get_create_plist()
+    place, made = f"{path}: {dataset.name}", dataset.id.get_create_plist()
     if made.get_external_count():
         raise ValueError(f"{place} keeps its numbers in another file: write them into this one (h5repack)")
     if made.get_layout() == h5py.h5d.VIRTUAL:
@@ -82,12 +90,22 @@ def _check_length(place: str, length: int) -> None:
         raise ValueError(f"{place} claims {length:,} numbers along one axis; at most {MOST:,} are read")
 
 
+def array_of(path: Path, group: Any, name: str) -> Any:
+    """The dataset of this name, of h5py. Raises ValueError for what is no array."""
+    import h5py
+
+    data = group[name]
+    if not isinstance(data, h5py.Dataset) or data.shape is None:
+        raise ValueError(f"{path}: {group.name}/{name} is no array")
+    return data
+
+
 def missing_of_hdf5(dataset: Any) -> tuple[int, int]:
     """How many pieces of a dataset of h5py were never written, of how many."""
     if dataset.chunks:
         pieces = math.prod(_pieces(dataset.shape, dataset.chunks))
         return pieces - min(pieces, dataset.id.get_num_chunks()), pieces
-    return int(dataset.id.get_storage_size() < (dataset.size or 0) * dataset.id.get_type().get_size()), 1
+    return int(dataset.id.get_storage_size() < dataset.size * dataset.id.get_type().get_size()), 1
 
 
 def _pieces(shape: tuple[int, ...] | list[int], chunk: tuple[int, ...] | list[int]) -> list[int]:
@@ -104,8 +122,9 @@ def check_written(place: str, missing: int, pieces: int) -> None:
         )
 
 
-def whole_of(path: Path, dataset: Any) -> NDArray[Any]:
-    """All numbers of a dataset of h5py. Raises ValueError for missing pieces, and for more than memory holds."""
+def whole_of(path: Path, group: Any, name: str) -> NDArray[Any]:
+    """All numbers of a dataset of h5py. Raises ValueError for no array, missing pieces, and more than memory holds."""
+    dataset = array_of(path, group, name)
     check_written(f"{path}: {dataset.name}", *missing_of_hdf5(dataset))
     check_size(f"{path}: {dataset.name}", dataset.size * dataset.dtype.itemsize)
     return np.asarray(dataset[()])

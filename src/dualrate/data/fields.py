@@ -17,13 +17,14 @@ Sources, of which the large ones are read where they lie, frame by frame:
 
 Frames on two sides of a gap in time do not follow each other: `Timing.breaks` says where the gaps are.
 
-The extra `forecast` reads HDF5, NetCDF and zarr.
+The extra `forecast` reads HDF5, NetCDF and zarr, once field_files.py has looked at what they hold.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +39,11 @@ from numpy.typing import NDArray
 from dualrate.data.cache import cache_dir
 from dualrate.data.decode import Options, image_of
 from dualrate.data.field_files import (
+    array_of,
     check_count,
     check_hdf5,
     check_netcdf,
+    check_size,
     check_written,
     check_zarr,
     missing_of_hdf5,
@@ -174,6 +177,7 @@ def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[st
     found = _read_file(path)
     for one in found.trajectories[:1]:
         check_names(str(path), found.variables, one.shape[1])
+        check_size(f"{path}: a frame {one.shape[1:]}", 4 * math.prod(one.shape[1:]))
     return printable(path.stem), found
 
 
@@ -350,7 +354,7 @@ def _of_file(file: Any, path: Path, split: str) -> Found:
     own = _pdearena(file, path) or _well(file, path, split)
     if own is None:
         inside: list[str] = []
-        file.visit(inside.append)
+        file.visit(lambda name: inside.append(name) or (len(inside) > 12 or None))
         raise ValueError(
             f"{path} holds {some_of(inside, 12) or 'nothing'}; expected the groups train, valid or test with pde_* "
             "or fields (trajectory, time, y, x), or t0_fields, t1_fields"
@@ -384,7 +388,7 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         planes = [key for key in group if getattr(group[key], "ndim", 0) > 3]  # of fields in two dimensions, by name
         if not (names or planes):
             continue
-        parts = [group[key] for key in names or planes]
+        parts = [array_of(path, group, key) for key in names or planes]
         frames, *inner = parts[0].shape[1:] or (0,)
         allowed = (3, 4, 5) if names else (4,)
         if parts[0].ndim not in allowed or 0 in parts[0].shape or len({part.shape for part in parts}) > 1:
@@ -395,11 +399,11 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         channels, *space = inner if names and len(inner) > 1 else (len(parts), *inner)
         shape = channels, *_grid(space)
         kinds.add(numbered(channels) if names else tuple(planes))
-        times = np.atleast_2d(whole_of(path, group["t"])) if "t" in group else np.zeros((0, 0))
+        times = np.atleast_2d(whole_of(path, group, "t")) if "t" in group else np.zeros((0, 0))
         count = len(parts[0])
         usable = times.shape[1] == frames and len(times) in (1, count)
         timings = _timings(path, times, count) if usable else [Timing()] * count
-        each = np.unique(whole_of(path, group["dt"]).round(9)) if "dt" in group else np.zeros(0)
+        each = np.unique(whole_of(path, group, "dt").round(9)) if "dt" in group else np.zeros(0)
         steps.add(float(each[0]) if len(each) == 1 and each[0] > 0 else _common(one.step for one in timings))
         notes += [one.note for one in timings if one.note]
         splits[split] = [_of_hdf5(path, parts, i, (frames, *shape), timing) for i, timing in enumerate(timings)]
@@ -428,7 +432,7 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
     variables: list[str] = []
     for group in groups:
         for name in map(_text, group.attrs.get("field_names", list(group))):
-            data = group[name]
+            data = array_of(path, group, name)
             if not data.attrs.get("time_varying", True):
                 continue
             parts.append((data, bool(data.attrs.get("sample_varying", True))))
@@ -461,7 +465,7 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
     count = samples.pop()
     check_count(path, count)
     timings = [Timing()] * count
-    times = whole_of(path, file["dimensions"]["time"]) if "time" in file["dimensions"] else np.zeros(())
+    times = whole_of(path, file["dimensions"], "time") if "time" in file["dimensions"] else np.zeros(())
     if times.ndim:
         if times.shape not in ((frames,), (1, frames), (count, frames)):
             raise ValueError(f"{path}: dimensions/time is {times.shape}; expected ({frames},) or ({count}, {frames})")
