@@ -322,7 +322,7 @@ def test_hdf5_within_one_file_is_read(tmp_path: Path) -> None:
     with fields_file(tmp_path / "a.h5") as file:
         file["store"] = np.random.default_rng(0).normal(size=(4, 6, 8))
         file["train/pde_6-8"] = h5py.SoftLink("/store")
-        file["loop"] = file["train"]
+        file["loop"] = file["train/above"] = file["/"]
         file["nowhere"] = h5py.SoftLink("/missing")
     assert len(read_fields(tmp_path / "a.h5", "train")) == 18
 

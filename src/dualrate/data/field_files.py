@@ -41,7 +41,8 @@ def check_hdf5(path: Path) -> None:
 
     check_regular(path)
     with h5py.File(path, "r") as file:
-        groups, seen = [file], set[int]()
+        groups: list[Any] = [file]
+        seen: set[Any] = {file["/"]}
         while groups:
             group = groups.pop()
             links = {name: group.get(name, getlink=True) for name in group}  # through none of them
@@ -53,8 +54,8 @@ def check_hdf5(path: Path) -> None:
             for data in (group[name] for name, link in links.items() if isinstance(link, h5py.HardLink)):
                 if isinstance(data, h5py.Dataset):
                     _check_dataset(path, data)
-                elif isinstance(data, h5py.Group) and (place := h5py.h5o.get_info(data.id).addr) not in seen:
-                    seen.add(place)
+                elif isinstance(data, h5py.Group) and data not in seen:
+                    seen.add(data)
                     groups.append(data)
 
 
