@@ -11,8 +11,29 @@ ROWS = [line for line in LINES if not line.startswith(("| what happens", "| ---"
 FAULTS, FOLDERS, TOGETHER = "training/test_faults.py", "system/test_folders.py", "training/test_together.py"
 CHECKPOINT, RELEASE, SAMPLES = "training/test_checkpoint.py", "runs/test_release.py", "drawing/test_samples.py"
 LOADING, BAD_FILES, PREPARE = "data/test_load_images.py", "data/test_bad_files.py", "data/test_prepare.py"
-WORKERS = "system/test_workers.py"
+WORKERS, FIELD_FILES = "system/test_workers.py", "data/test_field_files.py"
 HELD_BY = {  # what happens: the tests
+    "a zarr store names a codec that is not on the list, or holds objects": [
+        f"{FIELD_FILES}::test_a_store_names_no_code",
+        f"{FIELD_FILES}::test_a_store_holds_no_objects",
+    ],
+    "HDF5 or NetCDF names another file, or a filter that is a plugin": [
+        f"{FIELD_FILES}::test_hdf5_names_no_other_file",
+        f"{FIELD_FILES}::test_filters_that_are_plugins_are_refused",
+    ],
+    "links or pipes in a zarr store, a pipe in place of a file": [
+        f"{FIELD_FILES}::test_a_store_leads_nowhere_and_holds_no_pipe",
+        f"{FIELD_FILES}::test_a_pipe_is_no_source",
+    ],
+    "chunks are missing, or were never written": [
+        f"{FIELD_FILES}::test_chunks_that_are_not_there_are_counted",
+        f"{FIELD_FILES}::test_hdf5_that_was_never_written_is_counted",
+    ],
+    "a file is damaged, also where it is read only later": [f"{FIELD_FILES}::test_what_fails_later_names_the_file"],
+    "a file claims more than this machine's memory holds": [
+        f"{FIELD_FILES}::test_more_trajectories_than_any_file_holds",
+        f"{FIELD_FILES}::test_memory_that_nobody_has_is_a_claim_of_the_file",
+    ],
     "SIGTERM, SIGUSR1, SIGHUP or Ctrl-C in training": [f"{FAULTS}::test_a_signal_saves_first"],
     "a second signal": [
         f"{FAULTS}::test_a_second_signal_ends_at_once_and_harms_nothing",

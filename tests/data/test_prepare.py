@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import shutil
 import time
@@ -265,6 +266,44 @@ def test_a_shard_that_was_cut_off_is_named(photos: Path, tmp_path: Path) -> None
         file.truncate(5)
     with pytest.raises(Damaged, match=r"train-00001\.bin has 5 bytes, expected 384"):
         load_images(tmp_path / "out", split="train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: one["row"].update(dtype="O"),
+        lambda one: one["row"].update(dtype="nonsense"),
+        lambda one: one["row"].update(dtype=3),
+        lambda one: one["row"].update(shape=[-3, 8, 8]),
+        lambda one: one["row"].update(shape=None),
+        lambda one: one["row"].pop("each"),
+        lambda one: one["splits"]["train"]["shards"][0].update(file="../photos/cat/00.jpg"),
+        lambda one: one["splits"]["train"]["shards"][0].update(file=None),
+        lambda one: one["splits"]["train"].update(class_names=3),
+        lambda one: one["splits"]["train"].pop("name"),
+        lambda one: one.update(splits=[]),
+    ],
+)
+def test_other_contents_of_the_dataset_are_one_line_that_names_it(photos: Path, tmp_path: Path, change: Any) -> None:
+    out = tmp_path / "out"
+    prepare(photos, out, size=8, shard_bytes=SMALL)
+    content = json.loads((out / DATASET).read_text())
+    change(content)
+    (out / DATASET).write_text(json.dumps(content))
+    Manifest.write(
+        out, [file.name for file in out.iterdir() if file.suffix in (".json", ".npy") and file.name != MANIFEST]
+    )
+    with pytest.raises(ValueError, match=r"^\S*out/dataset\.json cannot be read as what dualrate data prepare"):
+        read_packed(out, "train")
+
+
+def test_a_shard_that_is_a_pipe_is_refused(photos: Path, tmp_path: Path) -> None:
+    prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
+    shard = tmp_path / "out" / "train-00000.bin"
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(ValueError, match=r"train-00000\.bin is a named pipe"):
+        read_packed(tmp_path / "out", "train")
 
 
 def test_bad_images_end_it_or_are_left_out_and_listed(photos: Path, tmp_path: Path) -> None:

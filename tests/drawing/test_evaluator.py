@@ -1,6 +1,7 @@
 """Which feature net scores: the one given, the one shipped for these very images, or a cached one."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -189,6 +190,10 @@ def test_images_need_real_ones_of_their_shape_to_be_compared_with(data, tmp_path
     (tmp_path / "broken.zip").write_bytes(b"PK no archive")
     with pytest.raises(ValueError, match=r"broken\.zip cannot be read as a \.zip"):
         score_source(tmp_path / "broken.zip", data, features=tmp_path / "net", progress=Notes())
+    os.mkfifo(tmp_path / "pipe.zip")
+    for source, real, reference in ((tmp_path / "pipe.zip", data, None), (tmp_path, None, tmp_path / "pipe.zip")):
+        with pytest.raises(ValueError, match=r"pipe\.zip is a named pipe"):
+            score_source(source, real, reference=reference, features=tmp_path / "net", progress=Notes())
 
 
 @pytest.mark.parametrize("option", ["--num 200", "--seed 1", "--keep kept", "--bound", "--steps 4", "--guidance 3"])

@@ -1,5 +1,6 @@
 """Where forecasts start: in held-out data, or at what a file of one's own says, which is checked."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -143,6 +144,13 @@ def test_what_is_not_there_is_named(model, tmp_path):
     for name in ("gone.npy", "gone.nc"):
         with pytest.raises(FileNotFoundError, match=rf"there (is no file|are no fields) .*{name}"):
             read_starts(tmp_path / name, model)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".nc", ".zarr"])
+def test_a_pipe_is_no_start(model, tmp_path, suffix):
+    os.mkfifo(tmp_path / f"a{suffix}")
+    with pytest.raises(ValueError, match=r"is a named pipe; expected a file|is no folder"):
+        read_starts(tmp_path / f"a{suffix}", model)
 
 
 def test_fields_that_changed_since_the_training_are_refused(source, tmp_path):

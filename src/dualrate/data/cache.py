@@ -34,8 +34,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from dualrate.data.source import SPLITS, DataProgress, Item, Items, Raw, Source, Split
-from dualrate.system.files import naming, read_json, whole, write_whole, written_aside
+from dualrate.data.source import SPLITS, DataProgress, Item, Items, Raw, Source, Split, reading
+from dualrate.system.files import check_regular, naming, read_json, whole, write_whole, written_aside
 from dualrate.system.folders import MANIFEST, Damaged, Manifest, some_of
 from dualrate.system.progress import run_lock
 from dualrate.system.workers import Mapper
@@ -154,24 +154,41 @@ def read_packed(folder: Path, split: Split) -> Packed:
             raise ValueError(f"{folder} is no folder that dualrate data prepare or encode wrote")
         if manifest is None:
             raise ValueError(f"{folder} is not finished: it has no {MANIFEST}; {AGAIN}")
-        dataset = json.loads(manifest.content(DATASET))
-        if dataset["format"] != FORMAT:
-            raise ValueError(f"{folder} has format {dataset['format']}, expected {FORMAT}: make it anew, elsewhere")
-        if "row" not in dataset:  # images, as v0.1 prepared them
-            shape = [dataset["channels"], dataset["size"], dataset["size"]]
-            dataset["row"] = {"shape": shape, "dtype": "uint8", "each": 1}
-        part, row = dataset["splits"][split], dataset["row"]
-        for shard in part["shards"]:
-            file, size = folder / shard["file"], shard["images"] * _bytes_of(row)
+        said = manifest.content(DATASET)
+        with reading(folder / DATASET, "what dualrate data prepare or encode wrote"):
+            dataset, sizes = _parsed(said, folder, split)
+        part = dataset["splits"][split]
+        for file, size in sizes.items():
             if not file.exists():
                 raise Damaged(f"{file} is missing")
-            if (found := file.stat().st_size) != size:
-                raise Damaged(f"{file} has {found:,} bytes, expected {size:,}; remove it")
+            check_regular(file)
+            if (there := file.stat().st_size) != size:
+                raise Damaged(f"{file} has {there:,} bytes, expected {size:,}; remove it")
         content = manifest.content(_labels_file(split)) if part["labelled"] else None
     except Damaged as error:
         raise Damaged(f"{error}; {AGAIN}") from error
     labels = None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
-    return Packed(Shards(folder, row, part["shards"]), labels, dataset, part)
+    return Packed(Shards(folder, dataset["row"], part["shards"]), labels, dataset, part)
+
+
+def _parsed(content: bytes, folder: Path, split: Split) -> tuple[dict[str, Any], dict[Path, int]]:
+    """What dataset.json holds, and the sizes of the files of a split. Raises anything for another content."""
+    dataset = json.loads(content)
+    if dataset["format"] != FORMAT:
+        raise ValueError(f"{folder} has format {dataset['format']}, expected {FORMAT}: make it anew, elsewhere")
+    if "row" not in dataset:  # images, as v0.1 prepared them
+        shape = [dataset["channels"], dataset["size"], dataset["size"]]
+        dataset["row"] = {"shape": shape, "dtype": "uint8", "each": 1}
+    part, row = dataset["splits"][split], dataset["row"]
+    if np.dtype(row["dtype"]).kind not in "uf" or not all(
+        type(n) is int and n > 0 for n in (row["each"], *row["shape"])
+    ):
+        raise ValueError(f"its rows are {row}; expected a shape of whole numbers and a dtype of numbers")
+    if outside := [shard["file"] for shard in part["shards"] if Path(shard["file"]).name != shard["file"]]:
+        raise ValueError(f"it names {outside[0]!r}, which is no file of its folder")
+    if not isinstance(part["name"], str) or not all(isinstance(name, str) for name in part["class_names"]):
+        raise ValueError("its name and those of its classes are not all texts")
+    return dataset, {folder / shard["file"]: shard["images"] * _bytes_of(row) for shard in part["shards"]}
 
 
 def packed_source(folder: Path, split: Split) -> Source:

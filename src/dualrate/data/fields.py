@@ -17,13 +17,14 @@ Sources, of which the large ones are read where they lie, frame by frame:
 
 Frames on two sides of a gap in time do not follow each other: `Timing.breaks` says where the gaps are.
 
-The extra `forecast` reads HDF5, NetCDF and zarr.
+The extra `forecast` reads HDF5, NetCDF and zarr, once field_files.py has looked at what they hold.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,19 @@ from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.decode import Options, image_of
+from dualrate.data.field_files import (
+    array_of,
+    check_count,
+    check_hdf5,
+    check_netcdf,
+    check_size,
+    check_written,
+    check_zarr,
+    missing_of_hdf5,
+    missing_of_zarr,
+    open_members,
+    whole_of,
+)
 from dualrate.data.images import to_float
 from dualrate.data.simulations import SIMULATIONS
 from dualrate.data.source import (
@@ -95,15 +109,17 @@ class Timing:
 
 @dataclass(frozen=True, eq=False)
 class Lazy:
-    """read: (first, last) -> frames (last - first, C, H, W)"""
+    """read: (first, last) -> frames (last - first, C, H, W); source: for errors, where `read` does not name it"""
 
     shape: tuple[int, int, int, int]
     read: Callable[[int, int], NDArray[Any]]
     timing: Timing = Timing()
+    source: str | Path = ""
 
     def __getitem__(self, part: slice, /) -> NDArray[Any]:
         first, last, _ = part.indices(self.shape[0])
-        return self.read(first, last)
+        with naming(self.source), reading(self.source, "fields"):
+            return self.read(first, last)
 
 
 def timing_of(trajectory: Trajectory) -> Timing:
@@ -140,7 +156,7 @@ def is_fields(source: str | Path) -> bool:
         try:
             with zipfile.ZipFile(path) as archive:
                 return f"{FIELDS}.npy" in archive.namelist()
-        except (OSError, zipfile.BadZipFile):
+        except Exception:  # its reader says what it is
             return False
     return path.suffix in SUFFIXES or (path.is_dir() and bool(_hdf5_files(path)))
 
@@ -158,7 +174,11 @@ def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[st
         return printable(path.name), _pictures(path)
     if not path.exists():
         raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
-    return printable(path.stem), _read_file(path)
+    found = _read_file(path)
+    for one in found.trajectories[:1]:
+        check_names(str(path), found.variables, one.shape[1])
+        check_size(f"{path}: a frame {one.shape[1:]}", 4 * math.prod(one.shape[1:]))
+    return printable(path.stem), found
 
 
 def _read_file(path: Path) -> Found:
@@ -204,10 +224,10 @@ def step_of(path: Path, step: NDArray[Any] | None) -> float | None:
 
 def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, step: float | None) -> Found:
     shape = array.shape
+    check_count(source, shape[0] if shape else 0)
     if len(shape) not in (4, 5) or 0 in shape or array.dtype.kind not in "fiu":
         single = "; of one trajectory give array[None], without channels array[None, :, None]" * (len(shape) == 3)
         raise ValueError(f"{source} is {array.dtype} {shape}; expected numbers {EXPECTED}{single}")
-    check_names(source, names, shape[2])
     if len(shape) == 5:
         return Found({"": list(array)}, names or numbered(shape[2]), step)
     note = (
@@ -272,7 +292,7 @@ def _pictures(path: Path) -> Found:
                 raise ValueError(f"{odd[0]} is not {first.shape[2]} x {first.shape[1]} pixels, as {listed[0][0]} is")
             return to_float(np.stack(pictures)).numpy()
 
-        return Lazy((len(files), *first.shape), read)  # pyright: ignore[reportArgumentType]
+        return Lazy((len(files), *first.shape), read, source=path)  # pyright: ignore[reportArgumentType]
 
     variables = ("grey",) if len(first) == 1 else ("red", "green", "blue")
     return Found({"": [trajectory(files) for files in listed]}, variables, None)
@@ -309,17 +329,9 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
     splits: dict[str, list[Trajectory]] = {}
     founds: list[Found] = []
     for name, path in files:
-        check_regular(path)
         with naming(path), reading(path, "HDF5"):
-            file = h5py.File(path, "r")  # stays open: frames are read from it later
-        own = _pdearena(file, path) or _well(file, path, name)
-        if own is None:
-            inside: list[str] = []
-            file.visit(inside.append)
-            raise ValueError(
-                f"{path} holds {some_of(inside, 12) or 'nothing'}; expected the groups train, valid or test with pde_* "
-                "or fields (trajectory, time, y, x), or t0_fields, t1_fields"
-            )
+            check_hdf5(path)
+            own = _of_file(h5py.File(path, "r"), path, name)  # stays open: frames are read from it later
         founds.append(own)
         for what, mine, known in (
             ("variables", own.variables, founds[0].variables),
@@ -336,6 +348,24 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
         raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
     note = next((own.note for own in founds if own.note), "")
     return Found(splits, founds[0].variables, _common(own.step for own in founds), founds[0].axes, note)
+
+
+def _of_file(file: Any, path: Path, split: str) -> Found:
+    own = _pdearena(file, path) or _well(file, path, split)
+    if own is None:
+        inside: list[str] = []
+        file.visit(lambda name: inside.append(name) or (len(inside) > 12 or None))
+        raise ValueError(
+            f"{path} holds {some_of(inside, 12) or 'nothing'}; expected the groups train, valid or test with pde_* "
+            "or fields (trajectory, time, y, x), or t0_fields, t1_fields"
+        )
+    return own
+
+
+def _check_parts(path: Path, parts: Sequence[Any]) -> None:
+    """Raises ValueError for datasets of which pieces were never written."""
+    for part in parts:
+        check_written(f"{path}: {part.name}", *missing_of_hdf5(part))
 
 
 def _common(steps: Iterable[float | None]) -> float | None:
@@ -358,35 +388,37 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         planes = [key for key in group if getattr(group[key], "ndim", 0) > 3]  # of fields in two dimensions, by name
         if not (names or planes):
             continue
-        parts = [group[key] for key in names or planes]
+        parts = [array_of(path, group, key) for key in names or planes]
         frames, *inner = parts[0].shape[1:] or (0,)
         allowed = (3, 4, 5) if names else (4,)
         if parts[0].ndim not in allowed or 0 in parts[0].shape or len({part.shape for part in parts}) > 1:
             shapes = ", ".join(f"{split}/{key} {group[key].shape}" for key in names or planes)
             raise ValueError(f"{path}: {shapes}; expected one shape, (trajectory, time, x) or {EXPECTED}")
+        check_count(path, len(parts[0]))
+        _check_parts(path, parts)
         channels, *space = inner if names and len(inner) > 1 else (len(parts), *inner)
         shape = channels, *_grid(space)
         kinds.add(numbered(channels) if names else tuple(planes))
-        times = np.atleast_2d(group["t"][()]) if "t" in group else np.zeros((0, 0))
+        times = np.atleast_2d(whole_of(path, group, "t")) if "t" in group else np.zeros((0, 0))
         count = len(parts[0])
         usable = times.shape[1] == frames and len(times) in (1, count)
         timings = _timings(path, times, count) if usable else [Timing()] * count
-        each = np.unique(group["dt"][()].round(9)) if "dt" in group else np.zeros(0)
+        each = np.unique(whole_of(path, group, "dt").round(9)) if "dt" in group else np.zeros(0)
         steps.add(float(each[0]) if len(each) == 1 and each[0] > 0 else _common(one.step for one in timings))
         notes += [one.note for one in timings if one.note]
-        splits[split] = [_of_hdf5(parts, i, (frames, *shape), timing) for i, timing in enumerate(timings)]
+        splits[split] = [_of_hdf5(path, parts, i, (frames, *shape), timing) for i, timing in enumerate(timings)]
     if len(kinds) > 1:
         raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
     return Found(splits, kinds.pop(), _common(steps), note=next(iter(notes), "")) if splits else None
 
 
-def _of_hdf5(parts: Sequence[Any], number: int, shape: tuple[int, ...], timing: Timing) -> Lazy:
+def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ...], timing: Timing) -> Lazy:
     """A trajectory of one array of all channels, or of an array for each."""
 
     def read(i: int, j: int) -> NDArray[Any]:
         return np.stack([part[number, i:j] for part in parts], 1).reshape(j - i, *shape[1:])
 
-    return Lazy(shape, read, timing)  # pyright: ignore[reportArgumentType]
+    return Lazy(shape, read, timing, path)  # pyright: ignore[reportArgumentType]
 
 
 def _well(file: Any, path: Path, split: str) -> Found | None:
@@ -400,7 +432,7 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
     variables: list[str] = []
     for group in groups:
         for name in map(_text, group.attrs.get("field_names", list(group))):
-            data = group[name]
+            data = array_of(path, group, name)
             if not data.attrs.get("time_varying", True):
                 continue
             parts.append((data, bool(data.attrs.get("sample_varying", True))))
@@ -418,6 +450,7 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
         raise ValueError(
             f"{path}: its fields are {spaces} (time, space) of {samples} trajectories; expected the same for all"
         )
+    _check_parts(path, [data for data, _ in parts])
     frames, *space = spaces.pop()
     grid = _grid(space)
 
@@ -427,11 +460,12 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
             wide = [one.reshape(last - first, *grid, -1) for one in found]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)
 
-        return Lazy((frames, len(variables), *grid), read, timing)
+        return Lazy((frames, len(variables), *grid), read, timing, path)
 
     count = samples.pop()
+    check_count(path, count)
     timings = [Timing()] * count
-    times = np.asarray(file["dimensions"]["time"][()]) if "time" in file["dimensions"] else np.zeros(())
+    times = whole_of(path, file["dimensions"], "time") if "time" in file["dimensions"] else np.zeros(())
     if times.ndim:
         if times.shape not in ((frames,), (1, frames), (count, frames)):
             raise ValueError(f"{path}: dimensions/time is {times.shape}; expected ({frames},) or ({count}, {frames})")
@@ -503,8 +537,17 @@ def _labelled(path: Path) -> Found:
             import h5netcdf  # noqa: F401
 
             kind, how = "NetCDF", {"engine": "h5netcdf"}
-        with naming(path), reading(path, kind):
-            data = xarray.open_dataset(path, **how)
+    with naming(path), reading(path, kind):
+        if kind == "zarr":
+            check_zarr(path)
+            open_members(path)
+        else:
+            check_netcdf(path)
+        return _of_dataset(xarray.open_dataset(path, **how), path)
+
+
+def _of_dataset(data: Any, path: Path) -> Found:
+    """data: of xarray"""
     arrays = {str(name): one for name, one in data.data_vars.items() if set(one.dims) & set(TIME)}
     if not arrays:
         raise ValueError(
@@ -531,6 +574,8 @@ def _labelled(path: Path) -> Found:
             f"without channel, with one or two of space, after time; trajectories are called {' or '.join(TRAJECTORY)}"
         )
     sizes, variables = dict(first.sizes), tuple(arrays)
+    check_count(path, sizes.get(trajectory, 1))
+    _check_written(path, data, arrays, [dim for dim in first.dims if dim in data.coords])
     if channel:
         names = first[channel].values.tolist() if channel in first.coords else numbered(sizes[channel])
         variables = tuple(map(str, names))
@@ -544,12 +589,43 @@ def _labelled(path: Path) -> Found:
             found = [one.isel({**at, time: slice(i, j)}).transpose(*order).values for one in arrays.values()]
             return (found[0] if channel else np.stack(found, 1)).reshape(j - i, len(variables), *grid)
 
-        return Lazy((sizes[time], len(variables), *grid), read, timing)
+        return Lazy((sizes[time], len(variables), *grid), read, timing, path)
 
     timing = _timing(path, data[time].values if time in data.coords else np.zeros(0))
     axes = tuple(dim + (_way(data[dim].values) if dim in data.coords else "") for dim in space)
     of = [one_of(i) for i in range(sizes.get(trajectory, 1))]
     return Found({"": of}, variables, timing.step, axes, timing.note)
+
+
+def _check_written(path: Path, data: Any, arrays: Iterable[str], coordinates: Iterable[str]) -> None:
+    """Raises ValueError where pieces of variables or coordinates are missing.
+
+    A chunk that holds the fill value alone need not be written: one number of a coordinate may be it.
+    """
+    with _pieces_of(path) as pieces:
+        for name in arrays:
+            check_written(f"{path}: {name}", *pieces(name))
+        for name in coordinates:
+            if not _in_order(data[name].values):
+                check_written(f"{path}: {name}", *pieces(name))
+
+
+@contextmanager
+def _pieces_of(path: Path) -> Iterator[Callable[[str], tuple[int, int]]]:
+    """How many pieces of a variable are missing, of how many."""
+    if path.suffix == ".zarr":
+        yield lambda name: missing_of_zarr(path / name)
+        return
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        yield lambda name: missing_of_hdf5(file[name if name in file else f"_nc4_non_coord_{name}"])
+
+
+def _in_order(values: NDArray[Any]) -> bool:
+    """Whether they are numbers or dates that all rise, or all fall."""
+    before, after = values[:-1], values[1:]
+    return values.dtype.kind in "fiuMm" and bool((before < after).all() or (before > after).all())
 
 
 def _way(values: NDArray[Any]) -> str:

@@ -179,7 +179,9 @@ def survey(
     digest = hashlib.sha256(repr((variables, [one.shape for one in trajectories])).encode())
     channels, total = len(variables), sum(one.shape[0] for one in trajectories)
     states, differences, done = _Moments(channels), _Moments(channels), 0
-    exact, rounding = _Moments(channels), _Moments(channels)  # before float32, and what that changes
+    exact, rounding = _Moments(channels), _Moments(channels)  # before float32, from an origin, and what that changes
+    origin: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    whole = True  # whether these are whole numbers, which nothing has rounded
     for i, trajectory in enumerate(trajectories):
         last: NDArray[np.float32] | None = None
         each = max(1, AT_A_TIME // int(np.prod(trajectory.shape[1:])))
@@ -199,8 +201,11 @@ def survey(
             digest.update(part.astype("<f4", copy=False).tobytes())
             states.add(read := part.astype(np.float64))
             if raw.dtype.itemsize > 2 and raw.dtype != np.float32:
-                exact.add(raw.astype(np.float64))
-                rounding.add(np.square(raw - read))
+                high, low = _halves(raw)
+                origin = (high[:1, :, :1, :1], low[:1, :, :1, :1]) if origin is None else origin
+                exact.add((high - origin[0]) + (low - origin[1]))
+                rounding.add(np.square((high - read) + low))
+                whole &= raw.dtype.kind in "iu"
             joined = part if last is None else np.concatenate([last, part])
             numbers = np.arange(first + len(part) - len(joined), first + len(part))
             follows = ~np.isin(numbers[1:], timing_of(trajectory).breaks)
@@ -208,14 +213,28 @@ def survey(
                 differences.add(np.diff(joined.astype(np.float64), axis=0)[follows])
             last, done = part[-1:], done + len(part)
             progress(done, total, "reading fields")
-    _check_rounding(name, variables, exact, rounding)
+    _check_rounding(name, variables, states.mean, exact.deviations, np.sqrt(rounding.mean), 0 if whole else CONSTANT)
     return digest.hexdigest(), Statistics(tuple(states.mean.tolist()), states.std, differences.std)
 
 
-def _check_rounding(name: str, variables: tuple[str, ...], exact: _Moments, rounding: _Moments) -> None:
-    """rounding: of squares"""
-    for variable, mean, std, lost in zip(variables, exact.mean, exact.std, np.sqrt(rounding.mean), strict=True):
-        if CONSTANT * abs(mean) < std and lost > LOST * std:
+def _halves(raw: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two arrays whose sum these numbers are; integers of 64 bits have more digits than float64."""
+    if raw.dtype.kind in "iu" and raw.dtype.itemsize == 8:
+        return (raw >> 32).astype(np.float64) * 2.0**32, (raw & (2**32 - 1)).astype(np.float64)
+    return raw.astype(np.float64), np.zeros(raw.shape)
+
+
+def _check_rounding(
+    name: str,
+    variables: tuple[str, ...],
+    means: NDArray[np.float64],
+    deviations: NDArray[np.float64],
+    roundings: NDArray[np.float64],
+    constant: float,
+) -> None:
+    """Of each variable. constant: a deviation below this share of the mean is none"""
+    for variable, mean, std, lost in zip(variables, means, deviations, roundings, strict=True):
+        if constant * abs(mean) < std and lost > LOST * std:
             raise ValueError(
                 f"{name}: {variable} has the mean {mean:g} and the standard deviation {std:g}, and fields are computed "
                 f"in float32, whose numbers are {np.spacing(np.float32(abs(mean))):g} apart there: subtract the mean "
@@ -241,9 +260,13 @@ class _Moments:
         self.count = both
 
     @property
+    def deviations(self) -> NDArray[np.float64]:
+        return np.sqrt(self.squares / max(1, self.count))
+
+    @property
     def std(self) -> tuple[float, ...]:
-        found = np.sqrt(self.squares / max(1, self.count))
-        return tuple(np.where(found > 0, found, 1.0).tolist())
+        """The deviations; 1 where nothing changes."""
+        return tuple(np.where(self.deviations > 0, self.deviations, 1.0).tolist())
 
 
 @dataclass(frozen=True)

@@ -301,20 +301,29 @@ def read_text(path: Path) -> str:
 def reading(path: Path | str, kind: str) -> Iterator[None]:
     """Around a decoder of untrusted bytes: every error becomes one line that names the file.
 
-    An error of the operating system (OSError with a number: no permission, a read error) stays an OSError. Any other
-    becomes a ValueError, "PATH cannot be read as KIND: ...", unless it names the file already.
+    An error of the operating system (OSError with a number: no permission, a read error) stays an OSError, and a lack
+    of memory a MemoryError, unless a file claims more than this machine has. Any other becomes a ValueError, "PATH
+    cannot be read as KIND: ...", unless it names the file already.
     """
     try:
         yield
     except Exception as error:  # decoders raise about ten kinds of exceptions
+        said = one_line(error)
         if isinstance(error, OSError) and error.errno:
             if error.filename is not None:
                 raise
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        said = one_line(error)
+            raise OSError(error.errno, " ".join((error.strerror or said).split()), str(path)) from error
+        if isinstance(error, MemoryError) and _claimed(error) <= MEMORY:
+            raise MemoryError(said if str(path) in said else f"{path}: {said}") from error
         if isinstance(error, ValueError) and str(path) in said:
             raise
         raise ValueError(f"{path} cannot be read as {kind}: {said}") from error
+
+
+def _claimed(error: MemoryError) -> int:
+    """The bytes that numpy was to allocate; 0 where another lacked memory."""
+    dtype = getattr(error, "dtype", None)
+    return 0 if dtype is None else math.prod(getattr(error, "shape", ())) * dtype.itemsize
 
 
 def one_line(error: Exception) -> str:

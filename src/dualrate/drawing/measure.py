@@ -62,6 +62,7 @@ from dualrate.report.table import Row
 from dualrate.runs.train import Score as ScoreInTraining
 from dualrate.sampling.cost import CallCost, priced, seconds_per_call
 from dualrate.system.device import own_defaults
+from dualrate.system.files import check_regular
 from dualrate.system.progress import ImageProgress, Reporter, image_progress
 from dualrate.system.workers import Mapper, in_turn
 
@@ -525,6 +526,7 @@ def score_source(
     channels, name = real.shape[0] if isinstance(real, ImageSet) else None, printable(folder.name)
     with TemporaryDirectory() as unpacked:
         if folder.suffix.lower() == ".zip":
+            check_regular(folder)
             with reading(folder, "a .zip"):
                 ZipFile(folder).extractall(unpacked)
             folder = Path(unpacked)

@@ -21,6 +21,7 @@ from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import spread
 from dualrate.drawing.forecast import Frame, forecast_of, frame_shape
 from dualrate.experiment.experiment import Model
+from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
 SAME_AXIS = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
@@ -234,6 +235,7 @@ def _from_array(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path} to start from: name one of arrays over time")
     if path.suffix == ".npy":
+        check_regular(path)
         with reading(path, ".npy"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         return Found({"": _divided(path, array, model, shapes)}, (), None)

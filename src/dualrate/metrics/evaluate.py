@@ -428,7 +428,7 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
 
 def holds_statistics(path: Path) -> bool:
     """Whether it is a .npz file with mu; one of images alone is a data set, too."""
-    return zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist()
+    return path.is_file() and zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist()
 
 
 def _wanted(found: list[str]) -> list[str]:
