@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.data.forecast import Forecast
 from dualrate.denoisers.denoiser import (
+    BothRates,
     Conditional,
     Denoiser,
     DualRateConditional,
@@ -31,7 +33,7 @@ from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse, shared_time
-from dualrate.experiment.network_configs import TwoConditional
+from dualrate.experiment.network_configs import ThreeConditional, TwoConditional
 from dualrate.methods.rolling import RollingConfig, RollingDenoising, Window, roll
 from dualrate.methods.times import BothTimes, SingleTime, TimeSampler
 from dualrate.networks.blocks import NoiseEmbedding
@@ -435,3 +437,22 @@ def test_the_heavy_network_of_two_rates_sees_each_past_once() -> None:
     assert frames.shape == (3, 6, 1, 8, 8)
     assert frames.isfinite().all()
     assert (frames.std(1) > 1e-3).all()  # members differ
+
+
+def test_the_window_s_heavy_network_hands_over_its_x_hat_of_every_frame() -> None:
+    process = Rolling(frames=2)
+    net = replace(NET, image_channels=2)
+    networks, denoiser = ThreeConditional(net, net, replace(LIGHT, image_channels=2), (1, 8, 8)).build(process)
+    torch.manual_seed(0)
+    for parameter in networks.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    assert isinstance(denoiser, BothRates)
+    silent = replace(denoiser, encoder=deepcopy(denoiser.encoder))
+    nn.init.zeros_(silent.encoder.get_parameter("pixels.weight"))
+    z, cond = torch.randn(3, 2, 8, 8), Cond(given=torch.randn(3, 1, 8, 8))
+    for clock in (-1, 0, 1, 2):
+        t = shared_time(process.time(clock))
+        with torch.no_grad():
+            context, without = denoiser.encode(z, t, cond), silent.encode(z, t, cond)
+            expected = networks.get_submodule("encoder.pixels")(context.x_hat)
+        torch.testing.assert_close(context.features[0] - without.features[0], expected, rtol=1e-4, atol=1e-4)
