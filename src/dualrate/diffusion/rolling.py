@@ -60,7 +60,7 @@ class Rolling(NormalNoise, Ranged):
     frames: Annotated[int, Range(1, 256)] = 1
     """Frames of a window."""
     linear: bool = True
-    """Whether networks see the clock on a line. False: they could not tell it, in runs of before, which are refused."""
+    """Whether networks see the clock on a line. Runs of before, where they could not tell it, are refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
