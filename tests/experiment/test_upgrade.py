@@ -1,6 +1,7 @@
 """Experiments as earlier versions wrote them are read as today's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from dualrate.codecs.codec import CodecFolder
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Latent
 from dualrate.data.forecast import Forecast
+from dualrate.diffusion.rolling import Rolling
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
 from dualrate.experiment.upgrade import RETIRED, upgraded
+from dualrate.methods.rolling import RollingConfig
 from dualrate.methods.times import GivenTimes
 
 NET = dr.UViTConfig(8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
@@ -100,3 +103,24 @@ def test_a_forecast_of_before_lead_times_is_resumed(networks: OneConditional | T
     before = json.loads(json.dumps(run.identity))
     del before["networks"]["leads"], before["networks"]["attention"], before["condition"]["stride"]
     assert upgraded(before) == upgraded(today) == today
+
+
+def test_a_run_whose_networks_could_not_tell_the_window_s_clock_is_refused() -> None:
+    """Of one frame the clock is as it was, and such a run is resumed."""
+    for frames in (1, 2):
+        nets = OneConditional(replace(NET, image_channels=frames), (1, 8, 8))
+        run = dr.Experiment(
+            "run", nets, RollingConfig(), dr.FitConfig(9), process=Rolling(frames=frames), condition=Forecast(1, frames)
+        )
+        today, identity = json.loads(json.dumps(to_plain(run))), json.loads(json.dumps(run.identity))
+        assert from_plain(dr.Experiment, upgraded(today)) == run
+        for plain in (today, identity):
+            before = json.loads(json.dumps(plain))
+            del before["process"]["linear"]
+            assert (upgraded(before) == plain) == (frames == 1)
+        del today["process"]["linear"]
+        if frames == 1:
+            assert from_plain(dr.Experiment, upgraded(today)) == run
+        else:
+            with pytest.raises(ValueError, match="whose networks could not tell the window's clock: train it again"):
+                from_plain(dr.Experiment, upgraded(today))

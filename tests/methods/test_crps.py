@@ -134,6 +134,13 @@ def dual() -> DualRateConditional:
     return DualRateConditional(networks["encoder"], networks["light"], PROCESS)
 
 
+def test_the_draws_of_a_row_do_not_depend_on_the_rest_of_its_batch() -> None:
+    model, batch = Linear(M, K, L), data(6)
+    parts = [batch[rows] for rows in (slice(0, 1), slice(1, 6))]
+    whole, *each = (method(model, "crps", 3).loss(part, 0, part.draws(0)).total for part in (batch, *parts))
+    torch.testing.assert_close(whole, (each[0] + 5 * each[1]) / 6)
+
+
 def test_the_heavy_network_runs_once_for_all_draws_and_learns_of_each() -> None:
     rows, draws = 3, 4
     model = dual()

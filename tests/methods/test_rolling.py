@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -19,14 +20,23 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.data.forecast import Forecast
-from dualrate.denoisers.denoiser import Denoiser, DualRateConditional, Metered, given_of
+from dualrate.denoisers.denoiser import (
+    BothRates,
+    Conditional,
+    Denoiser,
+    DualRateConditional,
+    Metered,
+    given_of,
+    posterior_mean,
+)
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse, shared_time
-from dualrate.experiment.network_configs import TwoConditional
+from dualrate.experiment.network_configs import ThreeConditional, TwoConditional
 from dualrate.methods.rolling import RollingConfig, RollingDenoising, Window, roll
 from dualrate.methods.times import BothTimes, SingleTime, TimeSampler
+from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import MEMBER, sample_batches
 
@@ -325,6 +335,46 @@ def test_nothing_pulls_at_the_exact_denoiser(rho: float, right: bool) -> None:
     assert (apart.max() < 4.5) == right
 
 
+class Small(nn.Module):
+    """v of the window, the past and the clock, embedded as in the package's networks."""
+
+    def __init__(self, frames: int, embedding: int = 32, width: int = 64) -> None:
+        super().__init__()
+        self.clock = NoiseEmbedding(embedding)
+        sizes = [frames + 1 + embedding, width, width, frames]
+        layers = [part for pair in itertools.pairwise(sizes) for part in (nn.Linear(*pair), nn.SiLU())]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, z: Tensor, log_snr: Tensor, past: Tensor, label: Tensor | None) -> Tensor:
+        return self.layers(torch.cat((z.flatten(1), past.flatten(1), self.clock(log_snr)), 1)).view_as(z)
+
+
+def test_networks_learn_the_clocks_that_the_start_goes_through() -> None:
+    """Steps to the first frame begin at whole clocks, some or all of them. What counts there is the last noisy frame
+    that is not all noise, and the mean squared error that is due to the network.
+    """
+    process = Rolling(frames=4)
+    torch.manual_seed(0)
+    network = Small(4).double()
+    model = Conditional(network, process)
+    method = RollingDenoising(nn.ModuleDict({"model": network}), model, process, Sigmoid(), SingleTime())
+    optimizer = torch.optim.Adam(network.parameters())
+    for i in range(400):
+        optimizer.param_groups[0]["lr"] = 0.01 * min(1, i / 50) * (1 - i / 400)
+        batch = data(128, 128 * i, 4)
+        optimizer.zero_grad()
+        method.loss(batch, i, batch.draws(0)).total.backward()
+        optimizer.step()
+    held_out, exact = data(1_000, 128 * 400, 4), Exact(process)
+    noise = Draws(8, held_out.sample).normal("noise", 4, 1, 1).double()
+    for clock, frame in ((3, 0), (2, 1), (1, 2)):
+        t = shared_time(process.time(clock))
+        z = process.add_noise(held_out.x, t, noise)
+        with torch.no_grad():
+            x_hat, expected = (posterior_mean(each, z, t, held_out.cond)[:, frame] for each in (model, exact))
+        assert (x_hat - expected).square().mean() < 0.06, clock
+
+
 def test_losses_of_frames_are_logged_and_their_mean_is_the_loss() -> None:
     process, batch = Rolling(frames=3), data(64, 0, 3)
     loss = learner(Exact(process)).loss(batch, 0, batch.draws(0))
@@ -387,3 +437,22 @@ def test_the_heavy_network_of_two_rates_sees_each_past_once() -> None:
     assert frames.shape == (3, 6, 1, 8, 8)
     assert frames.isfinite().all()
     assert (frames.std(1) > 1e-3).all()  # members differ
+
+
+def test_the_window_s_heavy_network_hands_over_its_x_hat_of_every_frame() -> None:
+    process = Rolling(frames=2)
+    net = replace(NET, image_channels=2)
+    networks, denoiser = ThreeConditional(net, net, replace(LIGHT, image_channels=2), (1, 8, 8)).build(process)
+    torch.manual_seed(0)
+    for parameter in networks.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    assert isinstance(denoiser, BothRates)
+    silent = replace(denoiser, encoder=deepcopy(denoiser.encoder))
+    nn.init.zeros_(silent.encoder.get_parameter("pixels.weight"))
+    z, cond = torch.randn(3, 2, 8, 8), Cond(given=torch.randn(3, 1, 8, 8))
+    for clock in (-1, 0, 1, 2):
+        t = shared_time(process.time(clock))
+        with torch.no_grad():
+            context, without = denoiser.encode(z, t, cond), silent.encode(z, t, cond)
+            expected = networks.get_submodule("encoder.pixels")(context.x_hat)
+        torch.testing.assert_close(context.features[0] - without.features[0], expected, rtol=1e-4, atol=1e-4)

@@ -165,6 +165,25 @@ def test_a_spectrum_of_the_same_law_is_near_and_its_interval_about_it() -> None:
     assert (found.spectrum.value <= found.spectrum.high).all()
 
 
+def test_the_interval_of_a_spectrum_is_about_what_was_measured_and_not_about_what_chance_adds_again() -> None:
+    """Of few starts a resample is as far again from the sample as that is from the law."""
+    spectrum = scored(normals(20, 1, 1, 1, 1, 64), normals(20, 1, 1, 1, 64), resamples=400).spectrum
+    high, resampled = spectrum.value[0, 2], spectrum.replicates[:, 0, 2]
+    assert 0 < resampled.min() < 0.9 * high
+    assert resampled.mean() == pytest.approx(high, rel=1e-12)
+
+
+@pytest.mark.parametrize(("share", "counts"), [(2e-8, True), (4e-9, False)])
+def test_waves_a_ten_thousandth_as_high_as_the_strongest_count_in_the_spectrum(share: float, counts: bool) -> None:
+    """Whatever the mean of the field is, whose power is at 0."""
+    truth = torch.full((1, 33), share, dtype=torch.float64)
+    truth[0, 0], truth[0, 2] = 100, 1
+    power = 2 * truth
+    power[0, 2] = 1  # one of the three wavenumbers of the low band
+    expected = math.log(2) * torch.tensor([2 / 3, 1, 1]) if counts else torch.zeros(3)
+    torch.testing.assert_close(spectrum_distance(power, truth, 64), expected.double())
+
+
 def test_changes_are_counted_from_the_last_known_frame() -> None:
     start, steps = normals(4, 1, 4, 4), normals(4, 3, 1, 4, 4)
     truth = start[:, None] + steps.cumsum(1)
@@ -316,3 +335,10 @@ def test_the_bounds_of_stability_allow_for_chance_and_for_faint_bands():
     np.testing.assert_allclose(found.ratios[:, 0], [[1, 1, 1, 1, 1], [1, 0.75, 1, 1, 1]])
     assert found.first == 1
     assert str(found).startswith("stable from frame 1 to 1: at frame 2 (lead 2) the variance of u is 0.75 times")
+
+
+@pytest.mark.parametrize(("share", "judged"), [(1.5e-4, True), (5e-5, False)])
+def test_a_band_of_more_than_a_ten_thousandth_of_the_variance_is_judged(share: float, judged: bool) -> None:
+    training = torch.tensor([1.0, 3.0, 2.0, 1.0, 3 * share]).double().expand(2, 1, 5)
+    members = training[:1] * torch.tensor([1, 1, 1, 1, 1.9])
+    assert Stability.of([1], ["u"], members, training, 8).first == (0 if judged else None)

@@ -16,6 +16,7 @@ from dualrate.diffusion.process import Process
 from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow
 from dualrate.diffusion.values import Cond, shared_time
+from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.sampling.catalogue import make_step
 
 PLAIN = dr.GaussianProcess(Cosine())
@@ -49,6 +50,45 @@ def test_time_goes_from_data_to_noise_and_earlier_frames_are_cleaner(frames: int
     assert (found.diff(dim=1) >= 0).all()
     seen = process.log_snr(torch.linspace(0, 1, 1001, dtype=torch.float64))
     assert (seen.diff() < 0).all()
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4, 8, 256])
+def test_networks_see_the_clock_on_a_line(frames: int) -> None:
+    process = Rolling(frames=frames)
+    clocks = torch.arange(-4 * (frames - 1), 4 * frames + 1, dtype=torch.float64) / 4
+    seen = process.log_snr(times(process, clocks))
+    torch.testing.assert_close(seen.diff(), torch.full_like(seen[1:], -7.5 / (2 * frames - 1)), rtol=0, atol=1e-13)
+    assert seen.abs().max() == 15
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4, 8, 256])
+def test_times_of_frames_follow_from_what_networks_see(frames: int) -> None:
+    """sigma is what x_hat takes of v, alpha what it takes of z: exact in float64, and at whole clocks clean in any."""
+    process = Rolling(frames=frames)
+    whole = torch.arange(1 - frames, frames + 1).double()
+    clocks = torch.cat((whole, normals(200).clamp(1 - frames, frames), whole[:-1] + 1e-3))
+    one = torch.ones(len(clocks), frames, 1, 1, dtype=torch.float64)
+    u = ((torch.arange(frames) + clocks[:, None]) / frames).clamp(0, 1)
+    log_snr = torch.where(u > 0, process.schedule.log_snr(u), torch.inf)
+    t = times(process, clocks)
+    for dtype, near in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        seen, ones, zeros = process.log_snr(t).to(dtype), one.to(dtype), torch.zeros_like(one, dtype=dtype)
+        alpha, sigma = process.x_hat(ones, zeros, seen), -process.x_hat(zeros, ones, seen)
+        for scale, square in ((alpha, log_snr.sigmoid()), (sigma, (-log_snr).sigmoid())):
+            torch.testing.assert_close(scale[..., 0, 0].double(), square.sqrt(), rtol=0, atol=near)
+        clean = (whole[:, None] + torch.arange(frames)) <= 0
+        assert not sigma[: len(whole), :, 0, 0][clean].any()
+
+
+@pytest.mark.parametrize("frames", [2, 8, 256])
+def test_an_embedding_in_bfloat16_tells_whole_clocks_apart_and_nears_those_that_are_near(frames: int) -> None:
+    process, embedding = Rolling(frames=frames), NoiseEmbedding(8)
+    seen = process.log_snr(times(process, torch.arange(1 - frames, frames + 1))).float()
+    angle = seen[:, None] * embedding.frequency
+    waves = torch.cat((angle.sin(), angle.cos()), 1).bfloat16().float()
+    apart = torch.cdist(waves, waves) + 9 * torch.eye(len(waves))
+    assert apart.min() > 0.1
+    assert set(apart[len(apart) // 2].topk(2, largest=False).indices.tolist()) == {frames - 1, frames + 1}
 
 
 def test_the_start_and_a_roll_have_the_times_of_the_paper() -> None:
@@ -122,8 +162,9 @@ def test_a_network_s_v_is_read_at_every_frame_s_time() -> None:
         1,
     )
     clean = (process.frame_times(t) == 0).repeat_interleave(2, 1)[:, :, None, None]
-    for log_snr in (process.log_snr(t), process.log_snr(t).float().double()):  # as a network in float32 has it
-        torch.testing.assert_close(process.x_hat(z, v, log_snr), torch.where(clean, z, x), rtol=0, atol=1e-4)
+    for dtype in (torch.float64, torch.float32):  # as a network in float32 has it
+        x_hat = process.x_hat(z.to(dtype), v.to(dtype), process.log_snr(t).to(dtype))
+        torch.testing.assert_close(x_hat.double(), torch.where(clean, z, x), rtol=0, atol=1e-4)
 
 
 def test_moving_from_time_to_time_composes() -> None:
@@ -204,4 +245,4 @@ def test_a_conditional_network_sees_the_clock() -> None:
     z, cond = torch.zeros(1, 2, 1, 1, dtype=torch.float64), Cond(None, normals(1, 1, 1, 1))
     found = denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
     sigma = PLAIN.sigma(process.frame_times(t))
-    torch.testing.assert_close(found.flatten(), -sigma * PLAIN.schedule.log_snr(shared_time(0.5)))
+    torch.testing.assert_close(found.flatten(), -sigma * process.log_snr(t))

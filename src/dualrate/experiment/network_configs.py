@@ -350,7 +350,7 @@ class ThreeConditional(PackageNetworks, Ranged):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         reader = ConditionReader(self.reader, self.encoder, self.light, self.given_shape)
-        encoder, light = ContextEncoder(self.encoder, self.light), LightBody(self.light)
+        encoder, light = ContextEncoder(self.encoder, self.light, process.x_hat), LightBody(self.light)
         networks = nn.ModuleDict({"reader": reader, "encoder": encoder, "light": light})
         return networks, BothRates(encoder, light, process, reader=reader)
 

@@ -66,4 +66,6 @@ def _current(plain: Any) -> Any:
     if kind in RENAMED:
         held = {"given_shape" if name == "latent_shape" else name: value for name, value in held.items()}
         held["type"] = RENAMED[kind]
+    if held.get("type") == "Rolling":  # of one frame its clock is as it was
+        held = {"linear": held.get("frames", 1) == 1} | held
     return held | {name: value for name, value in ADDED.get(str(held.get("type")), {}).items() if name not in held}

@@ -27,6 +27,7 @@ multiply-adds), not stated in it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,11 +55,17 @@ def require_same(encoder: object, light: object, *names: str) -> None:
 
 
 class ContextEncoder(nn.Module):
-    """forward: (z_tau, log_snr_tau, label, what is added at its levels) -> (projected features, v or None)."""
+    """forward: (z_tau, log_snr_tau, label, what is added at its levels) -> (projected features, v or None).
 
-    def __init__(self, config: BodyConfig, light: BodyConfig) -> None:
+    x_hat: how its process reads v, from (z_tau, v, log_snr_tau)
+    """
+
+    def __init__(
+        self, config: BodyConfig, light: BodyConfig, x_hat: Callable[[Tensor, Tensor, Tensor], Tensor] = x_from_v
+    ) -> None:
         super().__init__()
         check_pair(config, light)
+        self.x_hat = x_hat
         self.net: Any = config.network()
         self.projections = projections(config, light)
         self.pixels = None
@@ -73,7 +80,7 @@ class ContextEncoder(nn.Module):
         levels, v = self.net.features(z, log_snr, label, added)
         projected = [project(level) for project, level in zip(self.projections, levels, strict=True)]
         if v is not None and self.pixels is not None:
-            projected[0] = projected[0] + self.pixels(x_from_v(z, v.to(z.dtype), log_snr))
+            projected[0] = projected[0] + self.pixels(self.x_hat(z, v.to(z.dtype), log_snr))
         return tuple(projected), v
 
 
