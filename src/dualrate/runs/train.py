@@ -258,7 +258,8 @@ def train(
             device=device,
             world=world,
         )
-    progress.note(f"peak memory {peak_memory(device) / 2**20:.0f} MiB")
+    if peak := peak_memory(device):
+        progress.note(f"peak memory {peak / 2**20:.0f} MiB")
     return result
 
 

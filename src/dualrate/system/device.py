@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -35,6 +34,12 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+try:
+    import resource
+except ModuleNotFoundError:  # on Windows
+    resource = None
+
+STATUS = Path("/proc/self/status")
 # Of a CPU, of a GPU, of its libraries, and of sizes beyond all addresses; torch has a class for the second alone
 SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED|calculation overflowed")
 
@@ -117,15 +122,13 @@ def keep_compiled(cache: Path) -> Path:
     return Path(place)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at most: of the GPU, or all of them on a CPU."""
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process has held at most: of the GPU, or all of them on a CPU; None where it is not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux's ru_maxrss of a child begins at its parent's size
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    if STATUS.exists():  # not `ru_maxrss`, which in a child begins at its parent's size
+        return 1024 * next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else None  # in bytes on macOS
 
 
 def settle_products(device: torch.device, *, bfloat16: bool, trains: bool = False) -> None:
