@@ -186,9 +186,12 @@ def default_generator(device: torch.device) -> torch.Generator:
     return torch.default_generator
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The named device; None: cuda if there is one. Raises ValueError for one that is not here or cannot be used."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
+def pick_device(device: torch.device | str | None) -> torch.device:
+    """The device of this name; None, of a command or a call: the first GPU, or the CPU where there is none.
+
+    Raises ValueError for one that is not here or cannot be used.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else str(device)
     known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if name.startswith("mps"):
         raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
@@ -312,17 +315,18 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
-def environment(device: torch.device | str = "cpu") -> dict[str, str]:
+def environment(device: torch.device | str | None = None) -> dict[str, str]:
     """Processor, GPU if that is the device, threads, versions, date (UTC) and, in a checkout, the commit; what is
-    unknown is left out.
+    unknown is left out. device: as of `pick_device`
     """
+    device = pick_device(device)
     try:
         own = version("dualrate")
     except PackageNotFoundError:
         own = ""
     facts = {
         "processor": _processor(),
-        "GPU": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "",
+        "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         "threads": str(torch.get_num_threads()),
         "dualrate": own,
         "torch": str(torch.__version__),
