@@ -40,8 +40,8 @@ except ModuleNotFoundError:  # on Windows
     resource = None
 
 STATUS = Path("/proc/self/status")
-# Of a CPU, of a GPU, of its libraries, and of sizes beyond all addresses; torch has a class for the second alone
-SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED|calculation overflowed")
+# Torch's words for a CPU, a GPU, its libraries, and sizes beyond all addresses; it has a class for the second alone
+SHORTAGE = re.compile(r"CPUAllocator: |(CUDA|HIP)\b.* out of memory|_ALLOC_FAILED|Storage size calculation overflowed")
 
 
 @torch.enable_grad()
@@ -205,7 +205,10 @@ def pick_device(device: torch.device | str | None) -> torch.device:
 
 
 def memory_shortage(error: Exception) -> str | None:
-    """What torch or numpy said, in one line, if the error is an allocation that failed; None of any other error."""
+    """What torch or numpy said, in one line, if the error is an allocation that failed; None of any other error.
+
+    Of a network's numbers torch says it by a RuntimeError; a MemoryError is of those that are read or collected.
+    """
     lines = str(error).splitlines() or ["an allocation failed"]
     shortage = next((line for line in lines if SHORTAGE.search(line)), None)
     if shortage is None and isinstance(error, (MemoryError, torch.OutOfMemoryError)):
