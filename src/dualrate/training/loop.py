@@ -170,8 +170,8 @@ class _Trainer:
             saved = saved or checkpoint.load_when_seen(checkpoint.path_of(directory, iteration), timeout())
             free = {f"fit.{name}" for name in self.config.free()}
             written = saved.state["config"]
-            if changes := differences(upgrade(written), self.identity, free, places):
-                lines = "\n  ".join(("use a new run, or undo:", *changes))
+            if changes := differences(before := upgrade(written), self.identity, free, places):
+                lines = "\n  ".join(("use a new run, or undo:", *changes)) + self.config.on_seconds(before["fit"])
                 raise ValueError(f"{saved.path} was trained with another configuration; {lines}")
             then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
             now = self.surroundings() | {name: getattr(self.config, name) for name in ROUNDING}
