@@ -131,6 +131,12 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else None  # in bytes on macOS
 
 
+def free_descriptors() -> int:
+    """How many more files and connections this process may have open; very many where that is not known."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
+    return sys.maxsize if limit < 0 else max(0, limit - len(os.listdir("/dev/fd")))
+
+
 def settle_products(device: torch.device, *, bfloat16: bool, trains: bool = False) -> None:
     """How a GPU multiplies the float32 matrices of what comes next, of this process; nothing on a CPU.
 
