@@ -285,7 +285,7 @@ def seconds_per_call(
 
     device: where the call works, as of `pick_device`; its queue is empty before and after each
     """
-    device = pick_device(device)
+    device = pick_device(None) if device is None else torch.device(device)
 
     def taken() -> float:
         began = time.perf_counter()
