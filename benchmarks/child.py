@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(options: argparse.Namespace) -> dict[str, float]:
+def measure(options: argparse.Namespace) -> dict[str, float | None]:
     """The figures of this process; what ran in it before counts too."""
     torch.set_num_threads(options.threads)
     if not options.return_freed:

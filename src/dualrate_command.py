@@ -63,7 +63,8 @@ def settings(environment: Mapping[str, str], idle: int) -> dict[str, str]:
 def idle_processors(seconds: float = 0.2) -> int:
     """Of the processors that this process may use, how many are idle in the next `seconds`; at least 1."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    idle = _idle(allowed, seconds) if STAT.exists() else len(allowed) - os.getloadavg()[0]
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    idle = _idle(allowed, seconds) if STAT.exists() else len(allowed) - load
     return max(1, min(round(idle), _quota()))
 
 

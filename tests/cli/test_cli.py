@@ -1,6 +1,8 @@
 """The command line end to end on a tiny data set: every command, its reports, and what a mistake looks like."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -231,7 +233,7 @@ def test_recipes_are_listed_by_family_and_all_on_demand(monkeypatch, capsys):
         (["plan", "x", "--budget", "1x"], Plan),
     ],
 )
-@pytest.mark.parametrize("fail", [lambda: torch.empty(2**45), lambda: np.zeros(2**50)])
+@pytest.mark.parametrize("fail", [lambda: torch.empty(2**45), lambda: torch.zeros(2**40, 2**30)])
 def test_too_little_memory_is_one_line_with_what_to_lower(arguments, kind, fail, monkeypatch, capsys):
     monkeypatch.setattr(kind, "run", lambda self: fail())
     assert call(monkeypatch, *arguments) == 2
@@ -239,6 +241,28 @@ def test_too_little_memory_is_one_line_with_what_to_lower(arguments, kind, fail,
     assert len(told) == 1
     assert told[0].startswith("dualrate: not enough memory (")
     assert "lower --batch-size" in told[0]
+
+
+def raised(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [
+        (lambda: np.zeros(2**50), "not enough memory (Unable to allocate"),
+        (lambda: bytearray(2**62), "not enough memory (an allocation failed): take a smaller part of the data"),
+        (lambda: raised(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "x.nc")), "Cannot allocate memory: 'x.nc'"),
+        (lambda: raised(OSError(errno.EMFILE, os.strerror(errno.EMFILE), "x.nc")), "Too many open files: 'x.nc'"),
+        (lambda: raised(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.nc")), "No space left on device: 'x.nc'"),
+    ],
+)
+def test_what_is_short_beside_a_network_is_not_mended_by_a_smaller_batch(fail, said, monkeypatch, capsys):
+    monkeypatch.setattr(cli.Sample, "run", lambda self: fail())
+    assert call(monkeypatch, "sample", "x", "--out", "y") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "batch" not in line
 
 
 def test_a_fault_of_the_program_is_not_hidden(monkeypatch):

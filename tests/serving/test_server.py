@@ -119,7 +119,7 @@ def test_a_name_cannot_end_the_element_it_stands_in(offer):
 
 def test_the_model_says_what_it_offers(url, offer):
     told = ask(url, "GET", "/api/model").json
-    assert told["limits"] == {"steps": 12, "images": 4, "waiting": 1}
+    assert told["limits"] == {"steps": 12, "images": 4, "waiting": 1, "seconds": 300}
     assert set(told["samplers"]) == set(offer.offered.samplers)
 
 

@@ -111,6 +111,8 @@ def test_an_allocation_that_fails_is_a_shortage_of_memory(fail, said):
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),  # as a worker sends it
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
@@ -120,6 +122,7 @@ def test_so_is_that_of_a_gpu(error):
 
 def test_other_errors_are_none():
     assert memory_shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 4x8)")) is None
+    assert memory_shortage(RuntimeError("can't allocate memory for a chunk of x.h5")) is None  # of another library
     assert memory_shortage(RuntimeError()) is None
 
 

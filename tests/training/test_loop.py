@@ -646,3 +646,30 @@ def test_neither_memory_nor_open_files_nor_threads_grow_with_the_iterations_and_
     (memory, *others), (later, *others_later) = found[60], found[180]
     assert later < 1.05 * memory
     assert others_later == others
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"max_seconds": 1e3}, "to stop this run by the clock, .* add --fit.optim.decay none"),
+        ({"max_seconds": 1e3}, {"max_seconds": 2e3}, "rate of this run falls over its 1000 s of training, .* new run"),
+        ({"max_seconds": 1e3}, {"max_seconds": 1.0}, "interrupt it to stop earlier"),
+        ({"decay": "cosine"}, {"max_seconds": 1e3, "decay": "cosine"}, "falls over its iterations, .* interrupt it"),
+    ],
+)
+def test_another_limit_of_seconds_is_refused_with_what_it_would_change_and_what_works(tmp_path, before, now, said):
+    def config(max_seconds: float | None = None, decay: str = "auto"):
+        return replace(CONFIG, iterations=2, max_seconds=max_seconds, optim=OptimConfig(warmup=1, decay=decay))
+
+    train(tmp_path, config=config(**before))
+    with pytest.raises(ValueError, match=rf"(?s)fit\.max_seconds: .*{said}"):
+        train(tmp_path, config=config(**now))
+    train(tmp_path, config=config(**before))
+    if "decay none" in said:
+        assert train(tmp_path, config=config(**now, decay="none")).stopped == "done"
+
+
+def test_other_differences_say_nothing_of_seconds(tmp_path):
+    train(tmp_path, config=replace(CONFIG, iterations=2))
+    with pytest.raises(ValueError, match=r"fit\.seed: 0 -> 1$"):
+        train(tmp_path, config=replace(CONFIG, iterations=2, seed=1))

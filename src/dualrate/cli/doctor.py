@@ -11,6 +11,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,9 @@ def check_device(device: torch.device) -> Iterator[Finding]:
         yield ok(about) if free > total / 2 else warning(about, "nvidia-smi lists the processes that use it")
     else:
         threads, processors = torch.get_num_threads(), os.cpu_count() or 1
-        about = f"{device}: {threads} thread(s), {processors} processor(s), load {os.getloadavg()[0]:.1f}"
+        about = f"{device}: {threads} thread(s), {processors} processor(s)"
+        with suppress(AttributeError):  # on Windows
+            about += f", load {os.getloadavg()[0]:.1f}"
         few = f"DUALRATE_THREADS={processors} before the command"
         yield ok(about) if threads <= processors else warning(about, few)
     precision = "bfloat16" if pays(device) else "float32"

@@ -30,14 +30,16 @@ class Serve(Ranged):
     """Address to listen on. By default only this machine can open the page; 0.0.0.0 opens it to the network."""
     port: Port = 8000
     """Port to listen on; 0 for any that is free."""
+    max_seconds: Annotated[float, Range(0, 1_000_000, above=True)] = 300
+    """Seconds that a request may be drawn, after which it is refused with status 504."""
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.serving.offer import Offer
+        from dualrate.serving.offer import Limits, Offer
 
         model, progress = loaded(self.run_dir, self.device)
         baseline = None if self.beside is None else loaded(self.beside, self.device)[0]
-        offer = Offer(model, baseline)
+        offer = Offer(model, baseline, Limits(seconds=self.max_seconds))
         try:
             from dualrate.serving.app import serve
         except ModuleNotFoundError as error:

@@ -35,7 +35,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Shape
 from dualrate.sampling.cost import macs_of
-from dualrate.system.device import whole_products
+from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import ABSENT, holders, read_json
 
 AT_ONCE = 2**21  # pixels of images that go through a codec together: 8 of 512 x 512, 32 of 256 x 256
@@ -213,9 +213,9 @@ def round_trip(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
     return decoded(codec, with_noise(codec, encoded, draws), draws)
 
 
-def decode_macs(codec: Codec, latent: Shape, device: torch.device | str = "cpu") -> int:
+def decode_macs(codec: Codec, latent: Shape) -> int:
     """Multiply-adds of one image's decoding, counted."""
-    x, row = torch.zeros(1, *latent, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    x, row = torch.zeros(1, *latent, device=codec.device), torch.zeros(1, dtype=torch.int64, device=codec.device)
     return macs_of(lambda: codec.decode(x, Draws(0, row)))
 
 
@@ -295,7 +295,7 @@ class CodecFolder(CodecConfig, Ranged):
         return {"codec": self.fingerprint}
 
     @staticmethod
-    def at(folder: str | Path, device: torch.device | str = "cpu") -> CodecFolder:
+    def at(folder: str | Path, device: torch.device | str | None = None) -> CodecFolder:
         """The codec that is there now. Raises as `read_codec`."""
         return CodecFolder(str(as_path(folder).resolve()), read_codec(folder, device).latents)
 
@@ -331,18 +331,18 @@ class HeldCodec(CodecConfig):
 
 
 def read_codec(
-    folder: str | Path, device: torch.device | str = "cpu", sampler: str | None = None, steps: int | None = None
+    folder: str | Path, device: torch.device | str | None = None, sampler: str | None = None, steps: int | None = None
 ) -> Codec:
     """The codec that was saved in a folder, or that of a run which trained its own; read once in a process.
 
-    sampler, steps: of a diffusion decoder, in place of its own
+    device: as of `pick_device`; sampler, steps: of a diffusion decoder, in place of its own
     Raises ValueError for a folder that holds none that is known, and for a sampler or steps of one whose decoder does
     not draw; OSError where it cannot be read.
     """
     path = as_path(folder).resolve()
     files = sorted(path.iterdir()) if path.is_dir() else []
     state = tuple((file.name, stat.st_size, stat.st_ctime_ns) for file in files for stat in [file.stat()])
-    return _read(path, state, str(device), sampler, steps)
+    return _read(path, state, str(pick_device(device)), sampler, steps)
 
 
 @lru_cache(maxsize=1)

@@ -53,7 +53,7 @@ from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.report.figures import pareto_front
 from dualrate.runs.store import load
 from dualrate.sampling.cost import CallCost
-from dualrate.system.device import environment
+from dualrate.system.device import environment, pick_device
 from dualrate.system.files import write_whole
 from dualrate.system.progress import Reporter, duration, run_lock
 from dualrate.system.workers import Mapper, in_turn, mapper, number_of_workers
@@ -95,7 +95,7 @@ def compare(
     features: str | Path | None = None,
     mixed: bool = False,
     baselines: bool = False,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     precision: Precision = "auto",
     workers: WorkerCount = 1,
     compiled: bool = False,
@@ -111,6 +111,7 @@ def compare(
     requests:  as `RunRequest.parse` reads them. Nothing is screened where each has a plan
     features:  feature nets of the metrics, as `features_named` reads them: all see the same images, and the first one
                screens and orders; the data set's own if not given
+    device:    None: the first GPU, or the CPU where there is none, as of the commands
     precision: of the networks' matrix products; auto: bfloat16 where it pays
     workers:   processes that draw at once; what is timed is timed in this one, alone
     compiled:  the networks, when they are first called
@@ -123,7 +124,7 @@ def compare(
     Raises ValueError for bad requests, runs that do not compare, and an `out` that is no .html file; OSError where
     another process compares into the same directory.
     """
-    end, device = time.monotonic() + 60 * effort.minutes, torch.device(device)
+    end, device = time.monotonic() + 60 * effort.minutes, pick_device(device)
     features_named(features)  # a bad name is refused before the models are loaded
     out, parsed, models = loaded(requests, out, device=device, compiled=compiled, graphs=graphs, progress=progress)
     if baselines:

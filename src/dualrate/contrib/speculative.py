@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, checked
-from dualrate.denoisers.denoiser import Denoiser, check_labels, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser, check_labels, device_of, posterior_mean
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess
 from dualrate.diffusion.random import Draws
@@ -103,11 +103,11 @@ def speculate(
     label: Sequence[int] | None = None,
     *,
     window: int = 4,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Speculated:
     """One batch of images with the law of `target` called at every step: `light`, `other` or `frozen` drafts.
 
-    plan: a heavy call at every step, as StepPlan.uniform(32) has; shape, seeds, label: as of `sample`
+    plan: a heavy call at every step, as StepPlan.uniform(32) has; shape, seeds, label, device: as of `sample_batches`
     window: m, the most steps that are drafted before a call
     Raises ValueError for a step that is not ancestral, of Gaussian noise, a plan that reuses contexts, a window out of
     range, and a guided dual-rate target, whose contexts have two rows an image.
@@ -122,6 +122,7 @@ def speculate(
     window = checked("window", window, Window)
     if label is not None:
         check_labels(target, label)
+    device = device_of(target, device)
     draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
     cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
     steps, times = range(plan.num_steps), torch.tensor(plan.t, dtype=torch.float64)

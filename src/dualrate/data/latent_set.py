@@ -30,7 +30,7 @@ from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import SPLITS, DataProgress, Raw, Split, resolved, silent
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.system.device import whole_products
+from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import read_json
 from dualrate.system.workers import Mapper, in_turn
 
@@ -120,7 +120,7 @@ def encode(
     mirrored: bool = True,
     shard_bytes: int = SHARD_BYTES,
     batch_size: int = 16,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     mapper: Mapper = in_turn,
     progress: DataProgress = silent,
 ) -> dict[str, Any]:
@@ -129,12 +129,12 @@ def encode(
     size, channels, on_bad, label: as in `load_images`
     mirrored: also the latents of mirrored images
     shard_bytes: of a file at most, but for an image at least
-    device:   of the codec, in every process
+    device:   of the codec, in every process, as of `pick_device`
     Returns what dataset.json holds. Raises ValueError for images or latents that cannot be used, for a folder that
     holds anything else or was encoded from other images, by another codec or in another way; OSError for what cannot be
     read or written.
     """
-    folder = as_path(folder)
+    folder, device = as_path(folder), pick_device(device)
     if is_encoded(source):
         raise ValueError(f"{source} holds latents already: encode the images that they were made of")
     check_outside(folder, source)
@@ -154,7 +154,7 @@ def encode(
         if unfinished:
             first = moments_of(made_by, images["train"].images[:1], device, mirrored)
             row = {"shape": list(first.shape[2:]), "dtype": "float16", "each": first.shape[1]}
-            where = str(device) if mapper is in_turn else torch.device(device).type  # a worker has a GPU of its own
+            where = str(device) if mapper is in_turn else device.type  # a worker has a GPU of its own
             job = partial(encode_shard, folder, codec, where, mirrored, batch_size)
             raws: dict[Split, tuple[str, Raw]] = {
                 split: (one.name, packed.raw_rows(one.name, one.images, one.labels, one.class_names))

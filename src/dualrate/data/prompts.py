@@ -54,6 +54,7 @@ from dualrate.data.source import (
 )
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
+from dualrate.system.device import pick_device
 from dualrate.system.files import check_regular, parse_json, read_bytes, read_json, whole
 from dualrate.system.folders import Damaged, some_of
 from dualrate.system.workers import Mapper, in_turn
@@ -479,16 +480,17 @@ def encode_prompts(
     *,
     shard_bytes: int = SHARD_BYTES,
     batch_size: int = 16,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     mapper: Mapper = in_turn,
     progress: DataProgress = silent,
 ) -> dict[str, Any]:
     """Prompts of both splits, beside the latents in `folder`; or what is left to do. Returns what dataset.json holds.
 
+    device: of the encoder, in every process, as of `pick_device`
     Raises ValueError for a folder with prompts of other captions, or by another encoder, and for numbers that float16
     has not; OSError for what cannot be read or written.
     """
-    place = folder / PROMPTS
+    place, device = folder / PROMPTS, pick_device(device)
     plan = {"format": packed.FORMAT, "source": captions.place, "on_bad": "fail", "shard_bytes": shard_bytes}
     plan |= {"encoder": encoder.fingerprint, "size": encoder.size, "captions": captions.content, "content": ""}
     with packed.begun(place, packed.PROMPTED, plan) as unfinished:
@@ -499,7 +501,7 @@ def encode_prompts(
                 for split, found in captions.places.items()
             }
             row = {"shape": [1, 1, encoder.size], "dtype": "float16", "each": 1}
-            where = str(device) if mapper is in_turn else torch.device(device).type  # a worker has a GPU of its own
+            where = str(device) if mapper is in_turn else device.type  # a worker has a GPU of its own
             job = partial(_encode_shard, place, encoder, where, batch_size)
             splits = packed.pack(
                 place, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=ENCODING

@@ -29,6 +29,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from torch.autograd import forward_ad
 from dualrate.diffusion.process import Process, per_row
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.networks.blocks import add_shared
+from dualrate.system.device import pick_device
 
 
 class Denoiser(ABC):
@@ -103,21 +105,50 @@ def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
 
     On a GPU such a label would end the process.
     """
-    tables = [part for part in modules_of(denoiser) if isinstance(part, Labelled)]
-    known = min((part.num_classes + part.null for part in tables if part.num_classes), default=0)
+    tables = [table for network in networks_of(denoiser) for table in _tables(network)]
+    known = min((table.num_classes + table.null for table in tables if table.num_classes), default=0)
     strange = [label for label in labels if label not in range(known)]
     if tables and strange:
         rule = f"are 0 to {known - 1}" if known else "are none"
         raise ValueError(f"the labels that these networks know {rule}, got {strange[0]!r}")
 
 
-def modules_of(value: object) -> Iterator[nn.Module]:
-    """All modules within a denoiser."""
+_TABLES: WeakKeyDictionary[nn.Module, list[ref[nn.Module]]] = WeakKeyDictionary()  # of every network that was asked
+
+
+def _tables(network: nn.Module) -> list[Any]:
+    """The modules of a network that embed labels.
+
+    Looked for once a network, which may have thousands of modules, and again once one of them is gone.
+    """
+    tables = [table() for table in _TABLES[network]] if network in _TABLES else [None]
+    if None in tables:
+        tables = [part for part in network.modules() if isinstance(part, Labelled)]
+        _TABLES[network] = list(map(ref, tables))
+    return tables
+
+
+def device_of(denoiser: Denoiser, device: torch.device | str | None) -> torch.device:
+    """This device; None: where the networks of a denoiser are, or, where none are seen, as of `pick_device`."""
+    if device is None:
+        weights = (weight for network in networks_of(denoiser) for weight in network.parameters())
+        return next((weight.device for weight in weights), None) or pick_device(None)
+    return torch.device(device)
+
+
+def networks_of(value: object) -> Iterator[nn.Module]:
+    """The networks of a denoiser, and of those within it."""
     if isinstance(value, nn.Module):
-        yield from value.modules()
+        yield value
     elif is_dataclass(value):
         for part in vars(value).values():
-            yield from modules_of(part)
+            yield from networks_of(part)
+
+
+def modules_of(value: object) -> Iterator[nn.Module]:
+    """All modules within a denoiser."""
+    for network in networks_of(value):
+        yield from network.modules()
 
 
 def condition_of(cond: Cond) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,6 @@ OUT/index.html         scores and pictures (forecast_page.py)
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from dualrate.drawing.starts import Starts, have_names
 from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
-from dualrate.system.files import append_record, naming, read_records, sync, whole, write_whole
+from dualrate.system.files import append_record, naming, read_records, reserve, sync, whole, write_whole
 from dualrate.system.progress import ImageProgress
 
 ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
@@ -105,8 +104,10 @@ class Store:
             self.journal.unlink(missing_ok=True)
             with whole(self.path) as aside:
                 made = np.lib.format.open_memmap(aside, "w+", np.float32, shape)
-                with aside.open("r+b") as file:  # a disk that is too small says so now
-                    os.posix_fallocate(file.fileno(), 0, made.offset + made.nbytes)
+                place = made.offset, made.offset + made.nbytes
+                del made  # what is mapped cannot be renamed on Windows
+                with aside.open("r+b") as file:
+                    reserve(file, *place)  # a disk that is too small says so now
         try:
             self.x: np.memmap = np.load(self.path, mmap_mode="r")
         except ValueError as error:

@@ -288,7 +288,7 @@ def evaluators(
     features: str | Path | None = None,
     *,
     reference: Path | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: Reporter,
 ) -> tuple[Evaluator[Any], ...]:
     """An evaluator for each net in `features` (see `features_named`); the first one's score is the one that orders.
@@ -335,7 +335,7 @@ def evaluator(
     *,
     features: Features = None,
     reference: Path | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: Reporter,
 ) -> Evaluator[Any]:
     """Training and test images of `data` with a net.
@@ -345,7 +345,7 @@ def evaluator(
                in the user's cache, trained there on first use (minutes on a CPU)
     reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
                since the file does not say which images it is of, and with `features` named `data` need not be here
-    device:    of pretrained nets, whose features of these images are kept in the user's cache
+    device:    as of `pick_device`, of pretrained nets, whose features of these images are kept in the user's cache
     Raises ValueError for features or a reference with a text, for data that cannot train a feature net, a net that is
     damaged or takes other images, or a reference that is not of its features; OSError for a missing one; what
     `pretrained.load` raises.
@@ -501,7 +501,7 @@ def score_source(
     reference: str | Path | None = None,
     features: str | Path | None = None,
     details: bool = False,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: Reporter,
 ) -> tuple[Score, ...]:
     """Scores of existing images by every metric; the first one's score has the details, if asked for.

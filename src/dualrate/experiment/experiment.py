@@ -578,7 +578,7 @@ class Model:
         """Multiply-adds of a call of its denoiser, and of an image's decoding."""
         label, given = 0 if self.num_classes else None, self.experiment.networks.given
         cost = call_cost(self.denoiser, self.process.state_shape(self.shape), label, self.device, given=given)
-        return replace(cost, decode=decode_macs(self.codec, self.shape, self.device))
+        return replace(cost, decode=decode_macs(self.codec, self.shape))
 
     @property
     def reuses_context(self) -> bool:

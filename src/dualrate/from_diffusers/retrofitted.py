@@ -409,5 +409,5 @@ def weights_of(path: Path) -> dict[str, Tensor]:
     weights = {f"model.net.{name}": tensor.float() for name, tensor in found.weights().state_dict().items()}
     condition = condition_of_folder(found, path)
     if isinstance(condition, Prompts):
-        weights["model.empty"] = TextFolder.of(condition, found.network).empty()
+        weights["model.empty"] = TextFolder.of(condition, found.network).empty("cpu")
     return weights

@@ -134,7 +134,7 @@ class TextFolder:
         pipeline, layout, kind = self._pipeline(device), self.network.prompt, self.network.known
         return lambda texts: layout.packed(encoded(kind, layout, list(texts), pipeline))
 
-    def empty(self, device: torch.device | str = "cpu") -> Tensor:
+    def empty(self, device: torch.device | str) -> Tensor:
         """Raises ValueError as `read_pipeline`, where it is not in the cache."""
         if (kept := self.kept).is_file():
             return torch.from_numpy(np.load(io.BytesIO(read_bytes(kept)), allow_pickle=False))

@@ -29,6 +29,7 @@ from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.from_diffusers.diffusers_folder import class_named, read_weights
+from dualrate.system.device import pick_device
 from dualrate.system.files import check_files, read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
@@ -193,8 +194,8 @@ class Autoencoder:
         return next(self.module.parameters()).dtype
 
 
-def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
-    """The autoencoder that `save_pretrained` wrote to a folder.
+def read_autoencoder(folder: Path, device: torch.device | str | None = None) -> Codec:
+    """The autoencoder that `save_pretrained` wrote to a folder. device: as of `pick_device`
 
     Raises ValueError for a class without a rule; also what `class_named` and `read_weights` raise.
     """
@@ -203,4 +204,4 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
     if name not in RULES:
         raise ValueError(f"{folder} holds a {name}, for which there is no rule; known are {', '.join(RULES)}")
     module: Any = read_weights(class_named(name, RULES), folder)
-    return Autoencoder(module.float().to(device), module.config, str(folder))
+    return Autoencoder(module.float().to(pick_device(device)), module.config, str(folder))

@@ -27,7 +27,7 @@ from dualrate.data.prompts import Texts
 from dualrate.metrics.distances import resampling_weights
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.metrics.pretrained import CONFIG, METRICS, WEIGHTS, PhotoNet, check_all_there, needs, normalised
-from dualrate.system.device import whole_products
+from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import read_json
 
 METRIC = METRICS["clip"]
@@ -76,8 +76,12 @@ class Clip(PhotoNet):
         return load_clip, (Path(self.folder), self.device.type)
 
 
-def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
-    """Raises ValueError without transformers, and for a folder that lacks weights or a tokenizer."""
+def load_clip(folder: Path, device: torch.device | str | None = None) -> Clip:
+    """The net in a folder. device: as of `pick_device`
+
+    Raises ValueError without transformers, and for a folder that lacks weights or a tokenizer.
+    """
+    device = pick_device(device)
     with needs(METRIC, "dinov2", "transformers"):
         from transformers import CLIPModel, CLIPTokenizer  # pyright: ignore[reportMissingImports]
     try:
@@ -96,7 +100,7 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
     with (folder / WEIGHTS).open("rb") as file:
         identity = f"clip:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
     module = ClipImages(net.requires_grad_(False)).to(device).eval()
-    own = (module, identity, net.config.projection_dim, torch.device(device), AT_A_TIME)
+    own = (module, identity, net.config.projection_dim, device, AT_A_TIME)
     return Clip("clip", *own, folder=str(folder), tokenizer=tokenizer)
 
 

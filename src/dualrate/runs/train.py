@@ -52,13 +52,13 @@ from dualrate.runs.store import (
 )
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.trajectory import sample_batches
-from dualrate.system.device import keep_compiled, own_defaults, peak_memory
+from dualrate.system.device import keep_compiled, own_defaults, peak_memory, pick_device
 from dualrate.system.files import write_whole
 from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import Share, World
+from dualrate.training.distributed import Share, World, own_device
 from dualrate.training.log import Logger, MetricsFile, logged
 from dualrate.training.loop import fit
 
@@ -130,7 +130,7 @@ def train(
     score_every: int | None = None,
     progress: Reporter | None = None,
     decoding: Callable[[int, int, str], None] | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     command: str = "dualrate.train",
     log: Logger | None = None,
     images: Dataset[Any] | None = None,
@@ -141,6 +141,7 @@ def train(
     Writes experiment.json, history.jsonl (`command` and its surroundings, a line per start), checkpoints/,
     metrics.jsonl, now and then a grid of samples under the averaged weights, and scores.jsonl if asked to score.
     score, score_every: what scores the averaged weights, and iterations between scores, a multiple of `sample_every`
+    device: None: the first GPU, or the CPU where there is none, as of the commands; several processes have one each
     log: TensorBoard or Weights & Biases, which get the values of metrics.jsonl, too; `progress` may be a `Reporter` of
         your own (`dualrate.system.progress`)
     images: a data set to train on in place of the experiment's source, as `from_dataset` describes it
@@ -162,7 +163,8 @@ def train(
     if score_every is not None and score_every % experiment.fit.sample_every:
         every = experiment.fit.sample_every
         raise ValueError(f"score_every is a multiple of sample_every ({every}), got {score_every}")
-    progress, device = progress or (PlainReporter() if world.leads else Silent()), torch.device(device)
+    progress = progress or (PlainReporter() if world.leads else Silent())
+    device = own_device(pick_device(None)) if device is None else pick_device(device)
     config = experiment.fit
     rows = Share(config.batch_size, config.micro_batch, world).rows
     if images is None and not experiment.data.source:
@@ -258,7 +260,8 @@ def train(
             device=device,
             world=world,
         )
-    progress.note(f"peak memory {peak_memory(device) / 2**20:.0f} MiB")
+    if peak := peak_memory(device):
+        progress.note(f"peak memory {peak / 2**20:.0f} MiB")
     return result
 
 
@@ -345,12 +348,13 @@ def in_turn(
     stages: Stages,
     out: str | Path,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: DataProgress = lambda done, total, message: None,
 ) -> Iterator[tuple[Experiment, Path]]:
     """Each experiment and the directory to train it in, to its end before the next one is asked for.
 
-    device, progress: of encoding the images, both splits, mirrored too where the base model's data are
+    device:   as of `train`
+    progress: of encoding the images, both splits, mirrored too where the base model's data are
     Raises ValueError for an `out` that is a run itself, and what `encode` raises: ValueError too for latents that an
     earlier state of the first stage made.
     """

@@ -28,13 +28,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from dualrate.denoisers.denoiser import Denoiser, Metered, abilities, read
+from dualrate.denoisers.denoiser import Denoiser, Metered, abilities, device_of, read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, Shape
 from dualrate.networks import scan
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample_batches
+from dualrate.system.device import pick_device
 
 # fused attention by the shapes of queries, keys and values; torch counts that of GPUs alone
 FORMULAS: dict[Any, Any] = (
@@ -166,14 +167,15 @@ def call_cost(
     denoiser: Denoiser,
     shape: Shape,
     label: int | None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     *,
     given: Shape | None = None,
 ) -> CallCost:
-    """Counts one call of each kind on a row of zeros, on the networks' device.
+    """Counts one call of each kind on a row of zeros.
 
-    shape: (C, H, W) of states; given: of the condition
+    shape: (C, H, W) of states; given: of the condition; device: as of `sample_batches`
     """
+    device = device_of(denoiser, device)
     z = torch.zeros(1, *shape, device=device)
     t = torch.full((1,), 0.5, dtype=torch.float64, device=device)
     y = None if given is None else torch.zeros(1, *given, device=device)
@@ -211,7 +213,7 @@ def mean_macs(
     shape: Shape,
     seeds: Sequence[int],
     labels: Sequence[int] | None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> float:
     """Of an image, without its decoding, as a mean over those that are drawn here. Arguments: of `sample`."""
     drawn = sample_batches(denoiser, step, plan, shape, seeds, labels, batch_size=len(seeds), device=device)
@@ -242,7 +244,8 @@ def expected_costs(
         kinds = {"partial_calls": seen.partial, "alone_calls": seen.alone, "read_calls": seen.read}
         found.append(PlanCost(undecoded, seen.heavy, seen.light, **kinds))
 
-    for _ in sample_batches(wrap(metered), step, plan, shape, [0], None if label is None else [label], watch=count):
+    labels = None if label is None else [label]
+    for _ in sample_batches(wrap(metered), step, plan, shape, [0], labels, device="cpu", watch=count):
         pass
     return [*found[1:-1], replace(found[-1], calls=calls)]
 
@@ -275,12 +278,14 @@ class _WithoutNetworks(Denoiser):
         return 0 * self.process.data(z)
 
 
-def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device: torch.device | str = "cpu") -> float:
+def seconds_per_call(
+    call: Callable[[], object], *, seconds: float = 1.0, device: torch.device | str | None = None
+) -> float:
     """Median duration of a call, after one to warm up, over at least three calls and about `seconds`, at most 1,000.
 
-    device: where the call works; its queue is empty before and after each
+    device: where the call works, as of `pick_device`; its queue is empty before and after each
     """
-    device = torch.device(device)
+    device = pick_device(None) if device is None else torch.device(device)
 
     def taken() -> float:
         began = time.perf_counter()

@@ -25,7 +25,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser, check_labels, read
+from dualrate.denoisers.denoiser import Denoiser, check_labels, device_of, read
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
@@ -227,7 +227,7 @@ def sample_batches(
     label: Sequence[int] | None = None,
     *,
     batch_size: int = 64,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     bfloat16: bool = False,
     given: Callable[[Tensor], Tensor] | None = None,
     members: int = 1,
@@ -240,6 +240,7 @@ def sample_batches(
     shape:    of one image, (C, H, W)
     seeds:    one integer per image; an image depends on nothing but its seed, its label, the plan and the step
     label:    one class per image; None for an unconditional model
+    device:   None: where the denoiser's networks are; where none are seen, the first GPU, or the CPU without one
     bfloat16: networks run under autocast; x_hat, states and noise stay float32
     given:    of a conditional model: seeds (b,) -> what these images are made of (b, C, h, w), on the device
     members:  M, images for each seed, which come one after the other, whatever the batch size; a heavy call that
@@ -267,7 +268,7 @@ def sample_batches(
         check_labels(denoiser, label)
     if (own := getattr(denoiser, "process", step.process)) != step.process:
         raise ValueError(f"a step goes along the paths of the denoiser's process, {own}, got one of {step.process}")
-    device, at_once = torch.device(device), max(1, batch_size // members)  # seeds in a batch
+    device, at_once = device_of(denoiser, device), max(1, batch_size // members)  # seeds in a batch
 
     def drawn(seed: Tensor, of: Tensor | None, y: Tensor | None) -> Iterator[Tensor]:
         """All members of these seeds, so many at a time that a batch holds them."""

@@ -4,12 +4,15 @@
     GET    /api/model         the model, its controls, its limits
     POST   /api/plan          a Request as JSON -> what would be drawn, and its cost
     POST   /api/samples       a Request as JSON -> 202 and a job, or 429 where too many wait
-    GET    /api/samples/ID    how far the job is, and its images as PNGs in data URIs
+    GET    /api/samples/ID    how far the job is, and its images as PNGs in data URIs; 504 where it took too long
     DELETE /api/samples/ID    stops it
 
 A refusal is a 4xx with {"error": name, "message": ..., "field": of the request, if it is one's}. On a loopback address
 only requests to a loopback name are answered, and a request's body must call itself JSON: so no other page that the
 browser shows can use this server.
+
+A client that is slow, silent or gone costs one of a limited number of connections, for a limited time: where a further
+one comes, the connection that waited longest for its client makes room. What clients do is never logged.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import re
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -29,21 +33,27 @@ from typing import Any
 import uvicorn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dualrate.config.serial import from_json
 from dualrate.report.html import TEMPLATES
 from dualrate.serving.offer import Full, Jobs, Offer, Request
+from dualrate.system.device import free_descriptors
 from dualrate.system.progress import Interrupts
 
 PARTS = Path(__file__).with_name("parts")
 MOST_BYTES = 16_384  # of a request's body
 RETRY = {"Retry-After": "5"}  # seconds after which a client that was refused may come again
+CLIENT = 15.0  # seconds that a client may take for a request's body; twice as many between answers and for reading them
+MOST_CONNECTIONS, WAITING = 128, 1024  # at a time; that are not accepted yet
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
 FIELDS = "|".join(field.name for field in fields(Request))
 NAMES = {404: "not-found", 405: "wrong-method"}
 HEADERS = {
@@ -107,6 +117,9 @@ class _Page:
             raise Refused(404, "no-such-samples", "there is no such request at work: it was given up, or forgotten")
         if request.method == "DELETE":
             job.end()
+        if job.status == "late":
+            message = f"this took longer than {job.seconds:g} s, the most here: ask for fewer steps or images"
+            raise Refused(504, "out-of-time", message)
         return JSONResponse(await asyncio.to_thread(job.report, self.jobs.ahead(job)))
 
 
@@ -115,10 +128,17 @@ async def _read(request: HTTPRequest) -> Request:
     if kind != "application/json":
         raise Refused(415, "not-json", f"send a request as Content-Type application/json, got {kind}")
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise Refused(413, "too-long", f"a request has at most {MOST_BYTES} bytes")
+    try:
+        async with asyncio.timeout(CLIENT):
+            async for part in request.stream():
+                body += part
+                if len(body) > MOST_BYTES:
+                    raise Refused(413, "too-long", f"a request has at most {MOST_BYTES} bytes")
+    except TimeoutError as error:
+        close = {"Connection": "close"}
+        raise Refused(408, "too-slow", f"a request comes within {CLIENT:g} s, this one did not", close) from error
+    except ClientDisconnect as error:
+        raise Refused(400, "cut-off", "the request ended in the middle") from error
     return from_json(Request, body, "request")
 
 
@@ -127,27 +147,16 @@ def _refusal(request: HTTPRequest, error: Exception) -> Response:
         name = error.name if isinstance(error, Refused) else NAMES.get(error.status_code, "bad-http")
         return JSONResponse({"error": name, "message": error.detail}, error.status_code, error.headers)
     message = re.sub(r"^request(: |\.)", "", str(error))
-    if not isinstance(error, ValueError):
+    if not isinstance(error, ValueError):  # a fault of the program
+        traceback.print_exception(error)
         return JSONResponse({"error": "server-error", "message": f"{type(error).__name__}: {message}"}, 500)
     found = re.match(rf"({FIELDS})\b", message)
     return JSONResponse({"error": "bad-request", "message": message, "field": found[1] if found else None}, 400)
 
 
-def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool) -> Starlette:
+def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool) -> ASGIApp:
     """The application. loopback: whether `host`, where it listens, is of this machine alone."""
     answers = _Page(offer, jobs)
-
-    async def guard(request: HTTPRequest, answer: RequestResponseEndpoint) -> Response:
-        """Refuses another site's name that was made to lead here, and adds headers."""
-        name = re.sub(r":\d+$", "", request.headers.get("host", "")).strip("[]").lower()
-        if loopback and name != host.lower() and not _is_loopback(name):
-            message = "this server is for its own machine alone; serve others with --host 0.0.0.0"
-            response: Response = JSONResponse({"error": "wrong-host", "message": message}, 421)
-        else:
-            response = await answer(request)
-        response.headers.update(HEADERS)
-        return response
-
     routes = [
         Route("/", answers.show),
         Route("/api/model", answers.model),
@@ -155,9 +164,25 @@ def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool) -> Starlette:
         Route("/api/samples", answers.submit, methods=["POST"]),
         Route("/api/samples/{name}", answers.job, methods=["GET", "DELETE"]),
     ]
-    kinds = (HTTPException, ValueError, Exception)
-    middleware = [Middleware(BaseHTTPMiddleware, dispatch=guard)]
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=dict.fromkeys(kinds, _refusal))
+    kinds = HTTPException, ValueError, Exception
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _refusal))
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuses another site's name that was made to lead here, and adds headers."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        name = re.sub(r":\d+$", "", Headers(scope=scope).get("host", "")).strip("[]").lower()
+        answer: ASGIApp = app
+        if loopback and name != host.lower() and not _is_loopback(name):
+            message = "this server is for its own machine alone; serve others with --host 0.0.0.0"
+            answer = JSONResponse({"error": "wrong-host", "message": message}, 421)
+        await answer(scope, receive, with_headers)
+
+    return guarded
 
 
 def _is_loopback(host: str) -> bool:
@@ -165,6 +190,87 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _connections(most: int) -> type[H11Protocol]:
+    """What speaks with one client each, `most` of them at a time."""
+
+    class Connection(H11Protocol):
+        ended = False
+        timer: asyncio.TimerHandle | None = None
+
+        @property
+        def answering(self) -> bool:
+            """Whether it is the server's turn: a request has come, and its answer is not written yet."""
+            cycle = self.cycle
+            return cycle is not None and not (cycle.more_body or cycle.response_complete or self.flow.write_paused)
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            super().connection_made(transport)
+            self.wait()
+            alive = [one for one in self.connections if isinstance(one, Connection) and not one.ended]
+            if len(alive) > most:
+                slowest = min((one for one in alive if not one.answering), key=lambda one: one.since)
+                if slowest is self:  # all others are being answered
+                    transport.write(FULL)
+                slowest.end()
+
+        def wait(self) -> None:
+            """Begin to wait for the client."""
+            self.since, self.unread = self.loop.time(), self.transport.get_write_buffer_size()
+            self.look_later()
+
+        def look_later(self) -> None:
+            if self.timer is not None:
+                self.timer.cancel()
+            self.timer = self.loop.call_later(2 * CLIENT, self.look)
+
+        def look(self) -> None:
+            """End it, unless it is the server's turn or the client has read more of its answer."""
+            unread = self.transport.get_write_buffer_size()
+            if self.answering or unread < self.unread:
+                self.unread = unread
+                self.look_later()
+            else:
+                self.end()
+
+        def end(self) -> None:
+            self.ended = True
+            self.transport.abort()  # what cannot be sent at once is lost
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if not self.ended:
+                self.wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self.ended = True
+            if self.timer is not None:
+                self.timer.cancel()
+
+        def shutdown(self) -> None:
+            super().shutdown() if self.answering else self.end()
+
+    return Connection
+
+
+class _Door(socket.socket):
+    """A socket where many may wait to come in, however few are let in at once."""
+
+    def listen(self, backlog: int = WAITING, /) -> None:
+        super().listen(WAITING)
+
+
+async def _run(server: uvicorn.Server, place: socket.socket) -> None:
+    """Serve until it is to exit. Errors of connections are the clients' own, and no news."""
+
+    def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), OSError):
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(tell)
+    await server.serve([place])
 
 
 @contextmanager
@@ -177,7 +283,7 @@ def listening(offer: Offer, host: str = "127.0.0.1", port: int = 0) -> Iterator[
         raise ValueError("--host is an address, got an empty one: pass 0.0.0.0 for all of the network")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        place = socket.create_server((host, port), family=family, backlog=1024)
+        place = _Door(fileno=socket.create_server((host, port), family=family, backlog=WAITING).detach())
     except OSError as error:
         raise OSError(
             f"cannot listen on {host}, port {port} ({error}): choose another --port, 0 for any that is free, or an "
@@ -186,9 +292,20 @@ def listening(offer: Offer, host: str = "127.0.0.1", port: int = 0) -> Iterator[
     with place, Jobs(offer.limits) as jobs:
         address, bound = place.getsockname()[:2]
         app = make_app(offer, jobs, host, _is_loopback(address))
-        settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        free = free_descriptors()
+        settings = uvicorn.Config(
+            app,
+            http=_connections(max(1, min(MOST_CONNECTIONS, free // 4))),
+            ws="none",
+            backlog=max(1, min(MOST_CONNECTIONS, free // 8)),  # as many are accepted before any of them makes room
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
         server = uvicorn.Server(settings)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, name="serving", daemon=True)
+        thread = threading.Thread(target=asyncio.run, args=(_run(server, place),), name="serving", daemon=True)
         thread.start()
         try:
             yield f"http://{f'[{host}]' if ':' in host else host}:{bound}/"

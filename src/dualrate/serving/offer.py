@@ -4,7 +4,7 @@ A request is drawn beside a baseline from the same seeds: the same model with a 
 model, with as many steps or with as many as the request's MACs allow.
 
 One request is drawn at a time, the others wait in a queue of limited length. A job that nobody has asked about for two
-minutes is stopped between two steps: its page was closed.
+minutes is stopped between two steps: its page was closed. So is one that is drawn for longer than the limit.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ ShownImages = Annotated[int, Range(1, 256)]
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be asked for: steps of a plan, images of a request, and requests that wait beside the one at work."""
+    """What may be asked for: steps of a plan, images of a request, requests that wait beside the one at work, and
+    seconds that one is drawn.
+    """
 
     steps: int = 256
     images: int = 16
     waiting: int = 8
+    seconds: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,7 @@ PATIENCE = 120.0  # seconds that a job goes on without being asked about; pages 
 KEPT = 32  # jobs that have ended and can still be asked about
 PREVIEW = 2**17  # numbers of all states that are shown while they are drawn, at most: making PNGs takes time too
 
-Status = Literal["waiting", "running", "done", "stopped", "failed"]
+Status = Literal["waiting", "running", "done", "stopped", "late", "failed"]
 
 
 class Full(Exception):
@@ -276,12 +279,20 @@ class Stopped(Exception):
     """A job is not to go on."""
 
 
+class Late(Exception):
+    """A job was drawn for as long as it may be."""
+
+
 @dataclass(eq=False)
 class Job:
-    """A request at work. seeds: of its images; asked: when somebody last asked about it."""
+    """A request at work.
+
+    seeds: of its images; seconds: that it may be drawn; asked: when somebody last asked about it
+    """
 
     seeds: range
     sides: Sequence[Side]
+    seconds: float
     name: str = field(default_factory=lambda: secrets.token_urlsafe(12))  # which nobody guesses
     asked: float = field(default_factory=time.monotonic)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -293,6 +304,8 @@ class Job:
             return "running" if self.drawing.running() else "waiting"
         if self.drawing.cancelled() or isinstance(self.drawing.exception(), Stopped):
             return "stopped"
+        if isinstance(self.drawing.exception(), Late):
+            return "late"
         return "failed" if self.drawing.exception() else "done"
 
     @property
@@ -301,13 +314,16 @@ class Job:
         return time.monotonic() - self.asked > PATIENCE
 
     def draw(self) -> None:
-        """All sides in turn. Raises Stopped, and what drawing raises."""
+        """All sides in turn. Raises Stopped, Late, and what drawing raises."""
+        end = time.monotonic() + self.seconds
         for side in self.sides:
             start, side.steps = time.perf_counter(), 0
 
             def watch(state: State, side: Side = side, start: float = start) -> None:
                 if self.stop.is_set() or self.given_up:
                     raise Stopped
+                if time.monotonic() > end:
+                    raise Late
                 side.seconds, side.steps, side.state = time.perf_counter() - start, state.i, state.z
 
             (images,) = side.drawer.batches(self.seeds, watch=watch)
@@ -337,7 +353,7 @@ class Jobs:
     """Draws what is submitted, in turn and in a thread, until it is left. Its methods are called from one thread."""
 
     def __init__(self, limits: Limits) -> None:
-        self._most = limits.waiting
+        self._limits = limits
         self._jobs: dict[str, Job] = {}  # in the order in which they came
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sampling")
 
@@ -358,13 +374,13 @@ class Jobs:
         for i, job in enumerate(ended):
             if job.given_up or i < len(ended) - KEPT:
                 del self._jobs[job.name]
-        if len(self._active()) > self._most:
-            raise Full(f"the queue is full, {self._most} wait: try again in a few seconds")
+        if len(self._active()) > self._limits.waiting:
+            raise Full(f"the queue is full, {self._limits.waiting} wait: try again in a few seconds")
 
     def submit(self, seeds: range, sides: Sequence[Side]) -> Job:
         """Raises Full where too many wait."""
         self.require_place()
-        job = Job(seeds, sides)
+        job = Job(seeds, sides, self._limits.seconds)
         job.drawing = self._pool.submit(job.draw)
         self._jobs[job.name] = job
         return job

@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -35,8 +34,14 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-# Of a CPU, of a GPU, of its libraries, and of sizes beyond all addresses; torch has a class for the second alone
-SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED|calculation overflowed")
+try:
+    import resource
+except ModuleNotFoundError:  # on Windows
+    resource = None
+
+STATUS = Path("/proc/self/status")
+# Torch's words for a CPU, a GPU, its libraries, and sizes beyond all addresses; it has a class for the second alone
+SHORTAGE = re.compile(r"CPUAllocator: |(CUDA|HIP)\b.* out of memory|_ALLOC_FAILED|Storage size calculation overflowed")
 
 
 @torch.enable_grad()
@@ -117,15 +122,19 @@ def keep_compiled(cache: Path) -> Path:
     return Path(place)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at most: of the GPU, or all of them on a CPU."""
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process has held at most: of the GPU, or all of them on a CPU; None where it is not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux's ru_maxrss of a child begins at its parent's size
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    if STATUS.exists():  # not `ru_maxrss`, which in a child begins at its parent's size
+        return 1024 * next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else None  # in bytes on macOS
+
+
+def free_descriptors() -> int:
+    """How many more files and connections this process may have open; very many where that is not known."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
+    return sys.maxsize if limit < 0 else max(0, limit - len(os.listdir("/dev/fd")))
 
 
 def settle_products(device: torch.device, *, bfloat16: bool, trains: bool = False) -> None:
@@ -183,9 +192,12 @@ def default_generator(device: torch.device) -> torch.Generator:
     return torch.default_generator
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The named device; None: cuda if there is one. Raises ValueError for one that is not here or cannot be used."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
+def pick_device(device: torch.device | str | None) -> torch.device:
+    """The device of this name; None, of a command or a call: the first GPU, or the CPU where there is none.
+
+    Raises ValueError for one that is not here or cannot be used.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else str(device)
     known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if name.startswith("mps"):
         raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
@@ -199,7 +211,10 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def memory_shortage(error: Exception) -> str | None:
-    """What torch or numpy said, in one line, if the error is an allocation that failed; None of any other error."""
+    """What torch or numpy said, in one line, if the error is an allocation that failed; None of any other error.
+
+    Of a network's numbers torch says it by a RuntimeError; a MemoryError is of those that are read or collected.
+    """
     lines = str(error).splitlines() or ["an allocation failed"]
     shortage = next((line for line in lines if SHORTAGE.search(line)), None)
     if shortage is None and isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -309,17 +324,18 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
-def environment(device: torch.device | str = "cpu") -> dict[str, str]:
+def environment(device: torch.device | str | None = None) -> dict[str, str]:
     """Processor, GPU if that is the device, threads, versions, date (UTC) and, in a checkout, the commit; what is
-    unknown is left out.
+    unknown is left out. device: as of `pick_device`
     """
+    device = pick_device(device)
     try:
         own = version("dualrate")
     except PackageNotFoundError:
         own = ""
     facts = {
         "processor": _processor(),
-        "GPU": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "",
+        "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         "threads": str(torch.get_num_threads()),
         "dualrate": own,
         "torch": str(torch.__version__),

@@ -8,13 +8,13 @@ That is no evidence about the content: nothing is thrown away, set aside or call
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import json
 import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,10 +25,20 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None
+
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # no such file
 MOST_HEADER = 10**8  # bytes; the library's own limit
 MOST_JSON = 2**28  # bytes
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
+CHUNK = 2**20  # bytes of zeros that are written at once
+FOLDERS_OPEN = bool(getattr(os, "O_DIRECTORY", 0))  # not on Windows, which syncs only what is open for writing
+try:
+    MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
+except (AttributeError, ValueError):  # not every system says
+    MEMORY = sys.maxsize
 
 
 @contextmanager
@@ -126,9 +136,8 @@ def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
     synced: False for files by the thousand, whose reader looks whether they are whole: a loss of power may cut them
     """
     usual, other = (path.with_name(f"{path.name}.{mark}.partial") for mark in ("0" * 8, secrets.token_hex(4)))
-    with naming(path):
-        descriptor = os.open(usual, os.O_RDWR | os.O_CREAT, 0o666)
-        aside = usual if _is_ours(descriptor, usual) else other  # another process may be writing there now
+    with naming(path), locked(usual, os.O_RDWR | os.O_CREAT) as is_ours:
+        aside = usual if is_ours else other  # another process may be writing there now
         try:
             yield aside
             if synced:
@@ -138,17 +147,48 @@ def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
             with suppress(OSError):
                 aside.unlink()
             raise
-        finally:
-            os.close(descriptor)
 
 
-def _is_ours(descriptor: int, path: Path) -> bool:
+@contextmanager
+def locked(path: Path, flags: int = os.O_RDONLY) -> Iterator[bool]:
+    """Holds a file or folder, which the kernel lets go when the process dies; yields whether it is this process that
+    holds it: not another one, and not where the system has no such locks.
+
+    flags: of opening it
+    """
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield _lock(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
     """Whether this process now holds the lock of an open file, and the path still leads there."""
+    assert fcntl is not None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+def reserve(file: IO[bytes], start: int, stop: int) -> None:
+    """Gives these bytes of an open file, of which none is written yet, their place on the disk.
+
+    Raises OSError where there is no room.
+    """
+    try:
+        os.posix_fallocate(file.fileno(), start, stop - start)
+    except (AttributeError, OSError) as error:  # macOS and Windows have no such call, some file systems refuse it
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        file.seek(start)
+        for done in range(start, stop, CHUNK):
+            file.write(bytes(min(CHUNK, stop - done)))
 
 
 def write_whole(path: Path, content: bytes | str, *, synced: bool = True) -> None:
@@ -218,9 +258,11 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or a folder is on the disk."""
+    """Waits until a file or a folder is on the disk; not for a folder where none can be opened."""
+    if not FOLDERS_OPEN and path.is_dir():
+        return
     with naming(path):
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY if FOLDERS_OPEN else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:

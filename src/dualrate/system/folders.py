@@ -10,11 +10,9 @@ any point leaves what was there before or the new folder. What a killed process 
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +20,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualrate.system.files import ABSENT, MEMORY, check_regular, naming, read_bytes, read_json, sync, write_whole
+from dualrate.system.files import (
+    ABSENT,
+    MEMORY,
+    check_regular,
+    locked,
+    naming,
+    read_bytes,
+    read_json,
+    sync,
+    write_whole,
+)
 
 MANIFEST = "MANIFEST.json"
 
@@ -115,12 +123,13 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         old.rename(target)  # a kill between the two renames of a replacement left it so
         break
     for leftover in target.parent.glob(pattern):  # of killed processes: those at work hold a lock
-        with suppress(OSError), _locked(leftover):
-            shutil.rmtree(leftover)
+        with suppress(OSError), locked(leftover) as is_ours:
+            if is_ours:
+                shutil.rmtree(leftover)
     token = secrets.token_hex(4)
     made, aside = (target.with_name(f".tmp-{name}") for name in (f"{token}-{target.name}", f"{target.name}-{token}"))
     made.mkdir()
-    with _locked(made):
+    with locked(made):
         made.rename(aside)  # to where it is taken for a dead process's if it is not locked
         try:
             if target.is_dir():
@@ -146,14 +155,3 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             raise
         sync(target.parent)
     fault_point("after rename")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, which the kernel lets go when the process dies. Raises OSError if another process holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)

@@ -126,13 +126,14 @@ def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
 
 
 # Slurm announces its time limit by a signal that the user chooses; a terminal that closes sends SIGHUP
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+STOPS = tuple(  # Windows lacks the last two
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+)
 
 
 def stops() -> list[signal.Signals]:
     """The signals of STOPS that save first. Under nohup a process ignores SIGHUP, and goes on doing so."""
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [number for number in STOPS if number != signal.SIGHUP or not ignored]
+    return [number for number in STOPS if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 ECHO = 1.0  # seconds in which a signal to a whole group and its launcher's copy of it count as one

@@ -30,7 +30,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
-from dualrate.system.device import keep_freed_memory
+from dualrate.system.device import keep_freed_memory, pick_device
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
@@ -71,12 +71,12 @@ def mapper(asked: int | Literal["auto"], device: torch.device) -> AbstractContex
 class Workers:
     """A `Mapper` of `count` processes, each started when there is a block for it, all stopped at the end of a `with`.
 
-    device: on "cuda", worker i takes GPU i modulo their number
+    device: as of `pick_device`; on "cuda", worker i takes GPU i modulo their number
     A script that uses it needs `if __name__ == "__main__":`, since every worker imports it.
     """
 
-    def __init__(self, count: int, device: torch.device | str = "cpu") -> None:
-        self.count, self.device = count, torch.device(device).type
+    def __init__(self, count: int, device: torch.device | str | None = None) -> None:
+        self.count, self.device = count, (pick_device(None) if device is None else torch.device(device)).type
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:

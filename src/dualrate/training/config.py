@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from dualrate.config.ranges import (
     BatchSize,
@@ -123,6 +124,20 @@ class FitConfig(Ranged):
         if self.settled().optim.decay == "none" or self.optim.decay_seconds is not None:
             return FREE | {"iterations", "max_seconds"}
         return FREE if self.falling is None else FREE | {"iterations"}
+
+    def on_seconds(self, before: Mapping[str, Any]) -> str:
+        """Why a run that was begun with these settings is not continued with this limit of seconds, and what works;
+        nothing if that is not what differs.
+        """
+        if before["max_seconds"] == self.max_seconds or "max_seconds" in self.free():
+            return ""
+        if before["optim"]["decay"] == "none":
+            return "\n  to stop this run by the clock, with its learning rate as it is, add --fit.optim.decay none"
+        over = "iterations" if before["max_seconds"] is None else f"{before['max_seconds']:g} s of training"
+        return (
+            f"\n  the learning rate of this run falls over its {over}, and would over another limit of seconds: "
+            "interrupt it to stop earlier; for a longer one take a new run"
+        )
 
 
 def lr_at(fit: FitConfig, iteration: int, seconds: float) -> float:

@@ -93,7 +93,7 @@ def fit(
     progress: Reporter | None = None,
     on_start: Callable[[int], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     world: World = World(),
 ) -> FitResult:
     """Train `method` on `batches`, or continue the run that `run_dir` holds.
@@ -105,11 +105,13 @@ def fit(
     on_start:  called once with the number of iterations done, when the run is locked and its configuration accepted
     on_sample: called with the number of iterations done, averaged weights in place: every `sample_every`, at the end,
                and once more at a start from such an iteration, whose samples a kill may have prevented
+    device:    of the batches; None: where the networks are
     world:     the processes that train together, each in this call; the callbacks are the leader's
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
     the end, another process lost), NonFiniteError.
     """
-    device, progress = torch.device(device), progress or (PlainReporter() if world.leads else Silent())
+    device = next(method.networks.parameters()).device if device is None else torch.device(device)
+    progress = progress or (PlainReporter() if world.leads else Silent())
     run_dir.mkdir(parents=True, exist_ok=True)
     cuda = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
@@ -168,8 +170,8 @@ class _Trainer:
             saved = saved or checkpoint.load_when_seen(checkpoint.path_of(directory, iteration), timeout())
             free = {f"fit.{name}" for name in self.config.free()}
             written = saved.state["config"]
-            if changes := differences(upgrade(written), self.identity, free, places):
-                lines = "\n  ".join(("use a new run, or undo:", *changes))
+            if changes := differences(before := upgrade(written), self.identity, free, places):
+                lines = "\n  ".join(("use a new run, or undo:", *changes)) + self.config.on_seconds(before["fit"])
                 raise ValueError(f"{saved.path} was trained with another configuration; {lines}")
             then = {"processes": 1, **saved.state["surroundings"], **written["fit"]}
             now = self.surroundings() | {name: getattr(self.config, name) for name in ROUNDING}
