@@ -26,7 +26,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contest:
     ks = forecasts.SYSTEMS["kuramoto-sivashinsky"]
     system = replace(ks, simulation=SIMULATION, trajectories=10, frames=16, starts=4, members=2)
     monkeypatch.setitem(forecasts.SYSTEMS, "tiny", system)
-    values = {"BATCHES": (4, 2), "RATES": (2e-3, 1e-3), "HALFLIVES": (10_000,), "STARTS": 2, "UPDATES": 1, "ROUNDS": 2}
+    values = {"BATCHES": (4, 2), "RATES": (2e-3, 1e-3), "STARTS": 2, "UPDATES": 1, "ROUNDS": 2}
     for name, value in values.items():
         monkeypatch.setattr(contest, name, value)
     monkeypatch.setitem(contest.STEPS, "diffusion", (1, 2))
