@@ -24,6 +24,7 @@ from dualrate.data.fields import SIMULATIONS, find_fields, is_fields, write_fiel
 from dualrate.data.forecast import Fields, Statistics, read_fields, survey
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.simulations import KuramotoSivashinsky
+from dualrate.data.source import by_number
 from dualrate.diffusion.random import Draws
 
 SHAPE = (20, 6, 2, 3, 5)
@@ -219,6 +220,60 @@ def test_pictures_come_in_the_order_of_the_numbers_in_their_names(tmp_path: Path
     expected = 20 * np.arange(11)[:, None] + np.arange(12)
     found = np.concatenate([all_of(train), all_of(test)])[..., 0, 0, 0]
     np.testing.assert_allclose(found, expected / 127.5 - 1, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("f1.5", "f2", "f10"),
+        ("-1", "0", "1"),
+        ("t=-10", "t=-1.5", "t=-1", "t=0"),
+        ("f-1", "f0", "f1"),  # no name has a dash before all numbers
+        ("frame-1", "frame-2", "frame-10"),
+        ("2020-1-9", "2020-1-10", "2020-10-1"),
+        ("2020.1.9", "2020.1.10", "2020.10.1"),
+        ("v1.8", "v1.9", "v1.10", "v1.11"),  # a point between numbers
+        ("s2.0001", "s2.0002", "s2.0010"),
+        ("t0.5", "t1", "t1.25", "t1.5"),
+        ("f1700000000000000001", "f1700000000000000002"),
+        ("a2/b10", "a10/b1"),
+    ],
+)
+def test_the_order_of_the_numbers_in_names(names: tuple[str, ...]) -> None:
+    for ending in ("", ".png"):
+        mixed = [f"{name}{ending}" for name in reversed(names)]
+        assert [mixed[i] for i in by_number(mixed)] == [f"{name}{ending}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("stored", "channels"),
+    [
+        (["L", "RGB", "RGB"], 3),
+        (["RGB", "L", "L"], 3),
+        (["L", "L", "RGBA"], 3),
+        (["I;16", "L", "L"], 1),
+        (["I;16", "P", "L"], 3),
+        (["P grey", "L", "I;16"], 1),
+        (["LA", "1", "L"], 1),
+    ],
+)
+def test_all_pictures_decide_the_channels_of_a_sequence(tmp_path: Path, stored: list[str], channels: int) -> None:
+    for i, kind in enumerate(stored):
+        picture = Image.new("RGB", (3, 2), (40, 40, 40))
+        if kind in ("RGB", "RGBA", "P"):
+            picture.putpixel((0, 0), (200, 10, 0))
+        deep = Image.fromarray(np.full((2, 3), 40 * 257, np.uint16))
+        (tmp_path / str(i // 2)).mkdir(exist_ok=True)
+        saved = deep if kind == "I;16" else picture.quantize(2) if kind[0] == "P" else picture.convert(kind)
+        saved.save(tmp_path / str(i // 2) / f"{i}.png")
+    source = find_fields(f"frames:{tmp_path}")[1]
+    colours = sum(kind in ("RGB", "RGBA", "P") for kind in stored)
+    assert source.variables == (("grey",) if channels == 1 else ("red", "green", "blue"))
+    assert source.note == (f"{3 - colours} of its 3 pictures are grey, and read as colours" if channels == 3 else "")
+    first = source.trajectories[0][0:1]
+    assert first.shape == (1, channels, 2, 3)
+    if "1" not in stored:
+        np.testing.assert_allclose(first[0, :, 1, 1], 40 / 127.5 - 1, rtol=0, atol=1e-6)
 
 
 def test_a_dimension_that_nobody_knows_is_no_space(tmp_path: Path) -> None:

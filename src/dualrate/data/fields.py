@@ -12,8 +12,8 @@ Sources, of which the large ones are read where they lie, frame by frame:
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
     FILE.nc, FILE.zarr   through xarray: dimensions trajectory (or sample, ...), time, maybe channel, and space after
                  them; without channel each variable is one
-    frames:FOLDER    a folder of pictures a trajectory, in the order of their names, frame 2 before frame 10; as floats
-                 in [-1, 1]
+    frames:FOLDER    a folder of pictures a trajectory, in the order of the numbers in their names; as floats in
+                 [-1, 1]
 
 Frames on two sides of a gap in time do not follow each other: `Timing.breaks` says where the gaps are.
 
@@ -36,11 +36,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
-from dualrate.data.decode import Options, image_of
+from dualrate.data.decode import Options, holds_colours, image_of
 from dualrate.data.images import to_float
 from dualrate.data.simulations import SIMULATIONS
 from dualrate.data.source import (
     DataProgress,
+    by_number,
     hidden,
     images_below,
     named,
@@ -253,17 +254,18 @@ def _simulated(name: str, progress: DataProgress) -> Found:
 
 
 def _pictures(path: Path) -> Found:
-    """A trajectory a folder, or the pictures of one folder; all of the channels of the first."""
+    """A trajectory a folder, or the pictures of one folder; all in colours where any picture is."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: name one of a folder of pictures for each trajectory")
-    folders = sorted((one for one in path.iterdir() if one.is_dir() and not hidden(one.name)), key=_natural_order)
-    listed = [sorted(images_below(folder), key=_natural_order) for folder in folders or [path]]
+    folders = _by_number(path, [one for one in path.iterdir() if one.is_dir() and not hidden(one.name)])
+    listed = [_by_number(folder, images_below(folder)) for folder in folders or [path]]
     if empty := [folder.name for folder, files in zip(folders, listed, strict=bool(folders)) if not files]:
         raise ValueError(f"{path} has folders without pictures ({', '.join(empty[:5])}): remove or fill them")
     if not listed[0]:
         raise ValueError(f"{path} holds no pictures; expected a folder of frames, or of folders of them")
-    first = image_of(str(listed[0][0]), listed[0][0], Options(None, None, "fail"))
-    options = Options(None, 1 if len(first) == 1 else 3, "fail")
+    in_colours = [holds_colours(file) for files in listed for file in files]
+    options = Options(None, 3 if any(in_colours) else 1, "fail")
+    first = image_of(str(listed[0][0]), listed[0][0], options)
 
     def trajectory(files: list[Path]) -> Lazy:
         def read(start: int, end: int) -> NDArray[np.float32]:
@@ -274,13 +276,14 @@ def _pictures(path: Path) -> Found:
 
         return Lazy((len(files), *first.shape), read)  # pyright: ignore[reportArgumentType]
 
-    variables = ("grey",) if len(first) == 1 else ("red", "green", "blue")
-    return Found({"": [trajectory(files) for files in listed]}, variables, None)
+    variables, note = ("red", "green", "blue") if any(in_colours) else ("grey",), ""
+    if 0 < (grey := in_colours.count(False)) < len(in_colours):
+        note = f"{grey} of its {len(in_colours)} pictures are grey, and read as colours"
+    return Found({"": [trajectory(files) for files in listed]}, variables, None, note=note)
 
 
-def _natural_order(path: Path) -> list[str | int]:
-    """A key that sorts paths by the values of the numbers in them."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
+def _by_number(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    return [paths[i] for i in by_number([path.relative_to(folder).as_posix() for path in paths])]
 
 
 # HDF5

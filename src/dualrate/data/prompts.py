@@ -6,8 +6,8 @@
     FOLDER/prompts/empty.npy   (1, 1, D) float32: the prompt that stands for none
 
 Captions are lines of a text file, rows of a .csv or .parquet file, or a text file beside each image, of its name. Rows
-say whose they are by a column of names, else they are in the order of the images: by path, or by number. They are read
-as a stream: what is held of a caption is its place in the file, and its image's name.
+say whose they are by a column of names, else they are in the order of the images, by the numbers in their paths. They
+are read as a stream: what is held of a caption is its place in the file, and its image's name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -38,6 +37,7 @@ from dualrate.data.source import (
     Item,
     Raw,
     Split,
+    by_number,
     names_of,
     read_text,
     reading,
@@ -156,7 +156,7 @@ def read_captions(
             f"{source} has several images of one name, without its ending: captions cannot tell them apart"
         )
     rows, named = _reader(place, names)
-    in_order = None if named else np.array(sorted(range(len(names)), key=lambda i: _order(names[i])), np.int64)
+    in_order = None if named else np.array(by_number(names), np.int64)
     places = np.full(len(names), -1, np.int64)
     digest, start, number = hashlib.sha256(), 0, -1
     for number, (name, caption) in enumerate(rows()):
@@ -180,12 +180,6 @@ def read_captions(
     by_split = dict(zip(SPLITS, np.split(places, np.cumsum([*map(len, own)])[:-1]), strict=True))
     digest.update(places.tobytes())
     return Captions(str(place), rows, by_split, digest.hexdigest())
-
-
-def _order(name: str) -> tuple[Any, ...]:
-    """By path, and rows of a file by number."""
-    numbered = re.fullmatch(r"(.*)\[(\d+)\]", name)
-    return (tuple(numbered[1].split("/")), int(numbered[2])) if numbered else (tuple(name.split("/")), 0)
 
 
 def _reader(place: str | Path, names: list[str]) -> tuple[Callable[[], Pairs], bool]:

@@ -18,11 +18,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -42,6 +44,7 @@ HELD_OUT = ("test", "val", "valid", "validation", "dev", "eval")  # the first of
 _SPLITS = ("train", *HELD_OUT, "unlabeled", "unlabelled", "unsupervised")
 _SAME = {"training": "train", "testing": "test", "evaluation": "eval"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # of images
+_FRACTION = re.compile(r"(?<![0-9.])[0-9]+\.([0-9]+)(?!\.?[0-9])")  # of a number with one point
 _HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a Synology disk
 
 
@@ -408,6 +411,33 @@ def _scan(folder: Path, above: tuple[Path, ...] = ()) -> tuple[list[Path], list[
         elif entry.name.lower().endswith(SUFFIXES):
             images.append(path)
     return folders, images
+
+
+def by_number(names: Sequence[str]) -> list[int]:
+    """Indices that bring paths into the order of the numbers in them, signs and decimals included: f1.5, f2, f10.
+
+    A point between two numbers is a decimal one, unless fractions of several lengths end with 0 (v1.9, v1.10). A sign
+    follows no letter or digit, but that of f-1 is one where f0 is there.
+    """
+    paths = [name.replace("/", "\0") for name in names]  # folders before what else begins as they do
+    fractions = [last for path in paths for last in _FRACTION.findall(path)]
+    decimal = len({*map(len, fractions)}) < 2 or not any(last.endswith("0") for last in fractions)
+    number = re.compile(rf"[-+]?(?:{_FRACTION.pattern}|[0-9]+)" if decimal else "[-+]?[0-9]+")
+    unsigned = {path[: at.start()] for path in paths for at in number.finditer(path) if at[0][0] not in "-+"}
+
+    def key(path: str) -> list[str | Decimal]:
+        parts: list[str | Decimal] = []
+        end = 0
+        for at in number.finditer(path):
+            begin = at.start()
+            if at[0][0] in "-+" and path[:begin][-1:].isalnum() and path[:begin] not in unsigned:
+                begin += 1
+            parts += [path[end:begin], Decimal(path[begin : at.end()])]
+            end = at.end()
+        return [*parts, path[end:]]
+
+    keys = [*map(key, paths)]
+    return sorted(range(len(paths)), key=lambda i: (keys[i], paths[i]))
 
 
 def named(root: Path, files: Iterable[Path]) -> list[Item]:
