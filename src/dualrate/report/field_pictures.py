@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from dualrate.report.figures import PALETTE
+from dualrate.report.figures import PALETTE, literal
 from dualrate.system.files import whole
 
 MAPS = 6  # lead times of a picture of maps
@@ -178,7 +178,7 @@ def _moving_maps(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
 
 def _picture(figure: Figure) -> Image.Image:
     """The next picture is laid out as this one."""
-    canvas = FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(literal(figure))
     canvas.draw()
     figure.set_layout_engine("none")
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
