@@ -2,7 +2,8 @@
 
 OUT/forecast.json      what the forecast is of; another one is never written over it
 OUT/forecast.npy       (start, member, time, C, H, W) float32, in the data's units
-OUT/forecast.journal   which frames are there, a JSON object a line: rows, of starts and members, and frames of each
+OUT/forecast.journal   which frames are there, a JSON object a line: rows, of starts and members, frames of each, and a
+                       hash of each row's
 OUT/truth.npy          (start, time, C, H, W), of starts from the data, as many frames as it has
 OUT/scores.json        by lead time, where the truth is known (forecast_scores.py)
 OUT/index.html         scores and pictures (forecast_page.py)
@@ -10,8 +11,10 @@ OUT/index.html         scores and pictures (forecast_page.py)
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +50,7 @@ SCORES = "scores.json"
 OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, PAGE, "forecast.npz", "forecast.nc")
 RESERVED = ("start", "member", "time", "channel", "y", "x")  # names of axes in forecast.nc
 PLACES = ("start_trajectory", "start_time_step")  # further coordinates of a start there
+DIGITS = 16  # of sha256, in the journal
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
 
@@ -97,6 +101,7 @@ class Store:
     """The frames on disk, written in place, by the process that holds the lock of the directory.
 
     x: (N, M, T, C, H, W), a view of the file; done: (N, M), how many frames of each are there
+    damaged: members whose frames are not those that were written, so that they are drawn again
     """
 
     def __init__(self, out: Path, shape: tuple[int, ...]) -> None:
@@ -114,14 +119,24 @@ class Store:
         if (self.x.shape, self.x.dtype) != (shape, np.dtype(np.float32)):
             raise ValueError(f"{self.path} holds {self.x.shape}, expected {shape}: delete it, and it is drawn again")
         self.done = np.zeros(shape[:2], np.int64)
+        noted = np.full(self.done.size, "", f"U{DIGITS}")
         for where, line in read_records(self.journal):
             try:
                 first, stop = line["rows"]
                 self.done.reshape(-1)[first:stop] = line["frames"]
+                noted[first:stop] = line.get("hashes", "")  # an earlier version wrote none
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{where} does not say which frames are there: remove that line") from error
-        self.pending: dict[str, object] | None = None
+        self.pending: tuple[range, int] | None = None
         self.saved = time.monotonic()
+        self.hashes: dict[int, hashlib._Hash] = {}  # of rows that are being written
+        counts = self.done.flatten().tolist()
+        wrong = [row for row, hash in enumerate(noted) if hash and hash != _short(self._hash(row, counts[row]))]
+        self.damaged, self.done.reshape(-1)[wrong] = len(wrong), 0
+
+    def _hash(self, row: int, frames: int) -> hashlib._Hash:
+        """Of its first frames, as they are on disk."""
+        return hashlib.sha256(self.x.reshape(-1, *self.shape[2:])[row, :frames].data)
 
     def earlier(self, starts: range, members: range) -> Frame:
         """The frames that all of these have."""
@@ -132,32 +147,48 @@ class Store:
         """Write frames where they belong; note them, and what came before, every few seconds and at the last frame."""
         members, frames = self.shape[1:3]
         first = piece.starts.start * members + piece.members.start
-        rows = [first, first + len(piece.starts) * len(piece.members)]
+        rows = range(first, first + len(piece.starts) * len(piece.members))
         own = np.s_[piece.starts.start : piece.starts.stop, piece.members.start : piece.members.stop]
-        if (self.done[own] > piece.frames.start).any():  # of a batch cut otherwise: a kill must not leave a mixture
+        mixed = (self.done[own] > piece.frames.start).any()  # a batch cut otherwise: a kill must not leave a mixture
+        if mixed:
             self.save()
-            append_record(self.journal, {"rows": rows, "frames": piece.frames.start})
+        if mixed or not self.hashes.keys() >= set(rows):
+            self.hashes |= {row: self._hash(row, piece.frames.start) for row in rows}
+        if mixed:
+            self._note(rows, piece.frames.start)
         size = self.x.itemsize * int(np.prod(self.shape[3:]))
         with naming(self.path), self.path.open("r+b") as file:
             for start, of_start in zip(piece.starts, piece.x, strict=True):
                 for member, new in zip(piece.members, of_start, strict=True):
-                    file.seek(self.x.offset + ((start * members + member) * frames + piece.frames.start) * size)
+                    row = start * members + member
+                    file.seek(self.x.offset + (row * frames + piece.frames.start) * size)
                     file.write(new.tobytes())
+                    self.hashes[row].update(new.tobytes())
         self.done[own] = piece.frames.stop
-        self.pending = {"rows": rows, "frames": piece.frames.stop}
+        self.pending = rows, piece.frames.stop
         if piece.frames.stop == frames or time.monotonic() - self.saved > SAVED_EVERY:
             self.save()
+        if piece.frames.stop == frames:
+            self.hashes.clear()
 
     def save(self) -> None:
         """Note what was written since, once it is on disk."""
         if self.pending is not None:
             sync(self.path)
-            append_record(self.journal, self.pending)
+            self._note(*self.pending)
         self.pending, self.saved = None, time.monotonic()
+
+    def _note(self, rows: range, frames: int) -> None:
+        hashes = [_short(self.hashes[row]) for row in rows]
+        append_record(self.journal, {"rows": [rows.start, rows.stop], "frames": frames, "hashes": hashes})
 
     def __str__(self) -> str:
         """How far it came."""
         return f"{self.done.sum():,} of {self.done.size * self.shape[2]:,} frames are in {self.path.parent}"
+
+
+def _short(hash: hashlib._Hash) -> str:
+    return hash.hexdigest()[:DIGITS]
 
 
 @dataclass(frozen=True)
@@ -188,14 +219,16 @@ def write_forecast(
     format: Format | None = None,
     pictures: bool = False,
     progress: ImageProgress | None = None,
+    note: Callable[[str], None] = warnings.warn,
     command: str = "dualrate.write_forecast",
 ) -> Written:
-    """Roll out what `out` lacks, and write each window at once; then what else is asked for.
+    """Roll out what `out` lacks, and write each window at once; then what else is asked for, anew.
 
     drawer:   of precision "auto": that of the frames that are there, if any
     format:   also write all of it as such a file, a trajectory a member, those of a start one after the other
     pictures: also forecast.png and forecast.webp, of the first start
     progress: called with (frames there, of how many, of all members) at first and after every window
+    note:     called where frames that are there are not what was written
     Raises ValueError, before anything is written, for what cannot be rolled out, and for an `out` that holds another
     forecast or anything else; OSError for a file that cannot be written or read, with its name, and for a folder that
     another process is filling. That error and a KeyboardInterrupt say how many frames are there.
@@ -212,6 +245,8 @@ def write_forecast(
         truth = None if starts.truth is None else _truth(out / TRUTH, starts, frame_shape(drawer.model))
         store = Store(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
         report, there = progress or (lambda done, total: None), int(store.done.sum())
+        if store.damaged:
+            note(f"{store.path}: {store.damaged} member(s) are not what was written, and are drawn again")
         report(there, store.done.size * frames)
         begun = time.perf_counter()
         with naming_progress(store):
@@ -225,7 +260,8 @@ def write_forecast(
                 store.save()
                 raise
             seconds = time.perf_counter() - begun
-            if other is not None and not other.exists():
+            if other is not None:
+                other.unlink(missing_ok=True)  # nothing says whether it is what was written
                 if format == "netcdf":
                     _write_netcdf(other, store.x, truth, starts, record)
                 else:

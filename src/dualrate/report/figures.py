@@ -214,8 +214,9 @@ def literal(figure: Figure) -> Figure:
 def svg(figure: Figure) -> str:
     """An <svg> element to put into a page: no fonts, no scripts, nothing fetched; as wide as its place."""
     target = io.StringIO()
+    without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": "dualrate"}):
-        FigureCanvasSVG(literal(figure)).print_svg(target, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        FigureCanvasSVG(literal(figure)).print_svg(target, metadata=without)
     drawn = target.getvalue().replace(INK, "currentColor")
     return drawn[drawn.index("<svg") :].strip()
 
