@@ -15,7 +15,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,9 @@ from typing import Any, Literal
 import numpy as np
 
 from dualrate.config.ranges import as_path
-from dualrate.data.fields import Coordinate, check_writable, write_fields, write_netcdf
+from dualrate.data.fields import Labels, check_writable, write_fields, write_netcdf
+from dualrate.data.forecast import Forecast
+from dualrate.data.metadata import Coordinate, Description
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
     Frame,
@@ -36,7 +38,7 @@ from dualrate.drawing.forecast import (
 )
 from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
 from dualrate.drawing.starts import Starts, have_names
-from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
+from dualrate.report.field_pictures import Axis, Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
 from dualrate.system.files import append_record, naming, read_records, sync, whole, write_whole
@@ -48,8 +50,10 @@ Format = Literal["npz", "netcdf"]
 ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc"}
 SCORES = "scores.json"
 OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, PAGE, "forecast.npz", "forecast.nc")
-RESERVED = ("start", "member", "time", "channel", "y", "x")  # names of axes in forecast.nc
+RESERVED = ("start", "member", "time", "channel")  # names of axes in forecast.nc
 PLACES = ("start_trajectory", "start_time_step")  # further coordinates of a start there
+DATES = ("start_date", "valid_time")  # of a start and of each frame
+EPOCH = "1970-01-01"  # dates count from it
 DIGITS = 16  # of sha256, in the journal
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
@@ -263,13 +267,13 @@ def write_forecast(
             if other is not None:
                 other.unlink(missing_ok=True)  # nothing says whether it is what was written
                 if format == "netcdf":
-                    _write_netcdf(other, store.x, truth, starts, record)
+                    _write_netcdf(other, store.x, truth, starts, record, forecast_of(drawer.model))
                 else:
                     rows = store.x.reshape(-1, *store.x.shape[2:])
                     step = None if record.unit == "time steps" else record.lead_times[0]
                     write_fields(other, rows, record.variables, step)
             if pictures:
-                first = shown(store.x, truth, record)
+                first = shown(store.x, truth, record, forecast_of(drawer.model))
                 write_whole(out / PICTURE, png(forecast_figure(first)))
                 write_animation(first, out / ANIMATION)
     burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in store.x)
@@ -287,26 +291,45 @@ def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
     return np.load(path, mmap_mode="r")
 
 
-def _write_netcdf(path: Path, x: Frame, truth: Frame | None, starts: Starts, record: Record) -> None:
+def _write_netcdf(
+    path: Path, x: Frame, truth: Frame | None, starts: Starts, record: Record, forecast: Forecast
+) -> None:
     """Members over (start, member, time, space), a variable a channel where these have names, else over channel too.
 
     time: lead times; start: its number, with trajectory and time step of its latest frame where it is from the data.
-    `NAME_truth` is what came, NaN where that is not known. A field of one dimension is over x alone.
+    `NAME_truth` is what came, NaN where that is not known. A field of one dimension is over one axis alone. Axes,
+    coordinates, units and dates are as the data says them.
     """
     count, members, frames, channels, height, width = x.shape
-    taken = {*RESERVED, *PLACES, *(f"{one}_truth" for one in record.variables)}
+    sizes = (width,) if height == 1 else (height, width)
+    taken = {*RESERVED, *PLACES, *DATES}
+    axes = [axis.partition(" (")[0] for axis in forecast.axes]
+    if len({*axes} - taken) != len(sizes) or "/" in "".join(axes):
+        axes = ["y", "x"][-len(sizes) :]
+    points = {
+        each.name: Labels(
+            tuple(axes[i] for i in each.axes),
+            np.reshape(each.values, [sizes[i] for i in each.axes]),
+            each.description.attributes,
+        )
+        for each in (*forecast.metadata.coordinates, *starts.metadata.coordinates)
+        if each.fits(sizes) and each.name not in taken and "/" not in each.name
+    }
+    points = {name: each for name, each in points.items() if name not in axes or each.dimensions == (name,)}
+    taken |= {*axes, *points, *(f"{one}_truth" for one in record.variables)}
     fit = all(one and one not in taken and "/" not in one for one in record.variables)
     named = have_names(record.variables) and fit and len(set(record.variables)) == channels
-    space = {"x": width} if height == 1 else {"y": height, "x": width}
+    space = dict(zip(axes, sizes, strict=True))
     each = space if named else {"channel": channels, **space}
     picked = {name: np.s_[..., i, :, :] for i, name in enumerate(record.variables)} if named else {"forecast": np.s_[:]}
-    lead = f"lead time in {record.unit} of the data, from the latest frame of the start"
-    along = {"start": Coordinate("start", np.arange(count)), "member": Coordinate("member", np.arange(members))}
-    along |= {"time": Coordinate("time", np.array(record.lead_times), lead)}
+    described = forecast.metadata.variables or starts.metadata.variables or (Description(),) * channels
+    about = {name: one.attributes for name, one in zip(picked, described, strict=False)} if named else {"forecast": {}}
+    along = {"start": Labels(("start",), np.arange(count)), "member": Labels(("member",), np.arange(members))}
+    along |= _times(starts, record, forecast) | points
     if not named:
-        along["channel"] = Coordinate("channel", np.arange(channels), ", ".join(record.variables))
+        along["channel"] = Labels(("channel",), np.arange(channels), {"long_name": ", ".join(record.variables)})
     if starts.places is not None:
-        along |= {name: Coordinate("start", starts.places[:, i]) for i, name in enumerate(PLACES)}
+        along |= {name: Labels(("start",), starts.places[:, i]) for i, name in enumerate(PLACES)}
 
     def known(part: Any, n: int) -> Frame:
         assert truth is not None
@@ -314,19 +337,54 @@ def _write_netcdf(path: Path, x: Frame, truth: Frame | None, starts: Starts, rec
         own[: truth.shape[1]] = truth[n][part].reshape(-1, *each.values())
         return own
 
-    variables: dict[str, tuple[Sequence[str], Callable[[int], Frame]]] = {}
+    variables: dict[str, tuple[Sequence[str], Callable[[int], Frame], Mapping[str, str]]] = {}
     for name, part in picked.items():
         variables[name] = (
             ("start", "member", "time", *each),
             lambda n, part=part: x[n][part].reshape(members, frames, *each.values()),
+            about[name],
         )
         if truth is not None:
-            variables[f"{name}_truth"] = ("start", "time", *each), lambda n, part=part: known(part, n)
+            variables[f"{name}_truth"] = ("start", "time", *each), lambda n, part=part: known(part, n), about[name]
     write_netcdf(path, {"start": count, "member": members, "time": frames, **each}, along, variables)
 
 
-def shown(x: Frame, truth: Frame | None, record: Record) -> Shown:
-    """What pictures show: the first variable of the first start."""
+def _times(starts: Starts, record: Record, forecast: Forecast) -> dict[str, Labels]:
+    """Lead times; and of each start its date, and of each frame the time that it is of, where the data says that."""
+    lead, numbers = np.array(record.lead_times), starts.dates
+    says = {"long_name": f"lead time in {record.unit} of the data, from the latest frame of the start"}
+    of_data = starts.metadata.time if starts.places is not None else ""
+    if hours := "hours" in (forecast.metadata.time, of_data) and forecast.step is not None:
+        says |= {"units": "hours", "standard_name": "forecast_period"}
+    labels = {"time": Labels(("time",), lead, says)}
+    if numbers is None:
+        return labels
+    units = {"units": starts.metadata.time} if starts.metadata.time else {}
+    adds = forecast.step is not None
+    if numbers.dtype.kind == "M":
+        numbers, adds = (numbers - np.datetime64(EPOCH)) / np.timedelta64(1, "h"), hours
+        units = {"units": f"hours since {EPOCH}", "calendar": "proleptic_gregorian"}
+    elif numbers.dtype.kind == "O":  # dates of another calendar
+        first, adds = numbers[0], hours
+        units = {"units": f"hours since {first.isoformat(' ')}", "calendar": first.calendar}
+        numbers = np.array([(date - first).total_seconds() / 3600 for date in numbers])
+    elif numbers.dtype.kind == "m":
+        numbers, adds = numbers / np.timedelta64(1, "h"), hours
+    labels["start_date"] = Labels(("start",), numbers, {"standard_name": "forecast_reference_time", **units})
+    if adds:
+        valid = numbers[:, None] + lead
+        labels["valid_time"] = Labels(("start", "time"), valid, {"standard_name": "time", **units})
+    return labels
+
+
+def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> Shown:
+    """What pictures show: the first variable of the first start. North is up, where an axis is one of latitudes."""
+    space = x.shape[5:] if x.shape[4] == 1 else x.shape[4:]
+    rows, columns = ([_axis(forecast, i, space) for i in range(len(space))] * 2)[-2:]
+    turned = len(space) == 2 and (columns.place, rows.place) in (("latitude", ""), ("latitude", "longitude"))
+    if turned:
+        x, truth = np.swapaxes(x, -2, -1), None if truth is None else np.swapaxes(truth, -2, -1)
+        rows, columns = columns, rows
     some = spread(min(record.frames, SHOWN_FRAMES), record.frames)
     members = np.stack([x[0, member, some, 0] for member in range(min(len(x[0]), SHOWN_MEMBERS))])
     mean, deviation = np.empty_like(members[0]), np.empty_like(members[0])
@@ -339,4 +397,18 @@ def shown(x: Frame, truth: Frame | None, record: Record) -> Shown:
         real[some < record.known] = truth[0, some[some < record.known], 0]
     times = np.array(record.lead_times)[some]
     name, lead = record.variables[0], "lead time" if record.unit == "time" else f"lead time in {record.unit}"
-    return Shown(members, mean, deviation, real, times, f"variable {name}" if name.isdecimal() else name, lead)
+    name = f"variable {name}" if name.isdecimal() else name
+    if forecast.metadata.variables and (units := forecast.metadata.variables[0].units):
+        name = f"{name} [{units}]"
+    return Shown(members, mean, deviation, real, times, name, lead, rows, columns)
+
+
+def _axis(forecast: Forecast, number: int, space: Sequence[int]) -> Axis:
+    name, _, way = (*forecast.axes, *[""] * len(space))[number].partition(" (")
+    known = [each for each in forecast.metadata.coordinates if each.axes == (number,) and each.fits(space)]
+    best = max(known, key=lambda each: each.name == name, default=Coordinate(name, (number,), ()))
+    steps, units = np.diff(best.values), best.description.units
+    ways = {"rising)": 1, "falling)": -1}.get(way, 0), *np.unique(np.sign(steps)).astype(int).tolist()
+    in_order = len(ways) == 2 and ways[1] != 0
+    label = f"{best.name} [{units}]" if units and not best.place else best.name
+    return Axis(label, best.values if in_order else (), ways[1] if in_order else ways[0], best.place)
