@@ -195,6 +195,18 @@ HELD_BY = {  # what happens: the tests
         "cli/test_cli_forecast.py::test_starts_of_a_file_and_what_is_refused",
         f"{SAMPLES}::test_a_folder_of_other_samples_is_refused_and_what_differs_is_named",
     ],
+    "a start of `forecast` in other units, or of other latitudes and longitudes, than the training data": [
+        "drawing/test_places.py::test_starts_of_other_places_and_units_are_refused_with_both",
+        "drawing/test_places.py::test_starts_of_the_same_place_are_taken_however_it_is_said",
+    ],
+    "fields whose times are no numbers or dates, or not as many as the frames": [
+        "data/test_fields.py::test_times_of_hdf5_that_are_not_understood_are_refused",
+        "data/test_fields.py::test_times_of_netcdf_that_are_not_understood_are_refused",
+    ],
+    "a bit flips in `forecast.npy`": [
+        "drawing/test_rollout.py::test_a_flipped_bit_is_seen_and_drawn_again",
+        "drawing/test_rollout.py::test_other_files_of_a_forecast_are_written_anew",
+    ],
     "a PNG in the folder is cut off": [f"{SAMPLES}::test_a_png_that_is_not_whole_is_drawn_again"],
     "a reference file of another number of features, with NaN, or a pickle": [
         "metrics/test_reference.py::test_wrong_statistics_are_refused_and_the_expected_extractor_named",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -24,6 +25,7 @@ from dualrate.data.fields import SIMULATIONS, find_fields, is_fields, write_fiel
 from dualrate.data.forecast import Fields, Statistics, read_fields, survey
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.simulations import KuramotoSivashinsky
+from dualrate.data.source import by_number
 from dualrate.diffusion.random import Draws
 
 SHAPE = (20, 6, 2, 3, 5)
@@ -221,6 +223,60 @@ def test_pictures_come_in_the_order_of_the_numbers_in_their_names(tmp_path: Path
     np.testing.assert_allclose(found, expected / 127.5 - 1, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("f1.5", "f2", "f10"),
+        ("-1", "0", "1"),
+        ("t=-10", "t=-1.5", "t=-1", "t=0"),
+        ("f-1", "f0", "f1"),  # no name has a dash before all numbers
+        ("frame-1", "frame-2", "frame-10"),
+        ("2020-1-9", "2020-1-10", "2020-10-1"),
+        ("2020.1.9", "2020.1.10", "2020.10.1"),
+        ("v1.8", "v1.9", "v1.10", "v1.11"),  # a point between numbers
+        ("s2.0001", "s2.0002", "s2.0010"),
+        ("t0.5", "t1", "t1.25", "t1.5"),
+        ("f1700000000000000001", "f1700000000000000002"),
+        ("a2/b10", "a10/b1"),
+    ],
+)
+def test_the_order_of_the_numbers_in_names(names: tuple[str, ...]) -> None:
+    for ending in ("", ".png"):
+        mixed = [f"{name}{ending}" for name in reversed(names)]
+        assert [mixed[i] for i in by_number(mixed)] == [f"{name}{ending}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("stored", "channels"),
+    [
+        (["L", "RGB", "RGB"], 3),
+        (["RGB", "L", "L"], 3),
+        (["L", "L", "RGBA"], 3),
+        (["I;16", "L", "L"], 1),
+        (["I;16", "P", "L"], 3),
+        (["P grey", "L", "I;16"], 1),
+        (["LA", "1", "L"], 1),
+    ],
+)
+def test_all_pictures_decide_the_channels_of_a_sequence(tmp_path: Path, stored: list[str], channels: int) -> None:
+    for i, kind in enumerate(stored):
+        picture = Image.new("RGB", (3, 2), (40, 40, 40))
+        if kind in ("RGB", "RGBA", "P"):
+            picture.putpixel((0, 0), (200, 10, 0))
+        deep = Image.fromarray(np.full((2, 3), 40 * 257, np.uint16))
+        (tmp_path / str(i // 2)).mkdir(exist_ok=True)
+        saved = deep if kind == "I;16" else picture.quantize(2) if kind[0] == "P" else picture.convert(kind)
+        saved.save(tmp_path / str(i // 2) / f"{i}.png")
+    source = find_fields(f"frames:{tmp_path}")[1]
+    colours = sum(kind in ("RGB", "RGBA", "P") for kind in stored)
+    assert source.variables == (("grey",) if channels == 1 else ("red", "green", "blue"))
+    assert source.note == (f"{3 - colours} of its 3 pictures are grey, and read as colours" if channels == 3 else "")
+    first = source.trajectories[0][0:1]
+    assert first.shape == (1, channels, 2, 3)
+    if "1" not in stored:
+        np.testing.assert_allclose(first[0, :, 1, 1], 40 / 127.5 - 1, rtol=0, atol=1e-6)
+
+
 def test_a_dimension_that_nobody_knows_is_no_space(tmp_path: Path) -> None:
     def saved(name: str, *dims: str) -> Path:
         made = xarray.Dataset({"u": (dims, ARRAY[:, :, 0, 0] if len(dims) == 3 else ARRAY[:, :, 0])})
@@ -392,6 +448,114 @@ def test_the_usual_step_and_gaps(times: Any, step: float | str, breaks: int) -> 
     else:
         found = fields._timing(Path("made"), np.array(times))
         assert (found.step, len(found.breaks)) == (step, breaks)
+
+
+STRINGS = np.array([f"2001-01-{day:02}" for day in range(1, 7)])
+BAD_TIMES = [
+    (STRINGS, r"its times are .*, the first is .*2001-01-01.*; expected numbers or dates"),
+    (np.arange(5.0), r"is \(5,\); expected \(6,\) or \(20, 6\)"),
+    (np.zeros((6, 2)), r"is \(6, 2\); expected"),
+    (np.arange(6) > 2, "its times are bool, the first is 'False'; expected numbers or dates"),
+    (np.arange(6) * 1j, "its times are complex128, .*expected numbers or dates"),
+]
+
+
+@pytest.mark.parametrize("layout", ["arena", "well"])
+@pytest.mark.parametrize(("times", "words"), BAD_TIMES)
+def test_times_of_hdf5_that_are_not_understood_are_refused(
+    tmp_path: Path, times: np.ndarray, words: str, layout: str
+) -> None:
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        place = "train/t" if layout == "arena" else "dimensions/time"
+        file[place] = times.astype(h5py.string_dtype()) if times.dtype.kind == "U" else times
+        file["train/u" if layout == "arena" else "t0_fields/u"] = ARRAY[:, :, 0]
+        if layout == "well":
+            file["dimensions"].attrs["spatial_dims"] = ["y", "x"]
+    with pytest.raises(ValueError, match=words):
+        find_fields(tmp_path / "data.h5")
+
+
+@pytest.mark.parametrize("bad", [np.zeros(20), np.full(20, np.nan), -1.0, b"day"])
+def test_steps_of_pdearena_are_above_0(tmp_path: Path, bad: Any) -> None:
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["train/u"], file["train/dt"] = ARRAY[:, :, 0], bad
+    with pytest.raises(ValueError, match=r"train/dt is .*expected numbers above 0, the time between frames"):
+        find_fields(tmp_path / "data.h5")
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        (("time", STRINGS), "expected numbers or dates"),
+        (("time", np.array(list(STRINGS), object)), "expected numbers or dates"),
+        (("time", np.arange(6) > 2), "expected numbers or dates"),
+        ((("time", "x"), np.zeros((6, 5))), r"valid_time is over \('time', 'x'\); expected times over time alone"),
+    ],
+)
+def test_times_of_netcdf_that_are_not_understood_are_refused(tmp_path: Path, times: Any, words: str) -> None:
+    name = "valid_time" if len(times[1].shape) == 2 else "time"
+    data = xarray.Dataset({"u": (("time", "y", "x"), ARRAY[0, :, 0])}, {name: times})
+    data.to_netcdf(tmp_path / "data.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=words):
+        find_fields(tmp_path / "data.nc")
+
+
+def test_times_that_say_nothing_are_noted(tmp_path: Path) -> None:
+    for name, times, words in (
+        ("same", np.full(6, 3.0), "its times are all the same, so that steps between frames and gaps are not known"),
+        ("one", np.array(3.0), "train/t is one number, and says nothing of 6 frames"),
+    ):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["train/u"], file["train/t"] = ARRAY[:, :, 0], times
+        source = find_fields(tmp_path / f"{name}.h5")[1]
+        assert (source.note, source.step) == (words, None)
+
+
+def test_times_of_netcdf_under_other_names(tmp_path: Path) -> None:
+    hours = np.datetime64("2020-01-01", "ns") + np.array([0, 6, 12, 18, 48, 54]) * np.timedelta64(1, "h")
+    frames = ARRAY[0, :, 0]
+    each = np.stack([hours, hours + np.timedelta64(1, "h")])
+    for name, data in {
+        "era5": xarray.Dataset({"u": (("valid_time", "y", "x"), frames)}, {"valid_time": hours}),
+        "dates": xarray.Dataset({"u": (("date", "y", "x"), frames)}, {"date": hours}),
+        "named": xarray.Dataset(
+            {"u": (("when", "y", "x"), frames)}, {"when": ("when", [0, 6, 12, 18, 48, 54], {"standard_name": "time"})}
+        ),
+        "beside": xarray.Dataset({"u": (("frame", "y", "x"), frames)}, {"valid_time": ("frame", hours)}),
+        "each": xarray.Dataset(
+            {"u": (("sample", "time", "y", "x"), ARRAY[:2, :, 0])}, {"valid_time": (("sample", "time"), each)}
+        ),
+    }.items():  # fmt: skip
+        data.to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+        source = find_fields(tmp_path / f"{name}.nc")[1]
+        assert (source.step, source.variables) == (6, ("u",))
+        assert [fields.timing_of(one).breaks for one in source.trajectories] == [(4,)] * len(source.trajectories)
+
+
+@pytest.mark.parametrize("kind", ["bounds", "climatology"])
+def test_bounds_of_coordinates_are_left_out(tmp_path: Path, kind: str) -> None:
+    data = xarray.Dataset({"u": (("time", "y", "x"), ARRAY[0, :, 0])}, {"time": np.arange(6.0)})
+    data["cells"] = ("time", "nv"), np.zeros((6, 2))
+    data["time"].attrs[kind] = "cells"
+    data.to_netcdf(tmp_path / "data.nc", engine="h5netcdf")
+    source = find_fields(tmp_path / "data.nc")[1]
+    assert (source.variables, source.note) == (("u",), "left out, as they bound coordinates: cells")
+    del data["time"].attrs[kind]
+    data.to_netcdf(tmp_path / "unnamed.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"u \{'time': 6, 'y': 3, 'x': 5\}; cells .*drop those that are no fields"):
+        find_fields(tmp_path / "unnamed.nc")
+
+
+def test_a_calendar_that_cannot_be_read_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = {"units": "days since 0001-01-01", "calendar": "noleap"}
+    data = xarray.Dataset({"u": (("time", "y", "x"), ARRAY[0, :, 0])}, {"time": ("time", np.arange(6.0), units)})
+    data.to_netcdf(tmp_path / "data.nc", engine="h5netcdf")
+    monkeypatch.setitem(sys.modules, "cftime", None)
+    with pytest.raises(
+        ValueError, match=r"data.nc: its times cannot be read .*noleap.*: .*pip install cftime"
+    ) as error:
+        find_fields(tmp_path / "data.nc")
+    assert "decode_times" not in str(error.value)
 
 
 def test_trajectories_of_the_well_have_gaps_of_their_own(tmp_path: Path) -> None:

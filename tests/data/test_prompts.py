@@ -13,7 +13,7 @@ from PIL import Image
 
 from dualrate.data.images import named_splits
 from dualrate.data.prompts import Captions, read_captions
-from dualrate.data.source import NOTED, by_numbers, names_of
+from dualrate.data.source import NOTED, names_of
 
 COUNT = 12
 ROWS = [(f"{i}.png", f"picture {i}") for i in reversed(range(COUNT))]
@@ -135,17 +135,6 @@ def test_lines_and_their_images_are_in_the_order_of_numbers(photos: Path) -> Non
     file.write_text("".join(f"picture {i}\n" for i in range(COUNT)))
     assert by_image(read_captions(file, photos), photos) == expected()
     assert said_of(file, photos) == ["paired by order: the first caption is of 0, the last of 11"]
-
-
-def test_numbers_have_signs_and_decimals() -> None:
-    for names in (
-        ["t0", "t0.25", "t2", "t10"],
-        ["x/-10", "x/-1.5", "x/0", "x/0.5", "x/3", "y/1"],
-        ["2024-01", "2024-02", "2024-10"],
-        ["a-1", "a-2", "a-10"],
-    ):
-        mixed = names[::-1]
-        assert sorted(mixed, key=by_numbers) == names
 
 
 @pytest.mark.parametrize("line", ["{}.png\t{}", "{}\t{}", "{}.png,{}", "{}.png: {}", "{}.png | {}", '"{}.png" {}'])

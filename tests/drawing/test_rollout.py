@@ -1,6 +1,7 @@
 """Roll-outs: a heavy call shared by members once, closed forms after many windows, and the same bits after a kill."""
 
 import gc
+import io
 import itertools
 import json
 from collections.abc import Callable
@@ -253,6 +254,54 @@ def test_a_batch_cut_otherwise_leaves_no_mixture_behind_a_kill(model, tmp_path, 
             found = written(model, tmp_path / "out", batch_size=size)
     frames = found.x[..., 0, 0, 0]
     assert (np.diff(frames, axis=2) >= 0).all()
+
+
+@pytest.mark.parametrize("place", [0, 1, 5])  # of a start's first frame, of another member, of a later frame
+def test_a_flipped_bit_is_seen_and_drawn_again(model, tmp_path, monkeypatch, place):
+    straight = written(model, tmp_path / "straight")
+    monkeypatch.setattr(forecast_folder, "SAVED_EVERY", 0.0)
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(Store, "save", lambda store, save=Store.save: dying(store, save))
+        written(model, tmp_path / "out")
+    frames = int(np.prod(straight.x.shape[3:])) * 4
+    file, at = tmp_path / "out" / "forecast.npy", 128 + {0: 0, 1: 6 * frames, 5: 3 * frames}[place]
+    content = bytearray(file.read_bytes())
+    content[at + 2] ^= 1
+    file.write_bytes(content)
+    messages = []
+    again = written(model, tmp_path / "out", note=messages.append)
+    np.testing.assert_array_equal(again.x, straight.x)
+    assert messages == [f"{file}: 1 member(s) are not what was written, and are drawn again"]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 128  # of a forecast that was whole
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="1 member.s. are not what was written"):
+        np.testing.assert_array_equal(written(model, tmp_path / "out").x, straight.x)
+    assert written(model, tmp_path / "out", note=messages.append).drawn == 0
+    assert len(messages) == 1
+
+
+def test_a_journal_without_hashes_is_believed(model, tmp_path):
+    straight, journal = written(model, tmp_path / "out"), tmp_path / "out" / "forecast.journal"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    journal.write_text("".join(f"{json.dumps({name: one[name] for name in ('rows', 'frames')})}\n" for one in lines))
+    again = written(model, tmp_path / "out")
+    assert again.drawn == 0
+    np.testing.assert_array_equal(again.x, straight.x)
+
+
+@pytest.mark.parametrize("kind", ["npz", "netcdf"])
+def test_other_files_of_a_forecast_are_written_anew(model, tmp_path, kind):
+    written(model, tmp_path / "out", format=kind)
+    file = tmp_path / "out" / {"npz": "forecast.npz", "netcdf": "forecast.nc"}[kind]
+    content, changed = file.read_bytes(), bytearray(file.read_bytes())
+    changed[len(changed) // 2] ^= 4
+    file.write_bytes(changed)
+    written(model, tmp_path / "out", format=kind)
+    if kind == "npz":
+        np.testing.assert_array_equal(np.load(file)["fields"], np.load(io.BytesIO(content))["fields"])
+    else:
+        assert file.read_bytes() == content
 
 
 def dying(store: Store, save: Callable[[Store], None]) -> None:

@@ -68,6 +68,17 @@ def test_each_image_has_its_own_caption_wherever_that_is(root, tmp_path, place, 
         assert made[split] == [TEXTS[int(re.findall(r"\d+", name)[-1])] for name in names]
 
 
+def test_lines_of_captions_are_in_the_order_of_the_numbers_in_names(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("-1", "0", "1.5", *range(2, 12)):
+        Image.new("RGB", (4, 4)).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "lines.txt").write_text("-1\n0\n1.5\n" + "".join(f"{i}\n" for i in range(2, 12)))
+    texts = of_images(read_captions(tmp_path / "lines.txt", tmp_path / "photos"), tmp_path)
+    for split in SPLITS:
+        names = names_of(find_source(tmp_path / "photos", split, cache_dir(), silent).read().items)
+        assert [f"{text}.png" for text in texts[split]] == names
+
+
 def encode(patch, root, out, captions="named.csv", source="photos", *more):
     how = ("--prompts", root / captions, root / "model", "--no-mirrored", "--device", "cpu", "--batch-size", "4")
     return call(patch, "data", "encode", root / source, out, *how, *more)

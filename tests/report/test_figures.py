@@ -12,10 +12,27 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dualrate.report import figures
-from dualrate.report.figures import INK, PALETTE, loss_figure, mark, pareto_figure, png, ranks_figure, svg
+from dualrate.diffusion.plan import StepPlan
+from dualrate.metrics.forecasts import Score
+from dualrate.report import field_pictures, figures
+from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
+from dualrate.report.figures import (
+    INK,
+    PALETTE,
+    Panel,
+    curves_figure,
+    loss_figure,
+    mark,
+    pareto_figure,
+    plan_figure,
+    png,
+    ranks_figure,
+    spectra_figure,
+    svg,
+)
 from report.made import DUAL, HEAVY, LIGHT, row
 
+LINE = Score(np.array([1.0, 2.0]))
 ROWS = [HEAVY, row("heavy", steps=32, heavy=32, macs=5_340_000_000, seconds=0.08, value=11.8), LIGHT, DUAL]
 MORE = row(steps=64, heavy=16, macs=4_200_000_000, seconds=0.03, value=9.7)
 
@@ -23,7 +40,14 @@ MORE = row(steps=64, heavy=16, macs=4_200_000_000, seconds=0.03, value=9.7)
 @pytest.fixture(autouse=True)
 def laid_out(monkeypatch):
     """As in use (tests/conftest.py)."""
-    monkeypatch.setattr(figures, "Figure", Figure)
+    for module in (figures, field_pictures):
+        monkeypatch.setattr(module, "Figure", Figure)
+
+
+def shown_of(variable: str, height: int) -> Shown:
+    """A forecast of three frames, over a line or a map."""
+    members = np.random.default_rng(0).normal(size=(2, 3, height, 6))
+    return Shown(members, members.mean(0), members.std(0), members[0], np.arange(1.0, 4.0), variable, variable)
 
 
 def families(figure) -> dict[str, ErrorbarContainer]:
@@ -111,6 +135,40 @@ def test_png_is_a_picture_on_white():
     picture = Image.open(io.BytesIO(png(pareto_figure(ROWS, "seconds"), dpi=60)))
     assert picture.size == (480, 336)
     assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+BROKEN = r"a$\frac$_b"  # no mathematics
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        lambda: pareto_figure([row(BROKEN), HEAVY], "flops"),
+        lambda: plan_figure([(BROKEN, StepPlan.uniform(4, 2)), ("plain", StepPlan.uniform(4, 1))]),
+        lambda: curves_figure([1, 2], [Panel(BROKEN, {BROKEN: LINE, "x": LINE}, {1.5: BROKEN})], BROKEN),
+        lambda: spectra_figure({BROKEN: {BROKEN: [1.0, 0.01]}}),
+        lambda: ranks_figure({BROKEN: (0.5, 0.5)}),
+        lambda: loss_figure([(1, 2), (2, 1)], BROKEN, BROKEN),
+        lambda: forecast_figure(shown_of(BROKEN, 1)),
+        lambda: forecast_figure(shown_of(BROKEN, 4)),
+    ],
+)
+def test_names_with_signs_of_mathematics_are_drawn_as_they_are(drawn):
+    assert f"<!-- {BROKEN}" in svg(drawn()).replace("spread of ", "")
+    Image.open(io.BytesIO(png(drawn(), dpi=40))).verify()
+
+
+def test_names_with_signs_of_mathematics_move(tmp_path):
+    for height in (1, 4):
+        write_animation(shown_of(BROKEN, height), tmp_path / "moving.webp")
+        assert Image.open(tmp_path / "moving.webp").n_frames == 3
+
+
+def test_powers_of_ten_along_axes_are_mathematics():
+    figure = spectra_figure({"lead": {"members": [1.0, 1e-3, 1e-7]}})
+    plain = svg(figure)
+    assert "10^{-2}" in plain
+    assert any(label.get_parse_math() for label in figure.axes[0].get_yticklabels())
 
 
 def test_losses_are_drawn_as_given():

@@ -90,6 +90,7 @@ class Forecast(Ranged):
                 format=self.format,
                 pictures=self.pictures,
                 progress=image_progress(progress, "frames"),
+                note=progress.note,
                 command=command_line(),
             )
         record, frames = written.record, written.record.cost["frames"]

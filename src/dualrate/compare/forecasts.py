@@ -16,7 +16,7 @@ from dualrate.compare.comparison import loaded, useful_first
 from dualrate.config.ranges import Members, Minutes, Precision
 from dualrate.data.forecast import Forecast
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.forecast import window_cost
+from dualrate.drawing.forecast import forecast_of, window_cost
 from dualrate.drawing.forecast_scores import Scored, window_scores
 from dualrate.experiment.experiment import Model
 from dualrate.metrics.forecasts import Score
@@ -100,12 +100,16 @@ def compare_forecasts(
 
 def _check(models: Sequence[Model]) -> None:
     first, *others = models
-    expected = first.experiment.condition
+    expected = forecast_of(first)
     for other in others:
         if differing := [name for name in SAME if getattr(other.experiment.condition, name) != getattr(expected, name)]:
             raise ValueError(
                 f"{other.name} and {first.name} forecast from other starts: they differ in {', '.join(differing)}. "
                 "Compare runs of one --data.source, --past, --frames and --lead"
+            )
+        for here, there in forecast_of(other).metadata.differences(expected.metadata, expected.names):
+            raise ValueError(
+                f"{other.name} was trained on {here}, and {first.name} on {there}: they cannot be compared"
             )
 
 
@@ -138,7 +142,7 @@ def _table(found: Sequence[ScoredPlan]) -> Table:
         f"{leads} ({scored.unit}) and {own.starts} held-out starts; brackets: 95% intervals over starts",
         f"without a model: CRPS {others['persistence'].value.mean():.4f} of the last frame again, "
         f"{others['climatology'].value.mean():.4f} of random frames",
-        *([scored.notice] if scored.left_out else []),
+        *scored.notices,
     )
     header = "network", "sampler", "N", "H", "CRPS", f"{prefix}FLOPs", "by lead", "RMSE of mean", "spread / skill"
     return Table((*header, "correlation"), tuple(lines), notes)

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dualrate.data.source import Content, Member, one_line
-from dualrate.system.files import ABSENT, read_bytes
+from dualrate.system.files import ABSENT, check_regular, naming, read_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
@@ -67,22 +69,48 @@ def decode(data: bytes, name: str, *, size: int | None = None, channels: int | N
         raise ValueError(f"{name}: the file is empty")
     if len(data) > MAX_BYTES:
         raise ValueError(f"{name}: the file has {len(data):,} bytes, more than the {MAX_BYTES:,} accepted")
+    with _opened(io.BytesIO(data), name) as (image, begins):
+        image.load()
+        scale_key(image, begins)
+        return _pixels(_eight_bit(ImageOps.exif_transpose(image), _is_grey(image, begins)), size, channels)
+
+
+@contextmanager
+def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Image.Image, bytes]]:
+    """An image of which the header is read, and its first bytes. Raises as `decode`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow only warns about sizes that are refused here
-            _check_size(_webp_size(data[:30]))
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            begins = file.read(30)
+            _check_size(_webp_size(begins))
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as image:
                 _check_size(image.size)
-                image.load()
-                scale_key(image, data)
-                # by depth and colour type of the first chunk: 16-bit grey with alpha, which Pillow makes RGBA
-                deep = image.format == "PNG" and data[24:26] == b"\x10\x04"
-                grey = deep or sixteen_bit(image) or image.mode in ("1", "L", "LA")
-                return _pixels(_eight_bit(ImageOps.exif_transpose(image), grey), size, channels)
+                yield image, begins
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a {', '.join(FORMATS)} image") from None
     except Exception as error:  # decoders raise about ten kinds of exceptions
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise ValueError(f"{name}: cannot be decoded ({error})") from error
+
+
+def holds_colours(path: Path) -> bool:
+    """Whether a picture is stored in colours, by its header, with a palette by its pixels. Raises as `image_of`."""
+    with naming(path):
+        check_regular(path, MAX_BYTES)
+        with path.open("rb") as file, _opened(file, str(path)) as (image, begins):
+            if image.mode != "P":
+                return not _is_grey(image, begins)
+            pixels = np.asarray(image.convert("RGB"))
+            return bool((pixels != pixels[..., :1]).any())
+
+
+def _is_grey(image: Image.Image, begins: bytes) -> bool:
+    """Whether grey values are stored. begins: the first bytes"""
+    # by depth and colour type of the first chunk: 16-bit grey with alpha, which Pillow makes RGBA
+    deep = image.format == "PNG" and begins[24:26] == b"\x10\x04"
+    return deep or sixteen_bit(image) or image.mode in ("1", "L", "LA")
 
 
 def resize(image: np.ndarray, *, size: int | None = None, channels: int | None = None) -> np.ndarray:

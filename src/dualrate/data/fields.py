@@ -12,8 +12,8 @@ Sources, of which the large ones are read where they lie, frame by frame:
     FOLDER       of such HDF5 files, in folders of splits, or with the split in their names (KS_train_64.h5)
     FILE.nc, FILE.zarr   through xarray: dimensions trajectory (or sample, ...), time, maybe channel, and space after
                  them; without channel each variable is one
-    frames:FOLDER    a folder of pictures a trajectory, in the order of their names, frame 2 before frame 10; as floats
-                 in [-1, 1]
+    frames:FOLDER    a folder of pictures a trajectory, in the order of the numbers in their names; as floats in
+                 [-1, 1]
 
 Frames on two sides of a gap in time do not follow each other: `Timing.breaks` says where the gaps are.
 
@@ -27,8 +27,8 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
-from dualrate.data.decode import Options, image_of
+from dualrate.data.decode import Options, holds_colours, image_of
 from dualrate.data.field_files import (
     array_of,
     check_count,
@@ -52,9 +52,11 @@ from dualrate.data.field_files import (
     whole_of,
 )
 from dualrate.data.images import to_float
+from dualrate.data.metadata import SAME_AXIS, Coordinate, Description, Metadata, text_of
 from dualrate.data.simulations import SIMULATIONS
 from dualrate.data.source import (
     DataProgress,
+    by_number,
     hidden,
     images_below,
     named,
@@ -75,7 +77,7 @@ FIELDS = "fields"  # the array of a .npz file
 # names of dimensions
 TRAJECTORY = ("trajectory", "start", "sample", "member", "ensemble", "number", "realization", "realisation", "run")
 TRAJECTORY += ("batch", "simulation")
-TIME = ("time", "t", "frame", "step", "lead_time")
+TIME = ("time", "t", "frame", "step", "lead_time", "valid_time")
 CHANNEL = ("channel", "channels", "variable", "field")
 EXTRA = 'pip install "dualrate[forecast]"'
 GAP = 1.5  # times the usual step between frames
@@ -99,12 +101,14 @@ class Timing:
     breaks: frames that do not follow the one before
     note:   on them, in words
     steps:  from each frame to the next
+    times:  of each frame: dates or numbers
     """
 
     step: float | None = None
     breaks: tuple[int, ...] = ()
     note: str = ""
     steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    times: NDArray[Any] = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +137,7 @@ class Found:
 
     axes: of space, their names and whether their coordinates rise or fall, where the source says it
     note: in words, what a user may not expect of how it was read; empty: nothing
+    metadata: units, names and coordinates, where the source says them
     """
 
     splits: Mapping[str, Sequence[Trajectory]]
@@ -140,6 +145,7 @@ class Found:
     step: float | None
     axes: tuple[str, ...] = ()
     note: str = ""
+    metadata: Metadata = Metadata()
 
     @property
     def trajectories(self) -> list[Trajectory]:
@@ -273,17 +279,18 @@ def _simulated(name: str, progress: DataProgress) -> Found:
 
 
 def _pictures(path: Path) -> Found:
-    """A trajectory a folder, or the pictures of one folder; all of the channels of the first."""
+    """A trajectory a folder, or the pictures of one folder; all in colours where any picture is."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: name one of a folder of pictures for each trajectory")
-    folders = sorted((one for one in path.iterdir() if one.is_dir() and not hidden(one.name)), key=_natural_order)
-    listed = [sorted(images_below(folder), key=_natural_order) for folder in folders or [path]]
+    folders = _by_number(path, [one for one in path.iterdir() if one.is_dir() and not hidden(one.name)])
+    listed = [_by_number(folder, images_below(folder)) for folder in folders or [path]]
     if empty := [folder.name for folder, files in zip(folders, listed, strict=bool(folders)) if not files]:
         raise ValueError(f"{path} has folders without pictures ({', '.join(empty[:5])}): remove or fill them")
     if not listed[0]:
         raise ValueError(f"{path} holds no pictures; expected a folder of frames, or of folders of them")
-    first = image_of(str(listed[0][0]), listed[0][0], Options(None, None, "fail"))
-    options = Options(None, 1 if len(first) == 1 else 3, "fail")
+    in_colours = [holds_colours(file) for files in listed for file in files]
+    options = Options(None, 3 if any(in_colours) else 1, "fail")
+    first = image_of(str(listed[0][0]), listed[0][0], options)
 
     def trajectory(files: list[Path]) -> Lazy:
         def read(start: int, end: int) -> NDArray[np.float32]:
@@ -294,13 +301,14 @@ def _pictures(path: Path) -> Found:
 
         return Lazy((len(files), *first.shape), read, source=path)  # pyright: ignore[reportArgumentType]
 
-    variables = ("grey",) if len(first) == 1 else ("red", "green", "blue")
-    return Found({"": [trajectory(files) for files in listed]}, variables, None)
+    variables, note = ("red", "green", "blue") if any(in_colours) else ("grey",), ""
+    if 0 < (grey := in_colours.count(False)) < len(in_colours):
+        note = f"{grey} of its {len(in_colours)} pictures are grey, and read as colours"
+    return Found({"": [trajectory(files) for files in listed]}, variables, None, note=note)
 
 
-def _natural_order(path: Path) -> list[str | int]:
-    """A key that sorts paths by the values of the numbers in them."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
+def _by_number(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    return [paths[i] for i in by_number([path.relative_to(folder).as_posix() for path in paths])]
 
 
 # HDF5
@@ -339,6 +347,8 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
         ):
             if mine != known:
                 raise ValueError(f"{path} has the {what} {mine}, another file of {source} has {known}")
+        for mine, known in own.metadata.differences(founds[0].metadata, own.variables):
+            raise ValueError(f"{path} has {mine}, another file of {source} has {known}: bring them to one")
         for split, part in own.splits.items():
             splits.setdefault(split, []).extend(part)
     if not founds:
@@ -346,8 +356,8 @@ def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
     if len(splits) > 1 and "" in splits:
         names = ", ".join(file.name for _, file in files)
         raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
-    note = next((own.note for own in founds if own.note), "")
-    return Found(splits, founds[0].variables, _common(own.step for own in founds), founds[0].axes, note)
+    note, first = next((own.note for own in founds if own.note), ""), founds[0]
+    return Found(splits, first.variables, _common(own.step for own in founds), first.axes, note, first.metadata)
 
 
 def _of_file(file: Any, path: Path, split: str) -> Found:
@@ -379,6 +389,8 @@ def _pdearena(file: Any, path: Path) -> Found | None:
     kinds: set[tuple[str, ...]] = set()
     steps: set[float | None] = set()
     notes: list[str] = []
+    said: list[Metadata] = []
+    space: list[int] = []
     for split in filter(split_named, file):
         if not isinstance(group := file[split], Mapping):
             continue
@@ -399,17 +411,29 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         channels, *space = inner if names and len(inner) > 1 else (len(parts), *inner)
         shape = channels, *_grid(space)
         kinds.add(numbered(channels) if names else tuple(planes))
-        times = np.atleast_2d(whole_of(path, group, "t")) if "t" in group else np.zeros((0, 0))
-        count = len(parts[0])
-        usable = times.shape[1] == frames and len(times) in (1, count)
-        timings = _timings(path, times, count) if usable else [Timing()] * count
-        each = np.unique(whole_of(path, group, "dt").round(9)) if "dt" in group else np.zeros(0)
-        steps.add(float(each[0]) if len(each) == 1 and each[0] > 0 else _common(one.step for one in timings))
+        times, count = whole_of(path, group, "t") if "t" in group else None, len(parts[0])
+        timings = _timings(path, f"{split}/t", times, count, frames)
+        each = np.unique(whole_of(path, group, "dt")) if "dt" in group else np.ones(0)
+        if each.dtype.kind not in "fiu" or not ((each > 0) & (each < np.inf)).all():
+            raise ValueError(f"{path}: {split}/dt is {each[:3]}; expected numbers above 0, the time between frames")
+        each = np.unique(each.round(9))
+        described = tuple(Description.of(part.attrs) for part in parts)
+        points = _coordinates(path, group, dict.fromkeys((*SAME_AXIS, *SAME_AXIS.values())), count, space)
+        clock = text_of(group["t"].attrs.get("units", "")) if "t" in group else ""
+        said.append(Metadata(described if len(parts) == channels else described * channels, points, clock))
+        steps.add(float(each[0]) if len(each) == 1 else _common(one.step for one in timings))
         notes += [one.note for one in timings if one.note]
         splits[split] = [_of_hdf5(path, parts, i, (frames, *shape), timing) for i, timing in enumerate(timings)]
     if len(kinds) > 1:
         raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
-    return Found(splits, kinds.pop(), _common(steps), note=next(iter(notes), "")) if splits else None
+    if not splits:
+        return None
+    variables = kinds.pop()
+    for mine, first in (each for other in said for each in other.differences(said[0], variables)):
+        raise ValueError(f"{path}: its splits have {first} and {mine}: bring them to one")
+    named = {each.axes: each.name for each in said[0].coordinates}
+    axes = [named.get((i,), "") for i in range(len(space))]
+    return Found(splits, variables, _common(steps), tuple(axes) if all(axes) else (), next(iter(notes), ""), said[0])
 
 
 def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ...], timing: Timing) -> Lazy:
@@ -421,6 +445,22 @@ def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ..
     return Lazy(shape, read, timing, path)  # pyright: ignore[reportArgumentType]
 
 
+def _coordinates(
+    path: Path, group: Any, names: Mapping[str, int | None], count: int, space: Sequence[int]
+) -> tuple[Coordinate, ...]:
+    """Those of HDF5 that are the same for all trajectories. names: and their axes of space; None: that of their size"""
+    coordinates: list[Coordinate] = []
+    for name, axis in names.items():
+        if name not in group or group[name].ndim not in (1, 2) or group[name].dtype.kind not in "fiu":
+            continue
+        values = np.atleast_2d(whole_of(path, group, name))
+        axes = [i for i, size in enumerate(space) if size == values.shape[1] and axis in (None, i)]
+        if axes and len(values) in (1, count) and np.isfinite(values).all() and (values == values[:1]).all():
+            along = tuple(axes) if len(axes) == 1 else ()
+            coordinates.append(Coordinate(name, along, tuple(values[0].tolist()), Description.of(group[name].attrs)))
+    return tuple(coordinates)
+
+
 def _well(file: Any, path: Path, split: str) -> Found | None:
     groups = [file[name] for name in ("t0_fields", "t1_fields", "t2_fields") if name in file]
     if not groups:
@@ -430,6 +470,7 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
     axes = [_text(name) for name in file["dimensions"].attrs["spatial_dims"]]
     parts: list[tuple[Any, bool]] = []  # dataset, and whether it differs from trajectory to trajectory
     variables: list[str] = []
+    described: list[Description] = []
     for group in groups:
         for name in map(_text, group.attrs.get("field_names", list(group))):
             data = array_of(path, group, name)
@@ -440,6 +481,7 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
             vector = components == len(axes) and group.name.endswith("t1_fields")
             ends = axes if vector else [a + b for a in axes for b in axes]
             variables += [name] if components == 1 else [f"{name}_{end}" for end in ends[:components]]
+            described += [Description.of(data.attrs)] * components
     if not parts or len(axes) not in (1, 2):
         raise ValueError(
             f"{path} has {len(parts)} fields that vary in time, over {axes}; expected fields of one or two axes"
@@ -462,55 +504,78 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
 
         return Lazy((frames, len(variables), *grid), read, timing, path)
 
-    count = samples.pop()
+    count, dimensions = samples.pop(), file["dimensions"]
     check_count(path, count)
-    timings = [Timing()] * count
-    times = whole_of(path, file["dimensions"], "time") if "time" in file["dimensions"] else np.zeros(())
-    if times.ndim:
-        if times.shape not in ((frames,), (1, frames), (count, frames)):
-            raise ValueError(f"{path}: dimensions/time is {times.shape}; expected ({frames},) or ({count}, {frames})")
-        timings = _timings(path, times, count)
+    times = whole_of(path, dimensions, "time") if "time" in dimensions else None
+    timings = _timings(path, "dimensions/time", times, count, frames)
     step, note = _common(one.step for one in timings), next((one.note for one in timings if one.note), "")
-    return Found({split: [trajectory(*each) for each in enumerate(timings)]}, tuple(variables), step, tuple(axes), note)
+    clock = "" if times is None else text_of(dimensions["time"].attrs.get("units", ""))
+    points = _coordinates(path, dimensions, {name: i for i, name in enumerate(axes)}, count, space)
+    return Found(
+        {split: [trajectory(*each) for each in enumerate(timings)]},
+        tuple(variables),
+        step,
+        tuple(axes),
+        note,
+        Metadata(tuple(described), points, clock),
+    )
 
 
 def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _timings(path: Path, times: NDArray[Any], count: int) -> list[Timing]:
-    """Of each of `count` trajectories. times: (T), of all of them, or (1 or count, T)."""
-    found = [_timing(path, row) for row in np.atleast_2d(times)]
-    return found * count if len(found) == 1 else found
+def _timings(path: Path, name: str, times: NDArray[Any] | None, count: int, frames: int) -> list[Timing]:
+    """Of each of `count` trajectories. times: (T), of all of them, or (1 or count, T); one number says nothing
+
+    Raises ValueError for other shapes.
+    """
+    if times is None:
+        return [Timing()] * count
+    if not times.ndim:
+        return [Timing(note=f"{name} is one number, and says nothing of {frames} frames")] * count
+    if times.shape not in ((frames,), (1, frames), (count, frames)):
+        raise ValueError(f"{path}: {name} is {times.shape}; expected ({frames},) or ({count}, {frames})")
+    rows = [_timing(path, row) for row in np.atleast_2d(times)]
+    return rows * count if len(rows) == 1 else rows
 
 
 def _timing(path: Path, times: NDArray[Any]) -> Timing:
     """A gap is a step that is not within a factor `GAP` of the usual one, so a month is none.
 
     The usual one is the lower quartile, since every second step may be a gap.
-    Raises ValueError for times that fall, come twice or are not finite.
+    Raises ValueError for times that fall, come twice or are not finite, and for what are neither numbers nor dates.
     """
+    dates = times
     if times.dtype.kind == "O":  # dates of another calendar
-        times = np.array([(one - times[0]).total_seconds() / 3600 for one in times])
+        with suppress(AttributeError, TypeError):
+            times = np.array([(one - times[0]).total_seconds() / 3600 for one in times])
     elif times.dtype.kind == "M":
         times = (times - times[:1]) / np.timedelta64(1, "h")
     elif times.dtype.kind == "m":
         times = times / np.timedelta64(1, "h")
-    if len(times) < 2 or times.dtype.kind not in "fiu":
-        return Timing()
+    if times.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{path}: its times are {times.dtype}, the first is {str(times[0])[:40]!r}; expected numbers or dates: "
+            "write them as those, or leave them out"
+        )
+    if len(times) < 2:
+        return Timing(times=dates)
     steps = np.diff(times.astype(np.float64))
     if not np.isfinite(steps).all() or (steps < 0).any() or (steps.any() and not steps.all()):
         raise ValueError(
             f"{path}: its times do not rise, from {times[0]:g} to {times[-1]:g}, or one is missing or comes twice: "
             "bring them into order"
         )
+    if not steps.any():
+        return Timing(note="its times are all the same, so that steps between frames and gaps are not known")
     usual = float(np.quantile(steps, 0.25, method="lower"))
     gaps = (steps > GAP * usual) | (steps < usual / GAP)
     even = steps[~gaps]
-    step = float(even.mean()) if usual and np.allclose(even, usual, rtol=1e-3) else None
+    step = float(even.mean()) if np.allclose(even, usual, rtol=1e-3) else None
     breaks = tuple((np.flatnonzero(gaps) + 1).tolist())
     if not breaks:
-        return Timing(step, steps=steps)
+        return Timing(step, steps=steps, times=dates)
     first = breaks[0]
     return Timing(
         step,
@@ -518,6 +583,7 @@ def _timing(path: Path, times: NDArray[Any]) -> Timing:
         f"its time has {len(breaks)} gap(s), which no window spans: frames are {usual:g} apart, and frames "
         f"{first - 1} and {first} are {steps[first - 1]:g}",
         steps,
+        dates,
     )
 
 
@@ -537,7 +603,7 @@ def _labelled(path: Path) -> Found:
             import h5netcdf  # noqa: F401
 
             kind, how = "NetCDF", {"engine": "h5netcdf"}
-    with naming(path), reading(path, kind):
+    with naming(path), reading(path, kind), _naming_calendar(path):
         if kind == "zarr":
             check_zarr(path)
             open_members(path)
@@ -548,18 +614,27 @@ def _labelled(path: Path) -> Found:
 
 def _of_dataset(data: Any, path: Path) -> Found:
     """data: of xarray"""
-    arrays = {str(name): one for name, one in data.data_vars.items() if set(one.dims) & set(TIME)}
+    times = TIME + tuple(dim for dim in map(str, data.coords) if dim not in TRAJECTORY and _is_time(data[dim]))
+    bounds = {name for one in data.variables.values() for name in _bounds(one)}
+    over_time = {str(name): one for name, one in data.data_vars.items() if set(one.dims) & set(times)}
+    arrays = {name: one for name, one in over_time.items() if name not in bounds}
+    left_out = ", ".join(name for name in over_time if name in bounds)
     if not arrays:
         raise ValueError(
-            f"{path} has the variables {list(data.data_vars)}, none with a dimension called {' or '.join(TIME)}"
+            f"{path} has the variables {list(data.data_vars)} over {some_of(list(map(str, data.dims)))}, none with a "
+            f"dimension called {' or '.join(TIME)}"
         )
-    if len(kinds := {tuple(one.sizes.items()) for one in arrays.values()}) > 1:
-        raise ValueError(f"{path}: its variables have different dimensions, {kinds}; expected the same for all")
+    if len({tuple(one.sizes.items()) for one in arrays.values()}) > 1:
+        sizes = "; ".join(f"{name} {dict(one.sizes)}" for name, one in arrays.items())
+        raise ValueError(
+            f"{path}: its variables have different dimensions, {sizes}; expected the same for all: drop those that are "
+            "no fields"
+        )
     first = next(iter(arrays.values()))
     trajectory, time, channel = (
-        next((str(dim) for dim in first.dims if dim in names), "") for names in (TRAJECTORY, TIME, CHANNEL)
+        next((str(dim) for dim in first.dims if dim in names), "") for names in (TRAJECTORY, times, CHANNEL)
     )
-    for names, of in ((TRAJECTORY, "trajectories"), (TIME, "time")):
+    for names, of in ((TRAJECTORY, "trajectories"), (times, "time")):
         if len(several := [str(dim) for dim in first.dims if dim in names]) > 1:
             raise ValueError(
                 f"{path} has several dimensions of {of} ({', '.join(several)}), expected one: stack them into one, or "
@@ -582,7 +657,7 @@ def _of_dataset(data: Any, path: Path) -> Found:
     order = [dim for dim in (time, channel, *space) if dim]
     grid = _grid([sizes[dim] for dim in space])
 
-    def one_of(number: int) -> Lazy:
+    def one_of(number: int, timing: Timing) -> Lazy:
         at = {trajectory: number} if trajectory else {}
 
         def read(i: int, j: int) -> NDArray[Any]:
@@ -591,10 +666,82 @@ def _of_dataset(data: Any, path: Path) -> Found:
 
         return Lazy((sizes[time], len(variables), *grid), read, timing, path)
 
-    timing = _timing(path, data[time].values if time in data.coords else np.zeros(0))
+    count, clock = sizes.get(trajectory, 1), _clock(path, data, time, trajectory)
+    dates, called = (None, "") if clock is None else (clock.values, str(clock.name))
+    timings = _timings(path, called, dates, count, sizes[time])
     axes = tuple(dim + (_way(data[dim].values) if dim in data.coords else "") for dim in space)
-    of = [one_of(i) for i in range(sizes.get(trajectory, 1))]
-    return Found({"": of}, variables, timing.step, axes, timing.note)
+    described = tuple(Description.of(one.attrs) for one in arrays.values()) * (len(variables) if channel else 1)
+    points = _points(data, space, {*TRAJECTORY, *times, *bounds})
+    notes = [f"left out, as they bound coordinates: {left_out}"] * bool(left_out)
+    notes += list(dict.fromkeys(one.note for one in timings if one.note))[:1]
+    return Found(
+        {"": [one_of(*each) for each in enumerate(timings)]},
+        variables,
+        _common(one.step for one in timings),
+        axes,
+        "; ".join(notes),
+        Metadata(described, points, "" if clock is None else _units(clock)),
+    )
+
+
+def _points(data: Any, space: Sequence[str], without: Container[str]) -> tuple[Coordinate, ...]:
+    """The coordinates of points: finite numbers over axes of space, or one of all points, such as a level."""
+    names = [str(name) for name in (*data.coords, *data.data_vars) if name in data.coords or name in SAME_AXIS]
+    chosen = [data[name] for name in names if name not in without]
+    return tuple(
+        Coordinate(
+            str(one.name),
+            tuple(space.index(dim) for dim in one.dims),
+            tuple(one.values.ravel().tolist()),
+            Description.of(one.attrs),
+        )
+        for one in chosen
+        if {*one.dims} <= {*space} and one.dtype.kind in "fiu" and np.isfinite(one.values).all()
+    )
+
+
+@contextmanager
+def _naming_calendar(path: Path) -> Iterator[None]:
+    """An error on times that xarray cannot read says what is missing."""
+    try:
+        yield
+    except ValueError as error:
+        said, advice, _ = " ".join(str(error).split()).partition(" Try opening")
+        if not advice:
+            raise
+        raise ValueError(
+            f"{path}: its times cannot be read ({said.rstrip('.')}): those of other calendars than ours need cftime "
+            "(pip install cftime), others units such as 'days since 2000-01-01'"
+        ) from error
+
+
+def _is_time(coordinate: Any) -> bool:
+    """Whether it holds dates, or says that it is time."""
+    dates = coordinate.dtype.kind == "M" or "calendar" in coordinate.encoding  # the latter where xarray read them
+    return dates or coordinate.attrs.get("standard_name") == "time"
+
+
+def _bounds(variable: Any) -> list[str]:
+    """The names of the variables that bound the cells of one."""
+    said = variable.encoding | variable.attrs
+    return [name for kind in ("bounds", "climatology") for name in text_of(said.get(kind, "")).split()]
+
+
+def _clock(path: Path, data: Any, time: str, trajectory: str) -> Any | None:
+    """The coordinate with the times of frames: that of their dimension, or another along it, (trajectory, time)."""
+    along = [one for one in data.coords.values() if time in one.dims and (one.name in TIME or _is_time(one))]
+    if time in data.coords:
+        along = [data[time]]
+    if not along:
+        return None
+    best = max(along, key=lambda one: (one.name in TIME, one.attrs.get("standard_name") == "time"))
+    if not {*best.dims} <= {trajectory, time}:
+        raise ValueError(f"{path}: {best.name} is over {best.dims}; expected times over {time} alone")
+    return best.transpose(..., time)
+
+
+def _units(clock: Any) -> str:
+    return text_of(clock.attrs.get("units", "")) if clock.dtype.kind in "fiu" else "hours"
 
 
 def _check_written(path: Path, data: Any, arrays: Iterable[str], coordinates: Iterable[str]) -> None:
@@ -665,18 +812,18 @@ def write_fields(path: Path, array: NDArray[Any], variables: Sequence[str], step
             np.savez(file, fields=array, variables=np.array(variables), step=np.array(np.nan if step is None else step))
         return
     sizes: dict[str, int] = dict(zip(along, (*array.shape[:2], *array.shape[3:]), strict=True))
-    times = {} if step is None else {"time": Coordinate("time", np.arange(array.shape[1]) * step)}
-    parts = {name: (tuple(sizes), lambda n, i=i: array[n, :, i]) for i, name in enumerate(variables)}
+    times = {} if step is None else {"time": Labels(("time",), np.arange(array.shape[1]) * step)}
+    parts = {name: (tuple(sizes), lambda n, i=i: array[n, :, i], {}) for i, name in enumerate(variables)}
     write_netcdf(path, sizes, times, parts)
 
 
 @dataclass(frozen=True, eq=False)
-class Coordinate:
-    """Numbers along a dimension, of NetCDF; says: what they are."""
+class Labels:
+    """Numbers along dimensions, a coordinate of NetCDF."""
 
-    dimension: str
+    dimensions: tuple[str, ...]
     values: NDArray[Any]
-    says: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 Part = Callable[[int], NDArray[Any]]  # number along the first dimension -> what a variable holds there
@@ -685,24 +832,24 @@ Part = Callable[[int], NDArray[Any]]  # number along the first dimension -> what
 def write_netcdf(
     path: Path,
     sizes: Mapping[str, int],
-    coordinates: Mapping[str, Coordinate],
-    variables: Mapping[str, tuple[Sequence[str], Part]],
+    coordinates: Mapping[str, Labels],
+    variables: Mapping[str, tuple[Sequence[str], Part, Mapping[str, str]]],
 ) -> None:
     """Write float32 variables over named dimensions, part by part, whole or not at all.
 
-    sizes: of the dimensions; variables: by name, their dimensions and parts; coordinates: by name
+    sizes: of the dimensions; variables: by name, their dimensions, parts and attributes; coordinates: by name
     """
     import h5netcdf
 
     with whole(path) as aside, h5netcdf.File(aside, "w", locking=False) as file:  # `whole` holds a lock of its own
-        file.dimensions = dict(sizes)
-        for name, one in coordinates.items():
-            made = file.create_variable(name, (one.dimension,), data=one.values)
-            if one.says:
-                made.attrs["long_name"] = one.says
-        for name, (dims, part) in variables.items():
+        file.dimensions, file.attrs["Conventions"] = dict(sizes), "CF-1.8"
+        for name, labels in coordinates.items():
+            file.create_variable(name, labels.dimensions, data=labels.values).attrs.update(labels.attributes)
+        for name, (dims, part, attributes) in variables.items():
             made = file.create_variable(name, tuple(dims), np.dtype(np.float32))
-            if beside := [other for other, one in coordinates.items() if other not in sizes and one.dimension in dims]:
+            made.attrs.update(attributes)
+            beside = [other for other, labels in coordinates.items() if other not in sizes]
+            if beside := [other for other in beside if {*coordinates[other].dimensions} <= {*dims}]:
                 made.attrs["coordinates"] = " ".join(beside)
             for n in range(sizes[dims[0]]):
                 made[n] = part(n)

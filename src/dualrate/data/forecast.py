@@ -33,6 +33,7 @@ from dualrate.config.serial import to_plain
 from dualrate.data.conditions import Condition, Conditioned, Make
 from dualrate.data.fields import EXPECTED, Found, Lazy, Timing, Trajectory, find_fields, timing_of
 from dualrate.data.loader import Augment, Derived, TrainingSet
+from dualrate.data.metadata import Metadata
 from dualrate.data.source import DataProgress, Split, silent, split_named, test_split
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
@@ -77,6 +78,7 @@ class Fields(TrainingSet):
     step:         time between frames, if it is known
     statistics:   by which rows are normalised
     axes:         names of those of space, as of `Found`
+    metadata:     as of `Found`
     hashed:       sha256 (hex) of variables and frames in float32, wherever they lie
     """
 
@@ -89,6 +91,7 @@ class Fields(TrainingSet):
     axes: tuple[str, ...] = ()
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
+    metadata: Metadata = Metadata()
 
     @property
     def fingerprint(self) -> str:
@@ -300,12 +303,14 @@ class Forecast(Condition, Ranged):
     """sha256 of the training fields; empty: unknown."""
     stride: Frames = 1
     """Distance between the frames that are made, in frames that are `lead` apart."""
+    metadata: Metadata = Metadata()
+    """Units and coordinates, where the data says them."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """Without the fingerprint, since the identity of a run has that of its data, and without what its file says of
-        axes, which changes nothing."""
-        left_out = "fingerprint", "axes"
+        axes, units and coordinates, which changes nothing."""
+        left_out = "fingerprint", "axes", "metadata"
         return {"condition": {name: value for name, value in to_plain(self).items() if name not in left_out}}
 
     def of(self, fields: Fields) -> Forecast:
@@ -316,6 +321,7 @@ class Forecast(Condition, Ranged):
             variables=tuple(fields.variables),
             step=fields.step,
             axes=fields.axes,
+            metadata=fields.metadata.thinned,
             scale=(1.0,) * (fields.shape[0] * self.frames),
             fingerprint=fields.fingerprint,
         )
@@ -353,6 +359,11 @@ class Forecast(Condition, Ranged):
         """Of each frame after its start: in the time of the data, or in its time steps where it does not say that."""
         step = 1.0 if self.step is None else self.step
         return tuple(float(self.ahead * step * (k + 1)) for k in range(frames))
+
+    @property
+    def over_latitudes(self) -> bool:
+        """Whether an axis of space is one of latitudes, so that points do not stand for equal areas."""
+        return self.metadata.over_latitudes or any(axis.lower().startswith("lat") for axis in self.axes)
 
     @property
     def lead_unit(self) -> str:
@@ -497,7 +508,7 @@ def read_fields(
             f"{source} has {len(found.variables)} channels ({', '.join(found.variables)}); the statistics are of "
             f"{len(statistics.mean)}: give fields with the channels that the run was trained on"
         )
-    return Fields(name, chosen, found.variables, found.step, statistics, hashed, found.axes)
+    return Fields(name, chosen, found.variables, found.step, statistics, hashed, found.axes, metadata=found.metadata)
 
 
 def _divided(
@@ -531,8 +542,11 @@ def _divided(
 
 
 def _part(whole: Trajectory, first: int, last: int) -> Trajectory:
-    breaks = tuple(at - first for at in timing_of(whole).breaks if first < at < last)
-    return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j], Timing(breaks=breaks))  # pyright: ignore[reportArgumentType]
+    timing = timing_of(whole)
+    timing = Timing(
+        breaks=tuple(at - first for at in timing.breaks if first < at < last), times=timing.times[first:last]
+    )
+    return Lazy((last - first, *whole.shape[1:]), lambda i, j: whole[first + i : first + j], timing)  # pyright: ignore[reportArgumentType]
 
 
 def _check(source: str, trajectories: Sequence[Trajectory], variables: tuple[str, ...]) -> None:

@@ -42,7 +42,7 @@ from dualrate.data.source import (
     Item,
     Raw,
     Split,
-    by_numbers,
+    by_number,
     names_of,
     printable,
     read_text,
@@ -182,12 +182,7 @@ class Images:
 
     def in_order(self) -> list[int]:
         """Their numbers, by path, and rows of a file by number."""
-        return sorted(range(len(self.names)), key=lambda i: _order(self.names[i]))
-
-
-def _order(name: str) -> tuple[Any, ...]:
-    numbered = re.fullmatch(r"(.*)\[([0-9]+)\]", name)
-    return (tuple(numbered[1].split("/")), int(numbered[2])) if numbered else (by_numbers(name), 0)
+        return by_number(self.names)
 
 
 def read_captions(

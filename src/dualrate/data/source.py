@@ -47,6 +47,7 @@ HELD_OUT = ("test", "val", "valid", "validation", "dev", "eval")  # the first of
 _SPLITS = ("train", *HELD_OUT, "unlabeled", "unlabelled", "unsupervised")
 _SAME = {"training": "train", "testing": "test", "evaluation": "eval"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # of images
+_FRACTION = re.compile(r"(?<![0-9.])[0-9]+\.([0-9]+)(?!\.?[0-9])")  # of a number with one point
 _HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a Synology disk
 
 
@@ -98,15 +99,6 @@ def without_ending(names: Sequence[str]) -> list[str]:
     """Names without the endings of pictures, as they compare: letters are composed, which macOS takes apart (NFC)."""
     names = [unicodedata.normalize("NFC", name) for name in names]
     return [name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name for name in names]
-
-
-_NUMBER = re.compile(r"((?:(?<![0-9A-Za-z])-)?[0-9]+(?:\.[0-9]+)?)")
-
-
-def by_numbers(name: str) -> tuple[Any, ...]:
-    """A key that sorts paths by the values of the numbers in them: a-2, a-10; -1.5, 0, 1.5."""
-    parts = (_NUMBER.split(part) for part in name.split("/"))
-    return [[Decimal(text) if i % 2 else text for i, text in enumerate(part)] for part in parts], name
 
 
 @dataclass(frozen=True, eq=False)
@@ -450,6 +442,33 @@ def _scan(folder: Path, above: tuple[Path, ...] = ()) -> tuple[list[Path], list[
         elif entry.name.lower().endswith(SUFFIXES):
             images.append(path)
     return folders, images
+
+
+def by_number(names: Sequence[str]) -> list[int]:
+    """Indices that bring paths into the order of the numbers in them, signs and decimals included: f1.5, f2, f10.
+
+    A point between two numbers is a decimal one, unless fractions of several lengths end with 0 (v1.9, v1.10). A sign
+    follows no letter or digit, but that of f-1 is one where f0 is there.
+    """
+    paths = [name.replace("/", "\0") for name in names]  # folders before what else begins as they do
+    fractions = [last for path in paths for last in _FRACTION.findall(path)]
+    decimal = len({*map(len, fractions)}) < 2 or not any(last.endswith("0") for last in fractions)
+    number = re.compile(rf"[-+]?(?:{_FRACTION.pattern}|[0-9]+)" if decimal else "[-+]?[0-9]+")
+    unsigned = {path[: at.start()] for path in paths for at in number.finditer(path) if at[0][0] not in "-+"}
+
+    def key(path: str) -> list[str | Decimal]:
+        parts: list[str | Decimal] = []
+        end = 0
+        for at in number.finditer(path):
+            begin = at.start()
+            if at[0][0] in "-+" and path[:begin][-1:].isalnum() and path[:begin] not in unsigned:
+                begin += 1
+            parts += [path[end:begin], Decimal(path[begin : at.end()])]
+            end = at.end()
+        return [*parts, path[end:]]
+
+    keys = [*map(key, paths)]
+    return sorted(range(len(paths)), key=lambda i: (keys[i], paths[i]))
 
 
 def named(root: Path, files: Iterable[Path]) -> list[Item]:

@@ -2,7 +2,8 @@
 
 OUT/forecast.json      what the forecast is of; another one is never written over it
 OUT/forecast.npy       (start, member, time, C, H, W) float32, in the data's units
-OUT/forecast.journal   which frames are there, a JSON object a line: rows, of starts and members, and frames of each
+OUT/forecast.journal   which frames are there, a JSON object a line: rows, of starts and members, frames of each, and a
+                       hash of each row's
 OUT/truth.npy          (start, time, C, H, W), of starts from the data, as many frames as it has
 OUT/scores.json        by lead time, where the truth is known (forecast_scores.py)
 OUT/index.html         scores and pictures (forecast_page.py)
@@ -10,8 +11,10 @@ OUT/index.html         scores and pictures (forecast_page.py)
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +22,9 @@ from typing import Any, Literal
 import numpy as np
 
 from dualrate.config.ranges import as_path
-from dualrate.data.fields import Coordinate, check_writable, write_fields, write_netcdf
+from dualrate.data.fields import Labels, check_writable, write_fields, write_netcdf
+from dualrate.data.forecast import Forecast
+from dualrate.data.metadata import Coordinate, Description
 from dualrate.drawing.drawer import Drawer, spread
 from dualrate.drawing.forecast import (
     Frame,
@@ -32,7 +37,7 @@ from dualrate.drawing.forecast import (
 )
 from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
 from dualrate.drawing.starts import Starts, have_names
-from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
+from dualrate.report.field_pictures import Axis, Shown, forecast_figure, write_animation
 from dualrate.report.figures import png
 from dualrate.runs.train import FORECAST
 from dualrate.system.files import append_record, naming, read_records, reserve, sync, whole, write_whole
@@ -44,8 +49,11 @@ Format = Literal["npz", "netcdf"]
 ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc"}
 SCORES = "scores.json"
 OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, PAGE, "forecast.npz", "forecast.nc")
-RESERVED = ("start", "member", "time", "channel", "y", "x")  # names of axes in forecast.nc
+RESERVED = ("start", "member", "time", "channel")  # names of axes in forecast.nc
 PLACES = ("start_trajectory", "start_time_step")  # further coordinates of a start there
+DATES = ("start_date", "valid_time")  # of a start and of each frame
+EPOCH = "1970-01-01"  # dates count from it
+DIGITS = 16  # of sha256, in the journal
 SAVED_EVERY = 5.0  # seconds of work that a kill may lose
 SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
 
@@ -96,6 +104,7 @@ class Store:
     """The frames on disk, written in place, by the process that holds the lock of the directory.
 
     x: (N, M, T, C, H, W), a view of the file; done: (N, M), how many frames of each are there
+    damaged: members whose frames are not those that were written, so that they are drawn again
     """
 
     def __init__(self, out: Path, shape: tuple[int, ...]) -> None:
@@ -115,14 +124,24 @@ class Store:
         if (self.x.shape, self.x.dtype) != (shape, np.dtype(np.float32)):
             raise ValueError(f"{self.path} holds {self.x.shape}, expected {shape}: delete it, and it is drawn again")
         self.done = np.zeros(shape[:2], np.int64)
+        noted = np.full(self.done.size, "", f"U{DIGITS}")
         for where, line in read_records(self.journal):
             try:
                 first, stop = line["rows"]
                 self.done.reshape(-1)[first:stop] = line["frames"]
+                noted[first:stop] = line.get("hashes", "")  # an earlier version wrote none
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{where} does not say which frames are there: remove that line") from error
-        self.pending: dict[str, object] | None = None
+        self.pending: tuple[range, int] | None = None
         self.saved = time.monotonic()
+        self.hashes: dict[int, hashlib._Hash] = {}  # of rows that are being written
+        counts = self.done.flatten().tolist()
+        wrong = [row for row, hash in enumerate(noted) if hash and hash != _short(self._hash(row, counts[row]))]
+        self.damaged, self.done.reshape(-1)[wrong] = len(wrong), 0
+
+    def _hash(self, row: int, frames: int) -> hashlib._Hash:
+        """Of its first frames, as they are on disk."""
+        return hashlib.sha256(self.x.reshape(-1, *self.shape[2:])[row, :frames].data)
 
     def earlier(self, starts: range, members: range) -> Frame:
         """The frames that all of these have."""
@@ -133,32 +152,48 @@ class Store:
         """Write frames where they belong; note them, and what came before, every few seconds and at the last frame."""
         members, frames = self.shape[1:3]
         first = piece.starts.start * members + piece.members.start
-        rows = [first, first + len(piece.starts) * len(piece.members)]
+        rows = range(first, first + len(piece.starts) * len(piece.members))
         own = np.s_[piece.starts.start : piece.starts.stop, piece.members.start : piece.members.stop]
-        if (self.done[own] > piece.frames.start).any():  # of a batch cut otherwise: a kill must not leave a mixture
+        mixed = (self.done[own] > piece.frames.start).any()  # a batch cut otherwise: a kill must not leave a mixture
+        if mixed:
             self.save()
-            append_record(self.journal, {"rows": rows, "frames": piece.frames.start})
+        if mixed or not self.hashes.keys() >= set(rows):
+            self.hashes |= {row: self._hash(row, piece.frames.start) for row in rows}
+        if mixed:
+            self._note(rows, piece.frames.start)
         size = self.x.itemsize * int(np.prod(self.shape[3:]))
         with naming(self.path), self.path.open("r+b") as file:
             for start, of_start in zip(piece.starts, piece.x, strict=True):
                 for member, new in zip(piece.members, of_start, strict=True):
-                    file.seek(self.x.offset + ((start * members + member) * frames + piece.frames.start) * size)
+                    row = start * members + member
+                    file.seek(self.x.offset + (row * frames + piece.frames.start) * size)
                     file.write(new.tobytes())
+                    self.hashes[row].update(new.tobytes())
         self.done[own] = piece.frames.stop
-        self.pending = {"rows": rows, "frames": piece.frames.stop}
+        self.pending = rows, piece.frames.stop
         if piece.frames.stop == frames or time.monotonic() - self.saved > SAVED_EVERY:
             self.save()
+        if piece.frames.stop == frames:
+            self.hashes.clear()
 
     def save(self) -> None:
         """Note what was written since, once it is on disk."""
         if self.pending is not None:
             sync(self.path)
-            append_record(self.journal, self.pending)
+            self._note(*self.pending)
         self.pending, self.saved = None, time.monotonic()
+
+    def _note(self, rows: range, frames: int) -> None:
+        hashes = [_short(self.hashes[row]) for row in rows]
+        append_record(self.journal, {"rows": [rows.start, rows.stop], "frames": frames, "hashes": hashes})
 
     def __str__(self) -> str:
         """How far it came."""
         return f"{self.done.sum():,} of {self.done.size * self.shape[2]:,} frames are in {self.path.parent}"
+
+
+def _short(hash: hashlib._Hash) -> str:
+    return hash.hexdigest()[:DIGITS]
 
 
 @dataclass(frozen=True)
@@ -189,14 +224,16 @@ def write_forecast(
     format: Format | None = None,
     pictures: bool = False,
     progress: ImageProgress | None = None,
+    note: Callable[[str], None] = warnings.warn,
     command: str = "dualrate.write_forecast",
 ) -> Written:
-    """Roll out what `out` lacks, and write each window at once; then what else is asked for.
+    """Roll out what `out` lacks, and write each window at once; then what else is asked for, anew.
 
     drawer:   of precision "auto": that of the frames that are there, if any
     format:   also write all of it as such a file, a trajectory a member, those of a start one after the other
     pictures: also forecast.png and forecast.webp, of the first start
     progress: called with (frames there, of how many, of all members) at first and after every window
+    note:     called where frames that are there are not what was written
     Raises ValueError, before anything is written, for what cannot be rolled out, and for an `out` that holds another
     forecast or anything else; OSError for a file that cannot be written or read, with its name, and for a folder that
     another process is filling. That error and a KeyboardInterrupt say how many frames are there.
@@ -213,6 +250,8 @@ def write_forecast(
         truth = None if starts.truth is None else _truth(out / TRUTH, starts, frame_shape(drawer.model))
         store = Store(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
         report, there = progress or (lambda done, total: None), int(store.done.sum())
+        if store.damaged:
+            note(f"{store.path}: {store.damaged} member(s) are not what was written, and are drawn again")
         report(there, store.done.size * frames)
         begun = time.perf_counter()
         with naming_progress(store):
@@ -226,15 +265,16 @@ def write_forecast(
                 store.save()
                 raise
             seconds = time.perf_counter() - begun
-            if other is not None and not other.exists():
+            if other is not None:
+                other.unlink(missing_ok=True)  # nothing says whether it is what was written
                 if format == "netcdf":
-                    _write_netcdf(other, store.x, truth, starts, record)
+                    _write_netcdf(other, store.x, truth, starts, record, forecast_of(drawer.model))
                 else:
                     rows = store.x.reshape(-1, *store.x.shape[2:])
                     step = None if record.unit == "time steps" else record.lead_times[0]
                     write_fields(other, rows, record.variables, step)
             if pictures:
-                first = shown(store.x, truth, record)
+                first = shown(store.x, truth, record, forecast_of(drawer.model))
                 write_whole(out / PICTURE, png(forecast_figure(first)))
                 write_animation(first, out / ANIMATION)
     burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in store.x)
@@ -252,26 +292,45 @@ def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
     return np.load(path, mmap_mode="r")
 
 
-def _write_netcdf(path: Path, x: Frame, truth: Frame | None, starts: Starts, record: Record) -> None:
+def _write_netcdf(
+    path: Path, x: Frame, truth: Frame | None, starts: Starts, record: Record, forecast: Forecast
+) -> None:
     """Members over (start, member, time, space), a variable a channel where these have names, else over channel too.
 
     time: lead times; start: its number, with trajectory and time step of its latest frame where it is from the data.
-    `NAME_truth` is what came, NaN where that is not known. A field of one dimension is over x alone.
+    `NAME_truth` is what came, NaN where that is not known. A field of one dimension is over one axis alone. Axes,
+    coordinates, units and dates are as the data says them.
     """
     count, members, frames, channels, height, width = x.shape
-    taken = {*RESERVED, *PLACES, *(f"{one}_truth" for one in record.variables)}
+    sizes = (width,) if height == 1 else (height, width)
+    taken = {*RESERVED, *PLACES, *DATES}
+    axes = [axis.partition(" (")[0] for axis in forecast.axes]
+    if len({*axes} - taken) != len(sizes) or "/" in "".join(axes):
+        axes = ["y", "x"][-len(sizes) :]
+    points = {
+        each.name: Labels(
+            tuple(axes[i] for i in each.axes),
+            np.reshape(each.values, [sizes[i] for i in each.axes]),
+            each.description.attributes,
+        )
+        for each in (*forecast.metadata.coordinates, *starts.metadata.coordinates)
+        if each.fits(sizes) and each.name not in taken and "/" not in each.name
+    }
+    points = {name: each for name, each in points.items() if name not in axes or each.dimensions == (name,)}
+    taken |= {*axes, *points, *(f"{one}_truth" for one in record.variables)}
     fit = all(one and one not in taken and "/" not in one for one in record.variables)
     named = have_names(record.variables) and fit and len(set(record.variables)) == channels
-    space = {"x": width} if height == 1 else {"y": height, "x": width}
+    space = dict(zip(axes, sizes, strict=True))
     each = space if named else {"channel": channels, **space}
     picked = {name: np.s_[..., i, :, :] for i, name in enumerate(record.variables)} if named else {"forecast": np.s_[:]}
-    lead = f"lead time in {record.unit} of the data, from the latest frame of the start"
-    along = {"start": Coordinate("start", np.arange(count)), "member": Coordinate("member", np.arange(members))}
-    along |= {"time": Coordinate("time", np.array(record.lead_times), lead)}
+    described = forecast.metadata.variables or starts.metadata.variables or (Description(),) * channels
+    about = {name: one.attributes for name, one in zip(picked, described, strict=False)} if named else {"forecast": {}}
+    along = {"start": Labels(("start",), np.arange(count)), "member": Labels(("member",), np.arange(members))}
+    along |= _times(starts, record, forecast) | points
     if not named:
-        along["channel"] = Coordinate("channel", np.arange(channels), ", ".join(record.variables))
+        along["channel"] = Labels(("channel",), np.arange(channels), {"long_name": ", ".join(record.variables)})
     if starts.places is not None:
-        along |= {name: Coordinate("start", starts.places[:, i]) for i, name in enumerate(PLACES)}
+        along |= {name: Labels(("start",), starts.places[:, i]) for i, name in enumerate(PLACES)}
 
     def known(part: Any, n: int) -> Frame:
         assert truth is not None
@@ -279,19 +338,54 @@ def _write_netcdf(path: Path, x: Frame, truth: Frame | None, starts: Starts, rec
         own[: truth.shape[1]] = truth[n][part].reshape(-1, *each.values())
         return own
 
-    variables: dict[str, tuple[Sequence[str], Callable[[int], Frame]]] = {}
+    variables: dict[str, tuple[Sequence[str], Callable[[int], Frame], Mapping[str, str]]] = {}
     for name, part in picked.items():
         variables[name] = (
             ("start", "member", "time", *each),
             lambda n, part=part: x[n][part].reshape(members, frames, *each.values()),
+            about[name],
         )
         if truth is not None:
-            variables[f"{name}_truth"] = ("start", "time", *each), lambda n, part=part: known(part, n)
+            variables[f"{name}_truth"] = ("start", "time", *each), lambda n, part=part: known(part, n), about[name]
     write_netcdf(path, {"start": count, "member": members, "time": frames, **each}, along, variables)
 
 
-def shown(x: Frame, truth: Frame | None, record: Record) -> Shown:
-    """What pictures show: the first variable of the first start."""
+def _times(starts: Starts, record: Record, forecast: Forecast) -> dict[str, Labels]:
+    """Lead times; and of each start its date, and of each frame the time that it is of, where the data says that."""
+    lead, numbers = np.array(record.lead_times), starts.dates
+    says = {"long_name": f"lead time in {record.unit} of the data, from the latest frame of the start"}
+    of_data = starts.metadata.time if starts.places is not None else ""
+    if hours := "hours" in (forecast.metadata.time, of_data) and forecast.step is not None:
+        says |= {"units": "hours", "standard_name": "forecast_period"}
+    labels = {"time": Labels(("time",), lead, says)}
+    if numbers is None:
+        return labels
+    units = {"units": starts.metadata.time} if starts.metadata.time else {}
+    adds = forecast.step is not None
+    if numbers.dtype.kind == "M":
+        numbers, adds = (numbers - np.datetime64(EPOCH)) / np.timedelta64(1, "h"), hours
+        units = {"units": f"hours since {EPOCH}", "calendar": "proleptic_gregorian"}
+    elif numbers.dtype.kind == "O":  # dates of another calendar
+        first, adds = numbers[0], hours
+        units = {"units": f"hours since {first.isoformat(' ')}", "calendar": first.calendar}
+        numbers = np.array([(date - first).total_seconds() / 3600 for date in numbers])
+    elif numbers.dtype.kind == "m":
+        numbers, adds = numbers / np.timedelta64(1, "h"), hours
+    labels["start_date"] = Labels(("start",), numbers, {"standard_name": "forecast_reference_time", **units})
+    if adds:
+        valid = numbers[:, None] + lead
+        labels["valid_time"] = Labels(("start", "time"), valid, {"standard_name": "time", **units})
+    return labels
+
+
+def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> Shown:
+    """What pictures show: the first variable of the first start. North is up, where an axis is one of latitudes."""
+    space = x.shape[5:] if x.shape[4] == 1 else x.shape[4:]
+    rows, columns = ([_axis(forecast, i, space) for i in range(len(space))] * 2)[-2:]
+    turned = len(space) == 2 and (columns.place, rows.place) in (("latitude", ""), ("latitude", "longitude"))
+    if turned:
+        x, truth = np.swapaxes(x, -2, -1), None if truth is None else np.swapaxes(truth, -2, -1)
+        rows, columns = columns, rows
     some = spread(min(record.frames, SHOWN_FRAMES), record.frames)
     members = np.stack([x[0, member, some, 0] for member in range(min(len(x[0]), SHOWN_MEMBERS))])
     mean, deviation = np.empty_like(members[0]), np.empty_like(members[0])
@@ -304,4 +398,18 @@ def shown(x: Frame, truth: Frame | None, record: Record) -> Shown:
         real[some < record.known] = truth[0, some[some < record.known], 0]
     times = np.array(record.lead_times)[some]
     name, lead = record.variables[0], "lead time" if record.unit == "time" else f"lead time in {record.unit}"
-    return Shown(members, mean, deviation, real, times, f"variable {name}" if name.isdecimal() else name, lead)
+    name = f"variable {name}" if name.isdecimal() else name
+    if forecast.metadata.variables and (units := forecast.metadata.variables[0].units):
+        name = f"{name} [{units}]"
+    return Shown(members, mean, deviation, real, times, name, lead, rows, columns)
+
+
+def _axis(forecast: Forecast, number: int, space: Sequence[int]) -> Axis:
+    name, _, way = (*forecast.axes, *[""] * len(space))[number].partition(" (")
+    known = [each for each in forecast.metadata.coordinates if each.axes == (number,) and each.fits(space)]
+    best = max(known, key=lambda each: each.name == name, default=Coordinate(name, (number,), ()))
+    steps, units = np.diff(best.values), best.description.units
+    ways = {"rising)": 1, "falling)": -1}.get(way, 0), *np.unique(np.sign(steps)).astype(int).tolist()
+    in_order = len(ways) == 2 and ways[1] != 0
+    label = f"{best.name} [{units}]" if units and not best.place else best.name
+    return Axis(label, best.values if in_order else (), ways[1] if in_order else ways[0], best.place)

@@ -23,14 +23,14 @@ def forecast_page(forecast: Forecast, written: Written, scored: Scored | None, j
     """scored: None where no truth is known."""
     record = written.record
     lead = "lead time" if record.unit == "time" else f"lead time in {record.unit}"
-    strip = forecast_figure(shown(written.x, written.truth, record))
+    strip = forecast_figure(shown(written.x, written.truth, record, forecast))
     strip.set_facecolor("white")
     own, steady = None if scored is None else scored.by_name["forecast"], judged.stability
     return page(
         "forecast.html",
         title=f"Forecast by {record.model}",
         headline=_headline(written, own),
-        notes=[scored.notice] if scored is not None and scored.left_out else [],
+        notes=[] if scored is None else scored.notices,
         strip=svg(strip),
         strip_caption=f"Variable {record.variables[0]}, over {lead}. Grey: not known.",
         tables=[] if scored is None else scored.tables,

@@ -47,6 +47,7 @@ class Scored:
     left_out:    variables that are constant in the training data, and count in none
     unit:        of lead times
     source:      where the starts are from, in words
+    over_latitudes: whether an axis is one of latitudes
     """
 
     by_name: dict[str, ForecastScores]
@@ -54,13 +55,14 @@ class Scored:
     left_out: tuple[str, ...]
     unit: str
     source: str
+    over_latitudes: bool = False
 
     @property
-    def notice(self) -> str:
-        """On what is left out; empty if nothing is."""
-        if not self.left_out:
-            return ""
-        return f"constant in the training data, so in no score: {', '.join(self.left_out)}"
+    def notices(self) -> list[str]:
+        """On what is left out, and how points count."""
+        names = ", ".join(self.left_out)
+        alike = "all points count alike, near the poles too: scores are not weighted by area, the cosine of latitude"
+        return [f"constant in the training data, so in no score: {names}"] * bool(names) + [alike] * self.over_latitudes
 
     def plain(self) -> dict[str, Any]:
         """For JSON: of each its rows by lead time, until when it correlates, and shares of ranks."""
@@ -104,7 +106,7 @@ class Scored:
             f"brackets: 95% intervals over starts, those of a trajectory together; none of fewer than {GROUPS} "
             "trajectories",
             "spread / skill: 1 for a calibrated ensemble; below, too sure",
-            *([self.notice] if self.left_out else []),
+            *self.notices,
         )
         found = [Table((*header, "correlation"), tuple(lines), notes, texts=1)]
         ends = shown_leads(len(own.leads), 3)
@@ -178,6 +180,7 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
         still,
         forecast.lead_unit,
         starts.source,
+        forecast.over_latitudes,
     )
 
 

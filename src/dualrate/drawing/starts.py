@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dualrate.data.fields import Found, check_names, find_fields, numbered, step_of, timing_of
 from dualrate.data.forecast import Fields, Forecast, as_float32, pieces_of, read_fields
+from dualrate.data.metadata import SAME_AXIS, Metadata
 from dualrate.data.source import read_arrays, reading
 from dualrate.diffusion.values import Shape
 from dualrate.drawing.drawer import spread
@@ -24,7 +25,6 @@ from dualrate.experiment.experiment import Model
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
-SAME_AXIS = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
 STARTS = 50  # if nothing else is asked for
 
 
@@ -36,6 +36,7 @@ class Starts:
     observed: whether the past is what was observed: it gets no more noise, and is 0 between the observed points
     places:   (N, 2) of starts from the data, trajectory of the test split and time step of the latest frame in it
     training: the fields that the model was trained on, where they were read
+    dates:    (N,) times of the latest frames, where they are known; metadata: what the source says
     """
 
     past: Frame
@@ -45,6 +46,8 @@ class Starts:
     observed: bool = False
     places: NDArray[np.int64] | None = None
     training: Fields | None = None
+    dates: NDArray[Any] | None = None
+    metadata: Metadata = Metadata()
 
     def __len__(self) -> int:
         return len(self.past)
@@ -71,7 +74,9 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     the training, and what reading raises.
     """
     forecast, training = forecast_of(model), training_fields(model)
-    data = read_fields(model.experiment.data.source, "test", forecast.statistics)
+    source = model.experiment.data.source
+    data = read_fields(source, "test", forecast.statistics)
+    _check_metadata(source, model.name, forecast, data.metadata)
     lengths = [stop - first for one in data.trajectories for first, stop in pieces_of(one)]
     longest = (max(lengths) - forecast.known) // forecast.ahead
     if longest < 1:
@@ -105,7 +110,15 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         truth,
         places=chosen + np.array([0, past - 1]),
         training=training,
+        dates=_dates(timing_of(data.trajectories[i]).times[first : first + past] for i, first in chosen),
+        metadata=data.metadata,
     )
+
+
+def _dates(times: Iterable[NDArray[Any]]) -> NDArray[Any] | None:
+    """The last times of each start; None where one has none."""
+    last = [each[-1:] for each in times]
+    return np.concatenate(last) if all(map(len, last)) else None
 
 
 def training_fields(model: Model) -> Fields:
@@ -131,9 +144,10 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another kind than .npy
     and .npz, and of frames:FOLDER, each trajectory is a start. Of four axes, a field of one dimension may also be
     (time, C, 1, W).
-    note: told where names of variables are taken for those of a model that knows none
-    Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables or axes or
-    another order of them, and for what is not finite; OSError for a file that cannot be read.
+    note: called with what is taken for granted: names, units and points, for those of a model that knows none; the time
+    between frames, of which one alone is taken
+    Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables, axes,
+    units or coordinates or another order of them, and for what is not finite; OSError for a file that cannot be read.
     """
     forecast, needed = forecast_of(model), forecast_of(model).known
     shapes = [frame_shape(model)]  # of a frame: whole, and as the model observes it
@@ -141,9 +155,14 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     if observed != shapes[0] and not forecast.difference:  # a difference is from a whole frame
         shapes.append(observed)
     held = _from_array(path, model, shapes) if path.suffix in (".npy", ".npz") else _from_fields(path, model, shapes)
-    _check_time(path, model.name, forecast, held)
+    if held.note:
+        note(f"{path}: {held.note}")
+    _check_time(path, model.name, forecast, held, note)
     _check_axes(path, model.name, forecast, held.axes)
     _check_variables(path, model.name, forecast, held.variables, note)
+    _check_metadata(path, model.name, forecast, held.metadata)
+    if held.metadata.said and not forecast.metadata.said:
+        note(f"{model.name} does not say in which units and at which points it was trained: those of {path} are taken")
     latest = [one[one.shape[0] - needed : one.shape[0]][:: forecast.lead] for one in held.trajectories]
     past = np.stack([as_float32(path, one) for one in latest])
     if len(bad := np.argwhere(~np.isfinite(past))):
@@ -153,7 +172,8 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
             f"{channel} of those that a forecast starts from: fill them in first"
         )
     whole = past if past.shape[2:] == shapes[0] else forecast.spread_out(past, shapes[0])
-    return Starts(whole, str(path), observed=True)
+    dates = _dates(timing_of(one).times for one in held.trajectories)
+    return Starts(whole, str(path), observed=True, dates=dates, metadata=held.metadata)
 
 
 def _from_fields(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
@@ -167,17 +187,17 @@ def _from_fields(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
     return held
 
 
-def _check_time(path: Path, name: str, forecast: Forecast, held: Found) -> None:
+def _check_time(path: Path, name: str, forecast: Forecast, held: Found, note: Callable[[str], None]) -> None:
     """Raises ValueError for another step than the model was trained on, for too few time steps, and for a gap."""
     found, needed = held.trajectories, forecast.known
     apart = [] if held.step is None else [held.step]
     for steps in (timing_of(one).steps for one in found):
         apart += steps[max(0, len(steps) - needed + 1) :].tolist()
     if wrong := [one for one in apart if forecast.step and not math.isclose(one, forecast.step, rel_tol=1e-3)]:
-        raise ValueError(
-            f"{path} has {wrong[0]:g} between its time steps, and {name} was trained on {forecast.step:g}: give time "
-            "steps as far apart"
-        )
+        says = f"{path} has {wrong[0]:g} between its time steps, and {name} was trained on {forecast.step:g}"
+        if needed > 1:
+            raise ValueError(f"{says}: give time steps as far apart")
+        note(f"{says}: it starts from one frame, the latest, so that this changes nothing")
     shortest = min((one.shape[0] for one in found), default=0)
     if shortest < needed:
         raise ValueError(
@@ -200,6 +220,15 @@ def _check_axes(path: Path, name: str, forecast: Forecast, axes: tuple[str, ...]
         raise ValueError(
             f"{path} has the axes of space {', '.join(axes)}, and {name} was trained on {', '.join(forecast.axes)}: "
             "bring them to that"
+        )
+
+
+def _check_metadata(source: str | Path, name: str, forecast: Forecast, metadata: Metadata) -> None:
+    """Raises ValueError for other units or coordinates than the model was trained on."""
+    for here, there in metadata.differences(forecast.metadata, forecast.names, forecast.every):
+        raise ValueError(
+            f"{source} has {here}, and {name} was trained on {there}: bring them to that, or correct or drop what the "
+            "file says"
         )
 
 

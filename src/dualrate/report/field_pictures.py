@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from dualrate.report.figures import PALETTE
+from dualrate.report.figures import PALETTE, literal
 from dualrate.system.files import whole
 
 MAPS = 6  # lead times of a picture of maps
@@ -27,11 +28,32 @@ Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
+class Axis:
+    """Of space. values: of its points, in their order, or none; way: 1 rising, -1 falling; place: as of `Coordinate`"""
+
+    label: str = ""
+    values: tuple[float, ...] = ()
+    way: int = 0
+    place: str = ""
+
+    def ticks(self, most: int) -> tuple[list[float], list[str]]:
+        """Where at most so many round numbers are, in points, and what they say; none where no values are known."""
+        if len(self.values) < 2:
+            return [], []
+        low, high = min(self.values), max(self.values)
+        steps = [1, 2, 3, 6, 9, 10] if self.place else [1, 2, 2.5, 5, 10]
+        numbers = np.asarray(MaxNLocator(most, steps=steps).tick_values(low, high))
+        order, inside = np.argsort(self.values), numbers[(numbers >= low) & (numbers <= high)]
+        return np.interp(inside, np.sort(self.values), order).tolist(), [f"{number:g}" for number in inside]
+
+
+@dataclass(frozen=True, eq=False)
 class Shown:
     """One variable of an ensemble from one start.
 
     members: (m, T, H, W), some of them; mean, spread: (T, H, W), of all; truth: the same, nan where it is not known
     times:   (T,); lead: what these are called
+    rows, columns: axes of space, of a line columns alone
     """
 
     members: Array
@@ -41,6 +63,8 @@ class Shown:
     times: Array
     variable: str
     lead: str
+    rows: Axis = Axis()
+    columns: Axis = Axis()
 
     @property
     def fields(self) -> dict[str, Array]:
@@ -93,8 +117,13 @@ def _space_and_time(shown: Shown, panels: Panels) -> Figure:
         axes.set_facecolor(UNKNOWN)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
+    if (shown.columns.place, shown.columns.way) == ("latitude", -1):
+        grid[0, 0].invert_yaxis()  # north is up; all share it
+    places, numbers = shown.columns.ticks(5)
+    if places:
+        grid[0, 0].set_yticks([place + 0.5 for place in places], numbers)
     figure.supxlabel(shown.lead, fontsize=11)
-    figure.supylabel("point", fontsize=11)
+    figure.supylabel(shown.columns.label if places else "point", fontsize=11)
     _bars(figure, images, list(grid.flat), shown)
     return figure
 
@@ -106,16 +135,29 @@ def _maps(shown: Shown, panels: Panels) -> Figure:
     figure = Figure(figsize=(1.6 * len(some) + 1.8, tall * len(panels) + 0.6), layout="constrained")
     grid = figure.subplots(len(panels), len(some), squeeze=False)
     images = {}
+    last = list(panels)[-1]
     for row, (name, (field, colours, norm)) in zip(grid, panels.items(), strict=True):
         for axes, i in zip(row, some, strict=True):
             images[colours] = axes.imshow(field[i], cmap=colours, norm=norm, interpolation="none")
-            axes.set(xticks=[], yticks=[], facecolor=UNKNOWN)
+            _orient(axes, shown, left=axes is row[0], bottom=name == last)
         row[0].set_ylabel(name, fontsize=11)
     for axes, i in zip(grid[0], some, strict=True):
         axes.set_title(f"{shown.times[i]:.4g}", fontsize=11)
     figure.suptitle(shown.lead, fontsize=11)
     _bars(figure, images, list(grid.flat), shown)
     return figure
+
+
+def _orient(axes: Axes, shown: Shown, *, left: bool, bottom: bool) -> None:
+    """North is up and east on the right; coordinates stand on the left and at the bottom."""
+    axes.set_facecolor(UNKNOWN)
+    if (shown.rows.place, shown.rows.way) == ("latitude", 1):
+        axes.invert_yaxis()
+    if (shown.columns.place, shown.columns.way) == ("longitude", -1):
+        axes.invert_xaxis()
+    for axis, along, labelled in ((axes.yaxis, shown.rows, left), (axes.xaxis, shown.columns, bottom)):
+        places, numbers = along.ticks(4) if labelled else ([], [])
+        axis.set_ticks(places, numbers, fontsize=8)
 
 
 def _bars(figure: Figure, images: dict, axes: list[Axes], shown: Shown) -> None:
@@ -149,7 +191,10 @@ def _moving_lines(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]
     finite = np.concatenate([one[np.isfinite(one)] for one in shown.fields.values()])
     low, high = np.percentile(finite, (0.1, 99.9)) if len(finite) else (0.0, 1.0)
     axes.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low) + 1e-12)
-    axes.set(xlabel="point", ylabel=shown.variable, xlim=(0, len(point) - 1))
+    places, numbers = shown.columns.ticks(7)
+    axes.set(xlabel=shown.columns.label if places else "point", ylabel=shown.variable, xlim=(0, len(point) - 1))
+    if places:
+        axes.set_xticks(places, numbers)
     axes.legend(loc="upper right", ncols=3, frameon=False)
     for i in some:
         for name, line in lines.items():
@@ -165,7 +210,7 @@ def _moving_maps(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
     images = []
     for axes, (name, field) in zip(grid, fields.items(), strict=True):
         images.append(axes.imshow(field[0], cmap=COLOURS, norm=scale, interpolation="none"))
-        axes.set(xticks=[], yticks=[], facecolor=UNKNOWN)
+        _orient(axes, shown, left=axes is grid[0], bottom=True)
         axes.set_title(name, fontsize=11)
     figure.colorbar(images[0], ax=list(grid), label=shown.variable, shrink=0.8, pad=0.01)
     title = figure.suptitle("", fontsize=11)
@@ -178,7 +223,7 @@ def _moving_maps(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]:
 
 def _picture(figure: Figure) -> Image.Image:
     """The next picture is laid out as this one."""
-    canvas = FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(literal(figure))
     canvas.draw()
     figure.set_layout_engine("none")
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
@@ -199,11 +200,23 @@ def mark(i: int) -> tuple[str, str]:
     return PALETTE[color], MARKERS[(color + again) % len(MARKERS)]
 
 
+def literal(figure: Figure) -> Figure:
+    """The same figure, in which a name with $ is no mathematics: of all texts only numbers along axes may be."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if not isinstance(axis.get_major_locator(), FixedLocator):  # names
+            for label in axis.get_ticklabels(which="both"):
+                label.set_parse_math(True)
+    return figure
+
+
 def svg(figure: Figure) -> str:
     """An <svg> element to put into a page: no fonts, no scripts, nothing fetched; as wide as its place."""
     target = io.StringIO()
+    without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": "dualrate"}):
-        FigureCanvasSVG(figure).print_svg(target, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        FigureCanvasSVG(literal(figure)).print_svg(target, metadata=without)
     drawn = target.getvalue().replace(INK, "currentColor")
     return drawn[drawn.index("<svg") :].strip()
 
@@ -213,7 +226,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     target = io.BytesIO()
     figure.set_facecolor("white")
     figure.set_dpi(dpi)
-    FigureCanvasAgg(figure).print_png(target)
+    FigureCanvasAgg(literal(figure)).print_png(target)
     return target.getvalue()
 
 

@@ -1,0 +1,156 @@
+"""What a source of fields says of its numbers: units and names of variables, coordinates of points, by CF conventions.
+
+A forecast keeps what its training data said. Starts that say otherwise are of another place, or in other units.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+SAME_AXIS = {"lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}
+COMPARED = 4096  # points of a coordinate that a run keeps, at most; all of most axes
+LONGEST = 200  # characters of an attribute
+NEAR = 1e-3  # of the spacing of points: less apart they are the same
+
+
+@dataclass(frozen=True)
+class Description:
+    """Attributes of a variable or of a coordinate; empty: not said."""
+
+    units: str = ""
+    standard_name: str = ""
+    long_name: str = ""
+
+    @staticmethod
+    def of(attributes: Mapping[str, Any]) -> Description:
+        """Those of a variable in a file."""
+        return Description(*(text_of(attributes.get(name, "")) for name in asdict(Description())))
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        return {name: text for name, text in asdict(self).items() if text}
+
+
+def text_of(value: Any) -> str:
+    """An attribute as a text; empty for what is neither text nor number."""
+    if isinstance(value, (np.ndarray, np.generic)) and value.size == 1:
+        value = value.item()
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return str(text)[:LONGEST] if isinstance(text, (str, int, float)) else ""
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """Numbers of points.
+
+    axes: of space that they are along, by number; none where that is not known; values: in C order
+    """
+
+    name: str
+    axes: tuple[int, ...]
+    values: tuple[float, ...]
+    description: Description = Description()
+
+    @property
+    def place(self) -> str:
+        """latitude or longitude; empty: neither."""
+        for word, side in (("latitude", "north"), ("longitude", "east")):
+            degrees = re.fullmatch(rf"degrees?_?{side[0]}({side[1:]})?", self.description.units.lower())
+            if degrees or word in (self.description.standard_name, self.name.lower()) or self.name.lower() == word[:3]:
+                return word
+        return ""
+
+    @property
+    def thinned(self) -> Coordinate:
+        """The same with at most `COMPARED` values, evenly spread."""
+        some = np.linspace(0, len(self.values) - 1, min(len(self.values), COMPARED)).astype(int).tolist()
+        return replace(self, values=tuple(self.values[i] for i in some))
+
+    def fits(self, space: Sequence[int]) -> bool:
+        """Whether it has a value for each point of axes of this size."""
+        sizes = [space[i] for i in self.axes if i < len(space)]
+        return len(sizes) == len(self.axes) and len(self.values) == np.prod(sizes, dtype=int)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """variables: of each channel, or none; time: units of its numbers, of dates hours; empty: not said"""
+
+    variables: tuple[Description, ...] = ()
+    coordinates: tuple[Coordinate, ...] = ()
+    time: str = ""
+
+    @property
+    def thinned(self) -> Metadata:
+        """The same with thinned coordinates."""
+        return replace(self, coordinates=tuple(each.thinned for each in self.coordinates))
+
+    @property
+    def said(self) -> bool:
+        """Whether there are units or coordinates."""
+        return bool(self.coordinates) or any(each.units for each in self.variables)
+
+    @property
+    def over_latitudes(self) -> bool:
+        return any(each.place == "latitude" for each in self.coordinates)
+
+    def differences(self, other: Metadata, names: Sequence[str], every: int = 1) -> Iterator[tuple[str, str]]:
+        """In words what this says, and what the other says, of what both say something of, where that is not the same.
+
+        names: of the variables; every: of the other's points along each axis, this may have every so many alone
+        """
+        units = zip(names, self.variables, other.variables, strict=False)
+        pairs = [(name, mine.units, theirs.units) for name, mine, theirs in units]
+        for name, mine, theirs in (*pairs, ("time", self.time, other.time)):
+            if mine and theirs and plain_units(mine) != plain_units(theirs):
+                yield f"{name} in {mine}", f"{name} in {theirs}"
+        for coordinate in self.coordinates:
+            if (same := _same(coordinate, other.coordinates)) is not None:
+                yield from _apart(coordinate.thinned, same.thinned, every)
+
+
+def plain_units(units: str) -> str:
+    """Units by one spelling of powers, of degrees and of kelvin: m/s, m s**-1 and m s^-1 are m s-1."""
+    text = re.sub(r"\s*/\s*([A-Za-z]+)(\d*)", lambda at: f" {at[1]}-{at[2] or 1}", units.strip())
+    text = re.sub(r"\s+", " ", re.sub(r"\*\*|\^", "", text))
+    text = re.sub(r"(?i)^deg(ree)?s?(_?(north|east|n|e))?$", "degrees", text)
+    return re.sub(r"(?i)^(kelvins?|deg(ree)?s?_?k(elvin)?)$", "K", text)
+
+
+def _same(coordinate: Coordinate, others: Sequence[Coordinate]) -> Coordinate | None:
+    """The one that is called so, or has another name of the same."""
+
+    def common(each: Coordinate) -> str:
+        return SAME_AXIS.get(each.place or each.name.lower(), each.name.lower())
+
+    alike = [each for each in others if len(each.axes) == len(coordinate.axes)]
+    by_name = [each for each in alike if each.name == coordinate.name]
+    return next(iter(by_name or [each for each in alike if common(each) == common(coordinate)]), None)
+
+
+def _apart(mine: Coordinate, theirs: Coordinate, every: int) -> Iterator[tuple[str, str]]:
+    a, b = np.array(mine.values), np.array(theirs.values)
+    if len(a) != len(b):
+        b = b[::every]
+    if len(a) != len(b):
+        return  # their sizes differ
+    apart = np.abs(a - b)
+    if mine.place == theirs.place == "longitude" and not mine.description.units.startswith("rad"):
+        apart = np.minimum(apart % 360, -apart % 360)
+    spacing = np.median(np.abs(np.diff(b))) if len(b) > 1 else 0.0
+    wrong = np.flatnonzero(apart > NEAR * spacing + 1e-6 * np.abs(b).max(initial=0))
+    ends = any(i in (0, len(a) - 1) for i in wrong.tolist())
+
+    def words(each: Coordinate, values: np.ndarray) -> str:
+        units = f" {each.description.units}".rstrip()
+        at = "" if ends or not len(wrong) else f", at point {wrong[0]} {values[wrong[0]]:g}"
+        return f"{each.name} from {values[0]:g} to {values[-1]:g}{units}{at}"
+
+    units = [plain_units(each.description.units) for each in (mine, theirs)]
+    if len(wrong) or (all(units) and units[0] != units[1]):
+        yield words(mine, a), words(theirs, b)
