@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds
-from dualrate.integrations.caching import FirstBlock, Verified
+from dualrate.pipelines.caching import FirstBlock, Verified
 from dualrate.report.figures import log_axis, png
 from dualrate.system.device import keep_freed_memory
 from dualrate.system.files import write_whole
@@ -379,7 +379,7 @@ class Way:
     def by_dualrate(self, run: Run, texts: Path) -> tuple[Pixels, Row]:
         """Pictures (N, 28, 28, 3) of the captions in a file, and what one of them cost."""
         from dualrate.drawing.drawer import Guidance
-        from dualrate.from_diffusers.retrofitted import prompts_of
+        from dualrate.pipelines.retrofitted import prompts_of
 
         model = dr.load(str(run.out / self.network))
         model = model.with_given(prompts_of(model.experiment, str(texts), "cpu"))

@@ -42,18 +42,18 @@ import dualrate as dr
 from benchmarks.workloads import in_cpu_seconds, whole
 from dualrate.cli.distill import Student
 from dualrate.data.conditions import HeldOut
-from dualrate.data.fields import write_fields
-from dualrate.data.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
-from dualrate.data.simulations import System as Simulated
 from dualrate.drawing.drawer import spread
-from dualrate.drawing.forecast import costs, forecast_of, roll_out
-from dualrate.drawing.starts import held_out_starts
 from dualrate.experiment.experiment import DataConfig
+from dualrate.forecasts.recipe import Forecasting
+from dualrate.forecasts.rollout import costs, forecast_of, roll_out
+from dualrate.forecasts.scores import persistence
+from dualrate.forecasts.simulations import SIMULATIONS, Kolmogorov, KuramotoSivashinsky
+from dualrate.forecasts.simulations import System as Simulated
+from dualrate.forecasts.sources import write_fields
+from dualrate.forecasts.starts import held_out_starts
 from dualrate.metrics.ensembles import fair_crps
-from dualrate.metrics.forecasts import persistence
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.auto import distilled
-from dualrate.recipes.forecast import Forecasting
 from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy
 from dualrate.report.figures import log_axis, png
 from dualrate.report.table import with_interval

@@ -124,12 +124,15 @@ def few_samples():
     """
     from matplotlib.figure import Figure
 
-    from dualrate.compare import comparison, forecasts, results
-    from dualrate.drawing import forecast_page, measure
+    from dualrate.compare import comparison, results
+    from dualrate.drawing import measure
     from dualrate.experiment import experiment
+    from dualrate.forecasts import comparison as forecasts
+    from dualrate.forecasts import page as forecast_page
+    from dualrate.forecasts import pictures as field_pictures
     from dualrate.metrics import evaluate
     from dualrate.networks import blocks
-    from dualrate.report import field_pictures, figures
+    from dualrate.report import figures
     from dualrate.runs import train
 
     timed, resampled = comparison.seconds_per_image, evaluate.resampled_distances

@@ -21,11 +21,12 @@ from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.drawing import calibration, measure
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
+from dualrate.forecasts import recipe as forecast
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.features import Architecture, train_feature_net
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, forecast, imagenet
+from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.runs.store import write_experiment
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig

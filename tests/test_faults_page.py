@@ -11,7 +11,7 @@ ROWS = [line for line in LINES if not line.startswith(("| what happens", "| ---"
 FAULTS, FOLDERS, TOGETHER = "training/test_faults.py", "system/test_folders.py", "training/test_together.py"
 CHECKPOINT, RELEASE, SAMPLES = "training/test_checkpoint.py", "runs/test_release.py", "drawing/test_samples.py"
 LOADING, BAD_FILES, PREPARE = "data/test_load_images.py", "data/test_bad_files.py", "data/test_prepare.py"
-WORKERS, FIELD_FILES = "system/test_workers.py", "data/test_field_files.py"
+WORKERS, FIELD_FILES = "system/test_workers.py", "forecasts/test_file_checks.py"
 HELD_BY = {  # what happens: the tests
     "a zarr store names a codec that is not on the list, or holds objects": [
         f"{FIELD_FILES}::test_a_store_names_no_code",
@@ -107,7 +107,7 @@ HELD_BY = {  # what happens: the tests
     "a bit flips, a file is cut off or missing": [
         f"{RELEASE}::test_any_flipped_bit_is_an_error_that_names_the_file",
         f"{RELEASE}::test_a_file_that_is_cut_off_empty_or_missing_is_an_error",
-        "integrations/test_pipeline.py::test_a_flipped_bit_in_any_file_is_an_error_that_names_the_folder",
+        "pipelines/test_pipeline.py::test_a_flipped_bit_in_any_file_is_an_error_that_names_the_folder",
         "test_bad_input.py::test_a_plan_that_is_none_is_named",
     ],
     "a pickle among the files": [
@@ -119,7 +119,7 @@ HELD_BY = {  # what happens: the tests
     ],
     "`export --out` is a run or holds other files": [f"{RELEASE}::test_anything_else_is_refused_and_left_alone"],
     "weights of a diffusers folder are missing": [
-        "from_diffusers/test_retrofit.py::test_what_cannot_be_retrofitted_is_refused_with_the_reason"
+        "pipelines/test_retrofit.py::test_what_cannot_be_retrofitted_is_refused_with_the_reason"
     ],
     "a plan that a student was not distilled for": [
         "cli/test_cli_distill.py::test_what_a_student_does_not_serve_is_one_line"
@@ -164,12 +164,12 @@ HELD_BY = {  # what happens: the tests
     ],
     "hidden files, dead links, unused splits": [f"{LOADING}::test_hidden_folders_are_not_read"],
     "captions whose columns name no image, images without a caption": [
-        "data/test_prompts.py::test_columns_that_name_no_image_are_refused_by_name",
-        "data/test_prompts.py::test_some_names_are_not_enough",
+        "pipelines/test_captions.py::test_columns_that_name_no_image_are_refused_by_name",
+        "pipelines/test_captions.py::test_some_names_are_not_enough",
     ],
     "several captions of an image, captions of no image, empty ones": [
-        "data/test_prompts.py::test_of_several_captions_the_first_is_taken_and_the_others_are_counted",
-        "data/test_prompts.py::test_empty_captions_are_counted",
+        "pipelines/test_captions.py::test_of_several_captions_the_first_is_taken_and_the_others_are_counted",
+        "pipelines/test_captions.py::test_empty_captions_are_counted",
     ],
     "columns, arrays and files that are not read": [
         f"{LOADING}::test_arrays_that_may_be_labels_are_listed_and_one_is_named",
@@ -196,16 +196,16 @@ HELD_BY = {  # what happens: the tests
         f"{SAMPLES}::test_a_folder_of_other_samples_is_refused_and_what_differs_is_named",
     ],
     "a start of `forecast` in other units, or of other latitudes and longitudes, than the training data": [
-        "drawing/test_places.py::test_starts_of_other_places_and_units_are_refused_with_both",
-        "drawing/test_places.py::test_starts_of_the_same_place_are_taken_however_it_is_said",
+        "forecasts/test_places.py::test_starts_of_other_places_and_units_are_refused_with_both",
+        "forecasts/test_places.py::test_starts_of_the_same_place_are_taken_however_it_is_said",
     ],
     "fields whose times are no numbers or dates, or not as many as the frames": [
-        "data/test_fields.py::test_times_of_hdf5_that_are_not_understood_are_refused",
-        "data/test_fields.py::test_times_of_netcdf_that_are_not_understood_are_refused",
+        "forecasts/test_sources.py::test_times_of_hdf5_that_are_not_understood_are_refused",
+        "forecasts/test_sources.py::test_times_of_netcdf_that_are_not_understood_are_refused",
     ],
     "a bit flips in `forecast.npy`": [
-        "drawing/test_rollout.py::test_a_flipped_bit_is_seen_and_drawn_again",
-        "drawing/test_rollout.py::test_other_files_of_a_forecast_are_written_anew",
+        "forecasts/test_rollout.py::test_a_flipped_bit_is_seen_and_drawn_again",
+        "forecasts/test_rollout.py::test_other_files_of_a_forecast_are_written_anew",
     ],
     "a PNG in the folder is cut off": [f"{SAMPLES}::test_a_png_that_is_not_whole_is_drawn_again"],
     "a reference file of another number of features, with NaN, or a pickle": [

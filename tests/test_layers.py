@@ -55,8 +55,8 @@ CONFINED = {
 EXTRAS = ("parquet", "forecast", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
-    "dualrate.integrations.diffusers",
-    "dualrate.integrations.hub",
+    "dualrate.pipelines.export",
+    "dualrate.pipelines.hub",
     "dualrate.serving.app",
 }
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}

@@ -12,7 +12,7 @@ from tools.house import modules
 from tools.try_package import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
-OF_AN_EXTRA = {"dualrate.integrations.diffusers", "dualrate.integrations.hub"}
+OF_AN_EXTRA = {"dualrate.pipelines.export", "dualrate.pipelines.hub"}
 WITHOUT = """
 import importlib, sys
 sys.modules.update(dict.fromkeys({extras!r}))  # None: importing it fails

@@ -13,14 +13,14 @@ from dualrate.drawing.choice import Choice, sample
 from dualrate.drawing.drawer import Drawer, Guidance
 from dualrate.experiment.experiment import DataConfig, Experiment, Model
 from dualrate.experiment.network_configs import OneNetwork, TwoNetworks
-from dualrate.from_diffusers.diffusers_folder import from_diffusers
-from dualrate.from_diffusers.pipelines import prompts
-from dualrate.integrations.accelerate import accelerate
 from dualrate.methods.denoising import DenoisingConfig, DualRateLoss
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.pipelines.accelerate import accelerate
+from dualrate.pipelines.folder import from_diffusers
+from dualrate.pipelines.prompts import prompts
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.release import export
 from dualrate.runs.store import load

@@ -12,15 +12,15 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from cli.command import call
-from drawing.made_forecasts import CHANNELS, WIDTH, experiment_of
-from drawing.test_rollout import by_lead
+from forecasts.made_forecasts import CHANNELS, WIDTH, experiment_of
+from forecasts.test_rollout import by_lead
 from runs.made import ONE, saved_random
 
-from dualrate.compare import forecasts
-from dualrate.data.forecast import Forecast
 from dualrate.drawing.drawer import Drawer
-from dualrate.drawing.forecast_scores import Scored, window_scores
-from dualrate.metrics.forecasts import Score
+from dualrate.forecasts import comparison as forecasts
+from dualrate.forecasts.evaluation import Scored, window_scores
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.scores import Score
 from dualrate.runs.train import FORECAST, check_out
 
 OPTIONS = ("--steps", 2, "--members", 2, "--frames", 3, "--precision", "float32")
@@ -35,7 +35,7 @@ def run(tmp_path) -> Path:
 
 def without_page(monkeypatch) -> None:
     """Its figures take seconds."""
-    monkeypatch.setattr("dualrate.drawing.forecast_page.forecast_page", lambda *of: "a page")
+    monkeypatch.setattr("dualrate.forecasts.page.forecast_page", lambda *of: "a page")
 
 
 def test_the_same_command_goes_on_and_reports(run, tmp_path, monkeypatch, capsys):
@@ -101,7 +101,7 @@ def test_a_forecast_that_is_stopped_has_the_exit_code_of_the_page(run, tmp_path,
 
 def test_scores_are_written_before_stability_is_judged(run, tmp_path, monkeypatch):
     without_page(monkeypatch)
-    monkeypatch.setattr("dualrate.drawing.forecast_scores.judged", Mock(side_effect=MemoryError))
+    monkeypatch.setattr("dualrate.forecasts.evaluation.judged", Mock(side_effect=MemoryError))
     assert call(monkeypatch, "forecast", run, "--out", tmp_path / "out", *OPTIONS) != 0
     assert (tmp_path / "out" / "scores.json").is_file()
 

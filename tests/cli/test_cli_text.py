@@ -13,13 +13,13 @@ from dualrate.cli import distill as cli_distill
 from dualrate.codecs.token_codec import BETWEEN, Characters, texts
 from dualrate.compare import comparison as comparing
 from dualrate.data.images import to_float
-from dualrate.data.text_pieces import PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.random import Draws
 from dualrate.drawing.likelihood import entropy
-from dualrate.metrics import text as language_model
-from dualrate.recipes import token_models
 from dualrate.runs.store import load
 from dualrate.serving.offer import Offer
+from dualrate.texts import language_model as language_model
+from dualrate.texts import recipe as token_models
+from dualrate.texts.pieces import PYTHON_DOCS, is_text, read_text
 
 TEXT = "the quick brown fox\njumps über the lazy dog. " * 40
 FIT = ("--fit.iterations", 2, "--fit.batch-size", 4, "--fit.sample-every", 2, "--device", "cpu")

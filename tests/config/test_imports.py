@@ -171,7 +171,7 @@ def released(folder: Path) -> Callable[[], object]:
 
 def pipeline(folder: Path) -> Callable[[], object]:
     pytest.importorskip("diffusers")
-    from dualrate.integrations.diffusers import DualRatePipeline
+    from dualrate.pipelines.export import DualRatePipeline
 
     model = dr.load(saved(ONE, folder.with_name("of-pipe")), note=lambda text: None)
     DualRatePipeline.of(model, dr.Choice(2, sampler="ancestral")).save_pretrained(folder)

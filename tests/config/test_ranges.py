@@ -53,66 +53,66 @@ from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
 from dualrate.data.conditions import Inpainting, Pairs, Prompts, SuperResolution
-from dualrate.data.forecast import Forecast
-from dualrate.data.simulations import Kolmogorov, KuramotoSivashinsky, MovingGarments, Simulation, System
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.prediction import Discrete, Flow, Sigmoid
 from dualrate.diffusion.process import SharedNoise
-from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
 from dualrate.experiment.network_configs import OneConditional, OneNetwork, ThreeConditional, TwoConditional
 from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, OwnGrid, OwnSteps, Segments
-from dualrate.from_diffusers.cut import CutNetwork
-from dualrate.from_diffusers.diffusers_folder import ForeignConfig
-from dualrate.from_diffusers.retrofitted import OwnBlocks, Tap
-from dualrate.integrations.caching import Accumulated, FirstBlock, Fixed, Verified
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.refiner import Levels, RefinerConfig, Refining
+from dualrate.forecasts.rolling import RollingConfig, RollingDenoising
+from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.simulations import Kolmogorov, KuramotoSivashinsky, MovingGarments, Simulation, System
 from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.crps import OneCall, OneCallConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss, WeightedDenoising
 from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.glance import AdaptedNetwork, ByPhase, Glance, GlanceConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, MomentMatchingConfig, StudentMethod
-from dualrate.methods.refiner import Levels, RefinerConfig, Refining
 from dualrate.methods.residual import Residual, ResidualConfig, ResidualDenoising, ResidualNetworks
-from dualrate.methods.rolling import RollingConfig, RollingDenoising
 from dualrate.methods.student_states import ForwardPairs, FromData, FullRollout, PlanStates, SegmentRollout
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
-from dualrate.metrics.clip import Clip
 from dualrate.metrics.features import Architecture, Card, Mixed, NetworkCard, Stacked
 from dualrate.metrics.pretrained import PhotoNet
-from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.dis import DiSConfig
 from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.uvit import UViT, UViTCut
+from dualrate.pipelines.caching import Accumulated, FirstBlock, Fixed, Verified
+from dualrate.pipelines.clip import Clip
+from dualrate.pipelines.cut import CutNetwork
+from dualrate.pipelines.folder import ForeignConfig
+from dualrate.pipelines.recipe import Retrofit
+from dualrate.pipelines.retrofitted import OwnBlocks, Tap
 from dualrate.recipes import imagenet
-from dualrate.recipes.retrofit import Retrofit
 from dualrate.recipes.students import Adapt
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
 from dualrate.serving.offer import Request
+from dualrate.texts.language_model import LanguageCard, Recurrent
 from dualrate.training.method import Loss, OnePhase, Phase
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
 
 MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
-    "dualrate.data.fields.Found",
-    "dualrate.data.fields.Lazy",
-    "dualrate.data.fields.Timing",
-    "dualrate.data.forecast.Fields",
-    "dualrate.data.forecast.Statistics",
+    "dualrate.forecasts.sources.Found",
+    "dualrate.forecasts.sources.Lazy",
+    "dualrate.forecasts.sources.Timing",
+    "dualrate.forecasts.fields.Fields",
+    "dualrate.forecasts.fields.Statistics",
     "dualrate.likelihood.bound.Bound",
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",
-    "dualrate.from_diffusers.classes.kind.Kind",
-    "dualrate.from_diffusers.classes.kind.Part",
-    "dualrate.compare.forecasts.ScoredPlan",
+    "dualrate.pipelines.classes.kind.Kind",
+    "dualrate.pipelines.classes.kind.Part",
+    "dualrate.forecasts.comparison.ScoredPlan",
     "dualrate.report.figures.Panel",
     "dualrate.report.table.Table",
-    *(f"dualrate.integrations.caching.{name}" for name in ("Cache", "Method", "Features", "Tokens", "Levels")),
+    *(f"dualrate.pipelines.caching.{name}" for name in ("Cache", "Method", "Features", "Tokens", "Levels")),
     "dualrate.compare.results.KeptRow",
     "dualrate.compare.results.Saving",
     "dualrate.compare.comparison.Session",
@@ -137,9 +137,9 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.metrics.ensembles.EnsembleScores",
     "dualrate.metrics.evaluate.Details",
     "dualrate.metrics.evaluate.Score",
-    "dualrate.metrics.forecasts.Score",
+    "dualrate.forecasts.scores.Score",
     "dualrate.metrics.store.Fingerprint",
-    "dualrate.metrics.text.GradientMoment",
+    "dualrate.texts.language_model.GradientMoment",
     "dualrate.metrics.distances.GaussianStats",
     "dualrate.metrics.distances.KernelDistance",
     "dualrate.metrics.distances.Manifold",
@@ -149,11 +149,11 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.planning.planner.Planned",
     "dualrate.config.ranges.Range",
     "dualrate.recipes.auto.Tier",
-    "dualrate.recipes.forecast.Tier",
-    "dualrate.metrics.forecasts.ForecastScores",
-    "dualrate.drawing.forecast_folder.Record",
-    "dualrate.drawing.starts.Starts",
-    "dualrate.drawing.forecast_folder.Written",
+    "dualrate.forecasts.recipe.Tier",
+    "dualrate.forecasts.scores.ForecastScores",
+    "dualrate.forecasts.folder.Record",
+    "dualrate.forecasts.starts.Starts",
+    "dualrate.forecasts.folder.Written",
     "dualrate.drawing.samples.Pictures",
     "dualrate.drawing.samples.Pieces",
     "dualrate.drawing.samples.Drawn",
@@ -172,7 +172,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.drawing.drawer.Samples",
     "dualrate.drawing.planning.Candidate",
     "dualrate.experiment.experiment.Model",
-    "dualrate.methods.rolling.Window",
+    "dualrate.forecasts.rolling.Window",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",

@@ -21,12 +21,10 @@ from dualrate.codecs.token_codec import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.data.conditions import SuperResolution
-from dualrate.data.forecast import Forecast
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiment import experiment as experiment_module
@@ -40,15 +38,17 @@ from dualrate.experiment.network_configs import (
     TwoTransformers,
 )
 from dualrate.experiment.plan_support import AtLeast, OnePlan
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.refiner import Refinement, RefinerConfig
+from dualrate.forecasts.rolling import RollingConfig
+from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods import moment_matching
 from dualrate.methods.consistency import ConsistencyConfig
 from dualrate.methods.crps import OneCallConfig
 from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
 from dualrate.methods.glance import AdaptedNetwork, GlanceConfig
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatchingConfig, StudentMethod
-from dualrate.methods.refiner import Refinement, RefinerConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
-from dualrate.methods.rolling import RollingConfig
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime
 from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.networks.image_encoder import EncoderConfig

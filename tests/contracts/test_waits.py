@@ -24,16 +24,16 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
-from dualrate.diffusion.rolling import Rolling
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Reuse, shared_time
 from dualrate.experiment.network_configs import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.forecasts import rolling
+from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods import (
     consistency,
     denoising,
     em_distillation,
     moment_matching,
-    rolling,
     student_states,
     times,
 )

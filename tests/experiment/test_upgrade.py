@@ -11,12 +11,12 @@ import dualrate as dr
 from dualrate.codecs.codec import CodecFolder
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Latent
-from dualrate.data.forecast import Forecast
-from dualrate.diffusion.rolling import Rolling
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
 from dualrate.experiment.upgrade import RETIRED, upgraded
-from dualrate.methods.rolling import RollingConfig
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.rolling import RollingConfig
+from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods.times import GivenTimes
 
 NET = dr.UViTConfig(8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)

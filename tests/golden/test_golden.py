@@ -32,7 +32,7 @@ def test_a_sampler_draws_the_same_images(name: str) -> None:
 
 def test_a_pipeline_loads_and_draws_as_its_run() -> None:
     pytest.importorskip("diffusers")
-    from dualrate.integrations.diffusers import DualRatePipeline
+    from dualrate.pipelines.export import DualRatePipeline
 
     pipeline = DualRatePipeline.from_pretrained(HERE / "pipeline")
     pipeline.set_progress_bar_config(disable=True)

@@ -16,7 +16,7 @@ from dualrate.cli.data import HIGH, LOW, size_of_latents
 from dualrate.codecs.codec import CodecFolder, read_codec
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.random import Draws
-from dualrate.integrations.codecs import RULES, Autoencoder
+from dualrate.pipelines.autoencoder import RULES, Autoencoder
 
 DRAWS = Draws(0, torch.arange(2))
 KINDS = {

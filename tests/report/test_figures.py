@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dualrate.diffusion.plan import StepPlan
-from dualrate.metrics.forecasts import Score
-from dualrate.report import field_pictures, figures
-from dualrate.report.field_pictures import Shown, forecast_figure, write_animation
+from dualrate.forecasts import pictures as field_pictures
+from dualrate.forecasts.pictures import Shown, forecast_figure, write_animation
+from dualrate.forecasts.scores import Score
+from dualrate.report import figures
 from dualrate.report.figures import (
     INK,
     PALETTE,

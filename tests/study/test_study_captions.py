@@ -9,8 +9,9 @@ import captions as module
 from captions import Run, Size, Way, wilson
 from scipy.stats import binomtest
 
-from dualrate.from_diffusers import diffusers_folder, text_folder
-from dualrate.integrations.caching import Verified
+from dualrate.pipelines import folder as diffusers_folder
+from dualrate.pipelines import text_encoders as text_folder
+from dualrate.pipelines.caching import Verified
 from studies.shapes import ASPECTS, COLOURS, PLACES, SHAPES, captions, drawn, judged, read
 
 RNG = np.random.default_rng(0)

@@ -9,9 +9,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from dualrate.data.simulations import KuramotoSivashinsky
+from dualrate.forecasts import recipe as forecast
+from dualrate.forecasts.simulations import KuramotoSivashinsky
 from dualrate.networks.uvit import UViTConfig
-from dualrate.recipes import forecast
 from dualrate.sampling.cost import macs_of
 from studies import contest, forecasts
 from studies.contest import Contest, Setting

@@ -8,9 +8,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from dualrate.data.simulations import KuramotoSivashinsky
-from dualrate.recipes import forecast
-from dualrate.recipes.forecast import Forecasting
+from dualrate.forecasts import recipe as forecast
+from dualrate.forecasts.recipe import Forecasting
+from dualrate.forecasts.simulations import KuramotoSivashinsky
 from studies import forecasts
 from studies.forecasts import SYSTEMS
 

@@ -73,16 +73,16 @@ def main(system: str, folder: Path) -> None:
     {"macos": as_on_macos, "windows": as_on_windows}[system]()
 
     import numpy as np
-    from drawing.made_forecasts import drawer_of, experiment_of
+    from forecasts.made_forecasts import drawer_of, experiment_of
     from runs.made import ONE
 
     import dualrate as dr
     import dualrate_command
     from dualrate.cli.doctor import check_device, check_disk, check_installation, examine
     from dualrate.cli.main import parsed
-    from dualrate.data.forecast import Forecast
-    from dualrate.drawing.forecast_folder import write_forecast
-    from dualrate.drawing.starts import held_out_starts
+    from dualrate.forecasts.fields import Forecast
+    from dualrate.forecasts.folder import write_forecast
+    from dualrate.forecasts.starts import held_out_starts
 
     for module in pkgutil.walk_packages(dr.__path__, "dualrate."):
         if not module.name.endswith("__main__"):  # which runs the command

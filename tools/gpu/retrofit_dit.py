@@ -18,7 +18,7 @@ from torch.nn.functional import mse_loss
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import dualrate as dr
-from dualrate.recipes.retrofit import Retrofit
+from dualrate.pipelines.recipe import Retrofit
 from dualrate.system.device import pays
 from dualrate.system.progress import Silent
 from tools.gpu import training

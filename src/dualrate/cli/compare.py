@@ -58,8 +58,8 @@ class Compare(Ranged):
 
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare
-        from dualrate.compare.forecasts import are_forecasts, compare_forecasts
         from dualrate.compare.results import front_table
+        from dualrate.forecasts.comparison import are_forecasts, compare_forecasts
         from dualrate.report.table import as_text
 
         if not self.requests:

@@ -15,7 +15,7 @@ import torch
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.experiment import COMPILED, Model
-from dualrate.from_diffusers.retrofitted import prompts_of
+from dualrate.pipelines.retrofitted import prompts_of
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
 from dualrate.system.progress import PlainReporter, Reporter

@@ -21,8 +21,8 @@ from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_named
 from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
 from dualrate.data.images import ImageSet, to_float
-from dualrate.data.prompts import Captions, TextEncoder
 from dualrate.diffusion.random import Draws
+from dualrate.pipelines.captions import Captions, TextEncoder
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.system.device import pick_device
 from dualrate.system.progress import image_progress
@@ -129,8 +129,8 @@ class Encode(_ToFolder):
             raise ValueError("name the codec by --codec FOLDER, or with --prompts by its pipeline alone")
         folder, captions, texts = self.codec, None, None
         if self.prompts is not None:
-            from dualrate.data.prompts import read_captions
-            from dualrate.from_diffusers.retrofitted import text_folder
+            from dualrate.pipelines.captions import read_captions
+            from dualrate.pipelines.retrofitted import text_folder
 
             if self.on_bad != "fail":
                 raise ValueError("an image cannot be left out without its caption: drop --on-bad, repair the images")
@@ -150,7 +150,7 @@ class Encode(_ToFolder):
         print_report(self.json, {**counts, **about})
 
     def _encode_prompts(self, captions: Captions, texts: TextEncoder, device: torch.device) -> None:
-        from dualrate.data.prompts import ENCODING, encode_prompts
+        from dualrate.pipelines.captions import ENCODING, encode_prompts
         from dualrate.system.workers import mapper
 
         progress = reporter()
@@ -178,7 +178,7 @@ class Verify(Ranged):
 
     def run(self) -> None:
         from dualrate.data.cache import verify
-        from dualrate.data.prompts import PROMPTS, has_prompts, verify_captions
+        from dualrate.pipelines.captions import PROMPTS, has_prompts, verify_captions
         from dualrate.system.workers import mapper
 
         progress = reporter()
@@ -327,8 +327,8 @@ class Simulate(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.data.fields import check_writable, write_fields
-        from dualrate.data.simulations import SIMULATING, SIMULATIONS
+        from dualrate.forecasts.simulations import SIMULATING, SIMULATIONS
+        from dualrate.forecasts.sources import check_writable, write_fields
 
         check_writable(self.out)
         system, *_ = SIMULATIONS[self.system]

@@ -27,18 +27,19 @@ from dualrate.config.ranges import (
     TeacherGuidance,
 )
 from dualrate.experiment.experiment import Experiment
-from dualrate.from_diffusers.diffusers_folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
-from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, students, token_models
+from dualrate.pipelines.folder import is_diffusers
+from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, students
 from dualrate.recipes.students import StudentRecipe
 from dualrate.runs.store import read_experiment
+from dualrate.texts import recipe as texts
 
 RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
     "fashion-mnist": fashion_mnist.distilled,
-    "fashion-mnist-tokens": token_models.distilled_images,
-    "text-tokens": token_models.distilled_texts,
+    "fashion-mnist-tokens": texts.distilled_images,
+    "text-tokens": texts.distilled_texts,
     "cifar10": cifar10.distilled,
     **{f"imagenet{size}": partial(imagenet.distilled, size) for size in imagenet.SIZES},
 }

@@ -14,9 +14,9 @@ from dualrate.cli.console import command_line, loaded, print_json, print_report,
 from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, Prompt, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
-from dualrate.data.forecast import Forecast
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.likelihood import FITTED_ON
+from dualrate.forecasts.fields import Forecast
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.system.device import environment, pick_device
 from dualrate.system.progress import Reporter, image_progress
@@ -200,7 +200,7 @@ class Evaluate(Ranged):
         print(f"\nin bits a character, ± standard error; gradients of {found.language_model}")
 
     def _score_forecast(self, drawer: Drawer, progress: Reporter) -> None:
-        from dualrate.drawing.forecast_scores import window_scores
+        from dualrate.forecasts.evaluation import window_scores
 
         self._refuse(FEATURES, "a forecast of fields has other scores")
         with closing(progress):

@@ -71,7 +71,7 @@ class Export(Ranged):
 
     def _pipeline(self, folder: Path) -> None:
         try:
-            from dualrate.integrations.hub import export_pipeline, push
+            from dualrate.pipelines.hub import export_pipeline, push
         except ModuleNotFoundError as error:
             if str(error.name).split(".")[0] not in ("diffusers", "huggingface_hub"):
                 raise

@@ -64,11 +64,11 @@ class Forecast(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.drawing.forecast import forecast_of, with_stride
-        from dualrate.drawing.forecast_folder import PAGE, SCORES, write_forecast
-        from dualrate.drawing.forecast_page import forecast_page
-        from dualrate.drawing.forecast_scores import forecast_scores, judged
-        from dualrate.drawing.starts import held_out_starts, read_starts
+        from dualrate.forecasts.evaluation import forecast_scores, judged
+        from dualrate.forecasts.folder import PAGE, SCORES, write_forecast
+        from dualrate.forecasts.page import forecast_page
+        from dualrate.forecasts.rollout import forecast_of, with_stride
+        from dualrate.forecasts.starts import held_out_starts, read_starts
 
         if self.start_file is not None and self.starts is not None:
             raise ValueError(f"all starts in {self.start_file} are taken: drop --starts")

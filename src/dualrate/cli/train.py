@@ -20,17 +20,19 @@ from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.images import check_outside
 from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
-from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, forecast, imagenet, token_models
-from dualrate.recipes.retrofit import Retrofit as RetrofitRecipe
+from dualrate.forecasts import recipe as forecasts
+from dualrate.pipelines.recipe import Retrofit as RetrofitRecipe
+from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.recipes.students import Adapt as AdaptRecipe
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
 from dualrate.system.progress import Silent, stops
+from dualrate.texts import recipe as texts
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import is_launched, joined, own_device
 
-FILES = (auto, forecast, fashion_mnist, fashion_mnist_latents, token_models, cifar10, imagenet)
+FILES = (auto, forecasts, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
 Made = TypeVar("Made")
 RECIPES: dict[str, Callable[[], Experiment]] = {
     name: recipe for file in FILES for name, (_, recipe) in file.RECIPES.items()

@@ -222,7 +222,7 @@ def decode_macs(codec: Codec, latent: Shape) -> int:
 CONFIG = "config.json"
 RUN = "experiment.json"
 OF_RUNS = "dualrate.runs.store:codec_of"  # by name: runs are built on codecs
-OF_DIFFUSERS = "dualrate.integrations.codecs:read_autoencoder"  # by name: the core does without that library
+OF_DIFFUSERS = "dualrate.pipelines.autoencoder:read_autoencoder"  # by name: the core does without that library
 
 
 class CodecConfig(ABC):

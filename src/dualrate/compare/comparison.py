@@ -48,8 +48,8 @@ from dualrate.drawing.measure import (
 )
 from dualrate.drawing.samples import strips
 from dualrate.experiment.experiment import Model
-from dualrate.from_diffusers.retrofitted import prompts_of
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
+from dualrate.pipelines.retrofitted import prompts_of
 from dualrate.report.figures import pareto_front
 from dualrate.runs.store import load
 from dualrate.sampling.cost import CallCost

@@ -35,11 +35,17 @@ from dualrate.drawing.drawer import Drawer, real_batches, spread
 from dualrate.experiment.experiment import Model
 from dualrate.likelihood.bound import Bound, FittedVariance, mean_errors, token_bound, variational_bound
 from dualrate.metrics.evaluate import Evaluator, Score
-from dualrate.metrics.text import GradientMoment, LanguageModel, block_gradients, gradient_moment, number_of_blocks
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.step import MarkovStep
 from dualrate.system.progress import ImageProgress
 from dualrate.system.workers import Mapper, in_turn
+from dualrate.texts.language_model import (
+    GradientMoment,
+    LanguageModel,
+    block_gradients,
+    gradient_moment,
+    number_of_blocks,
+)
 
 GREY_LEVEL = 2 * math.log(255 / 2)  # the log-SNR at which sigma / alpha is the distance of two 8-bit values, 2/255
 FITTED_ON = 125  # training images

@@ -30,9 +30,7 @@ from dualrate.config.ranges import Precision, as_path
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Given, HeldOut, Latent
 from dualrate.data.images import Everything, ImageSet, every_image
-from dualrate.data.prompts import has_prompts, read_prompts
 from dualrate.data.source import printable, reading, resolved
-from dualrate.data.text_pieces import PIECE, is_text
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.drawing.choice import Choice
@@ -41,8 +39,6 @@ from dualrate.drawing.samples import grids_below
 from dualrate.experiment.experiment import DataConfig, Model
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
-from dualrate.metrics import text as language_models
-from dualrate.metrics.clip import Clip, ClipScore, is_clip, load_clip
 from dualrate.metrics.ensembles import EnsembleScores
 from dualrate.metrics.evaluate import Evaluator, Score, holds_statistics, load_reference
 from dualrate.metrics.features import (
@@ -56,8 +52,9 @@ from dualrate.metrics.features import (
 )
 from dualrate.metrics.pretrained import PRETRAINED, Pretrained
 from dualrate.metrics.store import FeatureStore, fill_stores
-from dualrate.metrics.text import LanguageModel, train_language_model
 from dualrate.networks.blocks import in_bfloat16
+from dualrate.pipelines.captions import has_prompts, read_prompts
+from dualrate.pipelines.clip import Clip, ClipScore, is_clip, load_clip
 from dualrate.report.table import Row
 from dualrate.runs.train import Score as ScoreInTraining
 from dualrate.sampling.cost import CallCost, priced, seconds_per_call
@@ -65,6 +62,9 @@ from dualrate.system.device import own_defaults
 from dualrate.system.files import check_regular
 from dualrate.system.progress import ImageProgress, Reporter, image_progress
 from dualrate.system.workers import Mapper, in_turn
+from dualrate.texts import language_model as language_models
+from dualrate.texts.language_model import LanguageModel, train_language_model
+from dualrate.texts.pieces import PIECE, is_text
 
 SHARD = 125  # images of a file of kept features, at least
 

@@ -25,13 +25,10 @@ from dualrate.config.ranges import Ranged, Side, is_whole
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.conditions import Condition, Given, HeldOut, Latent, Unconditional, read_conditions
-from dualrate.data.fields import is_fields
-from dualrate.data.forecast import Fields, read_fields
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.latent_set import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Encoded, TrainingSet
 from dualrate.data.source import DataProgress, Split, images_below, resolved, silent
-from dualrate.data.text_pieces import PIECE, is_text, read_text
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser, modules_of
 from dualrate.diffusion.prediction import Sigmoid, Weighting
@@ -40,12 +37,15 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Reuse, Shape
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Serves
+from dualrate.forecasts.fields import Fields, read_fields
+from dualrate.forecasts.sources import is_fields
 from dualrate.networks.blocks import copied
 from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.system.device import compile_calls, graph_calls, own_defaults, settle_products
 from dualrate.system.files import read_bytes
 from dualrate.system.folders import some_of
 from dualrate.system.progress import Reporter
+from dualrate.texts.pieces import PIECE, is_text, read_text
 from dualrate.training.config import FitConfig
 from dualrate.training.method import Method
 

@@ -19,9 +19,9 @@ from dualrate.codecs.codec import Codec
 from dualrate.config.serial import to_plain
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.rolling import Rolling
 from dualrate.experiment.experiment import Experiment, Model, Start
 from dualrate.experiment.network_configs import NOISE, NetworksConfig
+from dualrate.forecasts.rolling_process import Rolling
 from dualrate.networks.blocks import cast_layers
 
 

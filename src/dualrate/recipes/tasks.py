@@ -17,11 +17,11 @@ from dualrate.data.conditions import Condition
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, ThreeConditional, TwoConditional
+from dualrate.forecasts.refiner import RefinerConfig
+from dualrate.forecasts.rolling import RollingConfig
 from dualrate.methods.crps import OneCallConfig, ScoreName
 from dualrate.methods.denoising import DenoisingConfig
-from dualrate.methods.refiner import RefinerConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
-from dualrate.methods.rolling import RollingConfig
 from dualrate.methods.times import BothTimes, GivenTimes, SingleTime, TimeSource
 from dualrate.networks.uvit import Level, UViTConfig
 

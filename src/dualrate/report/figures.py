@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
-from dualrate.metrics.forecasts import Score
+from dualrate.forecasts.scores import Score
 from dualrate.metrics.store import require_same
 from dualrate.report.table import Row, compute_unit, significant
 

@@ -41,8 +41,7 @@ from dualrate.diffusion.values import Reuse
 from dualrate.experiment.experiment import Experiment, Model, as_codec
 from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
-from dualrate.from_diffusers.diffusers_folder import is_diffusers, read_folder
-from dualrate.from_diffusers.retrofitted import experiment_of, weights_of
+from dualrate.forecasts import refiner, rolling  # noqa: F401  # files name them
 from dualrate.methods import (  # noqa: F401  # files name them
     consistency,
     crps,
@@ -50,11 +49,11 @@ from dualrate.methods import (  # noqa: F401  # files name them
     em_distillation,
     glance,
     moment_matching,
-    refiner,
     residual,
-    rolling,
     unified_latents,
 )
+from dualrate.pipelines.folder import is_diffusers, read_folder
+from dualrate.pipelines.retrofitted import experiment_of, weights_of
 from dualrate.system.device import environment, own_defaults, pick_device
 from dualrate.system.files import (
     ABSENT,

@@ -1,0 +1,265 @@
+"""Scores of a forecast by lead time, beside two that need no model: the start's last frame again, and random frames.
+
+Beside them, with or without truth, whether a roll-out keeps the look of the training data (`Stability`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.drawing.drawer import Drawer, spread
+from dualrate.experiment.experiment import Model
+from dualrate.forecasts.fields import Fields
+from dualrate.forecasts.rollout import Frame, forecast_of, roll_out
+from dualrate.forecasts.scores import (
+    GROUPS,
+    STEADY,
+    ForecastScorer,
+    ForecastScores,
+    Score,
+    Stability,
+    climatology,
+    count_of,
+    persistence,
+    power_spectrum,
+    steady_numbers,
+)
+from dualrate.forecasts.starts import Starts, held_out_starts, training_fields
+from dualrate.report.table import Table, as_text, with_interval
+from dualrate.system.progress import ImageProgress
+
+AT_A_TIME = 2**24  # numbers that are scored together
+LOOKED_AT = 1024  # frames of the training data that random ones are drawn of
+SHOWN = 12  # lead times, at most
+
+
+@dataclass(frozen=True)
+class Scored:
+    """by_name:     of the forecast, of persistence and of climatology, in standard deviations of the training data
+    by_variable: of the forecast, by the names of its variables, in their own units
+    left_out:    variables that are constant in the training data, and count in none
+    unit:        of lead times
+    source:      where the starts are from, in words
+    over_latitudes: whether an axis is one of latitudes
+    """
+
+    by_name: dict[str, ForecastScores]
+    by_variable: dict[str, ForecastScores]
+    left_out: tuple[str, ...]
+    unit: str
+    source: str
+    over_latitudes: bool = False
+
+    @property
+    def notices(self) -> list[str]:
+        """On what is left out, and how points count."""
+        names = ", ".join(self.left_out)
+        alike = "all points count alike, near the poles too: scores are not weighted by area, the cosine of latitude"
+        return [f"constant in the training data, so in no score: {names}"] * bool(names) + [alike] * self.over_latitudes
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: of each its rows by lead time, until when it correlates, and shares of ranks."""
+
+        def rows(found: Mapping[str, ForecastScores]) -> dict[str, Any]:
+            return {
+                name: {"leads": one.table(), "until": one.times(), "ranks": one.ranks.tolist()}
+                for name, one in found.items()
+            }
+
+        return rows(self.by_name) | {
+            "variables": rows(self.by_variable),
+            "left_out": list(self.left_out),
+            "starts": self.source,
+        }
+
+    def __str__(self) -> str:
+        """For people: the tables."""
+        return "\n\n".join(map(as_text, self.tables))
+
+    @property
+    def tables(self) -> list[Table]:
+        """By lead time, of `SHOWN` evenly spread ones; then by variable."""
+        own, others = self.by_name["forecast"], ("persistence", "climatology")
+        header = (
+            f"lead {self.unit}",
+            "CRPS",
+            "CRPS of persistence",
+            "of climatology",
+            "RMSE of mean",
+            "spread / skill",
+        )
+        lines = []
+        for i in shown_leads(len(own.leads)):
+            shown = *(self.by_name[name].crps for name in others), own.rmse, own.spread_skill, own.correlation
+            crps = (float(part[i]) for part in (own.crps.value, own.crps.low, own.crps.high))
+            lines.append((f"{own.leads[i]:g}", with_interval(*crps, places=3), *(_number(one, i) for one in shown)))
+        notes = (
+            f"starts: {self.source}",
+            "CRPS, RMSE: lower is better, in standard deviations of the data",
+            f"brackets: 95% intervals over starts, those of a trajectory together; none of fewer than {GROUPS} "
+            "trajectories",
+            "spread / skill: 1 for a calibrated ensemble; below, too sure",
+            *self.notices,
+        )
+        found = [Table((*header, "correlation"), tuple(lines), notes, texts=1)]
+        ends = shown_leads(len(own.leads), 3)
+        header = (
+            "variable",
+            *(f"CRPS at {own.leads[i]:g}" for i in ends),
+            *(f"RMSE at {own.leads[i]:g}" for i in ends),
+        )
+        lines = [
+            (name, *(_number(one, i, 4) for one in (scores.crps, scores.rmse) for i in ends))
+            for name, scores in self.by_variable.items()
+        ]
+        found.append(Table(header, tuple(lines), ("in the units of each variable, by lead time",), texts=1))
+        return found
+
+
+def shown_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
+    """Numbers of at most `count` evenly spread ones of `total` lead times."""
+    return np.unique(spread(min(count, total), total))
+
+
+def _number(score: Score, i: int, digits: int = 0) -> str:
+    value = score.value[i]
+    return "-" if np.isnan(value) else f"{value:#.{digits}g}" if digits else f"{value:.3f}"
+
+
+def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
+    """Of members x (N, M, T, C, H, W) from these starts, over the frames whose truth is known.
+
+    A lead time of a batch of starts is held at a time. Raises ValueError where no truth is known.
+    """
+    if starts.truth is None or starts.training is None or not starts.known:
+        raise ValueError("the truth of these starts is not known: forecast held-out data, without --from, to score")
+    forecast, (count, members) = forecast_of(model), x.shape[:2]
+    std, mean = torch.tensor(forecast.statistics.std), torch.tensor(forecast.statistics.mean)[:, None, None]
+    leads, names = forecast.lead_times(starts.known), forecast.names
+    frames, size = _training_frames(starts.training, 0), int(np.prod(x.shape[3:]))
+    each = max(1, AT_A_TIME // (size * max(members, starts.known)))  # of all members a lead time is held, not more
+    moving = _moving(frames)
+    scorers = {
+        name: ForecastScorer(leads, scale=std[moving], climatology=mean[moving])
+        for name in ("forecast", "persistence", "climatology")
+    }
+    single = {c: ForecastScorer(leads, climatology=mean[c : c + 1]) for c in moving}
+    for first in range(0, count, each):
+        part = range(first, min(first + each, count))
+        truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
+        past, own = torch.tensor(starts.past[first : part.stop]), x[first : part.stop]
+
+        def drawn(own: Frame = own) -> Iterator[Tensor]:
+            return (torch.tensor(own[:, :, k]) for k in range(starts.known))
+
+        scored = [
+            (scorers["forecast"], drawn(), moving),
+            (scorers["persistence"], persistence(past, starts.known).unbind(2), moving),
+            (
+                scorers["climatology"],
+                climatology(frames, len(truth), min(max(2, members), len(frames)), starts.known, first),
+                moving,
+            ),
+            *((scorer, drawn(), [c]) for c, scorer in single.items()),
+        ]
+        for scorer, of, channels in scored:
+            frame_by_frame = zip(of, truth.unbind(1), strict=True)
+            scorer.add(((a[:, :, channels], b[:, channels]) for a, b in frame_by_frame), start=past[:, -1, channels])
+    own = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
+    still = tuple(name for c, name in enumerate(names) if c not in moving)
+    return Scored(
+        {name: scorer.scores(starts.groups) for name, scorer in scorers.items()},
+        own,
+        still,
+        forecast.lead_unit,
+        starts.source,
+        forecast.over_latitudes,
+    )
+
+
+def window_scores(
+    drawer: Drawer,
+    count: int | None = None,
+    *,
+    seed: int = 0,
+    progress: ImageProgress = lambda done, total: None,
+) -> Scored:
+    """Of the frames of one window from held-out starts. Nothing is written.
+
+    count: of starts, as of `held_out_starts`; seed: of the first. Raises what that and `roll_out` raise.
+    """
+    frames = forecast_of(drawer.model).frames
+    starts, done = held_out_starts(drawer.model, frames, count), 0
+    x = np.empty((len(starts), drawer.members, frames, *starts.past.shape[2:]), np.float32)
+    for piece in roll_out(drawer, starts.past, frames, seed=seed):
+        at = (slice(part.start, part.stop) for part in (piece.starts, piece.members, piece.frames))
+        x[tuple(at)] = piece.x
+        progress(done := done + piece.x[..., 0, 0, 0].size, x[..., 0, 0, 0].size)
+    return forecast_scores(drawer.model, starts, x)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """says: in a line, whether it is stable, or why that is not known. power: (C, K) of training frames"""
+
+    says: str
+    stability: Stability | None = None
+    power: NDArray[np.float64] | None = None
+
+
+def judged(model: Model, starts: Starts, x: Frame) -> Judged:
+    """Of members x (N, M, T, C, H, W) beside the data that the model was trained on, if that is still there."""
+    try:
+        training = starts.training or training_fields(model)
+    except (OSError, ValueError) as error:
+        return Judged(f"stability is not judged: {error}")
+    forecast, (count, members, frames) = forecast_of(model), x.shape[:3]
+    statistics, ahead = forecast.statistics, forecast.ahead
+    looked = _training_frames(training, 0, ahead)
+    pairs = statistics.normalised(looked.unflatten(0, (-1, 2)))
+    moving, found = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
+    size = members * int(np.prod(x.shape[3:]))
+    each = max(1, AT_A_TIME // (size * frames))
+    some = max(1, AT_A_TIME // (size * each))
+    for n in range(0, count, each):
+        before = torch.tensor(starts.past[n : n + each, None, -1:]).expand(-1, members, *[-1] * 4)
+        for first in range(0, frames, some):
+            now = torch.tensor(x[n : n + each, :, first : first + some])
+            joined = statistics.normalised(torch.cat([before, now], 2))
+            numbers = steady_numbers(joined[:, :, 1:], joined[:, :, :-1]).sum((0, 1))
+            found[first : first + len(numbers)] += numbers / (count * members)
+            before = now[:, :, -1:]
+    names, known = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
+    made = Stability.of(
+        forecast.lead_times(frames),
+        [names[c] for c in moving],
+        found[:, moving],
+        known[:, moving],
+        count_of(starts.groups),
+        from_start=not starts.observed or (forecast.every == 1 and not forecast.noise),
+    )
+    return Judged(str(made), made, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
+
+
+def _training_frames(data: Fields, *steps: int) -> Tensor:
+    """(K len(steps), C, H, W) float32: from places evenly spread over the training data, frames so many steps later.
+
+    The last step is the largest.
+    """
+    windows = data.windows(steps[-1] + 1)
+    some = windows[spread(min(len(windows), LOOKED_AT), len(windows))].tolist()
+    return torch.from_numpy(np.concatenate([data.frames(i, first + step, 1) for i, first in some for step in steps]))
+
+
+def _moving(frames: Tensor) -> list[int]:
+    """The channels that are no constant in these frames (K, C, H, W); all, if each is one."""
+    flat = frames.transpose(0, 1).flatten(1)
+    found = (flat != flat[:, :1]).any(1).nonzero()[:, 0].tolist()
+    return found or list(range(len(flat)))

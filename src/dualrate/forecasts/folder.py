@@ -1,0 +1,415 @@
+"""A folder that holds a forecast, which a killed process leaves to be gone on with.
+
+OUT/forecast.json      what the forecast is of; another one is never written over it
+OUT/forecast.npy       (start, member, time, C, H, W) float32, in the data's units
+OUT/forecast.journal   which frames are there, a JSON object a line: rows, of starts and members, frames of each, and a
+                       hash of each row's
+OUT/truth.npy          (start, time, C, H, W), of starts from the data, as many frames as it has
+OUT/scores.json        by lead time, where the truth is known (forecast_scores.py)
+OUT/index.html         scores and pictures (forecast_page.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dualrate.config.ranges import as_path
+from dualrate.drawing.drawer import Drawer, spread
+from dualrate.drawing.samples import Drawn, as_before, drawn_by, naming_progress
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.metadata import Coordinate, Description
+from dualrate.forecasts.pictures import Axis, Shown, forecast_figure, write_animation
+from dualrate.forecasts.rollout import (
+    Frame,
+    Piece,
+    checked,
+    costs,
+    forecast_of,
+    frame_shape,
+    roll_out,
+)
+from dualrate.forecasts.sources import Labels, check_writable, write_fields, write_netcdf
+from dualrate.forecasts.starts import Starts, have_names
+from dualrate.report.figures import png
+from dualrate.runs.train import FORECAST
+from dualrate.system.files import append_record, naming, read_records, reserve, sync, whole, write_whole
+from dualrate.system.progress import ImageProgress
+
+ARRAY, JOURNAL, TRUTH = "forecast.npy", "forecast.journal", "truth.npy"
+PICTURE, ANIMATION, PAGE = "forecast.png", "forecast.webp", "index.html"
+Format = Literal["npz", "netcdf"]
+ENDINGS: dict[Format, str] = {"npz": ".npz", "netcdf": ".nc"}
+SCORES = "scores.json"
+OURS = (FORECAST, ARRAY, JOURNAL, TRUTH, SCORES, PICTURE, ANIMATION, PAGE, "forecast.npz", "forecast.nc")
+RESERVED = ("start", "member", "time", "channel")  # names of axes in forecast.nc
+PLACES = ("start_trajectory", "start_time_step")  # further coordinates of a start there
+DATES = ("start_date", "valid_time")  # of a start and of each frame
+EPOCH = "1970-01-01"  # dates count from it
+DIGITS = 16  # of sha256, in the journal
+SAVED_EVERY = 5.0  # seconds of work that a kill may lose
+SHOWN_FRAMES, SHOWN_MEMBERS = 400, 3  # in pictures, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Drawn):
+    """forecast.json. Start i has the seed first_seed + i.
+
+    source, digest:   where the starts are from, in words; sha256 of them
+    known:            frames of truth.npy
+    lead_times, unit: of each frame after its start
+    cost:             multiply-adds of a member: of the first window, where members share a heavy call; of a later one
+    """
+
+    file, content, whole = FORECAST, "forecasts", OURS
+    starts: int
+    frames: int
+    source: str
+    digest: str
+    known: int
+    variables: tuple[str, ...]
+    lead_times: tuple[float, ...]
+    unit: str
+
+    @staticmethod
+    def of(drawer: Drawer, starts: Starts, frames: int, seed: int, command: str) -> Record:
+        forecast = forecast_of(drawer.model)
+        return Record(
+            **drawn_by(drawer, command, labels="none"),  # its conditions are the starts, which have a digest here
+            first_seed=seed,
+            starts=len(starts),
+            frames=frames,
+            source=starts.source,
+            digest=starts.digest,
+            known=starts.known,
+            variables=forecast.names,
+            lead_times=forecast.lead_times(frames),
+            unit=forecast.lead_unit,
+            cost=costs(drawer),
+        )
+
+    def identity(self) -> dict[str, tuple[Any, Any]]:
+        starts = self.digest, f"{self.source}, {self.digest[:12]}"
+        return super().identity() | {"frames": (self.frames, self.frames), "starts": starts}
+
+
+class Store:
+    """The frames on disk, written in place, by the process that holds the lock of the directory.
+
+    x: (N, M, T, C, H, W), a view of the file; done: (N, M), how many frames of each are there
+    damaged: members whose frames are not those that were written, so that they are drawn again
+    """
+
+    def __init__(self, out: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.journal, self.shape = out / ARRAY, out / JOURNAL, shape
+        if not self.path.exists():
+            self.journal.unlink(missing_ok=True)
+            with whole(self.path) as aside:
+                made = np.lib.format.open_memmap(aside, "w+", np.float32, shape)
+                place = made.offset, made.offset + made.nbytes
+                del made  # what is mapped cannot be renamed on Windows
+                with aside.open("r+b") as file:
+                    reserve(file, *place)  # a disk that is too small says so now
+        try:
+            self.x: np.memmap = np.load(self.path, mmap_mode="r")
+        except ValueError as error:
+            raise ValueError(f"{self.path} is no whole array ({error}): delete it, and it is drawn again") from error
+        if (self.x.shape, self.x.dtype) != (shape, np.dtype(np.float32)):
+            raise ValueError(f"{self.path} holds {self.x.shape}, expected {shape}: delete it, and it is drawn again")
+        self.done = np.zeros(shape[:2], np.int64)
+        noted = np.full(self.done.size, "", f"U{DIGITS}")
+        for where, line in read_records(self.journal):
+            try:
+                first, stop = line["rows"]
+                self.done.reshape(-1)[first:stop] = line["frames"]
+                noted[first:stop] = line.get("hashes", "")  # an earlier version wrote none
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{where} does not say which frames are there: remove that line") from error
+        self.pending: tuple[range, int] | None = None
+        self.saved = time.monotonic()
+        self.hashes: dict[int, hashlib._Hash] = {}  # of rows that are being written
+        counts = self.done.flatten().tolist()
+        wrong = [row for row, hash in enumerate(noted) if hash and hash != _short(self._hash(row, counts[row]))]
+        self.damaged, self.done.reshape(-1)[wrong] = len(wrong), 0
+
+    def _hash(self, row: int, frames: int) -> hashlib._Hash:
+        """Of its first frames, as they are on disk."""
+        return hashlib.sha256(self.x.reshape(-1, *self.shape[2:])[row, :frames].data)
+
+    def earlier(self, starts: range, members: range) -> Frame:
+        """The frames that all of these have."""
+        own = np.s_[starts.start : starts.stop, members.start : members.stop]
+        return self.x[own][:, :, : self.done[own].min()]
+
+    def write(self, piece: Piece) -> None:
+        """Write frames where they belong; note them, and what came before, every few seconds and at the last frame."""
+        members, frames = self.shape[1:3]
+        first = piece.starts.start * members + piece.members.start
+        rows = range(first, first + len(piece.starts) * len(piece.members))
+        own = np.s_[piece.starts.start : piece.starts.stop, piece.members.start : piece.members.stop]
+        mixed = (self.done[own] > piece.frames.start).any()  # a batch cut otherwise: a kill must not leave a mixture
+        if mixed:
+            self.save()
+        if mixed or not self.hashes.keys() >= set(rows):
+            self.hashes |= {row: self._hash(row, piece.frames.start) for row in rows}
+        if mixed:
+            self._note(rows, piece.frames.start)
+        size = self.x.itemsize * int(np.prod(self.shape[3:]))
+        with naming(self.path), self.path.open("r+b") as file:
+            for start, of_start in zip(piece.starts, piece.x, strict=True):
+                for member, new in zip(piece.members, of_start, strict=True):
+                    row = start * members + member
+                    file.seek(self.x.offset + (row * frames + piece.frames.start) * size)
+                    file.write(new.tobytes())
+                    self.hashes[row].update(new.tobytes())
+        self.done[own] = piece.frames.stop
+        self.pending = rows, piece.frames.stop
+        if piece.frames.stop == frames or time.monotonic() - self.saved > SAVED_EVERY:
+            self.save()
+        if piece.frames.stop == frames:
+            self.hashes.clear()
+
+    def save(self) -> None:
+        """Note what was written since, once it is on disk."""
+        if self.pending is not None:
+            sync(self.path)
+            self._note(*self.pending)
+        self.pending, self.saved = None, time.monotonic()
+
+    def _note(self, rows: range, frames: int) -> None:
+        hashes = [_short(self.hashes[row]) for row in rows]
+        append_record(self.journal, {"rows": [rows.start, rows.stop], "frames": frames, "hashes": hashes})
+
+    def __str__(self) -> str:
+        """How far it came."""
+        return f"{self.done.sum():,} of {self.done.size * self.shape[2]:,} frames are in {self.path.parent}"
+
+
+def _short(hash: hashlib._Hash) -> str:
+    return hash.hexdigest()[:DIGITS]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a call of `write_forecast` did.
+
+    x:       (N, M, T, C, H, W), a view of the file, in the data's units
+    truth:   (N, known, C, H, W), of starts from the data
+    drawn:   frames that it drew, in so many seconds of networks and sampler
+    burst:   members whose last frame is not finite
+    """
+
+    x: Frame
+    truth: Frame | None
+    drawn: int
+    seconds: float
+    burst: int
+    record: Record
+
+
+def write_forecast(
+    drawer: Drawer,
+    starts: Starts,
+    frames: int,
+    out: Path | str,
+    *,
+    seed: int = 0,
+    format: Format | None = None,
+    pictures: bool = False,
+    progress: ImageProgress | None = None,
+    note: Callable[[str], None] = warnings.warn,
+    command: str = "dualrate.write_forecast",
+) -> Written:
+    """Roll out what `out` lacks, and write each window at once; then what else is asked for, anew.
+
+    drawer:   of precision "auto": that of the frames that are there, if any
+    format:   also write all of it as such a file, a trajectory a member, those of a start one after the other
+    pictures: also forecast.png and forecast.webp, of the first start
+    progress: called with (frames there, of how many, of all members) at first and after every window
+    note:     called where frames that are there are not what was written
+    Raises ValueError, before anything is written, for what cannot be rolled out, and for an `out` that holds another
+    forecast or anything else; OSError for a file that cannot be written or read, with its name, and for a folder that
+    another process is filling. That error and a KeyboardInterrupt say how many frames are there.
+    """
+    out = as_path(out)
+    drawer = as_before(drawer.for_seeds(len(starts)), Record.read(out))
+    _ = checked(drawer, starts.past, frames, seed)
+    record = Record.of(drawer, starts, frames, seed, command)
+    other = None if format is None else out / f"forecast{ENDINGS[format]}"
+    if other is not None and not other.exists():
+        check_writable(other)
+    with record.filling(out) as record:
+        record.write(out)
+        truth = None if starts.truth is None else _truth(out / TRUTH, starts, frame_shape(drawer.model))
+        store = Store(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
+        report, there = progress or (lambda done, total: None), int(store.done.sum())
+        if store.damaged:
+            note(f"{store.path}: {store.damaged} member(s) are not what was written, and are drawn again")
+        report(there, store.done.size * frames)
+        begun = time.perf_counter()
+        with naming_progress(store):
+            try:
+                for piece in roll_out(
+                    drawer, starts.past, frames, seed=seed, earlier=store.earlier, observed=starts.observed
+                ):
+                    store.write(piece)
+                    report(int(store.done.sum()), store.done.size * frames)
+            except KeyboardInterrupt:
+                store.save()
+                raise
+            seconds = time.perf_counter() - begun
+            if other is not None:
+                other.unlink(missing_ok=True)  # nothing says whether it is what was written
+                if format == "netcdf":
+                    _write_netcdf(other, store.x, truth, starts, record, forecast_of(drawer.model))
+                else:
+                    rows = store.x.reshape(-1, *store.x.shape[2:])
+                    step = None if record.unit == "time steps" else record.lead_times[0]
+                    write_fields(other, rows, record.variables, step)
+            if pictures:
+                first = shown(store.x, truth, record, forecast_of(drawer.model))
+                write_whole(out / PICTURE, png(forecast_figure(first)))
+                write_animation(first, out / ANIMATION)
+    burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in store.x)
+    return Written(store.x, truth, int(store.done.sum()) - there, seconds, burst, record)
+
+
+def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
+    """The frames after each start that the data has now, in a file, one start in memory at a time."""
+    assert starts.truth is not None
+    with whole(path) as aside:
+        made = np.lib.format.open_memmap(aside, "w+", np.float32, (len(starts), starts.known, *frame))
+        for i in range(len(starts)):
+            made[i] = starts.truth(i)
+        made.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def _write_netcdf(
+    path: Path, x: Frame, truth: Frame | None, starts: Starts, record: Record, forecast: Forecast
+) -> None:
+    """Members over (start, member, time, space), a variable a channel where these have names, else over channel too.
+
+    time: lead times; start: its number, with trajectory and time step of its latest frame where it is from the data.
+    `NAME_truth` is what came, NaN where that is not known. A field of one dimension is over one axis alone. Axes,
+    coordinates, units and dates are as the data says them.
+    """
+    count, members, frames, channels, height, width = x.shape
+    sizes = (width,) if height == 1 else (height, width)
+    taken = {*RESERVED, *PLACES, *DATES}
+    axes = [axis.partition(" (")[0] for axis in forecast.axes]
+    if len({*axes} - taken) != len(sizes) or "/" in "".join(axes):
+        axes = ["y", "x"][-len(sizes) :]
+    points = {
+        each.name: Labels(
+            tuple(axes[i] for i in each.axes),
+            np.reshape(each.values, [sizes[i] for i in each.axes]),
+            each.description.attributes,
+        )
+        for each in (*forecast.metadata.coordinates, *starts.metadata.coordinates)
+        if each.fits(sizes) and each.name not in taken and "/" not in each.name
+    }
+    points = {name: each for name, each in points.items() if name not in axes or each.dimensions == (name,)}
+    taken |= {*axes, *points, *(f"{one}_truth" for one in record.variables)}
+    fit = all(one and one not in taken and "/" not in one for one in record.variables)
+    named = have_names(record.variables) and fit and len(set(record.variables)) == channels
+    space = dict(zip(axes, sizes, strict=True))
+    each = space if named else {"channel": channels, **space}
+    picked = {name: np.s_[..., i, :, :] for i, name in enumerate(record.variables)} if named else {"forecast": np.s_[:]}
+    described = forecast.metadata.variables or starts.metadata.variables or (Description(),) * channels
+    about = {name: one.attributes for name, one in zip(picked, described, strict=False)} if named else {"forecast": {}}
+    along = {"start": Labels(("start",), np.arange(count)), "member": Labels(("member",), np.arange(members))}
+    along |= _times(starts, record, forecast) | points
+    if not named:
+        along["channel"] = Labels(("channel",), np.arange(channels), {"long_name": ", ".join(record.variables)})
+    if starts.places is not None:
+        along |= {name: Labels(("start",), starts.places[:, i]) for i, name in enumerate(PLACES)}
+
+    def known(part: Any, n: int) -> Frame:
+        assert truth is not None
+        own = np.full((frames, *each.values()), np.nan, np.float32)
+        own[: truth.shape[1]] = truth[n][part].reshape(-1, *each.values())
+        return own
+
+    variables: dict[str, tuple[Sequence[str], Callable[[int], Frame], Mapping[str, str]]] = {}
+    for name, part in picked.items():
+        variables[name] = (
+            ("start", "member", "time", *each),
+            lambda n, part=part: x[n][part].reshape(members, frames, *each.values()),
+            about[name],
+        )
+        if truth is not None:
+            variables[f"{name}_truth"] = ("start", "time", *each), lambda n, part=part: known(part, n), about[name]
+    write_netcdf(path, {"start": count, "member": members, "time": frames, **each}, along, variables)
+
+
+def _times(starts: Starts, record: Record, forecast: Forecast) -> dict[str, Labels]:
+    """Lead times; and of each start its date, and of each frame the time that it is of, where the data says that."""
+    lead, numbers = np.array(record.lead_times), starts.dates
+    says = {"long_name": f"lead time in {record.unit} of the data, from the latest frame of the start"}
+    of_data = starts.metadata.time if starts.places is not None else ""
+    if hours := "hours" in (forecast.metadata.time, of_data) and forecast.step is not None:
+        says |= {"units": "hours", "standard_name": "forecast_period"}
+    labels = {"time": Labels(("time",), lead, says)}
+    if numbers is None:
+        return labels
+    units = {"units": starts.metadata.time} if starts.metadata.time else {}
+    adds = forecast.step is not None
+    if numbers.dtype.kind == "M":
+        numbers, adds = (numbers - np.datetime64(EPOCH)) / np.timedelta64(1, "h"), hours
+        units = {"units": f"hours since {EPOCH}", "calendar": "proleptic_gregorian"}
+    elif numbers.dtype.kind == "O":  # dates of another calendar
+        first, adds = numbers[0], hours
+        units = {"units": f"hours since {first.isoformat(' ')}", "calendar": first.calendar}
+        numbers = np.array([(date - first).total_seconds() / 3600 for date in numbers])
+    elif numbers.dtype.kind == "m":
+        numbers, adds = numbers / np.timedelta64(1, "h"), hours
+    labels["start_date"] = Labels(("start",), numbers, {"standard_name": "forecast_reference_time", **units})
+    if adds:
+        valid = numbers[:, None] + lead
+        labels["valid_time"] = Labels(("start", "time"), valid, {"standard_name": "time", **units})
+    return labels
+
+
+def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> Shown:
+    """What pictures show: the first variable of the first start. North is up, where an axis is one of latitudes."""
+    space = x.shape[5:] if x.shape[4] == 1 else x.shape[4:]
+    rows, columns = ([_axis(forecast, i, space) for i in range(len(space))] * 2)[-2:]
+    turned = len(space) == 2 and (columns.place, rows.place) in (("latitude", ""), ("latitude", "longitude"))
+    if turned:
+        x, truth = np.swapaxes(x, -2, -1), None if truth is None else np.swapaxes(truth, -2, -1)
+        rows, columns = columns, rows
+    some = spread(min(record.frames, SHOWN_FRAMES), record.frames)
+    members = np.stack([x[0, member, some, 0] for member in range(min(len(x[0]), SHOWN_MEMBERS))])
+    mean, deviation = np.empty_like(members[0]), np.empty_like(members[0])
+    for i, frame in enumerate(some):
+        own = x[0, :, frame, 0].astype(np.float64)
+        mean[i], deviation[i] = own.mean(0), own.std(0, ddof=min(1, len(own) - 1))
+    real = None
+    if truth is not None:
+        real = np.full_like(mean, np.nan)
+        real[some < record.known] = truth[0, some[some < record.known], 0]
+    times = np.array(record.lead_times)[some]
+    name, lead = record.variables[0], "lead time" if record.unit == "time" else f"lead time in {record.unit}"
+    name = f"variable {name}" if name.isdecimal() else name
+    if forecast.metadata.variables and (units := forecast.metadata.variables[0].units):
+        name = f"{name} [{units}]"
+    return Shown(members, mean, deviation, real, times, name, lead, rows, columns)
+
+
+def _axis(forecast: Forecast, number: int, space: Sequence[int]) -> Axis:
+    name, _, way = (*forecast.axes, *[""] * len(space))[number].partition(" (")
+    known = [each for each in forecast.metadata.coordinates if each.axes == (number,) and each.fits(space)]
+    best = max(known, key=lambda each: each.name == name, default=Coordinate(name, (number,), ()))
+    steps, units = np.diff(best.values), best.description.units
+    ways = {"rising)": 1, "falling)": -1}.get(way, 0), *np.unique(np.sign(steps)).astype(int).tolist()
+    in_order = len(ways) == 2 and ways[1] != 0
+    label = f"{best.name} [{units}]" if units and not best.place else best.name
+    return Axis(label, best.values if in_order else (), ways[1] if in_order else ways[0], best.place)

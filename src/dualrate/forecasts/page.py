@@ -1,0 +1,113 @@
+"""The page of a forecast: report/templates/forecast.html with its scores and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dualrate.forecasts.evaluation import Judged, Scored, shown_leads
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.folder import Written, shown
+from dualrate.forecasts.pictures import forecast_figure
+from dualrate.forecasts.scores import STEADY, THRESHOLDS, WITHIN, ForecastScores, Score, Stability, power_spectrum
+from dualrate.report.figures import Panel, curves_figure, ranks_figure, spectra_figure, svg
+from dualrate.report.html import page
+
+COLUMNS = 3  # lead times of spectra and ranks
+
+
+def forecast_page(forecast: Forecast, written: Written, scored: Scored | None, judged: Judged) -> str:
+    """scored: None where no truth is known."""
+    record = written.record
+    lead = "lead time" if record.unit == "time" else f"lead time in {record.unit}"
+    strip = forecast_figure(shown(written.x, written.truth, record, forecast))
+    strip.set_facecolor("white")
+    own, steady = None if scored is None else scored.by_name["forecast"], judged.stability
+    return page(
+        "forecast.html",
+        title=f"Forecast by {record.model}",
+        headline=_headline(written, own),
+        notes=[] if scored is None else scored.notices,
+        strip=svg(strip),
+        strip_caption=f"Variable {record.variables[0]}, over {lead}. Grey: not known.",
+        tables=[] if scored is None else scored.tables,
+        curves=""
+        if scored is None
+        else svg(curves_figure(scored.by_name["forecast"].leads.tolist(), _panels(scored), lead)),
+        spectra=svg(spectra_figure(_spectra(forecast, written, own, judged.power))),
+        ranks="" if own is None or own.members < 2 else svg(ranks_figure(_ranks(own))),
+        stability=f"{judged.says}.",
+        steady="" if steady is None else svg(curves_figure(steady.leads.tolist(), [_steady_panel(steady)], lead)),
+        steady_caption="Members over training data; of several variables the mean.",
+        made_by={
+            "starts": f"{record.starts}, {record.source}",
+            "members": record.members,
+            "frames": f"{record.frames}, to {lead} {record.lead_times[-1]:g}",
+            "sampler": f"{record.sampler}, precision {record.origin.precision}",
+            "weights": f"{record.path} at iteration {record.iteration}",
+            "command": record.calls[-1]["command"],
+            "device": f"{record.calls[-1]['device']}, torch {record.calls[-1].get('torch', '?')}",
+        },
+    )
+
+
+def _headline(written: Written, own: ForecastScores | None) -> str:
+    record = written.record
+    what = f"{record.members} members of {record.starts} start(s), {record.frames} frames"
+    if own is None:
+        return f"{what}. The truth is not known, so there are no scores."
+    until, unit = own.until.value, "" if record.unit == "time" else " time steps"
+    shares = [
+        f"{threshold} {'to the end' if np.isinf(time) else f'until {time:.3g}{unit}'}"
+        for threshold, time in zip(THRESHOLDS, until, strict=True)
+    ]
+    return (
+        f"{what}. Fair CRPS {own.crps.value[0]:.3f} at the first lead time, {own.crps.value[-1]:.3f} at the last. The "
+        f"mean's correlation with the truth stays above {' and '.join(shares)}."
+    )
+
+
+def _panels(scored: Scored) -> list[Panel]:
+    own = scored.by_name["forecast"]
+    several = own.members > 1
+    crps = {name: one.crps for name, one in scored.by_name.items()}
+    errors = {"RMSE of mean": own.rmse} | ({"spread": own.spread} if several else {})
+    correlation = Panel("correlation of mean", {"forecast": own.correlation}, {one: f"{one}" for one in THRESHOLDS})
+    panels = [Panel("fair CRPS", crps, bottom=0), Panel("RMSE, spread", errors, bottom=0), correlation]
+    if several:
+        panels.append(Panel("spread / skill", {"forecast": own.spread_skill}, {1.0: "calibrated"}))
+    return panels
+
+
+def _spectra(
+    forecast: Forecast, written: Written, own: ForecastScores | None, training: NDArray[np.float64] | None
+) -> Mapping[str, Mapping[str, list[float]]]:
+    """Of the first variable at a few lead times, normalised: members, and the truth or the training data."""
+    found: dict[str, dict[str, list[float]]] = {}
+    leads = written.record.lead_times if own is None else own.leads
+    for i in shown_leads(len(leads), COLUMNS):
+        x = torch.stack([forecast.statistics.normalised(torch.tensor(one[:, i]))[:, :1] for one in written.x])
+        curves = {"members": power_spectrum(x.double()).mean((0, 1))[0].numpy()}
+        if written.truth is not None and i < written.record.known:
+            there = forecast.statistics.normalised(torch.tensor(written.truth[:, i]))[:, :1]
+            curves["truth"] = power_spectrum(there.double()).mean(0)[0].numpy()
+        elif training is not None:
+            curves["training data"] = training[0]
+        found[f"lead {leads[i]:g}"] = {name: power[1:].tolist() for name, power in curves.items()}
+    return found
+
+
+def _ranks(own: ForecastScores) -> Mapping[str, list[float]]:
+    return {f"lead {own.leads[i]:g}": own.ranks[i].tolist() for i in shown_leads(len(own.leads), COLUMNS)}
+
+
+def _steady_panel(found: Stability) -> Panel:
+    lines = {}
+    for number, name in enumerate(STEADY):
+        judged = ~np.isnan(found.bounds[0, :, number])  # the others never change, or have no such band
+        if judged.any():
+            lines[name] = Score(found.ratios[:, judged, number].mean(1))
+    return Panel("members / training data", lines, {one: f"{one}" for one in WITHIN}, log=True)

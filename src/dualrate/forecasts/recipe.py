@@ -1,0 +1,177 @@
+"""Forecasts of fields: networks and training that fit the arrays, after a look at them.
+
+    dual     the heavy network once a past, for all members and all frames of a window; the light one at every step
+    single   the heavy one at every step;  medium, light: a smaller one at every step
+
+Levels   each halves the one before, down to at most `COARSEST` positions a side; of fields that cannot be halved one.
+         Those of base with 16 positions a side or fewer are transformer blocks, all others convolutions.
+Patches  of fields above 128 points a side 2 points, above 256 four; fewer where these do not divide a side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.process import GaussianProcess, SharedNoise
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Shape
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.forecasts.fields import Forecast, Frames, Windows, read_fields
+from dualrate.forecasts.refiner import Refinement
+from dualrate.forecasts.rolling_process import Rolling
+from dualrate.forecasts.simulations import SIMULATIONS
+from dualrate.forecasts.sources import find_fields, is_fields
+from dualrate.networks.conditional import ratios
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.auto import name_of
+from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy, made
+from dualrate.system.progress import PlainReporter, Reporter
+from dualrate.training.config import FitConfig, OptimConfig
+
+Size = Literal["tiny", "small", "base"]
+COARSEST = 32  # positions a side of the last level, unless it is of transformer blocks: then half
+
+
+def _fit(iterations: int, batch_size: int, lr: float, warmup: int) -> FitConfig:
+    optim = OptimConfig(lr=lr, betas=(0.9, 0.99), warmup=warmup, decay="cosine")
+    return FitConfig(iterations, batch_size, optim=optim, ema_halflife=20_000, checkpoint_every=250, sample_every=1000)
+
+
+@dataclass(frozen=True)
+class Tier:
+    """channels, blocks: of the finest level and of the last. transformers: channels of levels of attention, or none"""
+
+    channels: tuple[int, int]
+    blocks: tuple[int, int]
+    fit: FitConfig
+    transformers: int = 0
+    embedding: int = 128
+
+
+TIERS: dict[Size, Tier] = {
+    "tiny": Tier((48, 96), (2, 4), _fit(4000, 64, 1e-3, 200)),
+    "small": Tier((64, 128), (2, 6), _fit(20_000, 128, 7e-4, 500)),
+    "base": Tier((128, 256), (2, 8), _fit(100_000, 256, 4e-4, 1000), transformers=512, embedding=512),
+}
+
+
+@dataclass(frozen=True)
+class Forecasting(Ranged):
+    """A forecast of your own fields, or of a simulated system. The recipe looks at the data first. Give --data.source
+    with --help to see the other options."""
+
+    data: DataConfig = DataConfig(source="kuramoto-sivashinsky")
+    past: Frames = 1
+    """Number of known frames."""
+    frames: Frames = 1
+    """Frames of a window, which is one sample. One heavy call serves all of them. With --trained-by rolling they become
+    clean one after the other."""
+    lead: Annotated[int, Range(1, 100_000)] = 1
+    """Time steps of the data from one frame to the next."""
+    window: Literal["channels", "leads", "attention"] = "channels"
+    """How the frames of a window are made. channels: together, as channels of one image. leads: each by itself, given
+    its lead time; one heavy call serves all, and forecast --stride can leave frames out. attention: together, each
+    given its lead time and attending to the others."""
+    difference: bool = False
+    """Train on differences from the last known frame, for data that change little from frame to frame."""
+    every: Annotated[int, Range(1, 256)] = 1
+    """Spacing of the observed points on each axis: 4 observes every fourth."""
+    noise: Annotated[float, Range(0, 100)] = 0.0
+    """Standard deviation of the noise on observed values, in standard deviations of the field."""
+    periodic: bool = False
+    """Whether opposite edges of the field meet. Those of the simulated equations always do."""
+    size: Size = "tiny"
+    """Size of the networks. tiny: minutes on a laptop. small: an hour of a CPU core. base: for a GPU."""
+    rate: Rate = "dual"
+    """dual: a heavy network once per past, and a light one at every step. both: also a second heavy network now and
+    then, which sees the frames being made. single, medium, light: one network at every step."""
+    trained_by: TrainedBy | OfFrames = "diffusion"
+    """diffusion: the denoising loss. rolling: a window whose frames become clean one after the other, each with a heavy
+    call of its own. refiner: PDE-Refiner, a mean and three calls that refine it. residual: a regression once, then
+    diffusion of its residual by a network that also gets the regression's features. corrdiff: the same without the
+    features. crps, energy: a sample in one call, trained by a score of two draws. regression: the mean, in one call."""
+
+    def __call__(self, progress: Reporter | None = None) -> Experiment:
+        """The experiment for these fields. Raises ValueError for a source that holds none, and as `read_fields`."""
+        source, apart = self.data.source, self.window != "channels"
+        if apart and self.trained_by in ("rolling", "refiner"):
+            raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
+        if self.difference and (self.every > 1 or self.noise):
+            raise ValueError(
+                "a difference is from the whole last frame, which --every and --noise hide: drop --difference, or those"
+            )
+        if not is_fields(source):
+            raise ValueError(
+                f"{source or 'no source'} holds no fields: give --data.source {', '.join(SIMULATIONS)}, or a file "
+                "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
+            )
+        task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
+        found = find_fields(source)[1]
+        frame = found.trajectories[0].shape[1:]
+        each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
+        shape = task.target(each)
+        heavy = network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
+        _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
+        fields = read_fields(source, "train")
+        task = task.of(fields)
+        _ = Windows(read_fields(source, "test", fields.statistics), task)  # what training needs later is looked at now
+        networks, method = made(task, shape, heavy, self.rate, self.trained_by, self.frames if apart else 1)
+        if apart:
+            networks = networks.by_lead(range(1, self.frames + 1), attention=self.window == "attention")
+        parts = [name_of(source)[:40], "forecast", self.size, self.rate]
+        parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
+        name = "-".join(parts)
+        progress = progress or PlainReporter()
+        count, given = len(fields.trajectories), task.shape(shape)
+        progress.note(
+            f"{fields.name}: {count} trajectories, {len(fields):,} time steps of {fields.shape} (C, H, W)\n"
+            f"given: {task.past} frame(s), observed as {given} (C, H, W) with noise of {task.noise:g}\n"
+            f"made: {task.frames} frame(s), {task.lead} step(s) apart"
+        )
+        if found.note:
+            progress.note(f"{source}: {found.note}")
+        if task.every == 1 and not task.noise:
+            progress.note(
+                "the whole field is observed: if its law is deterministic, it has one future: a regression is enough"
+            )
+        of_frames = {"rolling": Rolling(frames=self.frames), "refiner": Refinement()}
+        usual = SharedNoise(Cosine(), self.frames) if self.window == "leads" else GaussianProcess(Cosine())
+        process = of_frames.get(self.trained_by, usual)
+        return Experiment(name, networks, method, tier.fit, self.data, process, condition=task)
+
+
+def _periodic(source: str) -> bool:
+    return source in SIMULATIONS and SIMULATIONS[source][0].periodic
+
+
+def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:
+    """The heavy network for samples of this shape (C, H, W)."""
+    channels, height, width = shape
+    longest = max(height, width)
+    patch = 1 if longest <= 128 else 2 if longest <= 256 else 4
+    points = [width] if height == 1 else [height, width]
+    while any(side % patch for side in points):
+        patch //= 2
+    grids, sides = [longest // patch], [side // patch for side in points]
+    coarsest = COARSEST // 2 if tier.transformers else COARSEST
+    while (grids[-1] > coarsest or len(grids) == 1) and all(side % 2 ** len(grids) == 0 for side in sides):
+        grids.append(grids[-1] // 2)
+    (fine, coarse), (few, many) = tier.channels, tier.blocks
+    levels = [Level("conv", fine if i == 0 else coarse, few) for i in range(len(grids) - 1)]
+    last = tier.transformers if grids[-1] <= 16 else 0
+    levels.append(Level("transformer" if last else "conv", last or coarse, many))
+    return UViTConfig(
+        width, channels, tuple(levels), patch=patch, embedding=tier.embedding, height=height, periodic=periodic
+    )
+
+
+RECIPES = {
+    "forecast": ("frames of your own fields that come next, or of a simulated system", Forecasting()),
+    "ks-forecast": (
+        "the Kuramoto-Sivashinsky equation, observed at every fourth point with noise, a Lyapunov time ahead",
+        Forecasting(frames=3, lead=4, every=4, noise=0.1),
+    ),
+}
+"""Recipes: functions that return an Experiment."""

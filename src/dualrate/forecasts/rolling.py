@@ -1,0 +1,196 @@
+"""Rolling Diffusion of frames, given those before: a window that moves on by a frame each time one becomes clean.
+
+    clock c ~ U(0, 1), a roll, or with probability `whole` ~ U(1 - F, F): from all noise to all data
+    L = mean over frames k of weight(u_k) |x^k - x_hat^k(z, c, y)|^2          z^k = alpha(u_k) x^k + sigma(u_k) eps^k
+
+Frames whose time u_k(c) is 0 or 1 do not count. y are the frames before the window, as they are observed. Over a roll
+the times of all F frames together are uniform. Times and process: forecasts/rolling_process.py.
+
+    start   z ~ N(0, I), ancestral steps from c = F to 0: frame 0 is clean, and is the first one
+    roll    z moves on by a frame, a new one of noise comes last; T steps from c = 1 to 0: frame 0 is the next one
+
+A frame keeps its noise as it moves. Each clean frame joins the past, and the condition is observed anew.
+
+The roll is the natural clock of two rates: the heavy network sees y once for each frame that comes out, the light one
+makes T steps, F T of them over a frame's way through the window. One that sees the window too (`BothRates`) does so
+when a roll begins, and at each whole clock of the start. So its features serve the steps of one roll, and nothing that
+it computed has to move with the frames:
+
+    tau = t(ceil c),   (z_t, z_tau) on one forward path
+
+Source: Rolling Diffusion Models (Ruhe, Heek, Salimans, Hoogeboom 2024, arXiv 2402.09470), whose start is trained with
+probability 0.1. Deviates from it: `whole` has the times of the end too, so about half of it is the start's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import LightDraws, Probability, Ranged
+from dualrate.denoisers.denoiser import Denoiser, read
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import Sigmoid, Weighting
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Batch, Cond, Reuse
+from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.plan_support import AnyPlan
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.rolling_process import Rolling
+from dualrate.methods.denoising import WeightedDenoising
+from dualrate.methods.times import SingleTime, TimeSource, moved
+from dualrate.sampling.ancestral import Reverse
+from dualrate.sampling.trajectory import MEMBER, StepNoise, first_state, rollout
+from dualrate.training.method import Loss
+
+WHOLE = 0.2
+
+
+@dataclass(frozen=True)
+class RollingDenoising(WeightedDenoising):
+    """The loss of the module. draws: K, times for each window and heavy call; whole: see the module"""
+
+    process: Rolling  # pyright: ignore[reportIncompatibleVariableOverride]
+    draws: LightDraws = 1
+    whole: Probability = WHOLE
+
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """The mean over rows, draws and frames. Logs: `loss_frame0` to the last frame's, and an encoder's own."""
+        many, x = draws.repeated(self.draws), batch.x.repeat_interleave(self.draws, 0)
+        t, tau = moved(x.device, *self.rolled(many.host))
+        z_t, z_tau = self.process.pair(x, t, tau, *self.process.noise(many, ["z_tau", "z_t"], *x.shape[1:]))
+        cond = read(self.model, Cond(given=batch.given))
+        context = self.model.encode(z_tau, tau, cond)
+        errors = self.weighted_errors(x, self.model.denoise(z_t, t, context.aged(), cond), t)
+        logs, total = {f"loss_frame{k}": error for k, error in enumerate(errors.detach().mean(0))}, errors.mean()
+        if context.x_hat is not None:
+            own = self.weighted_errors(x, context.x_hat, tau).mean()
+            logs["encoder_loss"], total = own.detach(), total + own
+        return Loss(total, logs)
+
+    def weighted_errors(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
+        """(B, F)"""
+        errors = self.process.frame_errors(x, x_hat)
+        return self.process.frame_weights(self.weighting, t).to(errors.dtype) * errors
+
+    def rolled(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(B,) both: t of a roll, or of all that there are; tau, that of the next whole clock."""
+        t, last, first = self.times(draws).t, self.process.time(0), self.process.time(1)
+        t = torch.where(draws.uniform("whole") < self.whole, t, last + (first - last) * t)
+        least, span = self.process.frames - 1, 2 * self.process.frames - 1  # as of `Rolling.clock`
+        return t, torch.maximum((torch.ceil(self.process.clock(t)) + least) / span, t)
+
+
+@dataclass(frozen=True)
+class RollingConfig(MethodConfig, Ranged):
+    """Frames that become clean one after the other, in a window that moves on."""
+
+    times: TimeSource = SingleTime()
+    """Of windows: uniform. GivenTimes() of two networks."""
+    weighting: Weighting = Sigmoid()
+    whole: Probability = WHOLE
+    """Share of windows that train on all times, from all noise to all data. The others train on the times of a roll."""
+
+    @property
+    def serves(self) -> AnyPlan:
+        return AnyPlan(self.times.heavy)
+
+    def check(self, experiment: Experiment) -> None:
+        process, forecast = experiment.process, experiment.condition
+        if not isinstance(process, Rolling):
+            raise ValueError(f"{experiment.name} rolls windows, whose process is Rolling, got {process}")
+        if not isinstance(forecast, Forecast) or forecast.frames != process.frames:
+            raise ValueError(
+                f"{experiment.name} rolls windows of {process.frames} frames: its condition is a Forecast with as "
+                f"many, got {forecast}"
+            )
+        if self.times.dropout or self.times.first is not None or self.times.heavy not in (None, (1, 1)):
+            raise ValueError(
+                f"{experiment.name} rolls windows, of which each roll has one heavy call: pass SingleTime() or "
+                f"GivenTimes() as times, got {self.times}"
+            )
+        if forecast.difference:
+            raise ValueError(
+                "a window that rolls has frames, not their differences from one that changes with every roll: drop "
+                "--difference"
+            )
+
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        networks, denoiser = experiment.build()
+        assert isinstance(experiment.process, Rolling)  # of `check`
+        parts = networks, denoiser, experiment.process, self.weighting, self.times
+        return Prepared(RollingDenoising(*parts, draws=self.times.draws, whole=self.whole))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a roll-out stands when a frame has become clean: all that going on from there needs.
+
+    rolls: before it; frame: (B, C, H, W), the clean one; z: (B, F C, H, W), the window at c = 0, which begins with it
+    past:  (B, P C, H, W), which ends with it
+    """
+
+    rolls: int
+    frame: Tensor
+    z: Tensor
+    past: Tensor
+
+
+def roll(
+    denoiser: Denoiser,
+    process: Rolling,
+    forecast: Forecast,
+    past: Tensor,
+    key: Tensor,
+    steps: int,
+    *,
+    start: int | None = None,
+    window: Window | None = None,
+    observed: bool = False,
+    bfloat16: bool = False,
+) -> Iterator[Window]:
+    """A window for every frame, without end and without gradient. A frame costs `steps` light calls and a heavy one.
+
+    past:   (n, P C, H, W) float32, normalised: the frames before the first one
+    key:    (n M,) int64, on their device: seed + MEMBER m of M members of each past, those of a past one after the
+            other. A frame depends on its key and its number alone: not on other rows, nor on where a roll-out was taken
+            up again. Members have the first y and its heavy call in common; later each has a past of its own
+    steps:  T of a roll; start: of the first frame, F T unless given
+    window: one that an earlier roll-out of these keys yielded, to go on from; then `past` is not looked at
+    observed: whether the past is what was observed, whose frames get no more noise
+    Raises ValueError for a forecast of other windows than the process's.
+    """
+    if forecast.frames != process.frames:
+        raise ValueError(
+            f"windows of {process.frames} frames roll, the forecast has {forecast.frames}: make them alike"
+        )
+
+    def reached(z: Tensor, past: Tensor, number: int, clock: int, steps: int, draws: Draws) -> Window:
+        """The window at c = 0, from one at a whole c."""
+        times = [process.time(clock * (1 - i / steps)) for i in range(steps + 1)]
+        noise = StepNoise(process, Draws(number, key), steps, z.shape[1:])
+        calls = 1 if denoiser.reuse is Reuse.FREE else clock  # whole clocks
+        plan = StepPlan.at(times, [-(-i * steps // calls) for i in range(calls)])
+        with torch.no_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
+            still = max(0, forecast.past - number) if observed else 0
+            cond = read(denoiser, Cond(given=forecast.observe(past, draws, still)))
+            z = rollout(denoiser, Reverse(process), plan, z, cond, noise)
+        frame = z[:, : z.shape[1] // process.frames]
+        past = past.repeat_interleave(len(z) // len(past), 0)
+        return Window(number, frame, z, torch.cat((past[:, frame.shape[1] :], frame), 1))
+
+    if window is None:
+        shape = past.shape[1] // forecast.past * process.frames, *past.shape[2:]
+        z, seeds = first_state(process, Draws(0, key), shape), Draws(0, key[:: len(key) // len(past)] % MEMBER)
+        window = reached(z, past, 0, process.frames, process.frames * steps if start is None else start, seeds)
+        yield window
+    while True:
+        number = window.rolls + 1
+        draws = Draws(number, key)
+        new = process.noise(draws, ["frame"], *window.frame.shape[1:])[0].to(window.z)
+        z = torch.cat((window.z[:, len(new[0]) :], new), 1)
+        window = reached(z, window.past, number, 1, steps, draws)
+        yield window

@@ -1,0 +1,276 @@
+"""Forecasts: roll-outs of members from starts (starts.py).
+
+    past = start                                         frames of the data, in its units
+    for each window:
+        y = past, normalised and observed                of a member; of a start, in its first window
+        x ~ model given y                                heavy: once a start in the first window, then once a member
+        frames = x in the data's units                   written at once
+        past = the last of (past, frames)
+
+The first call of the heavy network is shared by all members of a start. After it each has a past of its own.
+
+A model of Rolling Diffusion (rolling.py) makes a frame at a time, by rolls of as many steps as the plan has. A
+batch that was killed is drawn again from its start, and what is not there is written.
+
+Start i has the key i + seed; noise of window w of member m has key + 2^20 w + 2^40 m, that of what is observed too. So
+the first window is what `Drawer` draws, and the number of members decides no frame. Batches act on rounding alone,
+which a chaotic roll-out amplifies. What goes on from a window are its frames: a roll-out that was interrupted goes on
+with the same bits. forecast_folder.py keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import SharedNoise
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Shape
+from dualrate.drawing.drawer import Drawer
+from dualrate.experiment.experiment import Model
+from dualrate.forecasts.fields import Forecast
+from dualrate.forecasts.rolling import roll
+from dualrate.forecasts.rolling_process import Rolling
+from dualrate.sampling.trajectory import MEMBER, sample_batches
+from dualrate.system.device import own_defaults
+
+WINDOW = 1 << 20  # between the keys of two windows of a roll-out; starts and windows are fewer
+Frame = NDArray[np.float32]
+
+
+def forecast_of(model: Model) -> Forecast:
+    """What the model is given and makes. Raises ValueError for one that is no forecast."""
+    if not isinstance(condition := model.experiment.condition, Forecast):
+        raise ValueError(
+            f"{model.name} is no forecast: `dualrate sample` draws what it makes, and `dualrate train forecast` trains "
+            "forecasts of arrays"
+        )
+    return condition
+
+
+def frame_shape(model: Model) -> Shape:
+    """(C, H, W) of a frame."""
+    channels, height, width = model.shape
+    return channels // forecast_of(model).frames, height, width
+
+
+def with_stride(model: Model, stride: int) -> Model:
+    """The same model, of whose windows every `stride`-th frame alone is made: the others cost nothing.
+
+    Raises ValueError for a model whose frames are not made each by themselves, and where none would be left.
+    """
+    forecast, experiment = forecast_of(model), model.experiment
+    networks: Any = experiment.networks
+    if stride == 1:
+        return model
+    leads: tuple[int, ...] = getattr(networks, "leads", ())
+    if not leads or networks.attention:
+        raise ValueError(
+            f"{model.name} makes the {forecast.frames} frame(s) of a window together: drop --stride, or train with "
+            "--window leads, whose frames are made each by themselves"
+        )
+    if stride > len(leads):
+        raise ValueError(f"{model.name} makes {len(leads)} frames, got a stride of {stride}: give 1 to {len(leads)}")
+    leads = leads[stride - 1 :: stride]
+    scale = np.array(forecast.scale).reshape(forecast.frames, -1)[stride - 1 :: stride].flatten().tolist()
+    fewer: Any = {"frames": len(leads)}
+    process = replace(model.process, **fewer) if isinstance(model.process, SharedNoise) else model.process
+    experiment = replace(
+        experiment,
+        networks=replace(networks, leads=leads),
+        condition=replace(forecast, stride=stride, scale=tuple(scale), **fewer),
+        process=process,
+    )
+    built, denoiser = experiment.build()
+    built.load_state_dict(model.networks.state_dict())
+    built.to(model.device).eval().requires_grad_(False)
+    return replace(model, experiment=experiment, networks=built, denoiser=denoiser)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """New frames of some members of some starts. x: (n, m, f, C, H, W) float32, in the data's units, on the host."""
+
+    starts: range
+    members: range
+    frames: range
+    x: Frame
+
+
+def costs(drawer: Drawer) -> dict[str, float]:
+    """frames: that come at once; first_window, later_window: multiply-adds of a member for them.
+
+    A roll makes one frame by one heavy call, whatever the plan's. Before the first one of them a window goes through as
+    many whole clocks as it has frames, of which each has a heavy call where contexts age.
+    """
+    frames, model = forecast_of(drawer.model).frames, drawer.model
+    if not isinstance(model.process, Rolling):
+        later = replace(drawer, members=1).cost.macs
+        return {"frames": frames, "first_window": drawer.cost.macs, "later_window": later}
+    calls, steps = model.call_cost, drawer.plan.num_steps
+    first = calls.shared(drawer.members).of(frames * steps, frames if model.reuses_context else 1)
+    return {"frames": 1, "first_window": round(first), "later_window": round(calls.of(steps, 1))}
+
+
+def window_cost(drawer: Drawer) -> int:
+    """Multiply-adds of a member's first window: of one that rolls, of as many frames."""
+    found = costs(drawer)
+    later = forecast_of(drawer.model).frames / found["frames"] - 1
+    return round(found["first_window"] + later * found["later_window"])
+
+
+Earlier = Callable[[range, range], Frame]  # starts, members -> their frames that are there, (n, m, f, C, H, W)
+
+
+def parts(starts: int, drawer: Drawer) -> Iterator[tuple[range, range]]:
+    """The starts and members that are rolled out together: at most a batch, and whole starts where that holds one."""
+    for some in _split(starts, drawer.seeds_at_once):
+        for members in _split(drawer.members, drawer.batch_size):
+            yield some, members
+
+
+def _split(count: int, size: int) -> Iterator[range]:
+    return (range(first, min(first + size, count)) for first in range(0, count, size))
+
+
+def checked(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int) -> Tensor:
+    """The starts, as a tensor. Raises what `roll_out` raises."""
+    forecast, past = forecast_of(drawer.model), torch.as_tensor(np.asarray(starts, np.float32))
+    expected = (forecast.past, *frame_shape(drawer.model))
+    if tuple(past.shape[1:]) != expected or not len(past):
+        raise ValueError(f"starts are (N, {', '.join(map(str, expected))}), got {tuple(past.shape)}")
+    if seed + len(past) > WINDOW or not 0 < frames <= forecast.frames * WINDOW:
+        raise ValueError(
+            f"a forecast has at most {WINDOW:,} starts, seed included, and 1 to {forecast.frames * WINDOW:,} frames; "
+            f"got {len(past)} starts from seed {seed} on, of {frames} frames"
+        )
+    if isinstance(drawer.model.process, Rolling) and drawer.plan.t != StepPlan.uniform(drawer.plan.num_steps, 1).t:
+        raise ValueError(f"{drawer.model.name} rolls its windows in even steps: drop times, grid or the plan of them")
+    if forecast.stride > 1 and forecast.past > 1 and frames > forecast.frames:
+        raise ValueError(
+            f"{drawer.model.name} starts from {forecast.past} frames, {forecast.lead} time step(s) apart, and makes "
+            f"frames {forecast.ahead} apart, from which it cannot go on: ask for {forecast.frames} frame(s) at most, "
+            "or drop --stride"
+        )
+    return past
+
+
+def roll_out(
+    drawer: Drawer,
+    starts: Frame | Tensor,
+    frames: int,
+    *,
+    seed: int = 0,
+    earlier: Earlier | None = None,
+    observed: bool = False,
+) -> Iterator[Piece]:
+    """Roll out all members of some starts: a batch of rows to its end, then the next; only the last frames are held.
+
+    drawer:   its members are those of each start, its batch size the rows at a time
+    starts:   (N, past, C, H, W), in the data's units
+    seed:     of the first start
+    earlier:  frames of a forecast that was interrupted; what begins after them is all that comes
+    observed: as of `Starts`
+    Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
+    """
+    past = checked(drawer, starts, frames, seed)
+    drawer = drawer.for_seeds(len(past))
+    denoiser = drawer.denoiser
+    for some, members in parts(len(past), drawer):
+        keys = torch.tensor(some, dtype=torch.int64, device=drawer.model.device) + seed
+        there = None if earlier is None else earlier(some, members)
+        first = 0 if there is None else there.shape[2]
+        if first >= frames:
+            continue
+        own = past[some.start : some.stop]
+        if isinstance(drawer.model.process, Rolling):
+            made = _rolled(drawer, denoiser, own, keys, members, first, observed)
+        else:
+            made = _windows(drawer, denoiser, own, keys, members, there, observed)
+        for begun, new in made:
+            now = range(begun, min(begun + new.shape[2], frames))
+            yield Piece(some, members, now, new[:, :, : len(now)].numpy())
+            if now.stop == frames:
+                break
+
+
+def _windows(
+    drawer: Drawer,
+    denoiser: Denoiser,
+    start: Tensor,
+    keys: Tensor,
+    members: range,
+    there: Frame | None,
+    observed: bool,
+) -> Iterator[tuple[int, Tensor]]:
+    """The windows that are not there, without end: the number of their first frame, and (n, m, f, C, H, W)."""
+    forecast, held = forecast_of(drawer.model), start[:, None].expand(-1, len(members), *[-1] * 4)
+    window = 0 if there is None else there.shape[2] // forecast.frames
+    if there is not None and window:
+        stop = window * forecast.frames
+        latest = torch.tensor(np.asarray(there[:, :, max(0, stop - forecast.past) : stop]))
+        held = torch.cat((held, latest), 2)[:, :, -forecast.past :]
+    while True:
+        still = max(0, forecast.past - window * forecast.frames) if observed else 0
+        new = _window(drawer, denoiser, held, keys, members, window, still)
+        yield window * forecast.frames, new
+        held, window = torch.cat((held, new), 2)[:, :, -forecast.past :], window + 1
+
+
+def _rolled(
+    drawer: Drawer, denoiser: Denoiser, start: Tensor, keys: Tensor, members: range, first: int, observed: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """By Rolling Diffusion, frame by frame from the first one on, without end: its number, and (n, m, 1, C, H, W).
+
+    Frames before it are drawn again: the window behind them is not on disk.
+    """
+    model, forecast, process = drawer.model, forecast_of(drawer.model), drawer.model.process
+    assert isinstance(process, Rolling)
+    past = forecast.statistics.normalised(start.to(model.device)).flatten(1, 2)
+    number = torch.arange(members.start, members.stop, device=model.device)
+    rows, steps = (keys[:, None] + MEMBER * number).flatten(), drawer.plan.num_steps
+    for window in roll(denoiser, process, forecast, past, rows, steps, observed=observed, bfloat16=drawer.bfloat16):
+        if window.rolls >= first:
+            frame = forecast.statistics.restored(window.frame)
+            yield window.rolls, frame.unflatten(0, (len(keys), len(members)))[:, :, None].cpu()
+
+
+@own_defaults()
+def _window(
+    drawer: Drawer, denoiser: Denoiser, past: Tensor, keys: Tensor, members: range, window: int, observed: int
+) -> Tensor:
+    """The frames of one window, (n, m, f, C, H, W). past: (n, m, past, C, H, W), in the data's units; keys: (n,)
+
+    observed: frames of the past that are observations
+    """
+    model, forecast, count = drawer.model, forecast_of(drawer.model), len(members)
+    past = forecast.statistics.normalised(past.to(model.device))
+    if window:
+        number = torch.arange(members.start, members.stop, device=model.device)
+        seeds, rows, shared = (keys[:, None] + WINDOW * window + MEMBER * number).flatten(), past.flatten(0, 1), 1
+    else:
+        seeds, rows, shared = keys, past[:, 0], count
+    y = forecast.observe(rows.flatten(1, 2), Draws(0, seeds), observed)
+    (x,) = sample_batches(
+        denoiser,
+        drawer.step,
+        drawer.plan,
+        model.shape,
+        seeds.tolist(),
+        batch_size=len(keys) * count,
+        device=model.device,
+        bfloat16=drawer.bfloat16,
+        given=lambda _: y,
+        members=shared,
+        first_member=0 if window else members.start,
+    )
+    frames = forecast.statistics.restored(forecast.frames_of(x, past[:, :, -1].flatten(0, 1)))
+    return frames.unflatten(0, (len(keys), count)).cpu()

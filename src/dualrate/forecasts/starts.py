@@ -1,0 +1,316 @@
+"""Where forecasts start: at frames of held-out data, after which the truth is known, or in a file of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.data.source import read_arrays, reading
+from dualrate.diffusion.values import Shape
+from dualrate.drawing.drawer import spread
+from dualrate.experiment.experiment import Model
+from dualrate.forecasts.fields import Fields, Forecast, as_float32, pieces_of, read_fields
+from dualrate.forecasts.metadata import SAME_AXIS, Metadata
+from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
+from dualrate.forecasts.sources import Found, check_names, find_fields, numbered, step_of, timing_of
+from dualrate.system.files import check_regular
+from dualrate.system.folders import some_of
+
+STARTS = 50  # if nothing else is asked for
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """past: (N, past, C, H, W) float32, in the data's units, the latest last; source: where they are from, in words.
+
+    known: frames after each that the data has, of those asked for; truth: start i -> (known, C, H, W)
+    observed: whether the past is what was observed: it gets no more noise, and is 0 between the observed points
+    places:   (N, 2) of starts from the data, trajectory of the test split and time step of the latest frame in it
+    training: the fields that the model was trained on, where they were read
+    dates:    (N,) times of the latest frames, where they are known; metadata: what the source says
+    """
+
+    past: Frame
+    source: str
+    known: int = 0
+    truth: Callable[[int], Frame] | None = None
+    observed: bool = False
+    places: NDArray[np.int64] | None = None
+    training: Fields | None = None
+    dates: NDArray[Any] | None = None
+    metadata: Metadata = Metadata()
+
+    def __len__(self) -> int:
+        return len(self.past)
+
+    @property
+    def groups(self) -> Tensor:
+        """(N,) int64: the trajectory of each, whose starts are not independent."""
+        return torch.arange(len(self)) if self.places is None else torch.from_numpy(self.places[:, 0])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all of them."""
+        kind = repr((self.past.shape, "observed")) if self.observed else repr(self.past.shape)
+        return hashlib.sha256(kind.encode() + self.past.tobytes()).hexdigest()
+
+
+def held_out_starts(model: Model, frames: int, count: int | None = None) -> Starts:
+    """Starts evenly spread over the test split of a model's data, and the frames that come after them there.
+
+    Where pieces of trajectories without a gap in time are too short for all these frames, the known frames are as many
+    as fit the longest pieces that together hold half of all time steps, but at least a window where one piece has room
+    for it. Shorter pieces are left out.
+    count: None: STARTS, or as many as there are. Raises ValueError for more than there are, for data that changed since
+    the training, and what reading raises.
+    """
+    forecast, training = forecast_of(model), training_fields(model)
+    source = model.experiment.data.source
+    data = read_fields(source, "test", forecast.statistics)
+    _check_metadata(source, model.name, forecast, data.metadata)
+    lengths = [stop - first for one in data.trajectories for first, stop in pieces_of(one)]
+    longest = (max(lengths) - forecast.known) // forecast.ahead
+    if longest < 1:
+        raise ValueError(
+            f"{data.name} has at most {max(lengths)} time step(s) in a row, and a forecast starts from {forecast.past} "
+            f"frame(s), {forecast.lead} apart, and makes one {forecast.ahead} later: give starts of your own, --from "
+            "FILE"
+        )
+    order = sorted(lengths, reverse=True)
+    half = order[int(np.searchsorted(np.cumsum(order), sum(order) / 2))]
+    known = max(min(frames, (half - forecast.known) // forecast.ahead), min(frames, forecast.frames, longest))
+    past, span = forecast.known, forecast.known + known * forecast.ahead
+    short = sum(length < span for length in lengths)
+    windows = data.windows(span)
+    if count is not None and count > len(windows):
+        raise ValueError(
+            f"{data.name} has {len(windows)} starts of which {known} frame(s) are known, got {count}: take fewer, or "
+            "fewer frames"
+        )
+    chosen = windows[spread(min(len(windows), STARTS if count is None else count), len(windows))]
+    start = [data.frames(int(i), int(first), past)[:: forecast.lead] for i, first in chosen]
+
+    def truth(number: int) -> Frame:
+        i, first = map(int, chosen[number])
+        return data.frames(i, first + past - 1, span - past + 1)[forecast.ahead :: forecast.ahead]
+
+    return Starts(
+        np.stack(start).astype(np.float32),
+        f"{len(chosen)} of {data.name}" + f", without {short} of its {len(lengths)} pieces, too short" * bool(short),
+        known,
+        truth,
+        places=chosen + np.array([0, past - 1]),
+        training=training,
+        dates=_dates(timing_of(data.trajectories[i]).times[first : first + past] for i, first in chosen),
+        metadata=data.metadata,
+    )
+
+
+def _dates(times: Iterable[NDArray[Any]]) -> NDArray[Any] | None:
+    """The last times of each start; None where one has none."""
+    last = [each[-1:] for each in times]
+    return np.concatenate(last) if all(map(len, last)) else None
+
+
+def training_fields(model: Model) -> Fields:
+    """The fields that a model was trained on, all of them read once.
+
+    Raises ValueError where others lie there by now, and what reading raises.
+    """
+    source, expected = model.experiment.data.source, forecast_of(model).fingerprint
+    found = read_fields(source, "train")
+    if expected and found.fingerprint != expected:
+        raise ValueError(
+            f"{source} has changed since {model.name} was trained: its training fields have the fingerprint "
+            f"{found.fingerprint[:12]}, those of the run {expected[:12]}. Put back what it was trained on, or forecast "
+            f"from the new fields: --from {source}"
+        )
+    return found
+
+
+def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda text: None) -> Starts:
+    """Starts from a file: (time, C, space) of one, (start, time, C, space) of several; the latest time steps are taken.
+
+    They are what was observed, with its own noise: at all points, or at those that the model observes. Time steps are
+    those of the training data. Space is (H, W), or (W,) of fields of one dimension. Of a file of another kind than .npy
+    and .npz, and of frames:FOLDER, each trajectory is a start. Of four axes, a field of one dimension may also be
+    (time, C, 1, W).
+    note: called with what is taken for granted: names, units and points, for those of a model that knows none; the time
+    between frames, of which one alone is taken
+    Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables, axes,
+    units or coordinates or another order of them, and for what is not finite; OSError for a file that cannot be read.
+    """
+    forecast, needed = forecast_of(model), forecast_of(model).known
+    shapes = [frame_shape(model)]  # of a frame: whole, and as the model observes it
+    observed = shapes[0][0], *forecast.shape(model.shape)[1:]
+    if observed != shapes[0] and not forecast.difference:  # a difference is from a whole frame
+        shapes.append(observed)
+    held = _from_array(path, model, shapes) if path.suffix in (".npy", ".npz") else _from_fields(path, model, shapes)
+    if held.note:
+        note(f"{path}: {held.note}")
+    _check_time(path, model.name, forecast, held, note)
+    _check_axes(path, model.name, forecast, held.axes)
+    _check_variables(path, model.name, forecast, held.variables, note)
+    _check_metadata(path, model.name, forecast, held.metadata)
+    if held.metadata.said and not forecast.metadata.said:
+        note(f"{model.name} does not say in which units and at which points it was trained: those of {path} are taken")
+    latest = [one[one.shape[0] - needed : one.shape[0]][:: forecast.lead] for one in held.trajectories]
+    past = np.stack([as_float32(path, one) for one in latest])
+    if len(bad := np.argwhere(~np.isfinite(past))):
+        start, step, channel = bad[0][:3]
+        raise ValueError(
+            f"{path} holds {len(bad)} value(s) that are not finite, the first in start {start}, frame {step}, channel "
+            f"{channel} of those that a forecast starts from: fill them in first"
+        )
+    whole = past if past.shape[2:] == shapes[0] else forecast.spread_out(past, shapes[0])
+    dates = _dates(timing_of(one).times for one in held.trajectories)
+    return Starts(whole, str(path), observed=True, dates=dates, metadata=held.metadata)
+
+
+def _from_fields(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
+    """Each trajectory of a source of fields. Raises ValueError for frames of another shape."""
+    _, held = find_fields(path)
+    kinds = [one.shape[1:] for one in held.trajectories]
+    own = kinds[0] if kinds and kinds[0] in shapes else shapes[0]
+    if odd := [one.shape for one in held.trajectories if one.shape[1:] != own]:
+        forms = " or, as observed, ".join(f"(time, {', '.join(map(str, shape))})" for shape in shapes)
+        raise ValueError(f"{path} holds (time, C, H, W) = {odd[0]}, and {model.name} starts from {forms}")
+    return held
+
+
+def _check_time(path: Path, name: str, forecast: Forecast, held: Found, note: Callable[[str], None]) -> None:
+    """Raises ValueError for another step than the model was trained on, for too few time steps, and for a gap."""
+    found, needed = held.trajectories, forecast.known
+    apart = [] if held.step is None else [held.step]
+    for steps in (timing_of(one).steps for one in found):
+        apart += steps[max(0, len(steps) - needed + 1) :].tolist()
+    if wrong := [one for one in apart if forecast.step and not math.isclose(one, forecast.step, rel_tol=1e-3)]:
+        says = f"{path} has {wrong[0]:g} between its time steps, and {name} was trained on {forecast.step:g}"
+        if needed > 1:
+            raise ValueError(f"{says}: give time steps as far apart")
+        note(f"{says}: it starts from one frame, the latest, so that this changes nothing")
+    shortest = min((one.shape[0] for one in found), default=0)
+    if shortest < needed:
+        raise ValueError(
+            f"{path} holds {len(found)} start(s) of {shortest} time step(s), and {name} starts from {needed}: "
+            f"{forecast.past} frame(s), {forecast.lead} time step(s) apart. Give a longer piece"
+        )
+    for one in found:
+        if gaps := [at for at in timing_of(one).breaks if at > one.shape[0] - needed]:
+            raise ValueError(
+                f"{path} has a gap in time before its time step {gaps[-1]} of {one.shape[0]}, and {name} starts from "
+                f"the last {needed}: fill it"
+            )
+
+
+def _check_axes(path: Path, name: str, forecast: Forecast, axes: tuple[str, ...]) -> None:
+    """Raises ValueError where axes of the same names are in another order, or a coordinate falls that should rise."""
+    (names, ways), (known, known_ways) = _named(axes), _named(forecast.axes)
+    opposite = any(a and b and a != b for a, b in zip(ways, known_ways, strict=False))
+    if sorted(names) == sorted(known) and (names != known or opposite):
+        raise ValueError(
+            f"{path} has the axes of space {', '.join(axes)}, and {name} was trained on {', '.join(forecast.axes)}: "
+            "bring them to that"
+        )
+
+
+def _check_metadata(source: str | Path, name: str, forecast: Forecast, metadata: Metadata) -> None:
+    """Raises ValueError for other units or coordinates than the model was trained on."""
+    for here, there in metadata.differences(forecast.metadata, forecast.names, forecast.every):
+        raise ValueError(
+            f"{source} has {here}, and {name} was trained on {there}: bring them to that, or correct or drop what the "
+            "file says"
+        )
+
+
+def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """What each axis is called, by one name, and whether it rises or falls; empty where that is not said."""
+    parts = [axis.partition(" (") for axis in axes]
+    return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
+
+
+def _check_variables(
+    path: Path, name: str, forecast: Forecast, names: tuple[str, ...], note: Callable[[str], None]
+) -> None:
+    """Raises ValueError for other variables, or another order of them."""
+    if not have_names(names):
+        return
+    if not have_names(forecast.variables):
+        note(f"{path} names its variables and {name} does not: {', '.join(names)} are taken in this order")
+    elif names != forecast.variables:
+        raise ValueError(
+            f"{path} holds the variables {', '.join(names)}, and {name} was trained on "
+            f"{', '.join(forecast.variables)}, in this order: bring them to it"
+        )
+
+
+def have_names(variables: tuple[str, ...]) -> bool:
+    """Whether they are names that a source gave, and no numbers of channels: pressure levels are names."""
+    count = len(variables)
+    return bool(variables) and variables not in (numbered(count), tuple(map(str, range(count))))
+
+
+def _from_array(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
+    """The starts of an array, with the names of its channels and the time between its frames if the file says them."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path} to start from: name one of arrays over time")
+    if path.suffix == ".npy":
+        check_regular(path)
+        with reading(path, ".npy"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return Found({"": _divided(path, array, model, shapes)}, (), None)
+
+    def wanted(there: list[str]) -> list[str]:
+        fields = [name for name in there if name not in ("variables", "step")]
+        if "fields" not in there and len(fields) != 1:
+            raise ValueError(f"{path} has the arrays {some_of(there)}: name the one to start from `fields`")
+        chosen = "fields" if "fields" in there else fields[0]
+        return [chosen, *(name for name in ("variables", "step") if name in there)]
+
+    arrays = read_arrays(path, wanted)
+    names, step = arrays.pop("variables", np.array([])), step_of(path, arrays.pop("step", None))
+    (array,), names = arrays.values(), tuple(map(str, np.atleast_1d(names)))
+    check_names(str(path), names, shapes[0][0])
+    return Found({"": _divided(path, array, model, shapes)}, names, step)
+
+
+def _divided(path: Path, array: NDArray[Any], model: Model, shapes: Sequence[Shape]) -> list[NDArray[Any]]:
+    """(time, C, H, W) of each start. shapes: (C, H, W) that a frame may have. Raises ValueError for other arrays."""
+    forms: list[str] = []
+    for channels, height, width in shapes:
+        frame = channels, height, width
+        if height == 1 and array.shape[2:] == frame:
+            return list(array)
+        if height == 1 and array.ndim == 4 and array.shape[1:] == frame:
+            return [_one_start(path, array, forecast_of(model).known)]
+        space = (channels, width) if height == 1 else frame
+        count = array.ndim - len(space)
+        if count in (1, 2) and array.shape[count:] == space:
+            starts = array if count == 2 else array[None]
+            return list(starts[:, :, :, None] if height == 1 else starts)
+        forms.append(" or ".join(f"({lead}, {', '.join(map(str, space))})" for lead in ("time", "start, time")))
+    raise ValueError(
+        f"{path} holds an array of {array.shape}, and {model.name} starts from {' or, as observed, '.join(forms)}: "
+        "bring it to that"
+    )
+
+
+def _one_start(path: Path, array: NDArray[Any], needed: int) -> NDArray[Any]:
+    """(time, C, 1, W). Raises ValueError where it may as well be (start, time = 1, C = 1, W)."""
+    frames, channels, _, width = array.shape
+    if frames > 1 and channels == needed == 1:
+        raise ValueError(
+            f"{path} holds an array of {array.shape}: {frames} starts of one time step, or {frames} time steps of one "
+            f"start. Make it (time, channel, space) = ({frames}, 1, {width}) for one start, or (start, time, channel, "
+            f"y, space) = ({frames}, 1, 1, 1, {width}) for {frames} of them"
+        )
+    return array

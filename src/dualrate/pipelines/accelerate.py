@@ -1,0 +1,244 @@
+"""A cache on a pipeline of diffusers that the user has, and off again: `handle = dr.accelerate(pipe, refresh=4)`.
+
+Each network's `forward` is wrapped on the instance. Modules, names and weights stay. A pipeline that calls a network
+several times at a step, as for guidance, has a cache for each of these calls. Caches begin anew with a sampling: where
+the scheduler has new times, where time rises, and after an error in a call.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.denoisers.feature_cache import ORDER
+from dualrate.diffusion.prediction import Convention, Flow
+from dualrate.diffusion.schedule import RectifiedFlow, Schedule
+from dualrate.pipelines.caching import Cache, Did, Features, Fixed, Levels, Method, Policy, Tokens, by_name
+from dualrate.pipelines.classes.catalogue import KINDS
+from dualrate.pipelines.schedulers import read_scheduler
+
+METHODS = ("fora", "taylor", "deep-cache", "toca", "duca")
+PASSIVE = {"group_offloading", "layerwise_casting"}  # hooks of diffusers that leave alone what is computed
+REMEMBERED = 16  # samplings
+
+
+class Call(NamedTuple):
+    """What a call of a network did.
+
+    branch: which of the calls at this time
+    change: what the policy saw
+    macs:   multiply-adds; plain: of the network without a cache
+    """
+
+    branch: int
+    step: int
+    did: Did
+    change: float
+    macs: int
+    plain: int
+
+
+class Accelerated:
+    """A pipeline's caches, until they are removed. As a context manager it removes them at the end. Printed, it says
+    what each sampling cost.
+
+    samplings: of each network the calls of the latest samplings
+    """
+
+    def __init__(self, method: str, networks: Sequence[_Network]) -> None:
+        self._method, self._networks = method, networks
+        self.samplings = {network.name: network.samplings for network in networks}
+
+    def remove(self) -> None:
+        """Leave the pipeline as it was. A second time does nothing."""
+        for network in self._networks:
+            network.remove()
+
+    def __enter__(self) -> Accelerated:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def __str__(self) -> str:
+        lines = []
+        for network in self._networks:
+            policy, earlier = network.method.policy, network.begun - len(network.samplings)
+            lines.append(f"{network.name} ({type(network.net).__name__}): {self._method}, {policy}")
+            for number, calls in enumerate(network.samplings, earlier + 1):
+                lines.append(f"  sampling {number}: {told(calls, policy)}")
+        return "\n".join(lines)
+
+
+def told(calls: Sequence[Call], policy: Policy) -> str:
+    """What the calls of a sampling were, and what they cost."""
+    counts = {did: sum(call.did == did for call in calls) for did in ("full", "partial", "skipped")}
+    said = ", ".join(f"{count} {did}" for did, count in counts.items() if count or did != "partial") + " calls"
+    if policy.sees.startswith("forecast"):
+        worst = max((call.change for call in calls if call.did == "skipped"), default=0.0)
+        said += f", {sum(call.step > 0 for call in calls)} verified, kept up to an error of {worst:.2g}"
+    macs, plain = sum(call.macs for call in calls), sum(call.plain for call in calls)
+    return (
+        f"{said}; {macs / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {macs / plain if plain else 1:.2f} of the plain pipeline"
+    )
+
+
+def accelerate(
+    pipe: Any, method: str = "taylor", *, refresh: int | Policy = 4, order: int = ORDER, outer: int = 1
+) -> Accelerated:
+    """Make a pipeline of diffusers cheaper, in place, until `remove()` of what is returned.
+
+    method:  fora, taylor, toca, duca, or deep-cache for UNets
+    refresh: whole calls at every N-th step, or where a policy (`pipelines/caching.py`) says
+    order:   of taylor's forecast
+    outer:   how many of the last layers run at every step, of deep-cache
+    All networks of the pipeline take part whose class is in `KINDS`. Raises ValueError where there is none, where one
+    cannot have this method or policy, and where one is compiled as a whole or changed by another tool.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
+    if isinstance(refresh, int):
+        refresh = Fixed(refresh)
+    if not isinstance(refresh, Policy):
+        raise ValueError(f"refresh is every how many steps, or a Policy, got {refresh}")
+    if not isinstance(order, int) or order < 0:
+        raise ValueError(f"order is a whole number, 0 or more, got {order!r}")
+    parts = {name: part for name, part in getattr(pipe, "components", {}).items() if isinstance(part, nn.Module)}
+    known = {name: net for name, net in parts.items() if type(getattr(net, "_orig_mod", net)).__name__ in KINDS}
+    if not known:
+        found = ", ".join(type(part).__name__ for part in parts.values()) or "no networks"
+        raise ValueError(f"a pipeline with a {', '.join(KINDS)} is expected, got {type(pipe).__name__} with {found}")
+    made: dict[str, Method] = {}
+    for name, net in known.items():
+        check_free(name, net)
+        kind = KINDS[type(net).__name__]
+        if method in ("fora", "taylor"):
+            made[name] = Features(net, kind, refresh, order if method == "taylor" else 0)
+        else:
+            made[name] = (
+                Levels(net, kind, refresh, outer) if method == "deep-cache" else Tokens(net, kind, refresh, method)
+            )
+    for one in made.values():
+        convention(pipe.scheduler, one)
+    return Accelerated(method, [_Network(name, one, pipe) for name, one in made.items()])
+
+
+def check_free(name: str, net: Any) -> None:
+    """Raises ValueError for a network whose blocks cannot stand aside, and for one that another tool has changed."""
+    if getattr(net, "_orig_mod", net) is not net or net._compiled_call_impl is not None:
+        raise ValueError(
+            f"{name} is compiled as a whole, so its blocks cannot stand aside: take the network that is not "
+            f"(pipe.{name} = pipe.{name}._orig_mod), accelerate it, and compile its blocks "
+            f"(pipe.{name}.compile_repeated_blocks())"
+        )
+    for place in ("forward", "_old_forward"):
+        wrapped = net.__dict__.get(place)
+        if isinstance(wrapped, functools.partial) and wrapped.func is _forward:
+            raise ValueError(f"{name} is accelerated already: call remove() of its handle first")
+    for part in net.modules():
+        hooks = set(getattr(getattr(part, "_diffusers_hook", None), "hooks", ()))
+        own = getattr(part.forward, "__func__", None) is type(part).forward or "_hf_hook" in vars(part)
+        if hooks - (set() if part is net else PASSIVE) or not (own or hooks):
+            what = f"the hooks {', '.join(hooks)}" if hooks else "another forward"
+            raise ValueError(
+                f"{type(part).__name__} in {name} has {what}: if that is another cache, take it off first "
+                f"(pipe.{name}.disable_cache(), or as its tool says); if it offloads, accelerate before"
+            )
+
+
+def convention(scheduler: Any, method: Method) -> Convention | None:
+    """What the scheduler's steps mean, where the method needs to know. Raises ValueError as `read_scheduler`."""
+    if not method.timed:
+        return None
+    return read_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})[1]
+
+
+class _Network:
+    """A network of the pipeline, its wrapper and its caches."""
+
+    def __init__(self, name: str, method: Method, pipe: Any) -> None:
+        self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
+        self.samplings: deque[list[Call]] = deque(maxlen=REMEMBERED)
+        self.begun = self.branch = 0
+        self.on = True
+        self.forget()
+        self.place = "_old_forward" if "_hf_hook" in vars(self.net) else "forward"  # offloading stays outside
+        self.own, self.before = self.place in self.net.__dict__, getattr(self.net, self.place)
+        self.wrapper = functools.update_wrapper(functools.partial(_forward, self), self.before)
+        setattr(self.net, self.place, self.wrapper)
+
+    def remove(self) -> None:
+        """One that something else was put around since stays there, and does nothing."""
+        self.on = False
+        self.forget()
+        for place in ("forward", "_old_forward"):
+            if self.net.__dict__.get(place) is self.wrapper:
+                if place == "forward" and not self.own:
+                    del self.net.forward
+                else:
+                    setattr(self.net, place, self.before)
+
+    def forget(self) -> None:
+        self.now: tuple[float, Any] | None = None
+        self.times: Any = None
+        self.caches: list[Cache] = []
+        self.convention: Convention | None = None
+
+    def cache(self, time: float, shapes: tuple[Any, ...]) -> Cache:
+        """Of a call at a step of the scheduler."""
+        scheduler = self.pipe.scheduler
+        times, step = getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None)
+        step = getattr(scheduler, "counter", None) if step is None else step  # of PNDM, which repeats a time
+        if self.now is None or time > self.now[0] or times is not self.times:
+            self.forget()
+            self.times, self.convention = times, convention(self.pipe.scheduler, self.method)
+            self.samplings.append([])
+            self.begun += 1
+        self.branch = self.branch + 1 if self.now == (time, step) else 0
+        self.now = time, step  # in bfloat16 two steps may have the same time
+        if self.branch == len(self.caches) or self.caches[self.branch].shapes != shapes:
+            fresh = Cache(copy.deepcopy(self.method.policy), shapes, deque(maxlen=self.method.order + 1))
+            self.caches[self.branch : self.branch + 1] = [fresh]
+        return self.caches[self.branch]
+
+    def clock(self, time: float) -> tuple[Schedule | None, Tensor]:
+        """A schedule, and where it has a step of the scheduler."""
+        step = torch.tensor(time, dtype=torch.float64, device="cpu")
+        if self.convention is None:
+            return None, step
+        if isinstance(self.convention, Flow):
+            return RectifiedFlow(), step / self.convention.units
+        return self.convention.betas, (step + 1) / self.convention.betas.steps
+
+
+def _forward(network: _Network, *given: Any, **named: Any) -> Any:
+    """A function, for a partial of it is copied with the network it is of."""
+    net, method = network.net, network.method
+    if not network.on:
+        return network.before(*given, **named)
+    arguments = by_name(net, given, named)
+    times = set(torch.as_tensor(arguments.get("timestep", ())).flatten().tolist())
+    entering = [name for name in method.kind.between if arguments.get(name) is not None]
+    if entering or len(times) != 1:
+        why = f"{entering[0]} enters between its blocks" if entering else f"its rows are at {len(times)} times"
+        warnings.warn(f"{network.name} runs whole where {why}: such calls are not accelerated", stacklevel=2)
+        return network.before(*given, **named)
+    shapes = tuple((name, tuple(one.shape)) for name, one in arguments.items() if isinstance(one, Tensor))
+    try:
+        time = times.pop() * method.kind.units(net)
+        cache, (schedule, t) = network.cache(time, shapes), network.clock(time)
+        out, did = method.call(lambda copied: type(net).forward(copied, *given, **named), cache, schedule, t)
+    except BaseException:
+        network.forget()
+        raise
+    macs, plain = method.macs(cache, did)
+    network.samplings[-1].append(Call(network.branch, cache.step, did, cache.change, macs, plain))
+    cache.step += 1
+    return out

@@ -1,0 +1,436 @@
+"""What a call of a network of diffusers uses again, and when it runs whole: the parts of `accelerate`.
+
+A method says what is kept. Sources and equations stand in `denoisers/feature_cache.py`.
+
+    fora, taylor   what the row of blocks adds, as it was, or forecast in log-SNR; what lies outside the row runs
+    toca, duca     attention as it was, some tokens made anew
+    deep-cache     UNets: the input of the last layers, which alone run. Ma et al. 2023, arXiv 2312.00858, keep every
+                   N-th step; their branch 0 is one layer
+
+A policy says when a call refreshes.
+
+    Fixed          every N-th step
+    FirstBlock     |r - r_tau|_1 / |r_tau|_1 >= threshold, of what the first block adds, r, which runs at every step
+    Accumulated    sum_k p(|m_k - m_(k-1)|_1 / |m_(k-1)|_1) >= threshold since the last refresh, of the first block's
+                   modulated input, or of the time's embedding, m. TeaCache, Liu et al. 2024, arXiv 2411.19108.
+                   Deviates: the last step need not refresh
+    Verified       |r_hat - r|_2 / |r|_2 >= threshold in some row, of what the first or the last block adds, r, and its
+                   forecast, r_hat. SpeCa, Liu et al. 2025, arXiv 2509.11628. Deviates: the threshold is the same at all
+                   times, and a kept step has the block's real output
+
+A call goes through a copy of the network that shares all parts but the blocks. The network stays as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Range, Ranged, Steps
+from dualrate.denoisers.feature_cache import SHARES, By, choose, forecast
+from dualrate.diffusion.schedule import Schedule
+from dualrate.diffusion.values import Context
+from dualrate.pipelines.classes.kind import HIDDEN, Kind, Rows
+from dualrate.pipelines.cut import CutTokens, sharing
+from dualrate.sampling.cost import macs_of
+
+Seen = Literal["", "first block", "input", "time", "forecast of first", "forecast of last"]
+Did = Literal["full", "partial", "skipped"]
+Named = dict[str, Any]
+Run = Callable[[Any], Any]  # a call of a copy of the network
+Out = TypeVar("Out")
+Threshold = Annotated[float, Range(0, math.inf)]
+SKIPS = "res_hidden_states_tuple"
+
+
+class Policy(Ranged, ABC):
+    """When a call refreshes. Each cache has a copy, new in every sampling, so it may count.
+
+    sees: what `change` is of (module docstring); "": nothing, and it is 0
+    """
+
+    sees: Any = ""  # a Seen
+
+    @abstractmethod
+    def refresh(self, step: int, change: float) -> bool:
+        """Whether step 1, 2, ... of a sampling runs whole. Step 0 does, and is not asked about."""
+
+
+@dataclass
+class Fixed(Policy):
+    """At every N-th step."""
+
+    every: Steps
+
+    def refresh(self, step: int, change: float) -> bool:
+        return step % self.every == 0
+
+
+@dataclass
+class FirstBlock(Policy):
+    """Where what the first block adds has changed by this share since the last refresh."""
+
+    threshold: Threshold
+    sees = "first block"
+
+    def refresh(self, step: int, change: float) -> bool:
+        return not change < self.threshold  # so also where it is no number
+
+
+@dataclass
+class Accumulated(Policy):
+    """Where the changes from step to step, rescaled, add up to this.
+
+    polynomial: p, the highest power first, as TeaCache publishes it for a model
+    """
+
+    threshold: Threshold
+    polynomial: tuple[Annotated[float, Range(-1e12, 1e12)], ...] = (1.0, 0.0)
+    sees: Literal["input", "time"] = "input"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.total = 0.0
+
+    def refresh(self, step: int, change: float) -> bool:
+        self.total += functools.reduce(lambda value, factor: value * change + factor, self.polynomial, 0.0)
+        if self.total < self.threshold:
+            return False
+        self.total = 0.0
+        return True
+
+
+@dataclass
+class Verified(Policy):
+    """Where the forecast of what a block adds, which runs all the same, is this far off.
+
+    sees: "forecast of first", whose run a refresh uses, or "forecast of last", which it runs anew
+    """
+
+    threshold: Threshold
+    sees: Literal["forecast of first", "forecast of last"] = "forecast of last"
+
+    def refresh(self, step: int, change: float) -> bool:
+        return not change < self.threshold
+
+
+LEVELS = {f"{kind}{way}Block2D" for kind in ("", "Attn", "CrossAttn") for way in ("Down", "Up")}
+
+
+def by_name(module: Any, given: Sequence[Any], named: Mapping[str, Any]) -> Named:
+    """The arguments of a call of a module."""
+    _, *bound = inspect.signature(type(module).forward).bind(module, *given, **named).arguments.items()
+    arguments = dict(bound)
+    return arguments | arguments.pop("kwargs", {})
+
+
+class _Through(nn.Module):
+    """In the place of blocks, for one call; other attributes are the first block's, as a head may ask for them."""
+
+    def __init__(self, blocks: Iterable[nn.Module], through: Callable[[Named], Any]) -> None:
+        super().__init__()
+        self.blocks, self.through = nn.ModuleList(blocks), through  # they are parts, so that a LoRA's scale finds them
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return self.through(by_name(self.blocks[0], given, named))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_modules"]["blocks"][0], name)
+
+
+class _Reached(Exception):
+    """Carries what a block's attention is given."""
+
+
+class _Stop(nn.Module):
+    def forward(self, *given: Any, **named: Any) -> Any:
+        raise _Reached(named.get(HIDDEN, given[0] if given else None))
+
+
+@dataclass
+class Cache:
+    """Of one of the calls that a step makes, in one sampling.
+
+    shapes:  of the call's tensors
+    held:    what the method keeps, the latest first
+    seen:    what the policy's change is counted from
+    """
+
+    policy: Policy
+    shapes: tuple[Any, ...]
+    held: deque[Context]
+    step: int = 0
+    seen: Tensor | None = None
+    change: float = 0.0
+
+
+@dataclass
+class Method(ABC):
+    """What a call does with a cache.
+
+    order: of the forecast
+    costs: multiply-adds of a part of a call of given shapes, counted when it first runs
+    """
+
+    net: Any
+    kind: Kind
+    policy: Policy
+    order: int = 0
+    costs: dict[Any, int] = field(default_factory=dict)
+
+    @property
+    def timed(self) -> bool:
+        """Whether `call` needs a schedule and its time."""
+        return self.order > 0
+
+    @abstractmethod
+    def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
+        """The network's output at t, and what was done."""
+
+    def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
+        """Of the call, and of a plain one."""
+        return self.costs[cache.shapes, did], self.costs[cache.shapes, "full"]
+
+    def counted(self, cache: Cache, part: str, call: Callable[[], Out]) -> Out:
+        """What a part of a call returns."""
+        if (cache.shapes, part) in self.costs:
+            return call()
+        found: list[Out] = []
+        self.costs[cache.shapes, part] = macs_of(lambda: found.append(call()))
+        return found[0]
+
+    def copied(self, blocks: Iterable[nn.Module], through: Callable[[Named], Any]) -> Any:
+        """The network with `through` in the place of its rows."""
+        row, *others = self.rows.names
+        parts = {row: nn.ModuleList([_Through(blocks, through)]), **{name: nn.ModuleList() for name in others}}
+        return sharing(self.net, **parts)
+
+    @property
+    def blocks(self) -> list[Any]:
+        """Of all rows."""
+        return self.rows.blocks(self.net)
+
+    @property
+    def rows(self) -> Rows:
+        """Raises ValueError where there are none."""
+        if self.kind.rows is None:
+            raise ValueError(f"{type(self.net).__name__} has levels and no row of blocks: take 'deep-cache'")
+        return self.kind.rows
+
+
+class Features(Method):
+    """fora, taylor. Held: what the blocks between those that are seen add to each stream; what a verified one adds."""
+
+    def __init__(self, net: Any, kind: Kind, policy: Policy, order: int) -> None:
+        super().__init__(net, kind, policy, order)
+        name, sees, (first, *_) = type(net).__name__, policy.sees, self.blocks
+        if sees == "time" and not self.rows.embedded:
+            raise ValueError(f"the blocks of {name} embed the time themselves: let Accumulated see the 'input'")
+        if sees == "input" and "_hf_hook" in vars(first):
+            raise ValueError(f"the blocks of {name} are offloaded: let Accumulated see the 'time', or take FirstBlock")
+
+    def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
+        did: list[Did] = []
+
+        def through(named: Named) -> Any:
+            streams, full = self.passed(named, cache, schedule, t)
+            did.append("full" if full else "skipped")
+            out = [streams[name] for name in self.rows.streams]
+            return tuple(out) if len(out) > 1 else out[0]
+
+        return self.counted(cache, "full", lambda: run(self.copied(self.blocks, through))), did[0]
+
+    def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
+        full, seen, inner, last = (
+            self.costs.get((cache.shapes, name), 0) for name in ("full", "seen", "inner", "last")
+        )
+        rejected = last if did == "full" and cache.step else 0
+        return full - inner if did == "skipped" else full + rejected, full - seen
+
+    def passed(self, named: Named, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Named, bool]:
+        """The streams after the row, and whether all of it ran."""
+        sees, names, blocks = cache.policy.sees, self.rows.streams, self.blocks
+        verified, first = sees.startswith("forecast"), int(sees in ("first block", "forecast of first"))
+        last = len(blocks) - (sees == "forecast of last")
+
+        def ran(part: str, row: Sequence[Any], streams: Named) -> Named:
+            def all_of_it() -> Named:
+                now = streams
+                for block in row:
+                    out = block(**named | now)
+                    now = dict(zip(names, out if isinstance(out, tuple) else (out,), strict=True))
+                return now
+
+            return self.counted(cache, part, all_of_it) if row else streams
+
+        if sees in ("input", "time"):
+            now = self.counted(cache, "seen", lambda: self.modulated(blocks[0], named))
+            cache.change, cache.seen = _change(now, cache.seen), now
+        start = {name: named[name] for name in names}
+        before = ran("first", blocks[:first], start)
+        one = before[HIDDEN] - start[HIDDEN] if first else None
+        if cache.held:
+            latest, *earlier = cache.held
+            features = forecast(replace(latest, earlier=tuple(earlier)), t, cast(Schedule, schedule))
+            added = features[:-1] if verified else features
+            dropped = len(names) - len(added)  # a last block may return no text
+            sums = [before[name] + more for name, more in zip(names[dropped:], added, strict=True)]
+            guess = dict(zip(names, [None] * dropped + sums, strict=True))
+            after = ran("last", blocks[last:], guess)
+            if verified:
+                cache.change = _error(features[-1], after[HIDDEN] - guess[HIDDEN] if one is None else one)
+            elif one is not None:
+                cache.change = _change(one, cache.seen)
+            if not cache.policy.refresh(cache.step, cache.change):
+                return after, False
+        inner = ran("inner", blocks[first:last], before)
+        after = ran("last", blocks[last:], inner)
+        kept = [inner[name] - before[name] for name in names if inner[name] is not None]
+        if verified:
+            kept.append(after[HIDDEN] - inner[HIDDEN] if one is None else one)
+        elif one is not None:
+            cache.seen = one
+        if cache.held and cache.held[0].tau == t:  # a solver may call twice at a time
+            cache.held.popleft()
+        cache.held.appendleft(Context(tuple(feature.detach() for feature in kept), tau=t))
+        return after, True
+
+    def modulated(self, block: Any, named: Named) -> Tensor:
+        """What an accumulated change is of: the time's embedding, or what the block's attention is given."""
+        if self.policy.sees == "time":
+            return named[self.rows.embedded]
+        try:
+            sharing(block, **{self.rows.attention: _Stop()})(**named)
+        except _Reached as reached:
+            return reached.args[0]
+        raise RuntimeError(f"{type(block).__name__} does not call its {self.rows.attention}")
+
+
+class Tokens(Method):
+    """toca, duca. Held: what `CutTokens` keeps, and the partial steps since each token was made."""
+
+    def __init__(self, net: Any, kind: Kind, policy: Policy, name: str) -> None:
+        super().__init__(net, kind, policy)
+        self.share = SHARES[name]
+        self.by: By = "attention" if name == "toca" else "random"
+        if not isinstance(policy, Fixed):
+            raise ValueError(f"{name} wants to know the next refresh: refresh=N is expected, got {policy}")
+        CutTokens(cast(Any, self))  # raises where it cannot be
+        if any("_hf_hook" in vars(block) or block._compiled_call_impl is not None for block in self.blocks):
+            raise ValueError(f"{name} goes into blocks that are neither compiled nor offloaded: take 'taylor'")
+
+    @property
+    def timed(self) -> bool:
+        """The time decides which tokens are random."""
+        return self.by == "random"
+
+    def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
+        cut: Any = CutTokens(cast(Any, _OneCall(self, run)), self.by == "attention")
+        of_call = (None, None, None)
+        every = cast(Fixed, cache.policy).every
+        if not cache.held or cache.policy.refresh(cache.step, 0.0):
+            if cut.scores and (cache.shapes, "plain") not in self.costs:  # a call more, once
+                self.counted(cache, "plain", lambda: run(self.net))
+            *kept, out = self.counted(cache, "full", lambda: cut.whole(*of_call))
+            cache.held.appendleft(Context((*kept, torch.zeros_like(kept[-1]))))
+            return out, "full"
+        added, attention, received, age = cache.held[0].features
+        if self.by == "random" and (every - cache.step % every) % 2 == 0:  # counted back from the next refresh
+            return self.counted(cache, "skipped", lambda: cut.rest(*of_call, added)), "skipped"
+        chosen = choose(received, age, t, round(self.share * age.shape[1]), self.by)
+        added, out = self.counted(cache, "partial", lambda: cut.part(*of_call, added, attention, chosen))
+        cache.held.appendleft(Context((added, attention, received, (age + 1).scatter(1, chosen, 0))))
+        return out, "partial"
+
+    def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
+        """A refresh of toca computes attention a second time, for its scores."""
+        full = self.costs[cache.shapes, "full"]
+        return self.costs[cache.shapes, did], self.costs.get((cache.shapes, "plain"), full)
+
+
+class _OneCall(NamedTuple):
+    """A call in the place of a `CutNetwork`."""
+
+    method: Method
+    run: Run
+
+    @property
+    def blocks(self) -> list[Any]:
+        return self.method.blocks
+
+    def called_with(self, row: Any, *_: Any) -> tuple[Any, Any]:
+        out = self.run(self.method.copied(row.blocks, lambda named: row(named.pop(HIDDEN), **named)))
+        return row.added, out
+
+    def rest(self, z: Any, log_snr: Any, label: Any, added: Tensor) -> Any:
+        return self.run(self.method.copied(self.blocks, lambda named: named[HIDDEN] + added))
+
+
+class Levels(Method):
+    """deep-cache. Held: the input of the last `outer` layers."""
+
+    def __init__(self, net: Any, kind: Kind, policy: Policy, outer: int) -> None:
+        super().__init__(net, kind, policy)
+        self.outer, name = outer, type(net).__name__
+        if kind.rows:
+            raise ValueError(f"{name} has one level, and 'deep-cache' is for UNets: take 'taylor'")
+        if policy.sees:
+            raise ValueError(f"{name} has no row of blocks to see a change in: take refresh=N, got {policy}")
+        if strange := {type(block).__name__ for block in (net.down_blocks[0], net.up_blocks[-1])} - LEVELS:
+            raise ValueError(f"outer levels of a UNet are {', '.join(sorted(LEVELS))}, got {', '.join(strange)}")
+        layers = len(net.up_blocks[-1].resnets)
+        if not (isinstance(outer, int) and 1 <= outer <= layers):
+            raise ValueError(f"outer: 1 to {layers} of the last layers run at every step, got {outer!r}")
+
+    def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
+        net, (*others, last) = self.net, self.net.up_blocks
+        end = _layers(last, slice(-self.outer, None))
+
+        def ending(named: Named) -> Any:
+            return end(**named | {HIDDEN: cache.held[0].features[0], SKIPS: named[SKIPS][: self.outer]})
+
+        def whole(named: Named) -> Any:
+            start = sharing(_layers(last, slice(-self.outer)), upsamplers=None)
+            h = start(**named | {SKIPS: named[SKIPS][self.outer :]}) if len(start.resnets) else named[HIDDEN]
+            cache.held.appendleft(Context((h.detach(),)))
+            return ending(named)
+
+        if not cache.held or cache.policy.refresh(cache.step, 0.0):
+            up = nn.ModuleList([*others, _Through([last], whole)])
+            return self.counted(cache, "full", lambda: run(sharing(net, up_blocks=up))), "full"
+        first = sharing(_layers(net.down_blocks[0], slice(self.outer - 1)), downsamplers=None)
+        down = nn.ModuleList([first] if self.outer > 1 else [])
+        cut = sharing(net, down_blocks=down, mid_block=None, up_blocks=nn.ModuleList([_Through([end], ending)]))
+        return self.counted(cache, "skipped", lambda: run(cut)), "skipped"
+
+
+def _layers(block: Any, part: slice) -> Any:
+    """Some layers of a level."""
+    return sharing(
+        block, **{name: getattr(block, name)[part] for name in ("resnets", "attentions") if hasattr(block, name)}
+    )
+
+
+def _change(now: Tensor, before: Tensor | None) -> float:
+    """The relative change, in L1; 0 where there is nothing before."""
+    if before is None:
+        return 0.0
+    return float((now.float() - before.float()).abs().mean() / before.float().abs().mean())
+
+
+def _error(guess: Tensor, real: Tensor) -> float:
+    """The greatest relative error of a row, in L2."""
+    off, size = (one.flatten(1).norm(dim=1) for one in (guess.float() - real.float(), real.float()))
+    return float((off / size).max())

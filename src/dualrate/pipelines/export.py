@@ -1,0 +1,622 @@
+"""A model of ours as a pipeline of diffusers: `DualRatePipeline.from_pretrained(FOLDER)`.
+
+    FOLDER/model_index.json    which class reads which folder below; names of the classes, `id2label`
+    FOLDER/encoder, light      a network each (`DualRateNetwork`); of a model of one network, model
+    FOLDER/vae                 of a model of latents the autoencoder that decodes them, a class of diffusers
+    FOLDER/texts               of a text-to-image model the encoders of its pipeline, which the run knows by sha256
+    FOLDER/scheduler           when they run and how a step is made (`DualRateScheduler`), to be swapped like any other
+    FOLDER/pipeline.py         for diffusers' own loader
+    FOLDER/**/MANIFEST.json    sha256 of all these files; a damaged one is an OSError that names it
+
+Images are those of `dualrate.sample`, of seed, class, plan and step. torch's generators are states, ours are functions
+of a seed: a generator that nothing was drawn from stands for the seed that it was made with, and any other for its next
+number. The path of this module stands in every folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from huggingface_hub import snapshot_download
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, HeldCodec, decoded
+from dualrate.config.imports import already_imported
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.data.conditions import Prompts
+from dualrate.data.images import to_uint8
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond, Refresh
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
+from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.upgrade import upgraded
+from dualrate.networks.blocks import blocks_of, cast_layers
+from dualrate.pipelines.autoencoder import Autoencoder
+from dualrate.pipelines.folder import names_of
+from dualrate.pipelines.prompts import negated
+from dualrate.pipelines.retrofitted import encoder_of
+from dualrate.pipelines.text_encoders import copy_encoders
+from dualrate.runs import store  # noqa: F401  # the methods that a file may name
+from dualrate.runs.train import check_export
+from dualrate.sampling.catalogue import sampler_named
+from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
+from dualrate.system.device import own_defaults
+from dualrate.system.files import check_files, read_json
+from dualrate.system.folders import MANIFEST, Damaged, Manifest
+
+STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
+
+from dualrate.pipelines.export import DualRatePipeline  # noqa: F401
+'''
+ROLES = ("encoder", "light", "model")  # of networks that a pipeline may hold
+VAE, TEXTS = "vae", "texts"
+TOP = ["model_index.json", "pipeline.py"]  # files beside the folders of its parts
+RECOMMENDED = Choice()
+DOWNLOADING = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder's files. Weights get the mode of the others: diffusers makes them private."""
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", file)
+    Manifest.write(folder, {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST})
+
+
+def check_sealed(folder: Path, required: str) -> None:
+    """Raises OSError, naming the file, unless all that the manifest lists is what it says; warns where there is none.
+
+    required: a file that it lists in any case
+    Raises ValueError for a pipe, a socket or a device among the folder's files.
+    """
+    check_files(folder)
+    try:
+        manifest = Manifest.read(folder, [required])
+        if manifest is not None:
+            for name in manifest.entries:
+                manifest.content(name)
+    except Damaged as error:
+        raise OSError(
+            f"{folder} is damaged ({error}): fetch it again, or export it again from its run. If it was changed on "
+            f"purpose, remove its {MANIFEST}"
+        ) from error
+    if manifest is None:
+        warnings.warn(
+            f"{folder} has no {MANIFEST}, so nothing tells whether it is what was saved: save or export it again",
+            stacklevel=2,
+        )
+
+
+class Checked:
+    """Before another library reads a folder of ours, what it holds is compared with its manifest."""
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Raises OSError for a damaged folder, naming the file."""
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
+    """One network of a model. role: in its experiment's networks; experiment: as `to_plain` writes it.
+
+    In another dtype than float32 it runs under autocast; weights are cast as in all sampling in bfloat16.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, role: str, experiment: dict[str, Any]) -> None:
+        super().__init__()
+        self.computes_in: torch.dtype | None = None
+        self.network = _experiment(experiment).build()[0][role]
+
+    @staticmethod
+    def of(network: nn.Module, role: str, experiment: dict[str, Any]) -> DualRateNetwork:
+        """Around a network that is there already."""
+        with torch.device("meta"):
+            made = DualRateNetwork(role, experiment)
+        made.network = network
+        return made.eval()
+
+    @property
+    def _repeated_blocks(self) -> list[str]:
+        """What `compile_repeated_blocks` compiles once."""
+        return sorted({type(block).__name__ for block in blocks_of(self.network)})
+
+    def forward(self, z: Tensor, *args: Any) -> Any:
+        """As the network's own; z: (B, C, H, W)."""
+        with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.network(z, *args)
+
+    def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As of any module, but for what a dtype casts."""
+        dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
+        others = (value for value in args if not isinstance(value, torch.dtype))
+        super().to(*others, **{key: value for key, value in kwargs.items() if key != "dtype"})
+        for dtype in dtypes:
+            held = _experiment(self.config["experiment"]).networks.bfloat16_weights
+            self.computes_in = None if held or dtype == torch.float32 else dtype
+            for part in [self] if dtype == torch.float32 else cast_layers(self.network) if held else ():
+                nn.Module.to(part, dtype)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes, where its weights are held in float32 all the same."""
+        return self.computes_in or super().dtype
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
+        """As of any model; cast as `to` does. Raises OSError for a damaged folder, naming the file.
+
+        Weights are copied to where and as `dualrate.load` has them: else products differ in their last bits.
+        """
+        dtype = [found for name in ("torch_dtype", "dtype") if (found := kwargs.pop(name, None)) is not None]
+        kwargs.pop("use_safetensors", None)  # no pickle, whatever is asked for
+        network = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **kwargs)
+        for weight in network.parameters():
+            form = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+            weight.data = weight.data.clone(memory_format=form)
+        return network.to(dtype[0]) if dtype else network
+
+    @wraps(ModelMixin.save_pretrained)  # whose parameters a pipeline looks at
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().save_pretrained(save_directory, **{**kwargs, "safe_serialization": True})  # never a pickle
+        seal(Path(save_directory))
+
+
+class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
+    """When networks run and how a step is made: a `Choice` and a `Guidance` in a file. It takes no steps itself.
+
+    plan: as of `StepPlan.to_json`; sampler, gamma, eta: as of `Choice`
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        plan: dict[str, Any] | None = None,
+        sampler: str | None = None,
+        gamma: float | None = None,
+        eta: float | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+    ) -> None:
+        given = None if plan is None else StepPlan.from_json(json.dumps(plan))
+        self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=given)
+        self.guided(guidance_scale)
+
+    @staticmethod
+    def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
+        """Of a choice that says its plan, such as a `settled` one."""
+        assert choice.plan is not None
+        return DualRateScheduler(
+            json.loads(choice.plan.to_json()),
+            sampler=choice.sampler,
+            gamma=choice.gamma,
+            eta=choice.eta,
+            guidance_scale=guidance.weight,
+            guidance_interval=guidance.interval,
+        )
+
+    def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
+        """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""
+        if (steps, heavy, plan) == (None, None, None):
+            return self.choice
+        if steps is None and plan is None and self.choice.plan is not None:
+            steps = self.choice.plan.num_steps
+        return dataclasses.replace(self.choice, steps=steps, heavy=heavy, plan=plan)
+
+    def guided(self, weight: float | None) -> Guidance:
+        """Its guidance, or of another weight."""
+        weight = float(self.config["guidance_scale"] if weight is None else weight)
+        interval = self.config["guidance_interval"]
+        return Guidance(weight, None if interval is None or weight == 1 else tuple(interval))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().save_pretrained(save_directory, **kwargs)
+        seal(Path(save_directory))
+
+
+class DualRatePipeline(Checked, DiffusionPipeline):
+    """Images of a model, dual-rate or of one network.
+
+    scheduler: plan, sampler and guidance, where a call does not say them
+    encoder, light, model: the networks that the model's experiment has
+    vae: of a model of latents; it computes in its own dtype, float32 unless it was cast
+    id2label: names of the classes, {"0": name, "1": name, ...}, as in a file
+    Raises ValueError for networks of several models, or too few, another scheduler, and where a vae is missing or does
+    not fit; warns of one that did not make the latents.
+
+    Offloading moves the heavy network, and the vae; the light one runs at every step.
+    """
+
+    model_cpu_offload_seq = "encoder->model->vae"
+    _exclude_from_cpu_offload = ["light"]  # noqa: RUF012  # diffusers' name, and a list there
+    _optional_components = [*ROLES, VAE]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        scheduler: DualRateScheduler,
+        encoder: DualRateNetwork | None = None,
+        light: DualRateNetwork | None = None,
+        model: DualRateNetwork | None = None,
+        vae: ModelMixin | None = None,
+        id2label: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        if id2label:
+            self.register_to_config(id2label=dict(id2label))
+        self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model, vae=vae)
+        self._optional_components = [name for name in (*ROLES, VAE) if getattr(self, name) is None]  # of this very one
+        self.num_timesteps, self._guidance_scale = 0, 1.0  # of the latest call
+        self._texts: Path | None = None
+        _ = self._how
+        made_by, own = self._experiment.codec.fingerprint, self.as_model().codec
+        if vae is not None and vae.dtype == torch.float32 and own.fingerprint != made_by:
+            warnings.warn(
+                f"this vae (sha256 {own.fingerprint[:12]}) is not the one that made the model's latents "
+                f"({made_by[:12]}): its images may be off",
+                stacklevel=2,
+            )
+
+    @staticmethod
+    @own_defaults()
+    def of(model: Model, choice: Choice = RECOMMENDED, guidance: Guidance = UNGUIDED) -> DualRatePipeline:
+        """Of a model, whose weights it shares. choice, guidance: for calls that say nothing.
+
+        Raises ValueError for a plan or a sampler that the model does not serve, networks of other roles than encoder,
+        light and model, a codec that is none of diffusers, a denoiser that is not their own, a sampler with a table.
+        """
+        if model.called_by is not None:
+            raise ValueError(f"a pipeline calls networks by their own denoiser, not by {model.called_by}: drop it")
+        check_export(model)
+        codec, experiment, parts = model.codec, model.experiment, {}
+        if isinstance(codec, Autoencoder):
+            experiment = dataclasses.replace(experiment, codec=CodecFolder(VAE, codec.fingerprint))
+            parts[VAE] = copy.deepcopy(codec.module)  # to be moved and cast
+        elif codec != ON_PIXELS:
+            kind = type(codec).__name__
+            raise ValueError(
+                f"{model.name} draws latents, whose codec ({kind}) is none of diffusers: use dualrate.sample"
+            )
+        condition, texts = experiment.condition, None
+        if isinstance(condition, Prompts):
+            texts = Path(encoder_of(experiment).folder)
+            experiment = dataclasses.replace(experiment, condition=dataclasses.replace(condition, folder=TEXTS))
+        if strange := sorted(set(model.networks) - set(ROLES)):
+            raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
+        choice = choice.settled(model)
+        if sampler_named(str(choice.sampler)).of_table is not None:
+            raise ValueError(f"a pipeline has no covariance table, which {choice.sampler} needs: name another sampler")
+        plain = json.loads(json.dumps(to_plain(experiment)))
+        parts |= {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
+        names = {str(number): name for number, name in enumerate(model.class_names)}
+        pipeline = DualRatePipeline(DualRateScheduler.of(choice, guidance), **parts, id2label=names)
+        pipeline._texts = texts
+        pipeline.scheduler.choice.drawer(pipeline.as_model(), guidance=guidance)
+        return pipeline
+
+    @property
+    def _networks(self) -> dict[str, DualRateNetwork]:
+        return {role: part for role in ROLES if (part := getattr(self, role)) is not None}
+
+    @property
+    def _how(self) -> DualRateScheduler:
+        """Its scheduler. Raises ValueError for one of diffusers: those step a network, and know no plan."""
+        if not isinstance(self.scheduler, DualRateScheduler):
+            raise ValueError(
+                f"a pipeline's scheduler is a DualRateScheduler, got {type(self.scheduler).__name__}: for another "
+                "sampler pass DualRateScheduler.from_pretrained(FOLDER, subfolder='scheduler', sampler='ancestral')"
+            )
+        return self.scheduler
+
+    @property
+    def _experiment(self) -> Experiment:
+        """That of its networks. Raises ValueError for networks of several models, or none."""
+        held = self._networks
+        plains = [part.config["experiment"] for part in held.values()]
+        if not plains or any(plain != plains[0] for plain in plains):
+            got = f"{', '.join(held)} of several models" if held else "none"
+            raise ValueError(f"a pipeline has the networks of one model, as a folder holds them; got {got}")
+        return _experiment(plains[0])
+
+    def as_model(self) -> Model:
+        """The model that its networks are, on its vae."""
+        experiment, held, vae = self._experiment, self._networks, self.vae
+        codec: Codec = ON_PIXELS if vae is None else Autoencoder(vae, vae.config, VAE)
+        if (codec == ON_PIXELS) == bool(experiment.codec.fingerprint):
+            drawn, has = ("latents", "the") if codec == ON_PIXELS else ("pixels", "no")
+            raise ValueError(f"{experiment.name} draws {drawn}: a pipeline of it has {has} vae")
+        codec.image_shape(experiment.shape)  # refuses what it cannot decode
+        experiment = dataclasses.replace(experiment, codec=HeldCodec(codec))
+        if isinstance(condition := experiment.condition, Prompts):
+            condition = dataclasses.replace(condition, folder=str(self.texts))
+            experiment = dataclasses.replace(experiment, condition=condition)
+        with torch.device("meta"):
+            networks, denoiser = experiment.parts()
+        if networks.keys() != held.keys():
+            raise ValueError(f"{experiment.name} has networks {', '.join(networks)}; got {', '.join(held)}")
+        called, names = calling(denoiser, networks, held), names_of(self.config.get("id2label"))
+        return Model(experiment.name, experiment, nn.ModuleDict(held), called, 0, "", class_names=names)
+
+    @property
+    def texts(self) -> Path:
+        """Where the text encoders of a text-to-image model are: in its own folder, or in that of the run's pipeline."""
+        return self._texts or Path(str(self.config.get("_name_or_path") or ""), TEXTS)
+
+    @property
+    def transformer(self) -> DualRateNetwork:
+        """The network of every step, by the name that tools look for."""
+        return [*self._networks.values()][-1]
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the latest call."""
+        return self._guidance_scale
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Raises ValueError for a part of a library that is neither diffusers nor imported already.
+
+        Older versions of diffusers import whatever module the file names. The class is this one, so the folder's
+        pipeline.py, which names it, is not run.
+        """
+        found = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        for name, part in (found[0] if isinstance(found, tuple) else found).items():
+            library = part[0] if isinstance(part, list | tuple) and part and not name.startswith("_") else None
+            if isinstance(library, str) and library != "diffusers":
+                already_imported(library)
+        return found | {"_class_name": cls.__name__} if isinstance(found, dict) else found
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As of any pipeline; a repository of the Hub comes as a whole, manifests included.
+
+        Raises OSError for a damaged folder, naming the file.
+        """
+        path = pretrained_model_name_or_path
+        if not os.path.isdir(path):
+            path = snapshot_download(str(path), **{name: kwargs[name] for name in DOWNLOADING if name in kwargs})
+        kwargs.pop("use_safetensors", None)
+        folder = Path(path, VAE)
+        if folder.is_dir() and VAE not in kwargs:
+            check_sealed(folder, "config.json")
+            for key in ("dtype", "torch_dtype"):
+                if isinstance(kwargs.get(key), torch.dtype):  # the vae stays in the dtype that it was trained in
+                    kwargs[key] = {VAE: torch.float32, "default": kwargs[key]}
+        return super().from_pretrained(path, use_safetensors=True, **kwargs)
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
+        """As of any pipeline: safetensors, with manifests. Raises ValueError if asked to push before they are there."""
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("save the pipeline, then push it: pipe.push_to_hub(...), or dualrate export --push-to-hub")
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)  # never a pickle
+        folder = Path(save_directory)
+        if self.vae is not None:
+            seal(folder / VAE)
+        if self.texts.is_dir() and not (folder / TEXTS).exists():
+            copy_encoders(self.texts, folder / TEXTS)
+        (folder / "pipeline.py").write_text(STUB)
+        index = read_json(folder / self.config_name) | {"_class_name": ["pipeline", type(self).__name__]}
+        (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
+        Manifest.write(folder, TOP)
+
+    @own_defaults()
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str] | Tensor | NDArray[np.int64] | None = None,
+        batch_size: int | None = None,
+        num_inference_steps: int | None = None,
+        num_heavy: int | None = None,
+        plan: StepPlan | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Images, one for each label, generator or row of latents, or `batch_size` of them.
+
+        class_labels: one for each image or for all, by number or by name; None: class `seed mod classes`. Of a model
+                   of texts it is the prompt, which may come first
+        prompt:    of a text-to-image model, one for each image or for all; negative_prompt: one for all, which guidance
+                   goes away from; None: what its pipeline takes for none
+        num_images_per_prompt: of each prompt, one after the other
+        height, width: of the images, which are as large as those of the training
+        num_inference_steps, num_heavy, plan: instead of the scheduler's plan
+        guidance_scale: weight of classifier-free guidance, 1 is none; None: the scheduler's
+        generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
+                   `dualrate.sample`'s of that seed. One that was drawn from before gives its next number for a seed
+        latents:   (B, C, H, W), the noise to start from
+        output_type: pil, np (B, H, W, C) and pt (B, C, H, W) in [0, 1], latent: (B, C, H, W) what networks see
+        callback_on_step_end: (pipeline, step, its time t, {"latents": z after it}) -> a dict. Other latents in it are
+                   taken over; a context of the old ones is dropped then, so the next step makes a heavy call
+        Raises ValueError for a plan or labels that the model does not serve, and for numbers of images that disagree.
+        """
+        if strange := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"a callback can have {', '.join(self._callback_tensor_inputs)}, got {sorted(strange)}")
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type is one of {', '.join(OUTPUTS)}, got {output_type!r}")
+        how = self._how
+        choice, guidance = how.asked(num_inference_steps, num_heavy, plan), how.guided(guidance_scale)
+        model, encoder = self.as_model(), None
+        if isinstance(model.experiment.condition, Prompts):
+            prompt, class_labels = class_labels if prompt is None else prompt, None  # pyright: ignore[reportAssignmentType]
+            if prompt is None:
+                raise ValueError(f"{model.name} makes images of texts: pass prompt")
+            prompts: Any = [prompt] if isinstance(prompt, str) else prompt
+            if not (
+                isinstance(prompts, list | tuple)
+                and all(isinstance(one, str) for one in (*prompts, negative_prompt or ""))
+            ):
+                raise ValueError(
+                    "prompt is a text or a list of texts, negative_prompt is one text for all images, got "
+                    f"{prompt!r} and {negative_prompt!r}"
+                )
+            if num_images_per_prompt < 1:
+                raise ValueError(f"num_images_per_prompt is 1 or more, got {num_images_per_prompt}")
+            if num_images_per_prompt > 1:
+                prompt = [one for one in prompts for _ in range(num_images_per_prompt)]
+        elif num_images_per_prompt != 1:
+            raise ValueError(f"{model.name} makes images of no prompts: say how many by batch_size or class_labels")
+        own = model.image_shape[1:]
+        if (height or own[0], width or own[1]) != own:
+            raise ValueError(
+                f"{model.name} draws images of {own[0]} x {own[1]}, got {height} x {width}: drop height and width"
+            )
+        if prompt is not None or negative_prompt is not None:
+            encoder = encoder_of(model.experiment)
+        if encoder is not None and negative_prompt is not None:
+            empty = encoder.negative(negative_prompt, self._execution_device)
+            model = dataclasses.replace(model, denoiser=negated(model.denoiser, empty))
+        drawer = choice.drawer(model, guidance=guidance, precision="float32")
+        labels: Any = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
+        sources = torch.default_generator if generator is None else generator
+        lists = {"class_labels": labels, "prompt": prompt, "generator": sources, "latents": latents}
+        counts = {} if batch_size is None else {"batch_size": batch_size}
+        counts |= {name: len(value) for name, value in lists.items() if isinstance(value, (list, tuple, range, Tensor))}
+        if len({*counts.values()}) > 1 or min(counts.values(), default=1) < 1:
+            found = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(f"these say how many images are meant, 1 or more, and must agree: got {found}")
+        count = next(iter(counts.values()), 1)
+        if labels is not None:
+            labels = labels if "class_labels" in counts else [labels] * count
+            labels = [drawer.model.class_number(label) for label in labels]
+        seeds = [next_seed(one) for one in ([sources] * count if isinstance(sources, torch.Generator) else sources)]
+        labels, device = drawer.labels(seeds) if labels is None else labels, self._execution_device
+        draws = Draws(0, torch.tensor(seeds, device=device))
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        given = None if encoder is None else encoder.read(device)(texts or ()).to(device)
+        cond = Cond(None if labels is None else torch.tensor(labels, device=device), given)
+
+        def changed(step: int, t: float, z: Tensor) -> Tensor:
+            assert callback_on_step_end is not None
+            given = dict.fromkeys(callback_on_step_end_tensor_inputs, z)
+            return callback_on_step_end(self, step, t, given).pop("latents", z)
+
+        self.num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
+        with self.progress_bar(total=drawer.plan.num_steps) as bar:  # pyright: ignore[reportCallIssue]
+            z = sampled(drawer, draws, cond, latents, bar.update, changed if callback_on_step_end else None)
+        if output_type != "latent":
+            z = decoded(drawer.model.codec, z, draws)
+        self.maybe_free_model_hooks()
+        images = OUTPUTS[output_type](z)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+Callback = Callable[[DualRatePipeline, int, float, dict[str, Tensor]], dict[str, Tensor]]
+
+
+def _experiment(plain: Mapping[str, Any]) -> Experiment:
+    return from_plain(Experiment, upgraded(dict(plain)), "experiment in config.json")
+
+
+def calling(denoiser: Denoiser, networks: nn.ModuleDict, held: Mapping[str, DualRateNetwork]) -> Denoiser:
+    """A copy of what calls `networks`, or parts of them, that calls those in `held` in their place."""
+    memo: dict[int, object] = {}
+    for role, network in networks.items():
+        for name, part in network.named_modules():
+            memo[id(part)] = held[role].get_submodule(f"network.{name}") if name else held[role]
+    return copy.deepcopy(denoiser, memo)
+
+
+def next_seed(generator: torch.Generator) -> int:
+    """A seed for one image, in [-2^63, 2^63); the generator moves on."""
+    seed = generator.initial_seed()
+    unused = torch.Generator(generator.device).manual_seed(seed).get_state()
+    fresh = torch.equal(unused, generator.get_state())
+    drawn = int(torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device))
+    seed = seed if fresh else drawn
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def sampled(
+    drawer: Drawer,
+    draws: Draws,
+    cond: Cond,
+    start: Tensor | None = None,
+    tick: Callable[[], object] = lambda: None,
+    changed: Callable[[int, float, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """(B, C, H, W) at the plan's last time, as `dualrate.sample` draws it.
+
+    start:   noise to begin with; None: of the draws
+    tick:    called after every step
+    changed: (step, its time t, z after it) -> z to go on with. Where that is another one, what was computed of the old
+             one is dropped: the next step makes a heavy call instead of a reuse, a multistep solver starts anew
+    Raises ValueError for a start or a change of another shape, and what `trajectory` raises.
+    """
+    shape, plan = drawer.model.shape, drawer.plan
+    if start is not None and start.shape[1:] != shape:
+        raise ValueError(f"latents are (B, {', '.join(map(str, shape))}), got {tuple(start.shape)}")
+    z = first_state(drawer.step.process, draws, shape) if start is None else start.to(draws.row.device, torch.float32)
+    noise = StepNoise(drawer.step.process, draws, plan.num_steps, shape)
+    states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise)
+    z, i = next(states).z, 0
+    while i < plan.num_steps:
+        z, i = next(states).z, i + 1
+        tick()
+        if changed is None:
+            continue
+        before = z.clone()  # a callback may write into what it is given
+        z = changed(i - 1, plan.t[i - 1], z)
+        if z.shape != before.shape:
+            raise ValueError(f"a callback is given latents of {tuple(before.shape)}, and returned {tuple(z.shape)}")
+        z = z.to(before)
+        if i < plan.num_steps and not torch.equal(z, before):
+            refresh = [Refresh.FULL if k == i and now.reuses else now for k, now in enumerate(plan.refresh)]
+            plan = dataclasses.replace(plan, refresh=tuple(refresh))
+            states = trajectory(drawer.denoiser, drawer.step, plan, z, cond, noise, start=i)
+            next(states)
+    return z
+
+
+def _unit(z: Tensor) -> Tensor:
+    """(B, C, H, W) in [0, 1]."""
+    return (z / 2 + 0.5).clamp(0, 1).cpu()
+
+
+def _pil(z: Tensor) -> list[Image.Image]:
+    images = to_uint8(z).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
+
+
+OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
+    "pil": _pil,
+    "np": lambda z: _unit(z).permute(0, 2, 3, 1).numpy(),
+    "pt": _unit,
+    "latent": lambda z: z,
+}

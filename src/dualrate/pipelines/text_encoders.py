@@ -1,0 +1,164 @@
+"""The text encoders in a pipeline's folder: texts -> prompts, rows that its network takes.
+
+They are loaded by diffusers and transformers, of safetensors alone and without the network. The prompt that stands for
+none is kept in the cache, so that a model is loaded without them where it is known already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import as_path
+from dualrate.data.cache import cache_dir
+from dualrate.data.conditions import Prompts
+from dualrate.pipelines.folder import (
+    FUSE,
+    INDEX,
+    LORA,
+    NETWORK,
+    ForeignConfig,
+    check_own,
+    check_whole_numbers,
+)
+from dualrate.pipelines.prompts import COMPONENTS, encoded, negative_prompt
+from dualrate.system.files import check_files, read_bytes, read_header, read_json, write_whole
+
+PARTS = ("text_encoder", "tokenizer")  # as folders of a pipeline begin
+VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+VAE_LAYOUT = f"vae/{NETWORK}"
+UNUSED = (*COMPONENTS, "vae", "safety_checker", "feature_extractor", "image_encoder")  # parts that texts do not need
+
+
+def fingerprint_of(folder: Path) -> str:
+    """sha256 of all files of its text encoders and tokenizers. Raises ValueError where there are none."""
+    digest, files = hashlib.sha256(), []
+    for part in sorted(place for place in folder.glob("*") if place.is_dir() and place.name.startswith(PARTS)):
+        check_files(part)
+        files += sorted(file for file in part.rglob("*") if file.is_file())
+    if not files:
+        raise ValueError(
+            f"{folder} has no {PARTS[0]}, which makes prompts of texts: name the pipeline's whole folder, or draw in "
+            "Python, by dualrate.from_diffusers and dualrate.prompts"
+        )
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(file.relative_to(folder).as_posix().encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_pipeline(folder: Path) -> Any:
+    """The pipeline without its network.
+
+    Raises ValueError where transformers is missing, for code of its own, and for text encoders that are quantised or
+    hold a LoRA, and tokenizers without a vocabulary.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.utils.import_utils import is_transformers_available
+
+    if not is_transformers_available():
+        raise ValueError(f"the text encoders of {folder} need transformers: pip install transformers")
+    index = read_json(folder / INDEX)
+    check_own(folder, index)
+    for part in (folder / name for name in index if name.startswith(PARTS[0])):
+        check_whole_numbers(part, read_json(part / NETWORK) if (part / NETWORK).is_file() else {})
+        for file in part.glob("*.safetensors"):  # transformers draws at random what it does not find
+            with file.open("rb") as opened:
+                if any(LORA.search(name) for name in read_header(opened)):
+                    raise ValueError(f"{part} was saved with a LoRA beside its weights: {FUSE}")
+    for part in (folder / name for name in index if name.startswith(PARTS[1])):
+        if not any((part / name).is_file() for name in VOCABULARY):  # transformers would make do with none
+            raise ValueError(f"{part} has no vocabulary ({', '.join(VOCABULARY)}): fetch the pipeline again")
+    unused = {part: None for part in index if part in UNUSED}
+    return DiffusionPipeline.from_pretrained(folder, **unused, use_safetensors=True, local_files_only=True)
+
+
+def copy_encoders(folder: Path, target: Path) -> None:
+    """All that `read_pipeline` reads of a pipeline's folder, into a new one."""
+    target.mkdir()
+    shutil.copyfile(folder / INDEX, target / INDEX)
+    if (layout := folder / VAE_LAYOUT).is_file():
+        (target / VAE_LAYOUT).parent.mkdir()
+        shutil.copyfile(layout, target / VAE_LAYOUT)
+    for part in folder.iterdir():
+        if part.is_dir() and part.name.startswith((*PARTS, "scheduler")):
+            shutil.copytree(part, target / part.name)
+
+
+@lru_cache(1)
+def _pipeline(folder: Path, fingerprint: str, side: int, device: str) -> Any:
+    pipeline = read_pipeline(folder).to(device)
+    pipeline.default_sample_size = side  # for which it would ask its network, and for the other its VAE
+    if (layout := folder / VAE_LAYOUT).is_file() and (blocks := read_json(layout).get("block_out_channels")):
+        pipeline.vae_scale_factor = 2 ** (len(blocks) - 1)
+    return pipeline
+
+
+@dataclass(frozen=True)
+class TextFolder:
+    """A network's text encoders: a `TextEncoder` of pipelines/captions.py. folder: the pipeline's"""
+
+    folder: str
+    fingerprint: str
+    network: ForeignConfig
+
+    @staticmethod
+    def of(condition: Prompts, network: ForeignConfig) -> TextFolder:
+        """Those that a run's prompts are by. Raises ValueError where they are gone, or are others."""
+        folder = as_path(condition.folder)
+        way = "name prompts that were encoded before (--prompt LATENTS), or put the pipeline back"
+        if not (folder / INDEX).is_file():
+            raise ValueError(f"the pipeline whose text encoders read prompts is gone from {folder}: {way}")
+        if (found := fingerprint_of(folder)) != condition.encoder:
+            raise ValueError(
+                f"the text encoders in {folder} are others (sha256 {found[:12]}, expected {condition.encoder[:12]}): "
+                f"{way}"
+            )
+        return TextFolder(str(folder), found, network)
+
+    @property
+    def size(self) -> int:
+        return self.network.prompt.size
+
+    def read(self, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:
+        pipeline, layout, kind = self._pipeline(device), self.network.prompt, self.network.known
+        return lambda texts: layout.packed(encoded(kind, layout, list(texts), pipeline))
+
+    def empty(self, device: torch.device | str) -> Tensor:
+        """Raises ValueError as `read_pipeline`, where it is not in the cache."""
+        if (kept := self.kept).is_file():
+            return torch.from_numpy(np.load(io.BytesIO(read_bytes(kept)), allow_pickle=False))
+        made = self.negative(None, device)
+        self.keep(made)
+        return made
+
+    def negative(self, text: str | None, device: torch.device | str) -> Tensor:
+        """(1, 1, 1, D): the prompt that a text stands for where it is the negative one; None: of none."""
+        made = negative_prompt(self.network.known, self.network.prompt, text, self._pipeline(device))
+        return cast(Tensor, made)
+
+    @property
+    def kept(self) -> Path:
+        """Where the empty prompt is in the cache."""
+        named = repr((self.fingerprint, self.network.kind, self.network.config, self.size))
+        return cache_dir() / "prompts" / f"{hashlib.sha256(named.encode()).hexdigest()}.npy"
+
+    def keep(self, empty: Tensor) -> None:
+        """Put the empty prompt, (1, 1, 1, D), into the cache."""
+        content = io.BytesIO()
+        np.save(content, empty.float().cpu().numpy(), allow_pickle=False)
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.kept, content.getvalue())
+
+    def _pipeline(self, device: torch.device | str) -> Any:
+        return _pipeline(as_path(self.folder), self.fingerprint, self.network.shape[1], str(device))

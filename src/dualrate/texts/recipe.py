@@ -1,0 +1,94 @@
+"""Models of tokens for a CPU: Fashion-MNIST in 8 grey levels, and texts by their characters.
+
+Images are 14 x 14 tokens in patches of 2 x 2, so a transformer has 49 positions. Texts are pieces of 64 characters.
+Noise masks tokens, or replaces them by any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+from dualrate.codecs.token_codec import Characters, GreyLevels
+from dualrate.diffusion.categorical import Masked, Uniform
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.network_configs import OneTransformer, TwoTransformers
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.tokens import TokensConfig
+from dualrate.recipes.fashion_mnist_latents import FIT
+from dualrate.recipes.students import DISTILLING, StudentRecipe
+from dualrate.texts.pieces import PIECE, PYTHON_DOCS, is_text, read_text
+
+Rate = Literal["single", "dual"]
+Noise = Literal["mask", "uniform"]
+HEAVY_TEXT, LIGHT_TEXT = (128, 4), (64, 1)  # channels, blocks
+PROCESSES = {"mask": Masked(), "uniform": Uniform()}
+
+
+def image_network(codec: GreyLevels, channels: int, blocks: int) -> TokensConfig:
+    """A transformer of 14 x 14 tokens."""
+    return TokensConfig(codec.categories, 14, 14, channels, 2, blocks, num_classes=10, embedding=128, head_dim=32)
+
+
+def ending(rate: Rate, noise: Noise) -> str:
+    """What a run's name says where it is not single or mask."""
+    return f"{'-dual' * (rate == 'dual')}{'-uniform' * (noise == 'uniform')}"
+
+
+def method_of(rate: Rate) -> DenoisingConfig:
+    return DenoisingConfig(SingleTime() if rate == "single" else TimeSampler(heavy=(4, 32)))
+
+
+def images(rate: Rate = "single", noise: Noise = "mask") -> Experiment:
+    """Fashion-MNIST as tokens."""
+    codec = GreyLevels(8, mask=noise == "mask")
+    heavy, light = image_network(codec, 128, 6), image_network(codec, 64, 2)
+    networks = OneTransformer(heavy) if rate == "single" else TwoTransformers(heavy, light)
+    name = f"fashion-mnist-tokens{ending(rate, noise)}"
+    return Experiment(name, networks, method_of(rate), FIT, DataConfig(size=14), PROCESSES[noise], codec)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A model of a text: your own, --data.source FILE.txt, or the reference of the Python that runs it."""
+
+    data: DataConfig = DataConfig(source=PYTHON_DOCS, size=PIECE)
+    rate: Rate = "single"
+    """dual: a heavy network now and then, a light one at every step. single: the heavy one at every step."""
+    noise: Noise = "mask"
+    """What noise turns a character into: a mask, or any other character."""
+
+    def __call__(self) -> Experiment:
+        """Raises what `read_text` raises, and ValueError for a source that is no text."""
+        if not is_text(self.data.source):
+            raise ValueError(f"text-tokens is of texts, got {self.data.source}: name a .txt file, or {PYTHON_DOCS}")
+        data = replace(self.data, size=self.data.size or PIECE)
+        text = read_text(data.source, "train", data.size or PIECE)
+        codec = Characters(text.alphabet, mask=self.noise == "mask")
+        heavy, light = (
+            TokensConfig(codec.categories, text.shape[2], channels=channels, blocks=blocks, embedding=128, head_dim=32)
+            for channels, blocks in (HEAVY_TEXT, LIGHT_TEXT)
+        )
+        networks = OneTransformer(heavy) if self.rate == "single" else TwoTransformers(heavy, light)
+        name, fit = f"text-tokens{ending(self.rate, self.noise)}", replace(FIT, iterations=4000)
+        return Experiment(name, networks, method_of(self.rate), fit, data, PROCESSES[self.noise], codec)
+
+
+def distilled_images() -> StudentRecipe:
+    """Students of the single models of images."""
+    return StudentRecipe(None, image_network(GreyLevels(8), 64, 2), DISTILLING, noise=4)
+
+
+def distilled_texts() -> StudentRecipe:
+    """Students of the single text models; a light network in proportion to its teacher's."""
+    return StudentRecipe(None, None, DISTILLING, noise=4)
+
+
+RECIPES = {
+    "fashion-mnist-tokens": ("one transformer, masked diffusion", images),
+    "fashion-mnist-tokens-dual": ("two transformers, masked diffusion", partial(images, "dual")),
+    "fashion-mnist-tokens-uniform": ("one transformer, uniform noise", partial(images, noise="uniform")),
+    "text-tokens": ("a text by its characters, at one rate or two", Text()),
+}

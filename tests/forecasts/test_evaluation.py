@@ -1,0 +1,198 @@
+"""Scores of a forecast, of the last frame again, and of random frames, where all are known in closed form."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from forecasts.made_forecasts import CHANNELS, WIDTH, experiment_of
+from runs.made import saved_random
+
+from dualrate.drawing.choice import Choice
+from dualrate.forecasts.evaluation import forecast_scores, judged
+from dualrate.forecasts.fields import Fields, Forecast
+from dualrate.forecasts.folder import write_forecast
+from dualrate.forecasts.page import _spectra, _steady_panel, forecast_page
+from dualrate.forecasts.rollout import forecast_of
+from dualrate.forecasts.scores import Stability
+from dualrate.forecasts.starts import Starts, held_out_starts
+from dualrate.report.figures import svg
+from dualrate.runs.store import load
+
+MEMBERS, FRAMES, RHO = 24, 4, 0.8
+
+
+LEADS = tuple(map(float, range(1, FRAMES + 1)))
+
+
+@pytest.fixture(scope="module")
+def autoregression(tmp_path_factory):
+    """x_{t+1} = rho x_t + sqrt(1 - rho^2) n, of mean 5 and deviations 1 and 3: a model, starts, a true forecast."""
+    path, random = tmp_path_factory.mktemp("data") / "fields.npz", np.random.default_rng(0)
+    x = random.normal(size=(120, 40, CHANNELS, WIDTH))
+    for t in range(1, x.shape[1]):
+        x[:, t] = RHO * x[:, t - 1] + math.sqrt(1 - RHO**2) * x[:, t]
+    scale = np.array([1.0, 3.0])[:, None]
+    np.savez(path, fields=(5 + scale * x).astype(np.float32))
+    model = load(saved_random(experiment_of(path, Forecast()), path.parent / "run"))
+    starts = held_out_starts(model, FRAMES, 200)
+    last = (starts.past[:, -1] - 5) / scale[:, None]
+    drawn = np.empty((200, MEMBERS, FRAMES, *last.shape[1:]), np.float32)
+    before = np.broadcast_to(last[:, None], (200, MEMBERS, *last.shape[1:]))
+    for t in range(FRAMES):
+        before = RHO * before + math.sqrt(1 - RHO**2) * random.normal(size=before.shape)
+        drawn[:, :, t] = 5 + scale[:, None] * before
+    return model, starts, drawn
+
+
+@pytest.fixture(scope="module")
+def found(autoregression):
+    return forecast_scores(*autoregression)
+
+
+def test_scores_are_those_of_the_process(autoregression, found):
+    """CRPS s / sqrt(pi) of a law with deviation s; of the last frame mean |x_0 - x_t|, and correlation rho^t."""
+    starts = autoregression[1]
+    left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS])
+    apart = np.array([math.sqrt(2 - 2 * RHO**t) for t in LEADS])
+    np.testing.assert_allclose(found.by_name["forecast"].crps.value, left / math.sqrt(math.pi), rtol=0.03)
+    np.testing.assert_allclose(found.by_name["persistence"].crps.value, apart * math.sqrt(2 / math.pi), rtol=0.03)
+    np.testing.assert_allclose(found.by_name["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.03)
+    np.testing.assert_allclose(found.by_name["persistence"].correlation.value, [RHO**t for t in LEADS], atol=0.03)
+    np.testing.assert_allclose(found.by_name["climatology"].correlation.value, 0, atol=0.03)
+    np.testing.assert_allclose(found.by_name["forecast"].spread_skill.value, 1, atol=0.05)
+    np.testing.assert_allclose(found.by_name["forecast"].edges.value, 1, atol=0.2)
+    assert set(starts.groups.bincount().tolist()) == {16, 17}  # 200 starts of 12 trajectories
+
+
+def test_chunks_of_starts_change_nothing(autoregression, monkeypatch):
+    model, starts, drawn = autoregression
+    starts, drawn = replace(starts, past=starts.past[:30], places=starts.places[:30]), drawn[:30]
+    whole = forecast_scores(model, starts, drawn).by_name["forecast"]
+    monkeypatch.setattr("dualrate.forecasts.evaluation.AT_A_TIME", 7 * drawn[0].size)
+    parts = forecast_scores(model, starts, drawn).by_name["forecast"]
+    assert np.array_equal(whole.crps.value, parts.crps.value)
+    assert np.array_equal(whole.ranks, parts.ranks)
+    at_once = judged(model, starts, drawn).stability.ratios
+    monkeypatch.setattr("dualrate.forecasts.evaluation.AT_A_TIME", 3 * drawn[0, :, 0].size)  # pieces of a start
+    np.testing.assert_allclose(judged(model, starts, drawn).stability.ratios, at_once)
+
+
+def test_tables_and_plain_values(found):
+    """By variable in its own units: the second is three times the first."""
+    lines = str(found).splitlines()
+    assert lines[0].split()[:3] == ["lead", "time", "steps"]
+    assert [line.split()[0] for line in lines[1 : FRAMES + 1]] == ["1", "2", "3", "4"]
+    assert [line.split()[0] for line in lines[-5:-2]] == ["variable", "u0", "u1"]
+    assert set(found.plain()) == {"forecast", "persistence", "climatology", "variables", "left_out", "starts"}
+    left = np.array([math.sqrt(1 - RHO ** (2 * t)) for t in LEADS]) / math.sqrt(math.pi)
+    np.testing.assert_allclose(found.by_variable["u0"].crps.value, left, rtol=0.04)
+    np.testing.assert_allclose(found.by_variable["u1"].crps.value, 3 * left, rtol=0.04)
+
+
+def test_a_constant_channel_counts_in_no_score(autoregression, found, tmp_path):
+    """Its deviation of 0 is replaced by 1, so its errors would be in units of their own."""
+    model, _, drawn = autoregression
+    alone = found.by_variable["u0"].crps.value / model.experiment.condition.statistics.std[0]
+    fields = np.load(model.experiment.data.source)["fields"]
+    fields[:, :, 1] = 7
+    np.savez(tmp_path / "fields.npz", fields=fields)
+    other = load(saved_random(experiment_of(tmp_path / "fields.npz", Forecast()), tmp_path / "run"))
+    held = held_out_starts(other, FRAMES, 200)
+    wrong = drawn.copy()
+    wrong[:, :, :, 1] = 1e3
+    found = forecast_scores(other, held, wrong)
+    np.testing.assert_allclose(found.by_name["forecast"].crps.value, alone, rtol=1e-5)
+    assert (found.left_out, list(found.by_variable)) == (("u1",), ["u0"])
+    assert "constant in the training data, so in no score: u1" in str(found)
+
+
+def test_members_of_the_law_are_stable_and_others_fail_where_they_leave_it(autoregression):
+    """The process stays within; twice the deviation from frame 3 on fails there, what stands still at once."""
+    model, starts, drawn = autoregression
+    found = judged(model, starts, drawn)
+    assert found.stability.first is None
+    assert found.says.startswith("stable: from frame 1 to 4")
+    np.testing.assert_allclose(found.stability.ratios[:, :, :2], 1, rtol=0.1)
+    louder = drawn.copy()
+    louder[:, :, 2:, 1] = 5 + 2 * (louder[:, :, 2:, 1] - 5)
+    failed = judged(model, starts, louder)
+    assert failed.stability.first == 2
+    assert "stable from frame 1 to 2: at frame 3 (lead 3) the" in failed.says
+    assert "of u1 is" in failed.says
+    still = np.broadcast_to(starts.past[:, None], (200, 3, FRAMES, *starts.past.shape[2:]))
+    assert "not stable: at frame 1 (lead 1) the rate of change of u0 is 0 times" in judged(model, starts, still).says
+    far = replace(starts, past=starts.past + 100)  # no frame before the first
+    assert judged(model, far, drawn).stability.first == 0
+    noisy = replace(model.experiment, condition=replace(forecast_of(model), noise=0.1))
+    for other, first in ((model, 0), (replace(model, experiment=noisy), None)):  # observed in full, or with noise
+        found = judged(other, replace(far, observed=True), drawn).stability
+        assert found.first == first
+        assert np.isnan(found.ratios[0, :, 0]).all() == (first is None)
+    burst = drawn.copy()
+    burst[0, 0, 3] = np.nan
+    assert judged(model, starts, burst).stability.first == 3
+
+
+def test_of_a_long_lead_only_the_frames_that_are_compared_are_read(autoregression, tmp_path, monkeypatch):
+    model, starts, _ = autoregression
+    far = load(saved_random(experiment_of(Path(model.experiment.data.source), Forecast(lead=30)), tmp_path / "run"))
+    read, whole = [], Fields.frames
+    monkeypatch.setattr(Fields, "frames", lambda *of: read.append(of[1:]) or whole(*of))
+    x = np.repeat(starts.past[:, None], 2, 1)
+    judged(far, starts, x)
+    assert {count for _, _, count in read} == {1}
+    assert all(later == (i, first + 30, 1) for (i, first, _), later in zip(read[::2], read[1::2], strict=True))
+
+
+def test_more_members_than_training_frames(autoregression, monkeypatch):
+    """A climatology of fewer members: its fair CRPS has the same mean."""
+    monkeypatch.setattr("dualrate.forecasts.evaluation.LOOKED_AT", MEMBERS // 2)
+    model, starts, drawn = autoregression
+    found = forecast_scores(model, starts, drawn)
+    assert found.by_name["climatology"].members == MEMBERS // 2
+    np.testing.assert_allclose(found.by_name["climatology"].crps.value, 1 / math.sqrt(math.pi), rtol=0.1)
+
+
+def test_starts_without_truth_have_no_scores(autoregression):
+    model, starts, drawn = autoregression
+    unknown = Starts(starts.past, "mine")
+    with pytest.raises(ValueError, match="truth of these starts is not known"):
+        forecast_scores(model, unknown, drawn)
+
+
+def test_spectra_are_those_of_their_lead_times(autoregression, tmp_path):
+    model, starts, drawn = autoregression
+    done = write_forecast(Choice(steps=2).drawer(model, members=2), replace(starts, truth=None, known=0), 3, tmp_path)
+    center = np.array(model.experiment.condition.statistics.mean, np.float32)[:, None, None]
+    grown = (drawn[:, :, :3] - center) * np.array([1, 2, 4], np.float32)[:, None, None, None] + center
+    found = _spectra(forecast_of(model), replace(done, x=grown, truth=None), None, None)
+    first, *others = (sum(curves["members"]) for curves in found.values())
+    np.testing.assert_allclose(others, [4 * first, 16 * first], rtol=0.2)
+
+
+def test_a_channel_that_never_changes_leaves_the_others_their_line():
+    """Its change is 0 over 0, which no bound judges."""
+    members, training = torch.ones(3, 2, 5), torch.ones(8, 2, 5)
+    members[:, 1, 0] = training[:, 1, 0] = 0
+    found = Stability.of((1, 2, 3), ("a", "mask"), members, training, 4)
+    assert found.first is None
+    np.testing.assert_allclose(_steady_panel(found).lines["rate of change"].value, 1)
+
+
+def test_a_page_shows_scores_pictures_and_stability(autoregression, tmp_path, monkeypatch):
+    """Of starts whose truth is not known, members beside the training data: its figures are as those before."""
+    model, _, _ = autoregression
+    drawer = Choice(steps=2).drawer(model, members=2)
+    held = held_out_starts(model, 2, 2)
+    monkeypatch.setattr("dualrate.forecasts.page.svg", svg)
+    for known, svgs in ((held, 5), (Starts(held.past, "mine.npy"), 3)):
+        done = write_forecast(drawer, known, 2, tmp_path / f"{svgs}")
+        scored = forecast_scores(model, known, done.x) if known.truth else None
+        page = forecast_page(forecast_of(model), done, scored, judged(model, known, done.x))
+        assert page.count("<svg") == svgs
+        monkeypatch.setattr("dualrate.forecasts.page.svg", lambda figure: "<svg></svg>")
+        words = ("Scores by lead time", "Ranks of the truth") if known.truth else ("The truth is not known",)
+        assert all(one in page for one in (*words, "the training data&#39;s", "Variable u0"))

@@ -1,0 +1,199 @@
+"""Forecasts over latitudes and longitudes: starts of other places and units, what NetCDF keeps, maps with north up."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+from cli.command import call
+from forecasts.made_forecasts import written
+from matplotlib.figure import Figure
+from runs.made import saved_random
+
+from dualrate.experiment.experiment import DataConfig, Experiment, Model
+from dualrate.experiment.network_configs import OneConditional
+from dualrate.forecasts import pictures as field_pictures
+from dualrate.forecasts.comparison import _check
+from dualrate.forecasts.fields import Forecast, read_fields
+from dualrate.forecasts.folder import shown
+from dualrate.forecasts.metadata import Metadata
+from dualrate.forecasts.pictures import forecast_figure
+from dualrate.forecasts.sources import write_fields
+from dualrate.forecasts.starts import held_out_starts, read_starts
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.runs.store import load
+from dualrate.training.config import FitConfig
+
+LATITUDES, LONGITUDES, LOW = np.linspace(70, -70, 8), np.arange(8) * 45.0, np.linspace(20, 5, 8)
+
+
+def grid(file: Path, frames: int = 60, step: int = 6, units: str = "K", **changed) -> Path:
+    """A NetCDF file of a field that is warm in the north."""
+    latitudes, longitudes = changed.pop("latitudes", LATITUDES), changed.pop("longitudes", LONGITUDES)
+    values = np.random.default_rng(0).normal(size=(frames, 8, 8)) + 280 + latitudes[:, None] / 10
+    data = xarray.Dataset(
+        {"t2m": (("time", "latitude", "longitude"), values.astype("f4"), {"units": units, "long_name": "temperature"})},
+        {
+            "time": np.datetime64("2020-01-01", "ns") + np.arange(frames) * np.timedelta64(step, "h"),
+            "latitude": ("latitude", latitudes, {"units": "degrees_north", "standard_name": "latitude"}),
+            "longitude": ("longitude", longitudes, {"units": "degrees_east"}),
+        },
+    )
+    data = data.transpose("time", *changed.pop("order", ("latitude", "longitude")))
+    data.rename(changed).to_netcdf(file, engine="h5netcdf")
+    return file
+
+
+def trained(source: Path, folder: Path, **task) -> Model:
+    made = Forecast(**task).of(read_fields(source, "train"))
+    net = UViTConfig(8, 1, (Level("conv", 8, 1),), embedding=16, height=8)
+    one, method = OneConditional(net, made.shape((1, 8, 8))), DenoisingConfig(label_dropout=0.0)
+    experiment = Experiment("ahead", one, method, FitConfig(iterations=1), DataConfig(str(source)), condition=made)
+    return load(saved_random(experiment, folder))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Model:
+    folder = tmp_path_factory.mktemp("grid")
+    return trained(grid(folder / "train.nc"), folder / "run", every=2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"longitudes": LONGITUDES - 180}, r"has longitude from -180 to 135 degrees_east, and run .* from 0 to 315"),
+        ({"latitudes": LOW}, r"has latitude from 20 to 5 degrees_north, and run .* latitude from 70 to -70"),
+        ({"latitudes": LOW, "latitude": "lat", "longitude": "lon"}, r"has lat from 20 to 5 .* from 70"),
+        ({"latitudes": LATITUDES[::-1]}, r"has the axes of space latitude \(rising\)"),
+        ({"longitudes": LONGITUDES / 2}, r"has longitude from 0 to 157\.5 degrees_east, and run"),
+        ({"units": "degC"}, r"has t2m in degC, and run was trained on t2m in K: bring"),
+    ],
+)
+def test_starts_of_other_places_and_units_are_refused_with_both(model, tmp_path, changed, words):
+    with pytest.raises(ValueError, match=words):
+        read_starts(grid(tmp_path / "start.nc", 3, **changed), model)
+
+
+def test_starts_of_the_same_place_are_taken_however_it_is_said(model, tmp_path):
+    notes = []
+    for changed in ({}, {"longitudes": LONGITUDES - 360}, {"units": "kelvin"}, {"latitude": "lat", "longitude": "lon"}):
+        assert len(read_starts(grid(tmp_path / "start.nc", 3, **changed), model, notes.append)) == 1
+        (tmp_path / "start.nc").unlink()
+    with xarray.open_dataset(grid(tmp_path / "start.nc", 3)) as data:
+        data.isel(latitude=slice(None, None, 2), longitude=slice(None, None, 2)).to_netcdf(tmp_path / "some.nc")
+    assert len(read_starts(tmp_path / "some.nc", model, notes.append)) == 1  # the observed points
+    assert notes == []
+    old = replace(model.experiment.condition, metadata=Metadata())
+    assert old.identity == model.experiment.condition.identity
+    before = replace(model, experiment=replace(model.experiment, condition=old))
+    assert len(read_starts(grid(tmp_path / "other.nc", 3, longitudes=LONGITUDES - 180), before, notes.append)) == 1
+    assert "does not say in which units and at which points it was trained: those of" in notes[0]
+    assert len(held_out_starts(before, 1, 1)) == 1
+
+
+def test_a_start_of_one_frame_may_be_of_another_step(model, tmp_path):
+    notes = []
+    assert len(read_starts(grid(tmp_path / "start.nc", 2, 12), model, notes.append)) == 1
+    assert "has 12 between its time steps, and run was trained on 6: it starts from one frame, the latest" in notes[0]
+
+
+def test_data_and_runs_of_other_places_are_not_evaluated_or_compared(tmp_path):
+    here = trained(grid(tmp_path / "data.nc"), tmp_path / "run")
+    (tmp_path / "data.nc").unlink()
+    grid(tmp_path / "data.nc", longitudes=LONGITUDES - 180)
+    with pytest.raises(ValueError, match=r"has longitude from -180 to 135 .* was trained on longitude from 0 to 315"):
+        held_out_starts(here, 1)
+    there = trained(tmp_path / "data.nc", tmp_path / "there")
+    with pytest.raises(ValueError, match=r"there was trained on longitude from -180 .*, and run on longitude from 0"):
+        _check([here, there])
+
+
+@pytest.mark.parametrize("kind", ["held out", "file", "array"])
+def test_netcdf_keeps_coordinates_units_and_dates(model, tmp_path, kind):
+    path = grid(tmp_path / "start.nc", 3)
+    if kind == "array":
+        path = tmp_path / "start.npy"
+        np.save(path, np.zeros((3, 1, 8, 8), np.float32))
+    starts = held_out_starts(model, 2, 2) if kind == "held out" else read_starts(path, model)
+    written(model, tmp_path / "out", 2, starts=starts, members=1, format="netcdf")
+    with xarray.open_dataset(tmp_path / "out" / "forecast.nc", engine="h5netcdf") as data:
+        for name in ("t2m", *["t2m_truth"] * (kind == "held out")):
+            assert data[name].dims[-2:] == ("latitude", "longitude")
+            assert data[name].attrs == {"units": "K", "long_name": "temperature"}
+        np.testing.assert_array_equal(data["latitude"], LATITUDES)
+        np.testing.assert_array_equal(data["longitude"], LONGITUDES)
+        assert data["latitude"].attrs == {"units": "degrees_north", "standard_name": "latitude"}
+        assert data["longitude"].attrs == {"units": "degrees_east"}
+        assert data["time"].attrs["standard_name"] == "forecast_period"
+        if kind == "array":  # says nothing of dates
+            assert "valid_time" not in data.variables
+            return
+        hours = np.timedelta64(6, "h")
+        first = np.datetime64("2020-01-01") + hours * (
+            starts.places[:, 1] + 54 if kind == "held out" else np.array([2])
+        )
+        np.testing.assert_array_equal(data["start_date"], first)
+        np.testing.assert_array_equal(data["valid_time"], first[:, None] + hours * np.arange(1, 3))
+        assert data["valid_time"].dims == ("start", "time")
+
+
+def test_netcdf_keeps_coordinates_over_two_axes_a_level_and_numbers_of_times(tmp_path):
+    with xarray.open_dataset(grid(tmp_path / "data.nc")) as data:
+        data = data.rename(latitude="row", longitude="column").drop_vars(["row", "column"])
+        data["time"] = np.arange(60) * 0.5
+        data["time"].attrs["units"] = "s"
+        area = np.arange(64.0).reshape(8, 8)
+        data.assign_coords(lat=(("row", "column"), area), level=850.0).to_netcdf(
+            tmp_path / "rows.nc", engine="h5netcdf"
+        )
+    made = trained(tmp_path / "rows.nc", tmp_path / "run")
+    starts = held_out_starts(made, 2, 1)
+    written(made, tmp_path / "out", 2, starts=starts, members=1, format="netcdf")
+    with xarray.open_dataset(tmp_path / "out" / "forecast.nc", engine="h5netcdf", decode_timedelta=False) as data:
+        np.testing.assert_array_equal(data["lat"], area)
+        assert (data["lat"].dims, float(data["level"])) == (("row", "column"), 850)
+        assert {"lat", "level", "valid_time"} <= set(data["t2m"].coords)
+        np.testing.assert_allclose(data["valid_time"][0], 0.5 * (54 + starts.places[0, 1] + np.arange(1, 3)))
+        assert data["valid_time"].attrs["units"] == "s"
+
+
+def test_fields_that_are_written_are_read_with_their_times(tmp_path):
+    write_fields(tmp_path / "a.nc", np.zeros((2, 5, 1, 4, 3), np.float32), ("u",), 0.5)
+    with xarray.open_dataset(tmp_path / "a.nc", engine="h5netcdf") as data:
+        np.testing.assert_array_equal(data["time"], np.arange(5) * 0.5)
+
+
+@pytest.mark.parametrize("order", [("latitude", "longitude"), ("longitude", "latitude")])
+@pytest.mark.parametrize("way", [1, -1])
+def test_north_is_up_and_coordinates_are_told(tmp_path, monkeypatch, order, way):
+    monkeypatch.setattr(field_pictures, "Figure", Figure)
+    made = trained(grid(tmp_path / "data.nc", latitudes=LATITUDES[::way], order=order), tmp_path / "run")
+    done = written(made, tmp_path / "out", 2, starts=held_out_starts(made, 2, 1), members=1)
+    figure = forecast_figure(shown(done.x, done.truth, done.record, made.experiment.condition))
+    figure.draw_without_rendering()
+    first = figure.axes[0]  # the truth
+    (image,) = first.images
+    low, high = first.transData.transform([(0, 0), (0, 7)])[:, 1]
+    rows = np.asarray(image.get_array()).mean(1)
+    assert rows[0 if low > high else 7] > rows[7 if low > high else 0] + 10  # what is drawn on top is warm
+    ticks = {label.get_text(): label.get_position()[1] for label in first.get_yticklabels()}
+    assert {"60", "0", "-60"} <= ticks.keys()
+    heights = first.transData.transform([(0, ticks["60"]), (0, ticks["-60"])])[:, 1]
+    assert heights[0] > heights[1]
+    along = [label.get_text() for axes in figure.axes for label in axes.get_xticklabels()]
+    assert {"0", "180"} <= set(along)
+
+
+def test_scores_over_latitudes_say_that_points_count_alike(model, tmp_path, monkeypatch, capsys):
+    folder = model.experiment.data.source.replace("train.nc", "run")
+    assert call(monkeypatch, "forecast", folder, "--frames", 1, "--members", 2, "--steps", 1, "--starts", 2,
+                "--out", tmp_path / "out", "--device", "cpu") == 0  # fmt: skip
+    words = "all points count alike, near the poles too: scores are not weighted by area"
+    assert words in capsys.readouterr().out
+    assert words in (tmp_path / "out" / "index.html").read_text()
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert call(monkeypatch, "evaluate", folder, "--members", 2, "--steps", 1, "--num", 2, "--device", "cpu") == 0
+    assert words in capsys.readouterr().out

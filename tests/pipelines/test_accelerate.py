@@ -1,0 +1,570 @@
+"""Caches on pipelines of diffusers: exact where nothing is skipped, gone when removed, and the published rules."""
+
+import copy
+import re
+from collections import deque
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pipelines.models import diffusers, dit, randomised, unet
+from pipelines.tiny_pipelines import ROWS, STEPS, UNETS, of_dit, of_flux, of_qwen, of_sd3, of_unet
+from torch import nn
+
+import dualrate as dr
+from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
+from dualrate.diffusion.values import Refresh
+from dualrate.pipelines.accelerate import Call
+from dualrate.pipelines.caching import Accumulated, Features, FirstBlock, Policy, Verified
+from dualrate.pipelines.classes.catalogue import KINDS
+from dualrate.pipelines.schedulers import read_scheduler
+from dualrate.sampling.cost import macs_of
+from dualrate.sampling.trajectory import trajectory
+
+PAGE = Path(__file__).parents[2] / "docs/accelerate.md"
+FIRST = "forecast of first"
+NEVER = [Accumulated(0.0), FirstBlock(0.0), Verified(0.0), Verified(0.0, FIRST), 1]  # skip
+ALWAYS = [3, FirstBlock(1e9), Accumulated(1e9), Verified(1e9, FIRST), Verified(1e9)]
+
+
+def same(one, other):
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def network(pipe):
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+def calls(handle, sampling=-1) -> list[Call]:
+    (samplings,) = handle.samplings.values()
+    return samplings[sampling]
+
+
+def steps(handle, did="full", branch=0):
+    return [call.step for call in calls(handle) if call.did == did and call.branch == branch]
+
+
+def counted(draw):
+    """What is drawn, and the multiply-adds of all that runs."""
+    drawn = []
+    return drawn, macs_of(lambda: drawn.append(draw()))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_where_nothing_is_skipped_a_pipeline_draws_what_it_drew_and_then_is_what_it_was(name):
+    pipe, draw = ROWS[name]()
+    net, policies = network(pipe), slice(None, None, 1 if name == "SD3" else 4)
+    (own,), plain = counted(draw)
+    before, weights = set(net.__dict__), list(net.state_dict())
+    for policy in NEVER[policies]:
+        with dr.accelerate(pipe, refresh=policy) as handle:
+            same(draw(), own)
+            assert list(net.state_dict()) == weights
+        assert {call.did for call in calls(handle)} == {"full"}
+    assert set(net.__dict__) == before
+    for policy in ALWAYS[policies]:
+        with dr.accelerate(pipe, "taylor", refresh=policy, order=1) as handle:
+            (cheaper,), spent = counted(draw)
+        assert cheaper.isfinite().all()
+        assert not torch.equal(cheaper, own)
+        assert steps(handle) == ([0, 3] if policy == 3 else [0])
+        assert spent == sum(call.macs for call in calls(handle)) < plain / 1.2
+        assert plain == sum(call.plain for call in calls(handle))
+    same(draw(), own)
+
+
+@pytest.mark.parametrize("made", UNETS.values(), ids=UNETS)
+def test_a_unet_is_the_same_where_nothing_is_skipped(made):
+    pipe, draw = made()
+    (own,), plain = counted(draw)
+    for outer in (1, len(pipe.unet.up_blocks[-1].resnets)):
+        with dr.accelerate(pipe, "deep-cache", refresh=1, outer=outer):
+            same(draw(), own)
+        with dr.accelerate(pipe, "deep-cache", refresh=3, outer=outer) as handle:
+            (cheaper,), spent = counted(draw)
+        assert not torch.equal(cheaper, own)
+        assert steps(handle) == [0, 3]
+        assert spent == sum(call.macs for call in calls(handle)) < plain == sum(call.plain for call in calls(handle))
+    same(draw(), own)
+
+
+class Still(Policy):
+    """Never again."""
+
+    def refresh(self, step, change):
+        return False
+
+
+def alone(net):
+    """A pipeline with nothing else, and calls of its network at any time."""
+    scheduler = SimpleNamespace(config=diffusers.DDIMScheduler().config)
+    return SimpleNamespace(components={"net": net}, scheduler=scheduler)
+
+
+@pytest.mark.parametrize("outer", [1, 2, 3])
+def test_deep_cache_runs_the_last_layers_on_the_input_that_they_had(outer):
+    """Where the time does nothing, the same state gives the same output from any layer on."""
+    net = randomised(unet(layers_per_block=2)).eval()
+    nn.init.zeros_(net.time_embedding.linear_2.weight)
+    x, ran = torch.randn(2, 3, 8, 8), []
+    for name, part in net.named_modules():
+        if name.endswith(("resnets.0", "resnets.1", "resnets.2")):
+            part.register_forward_hook(lambda *_, name=name: ran.append(name))
+    with torch.no_grad(), dr.accelerate(alone(net), "deep-cache", refresh=Still(), outer=outer):
+        own = net(x, 9).sample
+        ran.clear()
+        torch.testing.assert_close(net(x, 8).sample, own)
+        expected = [f"down_blocks.0.resnets.{i}" for i in range(outer - 1)]
+        assert ran == expected + [f"up_blocks.1.resnets.{i}" for i in range(3 - outer, 3)]
+        assert not torch.allclose(net(x.roll(1, -1), 7).sample, own)
+
+
+@pytest.mark.parametrize("name", ["fora", "taylor", "toca", "duca"])
+def test_the_pipeline_draws_what_our_cache_draws(name):
+    """DDIM on the pipeline's grid, and the package's own trajectory and cache on the same."""
+    pipe, draw = of_dit(steps=9, num_embeds_ada_norm=5)
+    denoiser = dr.from_diffusers(pipe.transformer, pipe.scheduler)
+    with dr.accelerate(pipe, name, refresh=3) as handle:
+        theirs = draw()
+    times = [*((int(k) + 1) / denoiser.process.schedule.steps for k in pipe.scheduler.timesteps), 0.0]
+    cache = denoiser_named(name)(denoiser, denoiser.process)
+    plan = dr.StepPlan.spread(times, 3)
+    plan = plan.renewing(DENOISERS[name].keywords["between"]) if name in ("toca", "duca") else plan
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        states = trajectory(cache, dr.DDIM(denoiser.process), plan, z, dr.Cond(torch.tensor([1, 2])), lambda *_: z)
+        *_, last = states
+    torch.testing.assert_close(theirs / theirs.abs().max(), last.z / theirs.abs().max(), rtol=0, atol=1e-5)
+    names = {Refresh.FULL: "full", Refresh.PARTIAL: "partial", Refresh.KEEP: "skipped"}
+    assert [call.did for call in calls(handle)] == [names[refresh] for refresh in plan.refresh]
+
+
+def test_first_block_is_the_cache_of_diffusers():
+    pipe, draw = of_flux()
+    net, ran = pipe.transformer, []
+    hook = net.single_transformer_blocks[0].attn.register_forward_hook(lambda *_: ran.append(len(times) - 1))
+    times = []
+    outside = net.register_forward_pre_hook(lambda *_: times.append(0))
+    for threshold in (0.2, 1.0):
+        times.clear()
+        ran.clear()
+        net.enable_cache(diffusers.FirstBlockCacheConfig(threshold=threshold))
+        with net.cache_context("cond"):
+            theirs = draw(num_inference_steps=8)
+        net.disable_cache()
+        kept = list(ran)
+        with dr.accelerate(pipe, "fora", refresh=FirstBlock(threshold)) as handle:
+            torch.testing.assert_close(draw(num_inference_steps=8), theirs)
+        assert steps(handle) == kept
+    assert 1 < len(kept) < 8
+    hook.remove()
+    outside.remove()
+
+
+def test_first_block_is_that_of_cache_dit():
+    cache_dit = pytest.importorskip("cache_dit")
+    for threshold in (0.05, 0.1):
+        pipe, draw = of_dit(guidance=2.0, steps=12)
+        with dr.accelerate(pipe, "fora", refresh=FirstBlock(threshold)) as handle:
+            ours = draw()
+        config = cache_dit.DBCacheConfig(
+            Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=threshold, max_warmup_steps=0
+        )
+        cache_dit.enable_cache(pipe, cache_config=config)
+        theirs = draw()
+        (summary,) = cache_dit.summary(pipe, details=False, logging=False)[:1]
+        assert list(summary.cached_steps) == steps(handle, "skipped")
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("polynomial", "threshold"), [((1.0, 0.0), 0.4), ((3.0, -0.5, 0.02), 0.5)])
+def test_changes_of_the_modulated_input_are_accumulated_as_published(polynomial, threshold):
+    pipe, draw = of_dit(steps=12)
+    inputs = []
+
+    def note(module, given, out):
+        if not inputs or not torch.equal(inputs[-1], out[0]):  # a whole step computes it twice
+            inputs.append(out[0])
+
+    hook = pipe.transformer.transformer_blocks[0].norm1.register_forward_hook(note)
+    with dr.accelerate(pipe, "fora", refresh=Accumulated(threshold, polynomial)) as handle:
+        draw()
+    hook.remove()
+    refreshed, total = [0], 0.0
+    for k in range(1, 12):
+        change = ((inputs[k] - inputs[k - 1]).abs().mean() / inputs[k - 1].abs().mean()).item()
+        total += sum(factor * change**power for power, factor in enumerate(reversed(polynomial)))
+        if total >= threshold:
+            refreshed.append(k)
+            total = 0.0
+    assert steps(handle) == refreshed
+    assert 1 < len(refreshed) < 12
+
+
+def test_changes_of_the_embedded_time_are_accumulated():
+    pipe, draw = of_sd3()
+    with dr.accelerate(pipe, "fora", refresh=Accumulated(0.0, sees="time")) as handle:
+        draw()
+    changes = [call.change for call in calls(handle)[1:]]
+    with dr.accelerate(pipe, "fora", refresh=Accumulated(1.5 * max(changes), sees="time")) as handle:
+        draw()
+        first = steps(handle)
+        draw(seed=1)
+    assert 1 < len(first) < STEPS
+    assert steps(handle) == first  # whatever is drawn
+
+
+def log_snr_of(pipe, time):
+    schedule = read_scheduler({**pipe.scheduler.config, "_class_name": "DDIMScheduler"})[0]
+    return schedule.log_snr((time.double() + 1) / schedule.steps)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_forecasts_know_how_noisy_each_step_of_the_scheduler_is(name, monkeypatch):
+    pipe, draw = ROWS[name]()
+    seen, call = [], Features.call
+
+    def noted(method, run, cache, schedule, t):
+        seen.append(schedule.log_snr(t))
+        return call(method, run, cache, schedule, t)
+
+    monkeypatch.setattr(Features, "call", noted)
+    with dr.accelerate(pipe, "taylor", refresh=2):
+        draw()
+    if "Flow" in type(pipe.scheduler).__name__:
+        noise = pipe.scheduler.sigmas[1:-1].double()  # the first is noise alone
+        expected = 2 * torch.log((1 - noise) / noise)
+    else:
+        signal = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps[1:]].double()
+        expected = torch.log(signal / (1 - signal))
+    found = torch.stack(seen)[:: len(seen) // STEPS]
+    torch.testing.assert_close(found[1:].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+class Polynomial(nn.Module):
+    """A block that adds a polynomial of the log-SNR."""
+
+    def __init__(self, pipe, block, degree):
+        super().__init__()
+        self.pipe, self.norm1, self.degree = pipe, block.norm1, degree
+        self.factors = torch.randn(degree + 1, 16, generator=torch.Generator().manual_seed(5))
+
+    def forward(self, hidden_states, timestep=None, **kwargs):
+        u = (log_snr_of(self.pipe, timestep) / 8).float()[:, None, None]
+        return hidden_states + sum(factor * u**power for power, factor in enumerate(self.factors))
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_polynomials_in_log_snr_are_forecast_exactly(degree):
+    """From the refresh on that is one more than the degree."""
+    pipe, _ = of_dit(num_embeds_ada_norm=5)
+    net = pipe.transformer
+    net.transformer_blocks = nn.ModuleList([Polynomial(pipe, net.transformer_blocks[0], degree)])
+    times, x, label = [900, 830, 700, 650, 400, 380, 300, 250, 120, 90, 30], torch.randn(1, 4, 8, 8), torch.tensor([1])
+    with torch.no_grad():
+        own = [net(x, torch.tensor([time]), label).sample for time in times]
+        for order in (degree, max(degree - 1, 0)):
+            with dr.accelerate(pipe, "taylor", refresh=2, order=order):
+                ours = [net(x, torch.tensor([time]), label).sample for time in times]
+            off = [(one - other).abs().max() / other.abs().max() for one, other in zip(ours, own, strict=True)]
+            assert max(off[2 * degree :]) < 1e-4 if order == degree else max(off[2 * degree :]) > 1e-3
+
+
+@pytest.mark.parametrize("block", ["first", "last"])
+def test_every_kept_step_has_the_error_that_was_allowed(block):
+    """Counted here in float64 from what the block does, and from the features of the refreshes before."""
+    pipe, draw = of_dit(steps=12)
+    with dr.accelerate(pipe, "taylor", refresh=Verified(0.0, f"forecast of {block}"), order=1) as handle:
+        draw()
+    bound, kept = sorted(call.change for call in calls(handle))[2 if block == "first" else 7], []
+
+    def note(module, given, named, out):
+        kept.append((out - named["hidden_states"]).double())
+
+    seen = pipe.transformer.transformer_blocks[0 if block == "first" else -1]
+    hook = seen.register_forward_hook(note, with_kwargs=True)
+    with dr.accelerate(pipe, "taylor", refresh=Verified(bound, f"forecast of {block}"), order=1) as handle:
+        draw()
+    hook.remove()
+    u = [float(log_snr_of(pipe, time)) for time in pipe.scheduler.timesteps]
+    held, runs, skipped = deque(maxlen=2), iter(kept), 0
+    for call in calls(handle):
+        real = next(runs)
+        if call.step:
+            guess = sum(
+                feature * torch.tensor([(u[call.step] - v) / (w - v) for v, _ in held if v != w]).prod()
+                for w, feature in held
+            )
+            error = ((guess - real).flatten(1).norm(dim=1) / real.flatten(1).norm(dim=1)).max()
+            torch.testing.assert_close(error, torch.tensor(call.change).double(), rtol=1e-3, atol=1e-5)
+            assert (error < bound) == (call.did == "skipped")
+            skipped += call.did == "skipped"
+            if call.did == "full" and block == "last":
+                real = next(runs)
+        if call.did == "full":
+            held.appendleft((u[call.step], real))
+    assert 0 < skipped < 11
+    worst = max(call.change for call in calls(handle) if call.did == "skipped")
+    assert f"11 verified, kept up to an error of {worst:.2g}" in str(handle)
+
+
+def test_two_calls_of_a_step_have_caches_of_their_own():
+    pipe, draw = of_qwen()
+    with dr.accelerate(pipe, "taylor", refresh=FirstBlock(0.2)) as handle:
+        draw()
+    assert [call.branch for call in calls(handle)] == [0, 1] * STEPS
+    net = randomised(dit()).eval()
+    x = torch.randn(5, 2, 4, 8, 8)
+    one, other = torch.tensor([1, 2]), torch.tensor([3, 4])
+
+    def called(*labels):
+        with dr.accelerate(alone(net), "fora", refresh=FirstBlock(0.3)) as handle, torch.no_grad():
+            outputs = [[net(z, torch.full((2,), 900 - 100 * i), y).sample for y in labels] for i, z in enumerate(x)]
+        return outputs, handle
+
+    (together, handle), (first, _), (second, _) = called(one, other), called(one), called(other)
+    for both, *each in zip(together, first, second, strict=True):
+        same(both[0], each[0][0])
+        same(both[1], each[1][0])
+    assert len(handle.samplings["net"]) == 1
+
+
+def test_a_sampling_begins_anew_whatever_became_of_the_one_before():
+    pipe, draw = of_sd3()
+    handle = dr.accelerate(pipe, "fora", refresh=Still())
+    own = draw()
+
+    def stop(pipe, step, time, given):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(seed=1, callback_on_step_end=stop)
+    same(draw(), own)
+    block = pipe.transformer.transformer_blocks[-1]
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    failing = block.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        draw(seed=1)
+    failing.remove()
+    same(draw(), own)
+    draw(num_inference_steps=1)
+    same(draw(), own)
+    assert [len(sampling) for sampling in handle.samplings["transformer"]] == [STEPS, 1, STEPS, 0, STEPS, 1, STEPS]
+    with torch.no_grad():  # the last images of a batch are fewer
+        net, x = pipe.transformer, torch.randn(3, 4, 8, 8)
+        given = {"encoder_hidden_states": torch.randn(3, 6, 12), "pooled_projections": torch.randn(3, 10)}
+        for rows in (3, 1):
+            some = {name: one[:rows] for name, one in given.items()}
+            net(hidden_states=x[:rows], timestep=torch.full((rows,), 0.5), **some)
+    assert [call.did for call in calls(handle)][-2:] == ["full", "full"]
+
+
+def test_what_enters_between_the_blocks_is_not_skipped():
+    pipe, draw = of_sd3()
+    guided = {"skip_guidance_layers": [1], "guidance_scale": 3.0, "skip_layer_guidance_stop": 0.6}
+    own = draw(**guided)
+    with (
+        dr.accelerate(pipe, refresh=1) as handle,
+        pytest.warns(UserWarning, match="transformer runs whole where skip_layers enters between its blocks"),
+    ):
+        same(draw(**guided), own)
+    assert len(calls(handle)) == STEPS
+
+
+class CountedPolicy(Policy):
+    """The first two steps, and then every third."""
+
+    def refresh(self, step, change):
+        return step < 2 or step % 3 == 0
+
+
+def test_a_policy_is_one_class():
+    pipe, draw = of_flux()
+    with dr.accelerate(pipe, "fora", refresh=CountedPolicy()) as handle:
+        draw()
+    assert steps(handle) == [0, 1, 3]
+
+
+def test_a_scale_that_is_set_on_parts_of_the_network_reaches_the_blocks():
+    """As that of a LoRA is, on the network that is called."""
+    pipe, _ = of_flux()
+    method = Features(pipe.transformer, KINDS["FluxTransformer2DModel"], FirstBlock(0.1), 0)
+    parts = {id(part) for part in method.copied(method.blocks, lambda named: named).modules()}
+    assert {id(part) for block in method.blocks for part in block.modules()} < parts
+
+
+def test_compiled_blocks_are_taken_and_a_compiled_network_is_not():
+    pipe, draw = of_dit()
+    net = pipe.transformer
+    own = draw()
+    pipe.transformer = torch.compile(net, backend="eager")
+    with pytest.raises(ValueError, match=r"transformer is compiled as a whole.*_orig_mod.*compile_repeated_blocks"):
+        dr.accelerate(pipe)
+    pipe.transformer = net
+    for block in net.transformer_blocks:
+        block.compile(backend="eager")
+    with dr.accelerate(pipe, refresh=1):
+        torch.testing.assert_close(draw(), own)
+    with pytest.raises(ValueError, match="neither compiled nor offloaded"):
+        dr.accelerate(pipe, "toca")
+
+
+def test_a_copy_of_a_pipeline_has_a_network_of_its_own():
+    pipe, _ = of_dit()
+    with dr.accelerate(pipe, "fora", refresh=Still()):
+        other = copy.deepcopy(pipe)
+        with torch.no_grad():
+            for parameter in other.transformer.parameters():
+                parameter.zero_()
+        x, time, label = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.tensor([0])
+        with torch.no_grad():
+            assert not other.transformer(x, time, label).sample.any()
+            assert pipe.transformer(x, time, label).sample.any()
+
+
+def test_offloaded_networks_keep_their_hooks():
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Counting(hooks.ModelHook):
+        count = 0
+
+        def pre_forward(self, module, *given, **named):
+            self.count += 1
+            return given, named
+
+    for hooked_before in (True, False):
+        pipe, draw = of_dit()
+        net, counting = pipe.transformer, Counting()
+        own = draw()
+        if hooked_before:
+            hooks.add_hook_to_module(net, counting)
+        handle = dr.accelerate(pipe, "fora", refresh=2)
+        if not hooked_before:
+            hooks.add_hook_to_module(net, counting)
+        assert not torch.equal(draw(), own)
+        assert counting.count == STEPS
+        handle.remove()
+        same(draw(), own)
+        assert counting.count == 2 * STEPS
+        hooks.remove_hook_from_module(net)
+        same(draw(), own)
+
+
+@pytest.mark.parametrize("method", ["fora", "taylor"])
+def test_a_network_that_is_offloaded_layer_by_layer_draws_what_it_drew(method):
+    accelerate = pytest.importorskip("accelerate")
+    pipe, draw = of_sd3()
+    with dr.accelerate(pipe, method, refresh=2) as handle:
+        own = draw()
+    kept = steps(handle, "skipped")
+    accelerate.cpu_offload(pipe.transformer, "cpu")
+    assert all(weight.is_meta for weight in pipe.transformer.parameters())
+    with dr.accelerate(pipe, method, refresh=2) as handle:
+        same(draw(), own)
+    assert steps(handle, "skipped") == kept == [1, 3]
+
+
+NOTHING = SimpleNamespace(components={"text_encoder": nn.Linear(1, 1)}, scheduler=None)
+
+
+@pytest.mark.parametrize(
+    ("made", "method", "refresh", "message"),
+    [
+        (of_dit, "tailor", 4, "method is one of fora, taylor, .*, got 'tailor'"),
+        (of_dit, "taylor", 0, "every is a whole number from 1"),
+        (of_dit, "taylor", "often", "or a Policy, got often"),
+        (of_dit, "deep-cache", 4, "has one level.*take 'taylor'"),
+        (of_unet, "taylor", 4, "no row of blocks: take 'deep-cache'"),
+        (of_unet, "toca", 4, "no row of blocks: take 'deep-cache'"),
+        (of_unet, "deep-cache", FirstBlock(0.1), "take refresh=N, got FirstBlock"),
+        (of_sd3, "toca", 4, "got JointTransformerBlock"),
+        (of_dit, "duca", FirstBlock(0.1), "refresh=N is expected, got FirstBlock"),
+        (of_dit, "fora", Accumulated(0.1, sees="time"), "let Accumulated see the 'input'"),
+        (lambda: (NOTHING, None), "fora", 4, "FluxTransformer2DModel.* is expected, got SimpleNamespace with Linear"),
+        (lambda: (nn.Linear(1, 1), None), "fora", 4, "is expected, got Linear with no networks"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(made, method, refresh, message):
+    pipe, _ = made()
+    with pytest.raises(ValueError, match=message):
+        dr.accelerate(pipe, method, refresh=refresh)
+
+
+def test_settings_that_do_not_fit_and_other_caches_are_refused():
+    pipe, draw = of_flux()
+    own, net = draw(), pipe.transformer
+    for changed, message in (
+        (lambda: dr.accelerate(pipe), "transformer is accelerated already: call remove"),
+        (lambda: net.enable_cache(diffusers.FirstBlockCacheConfig()), r"has the hooks fbc.*disable_cache\(\)"),
+        (
+            lambda: setattr(net, "forward", partial(net.forward)),
+            "FluxTransformer2DModel in transformer has another forward",
+        ),
+    ):
+        handle = changed()
+        with pytest.raises(ValueError, match=message):
+            dr.accelerate(pipe)
+        if handle is not None:
+            handle.remove()
+        elif net.is_cache_enabled:
+            net.disable_cache()
+        else:
+            del net.forward
+    for order in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"order is a whole number, 0 or more, got {order}"):
+            dr.accelerate(pipe, order=order)
+    pipe.scheduler = diffusers.LCMScheduler()
+    with pytest.raises(ValueError, match="LCMScheduler samples a distilled model"):
+        dr.accelerate(pipe)
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    same(draw(), own)
+    other, _ = of_unet()
+    for outer in (3, 0, 1.5):
+        with pytest.raises(ValueError, match=f"outer: 1 to 2 of the last layers run at every step, got {outer}"):
+            dr.accelerate(other, "deep-cache", outer=outer)
+
+
+@pytest.mark.parametrize("method", ["fora", "taylor", "toca", "duca"])
+def test_a_sampling_spends_what_its_calls_say(method):
+    pipe, draw = of_dit()
+    with dr.accelerate(pipe, method, refresh=2) as handle:
+        draw()  # whose costs are counted by calls of their own
+        _, spent = counted(draw)
+    assert sum(call.macs for call in calls(handle)) == spent
+
+
+def test_a_time_that_a_scheduler_repeats_is_a_step_of_the_same_cache():
+    pipe, draw = of_dit(steps=6)
+    pipe.scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)
+    with dr.accelerate(pipe, "fora", refresh=3) as handle:
+        draw()
+    assert [(call.branch, call.step) for call in calls(handle)] == [(0, step) for step in range(7)]
+    assert steps(handle) == [0, 3, 6]
+
+
+def test_a_handle_tells_what_was_spent():
+    pipe, draw = of_dit()
+    with dr.accelerate(pipe, "taylor", refresh=3) as handle:
+        assert str(handle) == "transformer (DiTTransformer2DModel): taylor, Fixed(every=3)"
+        for _ in range(17):
+            draw()
+    spent, plain = (sum(getattr(call, name) for call in calls(handle)) for name in ("macs", "plain"))
+    lines = str(handle).splitlines()
+    cost = f"{spent / 1e9:.4g} of {plain / 1e9:.4g} GMACs, {spent / plain:.2f} of the plain pipeline"
+    assert lines[-1] == f"  sampling 17: 2 full, 2 skipped calls; {cost}"
+    assert len(lines) == 17
+
+
+def test_the_page_runs():
+    """In turn, on a pipeline that stands for the reader's."""
+    pipe, _ = of_dit()
+    session = {"pipe": pipe}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(compile(block, PAGE.name, "exec"), session)
+    assert len(session["images"]) == 2
+    assert "19 verified" in str(session["handle"])

@@ -1,0 +1,188 @@
+"""`dualrate export --to diffusers`: the folder, its card, where it may be written, and that only a push is a push."""
+
+import json
+import os
+import sys
+from unittest.mock import create_autospec
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
+pytest.importorskip("diffusers")
+
+from cli.command import call
+from huggingface_hub import HfApi, ModelCard
+from runs.made import TWO, saved
+
+import dualrate as dr
+from dualrate.pipelines import hub
+from dualrate.pipelines.export import DualRatePipeline
+from dualrate.system.files import append_record
+
+SCORE = {
+    "network": "two", "sampler": "ancestral", "num_steps": 8, "num_heavy": 2, "macs": 1000, "seconds_per_image": 0.0123,
+    "batch_size": 125, "precision": "float32", "command": "dualrate evaluate runs/two --json",
+    "environment": {"processor": "a processor", "threads": "1", "torch": "2.13.0", "date": "2026-11-21 12:00 UTC"},
+    "score": {
+        "metric": "FD-fashion-mnist", "value": 1.25, "low": 1.125, "high": 1.5, "level": 0.95, "floor": 0.5,
+        "floor_count": 1000,
+        "fingerprint": {"features": "fashion-mnist:35f6356d56c1", "reference": "fashion-mnist train:0123456789ab",
+                        "reference_count": 60000, "count": 5000, "seeds": "0-4999", "labels": "seed mod classes"},
+    },
+}  # fmt: skip
+COMMAND = "dualrate train fashion-mnist-dual-45 --out runs/two"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Not to be changed."""
+    path = saved(TWO, tmp_path_factory.mktemp("runs") / "two")
+    append_record(path / "history.jsonl", {"command": COMMAND, "date": "2026-11-20 12:00 UTC", "commit": "0123abc"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(run, tmp_path_factory):
+    file = tmp_path_factory.mktemp("scores") / "score.json"
+    file.write_text(json.dumps(SCORE | {"weights": dr.load(run, note=lambda text: None).weights_hash}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def exported(run, scored, tmp_path_factory):
+    """Not to be changed."""
+    out = tmp_path_factory.mktemp("pipes") / "pipe"
+    hub.export_pipeline(run, out, dr.Choice(steps=4, heavy=2), license="apache-2.0", score=scored)
+    return out
+
+
+def test_an_export_is_the_runs_pipeline(run, exported):
+    pipe = DualRatePipeline.from_pretrained(exported)
+    assert (pipe.scheduler.choice.plan.num_steps, pipe.scheduler.choice.plan.num_heavy) == (4, 2)
+    weights = pipe.as_model().networks.state_dict()
+    for name, weight in dr.load(run, note=lambda text: None).networks.state_dict().items():
+        assert (weights[name.replace(".", ".network.", 1)] == weight).all()
+    assert [path.name for path in exported.parent.iterdir()] == ["pipe"]
+
+
+def test_the_card_is_one_that_the_hub_reads(exported):
+    data = ModelCard.load(exported / "README.md").data
+    assert (data.license, data.library_name, data.model_name) == ("apache-2.0", "dualrate", "pipe")
+    assert data.pipeline_tag == "unconditional-image-generation"
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value) == ("FD-fashion-mnist", 1.25)
+    assert result.dataset_name == "fashion-mnist train:0123456789ab"
+
+
+def test_the_cards_figures_are_the_records(run, scored, exported):
+    """Every one is in a file of the run, or measured of its networks: licence, command, cost, distance, fingerprint."""
+    card, model = (exported / "README.md").read_text(), dr.load(run, note=lambda text: None)
+    cost = dr.Choice(steps=4, heavy=2).drawer(model).cost
+    fingerprint = hub.Fingerprint(**SCORE["score"]["fingerprint"])
+    for text in (
+        "| licence | apache-2.0 |",
+        f"- `{COMMAND}` (date 2026-11-20 12:00 UTC, commit 0123abc)",
+        f"{cost.macs / 1e9:.4g} GMACs, {cost.flops / 1e9:.4g} GFLOPs",
+        "| FD-fashion-mnist | 1.25 [1.125, 1.5] at 95% |",
+        "| of | 5000 images, 8 steps, 2 heavy calls, ancestral |",
+        f"| fingerprint | {fingerprint.short()}: ",
+        "| command | `dualrate evaluate runs/two --json` |",
+        model.weights_hash,
+        "4 steps, 2 heavy calls",
+    ):
+        assert text in card, text
+
+
+def test_the_card_may_be_edited(exported):
+    card = exported / "README.md"
+    card.write_text(card.read_text() + "\nMore about it.\n")
+    DualRatePipeline.from_pretrained(exported)
+
+
+def test_what_is_not_known_is_said(run, tmp_path):
+    bare = saved(TWO, tmp_path / "bare")
+    hub.export_pipeline(bare, tmp_path / "pipe", dr.Choice(steps=2))
+    card = (tmp_path / "pipe" / "README.md").read_text()
+    assert ModelCard(card).data.license == "unknown"
+    assert "licence | unknown: ask who made it" in card
+    assert "Not measured" in card
+    assert "unknown: this run kept no history" in card
+
+
+def test_released_weights_become_a_pipeline_with_the_history_of_their_card(run, tmp_path):
+    dr.export(run, tmp_path / "weights")
+    hub.export_pipeline(tmp_path / "weights", tmp_path / "pipe", dr.Choice(steps=2))
+    assert COMMAND in (tmp_path / "pipe" / "README.md").read_text()
+
+
+def test_a_score_of_other_weights_or_none_is_refused(run, scored, tmp_path):
+    file = tmp_path / "score.json"
+    for content, message in (
+        (SCORE | {"weights": "0" * 64}, "score of other weights"),
+        ({"value": 3}, "is no score: make it by"),
+        ([], "is no score: make it by"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            hub.export_pipeline(run, tmp_path / "pipe", score=file)
+        assert not (tmp_path / "pipe").exists()
+
+
+def test_a_pipeline_is_replaced_and_nothing_else_is(run, exported, tmp_path):
+    out = tmp_path / "pipe"
+    for steps in (4, 2):
+        hub.export_pipeline(run, out, dr.Choice(steps=steps))
+    assert DualRatePipeline.from_pretrained(out).scheduler.choice.plan.num_steps == 2
+    (out / "cat.jpg").write_text("mine")
+    for place in (out, run, run / "inside"):
+        with pytest.raises(ValueError, match="choose a"):
+            hub.export_pipeline(run, place)
+    assert (out / "cat.jpg").read_text() == "mine"
+
+
+# The command
+
+
+def test_the_command_writes_and_pushes_to_a_stand_in(run, scored, tmp_path, monkeypatch, capsys):
+    api = create_autospec(HfApi, instance=True)
+    api.upload_folder.return_value = "https://hub/commit"
+    monkeypatch.setattr(hub, "HfApi", lambda: api)
+    options = ["--steps", 4, "--heavy", 2, "--license", "mit", "--score", scored]
+    assert call(monkeypatch, "export", run, "--to", "diffusers", tmp_path / "pipe", *options) == 0
+    assert not api.mock_calls
+    assert capsys.readouterr().out == f"{tmp_path / 'pipe'}\n"
+    pushed = ["--push-to-hub", "somebody/two"]
+    assert call(monkeypatch, "export", run, "--to", "diffusers", tmp_path / "pipe", *options, *pushed) == 0
+    api.create_repo.assert_called_once_with("somebody/two", private=True, exist_ok=True)
+    assert api.upload_folder.call_args.kwargs["repo_id"] == "somebody/two"
+    assert api.upload_folder.call_args.kwargs["folder_path"] == tmp_path / "pipe"
+    assert 'from_pretrained("somebody/two")' in (tmp_path / "pipe" / "README.md").read_text()
+    assert "pushed: https://hub/commit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "name one place: --out DIR"),
+        (["--out", "a", "--to", "diffusers", "b"], "name one place: --out DIR"),
+        (["--out", "a", "--steps", "4"], "released weights do not hold --steps"),
+        (["--out", "a", "--license", "mit"], "do not hold --license"),
+        (["--to", "diffusers", "a", "--denoiser", "shared-encoder"], "does not hold --denoiser"),
+        (["--to", "diffusers", "a", "--codec-steps", "4"], "does not hold --codec-steps"),
+        (["--to", "diffusers", "a", "--push-to-hub", "me/it"], "need a licence: name one"),
+        (["--to", "diffusers", "a", "--sampler", "covariance-table"], "has no covariance table"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(run, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "export", run, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_diffusers_the_command_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+    for module in [name for name in sys.modules if name.startswith("dualrate.integrations.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "diffusers.configuration_utils", None)
+    assert call(monkeypatch, "export", run, "--to", "diffusers", tmp_path / "pipe") == 2
+    assert "pip install 'dualrate[diffusers]'" in capsys.readouterr().err
