@@ -39,6 +39,7 @@ from dualrate.drawing.measure import (
     OutOfTime,
     call_seconds,
     check,
+    drawn_alike,
     evaluators,
     features_named,
     measure,
@@ -103,6 +104,7 @@ def compare(
     prompt: str | None = None,
     guidance: GuidanceWeight = 1.0,
     members: Members = 1,
+    equal_classes: bool = False,
     progress: Reporter,
     command: str = "",
 ) -> ComparisonResults:
@@ -118,6 +120,7 @@ def compare(
     prompt:    of text-to-image models, as of `prompts_of`; held-out prompts of the first run if not given
     guidance:  weight of it, of those that have something to guide against
     members:   samples of each condition, of conditional models; they share a heavy call, and are scored as an ensemble
+    equal_classes: of every class as many images, not by their shares in the data
     mixed:     allow runs that were trained on other data than the first, which all are compared with
     baselines: add every denoiser of the catalogue around the most expensive single network
     Raises ValueError for bad requests, runs that do not compare, and an `out` that is no .html file; OSError where
@@ -154,6 +157,7 @@ def compare(
             share=_share(workers, device),
             members=members,
             guidance=Guidance(guidance),
+            equal_classes=equal_classes,
         )
         with mapper(workers, device) as session.mapper:
             if not all(session.row_file(one, range(effort.count)).exists() for one in candidates):
@@ -231,6 +235,7 @@ class Session:
     share: float = 1.0
     members: int = 1
     guidance: Guidance = UNGUIDED
+    equal_classes: bool = False
     _drawers: dict[str, Drawer] = field(default_factory=dict)
     _calls: dict[tuple[Path, str | None], CallCost] = field(default_factory=dict)
     environment: dict[str, str] = field(init=False)
@@ -248,9 +253,14 @@ class Session:
             model = self.models[one.run]
             members = 1 if model.experiment.networks.given is None else self.members
             guidance = self.guidance if model.guides else UNGUIDED
-            self._drawers[one.key] = replace(
-                one.drawer(model), precision=self.precision, members=members, guidance=guidance
+            drawer = replace(
+                one.drawer(model),
+                precision=self.precision,
+                members=members,
+                guidance=guidance,
+                equal_classes=self.equal_classes,
             )
+            self._drawers[one.key] = drawn_alike(drawer, self.evaluators)
         return self._drawers[one.key]
 
     def see_real_images(self) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh, Reuse
 from dualrate.experiment.experiment import Model
+from dualrate.metrics.evaluate import by_turns
 from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs
@@ -80,12 +82,15 @@ class Samples:
 class Drawer(Ranged):
     """A model, and how its images are drawn.
 
-    label:      one class for all images, its number or its name; None: class `seed mod classes` for each
+    label:      one class for all images, its number or its name; None: all classes, by turns
+    shares:     in which they take turns, one number for each class; none: equally often, class `seed mod classes`. A
+                score draws by those of the real images (drawing/measure.py)
+    equal_classes: a score draws every class that has real images equally often
     batch_size: images at a time
     members:    M, images for each seed; of a conditional model M samples of one condition, which share its heavy call
     precision:  of matrix products; auto: bfloat16 where it pays, as in training
     name:       what a table calls it; the model's own name if empty
-    Raises ValueError for a plan that the model does not serve, and for guidance or a label without its classes.
+    Raises ValueError for a plan that the model does not serve, and for guidance, a label or shares without its classes.
     """
 
     model: Model
@@ -97,6 +102,8 @@ class Drawer(Ranged):
     precision: Precision = "auto"
     name: str = ""
     members: Members = 1
+    shares: tuple[int, ...] = ()
+    equal_classes: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +125,14 @@ class Drawer(Ranged):
             )
         if self.label is not None:
             object.__setattr__(self, "label", model.class_number(self.label))
+        if self.shares:
+            if len(self.shares) != model.num_classes or min(self.shares) < 0 or not any(self.shares):
+                raise ValueError(
+                    f"shares are a number from 0 for each of the {model.num_classes} classes of {model.name}, not all "
+                    f"0, got {self.shares}"
+                )
+            shares = tuple(count // math.gcd(*self.shares) for count in self.shares)
+            object.__setattr__(self, "shares", () if set(shares) == {1} else shares)
         if self.members > 1 and model.experiment.networks.given is None:
             raise ValueError(f"{model.name} has no condition that members would share: drop them, and draw more seeds")
 
@@ -154,8 +169,10 @@ class Drawer(Ranged):
     @property
     def labels_rule(self) -> str:
         """Which classes its images have, and which conditions, in words."""
-        own = self.model.given
-        rule = "seed mod classes" if self.label is None else f"class {self.label}"
+        own, shares = self.model.given, ":".join(map(str, self.shares))
+        shares = shares if len(shares) < 40 else f"sha256 {_digest(self.shares)[:12]}"
+        rule = f"classes by turns, {shares}" if self.shares else "seed mod classes"
+        rule = rule if self.label is None else f"class {self.label}"
         rules = [rule] if self.model.num_classes else []
         rules += [] if own is None else [f"conditions {own.digest[:12]}"]
         return ", ".join(rules) or "none"
@@ -167,9 +184,10 @@ class Drawer(Ranged):
 
     def labels(self, seeds: Sequence[int]) -> list[int] | None:
         """The classes of the images of these seeds; None for an unconditional model."""
-        classes = self.model.num_classes
-        one = None if self.label is None else self.model.class_number(self.label)
-        return [seed % classes if one is None else one for seed in seeds] if classes else None
+        if not (classes := self.model.num_classes):
+            return None
+        turns = _turns(self.shares or (1,) * classes) if self.label is None else (self.model.class_number(self.label),)
+        return [turns[seed % len(turns)] for seed in seeds]
 
     def strata(self, seeds: Sequence[int]) -> Tensor | None:
         """`labels` for a score's interval, (N,) int64; None where a class has one image, or there are no two classes.
@@ -305,6 +323,13 @@ class Drawer(Ranged):
         return (
             denoiser if weight == 1 else Guided(denoiser, self.model.process, weight, self.model.num_classes, interval)
         )
+
+
+@lru_cache(maxsize=8)
+def _turns(shares: tuple[int, ...]) -> tuple[int, ...]:
+    """The classes of seeds 0, 1, ..., again and again: every beginning has each by its share; equal ones in order."""
+    labels = np.repeat(np.arange(len(shares)), shares)
+    return tuple(labels[by_turns(labels)].tolist())
 
 
 def plain_step(step: Step) -> dict[str, Any]:
