@@ -180,6 +180,7 @@ def test_both_commands_draw_classes_by_their_shares_in_the_data_or_equally_often
     assert call(monkeypatch, "compare", "dual:4/2", "heavy:3", "--count", 40, "--screen", 12, *words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert note in said
+    assert json.loads(Path("report.json").read_text())["headline"] in said
     rows = json.loads(Path("report.json").read_text())["front"]
     assert [row["fingerprint"]["labels"] for row in rows] == [rule] * 2
     assert call(monkeypatch, "evaluate", "dual", "--steps", 4, "--heavy", 2, "--num", 40, "--json", *words) == 0

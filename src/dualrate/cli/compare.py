@@ -61,7 +61,7 @@ class Compare(Ranged):
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare
         from dualrate.compare.forecasts import are_forecasts, compare_forecasts
-        from dualrate.compare.results import front_table
+        from dualrate.compare.results import front_table, headline, ties_note
         from dualrate.report.table import as_text
 
         if not self.requests:
@@ -93,6 +93,8 @@ class Compare(Ranged):
         )
         if findings.finished:
             print(as_text(front_table(findings.finished)), "\n")
+            for sentence in filter(None, (headline(findings), ties_note(findings.ties))):
+                print(f"{sentence}\n")
         for sentence in findings.unfinished:
             print(f"{sentence} The same command continues.")
         print(self.out)

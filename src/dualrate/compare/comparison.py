@@ -162,7 +162,7 @@ def compare(
         with mapper(workers, device) as session.mapper:
             if not all(session.row_file(one, range(effort.count)).exists() for one in candidates):
                 session.see_real_images()  # now, so that they are not in the time of what is drawn
-            front = useful_first(candidates, {one.key: session.drawer(one).expected_cost.macs for one in candidates})
+            front = useful_first(candidates)
             screened, unfinished = [], []
             if not all(one.named for one in candidates):
                 left = SCREENING * max(end - time.monotonic(), 0)
@@ -422,10 +422,12 @@ def promising(screened: Sequence[MeasuredCandidate], duals: Collection[str]) -> 
     return list({one.key: one for one in (*named, *round_robin(sides), *chain.from_iterable(lines))}.values())
 
 
-def useful_first(candidates: Sequence[Candidate], macs: Mapping[str, int]) -> list[Candidate]:
-    """What the user named; then the networks by turns, the cheapest plan of each first. macs: of an image, by key."""
+def useful_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """What the user named; then the networks by turns, each network's plans in their order, in which the main one is
+    the first (`compare/candidates.py`).
+    """
     lines: dict[object, list[Candidate]] = {}
-    for one in sorted(candidates, key=lambda one: macs[one.key]):
+    for one in candidates:
         lines.setdefault((one.run, one.denoiser), []).append(one)
     return sorted(round_robin([*lines.values()]), key=lambda one: not one.named)
 
