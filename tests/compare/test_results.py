@@ -165,6 +165,7 @@ def test_scores_whose_intervals_overlap_are_not_distinguishable_in_words():
     apart = findings([finished("dual", 1, 4.0)], BASELINES)
     assert "istinguishable" not in compare_page(apart) + as_json(apart).replace("not_distinguishable", "")
     assert ties({"a": (1, 0, 2), "b": (3, 2, 4), "c": (3, 2.1, 4), "d": (2, math.nan, math.nan)}) == ["a", "b"]
+    assert ties({"burst": (math.nan,) * 3, "a": (1, 0, 2), "b": (3, 2, 4)}) == ["a", "b"]
     assert ties({"a": (1, 0, 2)}) == ties({}) == []
 
 

@@ -105,12 +105,12 @@ def test_classes_take_turns_by_shares(model, drawer):
     assert [some.labels([seed])[0] for seed in range(30)] == some.labels(range(30))
     assert (some.labels_rule, some.shares) == ("classes by turns, 9:1:0", (9, 1, 0))
     assert replace(drawer, shares=(5, 5, 5)).labels_rule == drawer.labels_rule  # as ever
-    many = [replace(drawer, shares=(10**15 + i, 10**15, 10**15)).labels_rule for i in (1, 2)]
+    many = [replace(drawer, shares=(10**8 + i, 10**8, 10**8)).labels_rule for i in (1, 2)]
     assert [len(rule) for rule in many] == [len("classes by turns, sha256 ") + 12] * 2
     assert many[0] != many[1]
     assert replace(some, label=2).labels(range(3)) == [2, 2, 2]
-    for wrong in ((1, 2), (0, 0, 0), (3, -1, 2)):
-        with pytest.raises(ValueError, match="a number from 0 for each of the 3 classes of run0, not all 0"):
+    for wrong in ((1, 2), (0, 0, 0)):
+        with pytest.raises(ValueError, match="a number for each of the 3 classes of run0, not all 0"):
             replace(drawer, shares=wrong)
     assert replace(some, label=None).origin("net").digest != drawer.origin("net").digest
 

@@ -340,7 +340,7 @@ def ties(scores: Mapping[str, tuple[float, float, float]]) -> list[str]:
     """
     if not scores:
         return []
-    best = min(scores, key=lambda name: scores[name])
+    best = min(scores, key=lambda name: (math.isnan(scores[name][0]), scores[name]))
     others = [name for name, (_, low, _) in scores.items() if name != best and low <= scores[best][2]]
     return [best, *others] if others else []
 

@@ -25,7 +25,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import decoded
-from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, Members, NoiseLevel, Precision, Ranged
+from dualrate.config.ranges import (
+    BatchSize,
+    Classes,
+    ClassShare,
+    GuidanceWeight,
+    Members,
+    NoiseLevel,
+    Precision,
+    Ranged,
+)
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.conditions import Given, HeldOut
 from dualrate.data.images import to_uint8
@@ -102,7 +111,7 @@ class Drawer(Ranged):
     precision: Precision = "auto"
     name: str = ""
     members: Members = 1
-    shares: tuple[int, ...] = ()
+    shares: tuple[ClassShare, ...] = ()
     equal_classes: bool = False
 
     def __post_init__(self) -> None:
@@ -126,10 +135,10 @@ class Drawer(Ranged):
         if self.label is not None:
             object.__setattr__(self, "label", model.class_number(self.label))
         if self.shares:
-            if len(self.shares) != model.num_classes or min(self.shares) < 0 or not any(self.shares):
+            if len(self.shares) != model.num_classes or not any(self.shares):
                 raise ValueError(
-                    f"shares are a number from 0 for each of the {model.num_classes} classes of {model.name}, not all "
-                    f"0, got {self.shares}"
+                    f"shares are a number for each of the {model.num_classes} classes of {model.name}, not all 0, got "
+                    f"{self.shares}"
                 )
             shares = tuple(count // math.gcd(*self.shares) for count in self.shares)
             object.__setattr__(self, "shares", () if set(shares) == {1} else shares)
@@ -170,7 +179,7 @@ class Drawer(Ranged):
     def labels_rule(self) -> str:
         """Which classes its images have, and which conditions, in words."""
         own, shares = self.model.given, ":".join(map(str, self.shares))
-        shares = shares if len(shares) < 40 else f"sha256 {_digest(self.shares)[:12]}"
+        shares = shares if len(shares) < 25 else f"sha256 {_digest(self.shares)[:12]}"
         rule = f"classes by turns, {shares}" if self.shares else "seed mod classes"
         rule = rule if self.label is None else f"class {self.label}"
         rules = [rule] if self.model.num_classes else []
