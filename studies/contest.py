@@ -51,9 +51,7 @@ Method = Literal["diffusion", "crps"]
 
 @dataclass(frozen=True)
 class Setting:
-    """How a network trains. halflife: of the averaged weights, in windows; at most a 20th of those seen, so that it does
-    not act in a search.
-    """
+    """How a network trains. halflife: of the averaged weights, in windows; at most a 20th of those seen."""
 
     batch: int = BATCHES[0]
     rate: float = RATES[0]
