@@ -27,6 +27,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from dualrate.compare.results import cost_at as cost_on_curve
 from dualrate.metrics.distances import LEVEL
 from dualrate.report.figures import pareto_front
 
@@ -183,17 +184,8 @@ def cost_at(baselines: Sequence[Point], score: float) -> float:
     The cheapest point's cost for a score that even that one surpasses (so the answer is an upper bound); infinite for a
     score that none reaches.
     """
-    return min(_cost_on(curve, score) for curve in _curves(baselines))
-
-
-def _cost_on(curve: Sequence[Point], score: float) -> float:
-    if curve[0].score <= score:
-        return curve[0].cost
-    for worse, better in pairwise(curve):
-        if better.score <= score:
-            share = math.log(worse.score / score) / math.log(worse.score / better.score)
-            return worse.cost * (better.cost / worse.cost) ** share
-    return math.inf
+    curves = [np.array([(point.cost, point.score) for point in curve]).T for curve in _curves(baselines)]
+    return min(cost_on_curve(costs, scores, score) for costs, scores in curves)
 
 
 def _curves(points: Sequence[Point]) -> list[list[Point]]:

@@ -162,8 +162,8 @@ def small_networks(place, monkeypatch) -> None:
         monkeypatch.setattr(candidates, name, few)
     for name, least in {"LOWEST": -2, "HIGHEST": 2}.items():
         monkeypatch.setattr(calibration, name, least)
-    net = partial(train_feature_net, kind=lambda *of: Architecture(*of, features=4), epochs=1)
-    monkeypatch.setattr(measure, "train_feature_net", net)
+    few_features = partial(train_feature_net, kind=lambda *of: Architecture(*of, features=4), epochs=1)
+    monkeypatch.setattr(measure, "train_feature_net", lambda images, test, **how: few_features(images, None, **how))
     monkeypatch.setattr(comparing, "BATCH", 2)
     monkeypatch.setattr(comparing, "SHOWN", 2)
     monkeypatch.setattr("dualrate.serving.app.serve", lambda offer, host, port, note: None)  # it would not return

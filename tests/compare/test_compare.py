@@ -168,6 +168,28 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
     assert not run(here, "dual:4/2").screened  # there is nothing to choose
 
 
+@pytest.mark.parametrize("equal", [False, True])
+def test_both_commands_draw_classes_by_their_shares_in_the_data_or_equally_often(here, monkeypatch, capsys, equal):
+    """Of a data set with 52 images of one class and 12 of the other, of which a tenth is held out."""
+    content = dict(np.load("images.npz"))
+    np.savez("images.npz", **content | {"labels": (np.arange(64) > 51).astype(np.int64)})
+    ones = int((dr.load_images("images.npz", split="train").labels == 1).sum())
+    rule = "seed mod classes" if equal else f"classes by turns, {58 - ones}:{ones}"
+    note = "classes are drawn equally often" if equal else "classes are drawn by their shares"
+    words = ["--features", "net", "--device", "cpu", *(["--equal-classes"] if equal else [])]
+    assert call(monkeypatch, "compare", "dual:4/2", "heavy:3", "--count", 40, "--screen", 12, *words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert note in said
+    assert json.loads(Path("report.json").read_text())["headline"] in said
+    rows = json.loads(Path("report.json").read_text())["front"]
+    assert [row["fingerprint"]["labels"] for row in rows] == [rule] * 2
+    assert call(monkeypatch, "evaluate", "dual", "--steps", 4, "--heavy", 2, "--num", 40, "--json", *words) == 0
+    alone = json.loads(capsys.readouterr().out)["score"]
+    assert alone["fingerprint"]["labels"] == rule
+    (pair,) = (row for row in rows if row["network"] == "dual")
+    assert alone["value"] == pytest.approx(pair["value"], rel=1e-3)
+
+
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     first = run(here, "dual:4/2")
     monkeypatch.setattr("dualrate.metrics.store.FeatureStore.write", None)

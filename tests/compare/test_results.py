@@ -21,16 +21,26 @@ from dualrate.compare.results import (
     headline,
     reusing_plans,
     saving,
+    ties,
 )
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.ensembles import EnsembleScores
 
 
 def finished(
-    network: str, cost: float, score: float, *, heavy: int = 2, other: float | None = None, spread: float = 0.0
+    network: str,
+    cost: float,
+    score: float,
+    *,
+    heavy: int = 2,
+    other: float | None = None,
+    spread: float = 0.0,
+    half: float = 0.1,
+    seconds: float | None = None,
 ) -> MeasuredCandidate:
-    """cost: GMACs; other: score by a second metric; spread: of the replicates, in logarithms."""
-    made = row(network, steps=4, heavy=heavy, macs=int(cost * 1e9), seconds=cost, value=score, half=0.1)
+    """cost: GMACs; other: score by a second metric; spread: of the replicates, in logarithms; half: of the interval."""
+    seconds = cost if seconds is None else seconds
+    made = row(network, steps=4, heavy=heavy, macs=int(cost * 1e9), seconds=seconds, value=score, half=half)
     factors = np.exp(spread * np.linspace(-1, 1, 41))
     replicates = {"FD-squares": score * factors}
     if other is not None:
@@ -51,13 +61,42 @@ BASELINES = [finished("single", cost, 8 / cost, heavy=4) for cost in (1, 4)]  # 
 
 
 @pytest.mark.parametrize(
-    ("cost", "score", "ratio", "at_most"),
-    [(1, 4.0, 2.0, False), (2, 4.0, 1.0, False), (4, 4.0, 0.5, False), (1, 1.9, math.inf, False), (2, 9.0, 0.5, True)],
+    ("cost", "score", "ratio"),
+    [(1, 4.0, 2.0), (2, 4.0, 1.0), (4, 4.0, 0.5), (1, 1.9, math.inf)],
 )
-def test_a_saving_is_the_baselines_cost_for_the_same_score(cost, score, ratio, at_most):
+def test_a_saving_is_the_baselines_cost_for_the_same_score(cost, score, ratio):
     found = saving(finished("dual", cost, score), BASELINES)
+    assert found is not None
     assert (found.ratio, found.low, found.high) == pytest.approx((ratio, ratio, ratio))
-    assert found.at_most == at_most
+    assert not found.at_most
+
+
+def test_an_upper_bound_has_no_lower_end():
+    """The cheapest plan of a baseline is better already, so that a cheaper one, had it been measured, could do."""
+    worse = finished("other", 5, 99.0, heavy=4)
+    found = saving(finished("dual", 2, 9.0), [*BASELINES, worse])
+    assert found is not None
+    assert (found.ratio, found.low, found.high, found.at_most) == (0.5, 0.0, 0.5, True)
+    assert str(found) == "at most 0.50 [0.00, 0.50]"
+    other = replace(finished("dual", 2, 9.0), replicates={"FD-squares": np.full(41, 4.0)})
+    assert str(saving(other, [*BASELINES, worse])) == "at most 0.50 [0.00, 1.00]"
+    noisy = saving(finished("dual", 1, 8.5, spread=0.2), [*BASELINES, worse])  # in many replicates it needs more
+    assert noisy is not None
+    assert noisy.at_most
+    assert noisy.low == 0 < noisy.ratio == 1 < noisy.high
+    near = saving(finished("dual", 0.9, 7.9, spread=0.2), BASELINES)  # no bound itself, but half of its replicates are
+    assert near is not None
+    assert not near.at_most
+    assert (near.low, near.high) == (0, pytest.approx(8 / (7.9 * math.exp(-0.2)) / 0.9, rel=0.02))
+
+
+@pytest.mark.parametrize(("cost", "score"), [(0.5, 9.0), (2, 9.0), (0.5, 99.0)])
+def test_nothing_is_saved_where_all_baselines_are_better_or_none_as_cheap_was_measured(cost, score):
+    assert saving(finished("dual", cost, score), BASELINES) is None
+    assert (saving(finished("dual", cost, score), [*BASELINES, finished("other", 5, 100.0)]) is None) == (cost < 1)
+    results = findings([finished("dual", cost, score)], BASELINES)
+    assert "saving" not in front_table(results.finished).header
+    assert "saving_ratio" not in json.loads(as_json(results))["front"][0]
 
 
 def test_its_interval_is_of_the_replicates_of_both_sides():
@@ -90,9 +129,11 @@ def test_without_baselines_nothing_is_saved():
 @pytest.mark.parametrize(
     ("cost", "score", "said"),
     [
-        (1, 4.0, "The cheapest baseline needs 2.00 [2.00, 2.00] times its FLOPs for the same score."),
-        (1, 1.0, "No baseline reaches this score. The best is single ancestral 4: 2.00 [1.90, 2.10] at 8.00 GFLOPs"),
-        (2, 9.0, "needs at most 0.50 [0.50, 0.50] times its FLOPs"),
+        (1, 4.0, "baseline needs 2.00 [2.00, 2.00] times its FLOPs for the same score: in FLOPs dual-rate is cheaper."),
+        (4, 4.0, "needs 0.50 [0.50, 0.50] times its FLOPs for the same score: in FLOPs the baseline is cheaper."),
+        (1, 1.0, "The best baseline is single ancestral 4: 2.00 [1.90, 2.10] at 8.00 GFLOPs and 4000 ms."),
+        (1, 1.0, "Dual-rate has the better score. No baseline reaches this score."),
+        (2, 9.0, "Dual-rate has the worse score. Every baseline has a better score, the cheapest for 0.50 times its"),
     ],
 )
 def test_the_headline_says_what_is_saved(cost, score, said):
@@ -100,6 +141,32 @@ def test_the_headline_says_what_is_saved(cost, score, said):
     assert found.startswith("The best dual-rate plan is dual ancestral 4/2: FD-squares")
     assert said in found
     assert headline(findings([], BASELINES)).startswith("The best is single ancestral 4: FD-squares 2.00")
+
+
+def test_the_headline_has_the_time_of_both_sides():
+    slow, quick = (finished("dual", 1, 4.0, seconds=seconds) for seconds in (8, 0.5))
+    said = headline(findings([slow], BASELINES))
+    assert "and 8000 ms an image" in said
+    assert "In time a baseline is cheaper: single ancestral 4 with 2.00 [1.90, 2.10] takes 4000 ms, 0.500 of" in said
+    assert "In time no baseline of such a score is cheaper" in headline(findings([quick], BASELINES))
+    assert "In time" not in headline(findings([finished("dual", 1, 1.0, seconds=9)], BASELINES))  # none is as good
+
+
+def test_scores_whose_intervals_overlap_are_not_distinguishable_in_words():
+    """On the page, in JSON, in the headline; intervals of 2.3 +- 0.5, 2.0 +- 0.1 and 8.0 +- 0.1."""
+    results = findings([finished("dual", 2, 2.3, half=0.5, spread=1.0)], BASELINES)
+    assert "not distinguishable: their intervals, of 1,000 images each, overlap" in headline(results)
+    assert "times its FLOPs for the same score: which is cheaper is not distinguishable" in headline(results)
+    said = "Not distinguishable from the best score, single ancestral 4, since intervals overlap: dual ancestral 4/2."
+    assert said in compare_page(results)
+    made = json.loads(as_json(results))
+    assert made["not_distinguishable_from_the_best"] == ["dual ancestral 4/2"]
+    assert made["headline"] == headline(results)
+    apart = findings([finished("dual", 1, 4.0)], BASELINES)
+    assert "istinguishable" not in compare_page(apart) + as_json(apart).replace("not_distinguishable", "")
+    assert ties({"a": (1, 0, 2), "b": (3, 2, 4), "c": (3, 2.1, 4), "d": (2, math.nan, math.nan)}) == ["a", "b"]
+    assert ties({"burst": (math.nan,) * 3, "a": (1, 0, 2), "b": (3, 2, 4)}) == ["a", "b"]
+    assert ties({"a": (1, 0, 2)}) == ties({}) == []
 
 
 def test_further_metrics_are_columns():

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dualrate.compare.candidates import Candidate
+from dualrate.cli.demo import PLANS
+from dualrate.compare.candidates import DUAL_PLANS, LADDER, Candidate
 from dualrate.compare.comparison import Session, useful_first
 from dualrate.diffusion.plan import StepPlan
 
@@ -26,6 +27,21 @@ def candidate(run: str, steps: int, *, named: bool = False) -> Candidate:
 
 
 def test_the_useful_first():
-    every = [candidate("a", steps) for steps in (4, 8, 16)] + [candidate("b", 8), candidate("b", 2, named=True)]
-    made = useful_first(every, {one.key: one.plan.num_steps for one in every})
-    assert [(one.network, one.plan.num_steps) for one in made] == [("b", 2), ("a", 4), ("b", 8), ("a", 8), ("a", 16)]
+    """What is named, in its order by turns; then the networks by turns, the main plan of each, which comes first."""
+    every = [candidate("a", steps) for steps in (8, 4, 16)] + [candidate("b", 8), candidate("b", 2, named=True)]
+    made = useful_first(every)
+    assert [(one.network, one.plan.num_steps) for one in made] == [("b", 2), ("a", 8), ("b", 8), ("a", 4), ("a", 16)]
+    named = [candidate("a", steps, named=True) for steps in (16, 8)] + [candidate("b", 32, named=True)]
+    assert [(one.network, one.plan.num_steps) for one in useful_first(named)] == [("a", 16), ("b", 32), ("a", 8)]
+
+
+def test_the_main_plan_of_every_network_comes_first():
+    """The pair's of the demo, and single networks of about its cost."""
+    assert DUAL_PLANS[0] == (16, 4)
+    assert LADDER[0] == 8
+    names = [name for name, _, _ in PLANS]
+    assert (PLANS[0][2], len({*names[:3]})) == ("16/4", 3)
+    measured = useful_first([candidate(model, int(plan.split("/")[0]), named=True) for _, model, plan in PLANS])
+    networks = len({model for _, model, _ in PLANS})
+    assert len({one.network for one in measured[:networks]}) == networks
+    assert (measured[0].network, measured[0].plan.num_steps) == ("fashion-mnist-dual-45", 16)

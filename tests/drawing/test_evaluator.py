@@ -20,6 +20,7 @@ from dualrate.drawing.measure import (
     features_named,
     messages,
     score_source,
+    scorer,
 )
 from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.distances import GaussianStats
@@ -95,6 +96,40 @@ def test_a_given_net_is_used_and_must_take_these_images(data, tmp_path):
         evaluator(larger, features=tmp_path / "own", progress=notes)
     with pytest.raises(OSError, match="features"):
         evaluator(data, features=tmp_path / "missing", progress=notes)
+
+
+def test_a_net_that_hardly_knows_its_classes_is_refused(tmp_path, monkeypatch):
+    """Given or trained here: of three classes whose labels say nothing of their images."""
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (90, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", images=images, labels=generator.permutation(np.arange(90) % 3))
+    noise = DataConfig(str(tmp_path / "noise.npz"))
+    for _ in range(2):  # when it was kept, too
+        with pytest.raises(ValueError, match=r"feature net of noise has accuracy .*a guess has 0\.33.*at least 0\.67"):
+            evaluator(noise, features=None, progress=Notes())
+    with pytest.raises(ValueError, match=r"at least 0\.67"):
+        scorer(noise, Notes())
+    untrained(Architecture(1, 8, 3, features=4), accuracy=0.5).save(tmp_path / "net")
+    with pytest.raises(ValueError, match=r"accuracy 0\.50 .*at least 0\.67"):
+        score_source(tmp_path / "noise.npz", noise, features=tmp_path / "net", progress=Notes())
+
+
+def test_the_accuracy_of_a_net_stands_beside_its_distances(data, tmp_path, monkeypatch, capsys):
+    """In the note, in JSON, and before the scores of a training."""
+    untrained(Architecture(1, 12, 2, features=4), accuracy=0.875).save(tmp_path / "net")
+    words = "the classifier of noise has accuracy 0.875 on held-out images, a guess 0.5"
+    (score,) = score_source(data.source, data, features=tmp_path / "net", progress=Notes())
+    assert score.accuracy == 0.875
+    assert words in score.note
+    options = ("--reference", data.source, "--features", tmp_path / "net")
+    assert call(monkeypatch, "evaluate", "--images", data.source, *options) == 0
+    assert words in capsys.readouterr().out
+    assert call(monkeypatch, "evaluate", "--images", data.source, *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["scores"][0]["accuracy"] == 0.875
+    notes = Notes()
+    scorer(data, notes)
+    assert any("the classifier of squares has accuracy" in note for note in notes.notes)
 
 
 def test_images_without_labels_are_refused_with_the_ways_out_before_anything_is_announced(tmp_path, monkeypatch):

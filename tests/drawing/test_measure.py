@@ -13,8 +13,8 @@ from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.drawing.drawer import Drawer, Guidance
-from dualrate.drawing.measure import call_seconds, cost_report, measure
-from dualrate.experiment.experiment import Experiment
+from dualrate.drawing.measure import call_seconds, cost_report, drawn_alike, measure
+from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.experiment.network_configs import TwoNetworks
 from dualrate.experiment.plan_support import OnePlan
 from dualrate.methods.denoising import DenoisingConfig
@@ -94,6 +94,82 @@ def test_classes_take_turns_unless_one_is_asked_for(model, drawer):
     assert (one.labels(range(5, 9)), one.labels_rule) == ([1] * 4, "class 1")
     none = replace(drawer, model=unconditional(model))
     assert (none.labels(SEEDS), none.labels_rule) == (None, "none")
+
+
+def test_classes_take_turns_by_shares(model, drawer):
+    """A function of the seed alone; in any row of seeds each class has its share; one without any is never drawn."""
+    some = replace(drawer, shares=(540, 60, 0))
+    for first in (0, 7, 1_000_000):
+        counts = np.bincount(some.labels(range(first, first + 200)), minlength=3)
+        assert counts.tolist() == [180, 20, 0]
+    assert [some.labels([seed])[0] for seed in range(30)] == some.labels(range(30))
+    assert (some.labels_rule, some.shares) == ("classes by turns, 9:1:0", (9, 1, 0))
+    assert replace(drawer, shares=(5, 5, 5)).labels_rule == drawer.labels_rule  # as ever
+    many = [replace(drawer, shares=(10**8 + i, 10**8, 10**8)).labels_rule for i in (1, 2)]
+    assert [len(rule) for rule in many] == [len("classes by turns, sha256 ") + 12] * 2
+    assert many[0] != many[1]
+    assert replace(some, label=2).labels(range(3)) == [2, 2, 2]
+    for wrong in ((1, 2), (0, 0, 0)):
+        with pytest.raises(ValueError, match="a number for each of the 3 classes of run0, not all 0"):
+            replace(drawer, shares=wrong)
+    assert replace(some, label=None).origin("net").digest != drawer.origin("net").digest
+
+
+def labelled(judge: Evaluator, *counts: int) -> Evaluator:
+    """With so many images of each class in its reference."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    names = tuple(map(str, range(len(counts))))
+    return replace(judge, reference=replace(judge.reference, labels=labels, class_names=names))
+
+
+@pytest.mark.parametrize(
+    ("counts", "equal", "drawn", "note"),
+    [
+        ((45, 15, 0), False, [30, 10, 0], "by their shares: each is 25% to 75% of the real images and 1 without real"),
+        ((45, 15, 0), True, [20, 20, 0], "equally often: each is 25% to 75% of the real images and 1 without real"),
+        ((30, 30, 0), False, [20, 20, 0], "classes are drawn by their shares: 1 without real images is not drawn"),
+        ((20, 20, 20), False, [14, 13, 13], ""),
+        ((20, 20, 20), True, [14, 13, 13], ""),
+        ((60,), False, [40, 0, 0], "2 without real images are not drawn"),
+    ],
+)
+def test_a_score_draws_classes_as_often_as_the_real_images_have_them(
+    drawer, judge, tmp_path, counts, equal, drawn, note
+):
+    judge = labelled(judge, *counts)
+    row = measure(replace(drawer, equal_classes=equal), range(40), judge).row
+    asked = drawn_alike(replace(drawer, equal_classes=equal), [judge])
+    labels = asked.labels(range(40))
+    assert np.bincount(labels, minlength=3).tolist() == drawn
+    assert row.score.fingerprint.labels == asked.labels_rule
+    assert note in row.score.note
+    assert ("classes are drawn" in row.score.note) == bool(note)
+    features = judge.net.features(asked.draw(range(40)).images)
+    assert row.score.value == pytest.approx(judge.value(features)[0], rel=1e-4)
+    if drawn == [14, 13, 13]:
+        assert row.score.fingerprint.labels == "seed mod classes"
+
+
+def test_a_score_of_one_class_says_so(drawer, judge):
+    score = measure(replace(drawer, label=1), SEEDS, labelled(judge, 45, 15, 0)).row.score
+    assert score.fingerprint.labels == "class 1"
+    assert "all images are of class 1" in score.note
+
+
+def test_against_statistics_classes_are_drawn_as_in_training(drawer, judge, tmp_path, model, monkeypatch):
+    """Or equally often, which is said, where the images are not here."""
+    statistics = Evaluator(judge.net, Reference(GaussianStats.of(torch.randn(9, 4)), "statistics.npz", "0"), None)
+    seen = labelled(judge, 45, 15, 0).reference
+    monkeypatch.setattr(DataConfig, "images", lambda *of: seen)
+    assert measure(drawer, SEEDS, statistics).row.score.fingerprint.labels == "classes by turns, 3:1:0"
+
+    def missing(*_: object) -> None:
+        raise OSError("no such folder")
+
+    monkeypatch.setattr(DataConfig, "images", missing)
+    score = measure(drawer, SEEDS, statistics).row.score
+    assert score.fingerprint.labels == "seed mod classes"
+    assert "shares of classes in the real images are not known: drawn by seed mod classes" in score.note
 
 
 def test_strata_are_the_classes_where_each_has_two_images(model, drawer):

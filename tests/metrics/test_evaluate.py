@@ -10,7 +10,7 @@ import torch
 
 from dualrate.data.images import ImageSet
 from dualrate.metrics.distances import GaussianStats, Manifold, frechet_distance, kernel_distance
-from dualrate.metrics.evaluate import Evaluator, Reference, by_turns
+from dualrate.metrics.evaluate import Evaluator, Reference, by_turns, class_weights
 from dualrate.metrics.features import FeatureNet, train_feature_net
 from dualrate.metrics.store import require_same
 from metrics.scored import score_of
@@ -32,7 +32,7 @@ def test_real_images_lie_at_the_floor_and_damaged_ones_above(evaluator):
     damaged = score_of(evaluator, np.maximum(REAL[:600], damage), seeds="0-599", labels="none", resamples=20)
     assert real.metric == "FD-squares"
     assert real.low < real.value < real.high
-    assert real.value < 2 * real.floor < damaged.low
+    assert real.value < 3 * real.floor < damaged.low  # whose classes are as chance has them
     assert real.floor == damaged.floor
 
 
@@ -47,6 +47,38 @@ def test_the_floor_is_taken_at_the_same_count(evaluator):
     assert (few[1], many[1]) == (200, 600)
     assert few[0] > many[0] > 0
     assert evaluator.floor(5000) == many
+
+
+def test_the_floor_has_the_shares_of_the_reference(evaluator):
+    """Held-out images of equal classes, against a reference of which one class is a tenth."""
+    images = two_classes(count=3000, seed=6)
+    rows = np.concatenate([np.flatnonzero(images.labels == label)[:count] for label, count in ((0, 900), (1, 100))])
+    rare = replace(images, images=images.images[rows], labels=images.labels[rows])
+    held_out = two_classes(count=600, seed=7, split="test")
+    alike = Evaluator(evaluator.net, rare, held_out)
+    apart = Evaluator(evaluator.net, rare, replace(held_out, labels=None, class_names=()))
+    assert alike.floor(600)[0] < 0.1 * apart.floor(600)[0]
+    score = score_of(alike, REAL, seeds="0-1199", labels="none", resamples=2)
+    assert "the floor's classes weigh as in the reference: " in score.note
+    same = Evaluator(evaluator.net, held_out, held_out)
+    assert same.floor(600)[0] == pytest.approx(0, abs=1e-9)
+    assert "weigh" not in score_of(same, REAL, seeds="0-1199", labels="none", resamples=2).note
+
+
+def test_weights_give_each_class_its_share():
+    images, like = two_classes(count=40, seed=1), two_classes(count=30, seed=2)
+    rows = torch.arange(25)
+    weights = class_weights(images, rows, like)
+    for label in (0, 1):
+        assert weights[torch.from_numpy(images.labels[:25] == label)].sum() == pytest.approx(
+            (like.labels == label).mean()
+        )
+    twice = replace(like, images=np.tile(like.images, (2, 1, 1, 1)), labels=np.tile(like.labels, 2))
+    assert class_weights(twice, rows, like) is None
+    assert class_weights(replace(images, labels=None, class_names=()), rows, like) is None
+    lonely = replace(images, labels=np.array([1] + [0] * 39))
+    other = replace(like, labels=np.ones(30, np.int64))
+    assert class_weights(lonely, rows, other) is None  # one image alone would count
 
 
 def test_what_to_keep_in_mind_is_noted(evaluator):

@@ -14,6 +14,7 @@ from dualrate.drawing.measure import SHIPPED
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import (
     CARD,
+    ITERATIONS,
     WEIGHTS,
     Architecture,
     FeatureNet,
@@ -41,6 +42,53 @@ def test_it_learns_its_classes_and_says_how_well(net):
     assert net.card.accuracy is not None
     assert net.card.accuracy > 0.95
     assert (net.card.name, net.card.data) == ("squares", two_classes().fingerprint)
+
+
+def test_its_accuracy_is_the_mean_of_its_classes_of_which_chance_is_alike(net):
+    """Else a net that always says the frequent class would have its share."""
+    images = two_classes(count=100, seed=1)
+    rare = np.flatnonzero(images.labels == 1)[:5]
+    rows = np.concatenate([np.flatnonzero(images.labels == 0)[:45], rare])
+    wrong = images.images[rows].copy()
+    wrong[45:] = images.images[np.flatnonzero(images.labels == 0)[:5]]  # all look like the frequent class
+    test = ImageSet(wrong, images.labels[rows], images.class_names, "squares/test")
+    made = train_feature_net(two_classes(), test, seed=3, epochs=EPOCHS)
+    assert made.card.accuracy == pytest.approx(0.5, abs=0.06)
+    assert made.card.chance == 0.5
+
+
+@pytest.mark.parametrize(
+    ("classes", "seen", "least"),
+    [(2, None, 0.75), (3, None, 2 / 3), (4, None, 0.5), (10, None, 0.2), (10, 2, 0.75), (1000, None, 0.002)],
+)
+def test_a_net_that_hardly_beats_a_guess_is_refused(net, classes, seen, least):
+    """Under twice chance; of two classes, where that would be 1, under the middle of chance and 1."""
+    arch = replace(net.card.architecture, num_classes=classes)
+    card = replace(net.card, architecture=arch, classes=seen, accuracy=least)
+    card.check_accuracy()
+    replace(card, accuracy=None).check_accuracy()
+    with pytest.raises(
+        ValueError, match=r"has accuracy .*a guess has .*at least .*Give more images .*--features effici"
+    ):
+        replace(card, accuracy=0.99 * least).check_accuracy()
+
+
+def test_shipped_nets_are_not_refused():
+    for file in SHIPPED.glob(f"*/{CARD}"):
+        card = read_card(file)
+        card.check_accuracy()
+        assert (
+            card.judgement
+            == f"the classifier of {card.name} has accuracy {card.accuracy:.3g} on held-out images, " + ("a guess 0.1")
+        )
+
+
+def test_a_few_images_are_seen_often_enough(monkeypatch):
+    """As often as makes ITERATIONS, where ten epochs would not."""
+    seen = []
+    few = two_classes(count=20)
+    made = train_feature_net(few, None, progress=lambda done, total, loss: seen.append(total))
+    assert (made.card.epochs, len(seen)) == (ITERATIONS, ITERATIONS)
 
 
 def test_the_seed_determines_it_and_the_global_random_state_does_not(net):

@@ -45,6 +45,19 @@ def test_one_dimension_is_the_distance_of_means_and_deviations(means, deviations
     assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-12)
 
 
+def test_weights_are_those_of_rows():
+    features, weights = random_features(40, 3, 1), torch.rand(40, generator=torch.Generator().manual_seed(2)).double()
+    found = GaussianStats.of(features, weights / weights.sum())
+    rows = features.numpy()
+    np.testing.assert_allclose(found.mean, np.average(rows, axis=0, weights=weights.numpy()))
+    np.testing.assert_allclose(found.cov, np.cov(rows.T, aweights=weights.numpy()))
+    alike, plain = (
+        GaussianStats.of(features, torch.full((40,), 1 / 40, dtype=torch.float64)),
+        GaussianStats.of(features),
+    )
+    torch.testing.assert_close((alike.mean, alike.cov), (plain.mean, plain.cov))
+
+
 def test_commuting_covariances_split_into_axes():
     axes = random_rotation(7, 0)
     generator = torch.Generator().manual_seed(1)

@@ -47,6 +47,8 @@ class Compare(Ranged):
     """Classifier-free guidance weight of all models that can be guided; students have their own."""
     members: Members = 1
     """For conditional models: samples of each condition. They share a heavy call, and are scored together."""
+    equal_classes: bool = False
+    """Draw every class equally often, not by its share in the training images."""
     mixed: bool = False
     """Allow runs trained on other data than the first. All are then scored against the first run's images."""
     precision: Precision = "auto"
@@ -58,7 +60,7 @@ class Compare(Ranged):
 
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare
-        from dualrate.compare.results import front_table
+        from dualrate.compare.results import front_table, headline, ties_note
         from dualrate.forecasts.comparison import are_forecasts, compare_forecasts
         from dualrate.report.table import as_text
 
@@ -69,10 +71,9 @@ class Compare(Ranged):
         how |= {"members": self.members, "precision": self.precision, "device": device, "progress": progress}
         how |= {"command": command_line()}
         if are_forecasts(self.requests):
-            if given := [name for name in ("features", "baselines", "mixed", "prompt") if getattr(self, name)]:
-                raise ValueError(
-                    f"forecasts of fields have other scores: drop {', '.join(f'--{one}' for one in given)}"
-                )
+            options = ("features", "baselines", "equal_classes", "mixed", "prompt")
+            if given := [f"--{name.replace('_', '-')}" for name in options if getattr(self, name)]:
+                raise ValueError(f"forecasts of fields have other scores: drop {', '.join(given)}")
             lines, unfinished = compare_forecasts(self.requests, self.out, minutes=self.minutes, **how)
             print(as_text(lines), "\n", *unfinished)
             print(self.out)
@@ -86,11 +87,14 @@ class Compare(Ranged):
             baselines=self.baselines,
             prompt=self.prompt,
             guidance=self.guidance,
+            equal_classes=self.equal_classes,
             workers=self.workers,
             **how,
         )
         if findings.finished:
             print(as_text(front_table(findings.finished)), "\n")
+            for sentence in filter(None, (headline(findings), ties_note(findings.ties))):
+                print(f"{sentence}\n")
         for sentence in findings.unfinished:
             print(f"{sentence} The same command continues.")
         print(self.out)

@@ -9,7 +9,7 @@ from pathlib import Path
 from dualrate.cli.console import command_line, reporter
 from dualrate.config.ranges import Images, Minutes, Ranged
 
-PLANS = (  # the most useful first: dual-rate, and single networks of its cost
+PLANS = (  # each network's main plan first, which are measured before all others: dual-rate, single ones of its cost
     ("dual-rate", "fashion-mnist-dual-45", "16/4"),
     ("small", "fashion-mnist-medium-25", "16"),
     ("medium", "fashion-mnist-medium-45", "9"),
@@ -40,6 +40,7 @@ class Demo(Ranged):
 
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare
+        from dualrate.compare.results import headline
         from dualrate.drawing.measure import messages
         from dualrate.recipes import fashion_mnist
         from dualrate.runs.store import EXPERIMENT
@@ -58,7 +59,6 @@ class Demo(Ranged):
         if missing := sorted({name for _, name, _ in PLANS} - there):
             progress.note(f"weights not found, so not measured: {', '.join(missing)}")
         requests = [f"{name}={self.weights / model}:{plan}" for name, model, plan in PLANS if model in there]
-        compare(
-            [*requests, f"trained here={run}:{TRAINED_HERE}"], page, effort, progress=progress, command=command_line()
-        )
-        print(page)
+        requests.append(f"trained here={run}:{TRAINED_HERE}")
+        found = compare(requests, page, effort, progress=progress, command=command_line())
+        print(headline(found), page, sep="\n\n")

@@ -22,7 +22,7 @@ from dualrate.system.device import environment, pick_device
 from dualrate.system.progress import Reporter, image_progress
 
 SCORED, BOUNDED = 5000, 500  # images
-FEATURES = ("features", "reference", "keep", "details")  # options of what compares features
+FEATURES = ("features", "reference", "keep", "details", "equal_classes")  # options of what compares features
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Evaluate(Ranged):
     may also be a folder, .tar or .npz of real images."""
     keep: Path | None = None
     """Directory that keeps the features of the images as they are drawn, so that the same command can continue."""
+    equal_classes: bool = False
+    """Draw every class equally often, not by its share in the training images, which the distance is from."""
     details: bool = False
     """Also report kernel distance, precision and recall against the training images."""
     bound: bool = False
@@ -88,7 +90,8 @@ class Evaluate(Ranged):
 
         features_named(self.features)  # refused before the model is loaded
         model, progress = loaded(run, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs)
-        drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size)
+        how = {"batch_size": self.batch_size, "equal_classes": self.equal_classes}
+        drawer = self.sampling.drawer(model, progress.note, **how)
         seeds, show = range(self.seed, self.seed + (self.num or SCORED)), image_progress(progress)
         if model.experiment.codec.alphabet:
             self._score_texts(drawer, seeds, progress)
@@ -147,7 +150,7 @@ class Evaluate(Ranged):
         print(found)
 
     def _score_images(self, source: str) -> None:
-        drawing = ("prompt", "num", "seed", "keep", "bound", *vars(self.sampling))
+        drawing = ("prompt", "num", "seed", "keep", "bound", "equal_classes", *vars(self.sampling))
         self._refuse(drawing, "--images scores images that exist, and draws and bounds none")
         from dualrate.drawing.measure import score_source
         from dualrate.runs.store import read_experiment

@@ -35,11 +35,12 @@ from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.sampling.trajectory import check_reuse
 from dualrate.system.progress import Reporter
 
-LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the most expensive network
+# Plans of a network, the main one first: where time is short the last are left out
+LADDER = (8, 4, 16, 32)  # costs of an image, in calls of the most expensive network
 MOST_STEPS = 256
 DATA = "training data"
-DUAL_PLANS = ((8, 2), (12, 3), (16, 4), (16, 8), (32, 8))  # steps and heavy calls, where contexts are reused
-LIGHT_FIRST_PLANS = ((8, 6), (8, 4), (16, 12), (16, 8), (32, 16))  # where another run's network makes the first steps
+DUAL_PLANS = ((16, 4), (8, 2), (12, 3), (32, 8), (16, 8))  # steps and heavy calls, where contexts are reused
+LIGHT_FIRST_PLANS = ((16, 12), (8, 6), (8, 4), (16, 8), (32, 16))  # where another run's network makes the first steps
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from dualrate.drawing.measure import (
     OutOfTime,
     call_seconds,
     check,
+    drawn_alike,
     evaluators,
     features_named,
     measure,
@@ -103,6 +104,7 @@ def compare(
     prompt: str | None = None,
     guidance: GuidanceWeight = 1.0,
     members: Members = 1,
+    equal_classes: bool = False,
     progress: Reporter,
     command: str = "",
 ) -> ComparisonResults:
@@ -119,6 +121,7 @@ def compare(
     prompt:    of text-to-image models, as of `prompts_of`; held-out prompts of the first run if not given
     guidance:  weight of it, of those that have something to guide against
     members:   samples of each condition, of conditional models; they share a heavy call, and are scored as an ensemble
+    equal_classes: of every class as many images, not by their shares in the data
     mixed:     allow runs that were trained on other data than the first, which all are compared with
     baselines: add every denoiser of the catalogue around the most expensive single network
     Raises ValueError for bad requests, runs that do not compare, and an `out` that is no .html file; OSError where
@@ -155,11 +158,12 @@ def compare(
             share=_share(workers, device),
             members=members,
             guidance=Guidance(guidance),
+            equal_classes=equal_classes,
         )
         with mapper(workers, device) as session.mapper:
             if not all(session.row_file(one, range(effort.count)).exists() for one in candidates):
                 session.see_real_images()  # now, so that they are not in the time of what is drawn
-            front = useful_first(candidates, {one.key: session.drawer(one).expected_cost.macs for one in candidates})
+            front = useful_first(candidates)
             screened, unfinished = [], []
             if not all(one.named for one in candidates):
                 left = SCREENING * max(end - time.monotonic(), 0)
@@ -232,6 +236,7 @@ class Session:
     share: float = 1.0
     members: int = 1
     guidance: Guidance = UNGUIDED
+    equal_classes: bool = False
     _drawers: dict[str, Drawer] = field(default_factory=dict)
     _calls: dict[tuple[Path, str | None], CallCost] = field(default_factory=dict)
     environment: dict[str, str] = field(init=False)
@@ -249,9 +254,14 @@ class Session:
             model = self.models[one.run]
             members = 1 if model.experiment.networks.given is None else self.members
             guidance = self.guidance if model.guides else UNGUIDED
-            self._drawers[one.key] = replace(
-                one.drawer(model), precision=self.precision, members=members, guidance=guidance
+            drawer = replace(
+                one.drawer(model),
+                precision=self.precision,
+                members=members,
+                guidance=guidance,
+                equal_classes=self.equal_classes,
             )
+            self._drawers[one.key] = drawn_alike(drawer, self.evaluators)
         return self._drawers[one.key]
 
     def see_real_images(self) -> None:
@@ -413,10 +423,12 @@ def promising(screened: Sequence[MeasuredCandidate], duals: Collection[str]) -> 
     return list({one.key: one for one in (*named, *round_robin(sides), *chain.from_iterable(lines))}.values())
 
 
-def useful_first(candidates: Sequence[Candidate], macs: Mapping[str, int]) -> list[Candidate]:
-    """What the user named; then the networks by turns, the cheapest plan of each first. macs: of an image, by key."""
+def useful_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """What the user named; then the networks by turns, each network's plans in their order, in which the main one is
+    the first (`compare/candidates.py`).
+    """
     lines: dict[object, list[Candidate]] = {}
-    for one in sorted(candidates, key=lambda one: macs[one.key]):
+    for one in candidates:
         lines.setdefault((one.run, one.denoiser), []).append(one)
     return sorted(round_robin([*lines.values()]), key=lambda one: not one.named)
 

@@ -20,6 +20,7 @@ from dualrate.compare.candidates import Candidate
 from dualrate.config.serial import from_json, to_plain
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.distances import LEVEL
+from dualrate.metrics.evaluate import Score
 from dualrate.report.figures import pareto_figure, plan_figure, ranks_figure, svg
 from dualrate.report.html import page
 from dualrate.report.image_grid import image_grid
@@ -47,7 +48,7 @@ class MeasuredCandidate:
     seconds_alone: per image, drawn alone; in batches it is the row's
     images:    the first, uint8 (n, C, H, W), in so many columns; None: COLUMNS
     alphabet:  of pieces of text, which the images then are, as of an `ImageSet`
-    saving:    FLOPs of the baselines for the same score, over its own; None without baselines
+    saving:    FLOPs of the baselines for the same score, over its own; None without baselines that tell (`saving`)
     """
 
     candidate: Candidate
@@ -106,6 +107,12 @@ class ComparisonResults:
     def baselines(self) -> list[MeasuredCandidate]:
         return [one for one in self.finished if one.candidate.network not in self.duals]
 
+    @property
+    def ties(self) -> list[str]:
+        """As `ties`, of the first metric."""
+        scores = {str(one.row): one.row.score for one in sorted(self.finished, key=lambda one: one.row.macs)}
+        return ties({name: (score.value, score.low, score.high) for name, score in scores.items()})
+
     def with_savings(self) -> ComparisonResults:
         """With the saving of every dual-rate candidate, where there are baselines."""
         if not self.baselines:
@@ -121,8 +128,9 @@ class ComparisonResults:
 class Saving:
     """Baselines' cost over a candidate's own at its score: 2 means that they need twice as much.
 
-    low, high: 95% interval over the bootstrap replicates of all scores. Infinite where no baseline reaches the score
-    at_most:   whether the cheapest measured baseline has the better score, so that a cheaper one could do
+    low, high: 95% interval over the bootstrap replicates of all scores. Infinite where no baseline reaches the score;
+               low is 0 where the ratio, or that of so many replicates, is an upper bound
+    at_most:   whether the cheapest plan of a baseline has the better score, so that a cheaper one could do
     """
 
     ratio: float
@@ -137,28 +145,39 @@ class Saving:
         return f"{'at most ' if self.at_most else ''}{ratio} [{low}, {high}]"
 
 
-def saving(one: MeasuredCandidate, baselines: Sequence[MeasuredCandidate]) -> Saving:
-    """In FLOPs, by the row's first metric.
+def saving(one: MeasuredCandidate, baselines: Sequence[MeasuredCandidate]) -> Saving | None:
+    """In FLOPs, by the row's first metric. None where every baseline is better, and where all that could be said is an
+    upper bound by a baseline that costs more, as none as cheap was measured.
 
     Between two plans of one network and sampler the score is a straight line in logarithms. Beyond a curve's plans
     nothing is assumed.
     """
-    metric = one.row.score.metric
+    metric, score = one.row.score.metric, one.row.score.value
     curves: dict[str, list[MeasuredCandidate]] = {}
     for other in sorted(baselines, key=lambda other: other.row.macs):
         curves.setdefault(other.candidate.curve, []).append(other)
     costs = [np.array([other.row.macs for other in curve]) / one.row.macs for curve in curves.values()]
     values = [np.array([other.row.scores[metric].value for other in curve]) for curve in curves.values()]
     replicates = [np.stack([other.replicates[metric] for other in curve], axis=1) for curve in curves.values()]
-    ratio = min(cost_at(cost, scores, one.row.score.value) for cost, scores in zip(costs, values, strict=True))
-    ratios = [
-        min(cost_at(cost, scores[i], own) for cost, scores in zip(costs, replicates, strict=True))
-        for i, own in enumerate(one.replicates[metric])
-    ]
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(ratios, tails, method="inverted_cdf").tolist()  # which has no trouble with infinite ones
-    firsts = [scores[0] for cost, scores in zip(costs, values, strict=True) if cost[0] == ratio]
-    return Saving(ratio, low, high, any(score < one.row.score.value for score in firsts))
+    ratio, at_most = _ratio(costs, values, score)
+    if at_most and (min(cost[0] for cost in costs) > 1 or all((curve < score).all() for curve in values)):
+        return None
+    again = [_ratio(costs, [scores[i] for scores in replicates], own) for i, own in enumerate(one.replicates[metric])]
+    tails = (1 - LEVEL) / 2, (1 + LEVEL) / 2  # by a method that has no trouble with infinite ones
+    low = np.quantile([0 if bound else value for value, bound in again], tails[0], method="inverted_cdf").item()
+    high = np.quantile([value for value, _ in again], tails[1], method="inverted_cdf").item()
+    return Saving(ratio, 0.0 if at_most else min(low, ratio), max(high, ratio), at_most)
+
+
+def _ratio(
+    costs: Sequence[NDArray[np.float64]], scores: Sequence[NDArray[np.float64]], wanted: float
+) -> tuple[float, bool]:
+    """The least cost on any curve for a score as good as `wanted`, and whether that is a bound: of a first plan, which
+    is better.
+    """
+    curves = [*zip(costs, scores, strict=True)]
+    ratio = min(cost_at(cost, values, wanted) for cost, values in curves)
+    return ratio, any(cost[0] == ratio and values[0] < wanted for cost, values in curves)
 
 
 def cost_at(costs: NDArray[np.float64], scores: NDArray[np.float64], wanted: float) -> float:
@@ -206,6 +225,8 @@ def as_json(results: ComparisonResults) -> str:
         "command": results.command,
         "environment": results.environment,
         "unfinished": list(results.unfinished),
+        "headline": headline(results) if results.finished else "",
+        "not_distinguishable_from_the_best": results.ties[1:],
         "front": as_records(results),
         "screening": [record(one.row) for one in results.screened],
     }
@@ -229,6 +250,7 @@ def compare_page(results: ComparisonResults) -> str:
         says = "Ranks of the truth among samples: flat at 1 is calibrated; high at both ends is too sure."
         figures.append((svg(ranks_figure(ranks)), says))
     notes = [f"{one} The same command continues." for one in results.unfinished]
+    notes += filter(None, [ties_note(results.ties)])
     samples = []
     for one in finished:
         caption = f"{one.row}: {one.row.score.metric} {significant(one.row.score.value)}"
@@ -257,22 +279,87 @@ def compare_page(results: ComparisonResults) -> str:
 
 
 def headline(results: ComparisonResults) -> str:
-    """The best dual-rate plan, and what baselines need for its score; without both, the best of all."""
-    start = "So far: " if results.unfinished else ""
+    """What was found, in plain words: the best dual-rate plan and the best baseline, which scores are told apart, and
+    what baselines need for its score in FLOPs and in time; without both sides, the best of all.
+    """
+    start, baselines = "So far: " if results.unfinished else "", [one.row for one in results.baselines]
     best = min(results.dual_rate or results.finished, key=lambda one: one.row.score.value)
-    says = f"{best.row}: {best.row.score.metric} {scored(best.row.score)} at {_costs(best.row)} an image"
-    if best.saving is None:
+    row, score = best.row, best.row.score
+    real = "" if math.isnan(score.floor) else f", real images have {significant(score.floor)}"
+    says = f"{row}: {score.metric} {scored(score)} ({score.better} is better{real}) at {_costs(row)} an image"
+    if not 0 < len(baselines) < len(results.finished):
         return f"{start}The best is {says}."
-    own = f"{start}The best dual-rate plan is {says}. "
-    other = min((one.row for one in results.baselines), key=lambda row: row.score.value)
-    if math.isinf(best.saving.ratio):
-        return f"{own}No baseline reaches this score. The best is {other}: {scored(other.score)} at {_costs(other)}."
-    return f"{own}The cheapest baseline needs {best.saving} times its FLOPs for the same score."
+    other = min(baselines, key=lambda one: one.score.value)
+    found = [
+        f"{start}The best dual-rate plan is {says}.",
+        f"The best baseline is {other}: {scored(other.score)} at {_costs(other)}.",
+        f"{_told_apart(score, other.score)}.",
+        _compute(saving(best, results.baselines), row, baselines),
+    ]
+    as_good = [one for one in baselines if one.score.low <= score.high]
+    if fastest := min(as_good, key=lambda one: one.seconds_per_image, default=None):
+        share = fastest.seconds_per_image / row.seconds_per_image
+        found.append(
+            f"In time a baseline is cheaper: {fastest} with {scored(fastest.score)} takes {_milliseconds(fastest)} ms, "
+            f"{significant(share)} of the {_milliseconds(row)} ms of the dual-rate plan."
+            if share < 1
+            else "In time no baseline of such a score is cheaper."
+        )
+    return " ".join(found)
+
+
+def _told_apart(score: Score, other: Score) -> str:
+    """Of the best dual-rate score and the best one of a baseline."""
+    if score.low <= other.high and other.low <= score.high:
+        count = score.fingerprint.count
+        return f"These two scores are not distinguishable: their intervals, of {count:,} images each, overlap"
+    return f"Dual-rate has the {'better' if score.value < other.value else 'worse'} score"
+
+
+def _compute(found: Saving | None, row: Row, baselines: Sequence[Row]) -> str:
+    """What baselines need for the row's score, in FLOPs."""
+    if found is None:
+        cheapest = min(baselines, key=lambda one: one.macs)
+        if all(one.score.value < row.score.value for one in baselines):
+            return (
+                f"Every baseline has a better score, the cheapest for {cheapest.macs / row.macs:.2f} times its FLOPs."
+            )
+        return "No baseline with as few FLOPs was measured, so nothing is known of what it saves."
+    if math.isinf(found.ratio):
+        return "No baseline reaches this score."
+    which = "which is cheaper is not distinguishable"
+    if found.low > 1 or found.high < 1:
+        which = f"in FLOPs {'dual-rate' if found.low > 1 else 'the baseline'} is cheaper"
+    return f"The cheapest baseline needs {found} times its FLOPs for the same score: {which}."
+
+
+def ties(scores: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    """The names, the best first, of scores that are not distinguishable from the best one; none where it stands alone.
+
+    scores: value, low and high by name
+    """
+    if not scores:
+        return []
+    best = min(scores, key=lambda name: (math.isnan(scores[name][0]), scores[name]))
+    others = [name for name, (_, low, _) in scores.items() if name != best and low <= scores[best][2]]
+    return [best, *others] if others else []
+
+
+def ties_note(tied: Sequence[str]) -> str:
+    """In words; empty of none."""
+    if not tied:
+        return ""
+    best, *others = tied
+    return f"Not distinguishable from the best score, {best}, since intervals overlap: {', '.join(others)}."
 
 
 def _costs(row: Row) -> str:
     prefix, unit = compute_unit([row.flops])
-    return f"{significant(row.flops / unit)} {prefix}FLOPs and {significant(1000 * row.seconds_per_image)} ms"
+    return f"{significant(row.flops / unit)} {prefix}FLOPs and {_milliseconds(row)} ms"
+
+
+def _milliseconds(row: Row) -> str:
+    return significant(1000 * row.seconds_per_image)
 
 
 def front_table(finished: Sequence[MeasuredCandidate]) -> Table:
@@ -289,8 +376,9 @@ def front_table(finished: Sequence[MeasuredCandidate]) -> Table:
     if any(one.saving for one in finished):
         notes.append(
             "saving: FLOPs of the cheapest baseline for the same score, over the plan's own, with a 95% interval over "
-            "images; above 1 the plan is cheaper. never: no baseline reaches the score. at most: the cheapest plan of "
-            "a baseline is better already"
+            "images; above 1 the plan is cheaper, and an interval with 1 in it leaves that open. never: no baseline "
+            f"reaches the score. at most: the cheapest plan of a baseline is better already. {EACH}: of no dual-rate "
+            "plan, or every baseline is better, or no baseline as cheap was measured"
         )
     return table([one.row for one in finished], beside, notes)
 

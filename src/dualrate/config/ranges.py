@@ -65,6 +65,7 @@ WorkerCount = Annotated[int, Range(1, 1024)] | Literal["auto"]
 Precision = Literal["auto", "float32", "bfloat16"]  # of matrix products; auto: bfloat16 where it pays
 Seed = Annotated[int, Range(0, 2**62)]
 Classes = Annotated[int, Range(0, 100_000)]
+ClassShare = Annotated[int, Range(0, 1_000_000_000)]
 Side = Annotated[int, Range(1, 4096)]
 Lead = Annotated[int, Range(1, 256)]
 Channels = Annotated[int, Range(1, 16_384)]

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import decoded
-from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, Members, NoiseLevel, Precision, Ranged
+from dualrate.config.ranges import (
+    BatchSize,
+    Classes,
+    ClassShare,
+    GuidanceWeight,
+    Members,
+    NoiseLevel,
+    Precision,
+    Ranged,
+)
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.conditions import Given, HeldOut
 from dualrate.data.images import to_uint8
@@ -35,6 +45,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh, Reuse
 from dualrate.experiment.experiment import Model
+from dualrate.metrics.evaluate import by_turns
 from dualrate.metrics.store import Origin
 from dualrate.networks.blocks import in_bfloat16
 from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs
@@ -80,12 +91,15 @@ class Samples:
 class Drawer(Ranged):
     """A model, and how its images are drawn.
 
-    label:      one class for all images, its number or its name; None: class `seed mod classes` for each
+    label:      one class for all images, its number or its name; None: all classes, by turns
+    shares:     in which they take turns, one number for each class; none: equally often, class `seed mod classes`. A
+                score draws by those of the real images (drawing/measure.py)
+    equal_classes: a score draws every class that has real images equally often
     batch_size: images at a time
     members:    M, images for each seed; of a conditional model M samples of one condition, which share its heavy call
     precision:  of matrix products; auto: bfloat16 where it pays for batches of this size
     name:       what a table calls it; the model's own name if empty
-    Raises ValueError for a plan that the model does not serve, and for guidance or a label without its classes.
+    Raises ValueError for a plan that the model does not serve, and for guidance, a label or shares without its classes.
     """
 
     model: Model
@@ -97,6 +111,8 @@ class Drawer(Ranged):
     precision: Precision = "auto"
     name: str = ""
     members: Members = 1
+    shares: tuple[ClassShare, ...] = ()
+    equal_classes: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +134,14 @@ class Drawer(Ranged):
             )
         if self.label is not None:
             model.class_number(self.label)  # refuses
+        if self.shares:
+            if len(self.shares) != model.num_classes or not any(self.shares):
+                raise ValueError(
+                    f"shares are a number for each of the {model.num_classes} classes of {model.name}, not all 0, got "
+                    f"{self.shares}"
+                )
+            shares = tuple(count // math.gcd(*self.shares) for count in self.shares)
+            object.__setattr__(self, "shares", () if set(shares) == {1} else shares)
         if self.members > 1 and model.experiment.networks.given is None:
             raise ValueError(f"{model.name} has no condition that members would share: drop them, and draw more seeds")
 
@@ -154,8 +178,10 @@ class Drawer(Ranged):
     @property
     def labels_rule(self) -> str:
         """Which classes its images have, and which conditions, in words."""
-        own = self.model.given
-        rule = "seed mod classes" if self.label is None else f"class {self.model.class_number(self.label)}"
+        own, shares = self.model.given, ":".join(map(str, self.shares))
+        shares = shares if len(shares) < 25 else f"sha256 {_digest(self.shares)[:12]}"
+        rule = f"classes by turns, {shares}" if self.shares else "seed mod classes"
+        rule = rule if self.label is None else f"class {self.model.class_number(self.label)}"
         rules = [rule] if self.model.num_classes else []
         rules += [] if own is None else [f"conditions {own.digest[:12]}"]
         return ", ".join(rules) or "none"
@@ -171,9 +197,10 @@ class Drawer(Ranged):
 
     def labels(self, seeds: Sequence[int]) -> list[int] | None:
         """The classes of the images of these seeds; None for an unconditional model."""
-        classes = self.model.num_classes
-        one = None if self.label is None else self.model.class_number(self.label)
-        return [seed % classes if one is None else one for seed in seeds] if classes else None
+        if not (classes := self.model.num_classes):
+            return None
+        turns = _turns(self.shares or (1,) * classes) if self.label is None else (self.model.class_number(self.label),)
+        return [turns[seed % len(turns)] for seed in seeds]
 
     def strata(self, seeds: Sequence[int]) -> Tensor | None:
         """`labels` for a score's interval, (N,) int64; None where a class has one image, or there are no two classes.
@@ -309,6 +336,13 @@ class Drawer(Ranged):
         return (
             denoiser if weight == 1 else Guided(denoiser, self.model.process, weight, self.model.num_classes, interval)
         )
+
+
+@lru_cache(maxsize=8)
+def _turns(shares: tuple[int, ...]) -> tuple[int, ...]:
+    """The classes of seeds 0, 1, ..., again and again: every beginning has each by its share; equal ones in order."""
+    labels = np.repeat(np.arange(len(shares)), shares)
+    return tuple(labels[by_turns(labels)].tolist())
 
 
 def plain_step(step: Step) -> dict[str, Any]:

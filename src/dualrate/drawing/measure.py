@@ -2,6 +2,8 @@
 
 An evaluator has the images of a data set, or a reference file, and a net: named, shipped, cached or trained. Of a text
 the net is a language model that is trained on it, and images are pieces of it.
+
+A distance is of two sets of one rule: classes are drawn by their shares in the real images (`drawn_alike`).
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ def measure(
     Raises what drawing, `Evaluator.score_features` and `FeatureStore` raise, before anything is drawn where that is
     possible.
     """
-    given = drawer.model.given
+    drawer, given = drawn_alike(drawer, evaluators), drawer.model.given
     texts = given.texts_of(seeds) if isinstance(given, Given) else None
     evaluators = tuple(one.of_texts(texts) for one in evaluators)
     check(evaluators, len(seeds), details=details)
@@ -160,7 +162,7 @@ def measure(
             reconstructs=isinstance(drawer.model.experiment.condition, Latent),
             replicates=replicates[name],
         )
-        distances.append(score)
+        distances.append(replace(score, note="; ".join(filter(None, (score.note, classes_note(drawer, evaluators))))))
     row = Row(
         network=drawer.network,
         sampler=drawer.sampler,
@@ -175,6 +177,45 @@ def measure(
         ensemble=scores,
     )
     return Measurement(row, features, replicates)
+
+
+def class_counts(model: Model, evaluators: Sequence[Evaluator[Any]]) -> tuple[int, ...]:
+    """Real images of each of the model's classes, of a score against statistics those of training; else none."""
+    real = next((one.reference for one in evaluators if one.reference is not None), None)
+    if not model.num_classes or model.experiment.condition.labelled or real is None:
+        return ()
+    try:
+        labels = (real if isinstance(real, ImageSet) else model.experiment.data.images("train")).labels
+    except (ValueError, OSError):  # of published weights, whose images may not be here
+        labels = None
+    counts = np.bincount([] if labels is None else labels, minlength=model.num_classes)[: model.num_classes]
+    return tuple(counts.tolist()) if counts.any() else ()
+
+
+def drawn_alike(drawer: Drawer, evaluators: Sequence[Evaluator[Any]]) -> Drawer:
+    """With classes as often as the real images have them, or all of those equally often where the drawer says so."""
+    if not (counts := class_counts(drawer.model, evaluators)):
+        return drawer
+    return replace(drawer, shares=tuple(min(count, 1) for count in counts) if drawer.equal_classes else counts)
+
+
+def classes_note(drawer: Drawer, evaluators: Sequence[Evaluator[Any]]) -> str:
+    """How its classes are drawn, in words; empty where nothing is to be said, as of equal shares in the real images."""
+    if not drawer.model.num_classes or drawer.model.experiment.condition.labelled:
+        return ""
+    if drawer.label is not None:
+        return f"all images are of class {drawer.label}, whatever the classes of the real ones"
+    if not (counts := class_counts(drawer.model, evaluators)):
+        return f"the shares of classes in the real images are not known: drawn by {drawer.labels_rule}"
+    low, high = (f"{100 * count / sum(counts):.3g}%" for count in (min(filter(None, counts)), max(counts)))
+    shares = f"each is {low} to {high} of the real images" if low != high else ""
+    if missing := counts.count(0):
+        shares += (
+            f"{' and ' if shares else ''}{missing} without real images {'is' if missing == 1 else 'are'} not drawn"
+        )
+    if not shares:
+        return ""
+    return f"classes are drawn {'equally often' if drawer.equal_classes else 'by their shares'}: {shares}"
 
 
 def image_batches(images: Everything, size: int) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
@@ -347,8 +388,8 @@ def evaluator(
                since the file does not say which images it is of, and with `features` named `data` need not be here
     device:    as of `pick_device`, of pretrained nets, whose features of these images are kept in the user's cache
     Raises ValueError for features or a reference with a text, for data that cannot train a feature net, a net that is
-    damaged or takes other images, or a reference that is not of its features; OSError for a missing one; what
-    `pretrained.load` raises.
+    damaged, that knows its classes badly (`Card.check_accuracy`) or takes other images, or a reference that is not of
+    its features; OSError for a missing one; what `pretrained.load` raises.
     """
     if is_text(data.source):
         if features is not None or reference is not None:
@@ -371,6 +412,8 @@ def evaluator(
             )
     else:
         net = pretrained.load(features, device, note=progress.note)
+    if isinstance(net, FeatureNet):
+        net.card.check_accuracy()
     if splits is None or reference is not None:
         assert reference is not None
         return Evaluator(net, load_reference(reference, net), None)
@@ -557,6 +600,8 @@ def scorer(data: DataConfig, progress: Reporter) -> ScoreInTraining:
     """Frechet distance of 1,000 images under the recommended sampler and plan. Raises what `evaluator` raises."""
     found = evaluator(data, progress=progress)
     check([found], SCORED, details=False)
+    if isinstance(found.net, FeatureNet) and found.net.card.judgement:
+        progress.note(found.net.card.judgement)
 
     def score(model: Model) -> tuple[str, float]:
         return found.metric, measure(Choice().drawer(model), range(SCORED), found).row.score.value

@@ -13,6 +13,7 @@ import torch
 
 from dualrate.compare.candidates import Candidate, RunRequest, candidates_of, check_names
 from dualrate.compare.comparison import loaded, useful_first
+from dualrate.compare.results import ties, ties_note
 from dualrate.config.ranges import Members, Minutes, Precision
 from dualrate.drawing.drawer import Drawer
 from dualrate.experiment.experiment import Model
@@ -81,7 +82,7 @@ def compare_forecasts(
         one.key: replace(one.drawer(models[one.run]), members=members, precision=precision) for one in candidates
     }
     macs, found = {key: window_cost(drawer) for key, drawer in drawers.items()}, []
-    for one in useful_first(candidates, macs):
+    for one in useful_first(candidates):
         if found and time.monotonic() > end:
             break
         begun, drawer = time.monotonic(), drawers[one.key]
@@ -92,8 +93,9 @@ def compare_forecasts(
         progress.note(f"{len(found)}/{len(candidates)} {one.key}: CRPS {found[-1].crps[0]:.4f}")
     missing = len(candidates) - len(found)
     unfinished = [f"{missing} of {len(candidates)} plans were not scored in time: give more --minutes."] * bool(missing)
-    made = _table(found)
-    write_whole(out.with_suffix(".json"), json.dumps({"command": command, "plans": [*map(_plain, found)]}, indent=1))
+    made, tied = _table(found), _ties(found)
+    plain = {"command": command, "not_distinguishable_from_the_best": tied[1:], "plans": [*map(_plain, found)]}
+    write_whole(out.with_suffix(".json"), json.dumps(plain, indent=1))
     write_whole(out, _page(found, made, unfinished, command))
     return made, unfinished
 
@@ -143,9 +145,20 @@ def _table(found: Sequence[ScoredPlan]) -> Table:
         f"without a model: CRPS {others['persistence'].value.mean():.4f} of the last frame again, "
         f"{others['climatology'].value.mean():.4f} of random frames",
         *scored.notices,
+        *filter(None, [ties_note(_ties(found))]),
     )
     header = "network", "sampler", "N", "H", "CRPS", f"{prefix}FLOPs", "by lead", "RMSE of mean", "spread / skill"
     return Table((*header, "correlation"), tuple(lines), notes)
+
+
+def _ties(found: Sequence[ScoredPlan]) -> list[str]:
+    return ties({name: each.crps for name, each in zip(_names(found), found, strict=True)})
+
+
+def _names(found: Sequence[ScoredPlan]) -> list[str]:
+    """Network, steps and heavy calls; the candidate's key, where two have the same."""
+    labels = [f"{each.one.network} {each.one.plan.num_steps}/{each.one.plan.num_heavy}" for each in found]
+    return [label if labels.count(label) == 1 else each.one.key for label, each in zip(labels, found, strict=True)]
 
 
 def _plain(each: ScoredPlan) -> dict[str, object]:
@@ -169,11 +182,7 @@ def _plain(each: ScoredPlan) -> dict[str, object]:
 def _page(found: Sequence[ScoredPlan], made: Table, unfinished: Sequence[str], command: str) -> str:
     best = min(found, key=lambda each: (np.isnan(each.crps[0]), each.crps[0]))
     own = best.scored.by_name["forecast"]
-    labels = [f"{each.one.network} {each.one.plan.num_steps}/{each.one.plan.num_heavy}" for each in found]
-    lines = {
-        label if labels.count(label) == 1 else each.one.key: each.scored.by_name["forecast"].crps
-        for label, each in zip(labels, found, strict=True)
-    }
+    lines = {name: each.scored.by_name["forecast"].crps for name, each in zip(_names(found), found, strict=True)}
     for name in ("persistence", "climatology"):
         lines[name] = Score(best.scored.by_name[name].crps.value)
     model = best.drawer.model

@@ -62,9 +62,17 @@ class GaussianStats:
     count: int | None
 
     @staticmethod
-    def of(features: Tensor) -> GaussianStats:
-        """Fit to features (N, D). ValueError unless N >= 2 and all are finite."""
+    def of(features: Tensor, weights: Tensor | None = None) -> GaussianStats:
+        """Fit to features (N, D). ValueError unless N >= 2 and all are finite.
+
+        weights: (N,) float64, of sum 1: the covariance is unbiased for rows of one distribution
+        """
         features = finite_features(features)
+        if weights is not None:
+            mean = weights @ features
+            apart = features - mean
+            cov = (weights * apart.T) @ apart / (1 - weights.square().sum())
+            return GaussianStats(mean, (cov + cov.T) / 2, len(features))
         return GaussianStats(features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1), len(features))
 
 

@@ -44,7 +44,7 @@ from dualrate.metrics.distances import (
     kernel_metric,
     resampled_distances,
 )
-from dualrate.metrics.features import FeatureExtractor
+from dualrate.metrics.features import FeatureExtractor, FeatureNet
 from dualrate.metrics.store import Fingerprint, real_features, store_in
 from dualrate.system.files import check_regular, naming
 from dualrate.system.progress import ImageProgress
@@ -102,6 +102,7 @@ class Score:
     note:        what to keep in mind, empty if nothing; that the interval is of fixed shares of the classes, if it is
     details:     further measures, if they were asked for
     better:      which values are
+    accuracy:    of the classifier whose features these are (`features.Card`); None of another network, or if unknown
     """
 
     metric: str
@@ -115,6 +116,7 @@ class Score:
     note: str = ""
     details: Details | None = None
     better: Better = "lower"
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,8 @@ class Evaluator(Generic[Net]):
         else:
             floor, floor_count = self.floor(count, codec)
             note = self._note(count, floor_count, stratified=strata is not None, codec=codec)
+        card = self.net.card if isinstance(self.net, FeatureNet) else None
+        note = "; ".join(filter(None, (note, card and card.judgement)))
         return Score(
             metric=self.metric,
             value=value,
@@ -231,6 +235,7 @@ class Evaluator(Generic[Net]):
             note=note,
             details=self.details(once) if details and len(once) >= DETAILED else None,
             better=self.better,
+            accuracy=card and card.accuracy,
         )
 
     def value(self, features: Tensor, of: Tensor | None = None) -> tuple[float, str, int | None]:
@@ -287,23 +292,24 @@ class Evaluator(Generic[Net]):
         They are encoded and decoded by the codec first: no model of its latents is expected to come below.
 
         Every class has its share of them, as in samples whose labels take turns: a random mix of classes would add to
-        the distance, and double it for Fashion-MNIST (docs/results/tried.md). Fewer than `count` if there are no more:
-        such a floor is too high. (NaN, 0) of fewer than two held-out images.
+        the distance, and double it for Fashion-MNIST (docs/results/tried.md). Where the reference has other shares,
+        they are weighted to those. Fewer than `count` if there are no more: such a floor is too high. (NaN, 0) of fewer
+        than two held-out images.
         """
         if self.held_out is None or len(self.held_out) < 2:
             return math.nan, 0
         count = min(count, len(self.held_out))
         key = "floor", count, codec.fingerprint
         if key not in self._known:
-            self._known[key] = frechet_distance(self._through(codec, count), self._stats)
+            self._known[key] = frechet_distance(self._through(codec, count)[1], self._stats)
         return self._known[key], count
 
     def reconstruction(self, count: int, codec: Codec) -> float:
         """rFD: the distance of `count` held-out images after the codec's round trip from the same before it."""
-        return frechet_distance(self._through(codec, count), self._through(ON_PIXELS, count))
+        return frechet_distance(self._through(codec, count)[0], self._through(ON_PIXELS, count)[0])
 
-    def _through(self, codec: Codec, count: int) -> GaussianStats:
-        """Of `count` held-out images that the codec has encoded and decoded."""
+    def _through(self, codec: Codec, count: int) -> tuple[GaussianStats, GaussianStats]:
+        """Of `count` held-out images that the codec has encoded and decoded, as they are and with `_weights`."""
         key = "round trip", count, codec.fingerprint
         if key not in self._known:
             assert self.held_out is not None
@@ -312,8 +318,15 @@ class Evaluator(Generic[Net]):
                 features = torch.cat([self.net.features(part) for part in round_trips(codec, self.held_out, rows)])
             else:
                 features = self._features(self.held_out)[rows]
-            self._known[key] = GaussianStats.of(features)
+            plain, weights = GaussianStats.of(features), self._weights(count)
+            self._known[key] = plain, plain if weights is None else GaussianStats.of(features, weights)
         return self._known[key]
+
+    def _weights(self, count: int) -> Tensor | None:
+        """As `class_weights`, of the floor's images, so many, to the reference."""
+        if self.held_out is None or not isinstance(self.reference, ImageSet):
+            return None
+        return class_weights(self.held_out, _chosen(self.held_out, count), self.reference)
 
     @cached_property
     def _stats(self) -> GaussianStats:
@@ -366,6 +379,9 @@ class Evaluator(Generic[Net]):
             notes.append("fewer than two held-out images, no floor")
         elif floor_count < count:
             notes.append(f"only {floor_count} held-out images: their floor is biased upward against {count}")
+        if (weights := self._weights(floor_count)) is not None:
+            alike = 1 / weights.square().sum().item()
+            notes.append(f"the floor's classes weigh as in the reference: {alike:.0f} images alike would tell as much")
         if floor_count and codec.fingerprint:
             rfd = self.reconstruction(floor_count, codec)
             notes.append(f"the floor's {floor_count} images went through the codec, rFD {rfd:.4g} from before it")
@@ -396,6 +412,24 @@ def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
         rows = np.flatnonzero(labels == label)
         turn[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.argsort(turn, kind="stable")
+
+
+def class_weights(images: ImageSet, rows: Tensor, like: ImageSet) -> Tensor | None:
+    """(N,) float64 of these rows, of sum 1, that give each class of them its share in `like`.
+
+    None where the classes of both sets have the same shares, or no labels, and where not even two rows would count.
+    """
+    labels, others = images.labels, like.labels
+    if labels is None or others is None:
+        return None
+    classes = max(images.num_classes, like.num_classes)
+    own, shares = np.bincount(labels, minlength=classes), np.bincount(others, minlength=classes)
+    if (own * len(others) == shares * len(labels)).all():
+        return None
+    chosen = labels[rows.numpy()]
+    weights = torch.from_numpy((shares / np.bincount(chosen, minlength=classes).clip(1))[chosen])
+    weights /= weights.sum().clamp_min(1e-9)
+    return weights if 0 < weights.square().sum() <= 0.5 else None
 
 
 # Reference files

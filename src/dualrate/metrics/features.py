@@ -336,6 +336,7 @@ class Mixed(Architecture):
 NAME = "features"
 WEIGHTS, CARD = f"{NAME}.safetensors", f"{NAME}.json"
 BATCH_SIZE = 256
+EPOCHS, ITERATIONS = 10, 100  # of a training, at least: ten epochs of a few hundred images teach little
 MAX_SHIFT = 1  # pixel, each way: the only augmentation
 
 
@@ -344,8 +345,10 @@ class Card(NetworkCard):
     """What a feature net is and where it comes from.
 
     data:     sha256 of the training images
-    accuracy: on the test images, in [0, 1]; None without a test set
+    accuracy: on the test images, the mean of its classes' accuracies, in [0, 1], of which chance is 1 / classes; None
+              without a test set
     seed, epochs: of the training
+    classes:  that have training images; None: all of the architecture's
     """
 
     architecture: Architecture
@@ -353,6 +356,31 @@ class Card(NetworkCard):
     accuracy: Probability | None
     seed: Seed
     epochs: Iterations
+    classes: Classes | None = None
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of a guess."""
+        return 1 / (self.classes or self.architecture.num_classes)
+
+    @property
+    def judgement(self) -> str:
+        """How good the classifier is, in words; empty if that is not known."""
+        if self.accuracy is None:
+            return ""
+        what = f"the classifier of {self.name} has accuracy {self.accuracy:.3g} on held-out images"
+        return f"{what}, a guess {self.chance:.2g}"
+
+    def check_accuracy(self) -> None:
+        """Raises ValueError for one under twice chance, or, of two classes, under the middle of chance and 1."""
+        least = min(2 * self.chance, (1 + self.chance) / 2)
+        if self.accuracy is not None and self.accuracy < least:
+            raise ValueError(
+                f"the feature net of {self.name} has accuracy {self.accuracy:.2f} on held-out images (a mean over "
+                f"classes; a guess has {self.chance:.2f}), and at least {least:.2f} is expected: distances in its "
+                "features mean little. Give more images of each class, or another net (--features efficientnet, "
+                "inception, dinov2 or the DIRECTORY of one that was trained longer)"
+            )
 
 
 @dataclass(frozen=True)
@@ -392,13 +420,14 @@ def train_feature_net(
     test: ImageSet | None,
     *,
     seed: int = 0,
-    epochs: int = 10,
+    epochs: int | None = None,
     kind: type[Architecture] = Architecture,
     name: str = "",
     progress: TrainingProgress | None = None,
 ) -> FeatureNet:
     """Train a classifier of the images' labels in float32, with shifts of up to 1 pixel.
 
+    epochs: EPOCHS, or as many as make ITERATIONS, if not given
     kind: of architecture
     name: scores are called FD-<name>; that of the images if empty
     The seed determines the weights bit for bit on one kind of machine at one number of threads. ValueError for images
@@ -414,6 +443,7 @@ def train_feature_net(
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
     batches = Batches(images, min(BATCH_SIZE, len(images)), seed, Augment(translate=MAX_SHIFT))
+    epochs = epochs or max(EPOCHS, math.ceil(ITERATIONS * batches.batch_size / len(images)))
 
     def loss_of(iteration: int) -> Tensor:
         batch = batches.batch(iteration)
@@ -423,13 +453,15 @@ def train_feature_net(
     iterations = max(1, round(epochs * len(images) / batches.batch_size))
     fit(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
     identity, name = hashlib.sha256(weight_bytes(module)).hexdigest(), name or images.name.removesuffix("/train")
-    net = FeatureNet(Card(name, identity, architecture, images.fingerprint, None, seed, epochs), module)
+    classes = len(np.unique(images.labels)) if images.labels is not None else None
+    net = FeatureNet(Card(name, identity, architecture, images.fingerprint, None, seed, epochs, classes), module)
     if test is None:
         return net
     if test.labels is None:
         raise ValueError(f"{test.name!r} has no labels to test the feature net on: give none, or a labelled test set")
-    guess = module.classify(net.features(test.images)).argmax(1)
-    return replace(net, card=replace(net.card, accuracy=(guess.numpy() == test.labels).mean().item()))
+    right = module.classify(net.features(test.images)).argmax(1).numpy() == test.labels
+    accuracy = np.mean([right[test.labels == label].mean() for label in np.unique(test.labels)]).item()
+    return replace(net, card=replace(net.card, accuracy=accuracy))
 
 
 def check_trainable(images: ImageSet) -> None:

@@ -140,7 +140,9 @@ def record(row: Row) -> dict[str, object]:
     for name in ("precision", "score", "details", "beside"):
         del found[name]
     for score in row.beside:
-        found |= {f"{score.metric} {name}": getattr(score, name) for name in ("value", "low", "high", "floor")}
+        found |= {
+            f"{score.metric} {name}": getattr(score, name) for name in ("value", "low", "high", "floor", "accuracy")
+        }
     return {name: None if value != value else value for name, value in found.items()}
 
 
