@@ -340,7 +340,8 @@ def read_by_table() -> None:
 
     They refuse pipelines with code of their own; this module's is known.
     """
-    from dualrate.from_diffusers import diffusers_folder, text_folder
+    from dualrate.pipelines import folder as diffusers_folder
+    from dualrate.pipelines import text_encoders as text_folder
 
     def read_pipeline(folder: Path) -> CaptionPipeline:
         return CaptionPipeline(None, None, None, Words.from_pretrained(folder / "text_encoder", use_safetensors=True))
