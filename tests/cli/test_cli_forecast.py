@@ -18,7 +18,7 @@ from runs.made import ONE, saved_random
 
 from dualrate.drawing.drawer import Drawer
 from dualrate.forecasts import comparison as forecasts
-from dualrate.forecasts.evaluation import Scored, window_scores
+from dualrate.forecasts.evaluation import ForecastReport, window_scores
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.scores import Score
 from dualrate.runs.train import FORECAST, check_out
@@ -128,7 +128,7 @@ def best_of(plans: list[dict]) -> dict:
     return min(plans, key=lambda one: one["crps"])
 
 
-def burst(drawer: Drawer, num_steps: int) -> Scored:
+def burst(drawer: Drawer, num_steps: int) -> ForecastReport:
     """Scores of a window, not finite for plans of so many steps."""
     found = window_scores(drawer)
     own = found.by_name["forecast"]

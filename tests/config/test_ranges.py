@@ -99,7 +99,7 @@ BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
 
 MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
-    "dualrate.forecasts.sources.Found",
+    "dualrate.forecasts.sources.FieldSource",
     "dualrate.forecasts.sources.Lazy",
     "dualrate.forecasts.sources.Timing",
     "dualrate.forecasts.fields.Fields",
@@ -153,7 +153,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.forecasts.scores.ForecastScores",
     "dualrate.forecasts.folder.Record",
     "dualrate.forecasts.starts.Starts",
-    "dualrate.forecasts.folder.Written",
+    "dualrate.forecasts.folder.ForecastWritten",
     "dualrate.drawing.samples.Pictures",
     "dualrate.drawing.samples.Pieces",
     "dualrate.drawing.samples.Drawn",

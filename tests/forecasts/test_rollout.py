@@ -28,7 +28,7 @@ from dualrate.forecasts import folder as forecast_folder
 from dualrate.forecasts import pictures as field_pictures
 from dualrate.forecasts import rollout as module
 from dualrate.forecasts.fields import Forecast, read_fields
-from dualrate.forecasts.folder import Store, write_forecast
+from dualrate.forecasts.folder import ForecastArray, write_forecast
 from dualrate.forecasts.rolling import RollingConfig, roll
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.forecasts.rollout import costs, roll_out, window_cost, with_stride
@@ -191,7 +191,7 @@ class Killed(Exception):
 def test_a_forecast_goes_on_with_the_bits_of_an_uninterrupted_one(model, tmp_path, monkeypatch, pieces, often, error):
     monkeypatch.setattr(forecast_folder, "SAVED_EVERY", often)
     straight = written(model, tmp_path / "straight")
-    count, write = 0, Store.write
+    count, write = 0, ForecastArray.write
 
     def dies(store, piece):
         nonlocal count
@@ -201,7 +201,7 @@ def test_a_forecast_goes_on_with_the_bits_of_an_uninterrupted_one(model, tmp_pat
         count += 1
 
     with monkeypatch.context() as patch, suppress(Killed, KeyboardInterrupt):
-        patch.setattr(Store, "write", dies)
+        patch.setattr(ForecastArray, "write", dies)
         written(model, tmp_path / "out")
     again = written(model, tmp_path / "out")
     np.testing.assert_array_equal(again.x, straight.x)
@@ -218,7 +218,7 @@ def test_another_batch_size_goes_on_too(model, tmp_path, monkeypatch):
     straight = written(model, tmp_path / "straight")
     monkeypatch.setattr(forecast_folder, "SAVED_EVERY", 0.0)
     with monkeypatch.context() as patch, suppress(Killed):
-        patch.setattr(Store, "save", lambda store, save=Store.save: dying(store, save))
+        patch.setattr(ForecastArray, "save", lambda store, save=ForecastArray.save: dying(store, save))
         written(model, tmp_path / "out")
     again = written(model, tmp_path / "out", batch_size=2)
     assert 0 < again.drawn < straight.drawn
@@ -233,12 +233,12 @@ def test_a_batch_cut_otherwise_leaves_no_mixture_behind_a_kill(model, tmp_path, 
         for some, members in module.parts(len(starts), drawer):
             for first in range(earlier(some, members).shape[2], frames, 2):
                 x = np.full((len(some), len(members), 2, CHANNELS, 1, WIDTH), drawing[0], np.float32)
-                yield module.Piece(some, members, range(first, first + 2), x)
+                yield module.FrameBlock(some, members, range(first, first + 2), x)
 
-    def dying_after(pieces: int | None, write=Store.write):
+    def dying_after(pieces: int | None, write=ForecastArray.write):
         numbers = itertools.count()
 
-        def write_or_die(store: Store, piece) -> None:
+        def write_or_die(store: ForecastArray, piece) -> None:
             if next(numbers) == pieces:
                 raise Killed
             write(store, piece)
@@ -250,7 +250,7 @@ def test_a_batch_cut_otherwise_leaves_no_mixture_behind_a_kill(model, tmp_path, 
     for number, (size, after) in enumerate(((3, 4), (9, 1), (3, None)), 1):
         drawing[0] = number
         with monkeypatch.context() as patch, suppress(Killed):
-            patch.setattr(Store, "write", dying_after(after))
+            patch.setattr(ForecastArray, "write", dying_after(after))
             found = written(model, tmp_path / "out", batch_size=size)
     frames = found.x[..., 0, 0, 0]
     assert (np.diff(frames, axis=2) >= 0).all()
@@ -261,7 +261,7 @@ def test_a_flipped_bit_is_seen_and_drawn_again(model, tmp_path, monkeypatch, pla
     straight = written(model, tmp_path / "straight")
     monkeypatch.setattr(forecast_folder, "SAVED_EVERY", 0.0)
     with monkeypatch.context() as patch, suppress(Killed):
-        patch.setattr(Store, "save", lambda store, save=Store.save: dying(store, save))
+        patch.setattr(ForecastArray, "save", lambda store, save=ForecastArray.save: dying(store, save))
         written(model, tmp_path / "out")
     frames = int(np.prod(straight.x.shape[3:])) * 4
     file, at = tmp_path / "out" / "forecast.npy", 128 + {0: 0, 1: 6 * frames, 5: 3 * frames}[place]
@@ -304,7 +304,7 @@ def test_other_files_of_a_forecast_are_written_anew(model, tmp_path, kind):
         assert file.read_bytes() == content
 
 
-def dying(store: Store, save: Callable[[Store], None]) -> None:
+def dying(store: ForecastArray, save: Callable[[ForecastArray], None]) -> None:
     save(store)
     if store.done.max() == 4:
         raise Killed

@@ -147,7 +147,7 @@ def test_wrong_numbers_are_refused() -> None:
         KuramotoSivashinsky(points=2)
     with pytest.raises(ValueError, match=r"a force of 8 waves is above the third of 24 points"):
         Kolmogorov(points=24, waves=8)
-    assert (Kolmogorov(points=25, waves=8)._force * Kolmogorov(points=25, waves=8).kept).abs().max() > 1
+    assert (Kolmogorov(points=25, waves=8)._force * Kolmogorov(points=25, waves=8).unaliased).abs().max() > 1
     with pytest.raises(FloatingPointError, match="smaller dt"):
         Kolmogorov(points=16, dt=20.0, every=20.0).simulate(1, 2, 0)
 

@@ -41,8 +41,10 @@ SHOWN = 12  # lead times, at most
 
 
 @dataclass(frozen=True)
-class Scored:
-    """by_name:     of the forecast, of persistence and of climatology, in standard deviations of the training data
+class ForecastReport:
+    """Scores of a forecast by lead time.
+
+    by_name:     of the forecast, of persistence and of climatology, in standard deviations of the training data
     by_variable: of the forecast, by the names of its variables, in their own units
     left_out:    variables that are constant in the training data, and count in none
     unit:        of lead times
@@ -59,18 +61,18 @@ class Scored:
 
     @property
     def notices(self) -> list[str]:
-        """On what is left out, and how points count."""
+        """Notes on what is left out, and how points count."""
         names = ", ".join(self.left_out)
         alike = "all points count alike, near the poles too: scores are not weighted by area, the cosine of latitude"
         return [f"constant in the training data, so in no score: {names}"] * bool(names) + [alike] * self.over_latitudes
 
     def plain(self) -> dict[str, Any]:
-        """For JSON: of each its rows by lead time, until when it correlates, and shares of ranks."""
+        """Values for JSON: scores by lead time, until when each forecast correlates, and shares of ranks."""
 
-        def rows(found: Mapping[str, ForecastScores]) -> dict[str, Any]:
+        def rows(scores: Mapping[str, ForecastScores]) -> dict[str, Any]:
             return {
-                name: {"leads": one.table(), "until": one.times(), "ranks": one.ranks.tolist()}
-                for name, one in found.items()
+                name: {"leads": score.table(), "until": score.times(), "ranks": score.ranks.tolist()}
+                for name, score in scores.items()
             }
 
         return rows(self.by_name) | {
@@ -80,13 +82,13 @@ class Scored:
         }
 
     def __str__(self) -> str:
-        """For people: the tables."""
+        """The tables as text."""
         return "\n\n".join(map(as_text, self.tables))
 
     @property
     def tables(self) -> list[Table]:
-        """By lead time, of `SHOWN` evenly spread ones; then by variable."""
-        own, others = self.by_name["forecast"], ("persistence", "climatology")
+        """Two tables: scores at `SHOWN` evenly spread lead times, and scores by variable."""
+        forecast, baselines = self.by_name["forecast"], ("persistence", "climatology")
         header = (
             f"lead {self.unit}",
             "CRPS",
@@ -96,10 +98,13 @@ class Scored:
             "spread / skill",
         )
         lines = []
-        for i in shown_leads(len(own.leads)):
-            shown = *(self.by_name[name].crps for name in others), own.rmse, own.spread_skill, own.correlation
-            crps = (float(part[i]) for part in (own.crps.value, own.crps.low, own.crps.high))
-            lines.append((f"{own.leads[i]:g}", with_interval(*crps, places=3), *(_number(one, i) for one in shown)))
+        for i in shown_leads(len(forecast.leads)):
+            shown = [self.by_name[name].crps for name in baselines]
+            shown += [forecast.rmse, forecast.spread_skill, forecast.correlation]
+            crps = (float(part[i]) for part in (forecast.crps.value, forecast.crps.low, forecast.crps.high))
+            lines.append(
+                (f"{forecast.leads[i]:g}", with_interval(*crps, places=3), *(_number(score, i) for score in shown))
+            )
         notes = (
             f"starts: {self.source}",
             "CRPS, RMSE: lower is better, in standard deviations of the data",
@@ -108,23 +113,23 @@ class Scored:
             "spread / skill: 1 for a calibrated ensemble; below, too sure",
             *self.notices,
         )
-        found = [Table((*header, "correlation"), tuple(lines), notes, texts=1)]
-        ends = shown_leads(len(own.leads), 3)
+        tables = [Table((*header, "correlation"), tuple(lines), notes, texts=1)]
+        ends = shown_leads(len(forecast.leads), 3)
         header = (
             "variable",
-            *(f"CRPS at {own.leads[i]:g}" for i in ends),
-            *(f"RMSE at {own.leads[i]:g}" for i in ends),
+            *(f"CRPS at {forecast.leads[i]:g}" for i in ends),
+            *(f"RMSE at {forecast.leads[i]:g}" for i in ends),
         )
         lines = [
-            (name, *(_number(one, i, 4) for one in (scores.crps, scores.rmse) for i in ends))
+            (name, *(_number(score, i, 4) for score in (scores.crps, scores.rmse) for i in ends))
             for name, scores in self.by_variable.items()
         ]
-        found.append(Table(header, tuple(lines), ("in the units of each variable, by lead time",), texts=1))
-        return found
+        tables.append(Table(header, tuple(lines), ("in the units of each variable, by lead time",), texts=1))
+        return tables
 
 
 def shown_leads(total: int, count: int = SHOWN) -> NDArray[np.int64]:
-    """Numbers of at most `count` evenly spread ones of `total` lead times."""
+    """Indices of at most `count` lead times, evenly spread over `total`."""
     return np.unique(spread(min(count, total), total))
 
 
@@ -133,8 +138,8 @@ def _number(score: Score, i: int, digits: int = 0) -> str:
     return "-" if np.isnan(value) else f"{value:#.{digits}g}" if digits else f"{value:.3f}"
 
 
-def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
-    """Of members x (N, M, T, C, H, W) from these starts, over the frames whose truth is known.
+def forecast_scores(model: Model, starts: Starts, x: Frame) -> ForecastReport:
+    """Score members x (N, M, T, C, H, W) from these starts, over the frames whose truth is known.
 
     A lead time of a batch of starts is held at a time. Raises ValueError where no truth is known.
     """
@@ -154,10 +159,10 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
     for first in range(0, count, each):
         part = range(first, min(first + each, count))
         truth = torch.tensor(np.stack([starts.truth(i) for i in part]))
-        past, own = torch.tensor(starts.past[first : part.stop]), x[first : part.stop]
+        past, ensemble = torch.tensor(starts.past[first : part.stop]), x[first : part.stop]
 
-        def drawn(own: Frame = own) -> Iterator[Tensor]:
-            return (torch.tensor(own[:, :, k]) for k in range(starts.known))
+        def drawn(ensemble: Frame = ensemble) -> Iterator[Tensor]:
+            return (torch.tensor(ensemble[:, :, k]) for k in range(starts.known))
 
         scored = [
             (scorers["forecast"], drawn(), moving),
@@ -172,11 +177,11 @@ def forecast_scores(model: Model, starts: Starts, x: Frame) -> Scored:
         for scorer, of, channels in scored:
             frame_by_frame = zip(of, truth.unbind(1), strict=True)
             scorer.add(((a[:, :, channels], b[:, channels]) for a, b in frame_by_frame), start=past[:, -1, channels])
-    own = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
+    by_variable = {names[c]: scorer.scores(starts.groups) for c, scorer in single.items()}
     still = tuple(name for c, name in enumerate(names) if c not in moving)
-    return Scored(
+    return ForecastReport(
         {name: scorer.scores(starts.groups) for name, scorer in scorers.items()},
-        own,
+        by_variable,
         still,
         forecast.lead_unit,
         starts.source,
@@ -190,8 +195,8 @@ def window_scores(
     *,
     seed: int = 0,
     progress: ImageProgress = lambda done, total: None,
-) -> Scored:
-    """Of the frames of one window from held-out starts. Nothing is written.
+) -> ForecastReport:
+    """Score the frames of one window from held-out starts. Nothing is written.
 
     count: of starts, as of `held_out_starts`; seed: of the first. Raises what that and `roll_out` raise.
     """
@@ -206,25 +211,25 @@ def window_scores(
 
 
 @dataclass(frozen=True)
-class Judged:
-    """says: in a line, whether it is stable, or why that is not known. power: (C, K) of training frames"""
+class StabilityReport:
+    """Whether a roll-out is stable. says: that in a line, or why it is not known; power: (C, K) of training frames"""
 
     says: str
     stability: Stability | None = None
     power: NDArray[np.float64] | None = None
 
 
-def judged(model: Model, starts: Starts, x: Frame) -> Judged:
-    """Of members x (N, M, T, C, H, W) beside the data that the model was trained on, if that is still there."""
+def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
+    """Judge members x (N, M, T, C, H, W) beside the data that the model was trained on, if that is still there."""
     try:
         training = starts.training or training_fields(model)
     except (OSError, ValueError) as error:
-        return Judged(f"stability is not judged: {error}")
+        return StabilityReport(f"stability is not judged: {error}")
     forecast, (count, members, frames) = forecast_of(model), x.shape[:3]
     statistics, ahead = forecast.statistics, forecast.ahead
     looked = _training_frames(training, 0, ahead)
     pairs = statistics.normalised(looked.unflatten(0, (-1, 2)))
-    moving, found = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
+    moving, means = _moving(looked), torch.zeros(frames, x.shape[3], len(STEADY), dtype=torch.float64)
     size = members * int(np.prod(x.shape[3:]))
     each = max(1, AT_A_TIME // (size * frames))
     some = max(1, AT_A_TIME // (size * each))
@@ -234,18 +239,18 @@ def judged(model: Model, starts: Starts, x: Frame) -> Judged:
             now = torch.tensor(x[n : n + each, :, first : first + some])
             joined = statistics.normalised(torch.cat([before, now], 2))
             numbers = steady_numbers(joined[:, :, 1:], joined[:, :, :-1]).sum((0, 1))
-            found[first : first + len(numbers)] += numbers / (count * members)
+            means[first : first + len(numbers)] += numbers / (count * members)
             before = now[:, :, -1:]
-    names, known = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
-    made = Stability.of(
+    names, training_numbers = forecast.names, steady_numbers(pairs[:, 1], pairs[:, 0])
+    stability = Stability.of(
         forecast.lead_times(frames),
         [names[c] for c in moving],
-        found[:, moving],
-        known[:, moving],
+        means[:, moving],
+        training_numbers[:, moving],
         count_of(starts.groups),
         from_start=not starts.observed or (forecast.every == 1 and not forecast.noise),
     )
-    return Judged(str(made), made, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
+    return StabilityReport(str(stability), stability, power_spectrum(pairs[:, 1].double()).mean(0).numpy())
 
 
 def _training_frames(data: Fields, *steps: int) -> Tensor:
@@ -261,5 +266,5 @@ def _training_frames(data: Fields, *steps: int) -> Tensor:
 def _moving(frames: Tensor) -> list[int]:
     """The channels that are no constant in these frames (K, C, H, W); all, if each is one."""
     flat = frames.transpose(0, 1).flatten(1)
-    found = (flat != flat[:, :1]).any(1).nonzero()[:, 0].tolist()
-    return found or list(range(len(flat)))
+    channels = (flat != flat[:, :1]).any(1).nonzero()[:, 0].tolist()
+    return channels or list(range(len(flat)))

@@ -8,8 +8,8 @@ Frames are `lead` time steps of the data apart, those that are made `lead stride
 row. A fully observed system that obeys a law without chance has one future, and needs no diffusion: several futures fit
 what is observed in part, or with noise.
 
-Where a source names splits (fields.py), they are those; else the last tenth of its trajectories is the test split, of a
-single one the last tenth of its frames.
+The splits are those that a source names (sources.py); else the last tenth of its trajectories is the test split, or of
+a single one the last tenth of its frames.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dualrate.data.source import DataProgress, Split, silent, split_named, test_
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.forecasts.metadata import Metadata
-from dualrate.forecasts.sources import EXPECTED, Found, Lazy, Timing, Trajectory, find_fields, timing_of
+from dualrate.forecasts.sources import EXPECTED, FieldSource, Lazy, Timing, Trajectory, find_fields, timing_of
 
 Frames = Annotated[int, Range(1, 256)]
 LOOKED_AT = 1000  # windows, for the scale of differences
@@ -48,8 +48,8 @@ CONSTANT = 1e-12  # a smaller deviation, as a share of the mean, is float64's ow
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the training split, one number a channel: mean and standard deviation of states, and the standard deviation of
-    differences from frame to frame. A deviation is 1 where nothing changes.
+    """Numbers of the training split, one a channel: mean and standard deviation of states, and the standard deviation
+    of differences from frame to frame. A deviation is 1 where nothing changes.
     """
 
     mean: tuple[float, ...]
@@ -61,7 +61,7 @@ class Statistics:
         return (frames - _column(self.mean, frames)) / _column(self.std, frames)
 
     def restored(self, frames: Tensor) -> Tensor:
-        """The inverse."""
+        """Frames in the units of the data: the inverse of `normalised`."""
         return frames * _column(self.std, frames) + _column(self.mean, frames)
 
 
@@ -77,8 +77,8 @@ class Fields(TrainingSet):
     variables:    names of the channels
     step:         time between frames, if it is known
     statistics:   by which rows are normalised
-    axes:         names of those of space, as of `Found`
-    metadata:     as of `Found`
+    axes:         names of those of space, as of `FieldSource`
+    metadata:     as of `FieldSource`
     hashed:       sha256 (hex) of variables and frames in float32, wherever they lie
     """
 
@@ -105,7 +105,7 @@ class Fields(TrainingSet):
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
-        return np.cumsum([one.shape[0] for one in self.trajectories])
+        return np.cumsum([trajectory.shape[0] for trajectory in self.trajectories])
 
     def __len__(self) -> int:
         """Frames of all trajectories."""
@@ -114,9 +114,9 @@ class Fields(TrainingSet):
     def frames(self, trajectory: int, first: int, count: int) -> NDArray[np.float32]:
         """(count, C, H, W), not normalised. Raises IndexError for frames that there are not."""
         if not 0 <= first <= first + count <= self.trajectories[trajectory].shape[0]:
-            there = self.trajectories[trajectory].shape[0]
+            length = self.trajectories[trajectory].shape[0]
             raise IndexError(
-                f"{self.name}: frames {first} to {first + count - 1} of {there} in trajectory {trajectory}"
+                f"{self.name}: frames {first} to {first + count - 1} of {length} in trajectory {trajectory}"
             )
         return as_float32(self.name, self.trajectories[trajectory][first : first + count])
 
@@ -125,17 +125,17 @@ class Fields(TrainingSet):
 
         Raises ValueError if there is none.
         """
-        found: list[tuple[int, int]] = []
-        for i, one in enumerate(self.trajectories):
-            for first, stop in pieces_of(one):
-                found += [(i, start) for start in range(first, stop - count + 1)]
-        if count < 1 or not found:
-            longest = max(stop - first for one in self.trajectories for first, stop in pieces_of(one))
+        windows: list[tuple[int, int]] = []
+        for i, trajectory in enumerate(self.trajectories):
+            for first, stop in pieces_of(trajectory):
+                windows += [(i, start) for start in range(first, stop - count + 1)]
+        if count < 1 or not windows:
+            longest = max(stop - first for trajectory in self.trajectories for first, stop in pieces_of(trajectory))
             raise ValueError(
                 f"{self.name}: windows of {count} frames, expected 1 to {longest}, the most in a row in "
                 f"{len(self.trajectories)} trajectories: ask for fewer past or future frames, or give longer ones"
             )
-        return np.array(found, np.int64)
+        return np.array(windows, np.int64)
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         """(B, C, H, W) float32: single frames, numbered through all trajectories."""
@@ -179,8 +179,8 @@ def survey(
     Raises ValueError for a number that is not finite, and says where it is, and for a channel whose changes float32
     rounds away.
     """
-    digest = hashlib.sha256(repr((variables, [one.shape for one in trajectories])).encode())
-    channels, total = len(variables), sum(one.shape[0] for one in trajectories)
+    digest = hashlib.sha256(repr((variables, [trajectory.shape for trajectory in trajectories])).encode())
+    channels, total = len(variables), sum(trajectory.shape[0] for trajectory in trajectories)
     states, differences, done = _Moments(channels), _Moments(channels), 0
     exact, rounding = _Moments(channels), _Moments(channels)  # before float32, from an origin, and what that changes
     origin: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
@@ -235,7 +235,10 @@ def _check_rounding(
     roundings: NDArray[np.float64],
     constant: float,
 ) -> None:
-    """Of each variable. constant: a deviation below this share of the mean is none"""
+    """Raise ValueError where float32 rounds the changes of a variable away.
+
+    constant: a deviation below this share of the mean counts as none
+    """
     for variable, mean, std, lost in zip(variables, means, deviations, roundings, strict=True):
         if constant * abs(mean) < std and lost > LOST * std:
             raise ValueError(
@@ -338,10 +341,10 @@ class Forecast(Condition, Ranged):
     @property
     def span(self) -> int:
         """Time steps of the data that a window of past and sample is long."""
-        return self.known + self.frames * self.ahead
+        return self.past_steps + self.frames * self.ahead
 
     @property
-    def known(self) -> int:
+    def past_steps(self) -> int:
         """Time steps of the data that the past is long."""
         return (self.past - 1) * self.lead + 1
 
@@ -352,11 +355,11 @@ class Forecast(Condition, Ranged):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the channels; their numbers, where the run knows no names."""
+        """Names of the channels; their numbers, where the run knows no names."""
         return self.variables or tuple(map(str, range(len(self.statistics.mean))))
 
     def lead_times(self, frames: int) -> tuple[float, ...]:
-        """Of each frame after its start: in the time of the data, or in its time steps where it does not say that."""
+        """Lead times of this many frames: in the time of the data, or in time steps where it does not say that."""
         step = 1.0 if self.step is None else self.step
         return tuple(float(self.ahead * step * (k + 1)) for k in range(frames))
 
@@ -367,7 +370,7 @@ class Forecast(Condition, Ranged):
 
     @property
     def lead_unit(self) -> str:
-        """In what `lead_times` are."""
+        """The unit of `lead_times`."""
         return "time steps" if self.step is None else "time"
 
     def target(self, image: Shape) -> Shape:
@@ -435,9 +438,9 @@ class Forecast(Condition, Ranged):
 
 
 class Windows(Derived):
-    """Windows of fields: what a forecast is given of each, or makes of it.
+    """Windows of fields: the past of each, or the sample that a forecast makes of it.
 
-    past: which of the two. Raises as `Fields.windows`.
+    past: whether rows are the pasts. Raises as `Fields.windows`.
     """
 
     def __init__(self, fields: Fields, forecast: Forecast, *, past: bool = False) -> None:
@@ -455,9 +458,9 @@ class Windows(Derived):
 
     def pasts(self) -> Windows:
         """The pasts of the same windows. A window of both is read once, if they are asked for it in turn."""
-        made = copy(self)
-        made.past = True
-        return made
+        windows = copy(self)
+        windows.past = True
+        return windows
 
     def frames(self, index: NDArray[np.int64]) -> Tensor:
         """(B, past + frames, C, H, W) float32, normalised: of the windows of these numbers."""
@@ -465,10 +468,10 @@ class Windows(Derived):
 
     def _read(self, index: tuple[int, ...]) -> Tensor:
         forecast = self.forecast
-        made = range(forecast.known - 1 + forecast.ahead, forecast.span, forecast.ahead)
-        steps = [*range(0, forecast.known, forecast.lead), *made]
-        found = [self.fields.frames(int(i), int(first), forecast.span)[steps] for i, first in self.starts[list(index)]]
-        return self.forecast.statistics.normalised(torch.from_numpy(np.stack(found)))
+        future = range(forecast.past_steps - 1 + forecast.ahead, forecast.span, forecast.ahead)
+        steps = [*range(0, forecast.past_steps, forecast.lead), *future]
+        frames = [self.fields.frames(int(i), int(first), forecast.span)[steps] for i, first in self.starts[list(index)]]
+        return self.forecast.statistics.normalised(torch.from_numpy(np.stack(frames)))
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
         frames, past = self.frames(index), self.forecast.past
@@ -489,8 +492,8 @@ def read_fields(
     Raises ValueError for a source, a shape or numbers that cannot be used, FileNotFoundError where there is none,
     ModuleNotFoundError that names the extra, OSError for what cannot be read.
     """
-    name, found = find_fields(source, progress)
-    name, (train, chosen, place) = f"{name}/{split}", _divided(str(source), found, split)
+    name, fields = find_fields(source, progress)
+    name, (train, chosen, place) = f"{name}/{split}", _divided(str(source), fields, split)
     if statistics is not None:
         train = chosen
     elif train is None:
@@ -499,25 +502,27 @@ def read_fields(
             "these, or give those of a run"
         )
     for part in (train, chosen):
-        _check(str(source), part, found.variables)
-    hashed, own = survey(name, chosen, found.variables, progress, place)
+        _check(str(source), part, fields.variables)
+    hashed, measured = survey(name, chosen, fields.variables, progress, place)
     if statistics is None:
-        statistics = own if train is chosen else survey(str(source), train, found.variables)[1]
-    elif len(statistics.mean) != len(found.variables):
+        statistics = measured if train is chosen else survey(str(source), train, fields.variables)[1]
+    elif len(statistics.mean) != len(fields.variables):
         raise ValueError(
-            f"{source} has {len(found.variables)} channels ({', '.join(found.variables)}); the statistics are of "
+            f"{source} has {len(fields.variables)} channels ({', '.join(fields.variables)}); the statistics are of "
             f"{len(statistics.mean)}: give fields with the channels that the run was trained on"
         )
-    return Fields(name, chosen, found.variables, found.step, statistics, hashed, found.axes, metadata=found.metadata)
+    return Fields(
+        name, chosen, fields.variables, fields.step, statistics, hashed, fields.axes, metadata=fields.metadata
+    )
 
 
 def _divided(
-    source: str, found: Found, split: Split
+    source: str, fields: FieldSource, split: Split
 ) -> tuple[Sequence[Trajectory] | None, Sequence[Trajectory], tuple[int, int]]:
-    """The training trajectories, if there are any, those of the split, and which trajectory and frame the first is."""
-    splits = {split_named(name): part for name, part in found.splits.items()}
-    if len(splits) < len(found.splits):
-        raise ValueError(f"{source} names a split twice ({', '.join(found.splits)}): keep one name of each")
+    """The training trajectories or None; those of the split; the trajectory and frame in the source of their first."""
+    splits = {split_named(name): part for name, part in fields.splits.items()}
+    if len(splits) < len(fields.splits):
+        raise ValueError(f"{source} names a split twice ({', '.join(fields.splits)}): keep one name of each")
     test = test_split(splits)
     if test:
         chosen = splits.get("train" if split == "train" else test)
@@ -526,18 +531,18 @@ def _divided(
         return splits.get("train"), chosen, (0, 0)
     every = splits["train"] if "train" in splits else next(iter(splits.values()))
     if len(every) > 1:
-        held = max(1, len(every) // 10)
-        train, rest, place = every[:-held], every[-held:], (len(every) - held, 0)
+        count = max(1, len(every) // 10)
+        train, rest, place = every[:-count], every[-count:], (len(every) - count, 0)
     else:
         frames = every[0].shape[0]
-        held = max(2, frames // 10)
-        if frames < held + 2:
+        count = max(2, frames // 10)
+        if frames < count + 2:
             raise ValueError(
                 f"{source} holds one trajectory of {frames} frames; expected 4 or more, of which the last tenth is "
                 "held out"
             )
-        train, rest = [_part(every[0], 0, frames - held)], [_part(every[0], frames - held, frames)]
-        place = (0, frames - held)
+        train, rest = [_part(every[0], 0, frames - count)], [_part(every[0], frames - count, frames)]
+        place = (0, frames - count)
     return (train, train, (0, 0)) if split == "train" else (train, rest, place)
 
 
@@ -554,9 +559,9 @@ def _check(source: str, trajectories: Sequence[Trajectory], variables: tuple[str
     if not trajectories:
         raise ValueError(f"{source} holds no trajectories; expected {EXPECTED}")
     expected = (len(variables), *trajectories[0].shape[2:])
-    for i, one in enumerate(trajectories):
-        if one.shape[0] < 2 or one.shape[1:] != expected or 0 in expected:
+    for i, trajectory in enumerate(trajectories):
+        if trajectory.shape[0] < 2 or trajectory.shape[1:] != expected or 0 in expected:
             raise ValueError(
-                f"{source}: trajectory {i} is (time, channel, y, x) = {one.shape}; expected two frames or more, each "
-                f"{expected}, as its {len(variables)} variables and trajectory 0 say"
+                f"{source}: trajectory {i} is (time, channel, y, x) = {trajectory.shape}; expected two frames or more, "
+                f"each {expected}, as its {len(variables)} variables and trajectory 0 say"
             )

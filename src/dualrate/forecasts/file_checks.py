@@ -1,4 +1,4 @@
-"""What HDF5, NetCDF and zarr files of fields may hold, looked at before a library reads them, and what of it is there.
+"""Checks of HDF5, NetCDF and zarr files before a library reads them: what they may hold, and whether it is all there.
 
 Such files can name other files of the machine, and the code that decodes them. So metadata are read first, and refused
 where they name anything but numbers in the file itself, written by codecs of a list:
@@ -62,13 +62,13 @@ def check_hdf5(path: Path) -> None:
 def _check_dataset(path: Path, dataset: Any) -> None:
     import h5py
 
-    place, made = f"{path}: {dataset.name}", dataset.id.get_create_plist()
-    if made.get_external_count():
+    place, properties = f"{path}: {dataset.name}", dataset.id.get_create_plist()
+    if properties.get_external_count():
         raise ValueError(f"{place} keeps its numbers in another file: write them into this one (h5repack)")
-    if made.get_layout() == h5py.h5d.VIRTUAL:
+    if properties.get_layout() == h5py.h5d.VIRTUAL:
         raise ValueError(f"{place} is a virtual dataset, whose numbers are elsewhere: write them into it")
-    for i in range(made.get_nfilters()):
-        if (code := made.get_filter(i)[0]) not in FILTERS:
+    for i in range(properties.get_nfilters()):
+        if (code := properties.get_filter(i)[0]) not in FILTERS:
             raise ValueError(
                 f"{place} is written by filter {code}, a plugin; expected {', '.join(FILTERS.values())}: write it by "
                 "one of these (h5repack -f GZIP=4)"
@@ -102,7 +102,7 @@ def array_of(path: Path, group: Any, name: str) -> Any:
 
 
 def missing_of_hdf5(dataset: Any) -> tuple[int, int]:
-    """How many pieces of a dataset of h5py were never written, of how many."""
+    """The number of pieces of a dataset of h5py that were never written, and of all."""
     if dataset.chunks:
         pieces = math.prod(_pieces(dataset.shape, dataset.chunks))
         return pieces - min(pieces, dataset.id.get_num_chunks()), pieces
@@ -110,7 +110,7 @@ def missing_of_hdf5(dataset: Any) -> tuple[int, int]:
 
 
 def _pieces(shape: tuple[int, ...] | list[int], chunk: tuple[int, ...] | list[int]) -> list[int]:
-    """How many along each axis."""
+    """The number of chunks along each axis."""
     return [-(-length // part) for length, part in zip(shape, chunk, strict=True)]
 
 
@@ -183,10 +183,10 @@ def check_zarr(path: Path) -> None:
                     folders.append(Path(entry.path))
                 elif not entry.is_file():
                     check_regular(Path(entry.path))
-        there = [name for name in METADATA if (folder / name).exists()]
-        if V3 in there and len(there) > 1:
-            raise ValueError(f"{folder} has metadata of zarr formats 2 and 3 ({', '.join(there)}): keep one kind")
-        for name in there:
+        names = [name for name in METADATA if (folder / name).exists()]
+        if V3 in names and len(names) > 1:
+            raise ValueError(f"{folder} has metadata of zarr formats 2 and 3 ({', '.join(names)}): keep one kind")
+        for name in names:
             with reading(folder / name, "metadata of zarr"):
                 for place, array in _arrays_of(name, _metadata(folder / name)):
                     check = _check_v3 if name == V3 else _check_v2
@@ -207,10 +207,10 @@ def open_members(path: Path) -> None:
 
 
 def _metadata(file: Path) -> dict[str, Any]:
-    found = parse_json(read_bytes(file, MOST_METADATA), str(file))
-    if not isinstance(found, dict):
+    metadata = parse_json(read_bytes(file, MOST_METADATA), str(file))
+    if not isinstance(metadata, dict):
         raise ValueError(f"{file} holds no JSON object, as metadata of zarr are")
-    return found
+    return metadata
 
 
 def _arrays_of(name: str, metadata: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -219,10 +219,10 @@ def _arrays_of(name: str, metadata: Mapping[str, Any]) -> Iterator[tuple[str, An
         yield "", metadata
     elif name in (V3, ".zmetadata"):
         inside = metadata if name == ".zmetadata" else metadata.get("consolidated_metadata") or {}
-        for key, one in dict(inside.get("metadata") or {}).items():
+        for key, entry in dict(inside.get("metadata") or {}).items():
             inner = ".zarray" if str(key).endswith(".zarray") else name if name == V3 else ""
             if inner:
-                yield from ((f": {key}{place}", array) for place, array in _arrays_of(inner, one))
+                yield from ((f": {key}{place}", array) for place, array in _arrays_of(inner, entry))
 
 
 def _check_v2(place: str, array: Mapping[str, Any]) -> None:
@@ -264,8 +264,10 @@ def _chunk_of(place: str, array: Mapping[str, Any]) -> list[int]:
 
 
 def _named(listed: Any) -> list[tuple[Any, Mapping[str, Any]]]:
-    """Name and configuration of each."""
-    return [(one, {}) if isinstance(one, str) else (one["name"], one.get("configuration") or {}) for one in listed]
+    """Name and configuration of each codec or other entry of metadata."""
+    return [
+        (entry, {}) if isinstance(entry, str) else (entry["name"], entry.get("configuration") or {}) for entry in listed
+    ]
 
 
 def _check_names(place: str, names: list[Any], allowed: set[str]) -> None:
@@ -279,7 +281,8 @@ def _check_names(place: str, names: list[Any], allowed: set[str]) -> None:
 
 def _check_shape(place: str, shape: list[int], chunk: list[int], itemsize: int) -> None:
     if len(shape) != len(chunk) or not all(
-        type(one) is int and one >= least for one, least in [*((one, 0) for one in shape), *((one, 1) for one in chunk)]
+        type(size) is int and size >= least
+        for size, least in [*((size, 0) for size in shape), *((size, 1) for size in chunk)]
     ):
         raise ValueError(f"{place} has the shape {shape} and chunks of {chunk}; expected as many whole numbers")
     if len(shape) == 1:
@@ -288,7 +291,7 @@ def _check_shape(place: str, shape: list[int], chunk: list[int], itemsize: int) 
 
 
 def missing_of_zarr(folder: Path) -> tuple[int, int]:
-    """How many chunks of an array in this folder are not there, of how many; of shards the chunks in them."""
+    """The number of chunks of an array in this folder that are not there, and of all; of shards the chunks in them."""
     sharded: Mapping[str, Any] = {}
     if (folder / V3).exists():
         array = _metadata(folder / V3)
@@ -305,7 +308,7 @@ def missing_of_zarr(folder: Path) -> tuple[int, int]:
     grid = _pieces(shape, chunk)
     pieces = math.prod(_pieces(shape, sharded.get("chunk_shape", chunk)))
     key = re.escape(between).join([start] * bool(start) + ["([0-9]+)"] * len(grid)) or "0"
-    there = 0
+    present = 0
     for inside, _, names in os.walk(folder):
         for name in names:
             file = Path(inside) / name
@@ -313,12 +316,12 @@ def missing_of_zarr(folder: Path) -> tuple[int, int]:
                 continue
             at = [int(number) for number in match.groups()]
             if all(i < n and str(i) == digits for i, n, digits in zip(at, grid, match.groups(), strict=True)):
-                there += _in_shard(file, shape, chunk, at, sharded) if sharded else 1
-    return pieces - there, pieces
+                present += _in_shard(file, shape, chunk, at, sharded) if sharded else 1
+    return pieces - present, pieces
 
 
 def _in_shard(file: Path, shape: list[int], shard: list[int], at: list[int], sharded: Mapping[str, Any]) -> int:
-    """How many chunks a shard holds, of those that lie in the array."""
+    """The number of chunks that a shard holds, of those that lie in the array."""
     part = sharded["chunk_shape"]
     inner = _pieces(shard, part)
     codecs = dict(_named(sharded["index_codecs"]))

@@ -5,8 +5,8 @@ OUT/forecast.npy       (start, member, time, C, H, W) float32, in the data's uni
 OUT/forecast.journal   which frames are there, a JSON object a line: rows, of starts and members, frames of each, and a
                        hash of each row's
 OUT/truth.npy          (start, time, C, H, W), of starts from the data, as many frames as it has
-OUT/scores.json        by lead time, where the truth is known (forecast_scores.py)
-OUT/index.html         scores and pictures (forecast_page.py)
+OUT/scores.json        by lead time, where the truth is known (evaluation.py)
+OUT/index.html         scores and pictures (page.py)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dualrate.forecasts.metadata import Coordinate, Description
 from dualrate.forecasts.pictures import Axis, Shown, forecast_figure, write_animation
 from dualrate.forecasts.rollout import (
     Frame,
-    Piece,
+    FrameBlock,
     checked,
     costs,
     forecast_of,
@@ -100,7 +100,7 @@ class Record(Drawn):
         return super().identity() | {"frames": (self.frames, self.frames), "starts": starts}
 
 
-class Store:
+class ForecastArray:
     """The frames on disk, written in place, by the process that holds the lock of the directory.
 
     x: (N, M, T, C, H, W), a view of the file; done: (N, M), how many frames of each are there
@@ -112,9 +112,9 @@ class Store:
         if not self.path.exists():
             self.journal.unlink(missing_ok=True)
             with whole(self.path) as aside:
-                made = np.lib.format.open_memmap(aside, "w+", np.float32, shape)
-                place = made.offset, made.offset + made.nbytes
-                del made  # what is mapped cannot be renamed on Windows
+                array = np.lib.format.open_memmap(aside, "w+", np.float32, shape)
+                place = array.offset, array.offset + array.nbytes
+                del array  # what is mapped cannot be renamed on Windows
                 with aside.open("r+b") as file:
                     reserve(file, *place)  # a disk that is too small says so now
         try:
@@ -140,21 +140,21 @@ class Store:
         self.damaged, self.done.reshape(-1)[wrong] = len(wrong), 0
 
     def _hash(self, row: int, frames: int) -> hashlib._Hash:
-        """Of its first frames, as they are on disk."""
+        """The hash of a row's first frames, as they are on disk."""
         return hashlib.sha256(self.x.reshape(-1, *self.shape[2:])[row, :frames].data)
 
     def earlier(self, starts: range, members: range) -> Frame:
-        """The frames that all of these have."""
-        own = np.s_[starts.start : starts.stop, members.start : members.stop]
-        return self.x[own][:, :, : self.done[own].min()]
+        """The frames that all of these members have on disk."""
+        place = np.s_[starts.start : starts.stop, members.start : members.stop]
+        return self.x[place][:, :, : self.done[place].min()]
 
-    def write(self, piece: Piece) -> None:
+    def write(self, piece: FrameBlock) -> None:
         """Write frames where they belong; note them, and what came before, every few seconds and at the last frame."""
         members, frames = self.shape[1:3]
         first = piece.starts.start * members + piece.members.start
         rows = range(first, first + len(piece.starts) * len(piece.members))
-        own = np.s_[piece.starts.start : piece.starts.stop, piece.members.start : piece.members.stop]
-        mixed = (self.done[own] > piece.frames.start).any()  # a batch cut otherwise: a kill must not leave a mixture
+        place = np.s_[piece.starts.start : piece.starts.stop, piece.members.start : piece.members.stop]
+        mixed = (self.done[place] > piece.frames.start).any()  # a batch cut otherwise: a kill must not leave a mixture
         if mixed:
             self.save()
         if mixed or not self.hashes.keys() >= set(rows):
@@ -169,7 +169,7 @@ class Store:
                     file.seek(self.x.offset + (row * frames + piece.frames.start) * size)
                     file.write(new.tobytes())
                     self.hashes[row].update(new.tobytes())
-        self.done[own] = piece.frames.stop
+        self.done[place] = piece.frames.stop
         self.pending = rows, piece.frames.stop
         if piece.frames.stop == frames or time.monotonic() - self.saved > SAVED_EVERY:
             self.save()
@@ -188,7 +188,7 @@ class Store:
         append_record(self.journal, {"rows": [rows.start, rows.stop], "frames": frames, "hashes": hashes})
 
     def __str__(self) -> str:
-        """How far it came."""
+        """The progress: frames that are on disk, of all."""
         return f"{self.done.sum():,} of {self.done.size * self.shape[2]:,} frames are in {self.path.parent}"
 
 
@@ -197,8 +197,8 @@ def _short(hash: hashlib._Hash) -> str:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a call of `write_forecast` did.
+class ForecastWritten:
+    """The result of a call of `write_forecast`.
 
     x:       (N, M, T, C, H, W), a view of the file, in the data's units
     truth:   (N, known, C, H, W), of starts from the data
@@ -226,7 +226,7 @@ def write_forecast(
     progress: ImageProgress | None = None,
     note: Callable[[str], None] = warnings.warn,
     command: str = "dualrate.write_forecast",
-) -> Written:
+) -> ForecastWritten:
     """Roll out what `out` lacks, and write each window at once; then what else is asked for, anew.
 
     drawer:   of precision "auto": that of the frames that are there, if any
@@ -248,47 +248,47 @@ def write_forecast(
     with record.filling(out) as record:
         record.write(out)
         truth = None if starts.truth is None else _truth(out / TRUTH, starts, frame_shape(drawer.model))
-        store = Store(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
-        report, there = progress or (lambda done, total: None), int(store.done.sum())
-        if store.damaged:
-            note(f"{store.path}: {store.damaged} member(s) are not what was written, and are drawn again")
-        report(there, store.done.size * frames)
+        array = ForecastArray(out, (len(starts), drawer.members, frames, *frame_shape(drawer.model)))
+        report, before = progress or (lambda done, total: None), int(array.done.sum())
+        if array.damaged:
+            note(f"{array.path}: {array.damaged} member(s) are not what was written, and are drawn again")
+        report(before, array.done.size * frames)
         begun = time.perf_counter()
-        with naming_progress(store):
+        with naming_progress(array):
             try:
                 for piece in roll_out(
-                    drawer, starts.past, frames, seed=seed, earlier=store.earlier, observed=starts.observed
+                    drawer, starts.past, frames, seed=seed, earlier=array.earlier, observed=starts.observed
                 ):
-                    store.write(piece)
-                    report(int(store.done.sum()), store.done.size * frames)
+                    array.write(piece)
+                    report(int(array.done.sum()), array.done.size * frames)
             except KeyboardInterrupt:
-                store.save()
+                array.save()
                 raise
             seconds = time.perf_counter() - begun
             if other is not None:
                 other.unlink(missing_ok=True)  # nothing says whether it is what was written
                 if format == "netcdf":
-                    _write_netcdf(other, store.x, truth, starts, record, forecast_of(drawer.model))
+                    _write_netcdf(other, array.x, truth, starts, record, forecast_of(drawer.model))
                 else:
-                    rows = store.x.reshape(-1, *store.x.shape[2:])
+                    rows = array.x.reshape(-1, *array.x.shape[2:])
                     step = None if record.unit == "time steps" else record.lead_times[0]
                     write_fields(other, rows, record.variables, step)
             if pictures:
-                first = shown(store.x, truth, record, forecast_of(drawer.model))
+                first = shown(array.x, truth, record, forecast_of(drawer.model))
                 write_whole(out / PICTURE, png(forecast_figure(first)))
                 write_animation(first, out / ANIMATION)
-    burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in store.x)
-    return Written(store.x, truth, int(store.done.sum()) - there, seconds, burst, record)
+    burst = sum(int((~np.isfinite(of_start[:, -1]).all((1, 2, 3))).sum()) for of_start in array.x)
+    return ForecastWritten(array.x, truth, int(array.done.sum()) - before, seconds, burst, record)
 
 
 def _truth(path: Path, starts: Starts, frame: Sequence[int]) -> Frame:
     """The frames after each start that the data has now, in a file, one start in memory at a time."""
     assert starts.truth is not None
     with whole(path) as aside:
-        made = np.lib.format.open_memmap(aside, "w+", np.float32, (len(starts), starts.known, *frame))
+        array = np.lib.format.open_memmap(aside, "w+", np.float32, (len(starts), starts.known, *frame))
         for i in range(len(starts)):
-            made[i] = starts.truth(i)
-        made.flush()
+            array[i] = starts.truth(i)
+        array.flush()
     return np.load(path, mmap_mode="r")
 
 
@@ -317,14 +317,18 @@ def _write_netcdf(
         if each.fits(sizes) and each.name not in taken and "/" not in each.name
     }
     points = {name: each for name, each in points.items() if name not in axes or each.dimensions == (name,)}
-    taken |= {*axes, *points, *(f"{one}_truth" for one in record.variables)}
-    fit = all(one and one not in taken and "/" not in one for one in record.variables)
+    taken |= {*axes, *points, *(f"{name}_truth" for name in record.variables)}
+    fit = all(name and name not in taken and "/" not in name for name in record.variables)
     named = have_names(record.variables) and fit and len(set(record.variables)) == channels
     space = dict(zip(axes, sizes, strict=True))
     each = space if named else {"channel": channels, **space}
     picked = {name: np.s_[..., i, :, :] for i, name in enumerate(record.variables)} if named else {"forecast": np.s_[:]}
     described = forecast.metadata.variables or starts.metadata.variables or (Description(),) * channels
-    about = {name: one.attributes for name, one in zip(picked, described, strict=False)} if named else {"forecast": {}}
+    about = (
+        {name: description.attributes for name, description in zip(picked, described, strict=False)}
+        if named
+        else {"forecast": {}}
+    )
     along = {"start": Labels(("start",), np.arange(count)), "member": Labels(("member",), np.arange(members))}
     along |= _times(starts, record, forecast) | points
     if not named:
@@ -332,11 +336,11 @@ def _write_netcdf(
     if starts.places is not None:
         along |= {name: Labels(("start",), starts.places[:, i]) for i, name in enumerate(PLACES)}
 
-    def known(part: Any, n: int) -> Frame:
+    def true_frames(part: Any, n: int) -> Frame:
         assert truth is not None
-        own = np.full((frames, *each.values()), np.nan, np.float32)
-        own[: truth.shape[1]] = truth[n][part].reshape(-1, *each.values())
-        return own
+        padded = np.full((frames, *each.values()), np.nan, np.float32)
+        padded[: truth.shape[1]] = truth[n][part].reshape(-1, *each.values())
+        return padded
 
     variables: dict[str, tuple[Sequence[str], Callable[[int], Frame], Mapping[str, str]]] = {}
     for name, part in picked.items():
@@ -346,7 +350,11 @@ def _write_netcdf(
             about[name],
         )
         if truth is not None:
-            variables[f"{name}_truth"] = ("start", "time", *each), lambda n, part=part: known(part, n), about[name]
+            variables[f"{name}_truth"] = (
+                ("start", "time", *each),
+                lambda n, part=part: true_frames(part, n),
+                about[name],
+            )
     write_netcdf(path, {"start": count, "member": members, "time": frames, **each}, along, variables)
 
 
@@ -379,7 +387,7 @@ def _times(starts: Starts, record: Record, forecast: Forecast) -> dict[str, Labe
 
 
 def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> Shown:
-    """What pictures show: the first variable of the first start. North is up, where an axis is one of latitudes."""
+    """The first variable of the first start, for pictures. North is up, where an axis is one of latitudes."""
     space = x.shape[5:] if x.shape[4] == 1 else x.shape[4:]
     rows, columns = ([_axis(forecast, i, space) for i in range(len(space))] * 2)[-2:]
     turned = len(space) == 2 and (columns.place, rows.place) in (("latitude", ""), ("latitude", "longitude"))
@@ -390,8 +398,8 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> 
     members = np.stack([x[0, member, some, 0] for member in range(min(len(x[0]), SHOWN_MEMBERS))])
     mean, deviation = np.empty_like(members[0]), np.empty_like(members[0])
     for i, frame in enumerate(some):
-        own = x[0, :, frame, 0].astype(np.float64)
-        mean[i], deviation[i] = own.mean(0), own.std(0, ddof=min(1, len(own) - 1))
+        ensemble = x[0, :, frame, 0].astype(np.float64)
+        mean[i], deviation[i] = ensemble.mean(0), ensemble.std(0, ddof=min(1, len(ensemble) - 1))
     real = None
     if truth is not None:
         real = np.full_like(mean, np.nan)
@@ -406,8 +414,8 @@ def shown(x: Frame, truth: Frame | None, record: Record, forecast: Forecast) -> 
 
 def _axis(forecast: Forecast, number: int, space: Sequence[int]) -> Axis:
     name, _, way = (*forecast.axes, *[""] * len(space))[number].partition(" (")
-    known = [each for each in forecast.metadata.coordinates if each.axes == (number,) and each.fits(space)]
-    best = max(known, key=lambda each: each.name == name, default=Coordinate(name, (number,), ()))
+    coordinates = [each for each in forecast.metadata.coordinates if each.axes == (number,) and each.fits(space)]
+    best = max(coordinates, key=lambda each: each.name == name, default=Coordinate(name, (number,), ()))
     steps, units = np.diff(best.values), best.description.units
     ways = {"rising)": 1, "falling)": -1}.get(way, 0), *np.unique(np.sign(steps)).astype(int).tolist()
     in_order = len(ways) == 2 and ways[1] != 0

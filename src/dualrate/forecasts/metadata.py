@@ -1,4 +1,4 @@
-"""What a source of fields says of its numbers: units and names of variables, coordinates of points, by CF conventions.
+"""Metadata of a source of fields: units and names of variables, coordinates of points, by CF conventions.
 
 A forecast keeps what its training data said. Starts that say otherwise are of another place, or in other units.
 """
@@ -28,7 +28,7 @@ class Description:
 
     @staticmethod
     def of(attributes: Mapping[str, Any]) -> Description:
-        """Those of a variable in a file."""
+        """The description of a variable in a file, from its attributes."""
         return Description(*(text_of(attributes.get(name, "")) for name in asdict(Description())))
 
     @property
@@ -67,7 +67,7 @@ class Coordinate:
 
     @property
     def thinned(self) -> Coordinate:
-        """The same with at most `COMPARED` values, evenly spread."""
+        """This coordinate with at most `COMPARED` values, evenly spread."""
         some = np.linspace(0, len(self.values) - 1, min(len(self.values), COMPARED)).astype(int).tolist()
         return replace(self, values=tuple(self.values[i] for i in some))
 
@@ -87,7 +87,7 @@ class Metadata:
 
     @property
     def thinned(self) -> Metadata:
-        """The same with thinned coordinates."""
+        """These metadata with thinned coordinates."""
         return replace(self, coordinates=tuple(each.thinned for each in self.coordinates))
 
     @property
@@ -100,7 +100,7 @@ class Metadata:
         return any(each.place == "latitude" for each in self.coordinates)
 
     def differences(self, other: Metadata, names: Sequence[str], every: int = 1) -> Iterator[tuple[str, str]]:
-        """In words what this says, and what the other says, of what both say something of, where that is not the same.
+        """Pairs of words, where two metadata contradict each other: what this says, and what the other says.
 
         names: of the variables; every: of the other's points along each axis, this may have every so many alone
         """
@@ -122,13 +122,13 @@ def plain_units(units: str) -> str:
     return re.sub(r"(?i)^(kelvins?|deg(ree)?s?_?k(elvin)?)$", "K", text)
 
 
-def _same(coordinate: Coordinate, others: Sequence[Coordinate]) -> Coordinate | None:
-    """The one that is called so, or has another name of the same."""
+def _same(coordinate: Coordinate, candidates: Sequence[Coordinate]) -> Coordinate | None:
+    """The candidate of the same name, or of another name for the same axis; None without one."""
 
     def common(each: Coordinate) -> str:
         return SAME_AXIS.get(each.place or each.name.lower(), each.name.lower())
 
-    alike = [each for each in others if len(each.axes) == len(coordinate.axes)]
+    alike = [each for each in candidates if len(each.axes) == len(coordinate.axes)]
     by_name = [each for each in alike if each.name == coordinate.name]
     return next(iter(by_name or [each for each in alike if common(each) == common(coordinate)]), None)
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dualrate.forecasts.evaluation import Judged, Scored, shown_leads
+from dualrate.forecasts.evaluation import ForecastReport, StabilityReport, shown_leads
 from dualrate.forecasts.fields import Forecast
-from dualrate.forecasts.folder import Written, shown
+from dualrate.forecasts.folder import ForecastWritten, shown
 from dualrate.forecasts.pictures import forecast_figure
 from dualrate.forecasts.scores import STEADY, THRESHOLDS, WITHIN, ForecastScores, Score, Stability, power_spectrum
 from dualrate.report.figures import Panel, curves_figure, ranks_figure, spectra_figure, svg
@@ -19,17 +19,19 @@ from dualrate.report.html import page
 COLUMNS = 3  # lead times of spectra and ranks
 
 
-def forecast_page(forecast: Forecast, written: Written, scored: Scored | None, judged: Judged) -> str:
-    """scored: None where no truth is known."""
+def forecast_page(
+    forecast: Forecast, written: ForecastWritten, scored: ForecastReport | None, judged: StabilityReport
+) -> str:
+    """The HTML page of a forecast. scored: None where no truth is known."""
     record = written.record
     lead = "lead time" if record.unit == "time" else f"lead time in {record.unit}"
     strip = forecast_figure(shown(written.x, written.truth, record, forecast))
     strip.set_facecolor("white")
-    own, steady = None if scored is None else scored.by_name["forecast"], judged.stability
+    scores, steady = None if scored is None else scored.by_name["forecast"], judged.stability
     return page(
         "forecast.html",
         title=f"Forecast by {record.model}",
-        headline=_headline(written, own),
+        headline=_headline(written, scores),
         notes=[] if scored is None else scored.notices,
         strip=svg(strip),
         strip_caption=f"Variable {record.variables[0]}, over {lead}. Grey: not known.",
@@ -37,8 +39,8 @@ def forecast_page(forecast: Forecast, written: Written, scored: Scored | None, j
         curves=""
         if scored is None
         else svg(curves_figure(scored.by_name["forecast"].leads.tolist(), _panels(scored), lead)),
-        spectra=svg(spectra_figure(_spectra(forecast, written, own, judged.power))),
-        ranks="" if own is None or own.members < 2 else svg(ranks_figure(_ranks(own))),
+        spectra=svg(spectra_figure(_spectra(forecast, written, scores, judged.power))),
+        ranks="" if scores is None or scores.members < 2 else svg(ranks_figure(_ranks(scores))),
         stability=f"{judged.says}.",
         steady="" if steady is None else svg(curves_figure(steady.leads.tolist(), [_steady_panel(steady)], lead)),
         steady_caption="Members over training data; of several variables the mean.",
@@ -54,60 +56,62 @@ def forecast_page(forecast: Forecast, written: Written, scored: Scored | None, j
     )
 
 
-def _headline(written: Written, own: ForecastScores | None) -> str:
+def _headline(written: ForecastWritten, scores: ForecastScores | None) -> str:
     record = written.record
     what = f"{record.members} members of {record.starts} start(s), {record.frames} frames"
-    if own is None:
+    if scores is None:
         return f"{what}. The truth is not known, so there are no scores."
-    until, unit = own.until.value, "" if record.unit == "time" else " time steps"
+    until, unit = scores.until.value, "" if record.unit == "time" else " time steps"
     shares = [
         f"{threshold} {'to the end' if np.isinf(time) else f'until {time:.3g}{unit}'}"
         for threshold, time in zip(THRESHOLDS, until, strict=True)
     ]
     return (
-        f"{what}. Fair CRPS {own.crps.value[0]:.3f} at the first lead time, {own.crps.value[-1]:.3f} at the last. The "
-        f"mean's correlation with the truth stays above {' and '.join(shares)}."
+        f"{what}. Fair CRPS {scores.crps.value[0]:.3f} at the first lead time, {scores.crps.value[-1]:.3f} at the "
+        f"last. The mean's correlation with the truth stays above {' and '.join(shares)}."
     )
 
 
-def _panels(scored: Scored) -> list[Panel]:
-    own = scored.by_name["forecast"]
-    several = own.members > 1
-    crps = {name: one.crps for name, one in scored.by_name.items()}
-    errors = {"RMSE of mean": own.rmse} | ({"spread": own.spread} if several else {})
-    correlation = Panel("correlation of mean", {"forecast": own.correlation}, {one: f"{one}" for one in THRESHOLDS})
+def _panels(scored: ForecastReport) -> list[Panel]:
+    scores = scored.by_name["forecast"]
+    several = scores.members > 1
+    crps = {name: score.crps for name, score in scored.by_name.items()}
+    errors = {"RMSE of mean": scores.rmse} | ({"spread": scores.spread} if several else {})
+    correlation = Panel(
+        "correlation of mean", {"forecast": scores.correlation}, {threshold: f"{threshold}" for threshold in THRESHOLDS}
+    )
     panels = [Panel("fair CRPS", crps, bottom=0), Panel("RMSE, spread", errors, bottom=0), correlation]
     if several:
-        panels.append(Panel("spread / skill", {"forecast": own.spread_skill}, {1.0: "calibrated"}))
+        panels.append(Panel("spread / skill", {"forecast": scores.spread_skill}, {1.0: "calibrated"}))
     return panels
 
 
 def _spectra(
-    forecast: Forecast, written: Written, own: ForecastScores | None, training: NDArray[np.float64] | None
+    forecast: Forecast, written: ForecastWritten, scores: ForecastScores | None, training: NDArray[np.float64] | None
 ) -> Mapping[str, Mapping[str, list[float]]]:
-    """Of the first variable at a few lead times, normalised: members, and the truth or the training data."""
-    found: dict[str, dict[str, list[float]]] = {}
-    leads = written.record.lead_times if own is None else own.leads
+    """Spectra of the first variable at a few lead times, normalised: members, and the truth or the training data."""
+    spectra: dict[str, dict[str, list[float]]] = {}
+    leads = written.record.lead_times if scores is None else scores.leads
     for i in shown_leads(len(leads), COLUMNS):
-        x = torch.stack([forecast.statistics.normalised(torch.tensor(one[:, i]))[:, :1] for one in written.x])
+        x = torch.stack([forecast.statistics.normalised(torch.tensor(members[:, i]))[:, :1] for members in written.x])
         curves = {"members": power_spectrum(x.double()).mean((0, 1))[0].numpy()}
         if written.truth is not None and i < written.record.known:
-            there = forecast.statistics.normalised(torch.tensor(written.truth[:, i]))[:, :1]
-            curves["truth"] = power_spectrum(there.double()).mean(0)[0].numpy()
+            truth = forecast.statistics.normalised(torch.tensor(written.truth[:, i]))[:, :1]
+            curves["truth"] = power_spectrum(truth.double()).mean(0)[0].numpy()
         elif training is not None:
             curves["training data"] = training[0]
-        found[f"lead {leads[i]:g}"] = {name: power[1:].tolist() for name, power in curves.items()}
-    return found
+        spectra[f"lead {leads[i]:g}"] = {name: power[1:].tolist() for name, power in curves.items()}
+    return spectra
 
 
-def _ranks(own: ForecastScores) -> Mapping[str, list[float]]:
-    return {f"lead {own.leads[i]:g}": own.ranks[i].tolist() for i in shown_leads(len(own.leads), COLUMNS)}
+def _ranks(scores: ForecastScores) -> Mapping[str, list[float]]:
+    return {f"lead {scores.leads[i]:g}": scores.ranks[i].tolist() for i in shown_leads(len(scores.leads), COLUMNS)}
 
 
-def _steady_panel(found: Stability) -> Panel:
+def _steady_panel(stability: Stability) -> Panel:
     lines = {}
     for number, name in enumerate(STEADY):
-        judged = ~np.isnan(found.bounds[0, :, number])  # the others never change, or have no such band
+        judged = ~np.isnan(stability.bounds[0, :, number])  # the others never change, or have no such band
         if judged.any():
-            lines[name] = Score(found.ratios[:, judged, number].mean(1))
-    return Panel("members / training data", lines, {one: f"{one}" for one in WITHIN}, log=True)
+            lines[name] = Score(stability.ratios[:, judged, number].mean(1))
+    return Panel("members / training data", lines, {bound: f"{bound}" for bound in WITHIN}, log=True)

@@ -29,7 +29,7 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """Of space. values: of its points, in their order, or none; way: 1 rising, -1 falling; place: as of `Coordinate`"""
+    """An axis of space. values: of points in order, or none; way: 1 rising, -1 falling; place: as of `Coordinate`"""
 
     label: str = ""
     values: tuple[float, ...] = ()
@@ -37,7 +37,7 @@ class Axis:
     place: str = ""
 
     def ticks(self, most: int) -> tuple[list[float], list[str]]:
-        """Where at most so many round numbers are, in points, and what they say; none where no values are known."""
+        """At most so many ticks at round numbers: their places in points, and their texts; none without values."""
         if len(self.values) < 2:
             return [], []
         low, high = min(self.values), max(self.values)
@@ -68,21 +68,21 @@ class Shown:
 
     @property
     def fields(self) -> dict[str, Array]:
-        """Those that share a scale, by their names, in the order in which they are shown."""
+        """Fields that share a scale, by their names, in the order in which they are shown."""
         truth = {} if self.truth is None else {"truth": self.truth}
         mean = {"mean": self.mean} if len(self.members) > 1 else {}
         return truth | mean | {f"member {i}": member for i, member in enumerate(self.members)}
 
     @property
     def scale(self) -> Normalize:
-        """Of truth and members, but for one value in a hundred; around 0 if that is among them."""
-        parts = [one[np.isfinite(one)] for name, one in self.fields.items() if name != "mean"]
+        """The range of truth and members without the outermost hundredth; symmetric where it contains 0."""
+        parts = [field[np.isfinite(field)] for name, field in self.fields.items() if name != "mean"]
         low, high = np.percentile(np.concatenate(parts), (0.5, 99.5)) if any(map(len, parts)) else (0.0, 1.0)
         most = max(-low, high)
         return Normalize(-most, most) if low < 0 < high else Normalize(low, high)
 
     def some(self, most: int) -> NDArray[np.int_]:
-        """Numbers of at most so many evenly spread ones of the times."""
+        """Indices of at most so many times, evenly spread."""
         return np.unique(np.linspace(0, len(self.times) - 1, min(most, len(self.times))).round().astype(int))
 
 
@@ -170,10 +170,10 @@ def write_animation(shown: Shown, path: Path) -> None:
     """Truth, mean and members over lead times as an animated WebP, written whole or not at all."""
     some = shown.some(MOVING)
     drawn = _moving_maps(shown, some) if shown.mean.shape[1] > 1 else _moving_lines(shown, some)
-    first, *others = drawn
+    first, *rest = drawn
     with whole(path) as aside:
         first.save(
-            aside, "WEBP", save_all=True, append_images=others, duration=MILLISECONDS, loop=0, quality=80, method=2
+            aside, "WEBP", save_all=True, append_images=rest, duration=MILLISECONDS, loop=0, quality=80, method=2
         )
 
 
@@ -188,7 +188,7 @@ def _moving_lines(shown: Shown, some: NDArray[np.int_]) -> Iterator[Image.Image]
     for name, color, dashes in (("mean", PALETTE[0], "-"), ("truth", "black", "--")):
         if name in shown.fields:
             (lines[name],) = axes.plot(point, 0.0 * point, color=color, linestyle=dashes, linewidth=2, label=name)
-    finite = np.concatenate([one[np.isfinite(one)] for one in shown.fields.values()])
+    finite = np.concatenate([field[np.isfinite(field)] for field in shown.fields.values()])
     low, high = np.percentile(finite, (0.1, 99.9)) if len(finite) else (0.0, 1.0)
     axes.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low) + 1e-12)
     places, numbers = shown.columns.ticks(7)

@@ -108,8 +108,8 @@ class Forecasting(Ranged):
                 "of arrays (trajectory, time, channel, space): .npz with `fields`, .npy, .h5, .nc or .zarr"
             )
         task = Forecast(self.past, self.frames, self.lead, self.difference, self.every, self.noise)
-        found = find_fields(source)[1]
-        frame = found.trajectories[0].shape[1:]
+        content = find_fields(source)[1]
+        frame = content.trajectories[0].shape[1:]
         each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
         shape = task.target(each)
         heavy = network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
@@ -124,14 +124,14 @@ class Forecasting(Ranged):
         parts += [self.trained_by] * (self.trained_by != "diffusion") + [self.window] * apart
         name = "-".join(parts)
         progress = progress or PlainReporter()
-        count, given = len(fields.trajectories), task.shape(shape)
+        count, observed = len(fields.trajectories), task.shape(shape)
         progress.note(
             f"{fields.name}: {count} trajectories, {len(fields):,} time steps of {fields.shape} (C, H, W)\n"
-            f"given: {task.past} frame(s), observed as {given} (C, H, W) with noise of {task.noise:g}\n"
+            f"given: {task.past} frame(s), observed as {observed} (C, H, W) with noise of {task.noise:g}\n"
             f"made: {task.frames} frame(s), {task.lead} step(s) apart"
         )
-        if found.note:
-            progress.note(f"{source}: {found.note}")
+        if content.note:
+            progress.note(f"{source}: {content.note}")
         if task.every == 1 and not task.noise:
             progress.note(
                 "the whole field is observed: if its law is deterministic, it has one future: a regression is enough"

@@ -89,13 +89,13 @@ class Refinement(NormalNoise):
         return z - expand(sigma, z) * output
 
     def _sigma(self, t: Tensor) -> Tensor:
-        """Of the noise in z_t: 0 at t = 1."""
+        """Standard deviation of the noise in z_t: 0 at t = 1."""
         return torch.where(t < 1, torch.exp(-self.schedule.log_snr(t) / 2), 0)
 
 
 @dataclass(frozen=True)
 class AtLevels(TimeSource):
-    """Times of another source, uniform in [0, 1), each moved on to that of a level."""
+    """Times of another source, uniform in [0, 1), each moved to the time of a level."""
 
     times: TimeSource
     levels: Levels
@@ -103,9 +103,9 @@ class AtLevels(TimeSource):
     ages = False
 
     def __call__(self, draws: Draws) -> BatchTimes:
-        found, count = self.times(draws), self.levels.refinements + 1
-        t = (torch.floor(count * found.t) + 1).clamp(max=count) / count
-        return found._replace(t=t, tau=torch.maximum(found.tau, t))
+        times, count = self.times(draws), self.levels.refinements + 1
+        t = (torch.floor(count * times.t) + 1).clamp(max=count) / count
+        return times._replace(t=t, tau=torch.maximum(times.tau, t))
 
 
 @dataclass(frozen=True)

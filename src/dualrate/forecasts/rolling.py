@@ -67,8 +67,8 @@ class RollingDenoising(WeightedDenoising):
         errors = self.weighted_errors(x, self.model.denoise(z_t, t, context.aged(), cond), t)
         logs, total = {f"loss_frame{k}": error for k, error in enumerate(errors.detach().mean(0))}, errors.mean()
         if context.x_hat is not None:
-            own = self.weighted_errors(x, context.x_hat, tau).mean()
-            logs["encoder_loss"], total = own.detach(), total + own
+            encoder_error = self.weighted_errors(x, context.x_hat, tau).mean()
+            logs["encoder_loss"], total = encoder_error.detach(), total + encoder_error
         return Loss(total, logs)
 
     def weighted_errors(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class Rolling(NormalNoise, Ranged):
         return Gaussian(self._frames(from_z, z_t) * z_t + self._frames(from_x, z_t) * x, self._frames(variance, z_t))
 
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
-        """Of v: x = alpha z - sigma v of every frame. log_snr: of the clock."""
+        """x = alpha z - sigma v of every frame, where the output is v. log_snr: of the clock."""
         t = (FIRST - log_snr) / RANGE if self.frames > 1 else self.schedule.time(log_snr)
         frames = _infinite_at_0(self.schedule, self.frame_times(t))
         return self._frames(alpha(frames), z) * z - self._frames(sigma(frames), z) * output
@@ -123,8 +123,8 @@ class Rolling(NormalNoise, Ranged):
 
     def _frames(self, value: Tensor, like: Tensor) -> Tensor:
         """(..., F) -> (..., F C, 1, 1): a number for every frame, to multiply windows by."""
-        channels, odd = divmod(like.shape[-3], self.frames)
-        if odd:
+        channels, remainder = divmod(like.shape[-3], self.frames)
+        if remainder:
             raise ValueError(
                 f"windows of {self.frames} frames have a multiple of so many channels, not {like.shape[-3]}"
             )
@@ -144,11 +144,11 @@ def _of_frames(process: Rolling, t: Tensor) -> Tensor:
 
 @once
 def _transition(process: Rolling, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every frame."""
+    """The two numbers of `transition_of`, (..., F) each: of every frame."""
     return transition_of(_of_frames(process, s), _of_frames(process, t))
 
 
 @once
 def _posterior(process: Rolling, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every frame."""
+    """The three numbers of `posterior_of`, (..., F) each: of every frame."""
     return posterior_of(_of_frames(process, t), _of_frames(process, s))

@@ -15,7 +15,7 @@ batch that was killed is drawn again from its start, and what is not there is wr
 Start i has the key i + seed; noise of window w of member m has key + 2^20 w + 2^40 m, that of what is observed too. So
 the first window is what `Drawer` draws, and the number of members decides no frame. Batches act on rounding alone,
 which a chaotic roll-out amplifies. What goes on from a window are its frames: a roll-out that was interrupted goes on
-with the same bits. forecast_folder.py keeps them.
+with the same bits. folder.py keeps them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Frame = NDArray[np.float32]
 
 
 def forecast_of(model: Model) -> Forecast:
-    """What the model is given and makes. Raises ValueError for one that is no forecast."""
+    """The condition of a model that forecasts. Raises ValueError for a model that does not."""
     if not isinstance(condition := model.experiment.condition, Forecast):
         raise ValueError(
             f"{model.name} is no forecast: `dualrate sample` draws what it makes, and `dualrate train forecast` trains "
@@ -63,7 +63,7 @@ def frame_shape(model: Model) -> Shape:
 
 
 def with_stride(model: Model, stride: int) -> Model:
-    """The same model, of whose windows every `stride`-th frame alone is made: the others cost nothing.
+    """A model that makes every `stride`-th frame of a window alone: the rest cost nothing.
 
     Raises ValueError for a model whose frames are not made each by themselves, and where none would be left.
     """
@@ -96,7 +96,7 @@ def with_stride(model: Model, stride: int) -> Model:
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class FrameBlock:
     """New frames of some members of some starts. x: (n, m, f, C, H, W) float32, in the data's units, on the host."""
 
     starts: range
@@ -106,7 +106,7 @@ class Piece:
 
 
 def costs(drawer: Drawer) -> dict[str, float]:
-    """frames: that come at once; first_window, later_window: multiply-adds of a member for them.
+    """Cost of a window. frames: of one window; first_window, later_window: multiply-adds of a member for these.
 
     A roll makes one frame by one heavy call, whatever the plan's. Before the first one of them a window goes through as
     many whole clocks as it has frames, of which each has a heavy call where contexts age.
@@ -122,9 +122,9 @@ def costs(drawer: Drawer) -> dict[str, float]:
 
 def window_cost(drawer: Drawer) -> int:
     """Multiply-adds of a member's first window: of one that rolls, of as many frames."""
-    found = costs(drawer)
-    later = forecast_of(drawer.model).frames / found["frames"] - 1
-    return round(found["first_window"] + later * found["later_window"])
+    cost = costs(drawer)
+    later = forecast_of(drawer.model).frames / cost["frames"] - 1
+    return round(cost["first_window"] + later * cost["later_window"])
 
 
 Earlier = Callable[[range, range], Frame]  # starts, members -> their frames that are there, (n, m, f, C, H, W)
@@ -171,7 +171,7 @@ def roll_out(
     seed: int = 0,
     earlier: Earlier | None = None,
     observed: bool = False,
-) -> Iterator[Piece]:
+) -> Iterator[FrameBlock]:
     """Roll out all members of some starts: a batch of rows to its end, then the next; only the last frames are held.
 
     drawer:   its members are those of each start, its batch size the rows at a time
@@ -186,18 +186,18 @@ def roll_out(
     denoiser = drawer.denoiser
     for some, members in parts(len(past), drawer):
         keys = torch.tensor(some, dtype=torch.int64, device=drawer.model.device) + seed
-        there = None if earlier is None else earlier(some, members)
-        first = 0 if there is None else there.shape[2]
+        before = None if earlier is None else earlier(some, members)
+        first = 0 if before is None else before.shape[2]
         if first >= frames:
             continue
-        own = past[some.start : some.stop]
+        start_frames = past[some.start : some.stop]
         if isinstance(drawer.model.process, Rolling):
-            made = _rolled(drawer, denoiser, own, keys, members, first, observed)
+            windows = _rolled(drawer, denoiser, start_frames, keys, members, first, observed)
         else:
-            made = _windows(drawer, denoiser, own, keys, members, there, observed)
-        for begun, new in made:
+            windows = _windows(drawer, denoiser, start_frames, keys, members, before, observed)
+        for begun, new in windows:
             now = range(begun, min(begun + new.shape[2], frames))
-            yield Piece(some, members, now, new[:, :, : len(now)].numpy())
+            yield FrameBlock(some, members, now, new[:, :, : len(now)].numpy())
             if now.stop == frames:
                 break
 
@@ -208,21 +208,21 @@ def _windows(
     start: Tensor,
     keys: Tensor,
     members: range,
-    there: Frame | None,
+    before: Frame | None,
     observed: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """The windows that are not there, without end: the number of their first frame, and (n, m, f, C, H, W)."""
-    forecast, held = forecast_of(drawer.model), start[:, None].expand(-1, len(members), *[-1] * 4)
-    window = 0 if there is None else there.shape[2] // forecast.frames
-    if there is not None and window:
+    forecast, past = forecast_of(drawer.model), start[:, None].expand(-1, len(members), *[-1] * 4)
+    window = 0 if before is None else before.shape[2] // forecast.frames
+    if before is not None and window:
         stop = window * forecast.frames
-        latest = torch.tensor(np.asarray(there[:, :, max(0, stop - forecast.past) : stop]))
-        held = torch.cat((held, latest), 2)[:, :, -forecast.past :]
+        latest = torch.tensor(np.asarray(before[:, :, max(0, stop - forecast.past) : stop]))
+        past = torch.cat((past, latest), 2)[:, :, -forecast.past :]
     while True:
         still = max(0, forecast.past - window * forecast.frames) if observed else 0
-        new = _window(drawer, denoiser, held, keys, members, window, still)
+        new = _window(drawer, denoiser, past, keys, members, window, still)
         yield window * forecast.frames, new
-        held, window = torch.cat((held, new), 2)[:, :, -forecast.past :], window + 1
+        past, window = torch.cat((past, new), 2)[:, :, -forecast.past :], window + 1
 
 
 def _rolled(

@@ -23,8 +23,8 @@ ensemble within
 
     [0.8 / (1 + c), 1.25 (1 + c)],   c = 3 s / (m sqrt(n))      m, s: mean and deviation over training frames
 
-c is what chance moves the mean of n independent frames by. n counts starts of a trajectory as one, and so it does
-members of a start: they are that near at first.
+c is what chance moves the mean of n independent frames by. n counts trajectories: starts of one trajectory, and members
+of one start, are alike at first, so that they are not independent.
 
 Every score is a function of means over starts. An interval resamples groups of starts, such as those of a trajectory,
 which tell the same twice. The n groups are drawn as `distances` draws vectors, without the (n - 1) / n by which few
@@ -91,8 +91,8 @@ def power_spectrum(fields: Tensor) -> Tensor:
     if width % 2 == 0:
         twice[-1] = 1
     power = torch.fft.rfft2(fields).abs().square() * (twice / (height * width) ** 2)
-    found = power.new_zeros(*fields.shape[:-2], int(ring.max()) + 1)
-    return found.index_add_(-1, ring.flatten(), power.flatten(-2))
+    spectrum = power.new_zeros(*fields.shape[:-2], int(ring.max()) + 1)
+    return spectrum.index_add_(-1, ring.flatten(), power.flatten(-2))
 
 
 def _rings(height: int, width: int) -> Tensor:
@@ -152,7 +152,7 @@ def steady_numbers(now: Tensor, before: Tensor) -> Tensor:
         power[..., band].sum(-1) if band.any() else torch.full_like(power[..., 0], torch.nan)
         for band in _bands(power.shape[-1], side)
     ]
-    change, variance = ((one.square().mean((-2, -1))) for one in (now - before, now))
+    change, variance = ((field.square().mean((-2, -1))) for field in (now - before, now))
     return torch.stack([change.sqrt(), variance, *bands], -1)
 
 
@@ -185,22 +185,22 @@ class Stability:
         """members: (T, C, 5) means over starts and members; training: (K, C, 5); starts: how many are independent."""
         mean, deviation = training.mean(0), training.std(0, correction=min(1, len(training) - 1))
         faint = FAINT * mean[:, 1:2]
-        known = torch.cat([mean[:, :2], mean[:, 2:].clamp(min=faint)], 1)
-        found = torch.cat([members[..., :2], members[..., 2:].clamp(min=faint)], -1)
-        chance = 1 + DEVIATIONS * deviation / (known * math.sqrt(starts))
+        expected = torch.cat([mean[:, :2], mean[:, 2:].clamp(min=faint)], 1)
+        observed = torch.cat([members[..., :2], members[..., 2:].clamp(min=faint)], -1)
+        chance = 1 + DEVIATIONS * deviation / (expected * math.sqrt(starts))
         bounds = torch.stack([WITHIN[0] / chance, WITHIN[1] * chance])
-        ratios = (found / known).numpy()
+        ratios = (observed / expected).numpy()
         if not from_start:
             ratios[0, :, 0] = np.nan
         return Stability(np.asarray(leads), tuple(channels), ratios, bounds.numpy(), from_start)
 
     @property
     def outside(self) -> NDArray[np.bool_]:
-        """(T, C, 5): which are not those of a stable ensemble. One that is not finite is not; an empty band is."""
+        """(T, C, 5) bool: ratios out of bounds. A ratio that is not finite is; that of an empty band is not."""
         low, high = self.bounds
-        found = ~((self.ratios >= low) & (self.ratios <= high)) & ~np.isnan(self.bounds[0])
-        found[0, :, 0] &= self.from_start
-        return found
+        outside = ~((self.ratios >= low) & (self.ratios <= high)) & ~np.isnan(self.bounds[0])
+        outside[0, :, 0] &= self.from_start
+        return outside
 
     @property
     def first(self) -> int | None:
@@ -209,7 +209,7 @@ class Stability:
         return int(failed.argmax()) if failed.any() else None
 
     def __str__(self) -> str:
-        """For people, a line."""
+        """A line that says whether the members are stable, or where they are not."""
         what = "rate of change, variance and power in three bands of members"
         within = f"within [{WITHIN[0]}, {WITHIN[1]}] of the training data's, and what chance adds"
         if self.first is None:
@@ -371,26 +371,26 @@ class ForecastScorer:
                 Rates mean nothing where the frames of a member were drawn apart from each other.
         Raises ValueError for shapes that differ, other numbers of lead times, and truth that is not finite.
         """
-        found: list[dict[str, Tensor]] = []
+        rows: list[dict[str, Tensor]] = []
         counts: list[Tensor] = []
         before = None if start is None else self._in_units(start[:, None], start)
         for members, truth in frames:
-            if len(found) == len(self._leads):
-                raise ValueError(f"got more lead times than the {len(found)} of this scorer; give it all of them")
+            if len(rows) == len(self._leads):
+                raise ValueError(f"got more lead times than the {len(rows)} of this scorer; give it all of them")
             self._check(members, truth, None if before is None else before[1])
             now = self._in_units(members, truth)
-            row, count = self._scored(*now, before, len(found))
-            found.append(row)
+            row, count = self._scored(*now, before, len(rows))
+            rows.append(row)
             counts.append(count)
             before = now
-        if len(found) < len(self._leads):
-            raise ValueError(f"got {len(found)} lead times, expected the {len(self._leads)} of this scorer: give all")
-        self._rows.append({name: torch.stack([row[name] for row in found], 1) for name in found[0]})
+        if len(rows) < len(self._leads):
+            raise ValueError(f"got {len(rows)} lead times, expected the {len(self._leads)} of this scorer: give all")
+        self._rows.append({name: torch.stack([row[name] for row in rows], 1) for name in rows[0]})
         self._ranks = self._ranks + torch.stack(counts)
-        self._starts += len(found[0]["crps"])
+        self._starts += len(rows[0]["crps"])
 
     def scores(self, groups: Tensor | None = None, *, resamples: int = 1000, seed: int = 0) -> ForecastScores:
-        """Of all starts so far, in the order in which they came.
+        """Scores of all starts that were added, in the order in which they came.
 
         groups: (N,) int64, one number for all starts of a trajectory, which are not independent of each other; None:
                 each start is independent of the others
@@ -409,16 +409,18 @@ class ForecastScorer:
         for lead in range(len(self._leads)):
             means = {name: torch.tensordot(weights, part[:, lead], 1) for name, part in rows.items()}
             leads.append(_from_means(means, count, max(height, width)))
-        found = {name: torch.stack([lead[name] for lead in leads], 1) for name in leads[0]}
+        replicates = {name: torch.stack([lead[name] for lead in leads], 1) for name in leads[0]}
         for name, curve in (("until", "correlation"), ("until_member", "correlation_member")):
-            found[name] = torch.stack([time_until(found[curve], self._leads, one) for one in THRESHOLDS], 1)
-        distance = found["spectrum"]  # of a resample it is too long by what chance adds to it a second time
+            replicates[name] = torch.stack(
+                [time_until(replicates[curve], self._leads, threshold) for threshold in THRESHOLDS], 1
+            )
+        distance = replicates["spectrum"]  # of a resample it is too long by what chance adds to it a second time
         distance[1:] = (distance[:1] + distance[1:] - distance[1:].mean(0)).clamp(min=0)
         return ForecastScores(
             self._starts,
             count,
             self._leads.numpy(),
-            **{name: Score(part[0].numpy(), part[1:].numpy(), count_of(groups)) for name, part in found.items()},
+            **{name: Score(part[0].numpy(), part[1:].numpy(), count_of(groups)) for name, part in replicates.items()},
             ranks=(self._ranks / self._ranks.sum(1, keepdim=True)).numpy(),
             power=rows["power"].mean(0).numpy(),
             power_truth=rows["power_truth"].mean(0).numpy(),
@@ -431,7 +433,7 @@ class ForecastScorer:
         return members.cpu().double() / scale, truth.cpu().double() / scale
 
     def _check(self, members: Tensor, truth: Tensor, before: Tensor | None) -> None:
-        """And learns the shape from the first members."""
+        """Check shapes, and keep that of the first members."""
         if members.ndim != 5 or members[:, 0].shape != truth.shape:
             raise ValueError(
                 f"got members {tuple(members.shape)} and truth {tuple(truth.shape)} at a lead time; expected "
@@ -451,21 +453,21 @@ class ForecastScorer:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """By start (n, ...) whatever `_from_means` takes the mean of; and how many points have each rank, (M + 1,)."""
         (starts, count), mean = x.shape[:2], x.mean(1)
-        own = torch.arange(self._starts, self._starts + starts)
-        ranked = rank(x, y, Draws(self._seed, own).uniform(f"rank {lead}", *y.shape[1:]))
+        numbers = torch.arange(self._starts, self._starts + starts)
+        ranked = rank(x, y, Draws(self._seed, numbers).uniform(f"rank {lead}", *y.shape[1:]))
         outer = ((ranked == 0) | (ranked == count)).double().flatten(1).mean(1)
         unknown = torch.full((starts,), torch.nan, dtype=torch.float64)
         change, change_truth = (
             (unknown, unknown) if before is None else (_norm(x - before[0], 2).mean(1), _norm(y - before[1], 1))
         )
-        members, of_mean, there = self._anomalies(x), self._anomalies(mean), self._anomalies(y)
+        members, of_mean, of_truth = self._anomalies(x), self._anomalies(mean), self._anomalies(y)
         row = {
             "crps": fair_crps(x, y),
             "square": (mean - y).square().flatten(1).mean(1),
             "square_member": (x - y[:, None]).square().flatten(1).mean(1),
             "variance": x.var(1).flatten(1).mean(1) if count > 1 else unknown,
-            "correlation": correlation(of_mean, there),
-            "correlation_member": correlation(members, there[:, None]).mean(1),
+            "correlation": correlation(of_mean, of_truth),
+            "correlation_member": correlation(members, of_truth[:, None]).mean(1),
             "change": change,
             "change_truth": change_truth,
             "outer": outer,
@@ -486,7 +488,7 @@ def _norm(fields: Tensor, batch: int) -> Tensor:
 
 
 def count_of(groups: Tensor) -> int:
-    """How many there are."""
+    """The number of different groups."""
     return len(groups.unique())
 
 

@@ -63,7 +63,7 @@ def etdrk4(linear: Tensor, nonlinear: Callable[[Tensor], Tensor], dt: float) -> 
 
 
 class System(Ranged, ABC):
-    """What makes trajectories of one channel. A subclass is a frozen dataclass.
+    """A system that makes trajectories of one channel. A subclass is a frozen dataclass.
 
     every: time from frame to frame; periodic: whether opposite edges meet
     """
@@ -120,15 +120,15 @@ class Simulation(System):
         """Random smooth states, one a row."""
 
     @cached_property
-    def kept(self) -> Tensor:
+    def unaliased(self) -> Tensor:
         """(H, W / 2 + 1) bool: modes below a third of the points on each axis."""
         height, width = self.grid
         rows, columns = torch.fft.fftfreq(height, 1 / height).abs()[:, None], torch.arange(width // 2 + 1)
         return (3 * rows < height) & (3 * columns < width)
 
     def spectrum(self, u: Tensor) -> Tensor:
-        """Modes of a state, those that are kept."""
-        return torch.fft.rfft2(u) * self.kept
+        """Modes of a state, without those that alias."""
+        return torch.fft.rfft2(u) * self.unaliased
 
     def field(self, modes: Tensor) -> Tensor:
         return torch.fft.irfft2(modes, s=self.grid)
@@ -151,9 +151,9 @@ class Simulation(System):
         self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
     ) -> NDArray[np.float32]:
         """As of `System`, on the attractor. Raises FloatingPointError too, for what left the finite numbers."""
-        made = _empty(trajectories, frames, self.grid)
+        array = _empty(trajectories, frames, self.grid)
         for first in range(0, trajectories, AT_A_TIME):
-            here = made[first : first + AT_A_TIME]
+            here = array[first : first + AT_A_TIME]
             u = self.advance(self.start(Draws(seed, torch.arange(first, first + AT_A_TIME))), self.burn_in)
             states = self.follow(u)
             for frame in range(frames):
@@ -162,7 +162,7 @@ class Simulation(System):
                 u = next(states) if frame + 1 < frames else u
             if not np.isfinite(here).all():
                 raise FloatingPointError(f"{self} is not finite after some steps: give a smaller dt")
-        return made
+        return array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class KuramotoSivashinsky(Simulation):
 
     @cached_property
     def _minus_half_ik(self) -> Tensor:
-        return -0.5j * _frequencies(self.points, self.length) * self.kept
+        return -0.5j * _frequencies(self.points, self.length) * self.unaliased
 
     def nonlinear(self, modes: Tensor) -> Tensor:
         return self._minus_half_ik * torch.fft.rfft(torch.fft.irfft(modes, self.points).square())
@@ -203,7 +203,7 @@ class KuramotoSivashinsky(Simulation):
         return torch.fft.irfft(modes, self.points)
 
     def spectrum(self, u: Tensor) -> Tensor:
-        return torch.fft.rfft(u) * self.kept
+        return torch.fft.rfft(u) * self.unaliased
 
     def start(self, draws: Draws) -> Tensor:
         """Cosines and sines of the four longest waves with normal amplitudes."""
@@ -249,7 +249,7 @@ class Kolmogorov(Simulation):
 
     @property
     def wavenumbers(self) -> tuple[Tensor, Tensor]:
-        """Of rows (H, 1) and of columns (W / 2 + 1,), in radians a length."""
+        """Wavenumbers of rows (H, 1) and of columns (W / 2 + 1,), in radians a length."""
         rows = torch.fft.fftfreq(self.points, 1 / self.points, dtype=torch.float64)
         return rows[:, None], _frequencies(self.points, 2 * math.pi)
 
@@ -266,13 +266,13 @@ class Kolmogorov(Simulation):
     def _velocity_of(self) -> Tensor:
         """(2, H, W / 2 + 1): by which modes of the vorticity become those of the velocity (x, y)."""
         rows, columns = self.wavenumbers
-        inverse = self.kept / self._k_squared.clamp_min(1)  # the mean has no velocity: its wavenumbers are zero
+        inverse = self.unaliased / self._k_squared.clamp_min(1)  # the mean has no velocity: its wavenumbers are zero
         return torch.stack([1j * rows * inverse, -1j * columns * inverse])
 
     @cached_property
     def _minus_divergence(self) -> Tensor:
         rows, columns = self.wavenumbers
-        return -1j * torch.stack([columns.expand(rows.shape[0], -1), rows.expand(-1, len(columns))]) * self.kept
+        return -1j * torch.stack([columns.expand(rows.shape[0], -1), rows.expand(-1, len(columns))]) * self.unaliased
 
     @cached_property
     def _force(self) -> Tensor:
@@ -339,8 +339,8 @@ class MovingGarments(System):
         self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
     ) -> NDArray[np.float32]:
         """As of `System`. Raises what fetching Fashion-MNIST raises."""
-        made, draws = _empty(trajectories, frames, (self.side, self.side)), Draws(seed, torch.arange(trajectories))
-        made[:] = 0
+        array, draws = _empty(trajectories, frames, (self.side, self.side)), Draws(seed, torch.arange(trajectories))
+        array[:] = 0
         images = load_images("fashion-mnist", split="train", progress=progress).images
         chosen = (draws.uniform("garment", self.garments) * len(images)).long().numpy()
         corners = self.paths(draws, frames).round().long().numpy()
@@ -349,11 +349,11 @@ class MovingGarments(System):
             whole = images[chosen[s]].astype(np.float32)[:, 0] / 255
             small = whole.reshape(-1, size, self.shrink, size, self.shrink).mean((2, 4))
             for garment, path in zip(small, corners[s], strict=True):
-                for frame, (y, x) in zip(made[s, :, 0], path, strict=True):
+                for frame, (y, x) in zip(array[s, :, 0], path, strict=True):
                     place = frame[y : y + size, x : x + size]
                     np.maximum(place, garment, out=place)
             progress((s + 1) * frames, trajectories * frames, SIMULATING)
-        return made
+        return array
 
 
 SIMULATIONS: dict[str, tuple[System, int, int]] = {  # name -> system, trajectories and frames of `read_fields`

@@ -17,7 +17,7 @@ Sources, of which the large ones are read where they lie, frame by frame:
 
 Frames on two sides of a gap in time do not follow each other: `Timing.breaks` says where the gaps are.
 
-The extra `forecast` reads HDF5, NetCDF and zarr, once field_files.py has looked at what they hold.
+The extra `forecast` reads HDF5, NetCDF and zarr, once file_checks.py has looked at what they hold.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Trajectory(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Timing:
-    """Of a trajectory, where its source says it.
+    """Times of a trajectory, where its source says them.
 
     step:   between frames, of dates in hours; None if it is not one
     breaks: frames that do not follow the one before
@@ -127,13 +127,15 @@ class Lazy:
 
 
 def timing_of(trajectory: Trajectory) -> Timing:
-    """What is known of its times; `breaks` are where it has gaps."""
+    """The timing of a trajectory; `breaks` are where it has gaps."""
     return trajectory.timing if isinstance(trajectory, Lazy) else Timing()
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """splits: by their names; of a source that names none, one without a name.
+class FieldSource:
+    """The content of a source of fields.
+
+    splits: by their names; of a source that names none, one without a name
 
     axes: of space, their names and whether their coordinates rise or fall, where the source says it
     note: in words, what a user may not expect of how it was read; empty: nothing
@@ -149,8 +151,8 @@ class Found:
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """Of all splits."""
-        return [one for part in self.splits.values() for one in part]
+        """The trajectories of all splits."""
+        return [trajectory for part in self.splits.values() for trajectory in part]
 
 
 def is_fields(source: str | Path) -> bool:
@@ -167,8 +169,8 @@ def is_fields(source: str | Path) -> bool:
     return path.suffix in SUFFIXES or (path.is_dir() and bool(_hdf5_files(path)))
 
 
-def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[str, Found]:
-    """What a source is called, and its trajectories, whose frames are not read yet.
+def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[str, FieldSource]:
+    """The name of a source, and its trajectories, whose frames are not read yet.
 
     Raises as `forecast.read_fields`.
     """
@@ -180,14 +182,14 @@ def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[st
         return printable(path.name), _pictures(path)
     if not path.exists():
         raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
-    found = _read_file(path)
-    for one in found.trajectories[:1]:
-        check_names(str(path), found.variables, one.shape[1])
-        check_size(f"{path}: a frame {one.shape[1:]}", 4 * math.prod(one.shape[1:]))
-    return printable(path.stem), found
+    fields = _read_file(path)
+    for trajectory in fields.trajectories[:1]:
+        check_names(str(path), fields.variables, trajectory.shape[1])
+        check_size(f"{path}: a frame {trajectory.shape[1:]}", 4 * math.prod(trajectory.shape[1:]))
+    return printable(path.stem), fields
 
 
-def _read_file(path: Path) -> Found:
+def _read_file(path: Path) -> FieldSource:
     if path.is_dir() and path.suffix != ".zarr":
         return _hdf5(_hdf5_files(path), path)
     if path.suffix in HDF5:
@@ -197,10 +199,10 @@ def _read_file(path: Path) -> Found:
     check_regular(path)
     if path.suffix == ".npz":
 
-        def wanted(there: list[str]) -> list[str]:
-            if FIELDS not in there:
-                raise ValueError(f"{path} has the arrays {', '.join(there) or 'none'}; expected {FIELDS}: {EXPECTED}")
-            return [name for name in (FIELDS, "variables", "step") if name in there]
+        def wanted(members: list[str]) -> list[str]:
+            if FIELDS not in members:
+                raise ValueError(f"{path} has the arrays {', '.join(members) or 'none'}; expected {FIELDS}: {EXPECTED}")
+            return [name for name in (FIELDS, "variables", "step") if name in members]
 
         arrays = read_arrays(path, wanted)
         names = tuple(map(str, np.atleast_1d(arrays["variables"]))) if "variables" in arrays else None
@@ -228,20 +230,20 @@ def step_of(path: Path, step: NDArray[Any] | None) -> float | None:
     return None if np.isnan(step.item()) else float(step.item())
 
 
-def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, step: float | None) -> Found:
+def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, step: float | None) -> FieldSource:
     shape = array.shape
     check_count(source, shape[0] if shape else 0)
     if len(shape) not in (4, 5) or 0 in shape or array.dtype.kind not in "fiu":
         single = "; of one trajectory give array[None], without channels array[None, :, None]" * (len(shape) == 3)
         raise ValueError(f"{source} is {array.dtype} {shape}; expected numbers {EXPECTED}{single}")
     if len(shape) == 5:
-        return Found({"": list(array)}, names or numbered(shape[2]), step)
+        return FieldSource({"": list(array)}, names or numbered(shape[2]), step)
     note = (
         f"its axes {shape} are read as (trajectory, time, channel, x); if they are (trajectory, time, y, x), give "
         "array[:, :, None]"
     )
     note = "" if shape[2] == 1 or names else note
-    return Found({"": list(array[:, :, :, None])}, names or numbered(shape[2]), step, note=note)
+    return FieldSource({"": list(array[:, :, :, None])}, names or numbered(shape[2]), step, note=note)
 
 
 def check_names(source: str, names: tuple[str, ...] | None, channels: int) -> None:
@@ -264,7 +266,7 @@ def numbered(channels: int) -> tuple[str, ...]:
     return ("u",) if channels == 1 else tuple(f"u{i}" for i in range(channels))
 
 
-def _simulated(name: str, progress: DataProgress) -> Found:
+def _simulated(name: str, progress: DataProgress) -> FieldSource:
     """Made with seed 0, or read from the cache."""
     system, trajectories, frames = SIMULATIONS[name]
     made_as = json.dumps([1, name, asdict(system), trajectories, frames])  # pyright: ignore[reportArgumentType]
@@ -278,11 +280,11 @@ def _simulated(name: str, progress: DataProgress) -> Found:
         return _of_array(name, np.load(file, mmap_mode="r", allow_pickle=False), system.variables, system.every)
 
 
-def _pictures(path: Path) -> Found:
+def _pictures(path: Path) -> FieldSource:
     """A trajectory a folder, or the pictures of one folder; all in colours where any picture is."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: name one of a folder of pictures for each trajectory")
-    folders = _by_number(path, [one for one in path.iterdir() if one.is_dir() and not hidden(one.name)])
+    folders = _by_number(path, [entry for entry in path.iterdir() if entry.is_dir() and not hidden(entry.name)])
     listed = [_by_number(folder, images_below(folder)) for folder in folders or [path]]
     if empty := [folder.name for folder, files in zip(folders, listed, strict=bool(folders)) if not files]:
         raise ValueError(f"{path} has folders without pictures ({', '.join(empty[:5])}): remove or fill them")
@@ -295,8 +297,8 @@ def _pictures(path: Path) -> Found:
     def trajectory(files: list[Path]) -> Lazy:
         def read(start: int, end: int) -> NDArray[np.float32]:
             pictures = [image_of(name, item, options) for name, item in named(path, files[start:end])]
-            if odd := [files[start + i] for i, one in enumerate(pictures) if one.shape != first.shape]:
-                raise ValueError(f"{odd[0]} is not {first.shape[2]} x {first.shape[1]} pixels, as {listed[0][0]} is")
+            if wrong := [files[start + i] for i, picture in enumerate(pictures) if picture.shape != first.shape]:
+                raise ValueError(f"{wrong[0]} is not {first.shape[2]} x {first.shape[1]} pixels, as {listed[0][0]} is")
             return to_float(np.stack(pictures)).numpy()
 
         return Lazy((len(files), *first.shape), read, source=path)  # pyright: ignore[reportArgumentType]
@@ -304,7 +306,7 @@ def _pictures(path: Path) -> Found:
     variables, note = ("red", "green", "blue") if any(in_colours) else ("grey",), ""
     if 0 < (grey := in_colours.count(False)) < len(in_colours):
         note = f"{grey} of its {len(in_colours)} pictures are grey, and read as colours"
-    return Found({"": [trajectory(files) for files in listed]}, variables, None, note=note)
+    return FieldSource({"": [trajectory(files) for files in listed]}, variables, None, note=note)
 
 
 def _by_number(folder: Path, paths: Sequence[Path]) -> list[Path]:
@@ -324,52 +326,54 @@ def _with_extra() -> Iterator[None]:
 
 def _hdf5_files(folder: Path) -> list[tuple[str, Path]]:
     """(split or "", file) of the HDF5 files in a folder, or in its folders of splits."""
-    found = [(folder, "")] + [
-        (one, one.name) for one in sorted(folder.iterdir()) if one.is_dir() and split_named(one.name)
+    places = [(folder, "")] + [
+        (entry, entry.name) for entry in sorted(folder.iterdir()) if entry.is_dir() and split_named(entry.name)
     ]
-    files = [(name, file) for place, name in found for file in sorted(place.iterdir()) if file.suffix in HDF5]
+    files = [(name, file) for place, name in places for file in sorted(place.iterdir()) if file.suffix in HDF5]
     return [(name or next(filter(split_named, re.split("[^A-Za-z]+", file.stem)), ""), file) for name, file in files]
 
 
-def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> Found:
+def _hdf5(files: Sequence[tuple[str, Path]], source: Path) -> FieldSource:
     with _with_extra():
         import h5py
     splits: dict[str, list[Trajectory]] = {}
-    founds: list[Found] = []
+    all_fields: list[FieldSource] = []
     for name, path in files:
         with naming(path), reading(path, "HDF5"):
             check_hdf5(path)
-            own = _of_file(h5py.File(path, "r"), path, name)  # stays open: frames are read from it later
-        founds.append(own)
-        for what, mine, known in (
-            ("variables", own.variables, founds[0].variables),
-            ("axes of space", own.axes, founds[0].axes),
+            fields = _of_file(h5py.File(path, "r"), path, name)  # stays open: frames are read from it later
+        all_fields.append(fields)
+        for what, mine, expected in (
+            ("variables", fields.variables, all_fields[0].variables),
+            ("axes of space", fields.axes, all_fields[0].axes),
         ):
-            if mine != known:
-                raise ValueError(f"{path} has the {what} {mine}, another file of {source} has {known}")
-        for mine, known in own.metadata.differences(founds[0].metadata, own.variables):
-            raise ValueError(f"{path} has {mine}, another file of {source} has {known}: bring them to one")
-        for split, part in own.splits.items():
+            if mine != expected:
+                raise ValueError(f"{path} has the {what} {mine}, another file of {source} has {expected}")
+        for mine, expected in fields.metadata.differences(all_fields[0].metadata, fields.variables):
+            raise ValueError(f"{path} has {mine}, another file of {source} has {expected}: bring them to one")
+        for split, part in fields.splits.items():
             splits.setdefault(split, []).extend(part)
-    if not founds:
+    if not all_fields:
         raise ValueError(f"{source} holds no HDF5 files: name a folder of them, or {FRAMES}FOLDER for one of pictures")
     if len(splits) > 1 and "" in splits:
         names = ", ".join(file.name for _, file in files)
         raise ValueError(f"{source}: some of its HDF5 files name a split and others do not ({names})")
-    note, first = next((own.note for own in founds if own.note), ""), founds[0]
-    return Found(splits, first.variables, _common(own.step for own in founds), first.axes, note, first.metadata)
+    note, first = next((fields.note for fields in all_fields if fields.note), ""), all_fields[0]
+    return FieldSource(
+        splits, first.variables, _common(fields.step for fields in all_fields), first.axes, note, first.metadata
+    )
 
 
-def _of_file(file: Any, path: Path, split: str) -> Found:
-    own = _pdearena(file, path) or _well(file, path, split)
-    if own is None:
+def _of_file(file: Any, path: Path, split: str) -> FieldSource:
+    fields = _pdearena(file, path) or _well(file, path, split)
+    if fields is None:
         inside: list[str] = []
         file.visit(lambda name: inside.append(name) or (len(inside) > 12 or None))
         raise ValueError(
             f"{path} holds {some_of(inside, 12) or 'nothing'}; expected the groups train, valid or test with pde_* "
             "or fields (trajectory, time, y, x), or t0_fields, t1_fields"
         )
-    return own
+    return fields
 
 
 def _check_parts(path: Path, parts: Sequence[Any]) -> None:
@@ -380,11 +384,11 @@ def _check_parts(path: Path, parts: Sequence[Any]) -> None:
 
 def _common(steps: Iterable[float | None]) -> float | None:
     """The step that all have; None if they differ."""
-    found = set(steps)
-    return found.pop() if len(found) == 1 else None
+    distinct = set(steps)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
-def _pdearena(file: Any, path: Path) -> Found | None:
+def _pdearena(file: Any, path: Path) -> FieldSource | None:
     splits: dict[str, list[Trajectory]] = {}
     kinds: set[tuple[str, ...]] = set()
     steps: set[float | None] = set()
@@ -421,8 +425,8 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         points = _coordinates(path, group, dict.fromkeys((*SAME_AXIS, *SAME_AXIS.values())), count, space)
         clock = text_of(group["t"].attrs.get("units", "")) if "t" in group else ""
         said.append(Metadata(described if len(parts) == channels else described * channels, points, clock))
-        steps.add(float(each[0]) if len(each) == 1 else _common(one.step for one in timings))
-        notes += [one.note for one in timings if one.note]
+        steps.add(float(each[0]) if len(each) == 1 else _common(timing.step for timing in timings))
+        notes += [timing.note for timing in timings if timing.note]
         splits[split] = [_of_hdf5(path, parts, i, (frames, *shape), timing) for i, timing in enumerate(timings)]
     if len(kinds) > 1:
         raise ValueError(f"{path}: its splits have the variables {' and '.join(map(str, sorted(kinds)))}")
@@ -433,7 +437,9 @@ def _pdearena(file: Any, path: Path) -> Found | None:
         raise ValueError(f"{path}: its splits have {first} and {mine}: bring them to one")
     named = {each.axes: each.name for each in said[0].coordinates}
     axes = [named.get((i,), "") for i in range(len(space))]
-    return Found(splits, variables, _common(steps), tuple(axes) if all(axes) else (), next(iter(notes), ""), said[0])
+    return FieldSource(
+        splits, variables, _common(steps), tuple(axes) if all(axes) else (), next(iter(notes), ""), said[0]
+    )
 
 
 def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ...], timing: Timing) -> Lazy:
@@ -448,7 +454,10 @@ def _of_hdf5(path: Path, parts: Sequence[Any], number: int, shape: tuple[int, ..
 def _coordinates(
     path: Path, group: Any, names: Mapping[str, int | None], count: int, space: Sequence[int]
 ) -> tuple[Coordinate, ...]:
-    """Those of HDF5 that are the same for all trajectories. names: and their axes of space; None: that of their size"""
+    """Coordinates in HDF5 that are the same for all trajectories.
+
+    names: of these and the axis of space of each; None: the axis of their size
+    """
     coordinates: list[Coordinate] = []
     for name, axis in names.items():
         if name not in group or group[name].ndim not in (1, 2) or group[name].dtype.kind not in "fiu":
@@ -461,7 +470,7 @@ def _coordinates(
     return tuple(coordinates)
 
 
-def _well(file: Any, path: Path, split: str) -> Found | None:
+def _well(file: Any, path: Path, split: str) -> FieldSource | None:
     groups = [file[name] for name in ("t0_fields", "t1_fields", "t2_fields") if name in file]
     if not groups:
         return None
@@ -498,8 +507,8 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
 
     def trajectory(number: int, timing: Timing) -> Lazy:
         def read(first: int, last: int) -> NDArray[Any]:
-            found = [data[number, first:last] if varies else data[first:last] for data, varies in parts]
-            wide = [one.reshape(last - first, *grid, -1) for one in found]
+            arrays = [data[number, first:last] if varies else data[first:last] for data, varies in parts]
+            wide = [array.reshape(last - first, *grid, -1) for array in arrays]
             return np.moveaxis(np.concatenate(wide, -1), -1, 1)
 
         return Lazy((frames, len(variables), *grid), read, timing, path)
@@ -508,10 +517,11 @@ def _well(file: Any, path: Path, split: str) -> Found | None:
     check_count(path, count)
     times = whole_of(path, dimensions, "time") if "time" in dimensions else None
     timings = _timings(path, "dimensions/time", times, count, frames)
-    step, note = _common(one.step for one in timings), next((one.note for one in timings if one.note), "")
+    step = _common(timing.step for timing in timings)
+    note = next((timing.note for timing in timings if timing.note), "")
     clock = "" if times is None else text_of(dimensions["time"].attrs.get("units", ""))
     points = _coordinates(path, dimensions, {name: i for i, name in enumerate(axes)}, count, space)
-    return Found(
+    return FieldSource(
         {split: [trajectory(*each) for each in enumerate(timings)]},
         tuple(variables),
         step,
@@ -526,7 +536,7 @@ def _text(name: str | bytes) -> str:
 
 
 def _timings(path: Path, name: str, times: NDArray[Any] | None, count: int, frames: int) -> list[Timing]:
-    """Of each of `count` trajectories. times: (T), of all of them, or (1 or count, T); one number says nothing
+    """The timing of each of `count` trajectories. times: (T), of all of them, or (1 or count, T); one number is ignored
 
     Raises ValueError for other shapes.
     """
@@ -549,7 +559,7 @@ def _timing(path: Path, times: NDArray[Any]) -> Timing:
     dates = times
     if times.dtype.kind == "O":  # dates of another calendar
         with suppress(AttributeError, TypeError):
-            times = np.array([(one - times[0]).total_seconds() / 3600 for one in times])
+            times = np.array([(date - times[0]).total_seconds() / 3600 for date in times])
     elif times.dtype.kind == "M":
         times = (times - times[:1]) / np.timedelta64(1, "h")
     elif times.dtype.kind == "m":
@@ -590,7 +600,7 @@ def _timing(path: Path, times: NDArray[Any]) -> Timing:
 # NetCDF and zarr
 
 
-def _labelled(path: Path) -> Found:
+def _labelled(path: Path) -> FieldSource:
     how: dict[str, Any]
     with _with_extra():
         import xarray
@@ -612,20 +622,20 @@ def _labelled(path: Path) -> Found:
         return _of_dataset(xarray.open_dataset(path, **how), path)
 
 
-def _of_dataset(data: Any, path: Path) -> Found:
+def _of_dataset(data: Any, path: Path) -> FieldSource:
     """data: of xarray"""
     times = TIME + tuple(dim for dim in map(str, data.coords) if dim not in TRAJECTORY and _is_time(data[dim]))
-    bounds = {name for one in data.variables.values() for name in _bounds(one)}
-    over_time = {str(name): one for name, one in data.data_vars.items() if set(one.dims) & set(times)}
-    arrays = {name: one for name, one in over_time.items() if name not in bounds}
+    bounds = {name for variable in data.variables.values() for name in _bounds(variable)}
+    over_time = {str(name): variable for name, variable in data.data_vars.items() if set(variable.dims) & set(times)}
+    arrays = {name: variable for name, variable in over_time.items() if name not in bounds}
     left_out = ", ".join(name for name in over_time if name in bounds)
     if not arrays:
         raise ValueError(
             f"{path} has the variables {list(data.data_vars)} over {some_of(list(map(str, data.dims)))}, none with a "
             f"dimension called {' or '.join(TIME)}"
         )
-    if len({tuple(one.sizes.items()) for one in arrays.values()}) > 1:
-        sizes = "; ".join(f"{name} {dict(one.sizes)}" for name, one in arrays.items())
+    if len({tuple(variable.sizes.items()) for variable in arrays.values()}) > 1:
+        sizes = "; ".join(f"{name} {dict(variable.sizes)}" for name, variable in arrays.items())
         raise ValueError(
             f"{path}: its variables have different dimensions, {sizes}; expected the same for all: drop those that are "
             "no fields"
@@ -661,8 +671,8 @@ def _of_dataset(data: Any, path: Path) -> Found:
         at = {trajectory: number} if trajectory else {}
 
         def read(i: int, j: int) -> NDArray[Any]:
-            found = [one.isel({**at, time: slice(i, j)}).transpose(*order).values for one in arrays.values()]
-            return (found[0] if channel else np.stack(found, 1)).reshape(j - i, len(variables), *grid)
+            parts = [variable.isel({**at, time: slice(i, j)}).transpose(*order).values for variable in arrays.values()]
+            return (parts[0] if channel else np.stack(parts, 1)).reshape(j - i, len(variables), *grid)
 
         return Lazy((sizes[time], len(variables), *grid), read, timing, path)
 
@@ -670,14 +680,15 @@ def _of_dataset(data: Any, path: Path) -> Found:
     dates, called = (None, "") if clock is None else (clock.values, str(clock.name))
     timings = _timings(path, called, dates, count, sizes[time])
     axes = tuple(dim + (_way(data[dim].values) if dim in data.coords else "") for dim in space)
-    described = tuple(Description.of(one.attrs) for one in arrays.values()) * (len(variables) if channel else 1)
+    described = tuple(Description.of(variable.attrs) for variable in arrays.values())
+    described *= len(variables) if channel else 1
     points = _points(data, space, {*TRAJECTORY, *times, *bounds})
     notes = [f"left out, as they bound coordinates: {left_out}"] * bool(left_out)
-    notes += list(dict.fromkeys(one.note for one in timings if one.note))[:1]
-    return Found(
+    notes += list(dict.fromkeys(timing.note for timing in timings if timing.note))[:1]
+    return FieldSource(
         {"": [one_of(*each) for each in enumerate(timings)]},
         variables,
-        _common(one.step for one in timings),
+        _common(timing.step for timing in timings),
         axes,
         "; ".join(notes),
         Metadata(described, points, "" if clock is None else _units(clock)),
@@ -690,13 +701,13 @@ def _points(data: Any, space: Sequence[str], without: Container[str]) -> tuple[C
     chosen = [data[name] for name in names if name not in without]
     return tuple(
         Coordinate(
-            str(one.name),
-            tuple(space.index(dim) for dim in one.dims),
-            tuple(one.values.ravel().tolist()),
-            Description.of(one.attrs),
+            str(coordinate.name),
+            tuple(space.index(dim) for dim in coordinate.dims),
+            tuple(coordinate.values.ravel().tolist()),
+            Description.of(coordinate.attrs),
         )
-        for one in chosen
-        if {*one.dims} <= {*space} and one.dtype.kind in "fiu" and np.isfinite(one.values).all()
+        for coordinate in chosen
+        if {*coordinate.dims} <= {*space} and coordinate.dtype.kind in "fiu" and np.isfinite(coordinate.values).all()
     )
 
 
@@ -729,12 +740,16 @@ def _bounds(variable: Any) -> list[str]:
 
 def _clock(path: Path, data: Any, time: str, trajectory: str) -> Any | None:
     """The coordinate with the times of frames: that of their dimension, or another along it, (trajectory, time)."""
-    along = [one for one in data.coords.values() if time in one.dims and (one.name in TIME or _is_time(one))]
+    along = [
+        coordinate
+        for coordinate in data.coords.values()
+        if time in coordinate.dims and (coordinate.name in TIME or _is_time(coordinate))
+    ]
     if time in data.coords:
         along = [data[time]]
     if not along:
         return None
-    best = max(along, key=lambda one: (one.name in TIME, one.attrs.get("standard_name") == "time"))
+    best = max(along, key=lambda coordinate: (coordinate.name in TIME, coordinate.attrs.get("standard_name") == "time"))
     if not {*best.dims} <= {trajectory, time}:
         raise ValueError(f"{path}: {best.name} is over {best.dims}; expected times over {time} alone")
     return best.transpose(..., time)
@@ -759,7 +774,7 @@ def _check_written(path: Path, data: Any, arrays: Iterable[str], coordinates: It
 
 @contextmanager
 def _pieces_of(path: Path) -> Iterator[Callable[[str], tuple[int, int]]]:
-    """How many pieces of a variable are missing, of how many."""
+    """A function that counts the missing pieces of a variable, and all of them."""
     if path.suffix == ".zarr":
         yield lambda name: missing_of_zarr(path / name)
         return
@@ -846,10 +861,10 @@ def write_netcdf(
         for name, labels in coordinates.items():
             file.create_variable(name, labels.dimensions, data=labels.values).attrs.update(labels.attributes)
         for name, (dims, part, attributes) in variables.items():
-            made = file.create_variable(name, tuple(dims), np.dtype(np.float32))
-            made.attrs.update(attributes)
+            variable = file.create_variable(name, tuple(dims), np.dtype(np.float32))
+            variable.attrs.update(attributes)
             beside = [other for other, labels in coordinates.items() if other not in sizes]
             if beside := [other for other in beside if {*coordinates[other].dimensions} <= {*dims}]:
-                made.attrs["coordinates"] = " ".join(beside)
+                variable.attrs["coordinates"] = " ".join(beside)
             for n in range(sizes[dims[0]]):
-                made[n] = part(n)
+                variable[n] = part(n)

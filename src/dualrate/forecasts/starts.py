@@ -21,7 +21,7 @@ from dualrate.experiment.experiment import Model
 from dualrate.forecasts.fields import Fields, Forecast, as_float32, pieces_of, read_fields
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
 from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
-from dualrate.forecasts.sources import Found, check_names, find_fields, numbered, step_of, timing_of
+from dualrate.forecasts.sources import FieldSource, check_names, find_fields, numbered, step_of, timing_of
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
@@ -59,7 +59,7 @@ class Starts:
 
     @property
     def digest(self) -> str:
-        """sha256 of all of them."""
+        """sha256 of all starts."""
         kind = repr((self.past.shape, "observed")) if self.observed else repr(self.past.shape)
         return hashlib.sha256(kind.encode() + self.past.tobytes()).hexdigest()
 
@@ -77,8 +77,8 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     source = model.experiment.data.source
     data = read_fields(source, "test", forecast.statistics)
     _check_metadata(source, model.name, forecast, data.metadata)
-    lengths = [stop - first for one in data.trajectories for first, stop in pieces_of(one)]
-    longest = (max(lengths) - forecast.known) // forecast.ahead
+    lengths = [stop - first for trajectory in data.trajectories for first, stop in pieces_of(trajectory)]
+    longest = (max(lengths) - forecast.past_steps) // forecast.ahead
     if longest < 1:
         raise ValueError(
             f"{data.name} has at most {max(lengths)} time step(s) in a row, and a forecast starts from {forecast.past} "
@@ -87,14 +87,16 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
         )
     order = sorted(lengths, reverse=True)
     half = order[int(np.searchsorted(np.cumsum(order), sum(order) / 2))]
-    known = max(min(frames, (half - forecast.known) // forecast.ahead), min(frames, forecast.frames, longest))
-    past, span = forecast.known, forecast.known + known * forecast.ahead
+    truth_frames = max(
+        min(frames, (half - forecast.past_steps) // forecast.ahead), min(frames, forecast.frames, longest)
+    )
+    past, span = forecast.past_steps, forecast.past_steps + truth_frames * forecast.ahead
     short = sum(length < span for length in lengths)
     windows = data.windows(span)
     if count is not None and count > len(windows):
         raise ValueError(
-            f"{data.name} has {len(windows)} starts of which {known} frame(s) are known, got {count}: take fewer, or "
-            "fewer frames"
+            f"{data.name} has {len(windows)} starts of which {truth_frames} frame(s) are known, got {count}: take "
+            "fewer, or fewer frames"
         )
     chosen = windows[spread(min(len(windows), STARTS if count is None else count), len(windows))]
     start = [data.frames(int(i), int(first), past)[:: forecast.lead] for i, first in chosen]
@@ -106,7 +108,7 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
     return Starts(
         np.stack(start).astype(np.float32),
         f"{len(chosen)} of {data.name}" + f", without {short} of its {len(lengths)} pieces, too short" * bool(short),
-        known,
+        truth_frames,
         truth,
         places=chosen + np.array([0, past - 1]),
         training=training,
@@ -116,7 +118,7 @@ def held_out_starts(model: Model, frames: int, count: int | None = None) -> Star
 
 
 def _dates(times: Iterable[NDArray[Any]]) -> NDArray[Any] | None:
-    """The last times of each start; None where one has none."""
+    """The last time of each start; None where a start has none."""
     last = [each[-1:] for each in times]
     return np.concatenate(last) if all(map(len, last)) else None
 
@@ -127,14 +129,14 @@ def training_fields(model: Model) -> Fields:
     Raises ValueError where others lie there by now, and what reading raises.
     """
     source, expected = model.experiment.data.source, forecast_of(model).fingerprint
-    found = read_fields(source, "train")
-    if expected and found.fingerprint != expected:
+    fields = read_fields(source, "train")
+    if expected and fields.fingerprint != expected:
         raise ValueError(
             f"{source} has changed since {model.name} was trained: its training fields have the fingerprint "
-            f"{found.fingerprint[:12]}, those of the run {expected[:12]}. Put back what it was trained on, or forecast "
-            f"from the new fields: --from {source}"
+            f"{fields.fingerprint[:12]}, those of the run {expected[:12]}. Put back what it was trained on, or "
+            f"forecast from the new fields: --from {source}"
         )
-    return found
+    return fields
 
 
 def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda text: None) -> Starts:
@@ -149,22 +151,25 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
     Raises ValueError for other shapes, too few time steps, another time between them, a gap, other variables, axes,
     units or coordinates or another order of them, and for what is not finite; OSError for a file that cannot be read.
     """
-    forecast, needed = forecast_of(model), forecast_of(model).known
+    forecast, needed = forecast_of(model), forecast_of(model).past_steps
     shapes = [frame_shape(model)]  # of a frame: whole, and as the model observes it
     observed = shapes[0][0], *forecast.shape(model.shape)[1:]
     if observed != shapes[0] and not forecast.difference:  # a difference is from a whole frame
         shapes.append(observed)
-    held = _from_array(path, model, shapes) if path.suffix in (".npy", ".npz") else _from_fields(path, model, shapes)
-    if held.note:
-        note(f"{path}: {held.note}")
-    _check_time(path, model.name, forecast, held, note)
-    _check_axes(path, model.name, forecast, held.axes)
-    _check_variables(path, model.name, forecast, held.variables, note)
-    _check_metadata(path, model.name, forecast, held.metadata)
-    if held.metadata.said and not forecast.metadata.said:
+    fields = _from_array(path, model, shapes) if path.suffix in (".npy", ".npz") else _from_fields(path, model, shapes)
+    if fields.note:
+        note(f"{path}: {fields.note}")
+    _check_time(path, model.name, forecast, fields, note)
+    _check_axes(path, model.name, forecast, fields.axes)
+    _check_variables(path, model.name, forecast, fields.variables, note)
+    _check_metadata(path, model.name, forecast, fields.metadata)
+    if fields.metadata.said and not forecast.metadata.said:
         note(f"{model.name} does not say in which units and at which points it was trained: those of {path} are taken")
-    latest = [one[one.shape[0] - needed : one.shape[0]][:: forecast.lead] for one in held.trajectories]
-    past = np.stack([as_float32(path, one) for one in latest])
+    latest = [
+        trajectory[trajectory.shape[0] - needed : trajectory.shape[0]][:: forecast.lead]
+        for trajectory in fields.trajectories
+    ]
+    past = np.stack([as_float32(path, trajectory) for trajectory in latest])
     if len(bad := np.argwhere(~np.isfinite(past))):
         start, step, channel = bad[0][:3]
         raise ValueError(
@@ -172,51 +177,51 @@ def read_starts(path: Path, model: Model, note: Callable[[str], None] = lambda t
             f"{channel} of those that a forecast starts from: fill them in first"
         )
     whole = past if past.shape[2:] == shapes[0] else forecast.spread_out(past, shapes[0])
-    dates = _dates(timing_of(one).times for one in held.trajectories)
-    return Starts(whole, str(path), observed=True, dates=dates, metadata=held.metadata)
+    dates = _dates(timing_of(trajectory).times for trajectory in fields.trajectories)
+    return Starts(whole, str(path), observed=True, dates=dates, metadata=fields.metadata)
 
 
-def _from_fields(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
+def _from_fields(path: Path, model: Model, shapes: Sequence[Shape]) -> FieldSource:
     """Each trajectory of a source of fields. Raises ValueError for frames of another shape."""
-    _, held = find_fields(path)
-    kinds = [one.shape[1:] for one in held.trajectories]
-    own = kinds[0] if kinds and kinds[0] in shapes else shapes[0]
-    if odd := [one.shape for one in held.trajectories if one.shape[1:] != own]:
+    _, fields = find_fields(path)
+    kinds = [trajectory.shape[1:] for trajectory in fields.trajectories]
+    expected = kinds[0] if kinds and kinds[0] in shapes else shapes[0]
+    if wrong := [trajectory.shape for trajectory in fields.trajectories if trajectory.shape[1:] != expected]:
         forms = " or, as observed, ".join(f"(time, {', '.join(map(str, shape))})" for shape in shapes)
-        raise ValueError(f"{path} holds (time, C, H, W) = {odd[0]}, and {model.name} starts from {forms}")
-    return held
+        raise ValueError(f"{path} holds (time, C, H, W) = {wrong[0]}, and {model.name} starts from {forms}")
+    return fields
 
 
-def _check_time(path: Path, name: str, forecast: Forecast, held: Found, note: Callable[[str], None]) -> None:
+def _check_time(path: Path, name: str, forecast: Forecast, fields: FieldSource, note: Callable[[str], None]) -> None:
     """Raises ValueError for another step than the model was trained on, for too few time steps, and for a gap."""
-    found, needed = held.trajectories, forecast.known
-    apart = [] if held.step is None else [held.step]
-    for steps in (timing_of(one).steps for one in found):
+    trajectories, needed = fields.trajectories, forecast.past_steps
+    apart = [] if fields.step is None else [fields.step]
+    for steps in (timing_of(trajectory).steps for trajectory in trajectories):
         apart += steps[max(0, len(steps) - needed + 1) :].tolist()
-    if wrong := [one for one in apart if forecast.step and not math.isclose(one, forecast.step, rel_tol=1e-3)]:
+    if wrong := [step for step in apart if forecast.step and not math.isclose(step, forecast.step, rel_tol=1e-3)]:
         says = f"{path} has {wrong[0]:g} between its time steps, and {name} was trained on {forecast.step:g}"
         if needed > 1:
             raise ValueError(f"{says}: give time steps as far apart")
         note(f"{says}: it starts from one frame, the latest, so that this changes nothing")
-    shortest = min((one.shape[0] for one in found), default=0)
+    shortest = min((trajectory.shape[0] for trajectory in trajectories), default=0)
     if shortest < needed:
         raise ValueError(
-            f"{path} holds {len(found)} start(s) of {shortest} time step(s), and {name} starts from {needed}: "
+            f"{path} holds {len(trajectories)} start(s) of {shortest} time step(s), and {name} starts from {needed}: "
             f"{forecast.past} frame(s), {forecast.lead} time step(s) apart. Give a longer piece"
         )
-    for one in found:
-        if gaps := [at for at in timing_of(one).breaks if at > one.shape[0] - needed]:
+    for trajectory in trajectories:
+        if gaps := [at for at in timing_of(trajectory).breaks if at > trajectory.shape[0] - needed]:
             raise ValueError(
-                f"{path} has a gap in time before its time step {gaps[-1]} of {one.shape[0]}, and {name} starts from "
-                f"the last {needed}: fill it"
+                f"{path} has a gap in time before its time step {gaps[-1]} of {trajectory.shape[0]}, and {name} starts "
+                f"from the last {needed}: fill it"
             )
 
 
 def _check_axes(path: Path, name: str, forecast: Forecast, axes: tuple[str, ...]) -> None:
     """Raises ValueError where axes of the same names are in another order, or a coordinate falls that should rise."""
-    (names, ways), (known, known_ways) = _named(axes), _named(forecast.axes)
-    opposite = any(a and b and a != b for a, b in zip(ways, known_ways, strict=False))
-    if sorted(names) == sorted(known) and (names != known or opposite):
+    (names, ways), (expected, expected_ways) = _named(axes), _named(forecast.axes)
+    opposite = any(a and b and a != b for a, b in zip(ways, expected_ways, strict=False))
+    if sorted(names) == sorted(expected) and (names != expected or opposite):
         raise ValueError(
             f"{path} has the axes of space {', '.join(axes)}, and {name} was trained on {', '.join(forecast.axes)}: "
             "bring them to that"
@@ -225,15 +230,15 @@ def _check_axes(path: Path, name: str, forecast: Forecast, axes: tuple[str, ...]
 
 def _check_metadata(source: str | Path, name: str, forecast: Forecast, metadata: Metadata) -> None:
     """Raises ValueError for other units or coordinates than the model was trained on."""
-    for here, there in metadata.differences(forecast.metadata, forecast.names, forecast.every):
+    for mine, theirs in metadata.differences(forecast.metadata, forecast.names, forecast.every):
         raise ValueError(
-            f"{source} has {here}, and {name} was trained on {there}: bring them to that, or correct or drop what the "
+            f"{source} has {mine}, and {name} was trained on {theirs}: bring them to that, or correct or drop what the "
             "file says"
         )
 
 
 def _named(axes: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """What each axis is called, by one name, and whether it rises or falls; empty where that is not said."""
+    """The name of each axis, one spelling for all, and whether it rises or falls; empty where that is not said."""
     parts = [axis.partition(" (") for axis in axes]
     return [SAME_AXIS.get(name, name) for name, *_ in parts], [way for *_, way in parts]
 
@@ -259,7 +264,7 @@ def have_names(variables: tuple[str, ...]) -> bool:
     return bool(variables) and variables not in (numbered(count), tuple(map(str, range(count))))
 
 
-def _from_array(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
+def _from_array(path: Path, model: Model, shapes: Sequence[Shape]) -> FieldSource:
     """The starts of an array, with the names of its channels and the time between its frames if the file says them."""
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path} to start from: name one of arrays over time")
@@ -267,20 +272,20 @@ def _from_array(path: Path, model: Model, shapes: Sequence[Shape]) -> Found:
         check_regular(path)
         with reading(path, ".npy"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return Found({"": _divided(path, array, model, shapes)}, (), None)
+        return FieldSource({"": _divided(path, array, model, shapes)}, (), None)
 
-    def wanted(there: list[str]) -> list[str]:
-        fields = [name for name in there if name not in ("variables", "step")]
-        if "fields" not in there and len(fields) != 1:
-            raise ValueError(f"{path} has the arrays {some_of(there)}: name the one to start from `fields`")
-        chosen = "fields" if "fields" in there else fields[0]
-        return [chosen, *(name for name in ("variables", "step") if name in there)]
+    def wanted(members: list[str]) -> list[str]:
+        fields = [name for name in members if name not in ("variables", "step")]
+        if "fields" not in members and len(fields) != 1:
+            raise ValueError(f"{path} has the arrays {some_of(members)}: name the one to start from `fields`")
+        chosen = "fields" if "fields" in members else fields[0]
+        return [chosen, *(name for name in ("variables", "step") if name in members)]
 
     arrays = read_arrays(path, wanted)
     names, step = arrays.pop("variables", np.array([])), step_of(path, arrays.pop("step", None))
     (array,), names = arrays.values(), tuple(map(str, np.atleast_1d(names)))
     check_names(str(path), names, shapes[0][0])
-    return Found({"": _divided(path, array, model, shapes)}, names, step)
+    return FieldSource({"": _divided(path, array, model, shapes)}, names, step)
 
 
 def _divided(path: Path, array: NDArray[Any], model: Model, shapes: Sequence[Shape]) -> list[NDArray[Any]]:
@@ -291,7 +296,7 @@ def _divided(path: Path, array: NDArray[Any], model: Model, shapes: Sequence[Sha
         if height == 1 and array.shape[2:] == frame:
             return list(array)
         if height == 1 and array.ndim == 4 and array.shape[1:] == frame:
-            return [_one_start(path, array, forecast_of(model).known)]
+            return [_one_start(path, array, forecast_of(model).past_steps)]
         space = (channels, width) if height == 1 else frame
         count = array.ndim - len(space)
         if count in (1, 2) and array.shape[count:] == space:
