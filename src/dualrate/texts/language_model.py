@@ -63,7 +63,7 @@ class GradientMoment:
 
 
 def gradient_moment(generated: Tensor, data: Tensor) -> GradientMoment:
-    """Unbiased, of the mean gradients (K, P) of K blocks of either side, as `block_gradients` gives them; in float64.
+    """The gradient moment of mean gradients (K, P) of K blocks a side (`block_gradients`); unbiased, in float64.
 
     The standard error is the jackknife's over blocks: right where the laws differ, and too large by a factor of the
     root of 2 where they are one, since GM then is without a part that is linear in the blocks. Neighbours in a text
@@ -97,13 +97,13 @@ def block_gradients(
     if len(pieces) < blocks:
         raise ValueError(f"got {len(pieces)} pieces of text for {blocks} blocks: draw more")
     parameters = {name: weight.detach().requires_grad_() for name, weight in module.named_parameters()}
-    found, done = [], 0
+    gradients, done = [], 0
     for block in pieces.tensor_split(blocks):
         logits = torch.func.functional_call(module, parameters, (block,))
         gradient = torch.autograd.grad(nll(logits, block).mean(), [*parameters.values()])
-        found.append(torch.cat([part.flatten() for part in gradient]))
+        gradients.append(torch.cat([part.flatten() for part in gradient]))
         report(done := done + len(block), len(pieces))
-    return torch.stack(found)
+    return torch.stack(gradients)
 
 
 def nll(logits: Tensor, pieces: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def nll(logits: Tensor, pieces: Tensor) -> Tensor:
 
 
 def number_of_blocks(count: int) -> int:
-    """For as many pieces on the side that has fewer. Raises ValueError where they are too few."""
+    """The number of blocks, where the smaller side has `count` pieces. Raises ValueError where these are too few."""
     if count < FEWEST:
         raise ValueError(f"a gradient moment needs at least {FEWEST} pieces of text of either side, got {count}")
     return min(BLOCKS, count)
@@ -127,7 +127,7 @@ RATE, CLIP = 0.01, 1.0  # the highest learning rate; the largest norm of a gradi
 
 @dataclass(frozen=True)
 class Recurrent(Ranged):
-    """symbols: characters that there are; embedding, hidden: channels."""
+    """A recurrent network. symbols: characters of the alphabet; embedding, hidden: channels."""
 
     symbols: Classes
     embedding: Channels
@@ -158,7 +158,7 @@ class CharacterModel(nn.Module):
 
 @dataclass(frozen=True)
 class LanguageCard(NetworkCard):
-    """What a language model is and where it comes from; stored as JSON beside its weights.
+    """Origin and architecture of a language model; stored as JSON beside its weights.
 
     data:     sha256 of the training split: text, alphabet and length of pieces
     length:   L, characters of a piece
@@ -191,9 +191,9 @@ class LanguageModel(TrainedNetwork):
         way_out = "give pieces of the text that it was trained on"
         self.check(images, (1, 1, self.card.length), way_out)
         places = torch.tensor(np.asarray(images)).flatten(1).long()
-        known = self.card.architecture.symbols
-        if (most := int(places.max())) >= known:
-            raise ValueError(f"got the character number {most}; {self.card.name!r} has {known} of them: {way_out}")
+        symbols = self.card.architecture.symbols
+        if (most := int(places.max())) >= symbols:
+            raise ValueError(f"got the character number {most}; {self.card.name!r} has {symbols} of them: {way_out}")
         return places
 
     @torch.no_grad()
@@ -211,7 +211,7 @@ class LanguageModel(TrainedNetwork):
 def train_language_model(
     train: ImageSet, test: ImageSet, *, seed: int = 0, progress: TrainingProgress | None = None
 ) -> LanguageModel:
-    """Trained on pieces of a text from anywhere in its training split, in float32: AdamW, one cycle.
+    """Train on pieces of a text from anywhere in its training split, in float32: AdamW, one cycle.
 
     train, test: pieces (N, 1, 1, L) of one alphabet
     The seed determines the weights bit for bit on one kind of machine at one number of threads. Raises ValueError for

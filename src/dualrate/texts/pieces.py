@@ -24,7 +24,7 @@ LEAST = 30  # pieces of a text, so that a tenth of it is three
 
 
 def is_text(source: str | Path) -> bool:
-    """By its name alone."""
+    """Whether a source is a text, by its name alone."""
     return source == PYTHON_DOCS or Path(source).suffix == ENDING
 
 

@@ -33,7 +33,7 @@ def image_network(codec: GreyLevels, channels: int, blocks: int) -> TokensConfig
 
 
 def ending(rate: Rate, noise: Noise) -> str:
-    """What a run's name says where it is not single or mask."""
+    """The end of a run's name: empty for single and mask."""
     return f"{'-dual' * (rate == 'dual')}{'-uniform' * (noise == 'uniform')}"
 
 
