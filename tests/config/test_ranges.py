@@ -123,7 +123,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.sampling.cost.PlanCost",
     "dualrate.data.decode.Options",
     "dualrate.data.source.Member",
-    "dualrate.data.tars.Found",
+    "dualrate.data.tars.TarImage",
     "dualrate.data.cache.Shard",
     "dualrate.data.loader.ByteBatch",
     "dualrate.data.source.Listed",

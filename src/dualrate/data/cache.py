@@ -80,9 +80,9 @@ class Shards:
         for number in np.unique(shard):
             here = shard == number
             mapped, good = self._mapped(int(number))
-            own = rows[here] - self.starts[number]
-            self._check(int(number), mapped, good, own)
-            images[here] = mapped[own]
+            local = rows[here] - self.starts[number]
+            self._check(int(number), mapped, good, local)
+            images[here] = mapped[local]
         return images
 
     @property
@@ -162,8 +162,8 @@ def read_packed(folder: Path, split: Split) -> Packed:
             if not file.exists():
                 raise Damaged(f"{file} is missing")
             check_regular(file)
-            if (there := file.stat().st_size) != size:
-                raise Damaged(f"{file} has {there:,} bytes, expected {size:,}; remove it")
+            if (actual := file.stat().st_size) != size:
+                raise Damaged(f"{file} has {actual:,} bytes, expected {size:,}; remove it")
         content = manifest.content(_labels_file(split)) if part["labelled"] else None
     except Damaged as error:
         raise Damaged(f"{error}; {AGAIN}") from error
@@ -172,7 +172,7 @@ def read_packed(folder: Path, split: Split) -> Packed:
 
 
 def _parsed(content: bytes, folder: Path, split: Split) -> tuple[dict[str, Any], dict[Path, int]]:
-    """What dataset.json holds, and the sizes of the files of a split. Raises anything for another content."""
+    """The content of dataset.json, and the sizes of the files of a split. Raises any error for another content."""
     dataset = json.loads(content)
     if dataset["format"] != FORMAT:
         raise ValueError(f"{folder} has format {dataset['format']}, expected {FORMAT}: make it anew, elsewhere")
@@ -193,9 +193,9 @@ def _parsed(content: bytes, folder: Path, split: Split) -> tuple[dict[str, Any],
 
 def packed_source(folder: Path, split: Split) -> Source:
     """One split of packed images as a source. Raises what `read_packed` raises."""
-    found = read_packed(folder, split)
-    name, class_names = found.part["name"], tuple(found.part["class_names"])
-    return Source(name, (folder / DATASET,), lambda: raw_rows(name, found.rows, found.labels, class_names))
+    stored = read_packed(folder, split)
+    name, class_names = stored.part["name"], tuple(stored.part["class_names"])
+    return Source(name, (folder / DATASET,), lambda: raw_rows(name, stored.rows, stored.labels, class_names))
 
 
 def raw_rows(name: str, images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> Raw:
@@ -225,9 +225,9 @@ def verify(folder: Path, mapper: Mapper, progress: DataProgress) -> int:
     by_file = {folder / shard["file"]: shard for part in parts for shard in part["shards"]}
     total = sum(part["images"] for part in parts)
     done, wrong = 0, []
-    for file, found in mapper(block_sums, list(by_file)):
+    for file, sums in mapper(block_sums, list(by_file)):
         done += by_file[file]["images"]
-        wrong += [file.name] if found != by_file[file]["blocks"] else []
+        wrong += [file.name] if sums != by_file[file]["blocks"] else []
         progress(done, total, "verifying")
     if wrong:
         raise Damaged(
@@ -269,20 +269,20 @@ def write_shard(
     rows:   of each image, with its number among the shard's
     record: more entries for the record, complete once all rows are written
     """
-    kept, path = [], folder / shard.file
+    numbers, path = [], folder / shard.file
     with whole(path) as aside, aside.open("wb") as file:
         for number, row in rows:
-            kept.append(number)
+            numbers.append(number)
             file.write(row.tobytes())
-    labels = None if shard.labels is None else shard.labels[kept].tolist()
-    content = {"images": len(kept), "labels": labels, **record, "blocks": block_sums(path)}
+    labels = None if shard.labels is None else shard.labels[numbers].tolist()
+    content = {"images": len(numbers), "labels": labels, **record, "blocks": block_sums(path)}
     write_whole(path.with_suffix(".json"), json.dumps(content))
 
 
 def write_encoded(
     folder: Path, shard: Shard, encode: Callable[[list[Any]], NDArray[np.float16]], batch_size: int
 ) -> None:
-    """Write a shard of what `encode` makes of its items, `batch_size` at a time: of each a row. Raises what it raises.
+    """Encode the items of a shard, `batch_size` at a time, and write a row for each. Raises what `encode` raises.
 
     The record has the sha256 of all rows.
     """
@@ -291,9 +291,9 @@ def write_encoded(
     def rows() -> Iterator[tuple[int, NDArray[np.float16]]]:
         digest, items, first = hashlib.sha256(), iter(shard.items), 0
         while batch := [content for _, content in islice(items, batch_size)]:
-            made = encode(batch)
-            digest.update(made.tobytes())
-            yield from enumerate(made, first)
+            encoded = encode(batch)
+            digest.update(encoded.tobytes())
+            yield from enumerate(encoded, first)
             first += len(batch)
         record["sha256"] = digest.hexdigest()
 
@@ -328,7 +328,7 @@ def pack(
     progress: DataProgress,
     what: str,
 ) -> dict[Split, dict[str, Any]]:
-    """Do the job for every shard of these splits, named, that is missing; their parts of dataset.json. Writes labels.
+    """Do the job for every missing shard of these splits, and write their labels; returns their parts of dataset.json.
 
     row: as of `write_dataset`; shard_bytes: of a file at most, but for an image at least; what: goes with progress
     Raises OSError, before hours of work, where the disk has no room.
@@ -341,7 +341,7 @@ def pack(
             part = slice(first, min(first + each, raw.count))
             labels = None if raw.labels is None else raw.labels[part]
             shards[split].append(Shard(f"{split}-{i:05}.bin", name, raw.items[part], part.stop - first, labels))
-    missing = [shard for made in shards.values() for shard in made if not _is_done(folder / shard.file, size)]
+    missing = [shard for listed in shards.values() for shard in listed if not _is_done(folder / shard.file, size)]
     left, total = sum(shard.count for shard in missing), sum(raw.count for _, raw in splits.values())
     needed, free = left * size, shutil.disk_usage(folder).free
     if needed > free:
@@ -372,7 +372,10 @@ def pack(
 
 
 def write_dataset(folder: Path, row: Mapping[str, Any], splits: Mapping[Split, Any], **more: Any) -> dict[str, Any]:
-    """dataset.json, and the manifest, which finishes a folder. row: shape, dtype and how many an image has."""
+    """Write dataset.json, then the manifest, which finishes a folder; returns the content of dataset.json.
+
+    row: shape, dtype and how many rows an image has
+    """
     dataset = {"format": FORMAT, "row": row, **more, "splits": splits}
     write_whole(folder / DATASET, json.dumps(dataset, indent=1))
     Manifest.write(folder, [DATASET, *(_labels_file(split) for split in splits if splits[split]["labelled"])])
@@ -390,8 +393,8 @@ def begun(folder: Path, file: str, plan: dict[str, Any]) -> Iterator[bool]:
         raise ValueError(f"{folder} is a file: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / file).is_file():
-        found = read_json(folder / file)
-        before = found if isinstance(found, dict) else {}
+        content = read_json(folder / file)
+        before = content if isinstance(content, dict) else {}
         before |= {"on_bad": plan["on_bad"]} if before.get("on_bad") == "fail" else {}
         if names := [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]:
             differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
@@ -401,8 +404,8 @@ def begun(folder: Path, file: str, plan: dict[str, Any]) -> Iterator[bool]:
                 f"{folder} was made from other files ({before.get('source')}): their names, sizes or times of change "
                 f"are not those of {plan['source']} now; give another folder"
             )
-    elif there := sorted(one.name for one in folder.iterdir() if one.name != ".lock" and not written_aside(one.name)):
-        raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder")
+    elif present := sorted(name for name in os.listdir(folder) if name != ".lock" and not written_aside(name)):
+        raise ValueError(f"{folder} is not empty ({present[0]}, ...): give a new folder")
     with run_lock(folder, "written"):
         unfinished = not is_finished(folder)
         if unfinished:
@@ -420,7 +423,7 @@ def begun(folder: Path, file: str, plan: dict[str, Any]) -> Iterator[bool]:
 
 
 def read_labels(folder: Path, split: Split) -> np.ndarray:
-    """Those that `pack` wrote."""
+    """The labels of a split that `pack` wrote."""
     return np.load(folder / _labels_file(split), allow_pickle=False)
 
 
@@ -429,13 +432,13 @@ def _labels_file(split: Split) -> str:
 
 
 def _bytes_of(row: Mapping[str, Any]) -> int:
-    """Of an image's rows."""
+    """The number of bytes of the rows of an image."""
     return row["each"] * math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize
 
 
 def cache_dir() -> Path:
     """$DUALRATE_CACHE, else $XDG_CACHE_HOME/dualrate, else ~/.cache/dualrate."""
-    if own := os.environ.get("DUALRATE_CACHE"):
-        return Path(own)
+    if folder := os.environ.get("DUALRATE_CACHE"):
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "dualrate"

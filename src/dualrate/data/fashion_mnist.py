@@ -73,9 +73,9 @@ def verified(file: Path) -> bytes:
             data = stream.read(size + 1)  # no more, whatever the file holds
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is not a readable .gz file ({error}); delete it and run again") from error
-    if (found := hashlib.sha256(data).hexdigest()) != expected:
+    if (digest := hashlib.sha256(data).hexdigest()) != expected:
         raise ValueError(
-            f"{file} does not hold Fashion-MNIST: sha256 {found}, expected {expected}; delete it and run again"
+            f"{file} does not hold Fashion-MNIST: sha256 {digest}, expected {expected}; delete it and run again"
         )
     return data
 

@@ -93,8 +93,8 @@ class ImageSet(TrainingSet):
             raise ValueError(f"{self.name}: images are {dtype} {shape}; expected uint8 (N, C, H, W), N > 0, C = 1 or 3")
         if self.labels is not None:
             if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
-                found = f"{self.labels.dtype} {self.labels.shape}"
-                raise ValueError(f"{self.name}: labels are {found}; expected int64 {shape[:1]}")
+                got = f"{self.labels.dtype} {self.labels.shape}"
+                raise ValueError(f"{self.name}: labels are {got}; expected int64 {shape[:1]}")
             check_labels(self.labels, len(self.class_names), self.name)
         elif self.class_names:
             raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
@@ -123,7 +123,7 @@ class ImageSet(TrainingSet):
 
     @cached_property
     def _digest(self) -> str:
-        """Not kept in `hashed`, which a copy with other images would have too."""
+        """The fingerprint, computed once; not in `hashed`, which a copy with other images would have too."""
         return fingerprint_of(self.images, self.labels, self.class_names)
 
 
@@ -181,14 +181,14 @@ def load_images(
     if folder := prepared_folder(source):
         if label is not None:
             raise ValueError(f"{folder} was prepared with its labels: leave out --data.label {label}")
-        found = packed.read_packed(folder, split)
-        there, _, side = found.rows.shape[1:]
-        if size not in (None, side) or channels not in (None, there):
+        stored = packed.read_packed(folder, split)
+        depth, _, side = stored.rows.shape[1:]
+        if size not in (None, side) or channels not in (None, depth):
             raise ValueError(
-                f"{folder} was prepared at size {side} with {there} channel(s), asked for {size} and {channels}: "
+                f"{folder} was prepared at size {side} with {depth} channel(s), asked for {size} and {channels}: "
                 "leave out --data.size and --data.channels, or prepare its source once more"
             )
-        return _image_set(found, report)
+        return _image_set(stored, report)
     cache = cache_dir() if cache is None else as_path(cache)
     return decoded_source(find_source(source, split, cache, report, label), split, options, cache, report)
 
@@ -206,11 +206,11 @@ def decoded_source(source: Source, split: Split, options: Options, cache: Path, 
     return _image_set(packed.read_packed(folder, split), report)
 
 
-def _image_set(found: packed.Packed, report: DataProgress) -> ImageSet:
-    part = found.part
+def _image_set(stored: packed.Packed, report: DataProgress) -> ImageSet:
+    part = stored.part
     for note in part.get("notes", ()):  # none in a folder that v0.1 prepared
-        report(len(found.rows), len(found.rows), note)
-    return ImageSet(found.rows, found.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
+        report(len(stored.rows), len(stored.rows), note)
+    return ImageSet(stored.rows, stored.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
 
 
 def prepare(
@@ -237,13 +237,13 @@ def prepare(
         raise ValueError(f"{source} is prepared already: prepare other sizes from the images that it was made of")
     check_outside(folder, source)
     sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
-    content = [_identity(found, replace(options, on_bad="fail")) for found in sources.values()]
+    content = [_identity(each, replace(options, on_bad="fail")) for each in sources.values()]
     plan = {"format": packed.FORMAT, "source": str(source), **asdict(options), "label": label}
     plan |= {"shard_bytes": shard_bytes, "content": content}
     with packed.begun(folder, PREPARED, plan) as unfinished:
         if unfinished:
-            made = _pack(sources, folder, options, progress, PREPARING, shard_bytes, mapper)
-            for part in made["splits"].values():
+            dataset = _pack(sources, folder, options, progress, PREPARING, shard_bytes, mapper)
+            for part in dataset["splits"].values():
                 for note in part["notes"]:
                     progress(1, 1, note)
     return read_json(folder / packed.DATASET)
@@ -352,7 +352,7 @@ def _shape(name: str, raw: Raw, options: Options) -> tuple[int, ...]:
 
 
 def summary(bad: list[str]) -> str:
-    """Their number, and the first of them."""
+    """A line with their number, and the first five of them."""
     return f"{len(bad)} ({'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''})"
 
 
@@ -363,7 +363,7 @@ MOST = 500  # images that are looked at
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What the training images of a source are like.
+    """The training images of a source, looked at before they are decoded.
 
     raw: before decoding
     """
@@ -373,7 +373,7 @@ class Look:
 
     @property
     def count(self) -> int:
-        """Training images."""
+        """The number of training images."""
         return self.raw.count
 
     @property
@@ -387,17 +387,17 @@ class Look:
 
         Raises ValueError if nothing is left. May be read once, and reads all of a Parquet file.
         """
-        found: list[Shape] = []
+        shapes: list[Shape] = []
         problem = ""
         for name, item in islice(self.raw.items, 0, None, -(-self.count // MOST)):
             image = image_or_fault(name, item, Options(None, None, "skip"))
             if isinstance(image, str):
                 problem = problem or image
             else:
-                found.append((image.shape[0], image.shape[1], image.shape[2]))
-        if not found:
+                shapes.append((image.shape[0], image.shape[1], image.shape[2]))
+        if not shapes:
             raise ValueError(f"no image of {self.name} can be opened; the first one: {problem}")
-        return tuple(found)
+        return tuple(shapes)
 
 
 def look_at(source: str | Path, label: str | None = None) -> Look:
@@ -405,13 +405,13 @@ def look_at(source: str | Path, label: str | None = None) -> Look:
 
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source.
     """
-    found = find_source(source, "train", cache_dir(), silent, label)
-    return Look(found.name, found.read())
+    training = find_source(source, "train", cache_dir(), silent, label)
+    return Look(training.name, training.read())
 
 
 @dataclass(frozen=True)
 class Everything:
-    """items: of a source, not decoded yet; options: how they are"""
+    """All images of a source, decoded one by one. items: not decoded yet; options: of decoding"""
 
     items: list[Item]
     options: Options
@@ -440,8 +440,8 @@ def every_image(
     if path.is_dir() and (files := [file for file in images_below(path) if file not in without]):
         return Everything(named(path, files), options)
     raw = [find_source(source, split, cache_dir(), silent).read() for split in SPLITS]
-    items = [item for one in raw for item in one.items]
-    rows = [one.rows for one in raw if one.rows is not None]
+    items = [item for part in raw for item in part.items]
+    rows = [part.rows for part in raw if part.rows is not None]
     order = range(len(items)) if len(rows) < len(raw) else np.concatenate(rows).argsort()
     return Everything([items[i] for i in order], options)
 

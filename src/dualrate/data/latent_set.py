@@ -40,11 +40,11 @@ class LatentSet(TrainingSet):
 
     codec: CodecFolder
 
-    def __init__(self, found: Packed) -> None:
-        part, row = found.part, found.dataset["row"]
-        self.packed, self.labels, self.name = found, found.labels, part["name"]
+    def __init__(self, stored: Packed) -> None:
+        part, row = stored.part, stored.dataset["row"]
+        self.packed, self.labels, self.name = stored, stored.labels, part["name"]
         self.class_names = tuple(part["class_names"])
-        self.codec = CodecFolder(**found.dataset["codec"])  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.codec = CodecFolder(**stored.dataset["codec"])  # pyright: ignore[reportIncompatibleVariableOverride]
         self.views: int = row["each"]
 
     @property
@@ -89,16 +89,19 @@ def is_encoded(source: str | Path) -> bool:
 
 
 def read_latents(source: str | Path, split: Split) -> LatentSet:
-    """Raises ValueError for a folder that is not finished, Damaged (an OSError) for what is not as it was written."""
+    """One split of a folder of latents.
+
+    Raises ValueError for a folder that is not finished, Damaged (an OSError) for what is not as it was written.
+    """
     return LatentSet(read_packed(resolved(source), split))
 
 
 def encoded_images(source: str | Path, split: Split, progress: DataProgress | None = None) -> ImageSet:
     """The images that latents were made of. Raises ValueError where others are there now, and as `load_images`."""
-    found = read_packed(resolved(source), split)
-    how: dict[str, Any] = found.dataset["images"]
+    stored = read_packed(resolved(source), split)
+    how: dict[str, Any] = stored.dataset["images"]
     images = load_images(**how, split=split, progress=progress)
-    if images.fingerprint != found.part["fingerprint"]:
+    if images.fingerprint != stored.part["fingerprint"]:
         raise ValueError(
             f"{source} was encoded from other images than {how['source']} now holds: encode them anew, elsewhere"
         )
@@ -157,8 +160,8 @@ def encode(
             where = str(device) if mapper is in_turn else device.type  # a worker has a GPU of its own
             job = partial(encode_shard, folder, codec, where, mirrored, batch_size)
             raws: dict[Split, tuple[str, Raw]] = {
-                split: (one.name, packed.raw_rows(one.name, one.images, one.labels, one.class_names))
-                for split, one in images.items()
+                split: (part.name, packed.raw_rows(part.name, part.images, part.labels, part.class_names))
+                for split, part in images.items()
             }
             splits = packed.pack(
                 folder, raws, job, row, shard_bytes=shard_bytes, mapper=mapper, progress=progress, what=ENCODING
@@ -171,7 +174,7 @@ def encode(
 
 
 def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mirrored: bool) -> NDArray[np.float16]:
-    """(B, V, M, C, H, W). images: (B, C, H, W) uint8. Raises ValueError for numbers that float16 has not."""
+    """Moments (B, V, M, C, H, W) of images (B, C, H, W) uint8. Raises ValueError for numbers that float16 has not."""
     x = to_float(torch.tensor(images).to(device))
     with whole_products():
         views = [codec.encode(view).stacked() for view in ((x, x.flip(-1)) if mirrored else (x,))]
@@ -181,7 +184,7 @@ def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mir
 def encode_shard(
     folder: Path, by: CodecFolder, device: str, mirrored: bool, batch_size: int, shard: packed.Shard
 ) -> None:
-    """Raises what `moments_of` raises, and ValueError where the codec is not what it was."""
+    """Write the moments of a shard's images. Raises as `moments_of`, and ValueError where the codec has changed."""
     codec = by.read(device)
     packed.write_encoded(
         folder, shard, lambda images: moments_of(codec, np.stack(images), device, mirrored), batch_size

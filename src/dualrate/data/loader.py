@@ -64,7 +64,7 @@ class Augment(Ranged):
 
 
 class TrainingSet(ABC):
-    """What the trainer needs of data. A resumed run compares the fingerprint.
+    """Data as the trainer needs them. A resumed run compares the fingerprint.
 
     labels:   (N,) in [0, num_classes); None: without labels
     codec:    of latents; of images `NoCodec()`
@@ -129,12 +129,12 @@ class ByteBatch:
     partners: Tensor | None = None
 
     def pinned(self) -> ByteBatch:
-        """In memory that a GPU copies from by itself."""
+        """The batch in pinned memory, from which a GPU copies by itself."""
         parts = {name: getattr(self, name) for name in ("x", "label", "sample", "partners")}
         return replace(self, **{name: part.pin_memory() for name, part in parts.items() if part is not None})
 
     def to(self, device: torch.device | str) -> Batch:
-        """As floats on a device. From pinned memory nothing waits for the copy."""
+        """The batch as floats on a device. From pinned memory nothing waits for the copy."""
         x, sample = (part.to(device, non_blocking=True) for part in (self.x, self.sample))
         label = None if self.label is None else self.label.to(device, non_blocking=True)
         draws = Draws(self.seed, sample, self.sample)
@@ -166,7 +166,7 @@ class Batches:
         return self.bytes(iteration).to("cpu")
 
     def bytes(self, iteration: int) -> ByteBatch:
-        """The same before its conversion."""
+        """Batch number `iteration` before it goes to a device. Raises as `batch`."""
         if iteration < 0:
             raise ValueError(f"iteration {iteration}; expected 0 or more")
         sample = self.rows + iteration * self.batch_size
@@ -239,12 +239,12 @@ class Prefetched:
             torch.cuda.set_device(self.device)
 
     def _make(self, iteration: int) -> ByteBatch:
-        made = self.batches.bytes(iteration)
-        return made.pinned() if self.device.type == "cuda" else made
+        batch = self.batches.bytes(iteration)
+        return batch.pinned() if self.device.type == "cuda" else batch
 
 
 class Derived(TrainingSet):
-    """Made of another training set: what a subclass does not override is as of that."""
+    """A training set made from another: a subclass inherits what it does not override."""
 
     def __init__(self, images: TrainingSet) -> None:
         self.images, self.floats = images, images.floats
@@ -269,16 +269,16 @@ class Derived(TrainingSet):
 class Encoded(Derived):
     """The latents of another training set. An instant codec makes them on the device, batch by batch.
 
-    codec: its configuration, where it is part of a run
+    codec: its configuration, where it is part of a run; built: the codec itself
     """
 
-    def __init__(self, images: TrainingSet, codec: CodecConfig, made: Codec) -> None:
+    def __init__(self, images: TrainingSet, codec: CodecConfig, built: Codec) -> None:
         super().__init__(images)
-        self.codec, self.made, self.floats = codec, made, partial(_encoded, made, images.floats)
+        self.codec, self.built, self.floats = codec, built, partial(_encoded, built, images.floats)
 
     @property
     def shape(self) -> Shape:
-        return self.made.latent_shape(self.images.shape)
+        return self.built.latent_shape(self.images.shape)
 
 
 def _encoded(codec: Codec, floats: Callable[[Tensor, Draws], Tensor], rows: Tensor, draws: Draws) -> Tensor:

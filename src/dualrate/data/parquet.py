@@ -52,8 +52,8 @@ def _files(folder: Path) -> tuple[list[Path], list[list[Path]], list[Path]]:
     says what it is, all are training files. Raises ValueError for test files without training files, and for training
     files of which some are missing (`check_complete`).
     """
-    found = (sorted(place.glob("*.parquet")) for place in (folder, folder / "data"))
-    files = next(filter(None, ([file for file in files if not hidden(file.name)] for files in found)))
+    listings = (sorted(place.glob("*.parquet")) for place in (folder, folder / "data"))
+    files = next(filter(None, ([file for file in files if not hidden(file.name)] for files in listings)))
     groups: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         name = file.name.lower()
@@ -75,10 +75,10 @@ def check_complete(files: Sequence[Path]) -> None:
             numbers[parts[1], parts[3]].add(int(parts[2]))
     missing = [
         f"{name}-{i:0{len(total)}}-of-{total}.parquet"
-        for (name, total), there in numbers.items()
-        for first in [int(int(total) in there)]  # numbered from 0, or from 1
+        for (name, total), indices in numbers.items()
+        for first in [int(int(total) in indices)]  # numbered from 0, or from 1
         for i in range(first, int(total) + first)
-        if i not in there
+        if i not in indices
     ]
     if missing:
         raise ValueError(
@@ -87,37 +87,37 @@ def check_complete(files: Sequence[Path]) -> None:
         )
 
 
-def parquet_source(path: Path, split: Split, asked: str | None = None, images: str = "") -> Source:
+def parquet_source(path: Path, split: Split, label: str | None = None, images: str = "") -> Source:
     """The images of a Parquet file, or of a folder of them.
 
-    asked: the column of labels; None: the usual one; images: the column of images; empty: the usual one
+    label: the column of labels; None: the usual one; images: the column of images; empty: the usual one
 
     The test split is the first group of test files that has labels, if the training files have; without one, a tenth of
     the training rows is held out (`hold_out`).
     Raises ValueError for missing files. Raises, when read, OSError for files that cannot be opened or read; ValueError
     for damaged files, unexpected columns, and labels that `class_numbers` refuses or only the test files have.
     """
-    train, tests, others = _files(path) if path.is_dir() else ([path], [], [])
+    train, tests, rest = _files(path) if path.is_dir() else ([path], [], [])
 
     def read() -> Raw:
         with _opened(train[0]) as parquet:
             schema = parquet.schema_arrow
-        column, note = _label_column(schema, train[0], asked, images)
+        column, note = _label_column(schema, train[0], label, images)
         labelled = [files for files in tests if column is None or not all(_unlabelled(file, column) for file in files)]
         passed = [printable(file.name) for files in tests if files not in labelled for file in files]
         test = labelled[0] if labelled else []
-        unused = [printable(file.name) for file in [*others, *(file for files in labelled[1:] for file in files)]]
+        unused = [printable(file.name) for file in [*rest, *(file for files in labelled[1:] for file in files)]]
         check_complete(test)
-        known = _listed(train, column, images)
-        chosen = _listed(test, column, images) if test and split == "test" else known
+        training = _listed(train, column, images)
+        chosen = _listed(test, column, images) if test and split == "test" else training
         place = str((test if test and split == "test" else train)[0])
         names = _declared_names(schema, train[0], column)
         notes = note, skipped(passed, "file(s) without labels"), skipped(unused, "file(s) of other splits")
-        return chosen.raw(known, place, None if test else split, names, "; ".join(filter(None, notes)))
+        return chosen.raw(training, place, None if test else split, names, "; ".join(filter(None, notes)))
 
     files = dict.fromkeys([*train, *(file for test in tests for file in test)])
     name = printable(path.stem) + (images and f"#{images}")
-    return Source(f"{name}/{split}", tuple(files), read, asked)
+    return Source(f"{name}/{split}", tuple(files), read, label)
 
 
 def _unlabelled(file: Path, column: str) -> bool:
@@ -129,13 +129,13 @@ def _unlabelled(file: Path, column: str) -> bool:
         return len(values) == 0 or (pa.types.is_signed_integer(values.type) and bool((values.to_numpy() == -1).all()))
 
 
-def _label_column(schema: pa.Schema, file: Path, asked: str | None, images: str) -> tuple[str | None, str]:
-    """The column of labels, None if there is none; and what is to be said of other columns, as in `Raw`."""
-    if asked is not None and asked not in schema.names:
-        raise ValueError(f"{file} has the columns {', '.join(schema.names)}; --data.label {asked} is none of them")
+def _label_column(schema: pa.Schema, file: Path, label: str | None, images: str) -> tuple[str | None, str]:
+    """The column of labels, or None; and a note on other columns, as in `Raw`. label: the column that a user names"""
+    if label is not None and label not in schema.names:
+        raise ValueError(f"{file} has the columns {', '.join(schema.names)}; --data.label {label} is none of them")
     usable = [column.name for column in schema if _is_label(column.type)]
     usual = [name for wanted in LABEL_COLUMNS for name in usable if name.lower() == wanted]
-    label = asked or (LABEL_COLUMNS[0] if LABEL_COLUMNS[0] in schema.names else next(iter(usual), None))
+    label = label or (LABEL_COLUMNS[0] if LABEL_COLUMNS[0] in schema.names else next(iter(usual), None))
     columns = [
         f"{column.name} ({column.type})"
         for column in schema
@@ -175,17 +175,17 @@ class _Rows:
         return _Rows(self.files, self.rows[rows], self.images)
 
     def _of(self, first: int, count: int) -> list[int]:
-        """Which of the `count` rows from `first` on these are, numbered from there."""
+        """Numbers of these rows among the `count` rows from `first` on, counted from there."""
         return (self.rows[slice(*np.searchsorted(self.rows, (first, first + count)))] - first).tolist()
 
     def names(self) -> list[str]:
-        found, row = [], 0
+        names, row = [], 0
         for file in self.files:
             with _opened(file) as parquet:
                 count = parquet.metadata.num_rows
-            found += [f"{printable(file.name)}[{i}]" for i in self._of(row, count)]
+            names += [f"{printable(file.name)}[{i}]" for i in self._of(row, count)]
             row += count
-        return found
+        return names
 
     def __iter__(self) -> Iterator[tuple[str, bytes | Member]]:
         row = 0
@@ -212,9 +212,9 @@ def _is_image(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _image_column(schema: pa.Schema, file: Path, asked: str) -> str:
-    """The column of encoded bytes, or the field of the struct that has them: nothing else of it is read."""
-    wanted = (asked,) if asked else IMAGE_COLUMNS
+def _image_column(schema: pa.Schema, file: Path, column: str) -> str:
+    """The column of encoded bytes, or the field of the struct that has them. column: that a user names, or empty"""
+    wanted = (column,) if column else IMAGE_COLUMNS
     for name in wanted:
         if name in schema.names:
             kind = schema.types[schema.names.index(name)]
@@ -222,12 +222,12 @@ def _image_column(schema: pa.Schema, file: Path, asked: str) -> str:
                 return f"{name}.bytes" if pa.types.is_struct(kind) else name
             hint = ": paths are no images, name the folder that they are in" if _is_text(kind) else ""
             raise ValueError(f"column {name} of {file} is {kind}; expected a struct with bytes, or binary{hint}")
-    hint = "" if asked else "; name another one after the file, as FILE#COLUMN"
+    hint = "" if column else "; name another one after the file, as FILE#COLUMN"
     raise ValueError(f"{file} has the columns {', '.join(schema.names)}; expected {' or '.join(wanted)}{hint}")
 
 
 def _listed(files: Sequence[Path], column: str | None, images: str) -> Listed:
-    """All rows; of labels, integers or strings, none is missing."""
+    """All rows of files. Raises ValueError where labels, integers or strings, are missing."""
     count, columns = 0, []
     for file in files:
         with _opened(file) as parquet:
@@ -282,10 +282,10 @@ def _is_text(kind: pa.DataType) -> bool:
 def rows_of(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Some columns, row by row, by their names; under ROW FILE[row]. Raises ValueError for one that a file lacks."""
     for file in files:
-        there, first = columns_of(file), 0
+        present, first = columns_of(file), 0
         wanted = [name for name in columns if name != ROW]
-        if lacking := [name for name in wanted if name not in there]:
-            raise ValueError(f"{file} lacks the column {lacking[0]}, it has {', '.join(there)}")
+        if lacking := [name for name in wanted if name not in present]:
+            raise ValueError(f"{file} lacks the column {lacking[0]}, it has {', '.join(present)}")
         with _opened(file) as parquet:
             for batch in parquet.iter_batches(batch_size=256, columns=wanted):
                 for i, row in enumerate(batch.to_pylist(), first):

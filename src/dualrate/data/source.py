@@ -52,7 +52,7 @@ _HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a S
 
 
 def silent(done: int, total: int, message: str) -> None:
-    """Where nobody asks for progress."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Member:
     fault: str = ""
 
     def read(self) -> bytes:
-        """Its bytes. Raises ValueError if it cannot be used or the file ends within it, OSError if it is not given."""
+        """Its bytes. Raises ValueError if it cannot be used or the file ends within it, OSError where reading fails."""
         if self.fault:
             raise ValueError(f"{self.name}: {self.fault}")
         with naming(self.file), self.file.open("rb") as file:
@@ -160,19 +160,19 @@ class Listed:
         class_names: if the source declares them
         Raises ValueError as `class_numbers` and `hold_out`, and for classes that the training images do not have.
         """
-        labels, known = self.labels, train.labels
-        if isinstance(labels, np.ndarray) and isinstance(known, np.ndarray):
-            labels, names = class_numbers(labels, place, self.count, reference=known, class_names=class_names)
-        elif labels is None and known is None:
+        labels, reference = self.labels, train.labels
+        if isinstance(labels, np.ndarray) and isinstance(reference, np.ndarray):
+            labels, names = class_numbers(labels, place, self.count, reference=reference, class_names=class_names)
+        elif labels is None and reference is None:
             names = ()
-        elif labels is None or known is None or isinstance(labels, np.ndarray) or isinstance(known, np.ndarray):
+        elif labels is None or reference is None or isinstance(labels, np.ndarray) or isinstance(reference, np.ndarray):
             raise ValueError(f"images of {place} {MIXED}")
         else:
-            numbers = {word: i for i, word in enumerate(sorted(set(known)))}
+            numbers = {word: i for i, word in enumerate(sorted(set(reference)))}
             if unknown := sorted(set(labels) - numbers.keys()):
                 raise ValueError(f"labels {unknown[:5]} of {place} do not occur in the training images")
-            found = np.array([numbers[word] for word in labels], np.int64)
-            labels, names = class_numbers(found, place, self.count, class_names=tuple(numbers))
+            numbered = np.array([numbers[word] for word in labels], np.int64)
+            labels, names = class_numbers(numbered, place, self.count, class_names=tuple(numbers))
         if hold is None:
             return Raw(self.items, self.count, labels, names, note)
         keys = names_of(self.items) if self.by_name else [str(i) for i in range(self.count)]
@@ -195,7 +195,7 @@ def split_named(name: str) -> str:
 
 
 def test_split(names: Container[str]) -> str:
-    """The one of some splits that is the test split; empty if none is."""
+    """The name of the test split among some splits; empty if none is."""
     return next((name for name in HELD_OUT if name in names), "")
 
 
@@ -215,7 +215,7 @@ def skipped_files(counts: Mapping[str, int]) -> str:
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """How many there are of each, the most frequent ones."""
+    """A text of the five most frequent names with their counts."""
     return ", ".join(f"{count} x {name}" for name, count in Counter(counts).most_common(5))
 
 
@@ -249,9 +249,9 @@ def class_numbers(
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise ValueError(f"labels in {name} are {labels.dtype} {labels.shape}; expected {count} integers")
     if not class_names:
-        known = labels if reference is None else reference
-        check_labels(known, MAX_CLASSES, name)
-        class_names = tuple(str(i) for i in range(int(known.max(initial=0)) + 1))
+        defining = labels if reference is None else reference
+        check_labels(defining, MAX_CLASSES, name)
+        class_names = tuple(str(i) for i in range(int(defining.max(initial=0)) + 1))
     if len(class_names) > MAX_CLASSES:
         raise ValueError(f"{name} declares {len(class_names):,} classes, more than the {MAX_CLASSES:,} accepted")
     check_labels(labels, len(class_names), name)
@@ -366,23 +366,24 @@ def _splits(path: Path) -> dict[str, Path]:
     splits: dict[str, list[Path]] = {}
     for folder in folders:
         splits.setdefault(split_named(folder.name), []).append(folder)
-    others = [folder.name for folder in splits.pop("", [])]
+    classes = [folder.name for folder in splits.pop("", [])]
     names = some_of([folder.name for same in splits.values() for folder in same])
-    if others and "train" in splits and len(splits) > 1:
+    if classes and "train" in splits and len(splits) > 1:
         raise ValueError(
-            f"{path} holds folders of splits ({names}) and others ({some_of(others)}): move the others elsewhere, or "
+            f"{path} holds folders of splits ({names}) and others ({some_of(classes)}): move the others elsewhere, or "
             "name one folder as the source"
         )
-    if splits and not others and not images and "train" not in splits:
+    if splits and not classes and not images and "train" not in splits:
         raise ValueError(
             f"{path} holds folders of splits ({names}), and none to train on: expected one that is named train; to "
             f"train on one of these, name it: {folders[0]}"
         )
-    if others or "train" not in splits:
+    if classes or "train" not in splits:
         return {}
     for same in splits.values():
         if len(same) > 1:
-            raise ValueError(f"{path} holds {some_of([one.name for one in same])}, which are the same split: keep one")
+            names = some_of([folder.name for folder in same])
+            raise ValueError(f"{path} holds {names}, which are the same split: keep one")
     return {kind: same[0] for kind, same in splits.items()}
 
 
@@ -391,10 +392,10 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
     folders, flat = _scan(root)
     by_class = {folder.name: images_below(folder, (root.resolve(),)) for folder in folders}
     if not flat and not any(by_class.values()):
-        there = counted(_suffixes(root)) or "no files at all"
+        endings = counted(_suffixes(root)) or "no files at all"
         raise ValueError(
             f"no images in {root}: looked for {', '.join(SUFFIXES)} directly or in sub-folders, for .tar files "
-            f"directly or in train/ and test/, for .parquet files directly or in data/; there are {there}"
+            f"directly or in train/ and test/, for .parquet files directly or in data/; there are {endings}"
         )
     if flat and by_class:
         raise ValueError(
@@ -409,7 +410,7 @@ def _folder(root: Path) -> tuple[list[Path], Listed]:
 
 
 def _suffixes(root: Path) -> Counter[str]:
-    """How many files there are of each ending, below a folder; hidden ones are not counted."""
+    """The number of files of each ending below a folder; hidden ones are not counted."""
     counts = Counter[str]()
     for _, folders, names in os.walk(root):
         folders[:] = (name for name in folders if not hidden(name))
@@ -423,7 +424,7 @@ def images_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     Raises as `folder_source`.
     """
     folders, images = _scan(folder, above)
-    inner = (images_below(one, (*above, folder.resolve())) for one in folders)
+    inner = (images_below(inside, (*above, folder.resolve())) for inside in folders)
     return sorted([*images, *(file for files in inner for file in files)])
 
 
@@ -436,7 +437,7 @@ def _scan(folder: Path, above: tuple[Path, ...] = ()) -> tuple[list[Path], list[
         if hidden(entry.name):
             continue
         if path.is_dir() if entry.is_symlink() else entry.is_dir():
-            if entry.is_symlink() and any(one.is_relative_to(path.resolve()) for one in through):
+            if entry.is_symlink() and any(upper.is_relative_to(path.resolve()) for upper in through):
                 raise ValueError(f"{path} is a link to a folder above it, so that it holds itself; remove the link")
             folders.append(path)
         elif entry.name.lower().endswith(SUFFIXES):
@@ -472,7 +473,7 @@ def by_number(names: Sequence[str]) -> list[int]:
 
 
 def named(root: Path, files: Iterable[Path]) -> list[Item]:
-    """Files by their places below a folder."""
+    """Files as items, named by their places below a folder."""
     return [(printable(file.relative_to(root).as_posix()), file) for file in files]
 
 
@@ -491,11 +492,11 @@ def npz_source(path: Path, split: Split, label: str | None = None) -> Source:
     unused = list[str]()
 
     def wanted(names: list[str]) -> list[str]:
-        there = ", ".join(names) or "none"
+        arrays = ", ".join(names) or "none"
         if not set(_IMAGES) & set(names):
-            raise ValueError(f"{path} has the arrays {there}; expected images (or arr_0) and maybe labels (or arr_1)")
+            raise ValueError(f"{path} has the arrays {arrays}; expected images (or arr_0) and maybe labels (or arr_1)")
         if label is not None and label not in names:
-            raise ValueError(f"{path} has the arrays {there}; --data.label {label} is none of them")
+            raise ValueError(f"{path} has the arrays {arrays}; --data.label {label} is none of them")
         chosen = [next(name for name in _IMAGES if name in names)]
         chosen += [name for name in ((label,) if label else _LABELS) if name in names][:1]
         unused[:] = [name for name in names if name not in chosen]
@@ -505,8 +506,8 @@ def npz_source(path: Path, split: Split, label: str | None = None) -> Source:
         images, *labels = read_arrays(path, wanted).values()
         note = skipped(unused, "array(s)")
         if unused and not labels:
-            there = some_of(unused, 10)
-            note = f"without labels: {path.name} has the array(s) {there}; --data.label NAME takes one of integers"
+            arrays = some_of(unused, 10)
+            note = f"without labels: {path.name} has the array(s) {arrays}; --data.label NAME takes one of integers"
         if images.dtype != np.uint8:
             raise ValueError(f"images in {path} are {images.dtype}; expected uint8, 0 to 255")
         shape = images.shape
@@ -554,11 +555,11 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.n
                 f"array {name} is of .npy version {version}; expected one of {', '.join(map(str, _HEADERS))}"
             )
         shape, _, dtype = _HEADERS[version](stream)
-        claimed, there = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+        claimed, size = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
     if dtype.hasobject:
         raise ValueError(f"array {name} holds Python objects, which are never unpickled")
-    if min(shape, default=0) < 0 or claimed != there:
-        raise ValueError(f"array {name} claims {dtype} {shape}, {claimed:,} bytes; it has {there:,}")
+    if min(shape, default=0) < 0 or claimed != size:
+        raise ValueError(f"array {name} claims {dtype} {shape}, {claimed:,} bytes; it has {size:,}")
     if claimed > MEMORY:
         raise ValueError(f"array {name} takes {claimed:,} bytes; this machine has {MEMORY:,} bytes of memory")
     with archive.open(member) as stream:

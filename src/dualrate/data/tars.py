@@ -56,7 +56,7 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 @dataclass(slots=True)
-class Found:
+class TarImage:
     """An image of an archive.
 
     folder: what holds it there, a folder or an inner tar; empty: nothing does
@@ -64,7 +64,7 @@ class Found:
     label:  beside it; else by its place
     """
 
-    image: Member
+    member: Member
     folder: str
     split: str
     label: Label | None
@@ -77,7 +77,7 @@ def tar_files(folder: Path) -> list[Path]:
         return []
     folders = [entry for entry in entries if entry.is_dir()]
     tars = [[file for file in place.glob("*.tar") if not hidden(file.name)] for place in folders or [folder]]
-    usable = all(split_named(one.name) for one in folders) and all(tars)
+    usable = all(split_named(entry.name) for entry in folders) and all(tars)
     return sorted(file for files in tars for file in files) if usable else []
 
 
@@ -90,12 +90,12 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
 
     def read() -> Raw:
         stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
-        found, note = _listing(tuple(files), root, stamps, progress)
-        parts: dict[str, list[Found]] = defaultdict(list)
-        for one in found:  # what cannot be used and names no split is among the training images
-            parts[one.split or "train"].append(one)
+        images, note = _listing(tuple(files), root, stamps, progress)
+        parts: dict[str, list[TarImage]] = defaultdict(list)
+        for image in images:  # what cannot be used and names no split is among the training images
+            parts[image.split or "train"].append(image)
         test = test_split(parts)
-        unused = [one.image.name for kind in parts if kind not in ("train", test) for one in parts[kind]]
+        unused = [image.member.name for kind in parts if kind not in ("train", test) for image in parts[kind]]
         train = _listed(parts["train"], root)
         chosen = _listed(parts[test], root) if test and split == "test" else train
         notes = skipped(unused, "image(s) of other splits"), note
@@ -107,76 +107,77 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
 @lru_cache(maxsize=1)  # for both splits
 def _listing(
     files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
-) -> tuple[list[Found], str]:
+) -> tuple[list[TarImage], str]:
     """The images of all tars, in order, and a note on what else there is.
 
     stamps: of the files, since what was listed before may have changed
     """
-    found, strange = [], Counter[str]()
+    images, strange = [], Counter[str]()
     for i, file in enumerate(files):
         progress(i, len(files), "listing tars")
-        found += _images_of(file, file.name if file == root else file.relative_to(root).as_posix(), strange)
+        images += _images_of(file, file.name if file == root else file.relative_to(root).as_posix(), strange)
     progress(len(files), len(files), "listing tars")
-    good = [one for one in found if not one.image.fault]
+    good = [image for image in images if not image.member.fault]
     if not good:
-        said = f"; {found[0].image.name}: {found[0].image.fault}" if found else ""
+        said = f"; {images[0].member.name}: {images[0].member.fault}" if images else ""
         raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
-    split = all(one.split for one in good) and any(one.split == "train" for one in good)
-    labelled, shards = any(one.label is not None for one in good), _are_shards({one.image.file for one in good})
+    split = all(image.split for image in good) and any(image.split == "train" for image in good)
+    labelled = any(image.label is not None for image in good)
+    shards = _are_shards({image.member.file for image in good})
     words = {} if shards or not split else _class_words(good)
-    for one in found:
-        if labelled and one.label is None and not one.image.fault:
-            one.image = replace(one.image, fault="it has no label beside it (.cls, or label in .json)")
+    for image in images:
+        if labelled and image.label is None and not image.member.fault:
+            image.member = replace(image.member, fault="it has no label beside it (.cls, or label in .json)")
         elif not labelled:
-            tar = one.image.file.stem
+            tar = image.member.file.stem
             unnamed = shards or (split and any(map(split_named, _words(tar))))
-            folder = "" if split and split_named(one.folder) else one.folder
-            one.label = folder or words.get(tar) or (None if unnamed else printable(tar))
-        one.split = one.split if split else ""
-    return found, skipped_files(strange)
+            folder = "" if split and split_named(image.folder) else image.folder
+            image.label = folder or words.get(tar) or (None if unnamed else printable(tar))
+        image.split = image.split if split else ""
+    return images, skipped_files(strange)
 
 
 def _are_shards(tars: Iterable[Path]) -> bool:
     """Whether in every folder there is one tar, or their names end in numbers one after the other: no classes, then."""
-    there = Counter(tar.parent for tar in tars)
+    counts = Counter(tar.parent for tar in tars)
     runs: dict[tuple[Path, str], list[int]] = defaultdict(list)
     for tar in tars:
         stem = tar.stem.rstrip("0123456789")
         runs[tar.parent, stem].append(int(tar.stem[len(stem) :][-18:] or -1))
     return all(
-        there[folder] == 1 or (min(run) >= 0 and max(run) - min(run) + 1 == len(run))
+        counts[folder] == 1 or (min(run) >= 0 and max(run) - min(run) + 1 == len(run))
         for (folder, _), run in runs.items()
     )
 
 
-def _class_words(found: Iterable[Found]) -> dict[str, str]:
-    """By tar, the words of its name but its split, if these are several classes, the same in each split; or nothing.
+def _class_words(images: Iterable[TarImage]) -> dict[str, str]:
+    """The words of each tar's name without its split, if these are several classes, the same in each split; else empty.
 
     Numbers are no words: tars that are told apart by numbers have no classes.
     """
     words: dict[str, str] = {}
     splits: dict[str, set[str]] = defaultdict(set)
-    for one in found:
-        tar = one.image.file.stem
+    for image in images:
+        tar = image.member.file.stem
         words[tar] = " ".join(word for word in _words(tar) if not split_named(word))
-        splits[one.split].add(words[tar])
+        splits[image.split].add(words[tar])
     apart = len(splits["train"]) > 1 and all(words.values()) and len(words) == sum(map(len, splits.values()))
-    return words if apart and all(own <= splits["train"] for own in splits.values()) else {}
+    return words if apart and all(of_split <= splits["train"] for of_split in splits.values()) else {}
 
 
-def _listed(found: Sequence[Found], root: Path) -> Listed:
-    """What cannot be used has the label of another one, which nobody sees."""
-    known = [one.label for one in found if not one.image.fault]
-    labels = [known[0] if one.image.fault else one.label for one in found] if known else []
+def _listed(images: Sequence[TarImage], root: Path) -> Listed:
+    """Images with labels for a reader. An image that cannot be used gets any label, which nobody sees."""
+    usable = [image.label for image in images if not image.member.fault]
+    labels = [usable[0] if image.member.fault else image.label for image in images] if usable else []
     kinds = {type(label) for label in labels}
     if len(kinds) > 1:
         raise ValueError(f"images of {root} {MIXED}")
-    items: list[Item] = [(one.image.name, one.image) for one in found]
+    items: list[Item] = [(image.member.name, image.member) for image in images]
     words = list(map(str, labels)) if kinds == {str} else None
-    return Listed(items, len(found), np.array(labels, np.int64) if kinds == {int} else words, by_name=True)
+    return Listed(items, len(images), np.array(labels, np.int64) if kinds == {int} else words, by_name=True)
 
 
-def _images_of(file: Path, shown: str, strange: Counter[str]) -> list[Found]:
+def _images_of(file: Path, shown: str, strange: Counter[str]) -> list[TarImage]:
     """The images of one tar with their labels. shown: its name in messages; strange: counts what is not used, by ending
 
 
@@ -209,13 +210,13 @@ def _images_of(file: Path, shown: str, strange: Counter[str]) -> list[Found]:
                 names.add(name)
             else:
                 strange[printable(PurePosixPath(name).suffix.lower()) or "no suffix"] += 1
-    found = []
-    for name, image in images:
+    tar_images = []
+    for name, member in images:
         place, _, base = name.rpartition("/")
         keys = (name.rpartition(".")[0], name.removesuffix(base) + base.partition(".")[0])
         label = next((labels[key] for key in keys if key in labels), None)
-        found.append(Found(image, *_place(f"{shown}/{place}", shown), label))
-    return found
+        tar_images.append(TarImage(member, *_place(f"{shown}/{place}", shown), label))
+    return tar_images
 
 
 def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
@@ -251,7 +252,7 @@ def _is_file(entry: tarfile.TarInfo) -> bool:
 
 
 def _fault(entry: tarfile.TarInfo) -> str:
-    """Why something with an image's name is not to be used."""
+    """Why an entry with an image's name is not used; empty if it is."""
     if not _is_file(entry):
         return "it is a link, a device or a sparse file"
     if entry.name.lower().endswith(".tar"):
@@ -262,7 +263,7 @@ def _fault(entry: tarfile.TarInfo) -> str:
 
 
 def _label(content: bytes, in_json: bool) -> Label | None:
-    """What a .cls or .json file says; None if that is no label."""
+    """The label that a .cls or .json file holds; None if there is none."""
     try:
         value = json.loads(content) if in_json else content.decode().strip()
     except (ValueError, RecursionError):
