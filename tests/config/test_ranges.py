@@ -149,7 +149,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.planning.planner.Planned",
     "dualrate.config.ranges.Range",
     "dualrate.recipes.auto.Tier",
-    "dualrate.forecasts.recipe.Tier",
+    "dualrate.forecasts.recipe.ForecastTier",
     "dualrate.forecasts.scores.ForecastScores",
     "dualrate.forecasts.folder.Record",
     "dualrate.forecasts.starts.Starts",

@@ -18,7 +18,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiment.network_configs import OneConditional, TwoConditional
 from dualrate.forecasts.fields import Fields, Forecast, Statistics, Windows, survey
-from dualrate.forecasts.recipe import TIERS, Forecasting, network
+from dualrate.forecasts.recipe import TIERS, Forecasting, heavy_network
 from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods.denoising import DenoisingConfig
@@ -259,7 +259,7 @@ def test_one_frame_of_a_window_is_an_ordinary_forecast(source: Path) -> None:
     ],
 )
 def test_networks_fit_any_field(shape: tuple[int, int, int], sides: list[tuple[int, int]]) -> None:
-    heavy = network(shape, TIERS["tiny"], periodic=True)
+    heavy = heavy_network(shape, TIERS["tiny"], periodic=True)
     assert heavy.shape == shape
     assert [heavy.sides(i) for i in range(heavy.num_levels)] == sides
 

@@ -42,7 +42,7 @@ from dualrate.data.source import (
     Raw,
     Source,
     Split,
-    check_labels,
+    check_label_range,
     folder_source,
     hidden,
     images_below,
@@ -95,7 +95,7 @@ class ImageSet(TrainingSet):
             if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
                 got = f"{self.labels.dtype} {self.labels.shape}"
                 raise ValueError(f"{self.name}: labels are {got}; expected int64 {shape[:1]}")
-            check_labels(self.labels, len(self.class_names), self.name)
+            check_label_range(self.labels, len(self.class_names), self.name)
         elif self.class_names:
             raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
 
@@ -124,10 +124,10 @@ class ImageSet(TrainingSet):
     @cached_property
     def _digest(self) -> str:
         """The fingerprint, computed once; not in `hashed`, which a copy with other images would have too."""
-        return fingerprint_of(self.images, self.labels, self.class_names)
+        return images_fingerprint(self.images, self.labels, self.class_names)
 
 
-def fingerprint_of(images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> str:
+def images_fingerprint(images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> str:
     """sha256 (hex) of images (N, C, H, W), labels and class names."""
     digest = hashlib.sha256(repr((images.shape, class_names)).encode())
     for start in range(0, len(images), 256):
@@ -301,7 +301,7 @@ def _pack(
         if not part["images"]:
             raise ValueError(f"none of the {raw.count} images of {name} can be used: {rejects[0]}")
         labels = packed.read_labels(folder, split) if part["labelled"] else None
-        part["fingerprint"] = fingerprint_of(Shards(folder, row, part["shards"]), labels, raw.class_names)
+        part["fingerprint"] = images_fingerprint(Shards(folder, row, part["shards"]), labels, raw.class_names)
         part["rejected"] = len(rejects)
         part["notes"] = [f"skipped {summary(rejects)} of {raw.count} images"] if rejects else []
         part["notes"] += [raw.note] if raw.note else []

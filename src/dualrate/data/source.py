@@ -250,15 +250,15 @@ def class_numbers(
         raise ValueError(f"labels in {name} are {labels.dtype} {labels.shape}; expected {count} integers")
     if not class_names:
         defining = labels if reference is None else reference
-        check_labels(defining, MAX_CLASSES, name)
+        check_label_range(defining, MAX_CLASSES, name)
         class_names = tuple(str(i) for i in range(int(defining.max(initial=0)) + 1))
     if len(class_names) > MAX_CLASSES:
         raise ValueError(f"{name} declares {len(class_names):,} classes, more than the {MAX_CLASSES:,} accepted")
-    check_labels(labels, len(class_names), name)
+    check_label_range(labels, len(class_names), name)
     return labels.astype(np.int64), class_names
 
 
-def check_labels(labels: np.ndarray, classes: int, name: str) -> None:
+def check_label_range(labels: np.ndarray, classes: int, name: str) -> None:
     """Raises ValueError for a label that is none of so many classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):

@@ -30,7 +30,7 @@ from dualrate.forecasts.pictures import Axis, Shown, forecast_figure, write_anim
 from dualrate.forecasts.rollout import (
     Frame,
     FrameBlock,
-    checked,
+    checked_starts,
     costs,
     forecast_of,
     frame_shape,
@@ -240,7 +240,7 @@ def write_forecast(
     """
     out = as_path(out)
     drawer = as_before(drawer.for_seeds(len(starts)), Record.read(out))
-    _ = checked(drawer, starts.past, frames, seed)
+    _ = checked_starts(drawer, starts.past, frames, seed)
     record = Record.of(drawer, starts, frames, seed, command)
     other = None if format is None else out / f"forecast{ENDINGS[format]}"
     if other is not None and not other.exists():

@@ -40,7 +40,7 @@ def _fit(iterations: int, batch_size: int, lr: float, warmup: int) -> FitConfig:
 
 
 @dataclass(frozen=True)
-class Tier:
+class ForecastTier:
     """channels, blocks: of the finest level and of the last. transformers: channels of levels of attention, or none"""
 
     channels: tuple[int, int]
@@ -50,10 +50,10 @@ class Tier:
     embedding: int = 128
 
 
-TIERS: dict[Size, Tier] = {
-    "tiny": Tier((48, 96), (2, 4), _fit(4000, 64, 1e-3, 200)),
-    "small": Tier((64, 128), (2, 6), _fit(20_000, 128, 7e-4, 500)),
-    "base": Tier((128, 256), (2, 8), _fit(100_000, 256, 4e-4, 1000), transformers=512, embedding=512),
+TIERS: dict[Size, ForecastTier] = {
+    "tiny": ForecastTier((48, 96), (2, 4), _fit(4000, 64, 1e-3, 200)),
+    "small": ForecastTier((64, 128), (2, 6), _fit(20_000, 128, 7e-4, 500)),
+    "base": ForecastTier((128, 256), (2, 8), _fit(100_000, 256, 4e-4, 1000), transformers=512, embedding=512),
 }
 
 
@@ -112,7 +112,7 @@ class Forecasting(Ranged):
         frame = content.trajectories[0].shape[1:]
         each, tier = (frame[0], frame[1], frame[2]), TIERS[self.size]
         shape = task.target(each)
-        heavy = network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
+        heavy = heavy_network(each if apart else shape, tier, periodic=self.periodic or _periodic(source))
         _ = ratios(task.shape(shape), heavy)  # a misfit of `every` is refused before all frames are read
         fields = read_fields(source, "train")
         task = task.of(fields)
@@ -146,7 +146,7 @@ def _periodic(source: str) -> bool:
     return source in SIMULATIONS and SIMULATIONS[source][0].periodic
 
 
-def network(shape: Shape, tier: Tier, *, periodic: bool) -> UViTConfig:
+def heavy_network(shape: Shape, tier: ForecastTier, *, periodic: bool) -> UViTConfig:
     """The heavy network for samples of this shape (C, H, W)."""
     channels, height, width = shape
     longest = max(height, width)

@@ -127,7 +127,7 @@ class RollingConfig(MethodConfig, Ranged):
 
 @dataclass(frozen=True)
 class Window:
-    """Where a roll-out stands when a frame has become clean: all that going on from there needs.
+    """The state of a roll-out when a frame has become clean: all that the next roll needs.
 
     rolls: before it; frame: (B, C, H, W), the clean one; z: (B, F C, H, W), the window at c = 0, which begins with it
     past:  (B, P C, H, W), which ends with it
@@ -147,8 +147,6 @@ def roll(
     key: Tensor,
     steps: int,
     *,
-    start: int | None = None,
-    window: Window | None = None,
     observed: bool = False,
     bfloat16: bool = False,
 ) -> Iterator[Window]:
@@ -156,10 +154,9 @@ def roll(
 
     past:   (n, P C, H, W) float32, normalised: the frames before the first one
     key:    (n M,) int64, on their device: seed + MEMBER m of M members of each past, those of a past one after the
-            other. A frame depends on its key and its number alone: not on other rows, nor on where a roll-out was taken
-            up again. Members have the first y and its heavy call in common; later each has a past of its own
-    steps:  T of a roll; start: of the first frame, F T unless given
-    window: one that an earlier roll-out of these keys yielded, to go on from; then `past` is not looked at
+            other. A frame depends on its key and its number alone, not on other rows. Members share
+            the first y and its heavy call; later each has a past of its own
+    steps:  T of a roll; the first frame takes F T
     observed: whether the past is what was observed, whose frames get no more noise
     Raises ValueError for a forecast of other windows than the process's.
     """
@@ -182,11 +179,10 @@ def roll(
         past = past.repeat_interleave(len(z) // len(past), 0)
         return Window(number, frame, z, torch.cat((past[:, frame.shape[1] :], frame), 1))
 
-    if window is None:
-        shape = past.shape[1] // forecast.past * process.frames, *past.shape[2:]
-        z, seeds = first_state(process, Draws(0, key), shape), Draws(0, key[:: len(key) // len(past)] % MEMBER)
-        window = reached(z, past, 0, process.frames, process.frames * steps if start is None else start, seeds)
-        yield window
+    shape = past.shape[1] // forecast.past * process.frames, *past.shape[2:]
+    z, seeds = first_state(process, Draws(0, key), shape), Draws(0, key[:: len(key) // len(past)] % MEMBER)
+    window = reached(z, past, 0, process.frames, process.frames * steps, seeds)
+    yield window
     while True:
         number = window.rolls + 1
         draws = Draws(number, key)

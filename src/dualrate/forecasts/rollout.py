@@ -141,7 +141,7 @@ def _split(count: int, size: int) -> Iterator[range]:
     return (range(first, min(first + size, count)) for first in range(0, count, size))
 
 
-def checked(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int) -> Tensor:
+def checked_starts(drawer: Drawer, starts: Frame | Tensor, frames: int, seed: int) -> Tensor:
     """The starts, as a tensor. Raises what `roll_out` raises."""
     forecast, past = forecast_of(drawer.model), torch.as_tensor(np.asarray(starts, np.float32))
     expected = (forecast.past, *frame_shape(drawer.model))
@@ -181,7 +181,7 @@ def roll_out(
     observed: as of `Starts`
     Raises ValueError for a model that is no forecast, starts of another shape, and more than 2^20 of them, or windows.
     """
-    past = checked(drawer, starts, frames, seed)
+    past = checked_starts(drawer, starts, frames, seed)
     drawer = drawer.for_seeds(len(past))
     denoiser = drawer.denoiser
     for some, members in parts(len(past), drawer):

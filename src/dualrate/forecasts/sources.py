@@ -184,7 +184,7 @@ def find_fields(source: str | Path, progress: DataProgress = silent) -> tuple[st
         raise FileNotFoundError(f"there are no fields {path}: name a file or folder, or {' or '.join(SIMULATIONS)}")
     fields = _read_file(path)
     for trajectory in fields.trajectories[:1]:
-        check_names(str(path), fields.variables, trajectory.shape[1])
+        check_variable_names(str(path), fields.variables, trajectory.shape[1])
         check_size(f"{path}: a frame {trajectory.shape[1:]}", 4 * math.prod(trajectory.shape[1:]))
     return printable(path.stem), fields
 
@@ -246,7 +246,7 @@ def _of_array(source: str, array: NDArray[Any], names: tuple[str, ...] | None, s
     return FieldSource({"": list(array[:, :, :, None])}, names or numbered(shape[2]), step, note=note)
 
 
-def check_names(source: str, names: tuple[str, ...] | None, channels: int) -> None:
+def check_variable_names(source: str, names: tuple[str, ...] | None, channels: int) -> None:
     """Raises ValueError for names of variables that are not as many as the channels, or not distinct."""
     if names and not len(names) == len(set(names)) == channels:
         raise ValueError(

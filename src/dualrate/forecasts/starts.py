@@ -21,7 +21,7 @@ from dualrate.experiment.experiment import Model
 from dualrate.forecasts.fields import Fields, Forecast, as_float32, pieces_of, read_fields
 from dualrate.forecasts.metadata import SAME_AXIS, Metadata
 from dualrate.forecasts.rollout import Frame, forecast_of, frame_shape
-from dualrate.forecasts.sources import FieldSource, check_names, find_fields, numbered, step_of, timing_of
+from dualrate.forecasts.sources import FieldSource, check_variable_names, find_fields, numbered, step_of, timing_of
 from dualrate.system.files import check_regular
 from dualrate.system.folders import some_of
 
@@ -284,7 +284,7 @@ def _from_array(path: Path, model: Model, shapes: Sequence[Shape]) -> FieldSourc
     arrays = read_arrays(path, wanted)
     names, step = arrays.pop("variables", np.array([])), step_of(path, arrays.pop("step", None))
     (array,), names = arrays.values(), tuple(map(str, np.atleast_1d(names)))
-    check_names(str(path), names, shapes[0][0])
+    check_variable_names(str(path), names, shapes[0][0])
     return FieldSource({"": _divided(path, array, model, shapes)}, names, step)
 
 

@@ -32,7 +32,7 @@ def image_network(codec: GreyLevels, channels: int, blocks: int) -> TokensConfig
     return TokensConfig(codec.categories, 14, 14, channels, 2, blocks, num_classes=10, embedding=128, head_dim=32)
 
 
-def ending(rate: Rate, noise: Noise) -> str:
+def name_ending(rate: Rate, noise: Noise) -> str:
     """The end of a run's name: empty for single and mask."""
     return f"{'-dual' * (rate == 'dual')}{'-uniform' * (noise == 'uniform')}"
 
@@ -46,7 +46,7 @@ def images(rate: Rate = "single", noise: Noise = "mask") -> Experiment:
     codec = GreyLevels(8, mask=noise == "mask")
     heavy, light = image_network(codec, 128, 6), image_network(codec, 64, 2)
     networks = OneTransformer(heavy) if rate == "single" else TwoTransformers(heavy, light)
-    name = f"fashion-mnist-tokens{ending(rate, noise)}"
+    name = f"fashion-mnist-tokens{name_ending(rate, noise)}"
     return Experiment(name, networks, method_of(rate), FIT, DataConfig(size=14), PROCESSES[noise], codec)
 
 
@@ -72,7 +72,7 @@ class Text:
             for channels, blocks in (HEAVY_TEXT, LIGHT_TEXT)
         )
         networks = OneTransformer(heavy) if self.rate == "single" else TwoTransformers(heavy, light)
-        name, fit = f"text-tokens{ending(self.rate, self.noise)}", replace(FIT, iterations=4000)
+        name, fit = f"text-tokens{name_ending(self.rate, self.noise)}", replace(FIT, iterations=4000)
         return Experiment(name, networks, method_of(self.rate), fit, data, PROCESSES[self.noise], codec)
 
 
