@@ -102,7 +102,7 @@ class Shards:
         return mapped, np.zeros(-(-mapped.nbytes // BLOCK), bool)
 
     def _check(self, number: int, mapped: NDArray[Any], good: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
-        """Raises Damaged unless the blocks of these rows are what was written; each is read for it once."""
+        """Check the blocks of these rows, each once. Raises Damaged for one that is not as it was written."""
         sums, row = self._made_of[2][number]["blocks"], mapped.nbytes // len(mapped)
         first, last = rows * row // BLOCK, (rows * row + row - 1) // BLOCK
         wanted = np.unique(np.concatenate([np.minimum(first + i, last) for i in range(int((last - first).max()) + 1)]))
@@ -301,7 +301,7 @@ def write_encoded(
 
 
 def halves(x: Tensor, what: str) -> NDArray[np.float16]:
-    """x in float16, on the CPU. Raises ValueError for numbers that float16 has not. what: made them"""
+    """Numbers in float16, on the CPU. Raises ValueError for those that float16 has not. what: made them"""
     x = x.cpu()
     if not (x.isfinite().all() and x.abs().max() <= torch.finfo(torch.float16).max):
         raise ValueError(f"the {what} gives numbers that are not finite, or too large for float16")

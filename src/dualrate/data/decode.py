@@ -45,7 +45,7 @@ OnBad = Literal["fail", "skip"]
 
 @dataclass(frozen=True)
 class Options:
-    """How images are decoded, as in `load_images`. Its repr, name and all, is part of every key."""
+    """Options of decoding images, as in `load_images`. Its repr, name and all, is part of every key."""
 
     size: int | None
     channels: int | None
@@ -192,7 +192,7 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def image_of(name: str, item: Content, options: Options) -> np.ndarray:
-    """(C, H, W) uint8. Raises ValueError, naming it, for what is no image, OSError for a file that cannot be read."""
+    """The image, (C, H, W) uint8. Raises ValueError for what is no image, OSError for a file that cannot be read."""
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
     if isinstance(item, Path):

@@ -145,7 +145,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """`to_uint8` of values that are known to be finite: a look at them would wait for a GPU."""
+    """Convert as `to_uint8` does, without its check for finite values, which would wait for a GPU."""
     return (127.5 * x.float() + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -309,7 +309,7 @@ def _pack(
 
 
 def _decode_shard(folder: Path, options: Options, shape: tuple[int, ...], shard: packed.Shard) -> None:
-    """Raises ValueError for images that cannot be used, unless they are left out, and for one of another shape.
+    """Decode a shard. Raises ValueError for images that cannot be used, unless left out, or are of another shape.
 
     shape: (C, H, W) of every image
     """
@@ -378,7 +378,7 @@ class Look:
 
     @property
     def num_classes(self) -> int:
-        """0 without labels."""
+        """The number of classes; 0 without labels."""
         return len(self.raw.class_names)
 
     @cached_property

@@ -83,7 +83,7 @@ class TrainingSet(ABC):
 
     @property
     def num_classes(self) -> int:
-        """0 without labels."""
+        """The number of classes; 0 without labels."""
         return len(self.class_names)
 
     @property
@@ -101,13 +101,13 @@ class TrainingSet(ABC):
 
     @abstractmethod
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
-        """(B, ...) on the CPU: what travels to the device for these images. draws: of their sample numbers.
+        """Rows (B, ...) on the CPU that travel to the device for these images. draws: of their sample numbers.
 
         A function of its arguments alone, so that a batch is the same whenever it is made.
         """
 
     def partners(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor | None:
-        """(B, c, h, w) uint8 on the CPU: of images in pairs the others, changed as `rows` are; of any others None."""
+        """The partners of images in pairs, (B, c, h, w) uint8 on the CPU, changed as `rows` are; None without pairs."""
         return None
 
 

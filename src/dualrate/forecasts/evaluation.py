@@ -254,7 +254,7 @@ def judged(model: Model, starts: Starts, x: Frame) -> StabilityReport:
 
 
 def _training_frames(data: Fields, *steps: int) -> Tensor:
-    """(K len(steps), C, H, W) float32: from places evenly spread over the training data, frames so many steps later.
+    """Training frames, (K len(steps), C, H, W) float32: those each of `steps` after K places, spread evenly.
 
     The last step is the largest.
     """

@@ -57,7 +57,7 @@ class Statistics:
     difference: tuple[float, ...]
 
     def normalised(self, frames: Tensor) -> Tensor:
-        """(..., C, H, W) of mean 0 and deviation 1."""
+        """Frames (..., C, H, W) at mean 0 and deviation 1 in every channel."""
         return (frames - _column(self.mean, frames)) / _column(self.std, frames)
 
     def restored(self, frames: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Fields(TrainingSet):
         return int(self._ends[-1])
 
     def frames(self, trajectory: int, first: int, count: int) -> NDArray[np.float32]:
-        """(count, C, H, W), not normalised. Raises IndexError for frames that there are not."""
+        """Frames (count, C, H, W) in a row, not normalised. Raises IndexError beyond the ends of a trajectory."""
         if not 0 <= first <= first + count <= self.trajectories[trajectory].shape[0]:
             length = self.trajectories[trajectory].shape[0]
             raise IndexError(
@@ -159,7 +159,7 @@ def pieces_of(trajectory: Trajectory) -> list[tuple[int, int]]:
 
 
 def as_float32(source: str | Path, frames: NDArray[Any]) -> NDArray[np.float32]:
-    """Raises ValueError for what are no real numbers."""
+    """A copy of frames in float32. Raises ValueError for numbers that are not real."""
     if frames.dtype.kind not in "fiub":
         raise ValueError(f"{source} holds {frames.dtype}; expected real numbers, of complex ones two channels")
     return np.array(frames, np.float32, order="C")  # a copy: memory maps are only read
@@ -255,7 +255,7 @@ class _Moments:
         self.count, self.mean, self.squares = 0, np.zeros(channels), np.zeros(channels)
 
     def add(self, part: NDArray[np.float64]) -> None:
-        """part: (N, C, H, W)"""
+        """Add the numbers of frames (N, C, H, W)."""
         origin = part[:1, :, :1, :1]  # a constant has deviations of exactly 0
         mean = (part - origin).mean((0, 2, 3)) + origin[0, :, 0, 0]
         squares = np.square(part - mean[:, None, None]).sum((0, 2, 3))
@@ -340,12 +340,12 @@ class Forecast(Condition, Ranged):
 
     @property
     def span(self) -> int:
-        """Time steps of the data that a window of past and sample is long."""
+        """Length of a window of past and sample, in time steps of the data."""
         return self.past_steps + self.frames * self.ahead
 
     @property
     def past_steps(self) -> int:
-        """Time steps of the data that the past is long."""
+        """Length of the past, in time steps of the data."""
         return (self.past - 1) * self.lead + 1
 
     @property
@@ -387,7 +387,7 @@ class Forecast(Condition, Ranged):
         return self.observe
 
     def observe(self, past: Tensor, draws: Draws, observed: int = 0) -> Tensor:
-        """y (B, c, h, w) of normalised frames (B, past C, H, W).
+        """The condition y (B, c, h, w) that is observed of normalised frames (B, past C, H, W).
 
         draws: of the noise, for the same rows; observed: so many frames, the first, are observations and get no noise
         """
@@ -414,7 +414,7 @@ class Forecast(Condition, Ranged):
         return Conditioned(windows, self, windows.pasts())
 
     def sample_of(self, last: Tensor, following: Tensor) -> Tensor:
-        """x (B, frames C, H, W), of normalised frames: the last given (B, C, H, W) and those after (B, frames, ...)."""
+        """Sample x (B, frames C, H, W) of normalised frames: the last (B, C, H, W) and the next (B, frames, ...)."""
         if self.difference:
             following = following - last[:, None]
         return following.flatten(1, 2) / _column(self.scale, following)
@@ -463,7 +463,7 @@ class Windows(Derived):
         return windows
 
     def frames(self, index: NDArray[np.int64]) -> Tensor:
-        """(B, past + frames, C, H, W) float32, normalised: of the windows of these numbers."""
+        """Frames (B, past + frames, C, H, W) of the windows with these numbers, float32, normalised."""
         return self._latest(tuple(index.tolist()))
 
     def _read(self, index: tuple[int, ...]) -> Tensor:

@@ -76,7 +76,7 @@ def _check_dataset(path: Path, dataset: Any) -> None:
 
 
 def check_netcdf(path: Path) -> None:
-    """As `check_hdf5`; coordinates, which xarray reads at once, are no longer than is sensible, too."""
+    """Check as `check_hdf5`, and that no coordinate, all of which xarray reads, claims more numbers than `MOST`."""
     import h5py
 
     check_hdf5(path)

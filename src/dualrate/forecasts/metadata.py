@@ -58,7 +58,7 @@ class Coordinate:
 
     @property
     def place(self) -> str:
-        """latitude or longitude; empty: neither."""
+        """The word latitude or longitude, if it is one of these; else empty."""
         for word, side in (("latitude", "north"), ("longitude", "east")):
             degrees = re.fullmatch(rf"degrees?_?{side[0]}({side[1:]})?", self.description.units.lower())
             if degrees or word in (self.description.standard_name, self.name.lower()) or self.name.lower() == word[:3]:
@@ -79,7 +79,10 @@ class Coordinate:
 
 @dataclass(frozen=True)
 class Metadata:
-    """variables: of each channel, or none; time: units of its numbers, of dates hours; empty: not said"""
+    """Metadata of fields.
+
+    variables: of each channel, or none; time: units of its numbers, of dates hours; empty: not said
+    """
 
     variables: tuple[Description, ...] = ()
     coordinates: tuple[Coordinate, ...] = ()

@@ -41,7 +41,10 @@ def _fit(iterations: int, batch_size: int, lr: float, warmup: int) -> FitConfig:
 
 @dataclass(frozen=True)
 class ForecastTier:
-    """channels, blocks: of the finest level and of the last. transformers: channels of levels of attention, or none"""
+    """A size of networks.
+
+    channels, blocks: of the finest level and of the last; transformers: channels of levels of attention, or none
+    """
 
     channels: tuple[int, int]
     blocks: tuple[int, int]

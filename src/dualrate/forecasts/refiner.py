@@ -72,7 +72,7 @@ class Refinement(NormalNoise):
         return bool((s == 0).all())
 
     def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
-        """0: nothing is known of x."""
+        """Zeros: nothing is known of x."""
         return torch.zeros_like(noise)
 
     def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:

@@ -72,12 +72,12 @@ class RollingDenoising(WeightedDenoising):
         return Loss(total, logs)
 
     def weighted_errors(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
-        """(B, F)"""
+        """The weighted error of every frame, (B, F)."""
         errors = self.process.frame_errors(x, x_hat)
         return self.process.frame_weights(self.weighting, t).to(errors.dtype) * errors
 
     def rolled(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """(B,) both: t of a roll, or of all that there are; tau, that of the next whole clock."""
+        """Times (t, tau) of windows, (B,) both: t of a roll, or of any clock; tau that of the next whole clock."""
         t, last, first = self.times(draws).t, self.process.time(0), self.process.time(1)
         t = torch.where(draws.uniform("whole") < self.whole, t, last + (first - last) * t)
         least, span = self.process.frames - 1, 2 * self.process.frames - 1  # as of `Rolling.clock`

@@ -211,7 +211,7 @@ def _windows(
     before: Frame | None,
     observed: bool,
 ) -> Iterator[tuple[int, Tensor]]:
-    """The windows that are not there, without end: the number of their first frame, and (n, m, f, C, H, W)."""
+    """Windows after those of `before`, without end: the number of the first frame, and frames (n, m, f, C, H, W)."""
     forecast, past = forecast_of(drawer.model), start[:, None].expand(-1, len(members), *[-1] * 4)
     window = 0 if before is None else before.shape[2] // forecast.frames
     if before is not None and window:
@@ -228,7 +228,7 @@ def _windows(
 def _rolled(
     drawer: Drawer, denoiser: Denoiser, start: Tensor, keys: Tensor, members: range, first: int, observed: bool
 ) -> Iterator[tuple[int, Tensor]]:
-    """By Rolling Diffusion, frame by frame from the first one on, without end: its number, and (n, m, 1, C, H, W).
+    """Frames by Rolling Diffusion, from number `first` on, without end: the number, and the frame (n, m, 1, C, H, W).
 
     Frames before it are drawn again: the window behind them is not on disk.
     """

@@ -120,12 +120,12 @@ def spectrum_distance(power: Tensor, truth: Tensor, side: int) -> Tensor:
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """(...) cosine of the anomalies x and y, (..., C, H, W) both; 0 where one is zero or not finite."""
+    """The cosine (...) of the anomalies x and y, (..., C, H, W) both; 0 where one is zero or not finite."""
     return F.cosine_similarity(x.flatten(-3), y.flatten(-3), dim=-1, eps=0).nan_to_num(nan=0, posinf=0, neginf=0)
 
 
 def time_until(correlations: Tensor, leads: Tensor, threshold: float) -> Tensor:
-    """(R,): when curves (R, T) at lead times (T,) first fall below a threshold, in units of the leads; inf: never.
+    """Times (R,) when curves (R, T) at lead times (T,) first fall below a threshold, in units of the leads; inf: never.
 
     Linear between lead times, from 1 at lead 0.
     """
@@ -182,7 +182,10 @@ class Stability:
         *,
         from_start: bool = True,
     ) -> Stability:
-        """members: (T, C, 5) means over starts and members; training: (K, C, 5); starts: how many are independent."""
+        """Compare members with training data.
+
+        members: (T, C, 5) means over starts and members; training: (K, C, 5); starts: how many are independent
+        """
         mean, deviation = training.mean(0), training.std(0, correction=min(1, len(training) - 1))
         faint = FAINT * mean[:, 1:2]
         expected = torch.cat([mean[:, :2], mean[:, 2:].clamp(min=faint)], 1)
@@ -451,7 +454,7 @@ class ForecastScorer:
     def _scored(
         self, x: Tensor, y: Tensor, before: tuple[Tensor, Tensor] | None, lead: int
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """By start (n, ...) whatever `_from_means` takes the mean of; and how many points have each rank, (M + 1,)."""
+        """Rows by start (n, ...), whose means `_from_means` takes; and the number of points of each rank, (M + 1,)."""
         (starts, count), mean = x.shape[:2], x.mean(1)
         numbers = torch.arange(self._starts, self._starts + starts)
         ranked = rank(x, y, Draws(self._seed, numbers).uniform(f"rank {lead}", *y.shape[1:]))

@@ -77,7 +77,7 @@ class System(Ranged, ABC):
     def simulate(
         self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
     ) -> NDArray[np.float32]:
-        """(S, T, 1, H, W). progress: of frames. Raises ValueError for numbers below 1."""
+        """Trajectories (S, T, 1, H, W). progress: of frames. Raises ValueError for numbers below 1."""
 
 
 def _empty(trajectories: int, frames: int, grid: tuple[int, int]) -> NDArray[np.float32]:
@@ -150,7 +150,7 @@ class Simulation(System):
     def simulate(
         self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
     ) -> NDArray[np.float32]:
-        """As of `System`, on the attractor. Raises FloatingPointError too, for what left the finite numbers."""
+        """Trajectories on the attractor, as of `System`. Raises FloatingPointError for states that are not finite."""
         array = _empty(trajectories, frames, self.grid)
         for first in range(0, trajectories, AT_A_TIME):
             here = array[first : first + AT_A_TIME]
@@ -264,7 +264,7 @@ class Kolmogorov(Simulation):
 
     @cached_property
     def _velocity_of(self) -> Tensor:
-        """(2, H, W / 2 + 1): by which modes of the vorticity become those of the velocity (x, y)."""
+        """Factors (2, H, W / 2 + 1) that turn modes of the vorticity into modes of the velocity (x, y)."""
         rows, columns = self.wavenumbers
         inverse = self.unaliased / self._k_squared.clamp_min(1)  # the mean has no velocity: its wavenumbers are zero
         return torch.stack([1j * rows * inverse, -1j * columns * inverse])
@@ -338,7 +338,7 @@ class MovingGarments(System):
     def simulate(
         self, trajectories: int, frames: int, seed: int, progress: DataProgress = silent
     ) -> NDArray[np.float32]:
-        """As of `System`. Raises what fetching Fashion-MNIST raises."""
+        """Trajectories as of `System`. Raises what fetching Fashion-MNIST raises."""
         array, draws = _empty(trajectories, frames, (self.side, self.side)), Draws(seed, torch.arange(trajectories))
         array[:] = 0
         images = load_images("fashion-mnist", split="train", progress=progress).images

@@ -113,7 +113,10 @@ class Timing:
 
 @dataclass(frozen=True, eq=False)
 class Lazy:
-    """read: (first, last) -> frames (last - first, C, H, W); source: for errors, where `read` does not name it"""
+    """A trajectory whose frames stay in a file until they are asked for.
+
+    read: (first, last) -> frames (last - first, C, H, W); source: for errors, where `read` does not name it
+    """
 
     shape: tuple[int, int, int, int]
     read: Callable[[int, int], NDArray[Any]]
@@ -267,7 +270,7 @@ def numbered(channels: int) -> tuple[str, ...]:
 
 
 def _simulated(name: str, progress: DataProgress) -> FieldSource:
-    """Made with seed 0, or read from the cache."""
+    """A simulation with seed 0, from the cache where it is there."""
     system, trajectories, frames = SIMULATIONS[name]
     made_as = json.dumps([1, name, asdict(system), trajectories, frames])  # pyright: ignore[reportArgumentType]
     file = cache_dir() / FIELDS / f"{name}-{hashlib.sha256(made_as.encode()).hexdigest()[:16]}.npy"
@@ -623,7 +626,7 @@ def _labelled(path: Path) -> FieldSource:
 
 
 def _of_dataset(data: Any, path: Path) -> FieldSource:
-    """data: of xarray"""
+    """The fields of a dataset of xarray."""
     times = TIME + tuple(dim for dim in map(str, data.coords) if dim not in TRAJECTORY and _is_time(data[dim]))
     bounds = {name for variable in data.variables.values() for name in _bounds(variable)}
     over_time = {str(name): variable for name, variable in data.data_vars.items() if set(variable.dims) & set(times)}

@@ -30,8 +30,9 @@ STARTS = 50  # if nothing else is asked for
 
 @dataclass(frozen=True, eq=False)
 class Starts:
-    """past: (N, past, C, H, W) float32, in the data's units, the latest last; source: where they are from, in words.
+    """Starts of forecasts.
 
+    past:     (N, past, C, H, W) float32, in the data's units, the latest last; source: where they are from, in words
     known: frames after each that the data has, of those asked for; truth: start i -> (known, C, H, W)
     observed: whether the past is what was observed: it gets no more noise, and is 0 between the observed points
     places:   (N, 2) of starts from the data, trajectory of the test split and time step of the latest frame in it
@@ -310,7 +311,7 @@ def _divided(path: Path, array: NDArray[Any], model: Model, shapes: Sequence[Sha
 
 
 def _one_start(path: Path, array: NDArray[Any], needed: int) -> NDArray[Any]:
-    """(time, C, 1, W). Raises ValueError where it may as well be (start, time = 1, C = 1, W)."""
+    """The array of a start, (time, C, 1, W). Raises ValueError where it may as well be (start, time = 1, C = 1, W)."""
     frames, channels, _, width = array.shape
     if frames > 1 and channels == needed == 1:
         raise ValueError(

@@ -50,8 +50,9 @@ FEWEST = 3  # blocks, that a value may be made without one of them
 
 @dataclass(frozen=True)
 class GradientMoment:
-    """value: lower is better, possibly below 0, in nats^2 a character^2 per squared parameter; error: its standard
-    error; blocks: of pieces, of either side.
+    """A gradient moment, with its standard error.
+
+    value: lower is better, possibly below 0, in nats^2 a character^2 per squared parameter; blocks: of either side
     """
 
     value: float
@@ -149,7 +150,7 @@ class CharacterModel(nn.Module):
         self.head = nn.Linear(config.hidden, config.symbols)
 
     def hidden(self, before: Tensor) -> Tensor:
-        """(B, L, D): after each of these characters, (B, L)."""
+        """Hidden states (B, L, D) after each of these characters (B, L)."""
         return self.recur(self.embed(before))[0]
 
     def forward(self, pieces: Tensor) -> Tensor:
@@ -187,7 +188,10 @@ class LanguageModel(TrainedNetwork):
         return self.card.architecture.hidden
 
     def places(self, images: Pixels) -> Tensor:
-        """(N, L) int64 of pieces (N, 1, 1, L) uint8. Raises ValueError for others, and for characters not its own."""
+        """Places (N, L) int64 in the alphabet of pieces (N, 1, 1, L) uint8.
+
+        Raises ValueError for others, and for characters that the model does not have.
+        """
         way_out = "give pieces of the text that it was trained on"
         self.check(images, (1, 1, self.card.length), way_out)
         places = torch.tensor(np.asarray(images)).flatten(1).long()
@@ -204,7 +208,7 @@ class LanguageModel(TrainedNetwork):
 
     @torch.no_grad()
     def features(self, images: Pixels, batch_size: int = 500) -> Tensor:
-        """(N, D) float32 of pieces (N, 1, 1, L) uint8: what it holds after a character, a mean over the piece."""
+        """Hidden states (N, D) float32 of pieces (N, 1, 1, L) uint8: the mean over the characters of a piece."""
         return torch.cat([self.module.hidden(part).mean(1) for part in self.places(images).split(batch_size)])
 
 
