@@ -40,7 +40,7 @@ from dualrate.methods.denoising import Denoising
 from dualrate.networks.dual import LightBody
 from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.classes import catalogue as kinds
-from dualrate.pipelines.classes.kind import Kind, by_place
+from dualrate.pipelines.classes.kind import NetworkSpec, by_place
 from dualrate.pipelines.export import DualRatePipeline
 from dualrate.pipelines.folder import adopted, read_folder
 from dualrate.pipelines.network import ForeignNetwork
@@ -372,7 +372,7 @@ def exact(z, log_snr):
 
 class Exact(ForeignNetwork):
     def __init__(self) -> None:
-        super().__init__(nn.Identity(), Kind(by_place), REPA)
+        super().__init__(nn.Identity(), NetworkSpec(by_place), REPA)
 
     def forward(self, z, log_snr, label):
         return v_from_x(z, exact(z, log_snr), log_snr)
