@@ -70,7 +70,7 @@ class FeatureExtractor(Protocol):
 
 @dataclass(frozen=True)
 class NetworkCard(Ranged):
-    """What a trained network is; stored as JSON.
+    """Facts about a trained network; stored as JSON.
 
     name:         of its data; distances in its features are called FD-<name>
     identity:     sha256 of the weights file
@@ -130,10 +130,10 @@ class TrainedNetwork:
         """Read what `save` wrote; OSError if a file cannot be read, ValueError if it is not what its card says."""
         weights_path, card_path = (Path(directory) / f"{cls.file}.{ending}" for ending in ("safetensors", "json"))
         weights, card = read_bytes(weights_path), read_card(card_path, cls.card_type)
-        found = hashlib.sha256(weights).hexdigest()
+        sha256 = hashlib.sha256(weights).hexdigest()
         again = "it is damaged or belongs to another net; fetch both again, or train the net again"
-        if found != card.identity:
-            raise ValueError(f"{weights_path} has sha256 {found[:12]}, its card says {card.identity[:12]}: {again}")
+        if sha256 != card.identity:
+            raise ValueError(f"{weights_path} has sha256 {sha256[:12]}, its card says {card.identity[:12]}: {again}")
         try:
             module = card.architecture.build()
             module.load_state_dict(tensors_of(weights))
@@ -342,7 +342,7 @@ MAX_SHIFT = 1  # pixel, each way: the only augmentation
 
 @dataclass(frozen=True)
 class Card(NetworkCard):
-    """What a feature net is and where it comes from.
+    """Facts about a feature net, and where it comes from.
 
     data:     sha256 of the training images
     accuracy: on the test images, the mean of its classes' accuracies, in [0, 1], of which chance is 1 / classes; None

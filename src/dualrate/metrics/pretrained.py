@@ -132,8 +132,8 @@ def check_all_there(report: Mapping[str, Iterable[object]], name: str, place: Pa
 
 def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> bytes:
     """The content of a file of weights. Raises ValueError for any other content than that of the pinned sha256."""
-    if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ValueError(f"{source} has {len(content)} bytes with sha256 {found}; it was not opened: {way_out}")
+    if (actual := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ValueError(f"{source} has {len(content)} bytes with sha256 {actual}; it was not opened: {way_out}")
     return content
 
 
@@ -225,7 +225,7 @@ class DinoV2Features(_Wrapped):
 
 
 def prepared(images: Tensor) -> Tensor:
-    """What DINOv2 takes, (N, 3, 224, 224) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
+    """Inputs of DINOv2, (N, 3, 224, 224) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
     return normalised(images, DINOV2_SIZE, DINOV2_MEAN, DINOV2_STD)
 
 
