@@ -91,10 +91,9 @@ def both() -> Stages:
 def decoding(
     kind: Kind, sizes: Mapping[str, UViTConfig], codec: Path, weighting: Weighting, encoder: Size = "heavy"
 ) -> tuple[NetworksConfig, DenoisingConfig, Latent]:
-    """Networks of a decoder of a codec's latents, how they train, and what they are given.
+    """Networks of a decoder of a codec's latents, how they train, and their condition.
 
     codec: a run that trained one, or its folder
-
     encoder: of dual, the size that sees the latent, once
     Raises what reading the codec raises.
     """
@@ -120,9 +119,9 @@ class DecoderRecipe(Ranged):
 
     def __call__(self) -> Experiment:
         """Raises what reading the codec raises."""
-        networks, method, given = decoding(self.kind, SIZES, self.codec, WEIGHTING, self.encoder)
+        networks, method, condition = decoding(self.kind, SIZES, self.codec, WEIGHTING, self.encoder)
         fit = replace(FIT, iterations=ITERATIONS[self.kind])
-        return Experiment(f"fashion-mnist-decoder-{self.kind}", networks, method, fit, condition=given)
+        return Experiment(f"fashion-mnist-decoder-{self.kind}", networks, method, fit, condition=condition)
 
 
 RECIPES = {

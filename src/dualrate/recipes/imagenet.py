@@ -146,11 +146,13 @@ def distilled(size: Size = 64) -> Students:
 
 
 def by_consistency(experiment: Experiment) -> Experiment:
-    """One of these experiments as one of consistency training, from data."""
-    made = students.by_consistency(experiment)
-    assert isinstance(made.method, ConsistencyConfig)
-    method = replace(made.method, huber=_huber(made.shape))
-    return replace(made, method=method, fit=replace(made.fit, optim=replace(made.fit.optim, decay="linear")))
+    """An experiment of these, trained for consistency from data instead."""
+    experiment = students.by_consistency(experiment)
+    assert isinstance(experiment.method, ConsistencyConfig)
+    method = replace(experiment.method, huber=_huber(experiment.shape))
+    return replace(
+        experiment, method=method, fit=replace(experiment.fit, optim=replace(experiment.fit.optim, decay="linear"))
+    )
 
 
 def _huber(shape: Shape) -> float:
@@ -206,9 +208,9 @@ class DecoderRecipe(Ranged):
     def __call__(self) -> Experiment:
         """Raises what reading the codec raises."""
         sizes = {"heavy": DECODER, "light": LIGHT_DECODER}
-        networks, method, given = decoding(self.kind, sizes, self.codec, WEIGHTING)
+        networks, method, condition = decoding(self.kind, sizes, self.codec, WEIGHTING)
         name = f"imagenet512-decoder-{self.kind}"
-        return Experiment(name, networks, method, STAGE, PICTURES, IMAGE_PROCESS, condition=given)
+        return Experiment(name, networks, method, STAGE, PICTURES, IMAGE_PROCESS, condition=condition)
 
 
 @dataclass(frozen=True)
