@@ -114,7 +114,7 @@ class Run(Ranged):
 
 @dataclass(frozen=True)
 class OfExperiment(Run):
-    """What a recipe made, with the options that follow its name."""
+    """The experiment of a recipe, with the options that follow its name."""
 
     experiment: Annotated[Experiment, arg(name="")]
 
@@ -246,16 +246,23 @@ def parse_adapt(arguments: list[str]) -> Adapt:
 
 
 def _of_model(
-    name: str, recipe: Any, kind: Callable[[Experiment], Made], arguments: list[str], given: str, about: str, like: str
+    name: str,
+    recipe: Any,
+    kind: Callable[[Experiment], Made],
+    arguments: list[str],
+    required: str,
+    about: str,
+    like: str,
 ) -> Made:
     """The command of a recipe that begins with a model; without one it prints its usage.
 
-    given: what the command takes at least; like: an example of it
+    required: what the command takes at least; like: an example of it
     """
     if not arguments or arguments[0].startswith("-"):
         print(
-            f"usage: dualrate {name} {given} [options]    "
-            f"(dualrate {name} {given.split()[0]} --help for its options)\n\n{about}\n\nExample: dualrate {name} {like}"
+            f"usage: dualrate {name} {required} [options]    "
+            f"(dualrate {name} {required.split()[0]} --help for its options)\n\n{about}\n\n"
+            f"Example: dualrate {name} {like}"
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
     recipe, rest = with_own_options(recipe, arguments, name)
