@@ -70,14 +70,14 @@ class Reading(nn.Module):
 
 
 class Exit(nn.Module):
-    """Where a network may be left."""
+    """A place where a network may be left."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
         self.head, self.probe = Reading(channels, embedding, channels), Reading(channels, embedding, 1)
 
     def left(self, h: Tensor, emb: Tensor) -> Tensor:
-        """What stands for the output of the last block: like h."""
+        """An estimate of the last block's output, from h and of its shape."""
         return h + self.head(h, emb)
 
     def error(self, h: Tensor, emb: Tensor) -> Tensor:

@@ -153,9 +153,9 @@ def speculate(
         path[pair[0]] = z
         for j in range(len(pair) - 1):
             drafting = (reach > j).nonzero()[:, 0]
-            here, there = pair[j, drafting], pair[j + 1, drafting]
+            here, after = pair[j, drafting], pair[j + 1, drafting]
             p = kernel(draft(path[here], t[here], latest.rows(drafting), of[here]), path[here], t[here], s[here])
-            mean[here], path[there] = p.mean, p.sample(normal[here])
+            mean[here], path[after] = p.mean, p.sample(normal[here])
 
         # Verify
         context = target.encode(path, t, of)
@@ -163,13 +163,13 @@ def speculate(
             raise ValueError("a guided context has two rows an image, which no draft takes: sample without guidance")
         x_hat = target.denoise(path, t, context, of)
         q = kernel(x_hat, path, t, s)
-        made, good = reflection_coupling(Gaussian(mean, q.variance), q, normal, uniform)
+        samples, good = reflection_coupling(Gaussian(mean, q.variance), q, normal, uniform)
 
         # Accept
         drafted = offset < reach[row]
         passed = (good.cpu() & drafted)[pair].logical_and(pair >= 0).long().cumprod(0).sum(0)
         last = pair[passed, torch.arange(len(z))]  # of each row the pair whose step is the last one that is decided
-        z = torch.where(_like(drafted[last], made), made[last], q.sample(normal)[last])
+        z = torch.where(_like(drafted[last], samples), samples[last], q.sample(normal)[last])
         if step.process.ends(times[-1:]):
             z = torch.where(_like(k[last] + 1 == plan.num_steps, z), x_hat[last], z)
         latest, at = replace(context, x_hat=x_hat).rows(last), at + passed + 1
