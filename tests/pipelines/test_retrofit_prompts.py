@@ -199,7 +199,7 @@ def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, 
 def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch):
     def refused(why, data, model=root / "model"):
         with pytest.raises(ValueError, match=why):
-            retrofit.Retrofit(dr.DataConfig(str(data)), share=1.0)(model, Silent())
+            retrofit.RetrofitRecipe(dr.DataConfig(str(data)), share=1.0)(model, Silent())
 
     refused(r"are images: encode them first .*--prompts CAPTIONS .*model\)", root / "images.npz")
     refused(r"has no prompts, which a text-to-image model is trained on: dualrate data encode", root / "mute")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.recipe import HELP, checked, override, recipe_named
+from dualrate.cli.recipe import HELP, override, recipe_named, recipe_result
 from dualrate.cli.train import Run
 from dualrate.config.ranges import (
     BelowOne,
@@ -138,7 +138,7 @@ class Distill(Student, Run):
         self.train(self.of(self.teacher))
 
 
-def by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]) -> Experiment:
+def student_by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]) -> Experiment:
     steps, started = steps or 8, options.get("student_from") is not None
     usual = "plain" if students.is_conditional(read_experiment(teacher)) else "dual"
     heavy, plain = options.pop("heavy", None), options.pop("student", usual) == "plain"
@@ -158,7 +158,9 @@ def by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, options: 
     return students.plain_student(recipe, teacher, steps, **options)
 
 
-def by_consistency(recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]) -> Experiment:
+def student_by_consistency(
+    recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]
+) -> Experiment:
     steps, heavy = steps or 8, options.pop("heavy", None)
     student = options.pop("student", "plain" if heavy is None else "dual")
     if student != "plain":
@@ -168,7 +170,7 @@ def by_consistency(recipe: StudentRecipe, teacher: str, steps: int | None, optio
     return students.consistency_student(recipe, teacher, steps, **options)
 
 
-def by_em(recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]) -> Experiment:
+def student_by_em(recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]) -> Experiment:
     if steps not in (None, 1):
         raise ValueError(f"EM distillation makes students of one step, got {steps}: drop --steps, or --method em")
     if options.pop("student", "plain") != "plain":
@@ -184,9 +186,9 @@ TWO_RATES = ("student", "heavy", "light_from", "student_from")
 MOMENTS = ("encoder_from", "rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p")
 LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
 METHODS: dict[str, tuple[Make, tuple[str, ...]]] = {  # with the options that not all of them take
-    "moments": (by_moments, (*TWO_RATES, *MOMENTS)),
-    "consistency": (by_consistency, (*TWO_RATES, "teacher_steps", "annealing", "eta", "huber")),
-    "em": (by_em, (*LANGEVIN, "log_snr", "student_rate", "student")),
+    "moments": (student_by_moments, (*TWO_RATES, *MOMENTS)),
+    "consistency": (student_by_consistency, (*TWO_RATES, "teacher_steps", "annealing", "eta", "huber")),
+    "em": (student_by_em, (*LANGEVIN, "log_snr", "student_rate", "student")),
 }
 
 
@@ -201,5 +203,5 @@ def parse_distill(arguments: list[str]) -> Distill:
             f"Recipes:\n{names}\n  or package.module:function"
         )
         raise SystemExit(0 if name else 2)
-    recipe = checked(recipe_named(name, RECIPES, "distill")(), StudentRecipe, name)
+    recipe = recipe_result(recipe_named(name, RECIPES, "distill")(), StudentRecipe, name)
     return override(Distill(recipe, teacher=tyro.MISSING), arguments, "distill")

@@ -168,7 +168,7 @@ def recipe_named(name: str, recipes: Mapping[str, Callable[[], Made]], command: 
     return cast(Callable[[], Made], recipe)
 
 
-def checked(value: object, expected: type[Made], name: str) -> Made:
+def recipe_result(value: object, expected: type[Made], name: str) -> Made:
     """The value that a recipe returned. Raises ValueError unless it is of the expected type."""
     if not isinstance(value, expected):
         raise ValueError(f"the recipe {name} returns {type(value).__name__}, expected {expected.__name__}")

@@ -15,16 +15,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, data_progress, report_end, reporter
-from dualrate.cli.recipe import HELP, Device, checked, override, recipe_named, with_own_options
+from dualrate.cli.recipe import HELP, Device, override, recipe_named, recipe_result, with_own_options
 from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.images import check_outside
 from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.forecasts import recipe as forecasts
-from dualrate.pipelines.recipe import Retrofit as RetrofitRecipe
+from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
-from dualrate.recipes.students import Adapt as AdaptRecipe
-from dualrate.recipes.students import by_consistency
+from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
 from dualrate.system.progress import Silent, stops
@@ -219,7 +218,7 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     if name in STAGES:
         return override(TrainStages(STAGES[name]()), arguments, "train")
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train")
-    experiment = checked(recipe(), Experiment, name)
+    experiment = recipe_result(recipe(), Experiment, name)
     if "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest):  # it has options of its own
         experiment = (imagenet.by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
     return override(Train(experiment), rest, "train")

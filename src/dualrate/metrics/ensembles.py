@@ -40,7 +40,7 @@ def energy_score(members: Tensor, truth: Tensor) -> Tensor:
     return (error - apart / (count * (count - 1))) / math.sqrt(flat.shape[2])
 
 
-def squared_error(members: Tensor, truth: Tensor) -> Tensor:
+def members_squared_error(members: Tensor, truth: Tensor) -> Tensor:
     """(N,): members (N, M, ...), truth (N, ...)."""
     return (members - truth[:, None]).square().flatten(1).mean(1)
 

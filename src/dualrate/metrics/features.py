@@ -148,7 +148,7 @@ def weight_bytes(module: nn.Module) -> bytes:
     return bytes_of_tensors({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
 
 
-def fit(
+def fit_module(
     module: nn.Module,
     loss_of: Callable[[int], Tensor],
     iterations: int,
@@ -451,7 +451,7 @@ def train_feature_net(
         return F.cross_entropy(module(batch.x.contiguous(memory_format=torch.channels_last)), batch.label)
 
     iterations = max(1, round(epochs * len(images) / batches.batch_size))
-    fit(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
+    fit_module(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
     identity, name = hashlib.sha256(weight_bytes(module)).hexdigest(), name or images.name.removesuffix("/train")
     classes = len(np.unique(images.labels)) if images.labels is not None else None
     net = FeatureNet(Card(name, identity, architecture, images.fingerprint, None, seed, epochs, classes), module)

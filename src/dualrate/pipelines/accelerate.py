@@ -29,7 +29,7 @@ PASSIVE = {"group_offloading", "layerwise_casting"}  # hooks of diffusers that l
 REMEMBERED = 16  # samplings
 
 
-class Call(NamedTuple):
+class CallRecord(NamedTuple):
     """A call of a network, and what it did.
 
     branch: which of the calls at this time
@@ -77,7 +77,7 @@ class Accelerated:
         return "\n".join(lines)
 
 
-def sampling_summary(calls: Sequence[Call], policy: Policy) -> str:
+def sampling_summary(calls: Sequence[CallRecord], policy: Policy) -> str:
     """A line on the calls of a sampling: how many ran whole, and what all of them cost."""
     counts = {did: sum(call.did == did for call in calls) for did in ("full", "partial", "skipped")}
     said = ", ".join(f"{count} {did}" for did, count in counts.items() if count or did != "partial") + " calls"
@@ -165,7 +165,7 @@ class _Network:
 
     def __init__(self, name: str, method: Method, pipe: Any) -> None:
         self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
-        self.samplings: deque[list[Call]] = deque(maxlen=REMEMBERED)
+        self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
         self.begun = self.branch = 0
         self.on = True
         self.forget()
@@ -239,6 +239,6 @@ def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
         network.forget()
         raise
     macs, plain = method.macs(cache, did)
-    network.samplings[-1].append(Call(network.branch, cache.step, did, cache.change, macs, plain))
+    network.samplings[-1].append(CallRecord(network.branch, cache.step, did, cache.change, macs, plain))
     cache.step += 1
     return out

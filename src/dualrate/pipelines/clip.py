@@ -104,7 +104,7 @@ def load_clip(folder: Path, device: torch.device | str | None = None) -> Clip:
     return Clip("clip", *parts, folder=str(folder), tokenizer=tokenizer)
 
 
-def fit(images: Tensor, texts: Tensor) -> Tensor:
+def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
     """(N,) float64: 100 max(cos, 0) of embeddings, (N, D) both."""
     return 100 * F.cosine_similarity(images.double(), texts.double()).clamp(min=0)
 
@@ -149,7 +149,7 @@ class ClipScore(Evaluator[Clip]):
             raise ValueError(f"{METRIC} is of images and their texts, got {len(features)} and {len(texts)}")
         if "texts" not in self._known:
             self._known["texts"] = self.net.texts(texts)
-        return fit(features, self._known["texts"])
+        return clip_scores(features, self._known["texts"])
 
     def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
         """The score of the first `count` held-out images with their captions; (NaN, 0) without any."""
@@ -158,7 +158,7 @@ class ClipScore(Evaluator[Clip]):
         count = min(count, len(self.held_out))
         if ("floor", count) not in self._known:
             words = self.net.texts([self.captions[i] for i in range(count)])
-            self._known["floor", count] = fit(self._features(self.held_out)[:count], words).mean().item()
+            self._known["floor", count] = clip_scores(self._features(self.held_out)[:count], words).mean().item()
         return self._known["floor", count], count
 
     def of_texts(self, texts: Sequence[str] | None) -> Self:

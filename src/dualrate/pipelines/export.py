@@ -52,7 +52,7 @@ from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.pipelines.autoencoder import Autoencoder
-from dualrate.pipelines.folder import names_of
+from dualrate.pipelines.folder import class_names_of
 from dualrate.pipelines.prompts import negated
 from dualrate.pipelines.retrofitted import encoder_of
 from dualrate.pipelines.text_encoders import copy_encoders
@@ -359,7 +359,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             networks, denoiser = experiment.parts()
         if networks.keys() != parts.keys():
             raise ValueError(f"{experiment.name} has networks {', '.join(networks)}; got {', '.join(parts)}")
-        called, names = calling(denoiser, networks, parts), names_of(self.config.get("id2label"))
+        called, names = calling(denoiser, networks, parts), class_names_of(self.config.get("id2label"))
         return Model(experiment.name, experiment, nn.ModuleDict(parts), called, 0, "", class_names=names)
 
     @property

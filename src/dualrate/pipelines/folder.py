@@ -55,7 +55,7 @@ class Folder:
 
     name, config: the network's class and configuration; scheduler: the scheduler's, None if there is none
     codec:        of the pipeline's VAE, None if it has none: then an image is of latents
-    class_names:  as of `names_of`
+    class_names:  as of `class_names_of`
     """
 
     place: Path
@@ -158,7 +158,7 @@ def read_folder(path: Path) -> Folder:
         config,
         None if beside is None else _object(beside),
         path / codec if codec else None,
-        names_of(index.get("id2label")),
+        class_names_of(index.get("id2label")),
     )
 
 
@@ -189,7 +189,7 @@ def check_whole_numbers(place: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def names_of(labels: object) -> tuple[str, ...]:
+def class_names_of(labels: object) -> tuple[str, ...]:
     """The classes' names, by number, of a pipeline's `id2label`: {"0": name, "1": name, ...}; none if it is no such."""
     by_number: Mapping[str, object] = labels if isinstance(labels, dict) else {}
     names = [name for number in range(len(by_number)) if isinstance(name := by_number.get(str(number)), str)]
@@ -319,11 +319,10 @@ class Adopted:
         return net
 
 
-def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0) -> Adopted:
+def adopted(path: Path, num_classes: int | None = None) -> Adopted:
     """Read a folder of diffusers for a run.
 
     num_classes: as of `from_diffusers`; None: as the network's config.json says by OWN_CLASSES, if it does
-    tokens: as of `ForeignConfig`; 0: as the network's config.json says by OWN_TOKENS, if it does
     Raises ValueError for a folder that `from_diffusers` refuses, and one without scheduler.
     """
     folder = read_folder(path)
@@ -344,7 +343,7 @@ def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0) -> A
         **labels_of(kind, config, num_classes),
         source=str(path),
         fingerprint=folder.fingerprint,
-        tokens=tokens or settings.get(OWN_TOKENS, 0),
+        tokens=settings.get(OWN_TOKENS, 0),
         side=side,
     )
     return Adopted(network, schedule, folder)

@@ -50,7 +50,7 @@ FIT = replace(FASHION_MNIST, iterations=4000)
 
 
 @dataclass(frozen=True)
-class Retrofit(Ranged):
+class RetrofitRecipe(Ranged):
     """A light network beside a diffusers model, whose folder is read first. Give --data.source with --help to see the
     other options, with the values that were chosen for this model."""
 

@@ -50,7 +50,7 @@ from dualrate.pipelines.captions import Encoded
 from dualrate.pipelines.classes.kind import BLOCKS
 from dualrate.pipelines.folder import GUIDED, Adopted, ForeignConfig, adopted
 from dualrate.pipelines.network import ForeignNetwork
-from dualrate.pipelines.text_encoders import TextFolder, fingerprint_of
+from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint
 from dualrate.training.config import FitConfig
 
 
@@ -323,7 +323,7 @@ def condition_of_folder(foreign: Adopted, path: Path) -> Condition:
     """The condition that a folder's model draws under. Raises ValueError for one of texts without its encoders."""
     if not foreign.network.prompt.parts:
         return Unconditional()
-    return Prompts(foreign.network.prompt.size, str(path.resolve()), fingerprint_of(path))
+    return Prompts(foreign.network.prompt.size, str(path.resolve()), encoders_fingerprint(path))
 
 
 def experiment_of(path: Path) -> Experiment:

@@ -40,7 +40,7 @@ VAE_LAYOUT = f"vae/{NETWORK}"
 UNUSED = (*COMPONENTS, "vae", "safety_checker", "feature_extractor", "image_encoder")  # parts that texts do not need
 
 
-def fingerprint_of(folder: Path) -> str:
+def encoders_fingerprint(folder: Path) -> str:
     """sha256 of all files of its text encoders and tokenizers. Raises ValueError where there are none."""
     digest, files = hashlib.sha256(), []
     for part in sorted(place for place in folder.glob("*") if place.is_dir() and place.name.startswith(PARTS)):
@@ -119,7 +119,7 @@ class TextFolder:
         way = "name prompts that were encoded before (--prompt LATENTS), or put the pipeline back"
         if not (folder / INDEX).is_file():
             raise ValueError(f"the pipeline whose text encoders read prompts is gone from {folder}: {way}")
-        if (fingerprint := fingerprint_of(folder)) != condition.encoder:
+        if (fingerprint := encoders_fingerprint(folder)) != condition.encoder:
             raise ValueError(
                 f"the text encoders in {folder} are others (sha256 {fingerprint[:12]}, expected "
                 f"{condition.encoder[:12]}): {way}"

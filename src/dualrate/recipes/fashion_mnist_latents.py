@@ -106,7 +106,7 @@ def decoding(
 
 
 @dataclass(frozen=True)
-class DecoderRecipe(Ranged):
+class FashionMnistDecoder(Ranged):
     """A decoder of latents of Fashion-MNIST. The recipe looks at the codec first. Give --codec with --help to see the
     other options."""
 
@@ -128,6 +128,6 @@ RECIPES = {
     "fashion-mnist-latents-first": ("Unified Latents: encoder, prior and decoder", first),
     "fashion-mnist-latents-base": ("one network on the latents", base),
     "fashion-mnist-latents-base-dual": ("two networks on the latents", base_dual),
-    "fashion-mnist-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
+    "fashion-mnist-decoder": ("a decoder of the latents, at one rate or two", FashionMnistDecoder()),
 }
 STAGES = {"fashion-mnist-latents": ("first stage and base model, one after the other", both)}

@@ -196,7 +196,7 @@ def both() -> Stages:
 
 
 @dataclass(frozen=True)
-class DecoderRecipe(Ranged):
+class ImageNetDecoder(Ranged):
     """A decoder of latents of ImageNet, untrained here. The recipe looks at the codec first. Give --codec with --help
     to see the other options."""
 
@@ -214,7 +214,7 @@ class DecoderRecipe(Ranged):
 
 
 @dataclass(frozen=True)
-class FlatRecipe(Ranged):
+class ImageNetFlat(Ranged):
     """A DiT or a DiS of a published size, on latents. Options that are not listed here come after that: give --size
     with --help to see all of them."""
 
@@ -251,7 +251,7 @@ RECIPES = {
     **ON_PIXELS,
     "imagenet512-latents-first": ("Unified Latents: encoder, prior and decoder", first),
     "imagenet512-latents-base": ("one network on the latents", base),
-    "imagenet256-latents-flat": ("a DiT or a DiS of a published size, at one rate or two", FlatRecipe()),
-    "imagenet-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
+    "imagenet256-latents-flat": ("a DiT or a DiS of a published size, at one rate or two", ImageNetFlat()),
+    "imagenet-decoder": ("a decoder of the latents, at one rate or two", ImageNetDecoder()),
 }
 STAGES = {"imagenet512-latents": ("first stage and base model, one after the other", both)}

@@ -212,7 +212,7 @@ CALLS = ((), (len(SLOW) + len(FAST),), (len(SLOW), len(FAST)))  # of each phase,
 
 
 @dataclass(frozen=True)
-class Adapt(Ranged):
+class AdaptRecipe(Ranged):
     """A model of few steps: its grid of times, and adapters by phase. Give one of these options with --help to see
     the others."""
 
