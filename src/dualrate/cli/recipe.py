@@ -191,7 +191,7 @@ def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tupl
 
 
 def by_the_clock(options: list[str]) -> list[str]:
-    """With as many iterations as there is time for, where seconds are given and iterations are not."""
+    """Options with as many iterations as there is time for, where they name seconds and no iterations."""
     names = [option.partition("=")[0].replace("_", "-") for option in options]
     ends = [name.removesuffix("max-seconds") + "iterations" for name in names if name.endswith("fit.max-seconds")]
     return options + [word for end in ends if end not in names for word in (end, "None")]

@@ -160,7 +160,7 @@ class TrainStages:
 
 
 def launch(processes: int, retries: int) -> None:
-    """Where several processes are asked for, run this command in each of them by torch's elastic launcher, and exit.
+    """Run this command in each of several processes by torch's elastic launcher, and exit. 1: do nothing.
 
     The exit code is 75 where a signal stopped all of them, else that of the first process that failed.
     Does nothing in a process that was launched. Raises ValueError where torchrun started another number of them.

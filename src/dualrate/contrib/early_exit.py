@@ -143,7 +143,7 @@ class ExitUViT(nn.Module):
         return emb, *self.net.descend(self.net.patches(z), emb)
 
     def _v(self, h: Tensor, skips: Skips, emb: Tensor) -> Tensor:
-        """From h, the output of the innermost level."""
+        """v from h, the output of the innermost level."""
         return self.net.predict(self.net.ascend(h, skips, emb)[0])
 
 

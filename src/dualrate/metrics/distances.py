@@ -194,7 +194,7 @@ def resampled_distances(
 
 
 def resampling_weights(strata: Tensor, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How much each vector counts in each resample: (N,) float64 of sum N, and n in every stratum of n.
+    """Weights of the vectors in each resample: (N,) float64 of sum N, and n in every stratum of n.
 
     As `resampled_distances` says. Raises ValueError for a stratum of a single vector.
     """

@@ -122,7 +122,7 @@ class EnsembleScores:
         )
 
     def __str__(self) -> str:
-        """For people, line by line."""
+        """The scores for people, line by line."""
         crps, energy, of_mean, single = (
             f"standard error {error:.3g}".replace("nan", "unknown") for error in self.errors
         )

@@ -67,7 +67,7 @@ class Details:
     reference_count: int
 
     def text(self) -> str:
-        """For people, in two lines."""
+        """The score for people, in two lines."""
         kernel, shares = self.kernel, self.precision_recall
         return (
             f"{self.kernel_metric}: {kernel.value:.3g} +- {kernel.standard_error:.2g} (standard error), lower is "
@@ -170,7 +170,7 @@ class Evaluator(Generic[Net]):
         return self.reference
 
     def of_texts(self, texts: Sequence[str] | None) -> Self:
-        """For images that are made of these texts; None: of none, or unknown ones. A distance does not look at them."""
+        """An evaluator of images of these texts; None: of none, or unknown ones. A distance does not look at them."""
         return self
 
     def score_features(

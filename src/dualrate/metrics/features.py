@@ -300,7 +300,7 @@ class Architecture(Ranged):
 
     @property
     def halvings(self) -> int:
-        """How often the resolution is halved, to about 4 x 4."""
+        """The number of halvings that make the resolution about 4 x 4."""
         return max(1, round(math.log2(self.size / 3.5)))
 
     def build(self) -> Classifier:
@@ -365,7 +365,7 @@ class Card(NetworkCard):
 
     @property
     def judgement(self) -> str:
-        """How good the classifier is, in words; empty if that is not known."""
+        """A word on the classifier's accuracy; empty if that is not known."""
         if self.accuracy is None:
             return ""
         what = f"the classifier of {self.name} has accuracy {self.accuracy:.3g} on held-out images"

@@ -90,7 +90,7 @@ class PhotoNet(Ranged):
         return torch.cat(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """To another process it goes as a word: that loads its own, once, on its device of the same kind."""
+        """Pickles as a word: another process loads its own net, once, on its device of the same kind."""
         return _loaded, (self.kind, self.device.type, self.batch_size)
 
 
@@ -189,7 +189,7 @@ def load_inception(
 
 
 def inception_path() -> Path:
-    """Where torch-fidelity and torchmetrics keep the weights too: $TORCH_HOME/hub/checkpoints."""
+    """The file of weights that torch-fidelity and torchmetrics use, too, in $TORCH_HOME/hub/checkpoints."""
     return Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS)
 
 

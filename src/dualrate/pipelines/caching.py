@@ -67,7 +67,7 @@ class Policy(Ranged, ABC):
 
 @dataclass
 class Fixed(Policy):
-    """At every N-th step."""
+    """Refreshes at every N-th step."""
 
     every: Steps
 
@@ -77,7 +77,7 @@ class Fixed(Policy):
 
 @dataclass
 class FirstBlock(Policy):
-    """Where what the first block adds has changed by this share since the last refresh."""
+    """Refreshes where the sum that the first block adds has changed by this share since the last refresh."""
 
     threshold: Threshold
     sees = "first block"
@@ -88,7 +88,7 @@ class FirstBlock(Policy):
 
 @dataclass
 class Accumulated(Policy):
-    """Where the changes from step to step, rescaled, add up to this.
+    """Refreshes where the changes from step to step, rescaled, add up to this.
 
     polynomial: p, the highest power first, as TeaCache publishes it for a model
     """
@@ -111,7 +111,7 @@ class Accumulated(Policy):
 
 @dataclass
 class Verified(Policy):
-    """Where the forecast of what a block adds, which runs all the same, is this far off.
+    """Refreshes where the forecast of what a block adds, which runs all the same, is this far off.
 
     sees: "forecast of first", whose run a refresh uses, or "forecast of last", which it runs anew
     """
@@ -134,7 +134,7 @@ def by_name(module: Any, positional: Sequence[Any], named: Mapping[str, Any]) ->
 
 
 class _Through(nn.Module):
-    """In the place of blocks, for one call; other attributes are the first block's, as a head may ask for them."""
+    """Stands in for blocks, for one call; other attributes are the first block's, as a head may ask for them."""
 
     def __init__(self, blocks: Iterable[nn.Module], through: Callable[[Named], Any]) -> None:
         super().__init__()

@@ -107,7 +107,7 @@ class Encoded:
         return self.shape[0]
 
     def __getitem__(self, index: NDArray[np.int64]) -> Tensor:
-        """On the CPU. Raises what the encoder's `read` raises."""
+        """Prompts by number, (B, 1, 1, D) float32 on the CPU. Raises what the encoder's `read` raises."""
         return torch.stack([self._held(i // AT_A_TIME)[i % AT_A_TIME] for i in index.tolist()])
 
     @property

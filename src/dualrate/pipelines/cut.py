@@ -129,7 +129,7 @@ class CutTokens:
         return self.cut.called_with(self._row(modules, added, chosen), z, log_snr, *condition)
 
     def rest(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> Tensor:
-        """As `CutNetwork.rest`."""
+        """v without the blocks, as `CutNetwork.rest`."""
         return self.cut.rest(z, log_snr, *arguments)
 
     def _row(self, attention: Sequence[_Attention], added: Tensor | None = None, chosen: Tensor | None = None) -> _Row:
@@ -138,7 +138,7 @@ class CutTokens:
 
 
 class _Attention(nn.Module):
-    """In the place of a block's attention. It notes the output, or returns the `output` that it has.
+    """Stands in the place of a block's attention. It notes the output, or returns the `output` that it has.
 
     scores: whether it notes what tokens receive of attention, (B, n)
     """

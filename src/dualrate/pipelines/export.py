@@ -107,7 +107,7 @@ def check_sealed(folder: Path, required: str) -> None:
 
 
 class Checked:
-    """Before another library reads a folder of ours, what it holds is compared with its manifest."""
+    """Compares a folder of ours with its manifest before another library reads it."""
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
@@ -134,7 +134,7 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
 
     @staticmethod
     def of(network: nn.Module, role: str, experiment: dict[str, Any]) -> DualRateNetwork:
-        """Around a network that is there already."""
+        """Wrap a network that is built already."""
         with torch.device("meta"):
             wrapped = DualRateNetwork(role, experiment)
         wrapped.network = network
@@ -146,12 +146,12 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         return sorted({type(block).__name__ for block in blocks_of(self.network)})
 
     def forward(self, z: Tensor, *args: Any) -> Any:
-        """As the network's own; z: (B, C, H, W)."""
+        """Call the network; z: (B, C, H, W)."""
         with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.network(z, *args)
 
     def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As of any module, but for what a dtype casts."""
+        """Move and cast, as any module, but for what a dtype casts."""
         dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
         rest = (value for value in args if not isinstance(value, torch.dtype))
         super().to(*rest, **{key: value for key, value in kwargs.items() if key != "dtype"})
@@ -164,12 +164,12 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes, where its weights are held in float32 all the same."""
+        """The dtype that it computes in, even where its weights stay in float32."""
         return self.computes_in or super().dtype
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
-        """As of any model; cast as `to` does. Raises OSError for a damaged folder, naming the file.
+        """Load a network as any model, cast as `to` does. Raises OSError for a damaged folder, naming the file.
 
         Weights are copied to where and as `dualrate.load` has them: else products differ in their last bits.
         """
@@ -364,7 +364,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     @property
     def texts(self) -> Path:
-        """Where the text encoders of a text-to-image model are: in its own folder, or in that of the run's pipeline."""
+        """The folder of a text-to-image model's encoders: in its own folder, or in that of the run's pipeline."""
         return self._texts or Path(str(self.config.get("_name_or_path") or ""), TEXTS)
 
     @property
@@ -393,7 +393,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """As of any pipeline; a repository of the Hub comes as a whole, manifests included.
+        """Load a folder as any pipeline; a repository of the Hub comes as a whole, manifests included.
 
         Raises OSError for a damaged folder, naming the file.
         """
@@ -412,7 +412,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
     ) -> None:
-        """As of any pipeline: safetensors, with manifests. Raises ValueError if asked to push before they are there."""
+        """Save safetensors, with manifests. Raises ValueError if asked to push before they are there."""
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save the pipeline, then push it: pipe.push_to_hub(...), or dualrate export --push-to-hub")
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)  # never a pickle

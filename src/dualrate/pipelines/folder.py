@@ -113,7 +113,7 @@ def read_weights(kind: Any, place: Path) -> nn.Module:
 
 
 def _variant(place: Path, name: str) -> str | None:
-    """Which weights of a folder are read: None for the plain ones; else the only variant, if it says a precision.
+    """The variant of a folder's weights to read: None for the plain ones; else the only one, if it says a precision.
 
     Raises OSError, which lists what is there and says what to do, where there are neither.
     """
@@ -264,7 +264,7 @@ class ForeignConfig(Ranged):
         return bool(self._config.get("guidance_embeds"))
 
     def build(self) -> ForeignNetwork:
-        """With random weights. Raises ValueError for a configuration of no network, and without diffusers."""
+        """A network with random weights. Raises ValueError for a configuration of no network, and without diffusers."""
         kind = class_named(self.kind)
         try:
             return self.around(kind.from_config(self._config))
@@ -272,7 +272,7 @@ class ForeignConfig(Ranged):
             raise ValueError(f"{self.kind} of diffusers cannot be built as configured: {error}") from error
 
     def around(self, net: nn.Module) -> ForeignNetwork:
-        """Such a network that is there already."""
+        """Wrap such a network, which is built already."""
         labels = {"num_classes": self.num_classes, "null": self.null}
         return ForeignNetwork(net, self.spec, self.convention, **labels, prompt=self.prompt)
 
@@ -433,7 +433,7 @@ def from_diffusers(
 
 
 def image_tokens(kind: NetworkSpec, config: Mapping[str, Any], shape: Shape) -> int:
-    """How many tokens a state (C, H, W) has; 0 where its class has none."""
+    """The number of tokens of a state (C, H, W); 0 where its class has none."""
     patch = kind.patch(config)
     return (shape[1] // patch) * (shape[2] // patch) if patch else 0
 

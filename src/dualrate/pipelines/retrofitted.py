@@ -66,7 +66,7 @@ class Tap(Ranged):
 
 @contextmanager
 def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
-    """Within the context, the latest output of each of the blocks; None before its first."""
+    """Note the blocks' outputs while the context is open: the latest of each, None before its first."""
     seen: list[Any] = [None] * len(blocks)
 
     def note(place: int, block: nn.Module, inputs: Any, output: Any) -> None:
@@ -293,7 +293,7 @@ class Retrofitted(OfForeign):
         return {"light": self.light}
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
-        """At the start of training: the light network alone."""
+        """Let the light network begin as it is alone, at the start of training."""
         disconnect(networks["encoder"], networks["light"])
 
 

@@ -149,7 +149,7 @@ class TextFolder:
 
     @property
     def cache_file(self) -> Path:
-        """Where the empty prompt is in the cache."""
+        """The file of the empty prompt in the cache."""
         named = repr((self.fingerprint, self.network.kind, self.network.config, self.size))
         return cache_dir() / "prompts" / f"{hashlib.sha256(named.encode()).hexdigest()}.npy"
 

@@ -123,13 +123,13 @@ def _experiment(kind: str, size: Size, networks: NetworksConfig, times: TimeSour
 
 
 def _within_memory(fit: FitConfig, size: int) -> FitConfig:
-    """With passes that 8 GPUs of 80 GB take (`dualrate cost`)."""
+    """The training with passes that 8 GPUs of 80 GB take (`dualrate cost`)."""
     return replace(fit, micro_batch=64) if size == 512 else fit
 
 
 @dataclass(frozen=True)
 class Students(StudentRecipe):
-    """With the settings of papers where these have them for ImageNet."""
+    """Students with the settings of papers, where these have them for ImageNet."""
 
     def defaults(self, by: str) -> dict[str, Any]:
         assert self.light is not None

@@ -99,7 +99,7 @@ class PromptLayout:
 
 
 def no_texts(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
-    """As `NetworkSpec.encode`, of a class that takes none."""
+    """Refuses texts, as the `NetworkSpec.encode` of a class that takes none."""
     raise ValueError(f"{type(pipeline).__name__} makes images of classes, not of texts: pass labels")
 
 
@@ -189,7 +189,7 @@ def by_text(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, i
 
 
 def by_place(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
-    """As SiT and those that descend from it are called."""
+    """Call a network by the places of its arguments, as SiT and its descendants take them."""
     output = net(state, time, label)
     return output if isinstance(output, Tensor) else output[0]
 
