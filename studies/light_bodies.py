@@ -58,7 +58,7 @@ from dualrate.networks.dit import DiTBlock
 from dualrate.networks.scan import selective_scan
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
-from dualrate.recipes.students import Adapt
+from dualrate.recipes.students import AdaptRecipe
 from dualrate.sampling.cost import CallCost, call_cost, macs_of
 from dualrate.system.device import compile_calls, pays
 from studies.common import ROOT, command, on_one_thread
@@ -530,9 +530,9 @@ def adapters(arguments: Sequence[str]) -> None:
         "even 10": (network, {"steps": 10, "sampler": "ddim"}),
         "even 50": (network, {"steps": 50, "sampler": "ddim"}),
     }
-    recipes = {(0, "all"): Adapt(phases=0)}
+    recipes = {(0, "all"): AdaptRecipe(phases=0)}
     for count, folder in folders.items():
-        recipes |= {(2, count): Adapt(folder), (1, count): Adapt(folder, phases=1)}
+        recipes |= {(2, count): AdaptRecipe(folder), (1, count): AdaptRecipe(folder, phases=1)}
     for (phases, count), recipe in recipes.items():
         run = out / f"phases-{phases}-{count}"
         dr.train(recipe(network), run)  # which goes on, or is there

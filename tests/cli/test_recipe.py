@@ -6,7 +6,7 @@ import pytest
 from cli.command import call
 
 from dualrate.cli.distill import parse_distill
-from dualrate.cli.recipe import _outer, checked, parse, recipe_named
+from dualrate.cli.recipe import _outer, parse, recipe_named, recipe_result
 from dualrate.cli.sample import Sample
 from dualrate.cli.train import Retrofit, parse_retrofit, parse_train
 from dualrate.compare.candidates import _planned
@@ -76,9 +76,9 @@ def test_a_name_that_is_no_recipe_s_is_refused(name, message):
 
 
 def test_what_a_recipe_returns_is_looked_at():
-    assert checked(3, int, "mine:three") == 3
+    assert recipe_result(3, int, "mine:three") == 3
     with pytest.raises(ValueError, match="the recipe mine:three returns str, expected int"):
-        checked("3", int, "mine:three")
+        recipe_result("3", int, "mine:three")
 
 
 HELP = """usage: dualrate train

@@ -43,9 +43,7 @@ from dualrate.cli.distill import Distill
 from dualrate.cli.forecast import Forecast as ForecastCommand
 from dualrate.cli.plan import Calibrate, Plan
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.cli.train import Adapt as AdaptCommand
-from dualrate.cli.train import Retrofit as RetrofitCommand
-from dualrate.cli.train import Train
+from dualrate.cli.train import Adapt, Retrofit, Train
 from dualrate.codecs.codec import CodecFolder
 from dualrate.compare.candidates import Candidate, RunRequest
 from dualrate.compare.comparison import Effort
@@ -85,10 +83,10 @@ from dualrate.pipelines.caching import Accumulated, FirstBlock, Fixed, Verified
 from dualrate.pipelines.clip import Clip
 from dualrate.pipelines.cut import CutNetwork
 from dualrate.pipelines.folder import ForeignConfig
-from dualrate.pipelines.recipe import Retrofit
+from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.pipelines.retrofitted import OwnBlocks, Tap
 from dualrate.recipes import imagenet
-from dualrate.recipes.students import Adapt
+from dualrate.recipes.students import AdaptRecipe
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
 from dualrate.serving.offer import Request
@@ -109,8 +107,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.likelihood.bound.Bound",
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",
-    "dualrate.pipelines.classes.kind.Kind",
-    "dualrate.pipelines.classes.kind.Part",
+    "dualrate.pipelines.classes.kind.NetworkSpec",
+    "dualrate.pipelines.classes.kind.PromptPart",
     "dualrate.forecasts.comparison.ScoredPlan",
     "dualrate.report.figures.Panel",
     "dualrate.report.table.Table",
@@ -209,8 +207,8 @@ def examples() -> Iterator[Any]:
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo())
     yield from (cli.Serve(run), Request(), cli.Export(run, run))
     yield from (
-        RetrofitCommand(imagenet.heavy()),
-        AdaptCommand(imagenet.heavy()),
+        Retrofit(imagenet.heavy()),
+        Adapt(imagenet.heavy()),
         cli_train.Run(),
         cli_train.OfExperiment(imagenet.heavy()),
         cli_distill.Student(imagenet.distilled()),
@@ -264,7 +262,7 @@ def examples() -> Iterator[Any]:
         ForeignConfig("", "", Discrete(Betas())),
         Flow(),
         Tap(0, 1, 1),
-        Retrofit(),
+        RetrofitRecipe(),
     )
     yield UnifiedLatents(networks, nn.Identity(), denoiser, denoiser, of, of, Sigmoid(), loss_factor=1.5)
     yield from (OneConditional(config, (4, 2, 2)), TwoConditional(config, config, (4, 2, 2)), GivenTimes(), BothTimes())
@@ -272,7 +270,7 @@ def examples() -> Iterator[Any]:
     yield from (SuperResolution(), Inpainting(), Pairs("photos"), OneCallConfig(), ResidualConfig(), RollingConfig())
     yield from (Levels(), RefinerConfig(), OwnSteps(4))
     yield from (Prompts(), Fixed(4), FirstBlock(0.1), Accumulated(0.1), Verified(0.1))
-    yield from (OwnGrid((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), Adapt())
+    yield from (OwnGrid((1.0, 0.5)), AdaptedNetwork(OneNetwork(config)), GlanceConfig("run"), AdaptRecipe())
     yield Glance(networks, ByPhase(networks, of), of, ((1.0, 0.5),))
     yield from (Forecast(scale=(1.0, 2.0), step=0.5), ForecastCommand(Path("run"), Path("out")))
     yield from (ResidualNetworks(config, config, (4, 2, 2)), Residual(networks, networks, of, 0.25))

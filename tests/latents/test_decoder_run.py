@@ -33,7 +33,7 @@ from dualrate.experiment.teaching import check_latent_shape
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.fashion_mnist_latents import ITERATIONS, SIZES, DecoderRecipe
+from dualrate.recipes.fashion_mnist_latents import ITERATIONS, SIZES, FashionMnistDecoder
 from dualrate.runs.store import load
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import StepNoise, rollout
@@ -162,11 +162,11 @@ def test_a_decoder_stands_in_a_codec_of_the_same_latents(
 def test_the_recipe_makes_decoders_of_a_codecs_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (4, 7, 7))
     monkeypatch.setattr("dualrate.codecs.codec.read_codec", lambda folder, *how: made)
-    recipes = {kind: DecoderRecipe(kind, codec=Path("here"))() for kind in ITERATIONS}
+    recipes = {kind: FashionMnistDecoder(kind, codec=Path("here"))() for kind in ITERATIONS}
     assert {one.networks.given for one in recipes.values()} == {(4, 7, 7)}
     assert recipes["dual"].serves.default_heavy(16) == 1
     assert recipes["dual"].networks.encoder == SIZES["heavy"]
-    assert DecoderRecipe("dual", encoder="medium")().networks.encoder == SIZES["medium"]
+    assert FashionMnistDecoder("dual", encoder="medium")().networks.encoder == SIZES["medium"]
     macs = {kind: call_cost(recipes[kind].build()[1], (1, 28, 28), None, given=(4, 7, 7)).light for kind in SIZES}
     assert macs["medium"] / macs["heavy"] == pytest.approx(0.45, abs=0.01)
     assert macs["light"] / macs["heavy"] == pytest.approx(0.11, abs=0.01)

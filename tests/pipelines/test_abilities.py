@@ -43,7 +43,7 @@ from dualrate.pipelines.caching import FirstBlock
 from dualrate.pipelines.captions import encode_prompts, read_captions
 from dualrate.pipelines.export import DualRatePipeline
 from dualrate.pipelines.folder import adopted
-from dualrate.pipelines.text_encoders import TextFolder, fingerprint_of
+from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint
 from dualrate.system.progress import Silent
 
 PAGE = Path(__file__).parents[2] / "docs/diffusers.md"
@@ -124,7 +124,7 @@ class Encoder:
     """A `TextEncoder` of a folder of stubs."""
 
     def __init__(self, folder):
-        self.fingerprint, self.size = fingerprint_of(folder), adopted(folder).network.prompt.size
+        self.fingerprint, self.size = encoders_fingerprint(folder), adopted(folder).network.prompt.size
 
     def read(self, device):
         return lambda texts: torch.rand(len(texts), 1, 1, self.size).round()
@@ -167,7 +167,7 @@ def folder_of(root, name) -> tuple[Path, Path]:
 def retrofitted(root, name) -> Model:
     """Its light network alone gets gradients."""
     folder, data = folder_of(root, name)
-    experiment = retrofit.Retrofit(dr.DataConfig(str(data)), share=1.0)(folder, Silent())
+    experiment = retrofit.RetrofitRecipe(dr.DataConfig(str(data)), share=1.0)(folder, Silent())
     batches = Batches(experiment.seen(experiment.data.load("train")), 2, 0)
     start = Start(True, torch.device("cpu"), False, dr.load, batches.batch, print)
     method, batch = experiment.method.prepare(experiment, start).method, batches.batch(0)
@@ -230,7 +230,7 @@ def test_a_row_says_what_the_class_does(root, tmp_path, monkeypatch, name):
         saved(tmp_path / "any", unet(), "unet")
         index = tmp_path / "any" / "unet" / "config.json"
         index.write_text(index.read_text().replace("UNet2DModel", "Sit"))
-        assert not taken(lambda: retrofit.Retrofit(dr.DataConfig(str(root / "small.npz")))(tmp_path / "any"))
+        assert not taken(lambda: retrofit.RetrofitRecipe(dr.DataConfig(str(root / "small.npz")))(tmp_path / "any"))
         return
     model = retrofitted(root, name)
     assert baselines(root / name) == caches

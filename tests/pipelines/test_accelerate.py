@@ -16,7 +16,7 @@ from torch import nn
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.values import Refresh
-from dualrate.pipelines.accelerate import Call
+from dualrate.pipelines.accelerate import CallRecord
 from dualrate.pipelines.caching import Accumulated, Features, FirstBlock, Policy, Verified
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.schedulers import read_scheduler
@@ -37,7 +37,7 @@ def network(pipe):
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
-def calls(handle, sampling=-1) -> list[Call]:
+def calls(handle, sampling=-1) -> list[CallRecord]:
     (samplings,) = handle.samplings.values()
     return samplings[sampling]
 

@@ -12,7 +12,7 @@ from pipelines.models import diffusers, dit, randomised, unet
 from dualrate.codecs.codec import CodecFolder
 from dualrate.data.latent_set import encode
 from dualrate.networks.adapters import adapter_state, layers_of, merged
-from dualrate.recipes.students import Adapt
+from dualrate.recipes.students import AdaptRecipe
 from dualrate.runs.store import load
 
 
@@ -38,7 +38,7 @@ def test_a_folder_without_a_null_class_drops_no_labels(tmp_path: Path) -> None:
     diffusers.DDPMScheduler().save_pretrained(tmp_path / "theirs")
     found = load(tmp_path / "theirs").experiment
     assert (found.networks.null_class, found.method.drops_labels) == (False, False)
-    assert Adapt(images="images.npz")(tmp_path / "theirs").method.label_dropout == 0
+    assert AdaptRecipe(images="images.npz")(tmp_path / "theirs").method.label_dropout == 0
 
 
 def test_a_folder_of_latents_is_adapted_to_latents(tmp_path: Path) -> None:
@@ -55,5 +55,5 @@ def test_a_folder_of_latents_is_adapted_to_latents(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
     encode(tmp_path / "images.npz", tmp_path / "latents", CodecFolder.at(folder / "vae"), device="cpu", batch_size=8)
-    made = Adapt(images=str(tmp_path / "latents"))(folder)
+    made = AdaptRecipe(images=str(tmp_path / "latents"))(folder)
     assert len(made.data.load("train")) == 18

@@ -12,7 +12,7 @@ from pipelines import encoders
 from dualrate.data.images import ImageSet
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.pretrained import resized
-from dualrate.pipelines.clip import ClipScore, fit, is_clip, load_clip
+from dualrate.pipelines.clip import ClipScore, clip_scores, is_clip, load_clip
 
 SIDE, TEXTS = 32, ["a red circle", "a blue square", "circle " * 90, ""]
 
@@ -56,7 +56,7 @@ def theirs(folder, images, texts):
 def test_a_score_is_the_mean_of_100_cosines_that_are_not_below_0():
     a = torch.tensor([[1.0, 0], [1, 1], [-2, 0], [3, 4]])
     b = torch.tensor([[2.0, 0], [1, 0], [1, 0], [4, 3]])
-    torch.testing.assert_close(fit(a, b), torch.tensor([100, 100 / 2**0.5, 0, 96], dtype=torch.float64))
+    torch.testing.assert_close(clip_scores(a, b), torch.tensor([100, 100 / 2**0.5, 0, 96], dtype=torch.float64))
 
 
 def test_it_is_that_of_the_model_of_transformers(folder):

@@ -35,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(root / "images.npz", images=random.integers(0, 255, (16, 8, 8, 1), np.uint8), labels=np.arange(16) % 3)
     with pytest.MonkeyPatch.context() as patch:
         tiny_recipes(patch)
-        recipe = retrofit.Retrofit(dr.DataConfig(str(root / "images.npz")), share=1.0)
+        recipe = retrofit.RetrofitRecipe(dr.DataConfig(str(root / "images.npz")), share=1.0)
         made = recipe(root / "dit", Silent())
         dr.train(replace(made, fit=replace(FIT, iterations=2)), root / "retrofit", progress=Silent())
     return root

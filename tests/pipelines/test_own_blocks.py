@@ -37,8 +37,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_recipe(monkeypatch)
 
 
-def recipe(root: Path, **options) -> retrofit.Retrofit:
-    return retrofit.Retrofit(dr.DataConfig(str(root / "images.npz")), **{"own_blocks": BLOCKS, **options})
+def recipe(root: Path, **options) -> retrofit.RetrofitRecipe:
+    return retrofit.RetrofitRecipe(dr.DataConfig(str(root / "images.npz")), **{"own_blocks": BLOCKS, **options})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 guidance; and what is refused."""
 
 import inspect
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -417,8 +418,8 @@ def test_a_lora_that_is_loaded_is_a_part_of_the_network():
 def test_an_experiment_holds_a_model_of_texts(tmp_path):
     net, scheduler = randomised(sd3()), flow()
     saved(tmp_path, net, "transformer", scheduler)
-    found = adopted(tmp_path, tokens=TOKENS)
-    networks = OneForeign(found.network)
+    found = adopted(tmp_path)
+    networks = OneForeign(replace(found.network, tokens=TOKENS))
     assert networks.given == (1, 1, TOKENS * 12 + 10)
     parts = networks, dr.DenoisingConfig(), dr.FitConfig(iterations=1), dr.DataConfig("")
     held = dr.Experiment("texts", *parts, dr.GaussianProcess(found.schedule), condition=Prompts(networks.given[2]))

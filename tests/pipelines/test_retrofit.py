@@ -40,7 +40,7 @@ from dualrate.methods.denoising import Denoising
 from dualrate.networks.dual import LightBody
 from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.classes import catalogue as kinds
-from dualrate.pipelines.classes.kind import Kind, by_place
+from dualrate.pipelines.classes.kind import NetworkSpec, by_place
 from dualrate.pipelines.export import DualRatePipeline
 from dualrate.pipelines.folder import adopted, read_folder
 from dualrate.pipelines.network import ForeignNetwork
@@ -92,7 +92,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(place: Path, model: str, **options) -> dr.Experiment:
-    recipe = retrofit.Retrofit(dr.DataConfig(str(place / "images.npz")), share=1.0, **options)
+    recipe = retrofit.RetrofitRecipe(dr.DataConfig(str(place / "images.npz")), share=1.0, **options)
     return recipe(place / model, Silent())
 
 
@@ -100,8 +100,8 @@ def test_images_of_another_size_than_the_models_are_refused_and_not_resized(plac
     data = dr.DataConfig(str(place / "images.npz"))
     for wrong in ({"size": 16}, {"channels": 3}):
         with pytest.raises(ValueError, match=r"takes 1 channels of side 8: drop --data.size and --data.channels"):
-            retrofit.Retrofit(replace(data, **wrong), share=1.0)(place / "dit", Silent())
-    same = retrofit.Retrofit(replace(data, size=8, channels=1), share=1.0)(place / "dit", Silent())
+            retrofit.RetrofitRecipe(replace(data, **wrong), share=1.0)(place / "dit", Silent())
+    same = retrofit.RetrofitRecipe(replace(data, size=8, channels=1), share=1.0)(place / "dit", Silent())
     assert same == made(place, "dit")
 
 
@@ -317,9 +317,9 @@ def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
         Retrofitted(config.encoder, replace(config.light, num_classes=0), ())
     latents = saved(tmp_path / "latents", dit(), "transformer")
     with pytest.raises(ValueError, match=r"a model of latents \(of 4 channels\), and .* are images: encode them first"):
-        retrofit.Retrofit(data)(latents)
+        retrofit.RetrofitRecipe(data)(latents)
     with pytest.raises(FileNotFoundError, match=r"no data at .*nowhere"):
-        retrofit.Retrofit(dr.DataConfig(str(tmp_path / "nowhere")))(latents)
+        retrofit.RetrofitRecipe(dr.DataConfig(str(tmp_path / "nowhere")))(latents)
     with pytest.warns(UserWarning, match="draws 4 channels: latents, it seems, which nothing decodes"):
         dr.load(latents)
     weights = latents / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -333,14 +333,14 @@ def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
     weights = shutil.copytree(place / "dit", tmp_path / "none") / "transformer" / weights.name
     weights.unlink()
     with pytest.raises(OSError, match="safetensors"):
-        retrofit.Retrofit(data)(tmp_path / "none")
+        retrofit.RetrofitRecipe(data)(tmp_path / "none")
     words = saved(tmp_path / "words", sana(), "transformer")
     with pytest.raises(ValueError, match=r"are images: encode them first .*--prompts CAPTIONS"):
-        retrofit.Retrofit(data)(words)
+        retrofit.RetrofitRecipe(data)(words)
     with pytest.raises(ValueError, match="nothing to release"):
         dr.export(place / "dit", tmp_path / "weights")
     with pytest.raises(ValueError, match="so it needs them"):
-        retrofit.Retrofit()(place / "dit")
+        retrofit.RetrofitRecipe()(place / "dit")
 
 
 def test_the_command(place, tmp_path, monkeypatch, capsys):
@@ -372,7 +372,7 @@ def exact(z, log_snr):
 
 class Exact(ForeignNetwork):
     def __init__(self) -> None:
-        super().__init__(nn.Identity(), Kind(by_place), REPA)
+        super().__init__(nn.Identity(), NetworkSpec(by_place), REPA)
 
     def forward(self, z, log_snr, label):
         return v_from_x(z, exact(z, log_snr), log_snr)

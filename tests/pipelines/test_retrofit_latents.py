@@ -42,8 +42,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_recipe(monkeypatch)
 
 
-def recipe(root: Path, data: str) -> retrofit.Retrofit:
-    return retrofit.Retrofit(dr.DataConfig(str(root / data)), share=1.0)
+def recipe(root: Path, data: str) -> retrofit.RetrofitRecipe:
+    return retrofit.RetrofitRecipe(dr.DataConfig(str(root / data)), share=1.0)
 
 
 def test_a_folder_with_a_vae_draws_images(root: Path) -> None:

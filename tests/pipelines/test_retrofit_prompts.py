@@ -163,8 +163,8 @@ def test_texts_of_a_file_are_encoded_as_they_are_drawn(root, tmp_path, monkeypat
 def test_the_empty_prompt_is_kept_by_what_it_depends_on(root):
     of = encoder_of(dr.load(root / "run").experiment)
     others = (replace(of, fingerprint="other"), replace(of, network=replace(of.network, tokens=5)))
-    assert len({one.kept for one in (of, *others)}) == 3
-    assert replace(of, folder="elsewhere").kept == of.kept
+    assert len({one.cache_file for one in (of, *others)}) == 3
+    assert replace(of, folder="elsewhere").cache_file == of.cache_file
 
 
 def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, monkeypatch, capsys):
@@ -199,7 +199,7 @@ def test_texts_without_the_pipeline_that_reads_them_are_refused(root, tmp_path, 
 def test_data_that_do_not_fit_the_model_are_refused(root, tmp_path, monkeypatch):
     def refused(why, data, model=root / "model"):
         with pytest.raises(ValueError, match=why):
-            retrofit.Retrofit(dr.DataConfig(str(data)), share=1.0)(model, Silent())
+            retrofit.RetrofitRecipe(dr.DataConfig(str(data)), share=1.0)(model, Silent())
 
     refused(r"are images: encode them first .*--prompts CAPTIONS .*model\)", root / "images.npz")
     refused(r"has no prompts, which a text-to-image model is trained on: dualrate data encode", root / "mute")

@@ -58,7 +58,7 @@ def test_calls_cost_what_the_page_says():
 def test_decoders_are_of_the_first_stages_latents(monkeypatch):
     first, made = recipes.first(), SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (32, 32, 32))
     monkeypatch.setattr("dualrate.codecs.codec.read_codec", lambda folder, *how: made)
-    heavy, light, dual = (recipes.DecoderRecipe(kind, Path("here"))() for kind in ("heavy", "light", "dual"))
+    heavy, light, dual = (recipes.ImageNetDecoder(kind, Path("here"))() for kind in ("heavy", "light", "dual"))
     assert heavy.networks.model == dual.networks.encoder == first.networks.decoder
     assert light.networks.model == dual.networks.light
     for one in (heavy, light, dual):

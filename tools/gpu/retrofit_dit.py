@@ -18,7 +18,7 @@ from torch.nn.functional import mse_loss
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import dualrate as dr
-from dualrate.pipelines.recipe import Retrofit
+from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.system.device import pays
 from dualrate.system.progress import Silent
 from tools.gpu import training
@@ -89,7 +89,7 @@ def train_dit(job: Job, net: Any, train: Images, seconds: float, folder: Path) -
 
 def retrofit(job: Job, base: Path, out: Path) -> Row:
     """Train a light network beside the saved DiT, by the package's own recipe."""
-    made = Retrofit(dr.DataConfig(str(job.work / "train.npz")), share=1.0 if job.smoke else 0.2)(base, Silent())
+    made = RetrofitRecipe(dr.DataConfig(str(job.work / "train.npz")), share=1.0 if job.smoke else 0.2)(base, Silent())
     fit = replace(
         made.fit,
         iterations=2 if job.smoke else None,

@@ -1,4 +1,4 @@
-"""What the commands share: a loaded model, progress on standard error, reports on standard output."""
+"""Parts that commands share: a loaded model, progress on standard error, reports on standard output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def loaded(
 
 
 def working(device: torch.device, progress: Reporter, *, compiled: bool, graphs: bool) -> dict[str, bool]:
-    """What of these works here: compiled networks, recorded calls. Notes what does not, and what is waited for."""
+    """Options of `Model` for compiled networks and recorded calls, each only if it works here. Notes what does not."""
     if compiled:
         cache = keep_compiled(cache_dir() / COMPILED)
         progress.note(f"compiling networks at their first calls: minutes the first time, seconds from {cache} later")
@@ -95,13 +95,13 @@ def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter)
 
 
 def print_json(values: object) -> None:
-    """With null in place of numbers that are not finite, which JSON has not."""
+    """Print values as JSON, with null in place of numbers that are not finite."""
 
     def plain(value: object) -> object:
         if isinstance(value, Mapping):
-            return {name: plain(one) for name, one in value.items()}
+            return {name: plain(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [plain(one) for one in value]
+            return [plain(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     print(json.dumps(plain(values), allow_nan=False))

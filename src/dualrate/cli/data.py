@@ -65,7 +65,7 @@ class _ToFolder(_Images):
     json: AsJson = False
 
     def write(self, make: Callable[..., Any], work: str, where: torch.device, **more: Any) -> Any:
-        """What `make` writes into the folder, and its manifest. work: as messages of its progress name it."""
+        """Let `make` write the folder, and return its manifest. work: as messages of its progress name it."""
         from dualrate.system.workers import mapper
 
         progress = reporter()
@@ -97,12 +97,15 @@ class Prepare(_ToFolder):
     def run(self) -> None:
         from dualrate.data.images import PREPARING, prepare
 
-        made = self.write(prepare, PREPARING, torch.device("cpu"))
+        manifest = self.write(prepare, PREPARING, torch.device("cpu"))
         counts = {
-            f"{split} {what}": part[what] for split, part in made["splits"].items() for what in ("images", "rejected")
+            f"{split} {what}": part[what]
+            for split, part in manifest["splits"].items()
+            for what in ("images", "rejected")
         }
-        classes = len(made["splits"]["train"]["class_names"])
-        print_report(self.json, {**counts, "classes": classes, "size": made["size"], "channels": made["channels"]})
+        classes = len(manifest["splits"]["train"]["class_names"])
+        shape = {"size": manifest["size"], "channels": manifest["channels"]}
+        print_report(self.json, {**counts, "classes": classes, **shape})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +140,14 @@ class Encode(_ToFolder):
             texts, folder = text_folder(self.prompts[1])
             captions = read_captions(self.prompts[0], self.source, self.label, progress)
         assert folder is not None
-        codec, own = CodecFolder.at(folder, device), {"mirrored": self.mirrored, "batch_size": self.batch_size}
-        made = self.write(encode, ENCODING, device, codec=codec, device=device, **own)
+        codec, options = CodecFolder.at(folder, device), {"mirrored": self.mirrored, "batch_size": self.batch_size}
+        manifest = self.write(encode, ENCODING, device, codec=codec, device=device, **options)
         if captions is not None and texts is not None:
             self._encode_prompts(captions, texts, device)
-        counts = {f"{split} images": part["images"] for split, part in made["splits"].items()}
-        moments, *shape = made["row"]["shape"]
-        about = {"latents": "x".join(map(str, shape)), "moments": moments, "views": made["row"]["each"]}
-        about |= {"codec": made["codec"]["fingerprint"][:12]}
+        counts = {f"{split} images": part["images"] for split, part in manifest["splits"].items()}
+        moments, *shape = manifest["row"]["shape"]
+        about = {"latents": "x".join(map(str, shape)), "moments": moments, "views": manifest["row"]["each"]}
+        about |= {"codec": manifest["codec"]["fingerprint"][:12]}
         if texts is not None:
             about |= {"prompts": texts.size, "text encoders": texts.fingerprint[:12]}
         print_report(self.json, {**counts, **about})
@@ -215,9 +218,11 @@ class EncodeImages(_Images):
             progress.note(f"{len(grids)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
         images = every_image(self.images, self.size, self.channels, without=grids)
         with closing(progress):
-            made = encode_images(images, codec, self.out, batch_size=self.batch_size, progress=image_progress(progress))
-        shape = "x".join(map(str, made.x.shape[1:]))
-        report = {"images": len(made.x), "latents": shape, "codec": made.codec[:12], "out": str(self.out)}
+            latents = encode_images(
+                images, codec, self.out, batch_size=self.batch_size, progress=image_progress(progress)
+            )
+        shape = "x".join(map(str, latents.x.shape[1:]))
+        report = {"images": len(latents.x), "latents": shape, "codec": latents.codec[:12], "out": str(self.out)}
         print_report(self.json, report)
 
 
@@ -332,9 +337,9 @@ class Simulate(Ranged):
 
         check_writable(self.out)
         system, *_ = SIMULATIONS[self.system]
-        made = system.simulate(self.trajectories, self.frames, self.seed, data_progress(reporter(), SIMULATING))
-        write_fields(self.out, made, system.variables, system.every)
-        report = {"fields": "x".join(map(str, made.shape)), "step": system.every}
+        arrays = system.simulate(self.trajectories, self.frames, self.seed, data_progress(reporter(), SIMULATING))
+        write_fields(self.out, arrays, system.variables, system.every)
+        report = {"fields": "x".join(map(str, arrays.shape)), "step": system.every}
         apart = {"step_in_lyapunov_times": system.every / system.lyapunov_time}
         print_report(self.json, {**report, **apart, "out": str(self.out)})
 

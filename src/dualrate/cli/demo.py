@@ -55,10 +55,10 @@ class Demo(Ranged):
             )
         if trained.stopped == "signal":
             raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
-        there = {name for _, name, _ in PLANS if (self.weights / name / EXPERIMENT).is_file()}
-        if missing := sorted({name for _, name, _ in PLANS} - there):
+        present = {name for _, name, _ in PLANS if (self.weights / name / EXPERIMENT).is_file()}
+        if missing := sorted({name for _, name, _ in PLANS} - present):
             progress.note(f"weights not found, so not measured: {', '.join(missing)}")
-        requests = [f"{name}={self.weights / model}:{plan}" for name, model, plan in PLANS if model in there]
+        requests = [f"{name}={self.weights / model}:{plan}" for name, model, plan in PLANS if model in present]
         requests.append(f"trained here={run}:{TRAINED_HERE}")
-        found = compare(requests, page, effort, progress=progress, command=command_line())
-        print(headline(found), page, sep="\n\n")
+        comparison = compare(requests, page, effort, progress=progress, command=command_line())
+        print(headline(comparison), page, sep="\n\n")

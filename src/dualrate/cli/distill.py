@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.recipe import HELP, checked, override, recipe_named
+from dualrate.cli.recipe import HELP, override, recipe_named, recipe_result
 from dualrate.cli.train import Run
 from dualrate.config.ranges import (
     BelowOne,
@@ -114,17 +114,17 @@ class Student(Ranged):
         teacher: only its experiment is read
         """
         make, allowed = METHODS[self.by]
-        others = {name for _, names in METHODS.values() for name in names}
-        given = {name: getattr(self, name) for name in others if getattr(self, name) is not None}
-        if wrong := sorted(given.keys() - set(allowed)):
+        optional = {name for _, names in METHODS.values() for name in names}
+        options = {name: getattr(self, name) for name in optional if getattr(self, name) is not None}
+        if wrong := sorted(options.keys() - set(allowed)):
             listed = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
             raise ValueError(f"--method {self.by} does not take {listed}")
         if is_diffusers(teacher) and self.source is None and self.student_from is None:
             raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
-        given = self.recipe.defaults(self.by) | given
-        given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
-        made = make(self.recipe, str(teacher), self.steps, given)
-        return made if self.source is None else replace(made, data=made.data.at(self.source))
+        options = self.recipe.defaults(self.by) | options
+        options |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
+        student = make(self.recipe, str(teacher), self.steps, options)
+        return student if self.source is None else replace(student, data=student.data.at(self.source))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,44 +138,46 @@ class Distill(Student, Run):
         self.train(self.of(self.teacher))
 
 
-def by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
-    steps, started = steps or 8, given.get("student_from") is not None
+def student_by_moments(recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]) -> Experiment:
+    steps, started = steps or 8, options.get("student_from") is not None
     usual = "plain" if students.is_conditional(read_experiment(teacher)) else "dual"
-    heavy, plain = given.pop("heavy", None), given.pop("student", usual) == "plain"
+    heavy, plain = options.pop("heavy", None), options.pop("student", usual) == "plain"
     calls = heavy or (steps + 1) // 2
-    given = {
+    options = {
         "pretraining": 0 if plain or started or calls == steps else students.PRETRAINING,
-        "student_rate": 1.0 if given.get("version") == "instant" else students.STUDENT_RATE,
-        **given,
+        "student_rate": 1.0 if options.get("version") == "instant" else students.STUDENT_RATE,
+        **options,
     }
     if not plain:
-        return students.dual_student(recipe, teacher, steps, calls, **given)
-    if heavy is not None or started or not given.keys().isdisjoint({"encoder_from", "light_from"}):
+        return students.dual_student(recipe, teacher, steps, calls, **options)
+    if heavy is not None or started or not options.keys().isdisjoint({"encoder_from", "light_from"}):
         raise ValueError(
             "a plain student is one network, started from its teacher: drop --heavy, --encoder-from, --light-from and "
             "--student-from, or pass --student dual"
         )
-    return students.plain_student(recipe, teacher, steps, **given)
+    return students.plain_student(recipe, teacher, steps, **options)
 
 
-def by_consistency(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
-    steps, heavy = steps or 8, given.pop("heavy", None)
-    student = given.pop("student", "plain" if heavy is None else "dual")
+def student_by_consistency(
+    recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]
+) -> Experiment:
+    steps, heavy = steps or 8, options.pop("heavy", None)
+    student = options.pop("student", "plain" if heavy is None else "dual")
     if student != "plain":
-        return students.consistency_student(recipe, teacher, steps, heavy or (steps + 1) // 2, **given)
-    if heavy is not None or "light_from" in given:
+        return students.consistency_student(recipe, teacher, steps, heavy or (steps + 1) // 2, **options)
+    if heavy is not None or "light_from" in options:
         raise ValueError("a plain student is one network: drop --heavy and --light-from, or pass --student dual")
-    return students.consistency_student(recipe, teacher, steps, **given)
+    return students.consistency_student(recipe, teacher, steps, **options)
 
 
-def by_em(recipe: StudentRecipe, teacher: str, steps: int | None, given: dict[str, Any]) -> Experiment:
+def student_by_em(recipe: StudentRecipe, teacher: str, steps: int | None, options: dict[str, Any]) -> Experiment:
     if steps not in (None, 1):
         raise ValueError(f"EM distillation makes students of one step, got {steps}: drop --steps, or --method em")
-    if given.pop("student", "plain") != "plain":
+    if options.pop("student", "plain") != "plain":
         raise ValueError("a student of one step has one network: drop --student dual, or pass --method moments")
-    corrections = {field: given.pop(name) for name, field in LANGEVIN.items() if name in given}
+    corrections = {field: options.pop(name) for name, field in LANGEVIN.items() if name in options}
     return students.em_student(
-        recipe, teacher, langevin=Langevin(**corrections), **{"student_rate": students.EM_RATE, **given}
+        recipe, teacher, langevin=Langevin(**corrections), **{"student_rate": students.EM_RATE, **options}
     )
 
 
@@ -184,9 +186,9 @@ TWO_RATES = ("student", "heavy", "light_from", "student_from")
 MOMENTS = ("encoder_from", "rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p")
 LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
 METHODS: dict[str, tuple[Make, tuple[str, ...]]] = {  # with the options that not all of them take
-    "moments": (by_moments, (*TWO_RATES, *MOMENTS)),
-    "consistency": (by_consistency, (*TWO_RATES, "teacher_steps", "annealing", "eta", "huber")),
-    "em": (by_em, (*LANGEVIN, "log_snr", "student_rate", "student")),
+    "moments": (student_by_moments, (*TWO_RATES, *MOMENTS)),
+    "consistency": (student_by_consistency, (*TWO_RATES, "teacher_steps", "annealing", "eta", "huber")),
+    "em": (student_by_em, (*LANGEVIN, "log_snr", "student_rate", "student")),
 }
 
 
@@ -201,5 +203,5 @@ def parse_distill(arguments: list[str]) -> Distill:
             f"Recipes:\n{names}\n  or package.module:function"
         )
         raise SystemExit(0 if name else 2)
-    recipe = checked(recipe_named(name, RECIPES, "distill")(), StudentRecipe, name)
+    recipe = recipe_result(recipe_named(name, RECIPES, "distill")(), StudentRecipe, name)
     return override(Distill(recipe, teacher=tyro.MISSING), arguments, "distill")

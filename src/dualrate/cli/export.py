@@ -45,7 +45,7 @@ class Export(Ranged):
         options = [name for name in vars(usual) if getattr(self.sampling, name) != getattr(usual, name)]
         card = {"license": self.license != "unknown", "score": self.score, "push_to_hub": self.push_to_hub}
         if self.to is None:
-            options += [name for name, given in card.items() if given]
+            options += [name for name, is_set in card.items() if is_set]
         if wrong := [f"--{name.replace('_', '-')}" for name in options if name not in taken]:
             what = "released weights do" if self.to is None else "a pipeline does"
             raise ValueError(f"{what} not hold {' and '.join(wrong)}: drop them")

@@ -90,7 +90,7 @@ def parsed(arguments: list[str]) -> Any:
 
 
 def main() -> None:
-    """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
+    """Run the `dualrate` command, once its threads are settled (dualrate_command.py)."""
     keep_freed_memory()
     clean_streams()
     try:
@@ -123,5 +123,5 @@ def main() -> None:
 
 
 def _discard_output() -> None:
-    """What could not be written would be tried again at exit."""
+    """Point standard output at the null device: else what could not be written is tried again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

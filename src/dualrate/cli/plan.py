@@ -95,19 +95,20 @@ class Plan(Ranged):
                 model, grid=self.grid, images=self.images, spacing=self.spacing, progress=progress, mapper=over
             )
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
-        found = candidates(planner, costs, budget, steps)
+        ranked = candidates(planner, costs, budget, steps)
         print(f"budget {self.budget}: {budget / unit_size:.4g} {'s' if unit == 's' else 'GMACs'}\n")
         print(f"{'steps':>5} {'heavy':>5} {'alone':>5} {'cost':>8}  objective  even spread")
-        for one in found:
-            plan, even = one.planned.plan, "-" if one.even is None else f"{one.even:.5f}"
-            counts = f"{plan.num_steps:5} {plan.num_heavy:5} {plan.num_alone:5} {one.cost / unit_size:8.3g}"
-            print(f"{counts}  {one.planned.objective:9.5f}  {even:>11}")
+        for candidate in ranked:
+            plan, even = candidate.planned.plan, "-" if candidate.even is None else f"{candidate.even:.5f}"
+            counts = f"{plan.num_steps:5} {plan.num_heavy:5} {plan.num_alone:5} {candidate.cost / unit_size:8.3g}"
+            print(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
         print("alone: steps without a context. objective: weighted errors of x_hat, summed over the steps")
-        plans = {f"{one.planned.plan.num_steps} steps, {one.planned.plan.num_heavy} heavy calls": one for one in found}
-        picture, best = self.out.with_suffix(".png"), next(iter(plans))
-        write_whole(self.out, found[0].planned.plan.to_json() + "\n")
-        write_whole(picture, png(plan_figure([(name, one.planned.plan) for name, one in plans.items()])))
-        print(f"\n{self.out}: {best}; {picture}")
+        plans = [candidate.planned.plan for candidate in ranked]
+        names = [f"{plan.num_steps} steps, {plan.num_heavy} heavy calls" for plan in plans]
+        picture = self.out.with_suffix(".png")
+        write_whole(self.out, plans[0].to_json() + "\n")
+        write_whole(picture, png(plan_figure([*dict(zip(names, plans, strict=True)).items()])))
+        print(f"\n{self.out}: {names[0]}; {picture}")
 
 
 @dataclass(frozen=True)

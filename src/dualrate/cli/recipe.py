@@ -84,10 +84,10 @@ def number_or_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] 
     )
 
 
-def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None, *, known: bool = False) -> Any:
+def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None, *, with_rest: bool = False) -> Any:
     """The command that these arguments say. default: its options where the arguments do not name them.
 
-    known: also return the arguments that are none of its options
+    with_rest: also return the arguments that are none of its options
     Raises ValueError for a value that a dataclass refuses, in its own words; SystemExit after an error of other kinds,
     or after help.
     """
@@ -102,7 +102,7 @@ def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None,
                 default=tyro.MISSING_NONPROP if default is None else default,
                 registry=PRIMITIVES,
                 config=(tyro.conf.AvoidSubcommands,),
-                return_unknown_args=known,
+                return_unknown_args=with_rest,
             )
     except NoPath as error:
         refusal = ValueError(str(error))
@@ -117,17 +117,17 @@ def parse(kind: type[Any], arguments: list[str], prog: str, default: Any = None,
 
 def _outer(text: str) -> str:
     """Help without the groups whose name has a dot; these are listed at the end."""
-    kept, left, inner = [], [], False
+    lines, left, inner = [], [], False
     for line in text.splitlines(keepends=True):
         if group := GROUP.match(line):
             inner = "." in group[1]
             left += [".".join(group[1].split(".")[:2])] if inner else []
-        kept += [] if inner else [line]
+        lines += [] if inner else [line]
         inner = inner and bool(line.strip()) and not line.startswith("╰")
     if not left:
         return text
     names = ", ".join(f"--{name}.*" for name in dict.fromkeys(left))
-    return "".join(kept) + "\n" + textwrap.fill(f"More: {names}. {ALL} shows these too.", 100) + "\n"
+    return "".join(lines) + "\n" + textwrap.fill(f"More: {names}. {ALL} shows these too.", 100) + "\n"
 
 
 def _refusal(stop: SystemExit) -> ValueError | None:
@@ -168,10 +168,10 @@ def recipe_named(name: str, recipes: Mapping[str, Callable[[], Made]], command: 
     return cast(Callable[[], Made], recipe)
 
 
-def checked(value: object, made: type[Made], name: str) -> Made:
-    """What a recipe returned. Raises ValueError for anything else than it should."""
-    if not isinstance(value, made):
-        raise ValueError(f"the recipe {name} returns {type(value).__name__}, expected {made.__name__}")
+def recipe_result(value: object, expected: type[Made], name: str) -> Made:
+    """The value that a recipe returned. Raises ValueError unless it is of the expected type."""
+    if not isinstance(value, expected):
+        raise ValueError(f"the recipe {name} returns {type(value).__name__}, expected {expected.__name__}")
     return value
 
 
@@ -183,15 +183,15 @@ def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tupl
     if not is_dataclass(type(recipe)):
         return recipe, arguments
     name, *options = arguments
-    asked = [option for option in options if option in HELP]
-    others = [option for option in options if option not in HELP]
+    help_options = [option for option in options if option in HELP]
+    settings = [option for option in options if option not in HELP]
     kind: type[Recipe] = type(recipe)
-    own, rest = parse(kind, others or asked, f"dualrate {command} {name}", recipe, known=True)
-    return own, [name, *rest, *asked]
+    configured, rest = parse(kind, settings or help_options, f"dualrate {command} {name}", recipe, with_rest=True)
+    return configured, [name, *rest, *help_options]
 
 
 def by_the_clock(options: list[str]) -> list[str]:
-    """With as many iterations as there is time for, where seconds are given and iterations are not."""
+    """Options with as many iterations as there is time for, where they name seconds and no iterations."""
     names = [option.partition("=")[0].replace("_", "-") for option in options]
     ends = [name.removesuffix("max-seconds") + "iterations" for name in names if name.endswith("fit.max-seconds")]
     return options + [word for end in ends if end not in names for word in (end, "None")]

@@ -76,18 +76,18 @@ class Sample(Ranged):
                 mapper=over,
                 command=command_line(),
             )
-        one, cost = model.experiment.noun, written.cost
+        noun, cost = model.experiment.noun, written.cost
         report: dict[str, object] = {
             "run": str(self.run_dir),
-            f"{one}s": num * drawer.members,
+            f"{noun}s": num * drawer.members,
             "drawn": written.drawn,
             "out": str(self.out),
             "steps": drawer.plan.num_steps,
-            f"heavy_calls_per_{one}": cost.heavy_calls,
-            f"light_calls_per_{one}": cost.light_calls,
-            f"macs_per_{one}": cost.macs,
-            f"flops_per_{one}": cost.flops,
-            f"seconds_per_{one}": written.seconds / written.drawn if written.drawn else None,
+            f"heavy_calls_per_{noun}": cost.heavy_calls,
+            f"light_calls_per_{noun}": cost.light_calls,
+            f"macs_per_{noun}": cost.macs,
+            f"flops_per_{noun}": cost.flops,
+            f"seconds_per_{noun}": written.seconds / written.drawn if written.drawn else None,
             "precision": written.precision,
         }
         if of_text:
@@ -119,7 +119,7 @@ class Cost(Ranged):
         model, progress = loaded(
             self.run_dir, self.device, prompt=self.prompt, compiled=self.compile, graphs=self.graphs
         )
-        found = cost_report(self.sampling.drawer(model, progress.note, batch_size=self.batch_size))
-        if not self.json and not found["macs_heavy_call"]:  # one kind of call: leave out lines of zeros and repetitions
-            found = {k: v for k, v in found.items() if not ("_heavy_call" in k or "_alone" in k)}
-        print_report(self.json, found)
+        report = cost_report(self.sampling.drawer(model, progress.note, batch_size=self.batch_size))
+        if not self.json and not report["macs_heavy_call"]:  # one kind of call: no lines of zeros and repetitions
+            report = {k: v for k, v in report.items() if not ("_heavy_call" in k or "_alone" in k)}
+        print_report(self.json, report)

@@ -108,6 +108,6 @@ class SamplingOptions(Ranged):
         return Guidance(self.guidance, self.interval)
 
     def choice(self) -> Choice:
-        """Raises what `read_plan` and `Choice` raise."""
-        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Choice)}
-        return Choice(**{**given, "plan": None if self.plan is None else read_plan(self.plan)})
+        """The `Choice` of these options. Raises what `read_plan` and `Choice` raise."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Choice)}
+        return Choice(**{**values, "plan": None if self.plan is None else read_plan(self.plan)})

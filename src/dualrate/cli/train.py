@@ -15,16 +15,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, data_progress, report_end, reporter
-from dualrate.cli.recipe import HELP, Device, checked, override, recipe_named, with_own_options
+from dualrate.cli.recipe import HELP, Device, override, recipe_named, recipe_result, with_own_options
 from dualrate.config.ranges import Iterations, Processes, Ranged, Retries
 from dualrate.data.images import check_outside
 from dualrate.data.latent_set import ENCODING
 from dualrate.experiment.experiment import Experiment, Stages, on_codec_of_data
 from dualrate.forecasts import recipe as forecasts
-from dualrate.pipelines.recipe import Retrofit as RetrofitRecipe
+from dualrate.pipelines.recipe import RetrofitRecipe
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet
-from dualrate.recipes.students import Adapt as AdaptRecipe
-from dualrate.recipes.students import by_consistency
+from dualrate.recipes.students import AdaptRecipe, by_consistency
 from dualrate.runs.train import in_turn
 from dualrate.system.device import pick_device
 from dualrate.system.progress import Silent, stops
@@ -114,7 +113,7 @@ class Run(Ranged):
 
 @dataclass(frozen=True)
 class OfExperiment(Run):
-    """What a recipe made, with the options that follow its name."""
+    """The experiment of a recipe, with the options that follow its name."""
 
     experiment: Annotated[Experiment, arg(name="")]
 
@@ -161,7 +160,7 @@ class TrainStages:
 
 
 def launch(processes: int, retries: int) -> None:
-    """Where several processes are asked for, run this command in each of them by torch's elastic launcher, and exit.
+    """Run this command in each of several processes by torch's elastic launcher, and exit. 1: do nothing.
 
     The exit code is 75 where a signal stopped all of them, else that of the first process that failed.
     Does nothing in a process that was launched. Raises ValueError where torchrun started another number of them.
@@ -219,7 +218,7 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     if name in STAGES:
         return override(TrainStages(STAGES[name]()), arguments, "train")
     recipe, rest = with_own_options(recipe_named(name, RECIPES, "train"), arguments, "train")
-    experiment = checked(recipe(), Experiment, name)
+    experiment = recipe_result(recipe(), Experiment, name)
     if "--method=consistency" in rest or ("--method", "consistency") in pairwise(rest):  # it has options of its own
         experiment = (imagenet.by_consistency if name in imagenet.ON_PIXELS else by_consistency)(experiment)
     return override(Train(experiment), rest, "train")
@@ -246,16 +245,23 @@ def parse_adapt(arguments: list[str]) -> Adapt:
 
 
 def _of_model(
-    name: str, recipe: Any, kind: Callable[[Experiment], Made], arguments: list[str], given: str, about: str, like: str
+    name: str,
+    recipe: Any,
+    kind: Callable[[Experiment], Made],
+    arguments: list[str],
+    required: str,
+    about: str,
+    like: str,
 ) -> Made:
     """The command of a recipe that begins with a model; without one it prints its usage.
 
-    given: what the command takes at least; like: an example of it
+    required: what the command takes at least; like: an example of it
     """
     if not arguments or arguments[0].startswith("-"):
         print(
-            f"usage: dualrate {name} {given} [options]    "
-            f"(dualrate {name} {given.split()[0]} --help for its options)\n\n{about}\n\nExample: dualrate {name} {like}"
+            f"usage: dualrate {name} {required} [options]    "
+            f"(dualrate {name} {required.split()[0]} --help for its options)\n\n{about}\n\n"
+            f"Example: dualrate {name} {like}"
         )
         raise SystemExit(0 if arguments[:1] and arguments[0] in HELP else 2)
     recipe, rest = with_own_options(recipe, arguments, name)

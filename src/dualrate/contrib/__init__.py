@@ -1,1 +1,1 @@
-"""What was tried and is not part of the core; tested, imported by nothing else."""
+"""Experiments that are not part of the core: tested, and imported by nothing else."""

@@ -70,14 +70,14 @@ class Reading(nn.Module):
 
 
 class Exit(nn.Module):
-    """Where a network may be left."""
+    """A place where a network may be left."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
         self.head, self.probe = Reading(channels, embedding, channels), Reading(channels, embedding, 1)
 
     def left(self, h: Tensor, emb: Tensor) -> Tensor:
-        """What stands for the output of the last block: like h."""
+        """An estimate of the last block's output, from h and of its shape."""
         return h + self.head(h, emb)
 
     def error(self, h: Tensor, emb: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class ExitUViT(nn.Module):
         return emb, *self.net.descend(self.net.patches(z), emb)
 
     def _v(self, h: Tensor, skips: Skips, emb: Tensor) -> Tensor:
-        """From h, the output of the innermost level."""
+        """v from h, the output of the innermost level."""
         return self.net.predict(self.net.ascend(h, skips, emb)[0])
 
 

@@ -23,10 +23,10 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, shared_time
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OneStep
-from dualrate.metrics.ensembles import energy_score, fair_crps, squared_error
+from dualrate.metrics.ensembles import energy_score, fair_crps, members_squared_error
 from dualrate.training.method import Loss, OnePhase
 
-SCORES = {"crps": fair_crps, "energy": energy_score, "regression": squared_error}
+SCORES = {"crps": fair_crps, "energy": energy_score, "regression": members_squared_error}
 ScoreName = Literal["crps", "energy", "regression"]
 ScoredDraws = Annotated[int, Range(2, 64)]
 

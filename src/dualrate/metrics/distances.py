@@ -186,7 +186,7 @@ def resampled_distances(
     elif reference.shape == features.shape:
         pair = features, finite_features(reference)
         value = frechet_distance(*map(GaussianStats.of, pair))
-        each = [frechet_distance(*(_weighted(one, weight) for one in pair)) for weight in weights]
+        each = [frechet_distance(*(_weighted(vectors, weight) for vectors in pair)) for weight in weights]
     else:
         raise ValueError(f"got features {tuple(features.shape)} and partners {tuple(reference.shape)}: one of each")
     distances = torch.tensor(each, dtype=torch.float64)
@@ -194,7 +194,7 @@ def resampled_distances(
 
 
 def resampling_weights(strata: Tensor, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How much each vector counts in each resample: (N,) float64 of sum N, and n in every stratum of n.
+    """Weights of the vectors in each resample: (N,) float64 of sum N, and n in every stratum of n.
 
     As `resampled_distances` says. Raises ValueError for a stratum of a single vector.
     """
@@ -212,7 +212,7 @@ def resampling_weights(strata: Tensor, resamples: int, seed: int) -> Iterator[Te
 
 
 def _weighted(features: Tensor, weight: Tensor) -> GaussianStats:
-    """Of vectors that count so often each, in all as often as there are: (N,)."""
+    """Statistics of vectors (N, D) that count as often as `weight`, (N,) of sum N, says."""
     count, mean = len(features), weight @ features / len(features)
     counted = weight.nonzero().squeeze(1)  # a resample leaves a third of the vectors out
     centred = features[counted] - mean
@@ -239,7 +239,7 @@ class KernelDistance:
 
 
 def kernel_metric(net: FeatureExtractor) -> str:
-    """What a kernel distance in these features is called: "KID" in Inception's alone, else "KD-<name>"."""
+    """The name of a kernel distance in these features: "KID" in Inception's alone, else "KD-<name>"."""
     return "KID" if net.metric == "FID" else f"KD-{net.metric.removeprefix('FD-')}"
 
 
@@ -267,7 +267,7 @@ def kernel_distance(
             "at least 2 subsets, of at least 2 vectors each: draw more images, or ask for other subsets"
         )
     generator = torch.Generator().manual_seed(seed)
-    x, y = (one[torch.randperm(len(one), generator=generator)[: subsets * size]] for one in sets)
+    x, y = (vectors[torch.randperm(len(vectors), generator=generator)[: subsets * size]] for vectors in sets)
     values = torch.stack([squared_mmd(a, b) for a, b in zip(x.split(size), y.split(size), strict=True)])
     return KernelDistance(values.mean().item(), values.std().item() / math.sqrt(subsets), subsets, size)
 
@@ -312,7 +312,7 @@ class Manifold:
 
     @staticmethod
     def of(reference: Tensor, *, k: int = 3, block: int = 256) -> Manifold:
-        """That of a reference (M, D), on the CPU in float64.
+        """The manifold of a reference (M, D), on the CPU in float64.
 
         Raises ValueError for k < 1, no more than k vectors, other shapes, and what is not finite; so does what follows.
         """
@@ -322,7 +322,7 @@ class Manifold:
         return Manifold(points, _squared_radii(points, k, block), centre, k, block)
 
     def precision_recall(self, features: Tensor) -> PrecisionRecall:
-        """Of features (N, D) against this reference."""
+        """Precision and recall of features (N, D) against this reference."""
         fake = _neighbours(features, len(self.centre), self.k) - self.centre
         return PrecisionRecall(
             precision=_share_inside(fake, self.points, self.squared_radii, self.block),
@@ -331,13 +331,13 @@ class Manifold:
         )
 
 
-def _neighbours(own: Tensor, dim: int, k: int) -> Tensor:
-    """On the CPU in float64."""
-    if own.ndim != 2 or own.shape[1] != dim:
-        raise ValueError(f"got features {tuple(own.shape)}; expected (N, {dim}): take both through the same net")
-    if not 1 <= k < len(own):
-        raise ValueError(f"got k = {k} for {len(own)} vectors; k is at least 1, and every set larger than k")
-    return finite_features(own).cpu()
+def _neighbours(features: Tensor, dim: int, k: int) -> Tensor:
+    """Features (N, dim) on the CPU in float64. Raises ValueError for other shapes, and unless 1 <= k < N."""
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise ValueError(f"got features {tuple(features.shape)}; expected (N, {dim}): take both through the same net")
+    if not 1 <= k < len(features):
+        raise ValueError(f"got k = {k} for {len(features)} vectors; k is at least 1, and every set larger than k")
+    return finite_features(features).cpu()
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -352,7 +352,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _squared_radii(points: Tensor, k: int, block: int) -> Tensor:
     """(N,) squared distance of every vector to its k-th nearest neighbour among the others."""
-    nearest = [_squared_distances(own, points).topk(k + 1, largest=False).values for own in points.split(block)]
+    nearest = [_squared_distances(part, points).topk(k + 1, largest=False).values for part in points.split(block)]
     return torch.cat(nearest).amax(1)  # of k + 1 with itself
 
 

@@ -40,7 +40,7 @@ def energy_score(members: Tensor, truth: Tensor) -> Tensor:
     return (error - apart / (count * (count - 1))) / math.sqrt(flat.shape[2])
 
 
-def squared_error(members: Tensor, truth: Tensor) -> Tensor:
+def members_squared_error(members: Tensor, truth: Tensor) -> Tensor:
     """(N,): members (N, M, ...), truth (N, ...)."""
     return (members - truth[:, None]).square().flatten(1).mean(1)
 
@@ -92,22 +92,22 @@ class EnsembleScores:
 
     @staticmethod
     def of(batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8], Tensor | None]]) -> EnsembleScores:
-        """Of (members (b, M, C, H, W), truth (b, C, H, W), which pixels are not shown, (b, 1, H, W) or None: all).
+        """Scores of batches: members (b, M, C, H, W), truth (b, C, H, W), hidden pixels (b, 1, H, W), or None for all.
 
         Raises ValueError for fewer than 2 members.
         """
-        found: list[list[Tensor]] = []
+        rows: list[list[Tensor]] = []
         counts, generator = torch.zeros(()), torch.Generator().manual_seed(0)
-        for drawn, there, unknown in batches:
-            x, y = (torch.from_numpy(part).double() / 255 for part in (drawn, there))
+        for drawn, truth, unknown in batches:
+            x, y = (torch.from_numpy(part).double() / 255 for part in (drawn, truth))
             if (members := x.shape[1]) < 2:
                 raise ValueError(f"scores of an ensemble need 2 members a condition or more, got {members}")
             mean, variance = x.mean(1), x.var(1).flatten(1).mean(1)
             error = (mean - y).square().flatten(1).mean(1)
             single = psnr(x.flatten(0, 1), y.repeat_interleave(members, 0)).unflatten(0, (-1, members)).mean(1)
-            found.append([fair_crps(x, y), energy_score(x, y), psnr(mean, y), single, variance, error])
+            rows.append([fair_crps(x, y), energy_score(x, y), psnr(mean, y), single, variance, error])
             counts = counts + ranks(x, y, generator, unknown)
-        *scores, variance, error = (torch.cat(part) for part in zip(*found, strict=True))
+        *scores, variance, error = (torch.cat(part) for part in zip(*rows, strict=True))
         members = len(counts) - 1
         ratio = (members + 1) / members * float(variance.mean() / error.mean().clamp(min=1e-20))
         return EnsembleScores(
@@ -122,7 +122,7 @@ class EnsembleScores:
         )
 
     def __str__(self) -> str:
-        """For people, line by line."""
+        """The scores for people, line by line."""
         crps, energy, of_mean, single = (
             f"standard error {error:.3g}".replace("nan", "unknown") for error in self.errors
         )

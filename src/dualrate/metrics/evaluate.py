@@ -67,7 +67,7 @@ class Details:
     reference_count: int
 
     def text(self) -> str:
-        """For people, in two lines."""
+        """The score for people, in two lines."""
         kernel, shares = self.kernel, self.precision_recall
         return (
             f"{self.kernel_metric}: {kernel.value:.3g} +- {kernel.standard_error:.2g} (standard error), lower is "
@@ -170,7 +170,7 @@ class Evaluator(Generic[Net]):
         return self.reference
 
     def of_texts(self, texts: Sequence[str] | None) -> Self:
-        """For images that are made of these texts; None: of none, or unknown ones. A distance does not look at them."""
+        """An evaluator of images of these texts; None: of none, or unknown ones. A distance does not look at them."""
         return self
 
     def score_features(
@@ -309,7 +309,7 @@ class Evaluator(Generic[Net]):
         return frechet_distance(self._through(codec, count)[0], self._through(ON_PIXELS, count)[0])
 
     def _through(self, codec: Codec, count: int) -> tuple[GaussianStats, GaussianStats]:
-        """Of `count` held-out images that the codec has encoded and decoded, as they are and with `_weights`."""
+        """Statistics of `count` held-out images after the codec's round trip, plain and with `_weights`."""
         key = "round trip", count, codec.fingerprint
         if key not in self._known:
             assert self.held_out is not None
@@ -323,7 +323,7 @@ class Evaluator(Generic[Net]):
         return self._known[key]
 
     def _weights(self, count: int) -> Tensor | None:
-        """As `class_weights`, of the floor's images, so many, to the reference."""
+        """`class_weights` of the first `count` images of the floor, to the reference."""
         if self.held_out is None or not isinstance(self.reference, ImageSet):
             return None
         return class_weights(self.held_out, _chosen(self.held_out, count), self.reference)
@@ -419,15 +419,15 @@ def class_weights(images: ImageSet, rows: Tensor, like: ImageSet) -> Tensor | No
 
     None where the classes of both sets have the same shares, or no labels, and where not even two rows would count.
     """
-    labels, others = images.labels, like.labels
-    if labels is None or others is None:
+    labels, like_labels = images.labels, like.labels
+    if labels is None or like_labels is None:
         return None
     classes = max(images.num_classes, like.num_classes)
-    own, shares = np.bincount(labels, minlength=classes), np.bincount(others, minlength=classes)
-    if (own * len(others) == shares * len(labels)).all():
+    counts, like_counts = np.bincount(labels, minlength=classes), np.bincount(like_labels, minlength=classes)
+    if (counts * len(like_labels) == like_counts * len(labels)).all():
         return None
     chosen = labels[rows.numpy()]
-    weights = torch.from_numpy((shares / np.bincount(chosen, minlength=classes).clip(1))[chosen])
+    weights = torch.from_numpy((like_counts / np.bincount(chosen, minlength=classes).clip(1))[chosen])
     weights /= weights.sum().clamp_min(1e-9)
     return weights if 0 < weights.square().sum() <= 0.5 else None
 
@@ -465,10 +465,10 @@ def holds_statistics(path: Path) -> bool:
     return path.is_file() and zipfile.is_zipfile(path) and "mu.npy" in zipfile.ZipFile(path).namelist()
 
 
-def _wanted(found: list[str]) -> list[str]:
-    if not {"mu", "sigma"} <= set(found):
+def _wanted(names: list[str]) -> list[str]:
+    if not {"mu", "sigma"} <= set(names):
         raise ValueError(
-            f"it holds {', '.join(found) or 'nothing'}; expected mu and sigma. Images are compared with images by "
+            f"it holds {', '.join(names) or 'nothing'}; expected mu and sigma. Images are compared with images by "
             "evaluate --images FOLDER --reference FILE, without a run"
         )
     return ["mu", "sigma"]
@@ -486,7 +486,7 @@ def _stats(arrays: dict[str, np.ndarray], dim: int) -> GaussianStats:
         raise ValueError("sigma is not symmetric, so it is no covariance: fetch the file again")
     cov = (sigma + sigma.T) / 2
     values, vectors = torch.linalg.eigh(cov)
-    kept = clamped_eigenvalues(values, max(ROUNDING, rounding))
+    eigenvalues = clamped_eigenvalues(values, max(ROUNDING, rounding))
     if values.min() < -ROUNDING * values.abs().max():  # of float32: the nearest covariance
-        cov = (vectors * kept) @ vectors.T
+        cov = (vectors * eigenvalues) @ vectors.T
     return GaussianStats(mu, cov, count=None)

@@ -70,7 +70,7 @@ class FeatureExtractor(Protocol):
 
 @dataclass(frozen=True)
 class NetworkCard(Ranged):
-    """What a trained network is; stored as JSON.
+    """Facts about a trained network; stored as JSON.
 
     name:         of its data; distances in its features are called FD-<name>
     identity:     sha256 of the weights file
@@ -130,10 +130,10 @@ class TrainedNetwork:
         """Read what `save` wrote; OSError if a file cannot be read, ValueError if it is not what its card says."""
         weights_path, card_path = (Path(directory) / f"{cls.file}.{ending}" for ending in ("safetensors", "json"))
         weights, card = read_bytes(weights_path), read_card(card_path, cls.card_type)
-        found = hashlib.sha256(weights).hexdigest()
+        sha256 = hashlib.sha256(weights).hexdigest()
         again = "it is damaged or belongs to another net; fetch both again, or train the net again"
-        if found != card.identity:
-            raise ValueError(f"{weights_path} has sha256 {found[:12]}, its card says {card.identity[:12]}: {again}")
+        if sha256 != card.identity:
+            raise ValueError(f"{weights_path} has sha256 {sha256[:12]}, its card says {card.identity[:12]}: {again}")
         try:
             module = card.architecture.build()
             module.load_state_dict(tensors_of(weights))
@@ -148,7 +148,7 @@ def weight_bytes(module: nn.Module) -> bytes:
     return bytes_of_tensors({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
 
 
-def fit(
+def fit_module(
     module: nn.Module,
     loss_of: Callable[[int], Tensor],
     iterations: int,
@@ -300,7 +300,7 @@ class Architecture(Ranged):
 
     @property
     def halvings(self) -> int:
-        """How often the resolution is halved, to about 4 x 4."""
+        """The number of halvings that make the resolution about 4 x 4."""
         return max(1, round(math.log2(self.size / 3.5)))
 
     def build(self) -> Classifier:
@@ -342,7 +342,7 @@ MAX_SHIFT = 1  # pixel, each way: the only augmentation
 
 @dataclass(frozen=True)
 class Card(NetworkCard):
-    """What a feature net is and where it comes from.
+    """Facts about a feature net, and where it comes from.
 
     data:     sha256 of the training images
     accuracy: on the test images, the mean of its classes' accuracies, in [0, 1], of which chance is 1 / classes; None
@@ -365,7 +365,7 @@ class Card(NetworkCard):
 
     @property
     def judgement(self) -> str:
-        """How good the classifier is, in words; empty if that is not known."""
+        """A word on the classifier's accuracy; empty if that is not known."""
         if self.accuracy is None:
             return ""
         what = f"the classifier of {self.name} has accuracy {self.accuracy:.3g} on held-out images"
@@ -451,7 +451,7 @@ def train_feature_net(
         return F.cross_entropy(module(batch.x.contiguous(memory_format=torch.channels_last)), batch.label)
 
     iterations = max(1, round(epochs * len(images) / batches.batch_size))
-    fit(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
+    fit_module(module, loss_of, iterations, rate=architecture.learning_rate, progress=progress)
     identity, name = hashlib.sha256(weight_bytes(module)).hexdigest(), name or images.name.removesuffix("/train")
     classes = len(np.unique(images.labels)) if images.labels is not None else None
     net = FeatureNet(Card(name, identity, architecture, images.fingerprint, None, seed, epochs, classes), module)

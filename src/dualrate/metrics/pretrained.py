@@ -90,7 +90,7 @@ class PhotoNet(Ranged):
         return torch.cat(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """To another process it goes as a word: that loads its own, once, on its device of the same kind."""
+        """Pickles as a word: another process loads its own net, once, on its device of the same kind."""
         return _loaded, (self.kind, self.device.type, self.batch_size)
 
 
@@ -132,8 +132,8 @@ def check_all_there(report: Mapping[str, Iterable[object]], name: str, place: Pa
 
 def _checked(content: bytes, sha256: str, source: Path | str, way_out: str) -> bytes:
     """The content of a file of weights. Raises ValueError for any other content than that of the pinned sha256."""
-    if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ValueError(f"{source} has {len(content)} bytes with sha256 {found}; it was not opened: {way_out}")
+    if (actual := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ValueError(f"{source} has {len(content)} bytes with sha256 {actual}; it was not opened: {way_out}")
     return content
 
 
@@ -189,7 +189,7 @@ def load_inception(
 
 
 def inception_path() -> Path:
-    """Where torch-fidelity and torchmetrics keep the weights too: $TORCH_HOME/hub/checkpoints."""
+    """The file of weights that torch-fidelity and torchmetrics use, too, in $TORCH_HOME/hub/checkpoints."""
     return Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS)
 
 
@@ -225,7 +225,7 @@ class DinoV2Features(_Wrapped):
 
 
 def prepared(images: Tensor) -> Tensor:
-    """What DINOv2 takes, (N, 3, 224, 224) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
+    """Inputs of DINOv2, (N, 3, 224, 224) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
     return normalised(images, DINOV2_SIZE, DINOV2_MEAN, DINOV2_STD)
 
 

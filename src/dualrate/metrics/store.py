@@ -81,11 +81,11 @@ def require_same(fingerprints: Sequence[Fingerprint]) -> None:
 
 def _differences(records: Sequence[Any]) -> str:
     """The fields in which dataclasses of one kind differ, with their values; empty if they are equal."""
-    found = {
-        one.name: list(dict.fromkeys(str(getattr(record, one.name)) for record in records))
-        for one in fields(records[0] if records else Origin)
+    by_field = {
+        part.name: list(dict.fromkeys(str(getattr(record, part.name)) for record in records))
+        for part in fields(records[0] if records else Origin)
     }
-    return ", ".join(f"{name} ({' / '.join(values)})" for name, values in found.items() if len(values) > 1)
+    return ", ".join(f"{name} ({' / '.join(values)})" for name, values in by_field.items() if len(values) > 1)
 
 
 NOISE = "Philox keyed by the seed"
@@ -155,10 +155,10 @@ class FeatureStore:
         file, names = directory / ORIGIN, [path.name for path in directory.iterdir()]  # first: another may begin it now
         if file.exists():
             try:
-                found = from_json(Origin, read_bytes(file), str(file))
+                stored = from_json(Origin, read_bytes(file), str(file))
             except ValueError as error:
                 raise ValueError(f"{error}; give a new directory for these features") from error
-            if differing := _differences((found, origin)):
+            if differing := _differences((stored, origin)):
                 raise ValueError(
                     f"{directory} holds features of other images, they differ in {differing}: give another directory, "
                     "or delete this one"
@@ -170,7 +170,7 @@ class FeatureStore:
         return FeatureStore(directory, origin)
 
     def missing(self, ids: Sequence[int]) -> list[int]:
-        """Those of the ids that are not here, in order. Raises what `read` raises for repeated ids and for files."""
+        """The ids that are not here, in order. Raises what `read` raises for repeated ids and for files."""
         return sorted(_distinct(ids) - self._files().keys())
 
     def read(self, ids: Sequence[int]) -> StoredFeatures:
@@ -182,12 +182,12 @@ class FeatureStore:
         files = self._files()
         if missing := sorted(_distinct(ids) - files.keys()):
             raise ValueError(f"{self.directory} lacks {len(missing)} of {len(ids)} ids, the first is {missing[0]}")
-        found, seconds = {}, 0.0
+        by_id, seconds = {}, 0.0
         for file, wanted in Counter(files[id_] for id_ in ids).items():
             tensors, about = _tensors(file, ("ids", "features"))
-            found |= zip(tensors["ids"].tolist(), tensors["features"], strict=True)
+            by_id |= zip(tensors["ids"].tolist(), tensors["features"], strict=True)
             seconds += float(about["seconds"]) * wanted / len(tensors["ids"])
-        return StoredFeatures(torch.stack([found[id_] for id_ in ids]), seconds)
+        return StoredFeatures(torch.stack([by_id[id_] for id_ in ids]), seconds)
 
     def write(self, ids: Sequence[int], features: Tensor, seconds: float = 0.0) -> None:
         """A shard of these ids, in order, and what drawing them took. Raises ValueError for other features than (n, D)
@@ -208,16 +208,16 @@ class FeatureStore:
 
     def _files(self) -> dict[int, Path]:
         """The file of every id that is here."""
-        found: dict[int, Path] = {}
+        files: dict[int, Path] = {}
         for file in sorted(self.directory.glob(f"*{SUFFIX}")):
             tensors, about = _tensors(file, ("ids",))
             if about.get("origin") != self._origin:
                 raise ValueError(f"{file} was written for another origin than {ORIGIN} beside it: take it away")
             for id_ in tensors["ids"].tolist():
-                if id_ in found:
-                    raise ValueError(f"id {id_} is both in {found[id_]} and in {file.name}: delete one of the two")
-                found[id_] = file
-        return found
+                if id_ in files:
+                    raise ValueError(f"id {id_} is both in {files[id_]} and in {file.name}: delete one of the two")
+                files[id_] = file
+        return files
 
 
 def fill_stores(
@@ -245,9 +245,9 @@ def fill_stores(
     report(done := len(ids) - len(missing), len(ids))
     shards = [list(group) for _, group in itertools.groupby(missing, key=lambda id_: id_ // size)]
     for shard, (features, seconds) in mapper(partial(_features_drawn, draw, [net for _, net in stores]), shards):
-        for (store, _), own, found in zip(stores, lacking, features, strict=True):
-            if rows := [row for row, id_ in enumerate(shard) if id_ in own]:
-                store.write([shard[row] for row in rows], found[rows], seconds * len(rows) / len(shard))
+        for (store, _), wanted, net_features in zip(stores, lacking, features, strict=True):
+            if rows := [row for row, id_ in enumerate(shard) if id_ in wanted]:
+                store.write([shard[row] for row in rows], net_features[rows], seconds * len(rows) / len(shard))
         done += len(shard)
         report(done, len(ids))
 
@@ -313,7 +313,7 @@ def _part(images: Pixels, ids: Sequence[int]) -> Any:
 
 
 def store_in(directory: Path, net: FeatureExtractor, images: ImageSet) -> FeatureStore:
-    """Where features of these images are kept: a folder of the directory, in which there may be those of others.
+    """The store of features of these images, in a folder of the directory, which may hold other stores, too.
 
     Raises what `FeatureStore.open` raises.
     """

@@ -29,8 +29,8 @@ PASSIVE = {"group_offloading", "layerwise_casting"}  # hooks of diffusers that l
 REMEMBERED = 16  # samplings
 
 
-class Call(NamedTuple):
-    """What a call of a network did.
+class CallRecord(NamedTuple):
+    """A call of a network, and what it did.
 
     branch: which of the calls at this time
     change: what the policy saw
@@ -73,12 +73,12 @@ class Accelerated:
             policy, earlier = network.method.policy, network.begun - len(network.samplings)
             lines.append(f"{network.name} ({type(network.net).__name__}): {self._method}, {policy}")
             for number, calls in enumerate(network.samplings, earlier + 1):
-                lines.append(f"  sampling {number}: {told(calls, policy)}")
+                lines.append(f"  sampling {number}: {sampling_summary(calls, policy)}")
         return "\n".join(lines)
 
 
-def told(calls: Sequence[Call], policy: Policy) -> str:
-    """What the calls of a sampling were, and what they cost."""
+def sampling_summary(calls: Sequence[CallRecord], policy: Policy) -> str:
+    """A line on the calls of a sampling: how many ran whole, and what all of them cost."""
     counts = {did: sum(call.did == did for call in calls) for did in ("full", "partial", "skipped")}
     said = ", ".join(f"{count} {did}" for did, count in counts.items() if count or did != "partial") + " calls"
     if policy.sees.startswith("forecast"):
@@ -111,23 +111,23 @@ def accelerate(
     if not isinstance(order, int) or order < 0:
         raise ValueError(f"order is a whole number, 0 or more, got {order!r}")
     parts = {name: part for name, part in getattr(pipe, "components", {}).items() if isinstance(part, nn.Module)}
-    known = {name: net for name, net in parts.items() if type(getattr(net, "_orig_mod", net)).__name__ in KINDS}
-    if not known:
-        found = ", ".join(type(part).__name__ for part in parts.values()) or "no networks"
-        raise ValueError(f"a pipeline with a {', '.join(KINDS)} is expected, got {type(pipe).__name__} with {found}")
-    made: dict[str, Method] = {}
-    for name, net in known.items():
+    networks = {name: net for name, net in parts.items() if type(getattr(net, "_orig_mod", net)).__name__ in KINDS}
+    if not networks:
+        classes = ", ".join(type(part).__name__ for part in parts.values()) or "no networks"
+        raise ValueError(f"a pipeline with a {', '.join(KINDS)} is expected, got {type(pipe).__name__} with {classes}")
+    methods: dict[str, Method] = {}
+    for name, net in networks.items():
         check_free(name, net)
         kind = KINDS[type(net).__name__]
         if method in ("fora", "taylor"):
-            made[name] = Features(net, kind, refresh, order if method == "taylor" else 0)
+            methods[name] = Features(net, kind, refresh, order if method == "taylor" else 0)
         else:
-            made[name] = (
+            methods[name] = (
                 Levels(net, kind, refresh, outer) if method == "deep-cache" else Tokens(net, kind, refresh, method)
             )
-    for one in made.values():
-        convention(pipe.scheduler, one)
-    return Accelerated(method, [_Network(name, one, pipe) for name, one in made.items()])
+    for network_method in methods.values():
+        convention(pipe.scheduler, network_method)
+    return Accelerated(method, [_Network(name, network_method, pipe) for name, network_method in methods.items()])
 
 
 def check_free(name: str, net: Any) -> None:
@@ -144,8 +144,8 @@ def check_free(name: str, net: Any) -> None:
             raise ValueError(f"{name} is accelerated already: call remove() of its handle first")
     for part in net.modules():
         hooks = set(getattr(getattr(part, "_diffusers_hook", None), "hooks", ()))
-        own = getattr(part.forward, "__func__", None) is type(part).forward or "_hf_hook" in vars(part)
-        if hooks - (set() if part is net else PASSIVE) or not (own or hooks):
+        unwrapped = getattr(part.forward, "__func__", None) is type(part).forward or "_hf_hook" in vars(part)
+        if hooks - (set() if part is net else PASSIVE) or not (unwrapped or hooks):
             what = f"the hooks {', '.join(hooks)}" if hooks else "another forward"
             raise ValueError(
                 f"{type(part).__name__} in {name} has {what}: if that is another cache, take it off first "
@@ -154,7 +154,7 @@ def check_free(name: str, net: Any) -> None:
 
 
 def convention(scheduler: Any, method: Method) -> Convention | None:
-    """What the scheduler's steps mean, where the method needs to know. Raises ValueError as `read_scheduler`."""
+    """The convention of the scheduler's times; None where none is needed. Raises ValueError as `read_scheduler`."""
     if not method.timed:
         return None
     return read_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})[1]
@@ -165,22 +165,22 @@ class _Network:
 
     def __init__(self, name: str, method: Method, pipe: Any) -> None:
         self.name, self.net, self.method, self.pipe = name, method.net, method, pipe
-        self.samplings: deque[list[Call]] = deque(maxlen=REMEMBERED)
+        self.samplings: deque[list[CallRecord]] = deque(maxlen=REMEMBERED)
         self.begun = self.branch = 0
         self.on = True
         self.forget()
         self.place = "_old_forward" if "_hf_hook" in vars(self.net) else "forward"  # offloading stays outside
-        self.own, self.before = self.place in self.net.__dict__, getattr(self.net, self.place)
+        self.was_set, self.before = self.place in self.net.__dict__, getattr(self.net, self.place)
         self.wrapper = functools.update_wrapper(functools.partial(_forward, self), self.before)
         setattr(self.net, self.place, self.wrapper)
 
     def remove(self) -> None:
-        """One that something else was put around since stays there, and does nothing."""
+        """Take the wrapper off. Where something else was put around it since, it stays there and does nothing."""
         self.on = False
         self.forget()
         for place in ("forward", "_old_forward"):
             if self.net.__dict__.get(place) is self.wrapper:
-                if place == "forward" and not self.own:
+                if place == "forward" and not self.was_set:
                     del self.net.forward
                 else:
                     setattr(self.net, place, self.before)
@@ -192,7 +192,7 @@ class _Network:
         self.convention: Convention | None = None
 
     def cache(self, time: float, shapes: tuple[Any, ...]) -> Cache:
-        """Of a call at a step of the scheduler."""
+        """The cache of a call at this time and of these shapes of tensors; a new one where a sampling begins."""
         scheduler = self.pipe.scheduler
         times, step = getattr(scheduler, "timesteps", None), getattr(scheduler, "step_index", None)
         step = getattr(scheduler, "counter", None) if step is None else step  # of PNDM, which repeats a time
@@ -218,27 +218,27 @@ class _Network:
         return self.convention.betas, (step + 1) / self.convention.betas.steps
 
 
-def _forward(network: _Network, *given: Any, **named: Any) -> Any:
+def _forward(network: _Network, *positional: Any, **named: Any) -> Any:
     """A function, for a partial of it is copied with the network it is of."""
     net, method = network.net, network.method
     if not network.on:
-        return network.before(*given, **named)
-    arguments = by_name(net, given, named)
+        return network.before(*positional, **named)
+    arguments = by_name(net, positional, named)
     times = set(torch.as_tensor(arguments.get("timestep", ())).flatten().tolist())
     entering = [name for name in method.kind.between if arguments.get(name) is not None]
     if entering or len(times) != 1:
         why = f"{entering[0]} enters between its blocks" if entering else f"its rows are at {len(times)} times"
         warnings.warn(f"{network.name} runs whole where {why}: such calls are not accelerated", stacklevel=2)
-        return network.before(*given, **named)
-    shapes = tuple((name, tuple(one.shape)) for name, one in arguments.items() if isinstance(one, Tensor))
+        return network.before(*positional, **named)
+    shapes = tuple((name, tuple(value.shape)) for name, value in arguments.items() if isinstance(value, Tensor))
     try:
         time = times.pop() * method.kind.units(net)
         cache, (schedule, t) = network.cache(time, shapes), network.clock(time)
-        out, did = method.call(lambda copied: type(net).forward(copied, *given, **named), cache, schedule, t)
+        out, did = method.call(lambda copied: type(net).forward(copied, *positional, **named), cache, schedule, t)
     except BaseException:
         network.forget()
         raise
     macs, plain = method.macs(cache, did)
-    network.samplings[-1].append(Call(network.branch, cache.step, did, cache.change, macs, plain))
+    network.samplings[-1].append(CallRecord(network.branch, cache.step, did, cache.change, macs, plain))
     cache.step += 1
     return out

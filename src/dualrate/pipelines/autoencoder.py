@@ -40,7 +40,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """Of a class, by what its config says.
+    """How latents of a class are made and normalised, by what its config says.
 
     scale:    the normalisation
     factor:   pixels of an image's side for one of the latent's
@@ -63,7 +63,7 @@ class Rule:
 
 
 def _scaled(config: Config) -> Normalisation:
-    """By one factor, and a shift where there is one; or numbers for each channel, and the factor."""
+    """A normalisation by one factor, and a shift if any; or by numbers for each channel, and the factor."""
     factor, shift = config.get("scaling_factor"), config.get("shift_factor")
     if not isinstance(factor, (int, float)) or not factor > 0:
         raise ValueError(f"its scaling_factor is {factor!r}, expected a number above 0")
@@ -71,8 +71,8 @@ def _scaled(config: Config) -> Normalisation:
         return Normalisation((float(shift or 0),), (1 / factor,))
     if shift:
         raise ValueError("it has both a shift_factor and latents_mean, and only one of them can hold")
-    own = _per_channel(config)
-    return Normalisation(own.mean, tuple(std / factor for std in own.std))
+    normalisation = _per_channel(config)
+    return Normalisation(normalisation.mean, tuple(std / factor for std in normalisation.std))
 
 
 def _per_channel(config: Config) -> Normalisation:
@@ -137,8 +137,8 @@ class Autoencoder:
 
     @cached_property
     def _hash(self) -> str:
-        own = {name: value for name, value in sorted(self.config.items()) if not name.startswith("_")}
-        rule = [RULES_VERSION, type(self.module).__name__, own]
+        settings = {name: value for name, value in sorted(self.config.items()) if not name.startswith("_")}
+        rule = [RULES_VERSION, type(self.module).__name__, settings]
         digest = hashlib.sha256(json.dumps(rule, default=str).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(name.encode())

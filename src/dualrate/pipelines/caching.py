@@ -1,4 +1,4 @@
-"""What a call of a network of diffusers uses again, and when it runs whole: the parts of `accelerate`.
+"""Caches of `accelerate`: how a call of a network of diffusers uses results again, and when it runs whole.
 
 A method says what is kept. Sources and equations stand in `denoisers/feature_cache.py`.
 
@@ -39,7 +39,7 @@ from dualrate.config.ranges import Range, Ranged, Steps
 from dualrate.denoisers.feature_cache import SHARES, By, choose, forecast
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Context
-from dualrate.pipelines.classes.kind import HIDDEN, Kind, Rows
+from dualrate.pipelines.classes.kind import HIDDEN, NetworkSpec, Rows
 from dualrate.pipelines.cut import CutTokens, sharing
 from dualrate.sampling.cost import macs_of
 
@@ -67,7 +67,7 @@ class Policy(Ranged, ABC):
 
 @dataclass
 class Fixed(Policy):
-    """At every N-th step."""
+    """Refreshes at every N-th step."""
 
     every: Steps
 
@@ -77,7 +77,7 @@ class Fixed(Policy):
 
 @dataclass
 class FirstBlock(Policy):
-    """Where what the first block adds has changed by this share since the last refresh."""
+    """Refreshes where the sum that the first block adds has changed by this share since the last refresh."""
 
     threshold: Threshold
     sees = "first block"
@@ -88,7 +88,7 @@ class FirstBlock(Policy):
 
 @dataclass
 class Accumulated(Policy):
-    """Where the changes from step to step, rescaled, add up to this.
+    """Refreshes where the changes from step to step, rescaled, add up to this.
 
     polynomial: p, the highest power first, as TeaCache publishes it for a model
     """
@@ -111,7 +111,7 @@ class Accumulated(Policy):
 
 @dataclass
 class Verified(Policy):
-    """Where the forecast of what a block adds, which runs all the same, is this far off.
+    """Refreshes where the forecast of what a block adds, which runs all the same, is this far off.
 
     sees: "forecast of first", whose run a refresh uses, or "forecast of last", which it runs anew
     """
@@ -126,22 +126,22 @@ class Verified(Policy):
 LEVELS = {f"{kind}{way}Block2D" for kind in ("", "Attn", "CrossAttn") for way in ("Down", "Up")}
 
 
-def by_name(module: Any, given: Sequence[Any], named: Mapping[str, Any]) -> Named:
+def by_name(module: Any, positional: Sequence[Any], named: Mapping[str, Any]) -> Named:
     """The arguments of a call of a module."""
-    _, *bound = inspect.signature(type(module).forward).bind(module, *given, **named).arguments.items()
+    _, *bound = inspect.signature(type(module).forward).bind(module, *positional, **named).arguments.items()
     arguments = dict(bound)
     return arguments | arguments.pop("kwargs", {})
 
 
 class _Through(nn.Module):
-    """In the place of blocks, for one call; other attributes are the first block's, as a head may ask for them."""
+    """Stands in for blocks, for one call; other attributes are the first block's, as a head may ask for them."""
 
     def __init__(self, blocks: Iterable[nn.Module], through: Callable[[Named], Any]) -> None:
         super().__init__()
         self.blocks, self.through = nn.ModuleList(blocks), through  # they are parts, so that a LoRA's scale finds them
 
-    def forward(self, *given: Any, **named: Any) -> Any:
-        return self.through(by_name(self.blocks[0], given, named))
+    def forward(self, *positional: Any, **named: Any) -> Any:
+        return self.through(by_name(self.blocks[0], positional, named))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -155,13 +155,13 @@ class _Reached(Exception):
 
 
 class _Stop(nn.Module):
-    def forward(self, *given: Any, **named: Any) -> Any:
-        raise _Reached(named.get(HIDDEN, given[0] if given else None))
+    def forward(self, *positional: Any, **named: Any) -> Any:
+        raise _Reached(named.get(HIDDEN, positional[0] if positional else None))
 
 
 @dataclass
 class Cache:
-    """Of one of the calls that a step makes, in one sampling.
+    """The cache of one of the calls that a step makes, in one sampling.
 
     shapes:  of the call's tensors
     held:    what the method keeps, the latest first
@@ -178,14 +178,14 @@ class Cache:
 
 @dataclass
 class Method(ABC):
-    """What a call does with a cache.
+    """A way of calling a network with a cache.
 
     order: of the forecast
     costs: multiply-adds of a part of a call of given shapes, counted when it first runs
     """
 
     net: Any
-    kind: Kind
+    kind: NetworkSpec
     policy: Policy
     order: int = 0
     costs: dict[Any, int] = field(default_factory=dict)
@@ -200,31 +200,31 @@ class Method(ABC):
         """The network's output at t, and what was done."""
 
     def macs(self, cache: Cache, did: Did) -> tuple[int, int]:
-        """Of the call, and of a plain one."""
+        """Multiply-adds of the call, and of a plain one."""
         return self.costs[cache.shapes, did], self.costs[cache.shapes, "full"]
 
     def counted(self, cache: Cache, part: str, call: Callable[[], Out]) -> Out:
-        """What a part of a call returns."""
+        """Run a part of a call and return its output; the first time its multiply-adds are counted."""
         if (cache.shapes, part) in self.costs:
             return call()
-        found: list[Out] = []
-        self.costs[cache.shapes, part] = macs_of(lambda: found.append(call()))
-        return found[0]
+        outputs: list[Out] = []
+        self.costs[cache.shapes, part] = macs_of(lambda: outputs.append(call()))
+        return outputs[0]
 
     def copied(self, blocks: Iterable[nn.Module], through: Callable[[Named], Any]) -> Any:
         """The network with `through` in the place of its rows."""
-        row, *others = self.rows.names
-        parts = {row: nn.ModuleList([_Through(blocks, through)]), **{name: nn.ModuleList() for name in others}}
+        row, *rest = self.rows.names
+        parts = {row: nn.ModuleList([_Through(blocks, through)]), **{name: nn.ModuleList() for name in rest}}
         return sharing(self.net, **parts)
 
     @property
     def blocks(self) -> list[Any]:
-        """Of all rows."""
+        """The blocks of all rows."""
         return self.rows.blocks(self.net)
 
     @property
     def rows(self) -> Rows:
-        """Raises ValueError where there are none."""
+        """The rows of blocks. Raises ValueError where there are none."""
         if self.kind.rows is None:
             raise ValueError(f"{type(self.net).__name__} has levels and no row of blocks: take 'deep-cache'")
         return self.kind.rows
@@ -233,7 +233,7 @@ class Method(ABC):
 class Features(Method):
     """fora, taylor. Held: what the blocks between those that are seen add to each stream; what a verified one adds."""
 
-    def __init__(self, net: Any, kind: Kind, policy: Policy, order: int) -> None:
+    def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, order: int) -> None:
         super().__init__(net, kind, policy, order)
         name, sees, (first, *_) = type(net).__name__, policy.sees, self.blocks
         if sees == "time" and not self.rows.embedded:
@@ -280,7 +280,7 @@ class Features(Method):
             cache.change, cache.seen = _change(now, cache.seen), now
         start = {name: named[name] for name in names}
         before = ran("first", blocks[:first], start)
-        one = before[HIDDEN] - start[HIDDEN] if first else None
+        first_added = before[HIDDEN] - start[HIDDEN] if first else None
         if cache.held:
             latest, *earlier = cache.held
             features = forecast(replace(latest, earlier=tuple(earlier)), t, cast(Schedule, schedule))
@@ -290,25 +290,27 @@ class Features(Method):
             guess = dict(zip(names, [None] * dropped + sums, strict=True))
             after = ran("last", blocks[last:], guess)
             if verified:
-                cache.change = _error(features[-1], after[HIDDEN] - guess[HIDDEN] if one is None else one)
-            elif one is not None:
-                cache.change = _change(one, cache.seen)
+                cache.change = _error(
+                    features[-1], after[HIDDEN] - guess[HIDDEN] if first_added is None else first_added
+                )
+            elif first_added is not None:
+                cache.change = _change(first_added, cache.seen)
             if not cache.policy.refresh(cache.step, cache.change):
                 return after, False
         inner = ran("inner", blocks[first:last], before)
         after = ran("last", blocks[last:], inner)
-        kept = [inner[name] - before[name] for name in names if inner[name] is not None]
+        additions = [inner[name] - before[name] for name in names if inner[name] is not None]
         if verified:
-            kept.append(after[HIDDEN] - inner[HIDDEN] if one is None else one)
-        elif one is not None:
-            cache.seen = one
+            additions.append(after[HIDDEN] - inner[HIDDEN] if first_added is None else first_added)
+        elif first_added is not None:
+            cache.seen = first_added
         if cache.held and cache.held[0].tau == t:  # a solver may call twice at a time
             cache.held.popleft()
-        cache.held.appendleft(Context(tuple(feature.detach() for feature in kept), tau=t))
+        cache.held.appendleft(Context(tuple(feature.detach() for feature in additions), tau=t))
         return after, True
 
     def modulated(self, block: Any, named: Named) -> Tensor:
-        """What an accumulated change is of: the time's embedding, or what the block's attention is given."""
+        """The tensor whose changes are added up: the time's embedding, or the input of the block's attention."""
         if self.policy.sees == "time":
             return named[self.rows.embedded]
         try:
@@ -321,7 +323,7 @@ class Features(Method):
 class Tokens(Method):
     """toca, duca. Held: what `CutTokens` keeps, and the partial steps since each token was made."""
 
-    def __init__(self, net: Any, kind: Kind, policy: Policy, name: str) -> None:
+    def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, name: str) -> None:
         super().__init__(net, kind, policy)
         self.share = SHARES[name]
         self.by: By = "attention" if name == "toca" else "random"
@@ -343,8 +345,8 @@ class Tokens(Method):
         if not cache.held or cache.policy.refresh(cache.step, 0.0):
             if cut.scores and (cache.shapes, "plain") not in self.costs:  # a call more, once
                 self.counted(cache, "plain", lambda: run(self.net))
-            *kept, out = self.counted(cache, "full", lambda: cut.whole(*of_call))
-            cache.held.appendleft(Context((*kept, torch.zeros_like(kept[-1]))))
+            *features, out = self.counted(cache, "full", lambda: cut.whole(*of_call))
+            cache.held.appendleft(Context((*features, torch.zeros_like(features[-1]))))
             return out, "full"
         added, attention, received, age = cache.held[0].features
         if self.by == "random" and (every - cache.step % every) % 2 == 0:  # counted back from the next refresh
@@ -381,7 +383,7 @@ class _OneCall(NamedTuple):
 class Levels(Method):
     """deep-cache. Held: the input of the last `outer` layers."""
 
-    def __init__(self, net: Any, kind: Kind, policy: Policy, outer: int) -> None:
+    def __init__(self, net: Any, kind: NetworkSpec, policy: Policy, outer: int) -> None:
         super().__init__(net, kind, policy)
         self.outer, name = outer, type(net).__name__
         if kind.rows:
@@ -395,7 +397,7 @@ class Levels(Method):
             raise ValueError(f"outer: 1 to {layers} of the last layers run at every step, got {outer!r}")
 
     def call(self, run: Run, cache: Cache, schedule: Schedule | None, t: Tensor) -> tuple[Any, Did]:
-        net, (*others, last) = self.net, self.net.up_blocks
+        net, (*earlier, last) = self.net, self.net.up_blocks
         end = _layers(last, slice(-self.outer, None))
 
         def ending(named: Named) -> Any:
@@ -408,7 +410,7 @@ class Levels(Method):
             return ending(named)
 
         if not cache.held or cache.policy.refresh(cache.step, 0.0):
-            up = nn.ModuleList([*others, _Through([last], whole)])
+            up = nn.ModuleList([*earlier, _Through([last], whole)])
             return self.counted(cache, "full", lambda: run(sharing(net, up_blocks=up))), "full"
         first = sharing(_layers(net.down_blocks[0], slice(self.outer - 1)), downsamplers=None)
         down = nn.ModuleList([first] if self.outer > 1 else [])
@@ -432,5 +434,5 @@ def _change(now: Tensor, before: Tensor | None) -> float:
 
 def _error(guess: Tensor, real: Tensor) -> float:
     """The greatest relative error of a row, in L2."""
-    off, size = (one.flatten(1).norm(dim=1) for one in (guess.float() - real.float(), real.float()))
+    off, size = (value.flatten(1).norm(dim=1) for value in (guess.float() - real.float(), real.float()))
     return float((off / size).max())

@@ -69,7 +69,7 @@ AT_A_TIME, HELD = 16, 16  # texts that are encoded together; so many times these
 
 
 class TextEncoder(Protocol):
-    """What makes prompts of texts; pickled as where it is. size: D"""
+    """Makes prompts of texts; pickled as where it is. size: D"""
 
     @property
     def fingerprint(self) -> str:
@@ -107,12 +107,12 @@ class Encoded:
         return self.shape[0]
 
     def __getitem__(self, index: NDArray[np.int64]) -> Tensor:
-        """On the CPU. Raises what the encoder's `read` raises."""
+        """Prompts by number, (B, 1, 1, D) float32 on the CPU. Raises what the encoder's `read` raises."""
         return torch.stack([self._held(i // AT_A_TIME)[i % AT_A_TIME] for i in index.tolist()])
 
     @property
     def sums(self) -> str:
-        """What they are made of, and by."""
+        """The texts and the encoder, as JSON: prompts with the same are the same."""
         texts, encoder, _ = self._made_of
         return json.dumps([encoder.fingerprint, encoder.size, list(texts)])
 
@@ -257,13 +257,13 @@ class _Table:
     barred: Sequence[str] = ()
 
     def read(self, texts: str, columns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Of each row the caption, in column `texts`, and other columns. Raises ValueError for captions of no text."""
+        """Each row's caption, in column `texts`, and other columns. Raises ValueError for captions of no text."""
         for row in self.rows([texts, *columns]):
             caption = row.get(texts)
             if not isinstance(caption, str | None):
-                there = ", ".join(name for name in (*self.columns, *self.barred) if name != ROW)
+                names = ", ".join(name for name in (*self.columns, *self.barred) if name != ROW)
                 raise ValueError(
-                    f"column {texts} of {self.file} holds no texts, one string a row; it has the columns {there}: name "
+                    f"column {texts} of {self.file} holds no texts, one string a row; it has the columns {names}: name "
                     f"another, {self.file.name}#COLUMN"
                 )
             yield caption or "", row
@@ -275,7 +275,7 @@ class _Table:
 
 
 def _reader(place: str | Path, images: Images) -> tuple[Callable[[], Pairs], bool, str]:
-    """What reads the captions, whether they have names, and what is to be said of those that it passes over."""
+    """A reader of the captions, whether they have names, and a note on what it passes over, or ""."""
     place, column = column_of(place)
     path = resolved(place)
     if not path.exists():
@@ -317,14 +317,14 @@ def _table(files: list[Path]) -> _Table:
 
 def _texts_column(table: _Table, wanted: str) -> str:
     """The column of captions: the one that is wanted, or else the first of the usual names."""
-    there = [name for name in (*table.columns, *table.barred) if name != ROW]
-    if twice := [name for name, count in Counter(there).items() if count > 1]:
+    names = [name for name in (*table.columns, *table.barred) if name != ROW]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{table.file} has several columns called {twice[0]!r}: give each a name of its own")
-    column = wanted or next((name for usual in COLUMNS for name in there if name.lower() == usual), "")
-    if column not in there:
+    column = wanted or next((name for usual in COLUMNS for name in names if name.lower() == usual), "")
+    if column not in names:
         looked = wanted or ", ".join(COLUMNS[:3])
         raise ValueError(
-            f"{table.file} has the columns {', '.join(there) or 'none'}, and none of captions ({looked}): name it "
+            f"{table.file} has the columns {', '.join(names) or 'none'}, and none of captions ({looked}): name it "
             f"after the file, {table.file.name}#COLUMN"
         )
     return column
@@ -358,9 +358,9 @@ def _naming_column(table: _Table, texts: str, images: Images) -> str:
     best = max(columns, key=lambda name: seen[name].sum(), default="")  # the first of equal ones
     if full or usual or (best and seen[best].any()):
         return full[0] if full else best if seen[best].any() else usual[0]
-    if others := [name for name in columns if name != ROW and not counts[name]] + [*table.barred]:
+    if rest := [name for name in columns if name != ROW and not counts[name]] + [*table.barred]:
         raise ValueError(
-            f"{table.file} has the columns {', '.join(others)}, and none of them holds names of the images of "
+            f"{table.file} has the columns {', '.join(rest)}, and none of them holds names of the images of "
             f"{images.source} ({some_of(images.names)}): put these into a column {NAMES[0]}, or the captions alone, in "
             "the order of the images, into a .txt file"
         )
@@ -401,7 +401,7 @@ _WITH_NAME = re.compile(
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str, str]]:
-    """Of each line all of it, and in two parts, name and caption: after the name of a picture, or a tab."""
+    """Each line, whole and in two parts, name and caption: parted after the name of a picture, or at a tab."""
     with reading(file, "text in UTF-8"), _opened(file) as opened:
         for line in opened:
             line = line.rstrip("\r\n")
@@ -492,8 +492,8 @@ def encode_prompts(
         if unfinished:
             captions.write(place / CAPTIONS)
             raws: dict[Split, tuple[str, Raw]] = {
-                split: (f"{folder.name}/{split}", Raw(_Lines(place / CAPTIONS, found), len(found), found, ()))
-                for split, found in captions.places.items()
+                split: (f"{folder.name}/{split}", Raw(_Lines(place / CAPTIONS, places), len(places), places, ()))
+                for split, places in captions.places.items()
             }
             row = {"shape": [1, 1, encoder.size], "dtype": "float16", "each": 1}
             where = str(device) if mapper is in_turn else device.type  # a worker has a GPU of its own
@@ -511,10 +511,10 @@ def encode_prompts(
 def _encode_shard(folder: Path, encoder: TextEncoder, device: str, batch_size: int, shard: packed.Shard) -> None:
     encode = encoder.read(device)
 
-    def made(lines: list[bytes]) -> NDArray[np.float16]:
+    def encode_lines(lines: list[bytes]) -> NDArray[np.float16]:
         return packed.halves(encode([json.loads(line) for line in lines]).float(), "text encoder")
 
-    packed.write_encoded(folder, shard, made, batch_size)
+    packed.write_encoded(folder, shard, encode_lines, batch_size)
 
 
 # Reading
@@ -547,9 +547,9 @@ class PromptSet(TrainingSet):
     labels = None
     class_names = ()
 
-    def __init__(self, found: Packed, folder: Path) -> None:
-        self.packed, self.folder, self.name = found, folder, found.part["name"]
-        self.encoder: str = found.dataset["encoder"]
+    def __init__(self, prompts: Packed, folder: Path) -> None:
+        self.packed, self.folder, self.name = prompts, folder, prompts.part["name"]
+        self.encoder: str = prompts.dataset["encoder"]
 
     @property
     def size(self) -> int:
@@ -561,7 +561,11 @@ class PromptSet(TrainingSet):
 
     @property
     def fingerprint(self) -> str:
-        content = [self.encoder, self.packed.dataset["empty"], *(one["sha256"] for one in self.packed.part["shards"])]
+        content = [
+            self.encoder,
+            self.packed.dataset["empty"],
+            *(shard["sha256"] for shard in self.packed.part["shards"]),
+        ]
         return hashlib.sha256("".join(content).encode()).hexdigest()
 
     def __len__(self) -> int:

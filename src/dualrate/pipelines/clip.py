@@ -68,8 +68,8 @@ class Clip(PhotoNet):
             for start in range(0, len(texts), self.batch_size):
                 part = list(texts[start : start + self.batch_size])
                 words = self.tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-                given = {name: words[name].to(self.device) for name in ("input_ids", "attention_mask")}
-                parts.append(net.text_projection(net.text_model(**given).pooler_output).float().cpu())
+                inputs = {name: words[name].to(self.device) for name in ("input_ids", "attention_mask")}
+                parts.append(net.text_projection(net.text_model(**inputs).pooler_output).float().cpu())
         return torch.cat(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -100,11 +100,11 @@ def load_clip(folder: Path, device: torch.device | str | None = None) -> Clip:
     with (folder / WEIGHTS).open("rb") as file:
         identity = f"clip:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
     module = ClipImages(net.requires_grad_(False)).to(device).eval()
-    own = (module, identity, net.config.projection_dim, device, AT_A_TIME)
-    return Clip("clip", *own, folder=str(folder), tokenizer=tokenizer)
+    parts = (module, identity, net.config.projection_dim, device, AT_A_TIME)
+    return Clip("clip", *parts, folder=str(folder), tokenizer=tokenizer)
 
 
-def fit(images: Tensor, texts: Tensor) -> Tensor:
+def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
     """(N,) float64: 100 max(cos, 0) of embeddings, (N, D) both."""
     return 100 * F.cosine_similarity(images.double(), texts.double()).clamp(min=0)
 
@@ -149,7 +149,7 @@ class ClipScore(Evaluator[Clip]):
             raise ValueError(f"{METRIC} is of images and their texts, got {len(features)} and {len(texts)}")
         if "texts" not in self._known:
             self._known["texts"] = self.net.texts(texts)
-        return fit(features, self._known["texts"])
+        return clip_scores(features, self._known["texts"])
 
     def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
         """The score of the first `count` held-out images with their captions; (NaN, 0) without any."""
@@ -158,7 +158,7 @@ class ClipScore(Evaluator[Clip]):
         count = min(count, len(self.held_out))
         if ("floor", count) not in self._known:
             words = self.net.texts([self.captions[i] for i in range(count)])
-            self._known["floor", count] = fit(self._features(self.held_out)[:count], words).mean().item()
+            self._known["floor", count] = clip_scores(self._features(self.held_out)[:count], words).mean().item()
         return self._known["floor", count], count
 
     def of_texts(self, texts: Sequence[str] | None) -> Self:
@@ -168,6 +168,6 @@ class ClipScore(Evaluator[Clip]):
                 f"{METRIC} is of images and the texts that they were made of, which are not known here: name a model "
                 "of texts by its run or its pipeline, encode captions again where that was long ago, or drop CLIP"
             )
-        if (known := tuple(texts)) not in self._known:  # those of a comparison have the same
-            self._known[known] = replace(self, texts=known)
-        return self._known[known]
+        if (key := tuple(texts)) not in self._known:  # those of a comparison have the same
+            self._known[key] = replace(self, texts=key)
+        return self._known[key]

@@ -46,16 +46,19 @@ class CutNetwork(Ranged):
         return getattr(self.network.net, self.row)
 
     def whole(self, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor]:
-        """What the blocks add, (B, n, C), and v, as the network's. Arguments: the network's."""
+        """The sum that the blocks add to the tokens, (B, n, C), and v. Arguments: the network's."""
         return self.called_with(_Row(self.blocks), z, log_snr, *condition)
 
-    def rest(self, z: Tensor, log_snr: Tensor, *given: Any) -> Tensor:
-        """v without the blocks, given what they add, last. Raises ValueError where that has another shape."""
-        *condition, added = given
+    def rest(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> Tensor:
+        """v without the blocks. arguments: the network's condition, then what the blocks add, (B, n, C).
+
+        Raises ValueError where that has another shape.
+        """
+        *condition, added = arguments
         return self.called_with(_Row(self.blocks, added), z, log_snr, *condition)[1]
 
     def called_with(self, row: _Row, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor]:
-        """What the row adds in the place of the blocks, and v."""
+        """The sum that the row adds in the place of the blocks, (B, n, C), and v."""
         net = sharing(self.network.net, **{self.row: nn.ModuleList([row])})
         v = sharing(self.network, net=net)(z, log_snr, *condition)
         return cast(Tensor, row.added), v
@@ -72,14 +75,14 @@ class _Row(nn.Module):
         super().__init__()
         self.blocks, self.added, self.chosen = list(blocks), added, chosen
 
-    def forward(self, h: Tensor, *given: Any, **named: Any) -> Tensor:
+    def forward(self, h: Tensor, *positional: Any, **named: Any) -> Tensor:
         if self.added is not None:
             require_shape(self.added, h)
             if self.chosen is None:
                 return h + self.added
         out = start = h if self.chosen is None else chosen_of(h, self.chosen)
         for block in self.blocks:
-            out = block(out, *given, **named)
+            out = block(out, *positional, **named)
         if self.added is None or self.chosen is None:
             self.added = out - start
             return out
@@ -106,54 +109,54 @@ class CutTokens:
             raise ValueError(f"tokens are renewed one by one in a {BY_TOKEN}, got {', '.join(sorted(strange))}")
 
     def whole(self, z: Tensor, log_snr: Tensor, *condition: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the blocks add, (B, n, C), what attention adds in each, (B, blocks, n, C), what tokens receive, (B, n),
-        zeros without `scores`, and v.
+        """The sum that the blocks add, (B, n, C), the output of attention in each, (B, blocks, n, C), the
+        attention that tokens receive, (B, n), zeros without `scores`, and v.
         """
         noting = [_Attention(block.attn1, scores=self.scores) for block in self.cut.blocks]
         added, v = self.cut.called_with(self._row(noting), z, log_snr, *condition)
-        kept = torch.stack([cast(Tensor, note.kept) for note in noting], 1)
+        outputs = torch.stack([cast(Tensor, note.output) for note in noting], 1)
         received = [note.received for note in noting if note.received is not None]
-        return added, kept, torch.stack(received).mean(0) if received else added.new_zeros(added.shape[:2]), v
+        return added, outputs, torch.stack(received).mean(0) if received else added.new_zeros(added.shape[:2]), v
 
-    def part(self, z: Tensor, log_snr: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        """What the blocks add, that of the chosen tokens made anew, and v.
+    def part(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """The sum that the blocks add, made anew for the chosen tokens, and v.
 
-        given: the network's condition, what `whole` returned that the blocks and that attention adds, and the chosen
-        tokens, (B, k). Raises ValueError for what `whole` did not return.
+        arguments: the network's condition, what `whole` returned that the blocks and that attention adds, and the
+        chosen tokens, (B, k). Raises ValueError for what `whole` did not return.
         """
-        *condition, added, attention, chosen = given
-        kept = [_Attention(None, chosen_of(one, chosen)) for one in attention.unbind(1)]
-        return self.cut.called_with(self._row(kept, added, chosen), z, log_snr, *condition)
+        *condition, added, attention, chosen = arguments
+        modules = [_Attention(None, chosen_of(output, chosen)) for output in attention.unbind(1)]
+        return self.cut.called_with(self._row(modules, added, chosen), z, log_snr, *condition)
 
-    def rest(self, z: Tensor, log_snr: Tensor, *given: Any) -> Tensor:
-        """As `CutNetwork.rest`."""
-        return self.cut.rest(z, log_snr, *given)
+    def rest(self, z: Tensor, log_snr: Tensor, *arguments: Any) -> Tensor:
+        """v without the blocks, as `CutNetwork.rest`."""
+        return self.cut.rest(z, log_snr, *arguments)
 
-    def _row(self, attention: Sequence[_Attention], *given: Tensor) -> _Row:
+    def _row(self, attention: Sequence[_Attention], added: Tensor | None = None, chosen: Tensor | None = None) -> _Row:
         blocks = zip(self.cut.blocks, attention, strict=True)
-        return _Row([sharing(block, attn1=one) for block, one in blocks], *given)
+        return _Row([sharing(block, attn1=part) for block, part in blocks], added, chosen)
 
 
 class _Attention(nn.Module):
-    """In the place of a block's attention. It notes what that gives, unless this is `kept`, which it returns then.
+    """Stands in the place of a block's attention. It notes the output, or returns the `output` that it has.
 
     scores: whether it notes what tokens receive of attention, (B, n)
     """
 
-    def __init__(self, attention: Any, kept: Tensor | None = None, scores: bool = False) -> None:
+    def __init__(self, attention: Any, output: Tensor | None = None, scores: bool = False) -> None:
         super().__init__()
-        self.attention, self.kept, self.scores = attention, kept, scores
+        self.attention, self.output, self.scores = attention, output, scores
         self.received: Tensor | None = None
 
-    def forward(self, h: Tensor, *given: Any, **named: Any) -> Tensor:
-        if self.kept is None:
-            self.kept = self.attention(h, *given, **named)
+    def forward(self, h: Tensor, *positional: Any, **named: Any) -> Tensor:
+        if self.output is None:
+            self.output = self.attention(h, *positional, **named)
             if self.scores:
                 projections = (self.attention.to_q, self.attention.to_k)
                 q, k = (self.attention.head_to_batch_dim(project(h)) for project in projections)
                 weights = self.attention.get_attention_scores(q, k).unflatten(0, (h.shape[0], -1))  # (B, heads, n, n)
                 self.received = weights.mean(1).sum(1)
-        return self.kept
+        return self.output
 
 
 def sharing(module: Any, **parts: nn.Module | None) -> Any:

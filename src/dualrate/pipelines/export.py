@@ -52,7 +52,7 @@ from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.pipelines.autoencoder import Autoencoder
-from dualrate.pipelines.folder import names_of
+from dualrate.pipelines.folder import class_names_of
 from dualrate.pipelines.prompts import negated
 from dualrate.pipelines.retrofitted import encoder_of
 from dualrate.pipelines.text_encoders import copy_encoders
@@ -107,7 +107,7 @@ def check_sealed(folder: Path, required: str) -> None:
 
 
 class Checked:
-    """Before another library reads a folder of ours, what it holds is compared with its manifest."""
+    """Compares a folder of ours with its manifest before another library reads it."""
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
@@ -134,46 +134,46 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
 
     @staticmethod
     def of(network: nn.Module, role: str, experiment: dict[str, Any]) -> DualRateNetwork:
-        """Around a network that is there already."""
+        """Wrap a network that is built already."""
         with torch.device("meta"):
-            made = DualRateNetwork(role, experiment)
-        made.network = network
-        return made.eval()
+            wrapped = DualRateNetwork(role, experiment)
+        wrapped.network = network
+        return wrapped.eval()
 
     @property
     def _repeated_blocks(self) -> list[str]:
-        """What `compile_repeated_blocks` compiles once."""
+        """Names of the classes that `compile_repeated_blocks` compiles once."""
         return sorted({type(block).__name__ for block in blocks_of(self.network)})
 
     def forward(self, z: Tensor, *args: Any) -> Any:
-        """As the network's own; z: (B, C, H, W)."""
+        """Call the network; z: (B, C, H, W)."""
         with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.network(z, *args)
 
     def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As of any module, but for what a dtype casts."""
+        """Move and cast, as any module, but for what a dtype casts."""
         dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
-        others = (value for value in args if not isinstance(value, torch.dtype))
-        super().to(*others, **{key: value for key, value in kwargs.items() if key != "dtype"})
+        rest = (value for value in args if not isinstance(value, torch.dtype))
+        super().to(*rest, **{key: value for key, value in kwargs.items() if key != "dtype"})
         for dtype in dtypes:
-            held = _experiment(self.config["experiment"]).networks.bfloat16_weights
-            self.computes_in = None if held or dtype == torch.float32 else dtype
-            for part in [self] if dtype == torch.float32 else cast_layers(self.network) if held else ():
+            in_float32 = _experiment(self.config["experiment"]).networks.bfloat16_weights
+            self.computes_in = None if in_float32 or dtype == torch.float32 else dtype
+            for part in [self] if dtype == torch.float32 else cast_layers(self.network) if in_float32 else ():
                 nn.Module.to(part, dtype)
         return self
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes, where its weights are held in float32 all the same."""
+        """The dtype that it computes in, even where its weights stay in float32."""
         return self.computes_in or super().dtype
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
-        """As of any model; cast as `to` does. Raises OSError for a damaged folder, naming the file.
+        """Load a network as any model, cast as `to` does. Raises OSError for a damaged folder, naming the file.
 
         Weights are copied to where and as `dualrate.load` has them: else products differ in their last bits.
         """
-        dtype = [found for name in ("torch_dtype", "dtype") if (found := kwargs.pop(name, None)) is not None]
+        dtype = [value for name in ("torch_dtype", "dtype") if (value := kwargs.pop(name, None)) is not None]
         kwargs.pop("use_safetensors", None)  # no pickle, whatever is asked for
         network = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **kwargs)
         for weight in network.parameters():
@@ -203,13 +203,13 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
     ) -> None:
-        given = None if plan is None else StepPlan.from_json(json.dumps(plan))
-        self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=given)
+        step_plan = None if plan is None else StepPlan.from_json(json.dumps(plan))
+        self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=step_plan)
         self.guided(guidance_scale)
 
     @staticmethod
     def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
-        """Of a choice that says its plan, such as a `settled` one."""
+        """A scheduler that draws by a choice with a plan, such as a `settled` one."""
         assert choice.plan is not None
         return DualRateScheduler(
             json.loads(choice.plan.to_json()),
@@ -274,10 +274,10 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         self.num_timesteps, self._guidance_scale = 0, 1.0  # of the latest call
         self._texts: Path | None = None
         _ = self._how
-        made_by, own = self._experiment.codec.fingerprint, self.as_model().codec
-        if vae is not None and vae.dtype == torch.float32 and own.fingerprint != made_by:
+        made_by, codec = self._experiment.codec.fingerprint, self.as_model().codec
+        if vae is not None and vae.dtype == torch.float32 and codec.fingerprint != made_by:
             warnings.warn(
-                f"this vae (sha256 {own.fingerprint[:12]}) is not the one that made the model's latents "
+                f"this vae (sha256 {codec.fingerprint[:12]}) is not the one that made the model's latents "
                 f"({made_by[:12]}): its images may be off",
                 stacklevel=2,
             )
@@ -285,7 +285,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     @staticmethod
     @own_defaults()
     def of(model: Model, choice: Choice = RECOMMENDED, guidance: Guidance = UNGUIDED) -> DualRatePipeline:
-        """Of a model, whose weights it shares. choice, guidance: for calls that say nothing.
+        """A pipeline that shares a model's weights. choice, guidance: for calls that say nothing.
 
         Raises ValueError for a plan or a sampler that the model does not serve, networks of other roles than encoder,
         light and model, a codec that is none of diffusers, a denoiser that is not their own, a sampler with a table.
@@ -335,17 +335,17 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     @property
     def _experiment(self) -> Experiment:
-        """That of its networks. Raises ValueError for networks of several models, or none."""
-        held = self._networks
-        plains = [part.config["experiment"] for part in held.values()]
+        """The experiment of its networks. Raises ValueError for networks of several models, or none."""
+        networks = self._networks
+        plains = [part.config["experiment"] for part in networks.values()]
         if not plains or any(plain != plains[0] for plain in plains):
-            got = f"{', '.join(held)} of several models" if held else "none"
+            got = f"{', '.join(networks)} of several models" if networks else "none"
             raise ValueError(f"a pipeline has the networks of one model, as a folder holds them; got {got}")
         return _experiment(plains[0])
 
     def as_model(self) -> Model:
         """The model that its networks are, on its vae."""
-        experiment, held, vae = self._experiment, self._networks, self.vae
+        experiment, parts, vae = self._experiment, self._networks, self.vae
         codec: Codec = ON_PIXELS if vae is None else Autoencoder(vae, vae.config, VAE)
         if (codec == ON_PIXELS) == bool(experiment.codec.fingerprint):
             drawn, has = ("latents", "the") if codec == ON_PIXELS else ("pixels", "no")
@@ -357,14 +357,14 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             experiment = dataclasses.replace(experiment, condition=condition)
         with torch.device("meta"):
             networks, denoiser = experiment.parts()
-        if networks.keys() != held.keys():
-            raise ValueError(f"{experiment.name} has networks {', '.join(networks)}; got {', '.join(held)}")
-        called, names = calling(denoiser, networks, held), names_of(self.config.get("id2label"))
-        return Model(experiment.name, experiment, nn.ModuleDict(held), called, 0, "", class_names=names)
+        if networks.keys() != parts.keys():
+            raise ValueError(f"{experiment.name} has networks {', '.join(networks)}; got {', '.join(parts)}")
+        called, names = calling(denoiser, networks, parts), class_names_of(self.config.get("id2label"))
+        return Model(experiment.name, experiment, nn.ModuleDict(parts), called, 0, "", class_names=names)
 
     @property
     def texts(self) -> Path:
-        """Where the text encoders of a text-to-image model are: in its own folder, or in that of the run's pipeline."""
+        """The folder of a text-to-image model's encoders: in its own folder, or in that of the run's pipeline."""
         return self._texts or Path(str(self.config.get("_name_or_path") or ""), TEXTS)
 
     @property
@@ -374,7 +374,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """Of the latest call."""
+        """The weight of guidance in the latest call."""
         return self._guidance_scale
 
     @classmethod
@@ -384,16 +384,16 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         Older versions of diffusers import whatever module the file names. The class is this one, so the folder's
         pipeline.py, which names it, is not run.
         """
-        found = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
-        for name, part in (found[0] if isinstance(found, tuple) else found).items():
+        config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        for name, part in (config[0] if isinstance(config, tuple) else config).items():
             library = part[0] if isinstance(part, list | tuple) and part and not name.startswith("_") else None
             if isinstance(library, str) and library != "diffusers":
                 already_imported(library)
-        return found | {"_class_name": cls.__name__} if isinstance(found, dict) else found
+        return config | {"_class_name": cls.__name__} if isinstance(config, dict) else config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """As of any pipeline; a repository of the Hub comes as a whole, manifests included.
+        """Load a folder as any pipeline; a repository of the Hub comes as a whole, manifests included.
 
         Raises OSError for a damaged folder, naming the file.
         """
@@ -412,7 +412,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
     ) -> None:
-        """As of any pipeline: safetensors, with manifests. Raises ValueError if asked to push before they are there."""
+        """Save safetensors, with manifests. Raises ValueError if asked to push before they are there."""
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save the pipeline, then push it: pipe.push_to_hub(...), or dualrate export --push-to-hub")
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)  # never a pickle
@@ -544,12 +544,12 @@ def _experiment(plain: Mapping[str, Any]) -> Experiment:
     return from_plain(Experiment, upgraded(dict(plain)), "experiment in config.json")
 
 
-def calling(denoiser: Denoiser, networks: nn.ModuleDict, held: Mapping[str, DualRateNetwork]) -> Denoiser:
+def calling(denoiser: Denoiser, networks: nn.ModuleDict, replacements: Mapping[str, DualRateNetwork]) -> Denoiser:
     """A copy of what calls `networks`, or parts of them, that calls those in `held` in their place."""
     memo: dict[int, object] = {}
     for role, network in networks.items():
         for name, part in network.named_modules():
-            memo[id(part)] = held[role].get_submodule(f"network.{name}") if name else held[role]
+            memo[id(part)] = replacements[role].get_submodule(f"network.{name}") if name else replacements[role]
     return copy.deepcopy(denoiser, memo)
 
 

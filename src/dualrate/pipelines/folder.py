@@ -27,7 +27,7 @@ from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import copied
 from dualrate.pipelines.classes.catalogue import KINDS, kind_of
-from dualrate.pipelines.classes.kind import Given, Kind, Layout, by_place
+from dualrate.pipelines.classes.kind import NetworkSpec, PromptLayout, TextInputs, by_place
 from dualrate.pipelines.network import ForeignNetwork, check_direction, labels_of, shape_of
 from dualrate.pipelines.prompts import COMPONENTS, check_whole, is_pipeline, negative_prompt, parts_of
 from dualrate.pipelines.schedulers import NO_MEAN, own_times, read_scheduler
@@ -55,7 +55,7 @@ class Folder:
 
     name, config: the network's class and configuration; scheduler: the scheduler's, None if there is none
     codec:        of the pipeline's VAE, None if it has none: then an image is of latents
-    class_names:  as of `names_of`
+    class_names:  as of `class_names_of`
     """
 
     place: Path
@@ -66,7 +66,7 @@ class Folder:
     class_names: tuple[str, ...] = ()
 
     def network(self) -> nn.Module:
-        """With its weights. Raises what `class_named` and `read_weights` raise."""
+        """The network with its weights. Raises what `class_named` and `read_weights` raise."""
         return read_weights(class_named(self.name), self.place)
 
     @property
@@ -113,12 +113,12 @@ def read_weights(kind: Any, place: Path) -> nn.Module:
 
 
 def _variant(place: Path, name: str) -> str | None:
-    """Which weights of a folder are read: None for the plain ones; else the only variant, if it says a precision.
+    """The variant of a folder's weights to read: None for the plain ones; else the only one, if it says a precision.
 
     Raises OSError, which lists what is there and says what to do, where there are neither.
     """
     names = sorted(file.name for file in place.glob("*") if file.suffix in (".safetensors", *PICKLES))
-    variants = {match[1] for found in names if (match := VARIANT.fullmatch(found))}
+    variants = {match[1] for file_name in names if (match := VARIANT.fullmatch(file_name))}
     if None in variants:
         return None
     if len(variants) == 1 and variants <= PRECISIONS:
@@ -158,7 +158,7 @@ def read_folder(path: Path) -> Folder:
         config,
         None if beside is None else _object(beside),
         path / codec if codec else None,
-        names_of(index.get("id2label")),
+        class_names_of(index.get("id2label")),
     )
 
 
@@ -189,19 +189,19 @@ def check_whole_numbers(place: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def names_of(labels: object) -> tuple[str, ...]:
+def class_names_of(labels: object) -> tuple[str, ...]:
     """The classes' names, by number, of a pipeline's `id2label`: {"0": name, "1": name, ...}; none if it is no such."""
     by_number: Mapping[str, object] = labels if isinstance(labels, dict) else {}
-    found = [name for number in range(len(by_number)) if isinstance(name := by_number.get(str(number)), str)]
-    return tuple(found) if len(found) == len(by_number) else ()
+    names = [name for number in range(len(by_number)) if isinstance(name := by_number.get(str(number)), str)]
+    return tuple(names) if len(names) == len(by_number) else ()
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """What a file of settings holds. Raises ValueError, naming it, for anything but a JSON object."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no settings: expected a JSON object, got {str(found)[:60]}")
-    return found
+    """The settings in a file. Raises ValueError, naming it, for anything but a JSON object."""
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings: expected a JSON object, got {str(settings)[:60]}")
+    return settings
 
 
 def check_name(path: Path, config: Mapping[str, Any]) -> None:
@@ -210,15 +210,15 @@ def check_name(path: Path, config: Mapping[str, Any]) -> None:
     for place in (path.resolve(), Path(str(config.get("_name_or_path") or ""))):
         place = place.parent if place.name in COMPONENTS else place
         names.append((place.parents[1] if place.parent.name == "snapshots" else place).name)  # in the Hub's cache
-    if found := DISTILLED & set(re.split(r"[^a-z]+", " ".join(names).lower())):
-        names = ", ".join(sorted(found))
+    if words := DISTILLED & set(re.split(r"[^a-z]+", " ".join(names).lower())):
+        names = ", ".join(sorted(words))
         raise ValueError(f"{path} is a distilled model, by its name ({names}): {NO_MEAN}. If it is none, rename it")
 
 
-def class_named(name: str, known: Collection[str] = KINDS) -> Any:
+def class_named(name: str, classes: Collection[str] = KINDS) -> Any:
     """The class of diffusers. Raises ValueError for one that is not known, and without diffusers."""
-    if name not in known:
-        raise ValueError(f"no {name} is known; known are {', '.join(known)}")
+    if name not in classes:
+        raise ValueError(f"no {name} is known; known are {', '.join(classes)}")
     try:
         import diffusers
     except ImportError as error:
@@ -264,7 +264,7 @@ class ForeignConfig(Ranged):
         return bool(self._config.get("guidance_embeds"))
 
     def build(self) -> ForeignNetwork:
-        """With random weights. Raises ValueError for a configuration of no network, and without diffusers."""
+        """A network with random weights. Raises ValueError for a configuration of no network, and without diffusers."""
         kind = class_named(self.kind)
         try:
             return self.around(kind.from_config(self._config))
@@ -272,36 +272,36 @@ class ForeignConfig(Ranged):
             raise ValueError(f"{self.kind} of diffusers cannot be built as configured: {error}") from error
 
     def around(self, net: nn.Module) -> ForeignNetwork:
-        """Such a network that is there already."""
+        """Wrap such a network, which is built already."""
         labels = {"num_classes": self.num_classes, "null": self.null}
-        return ForeignNetwork(net, self.known, self.convention, **labels, prompt=self.prompt)
+        return ForeignNetwork(net, self.spec, self.convention, **labels, prompt=self.prompt)
 
     @property
-    def known(self) -> Kind:
-        """What is known of its class."""
+    def spec(self) -> NetworkSpec:
+        """The specification of its class."""
         return kind_of(self.kind, self._config)
 
     @property
     def shape(self) -> Shape:
         """(C, H, W) of an image."""
-        return shape_of(self.known, self._config, self.side)
+        return shape_of(self.spec, self._config, self.side)
 
     @property
-    def prompt(self) -> Layout:
-        """What it takes for a text."""
-        return layout_of(self.known, self._config, self.tokens, self.side)
+    def prompt(self) -> PromptLayout:
+        """Its inputs for a text."""
+        return layout_of(self.spec, self._config, self.tokens, self.side)
 
     @property
     def _config(self) -> dict[str, Any]:
         return json.loads(self.config)
 
 
-def layout_of(kind: Kind, config: Mapping[str, Any], tokens: int = 0, shape: Shape | int = 0) -> Layout:
-    """What a network takes for a text of so many tokens; 0: as many as its class has. shape: of a state, or its side"""
+def layout_of(kind: NetworkSpec, config: Mapping[str, Any], tokens: int = 0, shape: Shape | int = 0) -> PromptLayout:
+    """A network's inputs for a text of so many tokens; 0: as many as its class has. shape: of a state, or its side"""
     if not kind.tokens:
-        return Layout()
+        return PromptLayout()
     shape = shape_of(kind, config, shape) if isinstance(shape, int) else shape
-    return Layout(kind.prompt(config, tokens or kind.tokens, shape))
+    return PromptLayout(kind.prompt(config, tokens or kind.tokens, shape))
 
 
 @dataclass(frozen=True)
@@ -319,24 +319,23 @@ class Adopted:
         return net
 
 
-def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0) -> Adopted:
-    """What a run needs to know of a folder of diffusers.
+def adopted(path: Path, num_classes: int | None = None) -> Adopted:
+    """Read a folder of diffusers for a run.
 
     num_classes: as of `from_diffusers`; None: as the network's config.json says by OWN_CLASSES, if it does
-    tokens: as of `ForeignConfig`; 0: as the network's config.json says by OWN_TOKENS, if it does
     Raises ValueError for a folder that `from_diffusers` refuses, and one without scheduler.
     """
     folder = read_folder(path)
     if folder.scheduler is None:
         raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
     kind = kind_of(folder.name, folder.config)
-    own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
-    config = {name: value for name, value in own.items() if name not in (OWN_CLASSES, OWN_TOKENS)}
+    settings = {name: value for name, value in folder.config.items() if not name.startswith("_")}
+    config = {name: value for name, value in settings.items() if name not in (OWN_CLASSES, OWN_TOKENS)}
     side = USUAL_SIDE if kind.tokens and not config.get("sample_size") else 0
     grows = folder.scheduler.get("use_dynamic_shifting")
     tokens_of_image = image_tokens(kind, config, shape_of(kind, config, side)) if grows else 0
     schedule, convention = read_scheduler(folder.scheduler, tokens_of_image)
-    num_classes = own.get(OWN_CLASSES) if num_classes is None else num_classes
+    num_classes = settings.get(OWN_CLASSES) if num_classes is None else num_classes
     network = ForeignConfig(
         folder.name,
         json.dumps(config, sort_keys=True),
@@ -344,7 +343,7 @@ def adopted(path: Path, num_classes: int | None = None, *, tokens: int = 0) -> A
         **labels_of(kind, config, num_classes),
         source=str(path),
         fingerprint=folder.fingerprint,
-        tokens=tokens or own.get(OWN_TOKENS, 0),
+        tokens=settings.get(OWN_TOKENS, 0),
         side=side,
     )
     return Adopted(network, schedule, folder)
@@ -360,7 +359,7 @@ def from_diffusers(
     convention: Literal["diffusers", "repa", "sit"] | Convention = "diffusers",
     num_classes: int | None = None,
     shape: Shape | None = None,
-    negative: str | Given | None = None,
+    negative: str | TextInputs | None = None,
     tokens: int = 0,
 ) -> Plain:
     """A denoiser around a trained network of diffusers: any sampler, plan, bound or meter of ours takes it.
@@ -409,12 +408,12 @@ def from_diffusers(
         config = dict(getattr(net, "config", config))
     if isinstance(convention, str) and convention not in ("diffusers", *CONVENTIONS):
         raise ValueError(f"convention is diffusers, {', '.join(CONVENTIONS)}, or a Convention, got {convention!r}")
-    kind = Kind(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
+    kind = NetworkSpec(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
     shape = shape_of(kind, config) if shape is None else shape
     schedule, spoken = RectifiedFlow(), None
     if scheduler is not None:
-        own = isinstance(scheduler, Mapping)
-        named = scheduler if own else {**scheduler.config, "_class_name": type(scheduler).__name__}
+        is_config = isinstance(scheduler, Mapping)
+        named = scheduler if is_config else {**scheduler.config, "_class_name": type(scheduler).__name__}
         schedule, spoken = read_scheduler(named, image_tokens(kind, config, shape))
     if convention != "diffusers":
         spoken = CONVENTIONS[convention] if isinstance(convention, str) else convention
@@ -433,8 +432,8 @@ def from_diffusers(
     return Plain(network, GaussianProcess(schedule))
 
 
-def image_tokens(kind: Kind, config: Mapping[str, Any], shape: Shape) -> int:
-    """Of a state (C, H, W); 0 where its class has none."""
+def image_tokens(kind: NetworkSpec, config: Mapping[str, Any], shape: Shape) -> int:
+    """The number of tokens of a state (C, H, W); 0 where its class has none."""
     patch = kind.patch(config)
     return (shape[1] // patch) * (shape[2] // patch) if patch else 0
 

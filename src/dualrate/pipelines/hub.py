@@ -77,7 +77,7 @@ def export_pipeline(
 
 
 def read_score(file: Path, model: Model) -> dict[str, Any]:
-    """What `dualrate evaluate --json` printed of this model. Raises ValueError for that of other weights, or none."""
+    """A report of `dualrate evaluate --json` on this model. Raises ValueError for other weights or files."""
     scored = read_json(file)
     try:
         weights, _ = scored["weights"], (scored["score"]["fingerprint"], scored["command"])
@@ -110,8 +110,8 @@ def pipeline_card(
         "licence": f"{UNKNOWN}: ask who made it" if license == UNKNOWN else license,
     }
     of_texts = model.experiment.condition.labelled
-    asked = "class_labels=[0]" if model.num_classes else "batch_size=4"
-    loading = LOADING.format(name=name, labels='"a red circle"' if of_texts else asked)
+    arguments = "class_labels=[0]" if model.num_classes else "batch_size=4"
+    loading = LOADING.format(name=name, labels='"a red circle"' if of_texts else arguments)
     lines = ["---", data.to_yaml(), "---", "", f"# {name}", "", *rows(about), "", loading, "", "## Quality", ""]
     lines += [*quality, "", "## Made by, in order", "", *history(stored.path), ""]
     lines += ["Every file but this card has its sha256 in a `MANIFEST.json` beside it, which loading checks.", ""]

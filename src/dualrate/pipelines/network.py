@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dualrate.diffusion.prediction import Convention, Flow, x_from_v
 from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import Config, Given, Kind, Layout, by_place
+from dualrate.pipelines.classes.kind import Config, NetworkSpec, PromptLayout, TextInputs, by_place
 from dualrate.pipelines.cut import CutNetwork, CutTokens
 from dualrate.system.device import own_defaults
 
@@ -45,18 +45,18 @@ class ForeignNetwork(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        kind: Kind,
+        kind: NetworkSpec,
         convention: Convention,
         *,
         num_classes: int = 0,
         null: bool = False,
-        prompt: Layout | None = None,
+        prompt: PromptLayout | None = None,
         empty: Tensor | None = None,
     ) -> None:
         """empty: (1, 1, 1, D). Raises ValueError for another shape."""
         super().__init__()
         self.net, self.kind, self.convention = net.eval(), kind, convention
-        self.num_classes, self.null, self.prompt = num_classes, null, prompt or Layout()
+        self.num_classes, self.null, self.prompt = num_classes, null, prompt or PromptLayout()
         self.channels = kind.channels(getattr(net, "config", {}))
         if self.prompt.parts:
             self._check(empty)
@@ -93,9 +93,9 @@ class ForeignNetwork(nn.Module):
         *prompts, label = condition
         label, dtype = label if self.num_classes else None, next(self.net.parameters()).dtype
         if self.prompt.parts:
-            given, label = self._given(len(z), prompts[0] if prompts else None, label, dtype), None
+            inputs, label = self._inputs(len(z), prompts[0] if prompts else None, label, dtype), None
         else:
-            given = {}
+            inputs = {}
             if label is None and self.null:
                 label = torch.full((z.shape[0],), self.num_classes, device=z.device)
         if self.channels not in (None, z.shape[1]):
@@ -105,15 +105,15 @@ class ForeignNetwork(nn.Module):
             )
         state = self.convention.state(z, log_snr).to(dtype)
         time = self.convention.time(log_snr) / self.kind.units(self.net)
-        output = self.kind.call(self.net, state, time, label, given).to(z.dtype)
+        output = self.kind.call(self.net, state, time, label, inputs).to(z.dtype)
         if output.shape[1] == 2 * z.shape[1]:
             output = output[:, : z.shape[1]]
         if output.shape[1:] != z.shape[1:]:
-            kind, found = type(self.net).__name__, tuple(output.shape[1:])
-            raise ValueError(f"this {kind} returned {found}: expected {z.shape[1]} channels, or twice as many")
+            kind, shape = type(self.net).__name__, tuple(output.shape[1:])
+            raise ValueError(f"this {kind} returned {shape}: expected {z.shape[1]} channels, or twice as many")
         return self.convention.v(z, output, log_snr)
 
-    def _given(self, rows: int, prompts: Tensor | None, label: Tensor | None, dtype: torch.dtype) -> Given:
+    def _inputs(self, rows: int, prompts: Tensor | None, label: Tensor | None, dtype: torch.dtype) -> TextInputs:
         """The parts of each row's prompt; of the null class the empty one's, where they are of the text."""
         empty = self.prompt.unpacked(self.empty, dtype)
         if prompts is None:
@@ -124,14 +124,14 @@ class ForeignNetwork(nn.Module):
                 )
             return {name: part.expand(rows, *part.shape[1:]) for name, part in empty.items()}
         self._check(prompts)
-        given = self.prompt.unpacked(prompts.repeat_interleave(rows // max(1, len(prompts)), 0), dtype)
+        inputs = self.prompt.unpacked(prompts.repeat_interleave(rows // max(1, len(prompts)), 0), dtype)
         if label is None or not self.null:
-            return given
+            return inputs
         dropped = label == self.num_classes
         return {
-            part.name: given[part.name]
+            part.name: inputs[part.name]
             if part.stays
-            else torch.where(dropped.view(-1, *(1 for _ in part.shape)), empty[part.name], given[part.name])
+            else torch.where(dropped.view(-1, *(1 for _ in part.shape)), empty[part.name], inputs[part.name])
             for part in self.prompt.parts
         }
 
@@ -144,7 +144,7 @@ class ForeignNetwork(nn.Module):
             )
 
 
-def labels_of(kind: Kind, config: Config, num_classes: int | None) -> dict[str, Any]:
+def labels_of(kind: NetworkSpec, config: Config, num_classes: int | None) -> dict[str, Any]:
     """num_classes and null of `ForeignNetwork`. Raises ValueError for more classes than labels."""
     if kind.call is by_place:
         labels, null = num_classes or 0, True
@@ -160,12 +160,12 @@ def labels_of(kind: Kind, config: Config, num_classes: int | None) -> dict[str, 
     return {"num_classes": num_classes, "null": True}
 
 
-def shape_of(kind: Kind, config: Config, side: int = 0) -> Shape:
+def shape_of(kind: NetworkSpec, config: Config, side: int = 0) -> Shape:
     """(C, H, W) of a configuration; side: where that has none. Raises ValueError where nothing says it."""
-    channels, found = kind.channels(config), config.get("sample_size") or side
-    height, width = found if isinstance(found, (list, tuple)) else (found, found)
+    channels, size = kind.channels(config), config.get("sample_size") or side
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
     if not (channels and height and width):
-        raise ValueError(f"{channels} channels and sample_size {found or None} say no shape: pass shape=(C, H, W)")
+        raise ValueError(f"{channels} channels and sample_size {size or None} say no shape: pass shape=(C, H, W)")
     return int(channels), int(height), int(width)
 
 
@@ -176,19 +176,19 @@ BLUR = 0.25  # response of what is no blur any more
 @own_defaults()
 @torch.no_grad()
 def responses(network: ForeignNetwork, shape: Shape, flow: Flow) -> dict[Flow, float]:
-    """Of the four conventions, `flow` first."""
+    """The response under each of the four conventions, `flow` first. shape: (C, H, W)"""
     device = next(network.parameters()).device
     z = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     log_snr = torch.full((2,), LOG_SNR, device=device)
     condition = network.example(2)
     reversed_sign = "x - eps" if flow.predicts == "eps - x" else "eps - x"
-    asked, found = copy.copy(network), {}
+    trial, by_flow = copy.copy(network), {}
     for noise_at in (flow.noise_at, 1 - flow.noise_at):
         for predicts in (flow.predicts, reversed_sign):
-            asked.convention = convention = replace(flow, noise_at=noise_at, predicts=predicts)
-            x_hat = x_from_v(z, asked(z, log_snr, *condition), log_snr)
-            found[convention] = float((x_hat[0] - x_hat[1]).square().sum() / (z[0] - z[1]).square().sum())
-    return found
+            trial.convention = convention = replace(flow, noise_at=noise_at, predicts=predicts)
+            x_hat = x_from_v(z, trial(z, log_snr, *condition), log_snr)
+            by_flow[convention] = float((x_hat[0] - x_hat[1]).square().sum() / (z[0] - z[1]).square().sum())
+    return by_flow
 
 
 def check_direction(network: ForeignNetwork, shape: Shape) -> None:
@@ -199,15 +199,15 @@ def check_direction(network: ForeignNetwork, shape: Shape) -> None:
     flow = network.convention
     if not isinstance(flow, Flow):
         return
-    found = responses(network, shape, flow)
-    best = min(found, key=lambda convention: found[convention])
-    if found[best] > BLUR:
+    by_flow = responses(network, shape, flow)
+    best = min(by_flow, key=lambda convention: by_flow[convention])
+    if by_flow[best] > BLUR:
         warnings.warn(
-            f"at the noise end x_hat follows z whatever the direction of time (response {found[best]:.2g} at best): "
+            f"at the noise end x_hat follows z whatever the direction of time (response {by_flow[best]:.2g} at best): "
             "this network seems untrained, so its direction is not known",
             stacklevel=3,
         )
-    elif found[flow] > 2 * found[best]:
+    elif by_flow[flow] > 2 * by_flow[best]:
         raise ValueError(
             f"time runs another way: at the noise end x_hat follows z under {flow}, and is a blur under {best}. Pass "
             "that as the convention, or its name, 'repa' or 'sit'"

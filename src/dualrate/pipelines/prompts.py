@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dualrate.denoisers.denoiser import Denoiser, modules_of
 from dualrate.diffusion.values import Cond
 from dualrate.networks.blocks import copied
-from dualrate.pipelines.classes.kind import Given, Kind, Layout
+from dualrate.pipelines.classes.kind import NetworkSpec, PromptLayout, TextInputs
 from dualrate.pipelines.network import ForeignNetwork
 
 COMPONENTS = ("transformer", "unet")  # that denoise
@@ -39,12 +39,12 @@ def parts_of(pipeline: Any, scheduler: Any = None) -> tuple[nn.Module, Any]:
     way = BY_PARTS.format(role=role)
     if type(pipeline).__module__.partition(".")[0] != "diffusers":
         raise ValueError(f"{name} is no pipeline of diffusers' own, so its code may do anything: {way}")
-    others = [
+    beside = [
         part for part, value in parts.items()
         if isinstance(value, nn.Module) and part != role and not part.startswith(BESIDE)
     ]  # fmt: skip
-    if others:
-        raise ValueError(f"this {name} calls its {', '.join(others)} too, which no denoiser here does: {way}")
+    if beside:
+        raise ValueError(f"this {name} calls its {', '.join(beside)} too, which no denoiser here does: {way}")
     return parts[role], parts["scheduler"] if scheduler is None else scheduler
 
 
@@ -77,7 +77,7 @@ def check_encoders(pipeline: Any) -> None:
     for name, part in pipeline.components.items():
         of_texts = name.startswith("text_encoder") and isinstance(part, nn.Module)
         if of_texts and any(weight.is_meta for weight in part.parameters()):
-            hooked = any("_hf_hook" in vars(one) for one in part.modules())
+            hooked = any("_hf_hook" in vars(module) for module in part.modules())
             if not hooked or pipeline._execution_device.type == "meta":
                 raise ValueError(
                     f"the {name} of this pipeline has weights without numbers (meta): load the pipeline anew, or "
@@ -87,9 +87,14 @@ def check_encoders(pipeline: Any) -> None:
 
 @torch.no_grad()
 def encoded(
-    kind: Kind, prompt: Layout, texts: str | Sequence[str] | Given | None, pipeline: Any, *, alone: bool = False
-) -> Given:
-    """What a network takes for texts, by the names of its arguments; embeddings are returned as they are.
+    kind: NetworkSpec,
+    prompt: PromptLayout,
+    texts: str | Sequence[str] | TextInputs | None,
+    pipeline: Any,
+    *,
+    alone: bool = False,
+) -> TextInputs:
+    """A network's inputs for texts, by the names of its arguments; embeddings are returned as they are.
 
     alone: of the negative text instead, None: of what the pipeline takes for none
     Raises ValueError for texts without a pipeline that encodes them, and for encoders without weights.
@@ -108,7 +113,9 @@ def encoded(
     return kind.encode(pipeline, [texts or ""] if isinstance(texts, str | None) else list(texts), tokens)
 
 
-def negative_prompt(kind: Kind, prompt: Layout, negative: str | Given | None, pipeline: Any) -> Tensor | None:
+def negative_prompt(
+    kind: NetworkSpec, prompt: PromptLayout, negative: str | TextInputs | None, pipeline: Any
+) -> Tensor | None:
     """(1, 1, 1, D) of the negative text, or of what the pipeline takes for none; None where nothing says it.
 
     Raises ValueError for a text without a pipeline, several of them, and for a class that takes no texts.
@@ -118,22 +125,22 @@ def negative_prompt(kind: Kind, prompt: Layout, negative: str | Given | None, pi
     if not prompt.parts or (negative is None and not (pipeline is not None and has_encoders(pipeline))):
         return None
     unseen = {part.name: torch.zeros(1, *part.shape) for part in prompt.parts if part.stays}
-    found = prompt.packed({**unseen, **encoded(kind, prompt, negative, pipeline, alone=True)})
-    if len(found) != 1:
-        raise ValueError(f"the negative prompt is one, got {len(found)}")
-    return found
+    packed = prompt.packed({**unseen, **encoded(kind, prompt, negative, pipeline, alone=True)})
+    if len(packed) != 1:
+        raise ValueError(f"the negative prompt is one, got {len(packed)}")
+    return packed
 
 
 def negated(denoiser: Denoiser, empty: Tensor) -> Denoiser:
     """A copy that shares the weights, for which the null class is this prompt, (1, 1, 1, D)."""
-    made = copied(denoiser, nn.ModuleList(modules_of(denoiser)), bfloat16=False)
-    for part in modules_of(made):
+    changed = copied(denoiser, nn.ModuleList(modules_of(denoiser)), bfloat16=False)
+    for part in modules_of(changed):
         if isinstance(part, ForeignNetwork):
             part.empty = empty.to(part.empty)
-    return made
+    return changed
 
 
-def prompts(denoiser: Denoiser, texts: str | Sequence[str] | Given, pipeline: Any = None, **more: Tensor) -> Cond:
+def prompts(denoiser: Denoiser, texts: str | Sequence[str] | TextInputs, pipeline: Any = None, **more: Tensor) -> Cond:
     """The condition of B prompts, for a denoiser of a text-to-image model: given (B, 1, 1, D), label 0 each.
 
     denoiser: of `from_diffusers`, or around one
@@ -147,6 +154,6 @@ def prompts(denoiser: Denoiser, texts: str | Sequence[str] | Given, pipeline: An
     network = next((part for part in modules_of(denoiser) if isinstance(part, ForeignNetwork)), None)
     if network is None or not network.prompt.parts:
         raise ValueError("this denoiser takes no prompts: make one of a text-to-image model by dualrate.from_diffusers")
-    given = {**encoded(network.kind, network.prompt, texts, pipeline), **more}
-    made = network.prompt.packed(given).to(network.empty.device)
-    return Cond(torch.zeros(len(made), dtype=torch.int64, device=made.device), made)
+    inputs = {**encoded(network.kind, network.prompt, texts, pipeline), **more}
+    rows = network.prompt.packed(inputs).to(network.empty.device)
+    return Cond(torch.zeros(len(rows), dtype=torch.int64, device=rows.device), rows)

@@ -50,7 +50,7 @@ FIT = replace(FASHION_MNIST, iterations=4000)
 
 
 @dataclass(frozen=True)
-class Retrofit(Ranged):
+class RetrofitRecipe(Ranged):
     """A light network beside a diffusers model, whose folder is read first. Give --data.source with --help to see the
     other options, with the values that were chosen for this model."""
 
@@ -72,23 +72,23 @@ class Retrofit(Ranged):
         """
         if not self.data.source:
             raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
-        found = adopted(as_path(folder), self.num_classes)
-        network = found.network
-        data, codec = self._data(found, str(folder))
-        condition = condition_of_folder(found, as_path(folder))
+        foreign = adopted(as_path(folder), self.num_classes)
+        network = foreign.network
+        data, codec = self._data(foreign, str(folder))
+        condition = condition_of_folder(foreign, as_path(folder))
         if isinstance(condition, Prompts):
-            self._check_prompts(found, condition)
-        built = network.around(found.weights())
+            self._check_prompts(foreign, condition)
+        built = network.around(foreign.weights())
         heavy = macs_of(lambda: taps_of(built, network.shape, ()))
         account = f"{network.kind}: {heavy / 1e6:.4g} million multiply-adds; "
         if self.own_blocks is not None:
-            own = shorter(network, self.own_blocks).build()
-            cost = macs_of(lambda: taps_of(own, network.shape, ()))
+            short = shorter(network, self.own_blocks).build()
+            cost = macs_of(lambda: taps_of(short, network.shape, ()))
             networks: NetworksConfig = OwnBlocks(network, self.own_blocks)
         else:
             taps, side = taps_of(built, network.shape), network.shape[1]
             fitting = (patch for patch in range(1, side + 1) if side % patch == 0 and side // patch <= FINEST)
-            patch = found.folder.config.get("patch_size") or next(fitting)
+            patch = foreign.folder.config.get("patch_size") or next(fitting)
             light = light_of(network.shape, network.num_classes, patch, heavy, self.share)
             cost, networks = macs_of_light(light), Retrofitted(network, light, tuple(taps))
             account += f"taps at blocks {', '.join(str(tap.block) for tap in taps)}; "
@@ -101,12 +101,12 @@ class Retrofit(Ranged):
             freeze_encoder=True,
             light_from=None if self.own_blocks is None else str(folder),
         )
-        process = GaussianProcess(found.schedule)
+        process = GaussianProcess(foreign.schedule)
         return Experiment(f"{name_of(str(folder))}-retrofit", networks, method, FIT, data, process, codec, condition)
 
-    def _check_prompts(self, found: Adopted, condition: Prompts) -> None:
+    def _check_prompts(self, foreign: Adopted, condition: Prompts) -> None:
         """Raises ValueError unless the data have prompts by these encoders; their empty prompt becomes the model's."""
-        network = found.network
+        network = foreign.network
         if network.guided_already:
             raise ValueError(
                 f"guidance was distilled into this {network.kind}, so its output is no posterior mean: retrofit a "
@@ -115,31 +115,31 @@ class Retrofit(Ranged):
         prompts = condition.partners(self.data.source, "train", label=None, on_bad="fail")
         TextFolder(condition.folder, condition.encoder, network).keep(prompts.empty())
 
-    def _data(self, found: Adopted, folder: str) -> tuple[DataConfig, CodecConfig]:
+    def _data(self, foreign: Adopted, folder: str) -> tuple[DataConfig, CodecConfig]:
         """The images or latents that it is trained on, and their codec."""
-        (channels, side, _), own = found.network.shape, found.folder.codec
+        (channels, side, _), vae = foreign.network.shape, foreign.folder.codec
         if self.data.source != fashion_mnist.NAME:
             existing(self.data.source)
         if not is_encoded(self.data.source):
-            if own is None and channels in COLOURS:
+            if vae is None and channels in COLOURS:
                 if self.data.size not in (None, side) or self.data.channels not in (None, channels):
                     raise ValueError(
                         f"the model in {folder} takes {channels} channels of side {side}: drop --data.size and "
                         "--data.channels"
                     )
-                if found.network.prompt.parts:
+                if foreign.network.prompt.parts:
                     raise ValueError(f"{folder} is a text-to-image model of pixels; a retrofit needs one of latents")
                 return replace(self.data, size=side, channels=channels), NoCodec()
-            how = f"--prompts CAPTIONS {folder}" if found.network.prompt.parts else f"--codec {own or 'VAE'}"
+            how = f"--prompts CAPTIONS {folder}" if foreign.network.prompt.parts else f"--codec {vae or 'VAE'}"
             raise ValueError(
-                f"{folder} is a model of latents ({'it has a VAE' if own else f'of {channels} channels'}), and "
+                f"{folder} is a model of latents ({'it has a VAE' if vae else f'of {channels} channels'}), and "
                 f"{self.data.source} are images: encode them first (dualrate data encode {self.data.source} LATENTS "
                 f"{how}), then name --data.source LATENTS"
             )
         codec = read_latents(self.data.source, "train").codec
-        if own is not None and CodecFolder.at(own).fingerprint != codec.fingerprint:
+        if vae is not None and CodecFolder.at(vae).fingerprint != codec.fingerprint:
             raise ValueError(
-                f"{self.data.source} are latents by another codec ({codec.folder}) than the model's, {own}: encode the "
+                f"{self.data.source} are latents by another codec ({codec.folder}) than the model's, {vae}: encode the "
                 "images by that"
             )
         return self.data, codec

@@ -50,7 +50,7 @@ from dualrate.pipelines.captions import Encoded
 from dualrate.pipelines.classes.kind import BLOCKS
 from dualrate.pipelines.folder import GUIDED, Adopted, ForeignConfig, adopted
 from dualrate.pipelines.network import ForeignNetwork
-from dualrate.pipelines.text_encoders import TextFolder, fingerprint_of
+from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint
 from dualrate.training.config import FitConfig
 
 
@@ -66,10 +66,10 @@ class Tap(Ranged):
 
 @contextmanager
 def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
-    """What each of the blocks returned last; None before."""
+    """Note the blocks' outputs while the context is open: the latest of each, None before its first."""
     seen: list[Any] = [None] * len(blocks)
 
-    def note(place: int, block: nn.Module, given: Any, output: Any) -> None:
+    def note(place: int, block: nn.Module, inputs: Any, output: Any) -> None:
         seen[place] = output
 
     with ExitStack() as hooks:
@@ -101,7 +101,7 @@ def taps_of(network: ForeignNetwork, shape: Shape, blocks: Sequence[int] | None 
     with outputs([parts[block] for block in blocks]) as seen:
         network(torch.zeros(1, *shape, device=device), torch.zeros(1, device=device), *network.example(1))
     maps = [as_map(network.kind.tapped(output)) for output in seen]
-    return [Tap(block, made.shape[1], made.shape[2]) for block, made in zip(blocks, maps, strict=True)]
+    return [Tap(block, tap_map.shape[1], tap_map.shape[2]) for block, tap_map in zip(blocks, maps, strict=True)]
 
 
 class Projection(nn.Module):
@@ -153,17 +153,17 @@ def shorter(model: ForeignConfig, blocks: int) -> ForeignConfig:
 
 
 def of_shorter(weights: Mapping[str, Tensor], whole: int, blocks: int) -> dict[str, Tensor]:
-    """Of the weights of a network of `whole` blocks, by name, those of its first and its last `blocks - 1`."""
-    kept = {0: 0, **{whole - blocks + place: place for place in range(1, blocks)}}
-    found = {}
+    """Weights by name for the network of `blocks` blocks: those of the first and the last `blocks - 1` of `whole`."""
+    places = {0: 0, **{whole - blocks + place: place for place in range(1, blocks)}}
+    shorter_weights = {}
     for name, tensor in weights.items():
         before, is_block, after = name.partition(f"{BLOCKS}.")
         place, _, rest = after.partition(".")
         if not is_block:
-            found[name] = tensor
-        elif int(place) in kept:
-            found[f"{before}{BLOCKS}.{kept[int(place)]}.{rest}"] = tensor
-    return found
+            shorter_weights[name] = tensor
+        elif int(place) in places:
+            shorter_weights[f"{before}{BLOCKS}.{places[int(place)]}.{rest}"] = tensor
+    return shorter_weights
 
 
 class OwnEncoder(nn.Module):
@@ -196,7 +196,7 @@ class OwnLight(LightNetwork):
     ) -> Tensor:
         added = features[0] + tau[:, None]
 
-        def join(block: nn.Module, given: Any, output: Tensor) -> Tensor:
+        def join(block: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             return output + added
 
         with self.net.blocks[0].register_forward_hook(join):
@@ -211,7 +211,7 @@ class OfForeign(NetworksConfig):
 
     @property
     def foreign(self) -> ForeignConfig:
-        """That model."""
+        """The model of diffusers."""
         return getattr(self, self.roles[0])
 
     @property
@@ -220,7 +220,7 @@ class OfForeign(NetworksConfig):
 
     @property
     def given(self) -> Shape | None:
-        """Of its prompts, of a class that takes texts."""
+        """(1, 1, D) of a prompt, where its class takes texts."""
         return self.foreign.prompt.shape if self.foreign.prompt.parts else None
 
     @property
@@ -275,9 +275,9 @@ class Retrofitted(OfForeign):
     """Whose outputs the light network is given, beside x_hat."""
 
     def __post_init__(self) -> None:
-        own, its = ((one.shape, one.num_classes) for one in (self.encoder, self.light))
-        if own != its:
-            raise ValueError(f"encoder and light network differ in (C, H, W) and classes: {own} and {its}")
+        encoder, light = ((network.shape, network.num_classes) for network in (self.encoder, self.light))
+        if encoder != light:
+            raise ValueError(f"encoder and light network differ in (C, H, W) and classes: {encoder} and {light}")
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder = TappedEncoder(self.encoder.build(), self.light, self.taps)
@@ -293,7 +293,7 @@ class Retrofitted(OfForeign):
         return {"light": self.light}
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
-        """At the start of training: the light network alone."""
+        """Let the light network begin as it is alone, at the start of training."""
         disconnect(networks["encoder"], networks["light"])
 
 
@@ -319,11 +319,11 @@ class OwnBlocks(OfForeign, Ranged):
         return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
 
 
-def condition_of_folder(found: Adopted, path: Path) -> Condition:
-    """What a model of a folder is given. Raises ValueError for one of texts without its encoders."""
-    if not found.network.prompt.parts:
+def condition_of_folder(foreign: Adopted, path: Path) -> Condition:
+    """The condition that a folder's model draws under. Raises ValueError for one of texts without its encoders."""
+    if not foreign.network.prompt.parts:
         return Unconditional()
-    return Prompts(found.network.prompt.size, str(path.resolve()), fingerprint_of(path))
+    return Prompts(foreign.network.prompt.size, str(path.resolve()), encoders_fingerprint(path))
 
 
 def experiment_of(path: Path) -> Experiment:
@@ -332,12 +332,12 @@ def experiment_of(path: Path) -> Experiment:
     Raises what `adopted`, `read_codec` and `condition_of_folder` raise; warns where images have channels of latents,
     which nothing decodes.
     """
-    found = adopted(path)
-    condition = condition_of_folder(found, path)
-    if found.network.guided_already:
-        warnings.warn(GUIDED.format(name=found.network.kind), stacklevel=2)
-    codec = NoCodec() if found.folder.codec is None else CodecFolder.at(found.folder.codec)
-    channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(found.network.shape)
+    foreign = adopted(path)
+    condition = condition_of_folder(foreign, path)
+    if foreign.network.guided_already:
+        warnings.warn(GUIDED.format(name=foreign.network.kind), stacklevel=2)
+    codec = NoCodec() if foreign.folder.codec is None else CodecFolder.at(foreign.folder.codec)
+    channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(foreign.network.shape)
     if channels not in COLOURS:
         warnings.warn(
             f"{path} has no VAE, and its network draws {channels} channels: latents, it seems, which nothing decodes. "
@@ -346,11 +346,11 @@ def experiment_of(path: Path) -> Experiment:
         )
     return Experiment(
         path.resolve().name,
-        OneForeign(found.network),
-        DenoisingConfig(label_dropout=0.0 if found.network.num_classes and not found.network.null else 0.1),
+        OneForeign(foreign.network),
+        DenoisingConfig(label_dropout=0.0 if foreign.network.num_classes and not foreign.network.null else 0.1),
         FitConfig(iterations=1),
         DataConfig("", size=side, channels=channels if channels in COLOURS else None),
-        GaussianProcess(found.schedule),
+        GaussianProcess(foreign.schedule),
         codec,
         condition,
     )
@@ -392,22 +392,22 @@ def text_folder(path: Path) -> tuple[TextFolder, Path]:
 
     Raises what `adopted` raises, and ValueError for a pipeline without texts or without a VAE.
     """
-    found = adopted(path)
-    condition = condition_of_folder(found, path)
-    if not isinstance(condition, Prompts) or found.folder.codec is None:
+    foreign = adopted(path)
+    condition = condition_of_folder(foreign, path)
+    if not isinstance(condition, Prompts) or foreign.folder.codec is None:
         what = "VAE, so it makes no latents" if isinstance(condition, Prompts) else "texts, it makes images of classes"
         raise ValueError(f"{path} has no {what}: drop --prompts, and name the codec by --codec FOLDER")
-    return TextFolder.of(condition, found.network), found.folder.codec
+    return TextFolder.of(condition, foreign.network), foreign.folder.codec
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:
-    """Those of the networks of `experiment_of`, in float32; of a text-to-image model its empty prompt, too.
+    """Weights of the networks of `experiment_of`, in float32; of a text-to-image model its empty prompt, too.
 
     Raises what `adopted` raises, and ValueError as `TextFolder.empty`.
     """
-    found = adopted(path)
-    weights = {f"model.net.{name}": tensor.float() for name, tensor in found.weights().state_dict().items()}
-    condition = condition_of_folder(found, path)
+    foreign = adopted(path)
+    weights = {f"model.net.{name}": tensor.float() for name, tensor in foreign.weights().state_dict().items()}
+    condition = condition_of_folder(foreign, path)
     if isinstance(condition, Prompts):
-        weights["model.empty"] = TextFolder.of(condition, found.network).empty("cpu")
+        weights["model.empty"] = TextFolder.of(condition, foreign.network).empty("cpu")
     return weights

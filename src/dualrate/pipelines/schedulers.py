@@ -48,7 +48,7 @@ NO_MEAN = (
 
 
 def read_scheduler(config: Mapping[str, Any], tokens: int = 0) -> tuple[Schedule, Convention]:
-    """What a scheduler's configuration, with its `_class_name`, says of the model beside it; or its class, by defaults.
+    """The schedule and convention that a scheduler's configuration, with its `_class_name`, or its class tells.
 
     tokens: of an image, where a shift grows with them; 0: it is that of the smallest images
     Raises ValueError for a scheduler of distilled models, and for one, or settings, that are not known here.
@@ -57,8 +57,8 @@ def read_scheduler(config: Mapping[str, Any], tokens: int = 0) -> tuple[Schedule
     if name in DISTILLED:
         raise ValueError(f"{name} samples a distilled model: {NO_MEAN}")
     if name not in FLOW | DISCRETE:
-        known = ", ".join(sorted(DISCRETE | FLOW))
-        raise ValueError(f"no schedule is known for {name}: pass the one of the model's training; known are {known}")
+        names = ", ".join(sorted(DISCRETE | FLOW))
+        raise ValueError(f"no schedule is known for {name}: pass the one of the model's training; known are {names}")
     if name in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return _flow(name, config, tokens)
     return _discrete(name, config)
@@ -77,7 +77,7 @@ def _flow(name: str, config: Mapping[str, Any], tokens: int) -> tuple[Schedule, 
 
 
 def _mu(config: Mapping[str, Any], tokens: int) -> float:
-    """Of an image of so many tokens; 0: of the smallest."""
+    """The shift mu of an image of so many tokens; 0: of the smallest."""
     low, high = _number(config, "base_shift", 0.5), _number(config, "max_shift", 1.15)
     least, most = (_number(config, f"{end}_image_seq_len", usual) for end, usual in (("base", 256), ("max", 4096)))
     return low + ((tokens or least) - least) / (most - least) * (high - low)
@@ -86,21 +86,23 @@ def _mu(config: Mapping[str, Any], tokens: int) -> float:
 def own_times(scheduler: Any, schedule: Schedule, steps: int, tokens: int = 0, *, even: bool = False) -> list[float]:
     """The times in [0, 1] of a scheduler's own N steps, N + 1 at most: it may stand still where it is done.
 
-    schedule: as it was read of its configuration, with so many tokens; even: as of `Kind`
+    schedule: as it was read of its configuration, with so many tokens; even: as of `NetworkSpec`
     """
-    own, config = copy.deepcopy(scheduler), scheduler.config
-    given = {"sigmas": [1 - i / steps for i in range(steps)]} if even else {}
-    own.set_timesteps(steps, **given, **({"mu": _mu(config, tokens)} if config.get("use_dynamic_shifting") else {}))
-    sigmas: Any = getattr(own, "sigmas", ())
+    fresh, config = copy.deepcopy(scheduler), scheduler.config
+    arguments = {"sigmas": [1 - i / steps for i in range(steps)]} if even else {}
+    fresh.set_timesteps(
+        steps, **arguments, **({"mu": _mu(config, tokens)} if config.get("use_dynamic_shifting") else {})
+    )
+    sigmas: Any = getattr(fresh, "sigmas", ())
     if len(sigmas) > steps:  # of the noise, over that of the data
         noise = sigmas.double()
-        flow = isinstance(read_scheduler({**config, "_class_name": type(own).__name__})[1], Flow)
+        flow = isinstance(read_scheduler({**config, "_class_name": type(fresh).__name__})[1], Flow)
         log_snr = 2 * torch.log((1 - noise) / noise if flow else 1 / noise.where(noise < NO_SIGNAL, math.inf))
         times = schedule.time(log_snr.clamp(-60, 60)).where(noise > 0, 0.0).clamp(0, 1).tolist()
     else:
-        last = float(getattr(own, "final_alpha_cumprod", 1.0)) < 1  # then it ends at the first step of the table
+        last = float(getattr(fresh, "final_alpha_cumprod", 1.0)) < 1  # then it ends at the first step of the table
         total = config["num_train_timesteps"]
-        times = [*((int(k) + 1) / total for k in own.timesteps), 1 / total if last else 0.0]
+        times = [*((int(k) + 1) / total for k in fresh.timesteps), 1 / total if last else 0.0]
     return [times[0], *(later for earlier, later in pairwise(times) if later < earlier)]
 
 

@@ -40,7 +40,7 @@ VAE_LAYOUT = f"vae/{NETWORK}"
 UNUSED = (*COMPONENTS, "vae", "safety_checker", "feature_extractor", "image_encoder")  # parts that texts do not need
 
 
-def fingerprint_of(folder: Path) -> str:
+def encoders_fingerprint(folder: Path) -> str:
     """sha256 of all files of its text encoders and tokenizers. Raises ValueError where there are none."""
     digest, files = hashlib.sha256(), []
     for part in sorted(place for place in folder.glob("*") if place.is_dir() and place.name.startswith(PARTS)):
@@ -114,42 +114,42 @@ class TextFolder:
 
     @staticmethod
     def of(condition: Prompts, network: ForeignConfig) -> TextFolder:
-        """Those that a run's prompts are by. Raises ValueError where they are gone, or are others."""
+        """The text encoders that made a run's prompts. Raises ValueError where they are gone, or have changed."""
         folder = as_path(condition.folder)
         way = "name prompts that were encoded before (--prompt LATENTS), or put the pipeline back"
         if not (folder / INDEX).is_file():
             raise ValueError(f"the pipeline whose text encoders read prompts is gone from {folder}: {way}")
-        if (found := fingerprint_of(folder)) != condition.encoder:
+        if (fingerprint := encoders_fingerprint(folder)) != condition.encoder:
             raise ValueError(
-                f"the text encoders in {folder} are others (sha256 {found[:12]}, expected {condition.encoder[:12]}): "
-                f"{way}"
+                f"the text encoders in {folder} are others (sha256 {fingerprint[:12]}, expected "
+                f"{condition.encoder[:12]}): {way}"
             )
-        return TextFolder(str(folder), found, network)
+        return TextFolder(str(folder), fingerprint, network)
 
     @property
     def size(self) -> int:
         return self.network.prompt.size
 
     def read(self, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:
-        pipeline, layout, kind = self._pipeline(device), self.network.prompt, self.network.known
+        pipeline, layout, kind = self._pipeline(device), self.network.prompt, self.network.spec
         return lambda texts: layout.packed(encoded(kind, layout, list(texts), pipeline))
 
     def empty(self, device: torch.device | str) -> Tensor:
-        """Raises ValueError as `read_pipeline`, where it is not in the cache."""
-        if (kept := self.kept).is_file():
-            return torch.from_numpy(np.load(io.BytesIO(read_bytes(kept)), allow_pickle=False))
-        made = self.negative(None, device)
-        self.keep(made)
-        return made
+        """(1, 1, 1, D): the prompt for no text. Raises ValueError as `read_pipeline` where it is not cached."""
+        if (file := self.cache_file).is_file():
+            return torch.from_numpy(np.load(io.BytesIO(read_bytes(file)), allow_pickle=False))
+        empty = self.negative(None, device)
+        self.keep(empty)
+        return empty
 
     def negative(self, text: str | None, device: torch.device | str) -> Tensor:
         """(1, 1, 1, D): the prompt that a text stands for where it is the negative one; None: of none."""
-        made = negative_prompt(self.network.known, self.network.prompt, text, self._pipeline(device))
-        return cast(Tensor, made)
+        packed = negative_prompt(self.network.spec, self.network.prompt, text, self._pipeline(device))
+        return cast(Tensor, packed)
 
     @property
-    def kept(self) -> Path:
-        """Where the empty prompt is in the cache."""
+    def cache_file(self) -> Path:
+        """The file of the empty prompt in the cache."""
         named = repr((self.fingerprint, self.network.kind, self.network.config, self.size))
         return cache_dir() / "prompts" / f"{hashlib.sha256(named.encode()).hexdigest()}.npy"
 
@@ -157,8 +157,8 @@ class TextFolder:
         """Put the empty prompt, (1, 1, 1, D), into the cache."""
         content = io.BytesIO()
         np.save(content, empty.float().cpu().numpy(), allow_pickle=False)
-        self.kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.kept, content.getvalue())
+        self.cache_file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.cache_file, content.getvalue())
 
     def _pipeline(self, device: torch.device | str) -> Any:
         return _pipeline(as_path(self.folder), self.fingerprint, self.network.shape[1], str(device))

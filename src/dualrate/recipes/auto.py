@@ -144,16 +144,16 @@ class Auto:
             if self.task is not None:
                 raise ValueError(f"a --task needs images, and {self.data.source} holds latents: name the images")
             return replace(
-                _made(latents.shape, latents.num_classes, self.data, self.size, self.rate), codec=latents.codec
+                _of_shape(latents.shape, latents.num_classes, self.data, self.size, self.rate), codec=latents.codec
             )
         look = look_at(self.data.source, self.data.label)
-        found = experiment(look, self.data, self.size, "single" if self.task else self.rate)
+        chosen = experiment(look, self.data, self.size, "single" if self.task else self.rate)
         if self.task is not None:
-            found = self._of_task(found, task_named(self.task).fitted(look, found.shape))
-        progress.note(account(look, self.data, found))
-        if self.task is None and found.networks.ages:
+            chosen = self._of_task(chosen, task_named(self.task).fitted(look, chosen.shape))
+        progress.note(account(look, self.data, chosen))
+        if self.task is None and chosen.networks.ages:
             progress.note(f"{BETTER_ALONE}: --rate single")
-        return found
+        return chosen
 
     def _of_task(self, single: Experiment, task: Condition) -> Experiment:
         (model,) = single.networks.configs.values()
@@ -173,13 +173,13 @@ class Auto:
 
 
 def _factors(image: Shape, heavy: UViTConfig) -> list[int]:
-    """By which super-resolution can make images (C, H, W) larger with such networks."""
-    found: list[int] = []
+    """The factors by which such networks can enlarge images (C, H, W)."""
+    factors: list[int] = []
     for factor in range(2, image[1] + 1):
         with suppress(ValueError):
             ratios(SuperResolution(factor).shape(image), heavy)
-            found.append(factor)
-    return found
+            factors.append(factor)
+    return factors
 
 
 def experiment(look: Look, data: DataConfig, size: Size = "small", rate: Rate = "dual") -> Experiment:
@@ -198,11 +198,11 @@ def experiment(look: Look, data: DataConfig, size: Size = "small", rate: Rate = 
             )
         side = max(side for side in SIDES if side <= min(short, TIERS[size].most))
     channels = data.channels or (1 if all(shape[0] == 1 for shape in look.shapes) else 3)
-    return _made((channels, side, side), look.num_classes, replace(data, size=side, channels=channels), size, rate)
+    return _of_shape((channels, side, side), look.num_classes, replace(data, size=side, channels=channels), size, rate)
 
 
-def _made(shape: Shape, num_classes: int, data: DataConfig, size: Size, rate: Rate) -> Experiment:
-    """shape: (C, H, W) of what the networks see. Raises ValueError for a side that is none of `SIDES`."""
+def _of_shape(shape: Shape, num_classes: int, data: DataConfig, size: Size, rate: Rate) -> Experiment:
+    """An experiment whose networks see this shape, (C, H, W). Raises ValueError for a side that is none of `SIDES`."""
     channels, side, width = shape
     if side != width or side not in SIDES:
         raise ValueError(
@@ -243,16 +243,16 @@ def name_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "images"
 
 
-def account(look: Look, asked: DataConfig, made: Experiment) -> str:
-    """A description of the images and of their preparation, for people. asked: before anything was chosen"""
-    made_of, shorts = made.data, ""
-    if asked.size is None:  # else the images need not be opened
+def account(look: Look, requested: DataConfig, chosen: Experiment) -> str:
+    """A description of the images and of their preparation, for people. requested: before anything was chosen"""
+    made_of, shorts = chosen.data, ""
+    if requested.size is None:  # else the images need not be opened
         sides = sorted(min(shape[1:]) for shape in look.shapes)
         shorts = f", short sides of {sides[0]} to {sides[-1]} pixels"
     classes = f"{look.num_classes} classes" if look.num_classes else "no labels"
     colour, mirrored = "grey" if made_of.channels == 1 else "in colour", "half" if made_of.augment.flip else "none"
-    given = made.networks.given
-    of = "" if given is None else f"\neach is made of a condition of {' x '.join(map(str, given))} (C, H, W)"
+    condition = chosen.networks.given
+    of = "" if condition is None else f"\neach is made of a condition of {' x '.join(map(str, condition))} (C, H, W)"
     return (
         f"{look.name}: {look.count} images, {classes}{shorts}\n"
         f"each becomes {made_of.size} x {made_of.size}, {colour}: the square in its middle, resized (--data.size)\n"

@@ -111,7 +111,7 @@ FLAT: dict[Flat, BodyConfig] = {  # of about light's multiply-adds
 
 
 @dataclass(frozen=True)
-class FlatRecipe(Ranged):
+class FashionMnistFlat(Ranged):
     """A DiT or a DiS. Options that are not listed here come after that: give --body with --help to see all of them."""
 
     body: Flat = "dit"
@@ -158,5 +158,5 @@ RECIPES = {
     "fashion-mnist-small": ("two small networks, for a first look: two minutes", first_look),
     **{f"fashion-mnist-{name}": (f"one network: {name}", partial(single, name)) for name in NETWORKS},
     **{f"fashion-mnist-{name}": (f"two networks: {' and '.join(PAIRS[name])}", partial(dual, name)) for name in PAIRS},
-    "fashion-mnist-flat": ("a DiT or a DiS, at one rate or two", FlatRecipe()),
+    "fashion-mnist-flat": ("a DiT or a DiS, at one rate or two", FashionMnistFlat()),
 }

@@ -91,10 +91,9 @@ def both() -> Stages:
 def decoding(
     kind: Kind, sizes: Mapping[str, UViTConfig], codec: Path, weighting: Weighting, encoder: Size = "heavy"
 ) -> tuple[NetworksConfig, DenoisingConfig, Latent]:
-    """Networks of a decoder of a codec's latents, how they train, and what they are given.
+    """Networks of a decoder of a codec's latents, how they train, and their condition.
 
     codec: a run that trained one, or its folder
-
     encoder: of dual, the size that sees the latent, once
     Raises what reading the codec raises.
     """
@@ -107,7 +106,7 @@ def decoding(
 
 
 @dataclass(frozen=True)
-class DecoderRecipe(Ranged):
+class FashionMnistDecoder(Ranged):
     """A decoder of latents of Fashion-MNIST. The recipe looks at the codec first. Give --codec with --help to see the
     other options."""
 
@@ -120,15 +119,15 @@ class DecoderRecipe(Ranged):
 
     def __call__(self) -> Experiment:
         """Raises what reading the codec raises."""
-        networks, method, given = decoding(self.kind, SIZES, self.codec, WEIGHTING, self.encoder)
+        networks, method, condition = decoding(self.kind, SIZES, self.codec, WEIGHTING, self.encoder)
         fit = replace(FIT, iterations=ITERATIONS[self.kind])
-        return Experiment(f"fashion-mnist-decoder-{self.kind}", networks, method, fit, condition=given)
+        return Experiment(f"fashion-mnist-decoder-{self.kind}", networks, method, fit, condition=condition)
 
 
 RECIPES = {
     "fashion-mnist-latents-first": ("Unified Latents: encoder, prior and decoder", first),
     "fashion-mnist-latents-base": ("one network on the latents", base),
     "fashion-mnist-latents-base-dual": ("two networks on the latents", base_dual),
-    "fashion-mnist-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
+    "fashion-mnist-decoder": ("a decoder of the latents, at one rate or two", FashionMnistDecoder()),
 }
 STAGES = {"fashion-mnist-latents": ("first stage and base model, one after the other", both)}

@@ -123,13 +123,13 @@ def _experiment(kind: str, size: Size, networks: NetworksConfig, times: TimeSour
 
 
 def _within_memory(fit: FitConfig, size: int) -> FitConfig:
-    """With passes that 8 GPUs of 80 GB take (`dualrate cost`)."""
+    """The training with passes that 8 GPUs of 80 GB take (`dualrate cost`)."""
     return replace(fit, micro_batch=64) if size == 512 else fit
 
 
 @dataclass(frozen=True)
 class Students(StudentRecipe):
-    """With the settings of papers where these have them for ImageNet."""
+    """Students with the settings of papers, where these have them for ImageNet."""
 
     def defaults(self, by: str) -> dict[str, Any]:
         assert self.light is not None
@@ -146,11 +146,13 @@ def distilled(size: Size = 64) -> Students:
 
 
 def by_consistency(experiment: Experiment) -> Experiment:
-    """One of these experiments as one of consistency training, from data."""
-    made = students.by_consistency(experiment)
-    assert isinstance(made.method, ConsistencyConfig)
-    method = replace(made.method, huber=_huber(made.shape))
-    return replace(made, method=method, fit=replace(made.fit, optim=replace(made.fit.optim, decay="linear")))
+    """An experiment of these, trained for consistency from data instead."""
+    experiment = students.by_consistency(experiment)
+    assert isinstance(experiment.method, ConsistencyConfig)
+    method = replace(experiment.method, huber=_huber(experiment.shape))
+    return replace(
+        experiment, method=method, fit=replace(experiment.fit, optim=replace(experiment.fit.optim, decay="linear"))
+    )
 
 
 def _huber(shape: Shape) -> float:
@@ -194,7 +196,7 @@ def both() -> Stages:
 
 
 @dataclass(frozen=True)
-class DecoderRecipe(Ranged):
+class ImageNetDecoder(Ranged):
     """A decoder of latents of ImageNet, untrained here. The recipe looks at the codec first. Give --codec with --help
     to see the other options."""
 
@@ -206,13 +208,13 @@ class DecoderRecipe(Ranged):
     def __call__(self) -> Experiment:
         """Raises what reading the codec raises."""
         sizes = {"heavy": DECODER, "light": LIGHT_DECODER}
-        networks, method, given = decoding(self.kind, sizes, self.codec, WEIGHTING)
+        networks, method, condition = decoding(self.kind, sizes, self.codec, WEIGHTING)
         name = f"imagenet512-decoder-{self.kind}"
-        return Experiment(name, networks, method, STAGE, PICTURES, IMAGE_PROCESS, condition=given)
+        return Experiment(name, networks, method, STAGE, PICTURES, IMAGE_PROCESS, condition=condition)
 
 
 @dataclass(frozen=True)
-class FlatRecipe(Ranged):
+class ImageNetFlat(Ranged):
     """A DiT or a DiS of a published size, on latents. Options that are not listed here come after that: give --size
     with --help to see all of them."""
 
@@ -249,7 +251,7 @@ RECIPES = {
     **ON_PIXELS,
     "imagenet512-latents-first": ("Unified Latents: encoder, prior and decoder", first),
     "imagenet512-latents-base": ("one network on the latents", base),
-    "imagenet256-latents-flat": ("a DiT or a DiS of a published size, at one rate or two", FlatRecipe()),
-    "imagenet-decoder": ("a decoder of the latents, at one rate or two", DecoderRecipe()),
+    "imagenet256-latents-flat": ("a DiT or a DiS of a published size, at one rate or two", ImageNetFlat()),
+    "imagenet-decoder": ("a decoder of the latents, at one rate or two", ImageNetDecoder()),
 }
 STAGES = {"imagenet512-latents": ("first stage and base model, one after the other", both)}

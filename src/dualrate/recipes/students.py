@@ -88,14 +88,14 @@ def dual_student(
     encoder = teachers_network(source, teacher)
     _refuse_two(source, teacher)
     if begun is not None:
-        found = read_experiment(begun)
-        encoder = found.networks
+        begun_from = read_experiment(begun)
+        encoder = begun_from.networks
         if encoder.given is not None or not encoder.single_rate:
             raise ValueError(f"{begun} is {encoder.kind}; encoder_from takes a single-rate one that is no decoder")
-        check_same_images(found, source, f"encoder_from {begun} and the teacher {teacher}")
+        check_same_images(begun_from, source, f"encoder_from {begun} and the teacher {teacher}")
     networks, source = _dual(recipe, source, encoder, begun or teacher, options.get("student_from"))
-    own = {"rollout": "full", **options}
-    method = MomentMatchingConfig(teacher, OnePlan(steps, heavy), weighting=source.method.weighting, **own)
+    options = {"rollout": "full", **options}
+    method = MomentMatchingConfig(teacher, OnePlan(steps, heavy), weighting=source.method.weighting, **options)
     return _student(recipe, source, f"dual-{steps}-{heavy}", networks, method, shift)
 
 
@@ -162,11 +162,11 @@ def em_student(
     source = read_experiment(teacher)
     networks = teachers_network(source, teacher).with_noise(recipe.noise)
     method = EMDistillationConfig(teacher, weighting=source.method.weighting, **options)
-    made = _student(recipe, source, "em", networks, method, shift)
-    process = made.gaussian
+    student = _student(recipe, source, "em", networks, method, shift)
+    process = student.gaussian
     if log_snr is None:
         log_snr = max(NOISE_LEVEL, process.log_snr(torch.ones((), dtype=torch.float64)).item())
-    return replace(made, process=replace(process, schedule=Truncated(process.schedule, log_snr)))
+    return replace(student, process=replace(process, schedule=Truncated(process.schedule, log_snr)))
 
 
 def by_consistency(experiment: Experiment) -> Experiment:
@@ -212,7 +212,7 @@ CALLS = ((), (len(SLOW) + len(FAST),), (len(SLOW), len(FAST)))  # of each phase,
 
 
 @dataclass(frozen=True)
-class Adapt(Ranged):
+class AdaptRecipe(Ranged):
     """A model of few steps: its grid of times, and adapters by phase. Give one of these options with --help to see
     the others."""
 

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Channels, Classes, Iterations, Range, Ranged, Seed
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import Batches
-from dualrate.metrics.features import NetworkCard, Pixels, TrainedNetwork, TrainingProgress, fit, weight_bytes
+from dualrate.metrics.features import NetworkCard, Pixels, TrainedNetwork, TrainingProgress, fit_module, weight_bytes
 
 BLOCKS = 20  # where there are pieces enough: K of them have K / (K - 1) times the least variance where laws are one
 FEWEST = 3  # blocks, that a value may be made without one of them
@@ -235,7 +235,7 @@ def train_language_model(
         pieces = batches.bytes(iteration).x.flatten(1).long()
         return nll(module(pieces), pieces).mean()
 
-    fit(module, loss_of, iterations, rate=RATE, clip=CLIP, progress=progress)
+    fit_module(module, loss_of, iterations, rate=RATE, clip=CLIP, progress=progress)
     identity, name = hashlib.sha256(weight_bytes(module)).hexdigest(), Path(train.name).stem
     card = LanguageCard(name, identity, architecture, train.fingerprint, length, 0.0, seed, iterations)
     model = LanguageModel(card, module)

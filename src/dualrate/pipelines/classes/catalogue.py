@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dualrate.pipelines.classes import flux, pixart, qwen_image, sana, sd3, unet_text
-from dualrate.pipelines.classes.kind import Config, Kind, Rows, by_label
+from dualrate.pipelines.classes.kind import Config, NetworkSpec, Rows, by_label
 
-KINDS: dict[str, Kind] = {
-    "DiTTransformer2DModel": Kind(  # of classes (Peebles and Xie 2022)
+KINDS: dict[str, NetworkSpec] = {
+    "DiTTransformer2DModel": NetworkSpec(  # of classes (Peebles and Xie 2022)
         by_label, lambda config: config.get("num_embeds_ada_norm", 1000), null=True, rows=Rows()
     ),
-    "UNet2DModel": Kind(  # of pixels or latents, with classes or without (Ho et al. 2020, LDM)
+    "UNet2DModel": NetworkSpec(  # of pixels or latents, with classes or without (Ho et al. 2020, LDM)
         by_label,
         lambda config: config.get("num_class_embeds") or 0,
-        known={"time_embedding_type": ("positional",), "class_embed_type": (None,)},
+        settings={"time_embedding_type": ("positional",), "class_embed_type": (None,)},
     ),
     "UNet2DConditionModel": unet_text.KIND,
     "SD3Transformer2DModel": sd3.KIND,
@@ -23,13 +23,13 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def kind_of(name: str, config: Config) -> Kind:
+def kind_of(name: str, config: Config) -> NetworkSpec:
     """The kind of a class. Raises ValueError for one that is not known, and for an unknown set-up."""
     if name not in KINDS:
         by_name = "with convention 'sit' or 'repa' any network that is called (state, time, label)"
         raise ValueError(f"no {name} is known; known are {', '.join(KINDS)}, and {by_name}")
-    for setting, known in (KINDS[name].known or {}).items():
-        if (found := config.get(setting, known[0])) not in known:
-            takes = " or ".join(map(repr, known))
-            raise ValueError(f"this {name} has {setting} {found!r}, of another process: {takes} is known")
+    for setting, allowed in (KINDS[name].settings or {}).items():
+        if (value := config.get(setting, allowed[0])) not in allowed:
+            takes = " or ".join(map(repr, allowed))
+            raise ValueError(f"this {name} has {setting} {value!r}, of another process: {takes} is known")
     return KINDS[name]

@@ -21,9 +21,9 @@ from dualrate.pipelines.classes.kind import (
     POOLED,
     TEXT,
     Config,
-    Given,
-    Kind,
-    Part,
+    NetworkSpec,
+    PromptPart,
+    TextInputs,
     in_patches,
     of_patches,
 )
@@ -32,13 +32,13 @@ SCALE = "guidance"
 ROWS = replace(PAIRED, names=(BLOCKS, "single_transformer_blocks"))
 
 
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
+def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
     width, pooled = config.get("joint_attention_dim", 4096), config.get("pooled_projection_dim", 768)
-    parts = Part(TEXT, (tokens, width)), Part(POOLED, (pooled,))
-    return (*parts, Part(SCALE, (), stays=True, default=3.5)) if config.get("guidance_embeds") else parts
+    parts = PromptPart(TEXT, (tokens, width)), PromptPart(POOLED, (pooled,))
+    return (*parts, PromptPart(SCALE, (), stays=True, default=3.5)) if config.get("guidance_embeds") else parts
 
 
-def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
+def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
     height, width = state.shape[2] // 2, state.shape[3] // 2
     rows, columns = (torch.arange(side, device=state.device, dtype=state.dtype) for side in (height, width))
     down, across = (axis.flatten() for axis in torch.meshgrid(rows, columns, indexing="ij"))
@@ -46,19 +46,19 @@ def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, give
         hidden_states=in_patches(state),
         timestep=time,
         img_ids=torch.stack((torch.zeros_like(down), down, across), 1),
-        txt_ids=state.new_zeros(given[TEXT].shape[1], 3),
+        txt_ids=state.new_zeros(inputs[TEXT].shape[1], 3),
         return_dict=False,
-        **given,
+        **inputs,
     )[0]
     return of_patches(tokens, state)
 
 
-def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
-    made = pipeline.encode_prompt(prompt=list(texts), prompt_2=None, max_sequence_length=tokens)
-    return {TEXT: made[0], POOLED: made[1]}
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
+    embeddings = pipeline.encode_prompt(prompt=list(texts), prompt_2=None, max_sequence_length=tokens)
+    return {TEXT: embeddings[0], POOLED: embeddings[1]}
 
 
-KIND = Kind(
+KIND = NetworkSpec(
     call,
     channels=lambda config: config.get("in_channels", 64) // 4,
     patch=lambda config: 2,

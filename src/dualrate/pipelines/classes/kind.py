@@ -1,7 +1,7 @@
-"""What is known of a class of networks of another library: how it is called, what it takes of a text, its parts.
+"""A class of networks of another library: how it is called, its inputs for a text, its parts.
 
-What a class takes for a text is one row of numbers, so that it goes wherever a condition goes (`Cond.given`). A
-`Layout` lists the row's parts: embeddings, pooled ones, a mask of tokens, sizes of the image, pixels to fill in.
+The inputs for a text are one row of numbers, so that it goes wherever a condition goes (`Cond.given`). A
+`PromptLayout` lists the row's parts: embeddings, pooled ones, a mask of tokens, sizes of the image, pixels to fill in.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dualrate.diffusion.values import Shape
 
 BLOCKS, HIDDEN, TEXT = "transformer_blocks", "hidden_states", "encoder_hidden_states"
 Config = Mapping[str, Any]
-Given = Mapping[str, Tensor]  # what a network takes for a text, by the names of its arguments, a row of each per text
-Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None, Given], Tensor]  # net, state, time, label, given
-Encode = Callable[[Any, Sequence[str], int], Given]  # pipeline, texts, tokens
+TextInputs = Mapping[str, Tensor]  # of a network, by the names of its arguments, a row of each per text
+Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None, TextInputs], Tensor]  # net, state, time, label, inputs
+Encode = Callable[[Any, Sequence[str], int], TextInputs]  # pipeline, texts, tokens
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptPart:
     """An argument of a network; shape: of a row, with the tokens in front.
 
     stays:   whether it is no part of the text, so that it stays where the prompt is dropped: a size, a hole to fill
@@ -41,10 +41,10 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptLayout:
     """The parts of a prompt in a row of `size` numbers, the embeddings of its tokens first. No parts: no prompts."""
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PromptPart, ...] = ()
 
     @property
     def size(self) -> int:
@@ -55,26 +55,28 @@ class Layout:
         """(C, h, w) of a row as a condition."""
         return 1, 1, self.size
 
-    def packed(self, given: Given) -> Tensor:
-        """(B, 1, 1, size) float32. given: (B, *shape) of each part; (1, *shape) stands for all rows.
+    def packed(self, inputs: TextInputs) -> Tensor:
+        """(B, 1, 1, size) float32. inputs: (B, *shape) of each part; (1, *shape) stands for all rows.
 
         Where there is a mask, fewer tokens than the layout has are filled up. Raises ValueError for a part that lacks,
         one that is unknown, and one of another shape.
         """
-        known, first = {part.name: part for part in self.parts}, self.parts[0]
-        lacking = [name for name, part in known.items() if name not in given and part.default is None and not part.mask]
-        if lacking or not given.keys() <= known.keys():
+        parts, first = {part.name: part for part in self.parts}, self.parts[0]
+        lacking = [
+            name for name, part in parts.items() if name not in inputs and part.default is None and not part.mask
+        ]
+        if lacking or not inputs.keys() <= parts.keys():
             raise ValueError(
-                f"a prompt of this network is made of {', '.join(known)}, got {', '.join(given) or 'nothing'}"
+                f"a prompt of this network is made of {', '.join(parts)}, got {', '.join(inputs) or 'nothing'}"
                 + (f": add {', '.join(lacking)}" if lacking else ": drop what is not among these")
             )
-        tokens, rows = given[first.name].shape[1], max(len(value) for value in given.values())
+        tokens, rows = inputs[first.name].shape[1], max(len(value) for value in inputs.values())
         filled = any(part.mask for part in self.parts)
-        found = []
-        for name, part in known.items():
-            value = given.get(name)
+        columns = []
+        for name, part in parts.items():
+            value = inputs.get(name)
             if value is None:
-                value = given[first.name].new_full((1, *part.shape), 1.0 if part.default is None else part.default)
+                value = inputs[first.name].new_full((1, *part.shape), 1.0 if part.default is None else part.default)
                 value = value[:, :tokens] if part.mask else value
             if filled and part.shape[:1] == first.shape[:1] and 0 < value.shape[1] < part.shape[0]:
                 value = F.pad(value, (0, 0) * (value.ndim - 2) + (0, part.shape[0] - value.shape[1]))
@@ -84,20 +86,20 @@ class Layout:
                     + (f"make the denoiser with tokens={tokens}" if part is first and value.shape[2:] == part.shape[1:]
                        else "encode the texts by the pipeline that the network is from")
                 )  # fmt: skip
-            found.append(
+            columns.append(
                 value.float().flatten(1).expand(rows, -1) if part.shape else value.float().expand(rows)[:, None]
             )
-        return torch.cat(found, 1)[:, None, None]
+        return torch.cat(columns, 1)[:, None, None]
 
     def unpacked(self, prompts: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Of rows (B, 1, 1, size), the parts by name, each (B, *shape)."""
+        """The parts by name, each (B, *shape), of rows (B, 1, 1, size)."""
         split = prompts.flatten(1).split([math.prod(part.shape) for part in self.parts], 1)
         pairs = zip(self.parts, split, strict=True)
         return {part.name: value.reshape(len(value), *part.shape).to(dtype) for part, value in pairs}
 
 
-def no_texts(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
-    """As `Kind.encode`, of a class that takes none."""
+def no_texts(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
+    """Refuses texts, as the `NetworkSpec.encode` of a class that takes none."""
     raise ValueError(f"{type(pipeline).__name__} makes images of classes, not of texts: pass labels")
 
 
@@ -122,7 +124,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Kind:
+class NetworkSpec:
     """A class of networks.
 
     call:     one forward pass, at a time in the network's own units
@@ -146,12 +148,12 @@ class Kind:
     null: bool = False
     channels: Callable[[Config], int | None] = lambda config: config.get("in_channels")
     patch: Callable[[Config], int] = lambda config: config.get("patch_size") or 0
-    prompt: Callable[[Config, int, Shape], tuple[Part, ...]] = lambda config, tokens, shape: ()
+    prompt: Callable[[Config, int, Shape], tuple[PromptPart, ...]] = lambda config, tokens, shape: ()
     tokens: int = 0
     encode: Encode = no_texts
-    negative: Callable[[Any, str | None, int], Given] | None = None
+    negative: Callable[[Any, str | None, int], TextInputs] | None = None
     even: bool = False
-    known: Mapping[str, tuple[object, ...]] | None = None
+    settings: Mapping[str, tuple[object, ...]] | None = None
     rows: Rows | None = None
     between: tuple[str, ...] = ()
     units: Callable[[Any], float] = lambda net: 1.0
@@ -168,7 +170,7 @@ class Kind:
         return (self.rows or Rows()).blocks(net)
 
     def tapped(self, output: Any) -> Tensor:
-        """Of what such a part returns, the image's share: a map (B, C, h, w), before skips, or tokens (B, n, C)."""
+        """The image's share of what such a part returns: a map (B, C, h, w), before skips, or tokens (B, n, C)."""
         place = self.rows.streams.index(HIDDEN) if self.rows else 0
         return output if isinstance(output, Tensor) else output[place]
 
@@ -178,16 +180,16 @@ CONTROL = "controlnet_block_samples"
 PAIRED = Rows(streams=(TEXT, HIDDEN), embedded="temb", attention="attn")  # blocks of a text's tokens and an image's
 
 
-def by_label(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
+def by_label(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
     return net(state, timestep=time, class_labels=label, return_dict=False)[0]
 
 
-def by_text(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
-    return net(state, timestep=time, return_dict=False, **given)[0]
+def by_text(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
+    return net(state, timestep=time, return_dict=False, **inputs)[0]
 
 
-def by_place(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
-    """As SiT and those that descend from it are called."""
+def by_place(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
+    """Call a network by the places of its arguments, as SiT and its descendants take them."""
     output = net(state, time, label)
     return output if isinstance(output, Tensor) else output[0]
 

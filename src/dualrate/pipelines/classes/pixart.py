@@ -11,29 +11,29 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import MASK, TEXT, Config, Given, Kind, Part, Rows
+from dualrate.pipelines.classes.kind import MASK, TEXT, Config, NetworkSpec, PromptPart, Rows, TextInputs
 
 MOST = {"PixArtAlphaPipeline": 120}  # tokens; of others as many as there may be
 
 
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
+def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
     width = config.get("caption_channels") or config["cross_attention_dim"]
-    return Part(TEXT, (tokens, width)), Part(MASK, (tokens,), mask=True)
+    return PromptPart(TEXT, (tokens, width)), PromptPart(MASK, (tokens,), mask=True)
 
 
-def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
+def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
     added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if cast(Any, net).use_additional_conditions:
         height, width = state.shape[2:]
         added["resolution"] = state.new_tensor([[8 * height, 8 * width]]).expand(state.shape[0], 2)
         added["aspect_ratio"] = state.new_tensor([[height / width]]).expand(state.shape[0], 1)
-    return net(state, timestep=time, added_cond_kwargs=added, return_dict=False, **given)[0]
+    return net(state, timestep=time, added_cond_kwargs=added, return_dict=False, **inputs)[0]
 
 
-def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
     most = min(tokens, MOST.get(type(pipeline).__name__, tokens))
-    made = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, max_sequence_length=most)
-    return {TEXT: made[0], MASK: made[1]}
+    embeddings = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, max_sequence_length=most)
+    return {TEXT: embeddings[0], MASK: embeddings[1]}
 
 
-KIND = Kind(call, prompt=prompt, tokens=300, encode=encode, rows=Rows(embedded="timestep"))
+KIND = NetworkSpec(call, prompt=prompt, tokens=300, encode=encode, rows=Rows(embedded="timestep"))

@@ -13,9 +13,9 @@ from dualrate.pipelines.classes.kind import (
     PAIRED,
     TEXT,
     Config,
-    Given,
-    Kind,
-    Part,
+    NetworkSpec,
+    PromptPart,
+    TextInputs,
     in_patches,
     of_patches,
 )
@@ -23,26 +23,26 @@ from dualrate.pipelines.classes.kind import (
 MASK = "encoder_hidden_states_mask"
 
 
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
-    return Part(TEXT, (tokens, config.get("joint_attention_dim", 3584))), Part(MASK, (tokens,), mask=True)
+def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
+    return PromptPart(TEXT, (tokens, config.get("joint_attention_dim", 3584))), PromptPart(MASK, (tokens,), mask=True)
 
 
-def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
+def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
     sizes = [[(1, state.shape[2] // 2, state.shape[3] // 2)]] * len(state)
-    tokens = net(in_patches(state), timestep=time, img_shapes=sizes, return_dict=False, **given)[0]
+    tokens = net(in_patches(state), timestep=time, img_shapes=sizes, return_dict=False, **inputs)[0]
     return of_patches(tokens, state)
 
 
-def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
     text, mask = pipeline.encode_prompt(prompt=list(texts), max_sequence_length=tokens)
     return {TEXT: text} if mask is None else {TEXT: text, MASK: mask}
 
 
-def negative(pipeline: Any, text: str | None, tokens: int) -> Given:
+def negative(pipeline: Any, text: str | None, tokens: int) -> TextInputs:
     return encode(pipeline, [" " if text is None else text], tokens)  # its makers' own choice
 
 
-KIND = Kind(
+KIND = NetworkSpec(
     call,
     channels=lambda config: config.get("in_channels", 64) // 4,
     patch=lambda config: 2,
@@ -51,7 +51,7 @@ KIND = Kind(
     encode=encode,
     negative=negative,
     even=True,
-    known={
+    settings={
         "guidance_embeds": (None, False),
         "zero_cond_t": (None, False),
         "use_additional_t_cond": (None, False),

@@ -10,37 +10,47 @@ from collections.abc import Sequence
 from typing import Any
 
 from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import CONTROL, MASK, TEXT, Config, Given, Kind, Part, Rows, by_text
+from dualrate.pipelines.classes.kind import (
+    CONTROL,
+    MASK,
+    TEXT,
+    Config,
+    NetworkSpec,
+    PromptPart,
+    Rows,
+    TextInputs,
+    by_text,
+)
 
 INSTRUCTION = "complex_human_instruction"  # that the pipeline puts before a text, unless told otherwise
 
 
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
-    return Part(TEXT, (tokens, config.get("caption_channels", 2304))), Part(MASK, (tokens,), mask=True)
+def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
+    return PromptPart(TEXT, (tokens, config.get("caption_channels", 2304))), PromptPart(MASK, (tokens,), mask=True)
 
 
-def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
-    own = inspect.signature(type(pipeline).__call__).parameters[INSTRUCTION].default
-    return _encoded(pipeline, texts, tokens, own)
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
+    instruction = inspect.signature(type(pipeline).__call__).parameters[INSTRUCTION].default
+    return _encoded(pipeline, texts, tokens, instruction)
 
 
-def negative(pipeline: Any, text: str | None, tokens: int) -> Given:
+def negative(pipeline: Any, text: str | None, tokens: int) -> TextInputs:
     return _encoded(pipeline, [text or ""], tokens, None)
 
 
-def _encoded(pipeline: Any, texts: Sequence[str], tokens: int, instruction: Sequence[str] | None) -> Given:
+def _encoded(pipeline: Any, texts: Sequence[str], tokens: int, instruction: Sequence[str] | None) -> TextInputs:
     how: dict[str, Any] = {"max_sequence_length": tokens, INSTRUCTION: instruction}
-    made = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, **how)
-    return {TEXT: made[0], MASK: made[1]}
+    embeddings = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, **how)
+    return {TEXT: embeddings[0], MASK: embeddings[1]}
 
 
-KIND = Kind(
+KIND = NetworkSpec(
     by_text,
     prompt=prompt,
     tokens=300,
     encode=encode,
     negative=negative,
-    known={"guidance_embeds": (None, False)},
+    settings={"guidance_embeds": (None, False)},
     rows=Rows(embedded="timestep"),
     between=(CONTROL,),
     units=lambda net: 1 / net.config.timestep_scale,

@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import PAIRED, POOLED, TEXT, Config, Given, Kind, Part, by_text
+from dualrate.pipelines.classes.kind import PAIRED, POOLED, TEXT, Config, NetworkSpec, PromptPart, TextInputs, by_text
 
 OF_CLIP = 77  # of the tokens
 
 
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
+def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
     width, pooled = config.get("joint_attention_dim", 4096), config.get("pooled_projection_dim", 2048)
-    return Part(TEXT, (tokens, width)), Part(POOLED, (pooled,))
+    return PromptPart(TEXT, (tokens, width)), PromptPart(POOLED, (pooled,))
 
 
-def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
-    made = pipeline.encode_prompt(
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
+    embeddings = pipeline.encode_prompt(
         prompt=list(texts),
         prompt_2=None,
         prompt_3=None,
         do_classifier_free_guidance=False,
         max_sequence_length=tokens - OF_CLIP,
     )
-    return {TEXT: made[0], POOLED: made[2]}
+    return {TEXT: embeddings[0], POOLED: embeddings[2]}
 
 
-KIND = Kind(
+KIND = NetworkSpec(
     by_text,
     prompt=prompt,
     tokens=OF_CLIP + 256,

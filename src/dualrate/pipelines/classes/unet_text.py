@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Shape
-from dualrate.pipelines.classes.kind import TEXT, Config, Given, Kind, Part
+from dualrate.pipelines.classes.kind import TEXT, Config, NetworkSpec, PromptPart, TextInputs
 
 ADDED = ("text_embeds", "time_ids")
 HOLE = ("mask", "masked_image_latents")
@@ -22,63 +22,63 @@ NUMBERS = 6
 
 
 def channels(config: Config) -> int:
-    """Of a state: what comes out, where a hole stands beside it. Raises ValueError for other channels beside it."""
-    seen, own = config.get("in_channels", 4), config.get("out_channels", 4)
-    if seen not in (own, 2 * own + 1):
+    """Channels of a state, without a hole beside it. Raises ValueError where something else is beside it."""
+    seen, returned = config.get("in_channels", 4), config.get("out_channels", 4)
+    if seen not in (returned, 2 * returned + 1):
         raise ValueError(
-            f"this UNet2DConditionModel takes {seen} channels and returns {own}: known are as many, and {2 * own + 1}, "
-            "with a mask and the latents of a masked image"
+            f"this UNet2DConditionModel takes {seen} channels and returns {returned}: known are as many, and "
+            f"{2 * returned + 1}, with a mask and the latents of a masked image"
         )
-    return own
+    return returned
 
 
-def prompt(config: Config, tokens: int, shape: Shape) -> tuple[Part, ...]:
+def prompt(config: Config, tokens: int, shape: Shape) -> tuple[PromptPart, ...]:
     width = config.get("cross_attention_dim", 1280)
-    parts = [Part(TEXT, (tokens, width if isinstance(width, int) else width[0]))]
+    parts = [PromptPart(TEXT, (tokens, width if isinstance(width, int) else width[0]))]
     if config.get("addition_embed_type") == "text_time":
         pooled = config["projection_class_embeddings_input_dim"] - NUMBERS * config["addition_time_embed_dim"]
-        parts += [Part(ADDED[0], (pooled,)), Part(ADDED[1], (NUMBERS,), stays=True)]
+        parts += [PromptPart(ADDED[0], (pooled,)), PromptPart(ADDED[1], (NUMBERS,), stays=True)]
     if config.get("in_channels", 4) != channels(config):
-        parts += [Part(HOLE[0], (1, *shape[1:]), stays=True), Part(HOLE[1], shape, stays=True)]
+        parts += [PromptPart(HOLE[0], (1, *shape[1:]), stays=True), PromptPart(HOLE[1], shape, stays=True)]
     return tuple(parts)
 
 
-def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, given: Given) -> Tensor:
-    hole = [given[name] for name in HOLE if name in given]
-    added = {name: given[name] for name in ADDED if name in given} or None
+def call(net: nn.Module, state: Tensor, time: Tensor, label: Tensor | None, inputs: TextInputs) -> Tensor:
+    hole = [inputs[name] for name in HOLE if name in inputs]
+    added = {name: inputs[name] for name in ADDED if name in inputs} or None
     seen = torch.cat((state, *hole), 1)
-    return net(seen, time, encoder_hidden_states=given[TEXT], added_cond_kwargs=added, return_dict=False)[0]
+    return net(seen, time, encoder_hidden_states=inputs[TEXT], added_cond_kwargs=added, return_dict=False)[0]
 
 
-def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> Given:
-    made = pipeline.encode_prompt(
+def encode(pipeline: Any, texts: Sequence[str], tokens: int) -> TextInputs:
+    embeddings = pipeline.encode_prompt(
         prompt=list(texts),
         device=pipeline._execution_device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
     )
-    if len(made) == 2:
-        return {TEXT: made[0]}
+    if len(embeddings) == 2:
+        return {TEXT: embeddings[0]}
     side = pipeline.default_sample_size * pipeline.vae_scale_factor
-    sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=made[0].device)
-    return {TEXT: made[0], ADDED[0]: made[2], ADDED[1]: sizes}
+    sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=embeddings[0].device)
+    return {TEXT: embeddings[0], ADDED[0]: embeddings[2], ADDED[1]: sizes}
 
 
-def negative(pipeline: Any, text: str | None, tokens: int) -> Given:
-    found = encode(pipeline, [text or ""], tokens)
-    if text is None and ADDED[0] in found and pipeline.config.force_zeros_for_empty_prompt:  # SDXL
-        return {**found, **{name: torch.zeros_like(found[name]) for name in (TEXT, ADDED[0])}}
-    return found
+def negative(pipeline: Any, text: str | None, tokens: int) -> TextInputs:
+    inputs = encode(pipeline, [text or ""], tokens)
+    if text is None and ADDED[0] in inputs and pipeline.config.force_zeros_for_empty_prompt:  # SDXL
+        return {**inputs, **{name: torch.zeros_like(inputs[name]) for name in (TEXT, ADDED[0])}}
+    return inputs
 
 
-KIND = Kind(
+KIND = NetworkSpec(
     call,
     channels=channels,
     prompt=prompt,
     tokens=77,
     encode=encode,
     negative=negative,
-    known={
+    settings={
         "time_embedding_type": ("positional",),
         "class_embed_type": (None,),
         "num_class_embeds": (None,),
