@@ -76,7 +76,7 @@ from dualrate.denoisers.denoiser import Denoiser, Plain, condition_of
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, expand, once
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, cached_for_shared_time, expand
 from dualrate.networks.uvit import UViTCut
 
 By = Literal["attention", "random"]
@@ -133,7 +133,7 @@ def forecast(context: Context, t: Tensor, schedule: Schedule) -> tuple[Tensor, .
     return tuple(_mixed(weights, same) for same in zip(*(one.features for one in held), strict=True))
 
 
-@once
+@cached_for_shared_time
 def forecast_weights(schedule: Schedule, t: Tensor, *times: Tensor) -> tuple[Tensor, ...]:
     """What each of F_0, ..., F_m counts in F(u), as t. times: of the features, the latest first."""
     u, *nodes = (schedule.log_snr(time) for time in (t, *times))

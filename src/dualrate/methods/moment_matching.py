@@ -225,7 +225,7 @@ class MomentMatching(StudentMethod):
         """
         with torch.no_grad():
             states, x_hat, _, z_s = self.sampled(batch, draws)
-            x = self.process.given(x_hat, states.z_t, z_s, states.t, states.s)
+            x = self.process.conditional_mean(x_hat, states.z_t, z_s, states.t, states.s)
             g_theta, cond = self.taught(z_s, states, batch), batch.cond[states.row]
         g_phi = posterior_mean(self.auxiliary, z_s, states.s, cond)
         loss = auxiliary_loss(self.process.deviance, x, g_phi, g_theta)

@@ -244,7 +244,7 @@ class Planner:
         """The sum of the plan's terms. Raises ValueError for times that are not the grid's, and for partial steps."""
         at = [self._index(t) for t in plan.t]
         total = 0.0
-        for here, following, step in zip(at[:-1], at[1:], plan.held, strict=True):
+        for here, following, step in zip(at[:-1], at[1:], plan.context_steps, strict=True):
             held = NO_CONTEXT if step is None else at[step]
             total += (self.own_errors[here, held] + self._bending[here, following]) * self._weights[here, following]
         return total

@@ -23,7 +23,7 @@ from torch import Tensor
 from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Process
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import expand, once
+from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Stepped
 
@@ -107,7 +107,7 @@ class Ancestral(Ranged, Reverse):
         return super().__call__(denoise, z, t, s, draw, carry)
 
 
-@once
+@cached_for_shared_time
 def _more_noise(process: GaussianProcess, gamma: float, t: Tensor, s: Tensor) -> Tensor:
     """((c sigma_t^2) / (c sigma_s^2))^gamma: c cancels, so that nothing is lost for small steps."""
     log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
@@ -115,7 +115,7 @@ def _more_noise(process: GaussianProcess, gamma: float, t: Tensor, s: Tensor) ->
     return torch.exp(gamma * log_ratio)
 
 
-@once
+@cached_for_shared_time
 def _less_noise(process: GaussianProcess, eta: float, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of z and x in the mean, k / sigma_t and alpha_s - alpha_t k / sigma_t with k^2 = sigma_s^2 - g^2; and g^2."""
     log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)

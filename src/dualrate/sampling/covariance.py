@@ -72,7 +72,7 @@ from dualrate.config.ranges import Range, Ranged, Rings, Side
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
-from dualrate.diffusion.values import expand, once
+from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
 
@@ -121,7 +121,7 @@ class Bands(Ranged):
 
 @cache
 def _index(bands: Bands, device: torch.device) -> Tensor:
-    """(C H W,) the band of each coefficient; made once for a device."""
+    """(C H W,) the band of each coefficient; one copy for each device."""
     return bands.index.flatten().to(device)
 
 
@@ -134,7 +134,7 @@ def _members(bands: Bands, dtype: torch.dtype, device: torch.device) -> tuple[Te
 
 @cache
 def matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(N, N) orthonormal DCT-II, rows are frequencies; made once."""
+    """(N, N) orthonormal DCT-II, rows are frequencies; cached."""
     n = torch.arange(size, dtype=torch.float64, device=device)
     waves = torch.cos(math.pi / size * n[:, None] * (n + 0.5)) * math.sqrt(2 / size)
     waves[0] *= math.sqrt(0.5)
@@ -253,7 +253,7 @@ class NoiseCovariance(Ranged, Step):
         return from_z * z + from_x * x_hat + from_normal * normal + from_along * along, carry
 
 
-@once
+@cached_for_shared_time
 def _along_noise(process: GaussianProcess, kernel: Kernel, t: Tensor, s: Tensor) -> tuple[Tensor, ...]:
     """What counts in z_s: z, x_hat, the noise n, and the derivative along n (module docstring)."""
     if kernel == "ddim":
@@ -281,7 +281,7 @@ def probed(
     return x_hat, expand(tweedie(process, t), estimate) * estimate
 
 
-@once
+@cached_for_shared_time
 def tweedie(process: GaussianProcess, t: Tensor) -> Tensor:
     """sigma_t^2 / alpha_t, (B,): C over the derivative of x_hat."""
     log_snr = process.schedule.log_snr(t)
@@ -372,7 +372,7 @@ class CovarianceTable:
         """(N, K) values of the plan's steps: their logarithms linear between the table's (t, tau)."""
         logarithms = values.log()
         at = process.schedule.log_snr(torch.tensor(plan.t[:-1], dtype=torch.float64)).tolist()
-        held = (None if step is None else at[step] for step in plan.held)
+        held = (None if step is None else at[step] for step in plan.context_steps)
         return torch.stack([self._at(logarithms, *one).exp() for one in zip(at, held, strict=True)])
 
     def _at(self, values: Tensor, log_snr: float, held: float | None) -> Tensor:

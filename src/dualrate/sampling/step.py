@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import expand, once
+from dualrate.diffusion.values import cached_for_shared_time, expand
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
 Draw = Callable[[], Tensor]  # this step's next random numbers, of the process's `noise`
@@ -81,7 +81,7 @@ def move(process: GaussianProcess, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -
     return expand(from_z, z) * z + expand(from_x, z) * x
 
 
-@once
+@cached_for_shared_time
 def move_weights(process: GaussianProcess, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Of z and x in `move`: sigma_s / sigma_t and alpha_s - alpha_t sigma_s / sigma_t."""
     log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
