@@ -42,8 +42,8 @@ class Cond:
     features: tuple[Tensor, ...] = ()
 
     def __getitem__(self, rows: Tensor | slice) -> Cond:
-        label, given = (None if part is None else part[rows] for part in (self.label, self.given))
-        return Cond(label, given, tuple(feature[rows] for feature in self.features))
+        label, y = (None if part is None else part[rows] for part in (self.label, self.given))
+        return Cond(label, y, tuple(feature[rows] for feature in self.features))
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ class Batch:
 
     def __getitem__(self, rows: Tensor | slice) -> Batch:
         here = self.here[rows] if self.here is not None and isinstance(rows, slice) else None
-        label, given = (None if part is None else part[rows] for part in (self.label, self.given))
-        return Batch(self.x[rows], label, self.sample[rows], here=here, given=given)
+        label, y = (None if part is None else part[rows] for part in (self.label, self.given))
+        return Batch(self.x[rows], label, self.sample[rows], here=here, given=y)
 
     def to(self, device: torch.device | str) -> Batch:
         target = torch.device(device)
         to = partial(Tensor.to, device=target, non_blocking=target.type != "cpu")  # a copy to the host is waited for
-        label, given = (None if part is None else to(part) for part in (self.label, self.given))
+        label, y = (None if part is None else to(part) for part in (self.label, self.given))
         here = self.sample if self.sample.device.type == "cpu" else self.here
-        return Batch(to(self.x), label, to(self.sample), self.elsewhere, here, given)
+        return Batch(to(self.x), label, to(self.sample), self.elsewhere, here, y)
 
     def draws(self, seed: int) -> Draws:
         """The random numbers of its rows, in a run of this seed."""
