@@ -41,10 +41,10 @@ Features = tuple[Tensor, ...]  # of a context, as the light network takes them
 
 def check_pair(encoder: BodyConfig, light: BodyConfig) -> None:
     """Raise ValueError, with the differences, unless the encoder's features fit the light network."""
-    require_same(encoder, light, "shape", "num_classes", "patch", "num_levels", "periodic")
+    require_same_fields(encoder, light, "shape", "num_classes", "patch", "num_levels", "periodic")
 
 
-def require_same(encoder: object, light: object, *names: str) -> None:
+def require_same_fields(encoder: object, light: object, *names: str) -> None:
     """Raise ValueError for two configurations that differ in one of these fields."""
     differ = {name: (getattr(encoder, name), getattr(light, name)) for name in names}
     differences = [f"{name} {heavy} and {small}" for name, (heavy, small) in differ.items() if heavy != small]

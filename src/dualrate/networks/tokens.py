@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
 from dualrate.networks.blocks import ChannelNorm, NoiseEmbedding, TransformerBlock, unpatchified, zero_init
-from dualrate.networks.dual import Features, LightNetwork, require_same
+from dualrate.networks.dual import Features, LightNetwork, require_same_fields
 from dualrate.networks.uvit import Embedding, Head
 
 SPREAD = 0.02  # of vectors of categories and positions at the start
@@ -175,4 +175,4 @@ class LightTokens(LightNetwork):
 
 def check_tokens(encoder: TokensConfig, light: TokensConfig) -> None:
     """Raise ValueError, with the differences, unless a light network can read this encoder's context."""
-    require_same(encoder, light, "shape", "patch", "num_classes", "noise")
+    require_same_fields(encoder, light, "shape", "patch", "num_classes", "noise")

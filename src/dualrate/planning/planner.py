@@ -139,7 +139,7 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Call:
+class GridCall:
     """A denoiser's call at t_i with the context of t_j: j = i at a heavy call, NO_CONTEXT without a context.
 
     z: (B, ...); t: (B,)
@@ -155,7 +155,7 @@ class Call:
 @torch.no_grad()
 def every_call(
     denoiser: Denoiser, process: GaussianProcess, t: tuple[float, ...], x: Tensor, cond: Cond, draws: Draws
-) -> Iterator[Call]:
+) -> Iterator[GridCall]:
     """Yields all pairs of a grid time (t: (M + 1,), but the last) and a context; at each time NO_CONTEXT comes last.
 
     They lie along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the
@@ -176,11 +176,11 @@ def every_call(
                 "all that a planner looks at: spread its heavy calls evenly (--heavy), or name another denoiser"
             )
         for j, context in contexts.items():
-            yield Call(i, j, z, now, context)
-        yield Call(i, i, z, now, fresh)
+            yield GridCall(i, j, z, now, context)
+        yield GridCall(i, i, z, now, fresh)
         ageless = denoiser.reuse is Reuse.FREE and bool(fresh.features)
         if denoiser.reuse is not Reuse.SMOOTH and not ageless:
-            yield Call(i, NO_CONTEXT, z, now, Context())
+            yield GridCall(i, NO_CONTEXT, z, now, Context())
         if fresh.features and not ageless:
             contexts[i] = fresh.aged()
         if i + 1 < steps:
