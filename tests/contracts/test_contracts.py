@@ -167,7 +167,7 @@ def test_a_step_for_tokens_alone_says_whether_it_may_reuse_a_context():
     class OfTokens(Reverse):
         of = CategoricalProcess
 
-    assert Sampler(OfTokens).made(Masked(), {}, None, None).markovian
+    assert Sampler(OfTokens).build(Masked(), {}, None, None).markovian
     with pytest.raises(ValueError, match="OfTokens is for a CategoricalProcess"):
         _ = Sampler(OfTokens).markovian
 

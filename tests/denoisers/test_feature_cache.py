@@ -255,7 +255,7 @@ def test_calls_and_multiply_adds_are_the_schedule_s(name):
     cost, h = call_cost(made, SHAPE, 0), net.patches(z)
     outside = [lambda: net.embedding(emb[:, 0], None), lambda: net.predict(net.patches(z))]
     levels = [lambda: net.ascend(*net.descend(h, emb, end=1), emb)] if outer else []
-    assert cost.own
+    assert cost.denoised
     assert cost.heavy == macs_of(lambda: net(z, emb[:, 0], None))
     assert cost.light == sum(map(macs_of, outside + levels))
     assert plan_cost(made, dr.DDIM(PROCESS), plan, SHAPE, label=0).macs == 3 * cost.heavy + 5 * cost.light

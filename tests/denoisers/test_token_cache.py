@@ -186,10 +186,10 @@ def test_the_steps_between_full_ones_are_the_method_s():
 
 
 def test_a_plan_says_whose_context_a_step_has_where_that_is_one_step_s():
-    assert dr.StepPlan.late(6, 2, 1).held == (None, 1, 1, 3, 3, 3)
-    assert dr.StepPlan((1.0, 0.6, 0.3, 0.0), (FULL, Refresh.NONE, FULL)).held == (0, None, 2)
+    assert dr.StepPlan.late(6, 2, 1).context_steps == (None, 1, 1, 3, 3, 3)
+    assert dr.StepPlan((1.0, 0.6, 0.3, 0.0), (FULL, Refresh.NONE, FULL)).context_steps == (0, None, 2)
     with pytest.raises(ValueError, match="of no one time: leave partial steps to toca and duca"):
-        _ = dr.StepPlan.uniform(4, 2).renewing((PARTIAL,)).held
+        _ = dr.StepPlan.uniform(4, 2).renewing((PARTIAL,)).context_steps
 
 
 def test_a_partial_step_wants_a_denoiser_that_has_one():

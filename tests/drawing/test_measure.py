@@ -302,7 +302,7 @@ def test_seconds_of_calls_are_those_of_a_row_and_of_a_kind(model, monkeypatch):
     taken = iter([8.0, 4.0, 8.0, 4.0, 2.0, 6.4])
     monkeypatch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **_: (call(), next(taken))[1])
     for one, partial, without in ((model, 0.0, None), (alone.with_denoiser("toca"), 0.5, 1.6)):
-        assert call_seconds(one, 4) == CallCost(2.0, 1.0, own=True, partial=partial, alone=without)
+        assert call_seconds(one, 4) == CallCost(2.0, 1.0, denoised=True, partial=partial, alone=without)
 
 
 def test_a_report_of_costs_adds_up(drawer, model, monkeypatch):

@@ -68,7 +68,7 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("own", [True, False])
 def test_affordable_is_the_most_that_the_budget_pays(own):
-    costs = CallCost(heavy=10.0, light=2.0, own=own)
+    costs = CallCost(heavy=10.0, light=2.0, denoised=own)
     for steps in (4, 8):
         for budget in (7.9, 8.0, 16.0, 30.0, 200.0):
             fits = [h * 10 + (steps - h * own) * 2 <= budget for h in range(steps + 1)]
@@ -107,7 +107,7 @@ def grid_errors(steps: int = 8) -> Errors:
 
 
 def test_candidates_stay_within_the_budget_and_beat_the_even_spread():
-    planner, costs = Planner(grid_errors(), PROCESS), CallCost(10, 1, own=True)
+    planner, costs = Planner(grid_errors(), PROCESS), CallCost(10, 1, denoised=True)
     found = candidates(planner, costs, 30, (2, 4, 8))
     assert [c.planned.objective for c in found] == sorted(c.planned.objective for c in found)
     for candidate in found:

@@ -443,7 +443,7 @@ def test_windows_of_both_rates_cost_what_their_calls_do_and_are_drawn_by_rolls(s
     metered = Metered(model.denoiser)
     starts, drawer = held_out_starts(model, 2, 2), drawer_of(replace(model, denoiser=metered), steps=4)
     calls = model.call_cost
-    assert calls.own
+    assert calls.denoised
     assert min(calls.read, calls.heavy, calls.light) > 0
 
     def spent() -> float:

@@ -13,14 +13,14 @@ from dualrate.denoisers.denoiser import DualRate, Plain, posterior_mean
 from dualrate.diffusion.categorical import NoisePlanes
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Sigmoid
-from dualrate.diffusion.process import squared_error
+from dualrate.diffusion.process import mean_squared_error
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context
 from dualrate.methods.moment_matching import MomentMatching, auxiliary_loss, student_loss
 from dualrate.methods.student_states import FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 
-SCORES = {"cross-entropy": UNIFORM.deviance, "squared error": squared_error}
+SCORES = {"cross-entropy": UNIFORM.deviance, "squared error": mean_squared_error}
 every_score = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 V = 4
 
@@ -87,7 +87,7 @@ def test_at_the_auxiliary_s_optimum_the_values_are_those_of_the_two_methods():
         mean = (P.flatten() * (2 * student_loss(score, EACH, middle.expand_as(EACH), THETA.expand_as(EACH)))).sum()
         return mean - score(THETA, middle)
 
-    torch.testing.assert_close(value(squared_error), squared_error(P, THETA) / 2)
+    torch.testing.assert_close(value(mean_squared_error), mean_squared_error(P, THETA) / 2)
     three = divergence(P, THETA) - divergence(P, middle) - divergence(THETA, middle)
     entropy = -(THETA * THETA.log()).sum()
     torch.testing.assert_close(value(UNIFORM.deviance) / 2, (three - entropy)[None])
@@ -99,7 +99,7 @@ def test_the_student_s_gradient_is_the_log_ratio_or_the_gap():
     phi = distribution(2)
     for score, expected in (
         (UNIFORM.deviance, -(THETA.log() - phi.log())),
-        (squared_error, (phi - THETA) / V),
+        (mean_squared_error, (phi - THETA) / V),
     ):
         x = P.clone().requires_grad_()
         student_loss(score, x, phi, THETA).sum().backward()

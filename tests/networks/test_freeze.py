@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.networks.blocks import at_rest, frozen
+from dualrate.networks.blocks import eval_mode, frozen
 from dualrate.training.state import Ema
 
 
@@ -95,7 +95,7 @@ def test_at_rest_nothing_drops_out_and_every_mode_is_put_back():
     net[2].eval()
     modes, was = [part.training for part in net.modules()], flags(net)
     x = torch.randn(8, 4)
-    with at_rest(net):
+    with eval_mode(net):
         assert not any(flags(net))
         assert torch.equal(net(x), net[0](x))
     assert [part.training for part in net.modules()] == modes

@@ -202,7 +202,7 @@ def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_p
     assert run.experiment == experiment
     assert run.experiment.networks.encoder.fingerprint == read_folder(place / "dit").fingerprint
     dr.export(tmp_path / "run", tmp_path / "weights")
-    assert dr.load(tmp_path / "weights").call_cost.own
+    assert dr.load(tmp_path / "weights").call_cost.denoised
     DualRatePipeline.of(run, dr.Choice(steps=4, heavy=2)).save_pretrained(tmp_path / "pipeline")
     check_pipeline(tmp_path / "pipeline", run)
 

@@ -86,7 +86,7 @@ def test_what_a_later_state_tells_of_an_estimate_is_bayes_rule(kind, times):
         each = rows(process.posterior(ALL[z : z + 1].expand(V, -1, -1, -1), ALL, f64(*[t] * V), f64(*[s] * V)))
         for later in torch.nonzero(p @ each > 1e-9).flatten():
             z_t, z_s = ALL[z : z + 1], ALL[later : later + 1]
-            found = process.given(p.view(1, V, 1, 1), z_t, z_s, f64(t), f64(s)).flatten()
+            found = process.conditional_mean(p.view(1, V, 1, 1), z_t, z_s, f64(t), f64(s)).flatten()
             torch.testing.assert_close(found, p * each[:, later] / (p @ each[:, later]), rtol=1e-7, atol=1e-9)
 
 
@@ -150,10 +150,10 @@ def test_rare_categories_are_drawn_as_often_as_float32_says_wherever_they_stand(
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=["linear", "cosine"])
 def test_tokens_are_all_kept_at_0_and_none_at_1(schedule):
     process = Masked(schedule)
-    assert process.kept(f64(0, 1)).tolist() == [1, 0]
+    assert process.intact_share(f64(0, 1)).tolist() == [1, 0]
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     known = 1 - t if isinstance(schedule, Linear) else torch.cos(t * math.pi / 2) ** 2
-    torch.testing.assert_close(process.kept(t), known, rtol=0, atol=2e-3)
+    torch.testing.assert_close(process.intact_share(t), known, rtol=0, atol=2e-3)
     assert torch.equal(process.marginal(ALL[:3], f64(0, 0, 0)).probabilities, ALL[:3])
 
 
@@ -161,7 +161,7 @@ def test_tokens_are_all_kept_at_0_and_none_at_1(schedule):
 def test_the_weight_of_the_masked_bound_is_twice_the_sigmoid_s(schedule):
     """-a' / (1 - a), a' by autograd."""
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64, requires_grad=True)
-    kept = Masked(schedule).kept(t)
+    kept = Masked(schedule).intact_share(t)
     (slope,) = torch.autograd.grad(kept.sum(), t)
     torch.testing.assert_close(
         2 * x_loss_weight(Sigmoid(), schedule, t).detach(), (-slope / (1 - kept)).detach(), rtol=2e-3, atol=0

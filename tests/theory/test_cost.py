@@ -58,7 +58,7 @@ NO_TABLE = [name for name, sampler in SAMPLERS.items() if sampler.of_table is No
 @pytest.mark.parametrize("name", NO_TABLE)
 def test_expected_costs_are_those_of_the_calls_without_making_them(name, heavy):
     """Of every sampler, also guided in an interval; with and without an encoder that answers itself."""
-    plan, step = dr.StepPlan.late(5, heavy), SAMPLERS[name].made(PROCESS, {}, None, None)
+    plan, step = dr.StepPlan.late(5, heavy), SAMPLERS[name].build(PROCESS, {}, None, None)
     if heavy < 5 and not step.markovian:
         pytest.skip("reuses no context")
     for model in PAIRS.values():
@@ -74,7 +74,7 @@ def test_expected_costs_are_those_of_the_calls_without_making_them(name, heavy):
 
 
 def test_expected_costs_of_one_network_and_of_a_plan_are_the_sums_so_far():
-    calls = CallCost(100, 10, own=True)
+    calls = CallCost(100, 10, denoised=True)
     plan = dr.StepPlan.at(6, [1, 4])
     two = expected_costs(calls, Reuse.MARKOV, dr.Ancestral(PROCESS), plan, (1, 8, 8))
     assert [one.macs for one in two] == [10, 110, 120, 130, 230, 240]
@@ -84,7 +84,7 @@ def test_expected_costs_of_one_network_and_of_a_plan_are_the_sums_so_far():
 
 def test_expected_costs_of_what_reads_noise_beside_its_states():
     step = dr.Ancestral(NoisePlanes(Masked(), 2))
-    of = (CallCost(100, 10, own=True), Reuse.MARKOV, step, dr.StepPlan.uniform(4, 2), (3, 1, 4))
+    of = (CallCost(100, 10, denoised=True), Reuse.MARKOV, step, dr.StepPlan.uniform(4, 2), (3, 1, 4))
     assert [one.macs for one in expected_costs(*of)] == [100, 110, 210, 220]
 
 

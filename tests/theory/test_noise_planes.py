@@ -50,7 +50,9 @@ def test_tokens_are_the_inner_process_s_and_noise_is_drawn_anew(inner):
     assert torch.equal(z_s[:, :4], tokens.sample(plain_later))
     both = normal_planes(z_t) * normal_planes(z_s)
     assert both.mean().abs() < 0.05
-    assert torch.equal(process.given(x, z_t, z_s, t, s), inner.given(x, z_t[:, :4], z_s[:, :4], t, s))
+    assert torch.equal(
+        process.conditional_mean(x, z_t, z_s, t, s), inner.conditional_mean(x, z_t[:, :4], z_s[:, :4], t, s)
+    )
     assert torch.equal(process.transition(z_s, s, t).probabilities, inner.transition(z_s[:, :4], s, t).probabilities)
     z_t, z_tau = process.pair(x, s, t, start, later)
     assert torch.equal(z_tau[:, :4], inner.pair(x, s, t, plain_start, plain_later)[1])

@@ -8,7 +8,7 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond, once, shared_time
+from dualrate.diffusion.values import Cond, cached_for_shared_time, shared_time
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import Bands, CovarianceTable
 
@@ -26,7 +26,7 @@ def made(name: str) -> dr.Step:
 def test_a_formula_is_evaluated_once_for_a_plan_and_every_time_for_rows():
     asked = []
 
-    @once
+    @cached_for_shared_time
     def double(of: str, t: torch.Tensor) -> torch.Tensor:
         asked.append(of)
         return 2 * t

@@ -8,7 +8,7 @@ from contracts.test_method_contracts import NET
 from torch import nn
 
 import dualrate as dr
-from dualrate.networks.blocks import at_rest
+from dualrate.networks.blocks import eval_mode
 from dualrate.networks.uvit import UViT
 from dualrate.training.loop import recompute
 
@@ -86,7 +86,7 @@ def test_a_block_at_rest_stays_at_rest_in_the_backward_pass():
     gradients = []
     for net in (network(), network(1)):
         z = torch.ones(2, 1, 8, 8, dtype=torch.float64, requires_grad=True)
-        with at_rest(net):
+        with eval_mode(net):
             out = net(z, torch.zeros(2, dtype=torch.float64), torch.arange(2))
         out.square().sum().backward()
         gradients.append(z.grad)

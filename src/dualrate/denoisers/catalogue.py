@@ -1,4 +1,4 @@
-"""Denoisers by name. Each is made around the denoiser of a trained model, and costs less per step without training.
+"""Denoisers by name. Each wraps the denoiser of a trained model, and costs less per step without training.
 
 A name of the form `package.module:name` is one of another package, which is imported already: a class or a function
 that takes a denoiser and its process, and returns a denoiser.
@@ -39,11 +39,11 @@ def denoiser_named(name: str) -> Around:
         raise ValueError(
             f"there is no denoiser {name!r}; there are {', '.join(DENOISERS)}, and package.module:name of your own"
         )
-    found = known(name)
+    factory = known(name)
     try:
-        inspect.signature(cast(Around, found)).bind(None, None)
+        inspect.signature(cast(Around, factory)).bind(None, None)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{name} is no denoiser: expected what takes a denoiser and its process, got {found!r}: {error}"
+            f"{name} is no denoiser: expected what takes a denoiser and its process, got {factory!r}: {error}"
         ) from error
-    return cast(Around, found)
+    return cast(Around, factory)

@@ -42,11 +42,11 @@ from dualrate.system.device import pick_device
 
 
 class Denoiser(ABC):
-    """What a sampler calls. `reuse`, `encode` and `denoise` are enough; a class with these need not derive from this.
+    """A model as a sampler calls it. A class with `reuse`, `encode` and `denoise` is one without deriving from this.
 
     reuse:         which samplers may use a context at a later time than its own
-    between:       what steps between two heavy calls do to the context, in turn, where a plan has nothing but the
-                   number of heavy calls. One that is PARTIAL calls `renew`
+    between:       actions on the context, in turn, of the steps between two heavy calls, where a plan has nothing but
+                   the number of heavy calls. A PARTIAL step calls `renew`
     alone_differs: whether a step without a context costs something else than a light call: it runs another network, or
                    the whole of one
     varies:        whether the cost of a call depends on its rows; an image's cost is then a mean over images
@@ -66,14 +66,14 @@ class Denoiser(ABC):
         """x_hat: (B, C, H, W) float32, the estimate of E[x | z_t, context]."""
 
     def read(self, cond: Cond) -> Cond:
-        """With the features of what is given, for all steps and all samples of it: none, unless overridden.
+        """The condition with its features, for all steps and all its samples: with none, unless overridden.
 
-        cond: of M samples a condition with a label, if any, for each condition
+        cond: for M samples of each condition it has a label, if any, for each condition
         """
         return cond
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
-        """Computes a part of the context again, and x_hat if that comes of it, for less than a heavy call.
+        """The context with a part computed again, and x_hat if the call computes it, for less than a heavy call.
 
         Raises ValueError for a denoiser that cannot.
         """
@@ -81,14 +81,15 @@ class Denoiser(ABC):
 
 
 def abilities(denoiser: Denoiser) -> Denoiser:
-    """Where `between`, `alone_differs` and `varies` of a denoiser stand: those of one that derives from no class of
-    ours are the usual ones.
+    """The holder of a denoiser's `between`, `alone_differs` and `varies`: itself, if it derives from `Denoiser`.
+
+    For any other it is the class `Denoiser`, with the usual values.
     """
     return denoiser if isinstance(denoiser, Denoiser) else Denoiser  # pyright: ignore[reportReturnType]
 
 
 def read(denoiser: Denoiser, cond: Cond) -> Cond:
-    """As `Denoiser.read`; of one that derives from no class of ours, as it is."""
+    """The condition as `Denoiser.read` returns it; unchanged where the denoiser does not derive from `Denoiser`."""
     return denoiser.read(cond) if isinstance(denoiser, Denoiser) else cond
 
 
@@ -101,15 +102,15 @@ class Labelled(Protocol):
 
 
 def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
-    """Raises ValueError for labels that its networks have no embedding of, where the number of these is known.
+    """Raise ValueError for labels that its networks have no embedding of, where their number can be seen.
 
     On a GPU such a label would end the process.
     """
     tables = [table for network in networks_of(denoiser) for table in _tables(network)]
-    known = min((table.num_classes + table.null for table in tables if table.num_classes), default=0)
-    strange = [label for label in labels if label not in range(known)]
+    count = min((table.num_classes + table.null for table in tables if table.num_classes), default=0)
+    strange = [label for label in labels if label not in range(count)]
     if tables and strange:
-        rule = f"are 0 to {known - 1}" if known else "are none"
+        rule = f"are 0 to {count - 1}" if count else "are none"
         raise ValueError(f"the labels that these networks know {rule}, got {strange[0]!r}")
 
 
@@ -119,7 +120,7 @@ _TABLES: WeakKeyDictionary[nn.Module, list[ref[nn.Module]]] = WeakKeyDictionary(
 def _tables(network: nn.Module) -> list[Any]:
     """The modules of a network that embed labels.
 
-    Looked for once a network, which may have thousands of modules, and again once one of them is gone.
+    They are cached for each network, which may have thousands of modules, and looked up again when one was deleted.
     """
     tables = [table() for table in _TABLES[network]] if network in _TABLES else [None]
     if None in tables:
@@ -129,7 +130,7 @@ def _tables(network: nn.Module) -> list[Any]:
 
 
 def device_of(denoiser: Denoiser, device: torch.device | str | None) -> torch.device:
-    """This device; None: where the networks of a denoiser are, or, where none are seen, as of `pick_device`."""
+    """This device. None: that of the denoiser's networks, or where none are seen, `pick_device`'s."""
     if device is None:
         weights = (weight for network in networks_of(denoiser) for weight in network.parameters())
         return next((weight.device for weight in weights), None) or pick_device(None)
@@ -137,7 +138,7 @@ def device_of(denoiser: Denoiser, device: torch.device | str | None) -> torch.de
 
 
 def networks_of(value: object) -> Iterator[nn.Module]:
-    """The networks of a denoiser, and of those within it."""
+    """Yields the networks of a denoiser, and of all denoisers within it."""
     if isinstance(value, nn.Module):
         yield value
     elif is_dataclass(value):
@@ -146,13 +147,13 @@ def networks_of(value: object) -> Iterator[nn.Module]:
 
 
 def modules_of(value: object) -> Iterator[nn.Module]:
-    """All modules within a denoiser."""
+    """Yields all modules within a denoiser."""
     for network in networks_of(value):
         yield from network.modules()
 
 
 def condition_of(cond: Cond) -> tuple[Tensor | None, ...]:
-    """What a network takes after z and log_snr: (label,), or (y, label) where y is given."""
+    """Arguments of a network after z and log_snr: (label,), or (y, label) where there is a y."""
     return (cond.label,) if cond.given is None else (cond.given, cond.label)
 
 
@@ -193,8 +194,8 @@ class DualRate(Denoiser):
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         log_snr = self.process.log_snr(t).to(z.dtype)
-        features, own = self.heavy(z, per_row(log_snr, z), cond)
-        x_hat = None if own is None else self.process.x_hat(z, own.to(z.dtype), log_snr)
+        features, output = self.heavy(z, per_row(log_snr, z), cond)
+        x_hat = None if output is None else self.process.x_hat(z, output.to(z.dtype), log_snr)
         return Context(features, tau=t, x_hat=x_hat)
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
@@ -276,15 +277,18 @@ class BothRates(DualRate):
 
 
 def features_of(network: nn.Module, process: Process, cond: Cond) -> tuple[Tensor, ...]:
-    """What a network, (log_snr at t = 1, y, label) -> features, makes of y. Raises ValueError where there is none."""
-    given = given_of(cond)
-    label = None if cond.label is None else cond.label[:: max(1, len(cond.label) // max(1, len(given)))]
-    log_snr = process.log_snr(torch.ones((), dtype=torch.float64)).to(given.dtype)
-    return network(per_row(log_snr, given), given, label)
+    """Features that a network, (log_snr at t = 1, y, label) -> features, computes of y.
+
+    Raises ValueError where there is no y.
+    """
+    y = given_of(cond)
+    label = None if cond.label is None else cond.label[:: max(1, len(cond.label) // max(1, len(y)))]
+    log_snr = process.log_snr(torch.ones((), dtype=torch.float64)).to(y.dtype)
+    return network(per_row(log_snr, y), y, label)
 
 
 def given_of(cond: Cond) -> Tensor:
-    """y. Raises ValueError where there is none."""
+    """y, the tensor of a condition. Raises ValueError where there is none."""
     if cond.given is None:
         raise ValueError("this model makes a sample of a condition, got none: pass Cond(label, given)")
     return cond.given
@@ -327,10 +331,10 @@ class Metered(Wrapper):
     meter: Meter = field(default_factory=Meter)
 
     def read(self, cond: Cond) -> Cond:
-        found = read(self.inner, cond)
-        if found.features and not cond.features:
-            self.meter.read += len(found.features[0])
-        return found
+        with_features = read(self.inner, cond)
+        if with_features.features and not cond.features:
+            self.meter.read += len(with_features.features[0])
+        return with_features
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         context = self.inner.encode(z, t, self.read(cond))

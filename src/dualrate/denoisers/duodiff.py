@@ -52,7 +52,7 @@ class Switched(Denoiser):
 
     @property
     def varies(self) -> bool:
-        return any(abilities(one).varies for one in (self.light, self.heavy))
+        return any(abilities(denoiser).varies for denoiser in (self.light, self.heavy))
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         context = self.heavy.encode(z, t, cond)

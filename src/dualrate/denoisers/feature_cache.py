@@ -76,7 +76,7 @@ from dualrate.denoisers.denoiser import Denoiser, Plain, condition_of
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, expand, once
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, cached_for_shared_time, expand
 from dualrate.networks.uvit import UViTCut
 
 By = Literal["attention", "random"]
@@ -104,10 +104,10 @@ class TokenCuttable(Protocol):
         ...
 
 
-Kind = TypeVar("Kind")
+Network = TypeVar("Network")
 
 
-def network_of(denoiser: Denoiser, kind: type[Kind]) -> Kind:
+def network_of(denoiser: Denoiser, kind: type[Network]) -> Network:
     """The network of a single-rate model. Raises ValueError where it is not of this kind, so cannot be cut."""
     network = denoiser.network if isinstance(denoiser, Plain) else None
     if not isinstance(network, kind):
@@ -123,19 +123,19 @@ def forecast(context: Context, t: Tensor, schedule: Schedule) -> tuple[Tensor, .
 
     t: (B,) or (). Raises ValueError for contexts without a time.
     """
-    held = (context, *context.earlier)
-    times = [one.tau for one in held if one.tau is not None]
-    if len(times) < len(held):
+    contexts = (context, *context.earlier)
+    times = [past.tau for past in contexts if past.tau is not None]
+    if len(times) < len(contexts):
         raise ValueError("features are forecast from their times, and a context here has none (tau): pass encode's")
     if not context.earlier:
         return context.features
     weights = forecast_weights(schedule, t, *times)
-    return tuple(_mixed(weights, same) for same in zip(*(one.features for one in held), strict=True))
+    return tuple(_mixed(weights, same) for same in zip(*(past.features for past in contexts), strict=True))
 
 
-@once
+@cached_for_shared_time
 def forecast_weights(schedule: Schedule, t: Tensor, *times: Tensor) -> tuple[Tensor, ...]:
-    """What each of F_0, ..., F_m counts in F(u), as t. times: of the features, the latest first."""
+    """Weights of F_0, ..., F_m in F(u), shaped as t. times: of the features, the latest first."""
     u, *nodes = (schedule.log_snr(time) for time in (t, *times))
     weights = [torch.ones_like(u) for _ in nodes]
     for j, k in permutations(range(len(nodes)), 2):
@@ -153,7 +153,7 @@ def _mixed(weights: tuple[Tensor, ...], features: tuple[Tensor, ...]) -> Tensor:
 
 
 class _Cache(Ranged, Denoiser):
-    """A single-rate network that keeps `kept` features between refreshes, the first of which is what its inside adds.
+    """A single-rate network that keeps `num_features` features between refreshes, first the sum its inside adds.
 
     A refresh has denoised already (`Context.x_hat`), so its step needs no light call: H = N is the network itself.
     A step without a context runs the whole network, at its cost (`alone_differs`).
@@ -162,26 +162,26 @@ class _Cache(Ranged, Denoiser):
     network: Any
     process: GaussianProcess
     reuse: Any
-    kept = 1
+    num_features = 1
     alone_differs = True
 
     def called(self, method: Callable[..., Any], z: Tensor, t: Tensor, cond: Cond, *more: Tensor) -> tuple[Any, Tensor]:
-        """What a method of the network returns but v, and x_hat of that v."""
+        """Results of a method of the network: all but v, and x_hat of v."""
         log_snr = self.process.log_snr(t).to(z.dtype)
-        *others, v = method(z, per_row(log_snr, z), *condition_of(cond), *more)
-        return others, x_from_v(z, v.to(z.dtype), log_snr)
+        *features, v = method(z, per_row(log_snr, z), *condition_of(cond), *more)
+        return features, x_from_v(z, v.to(z.dtype), log_snr)
 
     def features_of(self, context: Context) -> tuple[Tensor, ...]:
-        """Raises ValueError for a context that is not of this network, or that some rows do not have."""
-        if len(context.features) != self.kept or context.present is not None:
+        """Its features. Raises ValueError for a context of another network, or that some rows do not have."""
+        if len(context.features) != self.num_features or context.present is not None:
             raise ValueError(
-                f"this cache has contexts of {self.kept} features, of all rows, got {len(context.features)}: pass what "
-                "encode returned for these rows, or Context() to run the whole network"
+                f"this cache has contexts of {self.num_features} features, of all rows, got {len(context.features)}: "
+                "pass what encode returned for these rows, or Context() to run the whole network"
             )
         return context.features
 
     def added(self, context: Context, t: Tensor) -> Tensor:
-        """What the inside adds at t."""
+        """The sum that the inside adds at t."""
         return self.features_of(context)[0]
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
@@ -195,9 +195,9 @@ class _Cache(Ranged, Denoiser):
 
 @dataclass(frozen=True)
 class FeatureCache(_Cache):
-    """A single-rate network that keeps what its inside adds.
+    """A single-rate network that keeps the sum which its inside adds.
 
-    order: of the forecast, m; 0: what is kept stays the same
+    order: of the forecast, m; 0: the sum stays the same
     """
 
     network: Any
@@ -225,7 +225,7 @@ class FeatureCache(_Cache):
         return FeatureCache(replace(cut, outer=len(above), blocks=inside), require_gaussian(process, "the model"))
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        """Runs the whole network; the context has one feature, what the inside added, and x_hat."""
+        """Runs the whole network; the context has one feature, the sum that the inside added, and x_hat."""
         features, x_hat = self.called(self.network.whole, z, t, cond)
         return Context(tuple(features), tau=t, x_hat=x_hat, keeps=self.order)
 
@@ -240,9 +240,9 @@ class TokenCache(_Cache):
 
     share:   of the tokens, one at least
     by:      how they are chosen
-    between: what the steps before a full one do, counted back from it, in turn
-    Features: what all blocks added, what attention added, what tokens received, and the partial steps since each token
-    was computed, (B, n).
+    between: actions of the steps before a full one, counted back from it, in turn
+    Features: the sum that all blocks added, that of attention, the attention that tokens received, and the partial
+    steps since each token was computed, (B, n).
     """
 
     network: Any
@@ -251,7 +251,7 @@ class TokenCache(_Cache):
     by: By = "random"
     between: tuple[Refresh, ...] = (Refresh.PARTIAL,)
     reuse: Reuse = Reuse.SMOOTH
-    kept = 4
+    num_features = 4
 
     @staticmethod
     def around(
@@ -275,7 +275,10 @@ class TokenCache(_Cache):
 
 
 def choose(received: Tensor, age: Tensor, t: Tensor, count: int, by: By) -> Tensor:
-    """(B, count) of the n tokens, one at least. received, age: (B, n); t: (B,) or (), which decides what random is."""
+    """Places of the chosen tokens, (B, count), one at least of the n. received, age: (B, n); t: (B,) or ().
+
+    t is the seed of a random choice.
+    """
     size = age.shape[1]
     if by == "random":
         return torch.stack([order(size, time, age.device)[: max(1, count)] for time in t.expand(len(age)).tolist()])
@@ -290,6 +293,6 @@ def choose(received: Tensor, age: Tensor, t: Tensor, count: int, by: By) -> Tens
 
 @cache
 def order(size: int, t: float, device: torch.device) -> Tensor:
-    """(n,) the numbers from 0 on in an order that is random, and the same for all images at a time."""
+    """(n,) the numbers from 0 on in a random order, which is the same for all images at a time t."""
     seed = zlib.crc32(struct.pack("<d", t))  # of all its bits: a generator on the CPU takes 32
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(device)

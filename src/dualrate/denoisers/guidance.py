@@ -82,14 +82,14 @@ class Guided(Ranged, Wrapper):
     def _length_kept(self, z: Tensor, t: Tensor, x_label: Tensor, x_hat: Tensor) -> Tensor:
         state = expand(flow_scale(self.process.log_snr(t).to(z.dtype)), z) * z
         squares = ((state - x).square().mean(1, keepdim=True) for x in (x_label, x_hat))
-        own, guided = (F.avg_pool2d(square, self.patch).sqrt() for square in squares)
-        return state + (x_hat - state) * F.interpolate(own / guided, scale_factor=float(self.patch))
+        unguided, guided = (F.avg_pool2d(square, self.patch).sqrt() for square in squares)
+        return state + (x_hat - state) * F.interpolate(unguided / guided, scale_factor=float(self.patch))
 
     def _both(self, cond: Cond) -> Cond:
         if cond.label is None:
             raise ValueError("guidance needs a label per image, got none: pass labels or drop the guidance weight")
-        given = None if cond.given is None else torch.cat((cond.given, cond.given))
-        return Cond(torch.cat((cond.label, torch.full_like(cond.label, self.null))), given, cond.features)
+        y = None if cond.given is None else torch.cat((cond.given, cond.given))
+        return Cond(torch.cat((cond.label, torch.full_like(cond.label, self.null))), y, cond.features)
 
     def _active(self, t: Tensor) -> Tensor:
         noise_level = torch.exp(-self.process.log_snr(t) / 2)
@@ -129,7 +129,7 @@ class Sharpened(Ranged, Wrapper):
         return self.sharpened(self.inner.denoise(z, t, context, cond))
 
     def sharpened(self, x_hat: Tensor) -> Tensor:
-        """Of probabilities (..., V, H, W)."""
+        """Probabilities (..., V, H, W), sharpened."""
         logits = x_hat.log() / self.temperature  # -inf where it excludes
         if self.top_p == 1:  # rounded sums reach 1 before the last
             return torch.softmax(logits, AXIS)

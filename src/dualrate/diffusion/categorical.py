@@ -68,7 +68,7 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Linear, Schedule
-from dualrate.diffusion.values import expand, once
+from dualrate.diffusion.values import cached_for_shared_time, expand
 
 AXIS = -3  # of the categories
 
@@ -87,28 +87,28 @@ class Categorical:
         return torch.zeros_like(self.probabilities).scatter_(AXIS, index, 1)
 
 
-@once
-def _kept(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+@cached_for_shared_time
+def _shares(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """a_t and 1 - a_t."""
-    return _kept_at(schedule, schedule.log_snr(t))
+    return _shares_at(schedule, schedule.log_snr(t))
 
 
-def _kept_at(schedule: Schedule, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-    """The same at a log-SNR."""
+def _shares_at(schedule: Schedule, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """a_t and 1 - a_t at a log-SNR."""
     ends = (schedule.log_snr(torch.full_like(log_snr, t)) for t in (0.0, 1.0))
     most, least, share = map(torch.sigmoid, (*ends, log_snr))
     return (share - least) / (most - least), (most - share) / (most - least)
 
 
-@once
+@cached_for_shared_time
 def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """a = a_t / a_s and 1 - a."""
-    (kept_s, lost_s), (kept_t, lost_t) = _kept(schedule, s), _kept(schedule, t)
-    return kept_t / kept_s, (lost_t - lost_s) / kept_s
+    (intact_s, lost_s), (intact_t, lost_t) = _shares(schedule, s), _shares(schedule, t)
+    return intact_t / intact_s, (lost_t - lost_s) / intact_s
 
 
 def _log(probability: Tensor) -> Tensor:
-    """Finite at 0, where a softmax underflows or a category is impossible."""
+    """The logarithm, finite at 0, where a softmax underflows or a category is impossible."""
     return probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
 
 
@@ -119,9 +119,9 @@ class CategoricalProcess(Process):
     def pi(self, like: Tensor) -> Tensor:
         """(V, 1, 1): the distribution of noise, for states (..., V, H, W)."""
 
-    def kept(self, t: Tensor) -> Tensor:
+    def intact_share(self, t: Tensor) -> Tensor:
         """a_t: the share of tokens that noise has not replaced. Shape of t, or () where t is a plan's."""
-        return _kept(self.schedule, t)[0]
+        return _shares(self.schedule, t)[0]
 
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, 1, H, W): uniform in (0, 1), one number a token."""
@@ -133,35 +133,35 @@ class CategoricalProcess(Process):
 
     def marginal(self, x: Tensor, t: Tensor) -> Categorical:
         """q(z_t | x)."""
-        kept, lost = (expand(share, x) for share in _kept(self.schedule, t))
-        return Categorical(kept * x + lost * self.pi(x))
+        intact, lost = (expand(share, x) for share in _shares(self.schedule, t))
+        return Categorical(intact * x + lost * self.pi(x))
 
     def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return self.marginal(x, t).sample(noise)
 
     def transition(self, z_s: Tensor, s: Tensor, t: Tensor) -> Categorical:
-        kept, lost = (expand(share, z_s) for share in _transition(self.schedule, s, t))
-        return Categorical(kept * z_s + lost * self.pi(z_s))
+        intact, lost = (expand(share, z_s) for share in _transition(self.schedule, s, t))
+        return Categorical(intact * z_s + lost * self.pi(z_s))
 
     def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Categorical:
-        """q(z_s | z_t, x) for s <= t, s < 1; of x_hat its mean over x. x that z_t cannot be of count for nothing."""
-        kept_s, lost_s = (expand(share, z_t) for share in _kept(self.schedule, s))
+        """q(z_s | z_t, x) for s <= t, s < 1; of x_hat its mean over x. An x that cannot give z_t counts for nothing."""
+        intact_s, lost_s = (expand(share, z_t) for share in _shares(self.schedule, s))
         share = self._explaining(x, z_t, t)
-        earlier = kept_s * share + lost_s * self.pi(z_t) * share.sum(AXIS, keepdim=True)
+        earlier = intact_s * share + lost_s * self.pi(z_t) * share.sum(AXIS, keepdim=True)
         return Categorical(self._evidence(z_t, *_transition(self.schedule, s, t)) * earlier)
 
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
         """Bayes' rule of a token: the softmax of log q(z_t | x) and logits, the evidence of the other tokens."""
-        evidence = torch.log(self._evidence(z, *_kept_at(self.schedule, log_snr)))
+        evidence = torch.log(self._evidence(z, *_shares_at(self.schedule, log_snr)))
         return torch.softmax((output + evidence).masked_fill(self.pi(z) == 1, -math.inf), AXIS)
 
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
-        """Tokens of these probabilities."""
+        """Tokens drawn with the probabilities x_hat, one-hot."""
         return Categorical(x_hat).sample(self.noise(draws, [stream], *x_hat.shape[1:])[0])
 
-    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x_hat(x) q(z_s | x) / q(z_t | x) over their sum: of a mask x_hat while it is one, then what it shows."""
-        share = self._explaining(x_hat, z_t, t) * self._evidence(z_s, *_kept(self.schedule, s))
+    def conditional_mean(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """x_hat(x) q(z_s | x) / q(z_t | x) over their sum. A token that is masked in z_s has x_hat; another, z_s."""
+        share = self._explaining(x_hat, z_t, t) * self._evidence(z_s, *_shares(self.schedule, s))
         return share / share.sum(AXIS, keepdim=True)
 
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -169,18 +169,18 @@ class CategoricalProcess(Process):
         return -2 * (x * _log(x_hat)).sum(AXIS).flatten(1).mean(1)
 
     def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-        """In log-probabilities: x_hat^(1 - weight) other^weight, normalised (Ho and Salimans 2022 of tokens)."""
+        """x_hat^(1 - weight) other^weight, normalised (Ho and Salimans 2022 of tokens), by log-probabilities."""
         start, end = _log(x_hat), _log(other)
         logits = start + expand(weight, start) * (end - start)
         return torch.softmax(logits.masked_fill(other <= 0, -math.inf), AXIS)
 
-    def _evidence(self, z: Tensor, kept: Tensor, lost: Tensor) -> Tensor:
-        """q(z | x) of every x, for a_t and 1 - a_t."""
-        return expand(kept, z) * z + expand(lost, z) * self._blurred(z)
+    def _evidence(self, z: Tensor, intact: Tensor, lost: Tensor) -> Tensor:
+        """q(z | x) of every x, for intact = a_t and lost = 1 - a_t."""
+        return expand(intact, z) * z + expand(lost, z) * self._blurred(z)
 
     def _explaining(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """x over q(z | x), 0 where z cannot be of it."""
-        evidence = self._evidence(z, *_kept(self.schedule, t))
+        """x / q(z | x), 0 where x cannot give z."""
+        evidence = self._evidence(z, *_shares(self.schedule, t))
         return x / evidence.masked_fill(evidence <= 0, math.inf)
 
     def _blurred(self, z: Tensor) -> Tensor:
@@ -222,11 +222,14 @@ class Beside:
 
     @property
     def probabilities(self) -> Tensor:
-        """Of the tokens: the numbers have one law, so that no divergence sees them."""
+        """Probabilities of the tokens alone: all numbers beside them have one law, which adds to no divergence."""
         return self.tokens.probabilities
 
     def sample(self, noise: Tensor) -> Tensor:
-        """noise: (..., 1 + planes, H, W), a uniform number a token, then normal ones."""
+        """Tokens, one-hot, and planes: (..., V + planes, H, W).
+
+        noise: (..., 1 + planes, H, W), a uniform number for each token, then normal ones
+        """
         tokens = self.tokens.sample(noise.narrow(AXIS, 0, 1))
         normal = noise.narrow(AXIS, 1, noise.shape[AXIS] - 1).to(tokens.dtype)
         return torch.cat((tokens, normal.expand(*tokens.shape[:AXIS], *normal.shape[AXIS:])), AXIS)
@@ -253,12 +256,12 @@ class NoisePlanes(CategoricalProcess, Ranged):
         return torch.cat((uniform, normal.to(uniform.dtype)), AXIS)
 
     def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
-        """shape: of the tokens."""
+        """(B, V + planes, H, W). shape: (V, H, W) of the tokens."""
         tokens = self.inner.prior(noise[:, :1], shape)
         return torch.cat((tokens, noise[:, 1:].to(tokens.dtype)), AXIS)
 
     def data(self, z: Tensor) -> Tensor:
-        """The tokens."""
+        """The tokens, (B, V, H, W), without the planes."""
         return z.narrow(AXIS, 0, z.shape[AXIS] - self.planes)
 
     def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -276,5 +279,5 @@ class NoisePlanes(CategoricalProcess, Ranged):
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
         return self.inner.drawn(x_hat, draws, stream)
 
-    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return self.inner.given(x_hat, self.data(z_t), self.data(z_s), t, s)
+    def conditional_mean(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.inner.conditional_mean(x_hat, self.data(z_t), self.data(z_s), t, s)

@@ -60,12 +60,12 @@ class StepPlan:
 
     @property
     def num_alone(self) -> int:
-        """Steps without a context."""
+        """The number of steps without a context."""
         return sum(refresh is Refresh.NONE for refresh in self.refresh)
 
     @staticmethod
     def at(times: SupportsIndex | Iterable[float], heavy: Iterable[SupportsIndex]) -> StepPlan:
-        """Steps on given times (an integer N: t = 1 - i / N), heavy calls at the given step indices.
+        """The plan of these times (an integer N: t = 1 - i / N), with heavy calls at these step indices.
 
         Integers and times may be numpy's.
         """
@@ -81,12 +81,12 @@ class StepPlan:
 
     @staticmethod
     def uniform(steps: SupportsIndex, heavy: SupportsIndex | None = None) -> StepPlan:
-        """N steps uniform in t from 1 to 0 with H heavy calls spread evenly; `heavy=None`: one at every step."""
+        """A plan of N steps uniform in t from 1 to 0, H heavy calls spread evenly; `heavy=None`: one at every step."""
         return StepPlan.spread(_times(steps), heavy)
 
     @staticmethod
     def spread(times: Iterable[float], heavy: SupportsIndex | None = None) -> StepPlan:
-        """Steps on given times, H heavy calls spread evenly over the steps; `heavy=None`: one at every step."""
+        """A plan of these times, H heavy calls spread evenly over the steps; `heavy=None`: one at every step."""
         t = tuple(times)
         return StepPlan.late(t, len(t) - 1 if heavy is None else heavy, 0)
 
@@ -94,7 +94,7 @@ class StepPlan:
     def late(
         times: SupportsIndex | Iterable[float], heavy: SupportsIndex, alone: SupportsIndex | None = None
     ) -> StepPlan:
-        """The first steps without a context, which would be one of pure noise; then as `spread`.
+        """A plan whose first steps, in almost pure noise, have no context; then as `spread`.
 
         alone: how many; None: an eighth of them, or as many as the heavy calls leave. Raises ValueError where they do
                not leave that many.
@@ -113,22 +113,22 @@ class StepPlan:
         return StepPlan.at(t, (alone + j * (steps - alone) // heavy for j in range(heavy)))
 
     def renewing(self, between: Sequence[Refresh]) -> StepPlan:
-        """With the steps that keep the context doing this instead, in turn, counted back from the next heavy call.
+        """This plan where each step that keeps the context does one of `between` instead.
 
-        Raises ValueError for nothing to do.
+        They take turns, counted back from the next heavy call. Raises ValueError for an empty `between`.
         """
         if not between:
             raise ValueError("steps between two heavy calls keep the context, or renew a part of it: got nothing to do")
-        made, ahead = list(self.refresh), 0
+        refresh, ahead = list(self.refresh), 0
         for i in reversed(range(self.num_steps)):
             ahead = ahead if self.refresh[i] is Refresh.KEEP else 0
             if self.refresh[i] is Refresh.KEEP:
-                made[i], ahead = between[ahead % len(between)], ahead + 1
-        return StepPlan(self.t, tuple(made))
+                refresh[i], ahead = between[ahead % len(between)], ahead + 1
+        return StepPlan(self.t, tuple(refresh))
 
     @property
-    def held(self) -> tuple[int | None, ...]:
-        """The step whose context each step has; None without one.
+    def context_steps(self) -> tuple[int | None, ...]:
+        """For each step, the step at which its context was computed; None without a context.
 
         Raises ValueError for a plan with partial steps, whose context is of several.
         """
@@ -136,14 +136,14 @@ class StepPlan:
             raise ValueError(
                 "a context that was renewed in part is of no one time: leave partial steps to toca and duca"
             )
-        found: list[int | None] = []
+        steps: list[int | None] = []
         for i, refresh in enumerate(self.refresh):
-            found.append({Refresh.FULL: i, Refresh.KEEP: found[-1] if found else None, Refresh.NONE: None}[refresh])
-        return tuple(found)
+            steps.append({Refresh.FULL: i, Refresh.KEEP: steps[-1] if steps else None, Refresh.NONE: None}[refresh])
+        return tuple(steps)
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of it; the same where another processor's logarithm has another last digit."""
+        """Twelve hexadecimal digits of a hash of the plan, whose times are rounded: the same on every processor."""
         rounded = replace(self, t=tuple(round(t, 12) + 0.0 for t in self.t))
         return hashlib.sha256(rounded.to_json().encode()).hexdigest()[:12]
 
@@ -152,7 +152,7 @@ class StepPlan:
 
     @staticmethod
     def from_json(text: str) -> StepPlan:
-        """Raises ValueError for text that is no plan, naming the place."""
+        """The plan that `to_json` wrote. Raises ValueError for text that is no plan, naming the place."""
         try:
             plain = json.loads(text)
             if not isinstance(plain, dict) or set(plain) != {"t", "refresh"}:
@@ -165,12 +165,12 @@ class StepPlan:
 
 
 def before(times: Sequence[float], switch: float) -> int:
-    """How many steps on these times start before a time, noisier than it: those until networks are switched there."""
+    """The number of steps that start before the time `switch`, in more noise, where networks are switched."""
     return sum(t > switch + 1e-9 for t in times[:-1])
 
 
 def _whole(what: str, value: SupportsIndex) -> int:
-    """Any kind of integer; a boolean is none."""
+    """The value as an int. Raises ValueError for any that is no integer, and for a boolean; `what` names it."""
     try:
         if not isinstance(value, bool):
             return operator.index(value)
@@ -180,7 +180,7 @@ def _whole(what: str, value: SupportsIndex) -> int:
 
 
 def _times(steps: SupportsIndex | Iterable[float]) -> tuple[float, ...]:
-    """Given times, or t = 1 - i / N."""
+    """The times themselves, or of a number N of steps t = 1 - i / N."""
     if isinstance(steps, Iterable):
         return tuple(steps)
     steps = _whole("the number of steps", steps)

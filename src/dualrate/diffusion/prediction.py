@@ -103,11 +103,11 @@ class Discrete(Ranged):
     clip: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
 
     def state(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        """What the network is given for z, (B, C, H, W), at log_snr, (B,)."""
+        """The state that the network takes for z, (B, C, H, W), at log_snr, (B,)."""
         return z
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """(B,): what it is given for its time.
+        """The time that the network takes, (B,).
 
         Looked up in float64: a step is 1e-2 in log-SNR. Rounding of log_snr in float32 is 1e-4 of a step at most.
         """
@@ -116,7 +116,7 @@ class Discrete(Ranged):
         return index.where((index - whole).abs() > 1e-3, whole).to(log_snr.dtype)
 
     def v(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
-        """v, of what the network predicted."""
+        """v, computed from the network's output."""
         v = TO_V[self.predicts](z, output, log_snr)
         return v if self.clip is None else v_from_x(z, x_from_v(z, v, log_snr).clamp(-self.clip, self.clip), log_snr)
 
@@ -152,7 +152,7 @@ class Weighting(ABC):
 
     @abstractmethod
     def snr_weight(self, log_snr: Tensor) -> Tensor:
-        """e^log_snr * w(log_snr): what multiplies |x - x_hat|^2 per unit of log_snr."""
+        """e^log_snr * w(log_snr), the factor of |x - x_hat|^2 per unit of log_snr."""
 
     @abstractmethod
     def integral(self, log_snr_low: Tensor, log_snr_high: Tensor) -> Tensor:

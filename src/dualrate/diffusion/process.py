@@ -32,11 +32,11 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
-from dualrate.diffusion.values import Shape, expand, once
+from dualrate.diffusion.values import Shape, cached_for_shared_time, expand
 
 
 class Distribution(Protocol):
-    """Of a state, per row."""
+    """A distribution of states, one for each row."""
 
     def sample(self, noise: Tensor, /) -> Tensor:
         """A draw, by random numbers that the process's `noise` made."""
@@ -58,17 +58,17 @@ class Process(ABC):
         return shape[0] + self.planes, *shape[1:]
 
     def data(self, z: Tensor) -> Tensor:
-        """Of a trajectory's last state what is data: all of it."""
+        """The part of a trajectory's last state that is data: all of it, unless overridden."""
         return z
 
     @property
     def end(self) -> float | None:
-        """log_snr of what trajectories end in at t = 0; None: in x."""
+        """log_snr of the noisy state in which trajectories end at t = 0. None: they end in x."""
         return None
 
-    @once
+    @cached_for_shared_time
     def log_snr(self, t: Tensor) -> Tensor:
-        """The schedule's log_snr(t), or () where t is a plan's: the time as networks see it."""
+        """The schedule's log_snr(t), the time as networks see it. Shape of t, or () where t is a plan's."""
         return self.schedule.log_snr(t)
 
     def ends(self, s: Tensor) -> bool:
@@ -81,7 +81,7 @@ class Process(ABC):
 
     @abstractmethod
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
-        """(S, B, ...): the random numbers of several streams that a state of this shape, (C, H, W), is drawn by."""
+        """(S, B, ...): random numbers of several streams, by which a state of this shape, (C, H, W), is drawn."""
 
     @abstractmethod
     def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
@@ -97,30 +97,30 @@ class Process(ABC):
 
     @abstractmethod
     def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Distribution:
-        """q(z_s | z_t, x) for s <= t. Of x_hat in place of x: what the reverse chain draws from."""
+        """q(z_s | z_t, x) for s <= t. With x_hat in place of x, the reverse chain draws from it."""
 
     @abstractmethod
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
-        """E[x | z_t] of a network's output. log_snr: (B,), or () where it is a plan's."""
+        """E[x | z_t], computed from a network's output. log_snr: (B,), or () where it is a plan's."""
 
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
-        """Data that x_hat stands for, as a student's output does: what z_s is drawn from beside z_t. Here a point."""
+        """Data that x_hat stands for, from which z_s is drawn beside z_t: x_hat itself, unless overridden."""
         return x_hat
 
-    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """E[x | z_t, z_s] of what x_hat at z_t stands for, where z_s was drawn from q(z_s | z_t, x) of it."""
+    def conditional_mean(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """E[x | z_t, z_s] for the x that x_hat at z_t stands for, where z_s was drawn from q(z_s | z_t, x)."""
         return x_hat
 
     @abstractmethod
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """(B,): -2 log-likelihood of x under x_hat, up to a constant, a mean over what a state holds.
+        """(B,): -2 log-likelihood of x under x_hat, up to a constant, as a mean over the elements of a state.
 
-        A proper score: its optimum is E[x | z_t]. x: data, or what stands for them.
+        A proper score: its optimum is E[x | z_t]. x: data, or an estimate in their place.
         """
 
     @abstractmethod
     def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-        """From x_hat (weight 0) through another estimate (weight 1) and beyond: guidance. weight: (B,)."""
+        """Guidance: a point on the way from x_hat (weight 0) through another estimate (1) and beyond. weight: (B,)."""
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, noise_tau: Tensor, noise_t: Tensor) -> tuple[Tensor, Tensor]:
         """(z_t, z_tau) on one forward path: z_tau given x, then z_t from q(z_t | z_tau, x). Needs t <= tau."""
@@ -136,17 +136,17 @@ class Gaussian:
     variance: Tensor
 
     def sample(self, normal: Tensor) -> Tensor:
-        """`normal`: standard normal numbers of the mean's shape."""
+        """A draw. `normal`: standard normal numbers of the mean's shape."""
         return self.mean + self.variance.sqrt() * normal
 
 
 def per_row(value: Tensor, like: Tensor) -> Tensor:
-    """(B,) on the device of `like`: (B, ...). value: (B,), or () on the host."""
+    """The value for each row, (B,), on the device of `like`: (B, ...). value: (B,), or () on the host."""
     return value if value.ndim else like.new_full((len(like),), value.item())
 
 
-def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
-    """(B,): a mean over elements. x, x_hat: (B, ...)."""
+def mean_squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
+    """(B,): the squared error as a mean over elements. x, x_hat: (B, ...)."""
     return (x - x_hat).square().flatten(1).mean(1)
 
 
@@ -163,39 +163,39 @@ class NormalNoise(Process):
 
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """The mean squared error."""
-        return squared_error(x, x_hat)
+        return mean_squared_error(x, x_hat)
 
     def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-        """On a straight line."""
+        """x_hat + weight (other - x_hat), a point on the straight line through both."""
         return x_hat + expand(weight, x_hat) * (other - x_hat)
 
 
 def transition_of(log_snr_s: Tensor, log_snr_t: Tensor) -> tuple[Tensor, Tensor]:
-    """a, c sigma_t^2: of z_s in the mean of q(z_t | z_s), and its variance."""
+    """a, the weight of z_s in the mean of q(z_t | z_s), and c sigma_t^2, its variance."""
     scale = alpha(log_snr_t) / alpha(log_snr_s)
     return scale, -torch.expm1(_gap(log_snr_t, log_snr_s)) * torch.sigmoid(-log_snr_t)
 
 
 def posterior_of(log_snr_t: Tensor, log_snr_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """r / a, c alpha_s, c sigma_s^2: of z_t and x in the mean of q(z_s | z_t, x), and its variance."""
+    """r / a and c alpha_s, the weights of z_t and x in the mean of q(z_s | z_t, x), and c sigma_s^2, its variance."""
     gap = _gap(log_snr_t, log_snr_s)
     from_z = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
     return from_z, -torch.expm1(gap) * alpha(log_snr_s), -torch.expm1(gap) * torch.sigmoid(-log_snr_s)
 
 
 def _gap(log_snr_t: Tensor, log_snr_s: Tensor) -> Tensor:
-    """log r; 0 of equal ones, which may be infinite: where z is x."""
+    """log r; 0 where both are equal, also where they are infinite, which is where z is x."""
     return torch.where(log_snr_s == log_snr_t, 0, log_snr_t - log_snr_s)
 
 
-@once
+@cached_for_shared_time
 def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return transition_of(schedule.log_snr(s), schedule.log_snr(t))
 
 
-@once
+@cached_for_shared_time
 def posterior_weights(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`posterior_of` two times."""
+    """The weights of `posterior_of`, at two times."""
     return posterior_of(schedule.log_snr(t), schedule.log_snr(s))
 
 
@@ -206,7 +206,7 @@ class GaussianProcess(NormalNoise):
     schedule: Schedule
 
     def ends(self, s: Tensor) -> bool:
-        """At t = 0, where x_hat is x."""
+        """Whether all times are 0, where x_hat is x."""
         return bool((s == 0).all())
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -215,9 +215,9 @@ class GaussianProcess(NormalNoise):
     def sigma(self, t: Tensor) -> Tensor:
         return sigma(self.schedule.log_snr(t))
 
-    @once
+    @cached_for_shared_time
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, or () where t is a plan's."""
+        """alpha_t and sigma_t. Shape of t, or () where t is a plan's."""
         log_snr = self.schedule.log_snr(t)
         return alpha(log_snr), sigma(log_snr)
 
@@ -235,13 +235,13 @@ class GaussianProcess(NormalNoise):
         return Gaussian(expand(from_z, z_t) * z_t + expand(from_x, z_t) * x, expand(variance, z_t))
 
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
-        """Of v."""
+        """x_hat of v, the output."""
         return x_from_v(z, output, log_snr)
 
 
 @dataclass(frozen=True)
 class NoisyEnd(GaussianProcess):
-    """One whose trajectories end in z_0 with its noise, a draw of p(z_0), where that of others ends in x_hat.
+    """A process whose trajectories end in z_0 with its noise, a draw of p(z_0), and not in x_hat.
 
     For latents that a decoder takes with their noise, at log_snr(0) (Unified Latents, arXiv 2602.17270).
     """
@@ -256,23 +256,23 @@ class NoisyEnd(GaussianProcess):
 
 @dataclass(frozen=True)
 class SharedNoise(GaussianProcess, Ranged):
-    """One whose states are frames, stacked in channels, with one noise for all: each has the law of a frame alone.
+    """A process of frames stacked in channels, with the same noise for all: each has the law of a frame alone.
 
-    A sampler is a function of noise and condition. So frames of one noise change from one to the next as little as what
-    is known of them does (arXiv 2410.05431).
+    A sampler is a function of noise and condition. So from frame to frame samples change as little as the condition's
+    forecast of them does (arXiv 2410.05431).
     """
 
     frames: Annotated[int, Range(1, 256)] = 1
     """Of a state."""
 
     def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
-        """(S, B, F C, H, W) standard normal numbers, F times the same."""
+        """(S, B, F C, H, W) standard normal numbers, the same for all F frames."""
         channels, *space = shape
         return draws.normals(streams, channels // self.frames, *space).repeat(1, 1, self.frames, 1, 1)
 
 
 def require_gaussian(process: Process, name: str) -> GaussianProcess:
-    """The process, for what needs Gaussian noise. Raises ValueError, with the name, for another."""
+    """The process, if its noise is Gaussian. Raises ValueError, with the name, for another."""
     if not isinstance(process, GaussianProcess):
         raise ValueError(
             f"{name} has no Gaussian noise of one level ({type(process).__name__}), which this needs: take the "

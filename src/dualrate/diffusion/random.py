@@ -50,9 +50,9 @@ def philox_on_host(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple
 
 
 def _mixed(low: np.ndarray, high: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """The lower half of one product, the upper half of the other and a key, by xor: in place of `low` if shapes agree.
+    """The xor of the lower half of one product, the upper half of the other, and a key; in place of `low` if it fits.
 
-    In the upper half of the word, where what else they hold falls out with the last shift: no mask is needed.
+    It is taken in the upper half of the words, so that the last shift drops all other bits and no mask is needed.
     """
     low <<= _HALF
     mixed = np.bitwise_xor(low, high, out=low if low.shape == high.shape else None)
@@ -67,7 +67,7 @@ def _round_keys(k0: int, k1: int) -> list[tuple[int, int]]:
 
 @lru_cache(64)
 def _keys_on_host(k0: int, k1: int) -> list[tuple[np.ndarray, ...]]:
-    """The same in the upper halves of words."""
+    """The keys of all rounds, in the upper halves of words."""
     return [tuple(np.array(key << 32, np.uint64) for key in keys) for keys in _round_keys(k0, k1)]
 
 
@@ -95,14 +95,14 @@ class Draws:
         return self if self.row.device.type == "cpu" else Draws(self.seed, self.row.cpu())
 
     def repeated(self, times: int) -> Draws:
-        """The numbers of (B k,) rows, k = `times` for every row of this; row r of k = 1 is row r."""
+        """The draws of (B k,) rows, k = `times` for each row of these; with k = 1 they are the same."""
         copy = torch.arange(times, device=self.row.device)
         return Draws(self.seed, (self.row[:, None] * times + copy).flatten())
 
     def _words(self, streams: Sequence[str], blocks: int) -> tuple[Tensor, ...] | tuple[np.ndarray, ...]:
         """The four words of each block, (S, B, blocks) int64 in [0, 2^32); arrays of numpy on the host.
 
-        What rows, streams and blocks share is computed once, by broadcasting: of the first three rounds most.
+        Work that rows, streams and blocks share is done once, by broadcasting: most of the first three rounds.
         """
         codes = [zlib.crc32(stream.encode()) for stream in streams]
         key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
@@ -122,8 +122,8 @@ class Draws:
     def uniforms(self, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, *shape): `uniform` of several streams at once."""
         count = math.prod(shape)
-        made = self._words(streams, -(-count // 4))
-        words = [torch.from_numpy(word) if isinstance(word, np.ndarray) else word for word in made]
+        blocks = self._words(streams, -(-count // 4))
+        words = [torch.from_numpy(word) if isinstance(word, np.ndarray) else word for word in blocks]
         words = torch.stack(words, dim=-1).flatten(2)[..., :count]
         return ((words.double() + 0.5) / 2**32).view(len(streams), -1, *shape)
 

@@ -81,7 +81,7 @@ def sigma(log_snr: Tensor) -> Tensor:
 
 
 class _Ended(Schedule, Ranged):
-    """A schedule with given log-SNR at both ends."""
+    """A schedule with a set log-SNR at either end."""
 
     log_snr_min: LogSNR
     log_snr_max: LogSNR
@@ -121,12 +121,12 @@ class Cosine(_Ended):
         return ((torch.atan(torch.exp((self.shift - log_snr.double()) / 2)) - start) / rate).to(log_snr.dtype)
 
     def _angle(self, t: Tensor) -> Tensor:
-        """In float64: at t = 1 it is within 2e-9 of pi / 2 for log-SNR -40, and float32 would round it beyond."""
+        """The angle in float64: at t = 1 it is within 2e-9 of pi / 2 for log-SNR -40; float32 would round it beyond."""
         start, rate = self._angles
         return start + rate * t.double()
 
     def shifted_by(self, shift: float) -> Cosine:
-        """With so much more log-SNR between the same end points; below 0: more noise."""
+        """This schedule with more log-SNR, by `shift`, between the same end points; below 0: with more noise."""
         return replace(self, shift=self.shift + shift)
 
 
@@ -202,11 +202,11 @@ class Interpolated(Schedule):
 
     @staticmethod
     def between(low: float, high: float, image_resolution: float) -> Interpolated:
-        """Noise resolution `low` (usually 32) at t = 1 and `high` (usually the image's side) at t = 0."""
+        """The schedule of noise resolution `low` (usually 32) at t = 1 and `high` (usually the image's side) at 0."""
         return Interpolated(shifted(low, image_resolution), shifted(high, image_resolution))
 
     def shifted_by(self, shift: float) -> Interpolated:
-        """With so much more log-SNR between the same end points; a shift of 2 log r scales both resolutions by r.
+        """This schedule with more log-SNR, by `shift`, between the same end points; 2 log r scales both sides by r.
 
             t (shifted[D_low](t) + shift) + (1 - t) (shifted[D_high](t) + shift) = log_snr(t) + shift
 
@@ -222,7 +222,7 @@ class Interpolated(Schedule):
         return high.log_snr(t) - low.log_snr(t) + t * high.log_snr_derivative(t) + (1 - t) * low.log_snr_derivative(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """By bisection: 60 halvings exhaust float64."""
+        """The inverse of `log_snr`, by bisection: 60 halvings exhaust float64."""
         low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
         for _ in range(60):
             middle = (low + high) / 2

@@ -7,8 +7,8 @@ Shapes
 Times
     t in [0, 1], 0 = data, 1 = noise; s < t is the next, less noisy time; tau >= t the time of the last heavy call.
     A time is (B,), one for each row, on the device of the states; or (), one for all rows, float64 on the host, as the
-    times of a plan are (`shared_time`). Coefficients have the shape of their times. `once` computes those of shared
-    times once: then a sampler launches no kernel for a coefficient, and never waits for the device to learn one.
+    times of a plan are (`shared_time`). Coefficients have the shape of their times. Those of shared times are computed
+    once (`cached_for_shared_time`): a sampler launches no kernel for a coefficient, nor waits for the device for one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Shape = tuple[int, int, int]  # (C, H, W) of one image, or of its latent
 
 @dataclass(frozen=True)
 class Cond:
-    """What a sample is conditioned on.
+    """The condition of samples.
 
     label: (B,) int64 class index; `num_classes` is the null class. None: an unconditional model.
     given: (B, C, h, w) the tensor that a sample is made of: a latent, a smaller image, ... None: there is none.
@@ -42,8 +42,8 @@ class Cond:
     features: tuple[Tensor, ...] = ()
 
     def __getitem__(self, rows: Tensor | slice) -> Cond:
-        label, given = (None if part is None else part[rows] for part in (self.label, self.given))
-        return Cond(label, given, tuple(feature[rows] for feature in self.features))
+        label, y = (None if part is None else part[rows] for part in (self.label, self.given))
+        return Cond(label, y, tuple(feature[rows] for feature in self.features))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Batch:
 
     @property
     def cond(self) -> Cond:
-        """What its rows are conditioned on."""
+        """The condition of its rows."""
         return Cond(self.label, self.given)
 
     def __len__(self) -> int:
@@ -88,15 +88,15 @@ class Batch:
 
     def __getitem__(self, rows: Tensor | slice) -> Batch:
         here = self.here[rows] if self.here is not None and isinstance(rows, slice) else None
-        label, given = (None if part is None else part[rows] for part in (self.label, self.given))
-        return Batch(self.x[rows], label, self.sample[rows], here=here, given=given)
+        label, y = (None if part is None else part[rows] for part in (self.label, self.given))
+        return Batch(self.x[rows], label, self.sample[rows], here=here, given=y)
 
     def to(self, device: torch.device | str) -> Batch:
-        there = torch.device(device)
-        to = partial(Tensor.to, device=there, non_blocking=there.type != "cpu")  # what comes from there is waited for
-        label, given = (None if part is None else to(part) for part in (self.label, self.given))
+        target = torch.device(device)
+        to = partial(Tensor.to, device=target, non_blocking=target.type != "cpu")  # a copy to the host is waited for
+        label, y = (None if part is None else to(part) for part in (self.label, self.given))
         here = self.sample if self.sample.device.type == "cpu" else self.here
-        return Batch(to(self.x), label, to(self.sample), self.elsewhere, here, given)
+        return Batch(to(self.x), label, to(self.sample), self.elsewhere, here, y)
 
     def draws(self, seed: int) -> Draws:
         """The random numbers of its rows, in a run of this seed."""
@@ -113,7 +113,7 @@ class Reuse(Enum):
 
 
 class Refresh(Enum):
-    """What a step does to the context before it calls the denoiser."""
+    """Action of a step on the context, before it calls the denoiser."""
 
     NONE = "none"  # drop it: the light network alone
     KEEP = "keep"  # reuse it
@@ -122,7 +122,7 @@ class Refresh(Enum):
 
     @property
     def reuses(self) -> bool:
-        """Whether it wants a context of before."""
+        """Whether it needs the context of an earlier step."""
         return self in (Refresh.KEEP, Refresh.PARTIAL)
 
 
@@ -134,8 +134,8 @@ class Context:
     tau:      (B,) or (), when they were computed; None if the context depends on nothing but (z_t, t)
     present:  (B,) bool; an absent row has zero features and a zero tau embedding. None: all present
     x_hat:    (B, C, H, W) an output already computed at this very (z, t): used once, then forgotten (`aged`)
-    keeps:    how many contexts of before its denoiser wants beside it
-    earlier:  these, the latest first: fewer while there were no more (`after`)
+    keeps:    how many earlier contexts its denoiser wants beside it
+    earlier:  these, the latest first; fewer at the beginning (`after`)
     """
 
     features: tuple[Tensor, ...] = ()
@@ -149,11 +149,11 @@ class Context:
         """The same context for any later step: `x_hat` belongs to the step it was computed at."""
         return self if self.x_hat is None else replace(self, x_hat=None)
 
-    def after(self, held: Context) -> Context:
-        """This context, just computed, where `held` was the one before: with as many of before as it keeps."""
-        if not self.keeps or held.tau is None:
+    def after(self, previous: Context) -> Context:
+        """This context, just computed, with as many of the previous ones beside it as it keeps, the latest first."""
+        if not self.keeps or previous.tau is None:
             return self
-        return replace(self, earlier=(replace(held.aged(), earlier=()), *held.earlier)[: self.keeps])
+        return replace(self, earlier=(replace(previous.aged(), earlier=()), *previous.earlier)[: self.keeps])
 
     def rows(self, rows: Tensor | slice) -> Context:
         """The context of some rows of the batch."""
@@ -162,7 +162,7 @@ class Context:
             return part[rows] if part is not None and part.ndim else part
 
         features = tuple(feature[rows] for feature in self.features)
-        earlier = tuple(one.rows(rows) for one in self.earlier)
+        earlier = tuple(context.rows(rows) for context in self.earlier)
         return Context(features, take(self.tau), take(self.present), take(self.x_hat), self.keeps, earlier)
 
     def scattered(self, rows: Tensor, size: int) -> Context:
@@ -176,11 +176,11 @@ class Context:
         def place(part: Tensor) -> Tensor:
             return part.new_zeros(size, *part.shape[1:]).index_copy(0, rows, part)
 
-        kept = torch.ones_like(rows, dtype=torch.bool) if self.present is None else self.present
+        present = torch.ones_like(rows, dtype=torch.bool) if self.present is None else self.present
         return Context(
             features=tuple(place(feature) for feature in self.features),
             tau=None if self.tau is None else place(self.tau),
-            present=place(kept),
+            present=place(present),
         )
 
 
@@ -204,10 +204,10 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)).to(like) if value.ndim else value
 
 
-def once(formula: Callable[P, Value]) -> Callable[P, Value]:
-    """A formula (hashable, ..., *times) -> one or several tensors shaped as the times, (B,) or ().
+def cached_for_shared_time(formula: Callable[P, Value]) -> Callable[P, Value]:
+    """The formula with a cache: where all times are shared, it is evaluated once, in float64 on the host.
 
-    Where all times are shared it is evaluated once, in float64 on the host, and remembered by its arguments.
+    formula: (hashable, ..., *times) -> one tensor or several, shaped as the times, (B,) or ()
     """
 
     @lru_cache(REMEMBERED)

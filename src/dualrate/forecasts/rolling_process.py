@@ -46,7 +46,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import Weighting, x_loss_weight
 from dualrate.diffusion.process import Gaussian, NormalNoise, posterior_of, transition_of
 from dualrate.diffusion.schedule import Cosine, Schedule, alpha, sigma
-from dualrate.diffusion.values import once
+from dualrate.diffusion.values import cached_for_shared_time
 
 ROUNDING = 16  # of a clock, in units of F and of its precision
 FIRST, RANGE = 15.0, 30.0  # of the clock as networks see it: at t = 0, and how far it falls
@@ -90,7 +90,7 @@ class Rolling(NormalNoise, Ranged):
         rolls = torch.ceil(self.clock(torch.tensor(plan.t[:-1], dtype=torch.float64))).tolist()
         return StepPlan.at(plan.t, [i for i, roll in enumerate(rolls) if i == 0 or roll < rolls[i - 1]])
 
-    @once
+    @cached_for_shared_time
     def log_snr(self, t: Tensor) -> Tensor:
         return FIRST - RANGE * t if self.frames > 1 else self.schedule.log_snr(t)
 
@@ -136,19 +136,19 @@ def _infinite_at_0(schedule: Schedule, times: Tensor) -> Tensor:
     return torch.where(times > 0, schedule.log_snr(times), math.inf)
 
 
-@once
+@cached_for_shared_time
 def _of_frames(process: Rolling, t: Tensor) -> Tensor:
     """(..., F): log_snr of every frame."""
     return _infinite_at_0(process.schedule, process.frame_times(t))
 
 
-@once
+@cached_for_shared_time
 def _transition(process: Rolling, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """The two numbers of `transition_of`, (..., F) each: of every frame."""
     return transition_of(_of_frames(process, s), _of_frames(process, t))
 
 
-@once
+@cached_for_shared_time
 def _posterior(process: Rolling, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The three numbers of `posterior_of`, (..., F) each: of every frame."""
     return posterior_of(_of_frames(process, t), _of_frames(process, s))

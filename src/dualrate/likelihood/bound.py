@@ -75,7 +75,7 @@ class Bound:
 
     @property
     def bits_per_dimension(self) -> Tensor:
-        """(B,)."""
+        """(B,): the bound in bits, a mean over the dimensions."""
         return self.total / (self.dimensions * math.log(2))
 
 
@@ -193,9 +193,9 @@ class FittedVariance(MarkovStep):
     def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """p(z_s | z_t). Raises ValueError for a t at which no step of the fitted plan starts."""
         mean = self.step.kernel(denoise, z, t, s).mean
-        own = self.process.posterior(mean, mean, t, s).variance  # whatever the state and the image
+        variance = self.process.posterior(mean, mean, t, s).variance  # whatever the state and the image
         excess = torch.tensor(self.excess, dtype=t.dtype, device=t.device)
-        return Gaussian(mean, own + expand(excess[place(torch.tensor(self.t, dtype=torch.float64), t)], z))
+        return Gaussian(mean, variance + expand(excess[place(torch.tensor(self.t, dtype=torch.float64), t)], z))
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         return self.kernel(denoise, z, t, s).sample(draw()), carry

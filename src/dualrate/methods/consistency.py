@@ -68,7 +68,7 @@ from dualrate.experiment.plan_support import Segments
 from dualrate.experiment.teaching import begin, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
-from dualrate.networks.blocks import at_rest, frozen
+from dualrate.networks.blocks import eval_mode, frozen
 from dualrate.sampling.ddim import DDIM, adjusted
 from dualrate.sampling.step import move
 from dualrate.sampling.trajectory import reuses, trajectory
@@ -140,7 +140,7 @@ class Consistency(OnePhase):
         cond = batch.cond
         (noise,) = self.process.noise(draws, ["z_t"], *batch.x.shape[1:])
         z_t = self.process.add_noise(batch.x, t, noise.to(batch.x.dtype))
-        with torch.no_grad(), at_rest(self.networks):
+        with torch.no_grad(), eval_mode(self.networks):
             target = self.target(batch.x, z_t, t, s, border, cond)
         x_hat = posterior_mean(self.student, z_t, t, cond)
         loss = self.distance(target, x_hat, t)
@@ -162,7 +162,7 @@ class Consistency(OnePhase):
 
         Raises ValueError for a student whose contexts DDIM may not reuse.
         """
-        with torch.no_grad(), at_rest(self.networks):
+        with torch.no_grad(), eval_mode(self.networks):
             z_t, t, z_tau, tau, cond = self.pairs(batch, draws)
             target = posterior_mean(self.student, z_t, t, cond)
         with frozen(*(() if self.backbone is None else (self.backbone,))):

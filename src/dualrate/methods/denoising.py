@@ -55,7 +55,7 @@ from dualrate.experiment.teaching import (
     start_from,
 )
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
-from dualrate.networks.blocks import at_rest
+from dualrate.networks.blocks import eval_mode
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.training.method import Loss, OnePhase, quarters
@@ -249,7 +249,7 @@ class DualRateLoss(Ranged):
         seeds = range(seeds) if isinstance(seeds, int) else seeds
         device = next(self.light.parameters()).device
         step = Ancestral(self.process)
-        with at_rest(nn.ModuleList([self.encoder, self.light])):
+        with eval_mode(nn.ModuleList([self.encoder, self.light])):
             found = sample_batches(self.denoiser, step, plan, shape, seeds, label, batch_size=batch_size, device=device)
             return torch.cat(list(found))
 

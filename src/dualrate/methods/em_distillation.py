@@ -45,7 +45,7 @@ from dualrate.config.ranges import BelowOne, Factor, Probability, Range, Ranged,
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.prediction import Sigmoid, Weighting
-from dualrate.diffusion.process import GaussianProcess, require_gaussian, squared_error
+from dualrate.diffusion.process import GaussianProcess, mean_squared_error, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
@@ -53,7 +53,7 @@ from dualrate.experiment.plan_support import OneStep
 from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth, lag
-from dualrate.networks.blocks import at_rest
+from dualrate.networks.blocks import eval_mode
 from dualrate.training.method import Loss, Phase, quarters
 
 NoiseStep = Annotated[float, Range(0, 1, above=True)]
@@ -126,9 +126,9 @@ class EMDistillation(Ranged):
         """L(phi) of the module docstring: the denoising loss on the student's images. Logs: its quarters of t."""
         t, cond = self.drawn_times(batch, draws), batch.cond
         z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
-        with torch.no_grad(), at_rest(self.networks):
+        with torch.no_grad(), eval_mode(self.networks):
             x = self.generated(z, cond)
-        error = squared_error(x, posterior_mean(self.auxiliary, self.process.add_noise(x, t, eps), t, cond))
+        error = mean_squared_error(x, posterior_mean(self.auxiliary, self.process.add_noise(x, t, eps), t, cond))
         return Loss((self.weight(t, error) * error).mean(), quarters("error_t", error, t))
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
@@ -141,10 +141,10 @@ class EMDistillation(Ranged):
         """
         t, cond = self.drawn_times(batch, draws), batch.cond
         z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
-        with at_rest(self.networks), at_rest(self.auxiliaries):
+        with eval_mode(self.networks), eval_mode(self.auxiliaries):
             state, first = self.chain(State(z, eps, torch.zeros_like(z)), t, cond, draws)
         x = self.generated(state.z, cond)
-        error = squared_error(x.detach() + state.correction, x)
+        error = mean_squared_error(x.detach() + state.correction, x)
         gap = first.gap.square().flatten(1).mean(1)
         logs = {
             "moment_gap": gap.mean(),

@@ -79,7 +79,7 @@ from dualrate.methods.student_states import (
 )
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth, lag
-from dualrate.networks.blocks import at_rest
+from dualrate.networks.blocks import eval_mode
 from dualrate.system.device import whole_products
 from dualrate.training.method import Loss, Phase, quarters
 
@@ -135,7 +135,7 @@ class StudentMethod(Ranged):
         assert self.pretraining_states is not None
         assert self.backbone is not None
         states = self.pretraining_states(self.student, batch, batch.cond, draws)
-        with at_rest(self.backbone):
+        with eval_mode(self.backbone):
             x_hat = states.x_hat(self.student, batch.cond)
         error = self.process.deviance(batch.x[states.row], x_hat)
         return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())
@@ -145,7 +145,7 @@ class StudentMethod(Ranged):
 
         The states are a sampler's, so without dropout; x~ is with it.
         """
-        with at_rest(self.networks):
+        with eval_mode(self.networks):
             states = self.states(self.student, batch, batch.cond, draws)
         x = states.x_hat(self.student, batch.cond)
         of_states = draws.repeated(len(states.row) // len(batch))
@@ -225,7 +225,7 @@ class MomentMatching(StudentMethod):
         """
         with torch.no_grad():
             states, x_hat, _, z_s = self.sampled(batch, draws)
-            x = self.process.given(x_hat, states.z_t, z_s, states.t, states.s)
+            x = self.process.conditional_mean(x_hat, states.z_t, z_s, states.t, states.s)
             g_theta, cond = self.taught(z_s, states, batch), batch.cond[states.row]
         g_phi = posterior_mean(self.auxiliary, z_s, states.s, cond)
         loss = auxiliary_loss(self.process.deviance, x, g_phi, g_theta)

@@ -42,7 +42,7 @@ class Active:
 
     @contextmanager
     def during(self, phase: str | None) -> Iterator[None]:
-        """Within the block it is this one; afterwards that of before."""
+        """Within the block this phase is active; afterwards the previous one is again."""
         before, self.phase = self.phase, phase
         try:
             yield
@@ -74,7 +74,7 @@ class LowRank(nn.Module):
         return h if phase is None else h + self.scale * self.lora_B[phase](self.lora_A[phase](x))
 
     def update(self, phase: str) -> Tensor:
-        """s B A, as the weight of `base`."""
+        """s B A, in the shape of the weight of `base`."""
         a, b = self.weights(phase)
         return self.scale * (b.flatten(1) @ a.flatten(1)).view_as(self.base.weight)
 
@@ -85,7 +85,7 @@ class LowRank(nn.Module):
 
 
 def _reducing(base: nn.Linear | nn.Conv2d, rank: int) -> nn.Module:
-    """A."""
+    """The layer A, from `base`'s input to `rank` channels, with random weights."""
     how: dict[str, Any] = {"bias": False, "device": base.weight.device, "dtype": base.weight.dtype}
     if isinstance(base, nn.Linear):
         layer = nn.Linear(base.in_features, rank, **how)
@@ -97,7 +97,7 @@ def _reducing(base: nn.Linear | nn.Conv2d, rank: int) -> nn.Module:
 
 
 def _widening(base: nn.Linear | nn.Conv2d, rank: int) -> nn.Module:
-    """B."""
+    """The layer B, from `rank` channels to `base`'s output, with weights zero."""
     how: dict[str, Any] = {"bias": False, "device": base.weight.device, "dtype": base.weight.dtype}
     if isinstance(base, nn.Linear):
         return zero_init(nn.Linear(rank, base.out_features, **how))
@@ -105,7 +105,7 @@ def _widening(base: nn.Linear | nn.Conv2d, rank: int) -> nn.Module:
 
 
 class Adapted(nn.Module):
-    """A network whose layers have adapters. forward: (phase, *what the network takes) -> what it returns.
+    """A network whose layers have adapters. forward: (phase, *the network's arguments) -> the network's result.
 
     targets: a regular expression; a linear layer, or a convolution of one group, is adapted whose name ends in it,
              after a dot or from the beginning
@@ -134,19 +134,19 @@ class Adapted(nn.Module):
             return self.net(*inputs, **named)
 
     def parameters_of(self, phase: str) -> tuple[nn.Parameter, ...]:
-        """What training a phase changes."""
+        """The parameters that training a phase changes."""
         parts = (part[phase] for layer in layers_of(self.net).values() for part in (layer.lora_A, layer.lora_B))
         return tuple(weight for part in parts for weight in part.parameters())
 
 
 def layers_of(network: nn.Module) -> dict[str, LowRank]:
-    """Its adapted layers, by their names."""
+    """The adapted layers of a network, by their names."""
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, LowRank)}
 
 
 @torch.no_grad()
 def merged(network: nn.Module, phase: str | None) -> nn.Module:
-    """A copy without adapters, with the update of a phase in its weights; None: as it was before.
+    """A copy without adapters, with the update of a phase in its weights; None: with no update.
 
     All other weights are shared with the network.
     """
@@ -176,34 +176,34 @@ def adapter_state(network: nn.Module, phase: str, prefix: str = "") -> dict[str,
 def load_adapter(network: nn.Module, phase: str, state: Mapping[str, Tensor], alpha: float | None = None) -> None:
     """Put a state of peft or diffusers, of any of PREFIXES, in place of a phase's weights.
 
-    alpha: of the file, as its configuration says; where it has `X.alpha`, these count; None: the rank
-    Layers that it has nothing of are left without an update.
+    alpha: of the file, as its configuration says; a layer's own `X.alpha` comes first; None: the rank
+    Layers that the state lacks are left without an update.
     Raises ValueError for a state of other layers, or of another rank.
     """
     layers = layers_of(network)
-    found: dict[str, dict[str, Tensor]] = {}
+    by_layer: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         match = PART.fullmatch(key)
         name, part = match.groups() if match else key.rpartition(".")[::2]
-        prefix = next((one for one in PREFIXES if name.startswith(one) and name not in layers), "")
-        found.setdefault(name.removeprefix(prefix), {})[part] = tensor
-    if strange := [name for name, parts in found.items() if name not in layers or not {"A", "B"} <= parts.keys()]:
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix) and name not in layers), "")
+        by_layer.setdefault(name.removeprefix(prefix), {})[part] = tensor
+    if strange := [name for name, parts in by_layer.items() if name not in layers or not {"A", "B"} <= parts.keys()]:
         raise ValueError(
-            f"the adapter is of {len(found)} layers, of which {strange[0]} is none that is adapted here (as "
+            f"the adapter is of {len(by_layer)} layers, of which {strange[0]} is none that is adapted here (as "
             f"{next(iter(layers), 'none')}), or lacks A or B: give targets that name its layers"
         )
     for name, layer in layers.items():
         a, b = layer.weights(phase)
-        if name not in found:
+        if name not in by_layer:
             b.zero_()
             continue
-        parts = found[name]
-        shapes = [tuple(one.shape) for one in (parts["A"], parts["B"])]
+        parts = by_layer[name]
+        shapes = [tuple(parts[letter].shape) for letter in ("A", "B")]
         if shapes != [tuple(a.shape), tuple(b.shape)]:
             raise ValueError(
                 f"A and B of {name} are {shapes}, expected {[tuple(a.shape), tuple(b.shape)]}: set the rank"
             )
         rank = len(a)
-        own = float(parts["alpha"]) if "alpha" in parts else rank if alpha is None else alpha
+        numerator = float(parts["alpha"]) if "alpha" in parts else rank if alpha is None else alpha
         a.copy_(parts["A"])
-        b.copy_(parts["B"] * (own / rank / layer.scale))
+        b.copy_(parts["B"] * (numerator / rank / layer.scale))

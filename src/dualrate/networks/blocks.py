@@ -8,7 +8,7 @@ Precision. Autocast casts the weights of linear layers and convolutions wherever
 of weights that require gradients, and only until its block ends. A network that samples has none of those: 72 of the
 170 operators of a light call were casts. Weights held in bfloat16 (`copied`) have the same bits, and are cast once.
 
-Training. `frozen` switches parameters off for a while; `at_rest` stills dropout too. A frozen parameter gets no
+Training. `frozen` switches parameters off for a while; `eval_mode` switches dropout off too. A frozen parameter gets no
 gradient, so an optimiser keeps no state for it and leaves it alone, and its moving average stays where it is. The
 gradient with respect to the module's *inputs* still flows. Only the `requires_grad` flags change: no parameter is
 replaced, cast or moved. The block may hold a network's first forward: autocast keeps 16-bit copies only of weights that
@@ -50,9 +50,9 @@ def in_bfloat16(precision: Precision, device: torch.device, batch: Sequence[int]
 
 
 def no_autocast(h: Tensor) -> AbstractContextManager[object]:
-    """Within it what is done with h is done in its own precision.
+    """A context in which operations on h are in the precision of h.
 
-    Nothing where autocast is off: what is compiled from that alone is found in the cache again.
+    It does nothing where autocast is off: so torch's compiler finds its work in the cache again.
     """
     device = h.device.type
     if h.is_meta or not torch.is_autocast_enabled(device):  # torch cannot ask for `meta`
@@ -70,7 +70,7 @@ class InFloat32(nn.Module):
 
 
 class LinearInFloat32(InFloat32, nn.Linear):
-    """In the precision of its weights, also under autocast."""
+    """A linear layer in the precision of its weights, also under autocast."""
 
 
 def cast_layers(network: nn.Module) -> Iterator[nn.Module]:
@@ -84,15 +84,15 @@ def cast_layers(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def copied(value: Value, network: nn.Module, *, bfloat16: bool) -> Value:
-    """A copy of what holds the network or parts of it, which shares the network's weights.
+    """A copy of a value that holds the network or parts of it; it shares the network's weights.
 
-    bfloat16: but for those of `cast_layers`, which are bfloat16 then, without gradient
+    bfloat16: but for those of `cast_layers`, which are then bfloat16, without gradient
     """
-    held: dict[int, object] = {id(part): part for part in (*network.parameters(), *network.buffers())}
+    shared: dict[int, object] = {id(part): part for part in (*network.parameters(), *network.buffers())}
     for layer in cast_layers(network) if bfloat16 else ():
         for weight in layer.parameters(recurse=False):
-            held[id(weight)] = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
-    return copy.deepcopy(value, held)
+            shared[id(weight)] = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+    return copy.deepcopy(value, shared)
 
 
 AS_CPU = {"cpu"}  # kinds of device on which attention is not one kernel, and whose autocast leaves norms as they are
@@ -117,9 +117,9 @@ class PeriodicConv2d(nn.Conv2d):
 
 
 def wrapped(h: Tensor, edges: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, H + 2 a, W + 2 b), edges = (a, b): beyond each edge is what lies within the opposite one.
+    """(B, C, H, W) -> (B, C, H + 2 a, W + 2 b), edges = (a, b): beyond each edge lie those within the opposite one.
 
-    It is in the memory format of h.
+    The result is in the memory format of h.
     """
     (a, b), (*many, height, width) = edges, h.shape
     last = h.is_contiguous(memory_format=torch.channels_last)
@@ -244,11 +244,11 @@ class TransformerBlock(Block):
         return layer_norm(q, self.scale_q), layer_norm(k, self.scale_k), v
 
     def joined(self, mixed: Tensor) -> Tensor:
-        """What attention adds to the tokens, of its heads' values (B, heads, n, d)."""
+        """The sum that attention adds to the tokens, (B, n, C), computed of its heads' values (B, heads, n, d)."""
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def mlp(self, tokens: Tensor, emb: Tensor) -> Tensor:
-        """What the second half of the block adds to any of the tokens, (B, k, C)."""
+        """The sum that the second half of the block adds to any k of the tokens, (B, k, C)."""
         return self.down(self.dropout(F.gelu(self.up(self.modulated(tokens, self.film2(emb))))))
 
     def modulated(self, tokens: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
@@ -267,9 +267,9 @@ class ChannelNorm(nn.Module):
 
 
 def layer_norm(h: Tensor, scale: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """Over the last axis, without bias; with a scale, in the scale's precision, which is also faster on a CPU.
+    """The layer norm over the last axis, without bias, in the precision of h, also under autocast on every device.
 
-    In the precision of h, also under autocast: what follows is then in that precision too, on every device.
+    scale: with one it is computed in the scale's precision, which is also faster on a CPU
     """
     with _not_widened(h):
         if scale is None:
@@ -301,7 +301,7 @@ def doubled(h: Tensor, *, line: bool = False) -> Tensor:
 
 
 def _not_widened(h: Tensor) -> AbstractContextManager[object]:
-    """For what CUDA's autocast would do in float32, and a CPU's does not."""
+    """A context for operations that CUDA's autocast would do in float32, and a CPU's does not."""
     return nullcontext() if h.device.type in AS_CPU else no_autocast(h)
 
 
@@ -344,18 +344,18 @@ def frozen(*modules: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[No
     """
     spared = {id(parameter) for parameter in but}
     parameters = (parameter for module in modules for parameter in module.parameters())
-    found = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in spared]
+    trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in spared]
     try:
-        for parameter in found:
+        for parameter in trained:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in found:
+        for parameter in trained:
             parameter.requires_grad_(True)
 
 
 @contextmanager
-def at_rest(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Within the block the module is frozen and in evaluation mode; afterwards each part of it is as before."""
     modes = [(part, part.training) for part in module.modules()]
     try:

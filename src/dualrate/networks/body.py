@@ -1,5 +1,5 @@
-"""`BodyConfig`: what a network of images says of itself. Single-rate models, encoders and light networks are made of
-any (`uvit.UViTConfig`, `dit.DiTConfig`, `dis.DiSConfig`).
+"""`BodyConfig`: the interface of networks of images. Single-rate models, encoders and light networks are made of any
+(`uvit.UViTConfig`, `dit.DiTConfig`, `dis.DiSConfig`).
 
 Such a network has levels, each a map (B, C_i, H_i, W_i); a flat one has one. Its module has
 
@@ -49,7 +49,7 @@ class BodyConfig(Ranged, ABC):
         return len(self.widths)
 
     def along(self, count: int) -> tuple[int, int]:
-        """So many on each axis."""
+        """This count down and across."""
         return count, count
 
     @abstractmethod
@@ -58,10 +58,10 @@ class BodyConfig(Ranged, ABC):
 
     @abstractmethod
     def with_dropout(self, dropout: float) -> Self:
-        """With one rate of dropout in all blocks."""
+        """A copy with this rate of dropout in all blocks."""
 
     def with_head(self, head: bool) -> Self:
-        """With a head, or without."""
+        """A copy with a head, or without."""
         return replace(self, head=head)  # pyright: ignore[reportArgumentType]
 
     @abstractmethod
@@ -70,10 +70,10 @@ class BodyConfig(Ranged, ABC):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """With random weights (module docstring)."""
+        """The network, with random weights (module docstring)."""
 
     def coarsest(self, network: nn.Module) -> nn.ModuleList:
-        """The blocks of its last level, (h, emb) -> h each, to which others may be added.
+        """The blocks of the network's last level, (h, emb) -> h each, to which more may be added.
 
         Raises ValueError for a network that runs no such list.
         """

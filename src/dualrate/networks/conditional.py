@@ -47,42 +47,45 @@ from dualrate.networks.dual import check_pair, projections
 
 
 def _ratio(sides: tuple[int, int], of: tuple[int, int]) -> tuple[int, int] | None:
-    """How many times larger on each axis; None unless it is whole times on both."""
-    (down, odd), (across, left) = divmod(sides[0], of[0]), divmod(sides[1], of[1])
-    return None if odd or left or not (down and across) else (down, across)
+    """The ratio of `sides` to those of `of`, (down, across); None unless both are whole numbers."""
+    (down, left_down), (across, left_across) = divmod(sides[0], of[0]), divmod(sides[1], of[1])
+    return None if left_down or left_across or not (down and across) else (down, across)
 
 
-def ratios(given: Shape, config: BodyConfig) -> list[tuple[tuple[int, int] | None, tuple[int, int] | None]]:
-    """Of each level: how many times finer it is than y, (C, h, w), on each axis, and how many times coarser.
+def ratios(shape: Shape, config: BodyConfig) -> list[tuple[tuple[int, int] | None, tuple[int, int] | None]]:
+    """For each level, its sides over those of y, (down, across), and the inverse; None for what is no whole number.
 
-    Raises ValueError where it is neither.
+    shape: (C, h, w) of y. Raises ValueError for a level where both are None.
     """
-    own, sides = (given[1], given[2]), [config.sides(i) for i in range(config.num_levels)]
-    found = [(_ratio(one, own), _ratio(own, one)) for one in sides]
-    if (None, None) in found:
-        levels = ", ".join("{} x {}".format(*one) for one in sides)
+    sides_of_y, levels = (shape[1], shape[2]), [config.sides(i) for i in range(config.num_levels)]
+    pairs = [(_ratio(sides, sides_of_y), _ratio(sides_of_y, sides)) for sides in levels]
+    if (None, None) in pairs:
+        listed = ", ".join("{} x {}".format(*sides) for sides in levels)
         raise ValueError(
-            f"the sides of a condition of {given} (C, H, W) are no multiples or divisors of those of the network's "
-            f"levels, {levels}: change the network's patch or levels, or --every of a forecast"
+            f"the sides of a condition of {shape} (C, H, W) are no multiples or divisors of those of the network's "
+            f"levels, {listed}: change the network's patch or levels, or --every of a forecast"
         )
-    return found
+    return pairs
 
 
 class ConditionMaps(nn.Module):
-    """y: (B, C, h, w) -> what it adds at each level of a U-ViT, (B, C_i, H_i, W_i), finest first."""
+    """forward: y, (B, C, h, w) -> its sum for each level of a U-ViT, (B, C_i, H_i, W_i), finest first.
 
-    def __init__(self, given: Shape, config: BodyConfig) -> None:
+    shape: (C, h, w) of y
+    """
+
+    def __init__(self, shape: Shape, config: BodyConfig) -> None:
         super().__init__()
-        channels = given[0]
+        channels = shape[0]
         self.maps = nn.ModuleList()
-        for width, (finer, coarser) in zip(config.widths, ratios(given, config), strict=True):
+        for width, (finer, coarser) in zip(config.widths, ratios(shape, config), strict=True):
             ratio = finer or coarser
             assert ratio is not None
             kind = nn.ConvTranspose2d if finer else nn.Conv2d
             self.maps.append(kind(channels, width, ratio, stride=ratio, bias=False))
 
-    def forward(self, given: Tensor) -> tuple[Tensor, ...]:
-        return tuple(to_level(given) for to_level in self.maps)
+    def forward(self, y: Tensor) -> tuple[Tensor, ...]:
+        return tuple(to_level(y) for to_level in self.maps)
 
 
 class FrameAttention(TransformerBlock):
@@ -103,7 +106,7 @@ class FrameAttention(TransformerBlock):
 
 
 class ByLead(nn.Module):
-    """A network called for each frame of a sample by itself, which is told its lead.
+    """A network that is called for each frame of a sample by itself, with the frame's lead.
 
     forward: (z_t (B, F C, H, W), log_snr (B,), label, added) -> v, as z_t. `added` is of a sample, or of several.
 
@@ -131,47 +134,46 @@ class ByLead(nn.Module):
 
 
 def of_frames(config: BodyConfig, leads: Sequence[int] = (), *, attention: bool = False) -> nn.Module:
-    """A network of whole samples; with leads, of their frames."""
+    """The network of a configuration; with leads, called for each frame of a sample (`ByLead`)."""
     return ByLead(config, leads, attention=attention) if leads else config.network()
 
 
 class ConditionalBody(nn.Module):
-    """forward: (z_t, log_snr, y, label) -> v. given: (C, h, w) of y; leads, attention: of `ByLead`."""
+    """forward: (z_t, log_snr, y, label) -> v. shape: (C, h, w) of y; leads, attention: of `ByLead`."""
 
-    def __init__(self, config: BodyConfig, given: Shape, leads: Sequence[int] = (), *, attention: bool = False) -> None:
+    def __init__(self, config: BodyConfig, shape: Shape, leads: Sequence[int] = (), *, attention: bool = False) -> None:
         super().__init__()
         self.config = config
         self.net: Any = of_frames(config, leads, attention=attention)
-        self.latent = ConditionMaps(given, config)
+        self.latent = ConditionMaps(shape, config)
 
-    def forward(self, z_t: Tensor, log_snr: Tensor, given: Tensor, label: Tensor | None) -> Tensor:
-        """z_t: (B M, C, H, W); log_snr: (B M,); given: (B, c, h, w); label: (B M,) int64 or None -> v, as z_t."""
-        return self.net(z_t, log_snr, label, self.latent(given))
+    def forward(self, z_t: Tensor, log_snr: Tensor, y: Tensor, label: Tensor | None) -> Tensor:
+        """z_t: (B M, C, H, W); log_snr: (B M,); y: (B, c, h, w); label: (B M,) int64 or None -> v, as z_t."""
+        return self.net(z_t, log_snr, label, self.latent(y))
 
-    def features(
-        self, log_snr: Tensor, given: Tensor, label: Tensor | None
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def features(self, log_snr: Tensor, y: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The last activation of every level, (B, C_i, H_i, W_i), finest first, and v; with 0 for z_t."""
-        z_t = given.new_zeros(len(given), *self.config.shape)
-        return self.net.features(z_t, log_snr, label, self.latent(given))
+        z_t = y.new_zeros(len(y), *self.config.shape)
+        return self.net.features(z_t, log_snr, label, self.latent(y))
 
 
 class ConditionEncoder(nn.Module):
     """forward: (log_snr at t = 1, y, label) -> features for a light network, at its widths.
 
-    net:   a `ConditionalBody`; with a head it has an estimate of x from y alone too (`estimate`)
-    light: what y itself adds at the levels of the light network
+    net:   a `ConditionalBody` without a head
+    light: the maps of y itself to the levels of the light network
+    shape: (C, h, w) of y
     """
 
-    def __init__(self, config: BodyConfig, light: BodyConfig, given: Shape) -> None:
+    def __init__(self, config: BodyConfig, light: BodyConfig, shape: Shape) -> None:
         super().__init__()
         check_pair(config, light)
-        self.net, self.light = ConditionalBody(config.with_head(False), given), ConditionMaps(given, light)
+        self.net, self.light = ConditionalBody(config.with_head(False), shape), ConditionMaps(shape, light)
         self.projections = projections(config, light)
 
-    def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
-        """log_snr: (B,); given: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
-        return joined(self.light, self.projections, given, self.net.features(log_snr, given, label)[0])
+    def forward(self, log_snr: Tensor, y: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
+        """log_snr: (B,); y: (B, c, h, w); label: (B,) int64 or None -> (B, light C_i, H_i, W_i), finest first."""
+        return sums_at_levels(self.light, self.projections, y, self.net.features(log_snr, y, label)[0])
 
     def disconnect(self) -> None:
         """Zero every way from the heavy network into the light one, which then sees y alone."""
@@ -182,24 +184,24 @@ class ConditionEncoder(nn.Module):
 class ConditionReader(ConditionEncoder):
     """forward: (log_snr at t = 1, y, label) -> features for a light network, then for the encoder of its context.
 
-    At first the encoder is added what y itself adds (`heavy`) alone.
+    Before training, the encoder's features are the maps of y itself (`heavy`) alone.
     """
 
-    def __init__(self, config: BodyConfig, encoder: BodyConfig, light: BodyConfig, given: Shape) -> None:
-        super().__init__(config, light, given)
-        self.heavy, self.to_heavy = ConditionMaps(given, encoder), projections(config, encoder)
+    def __init__(self, config: BodyConfig, encoder: BodyConfig, light: BodyConfig, shape: Shape) -> None:
+        super().__init__(config, light, shape)
+        self.heavy, self.to_heavy = ConditionMaps(shape, encoder), projections(config, encoder)
         for way in self.to_heavy.parameters():
             nn.init.zeros_(way)
 
-    def forward(self, log_snr: Tensor, given: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
-        """As above; of both the same number, finest first."""
-        levels, _ = self.net.features(log_snr, given, label)
-        light = joined(self.light, self.projections, given, levels)
-        return light + joined(self.heavy, self.to_heavy, given, levels)
+    def forward(self, log_snr: Tensor, y: Tensor, label: Tensor | None) -> tuple[Tensor, ...]:
+        """Features, finest first: for the light network as in `ConditionEncoder`, then as many for the encoder."""
+        levels, _ = self.net.features(log_snr, y, label)
+        light = sums_at_levels(self.light, self.projections, y, levels)
+        return light + sums_at_levels(self.heavy, self.to_heavy, y, levels)
 
 
-def joined(
-    maps: nn.Module, projections: nn.ModuleList, given: Tensor, levels: tuple[Tensor, ...]
+def sums_at_levels(
+    maps: nn.Module, projections: nn.ModuleList, y: Tensor, levels: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """What y adds at the levels of a network, and what a heavy network's levels add there."""
-    return tuple(own + project(level) for own, project, level in zip(maps(given), projections, levels, strict=True))
+    """For each level of a network, the map of y plus the projection of a heavy network's level."""
+    return tuple(mapped + project(level) for mapped, project, level in zip(maps(y), projections, levels, strict=True))

@@ -101,7 +101,7 @@ def dis(name: str, image_size: int = 32, image_channels: int = 4, num_classes: i
 
 
 class RMSNorm(InFloat32, nn.RMSNorm):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """In the precision of its weights, also under autocast."""
+    """A norm in the precision of its weights, also under autocast."""
 
 
 def first_steps(count: int) -> Tensor:
@@ -111,7 +111,7 @@ def first_steps(count: int) -> Tensor:
     return dt + torch.log(-torch.expm1(-dt))
 
 
-class Mixer(nn.Module):
+class ChannelMixer(nn.Module):
     """Two scans with a decay per channel and state. forward: (B, m, C) -> the same."""
 
     def __init__(self, config: DiSConfig) -> None:
@@ -177,15 +177,16 @@ class HeadMixer(nn.Module):
 
 
 class DiSBlock(Block):
-    """What a block adds to the stream. forward: (r, emb) -> like r, (B, m, C).
+    """A block without its residual sum. forward: (r, emb) -> its output, which joins the stream, like r, (B, m, C).
 
-    skip_linear: of [what the block before added, what the opposite one did], before it joins the stream; or None
+    skip_linear: maps [output of the block before, output of the opposite one], before it joins the stream; or None
     """
 
     def __init__(self, config: DiSConfig, *, skip: bool) -> None:
         super().__init__()
         width = config.channels
-        self.norm, self.mixer = RMSNorm(width, eps=1e-5), (Mixer if config.decay == "channel" else HeadMixer)(config)
+        self.norm = RMSNorm(width, eps=1e-5)
+        self.mixer = (ChannelMixer if config.decay == "channel" else HeadMixer)(config)
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
@@ -240,12 +241,12 @@ class DiS(Flat):
             new = outs[-1]
             if block.skip_linear is not None:
                 new = block.skip_linear(torch.cat((new, outs[len(blocks) - i]), dim=-1))
-            stream = stream + self.kept(new, i - 1)
+            stream = stream + self.with_dropped_rows(new, i - 1)
             outs.append(block(stream, emb))
-        return self.norm_f(stream + self.kept(outs[-1], len(blocks) - 2))
+        return self.norm_f(stream + self.with_dropped_rows(outs[-1], len(blocks) - 2))
 
-    def kept(self, new: Tensor, place: int) -> Tensor:
-        """What joins the stream, dropped from some rows in training. place: 0 without drops, the last with most"""
+    def with_dropped_rows(self, new: Tensor, place: int) -> Tensor:
+        """A block's output with some rows dropped in training. place: at 0 none are, at the last place most."""
         most = self.config.blocks - 2
         if not self.training or not self.config.dropout or place <= 0:
             return new

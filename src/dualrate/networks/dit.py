@@ -87,13 +87,13 @@ Sizes = TypeVar("Sizes", bound=tuple[int, ...])
 
 
 def published(kind: str, sizes: Mapping[str, Sizes], patches: Sequence[int], name: str) -> tuple[Sizes, int]:
-    """The size and the patch of a name such as "XL/2". Raises ValueError for another than these."""
+    """The size and the patch of a name such as "XL/2". Raises ValueError for a name of no such size and patch."""
     size, _, patch = name.partition("/")
     if size not in sizes or patch not in map(str, patches):
-        known = f"{', '.join(sizes)}, and patches of {', '.join(map(str, patches))}"
+        listed = f"{', '.join(sizes)}, and patches of {', '.join(map(str, patches))}"
         example = f"{list(sizes)[-1]}/2"
         raise ValueError(
-            f"{kind} has the sizes {known}, got {name!r}: write {example}, or give a {kind}Config its own channels"
+            f"{kind} has the sizes {listed}, got {name!r}: write {example}, or give a {kind}Config its own channels"
         )
     return sizes[size], int(patch)
 
@@ -197,7 +197,7 @@ class Flat(nn.Module, ABC):
 
     @abstractmethod
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        """(B, E)."""
+        """The embedding of noise level and label, (B, E)."""
 
     @abstractmethod
     def tokens(self, patches: Tensor, emb: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class Flat(nn.Module, ABC):
 
     @abstractmethod
     def through(self, h: Tensor, emb: Tensor) -> Tensor:
-        """What the blocks make of it, (B, k + n, C)."""
+        """The output of the blocks for the input h, (B, k + n, C)."""
 
     @property
     @abstractmethod
@@ -213,7 +213,7 @@ class Flat(nn.Module, ABC):
         """(B, C, H, W) -> (B, channels, h, w)."""
 
     def condition(self, emb: Tensor) -> Tensor:
-        """(B, C): what modulates the head."""
+        """The part of the embedding that modulates the head, (B, C)."""
         return emb
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
@@ -238,7 +238,7 @@ class Flat(nn.Module, ABC):
         return self.tokens((add_shared(h, added[0]) if added else h).flatten(2).transpose(1, 2), emb)
 
     def v(self, z: Tensor, log_snr: Tensor, emb: Tensor, h: Tensor) -> Tensor:
-        """Of what the blocks made, in float32 whatever they ran in."""
+        """v of the blocks' output h, in float32 whatever precision they ran in."""
         name = type(self).__name__
         if self.final_layer is None:
             raise ValueError(f"this {name} was built without a head ({name}Config.head): it has features, but no v")
@@ -260,7 +260,7 @@ class Flat(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class FlatCut(Ranged):
-    """A network in two: what its blocks add to their input, (B, k + n, C), and the rest, as `UViTCut`."""
+    """A network in two: the sum that its blocks add to their input, (B, k + n, C), and the rest, as `UViTCut`."""
 
     network: Any
     outer: OuterLevels = 0
@@ -274,14 +274,14 @@ class FlatCut(Ranged):
             raise ValueError(f"this {name} was built without a head, so it cannot denoise: cut one that predicts v")
 
     def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the blocks add, and v, as the network's. Arguments: the network's."""
+        """The sum that the blocks add, and the network's v. Arguments: the network's."""
         net, emb = self.network, self.network.embedding(log_snr, label)
         start = net.start(z, log_snr, emb)
         h = net.through(start, emb)
         return h - start, net.v(z, log_snr, emb, h)
 
     def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
-        """v without the blocks, given what they add. Raises ValueError where that has another shape."""
+        """v without a call of the blocks. added: their sum; raises ValueError where it has another shape."""
         emb = self.network.embedding(log_snr, label)
         start = self.network.start(z, log_snr, emb)
         require_shape(added, start)
@@ -327,7 +327,7 @@ class DiT(Flat):
         return self.x_embedder["proj"]
 
     def embedding(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        """c: (B, channels)."""
+        """The sum c of the embeddings of time and class, (B, channels)."""
         emb = self.t_embedder["mlp"](self.waves(log_snr))
         if not self.num_classes:
             return emb
@@ -343,7 +343,7 @@ class DiT(Flat):
 
 
 def _initialised(part: Any) -> None:
-    """As the published ones begin: uniform by fan-in and fan-out, without bias; what a gate opens is zero."""
+    """Set the weights as published: uniform by fan-in and fan-out, and biases zero."""
     if isinstance(part, (nn.Linear, nn.Conv2d)):
         nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
         if part.bias is not None:
@@ -354,5 +354,5 @@ def positions(channels: int, side: int) -> Tensor:
     """(side^2, channels), row by row: [sin(x w), cos(x w), sin(y w), cos(y w)], w_i = 10000^(-4 i / channels)."""
     place = torch.arange(side, dtype=torch.float64)
     angle = place[:, None] * 1e4 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
-    one = torch.cat((angle.sin(), angle.cos()), dim=1)
-    return torch.cat((one.repeat(side, 1), one.repeat_interleave(side, 0)), dim=1).float()
+    axis = torch.cat((angle.sin(), angle.cos()), dim=1)
+    return torch.cat((axis.repeat(side, 1), axis.repeat_interleave(side, 0)), dim=1).float()

@@ -40,14 +40,14 @@ Features = tuple[Tensor, ...]  # of a context, as the light network takes them
 
 
 def check_pair(encoder: BodyConfig, light: BodyConfig) -> None:
-    """Raises ValueError, with what differs, unless the encoder's features fit the light network."""
-    require_same(encoder, light, "shape", "num_classes", "patch", "num_levels", "periodic")
+    """Raise ValueError, with the differences, unless the encoder's features fit the light network."""
+    require_same_fields(encoder, light, "shape", "num_classes", "patch", "num_levels", "periodic")
 
 
-def require_same(encoder: object, light: object, *names: str) -> None:
-    """Raises ValueError for two configurations that differ in one of these fields."""
+def require_same_fields(encoder: object, light: object, *names: str) -> None:
+    """Raise ValueError for two configurations that differ in one of these fields."""
     differ = {name: (getattr(encoder, name), getattr(light, name)) for name in names}
-    differences = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
+    differences = [f"{name} {heavy} and {small}" for name, (heavy, small) in differ.items() if heavy != small]
     if differences:
         raise ValueError(
             f"encoder and light network must have the same {', '.join(names)}, got {', '.join(differences)}"
@@ -55,7 +55,7 @@ def require_same(encoder: object, light: object, *names: str) -> None:
 
 
 class ContextEncoder(nn.Module):
-    """forward: (z_tau, log_snr_tau, label, what is added at its levels) -> (projected features, v or None).
+    """forward: (z_tau, log_snr_tau, label, sums for its levels) -> (projected features, v or None).
 
     x_hat: how its process reads v, from (z_tau, v, log_snr_tau)
     """
@@ -85,7 +85,7 @@ class ContextEncoder(nn.Module):
 
 
 def projections(config: BodyConfig, light: BodyConfig) -> nn.ModuleList:
-    """From each level of the heavy network to the same of the light one: 1x1 convolutions without bias."""
+    """1x1 convolutions without bias from each level of the heavy network to the same level of the light one."""
     return nn.ModuleList(nn.Conv2d(*pair, 1, bias=False) for pair in zip(config.widths, light.widths, strict=True))
 
 
@@ -119,7 +119,7 @@ class LightNetwork(nn.Module, ABC):
     def joined(
         self, z: Tensor, log_snr: Tensor, label: Tensor | None, features: Features, tau: Tensor, present: Tensor | None
     ) -> Tensor:
-        """With a context. tau: (B, E), 0 in rows without one, as the features are."""
+        """The output with a context. tau: (B, E), 0 in rows without one, as the features are."""
 
 
 class LightBody(LightNetwork):
@@ -144,14 +144,14 @@ class LightBody(LightNetwork):
         emb = self.net.embedding(log_snr, label) + tau
         if self.gate is None:
             return self.net.called(z, log_snr, emb, features)
-        *added, own = features
+        *added, x_hat = features
         v = self.net.called(z, log_snr, emb, added)
         gate = of_present(self.gate(emb), present)
-        return v + gate[..., None, None] * v_from_x(z, own.to(v.dtype), log_snr)
+        return v + gate[..., None, None] * v_from_x(z, x_hat.to(v.dtype), log_snr)
 
 
 def of_present(part: Tensor, present: Tensor | None) -> Tensor:
-    """part: (B, C), 0 in rows without a context. present: (B,) bool, None if every row has one."""
+    """The part, (B, C), with 0 in rows without a context. present: (B,) bool, None if every row has one."""
     return part if present is None else part * present[:, None].to(part.dtype)
 
 

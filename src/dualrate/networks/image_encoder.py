@@ -53,7 +53,7 @@ class EncoderConfig(Ranged):
 
     @property
     def blocks_of_levels(self) -> tuple[int, ...]:
-        """Of each level."""
+        """The number of blocks of each level."""
         last = self.blocks if self.last_blocks is None else self.last_blocks
         return (*(self.blocks for _ in self.channels[1:]), last)
 
@@ -95,10 +95,10 @@ class ImageEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> (B, c, h, w) float32."""
         h = self.stem(x)
-        one = h.new_ones(len(h), 1)  # in place of an embedding: its scales and shifts are plain parameters then
+        emb = h.new_ones(len(h), 1)  # 1 in place of an embedding: its scales and shifts are plain parameters then
         for i, blocks in enumerate(self.levels):
             if i:
                 h = self.shrink[i - 1](F.avg_pool2d(h, 2))
             for block in blocks:  # pyright: ignore[reportGeneralTypeIssues]
-                h = block(h, one)
+                h = block(h, emb)
         return self.head(h)

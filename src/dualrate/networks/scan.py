@@ -40,7 +40,7 @@ CHUNK = 16  # tokens
 
 
 def backend_for(device: torch.device | str, *, per_head: bool = False) -> Backend:
-    """What "auto" runs there. per_head: a decay per head, not one per channel and state."""
+    """The backend that "auto" runs on a device. per_head: a decay per head, not one per channel and state."""
     if per_head:
         return "matrix"
     return "mamba_ssm" if torch.device(device).type == "cuda" and kernel() else "chunked"
@@ -107,24 +107,24 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: s
 
 
 def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Token by token. u, dt: (B, D, L); A: (D, N); B, C: (B, G, N, L) -> (B, D, L), without D and z."""
+    """The scan, token by token. u, dt: (B, D, L); A: (D, N); B, C: (B, G, N, L) -> (B, D, L), without D and z."""
     A, *steps = _by_token(u, dt, A, B, C)
-    h, found = torch.zeros_like(A * steps[0][0]), []
+    h, y = torch.zeros_like(A * steps[0][0]), []
     for dt_l, x, b, c in zip(*(part.unbind() for part in steps), strict=True):
         h = torch.addcmul(x * b, torch.exp(dt_l * A), h)
-        found.append((h * c).sum(0))
-    return torch.stack(found).flatten(2).movedim(0, -1)
+        y.append((h * c).sum(0))
+    return torch.stack(y).flatten(2).movedim(0, -1)
 
 
 def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """As one operation. Arguments: of `loop`."""
+    """The scan as one operation. Arguments: of `loop`."""
     return OPERATIONS.recurrence(*_by_token(u, dt, A, B, C))[0].flatten(2).movedim(0, -1)
 
 
 def _by_token(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A as (N, 1, G, P); by token dt and x = dt u, (L, B, G, P), B and C, (L, N, B, G, 1). Channels are innermost.
 
-    Each is made contiguous last: training keeps them, and torch 2.13 compiles no kept view that has any number of rows.
+    Each is made contiguous last: training keeps them, and torch 2.13 compiles no stored view of any number of rows.
     """
     groups = B.shape[1]
     dt, x = (part.movedim(-1, 0).unflatten(2, (groups, -1)).contiguous() for part in (dt, dt * u))
@@ -148,7 +148,7 @@ def _recurrence(A: Tensor, dt: Tensor, x: Tensor, B: Tensor, C: Tensor) -> tuple
 def _recurrence_backward(
     y: Tensor, fronts: Tensor, A: Tensor, dt: Tensor, x: Tensor, B: Tensor, C: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of A, per row, and of the others. y: the gradient of y."""
+    """Gradients of A, per row, and of the other arguments. y: the gradient of y."""
     of_dt, of_x, of_B, of_C = (torch.empty_like(part) for part in (dt, x, B, C))
     g, of_A, work = (torch.zeros_like(fronts[0]) for _ in range(3))
     decay, h = (g.new_empty(CHUNK + more, *g.shape) for more in (0, 1))
@@ -173,19 +173,19 @@ def _saved(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) 
 
 
 def _gradients(ctx: Any, y: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-    fronts, A, *others = ctx.saved_tensors
-    of_A, *of_others = OPERATIONS.recurrence_backward(y.contiguous(), fronts, A, *others)
-    return of_A.sum_to_size(A.shape), *of_others
+    fronts, A, *rest = ctx.saved_tensors
+    of_A, *of_rest = OPERATIONS.recurrence_backward(y.contiguous(), fronts, A, *rest)
+    return of_A.sum_to_size(A.shape), *of_rest
 
 
 def matrix(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """By a matrix of each head. u: (B, D, L); dt: (B, H, L); A: (H,); B, C: (B, G, N, L) -> (B, D, L)."""
+    """The scan, by a matrix of each head. u: (B, D, L); dt: (B, H, L); A: (H,); B, C: (B, G, N, L) -> (B, D, L)."""
     mixed = mixing(dt, A, B, C) @ u.unflatten(1, (len(A), -1)).transpose(2, 3)
     return mixed.transpose(2, 3).flatten(1, 2)
 
 
 def mixing(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """M of the module docstring, (B, H, L, L). Arguments: of `matrix`."""
+    """The matrix M of the module docstring, (B, H, L, L). Arguments: of `matrix`."""
     reached = (dt * A[:, None]).cumsum(-1)
     gaps = reached[..., :, None] - reached[..., None, :]
     later = torch.ones(gaps.shape[-2:], dtype=torch.bool, device=gaps.device).triu(1)
@@ -195,15 +195,15 @@ def mixing(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def by_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """By mamba_ssm's. Arguments: of `loop`."""
+    """The scan, by mamba_ssm's kernel. Arguments: of `loop`."""
     call = _run_kernel if torch.is_grad_enabled() else OPERATIONS.scan  # an operation, so that it can be counted
     return call(u, dt, A.contiguous(), B.contiguous(), C.contiguous())
 
 
 def _run_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    found = kernel()
-    assert found is not None
-    return found(u, dt, A, B, C)
+    scan = kernel()
+    assert scan is not None
+    return scan(u, dt, A, B, C)
 
 
 @cache
@@ -233,7 +233,7 @@ DEFINED: dict[
     "recurrence_backward(Tensor y, Tensor fronts, Tensor A, Tensor dt, Tensor x, Tensor B, Tensor C) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)": (
         _recurrence_backward,
-        lambda y, fronts, A, *others: (torch.empty_like(fronts[0]), *(torch.empty_like(part) for part in others)),
+        lambda y, fronts, A, *rest: (torch.empty_like(fronts[0]), *(torch.empty_like(part) for part in rest)),
     ),
     "scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C) -> Tensor": (
         _run_kernel,

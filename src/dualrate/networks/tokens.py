@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
 from dualrate.networks.blocks import ChannelNorm, NoiseEmbedding, TransformerBlock, unpatchified, zero_init
-from dualrate.networks.dual import Features, LightNetwork, require_same
+from dualrate.networks.dual import Features, LightNetwork, require_same_fields
 from dualrate.networks.uvit import Embedding, Head
 
 SPREAD = 0.02  # of vectors of categories and positions at the start
@@ -92,9 +92,9 @@ class TokenTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = Embedding(config.embedding, config.num_classes)
-        self.stem = reading(config.vocabulary, config)
+        self.stem = plane_stem(config.vocabulary, config)
         nn.init.normal_(self.stem.weight, std=SPREAD)
-        self.noise = zero_init(reading(config.noise, config)) if config.noise else None
+        self.noise = zero_init(plane_stem(config.noise, config)) if config.noise else None
         height, width = config.height // config.patch, config.width // config.patch
         self.position = nn.Parameter(SPREAD * torch.randn(1, config.channels, height, width))
         self.blocks = nn.ModuleList(
@@ -122,18 +122,18 @@ class TokenTransformer(nn.Module):
         return h
 
     def tokens(self, z: Tensor) -> Tensor:
-        """(B, V, H, W): without planes of noise."""
+        """The tokens of z, (B, V, H, W), without planes of noise."""
         return z[:, : self.config.vocabulary]
 
     def predict(self, h: Tensor) -> Tensor:
-        """Logits of the last activation, in float32 whatever the trunk ran in."""
+        """Logits of the last activation, in float32 whatever precision the trunk ran in."""
         if self.head is None:
             raise ValueError("this transformer was built without a head (TokensConfig.head): it has no logits")
         return unpatchified(self.head(h), (self.config.patch, self.config.patch))
 
 
-def reading(planes: int, config: TokensConfig) -> nn.Conv2d:
-    """Of planes beside one another, into the first activation."""
+def plane_stem(planes: int, config: TokensConfig) -> nn.Conv2d:
+    """A convolution without bias from planes to the first activation, a patch to a position."""
     return nn.Conv2d(planes, config.channels, config.patch, config.patch, bias=False)
 
 
@@ -159,7 +159,7 @@ class LightTokens(LightNetwork):
         super().__init__()
         self.net = TokenTransformer(replace(config, head=True))
         self.tau = NoiseEmbedding(config.embedding)
-        self.changed = reading(1, config)
+        self.changed = plane_stem(1, config)
 
     def joined(
         self, z: Tensor, log_snr: Tensor, label: Tensor | None, features: Features, tau: Tensor, present: Tensor | None
@@ -174,5 +174,5 @@ class LightTokens(LightNetwork):
 
 
 def check_tokens(encoder: TokensConfig, light: TokensConfig) -> None:
-    """Raises ValueError, with what differs, unless a light network can read this encoder's context."""
-    require_same(encoder, light, "shape", "patch", "num_classes", "noise")
+    """Raise ValueError, with the differences, unless a light network can read this encoder's context."""
+    require_same_fields(encoder, light, "shape", "patch", "num_classes", "noise")

@@ -109,7 +109,7 @@ class UViTConfig(BodyConfig):
         return self.height == 1
 
     def along(self, count: int) -> tuple[int, int]:
-        """So many on each axis; on a line 1 across it."""
+        """This count down and across; on a line 1 down."""
         return 1 if self.line else count, count
 
     def conv3(self, channels: int, out: int) -> nn.Conv2d:
@@ -134,18 +134,18 @@ class UViTConfig(BodyConfig):
         takes fewer seconds (docs/results/bodies.md). The finest level keeps at least one channel for every number of a
         patch, for all that the network sees passes through it.
         """
-        finest, *others = self.levels
-        lighter = [_lighter(finest, self.patch**2 * self.image_channels), *(_lighter(level) for level in others)]
+        finest, *coarser = self.levels
+        lighter = [_lighter(finest, self.patch**2 * self.image_channels), *(_lighter(level) for level in coarser)]
         middle = lighter[-1] = replace(lighter[-1], blocks=max(1, self.levels[-1].blocks // 2))
-        if others and middle.kind == "transformer":
-            tokens, taps = math.prod(self.sides(len(others))), math.prod(self.along(3))
+        if coarser and middle.kind == "transformer":
+            tokens, taps = math.prod(self.sides(len(coarser))), math.prod(self.along(3))
             squares = middle.blocks * transformer_macs(middle.channels, tokens) / (2 * taps * tokens)  # of channels
             lighter[-1] = Level("conv", 8 * max(1, int(math.sqrt(squares) / 8)), 1)
         widths = [level.channels for level in lighter if level.kind == "transformer"]
         return replace(self, levels=tuple(lighter), head_dim=math.gcd(self.head_dim, *widths))
 
     def with_dropout(self, dropout: float) -> UViTConfig:
-        """With one rate of dropout at all levels."""
+        """A copy with this rate of dropout at all levels."""
         return replace(self, levels=tuple(replace(level, dropout=dropout) for level in self.levels))
 
     def sides(self, level: int) -> tuple[int, int]:
@@ -209,7 +209,7 @@ class Embedding(nn.Module):
 
 
 class Head(InFloat32, nn.Sequential):
-    """What makes v of the last activation."""
+    """The last layers, from the last activation to v or logits."""
 
 
 class UViT(nn.Module):
@@ -246,7 +246,7 @@ class UViT(nn.Module):
         return self.called(z, log_snr, self.embedding(log_snr, label), added)
 
     def called(self, z: Tensor, log_snr: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
-        """v, given the embedding. Other arguments: of `forward`."""
+        """v. emb: the embedding of noise level and label; other arguments: of `forward`."""
         return self.predict(self.trunk(z, emb, added)[0])
 
     def features(
@@ -309,7 +309,7 @@ class UViT(nn.Module):
         return UViTTokens(self, len(self.down), scores=scores)
 
     def predict(self, h: Tensor) -> Tensor:
-        """v from the finest level's last activation, in float32 whatever the trunk ran in."""
+        """v of the finest level's last activation, in float32 whatever precision the trunk ran in."""
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
         return unpatchified(self.head(h), self.config.along(self.config.patch))
@@ -317,10 +317,10 @@ class UViT(nn.Module):
 
 @dataclass(frozen=True)
 class UViTCut(Ranged):
-    """A U-ViT in two: what its levels from `outer` on add to what comes into them, and the rest.
+    """A U-ViT in two: the inside, levels from `outer` on, by the sum that they add to their input; and the rest.
 
     outer:  0 to the number of levels above the middle. 0: only patches and head are outside
-    blocks: where the middle alone is inside, how many of its first blocks are; None: all
+    blocks: where the middle alone is inside, the number of its first blocks that are; None: all
     """
 
     network: UViT
@@ -342,25 +342,25 @@ class UViTCut(Ranged):
             raise ValueError("this U-ViT was built without a head, so it cannot denoise: cut one that predicts v")
 
     def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the inside adds, (B, C, h, w) of level `outer`, and v, as the network's. Arguments: the network's."""
+        """The sum that the inside adds, (B, C, h, w) of level `outer`, and the network's v. Arguments: its own."""
         net, emb, h, skips = self.outside(z, log_snr, label)
         inner, inner_skips = net.descend(h, emb, begin=self.outer)
         out = net.ascend(net.middle(inner, emb, end=self.blocks), inner_skips, emb, begin=self.outer)[0]
         return out - h, self._v(out, skips, emb)
 
     def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
-        """v of the outside alone, given what the inside adds. Raises ValueError where that has another shape."""
+        """v by the outside alone. added: the sum of the inside; raises ValueError where it has another shape."""
         _, emb, h, skips = self.outside(z, log_snr, label)
         require_shape(added, h)
         return self._v(h + added, skips, emb)
 
     def _v(self, out: Tensor, skips: Skips, emb: Tensor) -> Tensor:
-        """From the output of the inside."""
+        """v of the inside's output."""
         out = out if self.blocks is None else self.network.middle(out, emb, begin=self.blocks)
         return self.network.predict(self.network.ascend(out, skips, emb)[0])
 
     def outside(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[UViT, Tensor, Tensor, Skips]:
-        """The way down to the input of level `outer`."""
+        """The network, its embedding, the input of level `outer`, and the skips of the way down to it."""
         emb = self.network.embedding(log_snr, label)
         return self.network, emb, *self.network.descend(self.network.patches(z), emb, end=self.outer)
 
@@ -369,12 +369,12 @@ class UViTCut(Ranged):
 class UViTTokens(UViTCut):
     """A U-ViT whose middle's attention can be kept, and the rest of it run for some tokens alone.
 
-    With what attention added in every block kept, what becomes of a token depends on no other one:
+    With the sums of attention in every block kept, no token depends on another:
 
         h_i <- h_i + a_i, then h_i + MLP(h_i)       block by block, for the tokens i that are chosen
 
-    scores: whether a whole call counts the attention that tokens receive. A fused kernel does not tell it, so on a GPU
-            v is then the network's own up to rounding
+    scores: whether a whole call counts the attention that tokens receive. A fused kernel does not return it, so on a
+            GPU v is then the network's up to rounding
     """
 
     scores: bool = False
@@ -387,13 +387,13 @@ class UViTTokens(UViTCut):
     def whole(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, z: Tensor, log_snr: Tensor, label: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A call of the network, as its own: what the middle adds, (B, C, h, w); what attention adds to its n = h w
-        tokens in every block, (B, blocks, n, C); the attention that each token receives of all n, a mean over blocks
-        and heads, (B, n), zeros without `scores`; and v.
+        """The sum that the middle adds, (B, C, h, w); the sums of attention for its n = h w tokens in every block,
+        (B, blocks, n, C); the attention that each token receives from all n, (B, n), a mean over blocks and heads, 0
+        without `scores`; and the network's v.
         """
         net, emb, h, skips = self.outside(z, log_snr, label)
         tokens = self._tokens(h)
-        kept: list[Tensor] = []
+        attention: list[Tensor] = []
         received = tokens.new_zeros(tokens.shape[:2])
         for block in self._blocks:
             q, k, v = block.heads_of(block.modulated(tokens, block.film1(emb)))
@@ -403,24 +403,24 @@ class UViTTokens(UViTCut):
                 mixed = weights.to(v.dtype) @ v
             else:
                 mixed = attend(q, k, v)
-            kept.append(block.joined(mixed))
-            tokens = tokens + kept[-1]
+            attention.append(block.joined(mixed))
+            tokens = tokens + attention[-1]
             tokens = tokens + block.mlp(tokens, emb)
         out = tokens.transpose(1, 2).unflatten(2, h.shape[2:])
-        return out - h, torch.stack(kept, 1), received, net.predict(net.ascend(out, skips, emb)[0])
+        return out - h, torch.stack(attention, 1), received, net.predict(net.ascend(out, skips, emb)[0])
 
     def part(
         self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor, attention: Tensor, chosen: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the middle adds with that of the chosen tokens, (B, k), made anew; and v. added, attention: of `whole`.
+        """The sum that the middle adds, computed again for the chosen tokens, (B, k); and v.
 
-        Raises ValueError where they have another shape.
+        added, attention: of `whole`. Raises ValueError where `added` has another shape.
         """
         net, emb, h, skips = self.outside(z, log_snr, label)
         require_shape(added, h)
         start, tokens = chosen_of(h.flatten(2).transpose(1, 2), chosen), chosen_of(self._tokens(h), chosen)
-        for block, kept in zip(self._blocks, attention.unbind(1), strict=True):
-            tokens = tokens + chosen_of(kept, chosen)
+        for block, of_block in zip(self._blocks, attention.unbind(1), strict=True):
+            tokens = tokens + chosen_of(of_block, chosen)
             tokens = tokens + block.mlp(tokens, emb)
         renewed = with_chosen(added.flatten(2).transpose(1, 2), chosen, tokens - start)
         renewed = renewed.transpose(1, 2).unflatten(2, h.shape[2:])
@@ -431,14 +431,14 @@ class UViTTokens(UViTCut):
         return [cast(TransformerBlock, block) for block in self.network.middle.blocks]
 
     def _tokens(self, h: Tensor) -> Tensor:
-        """(B, n, C), with their positions."""
+        """The tokens of h with their positions, (B, n, C)."""
         position = self.network.middle.position
         assert position is not None
         return (h + position.to(h.dtype)).flatten(2).transpose(1, 2)
 
 
 def chosen_of(tokens: Tensor, chosen: Tensor) -> Tensor:
-    """Of tokens (B, n, C) those chosen, (B, k) -> (B, k, C)."""
+    """The chosen tokens, (B, k, C). tokens: (B, n, C); chosen: (B, k), their places."""
     return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
@@ -448,7 +448,7 @@ def with_chosen(tokens: Tensor, chosen: Tensor, value: Tensor) -> Tensor:
 
 
 def require_shape(added: Tensor, h: Tensor) -> None:
-    """Raises ValueError where what is added to h is not of its shape."""
+    """Raise ValueError where `added`, a sum for h, does not have the shape of h."""
     if added.shape != h.shape:
         raise ValueError(
             f"what the inside of a cut network adds has its input's shape {tuple(h.shape)}, got {tuple(added.shape)}: "

@@ -59,7 +59,7 @@ FEWEST = 3  # steps of a grid that says how x_hat bends
 
 @dataclass(frozen=True)
 class Bend:
-    """Mean squares per element of what a step of length 1 in h is off by, at K + 1 increasing log-SNR.
+    """Mean squared errors per element of a step of length 1 in h, at K + 1 increasing log-SNR.
 
     first:  (K,), of first order, in the middles between them
     second: (K - 1,), of 2M, at all but the ends
@@ -77,11 +77,11 @@ class Bend:
             raise ValueError(f"K + 1 log-SNR, K >= 2, go with K + 1, K and K - 1 squares, got {sizes}")
 
     def at_the_end(self, start: Numbers) -> Numbers:
-        """Mean square per element of what steps from these log-SNR into t = 0 are off by."""
+        """The mean squared error per element of steps from these log-SNR into t = 0."""
         return np.interp(start, self.log_snr, self.last)
 
     def error(self, start: Numbers, end: Numbers, *, first: bool) -> Numbers:
-        """The same of steps between these log-SNR. first: of first order."""
+        """The mean squared error per element of steps between these log-SNR. first: of first order."""
         length, middle = (end - start) / 2, (start + end) / 2
         if first:
             return length**2 * np.interp(middle, (self.log_snr[1:] + self.log_snr[:-1]) / 2, self.first)
@@ -92,9 +92,10 @@ class Bend:
 def measure_bend(
     denoiser: Denoiser, process: GaussianProcess, t: tuple[float, ...], normal: Tensor, cond: Cond
 ) -> Bend:
-    """Between the times t (but the last), by DDIM with a heavy call at each, from noise (B, ...), standard normal.
+    """The bend between the times t (but the last), by DDIM with a heavy call at each.
 
-    t: (M + 1,), M of FEWEST steps or more. Costs M heavy calls an image.
+    t: (M + 1,), M of FEWEST steps or more; normal: noise to begin with, (B, ...), standard normal
+    Costs M heavy calls an image.
     """
     times = [shared_time(time) for time in t[:-1]]
     z, x_hats = normal, []
@@ -138,7 +139,7 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Call:
+class GridCall:
     """A denoiser's call at t_i with the context of t_j: j = i at a heavy call, NO_CONTEXT without a context.
 
     z: (B, ...); t: (B,)
@@ -154,12 +155,12 @@ class Call:
 @torch.no_grad()
 def every_call(
     denoiser: Denoiser, process: GaussianProcess, t: tuple[float, ...], x: Tensor, cond: Cond, draws: Draws
-) -> Iterator[Call]:
-    """All pairs of a grid time (t: (M + 1,), but the last) and a context, in order; at each time NO_CONTEXT comes last.
+) -> Iterator[GridCall]:
+    """Yields all pairs of a grid time (t: (M + 1,), but the last) and a context; at each time NO_CONTEXT comes last.
 
-    Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's. Of
-    a cache, whose path is to be smooth, all have the same noise, and none is without a context, which would be a heavy
-    call. Of a context that never ages there is the heavy call alone.
+    They lie along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the
+    caller's. Those of a cache, whose path is to be smooth, have the same noise, and none is without a context, which
+    would be a heavy call. If contexts never age, there is the heavy call alone.
     Raises ValueError for a denoiser whose context is of more than one time.
     """
     steps, times = len(t) - 1, [shared_time(time) for time in t[:-1]]
@@ -175,11 +176,11 @@ def every_call(
                 "all that a planner looks at: spread its heavy calls evenly (--heavy), or name another denoiser"
             )
         for j, context in contexts.items():
-            yield Call(i, j, z, now, context)
-        yield Call(i, i, z, now, fresh)
+            yield GridCall(i, j, z, now, context)
+        yield GridCall(i, i, z, now, fresh)
         ageless = denoiser.reuse is Reuse.FREE and bool(fresh.features)
         if denoiser.reuse is not Reuse.SMOOTH and not ageless:
-            yield Call(i, NO_CONTEXT, z, now, Context())
+            yield GridCall(i, NO_CONTEXT, z, now, Context())
         if fresh.features and not ageless:
             contexts[i] = fresh.aged()
         if i + 1 < steps:
@@ -208,8 +209,8 @@ def measure_errors(
         for call in every_call(denoiser, process, t, x, cond, draws):
             x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
             ageless = denoiser.reuse is Reuse.FREE and call.context.features  # older contexts are the same
-            held = slice(call.i + 1) if ageless else call.j
-            errors[call.i, held] = (x - x_hat).double().square().mean().item()
+            columns = slice(call.i + 1) if ageless else call.j
+            errors[call.i, columns] = (x - x_hat).double().square().mean().item()
     return Errors(t, errors)
 
 
@@ -244,9 +245,10 @@ class Planner:
         """The sum of the plan's terms. Raises ValueError for times that are not the grid's, and for partial steps."""
         at = [self._index(t) for t in plan.t]
         total = 0.0
-        for here, following, step in zip(at[:-1], at[1:], plan.held, strict=True):
-            held = NO_CONTEXT if step is None else at[step]
-            total += (self.own_errors[here, held] + self._bending[here, following]) * self._weights[here, following]
+        for here, following, step in zip(at[:-1], at[1:], plan.context_steps, strict=True):
+            context = NO_CONTEXT if step is None else at[step]
+            error = self.counted_errors[here, context] + self._bending[here, following]
+            total += error * self._weights[here, following]
         return total
 
     def best(self, steps: int, heavy: int | NDArray[np.bool_]) -> Planned:
@@ -266,11 +268,11 @@ class Planner:
         least = [start]  # after each step: [heavy calls made, steps without a context, place of the context]
         for place in range(0, size, every):
             to = place + every
-            terms = (self.own_errors[place] + self._bending[place, to]) * self._weights[place, to]
+            terms = (self.counted_errors[place] + self._bending[place, to]) * self._weights[place, to]
             least.append(_refreshed(least[-1], place) + terms)
         end = np.where(allowed[..., None], least[-1], np.inf)
-        calls, alone, held = map(int, np.unravel_index(np.argmin(end), shape))
-        objective = float(end[calls, alone, held])
+        calls, alone, context = map(int, np.unravel_index(np.argmin(end), shape))
+        objective = float(end[calls, alone, context])
         if not np.isfinite(objective):
             raise ValueError(
                 f"no plan of {steps} steps with so few heavy calls here: what steps without a context, or with an old "
@@ -278,11 +280,11 @@ class Planner:
             )
         refreshes = []
         for place, before in reversed(list(zip(range(0, size, every), least[:-1], strict=True))):
-            refreshes.append({place: Refresh.FULL, size: Refresh.NONE}.get(held, Refresh.KEEP))
+            refreshes.append({place: Refresh.FULL, size: Refresh.NONE}.get(context, Refresh.KEEP))
             if refreshes[-1] is not Refresh.KEEP:
                 calls -= refreshes[-1] is Refresh.FULL
                 alone -= refreshes[-1] is Refresh.NONE and shape[1] > 1
-                held = int(np.argmin(before[calls, alone]))
+                context = int(np.argmin(before[calls, alone]))
         return Planned(StepPlan(self.errors.t[::every], tuple(reversed(refreshes))), objective)
 
     @property
@@ -290,14 +292,14 @@ class Planner:
         return self.errors.bend if self.order == 2 else None
 
     @cached_property
-    def own_errors(self) -> NDArray[np.float64]:
-        """(M, M + 1): those of `errors` that a plan pays for."""
+    def counted_errors(self) -> NDArray[np.float64]:
+        """(M, M + 1): the errors in a plan's terms; for order 2 in excess of a heavy call's at the same time."""
         errors = self.errors.errors
         return errors if self._bend is None else errors - errors.diagonal()[:, None]
 
     @cached_property
     def _bending(self) -> NDArray[np.float64]:
-        """(M + 1, M + 1): what a step between two times is off by with a heavy call at its start, [earlier, later]."""
+        """(M + 1, M + 1): the error of a step between two times, [earlier, later], with a heavy call at its start."""
         if self._bend is None:
             return np.zeros((len(self.errors.t),) * 2)
         log_snr = self._log_snr
@@ -318,18 +320,18 @@ class Planner:
         return self.process.schedule.log_snr(torch.tensor(self.errors.t, dtype=torch.float64)).numpy()
 
     def _index(self, t: float) -> int:
-        found = np.flatnonzero(np.isclose(self.errors.t, t, rtol=0, atol=1e-9))
-        if not len(found):
+        matches = np.flatnonzero(np.isclose(self.errors.t, t, rtol=0, atol=1e-9))
+        if not len(matches):
             raise ValueError(f"no error was measured at time {t}: the grid has {self.errors.num_steps} steps")
-        return int(found[0])
+        return int(matches[0])
 
 
 def _refreshed(least: NDArray[np.float64], place: int) -> NDArray[np.float64]:
-    """The least sums once the step at `place` has its context: kept, dropped, or of a heavy call."""
-    found, cheapest = least.copy(), least.min(2)
+    """The least sums once the step at `place` has its context: an older one, none, or that of a heavy call."""
+    sums, cheapest = least.copy(), least.min(2)
     counted = int(cheapest.shape[1] > 1)
-    found[:, :counted, NO_CONTEXT] = np.inf
-    found[:, counted:, NO_CONTEXT] = cheapest[:, : cheapest.shape[1] - counted]
-    found[0, :, place] = np.inf
-    found[1:, :, place] = cheapest[:-1]
-    return found
+    sums[:, :counted, NO_CONTEXT] = np.inf
+    sums[:, counted:, NO_CONTEXT] = cheapest[:, : cheapest.shape[1] - counted]
+    sums[0, :, place] = np.inf
+    sums[1:, :, place] = cheapest[:-1]
+    return sums

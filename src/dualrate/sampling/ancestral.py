@@ -23,7 +23,7 @@ from torch import Tensor
 from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Process
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import expand, once
+from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.ddim import DDIM
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Stepped
 
@@ -62,7 +62,7 @@ class Ancestral(Ranged, Reverse):
     of = GaussianProcess
 
     def __str__(self) -> str:
-        """For a table: the settings only where they are not the usual ones."""
+        """The name in tables, with the settings that are not the usual ones."""
         if self.eta < 1:
             return f"ancestral, eta {self.eta:g}"
         return f"ancestral, gamma {self.gamma:g}" if self.gamma else "ancestral"
@@ -77,12 +77,12 @@ class Ancestral(Ranged, Reverse):
 
     @property
     def markovian(self) -> bool:
-        """Only with all of its noise."""
+        """Whether eta is 1, so that the step draws all of its noise."""
         return self.eta == 1
 
     @property
     def draws_noise(self) -> bool:
-        """eta = 0 is DDIM."""
+        """Whether eta is above 0; at 0 the step is DDIM."""
         return self.eta > 0
 
     def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
@@ -107,7 +107,7 @@ class Ancestral(Ranged, Reverse):
         return super().__call__(denoise, z, t, s, draw, carry)
 
 
-@once
+@cached_for_shared_time
 def _more_noise(process: GaussianProcess, gamma: float, t: Tensor, s: Tensor) -> Tensor:
     """((c sigma_t^2) / (c sigma_s^2))^gamma: c cancels, so that nothing is lost for small steps."""
     log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
@@ -115,12 +115,15 @@ def _more_noise(process: GaussianProcess, gamma: float, t: Tensor, s: Tensor) ->
     return torch.exp(gamma * log_ratio)
 
 
-@once
+@cached_for_shared_time
 def _less_noise(process: GaussianProcess, eta: float, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of z and x in the mean, k / sigma_t and alpha_s - alpha_t k / sigma_t with k^2 = sigma_s^2 - g^2; and g^2."""
+    """Weights of z and x in the mean, k / sigma_t and alpha_s - alpha_t k / sigma_t, and the variance g^2.
+
+    k^2 = sigma_s^2 - g^2
+    """
     log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
     gap = log_snr_t - log_snr_s
-    kept = (1 - eta) * (1 + eta) + eta**2 * torch.exp(gap)  # 1 - eta^2 c, free of cancellation
-    from_z = kept.sqrt() * sigma(log_snr_s) / sigma(log_snr_t)
+    share = (1 - eta) * (1 + eta) + eta**2 * torch.exp(gap)  # k^2 / sigma_s^2 = 1 - eta^2 c, free of cancellation
+    from_z = share.sqrt() * sigma(log_snr_s) / sigma(log_snr_t)
     from_x = alpha(log_snr_s) - alpha(log_snr_t) * from_z
     return from_z, from_x, -(eta**2) * torch.expm1(gap) * torch.sigmoid(-log_snr_s)

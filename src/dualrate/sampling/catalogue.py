@@ -38,7 +38,7 @@ MEANING = {"gamma": "the noise level", "eta": "the share of fresh noise"}
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a step is made, and what is usual with it.
+    """A sampler's step, the times that are usual with it, and the settings that it takes.
 
     step:     its class, which takes a process and settings
     grid:     times of a single network
@@ -61,13 +61,13 @@ class Sampler:
     def markovian(self) -> bool:
         """Whether a dual-rate context of Gaussian noise may be reused under it, with its default settings."""
         table = CovarianceTable.of_white_noise(Bands((1, 1, 1)))
-        return self.made(GaussianProcess(Cosine()), {}, StepPlan.uniform(1), table).markovian
+        return self.build(GaussianProcess(Cosine()), {}, StepPlan.uniform(1), table).markovian
 
     def fits(self, process: Process) -> bool:
         """Whether there is such a step for this process."""
         return any(isinstance(process, step.of) for step in (self.step, self.other or self.step))
 
-    def made(
+    def build(
         self, process: Any, settings: dict[str, float], plan: StepPlan | None, table: CovarianceTable | None
     ) -> Step:
         """The step. Raises ValueError for a process that has none, and without the plan and the table that it needs."""
@@ -115,16 +115,16 @@ def sampler_named(name: str) -> Sampler:
             f"there is no sampler {name!r}{f', did you mean {close[0]}?' if close else ''}; there are "
             f"{', '.join(SAMPLERS)}; package.module:Class is a step of your own"
         )
-    found = known(name)
-    if not (isinstance(found, type) and issubclass(found, Step)) or inspect.isabstract(found):
-        raise ValueError(f"{name} is no step: expected a class derived from dualrate.Step, with __call__, got {found}")
+    step = known(name)
+    if not (isinstance(step, type) and issubclass(step, Step)) or inspect.isabstract(step):
+        raise ValueError(f"{name} is no step: expected a class derived from dualrate.Step, with __call__, got {step}")
     try:
-        inspect.signature(found).bind(None)
+        inspect.signature(step).bind(None)
     except TypeError as error:
         raise ValueError(
             f"{name} is made of a process alone, which it refuses: {error}; give its other fields defaults"
         ) from error
-    return Sampler(found)
+    return Sampler(step)
 
 
 def at_gamma(text: str) -> tuple[str, float | None]:
@@ -163,7 +163,7 @@ def make_step(
                 f"{setting} {value:g}: drop it"
             )
         settings[setting] = value
-    return sampler.made(process, settings, plan, table)
+    return sampler.build(process, settings, plan, table)
 
 
 def taking(setting: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What sampling costs: multiply-adds, by torch's formulas, of a heavy call, a light call, and an image under a plan.
+"""The cost of sampling: multiply-adds, by torch's formulas, of a heavy call, a light call, and an image under a plan.
 
 1 multiply-add = 1 MAC = 2 FLOPs. Counted are matrix products and convolutions (torch.utils.flop_counter), which is what
 papers count, and the recurrences of scans; norms, activations and the sampler's own arithmetic are not. Projections of
@@ -51,11 +51,11 @@ FORMULAS: dict[Any, Any] = (
 
 @dataclass(frozen=True)
 class CallCost:
-    """What one row of a heavy (encode) and of a light (denoise with its context) call costs: MACs, or any one unit.
+    """The cost of one row of a heavy (encode) and of a light (denoise with its context) call: MACs, or any other unit.
 
-    own:     whether a heavy call has denoised already, so that its step makes no light one
+    denoised: whether a heavy call has denoised already, so that its step makes no light one
     of_condition: whether a heavy call sees the condition alone, so that the members of one share it
-    decode:  what an image costs besides, once: the decoding of its latent
+    decode:  once for each image: the decoding of its latent
     partial: a call that renews a part of the context, where the denoiser makes such
     alone:   a denoise call without a context, where that is no light one (`alone_differs`)
     read:    of a condition, before the first step, where the denoiser reads
@@ -63,7 +63,7 @@ class CallCost:
 
     heavy: float
     light: float
-    own: bool = False
+    denoised: bool = False
     decode: float = 0
     partial: float = 0
     alone: float | None = None
@@ -72,21 +72,22 @@ class CallCost:
 
     @property
     def without(self) -> float:
-        """Of a denoise call without a context."""
+        """The cost of a denoise call without a context."""
         return self.light if self.alone is None else self.alone
 
     def shared(self, members: int) -> CallCost:
-        """Of one of so many samples that share what is computed of their condition alone."""
+        """The cost of each of M = `members` samples that share all calls which see their condition alone."""
         return replace(self, read=self.read / members, heavy=self.heavy / (members if self.of_condition else 1))
 
     def of(self, steps: int, heavy: int, alone: int = 0) -> float:
-        """Of an image with N steps, H of them with a heavy call and so many without a context."""
-        light = (steps - heavy * self.own - alone) * self.light + alone * self.without
+        """The cost of an image of N steps, H of them with a heavy call and `alone` of them without a context."""
+        light = (steps - heavy * self.denoised - alone) * self.light + alone * self.without
         return self.read + heavy * self.heavy + light + self.decode
 
     def affordable(self, steps: int, budget: float) -> NDArray[np.bool_]:
-        """[heavy calls, steps without a context] that a plan of N steps may have within a budget; of one column where
-        such steps cost what others do.
+        """A table, [heavy calls, steps without a context], of whether a plan of N steps may have them within a budget.
+
+        It has one column where a step without a context costs as much as a light call.
         """
         counted, most = self.alone is not None, budget * (1 + 1e-9)
 
@@ -100,7 +101,7 @@ class CallCost:
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What one image costs.
+    """The calls that one image takes, and their cost.
 
     heavy_calls, light_calls: rows per image, guidance branches counted
     partial_calls, alone_calls: of the light ones, those that renew a part of a context, and those without one
@@ -123,10 +124,10 @@ class PlanCost:
         return int(self.total(self.calls) if self.mean is None else self.mean + self.calls.decode)
 
     def total(self, calls: CallCost) -> float:
-        """The total price of these calls at the given costs, in seconds or any one unit."""
+        """The total price of these calls at the costs `calls`, in seconds or any other unit."""
         calls = calls.shared(self.members)
-        kept = self.light_calls - self.partial_calls - self.alone_calls
-        light = kept * calls.light + self.partial_calls * calls.partial + self.alone_calls * calls.without
+        reusing = self.light_calls - self.partial_calls - self.alone_calls
+        light = reusing * calls.light + self.partial_calls * calls.partial + self.alone_calls * calls.without
         return self.read_calls * calls.read + self.heavy_calls * calls.heavy + light + calls.decode
 
     @property
@@ -142,7 +143,7 @@ def macs_of(call: Callable[[], object]) -> int:
 
 
 class _Counter(TorchDispatchMode):
-    """As torch's FlopCounterMode, whose first use loads torch's compiler, which takes seconds."""
+    """Counts as torch's FlopCounterMode, whose first use takes seconds: it loads torch's compiler."""
 
     flops = 0
 
@@ -184,12 +185,12 @@ def call_cost(
 
 
 def priced(
-    denoiser: Denoiser, z: Tensor, t: Tensor, given: Cond, price: Callable[[Callable[[], object]], float]
+    denoiser: Denoiser, z: Tensor, t: Tensor, unread: Cond, price: Callable[[Callable[[], object]], float]
 ) -> CallCost:
     """The `price` of one call of each kind, at (z, t): its MACs, or seconds."""
     with torch.no_grad():
-        cond = read(denoiser, given)
-    reading = price(lambda: read(denoiser, given)) if cond.features else 0
+        cond = read(denoiser, unread)
+    reading = price(lambda: read(denoiser, unread)) if cond.features else 0
     context = Context()
 
     def encode() -> Context:
@@ -197,13 +198,13 @@ def priced(
         context = denoiser.encode(z, t, cond)
         return context
 
-    heavy, kept = price(encode), context.aged()
-    light = price(lambda: denoiser.denoise(z, t, kept, cond))
+    heavy, aged = price(encode), context.aged()
+    light = price(lambda: denoiser.denoise(z, t, aged, cond))
     can = abilities(denoiser)
-    partial = price(lambda: denoiser.renew(z, t, kept, cond)) if Refresh.PARTIAL in can.between else 0
+    partial = price(lambda: denoiser.renew(z, t, aged, cond)) if Refresh.PARTIAL in can.between else 0
     alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if can.alone_differs else None
-    free, own = denoiser.reuse is Reuse.FREE, context.x_hat is not None
-    return CallCost(heavy, light, own, partial=partial, alone=alone, read=reading, of_condition=free)
+    free, denoised = denoiser.reuse is Reuse.FREE, context.x_hat is not None
+    return CallCost(heavy, light, denoised, partial=partial, alone=alone, read=reading, of_condition=free)
 
 
 def mean_macs(
@@ -215,7 +216,10 @@ def mean_macs(
     labels: Sequence[int] | None,
     device: torch.device | str | None = None,
 ) -> float:
-    """Of an image, without its decoding, as a mean over those that are drawn here. Arguments: of `sample`."""
+    """Multiply-adds of an image, without its decoding: a mean over images that are drawn here.
+
+    Arguments: as of `sample_batches`.
+    """
     drawn = sample_batches(denoiser, step, plan, shape, seeds, labels, batch_size=len(seeds), device=device)
     return macs_of(lambda: list(drawn)) / len(seeds)
 
@@ -230,24 +234,24 @@ def expected_costs(
     label: int | None = None,
     wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
 ) -> list[PlanCost]:
-    """Of one image up to the end of each step: the calls are counted by a trajectory without networks.
+    """Costs of one image up to the end of each step, counted on a trajectory without networks.
 
-    The decoding comes with the last step. What is kept is taken for a context, so of two single networks (Switched) the
-    steps that keep none are light calls here, not calls alone, at the same cost.
+    The decoding comes with the last step. Every heavy call is taken to leave a context, so for two single networks
+    (Switched) the steps without one are light calls here, not calls alone, at the same cost.
     calls, reuse: of the denoiser; wrap: guidance, around the meter. Raises ValueError as `sample_batches`.
     """
     metered, undecoded = Metered(_WithoutNetworks(calls, reuse, step.process)), replace(calls, decode=0)
-    found: list[PlanCost] = []
+    costs: list[PlanCost] = []
 
     def count(state: State) -> None:
         seen = metered.meter
         kinds = {"partial_calls": seen.partial, "alone_calls": seen.alone, "read_calls": seen.read}
-        found.append(PlanCost(undecoded, seen.heavy, seen.light, **kinds))
+        costs.append(PlanCost(undecoded, seen.heavy, seen.light, **kinds))
 
     labels = None if label is None else [label]
     for _ in sample_batches(wrap(metered), step, plan, shape, [0], labels, device="cpu", watch=count):
         pass
-    return [*found[1:-1], replace(found[-1], calls=calls)]
+    return [*costs[1:-1], replace(costs[-1], calls=calls)]
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,7 @@ class _WithoutNetworks(Denoiser):
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         if not self.calls.heavy:
             return Context()
-        return Context((z,), tau=t, x_hat=self._nothing(z) if self.calls.own else None)
+        return Context((z,), tau=t, x_hat=self._nothing(z) if self.calls.denoised else None)
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
         return replace(context, x_hat=self._nothing(z))
@@ -274,7 +278,7 @@ class _WithoutNetworks(Denoiser):
         return self._nothing(z) if context.x_hat is None else context.x_hat
 
     def _nothing(self, z: Tensor) -> Tensor:
-        """In place of x_hat, which has no planes of noise."""
+        """Zeros in place of x_hat, which has no planes of noise."""
         return 0 * self.process.data(z)
 
 

@@ -72,13 +72,16 @@ from dualrate.config.ranges import Range, Ranged, Rings, Side
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
-from dualrate.diffusion.values import expand, once
+from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
 
 @dataclass(frozen=True)
 class Bands(Ranged):
-    """shape: (C, H, W) of an image; rings: of a channel at most (small images leave some empty, which are dropped)."""
+    """Bands of an image's frequencies: rings in each channel.
+
+    shape: (C, H, W) of an image; rings: in a channel, at most; those that a small image leaves empty are dropped
+    """
 
     shape: tuple[Side, Side, Side]
     rings: Rings = 12
@@ -100,12 +103,12 @@ class Bands(Ranged):
 
     def transform(self, x: Tensor) -> Tensor:
         """U x. x: (B, C, H, W), coefficients of the same shape and dtype."""
-        channels, height, width = (matrix(size, x.dtype, x.device) for size in self.shape)
+        channels, height, width = (dct_matrix(size, x.dtype, x.device) for size in self.shape)
         return torch.einsum("dc,bchw->bdhw", channels, height @ x @ width.mT)
 
     def inverse(self, coefficients: Tensor) -> Tensor:
         """U^T c."""
-        channels, height, width = (matrix(size, coefficients.dtype, coefficients.device) for size in self.shape)
+        channels, height, width = (dct_matrix(size, coefficients.dtype, coefficients.device) for size in self.shape)
         return torch.einsum("dc,bdhw->bchw", channels, height.mT @ coefficients @ width)
 
     def mean(self, coefficients: Tensor) -> Tensor:
@@ -121,20 +124,20 @@ class Bands(Ranged):
 
 @cache
 def _index(bands: Bands, device: torch.device) -> Tensor:
-    """(C H W,) the band of each coefficient; made once for a device."""
+    """(C H W,) the band of each coefficient; one copy for each device."""
     return bands.index.flatten().to(device)
 
 
 @cache
 def _members(bands: Bands, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(C H W, K): 1 in the band of each coefficient. A sum by it has one order, also on a GPU. And (K,): their sums."""
+    """A matrix (C H W, K), 1 in the band of each coefficient, and its sums (K,). Sums by it have one order on a GPU."""
     members = torch.nn.functional.one_hot(_index(bands, device), bands.count)
     return members.to(dtype), members.sum(0).to(dtype)
 
 
 @cache
-def matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(N, N) orthonormal DCT-II, rows are frequencies; made once."""
+def dct_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N, N) orthonormal DCT-II, rows are frequencies; cached."""
     n = torch.arange(size, dtype=torch.float64, device=device)
     waves = torch.cos(math.pi / size * n[:, None] * (n + 0.5)) * math.sqrt(2 / size)
     waves[0] *= math.sqrt(0.5)
@@ -235,7 +238,7 @@ class NoiseCovariance(Ranged, Step):
 
     @property
     def order(self) -> int:
-        """Second where the derivative is one; a difference of finite length stays off it however short the step."""
+        """2 where the derivative is exact: a difference of finite length stays off it however short the step."""
         return 2 if self.kernel == "markov" and self.length is None else 1
 
     @property
@@ -253,9 +256,9 @@ class NoiseCovariance(Ranged, Step):
         return from_z * z + from_x * x_hat + from_normal * normal + from_along * along, carry
 
 
-@once
+@cached_for_shared_time
 def _along_noise(process: GaussianProcess, kernel: Kernel, t: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    """What counts in z_s: z, x_hat, the noise n, and the derivative along n (module docstring)."""
+    """Weights, in z_s, of z, x_hat, the noise n, and the derivative along n (module docstring)."""
     if kernel == "ddim":
         a, b = move_weights(process, t, s)
         return a, b, torch.zeros_like(b), b * process.scales(t)[1]
@@ -281,7 +284,7 @@ def probed(
     return x_hat, expand(tweedie(process, t), estimate) * estimate
 
 
-@once
+@cached_for_shared_time
 def tweedie(process: GaussianProcess, t: Tensor) -> Tensor:
     """sigma_t^2 / alpha_t, (B,): C over the derivative of x_hat."""
     log_snr = process.schedule.log_snr(t)
@@ -297,25 +300,25 @@ def derivative(
     denoiser's given the context. length: of a finite difference in units of sigma_t; None: forward mode, or a short
     difference where an operation of the network has no forward rule.
     """
-    own = None  # what was computed with the context, which has no derivative; asked again, x_hat is the network's
+    cached = None  # x_hat that came with the context and has no derivative; the next call's is the network's
     if length is None:
         try:
             while True:
                 with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward rule
                     x_hat, along = forward_ad.unpack_dual(denoise(forward_ad.make_dual(z, direction), t))
-                if own is not None or along is not None:
-                    return x_hat if own is None else own, torch.zeros_like(z) if along is None else along
-                own = x_hat
+                if cached is not None or along is not None:
+                    return x_hat if cached is None else cached, torch.zeros_like(z) if along is None else along
+                cached = x_hat
         except NotImplementedError:
             length = FALLBACK
-    x_hat, step = denoise(z, t) if own is None else own, expand(length * process.scales(t)[1], z)
+    x_hat, step = denoise(z, t) if cached is None else cached, expand(length * process.scales(t)[1], z)
     return x_hat, (denoise(z + step * direction, t) - denoise(z, t)) / step
 
 
 def at_time(values: Tensor, times: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """The rows of values: (N, K) at which the plan's steps start at t, in the precision of `like`: (B, K) or (1, K)."""
-    found = values.to(t.device)[place(times, t.reshape(-1))]
-    return found.to(like, non_blocking=True)
+    rows = values.to(t.device)[place(times, t.reshape(-1))]
+    return rows.to(like, non_blocking=True)
 
 
 def place(times: Tensor, t: Tensor) -> Tensor:
@@ -347,7 +350,7 @@ class CovarianceTable:
 
     @staticmethod
     def of_white_noise(bands: Bands) -> CovarianceTable:
-        """The exact one of data that are white noise of variance 1: sigma_t^2, whatever the context."""
+        """The exact table of data that are white noise of variance 1: sigma_t^2, whatever the context."""
         log_snr = torch.arange(-12, 13, dtype=torch.float64)
         variance = torch.sigmoid(-log_snr).float()[:, None, None].expand(-1, len(log_snr) + 1, bands.count)
         return CovarianceTable(bands, log_snr, variance, torch.ones_like(variance))
@@ -365,26 +368,26 @@ class CovarianceTable:
 
     @property
     def data(self) -> Tensor:
-        """(K,) variance of the data in each band: what a heavy call does not know of an image in pure noise."""
+        """(K,) variance of the data in each band, which is that of x in pure noise."""
         return self.variance[0, 0]
 
     def _along(self, values: Tensor, process: GaussianProcess, plan: StepPlan) -> Tensor:
         """(N, K) values of the plan's steps: their logarithms linear between the table's (t, tau)."""
         logarithms = values.log()
         at = process.schedule.log_snr(torch.tensor(plan.t[:-1], dtype=torch.float64)).tolist()
-        held = (None if step is None else at[step] for step in plan.held)
-        return torch.stack([self._at(logarithms, *one).exp() for one in zip(at, held, strict=True)])
+        of_contexts = (None if step is None else at[step] for step in plan.context_steps)
+        return torch.stack([self._at(logarithms, *pair).exp() for pair in zip(at, of_contexts, strict=True)])
 
-    def _at(self, values: Tensor, log_snr: float, held: float | None) -> Tensor:
-        """(K,) of one (t, tau). held: log-SNR of the context; None: no context."""
+    def _at(self, values: Tensor, log_snr: float, of_context: float | None) -> Tensor:
+        """(K,) values at one (t, tau), by their log-SNR. of_context: that of tau; None: no context."""
         first, every = float(self.log_snr[0]), float(self.log_snr[1] - self.log_snr[0])
         place = min(max((log_snr - first) / every, 0.0), len(self.log_snr) - 1.0)
         at = int(min(place, len(self.log_snr) - 2))
 
         def row(i: int) -> Tensor:
-            if held is None:
+            if of_context is None:
                 return values[i, -1]
-            age = min((log_snr - held) / every, float(i))
+            age = min((log_snr - of_context) / every, float(i))
             younger = int(age)
             older = min(younger + 1, i)
             return values[i, i - younger].lerp(values[i, i - older], age - younger)
@@ -392,9 +395,9 @@ class CovarianceTable:
         return row(at).lerp(row(at + 1), place - at)
 
     def trust(self) -> list[tuple[str, float, float]]:
-        """By age of the context, in log-SNR: the median ratio, and the share of trusted bands and times.
+        """Rows of an age of the context, in log-SNR, the median ratio, and the share of trusted bands and times.
 
-        One line for a model whose context has no age.
+        A model whose context has no age has one row.
         """
         every, size = float(self.log_snr[1] - self.log_snr[0]), len(self.log_snr)
         ages = {f"{age * every:g}": self.ratio.diagonal(-age) for age in SHOWN if age < size}
@@ -403,6 +406,6 @@ class CovarianceTable:
             ages = {"any": ages["none"]}
         low, high = TRUSTED
         return [
-            (age, found.quantile(0.5).item(), ((found >= low) & (found <= high)).float().mean().item())
-            for age, found in ages.items()
+            (age, ratios.quantile(0.5).item(), ((ratios >= low) & (ratios <= high)).float().mean().item())
+            for age, ratios in ages.items()
         ]

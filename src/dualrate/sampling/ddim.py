@@ -84,7 +84,10 @@ class AdjustedDDIM(Step):
 
 
 def adjusted(process: GaussianProcess, z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor, variance: Tensor) -> Tensor:
-    """The x_hat with which DDIM makes the step of AdjustedDDIM. variance: of x about x_hat, per dimension; (B,), ()."""
+    """The x_hat with which DDIM makes the step of AdjustedDDIM.
+
+    variance: of x about x_hat, per dimension, (B,) or ()
+    """
     log_snr_t, log_snr_s = process.log_snr(t), process.log_snr(s)
     eps_hat = eps_from_x(z, x_hat, log_snr_t)
     step = torch.exp(log_snr_s / 2) - torch.exp(log_snr_t / 2)  # u_s - u_t

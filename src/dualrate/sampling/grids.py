@@ -57,7 +57,7 @@ def grid_times(name: str, schedule: Schedule, steps: int) -> TimeGrid:
 
 
 def check_grid(name: str) -> str:
-    """The name of a grid. Raises ValueError for one that is none."""
+    """The name. Raises ValueError where there is no grid of this name."""
     with suppress(ValueError):
         if name in GRIDS or (name.isascii() and name.startswith(BLEND) and 0 <= float(name.removeprefix(BLEND)) <= 1):
             return name
@@ -68,9 +68,9 @@ def check_grid(name: str) -> str:
 
 
 def blended(schedule: Schedule, steps: int, share: float) -> TimeGrid:
-    """Times between those of `uniform` (share 0) and of `uniform_log_snr` (share 1), the mean of both by this share.
+    """Times between those of `uniform` (share 0) and of `uniform_log_snr` (share 1): their weighted mean.
 
-    Raises ValueError for a share outside 0 to 1, and what those two raise.
+    Raises ValueError for a share outside 0 to 1, and as both of these do.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share of equal steps in log-SNR is from 0 to 1, got {share}")
@@ -114,7 +114,7 @@ def _reach(schedule: Schedule) -> tuple[float, float]:
 
 
 def _shares(steps: int) -> list[float]:
-    """Where the N calls lie between the two ends, from 0 to 1."""
+    """Places of the N calls between the two ends, from 0 to 1."""
     if steps < 1:
         raise ValueError(f"a grid needs at least one step, got {steps}")
     return [i / max(steps - 1, 1) for i in range(steps)]

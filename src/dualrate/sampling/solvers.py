@@ -34,7 +34,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import expand, once
+from dualrate.diffusion.values import cached_for_shared_time, expand
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 
@@ -141,7 +141,7 @@ class SDEDPMSolver2M(Ranged, Step):
         return kernel.sample(draw()), (x_t, t)
 
 
-@once
+@cached_for_shared_time
 def _half_growth(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
     """e^h / 2."""
     return torch.exp((process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2) / 2
@@ -155,7 +155,7 @@ def extrapolated(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor, ca
     return x_t + expand(_half_ratio(process, t, s, t_prev), x_t) * (x_t - x_prev)
 
 
-@once
+@cached_for_shared_time
 def _half_ratio(process: GaussianProcess, t: Tensor, s: Tensor, t_prev: Tensor) -> Tensor:
     """h / (2 h_prev)."""
     log_snr = process.schedule.log_snr
@@ -171,7 +171,7 @@ def mean_of_parabola(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor
     return x_t + expand(mean, x_t) * first + expand(moment, x_t) * second
 
 
-@once
+@cached_for_shared_time
 def _parabola(
     process: GaussianProcess, t: Tensor, s: Tensor, p: Tensor, q: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""What a sampler's update rule is: z_t -> z_s, given a denoiser. One small class each in the files beside this one.
+"""Update rules of samplers: z_t -> z_s, by a denoiser. Each is a small class in one of the files beside this one.
 
-A class declares what is known of it without running it. Such a fact has no annotation, so that it is no field of a
+A class declares facts about itself, such as its order. Such a fact has no annotation, so that it is no field of a
 dataclass (`order = 2`), or is a property where it depends on a field.
 
 `markovian`: whether the chain keeps the forward law of pairs (z_s, z_t), which a reused dual-rate context needs.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.values import expand, once
+from dualrate.diffusion.values import cached_for_shared_time, expand
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
 Draw = Callable[[], Tensor]  # this step's next random numbers, of the process's `noise`
@@ -37,7 +37,7 @@ class Step(ABC):
     single_call_steps: steps of a plan, at its ends, that make one call whatever `calls_per_step` is
     markovian:         whether (z_s, z_t) keeps the law of the forward process, to the method's order
     draws_noise:       whether any step draws random numbers, so that the path is not smooth
-    What is assumed of the last two is the safe side: no dual-rate context is reused, and a shared encoder warns.
+    The defaults of the last two are on the safe side: no dual-rate context is reused, and a shared encoder warns.
     """
 
     process: Any  # a Process
@@ -49,13 +49,13 @@ class Step(ABC):
     draws_noise: Any = True
 
     def __str__(self) -> str:
-        """For a table: the class and its settings, unless it has words of its own."""
-        found = [field.name for field in fields(self) if field.name != "process"] if is_dataclass(self) else []
-        return ", ".join((type(self).__name__, *(f"{name} {getattr(self, name)}" for name in found)))
+        """The name in tables: the class and its settings, unless overridden."""
+        settings = [field.name for field in fields(self) if field.name != "process"] if is_dataclass(self) else []
+        return ", ".join((type(self).__name__, *(f"{name} {getattr(self, name)}" for name in settings)))
 
     @classmethod
     def most_steps(cls, calls: int) -> int:
-        """The most steps of a plan for so many calls of the network."""
+        """The most steps of a plan that makes at most `calls` calls of the network."""
         return (calls + cls.single_call_steps * (cls.calls_per_step - 1)) // cls.calls_per_step
 
     def start(self) -> Carry:
@@ -81,9 +81,9 @@ def move(process: GaussianProcess, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -
     return expand(from_z, z) * z + expand(from_x, z) * x
 
 
-@once
+@cached_for_shared_time
 def move_weights(process: GaussianProcess, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Of z and x in `move`: sigma_s / sigma_t and alpha_s - alpha_t sigma_s / sigma_t."""
+    """Weights of z and x in `move`: sigma_s / sigma_t and alpha_s - alpha_t sigma_s / sigma_t."""
     log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
     from_x = -torch.expm1((log_snr_t - log_snr_s) / 2) * alpha(log_snr_s)
     return sigma(log_snr_s) / sigma(log_snr_t), from_x

@@ -39,27 +39,27 @@ AHEAD = {"cpu": 2**19, "cuda": 2**22}  # numbers made at once: so many that laun
 class StepNoise:
     """(step, draw) -> the random numbers of a process for states (B, *shape), keyed by image, step and draw alone.
 
-    One draw launches some hundred kernels, however many numbers they make: at small batches those of many steps are
-    made at once. A number does not depend on what it is made with.
+    One draw launches some hundred kernels, however many numbers they make: at small batches the numbers of many steps
+    are made at once. No number depends on the others.
     """
 
     def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
         self.process, self.draws, self.steps, self.shape = process, draws, steps, tuple(shape)
         ahead = AHEAD.get(draws.row.device.type, AHEAD["cpu"])
         self.at_once = max(1, ahead // max(1, len(draws.row) * math.prod(shape)))
-        self.made: dict[tuple[int, int], Tensor] = {}
+        self.numbers: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, step: int, draw: int) -> Tensor:
-        if (step, draw) not in self.made:
+        if (step, draw) not in self.numbers:
             later = range(step, min(step + self.at_once, self.steps))
-            made = self.process.noise(self.draws, [f"step {i} draw {draw}" for i in later], *self.shape)
-            self.made.update(((i, draw), numbers) for i, numbers in zip(later, made, strict=True))
-        return self.made.pop((step, draw))
+            noise = self.process.noise(self.draws, [f"step {i} draw {draw}" for i in later], *self.shape)
+            self.numbers.update(((i, draw), numbers) for i, numbers in zip(later, noise, strict=True))
+        return self.numbers.pop((step, draw))
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a trajectory stands: before step i of the plan, at time t.
+    """The state of a trajectory before step i of the plan, at time t.
 
     z: (B, ...); t: (), on the host; context with its z_tau: of the latest heavy call; carry: the step's own
     """
@@ -81,11 +81,10 @@ def reuses(plan: StepPlan) -> bool:
 
 
 def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
-    """Refuses a plan that reuses a context under a sampler that breaks the law the context was trained under.
+    """Refuse a plan that reuses a context under a sampler that breaks the law the context was trained under.
 
     Raises ValueError for a Markovian-only denoiser with a step that is not. Warns of a step that draws noise where the
-    context needs a smooth path. (What else a step may not do with a reused context, `trajectory` finds when it is
-    done.)
+    context needs a smooth path. (`trajectory` refuses a second call of the network with a reused context.)
     """
     if not reuses(plan):
         return
@@ -152,19 +151,19 @@ def trajectory(
 def _calls(
     denoiser: Denoiser, step: Step, refresh: Refresh, z_t: Tensor, t: Tensor, cond: Cond, context: Context
 ) -> Denoise:
-    """The `denoise` of one step: at first what `encode` computed itself, if it did; then the network's.
+    """The `denoise` of one step, whose first call returns the x_hat of `encode`, if that computed one.
 
-    The network does not run twice at the step's own (z, t): its output there is kept. Raises ValueError at a second
+    The network does not run twice at the step's (z, t): its output is kept. `denoise` raises ValueError at a second
     time where the context is a reused one.
     """
     at_start: Tensor | None = None
 
     def denoise(z: Tensor, time: Tensor) -> Tensor:
         nonlocal context, at_start
-        held, context = context, context.aged()
+        used, context = context, context.aged()
         if time is t or torch.equal(time, t):
-            if z is z_t and held.x_hat is None:
-                at_start = denoiser.denoise(z, t, held, cond) if at_start is None else at_start
+            if z is z_t and used.x_hat is None:
+                at_start = denoiser.denoise(z, t, used, cond) if at_start is None else at_start
                 return at_start
         elif denoiser.reuse is not Reuse.FREE:  # else the context is the same at every time
             if refresh.reuses:
@@ -172,8 +171,8 @@ def _calls(
                     f"{type(step).__name__} calls the network at a second time in a step, which needs a context of "
                     "that time: use DPMSolver2M, which calls it once, or a heavy call at every step"
                 )
-            held = denoiser.encode(z, time, cond) if refresh is Refresh.FULL else held
-        return denoiser.denoise(z, time, held, cond)
+            used = denoiser.encode(z, time, cond) if refresh is Refresh.FULL else used
+        return denoiser.denoise(z, time, used, cond)
 
     return denoise
 
@@ -188,7 +187,7 @@ def rollout(
 
 
 def first_state(process: Process, draws: Draws, shape: Sequence[int]) -> Tensor:
-    """(B, *shape): where the trajectories of these draws begin."""
+    """(B, *shape): the states in which the trajectories of these draws begin."""
     return process.prior(process.noise(draws, ["start"], *shape)[0], shape)
 
 
@@ -266,12 +265,12 @@ def sample_batches(
         raise ValueError(f"one label per image: got {len(label)} labels for {len(seeds)} seeds")
     if label is not None:
         check_labels(denoiser, label)
-    if (own := getattr(denoiser, "process", step.process)) != step.process:
-        raise ValueError(f"a step goes along the paths of the denoiser's process, {own}, got one of {step.process}")
+    if (process := getattr(denoiser, "process", step.process)) != step.process:
+        raise ValueError(f"a step goes along the paths of the denoiser's process, {process}, got one of {step.process}")
     device, at_once = device_of(denoiser, device), max(1, batch_size // members)  # seeds in a batch
 
     def drawn(seed: Tensor, of: Tensor | None, y: Tensor | None) -> Iterator[Tensor]:
-        """All members of these seeds, so many at a time that a batch holds them."""
+        """Yields all members of these seeds, (seeds, members, ...), as many at a time as a batch holds."""
         shared = Shared(denoiser) if y is not None and denoiser.reuse is Reuse.FREE else denoiser
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             of_seeds = read(denoiser, Cond(of, y))
