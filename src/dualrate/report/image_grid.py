@@ -58,7 +58,7 @@ def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int 
 
 
 def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
-    """(N, C, H, W) uint8."""
+    """Pixels of images or batches of them, (N, C, H, W) uint8."""
     if not isinstance(images, (np.ndarray, Tensor)):
         parts = [_pixels(batch) for batch in images] if isinstance(images, Iterable) else []
         if len({part.shape[1:] for part in parts}) != 1:
@@ -67,14 +67,14 @@ def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
                 "images that it holds"
             )
         return np.concatenate(parts)
-    found = images.detach() if isinstance(images, Tensor) else torch.tensor(images)  # a copy: maps are read-only
-    if found.ndim != 4 or found.shape[1] not in (1, 3) or not found.numel():
-        raise ValueError(f"images are (N, C, H, W) of 1 or 3 channels, got {tuple(found.shape)}: decode latents first")
-    if found.is_floating_point():
-        found = to_uint8(found)
-    if found.dtype != torch.uint8:
-        raise ValueError(f"images are uint8, or floats in [-1, 1], got {found.dtype}: convert them")
-    return found.cpu().numpy()
+    pixels = images.detach() if isinstance(images, Tensor) else torch.tensor(images)  # a copy: maps are read-only
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.numel():
+        raise ValueError(f"images are (N, C, H, W) of 1 or 3 channels, got {tuple(pixels.shape)}: decode latents first")
+    if pixels.is_floating_point():
+        pixels = to_uint8(pixels)
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"images are uint8, or floats in [-1, 1], got {pixels.dtype}: convert them")
+    return pixels.cpu().numpy()
 
 
 def png_bytes(image: NDArray[np.uint8]) -> bytes:
