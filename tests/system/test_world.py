@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dualrate.training.distributed import World, joined, own_device, sum_gradients
+from dualrate.training.distributed import World, launched_world, own_device, sum_gradients
 
 
 def test_shares_are_of_all_rows_and_of_nearly_one_size():
@@ -21,7 +21,7 @@ def test_one_process_changes_nothing():
     assert parameter.grad.tolist() == [3, 3]
     assert alone.any(True, False) == (True, False)
     assert alone.of_leader(7) == 7
-    with joined(torch.device("cpu")) as world:
+    with launched_world(torch.device("cpu")) as world:
         assert world == alone
 
 
@@ -44,6 +44,6 @@ def test_a_timeout_that_is_none_is_refused(monkeypatch, text):
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(ValueError, match="DUALRATE_TIMEOUT is a number of seconds above 0, got"),
-        joined(torch.device("cpu")),
+        launched_world(torch.device("cpu")),
     ):
         pass

@@ -30,7 +30,7 @@ from dualrate.system.device import pick_device
 from dualrate.system.progress import Silent, stops
 from dualrate.texts import recipe as texts
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import is_launched, joined, own_device
+from dualrate.training.distributed import is_launched, launched_world, own_device
 
 FILES = (auto, forecasts, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
 Made = TypeVar("Made")
@@ -94,7 +94,7 @@ class Run(Ranged):
         if every is not None and every % sample_every:
             raise ValueError(f"--eval-every is a multiple of --fit.sample-every ({sample_every}), got {every}")
         resume_threads(out)
-        with joined(where) as world:
+        with launched_world(where) as world:
             progress = reporter() if world.leads else Silent()
             result = train(
                 experiment,
