@@ -61,14 +61,14 @@ class StudentStates:
         At a heavy time that is the encoder's own, where it has a head. cond: of the batch.
         """
         context = student.encode(self.z_tau, self.tau, cond[self.call_row])
-        own, light = context.x_hat, self.light
-        if own is None:
+        heavy_x_hat, light = context.x_hat, self.light
+        if heavy_x_hat is None:
             return student.denoise(self.z_t, self.t, context.rows(self.call), cond[self.row])
         if light is None:
-            return own[self.call]
+            return heavy_x_hat[self.call]
         later = context.aged().rows(self.call[light])
         x_hat = student.denoise(self.z_t[light], self.t[light], later, cond[self.row[light]])
-        return own[self.call].index_copy(0, light, x_hat)
+        return heavy_x_hat[self.call].index_copy(0, light, x_hat)
 
 
 def turns(draws: Draws, count: int) -> Tensor:
