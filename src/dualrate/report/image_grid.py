@@ -21,18 +21,19 @@ from dualrate.system.device import own_defaults
 from dualrate.system.files import check_regular, whole
 
 Images = np.ndarray | Tensor
+GAP = 2  # white pixels between the images of a grid
 _COLOUR_TYPE = {1: 0, 3: 2}  # of a PNG: grey, RGB
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """(N, C, H, W) uint8 -> one (rows, columns) picture, (H', W') or (H', W', 3) uint8, white between the images."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    page = np.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, np.uint8)
+    page = np.full((channels, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
         page[:, top : top + height, left : left + width] = image
     return page[0] if channels == 1 else page.transpose(1, 2, 0)
 

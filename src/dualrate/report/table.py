@@ -63,7 +63,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """header and cells are text; notes: what the numbers mean, one line each; texts: columns that are no numbers."""
+    """Rows and columns to print.
+
+    header and cells are text; notes: what the numbers mean, one line each; texts: columns that are no numbers
+    """
 
     header: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
