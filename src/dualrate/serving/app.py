@@ -76,7 +76,7 @@ class Refused(HTTPException):
         self.name = name
 
 
-def page(described: Mapping[str, Any]) -> str:
+def html_page(described: Mapping[str, Any]) -> str:
     """The page, one document. described: an offer (`Offer.described`)."""
     environment = Environment(loader=FileSystemLoader([PARTS, TEMPLATES]), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("play.html").render(name=described["name"], model=described)
@@ -88,7 +88,7 @@ class _Page:
     def __init__(self, offer: Offer, jobs: Jobs) -> None:
         self.offer, self.jobs = offer, jobs
         self.described = offer.described()
-        self.html = page(self.described)
+        self.html = html_page(self.described)
 
     async def show(self, request: HTTPRequest) -> Response:
         return HTMLResponse(self.html)
