@@ -229,7 +229,7 @@ WARM_UPS = 3  # libraries choose kernels and workspaces in the first calls, whic
 Record = Callable[[Callable[[], Any], torch.device], tuple[Callable[[], Any], Any]]
 
 
-def record(call: Callable[[], Any], device: torch.device) -> tuple[Callable[[], Any], Any]:
+def record_graph(call: Callable[[], Any], device: torch.device) -> tuple[Callable[[], Any], Any]:
     """The kernels of a call on a GPU. Raises ValueError for another device, and as `refusing`."""
     if device.type != "cuda":
         raise ValueError(f"CUDA graphs need a GPU, and this is the {device}: draw without graphs")
@@ -265,12 +265,12 @@ def refusing() -> Iterator[None]:
         raise ValueError(f"these calls cannot be recorded as CUDA graphs ({what}): draw without graphs") from error
 
 
-def graph_calls(network: nn.Module, record: Record = record) -> None:
+def graph_calls(network: nn.Module, record: Record = record_graph) -> None:
     """Has a network's calls recorded, but for those of training and those that ask for a derivative.
 
     The network is on a GPU, as are its inputs; its weights stay where they are; its course depends on nothing but what
     kind its inputs are of: all but their numbers. Inputs of another kind are recorded anew.
-    Raises ValueError from a call that cannot be recorded, as `record` says.
+    Raises ValueError from a call that cannot be recorded, as `record_graph` says.
     """
     eager = network.forward
     recordings: OrderedDict[Hashable, tuple[list[Tensor], Callable[[], Any], Any]] = OrderedDict()
