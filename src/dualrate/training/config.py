@@ -160,8 +160,9 @@ def lr_at(fit: FitConfig, iteration: int, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class FitResult:
-    """iteration: iterations done in all; seconds: of training, summed over resumes; begun: iterations done before.
+    """The end of a training.
 
+    iteration: iterations done in all; seconds: of training, summed over resumes; begun: iterations done before
     stopped: "done" if the training is over, "seconds" if its time is and more may be given, "signal" if interrupted
     """
 

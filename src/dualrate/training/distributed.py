@@ -142,7 +142,7 @@ def check_alone(command: str) -> None:
         )
 
 
-def own_device(device: torch.device) -> torch.device:
+def device_of_process(device: torch.device) -> torch.device:
     """The device of this process: of GPUs, the one of its number on this machine.
 
     Raises ValueError for one GPU that all processes should share, and for more processes here than GPUs.
@@ -161,7 +161,7 @@ def own_device(device: torch.device) -> torch.device:
 def launched_world(device: torch.device) -> Iterator[World]:
     """Join the processes that were launched together, and leave with them; a world of one where none was launched.
 
-    device: of this process, as `own_device` returns it
+    device: of this process, as `device_of_process` returns it
     Raises Lost if the others do not come; ValueError for a DUALRATE_TIMEOUT that is not a number of seconds.
     """
     if _is_alone():
