@@ -102,7 +102,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class DiffusionCodec:
-    """encoder: images -> latents; decoder: of images, given z_0."""
+    """A codec whose decoder is a diffusion. encoder: images -> latents; decoder: of images, given z_0."""
 
     config: DiffusionDecoding
     networks: nn.ModuleDict

@@ -66,7 +66,7 @@ from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import Segments
 from dualrate.experiment.teaching import begin, check_teacher, frozen_teacher, require_no_decoder
-from dualrate.methods.times import moved, stratified_uniform
+from dualrate.methods.times import stratified_uniform, to_device
 from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth
 from dualrate.networks.blocks import at_rest, frozen
 from dualrate.sampling.ddim import DDIM, adjusted
@@ -136,7 +136,7 @@ class Consistency(OnePhase):
         Logs: `loss_t0` to `loss_t3`, of L alone; `kept`, L_kept, of a dual-rate student; `power`, the mean square of
         f, small for a student that collapses to grey; `teacher_steps`, T.
         """
-        t, s, border = moved(batch.x.device, *self.times(iteration, draws.host))
+        t, s, border = to_device(batch.x.device, *self.times(iteration, draws.host))
         cond = batch.cond
         (noise,) = self.process.noise(draws, ["z_t"], *batch.x.shape[1:])
         z_t = self.process.add_noise(batch.x, t, noise.to(batch.x.dtype))
@@ -177,14 +177,14 @@ class Consistency(OnePhase):
         plan = self.plan
         light = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.KEEP]
         heavy = [max(j for j in range(i) if plan.refresh[j] is Refresh.FULL) for i in light]
-        (rows,) = moved(batch.x.device, torch.nonzero(draws.host.row % len(light) == 0).flatten())
+        (rows,) = to_device(batch.x.device, torch.nonzero(draws.host.row % len(light) == 0).flatten())
         some, times = batch[rows], torch.tensor(plan.t, dtype=torch.float64)
         (z,) = self.process.noise(Draws(draws.seed, draws.row[rows]), ["rollout start"], *batch.x.shape[1:])
         z = self.process.prior(z.to(batch.x.dtype), batch.x.shape[1:])
         path = trajectory(self.student, DDIM(self.process), plan, z, some.cond, lambda step, draw: z)
         states = [state.z for state in islice(path, light[-1] + 1)]
         z_t, z_tau = (torch.cat([states[i] for i in steps]) for steps in (light, heavy))
-        t, tau = moved(batch.x.device, *(times[steps].repeat_interleave(len(rows)) for steps in (light, heavy)))
+        t, tau = to_device(batch.x.device, *(times[steps].repeat_interleave(len(rows)) for steps in (light, heavy)))
         rows = torch.arange(len(some), device=z_t.device).repeat(len(light))
         return z_t, t, z_tau, tau, some.cond[rows]
 

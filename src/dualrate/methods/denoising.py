@@ -54,7 +54,7 @@ from dualrate.experiment.teaching import (
     check_same_images,
     start_from,
 )
-from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
+from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, to_device, with_null
 from dualrate.networks.blocks import at_rest
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
@@ -108,7 +108,7 @@ class Denoising(WeightedDenoising):
         x, cond = batch.x.repeat_interleave(self.draws, 0), read(self.model, self.condition(batch, draws))
         if cond.label is not None:
             cond = replace(cond, label=cond.label.repeat_interleave(self.draws))
-        t, tau, heavy_rows = moved(x.device, *self.times(draws.host.repeated(self.draws)))
+        t, tau, heavy_rows = to_device(x.device, *self.times(draws.host.repeated(self.draws)))
         z_t, z_tau = self.pair(x, t, tau, draws.repeated(self.draws))
         if len(heavy_rows) == len(x):  # then the K rows of an image share their reading of the condition
             context = self.model.encode(z_tau, tau, cond)

@@ -51,7 +51,7 @@ from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OneStep
 from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
-from dualrate.methods.times import moved, stratified_uniform
+from dualrate.methods.times import stratified_uniform, to_device
 from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth, lag
 from dualrate.networks.blocks import at_rest
 from dualrate.training.method import Loss, Phase, by_time_quartile
@@ -188,7 +188,7 @@ class EMDistillation(Ranged):
 
     def drawn_times(self, batch: Batch, draws: Draws) -> Tensor:
         low, high = self.times
-        return moved(batch.x.device, low + (high - low) * stratified_uniform(draws.host))[0]
+        return to_device(batch.x.device, low + (high - low) * stratified_uniform(draws.host))[0]
 
     def weight(self, t: Tensor, like: Tensor) -> Tensor:
         """w(t), shaped to multiply `like`."""

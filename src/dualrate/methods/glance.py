@@ -31,7 +31,7 @@ from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, S
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import OwnGrid
 from dualrate.experiment.teaching import check_drops_labels, check_null_class, check_targets, fill
-from dualrate.methods.times import moved, with_null
+from dualrate.methods.times import to_device, with_null
 from dualrate.networks.adapters import TARGETS, Adapted, merged
 from dualrate.training.method import Loss, Phase
 
@@ -144,7 +144,7 @@ class Glance(Ranged):
     def loss(self, phase: int, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The mean over the batch's rows. Logs: the error of x_hat, `error`, unweighted."""
         times, x = torch.tensor(self.times[phase], dtype=torch.float64), batch.x
-        (t,) = moved(x.device, times[draws.host.integer("time", len(times))])
+        (t,) = to_device(x.device, times[draws.host.integer("time", len(times))])
         z_t = self.process.add_noise(x, t, draws.normal("z_t", *x.shape[1:]).to(x.dtype))
         cond = Cond(with_null(batch, draws, self.null, self.label_dropout))
         error = self.process.deviance(x, self.model.called(phase, z_t, t, cond))

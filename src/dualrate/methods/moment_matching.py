@@ -77,7 +77,7 @@ from dualrate.methods.student_states import (
     StateSource,
     StudentStates,
 )
-from dualrate.methods.times import moved, stratified_uniform
+from dualrate.methods.times import stratified_uniform, to_device
 from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth, lag
 from dualrate.networks.blocks import at_rest
 from dualrate.system.device import whole_products
@@ -277,7 +277,7 @@ class InstantMomentMatching(StudentMethod):
         square = {name: torch.zeros_like(p) for name, p in self.teacher.network.named_parameters()}
         for batch in batches:
             draws = batch.draws(0)
-            (s,) = moved(batch.x.device, stratified_uniform(draws.host))
+            (s,) = to_device(batch.x.device, stratified_uniform(draws.host))
             (noise,) = self.process.noise(draws, ["preconditioner"], *batch.x.shape[1:])
             z_s = self.process.add_noise(batch.x, s, noise.to(batch.x.dtype))
             for name, part in self.teacher_gradient(batch.x, z_s, s, batch.cond, len(batch)).items():

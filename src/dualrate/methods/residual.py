@@ -38,7 +38,10 @@ from dualrate.networks.dual import check_pair, projections
 
 
 class Regression(nn.Module):
-    """forward: (log_snr at t = 1, y) -> (features of the light network, v), whose x_hat is the mean."""
+    """The network of a regression.
+
+    forward: (log_snr at t = 1, y) -> (features of the light network, v), whose x_hat is the mean
+    """
 
     def __init__(self, config: BodyConfig, light: BodyConfig, y_shape: Shape, features: bool) -> None:
         super().__init__()
@@ -63,7 +66,10 @@ class Regression(nn.Module):
 
 @dataclass(frozen=True)
 class Residual(Ranged, Denoiser):
-    """encoder: a `Regression`; light: (z, log_snr, label, features) -> v of the scaled residual"""
+    """The mean of a regression, and diffusion of what is left of it.
+
+    encoder: a `Regression`; light: (z, log_snr, label, features) -> v of the scaled residual
+    """
 
     encoder: nn.Module
     light: nn.Module

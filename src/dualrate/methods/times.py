@@ -28,7 +28,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 
 
-def kept_rows(draws: Draws, dropout: float) -> Tensor:
+def rows_with_context(draws: Draws, dropout: float) -> Tensor:
     """(K,): the rows of the batch that keep their context."""
     return torch.nonzero(radical_inverse(draws.row) >= dropout).flatten()
 
@@ -58,7 +58,7 @@ class BatchTimes(NamedTuple):
     heavy_rows: Tensor
 
 
-def moved(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
+def to_device(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
     """Copies of tensors of the host on a device, without waiting for what it is doing."""
     return tuple(part.to(device, non_blocking=True) for part in parts)
 
@@ -109,7 +109,7 @@ class TimeSampler(TimeSource, Ranged):
             raise ValueError(f"first is the least time of a first heavy call, then the largest, got {self.first}")
 
     def __call__(self, draws: Draws) -> BatchTimes:
-        t, heavy, heavy_rows = stratified_uniform(draws), self._num_heavy(draws), kept_rows(draws, self.dropout)
+        t, heavy, heavy_rows = stratified_uniform(draws), self._num_heavy(draws), rows_with_context(draws, self.dropout)
         if self.phase is not None:
             return BatchTimes(t, torch.maximum(torch.ceil(t * heavy) / heavy, t), heavy_rows)
         if self.first is None:
@@ -168,7 +168,7 @@ def with_null(batch: Batch, draws: Draws, null: int, share: float) -> Tensor | N
     """A batch's labels (B,), each replaced by the null class with probability `share`; None without labels."""
     if batch.label is None:
         return None
-    (dropped,) = moved(batch.label.device, draws.host.uniform("label dropout") < share)
+    (dropped,) = to_device(batch.label.device, draws.host.uniform("label dropout") < share)
     return torch.where(dropped, null, batch.label)
 
 

@@ -44,7 +44,7 @@ from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, S
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.likelihood.bound import divergence
-from dualrate.methods.times import SILVER, moved, stratified_uniform
+from dualrate.methods.times import SILVER, stratified_uniform, to_device
 from dualrate.networks.conditional import ConditionalBody
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.networks.uvit import UViT, UViTConfig
@@ -84,7 +84,7 @@ class UnifiedLatents(OnePhase):
         """
         x, cond = batch.x, Cond(batch.label)
         times = stratified_uniform(draws.host), stratified_uniform(draws.host, "t of x", SILVER)
-        t_z, t_x = moved(x.device, *times)
+        t_z, t_x = to_device(x.device, *times)
         z = self.encoder(x)
 
         def normal(stream: str, like: Tensor) -> Tensor:
