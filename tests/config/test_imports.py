@@ -21,7 +21,7 @@ from runs.made import ONE, saved
 import dualrate as dr
 from dualrate.cli.train import RECIPES
 from dualrate.compare.candidates import RunRequest
-from dualrate.config.imports import imported, known
+from dualrate.config.imports import imported, look_up
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.images import prepare
 from dualrate.denoisers.catalogue import denoiser_named
@@ -36,7 +36,7 @@ from dualrate.system.folders import MANIFEST, Manifest
 
 
 def test_a_name_in_any_package_is_found():
-    assert imported("math:pi") == known("math:pi") == math.pi
+    assert imported("math:pi") == look_up("math:pi") == math.pi
     assert imported("os.path:join")("a", "b") == "a/b"
 
 
@@ -56,7 +56,7 @@ def test_a_name_in_any_package_is_found():
     ],
 )
 def test_what_names_nothing_is_refused(text, message):
-    for find in (imported, known):
+    for find in (imported, look_up):
         with pytest.raises(ValueError, match=message):
             find(text)
 
@@ -86,13 +86,13 @@ def mark(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 def test_a_name_is_looked_up_without_an_import_and_found_after_one(mark):
-    for find in (known, sampler_named, denoiser_named, lambda name: dr.Choice(sampler=name)):
+    for find in (look_up, sampler_named, denoiser_named, lambda name: dr.Choice(sampler=name)):
         with pytest.raises(ValueError, match=r"evilmod is not imported, .* dualrate --import evilmod COMMAND"):
             find("evilmod:Evil")
     assert not mark.exists()
     evil = imported("evilmod:Evil")
     assert mark.exists()
-    assert known("evilmod:Evil") is sampler_named("evilmod:Evil").step is evil
+    assert look_up("evilmod:Evil") is sampler_named("evilmod:Evil").step is evil
     assert denoiser_named("evilmod:Evil") is evil
 
 

@@ -90,7 +90,7 @@ class Played(TorchDispatchMode):
         self.tensors[id(tensor)] = tensor
         return tensor
 
-    def moved(self, device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
+    def to_device(self, device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.put(part.clone()) for part in parts)
 
     def holds(self, values: object) -> bool:
@@ -235,7 +235,7 @@ def test_a_training_loss_and_its_gradient(name, monkeypatch):
         (phase,) = method.phases(iteration)
         with Played() as device:
             for module in MOVING:
-                monkeypatch.setattr(module, "moved", device.moved)
+                monkeypatch.setattr(module, "to_device", device.to_device)
             x, label = device.put(torch.randn(ROWS, *SHAPE)), device.put(sample % 3)
             batch = Batch(x, label, device.put(sample.clone()), here=sample)
             phase.loss(batch, iteration, batch.draws(0)).total.backward()
@@ -252,7 +252,7 @@ class Noise:
 
 
 def on(device: Played, batch: Batch) -> Batch:
-    x, label, sample = device.moved(torch.device("cpu"), batch.x, batch.label, batch.sample)
+    x, label, sample = device.to_device(torch.device("cpu"), batch.x, batch.label, batch.sample)
     return Batch(x, label, sample, here=batch.sample)
 
 
@@ -265,7 +265,7 @@ def test_iterations_wait_where_they_log_alone(name, tmp_path, monkeypatch):
         device = Played()
         monkeypatch.setattr(Batch, "to", lambda batch, _, device=device: on(device, batch))
         for module in (denoising, student_states, times):
-            monkeypatch.setattr(module, "moved", device.moved)
+            monkeypatch.setattr(module, "to_device", device.to_device)
         with device:
             for parameter in (*method.networks.parameters(), *method.auxiliaries.parameters()):
                 device.put(parameter)

@@ -90,7 +90,7 @@ def test_it_has_the_package_s_loss_and_gradient(one_file: ModuleType) -> None:
     theirs = method.loss(Batch(x, None, torch.arange(40, 46)), 0, draws).total
     drawn = times(draws)
     eps = process.noise(draws, ["z_tau", "z_t"], 3, 8, 8).double()
-    ours = one_file.dual_rate_loss(encoder, light, x, drawn.t, drawn.tau, drawn.kept, (eps[0], eps[1]))
+    ours = one_file.dual_rate_loss(encoder, light, x, drawn.t, drawn.tau, drawn.heavy_rows, (eps[0], eps[1]))
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
     for one, other in zip(
         torch.autograd.grad(ours, list(networks.parameters())),
@@ -108,7 +108,7 @@ def test_the_loss_for_one_s_own_loop_is_the_same(one_file: ModuleType) -> None:
     x, rows = torch.rand(6, 3, 8, 8, dtype=torch.float64) * 2 - 1, torch.arange(40, 46)
     drawn = TimeSampler(heavy=(2, 8))(Draws(0, rows))
     eps = process.noise(Draws(0, rows), ["z_tau", "z_t"], 3, 8, 8).double()
-    ours = one_file.dual_rate_loss(encoder, light, x, drawn.t, drawn.tau, drawn.kept, (eps[0], eps[1]))
+    ours = one_file.dual_rate_loss(encoder, light, x, drawn.t, drawn.tau, drawn.heavy_rows, (eps[0], eps[1]))
     torch.testing.assert_close(ours, loss(x, rows=rows), rtol=1e-6, atol=0)
     values = [(torch.manual_seed(seed), loss(x).item())[1] for seed in (1, 1, 2)]
     assert values[0] == values[1] != values[2]

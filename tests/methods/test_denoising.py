@@ -67,7 +67,7 @@ def test_kept_rows_only_is_dropping_after_encoding():
     z_t, z_tau = method.pair(data.x, times.t, times.tau, draws)
     full = method.model.encode(z_tau, times.tau, cond)
     present = torch.zeros(len(data), dtype=torch.bool)
-    present[times.kept] = True
+    present[times.heavy_rows] = True
     dropped = Context(tuple(f * present[:, None, None, None] for f in full.features), times.tau, present)
     x_hat = method.model.denoise(z_t, times.t, dropped, cond)
     expected = method.weighted_error(data.x, x_hat, times.t).mean()
@@ -118,7 +118,7 @@ def test_encoder_loss_is_its_own_error_at_tau_as_a_share_of_all_rows():
     loss = method.loss(data, 0, draws)
     times, cond = method.times(draws), method.condition(data, draws)
     _, z_tau = method.pair(data.x, times.t, times.tau, draws)
-    kept = times.kept
+    kept = times.heavy_rows
     x_hat = method.model.encode(z_tau[kept], times.tau[kept], cond[kept]).x_hat
     expected = method.weighted_error(data.x[kept], x_hat, times.tau[kept]).sum() / 8
     torch.testing.assert_close(loss.logs["encoder_loss"], expected.detach())

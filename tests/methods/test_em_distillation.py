@@ -20,7 +20,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.methods.em_distillation import WATCH, EMDistillation, Langevin, State
+from dualrate.methods.em_distillation import WATCH, ChainState, EMDistillation, Langevin
 
 PROCESS = GaussianProcess(Cosine())
 ALPHA, SIGMA, C0, THETA = 0.8, 0.6, 0.5, 0.8
@@ -57,15 +57,15 @@ def batch(rows: int, dimensions: int = 1) -> Batch:
     return Batch(torch.zeros(rows, dimensions, dtype=torch.float64), None, torch.arange(rows))
 
 
-def started(draws: Draws, dimensions: int = 1) -> State:
+def started(draws: Draws, dimensions: int = 1) -> ChainState:
     z, eps = draws.normals(["z", "eps"], dimensions).double()
-    return State(z, eps, torch.zeros_like(z))
+    return ChainState(z, eps, torch.zeros_like(z))
 
 
 def linear_step(method: EMDistillation) -> tuple[Tensor, Tensor]:
     """The step of a chain as matrices: of the state (z, eps, c) to its next, (3, 3), and of (n, m) to it, (3, 2)."""
     one = torch.eye(5, dtype=torch.float64)
-    state = State(one[:, :1], one[:, 1:2], one[:, 2:3])
+    state = ChainState(one[:, :1], one[:, 1:2], one[:, 2:3])
     new, _ = method.step(state, T.expand(5), Cond(), one[:, 3:].T[..., None])
     made = torch.cat((new.z, new.eps, new.correction), 1).T.detach()
     return made[:, :3], made[:, 3:]

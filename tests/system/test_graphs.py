@@ -290,7 +290,7 @@ def test_a_gpu_launches_what_it_recorded(bfloat16):
     launches = []
 
     def counting(call, device):
-        launch, output = graphs.record(call, device)
+        launch, output = graphs.record_graph(call, device)
         return lambda: (launch(), launches.append(1)), output
 
     def images(*, recorded: bool) -> Tensor:

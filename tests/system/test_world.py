@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dualrate.training.distributed import World, joined, own_device, sum_gradients
+from dualrate.training.distributed import World, device_of_process, launched_world, sum_gradients
 
 
 def test_shares_are_of_all_rows_and_of_nearly_one_size():
@@ -21,7 +21,7 @@ def test_one_process_changes_nothing():
     assert parameter.grad.tolist() == [3, 3]
     assert alone.any(True, False) == (True, False)
     assert alone.of_leader(7) == 7
-    with joined(torch.device("cpu")) as world:
+    with launched_world(torch.device("cpu")) as world:
         assert world == alone
 
 
@@ -29,13 +29,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert own_device(torch.device("cpu")) == torch.device("cpu")
+    assert device_of_process(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(ValueError, match="its GPU, here are 1 for process 1: start fewer"):
-        own_device(torch.device("cuda"))
+        device_of_process(torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert own_device(torch.device("cuda")) == torch.device("cuda:1")
+    assert device_of_process(torch.device("cuda")) == torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"got cuda:4 for all: choose them by CUDA_VISIBLE_DEVICES"):
-        own_device(torch.device("cuda:4"))
+        device_of_process(torch.device("cuda:4"))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "soon"])
@@ -44,6 +44,6 @@ def test_a_timeout_that_is_none_is_refused(monkeypatch, text):
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(ValueError, match="DUALRATE_TIMEOUT is a number of seconds above 0, got"),
-        joined(torch.device("cpu")),
+        launched_world(torch.device("cpu")),
     ):
         pass

@@ -223,7 +223,7 @@ def test_law_of_late_plans():
     t, tau = times.t, times.tau
     assert kstest(t.numpy(), "uniform").statistic < 3e-4
     assert ((t > 0) & (t <= tau) & (tau <= 1)).all()
-    with_context = torch.zeros(ROWS, dtype=torch.bool).index_fill(0, times.kept, True)
+    with_context = torch.zeros(ROWS, dtype=torch.bool).index_fill(0, times.heavy_rows, True)
     assert (tau[~with_context] == 1).all()
     assert float(tau[with_context].max()) <= 0.9
     for low in (0.0, 0.45, 0.55, 0.7, 0.85):
@@ -242,23 +242,23 @@ def test_law_of_late_plans():
 
 def test_dropout_of_late_plans_is_among_images_with_a_context():
     times = TimeSampler(heavy=(1, 4), first=(0.5, 0.9))(draws(4000))
-    assert (times.tau[times.kept] < 1).all()
-    assert len(times.kept) == pytest.approx(0.5 * 0.7 * 4000, rel=0.05)
+    assert (times.tau[times.heavy_rows] < 1).all()
+    assert len(times.heavy_rows) == pytest.approx(0.5 * 0.7 * 4000, rel=0.05)
 
 
 @pytest.mark.parametrize(("dropout", "size"), [(0.5, 32), (0.0, 64), (1.0, 0), (0.25, 48)])
 def test_every_batch_keeps_its_share_of_contexts(dropout, size):
     for first in (0, 64, 6400, 10**9):
-        kept = TimeSampler(dropout=dropout)(Draws(3, torch.arange(first, first + 64))).kept
+        kept = TimeSampler(dropout=dropout)(Draws(3, torch.arange(first, first + 64))).heavy_rows
         assert len(kept) == size
         assert len(kept.unique()) == size
 
 
 def test_kept_contexts_have_the_law_of_all():
     times = TimeSampler(heavy=(4, 32))(draws())
-    assert kstest(times.t[times.kept].numpy(), "uniform").statistic < 1e-3
+    assert kstest(times.t[times.heavy_rows].numpy(), "uniform").statistic < 1e-3
     gaps = times.tau - times.t
-    assert gaps[times.kept].mean() == pytest.approx(float(gaps.mean()), rel=0.01)
+    assert gaps[times.heavy_rows].mean() == pytest.approx(float(gaps.mean()), rel=0.01)
 
 
 DROPOUTS = [0.0, 0.1, 0.236068, 0.25, 0.381966, 0.5, 0.618034, 0.7, 0.75, 0.763932, 0.9, 0.99]
@@ -274,7 +274,7 @@ def test_context_dropout_is_tied_to_nothing(dropout, first):
     rows = 20_000
     sampler, draws = TimeSampler(heavy=(4, 32), dropout=dropout), Draws(3, torch.arange(first, first + rows))
     times = sampler(draws)
-    kept = times.kept
+    kept = times.heavy_rows
     assert len(kept) == pytest.approx((1 - dropout) * rows, abs=2 * np.log2(rows))
     assert kstest(times.t[kept].numpy(), "uniform").statistic < 1.95 / len(kept) ** 0.5
     quarter = (4 * times.t).long().clamp(max=3)
@@ -307,13 +307,13 @@ def test_times_depend_on_seed_and_row_alone(sampler):
 def test_a_single_rate_model_has_one_time():
     times = SingleTime()(draws(100))
     assert torch.equal(times.t, times.tau)
-    assert torch.equal(times.kept, torch.arange(100))
+    assert torch.equal(times.heavy_rows, torch.arange(100))
 
 
 def test_the_times_of_a_decoder_are_uniform_with_one_heavy_call():
     found = GivenTimes()(Draws(0, torch.arange(6000)))
     assert kstest(found.t.numpy(), "uniform").statistic < 1e-3
-    assert torch.equal(found.kept, torch.arange(6000))
+    assert torch.equal(found.heavy_rows, torch.arange(6000))
     assert bool((found.tau == 1).all())
 
 

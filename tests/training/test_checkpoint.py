@@ -39,7 +39,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 def test_tied_and_strided_tensors_can_be_saved(tmp_path):
     w = torch.arange(6.0).view(2, 3)
-    tensors = checkpoint.copied({"model": {"w": w, "tied": w, "t": w.T}})
+    tensors = checkpoint.cpu_copies({"model": {"w": w, "tied": w, "t": w.T}})
     loaded = checkpoint.load(checkpoint.save(tmp_path, 1, tensors, {}))
     assert same_bits(loaded.tensors, {"model": {"w": w, "tied": w, "t": w.T}})
 
@@ -338,7 +338,7 @@ def test_a_copy_waits_for_every_device_that_holds_a_part_of_it(monkeypatch):
     memory = SimpleNamespace(copy_=lambda tensor, non_blocking: torch.zeros(1))
     monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: memory)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    checkpoint.copied(cast("Any", tensors))
+    checkpoint.cpu_copies(cast("Any", tensors))
     assert sorted(waited, key=str) == on
 
 

@@ -293,7 +293,7 @@ def test_a_run_that_the_clock_ends_logs_its_last_interval(tmp_path, monkeypatch)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [4, 8, 10]
     assert lines[-1]["images_per_second"] == CONFIG.batch_size
-    assert lines[-1]["lr"] == lr_at(config.settled(), 9, 9.0)
+    assert lines[-1]["lr"] == lr_at(config.resolved(), 9, 9.0)
 
 
 def test_what_is_measured_in_between_does_not_settle_how_iterations_compute(tmp_path, monkeypatch):

@@ -145,7 +145,7 @@ def test_an_error_waits_for_what_is_being_written_and_a_second_control_c_does_no
 
 def test_files_have_the_bytes_that_the_library_writes(tmp_path):
     named = {"b": torch.arange(6.0).view(2, 3).T, "a": torch.tensor(True), "c": torch.zeros(0, 4, dtype=torch.bfloat16)}
-    path = checkpoint.save(tmp_path, 1, checkpoint.copied({"model": named}), {"iteration": 1})
+    path = checkpoint.save(tmp_path, 1, checkpoint.cpu_copies({"model": named}), {"iteration": 1})
     expected = safetensors.torch.save({name: tensor.contiguous() for name, tensor in named.items()})
     assert (path / "model.safetensors").read_bytes() == expected
     assert (path / "state.json").read_text() == '{\n "format": 1,\n "iteration": 1\n}'

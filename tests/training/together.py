@@ -16,7 +16,7 @@ from contracts.test_method_contracts import CASES, images, method_of, prepared
 from dualrate.diffusion.values import Batch
 from dualrate.methods import moment_matching
 from dualrate.training.config import FitConfig, OptimConfig
-from dualrate.training.distributed import Lost, Share, World, joined
+from dualrate.training.distributed import Lost, Share, World, launched_world
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 from training.faults import File, Plan, Watched, context
@@ -133,7 +133,7 @@ def _process(work: Work, rank: int, size: int, port: int, timeout: float) -> Non
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["DUALRATE_TIMEOUT"] = str(timeout)
     try:
-        with joined(torch.device("cpu")) as world:
+        with launched_world(torch.device("cpu")) as world:
             code = work(world) or 0
     except Lost:
         code = LOST

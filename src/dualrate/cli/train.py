@@ -29,7 +29,7 @@ from dualrate.system.device import pick_device
 from dualrate.system.progress import Silent, stops
 from dualrate.texts import recipe as texts
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import is_launched, joined, own_device
+from dualrate.training.distributed import device_of_process, is_launched, launched_world
 
 FILES = (auto, forecasts, fashion_mnist, fashion_mnist_latents, texts, cifar10, imagenet)
 Made = TypeVar("Made")
@@ -86,14 +86,14 @@ class Run(Ranged):
         launch(self.nproc, self.retries)
         experiment = on_codec_of_data(experiment)
         experiment = experiment if self.codec is None else experiment.with_codec(self.codec)
-        out, where = self.out or Path("runs") / experiment.name, own_device(pick_device(self.device))
+        out, where = self.out or Path("runs") / experiment.name, device_of_process(pick_device(self.device))
         check_out(experiment.name, out)  # before a feature network is trained
         check_outside(out, experiment.data.source)
         every, sample_every = self.eval_every, experiment.fit.sample_every
         if every is not None and every % sample_every:
             raise ValueError(f"--eval-every is a multiple of --fit.sample-every ({sample_every}), got {every}")
         resume_threads(out)
-        with joined(where) as world:
+        with launched_world(where) as world:
             progress = reporter() if world.leads else Silent()
             result = train(
                 experiment,

@@ -63,7 +63,7 @@ class Moments:
 
     @staticmethod
     def of(stacked: Tensor) -> Moments:
-        """From `stacked`."""
+        """Moments from the tensor of `stacked`."""
         return Moments(stacked[:, 0], stacked[:, 1] if stacked.shape[1] > 1 else None)
 
 
@@ -90,7 +90,7 @@ class Normalisation:
         return x * std + mean
 
     def _per_channel(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Each (1, C or 1, 1, 1)."""
+        """Mean and std, each (1, C or 1, 1, 1)."""
         if {len(self.mean), len(self.std)} - {1, z.shape[1]}:
             raise ValueError(
                 f"latents have {z.shape[1]} channels, their normalisation is of {len(self.mean)} means and "
@@ -101,7 +101,7 @@ class Normalisation:
 
 
 class Codec(Protocol):
-    """Between images, (B, C, H, W) in [-1, 1], and their latents, without gradient. It works in float32."""
+    """A map between images, (B, C, H, W) in [-1, 1], and their latents, without gradient. It works in float32."""
 
     @property
     def fingerprint(self) -> str:
@@ -121,12 +121,12 @@ class Codec(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it works."""
+        """The device that it works on."""
         ...
 
     @property
     def log_snr(self) -> float | None:
-        """Of the latents that `decode` takes; None: they have no noise."""
+        """Log-SNR of the latents that `decode` takes; None: they have no noise."""
         ...
 
     def latent_shape(self, image: Shape) -> Shape:
@@ -175,7 +175,7 @@ ON_PIXELS = Pixels()
 
 
 def _in_parts(call: Callable[[slice, Draws], Tensor], image: Shape, draws: Draws) -> Tensor:
-    """Of some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
+    """Results of `call` on some rows at a time, which bounds the memory: `AT_ONCE` pixels of images."""
     size = max(1, AT_ONCE // (image[1] * image[2]))
     parts = [slice(first, first + size) for first in range(0, len(draws.row), size)]
     with whole_products():
@@ -185,7 +185,7 @@ def _in_parts(call: Callable[[slice, Draws], Tensor], image: Shape, draws: Draws
 def decoded(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
     """`Codec.decode`, some rows at a time."""
     image = codec.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-    return _in_parts(lambda part, own: codec.decode(x[part], own), image, draws)
+    return _in_parts(lambda part, rows: codec.decode(x[part], rows), image, draws)
 
 
 def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
@@ -199,9 +199,9 @@ def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
 def noisy_latents(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
     """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them."""
 
-    def encoded(part: slice, own: Draws) -> Tensor:
+    def encoded(part: slice, rows: Draws) -> Tensor:
         moments = codec.encode(images[part])
-        return with_noise(codec, moments.sample(own.normal("latent", *moments.mean.shape[1:])), own)
+        return with_noise(codec, moments.sample(rows.normal("latent", *moments.mean.shape[1:])), rows)
 
     return _in_parts(encoded, (images.shape[1], images.shape[2], images.shape[3]), draws)
 
@@ -226,7 +226,7 @@ OF_DIFFUSERS = "dualrate.pipelines.autoencoder:read_autoencoder"  # by name: the
 
 
 class CodecConfig(ABC):
-    """How a run's networks see images. A subclass is a frozen dataclass.
+    """The choice of how a run's networks see images. A subclass is a frozen dataclass.
 
     fingerprint: of a codec that does not train, whose latents the run is trained on; empty: it is trained on images
     instant:     whether its latents are made of images as they come, batch by batch: it learns nothing, costs nothing
@@ -239,7 +239,7 @@ class CodecConfig(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run is by it, wherever it is, as a part of the run's identity."""
+        """The codec's part of a run's identity, the same wherever the codec is stored."""
         return {"codec": to_plain(self)}
 
     def data_shape(self, latent: Shape) -> Shape:
@@ -252,7 +252,7 @@ class CodecConfig(ABC):
             raise ValueError(f"{process} is of tokens, which {type(self).__name__} makes none: set a codec of tokens")
 
     def under(self, sampler: str | None, steps: int | None) -> CodecConfig:
-        """With another sampler or number of steps of its decoder; None: unchanged.
+        """This codec with another sampler or number of steps of its decoder; None: unchanged.
 
         Raises ValueError for a codec without a decoder that draws, here or in `build`.
         """
@@ -347,7 +347,7 @@ def read_codec(
 
 @lru_cache(maxsize=1)
 def _read(path: Path, state: tuple[Any, ...], device: str, sampler: str | None, steps: int | None) -> Codec:
-    """state: by which a folder is seen to have changed"""
+    """As `read_codec`. state: of the folder's files, so that a changed folder is read anew."""
     if (path / RUN).is_file():
         return cast(Callable[..., Codec], imported(OF_RUNS))(path, device, sampler, steps)
     try:
@@ -355,9 +355,9 @@ def _read(path: Path, state: tuple[Any, ...], device: str, sampler: str | None, 
     except OSError as error:
         if error.errno not in ABSENT:
             raise
-        others = [path / "vae"] if (path / "vae" / CONFIG).is_file() else holders(path, RUN)
-        there = f"give its {' or '.join(map(str, others))}" if others else "name its new place (--codec)"
-        raise ValueError(f"{path} holds no codec, which would have a {CONFIG}: {there}") from error
+        candidates = [path / "vae"] if (path / "vae" / CONFIG).is_file() else holders(path, RUN)
+        remedy = f"give its {' or '.join(map(str, candidates))}" if candidates else "name its new place (--codec)"
+        raise ValueError(f"{path} holds no codec, which would have a {CONFIG}: {remedy}") from error
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")
     if sampler is not None or steps is not None:

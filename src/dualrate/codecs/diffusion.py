@@ -60,7 +60,7 @@ class DiffusionDecoding(CodecConfig, Ranged):
         return self.channels, self.factor * latent[1], self.factor * latent[2]
 
     def decoder(self, networks: nn.ModuleDict) -> Denoiser:
-        """What calls the decoder's networks."""
+        """The denoiser that calls the decoder's networks."""
         return Conditional(networks["decoder"], self.process)
 
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
@@ -102,7 +102,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class DiffusionCodec:
-    """encoder: images -> latents; decoder: of images, given z_0."""
+    """A codec whose decoder is a diffusion. encoder: images -> latents; decoder: of images, given z_0."""
 
     config: DiffusionDecoding
     networks: nn.ModuleDict

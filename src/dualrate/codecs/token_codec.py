@@ -44,7 +44,7 @@ class TokenCodec(CodecConfig):
     @property
     @abstractmethod
     def symbols(self) -> int:
-        """How many there are."""
+        """The number of symbols."""
 
     @property
     def highest(self) -> int:
@@ -52,7 +52,7 @@ class TokenCodec(CodecConfig):
 
     @property
     def categories(self) -> int:
-        """V."""
+        """V, the number of categories."""
         return self.symbols + self.mask
 
     def data_shape(self, latent: Shape) -> Shape:
@@ -77,7 +77,7 @@ class TokenCodec(CodecConfig):
 
 @dataclass(frozen=True)
 class Tokens:
-    """Between data, (B, 1, H, W), and one-hot tokens, (B, V, H, W)."""
+    """The codec between data, (B, 1, H, W), and one-hot tokens, (B, V, H, W)."""
 
     config: TokenCodec
     device: torch.device

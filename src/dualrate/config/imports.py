@@ -1,7 +1,7 @@
 """Names of the form `package.module:name`, of any installed package.
 
 A command line imports what it names (`imported`). A name may also come from a file, and files import nothing: what
-looks it up (`known`) sees only modules that are imported already.
+looks it up (`look_up`) sees only modules that are imported already.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import ModuleType
 
 
 def import_module(name: str) -> ModuleType:
-    """Raises ValueError where it cannot be imported, whatever it fails with."""
+    """Import a module. Raises ValueError where it cannot be imported, whatever it fails with."""
     if not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"a name is written package.module:name, a module package.module, got {name!r}")
     try:
@@ -43,7 +43,7 @@ def import_named(kind: str, text: str | None) -> None:
             raise ValueError(f"there is no {kind} {text!r}: {error}") from error
 
 
-def known(text: str) -> object:
+def look_up(text: str) -> object:
     """The object of this name, of a module that is imported already. Runs no code of any module.
 
     Raises ValueError as `imported`, and for a module that is not imported, which says how to import it.
@@ -52,13 +52,13 @@ def known(text: str) -> object:
 
 
 def modules_of(*names: str | None) -> tuple[str, ...]:
-    """The modules of those of these names that are imported already, for a worker, which begins without them."""
+    """Modules of these names that are imported already, for a worker, which begins without them."""
     modules = [name.partition(":")[0] for name in names if name is not None and ":" in name]
     return tuple(module for module in dict.fromkeys(modules) if module in sys.modules)
 
 
 def already_imported(module: str) -> ModuleType:
-    """Raises ValueError for a module that is not imported, which says how to import it."""
+    """The module of this name. Raises ValueError for one that is not imported, which says how to import it."""
     if module not in sys.modules:
         raise ValueError(
             f"{module} is not imported, and files run no code: if you trust it, dualrate --import {module} COMMAND ..."

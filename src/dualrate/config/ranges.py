@@ -38,7 +38,7 @@ class Range:
     below: bool = False
 
     def __contains__(self, number: float) -> bool:
-        """Never of nan."""
+        """Whether a number lies in the range; nan lies in none."""
         enough = number > self.low if self.above else number >= self.low
         return enough and (number < self.high if self.below else number <= self.high)
 
@@ -96,10 +96,10 @@ def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
     if not str(path):
         raise ValueError(f"{what} is empty: expected the name of a file or folder; . is the current folder")
     try:
-        found = Path(path).expanduser()
+        expanded = Path(path).expanduser()
         with suppress(OSError):  # a missing file is an error where it is opened
-            os.lstat(found)
-        return found
+            os.lstat(expanded)
+        return expanded
     except (RuntimeError, ValueError) as error:  # no such home directory, a null character
         raise ValueError(f"{what} {str(path)!r} is no path ({error})") from error
 
@@ -143,7 +143,7 @@ def checked(name: str, value: Any, kind: Any) -> Any:
 
 
 def _fitting(value: Any, kind: Any) -> Any:
-    """As `checked`, without a word."""
+    """The value as its annotation has it; raises ValueError without a message."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         allowed = [note for note in kind.__metadata__ if isinstance(note, Range)]
@@ -173,7 +173,7 @@ def _fitting(value: Any, kind: Any) -> Any:
 
 
 def described(kind: Any) -> str:
-    """What a value of this annotation may be, as the end of a sentence."""
+    """Allowed values of an annotation, as the end of a sentence."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         allowed = [note for note in kind.__metadata__ if isinstance(note, Range)]

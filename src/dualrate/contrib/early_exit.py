@@ -47,7 +47,7 @@ from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, S
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import check_drops_labels, check_targets, fill, teachers_network
-from dualrate.methods.times import moved, stratified_uniform, with_null
+from dualrate.methods.times import stratified_uniform, to_device, with_null
 from dualrate.networks.blocks import FiLM, layer_norm, zero_init
 from dualrate.networks.uvit import Skips, UViT, UViTConfig
 from dualrate.recipes.fashion_mnist import FIT, HEAVY
@@ -207,7 +207,7 @@ class EarlyExitTraining(OnePhase):
         `last_error`.
         """
         x, label = batch.x, with_null(batch, draws, self.null, self.label_dropout)
-        (t,) = moved(x.device, stratified_uniform(draws.host))
+        (t,) = to_device(x.device, stratified_uniform(draws.host))
         eps = draws.normal("z_t", *x.shape[1:]).to(x.dtype)
         z_t = self.process.add_noise(x, t, eps)
         log_snr = self.process.log_snr(t).to(z_t.dtype)

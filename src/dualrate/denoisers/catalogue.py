@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from dualrate.config.imports import known
+from dualrate.config.imports import look_up
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.feature_cache import ORDER, SHARES, FeatureCache, TokenCache
 from dualrate.diffusion.values import Refresh
@@ -39,7 +39,7 @@ def denoiser_named(name: str) -> Around:
         raise ValueError(
             f"there is no denoiser {name!r}; there are {', '.join(DENOISERS)}, and package.module:name of your own"
         )
-    factory = known(name)
+    factory = look_up(name)
     try:
         inspect.signature(cast(Around, factory)).bind(None, None)
     except (TypeError, ValueError) as error:

@@ -41,7 +41,7 @@ from dualrate.experiment.plan_support import AnyPlan
 from dualrate.forecasts.fields import Forecast
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.methods.denoising import WeightedDenoising
-from dualrate.methods.times import SingleTime, TimeSource, moved
+from dualrate.methods.times import SingleTime, TimeSource, to_device
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import MEMBER, StepNoise, first_state, rollout
 from dualrate.training.method import Loss
@@ -60,7 +60,7 @@ class RollingDenoising(WeightedDenoising):
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The mean over rows, draws and frames. Logs: `loss_frame0` to the last frame's, and an encoder's own."""
         many, x = draws.repeated(self.draws), batch.x.repeat_interleave(self.draws, 0)
-        t, tau = moved(x.device, *self.rolled(many.host))
+        t, tau = to_device(x.device, *self.rolled(many.host))
         z_t, z_tau = self.process.pair(x, t, tau, *self.process.noise(many, ["z_tau", "z_t"], *x.shape[1:]))
         cond = read(self.model, Cond(given=batch.given))
         context = self.model.encode(z_tau, tau, cond)

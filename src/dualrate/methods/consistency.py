@@ -66,13 +66,13 @@ from dualrate.diffusion.values import Batch, Cond, Refresh, Reuse, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import Segments
 from dualrate.experiment.teaching import begin, check_teacher, frozen_teacher, require_no_decoder
-from dualrate.methods.times import moved, stratified_uniform
-from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth
+from dualrate.methods.times import stratified_uniform, to_device
+from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth
 from dualrate.networks.blocks import eval_mode, frozen
 from dualrate.sampling.ddim import DDIM, adjusted
 from dualrate.sampling.step import move
 from dualrate.sampling.trajectory import reuses, trajectory
-from dualrate.training.method import Loss, OnePhase, quarters
+from dualrate.training.method import Loss, OnePhase, by_time_quartile
 
 Eta = Annotated[float, Range(0, 1000)]
 Huber = Annotated[float, Range(0, 1000, above=True)]
@@ -91,7 +91,7 @@ class TeacherSteps(Ranged):
         return self.first * (self.last / self.first) ** share
 
     def of_segment(self, iteration: int, segments: int) -> int:
-        """T / S."""
+        """T / S, steps of the teacher in a segment."""
         return max(1, round(self(iteration) / segments))
 
 
@@ -124,7 +124,7 @@ class Consistency(OnePhase):
 
     @property
     def plan(self) -> StepPlan:
-        """That the student is sampled under."""
+        """The plan that the student is sampled under."""
         return StepPlan.uniform(self.steps, self.heavy)
 
     def denoiser(self) -> Denoiser:
@@ -136,7 +136,7 @@ class Consistency(OnePhase):
         Logs: `loss_t0` to `loss_t3`, of L alone; `kept`, L_kept, of a dual-rate student; `power`, the mean square of
         f, small for a student that collapses to grey; `teacher_steps`, T.
         """
-        t, s, border = moved(batch.x.device, *self.times(iteration, draws.host))
+        t, s, border = to_device(batch.x.device, *self.times(iteration, draws.host))
         cond = batch.cond
         (noise,) = self.process.noise(draws, ["z_t"], *batch.x.shape[1:])
         z_t = self.process.add_noise(batch.x, t, noise.to(batch.x.dtype))
@@ -146,11 +146,11 @@ class Consistency(OnePhase):
         loss = self.distance(target, x_hat, t)
         steps = self.steps * self.teacher_steps.of_segment(iteration, self.steps)
         logs = {"power": x_hat.detach().square().mean(), "teacher_steps": loss.new_full((), steps)}
-        logs |= quarters("loss_t", loss, t)
+        logs |= by_time_quartile("loss_t", loss, t)
         if not reuses(self.plan):
             return Loss(loss.mean(), logs)
-        kept = self.kept_loss(batch, draws).sum() / len(batch)
-        return Loss(loss.mean() + kept, logs | {"kept": kept.detach()})
+        light_loss = self.kept_loss(batch, draws).sum() / len(batch)
+        return Loss(loss.mean() + light_loss, logs | {"kept": light_loss.detach()})
 
     def distance(self, target: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """rho of the error of v, (B,). target, x_hat: (B, ...); t: (B,)."""
@@ -175,17 +175,17 @@ class Consistency(OnePhase):
         With K steps that keep a context, every K-th sample number rolls out one path, which gives K pairs.
         """
         plan = self.plan
-        kept = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.KEEP]
-        heavy = [max(j for j in range(i) if plan.refresh[j] is Refresh.FULL) for i in kept]
-        (rows,) = moved(batch.x.device, torch.nonzero(draws.host.row % len(kept) == 0).flatten())
+        light = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.KEEP]
+        heavy = [max(j for j in range(i) if plan.refresh[j] is Refresh.FULL) for i in light]
+        (rows,) = to_device(batch.x.device, torch.nonzero(draws.host.row % len(light) == 0).flatten())
         some, times = batch[rows], torch.tensor(plan.t, dtype=torch.float64)
         (z,) = self.process.noise(Draws(draws.seed, draws.row[rows]), ["rollout start"], *batch.x.shape[1:])
         z = self.process.prior(z.to(batch.x.dtype), batch.x.shape[1:])
         path = trajectory(self.student, DDIM(self.process), plan, z, some.cond, lambda step, draw: z)
-        states = [state.z for state in islice(path, kept[-1] + 1)]
-        z_t, z_tau = (torch.cat([states[i] for i in steps]) for steps in (kept, heavy))
-        t, tau = moved(batch.x.device, *(times[steps].repeat_interleave(len(rows)) for steps in (kept, heavy)))
-        rows = torch.arange(len(some), device=z_t.device).repeat(len(kept))
+        states = [state.z for state in islice(path, light[-1] + 1)]
+        z_t, z_tau = (torch.cat([states[i] for i in steps]) for steps in (light, heavy))
+        t, tau = to_device(batch.x.device, *(times[steps].repeat_interleave(len(rows)) for steps in (light, heavy)))
+        rows = torch.arange(len(some), device=z_t.device).repeat(len(light))
         return z_t, t, z_tau, tau, some.cond[rows]
 
     def times(self, iteration: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,7 +196,7 @@ class Consistency(OnePhase):
         return (index + 1) / total, index / total, torch.floor(index / in_segment) * in_segment / total
 
     def target(self, x: Tensor, z_t: Tensor, t: Tensor, s: Tensor, border: Tensor, cond: Cond) -> Tensor:
-        """What f(z_t, t) is trained to be. x, z_t: (B, ...); times: (B,). Calls the teacher at t, the student at s."""
+        """The target of f(z_t, t). x, z_t and it: (B, ...); times: (B,). Calls the teacher at t, the student at s."""
         x_t, variance = self.taught(x, z_t, t, cond)
         if self.process.end is None:
             variance = variance * (s > 0)
@@ -218,14 +218,14 @@ class Consistency(OnePhase):
         return self.process.extrapolate(against, x_hat, torch.full_like(t, self.guidance)), variance
 
 
-def found_wrong(windows: Windows) -> Found:
-    """The student collapses, or its loss grows more than by the teacher's growing number of steps."""
+def consistency_warnings(windows: Windows) -> Warnings:
+    """Warnings where the student collapses, or its loss grows more than by the teacher's growing number of steps."""
     remedy = "go back to a new run with a lower --fit.optim.lr or a larger --fit.batch-size"
     yield from collapse(windows, "power", "mean square of its images", remedy)
     yield from growth(windows, "loss", "the student's loss grows", remedy)
 
 
-WATCH = partial(LogWatch, checks={"student": (("loss", "power"), found_wrong)})
+WATCH = partial(LogWatch, checks={"student": (("loss", "power"), consistency_warnings)})
 
 
 @dataclass(frozen=True)
@@ -276,11 +276,11 @@ class ConsistencyConfig(MethodConfig, Ranged):
             )
         require_no_decoder(experiment, "consistency")
         if not experiment.networks.ages:
-            own = None if experiment.networks.single_rate else 1
-            if (self.heavy, self.light_from) != (own, None):
-                what = "one network, called at every step" if own is None else "a heavy network, called once"
-                given = "drop heavy and" if own is None else "make heavy 1, drop"
-                raise ValueError(f"{experiment.name} has {what}: {given} light_from")
+            heavy = None if experiment.networks.single_rate else 1
+            if (self.heavy, self.light_from) != (heavy, None):
+                what = "one network, called at every step" if heavy is None else "a heavy network, called once"
+                remedy = "drop heavy and" if heavy is None else "make heavy 1, drop"
+                raise ValueError(f"{experiment.name} has {what}: {remedy} light_from")
         elif self.steps < 2:
             raise ValueError(
                 f"{experiment.name} has two rates, of which a student of one step has no use: take 2 steps or more"

@@ -54,11 +54,11 @@ from dualrate.experiment.teaching import (
     check_same_images,
     start_from,
 )
-from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
+from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, to_device, with_null
 from dualrate.networks.blocks import eval_mode
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
-from dualrate.training.method import Loss, OnePhase, quarters
+from dualrate.training.method import Loss, OnePhase, by_time_quartile
 
 
 @dataclass(frozen=True)
@@ -108,33 +108,35 @@ class Denoising(WeightedDenoising):
         x, cond = batch.x.repeat_interleave(self.draws, 0), read(self.model, self.condition(batch, draws))
         if cond.label is not None:
             cond = replace(cond, label=cond.label.repeat_interleave(self.draws))
-        t, tau, kept = moved(x.device, *self.times(draws.host.repeated(self.draws)))
+        t, tau, heavy_rows = to_device(x.device, *self.times(draws.host.repeated(self.draws)))
         z_t, z_tau = self.pair(x, t, tau, draws.repeated(self.draws))
-        if len(kept) == len(x):  # then the K rows of an image share their reading of the condition
+        if len(heavy_rows) == len(x):  # then the K rows of an image share their reading of the condition
             context = self.model.encode(z_tau, tau, cond)
-            held = context.aged()
+            light_context = context.aged()
         else:
-            own_cond = replace(cond[kept // self.draws], label=None if cond.label is None else cond.label[kept])
-            context = self.model.encode(z_tau[kept], tau[kept], own_cond)
-            held = context.scattered(kept, len(x))
-        loss = self.weighted_error(x, self.model.denoise(z_t, t, self.detached(held), cond), t)
-        logs, total = quarters("loss_t", loss, t), loss.mean()
-        # sums over what is kept are divided by everything, so that micro-batches add up to the batch's mean
+            heavy_cond = replace(
+                cond[heavy_rows // self.draws], label=None if cond.label is None else cond.label[heavy_rows]
+            )
+            context = self.model.encode(z_tau[heavy_rows], tau[heavy_rows], heavy_cond)
+            light_context = context.scattered(heavy_rows, len(x))
+        loss = self.weighted_error(x, self.model.denoise(z_t, t, self.detached(light_context), cond), t)
+        logs, total = by_time_quartile("loss_t", loss, t), loss.mean()
+        # sums over some rows are divided by all of them, so that micro-batches add up to the batch's mean
         if context.features and self.times.ages:
-            logs["context_loss"] = loss[kept].sum().detach() / len(loss)
+            logs["context_loss"] = loss[heavy_rows].sum().detach() / len(loss)
         if context.x_hat is not None:
-            own = self.weighted_error(x[kept], context.x_hat, tau[kept]).sum() / len(loss)
-            logs["encoder_loss"] = own.detach()
-            total = total + self.encoder_weight * own
-        for name, own in self.own_losses(batch, context).items():
-            logs[name], total = own.detach(), total + own
+            heavy_loss = self.weighted_error(x[heavy_rows], context.x_hat, tau[heavy_rows]).sum() / len(loss)
+            logs["encoder_loss"] = heavy_loss.detach()
+            total = total + self.encoder_weight * heavy_loss
+        for name, value in self.heavy_losses(batch, context).items():
+            logs[name], total = value.detach(), total + value
         return Loss(total, logs)
 
     def detached(self, context: Context) -> Context:
-        """What the light network is trained with: all of the context, unless overridden."""
+        """The context that the light network is trained with: all of it, unless overridden."""
         return context
 
-    def own_losses(self, batch: Batch, context: Context) -> dict[str, Tensor]:
+    def heavy_losses(self, batch: Batch, context: Context) -> dict[str, Tensor]:
         """Further losses of the heavy network alone, by name: none, unless overridden."""
         return {}
 
@@ -250,8 +252,10 @@ class DualRateLoss(Ranged):
         device = next(self.light.parameters()).device
         step = Ancestral(self.process)
         with eval_mode(nn.ModuleList([self.encoder, self.light])):
-            found = sample_batches(self.denoiser, step, plan, shape, seeds, label, batch_size=batch_size, device=device)
-            return torch.cat(list(found))
+            batches = sample_batches(
+                self.denoiser, step, plan, shape, seeds, label, batch_size=batch_size, device=device
+            )
+            return torch.cat(list(batches))
 
 
 @dataclass(frozen=True)

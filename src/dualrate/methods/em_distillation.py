@@ -51,10 +51,10 @@ from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import OneStep
 from dualrate.experiment.teaching import begin, built, check_teacher, frozen_teacher, require_no_decoder
-from dualrate.methods.times import moved, stratified_uniform
-from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth, lag
+from dualrate.methods.times import stratified_uniform, to_device
+from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth, lag
 from dualrate.networks.blocks import eval_mode
-from dualrate.training.method import Loss, Phase, quarters
+from dualrate.training.method import Loss, Phase, by_time_quartile
 
 NoiseStep = Annotated[float, Range(0, 1, above=True)]
 LatentStep = Annotated[float, Range(0, 1)]
@@ -76,8 +76,8 @@ class Langevin(Ranged):
     """k, of z; 0: z stays, and the student is not differentiated in it."""
 
 
-class State(NamedTuple):
-    """Of the chain: z, eps and the correction c; each (B, ...)."""
+class ChainState(NamedTuple):
+    """State of the chain: z, eps and the correction c; each (B, ...)."""
 
     z: Tensor
     eps: Tensor
@@ -85,7 +85,7 @@ class State(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """Of the networks at a state: x = g(z), g_phi(x_t) and the gap; each (B, ...)."""
+    """Outputs of the networks at a state: x = g(z), g_phi(x_t) and the gap; each (B, ...)."""
 
     x: Tensor
     x_phi: Tensor
@@ -129,7 +129,7 @@ class EMDistillation(Ranged):
         with torch.no_grad(), eval_mode(self.networks):
             x = self.generated(z, cond)
         error = mean_squared_error(x, posterior_mean(self.auxiliary, self.process.add_noise(x, t, eps), t, cond))
-        return Loss((self.weight(t, error) * error).mean(), quarters("error_t", error, t))
+        return Loss((self.weight(t, error) * error).mean(), by_time_quartile("error_t", error, t))
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """L(eta) of the module docstring.
@@ -142,7 +142,7 @@ class EMDistillation(Ranged):
         t, cond = self.drawn_times(batch, draws), batch.cond
         z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
         with eval_mode(self.networks), eval_mode(self.auxiliaries):
-            state, first = self.chain(State(z, eps, torch.zeros_like(z)), t, cond, draws)
+            state, first = self.chain(ChainState(z, eps, torch.zeros_like(z)), t, cond, draws)
         x = self.generated(state.z, cond)
         error = mean_squared_error(x.detach() + state.correction, x)
         gap = first.gap.square().flatten(1).mean(1)
@@ -153,18 +153,18 @@ class EMDistillation(Ranged):
             "latent_power": state.z.square().mean(),
             "noise_power": state.eps.square().mean(),
         }
-        return Loss((self.weight(t, error) * error).mean(), logs | quarters("gap_t", gap, t))
+        return Loss((self.weight(t, error) * error).mean(), logs | by_time_quartile("gap_t", gap, t))
 
-    def chain(self, state: State, t: Tensor, cond: Cond, draws: Draws) -> tuple[State, Estimates]:
+    def chain(self, state: ChainState, t: Tensor, cond: Cond, draws: Draws) -> tuple[ChainState, Estimates]:
         """The state after L steps, and the networks' estimates before the first; no gradient."""
-        found = []
+        by_step = []
         for i in range(self.langevin.steps):
             normals = draws.normals([f"langevin {i} eps", f"langevin {i} z"], *state.z.shape[1:]).to(state.z.dtype)
             state, estimates = self.step(state, t, cond, normals)
-            found.append(estimates)
-        return state, found[0]
+            by_step.append(estimates)
+        return state, by_step[0]
 
-    def step(self, state: State, t: Tensor, cond: Cond, normals: Tensor) -> tuple[State, Estimates]:
+    def step(self, state: ChainState, t: Tensor, cond: Cond, normals: Tensor) -> tuple[ChainState, Estimates]:
         """eps', z' and c' of the module docstring, and what they follow from. normals: (2, B, ...), n and m."""
         h, k = self.langevin.noise_step, self.langevin.latent_step
         z = state.z.detach().requires_grad_(k > 0)
@@ -180,7 +180,7 @@ class EMDistillation(Ranged):
         if k:
             (pull,) = torch.autograd.grad(x, z, u**2 * gap)
             z_next = (1 - k) * z_next + k * pull + math.sqrt(2 * k) * normals[1]
-        return State(z_next, eps, (1 - h) * state.correction + h * gap), Estimates(x.detach(), x_phi, gap)
+        return ChainState(z_next, eps, (1 - h) * state.correction + h * gap), Estimates(x.detach(), x_phi, gap)
 
     def generated(self, z: Tensor, cond: Cond) -> Tensor:
         """g(z)."""
@@ -188,15 +188,15 @@ class EMDistillation(Ranged):
 
     def drawn_times(self, batch: Batch, draws: Draws) -> Tensor:
         low, high = self.times
-        return moved(batch.x.device, low + (high - low) * stratified_uniform(draws.host))[0]
+        return to_device(batch.x.device, low + (high - low) * stratified_uniform(draws.host))[0]
 
     def weight(self, t: Tensor, like: Tensor) -> Tensor:
         """w(t), shaped to multiply `like`."""
         return expand(self.weighting.snr_weight(self.process.schedule.log_snr(t)), like).to(like.dtype)
 
 
-def found_wrong(windows: Windows) -> Found:
-    """From the second window on: in the first, auxiliary and student are near the teacher."""
+def distillation_warnings(windows: Windows) -> Warnings:
+    """Warnings; of the gap from the second window on, as at first auxiliary and student are near the teacher."""
     yield from collapse(windows, "power", "mean square of its images")
     yield from growth(windows[1:], "moment_gap", "the moment gap grows", "lower --student-rate")
     yield from lag(windows, -LAG, LAG)
@@ -207,7 +207,7 @@ def found_wrong(windows: Windows) -> Found:
 
 
 WATCHED = "moment_gap", "gap_ahead", "power", "latent_power", "noise_power"
-WATCH = partial(LogWatch, checks={"student": (WATCHED, found_wrong)})
+WATCH = partial(LogWatch, checks={"student": (WATCHED, distillation_warnings)})
 
 
 @dataclass(frozen=True)

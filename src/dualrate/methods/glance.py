@@ -31,7 +31,7 @@ from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, S
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import OwnGrid
 from dualrate.experiment.teaching import check_drops_labels, check_null_class, check_targets, fill
-from dualrate.methods.times import moved, with_null
+from dualrate.methods.times import to_device, with_null
 from dualrate.networks.adapters import TARGETS, Adapted, merged
 from dualrate.training.method import Loss, Phase
 
@@ -39,7 +39,7 @@ SLOW, FAST = (1.0, 0.96, 0.92, 0.88, 0.84), (0.8, 0.6, 0.4, 0.2, 0.02)
 
 
 def names(phases: int) -> tuple[str, ...]:
-    """Of adapters and of phases of training."""
+    """Names of adapters, and of phases of training."""
     return tuple(f"phase-{number + 1}" for number in range(phases))
 
 
@@ -54,15 +54,15 @@ class ByPhase(Ranged, Plain):
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         phase = self.phase(t)
-        found = phase.unique().tolist()
-        if len(found) == 1:
-            return self.called(found[0], z, t, cond)
-        rows = [torch.nonzero(phase == one).flatten() for one in found]
-        parts = [self.called(one, z[row], t[row], cond[row]) for one, row in zip(found, rows, strict=True)]
+        phases = phase.unique().tolist()
+        if len(phases) == 1:
+            return self.called(phases[0], z, t, cond)
+        rows = [torch.nonzero(phase == number).flatten() for number in phases]
+        parts = [self.called(number, z[row], t[row], cond[row]) for number, row in zip(phases, rows, strict=True)]
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
     def phase(self, t: Tensor) -> Tensor:
-        """Its number, from 0; -1 without phases. Shape of t."""
+        """The number of each time's phase, from 0; -1 without phases. Shape of t."""
         starts = torch.tensor(self.starts[1:], dtype=t.dtype, device=t.device)
         return (t[..., None] <= starts).sum(-1) if self.starts else torch.full_like(t, -1)
 
@@ -144,7 +144,7 @@ class Glance(Ranged):
     def loss(self, phase: int, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The mean over the batch's rows. Logs: the error of x_hat, `error`, unweighted."""
         times, x = torch.tensor(self.times[phase], dtype=torch.float64), batch.x
-        (t,) = moved(x.device, times[draws.host.integer("time", len(times))])
+        (t,) = to_device(x.device, times[draws.host.integer("time", len(times))])
         z_t = self.process.add_noise(x, t, draws.normal("z_t", *x.shape[1:]).to(x.dtype))
         cond = Cond(with_null(batch, draws, self.null, self.label_dropout))
         error = self.process.deviance(x, self.model.called(phase, z_t, t, cond))

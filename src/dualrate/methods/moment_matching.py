@@ -77,11 +77,11 @@ from dualrate.methods.student_states import (
     StateSource,
     StudentStates,
 )
-from dualrate.methods.times import moved, stratified_uniform
-from dualrate.methods.watch import Found, LogWatch, Windows, collapse, growth, lag
+from dualrate.methods.times import stratified_uniform, to_device
+from dualrate.methods.watch import LogWatch, Warnings, Windows, collapse, growth, lag
 from dualrate.networks.blocks import eval_mode
 from dualrate.system.device import whole_products
-from dualrate.training.method import Loss, Phase, quarters
+from dualrate.training.method import Loss, Phase, by_time_quartile
 
 Rollout = Literal["data", "segment", "full"]
 PRECONDITIONING, ROWS = 64, 64  # batches of the instant version's preconditioner, their rows at most
@@ -91,7 +91,7 @@ LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no
 
 @dataclass(frozen=True, kw_only=True)
 class StudentMethod(Ranged):
-    """What both versions share: a student, where it is trained, and its pre-training.
+    """Base of both versions: a student, where it is trained, and its pre-training.
 
     networks: the student's
     teacher:  never changed; it sees (z_s, s) of `process`
@@ -119,8 +119,8 @@ class StudentMethod(Ranged):
         if iteration >= self.pretraining:
             return (self.phase(iteration - self.pretraining),)
         assert self.backbone is not None
-        kept = {id(weight) for weight in self.backbone.parameters()}
-        trained = tuple(weight for weight in self.networks.parameters() if id(weight) not in kept)
+        frozen_ids = {id(weight) for weight in self.backbone.parameters()}
+        trained = tuple(weight for weight in self.networks.parameters() if id(weight) not in frozen_ids)
         return (Phase("pretraining", trained, self.pretraining_loss),)
 
     def phase(self, iteration: int) -> Phase:
@@ -161,7 +161,7 @@ class StudentMethod(Ranged):
         in `spread_t3`, it is small for a student that collapses to grey, or to one token.
         """
         places = drawn.reshape(*drawn.shape[:2], -1)  # (R, C, of each channel)
-        spread = quarters("spread_t", places.var(2, correction=0).mean(1), states.t)
+        spread = by_time_quartile("spread_t", places.var(2, correction=0).mean(1), states.t)
         return Loss((self.weight(states.s, loss) * loss).mean(), gaps(gap, states.s) | spread)
 
     def weight(self, s: Tensor, like: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class StudentMethod(Ranged):
 
 @contextmanager
 def replayed(device: torch.device) -> Iterator[None]:
-    """After the block the device's generator is where it was before: whatever runs next draws the same numbers."""
+    """Put the device's generator back after the block: whatever runs next draws the same numbers."""
     if device.type == "mps":  # its one generator is unknown to `fork_rng`
         state = torch.mps.get_rng_state()
         try:
@@ -186,7 +186,7 @@ def replayed(device: torch.device) -> Iterator[None]:
 def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
     """`moment_gap`, the mean square of g_phi - g_theta, and its parts in four quarters of s, whose mean it is."""
     square = gap.detach().square().flatten(1).mean(1)
-    return {"moment_gap": square.mean()} | quarters("gap_s", square, s)
+    return {"moment_gap": square.mean()} | by_time_quartile("gap_s", square, s)
 
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (x, x_hat) -> (R,), least in the mean where x_hat = E[x]
@@ -268,8 +268,8 @@ class InstantMomentMatching(StudentMethod):
     preconditioner: Mapping[str, Tensor] | None = None
 
     def preconditioned(self, batches: Iterable[Batch]) -> InstantMomentMatching:
-        """This, which has none, with Lambda = 1 / sqrt(v), the diagonal of Adam, in units of the mean sqrt(v); LARGEST
-        at most.
+        """A copy with the preconditioner Lambda = 1 / sqrt(v), the diagonal of Adam, in units of the mean sqrt(v) and
+        at most LARGEST.
 
         v, of every parameter: the mean square of the gradient of the teacher's loss on batches of data, to which Adam's
         second moments come at the end of a training by this loss. Raises ValueError where all are zero.
@@ -277,7 +277,7 @@ class InstantMomentMatching(StudentMethod):
         square = {name: torch.zeros_like(p) for name, p in self.teacher.network.named_parameters()}
         for batch in batches:
             draws = batch.draws(0)
-            (s,) = moved(batch.x.device, stratified_uniform(draws.host))
+            (s,) = to_device(batch.x.device, stratified_uniform(draws.host))
             (noise,) = self.process.noise(draws, ["preconditioner"], *batch.x.shape[1:])
             z_s = self.process.add_noise(batch.x, s, noise.to(batch.x.dtype))
             for name, part in self.teacher_gradient(batch.x, z_s, s, batch.cond, len(batch)).items():
@@ -298,8 +298,8 @@ class InstantMomentMatching(StudentMethod):
         pairs, half = len(states.row) // len(batch), rows // 2
         border = pairs * min(max(half - before, 0), len(batch))  # of the states that are here, between the halves
         first, second = slice(border), slice(border, None)
-        for mine, others, count in ((first, second, rows - half), (second, first, half)):
-            nu = self.teacher_gradient(x.detach()[others], z_s[others], s[others], cond[others], count * pairs)
+        for mine, rest, count in ((first, second, rows - half), (second, first, half)):
+            nu = self.teacher_gradient(x.detach()[rest], z_s[rest], s[rest], cond[rest], count * pairs)
             batch.elsewhere.add_up(nu.values())
             gap[mine] = -self.derivative(nu, z_s[mine], s[mine], cond[mine])
         return self.descent((x * gap).flatten(1).mean(1), drawn, gap, states)
@@ -324,14 +324,14 @@ class InstantMomentMatching(StudentMethod):
     def teach(self, parameters: dict[str, Tensor], z: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """g_theta(z) with other parameters in the teacher's network."""
 
-        def network(*given: Tensor | None) -> Tensor:
-            return torch.func.functional_call(self.teacher.network, parameters, given)
+        def network(*inputs: Tensor | None) -> Tensor:
+            return torch.func.functional_call(self.teacher.network, parameters, inputs)
 
         return posterior_mean(replace(self.teacher, network=network), z, t, cond)
 
 
-def wrong_with_the_student(windows: Windows) -> Found:
-    """In the first window there is no gap yet: the student is near what it started from."""
+def student_warnings(windows: Windows) -> Warnings:
+    """Warnings; of the gap from the second window on, as the student is at first near what it started from."""
     yield from collapse(windows, "spread_t3", "spread of its samples")
     yield from growth(windows[1:], "moment_gap", "the moment gap grows", "lower --student-rate")
 
@@ -339,7 +339,7 @@ def wrong_with_the_student(windows: Windows) -> Found:
 WATCH = partial(
     LogWatch,
     checks={
-        "student": (("moment_gap", "spread_t3"), wrong_with_the_student),
+        "student": (("moment_gap", "spread_t3"), student_warnings),
         "auxiliary": (("moment_gap", "gap_ahead"), partial(lag, least=LAG[0], most=LAG[1])),
     },
     hidden="student/loss",  # its gradient says something, its value nothing
@@ -387,7 +387,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
 
     @property
     def plan(self) -> StepPlan:
-        """What the student is sampled under, while it trains."""
+        """The plan that the student is sampled under while it trains."""
         return self.plans.default_plan()
 
     @property
@@ -402,7 +402,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         if ages and (self.rollout == "data" or not one_plan):
             got = f"{self.plans} and rollout {self.rollout}"
             raise ValueError(f"a dual-rate student serves one plan and learns from its own steps, got {got}")
-        if not ages and (wrong := [name for name, given in of_two.items() if given]):
+        if not ages and (wrong := [name for name, chosen in of_two.items() if chosen]):
             what = "a plain student serves all steps, starts from its teacher and learns from noised data"
             raise ValueError(f"{what}: drop {', '.join(wrong)}")
         if fit.iterations is not None and self.pretraining >= fit.iterations:

@@ -38,24 +38,27 @@ from dualrate.networks.dual import check_pair, projections
 
 
 class Regression(nn.Module):
-    """forward: (log_snr at t = 1, y) -> (features of the light network, v), whose x_hat is the mean."""
+    """The network of a regression.
 
-    def __init__(self, config: BodyConfig, light: BodyConfig, given: Shape, features: bool) -> None:
+    forward: (log_snr at t = 1, y) -> (features of the light network, v), whose x_hat is the mean
+    """
+
+    def __init__(self, config: BodyConfig, light: BodyConfig, y_shape: Shape, features: bool) -> None:
         super().__init__()
         check_pair(config, light)
         if not config.head:
             raise ValueError(
                 "a regression is an encoder with a head, got one without: leave out --networks.encoder.head"
             )
-        self.net = ConditionalBody(config, given)
-        self.light, self.mean = ConditionMaps(given, light), ConditionMaps(light.shape, light)
+        self.net = ConditionalBody(config, y_shape)
+        self.light, self.mean = ConditionMaps(y_shape, light), ConditionMaps(light.shape, light)
         self.projections = projections(config, light) if features else None
 
-    def forward(self, log_snr: Tensor, given: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """log_snr: (B,); given: (B, c, h, w) -> ((B, light C_i, H_i, W_i), finest level first; v (B, C, H, W))."""
-        levels, v = self.net.features(log_snr, given, None)
+    def forward(self, log_snr: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """log_snr: (B,); y: (B, c, h, w) -> ((B, light C_i, H_i, W_i), finest level first; v (B, C, H, W))."""
+        levels, v = self.net.features(log_snr, y, None)
         assert v is not None  # of a head
-        parts = [self.light(given), self.mean(-v.detach().to(given.dtype))]
+        parts = [self.light(y), self.mean(-v.detach().to(y.dtype))]
         if self.projections is not None:
             parts.append(tuple(project(level) for project, level in zip(self.projections, levels, strict=True)))
         return tuple(torch.stack(level).sum(0) for level in zip(*parts, strict=True)), v
@@ -63,7 +66,10 @@ class Regression(nn.Module):
 
 @dataclass(frozen=True)
 class Residual(Ranged, Denoiser):
-    """encoder: a `Regression`; light: (z, log_snr, label, features) -> v of the scaled residual"""
+    """The mean of a regression, and diffusion of what is left of it.
+
+    encoder: a `Regression`; light: (z, log_snr, label, features) -> v of the scaled residual
+    """
 
     encoder: nn.Module
     light: nn.Module
@@ -73,9 +79,9 @@ class Residual(Ranged, Denoiser):
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """features: what the light network adds at its levels, and the mean. Raises ValueError without a condition."""
-        given = given_of(cond)
-        log_snr = per_row(self.process.log_snr(torch.ones((), dtype=torch.float64)).to(given.dtype), given)
-        features, v = self.encoder(log_snr, given)
+        y = given_of(cond)
+        log_snr = per_row(self.process.log_snr(torch.ones((), dtype=torch.float64)).to(y.dtype), y)
+        features, v = self.encoder(log_snr, y)
         mean = self.process.x_hat(torch.zeros_like(v), v, log_snr)
         return Context((*features, mean))
 
@@ -123,7 +129,7 @@ class ResidualDenoising(Denoising):
         *features, mean = context.features
         return Context((*features, mean.detach()))
 
-    def own_losses(self, batch: Batch, context: Context) -> dict[str, Tensor]:
+    def heavy_losses(self, batch: Batch, context: Context) -> dict[str, Tensor]:
         return {"mean_loss": self.mean_weight * (batch.x - context.features[-1]).square().mean()}
 
 

@@ -29,7 +29,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Refresh
-from dualrate.methods.times import moved, stratified_uniform
+from dualrate.methods.times import stratified_uniform, to_device
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import trajectory
 
@@ -61,14 +61,14 @@ class StudentStates:
         At a heavy time that is the encoder's own, where it has a head. cond: of the batch.
         """
         context = student.encode(self.z_tau, self.tau, cond[self.call_row])
-        own, light = context.x_hat, self.light
-        if own is None:
+        heavy_x_hat, light = context.x_hat, self.light
+        if heavy_x_hat is None:
             return student.denoise(self.z_t, self.t, context.rows(self.call), cond[self.row])
         if light is None:
-            return own[self.call]
+            return heavy_x_hat[self.call]
         later = context.aged().rows(self.call[light])
         x_hat = student.denoise(self.z_t[light], self.t[light], later, cond[self.row[light]])
-        return own[self.call].index_copy(0, light, x_hat)
+        return heavy_x_hat[self.call].index_copy(0, light, x_hat)
 
 
 def turns(draws: Draws, count: int) -> Tensor:
@@ -95,7 +95,7 @@ class FromData(Ranged):
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
         s, rows = stratified_uniform(draws.host), torch.arange(len(batch), device=batch.x.device)
-        t, s = moved(batch.x.device, (s + draws.host.uniform("t - s") / self.steps).clamp(max=1), s)
+        t, s = to_device(batch.x.device, (s + draws.host.uniform("t - s") / self.steps).clamp(max=1), s)
         z_t = self.process.add_noise(batch.x, t, self.process.noise(draws, ["z_t"], *batch.x.shape[1:])[0])
         return StudentStates(z_t, t, s, rows, rows, z_t, t, rows)
 
@@ -130,7 +130,7 @@ class SegmentRollout(PlanStates):
         apart = torch.arange(self.pairs) * length // self.pairs
         step = start[step] + (step - start[step] + apart) % length
         (noise,) = self.process.noise(draws, ["z_tau"], *batch.x.shape[1:])
-        (tau,) = moved(batch.x.device, grid.times[start[step[:, 0]]])
+        (tau,) = to_device(batch.x.device, grid.times[start[step[:, 0]]])
         z_tau = self.process.add_noise(batch.x, tau, noise)
         return grid.follow(student, z_tau, start[step[:, 0]], step, cond)
 
@@ -175,7 +175,7 @@ class ForwardPairs(PlanStates):
         keeps = torch.nonzero(grid.heavy_step != torch.arange(len(grid.heavy_step))).flatten()
         step = keeps[turns(draws, len(keeps))]
         times = grid.times[step], grid.times[grid.heavy_step[step]], grid.inside(step[:, None]).squeeze(1)
-        t, tau, s = moved(rows.device, *times)
+        t, tau, s = to_device(rows.device, *times)
         noise_tau, noise_t = self.process.noise(draws, ["z_tau", "z_t"], *batch.x.shape[1:])
         z_t, z_tau = self.process.pair(batch.x, t, tau, noise_tau, noise_t)
         return StudentStates(z_t, t, s, rows, rows, z_tau, tau, rows, light=rows)
@@ -213,10 +213,10 @@ class _PlanSteps:
         for first, end in zip(self.heavy, self.ends, strict=True):
             rows = torch.nonzero((start <= first) & (last >= first)).flatten()
             furthest, steps = min(self.plan.num_steps - 1, end), step[rows]
-            (rows,) = moved(z.device, rows)
+            (rows,) = to_device(z.device, rows)
             z_tau[rows, first] = z[rows]
             for i, state in enumerate(self.path(student, z[rows], rows, cond[rows], first, furthest), first):
-                of_row, of_pair = moved(z.device, *torch.nonzero(steps == i, as_tuple=True))
+                of_row, of_pair = to_device(z.device, *torch.nonzero(steps == i, as_tuple=True))
                 z_t[rows[of_row], of_pair] = state[of_row]
                 if i == end:
                     z[rows] = state
@@ -240,6 +240,6 @@ class _PlanSteps:
         call_row, at = calls // self.plan.num_steps, calls % self.plan.num_steps
         light = torch.nonzero(heavy < step.flatten()).flatten()
         times = self.times[step].flatten(), self.inside(step).flatten(), self.times[at]
-        t, s, tau, row, call, call_row, at, light = moved(z_t.device, *times, row, call, call_row, at, light)
+        t, s, tau, row, call, call_row, at, light = to_device(z_t.device, *times, row, call, call_row, at, light)
         reused = light if self.plan.num_heavy < self.plan.num_steps else None
         return StudentStates(z_t.flatten(0, 1), t, s, row, call, z_tau[call_row, at], tau, call_row, reused)

@@ -28,7 +28,7 @@ from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
 
 
-def kept_rows(draws: Draws, dropout: float) -> Tensor:
+def rows_with_context(draws: Draws, dropout: float) -> Tensor:
     """(K,): the rows of the batch that keep their context."""
     return torch.nonzero(radical_inverse(draws.row) >= dropout).flatten()
 
@@ -37,8 +37,8 @@ def radical_inverse(row: Tensor) -> Tensor:
     """(B,) float64 in [0, 1): the binary digits of sample numbers, the lowest 32, mirrored at the point.
 
     Van der Corput's sequence: any 2^m rows that begin at a multiple of 2^m have one in every 2^-m. Together with
-    the times of `stratified_uniform`, (t, kept) covers the square evenly for any dropout rate: rows that share their
-    lowest digits are equally far apart, and t at these is a rotation by a multiple of the golden ratio. A second
+    the times of `stratified_uniform`, (t, heavy_rows) covers the square evenly for any dropout rate: rows that share
+    their lowest digits are equally far apart, and t at these is a rotation by a multiple of the golden ratio. A second
     rotation would be tied to the first at rates near its multiples.
     """
     place = torch.arange(32, device=row.device)
@@ -48,23 +48,23 @@ def radical_inverse(row: Tensor) -> Tensor:
 class BatchTimes(NamedTuple):
     """The times of a training batch of B images.
 
-    t:      (B,) float64
-    tau:    (B,) float64, of the context; t <= tau
-    kept:   (K,) the rows whose context is not dropped
+    t:          (B,) float64
+    tau:        (B,) float64, of the context; t <= tau
+    heavy_rows: (K,) the rows whose context is not dropped
     """
 
     t: Tensor
     tau: Tensor
-    kept: Tensor
+    heavy_rows: Tensor
 
 
-def moved(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
-    """From the host to a device, without waiting for what it is doing."""
+def to_device(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Copies of tensors of the host on a device, without waiting for what it is doing."""
     return tuple(part.to(device, non_blocking=True) for part in parts)
 
 
 class TimeSource(ABC):
-    """Where a denoising method's times come from; a subclass is a frozen dataclass.
+    """The law of a denoising method's times; a subclass is a frozen dataclass.
 
     It is called with draws on the host: a GPU would launch some hundred kernels for a number a row, and make the
     program wait for it to learn which rows keep their context.
@@ -109,14 +109,14 @@ class TimeSampler(TimeSource, Ranged):
             raise ValueError(f"first is the least time of a first heavy call, then the largest, got {self.first}")
 
     def __call__(self, draws: Draws) -> BatchTimes:
-        t, heavy, kept = stratified_uniform(draws), self._num_heavy(draws), kept_rows(draws, self.dropout)
+        t, heavy, heavy_rows = stratified_uniform(draws), self._num_heavy(draws), rows_with_context(draws, self.dropout)
         if self.phase is not None:
-            return BatchTimes(t, torch.maximum(torch.ceil(t * heavy) / heavy, t), kept)
+            return BatchTimes(t, torch.maximum(torch.ceil(t * heavy) / heavy, t), heavy_rows)
         if self.first is None:
-            return BatchTimes(t, (t + draws.uniform("tau") / heavy).clamp(max=1), kept)
+            return BatchTimes(t, (t + draws.uniform("tau") / heavy).clamp(max=1), heavy_rows)
         earliest, latest = self.first
         first = earliest + (latest - earliest) * draws.uniform("first")
-        return BatchTimes(t, latest_heavy(t, heavy, first), kept[(t <= first)[kept]])
+        return BatchTimes(t, latest_heavy(t, heavy, first), heavy_rows[(t <= first)[heavy_rows]])
 
     def _num_heavy(self, draws: Draws) -> Tensor:
         """(B,) float64: log-uniform on the integers low..high."""
@@ -126,7 +126,7 @@ class TimeSampler(TimeSource, Ranged):
 
 @dataclass(frozen=True)
 class BothTimes(TimeSampler):
-    """Those of a pair beside a condition that is read once: several times of each image."""
+    """Times of a pair beside a condition that is read once: several times of each image."""
 
     draws: LightDraws = 4
     """Noise levels for each image, and reading of its condition."""
@@ -168,7 +168,7 @@ def with_null(batch: Batch, draws: Draws, null: int, share: float) -> Tensor | N
     """A batch's labels (B,), each replaced by the null class with probability `share`; None without labels."""
     if batch.label is None:
         return None
-    (dropped,) = moved(batch.label.device, draws.host.uniform("label dropout") < share)
+    (dropped,) = to_device(batch.label.device, draws.host.uniform("label dropout") < share)
     return torch.where(dropped, null, batch.label)
 
 

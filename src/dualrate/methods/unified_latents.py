@@ -44,7 +44,7 @@ from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, S
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.likelihood.bound import divergence
-from dualrate.methods.times import SILVER, moved, stratified_uniform
+from dualrate.methods.times import SILVER, stratified_uniform, to_device
 from dualrate.networks.conditional import ConditionalBody
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.networks.uvit import UViT, UViTConfig
@@ -84,7 +84,7 @@ class UnifiedLatents(OnePhase):
         """
         x, cond = batch.x, Cond(batch.label)
         times = stratified_uniform(draws.host), stratified_uniform(draws.host, "t of x", SILVER)
-        t_z, t_x = moved(x.device, *times)
+        t_z, t_x = to_device(x.device, *times)
         z = self.encoder(x)
 
         def normal(stream: str, like: Tensor) -> Tensor:
@@ -93,8 +93,10 @@ class UnifiedLatents(OnePhase):
         priced = z if iteration >= self.priced_from else z.detach()
         nats = bound(self.prior, self.process, priced, t_z, normal("z_t", z), cond, Elbo()) + end(self.process, priced)
         z_0 = self.process.add_noise(z, torch.zeros_like(t_z), normal("z_0", z))
-        given = Cond(given=z_0)
-        decoding = self.loss_factor * bound(self.decoder, self.images, x, t_x, normal("x_t", x), given, self.weighting)
+        decoder_cond = Cond(given=z_0)
+        decoding = self.loss_factor * bound(
+            self.decoder, self.images, x, t_x, normal("x_t", x), decoder_cond, self.weighting
+        )
         numbers, pixels = x[0].numel(), x[0, 0].numel()
         logs = {
             "bits": nats.detach().mean() / (math.log(2) * pixels),
@@ -119,8 +121,8 @@ def bound(
 
 def end(process: GaussianProcess, x: Tensor) -> Tensor:
     """(B,) nats: KL(q(z_1 | x) | N(0, I)), of latents that could otherwise be as large as they like."""
-    one = x.new_ones(len(x), dtype=torch.float64)
-    q = Gaussian(expand(process.alpha(one), x) * x, expand(process.sigma(one) ** 2, x))
+    last_time = x.new_ones(len(x), dtype=torch.float64)
+    q = Gaussian(expand(process.alpha(last_time), x) * x, expand(process.sigma(last_time) ** 2, x))
     return divergence(q, Gaussian(torch.zeros_like(x), torch.ones_like(q.variance))).to(x.dtype)
 
 
@@ -133,10 +135,10 @@ class LatentNetworks(NetworksConfig):
     decoder: UViTConfig
 
     def __post_init__(self) -> None:
-        own, prior, decoder = self.encoder, self.prior.shape, self.decoder.shape
-        if (own.latent_shape, own.shape) != (prior, decoder):
-            encoder = f"the encoder's latents are {own.latent_shape} of images {own.shape}"
-            raise ValueError(f"the prior sees latents of {prior} and the decoder makes images of {decoder}; {encoder}")
+        encoder, prior, decoder = self.encoder, self.prior.shape, self.decoder.shape
+        if (encoder.latent_shape, encoder.shape) != (prior, decoder):
+            sizes = f"the encoder's latents are {encoder.latent_shape} of images {encoder.shape}"
+            raise ValueError(f"the prior sees latents of {prior} and the decoder makes images of {decoder}; {sizes}")
         if self.decoder.num_classes:
             raise ValueError(f"a decoder is given latents and no classes, got num_classes {self.decoder.num_classes}")
 
@@ -193,8 +195,10 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
                 f"{end}, the decoder takes them at {codec.log_snr:g}: give a NoisyEnd with that log_snr_max"
             )
         if codec.data_shape(networks.shape) != networks.encoder.shape:
-            own, its = networks.encoder, codec.data_shape(networks.shape)
-            raise ValueError(f"the encoder takes images of {own.shape}, the codec {its}: its factor is {own.factor}")
+            encoder, images = networks.encoder, codec.data_shape(networks.shape)
+            raise ValueError(
+                f"the encoder takes images of {encoder.shape}, the codec {images}: its factor is {encoder.factor}"
+            )
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         codec, (networks, prior) = experiment.codec, experiment.build()

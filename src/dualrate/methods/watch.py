@@ -13,7 +13,7 @@ GROWTH = 2.0  # of a mean over its least
 REMEDY = "go back to a new run with a lower --student-rate or a larger --fit.batch-size"
 
 Windows = Sequence[Mapping[str, float]]  # means of a phase's logs, by name: of each window so far
-Found = Iterator[tuple[str, str]]  # what goes wrong, and how far it went and what to do
+Warnings = Iterator[tuple[str, str]]  # what goes wrong, and how far it went and what to do
 
 
 @dataclass
@@ -26,7 +26,7 @@ class LogWatch:
     """
 
     shown: Reporter
-    checks: Mapping[str, tuple[tuple[str, ...], Callable[[Windows], Found]]]
+    checks: Mapping[str, tuple[tuple[str, ...], Callable[[Windows], Warnings]]]
     hidden: str = ""
     window: int = WINDOW
     _logs: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)  # of the window, by phase
@@ -43,7 +43,7 @@ class LogWatch:
             if len(seen) < self.window:
                 continue
             windows = self._windows.setdefault(phase, [])
-            windows.append({name: sum(one[name] for one in seen) / self.window for name in names})
+            windows.append({name: sum(values[name] for values in seen) / self.window for name in names})
             seen.clear()
             for what, why in check(windows):
                 if what not in self._warned:
@@ -57,22 +57,22 @@ class LogWatch:
         self.shown.close()
 
 
-def collapse(windows: Windows, name: str, what: str, remedy: str = REMEDY) -> Found:
-    """Where half of the first window's mean is left. what: of samples, in words."""
+def collapse(windows: Windows, name: str, what: str, remedy: str = REMEDY) -> Warnings:
+    """A warning where less than half of the first window's mean is left. what: the quantity, in words."""
     first, last = windows[0][name], windows[-1][name]
     if last < COLLAPSE * first:
         yield "the student collapses", f"the {what} fell from {first:.3g} to {last:.3g}: {remedy}"
 
 
-def growth(windows: Windows, name: str, what: str, remedy: str) -> Found:
-    """Where a mean is twice its least. what: that it grows, in words."""
-    least = min((one[name] for one in windows), default=0)
+def growth(windows: Windows, name: str, what: str, remedy: str) -> Warnings:
+    """A warning where a mean is more than twice its least. what: the warning itself, in words."""
+    least = min((window[name] for window in windows), default=0)
     if windows and windows[-1][name] > GROWTH * least:
         yield what, f"from {least:.3g} at its least to {windows[-1][name]:.3g}: {remedy}"
 
 
-def lag(windows: Windows, least: float, most: float) -> Found:
-    """Where `gap_ahead` is not between two multiples of `moment_gap`. At first both networks are near the teacher."""
+def lag(windows: Windows, least: float, most: float) -> Warnings:
+    """A warning where `gap_ahead` is not between two multiples of `moment_gap`, from the second window on."""
     gap, ahead = windows[-1]["moment_gap"], windows[-1]["gap_ahead"]
     if len(windows) > 1 and not least * gap <= ahead <= most * gap:
         why = f"gap_ahead is {ahead / gap:.1f} moment gaps, expected from {least:g} to {most:g}"

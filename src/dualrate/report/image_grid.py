@@ -21,18 +21,19 @@ from dualrate.system.device import own_defaults
 from dualrate.system.files import check_regular, whole
 
 Images = np.ndarray | Tensor
+GAP = 2  # white pixels between the images of a grid
 _COLOUR_TYPE = {1: 0, 3: 2}  # of a PNG: grey, RGB
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """(N, C, H, W) uint8 -> one (rows, columns) picture, (H', W') or (H', W', 3) uint8, white between the images."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    page = np.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, np.uint8)
+    page = np.full((channels, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
         page[:, top : top + height, left : left + width] = image
     return page[0] if channels == 1 else page.transpose(1, 2, 0)
 
@@ -58,7 +59,7 @@ def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int 
 
 
 def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
-    """(N, C, H, W) uint8."""
+    """Pixels of images or batches of them, (N, C, H, W) uint8."""
     if not isinstance(images, (np.ndarray, Tensor)):
         parts = [_pixels(batch) for batch in images] if isinstance(images, Iterable) else []
         if len({part.shape[1:] for part in parts}) != 1:
@@ -67,14 +68,14 @@ def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
                 "images that it holds"
             )
         return np.concatenate(parts)
-    found = images.detach() if isinstance(images, Tensor) else torch.tensor(images)  # a copy: maps are read-only
-    if found.ndim != 4 or found.shape[1] not in (1, 3) or not found.numel():
-        raise ValueError(f"images are (N, C, H, W) of 1 or 3 channels, got {tuple(found.shape)}: decode latents first")
-    if found.is_floating_point():
-        found = to_uint8(found)
-    if found.dtype != torch.uint8:
-        raise ValueError(f"images are uint8, or floats in [-1, 1], got {found.dtype}: convert them")
-    return found.cpu().numpy()
+    pixels = images.detach() if isinstance(images, Tensor) else torch.tensor(images)  # a copy: maps are read-only
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.numel():
+        raise ValueError(f"images are (N, C, H, W) of 1 or 3 channels, got {tuple(pixels.shape)}: decode latents first")
+    if pixels.is_floating_point():
+        pixels = to_uint8(pixels)
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"images are uint8, or floats in [-1, 1], got {pixels.dtype}: convert them")
+    return pixels.cpu().numpy()
 
 
 def png_bytes(image: NDArray[np.uint8]) -> bytes:

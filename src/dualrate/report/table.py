@@ -48,7 +48,7 @@ class Row:
 
     @property
     def scores(self) -> dict[str, Score]:
-        """By metric, the first one first."""
+        """Scores by metric, the main one first."""
         return {score.metric: score for score in (self.score, *self.beside)}
 
     @property
@@ -63,7 +63,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """header and cells are text; notes: what the numbers mean, one line each; texts: columns that are no numbers."""
+    """Rows and columns to print.
+
+    header and cells are text; notes: what the numbers mean, one line each; texts: columns that are no numbers
+    """
 
     header: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
@@ -85,8 +88,8 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
     if not rows:
         raise ValueError("no rows, so there is no table: measure something first")
     require_same([row.score.fingerprint for row in rows])
-    first, *others = shared_metrics(rows)
-    for metric in others:
+    first, *rest = shared_metrics(rows)
+    for metric in rest:
         require_same([row.scores[metric].fingerprint for row in rows])
     prefix, unit = compute_unit([row.flops for row in rows])
     lines = []
@@ -100,7 +103,7 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
             f"{prefix}FLOPs": significant(row.flops / unit),
             "ms": significant(1000 * row.seconds_per_image),
         }
-        lines.append({**line, **more, **{metric: scored(row.scores[metric]) for metric in others}})
+        lines.append({**line, **more, **{metric: scored(row.scores[metric]) for metric in rest}})
     batches = ", ".join(str(size) for size in sorted({row.batch_size for row in rows}))
     explained = [
         f"N: steps. H: heavy calls; {EACH}: the whole model runs at every step. FLOPs: twice the multiply-adds of an "
@@ -108,7 +111,7 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
         f"{100 * rows[0].score.level:.0f}% intervals over images",
         *notes,
     ]
-    for score in (rows[0].scores[metric] for metric in (first, *others)):
+    for score in (rows[0].scores[metric] for metric in (first, *rest)):
         count, fingerprint = score.fingerprint.count, score.fingerprint.short()
         explained.append(f"{score.metric}: {score.better} is better; {count} images per row; fingerprint {fingerprint}")
         explained.append(
@@ -121,29 +124,29 @@ def table(rows: Sequence[Row], beside: Sequence[Mapping[str, str]] = (), notes: 
     return Table(tuple(lines[0]), tuple(tuple(line.values()) for line in lines), notes)
 
 
-def as_text(made: Table) -> str:
+def as_text(table: Table) -> str:
     """Columns aligned for a terminal, the notes below."""
-    widths = [max(map(len, column)) for column in zip(made.header, *made.cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(table.header, *table.cells, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(width) if i < made.texts else cell.rjust(width)
+            cell.ljust(width) if i < table.texts else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in (made.header, *made.cells)
+        for line in (table.header, *table.cells)
     ]
-    return "\n".join([*lines, "", *made.notes])
+    return "\n".join([*lines, "", *table.notes])
 
 
 def record(row: Row) -> dict[str, object]:
     """A flat dict, unrounded. JSON has no NaN, so an unknown floor is None."""
-    found = asdict(row) | {"flops": row.flops, "arithmetic": row.precision} | asdict(row.score)
+    fields = asdict(row) | {"flops": row.flops, "arithmetic": row.precision} | asdict(row.score)
     for name in ("precision", "score", "details", "beside"):
-        del found[name]
+        del fields[name]
     for score in row.beside:
-        found |= {
+        fields |= {
             f"{score.metric} {name}": getattr(score, name) for name in ("value", "low", "high", "floor", "accuracy")
         }
-    return {name: None if value != value else value for name, value in found.items()}
+    return {name: None if value != value else value for name, value in fields.items()}
 
 
 def compute_unit(flops: Sequence[int]) -> tuple[str, float]:

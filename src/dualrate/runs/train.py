@@ -58,7 +58,7 @@ from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import Share, World, own_device
+from dualrate.training.distributed import Share, World, device_of_process
 from dualrate.training.log import Logger, MetricsFile, logged
 from dualrate.training.loop import fit
 
@@ -164,7 +164,7 @@ def train(
         every = experiment.fit.sample_every
         raise ValueError(f"score_every is a multiple of sample_every ({every}), got {score_every}")
     progress = progress or (PlainReporter() if world.leads else Silent())
-    device = own_device(pick_device(None)) if device is None else pick_device(device)
+    device = device_of_process(pick_device(None)) if device is None else pick_device(device)
     config = experiment.fit
     rows = Share(config.batch_size, config.micro_batch, world).rows
     if images is None and not experiment.data.source:

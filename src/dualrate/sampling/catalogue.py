@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
 
-from dualrate.config.imports import known
+from dualrate.config.imports import look_up
 from dualrate.config.ranges import is_whole
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
@@ -115,7 +115,7 @@ def sampler_named(name: str) -> Sampler:
             f"there is no sampler {name!r}{f', did you mean {close[0]}?' if close else ''}; there are "
             f"{', '.join(SAMPLERS)}; package.module:Class is a step of your own"
         )
-    step = known(name)
+    step = look_up(name)
     if not (isinstance(step, type) and issubclass(step, Step)) or inspect.isabstract(step):
         raise ValueError(f"{name} is no step: expected a class derived from dualrate.Step, with __call__, got {step}")
     try:

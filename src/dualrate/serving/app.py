@@ -76,7 +76,7 @@ class Refused(HTTPException):
         self.name = name
 
 
-def page(described: Mapping[str, Any]) -> str:
+def html_page(described: Mapping[str, Any]) -> str:
     """The page, one document. described: an offer (`Offer.described`)."""
     environment = Environment(loader=FileSystemLoader([PARTS, TEMPLATES]), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("play.html").render(name=described["name"], model=described)
@@ -88,7 +88,7 @@ class _Page:
     def __init__(self, offer: Offer, jobs: Jobs) -> None:
         self.offer, self.jobs = offer, jobs
         self.described = offer.described()
-        self.html = page(self.described)
+        self.html = html_page(self.described)
 
     async def show(self, request: HTTPRequest) -> Response:
         return HTMLResponse(self.html)
@@ -101,11 +101,11 @@ class _Page:
         return JSONResponse({"sides": [side.described() for side in sides]})
 
     async def submit(self, request: HTTPRequest) -> Response:
-        asked = await _read(request)
+        wanted = await _read(request)
         try:
             self.jobs.require_place()  # before the cost is counted
-            sides = await asyncio.to_thread(self.offer.sides, asked)
-            job = self.jobs.submit(range(asked.seed, asked.seed + self.offer.images(asked)), sides)
+            sides = await asyncio.to_thread(self.offer.sides, wanted)
+            job = self.jobs.submit(range(wanted.seed, wanted.seed + self.offer.images(wanted)), sides)
         except Full as error:
             raise Refused(429, "too-many-waiting", str(error), RETRY) from error
         place = {"Location": f"/api/samples/{job.name}"}
@@ -150,8 +150,8 @@ def _refusal(request: HTTPRequest, error: Exception) -> Response:
     if not isinstance(error, ValueError):  # a fault of the program
         traceback.print_exception(error)
         return JSONResponse({"error": "server-error", "message": f"{type(error).__name__}: {message}"}, 500)
-    found = re.match(rf"({FIELDS})\b", message)
-    return JSONResponse({"error": "bad-request", "message": message, "field": found[1] if found else None}, 400)
+    field = re.match(rf"({FIELDS})\b", message)
+    return JSONResponse({"error": "bad-request", "message": message, "field": field[1] if field else None}, 400)
 
 
 def make_app(offer: Offer, jobs: Jobs, host: str, loopback: bool) -> ASGIApp:
@@ -193,7 +193,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _connections(most: int) -> type[H11Protocol]:
-    """What speaks with one client each, `most` of them at a time."""
+    """A class of connections, one for each client, `most` of them at a time."""
 
     class Connection(H11Protocol):
         ended = False
@@ -208,9 +208,9 @@ def _connections(most: int) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
             super().connection_made(transport)
             self.wait()
-            alive = [one for one in self.connections if isinstance(one, Connection) and not one.ended]
+            alive = [client for client in self.connections if isinstance(client, Connection) and not client.ended]
             if len(alive) > most:
-                slowest = min((one for one in alive if not one.answering), key=lambda one: one.since)
+                slowest = min((client for client in alive if not client.answering), key=lambda client: client.since)
                 if slowest is self:  # all others are being answered
                     transport.write(FULL)
                 slowest.end()

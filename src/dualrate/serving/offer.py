@@ -40,8 +40,8 @@ ShownImages = Annotated[int, Range(1, 256)]
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be asked for: steps of a plan, images of a request, requests that wait beside the one at work, and
-    seconds that one is drawn.
+    """The most that may be asked for: steps of a plan, images of a request, requests that wait beside the one at
+    work, and seconds that one is drawn.
     """
 
     steps: int = 256
@@ -52,7 +52,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request(Ranged):
-    """What a page asks for; None: as recommended.
+    """Settings that a page asks for; None: as recommended.
 
     label:  one class for all images, its number or its name; None: class `seed mod classes` for each
     seed:   of the first image; image i has seed + i
@@ -71,8 +71,9 @@ class Request(Ranged):
 
 @dataclass(eq=False)
 class Side:
-    """What is drawn on one side of the page, and how far it is. Raises ValueError for what the model does not allow.
+    """Images of one side of the page, and how far their drawing is.
 
+    Raises ValueError for what the model does not allow.
     note:   why it has fewer heavy calls than were asked for
     steps:  done, None before its turn; seconds: of networks and sampler; state: after these steps
     images: PNGs in data URIs, once it is finished
@@ -95,7 +96,7 @@ class Side:
         return self.drawer.plan
 
     def described(self) -> dict[str, Any]:
-        """For the page: all that is known before it is drawn."""
+        """Facts for the page that are known before it is drawn."""
         return {
             "name": self.name,
             "sampler": self.drawer.sampler,
@@ -108,8 +109,8 @@ class Side:
         }
 
     def report(self) -> dict[str, Any]:
-        """For the page: how far it is, and its images; while it is drawn they show the states, if these are pictures
-        and few enough.
+        """Progress for the page: how far it is, and its images; while it is drawn they show the states, if these are
+        pictures and few enough.
         """
         z, images, shown = self.state, self.images, []  # in this order: the thread that draws goes on meanwhile
         if z is not None and z.ndim == 4 and z.shape[1] in (1, 3) and z.numel() <= PREVIEW and bool(z.isfinite().all()):
@@ -185,13 +186,13 @@ class Offer:
         self.baselines: tuple[Baseline, ...] = ("nothing",) if alone else ("steps", "cost", "nothing")
 
     def images(self, request: Request) -> int:
-        """How many a request asks for."""
+        """The number of images that a request asks for."""
         return min(USUAL_IMAGES, self.limits.images) if request.images is None else request.images
 
     def sides(self, request: Request) -> list[Side]:
-        """What a request asks for, and its baseline. Raises ValueError for what cannot be drawn.
+        """Sides of the page for a request: the model's, then the baseline's unless it asks for nothing beside.
 
-        A sampler's name never imports a module here.
+        Raises ValueError for what cannot be drawn. A sampler's name never imports a module here.
         """
         usual, samplers = self.offered.usual, self.offered.samplers
         if request.steps is not None and request.steps not in usual:
@@ -205,20 +206,20 @@ class Offer:
         if request.beside is not None and request.beside not in self.baselines:
             raise ValueError(f"beside is one of {', '.join(self.baselines)} for this model, got {request.beside}")
         choice = Choice(request.steps or self.offered.steps, request.heavy, request.sampler)
-        own = self._side(self.model, choice, request)
+        side = self._side(self.model, choice, request)
         beside = request.beside or self.baselines[0]
         if beside == "nothing":
-            return [own]
-        steps = own.plan.num_steps
+            return [side]
+        steps = side.plan.num_steps
         if beside == "cost":
             branches, call = 1 if request.guidance == 1 else 2, self.baseline.call_cost
             network = branches * (call.of(1, 1) - call.decode)  # decoding is once an image
-            calls = max(1, int((own.macs_by_step[-1] - call.decode) // network))
+            calls = max(1, int((side.macs_by_step[-1] - call.decode) // network))
             steps = self._baseline(calls, request).drawer.step.most_steps(calls)
-        return [own, self._baseline(steps, request)]
+        return [side, self._baseline(steps, request)]
 
     def _baseline(self, steps: int, request: Request) -> Side:
-        """Of about so many steps, with a heavy call at each and the same sampler where the model allows it."""
+        """The baseline's side, of about so many steps, a heavy call at each, and the same sampler if it allows it."""
         steps = self.of_baseline.nearest(steps)
         sampler = request.sampler if request.sampler in self.of_baseline.samplers else None
         heavy = None if self.of_baseline.least is None else steps
@@ -233,15 +234,15 @@ class Offer:
             label=request.label,
             batch_size=self.images(request),
         )
-        name, made = model.name, drawer.plan.num_heavy
+        name, heavy = model.name, drawer.plan.num_heavy
         if choice.heavy == choice.steps and model.reuses_context:
-            name += ", all heavy" if made == choice.steps else f", {made} of {choice.steps} heavy"
+            name += ", all heavy" if heavy == choice.steps else f", {heavy} of {choice.steps} heavy"
         return Side(name, drawer, "".join(notes))
 
     def described(self) -> dict[str, Any]:
-        """For the page: the model, its controls and their limits."""
+        """The model for the page, its controls and their limits."""
         model, cost = self.model, self.model.call_cost
-        own = self.sides(Request())[0]
+        usual = self.sides(Request())[0]
         return {
             "name": model.name,
             "iteration": model.iteration,
@@ -253,8 +254,8 @@ class Offer:
             "parameters": model.parameters,
             "macs": {"heavy": cost.heavy, "light": cost.light},
             "baseline": None if self.baseline is model else self.baseline.name,
-            "recommended": own.drawer.sampler,
-            "default": {"steps": own.plan.num_steps, "images": self.images(Request())},
+            "recommended": usual.drawer.sampler,
+            "default": {"steps": usual.plan.num_steps, "images": self.images(Request())},
             "steps": [min(self.offered.usual), max(self.offered.usual)],
             "usual_heavy": self.offered.usual,
             "least_heavy": self.offered.least,
@@ -287,14 +288,14 @@ class Late(Exception):
 class Job:
     """A request at work.
 
-    seeds: of its images; seconds: that it may be drawn; asked: when somebody last asked about it
+    seeds: of its images; seconds: that it may be drawn; last_asked: when somebody last asked about it
     """
 
     seeds: range
     sides: Sequence[Side]
     seconds: float
     name: str = field(default_factory=lambda: secrets.token_urlsafe(12))  # which nobody guesses
-    asked: float = field(default_factory=time.monotonic)
+    last_asked: float = field(default_factory=time.monotonic)
     stop: threading.Event = field(default_factory=threading.Event)
     drawing: Future[None] = field(default_factory=Future)
 
@@ -311,7 +312,7 @@ class Job:
     @property
     def given_up(self) -> bool:
         """Whether nobody asks about it any more."""
-        return time.monotonic() - self.asked > PATIENCE
+        return time.monotonic() - self.last_asked > PATIENCE
 
     def draw(self) -> None:
         """All sides in turn. Raises Stopped, Late, and what drawing raises."""
@@ -336,7 +337,7 @@ class Job:
         self.drawing.cancel()
 
     def report(self, ahead: int) -> dict[str, Any]:
-        """For the page. ahead: jobs that are drawn before it."""
+        """The job's status for the page. ahead: jobs that are drawn before it."""
         failed = self.status == "failed" and self.drawing.exception()
         return {
             "id": self.name,
@@ -389,11 +390,11 @@ class Jobs:
         """A job, which then is not given up; None for one that never was, or is forgotten."""
         job = self._jobs.get(name)
         if job is not None:
-            job.asked = time.monotonic()
+            job.last_asked = time.monotonic()
         return job
 
     def ahead(self, job: Job) -> int:
-        """How many are drawn before it."""
+        """The number of jobs that are drawn before it."""
         active = self._active()
         return active.index(job) if job in active else 0
 

@@ -117,7 +117,7 @@ def carries_derivative(tensors: Iterable[Tensor]) -> bool:
 
 
 def keep_compiled(cache: Path) -> Path:
-    """Where this process keeps what it compiles: `cache`, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
+    """Have this process keep what it compiles in `cache`, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
     place = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))  # else the next line sets its own
     return Path(place)
 
@@ -132,13 +132,13 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def free_descriptors() -> int:
-    """How many more files and connections this process may have open; very many where that is not known."""
+    """The number of further files and connections that this process may open; very many where it is not known."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
     return sys.maxsize if limit < 0 else max(0, limit - len(os.listdir("/dev/fd")))
 
 
 def settle_products(device: torch.device, *, bfloat16: bool, trains: bool = False) -> None:
-    """How a GPU multiplies the float32 matrices of what comes next, of this process; nothing on a CPU.
+    """Choose how this process's GPU multiplies float32 matrices from here on; on a CPU this does nothing.
 
     bfloat16: whether networks run in that. What remains in float32, such as a network's head, is then in TF32, of which
               10 bits of fraction enter a product. Where float32 is asked for it is whole, also in convolutions, for
@@ -173,11 +173,11 @@ def own_defaults() -> Iterator[None]:
     threads of a process.
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    own = nullcontext() if device.type in ("cpu", "meta") else torch.device("cpu")
+    on_cpu = nullcontext() if device.type in ("cpu", "meta") else torch.device("cpu")
     if dtype != torch.float32:
         torch.set_default_dtype(torch.float32)
     try:
-        with own:
+        with on_cpu:
             yield
     finally:
         if dtype != torch.float32:
@@ -198,11 +198,11 @@ def pick_device(device: torch.device | str | None) -> torch.device:
     Raises ValueError for one that is not here or cannot be used.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else str(device)
-    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if name.startswith("mps"):
         raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
-    if not {name, f"{name}:0", name.removesuffix(":0")} & set(known):
-        raise ValueError(f"there is no device {name!r} here, only {', '.join(known)}")
+    if not {name, f"{name}:0", name.removesuffix(":0")} & set(names):
+        raise ValueError(f"there is no device {name!r} here, only {', '.join(names)}")
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -211,7 +211,7 @@ def pick_device(device: torch.device | str | None) -> torch.device:
 
 
 def memory_shortage(error: Exception) -> str | None:
-    """What torch or numpy said, in one line, if the error is an allocation that failed; None of any other error.
+    """The message of torch or numpy, in one line, if the error is an allocation that failed; None of any other error.
 
     Of a network's numbers torch says it by a RuntimeError; a MemoryError is of those that are read or collected.
     """
@@ -229,7 +229,7 @@ WARM_UPS = 3  # libraries choose kernels and workspaces in the first calls, whic
 Record = Callable[[Callable[[], Any], torch.device], tuple[Callable[[], Any], Any]]
 
 
-def record(call: Callable[[], Any], device: torch.device) -> tuple[Callable[[], Any], Any]:
+def record_graph(call: Callable[[], Any], device: torch.device) -> tuple[Callable[[], Any], Any]:
     """The kernels of a call on a GPU. Raises ValueError for another device, and as `refusing`."""
     if device.type != "cuda":
         raise ValueError(f"CUDA graphs need a GPU, and this is the {device}: draw without graphs")
@@ -265,12 +265,12 @@ def refusing() -> Iterator[None]:
         raise ValueError(f"these calls cannot be recorded as CUDA graphs ({what}): draw without graphs") from error
 
 
-def graph_calls(network: nn.Module, record: Record = record) -> None:
+def graph_calls(network: nn.Module, record: Record = record_graph) -> None:
     """Has a network's calls recorded, but for those of training and those that ask for a derivative.
 
     The network is on a GPU, as are its inputs; its weights stay where they are; its course depends on nothing but what
     kind its inputs are of: all but their numbers. Inputs of another kind are recorded anew.
-    Raises ValueError from a call that cannot be recorded, as `record` says.
+    Raises ValueError from a call that cannot be recorded, as `record_graph` says.
     """
     eager = network.forward
     recordings: OrderedDict[Hashable, tuple[list[Tensor], Callable[[], Any], Any]] = OrderedDict()
@@ -285,13 +285,13 @@ def graph_calls(network: nn.Module, record: Record = record) -> None:
         kinds = [(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves]
         kind = (torch.is_inference_mode_enabled(), precision, structure, *kinds)
         if kind not in recordings:
-            held = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            fixed = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
             def call() -> Any:
                 with torch.autocast(device, precision, enabled=precision is not None, cache_enabled=False):
-                    return eager(*tree_unflatten(held, structure))  # casts that were kept would be gone at a launch
+                    return eager(*tree_unflatten(fixed, structure))  # casts that were kept would be gone at a launch
 
-            buffers = [leaf for leaf in held if isinstance(leaf, Tensor)]
+            buffers = [leaf for leaf in fixed if isinstance(leaf, Tensor)]
             recordings[kind] = (buffers, *record(call, tensors[0].device))
         recordings.move_to_end(kind)
         while len(recordings) > KEPT:
@@ -330,14 +330,14 @@ def environment(device: torch.device | str | None = None) -> dict[str, str]:
     """
     device = pick_device(device)
     try:
-        own = version("dualrate")
+        release = version("dualrate")
     except PackageNotFoundError:
-        own = ""
+        release = ""
     facts = {
         "processor": _processor(),
         "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         "threads": str(torch.get_num_threads()),
-        "dualrate": own,
+        "dualrate": release,
         "torch": str(torch.__version__),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
@@ -349,8 +349,8 @@ def environment(device: torch.device | str | None = None) -> dict[str, str]:
 
 def _processor() -> str:
     file = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", file.read_text(), re.MULTILINE) if file.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    model_name = re.search(r"^model name\s*: (.+)$", file.read_text(), re.MULTILINE) if file.exists() else None
+    return model_name[1] if model_name else platform.processor() or platform.machine()
 
 
 @cache

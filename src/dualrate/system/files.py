@@ -57,11 +57,11 @@ def naming(path: Path | str) -> Iterator[None]:
 def check_regular(path: Path, limit: int | None = None) -> None:
     """Raise OSError if there is no such file; ValueError for a directory, pipe, socket or device, all of which may
     block or never end, and for a file of more than `limit` bytes."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-        raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}; expected a file")
-    if limit is not None and found.st_size > limit:
+        raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}; expected a file")
+    if limit is not None and status.st_size > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes, the most that is accepted here")
 
 
@@ -76,7 +76,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises ValueError, naming it, for anything else, and for more than MOST_JSON bytes."""
+    """The value of a JSON file. Raises ValueError, naming it, for anything else, and for more than MOST_JSON bytes."""
     return parse_json(read_bytes(path, MOST_JSON), str(path))
 
 
@@ -89,12 +89,12 @@ def parse_json(content: bytes | bytearray, where: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in members:
             raise ValueError(f"the key {key!r} stands there twice")
-        found[key] = value
-    return found
+        members[key] = value
+    return members
 
 
 def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:

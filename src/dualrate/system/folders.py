@@ -41,7 +41,7 @@ class Damaged(OSError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What some files of a folder must be. entries: name -> size and sha256 (hex)."""
+    """Sizes and hashes that files of a folder must have. entries: name -> size and sha256 (hex)."""
 
     folder: Path
     entries: Mapping[str, tuple[int, str]]
@@ -72,8 +72,8 @@ class Manifest:
             raise Damaged(f"{file}: no readable manifest ({error})") from error
         if missing := [name for name in required if name not in entries]:
             raise Damaged(f"{file}: does not list {missing[0]}")
-        if odd := [name for name in entries if Path(name).name != name]:
-            raise Damaged(f"{file}: {odd} are not plain file names")
+        if paths := [name for name in entries if Path(name).name != name]:
+            raise Damaged(f"{file}: {paths} are not plain file names")
         return Manifest(folder, entries)
 
     def content(self, name: str, limit: int = MEMORY) -> bytes:
@@ -96,7 +96,7 @@ class Manifest:
 
 
 def fault_point(point: str) -> None:
-    """Where the fault tests stop the process; does nothing."""
+    """Do nothing: fault tests stop the process here."""
 
 
 def check_link(path: Path) -> None:
@@ -127,10 +127,12 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             if is_ours:
                 shutil.rmtree(leftover)
     token = secrets.token_hex(4)
-    made, aside = (target.with_name(f".tmp-{name}") for name in (f"{token}-{target.name}", f"{target.name}-{token}"))
-    made.mkdir()
-    with locked(made):
-        made.rename(aside)  # to where it is taken for a dead process's if it is not locked
+    unlocked, aside = (
+        target.with_name(f".tmp-{name}") for name in (f"{token}-{target.name}", f"{target.name}-{token}")
+    )
+    unlocked.mkdir()
+    with locked(unlocked):
+        unlocked.rename(aside)  # to where it is taken for a dead process's if it is not locked
         try:
             if target.is_dir():
                 shutil.copymode(target, aside)

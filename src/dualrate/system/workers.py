@@ -46,23 +46,23 @@ class Mapper(Protocol):
 
 
 def in_turn(job: Callable[[Block], Result], blocks: Sequence[Block], /) -> Iterator[tuple[Block, Result]]:
-    """In this process, one block after the other."""
+    """Do the blocks in this process, one after the other."""
     for block in blocks:
         yield block, job(block)
 
 
-def number_of_workers(asked: int | Literal["auto"], device: torch.device) -> int:
-    """auto: one for each GPU, or for each thread that one process would have here (src/dualrate_command.py)."""
-    found = torch.cuda.device_count() if device.type == "cuda" else torch.get_num_threads()
-    return found if asked == "auto" else asked
+def number_of_workers(workers: int | Literal["auto"], device: torch.device) -> int:
+    """The number of workers. auto: one for each GPU, or for each thread of one process (src/dualrate_command.py)."""
+    processors = torch.cuda.device_count() if device.type == "cuda" else torch.get_num_threads()
+    return processors if workers == "auto" else workers
 
 
-def mapper(asked: int | Literal["auto"], device: torch.device) -> AbstractContextManager[Mapper]:
-    """That many workers, for a `with`; one is this process.
+def mapper(workers: int | Literal["auto"], device: torch.device) -> AbstractContextManager[Mapper]:
+    """A `Mapper` of that many workers, for a `with`; one is this process.
 
     Raises ValueError for several on one GPU that was chosen by its number.
     """
-    count = number_of_workers(asked, device)
+    count = number_of_workers(workers, device)
     if count > 1 and device.type == "cuda" and device.index:  # 0 is what is taken where none is named
         raise ValueError(f"workers take the GPUs in turns, got {device} for all: choose them by CUDA_VISIBLE_DEVICES")
     return nullcontext(in_turn) if count == 1 else Workers(count, device)
@@ -102,7 +102,7 @@ class Workers:
                 raise
 
     def _results(self, file: Path, blocks: Sequence[Block]) -> Iterator[tuple[Block, Any]]:
-        """In order; at most two blocks a worker are begun, so that results do not pile up."""
+        """Results in the order of blocks; at most two blocks a worker are begun, so that results do not pile up."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             started = context.Value("i", 0)
@@ -117,7 +117,7 @@ class Workers:
             yield block, pickle.loads(future.result())
 
     def _stop(self) -> None:
-        """At once: a worker holds nothing that would be lost."""
+        """Stop at once: a worker holds nothing that would be lost."""
         if self._pool is not None:
             for process in list((self._pool._processes or {}).values()):  # from Python 3.14 on: kill_workers
                 process.kill()

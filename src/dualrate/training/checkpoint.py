@@ -65,8 +65,8 @@ class Checkpoint:
 
 
 @torch.no_grad()
-def copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensors]:
-    """Tensors by file and name, each copied to its own contiguous CPU memory; those on a GPU are copied together."""
+def cpu_copies(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensors]:
+    """Tensors by file and name, each copied to its own contiguous CPU memory; those on a GPU go together."""
     copies: dict[str, Tensors] = {}
     for stem, named in tensors.items():
         copies[stem] = {}
@@ -126,21 +126,21 @@ def load(path: Path, *, training: bool = True) -> Checkpoint:
             tensors[Path(name).stem] = tensors_of(manifest.content(name))
     except ValueError as error:
         raise Damaged(f"{path}: a file matches its manifest but cannot be read ({error})") from error
-    found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{path} has format {found}, expected {FORMAT}: use the version that wrote it")
+    version = state.get("format") if isinstance(state, dict) else None
+    if version != FORMAT:
+        raise ValueError(f"{path} has format {version}, expected {FORMAT}: use the version that wrote it")
     return Checkpoint(path, tensors, state)
 
 
 def path_of(directory: Path, iteration: int) -> Path:
-    """Where the checkpoint of an iteration is, or would be."""
+    """The folder of an iteration's checkpoint, which may not be there yet."""
     return directory / f"step-{iteration:08d}"
 
 
 def saved_paths(directory: Path) -> list[Path]:
     """The checkpoint directories, oldest first."""
-    found = [entry for entry in _entries(directory) if re.fullmatch(r"step-[0-9]{8,}", entry.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    checkpoints = [entry for entry in _entries(directory) if re.fullmatch(r"step-[0-9]{8,}", entry.name)]
+    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _entries(directory: Path) -> list[Path]:
@@ -180,7 +180,7 @@ def latest(
 
 
 def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
-    """For the process that owns the run: the newest intact checkpoint; unfinished ones go, bad ones are set aside.
+    """The newest intact checkpoint, for the process that owns the run: unfinished ones go, bad ones are set aside.
 
     Raises OSError if there are checkpoints but none is intact: a run never starts over by itself. One whose content
     the system does not give is not set aside for that: its OSError is raised.
@@ -229,7 +229,7 @@ class Saver:
         """
         self.finish()
         folders.fault_point("before copy")
-        copies = copied(tensors)
+        copies = cpu_copies(tensors)
         record = json.loads(json.dumps(dict(state)))  # the run goes on to change it
         # a daemon thread: a second Ctrl-C ends the process without waiting for it
         self._thread = threading.Thread(
@@ -240,7 +240,7 @@ class Saver:
             self.finish(iteration)
 
     def look(self) -> None:
-        """As `finish`, if the checkpoint that was being written has ended."""
+        """Do as `finish` does, if the checkpoint that was being written has ended."""
         if self._thread is not None and not self._thread.is_alive():
             self.finish()
 

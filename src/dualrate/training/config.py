@@ -114,19 +114,19 @@ class FitConfig(Ranged):
         """Whether the training is over when its seconds are: the learning rate has fallen to 0 then."""
         return self.limit is not None and self.limit == self.falling
 
-    def settled(self) -> FitConfig:
-        """With the decay that "auto" stands for."""
+    def resolved(self) -> FitConfig:
+        """These settings, with the decay that "auto" stands for."""
         auto = "none" if self.falling is None else "cosine"
         return replace(self, optim=replace(self.optim, decay=auto)) if self.optim.decay == "auto" else self
 
     def free(self) -> frozenset[str]:
         """Settings that may differ when a run is resumed: none with which the learning rate falls."""
-        if self.settled().optim.decay == "none" or self.optim.decay_seconds is not None:
+        if self.resolved().optim.decay == "none" or self.optim.decay_seconds is not None:
             return FREE | {"iterations", "max_seconds"}
         return FREE if self.falling is None else FREE | {"iterations"}
 
     def on_seconds(self, before: Mapping[str, Any]) -> str:
-        """Why a run that was begun with these settings is not continued with this limit of seconds, and what works;
+        """The reason why a run begun with these settings does not go on with this limit of seconds, and what works;
         nothing if that is not what differs.
         """
         if before["max_seconds"] == self.max_seconds or "max_seconds" in self.free():
@@ -142,7 +142,7 @@ class FitConfig(Ranged):
 
 def lr_at(fit: FitConfig, iteration: int, seconds: float) -> float:
     """The learning rate of iteration `iteration` (from 0), after so many seconds of training."""
-    config = fit.settled().optim
+    config = fit.resolved().optim
     warm = min((iteration + 1) / config.warmup, 1.0) if config.warmup else 1.0
     if config.decay == "none":
         return config.lr * warm
@@ -160,8 +160,9 @@ def lr_at(fit: FitConfig, iteration: int, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class FitResult:
-    """iteration: iterations done in all; seconds: of training, summed over resumes; begun: iterations done before.
+    """The end of a training.
 
+    iteration: iterations done in all; seconds: of training, summed over resumes; begun: iterations done before
     stopped: "done" if the training is over, "seconds" if its time is and more may be given, "signal" if interrupted
     """
 

@@ -1,8 +1,8 @@
 """The processes of one training: which rows of a batch each computes, and how all make the same update.
 
 torchrun, and `dualrate train --nproc`, start the processes and set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT, which `joined` reads. Every process holds all of the networks and computes the gradient of its own rows;
-`sum_gradients` adds these up. A `World` of one process returns what it is given and needs no group.
+MASTER_PORT, which `launched_world` reads. Every process holds all of the networks and computes the gradient of its own
+rows; `sum_gradients` adds these up. A `World` of one process returns what it is given and needs no group.
 
 There are two groups. Operations on the device's group fail after DUALRATE_TIMEOUT seconds. The group on the CPU is for
 agreements: there the others may wait for a day while the leader decodes, saves or samples. Both notice a process that
@@ -84,22 +84,22 @@ class World:
             tensor.detach().copy_(whole)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether a process has it set. Waits for all processes, however long."""
+        """Whether a process has set each flag. Waits for all processes, however long."""
         if self.size == 1:
             return flags
-        found = torch.tensor(flags, dtype=torch.int32)
+        maxima = torch.tensor(flags, dtype=torch.int32)
         with self.in_reach():
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.agrees)
-        return tuple(bool(flag) for flag in found.tolist())
+            dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.agrees)
+        return tuple(bool(flag) for flag in maxima.tolist())
 
     def of_leader(self, number: int) -> int:
         """The leader's number, below 2^63. Waits for all processes, however long."""
         if self.size == 1:
             return number
-        found = torch.tensor(number, dtype=torch.int64)
+        leaders_number = torch.tensor(number, dtype=torch.int64)
         with self.in_reach():
-            dist.broadcast(found, 0, group=self.agrees)
-        return int(found)
+            dist.broadcast(leaders_number, 0, group=self.agrees)
+        return int(leaders_number)
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
@@ -142,7 +142,7 @@ def check_alone(command: str) -> None:
         )
 
 
-def own_device(device: torch.device) -> torch.device:
+def device_of_process(device: torch.device) -> torch.device:
     """The device of this process: of GPUs, the one of its number on this machine.
 
     Raises ValueError for one GPU that all processes should share, and for more processes here than GPUs.
@@ -158,10 +158,10 @@ def own_device(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def launched_world(device: torch.device) -> Iterator[World]:
     """Join the processes that were launched together, and leave with them; a world of one where none was launched.
 
-    device: of this process, as `own_device` returns it
+    device: of this process, as `device_of_process` returns it
     Raises Lost if the others do not come; ValueError for a DUALRATE_TIMEOUT that is not a number of seconds.
     """
     if _is_alone():
@@ -198,20 +198,21 @@ def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
     if world.size == 1:
         return
     parameters = list(parameters)
-    own = [parameter.grad is not None for parameter in parameters]
+    has_gradient = [parameter.grad is not None for parameter in parameters]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    reached = torch.ones(len(own), device=parameters[0].device)
-    if not all(own):
-        reached.copy_(torch.tensor(own))
+    reached = torch.ones(len(has_gradient), device=parameters[0].device)
+    if not all(has_gradient):
+        reached.copy_(torch.tensor(has_gradient))
     world.add_up([*gradients, reached])
-    if not all(own):  # otherwise all were reached, and reading that would wait for the device
+    if not all(has_gradient):  # otherwise all were reached, and reading that would wait for the device
         for parameter, gradient, processes in zip(parameters, gradients, reached.tolist(), strict=True):
             parameter.grad = gradient if processes else None
 
 
 class Share:
-    """What this process computes of every batch. Raises ValueError if a process would have no row of a micro-batch.
+    """The rows that this process computes of every batch.
 
+    Raises ValueError if a process would have no row of a micro-batch.
     rows: (R,) int64, ascending: numbers of its rows in the whole batch
     """
 
@@ -224,16 +225,16 @@ class Share:
                 f"{world.size} processes need a row each of every micro-batch, batches of {batch_size} have one of "
                 f"{least}: raise --fit.micro-batch or --fit.batch-size, or start fewer"
             )
-        self._own: Sequence[range] = [world.share(start, stop) for start, stop in self._edges]
-        self.rows = torch.cat([torch.tensor(own) for own in self._own])
+        self._rows: Sequence[range] = [world.share(start, stop) for start, stop in self._edges]
+        self.rows = torch.cat([torch.tensor(rows) for rows in self._rows])
 
     def micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
         """The rows of each micro-batch that are here, and the first one's number in the whole batch."""
         done = 0
-        for (start, stop), own in zip(self._edges, self._own, strict=True):
-            elsewhere = Elsewhere(own.start - start, stop - own.stop, self.world.add_up)
-            yield replace(batch[done : done + len(own)], elsewhere=elsewhere), own.start
-            done += len(own)
+        for (start, stop), rows in zip(self._edges, self._rows, strict=True):
+            elsewhere = Elsewhere(rows.start - start, stop - rows.stop, self.world.add_up)
+            yield replace(batch[done : done + len(rows)], elsewhere=elsewhere), rows.start
+            done += len(rows)
 
     def gathered(self, values: Tensor) -> Tensor:
         """(batch_size,): the values of all processes' rows. values: (R,), of this one's."""

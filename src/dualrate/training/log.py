@@ -40,7 +40,7 @@ class MetricsFile:
     def __init__(self, path: Path, iteration: int, note: Callable[[str], None]) -> None:
         self.path, self._note, self._lost = path, note, False
         try:
-            size = kept = 0
+            size = end = 0
             for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
                 size += len(line)
                 # lines without an iteration stay where others follow
@@ -48,9 +48,9 @@ class MetricsFile:
                     if json.loads(line)["iteration"] > iteration:
                         break
                     if line.endswith(b"\n"):
-                        kept = size
+                        end = size
             if size:
-                os.truncate(path, kept)
+                os.truncate(path, end)
         except OSError as error:
             self._give_up(error)
 

@@ -54,7 +54,7 @@ from dualrate.training.state import PhaseState, RunState, differences, finite
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
 
 
-class Batches(Protocol):
+class BatchSource(Protocol):
     def batch(self, iteration: int) -> Batch:
         """Batch number `iteration` (from 0) of the run, the rows of it that `Share.rows` names: a pure function."""
         ...
@@ -66,7 +66,7 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass(frozen=True)
 class _Update:
-    """What came of an update, on the device until it is read.
+    """The numbers of an update, on the device until they are read.
 
     values: (len(names),), the loss first, the gradient's norm last; lr: of the method's main phase
     largest: (R,) of the data in each row here, in magnitude: not finite where one of them is not
@@ -83,7 +83,7 @@ class _Update:
 
 def fit(
     method: Method,
-    batches: Batches,
+    batches: BatchSource,
     config: FitConfig,
     run_dir: Path,
     *,
@@ -121,7 +121,7 @@ def fit(
         interrupts = stack.enter_context(Interrupts(echoes=is_launched()))
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(world.in_reach())
-        trainer = _Trainer(method, config.settled(), device, progress, run_dir, world)
+        trainer = _Trainer(method, config.resolved(), device, progress, run_dir, world)
         begun = trainer.resume(identity, places, upgrade)
         if on_start and world.leads:
             on_start(begun)
@@ -188,16 +188,16 @@ class _Trainer:
         return self.state.iteration
 
     def surroundings(self) -> dict[str, Any]:
-        """What bit-for-bit resuming depends on."""
+        """The versions and devices that bit-for-bit resuming depends on."""
         here = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": self.device.type}
         return here | {"processes": self.world.size}
 
     def settle(self) -> None:
-        """How matrices are multiplied in training. Scores and samples settle it otherwise, so it is called again."""
+        """Choose how matrices are multiplied in training: anew after scores and samples, which choose otherwise."""
         settle_products(self.device, bfloat16=self.state.precision == "bfloat16", trains=True)
 
     def run(
-        self, batches: Batches, on_sample: Callable[[int], None] | None, interrupts: Interrupts
+        self, batches: BatchSource, on_sample: Callable[[int], None] | None, interrupts: Interrupts
     ) -> Literal["done", "signal", "seconds"]:
         """Train until finished, interrupted or out of time, then save a checkpoint."""
         config, state = self.config, self.state
@@ -239,7 +239,7 @@ class _Trainer:
         return "done" if state.iteration >= most or config.ends_by_clock else "seconds"
 
     def sample(self, on_sample: Callable[[int], None] | None) -> None:
-        """Averaged weights in place. Pictures that cannot be written do not stop training."""
+        """Call `on_sample` with averaged weights in place. Pictures that cannot be written do not stop training."""
         if on_sample is None or not self.world.leads:
             return
         try:
@@ -251,7 +251,7 @@ class _Trainer:
             self.settle()
 
     def iterate(self, batch: Batch) -> None:
-        """One batch: an update of every phase."""
+        """Train on one batch: an update of every phase."""
         state, lr = self.state, self.rate()
         largest = torch.linalg.vector_norm(batch.x.flatten(1), math.inf, 1)
         for index, phase in enumerate(self.method.phases(state.iteration)):
@@ -298,33 +298,33 @@ class _Trainer:
         if not self.unread:
             return
         unread, self.unread = self.unread, []
-        numbers = iter(torch.cat([made.values for made in unread]).tolist())
+        numbers = iter(torch.cat([update.values for update in unread]).tolist())
         for _, updates in groupby(unread, key=attrgetter("iteration")):
             logs: dict[str, float] = {}
-            for made in updates:
-                values = dict(zip(made.names, numbers, strict=False))  # the next ones
+            for update in updates:
+                values = dict(zip(update.names, numbers, strict=False))  # the next ones
                 if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-                    made.state.skipped_in_a_row = 0
+                    update.state.skipped_in_a_row = 0
                 else:
-                    self.skip(made, values)
-                self.lr = {"lr": made.lr}
-                logs |= self.lr | {f"{made.phase}/{name}": value for name, value in values.items()}
+                    self.skip(update, values)
+                self.lr = {"lr": update.lr}
+                logs |= self.lr | {f"{update.phase}/{name}": value for name, value in values.items()}
             self.state.running_means.add(finite(logs))
             self.unreported.append(logs)
 
-    def skip(self, made: _Update, values: Mapping[str, float]) -> None:
+    def skip(self, update: _Update, values: Mapping[str, float]) -> None:
         """Count and note an update that is not made; give up after PATIENCE of the phase in a row."""
         self.state.skipped += 1
-        made.state.skipped_in_a_row += 1
-        size, odd = self.config.batch_size, self.share.gathered((~torch.isfinite(made.largest)).long())
-        first = made.iteration * size
+        update.state.skipped_in_a_row += 1
+        size, not_finite = self.config.batch_size, self.share.gathered((~torch.isfinite(update.largest)).long())
+        first = update.iteration * size
         text = (
-            f'iteration {made.iteration}, phase "{made.phase}", samples {first} to {first + size - 1}: '
+            f'iteration {update.iteration}, phase "{update.phase}", samples {first} to {first + size - 1}: '
             f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         )
-        if bad := (first + odd.nonzero().flatten()).tolist():
+        if bad := (first + not_finite.nonzero().flatten()).tolist():
             text += f"; the data itself is not finite in samples {bad}"
-        if made.state.skipped_in_a_row >= PATIENCE:
+        if update.state.skipped_in_a_row >= PATIENCE:
             raise NonFiniteError(f"{text}; so were {PATIENCE} updates in a row: look at them, or lower optim.lr")
         self.progress.note(f"{text}: update skipped")
 
@@ -354,7 +354,7 @@ class _Trainer:
         self.progress.update(state.iteration, total, counts | finite(unreported[-1] if unreported else {}))
 
     def counts(self) -> dict[str, float]:
-        """What lines of the log and of progress have beside losses."""
+        """The numbers beside losses in lines of the log and of progress."""
         state = self.state
         return {
             "images": state.iteration * self.config.batch_size,

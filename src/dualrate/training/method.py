@@ -46,7 +46,7 @@ class Phase(Ranged):
 
 
 class Method(Protocol):
-    """What `fit` trains.
+    """A loss with its networks, as `fit` trains it.
 
     Several processes each compute the loss of their own rows. A loss that sums over all rows (`Batch.elsewhere`) must
     do so equally often in every process.
@@ -54,7 +54,7 @@ class Method(Protocol):
 
     @property
     def networks(self) -> nn.ModuleDict:
-        """What sampling needs."""
+        """The networks that sampling needs."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class Method(Protocol):
         ...
 
     def denoiser(self) -> Denoiser:
-        """What evaluation samples from; it reads the networks' current weights."""
+        """The denoiser that evaluation samples from; it reads the networks' current weights."""
         ...
 
 
@@ -81,7 +81,7 @@ class OnePhase(Ranged, ABC):
 
     @property
     def auxiliaries(self) -> nn.ModuleDict:
-        """None."""
+        """No networks."""
         return nn.ModuleDict()
 
     def phases(self, iteration: int) -> tuple[Phase, ...]:
@@ -92,7 +92,7 @@ class OnePhase(Ranged, ABC):
         """The mean over the batch's rows. Every random number is a function of a row's sample number."""
 
 
-def quarters(name: str, value: Tensor, t: Tensor) -> dict[str, Tensor]:
+def by_time_quartile(name: str, value: Tensor, t: Tensor) -> dict[str, Tensor]:
     """(B,) values in four quarters of t, as logs: name0 to name3, whose mean is that of the values."""
     value, quarter = 4 * value.detach(), (t * 4).long().clamp(max=3)
     means = (value * (quarter == torch.arange(4, device=t.device)[:, None])).mean(1)

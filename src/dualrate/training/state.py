@@ -176,7 +176,7 @@ class RunState:
                     module.training = training
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """What a checkpoint holds, by file."""
+        """Tensors of a checkpoint, by file."""
         tensors: dict[str, Mapping[str, Tensor]] = {"model": self.networks.state_dict()}
         if self.auxiliaries:
             tensors["auxiliaries"] = self.auxiliaries.state_dict()
