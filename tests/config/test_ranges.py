@@ -104,6 +104,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.forecasts.sources.Timing",
     "dualrate.forecasts.fields.Fields",
     "dualrate.forecasts.fields.Statistics",
+    "dualrate.forecasts.metadata.Coordinate",
+    "dualrate.forecasts.pictures.Axis",
     "dualrate.likelihood.bound.Bound",
     "dualrate.training.loop._Update",
     "dualrate.denoisers.denoiser.Meter",

@@ -38,6 +38,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, HeldCodec, decoded
+from dualrate.config.classes import MOVED
 from dualrate.config.imports import already_imported
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.conditions import Prompts
@@ -56,7 +57,6 @@ from dualrate.pipelines.folder import names_of
 from dualrate.pipelines.prompts import negated
 from dualrate.pipelines.retrofitted import encoder_of
 from dualrate.pipelines.text_encoders import copy_encoders
-from dualrate.runs import store  # noqa: F401  # the methods that a file may name
 from dualrate.runs.train import check_export
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
@@ -388,7 +388,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         for name, part in (found[0] if isinstance(found, tuple) else found).items():
             library = part[0] if isinstance(part, list | tuple) and part and not name.startswith("_") else None
             if isinstance(library, str) and library != "diffusers":
-                already_imported(library)
+                already_imported(MOVED.get(library, library))
         return found | {"_class_name": cls.__name__} if isinstance(found, dict) else found
 
     @classmethod

@@ -29,7 +29,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs import token_codec  # noqa: F401  # files name them
 from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path, is_whole
@@ -41,17 +40,6 @@ from dualrate.diffusion.values import Reuse
 from dualrate.experiment.experiment import Experiment, Model, as_codec
 from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
-from dualrate.forecasts import refiner, rolling  # noqa: F401  # files name them
-from dualrate.methods import (  # noqa: F401  # files name them
-    consistency,
-    crps,
-    denoising,
-    em_distillation,
-    glance,
-    moment_matching,
-    residual,
-    unified_latents,
-)
 from dualrate.pipelines.folder import is_diffusers, read_folder
 from dualrate.pipelines.retrofitted import experiment_of, weights_of
 from dualrate.system.device import environment, own_defaults, pick_device
