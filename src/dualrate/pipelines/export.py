@@ -385,10 +385,13 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         pipeline.py, which names it, is not run.
         """
         found = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
-        for name, part in (found[0] if isinstance(found, tuple) else found).items():
+        parts = found[0] if isinstance(found, tuple) else found
+        for name, part in parts.items():
             library = part[0] if isinstance(part, list | tuple) and part and not name.startswith("_") else None
             if isinstance(library, str) and library != "diffusers":
-                already_imported(MOVED.get(library, library))
+                library = MOVED.get(library, library)
+                already_imported(library)
+                parts[name] = [library, *part[1:]]
         return found | {"_class_name": cls.__name__} if isinstance(found, dict) else found
 
     @classmethod
