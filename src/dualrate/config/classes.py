@@ -27,6 +27,7 @@ OF_MODULES = {
     "dualrate.methods.unified_latents": ("LatentNetworks", "UnifiedLatentsConfig"),
     "dualrate.networks.dis": ("DiSConfig",),
     "dualrate.networks.dit": ("DiTConfig",),
+    "dualrate.pipelines.condition": ("Prompts",),
     "dualrate.pipelines.retrofitted": ("OneForeign", "Retrofitted", "OwnBlocks"),
 }
 CLASSES = {name: module for module, names in OF_MODULES.items() for name in names}

@@ -41,7 +41,6 @@ from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, HeldCodec, deco
 from dualrate.config.classes import MOVED
 from dualrate.config.imports import already_imported
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.data.conditions import Prompts
 from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
@@ -53,6 +52,7 @@ from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.pipelines.autoencoder import Autoencoder
+from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import names_of
 from dualrate.pipelines.prompts import negated
 from dualrate.pipelines.retrofitted import encoder_of
