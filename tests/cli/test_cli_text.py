@@ -14,12 +14,12 @@ from dualrate.codecs.token_codec import BETWEEN, Characters, texts
 from dualrate.compare import comparison as comparing
 from dualrate.data.images import to_float
 from dualrate.diffusion.random import Draws
-from dualrate.drawing.likelihood import entropy
 from dualrate.runs.store import load
 from dualrate.serving.offer import Offer
 from dualrate.texts import language_model as language_model
 from dualrate.texts import recipe as token_models
 from dualrate.texts.pieces import PYTHON_DOCS, is_text, read_text
+from dualrate.texts.scores import entropy
 
 TEXT = "the quick brown fox\njumps über the lazy dog. " * 40
 FIT = ("--fit.iterations", 2, "--fit.batch-size", 4, "--fit.sample-every", 2, "--device", "cpu")

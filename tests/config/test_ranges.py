@@ -50,7 +50,7 @@ from dualrate.compare.comparison import Effort
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.contrib.early_exit import EarlyExit, EarlyExitConfig, EarlyExitTraining, ExitUViT
-from dualrate.data.conditions import Inpainting, Pairs, Prompts, SuperResolution
+from dualrate.data.conditions import Inpainting, Pairs, SuperResolution
 from dualrate.denoisers.feature_cache import FeatureCache, TokenCache
 from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import Masked, NoisePlanes
@@ -81,6 +81,7 @@ from dualrate.networks.dit import DiTConfig, FlatConfig
 from dualrate.networks.uvit import UViT, UViTCut
 from dualrate.pipelines.caching import Accumulated, FirstBlock, Fixed, Verified
 from dualrate.pipelines.clip import Clip
+from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.cut import CutNetwork
 from dualrate.pipelines.folder import ForeignConfig
 from dualrate.pipelines.recipe import RetrofitRecipe

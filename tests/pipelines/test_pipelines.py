@@ -29,11 +29,11 @@ from pipelines.test_retrofit import saved
 
 import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.data.conditions import Prompts
 from dualrate.denoisers.guidance import Guided
 from dualrate.pipelines import prompts as pipelines
 from dualrate.pipelines.classes.catalogue import KINDS
 from dualrate.pipelines.classes.kind import in_patches
+from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import adopted, scheduler_plan
 from dualrate.pipelines.retrofitted import OneForeign
 from dualrate.sampling.trajectory import rollout

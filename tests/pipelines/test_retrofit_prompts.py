@@ -24,7 +24,6 @@ from dualrate.data.loader import Augment, Batches
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
-from dualrate.drawing import measure
 from dualrate.drawing.drawer import Guidance, measured_on, real_batches
 from dualrate.drawing.planning import measured_errors
 from dualrate.experiment.experiment import Start
@@ -32,6 +31,7 @@ from dualrate.methods.times import TimeSampler
 from dualrate.metrics.distances import GaussianStats, frechet_distance
 from dualrate.metrics.features import Architecture, Card, FeatureNet, weight_bytes
 from dualrate.pipelines import captions as prompts
+from dualrate.pipelines import clip
 from dualrate.pipelines import recipe as retrofit
 from dualrate.pipelines.captions import read_prompts
 from dualrate.pipelines.retrofitted import encoder_of, prompts_of
@@ -335,7 +335,7 @@ def test_a_run_is_scored_by_images_of_held_out_prompts_or_of_named_ones(root, tm
     """The Frechet distance is from the training images themselves, the CLIP score is of the images' own prompts."""
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
-    monkeypatch.setattr(measure, "load_clip", lambda folder, device: Words())
+    monkeypatch.setattr(clip, "load_clip", lambda folder, device: Words())
     run, count, split = dr.load(root / "run"), 10, "test"
     real = judge.features(run.experiment.data.images("train").images[:])
     held_out = read_prompts(root / "latents", split).texts

@@ -15,7 +15,7 @@ import torch
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED, DataProgress
 from dualrate.experiment.experiment import COMPILED, Model
-from dualrate.pipelines.retrofitted import prompts_of
+from dualrate.experiment.modality import conditions_named
 from dualrate.runs.store import load
 from dualrate.system.device import compiles, keep_compiled, pick_device
 from dualrate.system.progress import PlainReporter, Reporter
@@ -37,14 +37,14 @@ def loaded(
 ) -> tuple[Model, Reporter]:
     """The model of a run, or of released weights, on a device; and the reporter of what follows.
 
-    prompt:   that it makes images of, as of `prompts_of`, of a text-to-image model
+    prompt:   that it makes images of, as of `conditions_named`, of a text-to-image model
     compiled: its networks are compiled at their first calls, where there is a compiler
     graphs:   their calls are recorded, where there is a GPU
     """
     where, progress = pick_device(device), reporter()
     model = load(run, device=where, note=progress.note)
     if prompt is not None:
-        model = model.with_given(prompts_of(model.experiment, prompt, where))
+        model = model.with_given(conditions_named(model.experiment, prompt, where))
     return replace(model, **working(where, progress, compiled=compiled, graphs=graphs)), progress
 
 

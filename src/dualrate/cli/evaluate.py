@@ -178,9 +178,9 @@ class Evaluate(Ranged):
                 print(score.details.text())
 
     def _score_texts(self, drawer: Drawer, seeds: range, progress: Reporter) -> None:
-        from dualrate.drawing.likelihood import score_texts
         from dualrate.drawing.measure import evaluator
         from dualrate.system.workers import mapper
+        from dualrate.texts.scores import score_texts
 
         self._refuse(FEATURES, "a text model has other metrics")
         metric = evaluator(drawer.model.experiment.data, progress=progress)

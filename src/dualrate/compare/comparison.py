@@ -49,8 +49,8 @@ from dualrate.drawing.measure import (
 )
 from dualrate.drawing.samples import strips
 from dualrate.experiment.experiment import Model
+from dualrate.experiment.modality import conditions_named
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
-from dualrate.pipelines.retrofitted import prompts_of
 from dualrate.report.figures import pareto_front
 from dualrate.runs.store import load
 from dualrate.sampling.cost import CallCost
@@ -118,7 +118,7 @@ def compare(
     workers:   processes that draw at once; what is timed is timed in this one, alone
     compiled:  the networks, when they are first called
     graphs:    their calls are recorded as CUDA graphs, on a GPU (system/device.py)
-    prompt:    of text-to-image models, as of `prompts_of`; held-out prompts of the first run if not given
+    prompt:    of text-to-image models, as of `conditions_named`; held-out prompts of the first run if not given
     guidance:  weight of it, of those that have something to guide against
     members:   samples of each condition, of conditional models; they share a heavy call, and are scored as an ensemble
     equal_classes: of every class as many images, not by their shares in the data
@@ -197,11 +197,11 @@ def given_alike(models: Mapping[Path, Model], prompt: str | None) -> dict[Path, 
     """The models, by directory. Those of texts are given one prompt, or file of them; without it a pipeline, which has
     no prompts of its own, is given those of the first run that has.
 
-    Raises ValueError for a prompt of models of no texts, and as `prompts_of` and `Experiment.given`.
+    Raises ValueError for a prompt of models of no texts, and as `conditions_named` and `Experiment.given`.
     """
     if prompt is not None:
         first = next(iter(models.values()))
-        given = prompts_of(first.experiment, prompt, first.device)
+        given = conditions_named(first.experiment, prompt, first.device)
         return {run: model.with_given(given) for run, model in models.items()}
     lacking = {run for run, one in models.items() if one.experiment.networks.given and not one.experiment.data.source}
     given = next((one.given for run, one in models.items() if lacking and run not in lacking), None)

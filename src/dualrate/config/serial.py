@@ -2,7 +2,8 @@
 
 An object carries `"type"`: the class's name, or `module:Class` for one of another package. Where an annotation allows
 several dataclasses, a union or a class with subclasses, it decides which is read: a member of the union, or a subclass
-that is there already. A class that was not imported is refused, and the message says how to have it imported.
+that is imported already or stands in the table of our own (classes.py). Another package's class that was not imported
+is refused, and the message says how to have it imported.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
+from dualrate.config.classes import import_class, import_classes
 from dualrate.system.files import parse_json
 
 
@@ -78,8 +80,10 @@ def type_name(kind: type) -> str:
 def _one_of(kind: type, value: Any, where: str) -> Any:
     """The class or the subclass that the value names; a dataclass itself needs no name."""
     _checked(value, isinstance(value, dict), where, f"a {kind.__name__}")
-    known = {type_name(found): found for found in (kind, *_subclasses(kind)) if not inspect.isabstract(found)}
-    name = value.get("type")
+    known, name = _readable(kind), value.get("type")
+    if name not in known:
+        import_class(str(name))
+        known = _readable(kind)
     if name not in known and (type_name(kind) not in known or ":" in str(name)):
         _checked(value, isinstance(name, str), where, f"a {kind.__name__}")
         module, colon, _ = name.partition(":")
@@ -88,7 +92,10 @@ def _one_of(kind: type, value: Any, where: str) -> Any:
                 f"{where}: {name} is of another package, not imported: if you trust it, dualrate --import {module} "
                 "COMMAND ..."
             )
-        raise ValueError(f"{where}: there is no {kind.__name__} {name!r}, it is one of {', '.join(sorted(known))}")
+        import_classes()
+        raise ValueError(
+            f"{where}: there is no {kind.__name__} {name!r}, it is one of {', '.join(sorted(_readable(kind)))}"
+        )
     made = known.get(name, kind)
     hints, names = typing.get_type_hints(made), [field.name for field in fields(made)]
     values = {}
@@ -103,6 +110,11 @@ def _one_of(kind: type, value: Any, where: str) -> Any:
         return made(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _readable(kind: type) -> dict[str, type]:
+    """The class and its subclasses, as far as they are imported, by their names in files."""
+    return {type_name(each): each for each in (kind, *_subclasses(kind)) if not inspect.isabstract(each)}
 
 
 def _subclasses(kind: type) -> Iterator[type]:

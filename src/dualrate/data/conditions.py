@@ -5,7 +5,7 @@
     colour               x in grey (ITU-R 601 luma), in 8 bits
     pairs:SOURCE         the image of the same name in another source, of a size of its own
     a codec's latents    z_0 of x, with its noise (`Latent`): the model is a decoder
-    prompts              of the captions of x, encoded beforehand (prompts.py)
+    prompts              of the captions of x, encoded beforehand (`pipelines.condition`)
 
 What is random is drawn by keys, so a resumed run sees the same conditions, and so does every model that is measured:
 held-out image i has the condition of seed i. A seed counts round the images.
@@ -21,12 +21,12 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import median_low
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -38,14 +38,13 @@ from torch.nn import functional as F
 from dualrate.codecs.codec import Codec, CodecConfig, NoCodec, noisy_latents
 from dualrate.config.ranges import Range, Ranged, Side, is_whole
 from dualrate.config.serial import to_plain
-from dualrate.data.cache import Shards, cache_dir
+from dualrate.data.cache import cache_dir
 from dualrate.data.decode import Options, decode, scale_key, sides_of, sixteen_bit
 from dualrate.data.images import ImageSet, Look, decoded_source, look_at, named_splits, to_bytes, to_float, to_uint8
 from dualrate.data.loader import Augment, Derived, TrainingSet
 from dualrate.data.source import SPLITS, Item, Raw, Source, Split, names_of, silent, without_ending
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.pipelines.captions import Encoded, PromptSet, Texts, read_prompts
 from dualrate.system.folders import some_of
 
 MOST_SIDE = 256  # of the other images of pairs, unless the images themselves are larger
@@ -139,60 +138,6 @@ class Unconditional(Condition):
 
     def build(self, device: torch.device | str) -> Make:
         raise ValueError("this model has no condition, nothing but noise")
-
-
-@dataclass(frozen=True)
-class Prompts(Condition, Ranged):
-    """What the encoders of a text-to-image model made of a text, in a row of numbers (`from_diffusers.classes.kind`).
-
-    In training they lie beside the latents (prompts.py).
-    """
-
-    size: Annotated[int, Range(1, 2**31)] = 1
-    folder: str = ""
-    """Where the pipeline with these encoders is."""
-    encoder: str = ""
-    """sha256 of the encoders."""
-    labelled = True
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"condition": {"type": "Prompts", "size": self.size, "encoder": self.encoder}}
-
-    def shape(self, image: Shape) -> Shape:
-        return 1, 1, self.size
-
-    def build(self, device: torch.device | str) -> Make:
-        return lambda prompts, draws: prompts.float()
-
-    def partners(self, targets: str, split: Split, *, label: str | None, on_bad: str) -> PromptSet:
-        """Raises ValueError for latents without prompts, and with those of other encoders."""
-        found = read_prompts(targets, split)
-        if (found.encoder, found.size) != (self.encoder, self.size):
-            raise ValueError(
-                f"the prompts in {targets} are by other text encoders (sha256 {found.encoder[:12]}, {found.size} "
-                f"numbers each) than the model's ({self.encoder[:12]}, {self.size}): encode the captions by "
-                f"{self.folder or 'its pipeline'}, into another folder"
-            )
-        return found
-
-    def held_out(self, source: str) -> Given:
-        if not source:
-            raise ValueError(
-                "this model has no prompts of its own: pass --prompt TEXT to dualrate sample, or name a run that was "
-                "trained with prompts"
-            )
-        found = self.partners(source, "test", label=None, on_bad="fail")
-        return Given(found.packed.rows, found.texts)
-
-    def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:
-        """Each of class 0: its prompt counts."""
-        made = super().conditioned(targets, others)
-        made.labels, made.class_names = np.zeros(len(made), np.int64), ("prompt",)
-        return made
-
-    def read(self, data: bytes, name: str, channels: int) -> Tensor:
-        raise ValueError(f"{name}: this model makes images from texts, not from pictures: pass --prompt TEXT")
 
 
 class OfPicture(Condition):
@@ -535,6 +480,27 @@ class HeldOut:
         return some.rows(self.rows(seeds).numpy(), Draws(0, seeds.cpu()), Augment())
 
 
+class Rows(Protocol):
+    """Rows that are only read, (N, c, h, w), by their numbers: in files, or made when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def sums(self) -> str:
+        """A text that all of them follow from, such as their sha256."""
+        ...
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: NDArray[np.int64], /) -> NDArray[Any] | Tensor: ...
+
+
+class Lines(Protocol):
+    """Texts by their numbers."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> str: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Given:
     """Conditions of one's own. y: (N, c, h, w) numbers, rows in files, or made of texts; seed i has number i, round and
@@ -543,8 +509,8 @@ class Given:
     texts: (N,) that prompts were made of, where they are known; files: (N,) that pictures were read of, if they were
     """
 
-    y: Tensor | Shards | Encoded
-    texts: Sequence[str] | Texts | None = None
+    y: Tensor | Rows
+    texts: Lines | None = None
     files: tuple[str, ...] = ()
 
     def __call__(self, seeds: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class Process(ABC):
 
     schedule: Schedule
     planes = 0  # no annotation: channels that states have beside those of x
+    one_time = True  # whether all of a state is at the same t
 
     def state_shape(self, shape: Shape) -> Shape:
         """(C, H, W) of states, from that of x."""

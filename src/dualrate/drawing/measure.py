@@ -8,7 +8,6 @@ A distance is of two sets of one rule: classes are drawn by their shares in the 
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from dualrate.drawing.choice import Choice
 from dualrate.drawing.drawer import Drawer
 from dualrate.drawing.samples import grids_below
 from dualrate.experiment.experiment import DataConfig, Model
+from dualrate.experiment.modality import modalities, reader_of
 from dualrate.metrics import features as feature_nets
 from dualrate.metrics import pretrained
 from dualrate.metrics.ensembles import EnsembleScores
@@ -55,8 +55,6 @@ from dualrate.metrics.features import (
 from dualrate.metrics.pretrained import PRETRAINED, Pretrained
 from dualrate.metrics.store import FeatureStore, fill_stores
 from dualrate.networks.blocks import in_bfloat16
-from dualrate.pipelines.captions import has_prompts, read_prompts
-from dualrate.pipelines.clip import Clip, ClipScore, is_clip, load_clip
 from dualrate.report.table import Row
 from dualrate.runs.train import Score as ScoreInTraining
 from dualrate.sampling.cost import CallCost, priced, seconds_per_call
@@ -64,9 +62,6 @@ from dualrate.system.device import own_defaults
 from dualrate.system.files import check_regular
 from dualrate.system.progress import ImageProgress, Reporter, image_progress
 from dualrate.system.workers import Mapper, in_turn
-from dualrate.texts import language_model as language_models
-from dualrate.texts.language_model import LanguageModel, train_language_model
-from dualrate.texts.pieces import PIECE, is_text
 
 SHARD = 125  # images of a file of kept features, at least
 
@@ -391,14 +386,17 @@ def evaluator(
     damaged, that knows its classes badly (`Card.check_accuracy`) or takes other images, or a reference that is not of
     its features; OSError for a missing one; what `pretrained.load` raises.
     """
-    if is_text(data.source):
-        if features is not None or reference is not None:
-            raise ValueError(f"{data.source} is a text, scored by a language model of it: drop features and reference")
-        return _of_text(data, progress)
+    modality = reader_of(data.source)
+    if modality is not None:
+        made = modality.evaluator(data, progress, alone=features is None and reference is None)
+        if made is not None:
+            return made
+    if isinstance(features, Path):
+        for each in modalities():
+            if (made := each.evaluator_by(features, data, device, progress)) is not None:
+                return made
     shown = image_progress(progress)
-    if isinstance(features, Path) and is_clip(features):
-        return _of_clip(data, load_clip(features, device), shown)
-    splits = _splits(data, progress) if features is None or reference is None else None
+    splits = splits_of(data, progress) if features is None or reference is None else None
     if features is None:
         assert splits is not None
         net = _feature_net(*splits, progress=progress)
@@ -422,14 +420,7 @@ def evaluator(
     return Evaluator(net, *splits, keep=cache_dir() / "real-features", progress=shown)
 
 
-def _of_clip(data: DataConfig, net: Clip, shown: ImageProgress) -> ClipScore:
-    """With the captions of the held-out images, where the data are latents with prompts."""
-    captions = read_prompts(data.source, "test").texts if has_prompts(data.source) else None
-    held_out = None if captions is None else data.images("test")
-    return ClipScore(net, None, held_out, cache_dir() / "real-features", shown, captions=captions or ())
-
-
-def _splits(data: DataConfig, progress: Reporter) -> tuple[ImageSet, ImageSet]:
+def splits_of(data: DataConfig, progress: Reporter) -> tuple[ImageSet, ImageSet]:
     """Training and test images."""
     decoding = messages(progress.note)
     return data.images("train", decoding), data.images("test", decoding)
@@ -459,28 +450,12 @@ def _feature_net(train: ImageSet, test: ImageSet, *, progress: Reporter) -> Feat
     if not (place / CARD).exists():
         check_trainable(train)
         progress.note(f"training a feature net on {train.name}, once; it is kept in {place}")
-        train_feature_net(train, test, progress=_shown(progress, feature_nets.BATCH_SIZE)).save(place)
+        train_feature_net(train, test, progress=training_progress(progress, feature_nets.BATCH_SIZE)).save(place)
         progress.close()  # the next progress is counted anew
     return FeatureNet.load(place)
 
 
-def _of_text(data: DataConfig, progress: Reporter) -> Evaluator[LanguageModel]:
-    """Its reference: the training split in pieces one after the other, of which training takes any others too.
-
-    The language model is in the user's cache, trained there on first use (about two minutes on a core of a CPU).
-    """
-    (train, test), length = _splits(data, progress), data.size or PIECE
-    place = cache_dir() / "language-models" / train.fingerprint[:16]
-    if not (place / f"{language_models.NAME}.json").exists():
-        progress.note(f"training a language model on {train.name}, once; it is kept in {place}")
-        train_language_model(train, test, progress=_shown(progress, language_models.BATCH_SIZE)).save(place)
-        progress.close()
-    hashed = hashlib.sha256(f"{train.fingerprint} every {length}".encode()).hexdigest()
-    pieces = replace(train, images=train.images[::length], hashed=hashed)
-    return Evaluator(LanguageModel.load(place), pieces, test)
-
-
-def _shown(progress: Reporter, batch_size: int) -> TrainingProgress:
+def training_progress(progress: Reporter, batch_size: int) -> TrainingProgress:
     """Shows the training of a net, of batches of this size."""
     start = time.monotonic()
 

@@ -35,17 +35,15 @@ from dualrate.diffusion.prediction import Sigmoid, Weighting
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Reuse, Shape
+from dualrate.experiment.modality import maker_of, reader_of
 from dualrate.experiment.network_configs import NetworksConfig
 from dualrate.experiment.plan_support import Serves
-from dualrate.forecasts.fields import Fields, read_fields
-from dualrate.forecasts.sources import is_fields
 from dualrate.networks.blocks import copied
 from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.system.device import compile_calls, graph_calls, own_defaults, settle_products
 from dualrate.system.files import read_bytes
 from dualrate.system.folders import some_of
 from dualrate.system.progress import Reporter
-from dualrate.texts.pieces import PIECE, is_text, read_text
 from dualrate.training.config import FitConfig
 from dualrate.training.method import Method
 
@@ -80,20 +78,16 @@ class DataConfig(Ranged):
         """
         if not is_encoded(self.source):
             return self.items(split, progress)
-        self._refuse("holds latents, which have their size and labels", "size", "channels", "label")
+        self.refuse("holds latents, which have their size and labels", "size", "channels", "label")
         return read_latents(self.source, split)
 
-    def items(self, split: Split, progress: DataProgress | None = None) -> ImageSet | Fields:
-        """One split of the images, or of the fields. Raises as `images` and `read_fields`."""
-        if not is_fields(self.source):
-            return self.images(split, progress)
-        self._refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")
-        return read_fields(self.source, split, progress=progress or silent)
+    def items(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
+        """One split of the images, or of what else the source holds. Raises as `images` and `Modality.load`."""
+        modality = reader_of(self.source)
+        return self.images(split, progress) if modality is None else modality.load(self, split, progress or silent)
 
     def images(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
         """One split of the images: of latents those that they were made of. Raises as `load` and `load_images`."""
-        if is_fields(self.source):
-            raise ValueError(f"{self.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")
         if not self.source:
             raise ValueError(
                 "this model does not say which images it was trained on: score it beside a run of theirs (dualrate "
@@ -102,13 +96,12 @@ class DataConfig(Ranged):
             )
         if is_encoded(self.source):
             return encoded_images(self.source, split, progress)
-        if is_text(self.source):
-            self._refuse("is a text, which has neither labels nor channels", "label", "channels", "augment")
-            return read_text(self.source, split, self.size or PIECE)
+        if (modality := reader_of(self.source)) is not None:
+            return modality.images(self, split, progress or silent)
         return load_images(self.source, split=split, progress=progress, **self.preparation)
 
-    def _refuse(self, what: str, *names: str) -> None:
-        """Raises ValueError where one of these settings is given."""
+    def refuse(self, what: str, *names: str) -> None:
+        """Raises ValueError where one of these settings is given. what: the source holds, which takes none of them"""
         if given := [f"--data.{name}" for name in names if getattr(self, name) != getattr(DataConfig(), name)]:
             raise ValueError(f"{self.source} {what}: drop {' and '.join(given).replace('augment', 'augment.*')}")
 
@@ -308,8 +301,8 @@ class Experiment(Ranged):
 
     @property
     def noun(self) -> str:
-        """What one item of its data is called: text, or image."""
-        return "text" if self.codec.alphabet else "image"
+        """What one item of its data is called."""
+        return maker_of(self).noun
 
     @property
     def serves(self) -> Serves:

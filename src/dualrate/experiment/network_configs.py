@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Lead, Ranged, Side
 from dualrate.denoisers.denoiser import BothRates, Conditional, Denoiser, DualRate, DualRateConditional, Plain
-from dualrate.diffusion.categorical import NoisePlanes  # noqa: F401  # a file may name it
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.networks.body import BodyConfig
 from dualrate.networks.conditional import ConditionalBody, ConditionEncoder, ConditionReader, of_frames
-from dualrate.networks.dis import DiSConfig  # noqa: F401  # a file may name it
-from dualrate.networks.dit import DiTConfig  # noqa: F401
 from dualrate.networks.dual import ContextEncoder, LightBody, check_pair, disconnect
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 

@@ -21,7 +21,6 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
 from dualrate.experiment.experiment import Experiment, Model, Start
 from dualrate.experiment.network_configs import NOISE, NetworksConfig
-from dualrate.forecasts.rolling_process import Rolling
 from dualrate.networks.blocks import cast_layers
 
 
@@ -62,7 +61,7 @@ def require_no_decoder(experiment: Experiment, method: str) -> None:
     """Raises ValueError for a decoder and for windows that roll, which the method of this name does not train."""
     if experiment.condition.codec.fingerprint:
         raise ValueError(f"{experiment.name} is a decoder, which {method} does not train: take denoising")
-    if isinstance(experiment.process, Rolling):
+    if not experiment.process.one_time:
         raise ValueError(
             f"{experiment.name} rolls windows, which {method} does not train: take a forecast by diffusion"
         )

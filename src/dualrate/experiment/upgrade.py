@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from dualrate.config.imports import import_module
-
 RETIRED: dict[str, dict[str, Any]] = {  # class -> field -> the value that now always applies
     "DenoisingConfig": {
         "forecast": False,
@@ -32,7 +30,6 @@ ADDED: dict[str, dict[str, Any]] = {  # class -> field -> what always applied be
     "Forecast": {"stride": 1},
 }
 RENAMED = {"OneDecoder": "OneConditional", "TwoDecoders": "TwoConditional"}  # their latent_shape is given_shape
-CONTRIB = dict.fromkeys(("EarlyExitConfig", "EarlyExitNetwork"), "dualrate.contrib.early_exit")  # class -> its module
 OF_THE_METHOD = "weighting", "times", "label_dropout", "encoder_weight", "encoder_from", "freeze_encoder", "light_from"
 
 
@@ -59,8 +56,6 @@ def _current(plain: Any) -> Any:
     if not isinstance(plain, dict):
         return plain
     kind = str(plain.get("type"))
-    if kind in CONTRIB:  # our own, so a file may import it
-        import_module(CONTRIB[kind])
     gone, held = RETIRED.get(kind, {}), {name: _current(value) for name, value in plain.items()}
     held = {name: value for name, value in held.items() if name not in gone or value != gone[name]}
     if kind in RENAMED:

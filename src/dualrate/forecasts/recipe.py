@@ -19,17 +19,19 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import DataConfig, Experiment
 from dualrate.forecasts.fields import Forecast, Frames, Windows, read_fields
-from dualrate.forecasts.refiner import Refinement
+from dualrate.forecasts.refiner import Refinement, RefinerConfig
+from dualrate.forecasts.rolling import RollingConfig
 from dualrate.forecasts.rolling_process import Rolling
 from dualrate.forecasts.simulations import SIMULATIONS
 from dualrate.forecasts.sources import find_fields, is_fields
 from dualrate.networks.conditional import ratios
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import name_of
-from dualrate.recipes.tasks import OfFrames, Rate, TrainedBy, made
+from dualrate.recipes.tasks import Rate, TrainedBy, made
 from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig, OptimConfig
 
+OfFrames = Literal["rolling", "refiner"]
 Size = Literal["tiny", "small", "base"]
 COARSEST = 32  # positions a side of the last level, unless it is of transformer blocks: then half
 
@@ -101,6 +103,8 @@ class Forecasting(Ranged):
         source, apart = self.data.source, self.window != "channels"
         if apart and self.trained_by in ("rolling", "refiner"):
             raise ValueError(f"{self.trained_by} makes the frames of a window together: drop --window {self.window}")
+        if self.trained_by == "refiner" and self.rate == "both":
+            raise ValueError("refiner has no state that a second heavy network would see: drop --rate both")
         if self.difference and (self.every > 1 or self.noise):
             raise ValueError(
                 "a difference is from the whole last frame, which --every and --noise hide: drop --difference, or those"
@@ -120,7 +124,8 @@ class Forecasting(Ranged):
         fields = read_fields(source, "train")
         task = task.of(fields)
         _ = Windows(read_fields(source, "test", fields.statistics), task)  # what training needs later is looked at now
-        networks, method = made(task, shape, heavy, self.rate, self.trained_by, self.frames if apart else 1)
+        trained_by = {"rolling": RollingConfig, "refiner": RefinerConfig}.get(self.trained_by, self.trained_by)
+        networks, method = made(task, shape, heavy, self.rate, trained_by, self.frames if apart else 1)
         if apart:
             networks = networks.by_lead(range(1, self.frames + 1), attention=self.window == "attention")
         parts = [name_of(source)[:40], "forecast", self.size, self.rate]

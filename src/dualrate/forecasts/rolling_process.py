@@ -56,6 +56,8 @@ FIRST, RANGE = 15.0, 30.0  # of the clock as networks see it: at t = 0, and how 
 class Rolling(NormalNoise, Ranged):
     """See the module. A window's channels are a multiple of its frames, F. Its networks predict v of every frame."""
 
+    one_time = False  # no annotation: frames have times of their own
+
     schedule: Schedule = Cosine()
     frames: Annotated[int, Range(1, 256)] = 1
     """Frames of a window."""

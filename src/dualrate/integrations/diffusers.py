@@ -1,4 +1,6 @@
-"""The module that pipelines saved by versions before 0.2 name; it is `dualrate.pipelines.export` now."""
+"""The module that pipelines saved before 0.2 name, as diffusers looks it up; it is `dualrate.pipelines.export` now."""
 
-from dualrate.pipelines.export import *  # noqa: F403
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
+
 from dualrate.pipelines.export import DualRateNetwork, DualRatePipeline, DualRateScheduler  # noqa: F401

@@ -23,12 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.codecs.codec import ON_PIXELS, Codec
+from dualrate.data.cache import cache_dir
+from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.distances import resampling_weights
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.metrics.pretrained import CONFIG, METRICS, WEIGHTS, PhotoNet, check_all_there, needs, normalised
-from dualrate.pipelines.captions import Texts
+from dualrate.pipelines.captions import Texts, has_prompts, read_prompts
 from dualrate.system.device import pick_device, whole_products
 from dualrate.system.files import read_json
+from dualrate.system.progress import Reporter, image_progress
 
 METRIC = METRICS["clip"]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the images it was trained on
@@ -102,6 +105,15 @@ def load_clip(folder: Path, device: torch.device | str | None = None) -> Clip:
     module = ClipImages(net.requires_grad_(False)).to(device).eval()
     parts = (module, identity, net.config.projection_dim, device, AT_A_TIME)
     return Clip("clip", *parts, folder=str(folder), tokenizer=tokenizer)
+
+
+def evaluator_of(folder: Path, data: DataConfig, device: torch.device | str | None, progress: Reporter) -> ClipScore:
+    """The CLIP score by the net in a folder, with the captions of the held-out images, where the data are latents with
+    prompts. Raises as `load_clip`, and what reading the images raises."""
+    captions = read_prompts(data.source, "test").texts if has_prompts(data.source) else None
+    held_out = None if captions is None else data.images("test")
+    keep, shown = cache_dir() / "real-features", image_progress(progress)
+    return ClipScore(load_clip(folder, device), None, held_out, keep, shown, captions=captions or ())
 
 
 def clip_scores(images: Tensor, texts: Tensor) -> Tensor:

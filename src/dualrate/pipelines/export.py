@@ -38,9 +38,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, CodecFolder, HeldCodec, decoded
+from dualrate.config.classes import MOVED
 from dualrate.config.imports import already_imported
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.data.conditions import Prompts
 from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
@@ -52,11 +52,11 @@ from dualrate.experiment.experiment import Experiment, Model
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.pipelines.autoencoder import Autoencoder
+from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import class_names_of
 from dualrate.pipelines.prompts import negated
 from dualrate.pipelines.retrofitted import encoder_of
 from dualrate.pipelines.text_encoders import copy_encoders
-from dualrate.runs import store  # noqa: F401  # the methods that a file may name
 from dualrate.runs.train import check_export
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
@@ -385,10 +385,13 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         pipeline.py, which names it, is not run.
         """
         config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
-        for name, part in (config[0] if isinstance(config, tuple) else config).items():
+        parts = config[0] if isinstance(config, tuple) else config
+        for name, part in parts.items():
             library = part[0] if isinstance(part, list | tuple) and part and not name.startswith("_") else None
             if isinstance(library, str) and library != "diffusers":
+                library = MOVED.get(library, library)
                 already_imported(library)
+                parts[name] = [library, *part[1:]]
         return config | {"_class_name": cls.__name__} if isinstance(config, dict) else config
 
     @classmethod

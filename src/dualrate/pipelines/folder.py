@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, cast
 
 from torch import nn
 
+from dualrate.config.classes import MOVED
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.plan import StepPlan
@@ -165,7 +166,7 @@ def read_folder(path: Path) -> Folder:
 def check_own(path: Path, index: Mapping[str, Any]) -> None:
     """Raises ValueError for a pipeline with code of its own, by its model_index.json, in a part that is read."""
     read = {name: part for name, part in index.items() if name.startswith(READ) and isinstance(part, list)}
-    if any(part[:1] == [EXPORT] for part in read.values()):
+    if any(MOVED.get(str(part[0])) == EXPORT or part[0] == EXPORT for part in read.values() if part):
         raise ValueError(
             f"{path} is a pipeline that dualrate exported: DualRatePipeline.from_pretrained({str(path)!r}) of {EXPORT} "
             "reads it, or name the run that it was made of"

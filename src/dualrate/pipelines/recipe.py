@@ -24,7 +24,6 @@ from typing import Annotated
 from dualrate.codecs.codec import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Classes, Range, Ranged, as_path
 from dualrate.data import fashion_mnist
-from dualrate.data.conditions import Prompts
 from dualrate.data.images import existing
 from dualrate.data.latent_set import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
@@ -35,6 +34,7 @@ from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.blocks import transformer_macs
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import Adopted, adopted
 from dualrate.pipelines.retrofitted import COLOURS, OwnBlocks, Retrofitted, condition_of_folder, shorter, taps_of
 from dualrate.pipelines.text_encoders import TextFolder

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from dualrate.codecs.codec import CodecFolder, NoCodec
 from dualrate.config.ranges import Channels, Range, Ranged, Side
-from dualrate.data.conditions import Condition, Given, Prompts, Unconditional
+from dualrate.data.conditions import Condition, Given, Unconditional
 from dualrate.data.source import read_text
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.prediction import x_from_v
@@ -48,6 +48,7 @@ from dualrate.networks.dual import Features, LightBody, LightNetwork, disconnect
 from dualrate.networks.uvit import UViTConfig
 from dualrate.pipelines.captions import Encoded
 from dualrate.pipelines.classes.kind import BLOCKS
+from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import GUIDED, Adopted, ForeignConfig, adopted
 from dualrate.pipelines.network import ForeignNetwork
 from dualrate.pipelines.text_encoders import TextFolder, encoders_fingerprint

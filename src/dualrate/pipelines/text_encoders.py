@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
-from dualrate.data.conditions import Prompts
+from dualrate.pipelines.condition import Prompts
 from dualrate.pipelines.folder import (
     FUSE,
     INDEX,

@@ -10,6 +10,7 @@ The light network is of convolutions alone: what is far apart in an image meets 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -17,8 +18,6 @@ from dualrate.data.conditions import Condition
 from dualrate.diffusion.values import Shape
 from dualrate.experiment.experiment import MethodConfig
 from dualrate.experiment.network_configs import NetworksConfig, OneConditional, ThreeConditional, TwoConditional
-from dualrate.forecasts.refiner import RefinerConfig
-from dualrate.forecasts.rolling import RollingConfig
 from dualrate.methods.crps import OneCallConfig, ScoreName
 from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.residual import ResidualConfig, ResidualNetworks
@@ -27,7 +26,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 
 Rate = Literal["dual", "both", "single", "medium", "light"]
 TrainedBy = Literal["diffusion", "residual", "corrdiff", "crps", "energy", "regression"]
-OfFrames = Literal["rolling", "refiner"]
+Method = Callable[[TimeSource], MethodConfig]  # of networks on a condition, by its times
 SHARES = {"medium": (5 / 8, 2 / 3, 1 / 2), "light": (1 / 2, 1 / 2, 1 / 6)}  # of channels, widths, blocks of the middle
 DRAWS = 4  # light calls of a sample in training, for each heavy one
 ALONE = ("single", *SHARES)  # rates of one network
@@ -51,15 +50,16 @@ def smaller(heavy: UViTConfig, size: str) -> UViTConfig:
 
 
 def made(
-    task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | OfFrames, parts: int = 1
+    task: Condition, image: Shape, heavy: UViTConfig, rate: Rate, trained_by: TrainedBy | Method, parts: int = 1
 ) -> tuple[NetworksConfig, MethodConfig]:
     """Networks for samples of a condition, and how they train. image: (C, H, W); parts: light calls of one.
 
+    trained_by: or a method of the caller's, of one network or two
     Raises ValueError for images that the condition cannot be made of, and for a method that is one of two networks.
     """
     given, times = task.shape(image), GivenTimes(draws=max(1, DRAWS // parts))
     if rate == "both":
-        if trained_by not in ("diffusion", "rolling"):
+        if isinstance(trained_by, str) and trained_by != "diffusion":
             raise ValueError(f"{trained_by} has no state that a second heavy network would see: drop --rate {rate}")
         networks = ThreeConditional(heavy, smaller(heavy, "medium"), smaller(heavy, "light"), given)
         return networks, _method(trained_by, BothTimes() if trained_by == "diffusion" else times)
@@ -74,13 +74,7 @@ def made(
     return TwoConditional(heavy, smaller(heavy, "light"), given), _method(trained_by, times)
 
 
-def _method(trained_by: ScoreName | Literal["diffusion"] | OfFrames, times: TimeSource) -> MethodConfig:
-    match trained_by:
-        case "diffusion":
-            return DenoisingConfig(times, label_dropout=0.0)
-        case "rolling":
-            return RollingConfig(times)
-        case "refiner":
-            return RefinerConfig(times)
-        case score:
-            return OneCallConfig(score=score)
+def _method(trained_by: ScoreName | Literal["diffusion"] | Method, times: TimeSource) -> MethodConfig:
+    if callable(trained_by):
+        return trained_by(times)
+    return DenoisingConfig(times, label_dropout=0.0) if trained_by == "diffusion" else OneCallConfig(score=trained_by)

@@ -9,19 +9,20 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
-from dualrate.forecasts.scores import Score
 from dualrate.metrics.store import require_same
 from dualrate.report.table import Row, compute_unit, significant
 
@@ -134,12 +135,23 @@ def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
     return figure
 
 
+class Curve(Protocol):
+    """Numbers along an axis, (T,) each, and the ends of their intervals, such as scores by lead time."""
+
+    @property
+    def value(self) -> NDArray[np.float64]: ...
+    @property
+    def low(self) -> NDArray[np.float64]: ...
+    @property
+    def high(self) -> NDArray[np.float64]: ...
+
+
 @dataclass(frozen=True)
 class Panel:
     """Curves over one axis, with their intervals. levels: where a line across it stands, and what it says"""
 
     ylabel: str
-    lines: Mapping[str, Score]
+    lines: Mapping[str, Curve]
     levels: Mapping[float, str] = field(default_factory=dict)
     bottom: float | None = None
     log: bool = False

@@ -29,7 +29,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs import token_codec  # noqa: F401  # files name them
 from dualrate.codecs.codec import Codec
 from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path, is_whole
@@ -39,21 +38,9 @@ from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.values import Reuse
 from dualrate.experiment.experiment import Experiment, Model, as_codec
+from dualrate.experiment.modality import ForeignModel, model_of
 from dualrate.experiment.teaching import fill
 from dualrate.experiment.upgrade import upgraded
-from dualrate.forecasts import refiner, rolling  # noqa: F401  # files name them
-from dualrate.methods import (  # noqa: F401  # files name them
-    consistency,
-    crps,
-    denoising,
-    em_distillation,
-    glance,
-    moment_matching,
-    residual,
-    unified_latents,
-)
-from dualrate.pipelines.folder import is_diffusers, read_folder
-from dualrate.pipelines.retrofitted import experiment_of, weights_of
 from dualrate.system.device import environment, own_defaults, pick_device
 from dualrate.system.files import (
     ABSENT,
@@ -251,8 +238,8 @@ copyreg.pickle(Model, _placed)
 def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
     """What `load` makes a model of. Raises what that raises, but for weights of other networks."""
     path = as_path(path)
-    if _is_foreign(path):
-        return StoredModel(path, experiment_of(path), weights_of(path), 0, None, read_folder(path).class_names)
+    if (foreign := _foreign(path)) is not None:
+        return StoredModel(path, foreign.experiment, foreign.weights(), 0, None, foreign.class_names)
     manifest = _manifest(path)
     experiment = _experiment(path, manifest)
     if manifest is not None:
@@ -288,12 +275,13 @@ def read_experiment(path: str | Path) -> Experiment:
     Raises ValueError for a directory that is neither, OSError if the file is damaged or cannot be read.
     """
     path = as_path(path)
-    return experiment_of(path) if _is_foreign(path) else _experiment(path, _manifest(path))
+    foreign = _foreign(path)
+    return _experiment(path, _manifest(path)) if foreign is None else foreign.experiment
 
 
-def _is_foreign(path: Path) -> bool:
-    """Whether it is a model of another library, and no run."""
-    return is_diffusers(path) and not (path / EXPERIMENT).exists()
+def _foreign(path: Path) -> ForeignModel | None:
+    """The model of another library in a folder that is no run."""
+    return None if (path / EXPERIMENT).exists() else model_of(path)
 
 
 def _manifest(path: Path) -> Manifest | None:

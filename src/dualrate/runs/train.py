@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dualrate.codecs.codec import CodecFolder, decoded
-from dualrate.codecs.token_codec import BETWEEN, texts
 from dualrate.config.ranges import as_path, is_whole
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
@@ -37,9 +36,9 @@ from dualrate.data.loader import Batches, Prefetched
 from dualrate.data.source import DataProgress
 from dualrate.diffusion.random import Draws
 from dualrate.experiment.experiment import COMPILED, Experiment, Model, Stages, Start
+from dualrate.experiment.modality import maker_of
 from dualrate.experiment.upgrade import upgraded
 from dualrate.networks.blocks import in_bfloat16
-from dualrate.report.image_grid import save_grid
 from dualrate.runs.release import facts
 from dualrate.runs.store import (
     EXPERIMENT,
@@ -53,7 +52,6 @@ from dualrate.runs.store import (
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import keep_compiled, own_defaults, peak_memory, pick_device
-from dualrate.system.files import write_whole
 from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
@@ -111,7 +109,6 @@ def check_export(model: Model) -> None:
 
 
 SCORES = "scores.jsonl"
-TEXTS = ".txt"  # of samples of texts
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
 OF_DATA = dict.fromkeys(
     ("data.source", "condition.source", "name"), "images"
@@ -317,7 +314,8 @@ def resume_threads(run: Path) -> None:
 
 
 def save_samples(model: Model, file: Path) -> None:
-    """A grid of images, or a file of texts, from the same noise every time; of a decoder, of held-out images."""
+    """A grid of images, or a file of what else samples are, from the same noise every time; of a decoder, of held-out
+    images."""
     experiment, seeds, (plan, *_) = model.experiment, range(SHOWN), model.serves.ladder([SHOWN_STEPS])
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     step = make_step(model.serves.sampler or ANCESTRAL, model.process)
@@ -334,10 +332,7 @@ def save_samples(model: Model, file: Path) -> None:
     draws = Draws(0, torch.tensor(seeds, device=model.device))
     pictures = to_uint8(experiment.condition.shown(decoded(model.codec, torch.cat(list(drawn)), draws))).cpu().numpy()
     file.parent.mkdir(exist_ok=True)
-    if experiment.codec.alphabet:
-        write_whole(file.with_suffix(TEXTS), BETWEEN.join(texts(experiment.codec.alphabet, pictures)) + "\n")
-    else:
-        save_grid(pictures, file, columns=10, scale=2)
+    maker_of(experiment).save(experiment, pictures, file)
 
 
 FIRST, LATENTS, BASE = "first", "latents", "base"

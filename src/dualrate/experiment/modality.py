@@ -1,0 +1,117 @@
+"""What the engine asks an application, where it does not know itself: whose a source is, how it is read and scored.
+
+An application is a folder of its own with a module `modality`, whose MODALITY is one of these; its line in WINGS is all
+that the rest of the package knows of it. A modality says only what differs from images; its methods import what they
+need when they are called. Whoever asks takes the first that knows: fields before texts, since an .npz may be both
+fields and images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.config.imports import import_module
+from dualrate.data.conditions import Given
+from dualrate.data.images import ImageSet
+from dualrate.data.loader import TrainingSet
+from dualrate.data.source import DataProgress, Split
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.report.image_grid import save_grid
+from dualrate.system.progress import Reporter
+
+WINGS = ("dualrate.forecasts.modality", "dualrate.texts.modality", "dualrate.pipelines.modality")
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A model that another library saved. experiment: that stands for it; weights: reads them, in float32"""
+
+    experiment: Any
+    weights: Callable[[], dict[str, Tensor]]
+    class_names: tuple[str, ...] = ()
+
+
+class Modality:
+    """Images, as far as nothing is overridden. data: a `DataConfig`; experiment: an `Experiment`
+
+    noun: what one sample is called
+    """
+
+    noun = "image"
+
+    def reads(self, source: str) -> bool:
+        """Whether a source is of this modality, by its name or what it holds."""
+        return False
+
+    def makes(self, experiment: Any) -> bool:
+        """Whether samples of a model are of this modality."""
+        return False
+
+    def load(self, data: Any, split: Split, progress: DataProgress) -> TrainingSet:
+        """One split of a source that it reads. Raises what reading raises."""
+        raise NotImplementedError
+
+    def images(self, data: Any, split: Split, progress: DataProgress) -> ImageSet:
+        """The same as images. Raises ValueError for what is none."""
+        raise ValueError(f"{data.source} holds {self.noun}s, which are no images: name images as --data.source")
+
+    def evaluator(self, data: Any, progress: Reporter, *, alone: bool) -> Evaluator[Any] | None:
+        """What scores samples of a source that it reads; None: features of images do.
+
+        alone: whether neither features nor a reference are named
+        """
+        return None
+
+    def evaluator_by(self, folder: Path, data: Any, device: Any, progress: Reporter) -> Evaluator[Any] | None:
+        """What scores images by the net in a folder; None: the folder holds none that is known here."""
+        return None
+
+    def save(self, experiment: Any, samples: NDArray[Any], file: Path) -> None:
+        """Show (N, C, H, W) uint8 samples of training in a file, whose ending it may change."""
+        save_grid(samples, file, columns=10, scale=2)
+
+    def model_of(self, path: Path) -> ForeignModel | None:
+        """The model in a folder of another library; None: it is none that is known here."""
+        return None
+
+    def conditions_named(self, experiment: Any, text: str, device: torch.device | str) -> Given | None:
+        """What a user names for a model to draw of, such as a prompt; None: the model takes no such thing."""
+        return None
+
+
+IMAGES = Modality()
+
+
+def modalities() -> Iterator[Modality]:
+    """Those of the wings, each imported when it is come to."""
+    return (import_module(name).MODALITY for name in WINGS)
+
+
+def reader_of(source: str) -> Modality | None:
+    """Whose source this is; None: it holds images, or latents."""
+    return next((each for each in modalities() if each.reads(source)), None)
+
+
+def maker_of(experiment: Any) -> Modality:
+    """What an experiment's samples are."""
+    return next((each for each in modalities() if each.makes(experiment)), IMAGES)
+
+
+def model_of(path: Path) -> ForeignModel | None:
+    """The model of another library in a folder; None where there is none."""
+    return next((model for each in modalities() if (model := each.model_of(path)) is not None), None)
+
+
+def conditions_named(experiment: Any, text: str, device: torch.device | str) -> Given:
+    """What a user names for a model to draw of. Raises ValueError for a model that takes no such thing."""
+    for each in modalities():
+        if (given := each.conditions_named(experiment, text, device)) is not None:
+            return given
+    raise ValueError(f"{experiment.name} makes {maker_of(experiment).noun}s of no texts: drop the prompt")

@@ -1,0 +1,37 @@
+"""Fields over time, as the engine asks for them."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from dualrate.data.loader import TrainingSet
+from dualrate.data.source import DataProgress, Split
+from dualrate.experiment.modality import Modality
+
+
+class OfFields(Modality):
+    """A sample is the frames after some known ones."""
+
+    noun = "forecast"
+
+    def reads(self, source: str) -> bool:
+        from dualrate.forecasts.sources import is_fields
+
+        return is_fields(source)
+
+    def makes(self, experiment: Any) -> bool:
+        from dualrate.forecasts.fields import Forecast
+
+        return isinstance(experiment.condition, Forecast)
+
+    def load(self, data: Any, split: Split, progress: DataProgress) -> TrainingSet:
+        from dualrate.forecasts.fields import read_fields
+
+        data.refuse("holds fields, which are taken as they are", "size", "channels", "label", "augment")
+        return read_fields(data.source, split, progress=progress)
+
+    def images(self, data: Any, split: Split, progress: DataProgress) -> NoReturn:
+        raise ValueError(f"{data.source} holds fields, which are no images: dualrate forecast RUN scores forecasts")
+
+
+MODALITY = OfFields()

@@ -1,0 +1,71 @@
+"""Prompts as a condition: what a sample of a text-to-image model is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import Range, Ranged
+from dualrate.data.conditions import Condition, Conditioned, Given, Make
+from dualrate.data.loader import TrainingSet
+from dualrate.data.source import Split
+from dualrate.diffusion.values import Shape
+from dualrate.pipelines.captions import PromptSet, read_prompts
+
+
+@dataclass(frozen=True)
+class Prompts(Condition, Ranged):
+    """What the encoders of a text-to-image model made of a text, in a row of numbers (`pipelines.classes.kind`).
+
+    In training they lie beside the latents (captions.py).
+    """
+
+    size: Annotated[int, Range(1, 2**31)] = 1
+    folder: str = ""
+    """Where the pipeline with these encoders is."""
+    encoder: str = ""
+    """sha256 of the encoders."""
+    labelled = True
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"condition": {"type": "Prompts", "size": self.size, "encoder": self.encoder}}
+
+    def shape(self, image: Shape) -> Shape:
+        return 1, 1, self.size
+
+    def build(self, device: torch.device | str) -> Make:
+        return lambda prompts, draws: prompts.float()
+
+    def partners(self, targets: str, split: Split, *, label: str | None, on_bad: str) -> PromptSet:
+        """Raises ValueError for latents without prompts, and with those of other encoders."""
+        found = read_prompts(targets, split)
+        if (found.encoder, found.size) != (self.encoder, self.size):
+            raise ValueError(
+                f"the prompts in {targets} are by other text encoders (sha256 {found.encoder[:12]}, {found.size} "
+                f"numbers each) than the model's ({self.encoder[:12]}, {self.size}): encode the captions by "
+                f"{self.folder or 'its pipeline'}, into another folder"
+            )
+        return found
+
+    def held_out(self, source: str) -> Given:
+        if not source:
+            raise ValueError(
+                "this model has no prompts of its own: pass --prompt TEXT to dualrate sample, or name a run that was "
+                "trained with prompts"
+            )
+        found = self.partners(source, "test", label=None, on_bad="fail")
+        return Given(found.packed.rows, found.texts)
+
+    def conditioned(self, targets: TrainingSet, others: TrainingSet | None = None) -> Conditioned:
+        """Each of class 0: its prompt counts."""
+        made = super().conditioned(targets, others)
+        made.labels, made.class_names = np.zeros(len(made), np.int64), ("prompt",)
+        return made
+
+    def read(self, data: bytes, name: str, channels: int) -> Tensor:
+        raise ValueError(f"{name}: this model makes images from texts, not from pictures: pass --prompt TEXT")
