@@ -18,6 +18,7 @@ import dualrate as dr
 from dualrate.report.image_grid import read_png
 from dualrate.runs.store import load, read_experiment, read_stored
 
+pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
 DRAWN = dict(np.load(HERE / "images.npz"))
 RUNS = sorted(file.parent.relative_to(HERE).as_posix() for file in HERE.rglob("experiment.json"))
 EXPERIMENTS = sorted(file.relative_to(HERE).as_posix() for file in HERE.rglob("experiments/*.json"))
