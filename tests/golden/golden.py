@@ -87,26 +87,29 @@ FIELDS, LATENTS, MODEL = str(GOLDEN / "fields.npz"), str(GOLDEN / "latents"), st
 
 
 def of_condition(name: str, rate: tasks.Rate, trained_by: tasks.TrainedBy) -> dr.Experiment:
-    """Of images of twice the side of what it is given."""
+    """Experiment of images whose condition has half their side."""
     task, heavy = SuperResolution(2), replace(NET, levels=(dr.Level("conv", 8, 1),) * 2, num_classes=0)
     networks, method = tasks.made(task, heavy.shape, heavy, rate, trained_by)
     return dr.Experiment(name, networks, method, FIT, dr.DataConfig("images.npz"), condition=task)
 
 
 def of_fields(recipe: Forecasting) -> dr.Experiment:
+    """Experiment of the fields here, by networks of a few channels."""
     forecasts.TIERS["tiny"] = Tier((8, 8), (1, 1), FIT, embedding=16)
     return replace(recipe, data=dr.DataConfig(FIELDS))()
 
 
 def retrofitted(data: str, model: str) -> dr.Experiment:
-    """With a light network of a smaller embedding than the recipe's."""
-    made = Retrofit(dr.DataConfig(data), share=0.5)(model)
-    assert isinstance(made.networks, Retrofitted)
-    return replace(made, networks=replace(made.networks, light=replace(made.networks.light, embedding=16)))
+    """Experiment with a light network of a smaller embedding than the recipe's."""
+    experiment = Retrofit(dr.DataConfig(data), share=0.5)(model)
+    assert isinstance(experiment.networks, Retrofitted)
+    return replace(
+        experiment, networks=replace(experiment.networks, light=replace(experiment.networks.light, embedding=16))
+    )
 
 
 def runs() -> dict[str, dr.Experiment]:
-    """In this order, as some are made of those before. Sources are below GOLDEN, or gone."""
+    """Experiments of the runs besides `PLAIN`. Their sources are below GOLDEN, or gone."""
     two, pair = dr.DenoisingConfig(times=dr.TimeSampler()), TwoTransformers(TOKENS, TOKENS)
     uniform = replace(GREY, mask=False)
     small = replace(TOKENS, vocabulary=uniform.categories)
@@ -128,15 +131,15 @@ def runs() -> dict[str, dr.Experiment]:
 
 
 def experiments() -> dict[str, dr.Experiment]:
-    """Of what no run here is."""
+    """Experiments of the kinds that no run here has, and recipes at their own size."""
     recipe, single = students.StudentRecipe(None, NET, students.DISTILLING), GOLDEN / "single"
-    made = {name: RECIPES[name]() for name in TRAINED} | {"fashion-mnist-early-exit": early_exit.fashion_mnist()}
+    table = {name: RECIPES[name]() for name in TRAINED} | {"fashion-mnist-early-exit": early_exit.fashion_mnist()}
     for by, more in {"moments": {}, "consistency": {}, "em": {}, "instant": {"version": "instant"}}.items():
         student = Student(recipe, by="moments" if by == "instant" else by, **more)  # pyright: ignore[reportArgumentType]
-        made[f"student-{by}"] = student.of(single)
-    made["student-plain"] = Student(recipe, student="plain").of(single)
-    made["student-tokens"] = Student(token_models.distilled_images(), student="plain").of(GOLDEN / "uniform")
-    made["consistency"] = students.by_consistency(RECIPES["fashion-mnist-dual-25"]())
+        table[f"student-{by}"] = student.of(single)
+    table["student-plain"] = Student(recipe, student="plain").of(single)
+    table["student-tokens"] = Student(token_models.distilled_images(), student="plain").of(GOLDEN / "uniform")
+    table["consistency"] = students.by_consistency(RECIPES["fashion-mnist-dual-25"]())
     data = dr.DataConfig("photos.npz")
     for name, auto in {
         "auto": Auto(data, "tiny"),
@@ -145,20 +148,20 @@ def experiments() -> dict[str, dr.Experiment]:
         "auto-colour": Auto(data, "tiny", "light", "colour", "crps"),
         "auto-pairs": Auto(data, "tiny", "single", "pairs:photos.npz", "regression"),
     }.items():
-        made[name] = auto()
+        table[name] = auto()
     colour = {"light": replace(NET, image_size=16, image_channels=3, num_classes=0)}
     networks, method, given = fashion_mnist_latents.decoding("light", colour, Path(MODEL, "vae"), Sigmoid())
-    made["ks-forecast"] = of_fields(Forecasting(frames=3, lead=4, every=4, noise=0.1))
-    made["decoder"] = dr.Experiment("decoder", networks, method, FIT, condition=given)
-    made["retrofit-own-blocks"] = Retrofit(dr.DataConfig("images.npz"), own_blocks=2)("dit")
-    made["diffusers"] = read_experiment(MODEL)
+    table["ks-forecast"] = of_fields(Forecasting(frames=3, lead=4, every=4, noise=0.1))
+    table["decoder"] = dr.Experiment("decoder", networks, method, FIT, condition=given)
+    table["retrofit-own-blocks"] = Retrofit(dr.DataConfig("images.npz"), own_blocks=2)("dit")
+    table["diffusers"] = read_experiment(MODEL)
     for name, network in {"dit": dr.DiTConfig(8, 1, 16, 3, head_dim=16), "dis": dr.DiSConfig(8, 1, 16, 3)}.items():
-        made[name] = dr.Experiment(name, dr.OneNetwork(network), dr.DenoisingConfig(weighting=Elbo()), FIT)
-    return made
+        table[name] = dr.Experiment(name, dr.OneNetwork(network), dr.DenoisingConfig(weighting=Elbo()), FIT)
+    return table
 
 
 def save_run(path: Path, experiment: dr.Experiment) -> None:
-    """A run at iteration 1 with random weights, none of them zero."""
+    """Write a run at iteration 1 with random weights, none of them zero."""
     networks, _ = experiment.build()
     generator = torch.Generator().manual_seed(0)
     weights = {name: 0.2 * torch.randn(p.shape, generator=generator) for name, p in networks.state_dict().items()}
@@ -167,7 +170,7 @@ def save_run(path: Path, experiment: dr.Experiment) -> None:
 
 
 def save_sources(patch: pytest.MonkeyPatch) -> None:
-    """What runs are of: fields, a pipeline, latents and prompts by it here; images and a network in this folder."""
+    """Write fields, a pipeline, and latents and prompts by it; images and a network into the current folder."""
     random, photos = np.random.default_rng(0), autoencoders.photos(12).transpose(0, 2, 3, 1)
     steps = random.standard_normal((4, 20, 2, 16)).cumsum(1).astype(np.float32)
     np.savez_compressed(FIELDS, fields=steps, variables=["u", "v"], step=0.5)
@@ -182,7 +185,7 @@ def save_sources(patch: pytest.MonkeyPatch) -> None:
 
 
 def save_pipeline(folder: Path) -> None:
-    """A text U-Net on latents of 4 x 8 x 8, with a VAE and files of a text encoder."""
+    """Write a text U-Net on latents of 4 x 8 x 8, with a VAE and files of a text encoder."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     parts = {"vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"]}
     saved(folder, randomised(unet_text(block_out_channels=(4, 8))), "unet", scheduler, **parts)
@@ -194,7 +197,7 @@ def save_pipeline(folder: Path) -> None:
 
 
 def save_killed() -> None:
-    """Folders that the same calls go on with."""
+    """Write folders that the same calls go on with."""
     for run, after in KILLED.items():
         with suppress(KeyboardInterrupt):
             write = images if run in HEAVY else forecast
@@ -202,7 +205,7 @@ def save_killed() -> None:
 
 
 def forget_places() -> None:
-    """What was written names no folder of this machine, and is as its manifests say."""
+    """Take the folders of this machine out of what was written, and mend its manifests."""
     for file in HERE.rglob("*.json"):
         text = file.read_text()
         if (short := text.replace(str(HERE), str(GOLDEN)).replace(f"{Path.cwd()}/", "")) != text:
@@ -214,13 +217,13 @@ def forget_places() -> None:
 
 
 def samplers(run: str) -> list[str]:
-    """Those that need no table of the model, and may reuse a context where the run does."""
+    """Names of samplers that need no table of the model, and may reuse a context where the run does."""
     return [name for name, of in SAMPLERS.items() if of.of_table is None and (run == "single" or of.markovian)]
 
 
 @contextmanager
 def elsewhere() -> Iterator[pytest.MonkeyPatch]:
-    """In an empty folder that has GOLDEN, where recipes are small and nothing is kept."""
+    """Work in an empty folder that has GOLDEN, where recipes are small and nothing is kept."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         link(Path(folder))
         patch.chdir(folder)

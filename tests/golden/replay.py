@@ -31,7 +31,7 @@ KILLED = {"channels": 10, "rolling": 11, "dual": 3}  # frames, or images, after 
 
 
 def link(folder: Path) -> None:
-    """GOLDEN in a folder, which then is to be the current one."""
+    """Put GOLDEN into a folder, which then is to be the current one."""
     (folder / GOLDEN).symlink_to(HERE)
 
 
@@ -45,8 +45,8 @@ def of_sampler(run: str, sampler: str) -> np.ndarray:
 
 
 def drawer_of(model: Model) -> dr.Drawer:
-    """Two rows at a time, of recommended sampler and plan, in float32; of prompts guided, of other conditions two
-    members each.
+    """Drawer of two rows at a time by the recommended sampler and plan, in float32; of prompts guided, of other
+    conditions with two members each.
     """
     condition, given = model.experiment.condition, model.experiment.networks.given
     if isinstance(condition, SuperResolution):
@@ -59,19 +59,19 @@ def drawer_of(model: Model) -> dr.Drawer:
 
 
 def forecast(run: str, out: Path, **more) -> forecast_folder.Written:
-    """Some frames of some held-out starts."""
+    """Write a forecast of held-out starts."""
     model = dr.load(GOLDEN / run)
     starts = held_out_starts(model, FRAMES, STARTS)
     return forecast_folder.write_forecast(drawer_of(model), starts, FRAMES, out, **more)
 
 
 def images(run: str, out: Path, **more) -> samples.Written:
-    """A folder of six images."""
+    """Write six images."""
     return samples.write_samples(drawer_of(dr.load(GOLDEN / run)), range(6), out, **more)
 
 
 def interrupted(after: int) -> Callable[[int, int], None]:
-    """A progress during which somebody presses Ctrl-C once so much is there."""
+    """Progress during which somebody presses Ctrl-C once so much is there."""
 
     def progress(done: int, total: int) -> None:
         if done >= after:
@@ -81,7 +81,7 @@ def interrupted(after: int) -> Callable[[int, int], None]:
 
 
 def drawn(name: str) -> np.ndarray:
-    """What images.npz holds by this name: a run, maybe with a sampler, or with what it is given."""
+    """Samples, or frames, that images.npz holds by this name: a run, maybe with a sampler, or `text`."""
     run, _, how = name.partition(" ")
     if run in HEAVY:
         return of_sampler(run, how)

@@ -51,16 +51,16 @@ def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def as_run(file: str) -> Path:
-    """A folder with nothing but this experiment."""
+    """Folder with nothing but this experiment."""
     folder = Path(file.replace("/", "-"))
     folder.mkdir()
     shutil.copyfile(GOLDEN / file, folder / "experiment.json")
     return folder
 
 
-def check_drawn(found: np.ndarray, name: str) -> None:
-    """Up to rounding, since the file may be another machine's."""
-    np.testing.assert_allclose(found, DRAWN[name], rtol=0, atol=2e-4 * max(1.0, np.abs(DRAWN[name]).max()))
+def check_drawn(samples: np.ndarray, name: str) -> None:
+    """Compare up to rounding, since the file may be another machine's."""
+    np.testing.assert_allclose(samples, DRAWN[name], rtol=0, atol=2e-4 * max(1.0, np.abs(DRAWN[name]).max()))
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS)
@@ -123,9 +123,9 @@ def test_a_pipeline_loads_and_draws_as_its_run(folder: Path) -> None:
     pipeline = DualRatePipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(i) for i in range(2)]
-    found = pipeline(class_labels=1, num_inference_steps=4, num_heavy=2, generator=seeds, output_type="np").images
+    pictures = pipeline(class_labels=1, num_inference_steps=4, num_heavy=2, generator=seeds, output_type="np").images
     drawer = replace(dr.Choice(steps=4, heavy=2).drawer(load(GOLDEN / "dual")), label=1, precision="float32")
-    np.testing.assert_allclose(found.transpose(0, 3, 1, 2), drawer.draw([0, 1]).images / 255, atol=1 / 255)
+    np.testing.assert_allclose(pictures.transpose(0, 3, 1, 2), drawer.draw([0, 1]).images / 255, atol=1 / 255)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (HERE.parents[1] / "weights").iterdir()))
